@@ -42,7 +42,10 @@ group_mode: ContextVar[ParallelMode | None] = ContextVar("durably_group_mode", d
 
 
 def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
-    """Have the loop report to a call the tasks that its function creates; an existing factory is kept and chained."""
+    """Install a task factory that reports a function's new tasks to its call.
+
+    An existing factory is kept and chained.
+    """
     inner = loop.get_task_factory()
 
     def factory(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> Any:
@@ -161,7 +164,10 @@ class AsyncCall:
         return ending
 
     def _unfinished_steps(self) -> list[str]:
-        """Ids of unfinished steps, in the order in which they were made, in tasks that no code has awaited."""
+        """Ids of unfinished steps in tasks that no code has awaited.
+
+        They are in the order in which they were made.
+        """
         memos, settling = self._replay.memos, self._settling
         if settling is None:
             return []
@@ -173,7 +179,10 @@ class AsyncCall:
         return [step.request.step_id for step in sorted(left, key=lambda step: step.order)]
 
     def _divergence(self, found: str | None) -> Raised | None:
-        """It is unknown whether a task that neither has ended nor waits for a step will reach memos."""
+        """The end of the call if its function surely did not reach all memos, or ``None``.
+
+        It is unknown whether a task that neither has ended nor waits for a step will reach memos.
+        """
         settling = self._settling
         if settling is not None and (settling.ignored or (found is None and settling.is_any_task_active())):
             return None
@@ -275,7 +284,9 @@ class AsyncCall:
         return value_of(step, memo)
 
     def _goes_ahead(self, step: Step, task: AnyTask) -> bool:
-        """Whether the function's only task need not wait, because the decision would surely be to execute the step.
+        """Whether the function's only task need not wait for the call's decision.
+
+        It need not wait if the decision would surely be to execute the step.
 
         If a clock may be running around the step, the task must wait: clocks are found in tasks that wait.
         """
@@ -298,7 +309,10 @@ class AsyncCall:
         return True
 
     async def _execute(self, step: Step) -> Memo:
-        """Run the step's handler, which ends the call unless a checkpoint can store the step."""
+        """Run the step's handler.
+
+        This ends the call unless a checkpoint can store the step.
+        """
         checkpointer = self._replay.checkpointer
         try:
             if (diverged := self._divergence(step.request.step_id)) is not None:
@@ -320,7 +334,10 @@ class AsyncCall:
         return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
 
     async def _call_handler(self, step: Step, args: Sequence[Any]) -> Any:
-        """Call the handler: async handlers run on the event loop, sync handlers in a thread."""
+        """Call the handler of a step.
+
+        Async handlers run on the event loop, sync handlers in a thread.
+        """
         replay, request = self._replay, step.request
         handler = request.handler
         assert handler is not None
@@ -334,7 +351,10 @@ class AsyncCall:
         return await _await_output(output) if inspect.isawaitable(output) else output
 
     def _finish_executing(self) -> None:
-        """Also if user code has cancelled the step's task, and there is nothing to report of it."""
+        """End the call with the executed steps when the last handler has finished.
+
+        Also called if user code has cancelled the step's task, and there is nothing to report of it.
+        """
         self._executing -= 1
         if self._executing:
             return
@@ -353,7 +373,10 @@ class AsyncCall:
             await self._end_and_wait(Raised(error))
 
     async def _park(self, step: Step, task: AnyTask) -> bool:
-        """Wait for the call's decision: True to return the memo, False to execute the step."""
+        """Wait for the call's decision about a step.
+
+        Returns ``True`` to return the memo, ``False`` to execute the step.
+        """
         replay, settling = self._replay, self._start_settling()
         parked = _Parked(step, task, self._loop.create_future(), group_mode.get(), not replay.is_replaying)
         self._parked[step.hashed_id] = parked
@@ -484,7 +507,10 @@ def _result_of_main(main: AnyTask) -> Ending:
 
 
 def running_step(frame: FrameType) -> tuple[str, str | None] | None:
-    """The function that runs in the thread of a stack, and the step whose handler runs; ``None`` if there is none."""
+    """The function that runs in a stack's thread, and the step whose handler runs.
+
+    Either is ``None`` if there is none.
+    """
     step_id: str | None = None
     found: FrameType | None = frame
     while found is not None:

@@ -1,4 +1,7 @@
-"""Mistakes that only async functions can make: a step that is not awaited, one of asyncio's clocks around a step."""
+"""Mistakes that only async functions can make.
+
+They are a step that is not awaited, and one of asyncio's clocks around a step.
+"""
 
 import inspect
 import os.path
@@ -22,7 +25,10 @@ Place = tuple[str, int, str]
 
 
 class StepNotAwaitedError(Error):
-    """An async function made a step, or a group of steps, and neither awaited it nor gave it to a task."""
+    """An async function made a step or group of steps, but did not use it.
+
+    It neither awaited it nor gave it to a task.
+    """
 
     code = ErrorCode.STEP_NOT_AWAITED
     is_retriable = False
@@ -69,9 +75,10 @@ class Unawaited:
         return coroutine
 
     def leave_to_task(self, coroutine: Any) -> None:
-        """A task was made of a coroutine: the awaitable itself, or a coroutine that has it as an argument.
+        """Leave a coroutine's awaitable to the task that was made of the coroutine.
 
-        The task may be cancelled before it begins, which is not an error.
+        The coroutine is the awaitable itself, or has it as an argument. The task may be cancelled before it begins,
+        which is not an error.
         """
         if not self._leave(coroutine) and inspect.iscoroutine(coroutine):
             for value in inspect.getcoroutinelocals(coroutine).values():
@@ -85,7 +92,10 @@ class Unawaited:
         return True
 
     def dropped(self) -> StepNotAwaitedError | None:
-        """The error of a coroutine to which nothing refers, so that it can no longer be awaited."""
+        """The error of a coroutine that can no longer be awaited.
+
+        Nothing refers to the coroutine.
+        """
         if self.lost is not None:
             return _not_awaited(self.lost)
         for awaitable in self.awaitables.values():
@@ -110,7 +120,9 @@ def _not_awaited(awaitable: _Awaitable) -> StepNotAwaitedError:
 
 
 def find_clock(tasks: Iterable[AnyTask], ignored: Collection[AnyTask] = ()) -> str | None:
-    """The name of a clock of asyncio that is running around what the tasks wait for, or ``None``.
+    """The name of an asyncio clock that runs around what the tasks wait for.
+
+    ``None`` if there is no such clock.
 
     ``asyncio.timeout``, ``wait_for`` and ``wait(timeout=)`` count from the start of the call, and every call
     starts again: around a step that sleeps for a day they would either never fire or fire each time. Clocks of

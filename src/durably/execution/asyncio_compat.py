@@ -1,4 +1,6 @@
-"""The parts of asyncio that have no public interface: what a task waits for, and the clocks around it.
+"""The parts of asyncio that have no public interface.
+
+They are the future that a task waits for, and the clocks around it.
 
 Checked with CPython 3.11.7, 3.12.1 and 3.13.0. ``tests/execution/test_asyncio_compat.py`` has a test of each part, and
 fails if a version of Python changes it. If a part is missing, a task counts as one that waits for something outside
@@ -94,7 +96,10 @@ def _classify_all(futures: Collection[AnyFuture], run_tasks: Collection[AnyFutur
 
 
 def waits_only_for(task: AnyTask, others: Collection[AnyTask]) -> bool:
-    """Whether all that a task waits for, by itself, ``gather``, ``wait`` or ``wait_for``, are some of the others."""
+    """Whether a task waits only for some of the others.
+
+    It waits by itself, or by ``gather``, ``wait`` or ``wait_for``.
+    """
     waiter = waiter_of(task)
     if waiter is None:
         return False
@@ -103,7 +108,10 @@ def waits_only_for(task: AnyTask, others: Collection[AnyTask]) -> bool:
 
 
 def awaited_by(task: AnyTask, waiter: AnyFuture) -> Iterator[AnyFuture]:
-    """All futures that a task waits for by ``waiter``: it, what ``gather`` holds, what ``wait`` was given."""
+    """All futures that a task waits for by ``waiter``.
+
+    They are ``waiter``, the futures that ``gather`` holds, and those that ``wait`` was given.
+    """
     found: list[AnyFuture] = [waiter, *(_waited_for(task) or ())]
     while found:
         future = found.pop()
@@ -112,7 +120,10 @@ def awaited_by(task: AnyTask, waiter: AnyFuture) -> Iterator[AnyFuture]:
 
 
 def forwarded_by(future: AnyFuture) -> Iterator[tuple[Any, list[AnyFuture]]]:
-    """The callbacks of a future, each with the futures that it resolves through its closure."""
+    """The callbacks of a future, each with the futures that it resolves.
+
+    A callback resolves futures through its closure.
+    """
     for callback, _context in getattr(future, "_callbacks", None) or ():
         yield callback, list(_resolved_by_callback(callback))
 
@@ -144,7 +155,10 @@ def _waited_for(task: AnyTask) -> Collection[AnyFuture] | None:
 
 
 def _waits_in_primitive(task: AnyTask) -> bool:
-    """Whether the innermost frame belongs to a primitive by which tasks wait for each other."""
+    """Whether the innermost frame belongs to a primitive of asyncio or anyio.
+
+    Tasks wait for each other by these primitives.
+    """
     _, filename, name = _innermost(task)
     return filename.endswith(_ASYNCIO_PRIMITIVES) or (filename.endswith(_ANYIO) and name.startswith(_ANYIO_PRIMITIVES))
 
@@ -159,7 +173,10 @@ def _innermost(task: AnyTask) -> tuple[Any, str, str]:
 
 
 def _resolved_by(future: AnyFuture) -> Iterator[AnyFuture]:
-    """Futures that this one's end resolves through a closure, for example what ``asyncio.shield`` returned."""
+    """Futures that this one's end resolves through a closure.
+
+    An example is the future that ``asyncio.shield`` returned.
+    """
     for _, resolved in forwarded_by(future):
         yield from resolved
 
@@ -175,7 +192,10 @@ def _resolved_by_callback(callback: Any) -> Iterator[AnyFuture]:
 
 
 def _await_chain(task: AnyTask) -> Iterator[Any]:
-    """The coroutines of a suspended task, from the outermost to the one that awaits the future."""
+    """The coroutines of a suspended task.
+
+    They are in the order from the outermost to the one that awaits the future.
+    """
     awaitable: Any = task.get_coro()
     while awaitable is not None:
         if _code_of(awaitable) is not None:
@@ -217,7 +237,9 @@ _FUNCTIONS_WITH_CLOCKS: dict[types.CodeType | None, str] = {
 
 
 def running_clock(task: AnyTask, *, may_be_timed: bool) -> str | None:
-    """The name of a clock that is running around what a suspended task waits for, or ``None``.
+    """The name of a clock that runs around what a suspended task waits for.
+
+    ``None`` if there is no such clock.
 
     ``asyncio.timeout`` is looked for in tasks that ``may_be_timed``: their coroutines hold the method by which they
     leave its block, and from Python 3.14 on the ``Timeout`` beside it.

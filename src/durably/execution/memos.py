@@ -1,4 +1,7 @@
-"""Memos: the results of finished steps (spec §5.2), and replays that differ from them."""
+"""Memos, the results of finished steps, and replays that differ from them.
+
+Spec §5.2 defines memos.
+"""
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -32,9 +35,10 @@ collector, which costs more than all the rest of the replay.
 
 
 class MemoUnreadableError(Error):
-    """A step's stored output cannot be restored; the message names the step and the reason.
+    """A step's stored output cannot be restored.
 
-    It ends the call, and the function cannot catch it: the step itself has succeeded.
+    The message names the step and the reason. The error ends the call, and the function cannot catch it: the step
+    itself has succeeded.
     """
 
     code = ErrorCode.MEMO_UNREADABLE
@@ -86,7 +90,10 @@ class StepMemos:
 
 
 def take_inputs(memos: Memos) -> Mapping[str, Sequence[Any]]:
-    """Take out inputs: arguments for steps that are run again with another input, by hashed step id."""
+    """Take inputs out of the memos, by hashed step id.
+
+    Inputs are arguments for steps that are run again with another input.
+    """
     inputs: dict[str, Sequence[Any]] = {}
     for hashed_id, raw in list(memos.items()):
         value = None if isinstance(raw, Memo) else _decode(raw)
@@ -135,7 +142,10 @@ def _decode(raw: msgspec.Raw) -> Any:
 
 
 class ReplayDivergedError(Error):
-    """The function no longer reaches steps that its run has finished, and strict replay is on."""
+    """The function no longer reaches steps that its run has finished.
+
+    Raised if strict replay is on.
+    """
 
     code = ErrorCode.REPLAY_DIVERGED
     is_retriable = False
@@ -143,7 +153,10 @@ class ReplayDivergedError(Error):
 
 
 class StepIdUnstableError(Error):
-    """The ids of a function's steps change from call to call, so their handlers would run again and again."""
+    """The ids of a function's steps change from call to call.
+
+    The steps' handlers would run again and again.
+    """
 
     code = ErrorCode.STEP_ID_UNSTABLE
     is_retriable = False
@@ -151,8 +164,9 @@ class StepIdUnstableError(Error):
 
 
 class Divergence(msgspec.Struct, frozen=True):
-    """``unreached`` are the hashed ids of finished steps that were not reached, in the order in which they finished.
+    """A replay that differs from the run's memos.
 
+    ``unreached`` are the hashed ids of finished steps that were not reached, in the order in which they finished.
     ``found`` is the new step that is about to run; ``None`` if the function returned. ``early`` names a finished step
     that was reached earlier than in the call that finished it.
     """

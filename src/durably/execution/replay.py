@@ -79,7 +79,10 @@ class StepUnexpectedError(Error):
 
 
 class NestedStep(BaseException):
-    """Leaves a handler that called a step; a ``BaseException`` so that the handler does not swallow it."""
+    """Leaves a handler that called a step.
+
+    It is a ``BaseException`` so that the handler does not swallow it.
+    """
 
 
 class Hooks(Protocol):
@@ -89,7 +92,10 @@ class Hooks(Protocol):
     """
 
     async def unmemoized(self) -> None:
-        """All memos are returned, or a step without one is reached: new code is about to run. Called once."""
+        """New code is about to run. Called once.
+
+        All memos are returned, or a step without one is reached.
+        """
 
     async def before_step(self, step: StepInfo) -> None: ...
 
@@ -97,7 +103,10 @@ class Hooks(Protocol):
 
 
 class Checkpointer(Protocol):
-    """Receives the steps that a call has executed, so that its function continues at once (spec §10)."""
+    """Receives the steps that a call has executed.
+
+    The call's function continues at once (spec §10).
+    """
 
     @property
     def is_over(self) -> bool:
@@ -141,7 +150,10 @@ class Findings(Protocol):
         """The function does not reach all memos. The error, if any, ends the call."""
 
     def unfinished_steps(self, step_ids: Sequence[str]) -> None:
-        """The function returned without these steps, which are in tasks that nothing has awaited."""
+        """The function returned without some of its steps.
+
+        ``step_ids`` are those of steps in tasks that nothing has awaited.
+        """
 
     def abandoned_thread(self, step_id: str) -> None:
         """The step was cancelled while its handler ran in a thread, which continues."""
@@ -256,7 +268,9 @@ class Replay(msgspec.Struct, kw_only=True):
             return to_rare_memo(value)
 
     def divergence(self, found: str | None) -> Raised | None:
-        """The end of the call if the function, about to run a new step or at its end, did not reach all memos.
+        """The end of the call if the function did not reach all memos.
+
+        The function is about to run a new step (``found``), or it is at its end.
 
         A memo whose step was made is reached, even if the function abandoned it, as a race does with losers. A call
         for one step may end before it has reached all memos.
@@ -305,9 +319,10 @@ class Replay(msgspec.Struct, kw_only=True):
         return StepReport(step.to_op(op, mode), step)
 
     def not_found(self, reached: Sequence[Step]) -> Raised:
-        """The function did not reach the call's target: it changed since the step was planned, or another branch won.
+        """The end of a call whose function did not reach the call's target.
 
-        Official SDKs answer in the same way. The engine knows the cause.
+        The function changed since the step was planned, or another branch won. Official SDKs answer in the same way.
+        The engine knows the cause.
         """
         detail = (
             f'found step "{reached[0].request.step_id}" when targeting a different step'

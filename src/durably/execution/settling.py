@@ -229,7 +229,9 @@ class Observed:
             self._awaiting.setdefault(future, set()).add(task)
 
     def was_awaited(self, task: AnyTask, is_own: IsOwn) -> bool:
-        """Whether a task that is over, or that was awaited itself, has awaited the task, or a callback looks at it.
+        """Whether a task was awaited, or a callback of the function looks at it.
+
+        The task counts as awaited by a task that is over, or that was awaited itself.
 
         What the task's end resolves (``gather``, ``shield``) may have been awaited in its place. ``is_own`` returns
         whether a callback of a task is the call's own, which waits for nothing on behalf of the function.
@@ -251,7 +253,10 @@ class Observed:
 
 
 def _looking(future: AnyFuture, is_own: IsOwn) -> Iterator[AnyFuture | None]:
-    """Futures that this one's end resolves; ``None`` for any other callback of the function's."""
+    """Futures that this one's end resolves.
+
+    Any other callback of the function's gives ``None``.
+    """
     for callback, outers in forwarded_by(future):
         if outers:
             yield from outers
@@ -266,7 +271,9 @@ _MAX_ROUNDS = 3
 
 
 async def tear_down(tasks: Collection[AnyTask]) -> None:
-    """Cancel the tasks and wait for them; ``tasks`` changes while they end and create others.
+    """Cancel the tasks and wait for them.
+
+    ``tasks`` changes while they end and create others.
 
     A task that continues nevertheless, because it swallows its cancellation, is not waited for any longer. The loop's
     exception handler gets it.

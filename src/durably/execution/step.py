@@ -1,4 +1,7 @@
-"""A step: the request of user code, the step in its run, its report to the engine, and calls of its handler."""
+"""Steps: their requests, reports and handlers.
+
+The module has the request of user code, the step in its run, its report to the engine, and calls of its handler.
+"""
 
 import asyncio
 import inspect
@@ -58,9 +61,10 @@ class StepInfo(msgspec.Struct, frozen=True):
 
 
 class Step(msgspec.Struct):
-    """A step that a call reached: its request, which repetition of its id it is, and its place among all steps reached.
+    """A step that a call reached.
 
-    ``awaitable_id`` identifies the coroutine that user code got for it.
+    It has its request, the number of the repetition of its id, and its place among all steps reached. ``awaitable_id``
+    identifies the coroutine that user code got for it.
     """
 
     request: StepRequest
@@ -124,9 +128,10 @@ class StepReport(msgspec.Struct):
 
 
 def is_async(handler: Any) -> bool:
-    """Whether a handler is called on the event loop: a coroutine function, or an object whose ``__call__`` is one.
+    """Whether a handler is called on the event loop.
 
-    A sync function that returns a coroutine counts as sync: it may block before it returns.
+    It is if it is a coroutine function, or an object whose ``__call__`` is one. A sync function that returns a
+    coroutine counts as sync: it may block before it returns.
     """
     if type(handler) is FunctionType and handler.__code__.co_flags & inspect.CO_COROUTINE:
         return True

@@ -26,11 +26,16 @@ class _Interrupt(BaseException):
 
 
 class _Skipped(BaseException):
-    """A branch of ``group.parallel`` has reached a step without a memo; the others continue."""
+    """A branch of ``group.parallel`` has reached a step without a memo.
+
+    The other branches continue.
+    """
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never really waits, in this thread and without an event loop.
+    """Run a coroutine that never really waits, in this thread.
+
+    No event loop is needed.
 
     Code that decides is written once, as coroutines over a small I/O interface. If the interface blocks instead of
     waiting, this runs them.
@@ -45,7 +50,10 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 
 @dataclass(slots=True)
 class _Group:
-    """A running ``group.parallel``: the steps found in it, and whether a branch stopped at one, found or skipped."""
+    """A running ``group.parallel``.
+
+    It has the steps found in it, and whether a branch stopped at one, found or skipped.
+    """
 
     mode: ParallelMode
     found: list[StepReport] = field(default_factory=list)
@@ -122,8 +130,11 @@ class SyncCall:
             self._end(Raised(error))
 
     def _meet(self, step: Step) -> Memo:
-        """A step without a memo ends the call, or, in a group, this branch's part of it, unless the step can be
-        executed and in a checkpoint: then its memo is returned."""
+        """End the call at a step without a memo.
+
+        In a group, end this branch's part of the call. If the step can be executed and stored in a checkpoint, return
+        its memo instead.
+        """
         replay, group = self._replay, self._group
         if step.hashed_id in replay.targets:
             self._meet_target(step)
@@ -167,7 +178,10 @@ class SyncCall:
         return self._group.mode if self._group is not None else None
 
     def _execute(self, step: Step) -> Memo:
-        """Run the step's handler, which ends the call unless a checkpoint can store the step."""
+        """Run the step's handler.
+
+        This ends the call unless a checkpoint can store the step.
+        """
         replay, checkpointer = self._replay, self._replay.checkpointer
         try:
             report = drive(replay.execute(step, self._mode, _call_handler))
@@ -181,7 +195,9 @@ class SyncCall:
         self._end(ending)
 
     def parallel(self, callables: Sequence[Callable[[], T]], mode: ParallelMode) -> tuple[T, ...]:
-        """Run each callable to its end or to its first step without a memo; report those steps together.
+        """Run each callable to its end or to its first step without a memo.
+
+        Those steps are reported together.
 
         If callables raise, all others are run nevertheless, so that their steps are numbered; then the first error
         is raised.
@@ -239,7 +255,10 @@ def _discard(value: Any) -> None:
 
 
 class StepIdAmbiguousError(Error):
-    """A step's id repeats across branches, and a sync function cannot distinguish the steps."""
+    """A step's id repeats across branches of a sync function.
+
+    A sync function cannot distinguish the steps.
+    """
 
     code = ErrorCode.STEP_ID_AMBIGUOUS
     is_retriable = False
@@ -248,7 +267,10 @@ class StepIdAmbiguousError(Error):
 
 @dataclass(slots=True)
 class _Branch:
-    """A branch that is being run; ``level`` counts the steps and groups that it has met."""
+    """A branch that is being run.
+
+    ``level`` counts the steps and groups that it has met.
+    """
 
     index: int
     mode: ParallelMode

@@ -1,4 +1,6 @@
-"""Answers of the engine's HTTP API that are not results of operations: envelope, errors, syncs, sent events.
+"""Answers of the engine's HTTP API that are not results of operations.
+
+They are the envelope, errors, syncs and sent events.
 
 Official clients read the fields of the public ``/v1`` API (``docs/openapi`` of inngest/inngest). Results of operations
 are in ``durably.engine.views``. Times are RFC 3339 text in UTC; ids are text; ``data`` is any JSON.
@@ -34,7 +36,9 @@ class ErrorBody(msgspec.Struct, kw_only=True):
 
 
 class AppSyncBody(msgspec.Struct, kw_only=True):
-    """Answer of ``POST /v1/apps/sync``: an app's functions, and which of them a sync added, changed and removed.
+    """Answer of ``POST /v1/apps/sync``.
+
+    It lists an app's functions, and those that a sync added, changed and removed.
 
     ``version`` is the ``app_version`` of the app's client; ``previous_version`` that of the previous sync.
     ``previous_url`` is the app's URL before, if it has changed. ``warning`` reports another app with the same id.
@@ -54,8 +58,11 @@ class AppSyncBody(msgspec.Struct, kw_only=True):
 
 
 class SendBody(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """Answer of ``POST /e/{key}``: the ids of the events in the order in which they were sent. ``unmatched`` is an
-    addition of Durably's: names of events that match nothing, each with the reason."""
+    """Answer of ``POST /e/{key}``.
+
+    ``ids`` are those of the events, in the order in which they were sent. ``unmatched`` is an addition of Durably's:
+    names of events that match nothing, each with the reason.
+    """
 
     ids: list[str]
     status: int

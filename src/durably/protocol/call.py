@@ -1,4 +1,6 @@
-"""A call, with which an engine advances a run (spec §4.4), a checkpoint (spec §10.3.1), and the decoding of JSON.
+"""Calls, checkpoints, and the decoding of JSON.
+
+An engine advances a run with a call (spec §4.4). Spec §10.3.1 defines checkpoints.
 
 Every fault of received JSON raises a ``msgspec.DecodeError``. msgspec itself raises other exceptions for two faults,
 and does not check text inside ``msgspec.Raw``.
@@ -33,7 +35,10 @@ class NotUtf8Error(msgspec.DecodeError):
 
 
 def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault, ``TooDeepError``."""
+    """Decode a JSON body.
+
+    Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault, or ``TooDeepError``.
+    """
     try:
         decoded = decoder.decode(body)
         if not body.isascii():
@@ -46,7 +51,10 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 
 class Stack(msgspec.Struct, kw_only=True, gc=False):
-    """``stack`` lists the hashed ids of finished steps in the order in which they finished (spec §5.4)."""
+    """The order of a run's finished steps.
+
+    ``stack`` lists their hashed ids in the order in which they finished (spec §5.4).
+    """
 
     stack: list[str] | None = None
     current: int = 0
@@ -76,7 +84,9 @@ class CallContext(msgspec.Struct, kw_only=True, gc=False):
 
 
 class CallRequest(msgspec.Struct, kw_only=True, gc=False):
-    """``steps`` maps hashed step ids to memos, left undecoded: the app decodes each when its step takes it.
+    """The body of a call.
+
+    ``steps`` maps hashed step ids to memos, left undecoded: the app decodes each when its step takes it.
 
     ``event`` and ``events`` are absent if ``use_api`` says that the app must fetch them.
     """

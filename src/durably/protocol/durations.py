@@ -44,9 +44,10 @@ def to_timedelta(value: Duration) -> dt.timedelta:
 
 
 def format_duration(value: Duration) -> str:
-    """Text of the largest unit that divides the duration exactly, down to milliseconds: ``90s``, ``1500ms``.
+    """Text of the largest unit that divides the duration exactly.
 
-    Fractions of a millisecond are rounded up, so that nothing ends early.
+    The smallest unit is a millisecond: ``90s``, ``1500ms``. Fractions of a millisecond are rounded up, so that nothing
+    ends early.
     """
     delta = to_timedelta(value)
     milliseconds = -(-delta // _MILLISECOND)
@@ -60,7 +61,11 @@ def format_duration(value: Duration) -> str:
 
 
 def parse_duration(text: str) -> dt.timedelta:
-    """Raises ``DurationInvalidError`` for text that is not a whole sequence of ``<number><unit>``."""
+    """Parse the text of a duration.
+
+    Raises ``DurationInvalidError`` for text that is not a whole sequence of ``<number><unit>``, or is too long a
+    duration.
+    """
     try:
         duration = read_duration(text)
     except OverflowError:
@@ -89,9 +94,9 @@ def parse_rfc3339(text: str) -> dt.datetime | None:
 
 
 def parse_timestamp(text: str, now: dt.datetime) -> dt.datetime:
-    """The time that the wire gives as a duration from ``now`` or as an RFC 3339 timestamp.
+    """Parse a time of the wire.
 
-    Raises ``DurationInvalidError``.
+    It is a duration from ``now`` or an RFC 3339 timestamp. Raises ``DurationInvalidError``.
     """
     if len(text) >= 10 and (timestamp := parse_rfc3339(text)):
         return timestamp

@@ -1,4 +1,6 @@
-"""Errors that travel: what a function or a step raised, as the wire carries it (spec §4.4.3, §5.2.2).
+"""Errors of functions and steps, as the wire carries them.
+
+Spec §4.4.3 and §5.2.2 define their form.
 
 ``Error`` is the base of every exception that Durably raises on purpose. The classes that decide how an
 answer is written (may it be retried, and when) live here, because both ``execution`` and ``comm`` need
@@ -114,7 +116,10 @@ def _restore(kind: type[Error], args: tuple[Any, ...], attributes: dict[str, Any
 
 
 class FunctionConfigInvalidError(Error, ValueError):
-    """A function's or client's configuration is wrong; the message names the function and the option."""
+    """A function's or client's configuration is wrong.
+
+    The message names the function and the option.
+    """
 
     code = ErrorCode.FUNCTION_CONFIG_INVALID
     is_retriable = False
@@ -213,7 +218,10 @@ def format_stack(error: BaseException) -> str:
 
 
 def is_retriable(error: BaseException) -> bool:
-    """Whether another attempt can help; of a group, such as ``asyncio.TaskGroup`` raises, whether it can help any."""
+    """Whether another attempt can help.
+
+    For a group, such as ``asyncio.TaskGroup`` raises: whether it can help for any of its errors.
+    """
     if isinstance(error, BaseExceptionGroup):
         return any(is_retriable(inner) for inner in error.exceptions)
     return error.is_retriable if isinstance(error, Error) else True
@@ -224,7 +232,10 @@ def is_quiet(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> ErrorData:
-    """An exception as the wire carries it; name, message and traceback are the user's own."""
+    """An exception as the wire carries it.
+
+    Name, message and traceback are the user's own.
+    """
     if isinstance(error, Error):
         return ErrorData(code=error.code, message=error.message, name=error.name, stack=error.stack)
     return ErrorData(code=ErrorCode.UNKNOWN, message=str(error), name=type(error).__name__, stack=format_stack(error))

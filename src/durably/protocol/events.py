@@ -60,8 +60,10 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
-    """An engine's answer to stored events: their ids, in the events' order, and the names of events that
-    match nothing, each with the reason."""
+    """An engine's answer to stored events.
+
+    ``ids`` are in the events' order. ``unmatched`` has the names of events that match nothing, each with the reason.
+    """
 
     ids: list[str]
     unmatched: dict[str, str] = {}

@@ -40,7 +40,10 @@ class Query(StrEnum):
 
 
 class ServerKind(StrEnum):
-    """The two modes; an engine and an app work together only in the same one (spec §7)."""
+    """The two modes of engines and apps.
+
+    An engine and an app work together only in the same mode (spec §7).
+    """
 
     CLOUD = "cloud"
     DEV = "dev"

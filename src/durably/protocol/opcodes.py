@@ -1,4 +1,7 @@
-"""Ops: what a step asks of the engine (spec §5.1.1, §5.3), and what its memo holds."""
+"""Ops, the requests of steps to the engine, and the contents of memos.
+
+Spec §5.1.1 and §5.3 define them.
+"""
 
 import hashlib
 from enum import StrEnum
@@ -45,14 +48,20 @@ class ParallelMode(StrEnum):
 
 
 class Userland(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The step's id as the user wrote it, and which repetition of that id this is (from 1)."""
+    """The step's id as the user wrote it.
+
+    ``index`` is the number of the repetition of that id, from 1.
+    """
 
     id: str
     index: int | None = None
 
 
 class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name": "displayName"}, gc=False):
-    """One op. ``data`` and ``error`` are set by executed steps, ``opts`` by all others."""
+    """One op.
+
+    ``data`` and ``error`` are set by executed steps, ``opts`` by all others.
+    """
 
     id: str = ""
     op: str
@@ -70,7 +79,9 @@ class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name
 
 @lru_cache(maxsize=4096)
 def hash_step_id(step_id: str, index: int = 0) -> str:
-    """The wire id of a step: hex SHA-1 of its id, or of ``id:n`` for its n-th repetition (spec §5.1.2).
+    """The wire id of a step.
+
+    It is the hex SHA-1 of the step's id, or of ``id:n`` for its n-th repetition (spec §5.1.2).
 
     Remembered, because ids are mostly literals in functions that are replayed again and again.
     """
@@ -84,5 +95,8 @@ _RESULT_KEYS = frozenset(("data", "type"))
 
 
 def unwrap_memo(memo: Any) -> Any:
-    """A step's result, which all memos but those of event waits wrap; other memos, errors among them, as they are."""
+    """A step's result.
+
+    All memos but those of event waits wrap it. Other memos, errors among them, are returned as they are.
+    """
     return memo["data"] if isinstance(memo, dict) and "data" in memo and _RESULT_KEYS.issuperset(memo) else memo

@@ -1,4 +1,6 @@
-"""The options of functions, each declared once: for users, for the sync payload (spec §4.3.2) and for engines.
+"""The options of functions, each declared once.
+
+The declarations are for users, for the sync payload (spec §4.3.2) and for engines.
 
 Users construct these classes, and msgspec reads them from the payload. A field's annotation holds its check, which
 runs in both cases; its wire name follows from ``rename``. ``FunctionOptions`` lists the options of a function.
@@ -29,7 +31,10 @@ _LONGEST_QUOTE = 80
 
 
 class OptionInvalidError(FunctionConfigInvalidError):
-    """A field of an option has an invalid value. ``problem`` continues a sentence that starts with the field."""
+    """A field of an option has an invalid value.
+
+    ``problem`` continues a sentence that starts with the field.
+    """
 
     def __init__(self, option: str, field: str, problem: str) -> None:
         super().__init__(f"{option}.{field} {problem}")
@@ -54,7 +59,10 @@ class Text(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Expression(Text, frozen=True):
-    """An expression over ``event``, and over ``async`` if ``has_async``. If ``gives`` is set, its value must be one."""
+    """An expression over ``event``, and over ``async`` if ``has_async``.
+
+    If ``gives`` is set, the expression's value must be of that type.
+    """
 
     gives: Literal["bool", "number"] | None = None
     has_async: bool = False
@@ -323,7 +331,10 @@ def _to_seconds(duration: Duration | None) -> float | None:
 
 
 def check_checkpointing(value: object, owner: str) -> None:
-    """Raises ``FunctionConfigInvalidError`` unless the value is a choice about checkpointing, or ``None``."""
+    """Check a choice about checkpointing.
+
+    Raises ``FunctionConfigInvalidError`` unless the value is a choice or ``None``.
+    """
     if not (value is None or isinstance(value, bool | Checkpointing)):
         raise FunctionConfigInvalidError(f"{owner}: checkpointing takes True, False or Checkpointing, not {value!r}")
 
@@ -335,7 +346,10 @@ class ListOf(msgspec.Struct, frozen=True):
 
 
 class FunctionOptions(msgspec.Struct, kw_only=True, omit_defaults=True, rename="camel"):
-    """The options on which an engine acts. ``None`` and empty lists stand for options that are not used."""
+    """The options on which an engine acts.
+
+    ``None`` and empty lists stand for options that are not used.
+    """
 
     batch_events: Batch | None = None
     cancel: Annotated[list[Cancel] | None, ListOf(MAX_CANCELS)] = None
@@ -349,7 +363,10 @@ class FunctionOptions(msgspec.Struct, kw_only=True, omit_defaults=True, rename="
     timeouts: Timeouts | None = None
 
     def find_problem(self) -> str | None:
-        """The first problem, as a sentence that starts with the option; ``None`` if the options are valid."""
+        """The first problem, as a sentence that starts with the option.
+
+        ``None`` if the options are valid.
+        """
         for option in OPTIONS:
             value = getattr(self, option.name)
             if value is not None and (problem := option.find_problem(value)) is not None:
@@ -364,7 +381,10 @@ class FunctionOptions(msgspec.Struct, kw_only=True, omit_defaults=True, rename="
         return None
 
     def options_to_wire(self) -> dict[str, Any]:
-        """The options that are used, as fields of the function's entry in the sync payload."""
+        """The options that are used.
+
+        They are fields of the function's entry in the sync payload.
+        """
         wire = {}
         for option in OPTIONS:
             value = getattr(self, option.name)
@@ -386,7 +406,10 @@ _NOT_WITH_BATCHES = {
 
 
 class DeclaredOption(msgspec.Struct, frozen=True):
-    """One field of ``FunctionOptions``. ``type`` is that of its entries; ``most`` is set if it is a list."""
+    """One field of ``FunctionOptions``.
+
+    ``type`` is that of its entries. ``most`` is set if the field is a list.
+    """
 
     name: str
     wire_name: str
@@ -418,7 +441,10 @@ OPTIONS = tuple(_declared_options())
 
 
 def expressions_of(options: FunctionOptions) -> Iterator[tuple[str, str, Expression]]:
-    """The expressions that the options use: the place of each, its text, and what an engine must check."""
+    """The expressions that the options use.
+
+    Each has its place, its text, and the check that an engine must make.
+    """
     for option in OPTIONS:
         value = getattr(options, option.name)
         for index, entry in enumerate([] if value is None else option.entries(value)):

@@ -78,7 +78,10 @@ def check_signing_key(key: str | None, setting: str) -> None:
 
 
 def is_short_signing_key(key: str | None) -> bool:
-    """Whether a key is short enough to be guessed: under 32 characters after its prefix (128 bits in hex)."""
+    """Whether a key is short enough to be guessed.
+
+    The limit is 32 characters after its prefix (128 bits in hex).
+    """
     return key is not None and len(strip_key_prefix(key).strip()) < _SECURE_KEY_LENGTH
 
 
@@ -130,7 +133,9 @@ def parse_header(header: str) -> tuple[int, str]:
 
 
 def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None], now: float) -> tuple[str, bytes]:
-    """``verify`` for a request whose body a platform may have re-encoded: the signature is over its RFC 8785 form.
+    """``verify`` for a request whose body a platform may have re-encoded.
+
+    The signature is over the body's RFC 8785 form.
 
     Returns the key and the canonical form, which is what was signed: the body as it came may hold other integers from
     2**53, since these are rounded. Takes far longer than hashing, so bodies above ``MAX_CANONICAL_BYTES`` are refused;
@@ -179,7 +184,10 @@ def hash_event_key(key: str) -> str:
 
 
 def bearer_token(key: str) -> str:
-    """The token in ``authorization: Bearer`` for a signing key: its prefix, then the hash of the rest."""
+    """The token in ``authorization: Bearer`` for a signing key.
+
+    It is the key's prefix, then the hash of the rest.
+    """
     bare = strip_key_prefix(key)
     return key[: len(key) - len(bare)] + hash_signing_key(key)
 
@@ -196,9 +204,10 @@ _DIGITS = 16
 
 
 class SentSignatures:
-    """Signature headers of the last ten minutes, by the second in which they were made.
+    """Signature headers of the last ten minutes.
 
-    Each takes eight bytes, the start of its HMAC. Safe to use from several threads.
+    They are stored by the second in which they were made. Each takes eight bytes, the start of its HMAC. Safe to use
+    from several threads.
     """
 
     def __init__(self) -> None:

@@ -28,7 +28,10 @@ class Trigger(_Wire):
 
 
 class Runtime(_Wire):
-    """``answer_signature`` is an addition of Durably (see ``protocol.answer_signatures``)."""
+    """The address at which an engine calls a function, and its protocol.
+
+    ``answer_signature`` is an addition of Durably (see ``protocol.answer_signatures``).
+    """
 
     url: str
     type: str = "http"
@@ -47,7 +50,10 @@ class StepConfig(_Wire):
 
 
 class FunctionConfig(FunctionOptions, rename="camel"):
-    """A function's entry in the payload. ``checkpoint`` is for SDKs; engines ignore it."""
+    """A function's entry in the payload.
+
+    ``checkpoint`` is for SDKs; engines ignore it.
+    """
 
     id: str
     triggers: list[Trigger]
@@ -88,13 +94,19 @@ _CAPITAL = re.compile(r"(?<=[a-z])([A-Z])")
 
 
 def decode_sync(body: bytes) -> SyncRequest:
-    """Raises ``msgspec.ValidationError``, which names the function and the option or else the place of a wrong
-    value, or ``msgspec.DecodeError``."""
+    """Decode the body of a sync.
+
+    Raises ``msgspec.ValidationError``, which names the function and the option or else the place of a wrong value, or
+    ``msgspec.DecodeError``.
+    """
     return decode_functions(body, SyncRequest)
 
 
 def decode_functions(body: bytes, as_type: type[T]) -> T:
-    """Decode a JSON object that has configurations as its ``functions``. Raises like ``decode_sync``."""
+    """Decode a JSON object that has configurations as its ``functions``.
+
+    Raises like ``decode_sync``.
+    """
     document = decode(_json, body)
     configs = document.get("functions") if isinstance(document, dict) else None
     if isinstance(configs, list):
@@ -109,7 +121,10 @@ def decode_functions(body: bytes, as_type: type[T]) -> T:
 
 
 def decode_function(stored: bytes) -> FunctionConfig:
-    """Decode the configuration of one function. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    """Decode the configuration of one function.
+
+    Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``.
+    """
     config = msgspec.json.decode(stored)
     try:
         return msgspec.convert(_drop_unused(config), FunctionConfig)
@@ -118,14 +133,20 @@ def decode_function(stored: bytes) -> FunctionConfig:
 
 
 def decode_without_options(stored: bytes) -> FunctionConfig:
-    """Decode the configuration of one function, but none of its options. Raises like ``decode_function``."""
+    """Decode the configuration of one function, but none of its options.
+
+    Raises like ``decode_function``.
+    """
     options = {option.wire_name for option in OPTIONS}
     config = msgspec.json.decode(stored)
     return msgspec.convert({name: value for name, value in config.items() if name not in options}, FunctionConfig)
 
 
 def _drop_unused(config: Any) -> Any:
-    """Drop what SDKs send for options that are not used: nulls, blank texts, and limits and bursts of 0."""
+    """Drop values that SDKs send for options that are not used.
+
+    They are nulls, blank texts, and limits and bursts of 0.
+    """
     if not isinstance(config, dict):
         return config
     used = config.copy()
@@ -175,7 +196,10 @@ def _name_option(error: msgspec.ValidationError, configs: Any) -> str:
 
 
 def _check_fields(config: dict[str, Any]) -> None:
-    """Refuse fields that an option does not have. Nulls ask for nothing, whatever their names."""
+    """Refuse fields that an option does not have.
+
+    Nulls ask for nothing, whatever their names.
+    """
     for option, known in _FIELDS.items():
         value = config.get(option)
         for entry in value if isinstance(value, list) else [value]:

@@ -24,7 +24,10 @@ FALSE_WORDS = ("0", "false", "no", "off")
 
 
 def parse_switch(text: str) -> bool | None:
-    """The value of a setting that is on or off, in any case; ``None`` for any other word."""
+    """The value of a setting that is on or off, in any case.
+
+    ``None`` for any other word.
+    """
     word = text.lower()
     if word in TRUE_WORDS:
         return True
@@ -32,12 +35,18 @@ def parse_switch(text: str) -> bool | None:
 
 
 def printable(value: object) -> str:
-    """The text of a value as one line: characters that are not visible become escapes like ``\\x1b`` and ``\\n``."""
+    """The text of a value as one line.
+
+    Characters that are not visible become escapes like ``\\x1b`` and ``\\n``.
+    """
     return _UNSAFE.sub(_escape, str(value))
 
 
 def printable_lines(value: object) -> str:
-    """The same for text of several lines, such as a traceback: line ends and tabs stay."""
+    """The text of a value as printable lines.
+
+    Like ``printable``, for text of several lines, such as a traceback: line ends and tabs stay.
+    """
     return _UNSAFE_IN_LINES.sub(_escape, str(value))
 
 
@@ -96,7 +105,10 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"<>]+")
 
 
 def is_secret_name(name: str) -> bool:
-    """``Authorization``, ``x-api-key``, ``access_token``, ``apiKey``, ``X-Amz-Signature`` …"""
+    """Whether a name is that of a secret.
+
+    Examples are ``Authorization``, ``x-api-key``, ``access_token``, ``apiKey`` and ``X-Amz-Signature``.
+    """
     return any(word.lower() in _SECRET_WORDS for word in _WORD.findall(name))
 
 
@@ -106,7 +118,9 @@ def find_random_words(text: str) -> list[str]:
 
 
 def redact_url(url: object) -> str:
-    """A URL, printable, without user information, fragment, and secrets in its query and path.
+    """A URL, printable and without secrets.
+
+    It has no user information, no fragment, and no secrets in its query and path.
 
     Random-looking parts of a path are treated as tokens, because webhooks of chat services have such URLs.
     """
@@ -133,7 +147,10 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def show_url(text: str) -> str:
-    """A text that should be a URL, for an error message: unchanged, unless it may contain a password."""
+    """A text that should be a URL, for an error message.
+
+    The text is unchanged, unless it may contain a password.
+    """
     return redact_url(text) if "@" in text else text
 
 

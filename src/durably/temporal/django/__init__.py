@@ -1,4 +1,6 @@
-"""Temporal in a Django project: the connection of its settings, the gateway, transactions, permissions, errors.
+"""Temporal in a Django project.
+
+It has the connection of the project's settings, the gateway, transactions, permissions and errors.
 
 ``temporal`` is the project's connection, made from its settings at its first use. ``connections`` has all connections
 by name.

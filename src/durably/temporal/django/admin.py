@@ -1,4 +1,6 @@
-"""The admin's pages of Temporal: a list of workflows, and one workflow, to watch, cancel, terminate and signal.
+"""The admin's pages of Temporal.
+
+They are a list of workflows, and one workflow, to watch, cancel, terminate and signal.
 
 The pages need Django's permissions ``durably_temporal.view_workflow``, ``view_payloads``, ``cancel_workflow``,
 ``terminate_workflow`` and ``signal_workflow``. Actions are in the admin's log. ``connection`` in the URL is one of
@@ -53,7 +55,10 @@ _SHOWN: tuple[type[Exception], ...] = (*EXCEPTIONS, TemporalSettingsError, Probl
 
 
 def _problems_shown(view: View) -> View:
-    """Shows errors of the server and the settings as a page of the admin, with their status."""
+    """Show errors of the server and the settings as a page of the admin.
+
+    The page has the status of the error.
+    """
 
     @functools.wraps(view)
     def show(self: Any, request: Any, *args: Any, **options: Any) -> HttpResponse:
@@ -200,7 +205,10 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
 
     @_problems_shown
     def act(self, action: str, call: Callable[[Any, Any], str | None], request: Any, object_id: str) -> HttpResponse:
-        """Run an action on the run of the page, write it to the admin's log, and redirect to the page."""
+        """Run an action on the run of the page.
+
+        Write the action to the admin's log, and redirect to the page.
+        """
         self._require(request, "view_workflow")
         self._require(request, f"{action}_workflow")
         connection, temporal = _connection(request)
@@ -218,7 +226,10 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
         return HttpResponseRedirect(self._url(connection, RunLink("", workflow_id, run_id or "")))
 
     def _url(self, connection: str, run: Row | RunLink, page: str = "change") -> str | None:
-        """The page of a run; ``None`` for a run in another namespace than the connection's."""
+        """The page of a run.
+
+        ``None`` for a run in another namespace than the connection's.
+        """
         if isinstance(run, RunLink) and run.namespace is not None:
             return None
         here = reverse(f"{self.admin_site.name}:durably_temporal_workflow_{page}", args=[quote(run.workflow_id)])
@@ -250,7 +261,10 @@ def _pages(request: Any, *scope: str) -> Pages:
 
 
 def _connection(request: Any) -> tuple[str, Temporal]:
-    """The connection of a page. Raises ``Http404``, and ``TemporalSettingsError`` for bad settings."""
+    """The connection of a page.
+
+    Raises ``Http404``, and ``TemporalSettingsError`` for bad settings.
+    """
     given = request.POST if request.method == "POST" else request.GET
     name = given.get("connection") or DEFAULT_CONNECTION
     if name not in connections:
@@ -299,7 +313,10 @@ def _links(request: Any, parameter: str, values: Any, labels: dict[str, str] | N
 
 
 def _connection_links(request: Any, chosen: str) -> list[dict[str, Any]]:
-    """Links without the other filters, since task queues and types belong to a connection."""
+    """Links to the connections, without the other filters.
+
+    Task queues and types belong to a connection.
+    """
     return [{"text": name, "url": f"?connection={name}", "is_chosen": name == chosen} for name in connections]
 
 

@@ -1,4 +1,7 @@
-"""``"durably.temporal.django"`` in ``INSTALLED_APPS``: management commands, system checks and the admin's pages."""
+"""The app for ``INSTALLED_APPS``: ``"durably.temporal.django"``.
+
+It has management commands, system checks and the admin's pages.
+"""
 
 from django.apps import AppConfig
 

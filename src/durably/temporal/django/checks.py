@@ -1,4 +1,7 @@
-"""System checks: ``manage.py check`` and the worker's start report what would prevent the worker from running."""
+"""System checks for the worker.
+
+``manage.py check`` and the worker's start report what would prevent the worker from running.
+"""
 
 from datetime import timedelta
 from types import ModuleType
@@ -56,9 +59,10 @@ def _settings_error(text: str) -> checks.CheckMessage:
 
 
 def check_workers(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
-    """``E002``: a workflow's module has a model; ``E003``: a worker cannot run as it is declared.
+    """Check workflows, workers and connections of modules.
 
-    ``E004``: a module's connection is unknown, or possibly forgotten.
+    ``E002``: a workflow's module has a model. ``E003``: a worker cannot run as it is declared. ``E004``: a module's
+    connection is unknown, or possibly forgotten.
     """
     if check_settings(app_configs):
         return []
@@ -75,7 +79,10 @@ def check_workers(app_configs: Any, **options: Any) -> list[checks.CheckMessage]
 
 
 def _check_connections_of(modules: list[ModuleType]) -> list[checks.CheckMessage]:
-    """If another connection's worker runs an app's activities, the app's workflows wait for them forever."""
+    """Check the connections of the modules of each app.
+
+    If another connection's worker runs an app's activities, the app's workflows wait for them forever.
+    """
     messages = []
     for module in modules:
         if (name := connection_of(module)) not in connections:
@@ -128,7 +135,10 @@ def check_codec_servers(app_configs: Any, **options: Any) -> list[checks.CheckMe
 
 
 def check_transport(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
-    """``W001``, with ``check --deploy``: the connection to a remote server is not encrypted."""
+    """Check the encryption of connections, with ``check --deploy``.
+
+    ``W001``: the connection to a remote server is not encrypted.
+    """
     if check_settings(app_configs):
         return []
     open_to_all = {connections[name].settings.address: None for name in connections if _is_open(connections[name])}
@@ -149,7 +159,10 @@ def _is_open(temporal: Temporal) -> bool:
 
 
 def check_search_attributes(app_configs: Any, **options: Any) -> list[checks.CheckMessage]:
-    """With ``check --deploy``. ``E005``: a server does not know a search attribute; ``W002``: that is unknown."""
+    """Check the search attributes on servers, with ``check --deploy``.
+
+    ``E005``: a server does not know a search attribute. ``W002``: it is unknown whether the server knows it.
+    """
     if check_settings(app_configs):
         return []
     if hasattr(settings, "ROOT_URLCONF"):

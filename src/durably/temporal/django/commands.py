@@ -1,4 +1,6 @@
-"""Base classes of the management commands: ``--connection``, and the options of the click commands of other frameworks.
+"""Base classes of the management commands.
+
+They have ``--connection``, and the options of the click commands of other frameworks.
 
 ``ConnectionCommand`` takes the options of a click command as its own. ``ClickCommand`` gives its arguments to a click
 command, which has subcommands or its own help.
@@ -21,7 +23,10 @@ _WITH_VALUE = ("--settings", "--pythonpath", "-v", "--verbosity", "--connection"
 
 
 class ConnectionCommand(BaseCommand):  # type: ignore[misc]
-    """A command for one of the project's connections, which ``run`` gets. Durably's errors are ``CommandError``."""
+    """A command for one of the project's connections.
+
+    ``run`` gets the connection. Durably's errors are ``CommandError``.
+    """
 
     error_code = 1
     click_options: Sequence[click.Option] = ()
@@ -46,7 +51,9 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
 
 
 class ClickCommand(BaseCommand):  # type: ignore[misc]
-    """``manage.py name …`` gives all arguments but Django's own and ``--connection`` to the command of ``make()``.
+    """A management command that runs a click command.
+
+    ``manage.py name …`` gives all arguments but Django's own and ``--connection`` to the command of ``make()``.
 
     From code it is ``call_command(name, arguments=["--from", "histories"])``.
     """

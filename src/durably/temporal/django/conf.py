@@ -24,7 +24,9 @@ _SEVERAL = "TEMPORAL_CONNECTIONS"
 
 
 class Connections:
-    """``connections["billing"]``: the project's connections by name, each made at its first use.
+    """The project's connections by name, each made at its first use.
+
+    An example is ``connections["billing"]``.
 
     A connection whose settings name no server is on the server of ``default``, with its TLS and credentials. Iterating
     gives the names, ``default`` first. Raises ``TemporalSettingsError`` for an unknown name and for bad settings.
@@ -62,7 +64,10 @@ class Connections:
 
 
 def connection_settings(name: str) -> dict[str, Any]:
-    """Django's settings of a connection, with the keys of ``TEMPORAL``. Raises ``TemporalSettingsError``."""
+    """Django's settings of a connection, with the keys of ``TEMPORAL``.
+
+    Raises ``TemporalSettingsError``.
+    """
     several = _several()
     single = _single()
     if name == DEFAULT_CONNECTION and name in several and single:
@@ -108,7 +113,10 @@ connections = Connections()
 
 
 def get_temporal(connection: str = DEFAULT_CONNECTION) -> Temporal:
-    """``connections[connection]``, which connects at its first use. Raises ``TemporalSettingsError``."""
+    """The connection ``connections[connection]``.
+
+    It connects at its first use. Raises ``TemporalSettingsError``.
+    """
     return connections[connection]
 
 

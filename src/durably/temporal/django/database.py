@@ -1,4 +1,6 @@
-"""Django's database in workflows and activities, and starts of workflows when a transaction commits.
+"""Django's database in workflows and activities.
+
+The module also starts workflows when a transaction commits.
 
 The database connections of an activity are those of a request: Django closes dead and old ones before and after it
 (``CONN_MAX_AGE``), and those of its own threads at its end. An activity is not in a transaction: what it commits
@@ -51,7 +53,10 @@ class ModelInWorkflowError(Error):
 
 
 class OrmInterceptor(Interceptor):
-    """For ``interceptors`` of a worker whose activities use the ORM. The project's own worker has it."""
+    """The interceptor for a worker whose activities use the ORM.
+
+    Give it in ``interceptors``. The project's own worker has it.
+    """
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
         return _Activities(next)
@@ -141,7 +146,10 @@ P = ParamSpec("P")
 
 
 class CommitOptions(StartOptions, total=False):
-    """Options of ``start_on_commit``: those of the start, the database, and the connection."""
+    """Options of ``start_on_commit``.
+
+    They are those of the start, the database, and the connection.
+    """
 
     using: str | None
     robust: bool
@@ -175,7 +183,9 @@ def start_on_commit(
     temporal: Temporal | None = None,
     **options: Any,
 ) -> None:
-    """Start a workflow when the current transaction commits; at once if there is no transaction.
+    """Start a workflow when the current transaction commits.
+
+    If there is no transaction, it starts at once.
 
     The arguments are those of ``temporal.sync.start_workflow``; ``using`` names the database. If the server is away
     then, the transaction stays committed. The end of the ``atomic`` block raises the error, or with ``robust`` it is
@@ -216,7 +226,9 @@ async def astart_on_commit(
     workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[CommitOptions]
 ) -> None: ...
 async def astart_on_commit(workflow: Any, *arg: Any, id: str, **options: Any) -> None:
-    """``start_on_commit`` for asynchronous code: the transaction is that of ``sync_to_async``'s thread.
+    """Start a workflow from asynchronous code when the transaction commits.
+
+    Like ``start_on_commit``; the transaction is that of ``sync_to_async``'s thread.
 
     Django has no transactions on an event loop, so in most asynchronous views there is none and the workflow has
     started when this returns. The event loop is not blocked.
@@ -225,7 +237,10 @@ async def astart_on_commit(workflow: Any, *arg: Any, id: str, **options: Any) ->
 
 
 def _refuse_event_loop() -> None:
-    """With ``DJANGO_ALLOW_ASYNC_UNSAFE``, Django itself would refuse only at the commit."""
+    """Refuse a call on an event loop.
+
+    With ``DJANGO_ALLOW_ASYNC_UNSAFE``, Django itself would refuse only at the commit.
+    """
     if in_event_loop():
         raise SynchronousOnlyOperation(
             "start_on_commit() is called on an event loop, where Django has no transactions: use "

@@ -1,4 +1,6 @@
-"""The project's workflows and activities: those in ``workflows.py`` and ``activities.py`` of its apps.
+"""The project's workflows and activities.
+
+They are those in ``workflows.py`` and ``activities.py`` of its apps.
 
 Both may be packages. A module's ``TASK_QUEUE`` replaces ``settings.TEMPORAL_TASK_QUEUE`` for its own workflows and
 activities. A module's ``TEMPORAL_CONNECTION`` is the connection whose worker runs them; the default is ``default``.
@@ -27,7 +29,10 @@ _ORM = OrmInterceptor()
 
 
 def discover(connection: str = DEFAULT_CONNECTION) -> list[WorkerDeclaration]:
-    """Declarations for the worker of a connection. Raises the errors of the modules' import."""
+    """Declarations for the worker of a connection.
+
+    Raises the errors of the modules' import.
+    """
     declarations, shared = _declared(connection), modules_shared_with_workflows()
     return [
         replace(each, passed_through=(*each.passed_through, *shared)) for each in with_interceptor(declarations, _ORM)
@@ -55,9 +60,9 @@ def project_modules() -> Iterator[ModuleType]:
 
 
 def modules_shared_with_workflows() -> tuple[str, ...]:
-    """Modules that workflows share with the process: Django, models and activities, and apps without workflows.
+    """Modules that workflows share with the process.
 
-    Django refuses to import a model twice.
+    They are Django, models and activities, and apps without workflows. Django refuses to import a model twice.
     """
     shared = ["django", "asgiref"]
     for app in apps.get_app_configs():

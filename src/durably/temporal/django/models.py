@@ -1,4 +1,7 @@
-"""The model of the admin's pages and permissions. It has no table: workflows are on the Temporal server."""
+"""The model of the admin's pages and permissions.
+
+It has no table: workflows are on the Temporal server.
+"""
 
 from django.db import models
 

@@ -1,4 +1,7 @@
-"""Request logging with the ids of workflows, for ``MIDDLEWARE``: sync under WSGI, async under ASGI."""
+"""Request logging with the ids of workflows, for ``MIDDLEWARE``.
+
+It is sync under WSGI, async under ASGI.
+"""
 
 import inspect
 from collections.abc import Callable
@@ -13,7 +16,11 @@ from durably.temporal.request_log import RequestLog
 
 @sync_and_async_middleware  # type: ignore[untyped-decorator]
 def request_log_middleware(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """``"durably.temporal.django.request_log.request_log_middleware"``, before middleware whose time should count."""
+    """Middleware that logs requests with the ids of workflows.
+
+    Its name in ``MIDDLEWARE`` is ``"durably.temporal.django.request_log.request_log_middleware"``. Put it before
+    middleware whose time should count.
+    """
 
     def log(request: Any) -> Any:
         with RequestLog(str(request.method), request.path, request.headers.get(HTTP_HEADER)) as line:

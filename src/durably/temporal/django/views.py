@@ -1,4 +1,6 @@
-"""The gateway and the codec server as Django views: async under ASGI, sync under WSGI.
+"""The gateway and the codec server as Django views.
+
+They are async under ASGI, sync under WSGI.
 
 Also for Django projects: the CSRF check of the gateway, permissions as ``authorize``, and errors of Temporal in the
 project's own views.
@@ -45,7 +47,9 @@ _logger = logging.getLogger("django.security.csrf")
 
 
 def csrf_check() -> Callable[[Any], None]:
-    """The CSRF check of the project's middleware, which raises a problem; no check in a project without one.
+    """The CSRF check of the project's middleware, which raises a problem.
+
+    There is no check in a project without that middleware.
 
     Django's middleware would answer with a page for browsers before the view is called. So the gateway's view is
     exempt from it, and makes the check itself.
@@ -58,7 +62,10 @@ def csrf_check() -> Callable[[Any], None]:
 
 
 def _make_check(kind: type[Any]) -> Callable[[Any], None]:
-    """``kind`` may be the project's own subclass, which may exempt requests with a token."""
+    """Make the CSRF check of a middleware class.
+
+    ``kind`` may be the project's own subclass, which may exempt requests with a token.
+    """
 
     class Check(kind):  # type: ignore[misc]
         def _reject(self, request: Any, reason: str) -> Any:
@@ -82,7 +89,9 @@ def _make_check(kind: type[Any]) -> Callable[[Any], None]:
 def require_permissions(
     permissions: Mapping[Operation | str, str], *, otherwise: str | None = None
 ) -> Callable[[Action], bool]:
-    """``authorize=require_permissions({Operation.START: "shop.add_order"}, otherwise="shop.view_order")``.
+    """An ``authorize`` that requires Django's permissions.
+
+    Use it as ``authorize=require_permissions({Operation.START: "shop.add_order"}, otherwise="shop.view_order")``.
 
     Names the permission for each operation. ``otherwise`` is that of all other operations, which are refused without
     it. An anonymous user gets 401. Raises ``TemporalSettingsError`` for operations that do not exist.
@@ -101,7 +110,10 @@ def require_permissions(
 
 
 def require_codec_permission(permission: str) -> Callable[[CodecAction], bool]:
-    """``authorize`` of a ``CodecServer``: users with the permission. An anonymous user gets 401."""
+    """``authorize`` of a ``CodecServer``: users with the permission.
+
+    An anonymous user gets 401.
+    """
     return lambda action: bool(_logged_in(action.principal).has_perm(permission))
 
 
@@ -127,7 +139,9 @@ def urls(
     title: str = "Workflows",
     docs: bool | str = False,
 ) -> Urls:
-    """The gateway's URLs, for ``path("api/", durably.temporal.django.urls(gateway))``, as with ``admin.site.urls``.
+    """The gateway's URLs, as with ``admin.site.urls``.
+
+    Use them as ``path("api/", durably.temporal.django.urls(gateway))``.
 
     Their OpenAPI document is at ``openapi.json``. ``authorize`` gets ``request.user`` as ``action.principal``, or the
     result of ``principal(request)``; it may use the ORM. CSRF is checked if the project's middleware does so, unless
@@ -160,7 +174,9 @@ def codec_urls(
     namespace: str = "temporal-codec",
     principal: Callable[[Any], Any] | None = None,
 ) -> Urls:
-    """A codec server for Temporal's web UI and CLI, for ``path("codec/", codec_urls(origins=[…]))``.
+    """A codec server for Temporal's web UI and CLI.
+
+    Use it as ``path("codec/", codec_urls(origins=[…]))``.
 
     It decodes for users with ``permission``, in the namespaces of all of the project's connections with a codec;
     ``manage.py check`` reports a project without one. ``origins`` are the web UI's. ``server`` replaces all of that.
@@ -230,7 +246,9 @@ def _no_check(request: Any) -> None:
 
 
 def _user_of(request: Any) -> Any:
-    """``request.user``, evaluated, since it is lazy and the ORM may be unavailable later.
+    """``request.user``, evaluated.
+
+    The user is lazy, and the ORM may be unavailable later.
 
     ``request.auser()`` would ignore a user that the project's own middleware has set.
     """
@@ -244,7 +262,10 @@ async def _in_djangos_thread(hook: Callable[[], Any]) -> Any:
 
 
 def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], None]) -> GatewayRequest:
-    """The body is read before the check, which may look for a token in a form. Raises a problem."""
+    """Make the gateway's request. Raises a problem.
+
+    The body is read before the check, which may look for a token in a form.
+    """
     try:
         query_params, body = dict(request.GET.lists()), request.body
         is_cut_off = len(body) < int(request.META.get("CONTENT_LENGTH") or 0)
@@ -277,7 +298,10 @@ def _to_django(response: GatewayResponse, chunks: Any) -> Any:
 
 
 class TemporalErrorMiddleware(MiddlewareMixin):  # type: ignore[misc]
-    """For ``MIDDLEWARE``: errors of ``temporalio`` and the connection as problem documents. Django handles others."""
+    """Middleware that answers errors as problem documents, for ``MIDDLEWARE``.
+
+    The errors are those of ``temporalio`` and the connection. Django handles others.
+    """
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:
         if not isinstance(error, EXCEPTIONS):

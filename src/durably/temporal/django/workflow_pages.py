@@ -1,4 +1,6 @@
-"""The admin's pages about workflows: a list by filters, and one workflow with its activities, history and links.
+"""The admin's pages about workflows.
+
+They are a list by filters, and one workflow with its activities, history and links.
 
 Asynchronous, over ``temporalio``'s client, without requests and templates. Inputs, results and memos are read only for
 users who may see them, decoded, decrypted, and bounded in size.
@@ -97,7 +99,10 @@ class RunLink:
 def run_links(
     client: Client, described: WorkflowExecutionDescription, start: RawEvent | None, end: RawEvent | None
 ) -> list[RunLink]:
-    """Parent, root, first, previous and next run, and running children. ``start`` and ``end`` are the run's events."""
+    """Parent, root, first, previous and next run, and running children.
+
+    ``start`` and ``end`` are the run's events.
+    """
     return [link for link in _links(client, described, start, end) if link.run_id != described.run_id]
 
 
@@ -179,7 +184,9 @@ def run_in_ui(temporal: Temporal, connection: str, workflow_id: str, run_id: str
 
 
 def ui_url(temporal: Temporal, connection: str) -> str | None:
-    """``TEMPORAL_UI_URL``, the setting ``UI_URL``, or the UI of the development server or Temporal Cloud.
+    """The address of Temporal's web UI.
+
+    It is ``TEMPORAL_UI_URL``, the setting ``UI_URL``, or the UI of the development server or Temporal Cloud.
 
     Raises ``TemporalSettingsError`` for a setting that is not a web address.
     """
@@ -224,7 +231,10 @@ class Row:
 
 @dataclass(frozen=True)
 class RowPage:
-    """``count`` is the approximate number of workflows on all pages; ``next_page`` is the page token."""
+    """A page of the list of workflows.
+
+    ``count`` is the approximate number of workflows on all pages. ``next_page`` is the page token.
+    """
 
     rows: list[Row]
     count: int
@@ -241,7 +251,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Details:
-    """A workflow, its pending activities, and a page of its history. ``payloads`` are inputs and results, by title.
+    """A workflow, its pending activities, and a page of its history.
+
+    ``payloads`` are inputs and results, by title.
 
     ``payloads`` and ``memo`` are empty for users who may not see payloads.
     """
@@ -268,9 +280,10 @@ class Search:
 
 
 def search(filters: Mapping[str, str], now: dt.datetime) -> Search:
-    """``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue`` and ``query``.
+    """The search for the filters of the list page.
 
-    Unknown statuses and periods are ignored.
+    ``filters`` are ``status``, ``started``, ``id``, ``type``, ``queue`` and ``query``. Unknown statuses and periods are
+    ignored.
     """
     clauses: list[Filter] = []
     problems = {}
@@ -296,7 +309,10 @@ def _typed_in(name: str, value: str) -> Filter:
 
 
 async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages) -> RowPage:
-    """Workflows, the latest first. Raises ``RPCError``, and ``Problem`` if ``page`` is not a valid page token."""
+    """Workflows, the latest first.
+
+    Raises ``RPCError``, and ``Problem`` if ``page`` is not a valid page token.
+    """
     found = client.list_workflows(query, page_size=PAGE_SIZE, next_page_token=pages.take(page), rpc_timeout=RPC_TIMEOUT)
     await check_searchable(client, query, RPC_TIMEOUT)
     await fetch_page(found)
@@ -314,7 +330,10 @@ async def fetch_details(
     connection: str,
     with_payloads: bool,
 ) -> Details:
-    """``pages_of`` makes the page tokens of a run. Raises ``RPCError``, and a ``Problem`` for a wrong ``page``."""
+    """The details of a workflow run.
+
+    ``pages_of`` makes the page tokens of a run. Raises ``RPCError``, and a ``Problem`` for a wrong ``page``.
+    """
     described = await handle.describe(rpc_timeout=RPC_TIMEOUT)
     pages = pages_of(described.run_id)
     converter = client.data_converter

@@ -1,1 +1,4 @@
-"""Workers of Temporal: what they run, their sandbox, their log, their process, and their versions."""
+"""Workers of Temporal.
+
+The modules run them, and have their sandbox, log, process and versions.
+"""

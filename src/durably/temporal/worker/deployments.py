@@ -1,4 +1,6 @@
-"""Worker versioning: the version of the app's workers, and deployments with their versions on the server.
+"""Worker versioning.
+
+The module has the version of the app's workers, and deployments with their versions on the server.
 
 A version is a deployment and a build id. The server gives a worker with a version the workflows of that version only.
 New workflows go to the deployment's current version, which ``durably temporal deployment set-current-version`` sets.
@@ -40,7 +42,9 @@ _NAME, _BUILD_ID, _BEHAVIOR = "TEMPORAL_DEPLOYMENT_NAME", "TEMPORAL_WORKER_BUILD
 
 
 def worker_version(settings: ConnectionSettings) -> WorkerDeploymentConfig | None:
-    """``None`` without a deployment and build id. Without a behavior, each workflow's decorator must give one.
+    """The version of the app's workers.
+
+    ``None`` without a deployment and build id. Without a behavior, each workflow's decorator must give one.
 
     Raises ``TemporalSettingsError``.
     """
@@ -106,11 +110,17 @@ _HINTS: Mapping[RPCStatusCode, str] = {
 
 
 class DeploymentError(Error):
-    """The server refuses an operation on a deployment. The message names it, the reason and a remedy."""
+    """The server refuses an operation on a deployment.
+
+    The message names the operation, the reason and a remedy.
+    """
 
 
 class VersionStatus(StrEnum):
-    """``DRAINING``: workflows that are pinned to the version still run. ``DRAINED``: none does."""
+    """The status of a version.
+
+    ``DRAINING``: workflows that are pinned to the version still run. ``DRAINED``: none does.
+    """
 
     CREATED = "created"
     INACTIVE = "inactive"
@@ -130,9 +140,10 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """``current`` and ``ramping`` are build ids; ``None`` is workers without versions. ``percentage`` is the ramp's.
+    """A deployment on the server.
 
-    The versions are sorted, the latest first.
+    ``current`` and ``ramping`` are build ids; ``None`` is workers without versions. ``percentage`` is the ramp's. The
+    versions are sorted, the latest first.
     """
 
     name: str
@@ -178,7 +189,9 @@ async def set_current_version(
     allow_no_pollers: bool = False,
     wait: dt.timedelta = dt.timedelta(0),
 ) -> str | None:
-    """Route new workflows, and those that upgrade themselves, to a version; ``None`` is workers without versions.
+    """Route new workflows, and those that upgrade themselves, to a version.
+
+    ``None`` is workers without versions.
 
     ``wait`` is how long the server may take to notice the version's workers, and then to pass the change to its task
     queues. Returns the previous build id. Raises ``DeploymentError``.
@@ -206,9 +219,9 @@ async def set_ramping_version(
     allow_no_pollers: bool = False,
     wait: dt.timedelta = dt.timedelta(0),
 ) -> None:
-    """Route ``percentage`` (0 to 100) of the current version's workflows to another version.
+    """Route a share of the current version's workflows to another version.
 
-    ``None`` and 0 end the ramp. Raises ``DeploymentError``.
+    ``percentage`` is from 0 to 100. ``None`` and 0 end the ramp. Raises ``DeploymentError``.
     """
     request = SetWorkerDeploymentRampingVersionRequest(
         namespace=client.namespace,
@@ -224,7 +237,9 @@ async def set_ramping_version(
 
 
 async def wait_until_drained(client: Client, name: str, build_id: str, timeout: dt.timedelta) -> VersionStatus:
-    """Wait until no workflow is pinned to a version. Returns its status then, or at the end of ``timeout``.
+    """Wait until no workflow is pinned to a version.
+
+    Returns the version's status then, or at the end of ``timeout``.
 
     The server looks for such workflows every few minutes. Raises ``DeploymentError``.
     """
@@ -265,7 +280,10 @@ async def _ask_patiently(name: str, call: Callable[[], Awaitable[Any]], wait: dt
 
 
 async def _wait_for_routing(client: Client, name: str, wait: dt.timedelta) -> None:
-    """Wait until the server has passed a change to its task queues, which happens after its answer."""
+    """Wait until the server has passed a change to its task queues.
+
+    The server does so after its answer.
+    """
     end = asyncio.get_running_loop().time() + wait.total_seconds()
     request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=name)
     while asyncio.get_running_loop().time() < end:

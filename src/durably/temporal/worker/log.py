@@ -1,4 +1,6 @@
-"""The log of a worker: the start and the end of each workflow run, and failed attempts of activities.
+"""The log of a worker.
+
+It has the start and the end of each workflow run, and failed attempts of activities.
 
 The text is for people. The same facts are fields of the record (``extra``) for structlog and JSON formatters. Replays
 log nothing.
@@ -120,7 +122,10 @@ def _type(error: BaseException) -> str:
 
 
 class _Outbound(WorkflowOutboundInterceptor):
-    """Passes the request's id to the activities and workflows that the workflow starts."""
+    """Passes on the request's id.
+
+    The activities and workflows that the workflow starts get it.
+    """
 
     def start_activity(self, input: StartActivityInput) -> Any:
         input.headers = _passed_on(input.headers)
@@ -161,7 +166,10 @@ class _LoggedActivity(ActivityInboundInterceptor):
 
 
 def _is_last(error: Exception) -> bool:
-    """Whether the activity's retry policy has the attempt repeated no more, as far as the worker knows."""
+    """Whether the activity's retry policy allows no further attempt.
+
+    The answer is as far as the worker knows.
+    """
     policy = activity.info().retry_policy
     if isinstance(error, ApplicationError) and error.non_retryable:
         return True

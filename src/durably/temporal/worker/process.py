@@ -1,4 +1,6 @@
-"""A process that only runs workers, for the commands of Durably, Django and Flask; its health endpoint.
+"""A process that only runs workers, and its health endpoint.
+
+The commands of Durably, Django and Flask use it.
 
 SIGTERM and SIGINT end it gracefully, within a bound, since supervisors kill a process that takes longer. Activities
 that were cut off run again after their timeouts.
@@ -124,7 +126,10 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
 
 
 def _end_at_once(reason: str) -> NoReturn:
-    """Without the interpreter's shutdown, which would wait for the threads of activities."""
+    """End the process without the interpreter's shutdown.
+
+    The shutdown would wait for the threads of activities.
+    """
     print(reason, file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(1)
@@ -135,7 +140,9 @@ PATIENCE = timedelta(seconds=2)
 
 
 class HealthServer:
-    """Serves ``GET /live`` and ``GET /ready`` at ``http://{address}``, for orchestrators; a context manager.
+    """Serves ``GET /live`` and ``GET /ready`` for orchestrators.
+
+    They are at ``http://{address}``. The server is a context manager.
 
     ``/live`` is 200 while the event loop answers: restart the process if it is not. ``/ready`` is 200 if all workers
     run and the server answers for the namespace. Otherwise the status is 503, with the problem as JSON.
@@ -149,7 +156,10 @@ class HealthServer:
         self._server: ThreadingHTTPServer | None = None
 
     def __enter__(self) -> Self:
-        """Enter it on the event loop of the workers. Raises ``TemporalSettingsError`` when the port is taken."""
+        """Start the server. Enter it on the event loop of the workers.
+
+        Raises ``TemporalSettingsError`` when the port is taken.
+        """
         host, _, port = self.address.rpartition(":")
         handler = type("Handler", (_Handler,), {"loop": asyncio.get_running_loop(), "workers": self._workers})
         try:

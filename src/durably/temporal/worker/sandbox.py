@@ -1,4 +1,6 @@
-"""The workflow sandbox of workers: which modules it shares with the process, and why a workflow cannot be loaded.
+"""The workflow sandbox of workers.
+
+The module decides which modules the sandbox shares with the process, and explains why a workflow cannot be loaded.
 
 The SDK imports a workflow's module again for each run. In an app of one file that module imports the web framework,
 the database library and HTTP clients too. These cannot be imported again (the SDK's restricted modules break class
@@ -59,7 +61,10 @@ def make_runner(declaration: WorkerDeclaration) -> SandboxedWorkflowRunner:
 
 
 def shared_modules(declaration: WorkerDeclaration, imported: frozenset[str]) -> set[str]:
-    """Names of modules that workflows share with the process. ``imported`` are those that the process has imported."""
+    """Names of modules that workflows share with the process.
+
+    ``imported`` are those that the process has imported.
+    """
     families = {name for name in imported if name.startswith(FAMILIES) and "." not in name}
     own = {workflow.__module__.partition(".")[0] for workflow in declaration.workflows}
     return declared_modules(declaration) | ((FRAMEWORKS | LIBRARIES | families) - own)
@@ -95,7 +100,9 @@ def _restricted(members: SandboxMatcher) -> SandboxMatcher:
 
 
 def explain(error: BaseException, declaration: WorkerDeclaration) -> str | None:
-    """The line of the app that prevents the import of a workflow, and a remedy; ``None`` for any other error.
+    """The line of the app that prevents the import of a workflow, and a remedy.
+
+    ``None`` for any other error.
 
     The line is the last one of the workflow's own package in the traceback.
     """

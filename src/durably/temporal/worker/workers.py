@@ -1,4 +1,6 @@
-"""The workers of one process: they connect when the server answers, run until stopped, and stop gracefully.
+"""The workers of one process.
+
+They connect when the server answers, run until stopped, and stop gracefully.
 
 ``durably temporal worker``, Django's and Flask's commands, tests and, in development, web apps (``Lifespan``) run
 them. Signals and terminals belong to ``process``.
@@ -103,7 +105,9 @@ class Workers:
         await self._started.wait()
 
     async def run(self) -> None:
-        """Work until cancelled, then stop gracefully. Waits for a server that is away, and logs that.
+        """Work until cancelled, then stop gracefully.
+
+        Waits for a server that is away, and logs that.
 
         Raises ``TemporalWorkerError`` if a worker cannot be made or fails. The others are stopped then.
         """
@@ -223,7 +227,10 @@ class WebConnection(Connection, Protocol):
 
 
 class Lifespan:
-    """``FastAPI(lifespan=temporal.lifespan())``, or ``async with temporal.lifespan():`` in the app's own lifespan."""
+    """The lifespan of a web app that uses Temporal.
+
+    Use ``FastAPI(lifespan=temporal.lifespan())``, or ``async with temporal.lifespan():`` in the app's own lifespan.
+    """
 
     def __init__(self, temporal: WebConnection, *, worker: bool) -> None:
         self._temporal = temporal
@@ -233,7 +240,10 @@ class Lifespan:
 
     @property
     def worker_problem(self) -> str | None:
-        """The reason why workers of this web process do not run; ``None`` if they do, or if it has none."""
+        """The reason why workers of this web process do not run.
+
+        ``None`` if they do, or if the process has no worker.
+        """
         if self._workers is None or self._working is None:
             return None
         if self._working.done():
@@ -242,7 +252,10 @@ class Lifespan:
         return f"the worker in this web process has not started yet for {', '.join(stopped)}" if stopped else None
 
     def __call__(self, app: object = None) -> Self:
-        """A framework calls it with its app. A process may enter it several times, one after another, as tests do."""
+        """Return the lifespan itself. A framework calls it with its app.
+
+        A process may enter it several times, one after another, as tests do.
+        """
         return self
 
     async def __aenter__(self) -> None:
