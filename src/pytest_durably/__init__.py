@@ -1,7 +1,7 @@
-"""Pytest's plugin: fixtures that make test engines, and the timelines of their runs in the reports of failed tests.
+"""Pytest's plugin: fixtures that make test engines, and reports of their runs.
 
-It is a package beside ``durably``, because pytest loads its plugins at each start. It imports ``durably`` when a test
-uses a fixture.
+The reports of failed tests have the timelines of the runs. It is a package beside ``durably``, because pytest loads its
+plugins at each start. It imports ``durably`` when a test uses a fixture.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -40,7 +40,10 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture
 def durably_engine() -> "type[TestEngine]":
-    """Makes a ``TestEngine``: ``async with durably_engine(client, [function]) as engine:``."""
+    """Makes a ``TestEngine``.
+
+    Use it as ``async with durably_engine(client, [function]) as engine:``.
+    """
     from durably.testing import TestEngine
 
     return TestEngine
@@ -48,7 +51,10 @@ def durably_engine() -> "type[TestEngine]":
 
 @pytest.fixture
 def durably_sync_engine(request: pytest.FixtureRequest) -> Iterator[OpenEngine]:
-    """Opens a ``SyncTestEngine`` for the rest of the test: ``engine = durably_sync_engine(client, [function])``."""
+    """Opens a ``SyncTestEngine`` for the rest of the test.
+
+    Use it as ``engine = durably_sync_engine(client, [function])``.
+    """
     from durably.testing import TestEngine
 
     engines = request.node.stash.setdefault(_open_engines, [])
@@ -64,7 +70,10 @@ def durably_sync_engine(request: pytest.FixtureRequest) -> Iterator[OpenEngine]:
 
 @pytest.fixture(scope="session")
 def temporal_server() -> "Iterator[TemporalServer]":
-    """Temporal's development server: ``with temporal_server.working(temporal, mocks={charge: "paid"}):``."""
+    """Temporal's development server.
+
+    Use it as ``with temporal_server.working(temporal, mocks={charge: "paid"}):``.
+    """
     from durably.testing.temporal import TemporalServer
 
     with TemporalServer() as server:

@@ -1,6 +1,6 @@
-"""The app that ``module:app`` names: its import, with errors that name the user's line, and its kind.
+"""The import of the app that ``module:app`` names, and the app's kind.
 
-Imports no framework.
+Errors name the line of the user's code. This module imports no framework.
 """
 
 import difflib
@@ -18,11 +18,18 @@ USUAL_NAMES = ("app", "application", "main")
 
 
 class AppImportError(Exception):
-    """The app cannot be imported. The text has the reason and, for an error in the user's code, the line."""
+    """The app cannot be imported.
+
+    The text has the reason. For an error in the user's code, it also has the line.
+    """
 
 
 def import_app(target: str, usual_names: Sequence[str] = USUAL_NAMES) -> object:
-    """``target`` is ``module:name``, dots allowed in both; ``module`` alone stands for the first of ``usual_names``."""
+    """Import the object that ``target`` names.
+
+    ``target`` is ``module:name``, dots allowed in both. ``module`` alone stands for the first of ``usual_names`` that
+    the module has. Raises ``AppImportError``.
+    """
     module_name, _, name = target.partition(":")
     module = _import_module(module_name)
     if not name:
@@ -61,7 +68,10 @@ def _describe_error(error: BaseException) -> str:
 
 
 def _user_frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Frames outside the import machinery and this module; those in the working directory, if there are any."""
+    """Frames outside the import machinery and this module.
+
+    If some are in the working directory, only those.
+    """
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -1,7 +1,8 @@
-"""A program that serves a user's app in a process of its own: ``python -m durably.cli.app_server module:app``.
+"""A program that serves a user's app in a process of its own.
 
-``durably dev`` starts it, and restarts it when the source changes. It imports the user's code and its framework's
-server. It finds the engine by its environment. Errors end it with ``EXIT_REPORTED`` after one or two lines on stderr.
+The command is ``python -m durably.cli.app_server module:app``. ``durably dev`` starts it, and restarts it when the
+source changes. It imports the user's code and its framework's server. It finds the engine by its environment. Errors
+end it with ``EXIT_REPORTED`` after one or two lines on stderr.
 """
 
 import argparse
@@ -117,9 +118,10 @@ def _load(target: str) -> tuple[Server, object]:
 
 
 class _ProminentWarnings(logging.Handler):
-    """The log of an app that configures no logging: warnings and errors with their level, in colour on a terminal.
+    """The log of an app that configures no logging.
 
-    Python's own handler of last resort prints only the message, which is hard to see among the lines of runs.
+    It prints warnings and errors with their level, in colour on a terminal. Python's own handler of last resort prints
+    only the message, which is hard to see among the lines of runs.
     """
 
     def emit(self, record: logging.LogRecord) -> None:

@@ -1,4 +1,7 @@
-"""The apps of an engine: ``AppProcess`` serves one in a child process, ``keep_synced`` syncs with a separate one."""
+"""The apps of an engine: served in a child process, or separate and synced.
+
+``AppProcess`` serves an app in a child process. ``keep_synced`` syncs with a separate app.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +24,10 @@ _PROGRAM = "durably.cli.app_server"
 
 
 class AppProcess(ChildProcess):
-    """A child process that serves ``target``, a ``module:app``. ``engine_origin`` is the engine for the app."""
+    """A child process that serves ``target``, a ``module:app``.
+
+    ``engine_origin`` is the engine for the app.
+    """
 
     def __init__(self, target: str, *, host: str, port: int, path: str | None, engine_origin: str) -> None:
         command = (sys.executable, "-m", _PROGRAM, target, "--host", host, "--port", str(port))
@@ -80,9 +86,9 @@ UNREACHED_PAUSE_SECONDS = 1.0
 async def keep_synced(
     url: str, discovery: AppDiscovery, *, interval: float, say: Callable[[str], None], warn: Callable[[str], None]
 ) -> None:
-    """Sync with the app at ``url`` every ``interval`` seconds; with 0, until the first success.
+    """Sync with the app at ``url`` every ``interval`` seconds.
 
-    Reports each problem once, and its end.
+    If ``interval`` is 0, stop at the first success. Reports each problem once, and its end.
     """
     known: str | None = None
     while True:

@@ -1,4 +1,8 @@
-"""Child processes that run the user's code: start, stop, restart on changes of the source; free ports, state."""
+"""Child processes that run the user's code.
+
+They are started, stopped, and restarted on changes of the source. This module also finds free ports, and makes the
+state directory ``.durably``.
+"""
 
 import asyncio
 import contextlib
@@ -19,13 +23,17 @@ from .text import Console
 
 
 class AppFailedError(Error):
-    """The app ended, or does not answer. The message is empty if the child process has printed the reason."""
+    """The app ended, or does not answer.
+
+    The message is empty if the child process has printed the reason.
+    """
 
 
 class ChildProcess:
-    """A child process that runs ``target``, a ``module:name``. ``purpose`` is a verb: "the process that serves it".
+    """A child process that runs ``target``, a ``module:name``.
 
-    ``command`` is the program and its arguments. ``variables`` are added to the environment.
+    ``command`` is the program and its arguments. ``variables`` are added to the environment. ``purpose`` is a verb:
+    "the process that serves it".
     """
 
     def __init__(self, target: str, command: Sequence[str], variables: Mapping[str, str], *, purpose: str) -> None:
@@ -45,7 +53,10 @@ class ChildProcess:
             raise AppFailedError(self._describe_end(self._process.returncode))
 
     async def wait(self) -> str:
-        """Wait until the process ends. Returns how it ended; empty if the process has printed that."""
+        """Wait until the process ends, and return a text that says how.
+
+        The text is empty if the process has printed its error.
+        """
         assert self._process is not None
         return self._describe_end(await self._process.wait())
 

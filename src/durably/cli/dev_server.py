@@ -1,4 +1,4 @@
-"""The server of ``durably dev``: an engine, the user's app in a child process, and reports of what happens.
+"""The server of ``durably dev``: engine, app in a child process, and reports.
 
 A script can use it too::
 
@@ -40,12 +40,13 @@ CLOSE_GRACE = dt.timedelta(seconds=1)
 
 
 class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """``target`` is the ``module:app`` to serve. ``urls`` are separate apps, synced every ``poll_interval`` seconds.
+    """Options of ``durably dev``.
 
-    Port 0 takes a free port. Without ``database``, the state is in ``.durably/dev.db`` below the working directory;
-    with ``Path(":memory:")``, in a temporary file. ``allowed_hosts`` are hosts besides those of this machine that the
-    engine answers to. ``app_path`` is the path of the app's endpoint, if it is not a usual one. With ``reload``, the
-    app restarts when Python source below the working directory changes.
+    ``target`` is the ``module:app`` to serve. ``urls`` are separate apps, synced every ``poll_interval`` seconds. Port
+    0 takes a free port. Without ``database``, the state is in ``.durably/dev.db`` below the working directory; with
+    ``Path(":memory:")``, in a temporary file. ``allowed_hosts`` are hosts besides those of this machine that the engine
+    answers to. ``app_path`` is the path of the app's endpoint, if it is not a usual one. With ``reload``, the app
+    restarts when Python source below the working directory changes.
     """
 
     target: str | None = None
@@ -156,7 +157,10 @@ class DevServer:
             )
 
     def _temporary_database(self) -> Path:
-        """The engine has several connections; an in-memory database of SQLite has only one."""
+        """The path of a database in a temporary directory.
+
+        The engine has several connections. An in-memory database of SQLite has only one.
+        """
         directory = self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="durably-dev-"))
         return Path(directory) / "dev.db"
 

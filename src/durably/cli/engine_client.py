@@ -106,7 +106,10 @@ class EngineClient(SyncEngine, HttpEngine):
         return self.block(self.receive_events(body))
 
     def sync_app_at(self, url: str) -> AppSyncBody:
-        """Ask the engine to sync the app at a URL. The status of an error is 502 if the app does not answer."""
+        """Ask the engine to sync the app at a URL.
+
+        The status of an error is 502 if the app does not answer.
+        """
         headers, body = {"content-type": "application/json"}, msgspec.json.encode({"url": url})
         request = HttpRequest("POST", "/v1/apps/sync", headers, body)
         return self._decode(self._send(request).data, Envelope[AppSyncBody]).data
@@ -116,7 +119,10 @@ class EngineClient(SyncEngine, HttpEngine):
         self._send(HttpRequest("GET", "/ready"))
 
     def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
-        """Future changes of runs, until the engine stops. ``on_connected`` is called first."""
+        """Future changes of runs, until the engine stops.
+
+        ``on_connected`` is called first.
+        """
         query = f"?{urlencode({'function_id': function_id})}" if function_id else ""
         response = self._send(HttpRequest("GET", f"/v1/updates{query}"), preload_content=False)
         on_connected()
@@ -140,7 +146,10 @@ class EngineClient(SyncEngine, HttpEngine):
     def _send(
         self, request: HttpRequest, *, preload_content: bool = True, may_raise: bool = True
     ) -> urllib3.BaseHTTPResponse:
-        """Try each signing key in turn while the engine refuses it. ``may_raise``: raise ``AnswerError`` at last."""
+        """Send a request; try each signing key in turn while the engine refuses it.
+
+        With ``may_raise``, raises ``AnswerError`` if the last answer is an error.
+        """
         first, *others = [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]
         response = self._attempt(request, first, preload_content)
         for headers in others:

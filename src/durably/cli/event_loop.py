@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def first_failure() -> Iterator[None]:
-    """Around a task group whose tasks run until cancelled: raises the error of the first task that fails."""
+    """Raise the error of a task group's first failed task, not the group of errors.
+
+    It is put around a task group whose tasks run until cancelled.
+    """
     try:
         yield
     except ExceptionGroup as group:
@@ -17,10 +20,10 @@ def first_failure() -> Iterator[None]:
 
 
 def run_until_stopped(work: Coroutine[None, None, None]) -> None:
-    """Run ``work`` until it ends, or until a first signal cancels it, which is not an error.
+    """Run ``work`` until it ends, or until a first signal cancels it.
 
-    A second SIGINT interrupts. A second SIGTERM is ignored: supervisors often send one to the process and one to its
-    group.
+    A cancellation by the signal is not an error. A second SIGINT interrupts. A second SIGTERM is ignored: supervisors
+    often send one to the process and one to its group.
     """
 
     async def run() -> None:
@@ -50,13 +53,19 @@ def run_until_stopped(work: Coroutine[None, None, None]) -> None:
 
 
 def freeze_loaded_modules() -> None:
-    """Exempt the loaded modules from garbage collections, which would traverse them each time."""
+    """Exempt the loaded modules from garbage collections.
+
+    Each collection would traverse them.
+    """
     gc.collect()
     gc.freeze()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop, if it is installed: an engine then needs about three quarters of the CPU time."""
+    """The factory of uvloop's event loop, or ``None`` if uvloop is not installed.
+
+    With uvloop, an engine needs about three quarters of the CPU time.
+    """
     try:
         import uvloop
     except ImportError:

@@ -44,7 +44,10 @@ def send(
     ts: int | None,
     version: str | None,
 ) -> None:
-    """Send the event NAME and print its id. The runs that it starts at once are named on stderr."""
+    """Send the event NAME and print its id.
+
+    The runs that it starts at once are named on stderr.
+    """
     from durably.protocol.events import Event
 
     event = Event(name=name, data=read_data(data), id=event_id or "", ts=ts or 0, v=version)
@@ -57,7 +60,10 @@ def send(
 
 
 def _report_runs(client: "EngineClient", event_id: str) -> None:
-    """Report the runs if the keys allow it: in production, an event key allows only to send."""
+    """Report the runs if the keys allow it.
+
+    In production, an event key allows only to send.
+    """
     from .engine_client import AnswerError, existing
 
     try:
@@ -137,7 +143,10 @@ def list_events(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the event, with the runs that it started.")
 @client_options
 def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
-    """Show an event and the runs that it started. EVENT is its id, or the end of the id."""
+    """Show an event and the runs that it started.
+
+    EVENT is the event's id, or the end of the id.
+    """
     event = _find_event(client, event_id)
     runs = client.event_runs_sync(event.id)
     if as_json:
@@ -156,7 +165,10 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
 
 
 def _find_event(client: "EngineClient", text: str) -> "EventView":
-    """The event with this id, or the sender's id, or an id that ends with it. Raises ``CliError``."""
+    """The event with this id, or the sender's id, or an id that ends with the text.
+
+    Raises ``CliError``.
+    """
     from .engine_client import AnswerError, existing
 
     try:
@@ -186,7 +198,10 @@ def _newest_id(client: "EngineClient", name: str | None) -> str | None:
 
 
 def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[EventView]":
-    """All events after the event with the id ``last``, newest first. Reads as many pages as needed."""
+    """All events after the event with the id ``last``, newest first.
+
+    Reads as many pages as needed.
+    """
     found: list[EventView] = []
     while True:
         cursor = found[-1].id if found else None

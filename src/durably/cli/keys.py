@@ -35,7 +35,10 @@ def keys(output: Path | None) -> None:
 
 
 def make_keys() -> str:
-    """Two lines ``NAME=value``, without characters that a shell or systemd would treat specially."""
+    """New keys, as two lines ``NAME=value``.
+
+    The values have no characters that a shell or systemd would treat specially.
+    """
     signing_key = f"signkey-prod-{secrets.token_hex(_KEY_BYTES)}"
     return f"{SIGNING_KEY.name}={signing_key}\n{EVENT_KEY.name}={secrets.token_hex(_KEY_BYTES)}\n"
 

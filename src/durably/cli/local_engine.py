@@ -1,4 +1,7 @@
-"""The engine in an app's own processes, by the path of its database: HTTP over its leader's socket."""
+"""The engine in an app's own processes, by the path of its database.
+
+Requests are HTTP over the socket of its leader.
+"""
 
 import socket
 from pathlib import Path
@@ -31,7 +34,10 @@ class _SocketConnection(HTTPConnection):
 
 
 class SocketPool(HTTPConnectionPool):
-    """Raises ``CliError`` if no process has ever led the database, or its path is wrong."""
+    """A pool of HTTP connections to the socket of a database's leader.
+
+    Raises ``CliError`` if no process has ever led the database, or its path is wrong.
+    """
 
     ConnectionCls = _SocketConnection  # pyright: ignore[reportAssignmentType] (so it is in urllib3 itself)
 

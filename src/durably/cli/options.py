@@ -38,12 +38,18 @@ _SHAPES: dict[type, str] = {dict: "a JSON object like '{\"id\": 1}'", list: "a J
 
 
 def read_data(text: str | None) -> dict[str, Any]:
-    """The JSON object of ``--data``: JSON, ``@file``, or ``-`` for stdin; empty without ``text``."""
+    """The JSON object of ``--data``; empty without ``text``.
+
+    ``text`` is JSON, ``@file``, or ``-`` for stdin.
+    """
     return {} if text is None else read_json(text, "--data", dict)
 
 
 def read_json(text: str, option: str, shape: type[T]) -> T:
-    """The JSON value of an option, of the type ``shape``: JSON, ``@file``, or ``-`` for stdin."""
+    """The JSON value of an option, of the type ``shape``.
+
+    ``text`` is JSON, ``@file``, or ``-`` for stdin.
+    """
     source, content = option, text
     if text == "-":
         source, content = "the JSON on stdin", sys.stdin.read()
@@ -74,7 +80,10 @@ def is_short_id(text: str) -> bool:
 
 
 def only_id(kind: str, text: str, found: Sequence[str]) -> str:
-    """The only element of ``found``, ids that end with ``text``. ``kind`` is run or event. Raises ``CliError``."""
+    """The only element of ``found``, ids that end with ``text``.
+
+    ``kind`` is run or event. Raises ``CliError`` if there are none or several.
+    """
     if not found:
         raise CliError(
             f"no {kind} has the id {text!r}, or an id that ends with it; `durably {kind}s list` lists {kind}s"
@@ -152,7 +161,10 @@ def _check_url(url: str) -> str:
 
 
 def _check_text(options: dict[str, Any]) -> None:
-    """Refuse bytes that are not UTF-8: they arrive as surrogates, which cannot be sent to the engine."""
+    """Refuse bytes that are not UTF-8.
+
+    They arrive as surrogates, which cannot be sent to the engine.
+    """
     for name, value in options.items():
         if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value):
             raise click.UsageError(f"{name.replace('_', ' ')} is not encoded in UTF-8")
@@ -175,7 +187,10 @@ def read_time(context: click.Context, parameter: click.Parameter, text: str | No
 def setting_option(
     *declarations: str, setting: Setting[str], help: str, read: Callable[[str], Any] = str, **options: Any
 ) -> Callable[[Command], Command]:
-    """An option whose default is a setting of the environment. ``read`` converts the setting's text."""
+    """An option whose default is a setting of the environment.
+
+    ``read`` converts the setting's text.
+    """
 
     def default() -> Any:
         text = Environment().read(setting)
@@ -213,7 +228,10 @@ def signing_key_options(command: Command) -> Command:
 
 
 def client_options(command: Command) -> Command:
-    """Add the options of a client, and call the command with the ``EngineClient`` that they describe."""
+    """Add the options of a client, and call the command with an ``EngineClient``.
+
+    The options describe the client.
+    """
 
     @click.option(
         "--url",
@@ -255,7 +273,10 @@ def client_options(command: Command) -> Command:
 
 
 def database_option(command: Command) -> Command:
-    """``database``, for commands that read the file themselves, with or without a running engine."""
+    """The option ``database``, for commands that read the file themselves.
+
+    They do so with or without a running engine.
+    """
     return click.option(
         "--db",
         "database",
@@ -267,7 +288,10 @@ def database_option(command: Command) -> Command:
 
 
 def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Callable[[Command], Command]:
-    """``host`` and ``port`` of the engine, ``urls`` of apps, the interval of their syncs, and limits."""
+    """Options of an engine's server.
+
+    They are ``host`` and ``port`` of the engine, ``urls`` of apps, the interval of their syncs, and limits.
+    """
     options = (
         click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
         click.option(

@@ -1,4 +1,7 @@
-"""The server of ``durably start``: an engine, its API, and a log of one JSON object a line."""
+"""The server of ``durably start``: an engine, its API, and a log in JSON.
+
+The log has one JSON object a line.
+"""
 
 import asyncio
 import contextlib
@@ -33,7 +36,10 @@ _run_logger = get_logger("durably.runs")
 
 
 class JsonFormatter(logging.Formatter):
-    """``{"ts", "level", "logger", "message", …}``, and the values given to ``log_fields``."""
+    """Formats log records as JSON objects.
+
+    An object is ``{"ts", "level", "logger", "message", …}``, and the values given to ``log_fields``.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -122,7 +128,10 @@ async def _keep_synced(url: str, server: EngineServer, interval: float) -> None:
 
 
 class SyncLog:
-    """Logs the first sync of each app, and later ones that change something: apps of ``-u`` sync every minute."""
+    """Logs the first sync of each app, and later ones that change something.
+
+    Apps of ``-u`` sync every minute.
+    """
 
     def __init__(self) -> None:
         self._seen: set[str] = set()

@@ -1,4 +1,7 @@
-"""Text about runs: a line for each update, and a run with its events, steps and failed attempts."""
+"""Text about runs: a line for each update, and a description of a run.
+
+The description has the run's events, steps and failed attempts.
+"""
 
 import datetime as dt
 import shutil
@@ -30,7 +33,10 @@ from .text import (
 
 
 def describe_memo(op: str | None, memo: Any) -> str:
-    """A step's result. ``memo`` is as apps get it: ``{"data": …}``, ``{"error": …}``, an event, or null."""
+    """A step's result.
+
+    ``memo`` is as apps get it: ``{"data": …}``, ``{"error": …}``, an event, or null.
+    """
     if memo is None:
         return "timed out" if op in MAY_TIME_OUT else ""
     if op == Opcode.WAIT_FOR_EVENT:
@@ -68,7 +74,10 @@ _LEAST_DETAIL_WIDTH = 40
 
 
 class Activity:
-    """Formats updates as aligned lines. Columns grow with their content, and do not shrink."""
+    """Formats updates as aligned lines.
+
+    Columns grow with their content, and do not shrink.
+    """
 
     def __init__(self) -> None:
         self._started: dict[str, dt.datetime] = {}
@@ -211,7 +220,10 @@ def describe_metadata(metadata: list[MetadataView]) -> Styled:
 
 
 def describe_steps(run: RunView, steps: list[StepView]) -> Styled:
-    """A line for each step, with the time since the run's start: of the step's end, or else of its start."""
+    """A line for each step, with the time since the run's start.
+
+    The time is that of the step's end, or else of its start.
+    """
     return table(["AT", "", "STEP", "KIND", "ATTEMPTS", "RESULT"], [_step_row(run, step) for step in steps])
 
 
@@ -233,7 +245,10 @@ def _result(step: StepView) -> str:
 
 
 def _describe_error(output: object) -> str:
-    """The error on one line, then its stack, indented, so that its lines differ from the facts."""
+    """The error on one line, then its stack.
+
+    The stack is indented, so that its lines differ from the facts.
+    """
     if not isinstance(output, dict):
         return format_json(output)
     described = fit(f"{output.get('name') or 'Error'}: {output.get('message') or ''}")

@@ -1,4 +1,7 @@
-"""``durably runs list|show|cancel|rerun|replay``, and ``durably cancellations list|delete``."""
+"""The commands ``durably runs`` and ``durably cancellations``.
+
+They are ``durably runs list|show|cancel|rerun|replay`` and ``durably cancellations list|delete``.
+"""
 
 import datetime as dt
 import time
@@ -70,7 +73,10 @@ def count_runs(count: int) -> str:
 
 @click.group()
 def cancellations() -> None:
-    """List and delete bulk cancellations, which `durably runs cancel --function` makes."""
+    """List and delete bulk cancellations.
+
+    `durably runs cancel --function` makes them.
+    """
 
 
 @cancellations.command("list")
@@ -172,9 +178,9 @@ def list_runs(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the run, with its steps.")
 @client_options
 def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
-    """Show a run: its events, the timeline of its steps, and the error of each attempt that failed.
+    """Show a run: its events, the timeline of its steps, and its errors.
 
-    RUN is a run's id, or the end of it, as `durably dev` prints it.
+    The error of each failed attempt is shown. RUN is a run's id, or the end of it, as `durably dev` prints it.
     """
     from .engine_client import existing
     from .run_text import describe_attempts, describe_events, describe_metadata, describe_run, describe_steps
@@ -307,7 +313,10 @@ def replay(
 
 
 def find_run_id(client: "EngineClient", text: str) -> str:
-    """The id of the run that ``text`` names: an id, or the end of one. Raises ``CliError``."""
+    """The id of the run that ``text`` names: an id, or the end of one.
+
+    Raises ``CliError``.
+    """
     if not is_short_id(text):
         return text
     return only_id("run", text, [run.id for run in client.list_runs_sync(id_suffix=text, limit=5)])

@@ -1,4 +1,7 @@
-"""``durably sync``, the last step of a deployment, and ``durably health``, for supervisors of containers."""
+"""The commands ``durably sync`` and ``durably health``.
+
+``durably sync`` is the last step of a deployment. ``durably health`` is for supervisors of containers.
+"""
 
 import time
 from typing import TYPE_CHECKING
@@ -62,7 +65,10 @@ def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody
 
 
 def describe_sync(done: "AppSyncBody") -> Styled:
-    """A line about the app, and a line for each function that was added (+), changed (~) or removed (-)."""
+    """A line about the app, and a line for each function that differs.
+
+    A function was added (+), changed (~) or removed (-).
+    """
     name = f"{done.app_id} {done.version}" if done.version else done.app_id
     count = len(done.functions)
     lines = [f"synced {name} at {redact_url(done.url)}: {count} {'function' if count == 1 else 'functions'}"]

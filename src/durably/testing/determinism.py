@@ -1,7 +1,8 @@
-"""The check of determinism: a function that is called again with a run's memos must find the same steps.
+"""The check that a function is deterministic.
 
-Each call is repeated several times, at other times, and in a process in which sets have another order. That is done
-for each prefix of the run's memos, and for other orders in which the same steps might have finished.
+A function that is called again with a run's memos must find the same steps. Each call is repeated several times, at
+other times, and in a process in which sets have another order. That is done for each prefix of the run's memos, and for
+other orders in which the same steps might have finished.
 """
 
 import asyncio
@@ -61,7 +62,10 @@ Choose = Callable[[Sequence[PastStep], Sequence[PastStep]], PastStep | None]
 
 
 class DeterminismCheck:
-    """The check of one run of ``function``, which ``handler`` serves, with ``orders`` other orders of its memos."""
+    """The check of one run of ``function``, which ``handler`` serves.
+
+    ``orders`` is the number of other orders of its memos that are checked.
+    """
 
     def __init__(
         self, handler: CommHandler, function: Function[Any], past: Past, status: RunStatus, *, orders: int
@@ -74,7 +78,10 @@ class DeterminismCheck:
         self._points: dict[tuple[str, ...], _Point] = {}
 
     async def run(self) -> None:
-        """Raises ``NotDeterministicError``, which names the step. Warns if it cannot use another process."""
+        """Check the run's history and its other orders, also in another process.
+
+        Raises ``NotDeterministicError``, which names the step. Warns if it cannot use another process.
+        """
         await self._walk(self._next_in_history)
         for seed in range(self._orders if self._is_parallel() else 0):
             await self._walk(partial(_choose_any, random.Random(seed)))

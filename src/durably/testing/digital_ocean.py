@@ -1,4 +1,7 @@
-"""The runtime of DigitalOcean Functions as a WSGI app, for tests and local development."""
+"""The runtime of DigitalOcean Functions as a WSGI app.
+
+It is for tests and local development.
+"""
 
 import base64
 import json
@@ -21,9 +24,10 @@ class SimulatedContext:
 
 
 class DigitalOceanSimulator:
-    """Turns HTTP requests into ``main(event, context)`` calls as the platform does with ``web: raw``.
+    """Turns HTTP requests into ``main(event, context)`` calls.
 
-    A WSGI app that answers at every path; ``PATH`` is the platform's.
+    It does so as the platform does with ``web: raw``. It is a WSGI app that answers at every path; ``PATH`` is the
+    platform's.
     """
 
     def __init__(self, main: Callable[[dict[str, Any], Any], Any]) -> None:
@@ -76,7 +80,10 @@ def _origin_of(environ: dict[str, Any]) -> str:
 
 
 def _answer_of(result: Any) -> tuple[int, dict[str, Any], bytes]:
-    """A dictionary with ``body``, ``statusCode`` and ``headers``; a body that is not text becomes JSON."""
+    """A dictionary with ``body``, ``statusCode`` and ``headers``.
+
+    A body that is not text becomes JSON.
+    """
     if not isinstance(result, dict):
         return HTTPStatus.NO_CONTENT, {}, b""
     body = result.get("body", "")

@@ -1,4 +1,7 @@
-"""``TestEngine``, its form for synchronous tests, and ``check_determinism``, which runs a function in one."""
+"""``TestEngine``, its form for synchronous tests, and ``check_determinism``.
+
+``check_determinism`` runs a function in a ``TestEngine``.
+"""
 
 import datetime as dt
 import functools
@@ -83,10 +86,11 @@ def _blocking(
 
 
 class SyncTestEngine:
-    """Made by ``TestEngine.sync()``; see there for the methods. The engine runs on the background event loop.
+    """A ``TestEngine`` for synchronous tests, made by ``TestEngine.sync()``.
 
-    While a method waits, its thread runs the sync functions that are called. They share the state of the test's thread:
-    a database transaction of Django's ``TestCase``, thread locals, a debugger.
+    See ``TestEngine`` for the methods. The engine runs on the background event loop. While a method waits, its thread
+    runs the sync functions that are called. They share the state of the test's thread: a database transaction of
+    Django's ``TestCase``, thread locals, a debugger.
     """
 
     __test__ = False
@@ -152,30 +156,34 @@ class SyncTestEngine:
 
 
 class TestEngine(TestEngineBase):
-    """Runs ``functions`` of ``client``'s app: ``async with TestEngine(client, [function]) as engine:``.
+    """Runs ``functions`` of ``client``'s app in tests, on a virtual clock.
 
-    While it is open, it gets all events that the client sends. It belongs to the event loop that opened it.
+    Use it as ``async with TestEngine(client, [function]) as engine:``. While it is open, it gets all events that the
+    client sends. It belongs to the event loop that opened it.
 
     ``now`` is the start of its clock (default: the real time). ``calls_at_once`` is the maximum number of concurrent
-    calls; with one, the default, a test is deterministic.
-    ``checkpointing`` lets a call execute several steps, as in-process mode does; without it each step
-    ends its call, so that functions are replayed as often as possible. ``allow_private_addresses`` lets
-    ``fetch`` and ``ai.infer``, if they are not mocked, reach servers on this machine. ``retention`` is how long ended
-    runs are kept, for tests with very many runs; by default all are kept. ``max_steps`` and ``max_depth`` are as
-    in ``EngineSettings``.
+    calls; with one, the default, a test is deterministic. ``checkpointing`` lets a call execute several steps, as
+    in-process mode does; without it each step ends its call, so that functions are replayed as often as possible.
+    ``allow_private_addresses`` lets ``fetch`` and ``ai.infer``, if they are not mocked, reach servers on this machine.
+    ``retention`` is how long ended runs are kept, for tests with very many runs; by default all are kept. ``max_steps``
+    and ``max_depth`` are as in ``EngineSettings``.
     """
 
     def sync(self) -> SyncTestEngine:
-        """This engine for synchronous tests: ``with TestEngine(client, [function]).sync() as engine:``."""
+        """This engine for synchronous tests.
+
+        Use it as ``with TestEngine(client, [function]).sync() as engine:``.
+        """
         return SyncTestEngine(self)
 
 
 async def check_determinism(
     client: Client, function: Function[Any], event: Event, *, mocks: Mapping[str, Any] | None = None, orders: int = 5
 ) -> None:
-    """Run a function on an event, in a ``TestEngine`` of its own, to its end, and check that it is deterministic.
+    """Run a function on an event to its end, and check that it is deterministic.
 
-    ``mocks`` are what its steps return, by id; see ``TestEngine.mock_step``, and ``TestEngine.check_determinism``.
+    The run is in a ``TestEngine`` of its own. ``mocks`` are what its steps return, by id; see ``TestEngine.mock_step``,
+    and ``TestEngine.check_determinism``.
     """
     async with TestEngine(client, [function]) as engine:
         for step_id, output in (mocks or {}).items():

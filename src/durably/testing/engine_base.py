@@ -1,7 +1,8 @@
-"""The engine for tests: the whole SQLite engine, on a virtual clock, calling functions in this process.
+"""The engine for tests: the SQLite engine on a virtual clock.
 
-Time stands still until a test advances it, from one timer to the next. Each method returns when no more work can be
-done at that time, so that a test never races with the code under test.
+It is the whole engine, and calls functions in this process. Time stands still until a test advances it, from one timer
+to the next. Each method returns when no more work can be done at that time, so that a test never races with the code
+under test.
 """
 
 import datetime as dt
@@ -140,7 +141,10 @@ class TestEngineBase:
             error.add_note(described)
 
     def describe_runs(self, *, besides: str = "") -> str:
-        """The timelines of the latest runs, without those in ``besides``, and the mocks that no step has used."""
+        """The timelines of the latest runs, and the mocks that no step has used.
+
+        Timelines that are in ``besides`` are left out.
+        """
         runs = [self._run(run.id) for run in self._open_records.inspector.latest_runs(_MOST_DESCRIBED + 1)]
         lines = [text for run in runs[-_MOST_DESCRIBED:] if (text := run.timeline()) not in besides]
         if lines or not besides:
@@ -193,9 +197,10 @@ class TestEngineBase:
     @overload
     async def send(self, events: Sequence[Event]) -> list[TestRun]: ...
     async def send(self, events: Event | Sequence[Event]) -> TestRun | list[TestRun]:
-        """Send an event, or several, as the first app's client does; the run of the event, or all runs of several.
+        """Send an event, or several, as the first app's client does.
 
-        The run of a single event is looked up at its first use, because an event may only wake other runs.
+        Returns the run of the event, or all runs of several events. The run of a single event is looked up at its first
+        use, because an event may only wake other runs.
         """
         records = await self._rest()
         ids = await self._apps[0][0].send(events)
@@ -364,7 +369,10 @@ class TestEngineBase:
         raise RuntimeError(f"no function {function_id!r} is under test")
 
     async def _apply(self, operation: Coroutine[Any, Any, T]) -> T:
-        """Execute an operation of the engine, after all that was started before, and wait for its effects."""
+        """Execute an operation of the engine, and wait for its effects.
+
+        All work that was started before is done first.
+        """
         try:
             await self._rest()
         except BaseException:

@@ -1,4 +1,7 @@
-"""Failures of tests. All are ``AssertionError``, so that test runners report a failure, not an error."""
+"""Failures of tests.
+
+All are ``AssertionError``, so that test runners report a failure, not an error.
+"""
 
 
 class RunUnknownError(AssertionError):
@@ -6,7 +9,10 @@ class RunUnknownError(AssertionError):
 
 
 class RunStuckError(AssertionError):
-    """A test waits for a run that does not end: nothing more happens to it, or not in the allowed time."""
+    """A test waits for a run that does not end.
+
+    Nothing more happens to the run, or not in the allowed time.
+    """
 
 
 class NotDeterministicError(AssertionError):

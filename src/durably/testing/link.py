@@ -1,4 +1,7 @@
-"""The engine interface of clients while a test engine is open (``durably.engines``)."""
+"""The engine interface of clients while a test engine is open.
+
+See ``durably.engines``.
+"""
 
 import asyncio
 import contextvars
@@ -27,9 +30,10 @@ _inside_call: contextvars.ContextVar[bool] = contextvars.ContextVar("durably_ins
 
 
 class TestCaller:
-    """A ``Caller`` of functions in this process. ``stand_ins`` replaces a function's steps.
+    """A ``Caller`` of functions in this process.
 
-    It marks the code within calls, which cannot wait until the engine is idle. ``handlers``, by app id, may grow.
+    ``stand_ins`` replaces a function's steps. The caller marks the code within calls, which cannot wait until the
+    engine is idle. ``handlers``, by app id, may grow.
     """
 
     def __init__(
@@ -73,9 +77,9 @@ def refuse_inside_calls() -> None:
 
 
 class TestLink:
-    """An ``InProcessEngine`` that connects the clients of ``handlers``, by app id, with an engine on one event loop.
+    """Connects clients with a test engine on one event loop.
 
-    Its methods may be awaited on any loop.
+    It is an ``InProcessEngine`` for the clients of ``handlers``, by app id. Its methods may be awaited on any loop.
     """
 
     def __init__(self, *, checkpointing: bool) -> None:

@@ -1,7 +1,8 @@
-"""Mocks of steps: they replace a step's own handler, or the request of the step to the engine.
+"""Mocks of steps.
 
-A mocked step of any kind becomes a ``step.run`` whose handler is the mock. So it is memoised, retried and shown like
-any other step, and the function gets the mock's result in the form of the real one.
+They replace a step's own handler, or the request of the step to the engine. A mocked step of any kind becomes a
+``step.run`` whose handler is the mock. So it is memoised, retried and shown like any other step, and the function gets
+the mock's result in the form of the real one.
 """
 
 from collections.abc import Callable, Collection
@@ -16,7 +17,10 @@ Handler = Callable[..., Any]
 
 
 class _Rule(msgspec.Struct, frozen=True):
-    """A mock, for ``function_id`` and ``attempts``; ``None`` means any. ``make`` returns the handler for a step."""
+    """A mock, for ``function_id`` and ``attempts``; ``None`` means any.
+
+    ``make`` returns the handler for a step.
+    """
 
     step_id: str
     function_id: str | None
@@ -32,7 +36,10 @@ class _Rule(msgspec.Struct, frozen=True):
 
 
 class Mocks:
-    """The latest rule of a kind wins. A failure wins over a mock, so that one step may have both."""
+    """The mocks and failures of steps that a test has set.
+
+    The latest rule of a kind wins. A failure wins over a mock, so that one step may have both.
+    """
 
     def __init__(self) -> None:
         self._mocked: list[_Rule] = []
@@ -49,7 +56,10 @@ class Mocks:
         self._failing.insert(0, _Rule(step_id, function_id, chosen, raising(error)))
 
     def unmet(self) -> list[str]:
-        """Calls of ``mock_step`` and ``fail_step`` that no step has matched so far: probably mistyped ids."""
+        """Calls of ``mock_step`` and ``fail_step`` that no step has matched so far.
+
+        Their ids are probably mistyped.
+        """
         kinds = (("mock_step", self._mocked), ("fail_step", self._failing))
         return [
             f"{method}({rule.step_id!r})"
@@ -88,7 +98,10 @@ def raising(error: BaseException) -> Callable[[StepRequest], Handler]:
 
 
 def calling(function: Handler) -> Callable[[StepRequest], Handler]:
-    """``function`` gets the handler's arguments, or the options of a step without a handler as one dictionary."""
+    """A maker of handlers that call ``function``.
+
+    ``function`` gets the handler's arguments, or the options of a step without a handler as one dictionary.
+    """
     return lambda request: function if request.is_run else lambda: function(dict(request.opts or {}))
 
 

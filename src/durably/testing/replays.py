@@ -1,8 +1,8 @@
-"""Replays: calls of a function with the memos of a past run, which find steps and execute none.
+"""Replays: calls of a function with the memos of a past run.
 
-A replay needs no engine. ``python -m durably.testing.replays`` replays in another process, in which sets of text have
-another order: Python chooses the order for each process. It imports the module that defines the function, reads a
-``Task`` from its input, and writes what each call found.
+They find steps and execute none. A replay needs no engine. ``python -m durably.testing.replays`` replays in another
+process, in which sets of text have another order: Python chooses the order for each process. It imports the module that
+defines the function, reads a ``Task`` from its input, and writes what each call found.
 """
 
 import asyncio
@@ -43,7 +43,10 @@ class Past(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
-    """The result of a call: names of steps without memos by their hashed ids, or how the function ended."""
+    """The result of a call: the steps that it found, or how the function ended.
+
+    ``steps`` are the names of steps without memos, by their hashed ids.
+    """
 
     steps: dict[str, str]
     end: str | None = None
@@ -60,7 +63,10 @@ _ops_decoder = msgspec.json.Decoder(list[Op])
 
 
 def call_body(past: Past, memos: Sequence[PastStep]) -> bytes:
-    """A call that discovers steps (spec §4.4.1), with these memos in this order. It executes none."""
+    """The body of a call that discovers steps, with these memos in this order.
+
+    A call that discovers steps executes none (spec §4.4.1).
+    """
     ids = [step.hashed_id for step in memos]
     body: dict[str, Any] = {
         "ctx": {
@@ -125,7 +131,10 @@ class OtherProcessError(Exception):
 
 
 def find_place(wanted: object) -> Place | None:
-    """``None`` if no module has the object: a function within another function, for example."""
+    """The module variable that holds the object, or ``None`` if no module has it.
+
+    For example, no module has a function within another function.
+    """
     for name, module in list(sys.modules.items()):
         if name == "__main__" or not hasattr(module, "__dict__"):
             continue
@@ -136,7 +145,10 @@ def find_place(wanted: object) -> Place | None:
 
 
 def replay_elsewhere(client: App, function: Function[Any], function_id: str, bodies: Sequence[bytes]) -> list[Found]:
-    """The steps that each of the calls finds in a new process. Raises ``OtherProcessError``."""
+    """The steps that each of the calls finds in a new process.
+
+    Raises ``OtherProcessError``.
+    """
     client_place, function_place = find_place(client), find_place(function)
     if client_place is None or function_place is None:
         what = repr(client) if client_place is None else f"function {function.id!r}"

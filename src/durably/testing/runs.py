@@ -1,6 +1,7 @@
-"""Runs and steps as tests see them, read from the test engine's database at each access.
+"""Runs and steps as tests see them.
 
-Reads work on any thread, and return the state of that time.
+They are read from the test engine's database at each access. Reads work on any thread, and return the state of that
+time.
 """
 
 import datetime as dt
@@ -32,7 +33,10 @@ _PAGE = 1000
 
 
 class OutstandingWait(msgspec.Struct, frozen=True):
-    """A step's wait. ``topic`` is an event's name, a signal, or the id of a run; ``None`` for a sleep."""
+    """A step's wait.
+
+    ``topic`` is an event's name, a signal, or the id of a run; ``None`` for a sleep.
+    """
 
     step_id: str
     topic: str | None
@@ -113,12 +117,13 @@ class Inspector:
 
 
 class TestStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a run. ``id`` is the step's own id; its n-th repetition has ``id:n``, as on the wire (n from 1).
+    """A step of a run.
 
-    ``output`` is the result, from JSON: of the handler or the invoked function, or the event or signal as a
-    dictionary; ``None`` after a sleep and after a timeout. ``error`` is set if the step failed. ``attempts`` counts
-    attempts of any outcome. Times are UTC, on the engine's clock; ``due_at`` is the end of a sleep, the timeout of a
-    wait, or the time of the next attempt.
+    ``id`` is the step's own id; its n-th repetition has ``id:n``, as on the wire (n from 1). ``output`` is the result,
+    from JSON: of the handler or the invoked function, or the event or signal as a dictionary; ``None`` after a sleep
+    and after a timeout. ``error`` is set if the step failed. ``attempts`` counts attempts of any outcome. Times are
+    UTC, on the engine's clock; ``due_at`` is the end of a sleep, the timeout of a wait, or the time of the next
+    attempt.
     """
 
     __test__ = False
@@ -181,7 +186,10 @@ class Records(msgspec.Struct, frozen=True):
 
 
 class RunRef(msgspec.Struct, frozen=True):
-    """A run by its id, or by the event that starts it, immediately or later (debounced, batched)."""
+    """A run by its id, or by the event that starts it.
+
+    The event starts it immediately or later (debounced, batched).
+    """
 
     run_id: str | None = None
     event_id: str | None = None
@@ -189,7 +197,10 @@ class RunRef(msgspec.Struct, frozen=True):
 
 
 class RunFacts:
-    """The present state of a run, and assertions on it, whose messages end with the run's timeline."""
+    """The present state of a run, and assertions on it.
+
+    The messages of the assertions end with the run's timeline.
+    """
 
     __test__ = False
 
@@ -258,11 +269,17 @@ class RunFacts:
 
     @property
     def steps(self) -> Mapping[str, TestStep]:
-        """Steps by id: finished ones in their order, then unfinished ones. Repetitions are ``id:1``, ``id:2`` …"""
+        """Steps by id: finished ones in their order, then unfinished ones.
+
+        Repetitions are ``id:1``, ``id:2`` …
+        """
         return to_steps(self._records.inspector.steps(self.id))
 
     def timeline(self) -> str:
-        """A line for each thing that happened to the run, with the virtual time since its start."""
+        """A line for each thing that happened to the run.
+
+        Each has the virtual time since the run's start.
+        """
         return describe_run(self._view, self.events, self._records.recorder.of_run(self.id), self._records.now)
 
     def __repr__(self) -> str:
@@ -278,7 +295,10 @@ class RunFacts:
         self._check_equal("the run's output", self.output, output)
 
     def assert_failed(self, *, error: str | None = None, message: str | None = None) -> None:
-        """``error`` is the name of the exception's class, ``message`` a part of its message."""
+        """Assert that the run has failed, with that error and message if given.
+
+        ``error`` is the name of the exception's class. ``message`` is a part of its message.
+        """
         self._check(self.status is RunStatus.FAILED, f"the run is not failed but {self.status.value}")
         assert self.error is not None
         self._check_error("the run", self.error, error, message)
@@ -289,8 +309,11 @@ class RunFacts:
     def assert_step(
         self, step_id: str, *, output: Any = _ANY, error: str | None = None, attempts: int | None = None
     ) -> TestStep:
-        """Assert that the step has finished: with that output or error (the name of the exception's class), after that
-        many attempts, if they are given."""
+        """Assert that the step has finished, and return it.
+
+        If they are given, also assert the output, the error (the name of the exception's class) and the number of
+        attempts.
+        """
         steps = self.steps
         step = steps.get(step_id)
         if step is None:

@@ -1,8 +1,8 @@
-"""Tests of apps with Temporal workflows, on a real server: the development server, or one that skips time.
+"""Tests of apps with Temporal workflows, on a real server.
 
-The app uses the test's server instead of its own, its declared workers run during the test, and mocks may replace
-activities. ``replay_histories`` replays stored histories. All of it runs on the background event loop, so sync and
-async tests are alike.
+The server is the development server, or one that skips time. The app uses the test's server instead of its own, its
+declared workers run during the test, and mocks may replace activities. ``replay_histories`` replays stored histories.
+All of it runs on the background event loop, so sync and async tests are alike.
 """
 
 import asyncio
@@ -42,7 +42,10 @@ _PATIENCE = timedelta(seconds=10)
 
 
 class MockError(Error):
-    """A mock is for an activity that no worker has. The message names the existing activities."""
+    """A mock is for an activity that no worker has.
+
+    The message names the existing activities.
+    """
 
 
 class TemporalServer:
@@ -136,7 +139,10 @@ class TemporalServer:
                 get_background_loop().run(_stop(asyncio.wrap_future(running, loop=get_background_loop().loop)))
 
     def skip(self, duration: timedelta) -> None:
-        """Advance the server's time. On the development server, that takes as long as ``duration``."""
+        """Advance the server's time.
+
+        On the development server, that takes as long as ``duration``.
+        """
         get_background_loop().run(self.environment.sleep(duration))
 
     def now(self) -> datetime:
@@ -158,7 +164,10 @@ async def _stop(running: "asyncio.Future[None]") -> None:
 
 
 def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> list[WorkerDeclaration]:
-    """The declarations with mocks instead of activities. Raises ``MockError`` for a mock of no activity."""
+    """The declarations with mocks instead of activities.
+
+    Raises ``MockError`` for a mock of no activity.
+    """
     by_name = {each if isinstance(each, str) else _name_to_mock(each): mock for each, mock in mocks.items()}
     names = {_name(each) for declaration in declarations for each in declaration.activities}
     known = sorted(name for name in names if name is not None)
@@ -190,7 +199,10 @@ def _name_to_mock(of: Activity) -> str:
 
 
 def _mock(original: Activity, mock: Any) -> Activity:
-    """An activity with the same name and types, so that its arguments have the same types."""
+    """An activity with the name and types of ``original``, which returns the mock.
+
+    Its arguments therefore have the same types.
+    """
 
     async def call(*arguments: Any) -> Any:
         if isinstance(mock, BaseException):
@@ -208,14 +220,15 @@ def replay_histories(
     *,
     declarations: Sequence[WorkerDeclaration] | None = None,
 ) -> list[TypeReport]:
-    """Replay the histories of ``directory`` and below against ``code``: a connection's workers, a gateway's workflows.
+    """Replay the histories of ``directory`` and below against ``code``.
 
-    The files are as ``temporal workflow show -o json`` and ``durably temporal replay --save`` write them. No server is
-    needed. ``declarations`` are replayed instead of ``temporal.workers``: Django's ``discover()``. The reports say how
-    many histories of each workflow type were replayed.
+    ``code`` is a connection, for its workers, or a gateway, for its workflows. ``declarations`` are replayed instead of
+    ``temporal.workers``: Django's ``discover()``. The files are as ``temporal workflow show -o json`` and
+    ``durably temporal replay --save`` write them. No server is needed. The reports say how many histories of each
+    workflow type were replayed.
 
-    Raises ``AssertionError``, which names each history that does not fit, the event that the code does not produce,
-    and what it does instead; ``HistoryError`` for a directory without histories.
+    Raises ``AssertionError``, which names each history that does not fit, the event that the code does not produce, and
+    what it does instead; ``HistoryError`` for a directory without histories.
     """
     target = replay_target(code, declarations)
     replayer = HistoryReplayer(target.temporal, target.declarations)

@@ -1,4 +1,7 @@
-"""Timelines of runs for people, with times relative to a run's start; short texts of times and values."""
+"""Timelines of runs for people, and short texts of times and values.
+
+Times are relative to a run's start.
+"""
 
 import datetime as dt
 from collections import deque
@@ -16,7 +19,10 @@ _WIDTH = 100
 
 
 def format_span(span: dt.timedelta) -> str:
-    """``0s``, ``15s``, ``3d 4h 15s``, ``1s 500ms``: not rounded, since times on a virtual clock are exact."""
+    """A span of time: ``0s``, ``15s``, ``3d 4h 15s``, ``1s 500ms``.
+
+    It is not rounded, since times on a virtual clock are exact.
+    """
     rest = round(span / dt.timedelta(milliseconds=1))
     parts = []
     for unit, length in _UNITS:

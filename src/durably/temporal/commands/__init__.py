@@ -1,7 +1,7 @@
-"""Commands of Temporal, which the command lines of Durably, Flask and Django share.
+"""Commands of Temporal that Durably's, Flask's and Django's command lines share.
 
-Each module declares a command with its options once: ``durably temporal …`` and ``flask temporal …`` are click
-commands made of it; Django's management commands take their options from it.
+Each module declares a command with its options once: ``durably temporal …`` and ``flask temporal …`` are click commands
+made of it; Django's management commands take their options from it.
 """
 
 from typing import Any
@@ -13,7 +13,10 @@ from durably.protocol.text import printable
 
 
 class CouldNotRunError(click.ClickException):
-    """The command has no result. The exit code 2 distinguishes that from a negative result, 1."""
+    """The command has no result.
+
+    The exit code 2 distinguishes that from a negative result, 1.
+    """
 
     exit_code = 2
 
@@ -37,7 +40,10 @@ def say(line: str) -> None:
 
 
 def with_target(command: click.Command, metavar: str | None) -> click.Command:
-    """The command with a first argument ``target``, shown as ``metavar``; unchanged without one."""
+    """Insert a first argument ``target``, shown as ``metavar``, into the command.
+
+    Without ``metavar``, the command is unchanged.
+    """
     if metavar is not None:
         command.params.insert(0, click.Argument(["target"], metavar=metavar))
     return command

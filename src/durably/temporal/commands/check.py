@@ -72,7 +72,11 @@ def check_target(code: Gateway | Temporal) -> CheckTarget:
 
 
 def make_check_command(load: Callable[..., CheckTarget], *, target: str | None = None) -> click.Command:
-    """``load`` returns the workflows to check. It gets the argument ``target``, shown so, if there is one."""
+    """The command ``check``.
+
+    ``load`` returns the workflows to check. If ``target`` is given, the command takes an argument with this metavar,
+    and ``load`` gets it as ``target``.
+    """
 
     def run(**options: Any) -> None:
         given = {"target": options.pop("target")} if target is not None else {}

@@ -1,4 +1,7 @@
-"""``register`` and ``sync-schedules``: write search attributes and schedules that the app declares to the server."""
+"""The commands ``register`` and ``sync-schedules``.
+
+They write search attributes and schedules that the app declares to the server.
+"""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -38,7 +41,11 @@ SYNC_OPTIONS = (
 
 
 def make_register_command(load: Load, *, target: str | None = None) -> click.Command:
-    """``load`` returns the connection. It gets the argument ``target``, shown so, if there is one."""
+    """The command ``register``.
+
+    ``load`` returns the connection. If ``target`` is given, the command takes an argument with this metavar, and
+    ``load`` gets it as ``target``.
+    """
 
     def run(*, check: bool, **given: str) -> None:
         if not run_register(load(**given), say, check=check):
@@ -52,7 +59,11 @@ def make_register_command(load: Load, *, target: str | None = None) -> click.Com
 
 
 def make_sync_schedules_command(load: Load, *, target: str | None = None) -> click.Command:
-    """``load`` returns the connection. It gets the argument ``target``, shown so, if there is one."""
+    """The command ``sync-schedules``.
+
+    ``load`` returns the connection. If ``target`` is given, the command takes an argument with this metavar, and
+    ``load`` gets it as ``target``.
+    """
 
     def run(*, app: str | None, prune: bool, dry_run: bool, **given: str) -> None:
         run_sync_schedules(load(**given), say, app=app, prune=prune, dry_run=dry_run)
@@ -65,10 +76,10 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
 
 
 def run_register(temporal: Temporal, say: Say, *, check: bool) -> bool:
-    """Register the declared search attributes, or only look for them. Returns whether all are registered.
+    """Register the declared search attributes, or only look for them.
 
-    Raises ``SearchAttributeError``, also for two types of one name and for a refusal of the server, and
-    ``TemporalUnreachableError``.
+    Returns whether all are registered. Raises ``SearchAttributeError``, also for two types of one name and for a
+    refusal of the server, and ``TemporalUnreachableError``.
     """
     try:
         return asyncio.run(_register(temporal, say, check))
@@ -103,7 +114,10 @@ def _state(name: str, indexed: IndexedType, known: Mapping[str, IndexedType]) ->
 
 
 def run_sync_schedules(temporal: Temporal, say: Say, *, app: str | None, prune: bool, dry_run: bool) -> None:
-    """Raises ``TemporalSettingsError``, also for a refusal of the server, and ``TemporalUnreachableError``."""
+    """Sync the declared schedules, and report the outcome of each.
+
+    Raises ``TemporalSettingsError``, also for a refusal of the server, and ``TemporalUnreachableError``.
+    """
 
     async def run() -> None:
         found = False

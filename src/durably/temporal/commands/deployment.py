@@ -75,7 +75,11 @@ _SKIP_DRAINAGE = click.Option(["--skip-drainage"], is_flag=True, help="Even if w
 
 
 def make_deployment_group(load: Callable[..., Temporal], *, target: str | None = None) -> click.Group:
-    """``load`` returns the connection. It gets the argument ``target``, shown so, if there is one."""
+    """The group ``deployment``.
+
+    ``load`` returns the connection. If ``target`` is given, the command takes an argument with this metavar, and
+    ``load`` gets it as ``target``.
+    """
 
     def make(name: str, run: Callable[..., None], *options: click.Option) -> click.Command:
         def callback(**given: Any) -> None:
@@ -126,7 +130,10 @@ def _list(temporal: Temporal) -> None:
 def _set_current(
     temporal: Temporal, name: str | None, build_id: str | None, unversioned: bool, wait: float, **routing: bool
 ) -> None:
-    """Route new workflows to a version, and running ones that upgrade themselves. A ramp of that version ends."""
+    """Route new workflows to a version.
+
+    Running workflows that upgrade themselves are routed to it too. A ramp of that version ends.
+    """
     chosen, build = _deployment_name(temporal, name), _build_id(temporal, build_id, unversioned)
     seconds = dt.timedelta(seconds=wait)
     previous = _run(temporal, lambda client: set_current_version(client, chosen, build, wait=seconds, **routing))
@@ -143,7 +150,10 @@ def _ramp(
     wait: float,
     **routing: bool,
 ) -> None:
-    """Route a share of new workflows to a version, and of running ones that upgrade themselves."""
+    """Route a share of new workflows to a version.
+
+    The same share of running workflows that upgrade themselves is routed to it too.
+    """
     if delete == (percentage is not None):
         raise click.UsageError("say how much, --percentage 10, or end the ramp with --delete")
     chosen = _deployment_name(temporal, name)
@@ -155,9 +165,9 @@ def _ramp(
 
 
 def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: float) -> None:
-    """Wait until no workflow is pinned to a version, so that its workers may be stopped.
+    """Wait until no workflow is pinned to a version.
 
-    The exit code is 1 if some still are at the end of the timeout.
+    Its workers may then be stopped. The exit code is 1 if some workflows are still pinned at the end of the timeout.
     """
     chosen, build = _deployment_name(temporal, name), _build_id(temporal, build_id, False)
     assert build is not None

@@ -42,7 +42,10 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class ReplayTarget:
-    """The code to replay against: workflows of the workers, and workflows that a gateway exposes."""
+    """The code to replay against.
+
+    It is the workflows of the workers, and the workflows that a gateway exposes.
+    """
 
     temporal: Temporal
     declarations: Sequence[WorkerDeclaration]
@@ -57,7 +60,10 @@ def replay_target(code: Gateway | Temporal, declarations: Sequence[WorkerDeclara
 
 
 def _with_exposed(declared: Sequence[WorkerDeclaration], exposures: Iterable[Exposure]) -> list[WorkerDeclaration]:
-    """``declared``, and a declaration for each exposed workflow that no worker declares."""
+    """``declared``, and declarations of exposed workflows.
+
+    Each exposed workflow that no worker declares gets a declaration.
+    """
     known = {each for declaration in declared for each in declaration.workflows}
     added: list[WorkerDeclaration] = []
     for exposure in exposures:
@@ -105,7 +111,11 @@ REPLAY_OPTIONS = (
 
 
 def make_replay_command(load: Callable[..., ReplayTarget], *, target: str | None = None) -> click.Command:
-    """``load`` returns the code to replay against. It gets the argument ``target``, shown so, if there is one."""
+    """The command ``replay``.
+
+    ``load`` returns the code to replay against. If ``target`` is given, the command takes an argument with this
+    metavar, and ``load`` gets it as ``target``.
+    """
     words = (
         "Replay histories of workflows against the code, and name the events that the code does not produce.\n\n"
         "Fetches recent histories of each workflow type from the server, or reads stored ones with --from. The exit "
@@ -174,7 +184,10 @@ async def _fetch(
 
 
 def describe_reports(reports: Sequence[TypeReport]) -> Iterator[str]:
-    """A line for each workflow type and for each history that does not fit; advice at the end."""
+    """A line for each workflow type and for each history that does not fit.
+
+    Advice is at the end.
+    """
     for report in reports:
         counts = f"{report.replayed} replayed, {len(report.failures)} failed"
         skipped = f", {report.skipped} skipped (no workflow task is completed yet)" if report.skipped else ""

@@ -1,4 +1,7 @@
-"""``worker``: run the declared workers; and the group of all commands, for Flask's command line."""
+"""The command ``worker``, which runs the declared workers.
+
+This module also has the group of all commands, for Flask's command line.
+"""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -40,7 +43,11 @@ WORKER_OPTIONS = (
 def make_worker_command(
     run: Callable[..., None], *, target: str | None = None, more: Sequence[click.Option] = ()
 ) -> click.Command:
-    """``run`` gets the options, ``more`` ones among them, and the argument ``target``, shown so, if there is one."""
+    """The command ``worker``.
+
+    ``run`` gets the options, ``more`` ones among them. If ``target`` is given, the command takes an argument with this
+    metavar, and ``run`` gets it as ``target``.
+    """
     words = (
         f"Run the workers that {target or 'the app'} declares with add_worker().\n\n"
         "SIGTERM or Ctrl-C stops them: they take no more tasks, activities may end, and are cancelled after --grace. A "
@@ -56,7 +63,10 @@ def make_group(
     context: Callable[[], AbstractContextManager[Any]],
     run_with_reloader: Callable[[Callable[[], None]], None],
 ) -> click.Group:
-    """A group ``temporal`` with all commands. Activities run in ``context()``, that of the app."""
+    """A group ``temporal`` with all commands.
+
+    Activities run in ``context()``, that of the app.
+    """
 
     def run(task_queues: tuple[str, ...], grace: float, health: str | None, metrics: str | None, reload: bool) -> None:
         def work() -> None:
