@@ -1,4 +1,7 @@
-"""Reading an app's answer to a call (spec §4.4.3, §9), and verifying its signature. Pure."""
+"""App answers to calls: parsing and verification of their signatures.
+
+The source is the spec, §4.4.3 and §9. The functions are pure.
+"""
 
 import datetime as dt
 from collections.abc import Callable, Mapping
@@ -26,7 +29,10 @@ class Returned(msgspec.Struct, frozen=True, tag=True):
 
 
 class ReportedOps(msgspec.Struct, frozen=True, tag=True):
-    """``races`` is set if the app predates parallel modes: each of its parallel steps asks for discovery."""
+    """The ops that an app reports in answer to a call.
+
+    ``races`` is set if the app predates parallel modes: each of its parallel steps asks for discovery.
+    """
 
     ops: list[Op]
     no_retry: bool = False
@@ -35,7 +41,10 @@ class ReportedOps(msgspec.Struct, frozen=True, tag=True):
 
 
 class AttemptFailed(msgspec.Struct, frozen=True, tag=True):
-    """``written`` is the error as the app wrote it, JSON; ``None`` if the app wrote none."""
+    """A failed attempt of a call.
+
+    ``written`` is the error as the app wrote it, JSON; ``None`` if the app wrote none.
+    """
 
     error: ErrorData
     no_retry: bool = False
@@ -53,7 +62,10 @@ Answer = Returned | ReportedOps | AttemptFailed | Unreached
 
 
 class _Streamed(msgspec.Struct):
-    """A streamed answer: the status and headers that count, which are known only when the function has ended."""
+    """The status, headers and body inside of a streamed answer.
+
+    This status and these headers count. They are known only when the function has ended.
+    """
 
     status: int
     headers: dict[str, Any] = {}
@@ -73,7 +85,11 @@ def failed(name: str, message: str, *, no_retry: bool = False) -> AttemptFailed:
 
 
 def _invalid(message: str, error: msgspec.DecodeError) -> AttemptFailed:
-    """A truncated or malformed answer may be complete at the next attempt. A too deeply nested one stays so."""
+    """The failed attempt for an answer that cannot be read.
+
+    A truncated or malformed answer may be complete at the next attempt, so it is retried. A too deeply nested one stays
+    so, and is not retried.
+    """
     return failed("AnswerInvalidError", message, no_retry=isinstance(error, TooDeepError))
 
 
@@ -150,7 +166,10 @@ def _read_retry_after(headers: Mapping[str, str], now: dt.datetime) -> int | Non
 
 
 def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[ErrorData, bytes | None]:
-    """The error that a function raised, or a description of an answer that is not from an app."""
+    """The error that a function raised, and its JSON as the app wrote it, if any.
+
+    If the answer is not from an app, the error describes the answer.
+    """
     try:
         written = _unwrap_text(body)
         error = decode(_error_decoder, written)
@@ -162,13 +181,16 @@ def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[E
 
 
 def describe_failure(status: int, headers: Mapping[str, str], body: bytes) -> str:
-    """Describes the source and content of an answer that does not come from a function."""
+    """Describe the source and content of an answer that is not from a function."""
     source = "the app" if headers.get(Header.SDK) else "something other than the app (a proxy, perhaps)"
     return f"{source} answered with status {status}: {_excerpt(body)}"
 
 
 def _unwrap_text(body: bytes) -> bytes:
-    """Unwrap JSON in a JSON string: streamed answers, and errors of some SDKs, are written so."""
+    """Unwrap JSON in a JSON string.
+
+    Streamed answers, and errors of some SDKs, are written so.
+    """
     stripped = body.strip()
     return decode(_text_decoder, stripped).encode() if stripped.startswith(b'"') else stripped
 
@@ -199,7 +221,7 @@ class AnswerVerification(msgspec.Struct, frozen=True):
     was_sent: Callable[[str], bool]
 
     def refuse(self, status: int, headers: Mapping[str, str], body: bytes, was_streamed: bool) -> AttemptFailed | None:
-        """The failed attempt for an answer with a bad signature, or ``None`` if the signature is valid.
+        """The failed attempt for a bad signature; ``None`` if the signature is valid.
 
         Always retriable, after the usual delay, because unsigned headers decide nothing. ``headers`` has lower-case
         names.

@@ -1,4 +1,7 @@
-"""The body of a call (spec §4.4.1), built from stored bytes, and its canonical form."""
+"""The body of a call, built from stored bytes, and its canonical form.
+
+The source is the spec, §4.4.1.
+"""
 
 import json
 from collections.abc import Sequence
@@ -18,11 +21,14 @@ _SDK_DECIDES = -1
 
 
 class CallData(msgspec.Struct, frozen=True, gc=False):
-    """The content of a call. ``events`` are JSON, several if the run has a batch; ``memos`` are hashed step ids and
-    memos in the order of the memos. ``step_input``, if any, is the hashed id of a step that has not run yet, and the
-    input that a person gave it: ``{"input": […]}``. ``also`` are calls that share the request of ``call``: an app may
-    execute their steps too, and an SDK without this feature ignores them. ``priority`` orders calls, and is not sent.
-    ``defers`` are the functions that the run has deferred."""
+    """The content of a call.
+
+    ``events`` are JSON, several if the run has a batch; ``memos`` are hashed step ids and memos in the order of the
+    memos. ``step_input``, if any, is the hashed id of a step that has not run yet, and the input that a person gave it:
+    ``{"input": […]}``. ``also`` are calls that share the request of ``call``: an app may execute their steps too, and
+    an SDK without this feature ignores them. ``priority`` orders calls, and is not sent. ``defers`` are the functions
+    that the run has deferred.
+    """
 
     run_id: str
     function_id: str
@@ -62,7 +68,10 @@ def generation_of(request_id: str) -> int | None:
 
 
 def build_body(data: CallData, max_bytes: int = MAX_CALL_BODY_BYTES) -> bytes:
-    """If the body would be too large, it asks the app to fetch memos and events from the engine's API instead."""
+    """The body of a call, at most ``max_bytes`` long if possible.
+
+    If the body would be too large, it asks the app to fetch memos and events from the engine's API instead.
+    """
     events = len(data.events[0]) + sum(map(len, data.events))
     size = events + sum(len(step_id) + len(memo) + 4 for step_id, memo in data.memos)
     body = _assemble(data, use_api=False) if size <= max_bytes else None
@@ -165,12 +174,18 @@ def canonical_call(data: CallData) -> tuple[bytes, bytes]:
 
 
 def to_sign(body: bytes) -> bytes:
-    """The bytes to sign for a body that ``canonical_json`` made, or that is made of such parts."""
+    """The bytes to sign for a body.
+
+    ``canonical_json`` made the body, or the parts that it is made of.
+    """
     return canonicalize(body) or body if _LARGE.search(body) else body
 
 
 def _canonical_float(text: str) -> msgspec.Raw:
-    """Without an exponent, ``repr`` writes the same digits as ECMAScript, which RFC 8785 refers to."""
+    """A float in canonical form, as RFC 8785 requires.
+
+    Without an exponent, ``repr`` writes the same digits as ECMAScript, which RFC 8785 refers to.
+    """
     value = float(text)
     shortest = repr(value)
     if "e" in shortest:

@@ -1,4 +1,7 @@
-"""Errors that engines raise. Each message names the thing, the fault and the remedy."""
+"""Errors that engines raise.
+
+Each message names the thing, the fault and the remedy.
+"""
 
 from durably.protocol.errors import Error
 
@@ -27,11 +30,17 @@ class DatabaseCorruptError(EngineError):
 
 
 class DatabaseLostError(EngineError):
-    """Another engine took the database over while this one was running; this one must stop."""
+    """Another engine took the database over; this one must stop.
+
+    The takeover happened while this engine was running.
+    """
 
 
 class DatabaseReplacedError(DatabaseLostError):
-    """The database was deleted, replaced, or given a hard link while this engine used it; this one must stop."""
+    """The database's file has changed under the engine, which must stop.
+
+    It was deleted, replaced, or given a hard link while this engine used it.
+    """
 
 
 class DatabaseLinkedError(EngineError):
@@ -39,15 +48,24 @@ class DatabaseLinkedError(EngineError):
 
 
 class DatabaseNotOwnedError(EngineError):
-    """A file of the database belongs to another user, or others can open it and that cannot be changed."""
+    """A file of the database is not safe from other users.
+
+    It belongs to another user, or others can open it and that cannot be changed.
+    """
 
 
 class DatabasePathError(EngineError):
-    """The path of a database or of its lock file names a directory, a device or another thing that is not a file."""
+    """The path of a database or of its lock file does not name a file.
+
+    It names a directory, a device or another thing that is not a file.
+    """
 
 
 class DatabaseUnavailableError(EngineError):
-    """The database cannot be read or written at the moment: the disk is full, or failing. Nothing was changed."""
+    """The database cannot be read or written at the moment. Nothing was changed.
+
+    The disk is full, or failing.
+    """
 
     is_retriable = True
 
@@ -65,7 +83,10 @@ class EngineClosedError(EngineError):
 
 
 class EventInvalidError(EngineError):
-    """An event cannot be accepted. Nothing of what was sent together with it was stored."""
+    """An event cannot be accepted.
+
+    Nothing of what was sent together with it was stored.
+    """
 
 
 class EventTooLargeError(EventInvalidError):
@@ -113,7 +134,10 @@ class StaleCallError(EngineError):
 
 
 class CheckpointInvalidError(EngineError):
-    """A checkpoint carries an op that needs a decision of the engine, or one that is malformed (400)."""
+    """A checkpoint carries an op that cannot be checkpointed (400).
+
+    The op needs a decision of the engine, or is malformed.
+    """
 
 
 class TooLargeError(EngineError):

@@ -14,8 +14,11 @@ from .run_state import Call, RunStatus
 
 
 class Answered(msgspec.Struct, frozen=True, gc=False):
-    """A call has ended. ``memoised`` are the steps of the answer, and the call's own target, that already have a memo:
-    the run state does not know them."""
+    """A call has ended.
+
+    ``memoised`` are the steps of the answer, and the call's own target, that already have a memo: the run state does
+    not know them.
+    """
 
     generation: int
     answer: Answer
@@ -33,7 +36,10 @@ class AnsweredTogether(msgspec.Struct, frozen=True):
 
 
 class Checkpointed(msgspec.Struct, frozen=True, gc=False):
-    """A call reports steps that it has finished, and continues. ``memoised`` is as in ``Answered``."""
+    """A call reports steps that it has finished, and continues.
+
+    ``memoised`` is as in ``Answered``.
+    """
 
     generation: int
     ops: list[Op]
@@ -51,7 +57,10 @@ class TimerFired(msgspec.Struct, frozen=True, gc=False):
 
 
 class WaitResolved(msgspec.Struct, frozen=True, gc=False):
-    """A step has received the event, the signal or the invoked run's end that it waits for."""
+    """A step has received the result that it waits for.
+
+    The result is the event, the signal or the invoked run's end.
+    """
 
     step_id: str
     memo: bytes
@@ -66,8 +75,11 @@ class SignalConflicted(msgspec.Struct, frozen=True):
 
 
 class RequestFinished(msgspec.Struct, frozen=True):
-    """A request that the engine made for a step has ended. ``memo`` is the step's result, ``{data}``, or ``{error}`` if
-    it ``failed``. A failure that ``is_retriable`` is retried while attempts are left."""
+    """A request that the engine made for a step has ended.
+
+    ``memo`` is the step's result, ``{data}``, or ``{error}`` if it ``failed``. A failure that ``is_retriable`` is
+    retried while attempts are left.
+    """
 
     step_id: str
     generation: int
@@ -83,7 +95,10 @@ class CancelRequested(msgspec.Struct, frozen=True):
 
 
 class Recovered(msgspec.Struct, frozen=True):
-    """The engine has restarted. Calls and requests that were under way when it stopped are lost."""
+    """The engine has restarted.
+
+    Calls and requests that were under way when it stopped are lost.
+    """
 
 
 Input = (
@@ -104,7 +119,10 @@ class MakeCall(msgspec.Struct, frozen=True, gc=False):
 
 
 class WriteMemo(msgspec.Struct, frozen=True, gc=False):
-    """``attempts`` is the number of attempts that the step took; ``failed``: the memo is an error."""
+    """Store the memo of a finished step.
+
+    ``attempts`` is the number of attempts that the step took; ``failed``: the memo is an error.
+    """
 
     step_id: str
     name: str
@@ -139,7 +157,10 @@ class AwaitSignal(msgspec.Struct, frozen=True):
 
 
 class Invoke(msgspec.Struct, frozen=True):
-    """``payload`` is an event without a name: ``data``, and perhaps ``user``, ``v``, ``id``, ``ts``."""
+    """Invoke a function for a step.
+
+    ``payload`` is an event without a name: ``data``, and perhaps ``user``, ``v``, ``id``, ``ts``.
+    """
 
     step_id: str
     name: str
@@ -149,7 +170,10 @@ class Invoke(msgspec.Struct, frozen=True):
 
 
 class MakeRequest(msgspec.Struct, frozen=True):
-    """``opts`` may hold credentials, so it must not be stored. ``None`` stands for those of the attempt before."""
+    """Make a request for a step.
+
+    ``opts`` may hold credentials, so it must not be stored. ``None`` stands for those of the attempt before.
+    """
 
     step_id: str
     name: str
@@ -168,7 +192,10 @@ class CloseWait(msgspec.Struct, frozen=True, gc=False):
 
 
 class Defer(msgspec.Struct, frozen=True):
-    """Start a function when the run has ended. ``data`` is that of its event, a JSON object."""
+    """Start a function when the run has ended.
+
+    ``data`` is that of its event, a JSON object.
+    """
 
     step_id: str
     function_id: str
@@ -180,14 +207,20 @@ class AbortDeferred(msgspec.Struct, frozen=True):
 
 
 class RefuseDeferred(msgspec.Struct, frozen=True):
-    """Report that a function cannot be deferred. ``name`` is the user's id of the step."""
+    """Report that a function cannot be deferred.
+
+    ``name`` is the user's id of the step.
+    """
 
     name: str
     reason: str
 
 
 class EndRun(msgspec.Struct, frozen=True, gc=False):
-    """The run has ended, with its outstanding calls and waits. ``output`` is JSON: the result, or the error."""
+    """The run has ended, with its outstanding calls and waits.
+
+    ``output`` is JSON: the result, or the error.
+    """
 
     status: RunStatus
     output: bytes

@@ -63,8 +63,10 @@ NOTHING_ASKED = ErrorData(
 
 
 def start(max_attempts: int, now: int, memos: int = 0, size: int = 0) -> tuple[RunState, list[Command]]:
-    """The run state of a new run, and its first call. ``memos`` and ``size`` are the number and the bytes of the memos
-    that it copies from another run."""
+    """The run state of a new run, and its first call.
+
+    ``memos`` and ``size`` are the number and the bytes of the memos that it copies from another run.
+    """
     state = RunState(
         version=MACHINE_VERSION, status=RunStatus.SCHEDULED, max_attempts=max_attempts, memos=memos, bytes=size
     )
@@ -155,8 +157,10 @@ def _is_new_step(transition: Transition, op: Op, memoised: frozenset[str]) -> bo
 
 
 def _check_progress(transition: Transition, call: Call, memoised: frozenset[str]) -> None:
-    """Fail the attempt if the answer has no result of its call. The app is faulty, or a checkpoint was committed and
-    its acknowledgement was lost."""
+    """Fail the attempt if the answer has no result of its call.
+
+    In that case the app is faulty, or a checkpoint was committed and its acknowledgement was lost.
+    """
     if call.is_discovery:
         _drop_lost_requests(transition)
         is_undone = not (transition.calls or transition.waits or transition.written or transition.discover_again)
@@ -172,8 +176,10 @@ def _check_progress(transition: Transition, call: Call, memoised: frozenset[str]
 
 
 def _drop_lost_requests(transition: Transition) -> None:
-    """Close requests that a restart lost and a discovery has not reported again: the function has continued without
-    them."""
+    """Close lost requests that a discovery has not reported again.
+
+    A restart lost them, and the function has continued without them.
+    """
     for wait in [wait for wait in transition.waits.values() if wait.needs_op]:
         transition.close_wait(wait.step_id)
 
@@ -274,7 +280,10 @@ def _repeat_lost(transition: Transition, run_input: Recovered) -> None:
 
 
 def _ignore(transition: Transition, run_input: Input) -> None:
-    """The input is too late or concerns nothing of the run, and its sender need not know."""
+    """Ignore the input, and report nothing to its sender.
+
+    The input is too late, or concerns nothing of the run.
+    """
 
 
 def _refuse(transition: Transition, run_input: Input) -> None:

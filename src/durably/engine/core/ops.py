@@ -1,6 +1,6 @@
-"""Ops of an answer: what each does to a run (spec §5.1.1, §5.3), and which options it reads.
+"""Ops of an answer: the effect of each on a run, and the options that it reads.
 
-``_HANDLERS`` is the table of ops.
+``_HANDLERS`` is the table of ops. The source is the spec, §5.1.1 and §5.3.
 """
 
 import datetime as dt
@@ -22,7 +22,10 @@ from .transition import Transition, data_memo, error_memo
 
 
 def step_name(op: Op) -> str:
-    """The step's id as the user wrote it, with the number of its repetition, if the app sends them."""
+    """The step's id as the user wrote it, with the number of its repetition.
+
+    If the app does not send them, it is the op's name or its id.
+    """
     if op.userland:
         return f"{op.userland.id}:{op.userland.index}" if op.userland.index else op.userland.id
     return op.display_name or op.name or op.id
@@ -186,8 +189,11 @@ def _run_complete(answered: AnsweredCall, op: Op) -> None:
 
 
 def _discovery_request(answered: AnsweredCall, op: Op) -> None:
-    """Ask for discovery after the answer: a failed step in it is retried by a discovery of its own. If the app has
-    finished no step since it was called, the request alone uses up an attempt."""
+    """Ask for discovery after the answer.
+
+    A failed step in the answer is retried by a discovery of its own. If the app has finished no step since it was
+    called, the request alone uses up an attempt.
+    """
     transition = answered.transition
     transition.discover_again = transition.discover_again or transition.memos > answered.call.memos_seen
 
@@ -245,7 +251,10 @@ def _abort_deferred(transition: Transition, op: Op) -> bool:
 
 
 def _read_sleep(op: Op, transition: Transition) -> int:
-    """The end of a sleep. The Python SDK sends it in ``name``, others in ``opts.duration``."""
+    """The end of a sleep.
+
+    The Python SDK sends it in ``name``, others in ``opts.duration``.
+    """
     text = _text(op, "duration") or op.name or "0s"
     return _until(op, text, transition)
 

@@ -1,4 +1,7 @@
-"""The policy of an engine about runs: delays between attempts, and limits. The jitter of delays is an argument."""
+"""The policy of an engine about runs: delays between attempts, and limits.
+
+The jitter of delays is an argument.
+"""
 
 import datetime as dt
 from collections.abc import Callable
@@ -59,10 +62,16 @@ def dev_backoff(attempt: int, jitter: float) -> dt.timedelta:
 
 
 def unreached_backoff(failures: int, jitter: float) -> dt.timedelta:
-    """Half a second at first and ten seconds at most, for calls that did not reach the app."""
+    """The delay after a call that did not reach the app.
+
+    It is half a second at first and ten seconds at most, plus up to a quarter for the jitter.
+    """
     return dt.timedelta(seconds=min(0.5 * 2.0 ** min(failures, 10), 10.0) * (1 + jitter / 4))
 
 
 def clip_retry_after(wanted: dt.datetime, now: dt.datetime) -> dt.datetime:
-    """The time that an app asks for, within the protocol's limits of one second and 24 hours."""
+    """The time that an app asks for, within the protocol's limits.
+
+    The limits are one second and 24 hours from ``now``.
+    """
     return min(max(wanted, now + RETRY_AFTER_MIN), now + RETRY_AFTER_MAX)

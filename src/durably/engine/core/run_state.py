@@ -1,4 +1,7 @@
-"""The state of a run, from which the machine decides what happens next, and the origins of its events."""
+"""The state of a run, and the origins of its events.
+
+The machine decides from the state what happens next.
+"""
 
 from enum import StrEnum
 
@@ -26,12 +29,13 @@ class RunStatus(StrEnum):
 
 
 class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """An outstanding call, to be made at ``due`` (milliseconds since the epoch) or under way since.
+    """An outstanding call, to be made at ``due`` or under way since.
 
-    ``step_id`` is the planned step that it targets, or ``DISCOVER``. ``generation`` is its lease: an answer with
-    another one is stale. ``attempt`` counts from 0; ``unreached`` is the number of times in a row that it did not reach
-    the app. ``race`` is the parallel mode of the targeted step. ``memos_seen`` is the least number of memos that this
-    discovery, or the one that planned this call, saw. ``error`` is the reason why the attempt before failed.
+    ``due`` is in milliseconds since the epoch. ``step_id`` is the planned step that it targets, or ``DISCOVER``.
+    ``generation`` is its lease: an answer with another one is stale. ``attempt`` counts from 0; ``unreached`` is the
+    number of times in a row that it did not reach the app. ``race`` is the parallel mode of the targeted step.
+    ``memos_seen`` is the least number of memos that this discovery, or the one that planned this call, saw. ``error``
+    is the reason why the attempt before failed.
     """
 
     generation: int
@@ -49,8 +53,11 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
         return self.step_id == DISCOVER
 
     def is_made(self, now: int) -> bool:
-        """Whether the call is under way or about to be, which all calls are but postponed retries. A call that was
-        never postponed is made even if the clock was set back and shows an earlier time than ``due``."""
+        """Whether the call is under way or about to be.
+
+        This is true of all calls but postponed retries. A call that was never postponed is made even if the clock was
+        set back and shows an earlier time than ``due``.
+        """
         return self.due <= now or not self.error
 
 
@@ -71,8 +78,11 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
 
 
 class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """A function that the run has deferred. It starts when the run has ended, if it still ``is_abortable``.
-    ``size`` is that of its data in bytes; the data is stored beside the run state."""
+    """A function that the run has deferred.
+
+    It starts when the run has ended, if it still ``is_abortable``. ``size`` is that of its data in bytes; the data is
+    stored beside the run state.
+    """
 
     step_id: str
     size: int = 0
@@ -80,8 +90,11 @@ class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
-    """``generation`` is the last one used. ``discover_again``: discovery was asked for while one was under way.
-    ``memos`` and ``bytes`` are the number and size of the run's memos, for the protocol's limits."""
+    """The state of a run, with its outstanding calls and waits.
+
+    ``generation`` is the last one used. ``discover_again``: discovery was asked for while one was under way.
+    ``memos`` and ``bytes`` are the number and size of the run's memos, for the protocol's limits.
+    """
 
     version: int
     status: RunStatus
@@ -121,8 +134,11 @@ _ROOM_FOR_HANDLERS = 2
 
 
 class Origin(msgspec.Struct, frozen=True, array_like=True):
-    """The run that sent an event. ``depth`` is the number of invocations around the run that the event starts,
-    ``chain`` the number of runs that led to it since ``since`` (milliseconds since the epoch)."""
+    """The run that sent an event.
+
+    ``depth`` is the number of invocations around the run that the event starts, ``chain`` the number of runs that led
+    to it since ``since`` (milliseconds since the epoch).
+    """
 
     run_key: int
     depth: int
@@ -131,7 +147,10 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
 
 
 def origin_of_invocation(run_key: int, before: Origin | None, now: int) -> Origin:
-    """The origin of the event by which a run invokes a function. ``before`` is the origin of the run's own event."""
+    """The origin of the event by which a run invokes a function.
+
+    ``before`` is the origin of the run's own event.
+    """
     return _dispatch(run_key, before, now, depth=1 if before is None else before.depth + 1)
 
 
@@ -147,7 +166,10 @@ def _dispatch(run_key: int, before: Origin | None, now: int, depth: int) -> Orig
 
 
 def explain_runaway(origin: Origin | None, max_depth: int, *, is_run_end: bool) -> str | None:
-    """The reason why an event must start no run, or ``None``. ``is_run_end``: the event reports another run's end."""
+    """The reason why an event must start no run, or ``None``.
+
+    ``is_run_end``: the event reports another run's end.
+    """
     if origin is None:
         return None
     advice = "if that is not a mistake, raise the engine's limit (`--max-depth`, or `max_depth` in its settings)"

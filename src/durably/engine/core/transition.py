@@ -1,4 +1,4 @@
-"""One transition of a run: its state while an input is applied, and the commands that follow."""
+"""One transition of a run: its state while an input is applied, and its commands."""
 
 import msgspec
 
@@ -36,7 +36,10 @@ def error_memo(error: ErrorData) -> bytes:
 
 
 class Transition:
-    """The state of a run while one input is applied. Handlers change it; ``settle`` completes it."""
+    """The state of a run while one input is applied.
+
+    Handlers change it; ``settle`` completes it.
+    """
 
     def __init__(self, state: RunState, now: int, policy: Policy) -> None:
         self.now = now
@@ -94,8 +97,11 @@ class Transition:
         return self.generation
 
     def discover(self) -> None:
-        """Ask for discovery. An outstanding one that is not made yet serves as well. One that is under way may not see
-        the latest memos, so another follows it."""
+        """Ask for discovery.
+
+        An outstanding one that is not made yet serves as well. One that is under way may not see the latest memos, so
+        another follows it.
+        """
         outstanding = self.discovery
         if outstanding is None:
             self.discover_again = False
@@ -121,7 +127,10 @@ class Transition:
     def fail_attempt(
         self, call: Call, error: ErrorData, *, no_retry: bool, retry_at: int | None, written: bytes | None = None
     ) -> None:
-        """``written`` is the error as the app wrote it, which becomes the run's output if this was its last attempt."""
+        """Fail an attempt: retry the call, or end the run after its last attempt.
+
+        ``written`` is the error as the app wrote it, which becomes the run's output if this was its last attempt.
+        """
         if no_retry or call.attempt + 1 >= self.max_attempts:
             self.end(RunStatus.FAILED, written or encode_error(error))
         else:
@@ -130,8 +139,10 @@ class Transition:
     # steps
 
     def is_outstanding(self, step_id: str) -> bool:
-        """Whether a call or a wait of the step is outstanding. A wait whose op the app must report again does not
-        count."""
+        """Whether a call or a wait of the step is outstanding.
+
+        A wait whose op the app must report again does not count.
+        """
         wait = self.waits.get(step_id)
         if wait is not None:
             return not wait.needs_op
@@ -140,7 +151,10 @@ class Transition:
     def write(
         self, step_id: str, name: str, op: Opcode, memo: bytes, *, attempts: int = 1, failed: bool = False
     ) -> None:
-        """Store the result of a step. Raises ``RunOverflow`` if the run has no room for it."""
+        """Store the result of a step.
+
+        Raises ``RunOverflow`` if the run has no room for it.
+        """
         if self.memos + 1 > self.policy.max_steps:
             raise self._too_many_steps(f"step {name!r} is number {self.memos + 1}")
         if self.bytes + len(memo) > self.policy.max_run_state_bytes:
@@ -171,7 +185,10 @@ class Transition:
         self.waits[wait.step_id] = wait
 
     def check_room_for(self, new_steps: int) -> None:
-        """Raises ``RunOverflow`` if finished, outstanding and new steps together are over the limit."""
+        """Check that the run has room for new steps.
+
+        Raises ``RunOverflow`` if finished, outstanding and new steps together are over the limit.
+        """
         steps = self.memos + len(self.waits) + sum(not call.is_discovery for call in self.calls.values())
         if steps + new_steps > self.policy.max_steps:
             raise self._too_many_steps(
@@ -193,10 +210,10 @@ class Transition:
         return wait
 
     def settle(self) -> None:
-        """Ask for discovery at the end of a transition, if steps have ended and no other step has to be waited for.
+        """Ask for discovery at the end of a transition, if it is needed.
 
-        Racing steps delay no others: discovery follows the end of each. The losers of a race may be outstanding long
-        after the function has continued.
+        It is needed if steps have ended and no other step has to be waited for. Racing steps delay no others: discovery
+        follows the end of each. The losers of a race may be outstanding long after the function has continued.
         """
         if self.status.has_ended:
             return
@@ -215,7 +232,10 @@ class Transition:
     # ends
 
     def fail(self, error: ErrorData) -> None:
-        """End the run because of a fault in its ops. No op of the same transition is started."""
+        """End the run because of a fault in its ops.
+
+        No op of the same transition is started.
+        """
         self.commands = [command for command in self.commands if isinstance(command, KEPT_BY_FAILURES)]
         self.end(RunStatus.FAILED, encode_error(error))
 

@@ -1,6 +1,7 @@
-"""Replay of workflow histories against the app's code, to find changes that running workflows do not survive.
+"""Replay of workflow histories against the app's code.
 
-``durably temporal replay``, Django's and Flask's commands, and ``durably.testing.temporal.replay_histories`` use it.
+It finds changes that running workflows do not survive. ``durably temporal replay``, Django's and Flask's commands, and
+``durably.testing.temporal.replay_histories`` use it.
 """
 
 from .histories import (

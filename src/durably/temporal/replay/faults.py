@@ -1,4 +1,6 @@
-"""The event of a history that the code does not produce, and what the code does instead. Pure.
+"""The event of a history that the code does not produce.
+
+Also what the code does instead. The functions are pure.
 
 The SDK's error names the event in most cases. In the others (an activity of another type, for example) the commands of
 the last workflow task are compared with the events that the history has for it.
@@ -16,7 +18,10 @@ from durably.temporal.compat import Command, RecordedTask
 
 @dataclass(frozen=True)
 class Fault:
-    """``event`` is ``ActivityTaskScheduled (charge)``; ``instead`` is ``starts a timer``."""
+    """A difference between a history and the code.
+
+    ``event`` is ``ActivityTaskScheduled (charge)``; ``instead`` is ``starts a timer``.
+    """
 
     event_id: int | None = None
     event: str | None = None
@@ -67,7 +72,10 @@ _MARKER_OF_PATCHES = "core_patch"
 
 
 def find_fault(events: Sequence[HistoryEvent], last: RecordedTask | None, message: str) -> Fault:
-    """``message`` is the SDK's; ``last`` is the last workflow task that the code did before the error."""
+    """The event that the code does not produce, and what the code does instead.
+
+    ``message`` is the SDK's; ``last`` is the last workflow task that the code did before the error.
+    """
     recorded = _recorded(events, last)
     event = _named_by(message, events) or _first_difference(recorded, last)
     if event is None:
@@ -83,7 +91,10 @@ def describe_event(event: HistoryEvent) -> str:
 
 
 def event_name(event: HistoryEvent) -> str:
-    """The activity's, child workflow's, signal's or marker's name; empty for other events."""
+    """The name of an event's activity, child workflow, signal or marker.
+
+    It is empty for other events.
+    """
     match event.event_type:
         case EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED:
             return event.activity_task_scheduled_event_attributes.activity_type.name
@@ -129,7 +140,10 @@ def _fits(command: Command, event: HistoryEvent) -> bool:
 
 
 def _instead(event: HistoryEvent, recorded: list[HistoryEvent], last: RecordedTask | None) -> str | None:
-    """The command at the event's place. ``None`` when the event is not of the last workflow task."""
+    """The command at the event's place.
+
+    ``None`` when the event is not of the last workflow task.
+    """
     ids = [each.event_id for each in recorded]
     if event.event_id not in ids:
         return None

@@ -1,4 +1,4 @@
-"""Histories to replay: the most recent ones of a server, or stored ones of a directory."""
+"""Histories to replay: a server's most recent ones, or a directory's stored ones."""
 
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -23,7 +23,10 @@ _LONGEST_ID = 120
 
 
 class HistoryError(Error):
-    """Histories cannot be fetched or read; the message names the file, directory or query."""
+    """Histories cannot be fetched or read.
+
+    The message names the file, directory or query.
+    """
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ class StoredHistory:
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryQuery:
-    """Selects workflows of a server: the ``limit`` most recent ones of each type and state, started after ``since``.
+    """A selection of a server's workflows.
 
-    ``query`` is a condition of Temporal's list filters that is added to the others.
+    It has the ``limit`` most recent ones of each type and state, started after ``since``. ``query`` is a condition of
+    Temporal's list filters that is added to the others.
     """
 
     limit: int = DEFAULT_LIMIT
@@ -87,9 +91,9 @@ async def list_workflows(client: Client, workflow_type: str, query: HistoryQuery
 
 
 async def fetch_histories(client: Client, workflow_type: str, query: HistoryQuery) -> AsyncIterator[StoredHistory]:
-    """One after the other, without workflows that the server has deleted since they were listed.
+    """Fetch histories one after the other.
 
-    Raises ``HistoryError``.
+    Leaves out workflows that the server has deleted since they were listed. Raises ``HistoryError``.
     """
     for workflow_id, run_id in await list_workflows(client, workflow_type, query):
         try:
@@ -102,9 +106,10 @@ async def fetch_histories(client: Client, workflow_type: str, query: HistoryQuer
 
 
 def read_histories(directory: str | Path) -> Iterator[StoredHistory]:
-    """The histories of all ``*.json`` files of a directory and below, as `temporal workflow show -o json` prints them.
+    """The histories of all ``*.json`` files of a directory and below.
 
-    Raises ``HistoryError`` for a directory without any, and for a file that has none.
+    The files are as `temporal workflow show -o json` prints them. Raises ``HistoryError`` for a directory without any,
+    and for a file that has none.
     """
     paths = find_files(directory)
     return (read_history(path) for path in paths)
@@ -132,7 +137,10 @@ def read_history(path: Path) -> StoredHistory:
 
 
 def save_history(history: StoredHistory, directory: str | Path) -> Path:
-    """Write a history to ``{type}/{workflow id}.{run id}.json``, for the owner only: it has the workflow's data."""
+    """Write a history to ``{type}/{workflow id}.{run id}.json``.
+
+    The file is for the owner only, because it has the workflow's data.
+    """
     own, of_type = history.history, quote(history.workflow_type, safe="")
     path = Path(directory) / of_type / f"{quote(own.workflow_id, safe='')[:_LONGEST_ID]}.{own.run_id}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

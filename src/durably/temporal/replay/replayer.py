@@ -1,4 +1,7 @@
-"""Replay of histories with the settings of the app's workers: converter, encryption, interceptors, sandbox."""
+"""Replay of histories with the settings of the app's workers.
+
+The settings are the converter, encryption, interceptors and sandbox.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -33,7 +36,9 @@ _NO_TASK_QUEUE = "replay"
 
 
 class Outcome(StrEnum):
-    """``NONDETERMINISTIC``: the code differs from the history. ``ERROR``: the code raised, or blocked.
+    """The outcome of a replay.
+
+    ``NONDETERMINISTIC``: the code differs from the history. ``ERROR``: the code raised, or blocked.
 
     ``UNKNOWN_TYPE``: the app has no such workflow. ``SKIPPED``: no workflow task is completed yet.
     """
@@ -50,7 +55,9 @@ _FINE = (Outcome.REPLAYED, Outcome.SKIPPED)
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayResult:
-    """``source`` is the file of a stored history. ``message`` is the error's text, empty if there is none.
+    """The result of the replay of one history.
+
+    ``source`` is the file of a stored history. ``message`` is the error's text, empty if there is none.
 
     ``event_id`` and ``event`` are the event that the code does not produce, ``instead`` is what the code does.
     """
@@ -70,7 +77,10 @@ class ReplayResult:
         return self.outcome not in _FINE
 
     def describe(self) -> str:
-        """One line: the workflow, the event at fault, what the code does instead, the error."""
+        """One line about the result.
+
+        The line has the workflow, the event at fault, what the code does instead, and the error.
+        """
         where = f"{self.workflow_type} {self.workflow_id} (run {self.run_id}"
         parts = [f"{where}, {self.source})" if self.source else f"{where})"]
         if self.event_id is not None:
@@ -81,14 +91,18 @@ class ReplayResult:
 
 
 def _quiet_runtime() -> Runtime:
-    """Without the SDK's log, which writes each failure to stdout, between the lines of the report."""
+    """A runtime without the SDK's log.
+
+    The log writes each failure to stdout, between the lines of the report.
+    """
     return Runtime(telemetry=TelemetryConfig(logging=None))
 
 
 class HistoryReplayer:
-    """Replays histories against the workflows that ``declarations`` have, which are ``temporal``'s if not given.
+    """Replays histories against the workflows of declarations.
 
-    Raises ``TemporalWorkerError`` if a worker cannot be made from the declarations.
+    ``declarations`` are ``temporal``'s if not given. Raises ``TemporalWorkerError`` if a worker cannot be made from
+    them.
     """
 
     def __init__(self, temporal: Temporal, declarations: Sequence[WorkerDeclaration] | None = None) -> None:
@@ -109,7 +123,10 @@ class HistoryReplayer:
         return sorted(names)
 
     async def replay(self, stored: StoredHistory) -> ReplayResult:
-        """Never raises an error of the workflow. Raises ``TemporalWorkerError`` if the workflow cannot be loaded."""
+        """Replay a history. Never raises an error of the workflow.
+
+        Raises ``TemporalWorkerError`` if the workflow cannot be loaded.
+        """
         declaration = self._declaration_of(stored)
         if declaration is None:
             message = f"the app has no workflow {stored.workflow_type}, only {', '.join(self.workflow_types)}"
@@ -156,7 +173,10 @@ class HistoryReplayer:
             raise TemporalWorkerError(explain(error, declaration) or str(error)) from error
 
     def _declaration_of(self, stored: StoredHistory) -> WorkerDeclaration | None:
-        """A declaration with the type, of the history's task queue if possible; or one with a dynamic workflow."""
+        """A declaration with the history's workflow type, or with a dynamic workflow.
+
+        One of the history's task queue is preferred.
+        """
         for name in (stored.workflow_type, None):
             having = [each for each in self._declarations if name in _names(each)]
             if having:
@@ -195,7 +215,10 @@ def _result(stored: StoredHistory, outcome: Outcome, message: str = "", fault: F
 
 @dataclass
 class TypeReport:
-    """Counts of replayed and skipped histories of a workflow type, and the results of failed ones."""
+    """Counts of a workflow type's replayed and skipped histories, and its failures.
+
+    ``failures`` are the results of failed histories.
+    """
 
     workflow_type: str
     replayed: int = 0

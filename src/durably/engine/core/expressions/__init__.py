@@ -1,7 +1,8 @@
-"""Expressions: CEL over ``event`` and ``async`` in the protocol's tolerant dialect.
+"""Expressions: CEL over ``event`` and ``async`` in the tolerant dialect.
 
-``compile_expression`` parses a text (``syntax``) and compiles it (``compiler``, over ``functions`` and ``values``) into
-an ``Expression``. It has the methods for conditions and keys, and the equalities by which waits are indexed.
+The dialect is the protocol's. ``compile_expression`` parses a text (``syntax``) and compiles it (``compiler``, over
+``functions`` and ``values``) into an ``Expression``. It has the methods for conditions and keys, and the equalities by
+which waits are indexed.
 """
 
 from .expression import Equality, Expression, Kind, compile_expression

@@ -70,7 +70,10 @@ _BINARY: dict[str, Callable[[Frame, Any, Any], Any]] = {
 
 
 def split_path(node: Node) -> tuple[str, Path] | None:
-    """The root's name and the keys below it, if the node is a path of constant keys: ``event.data["a"][0]``."""
+    """The root's name and the keys below it, if the node is a path.
+
+    A path has constant keys: ``event.data["a"][0]``.
+    """
     keys: list[str | int] = []
     while not isinstance(node, Name):
         match node:
@@ -85,10 +88,10 @@ def split_path(node: Node) -> tuple[str, Path] | None:
 
 
 class Compiler:
-    """Compiles one expression. ``variables`` is how many slots its macros need in a frame.
+    """Compiles one expression.
 
-    ``event_fields`` are the fields of events that it reads, like ``{"data": "event"}``, each with the last name of the
-    event.
+    ``variables`` is how many slots its macros need in a frame. ``event_fields`` are the fields of events that it reads,
+    like ``{"data": "event"}``, each with the last name of the event.
 
     Without a later event (``has_async`` is false), naming it is a fault, because it would always be unknown.
     """
@@ -186,7 +189,10 @@ class Compiler:
         return _compile_function(function, tuple(map(self.compile, nodes)))
 
     def _compile_has(self, node: Call) -> Evaluate:
-        """Whether a field exists, null included. True or false, never unknown, so that ``!has(…)`` holds."""
+        """Whether a field exists, null included.
+
+        The result is true or false, never unknown, so that ``!has(…)`` holds.
+        """
         if len(node.arguments) != 1 or not isinstance(node.arguments[0], Field):
             raise FaultError("has() takes one field, like has(event.data.id)", node.place)
         field = self.compile(node.arguments[0])

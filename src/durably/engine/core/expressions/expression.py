@@ -32,7 +32,9 @@ _EVENT_FIELDS = ("name", "data", "id", "ts", "user", "v")
 
 @dataclass(frozen=True, slots=True)
 class Equality:
-    """``async_path`` in the later event equals ``event_path`` in the trigger, or ``literal`` if that is ``None``.
+    """An equality between the later event and the trigger, or a literal.
+
+    ``async_path`` in the later event equals ``event_path`` in the trigger, or ``literal`` if that is ``None``.
 
     Compare by keys: short texts that are the same for values that the dialect holds equal (1 and 1.0, null and a
     missing field). Store ``wanted_key(event)`` with the wait, and find waits by ``found_key(later)``.
@@ -50,7 +52,10 @@ class Equality:
 
 
 def read_equalities(node: Node) -> Iterator[Equality]:
-    """The equalities that a tree requires: only terms of ``&&``, because others need not hold."""
+    """The equalities that a tree requires.
+
+    These are only terms of ``&&``, because others need not hold.
+    """
     match node:
         case Chain(operator="&&", terms=terms):
             for term in terms:
@@ -124,7 +129,9 @@ def _kind_of_literal(value: object) -> Kind:
 
 
 class Expression:
-    """One expression, compiled. Immutable, and may be evaluated from several threads. Evaluating raises nothing.
+    """One expression, compiled.
+
+    Immutable, and may be evaluated from several threads. Evaluating raises nothing.
 
     ``missing_field`` is set if the expression reads a field that events do not have. The field's value is unknown, so
     such a condition never holds.
@@ -148,12 +155,18 @@ class Expression:
         return f"Expression({self.text!r})"
 
     def matches(self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: int) -> bool:
-        """Whether the result is ``true`` itself. Other truthy values do not match, as on the public server."""
+        """Whether the result is ``true`` itself.
+
+        Other truthy values do not match, as on the public server.
+        """
         return self._run(event, async_, now) is True
 
     def value(self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: int) -> Any:
-        """The result as JSON, for keys and priorities: a bool, a finite number, a text, a list or a dict; ``None`` for
-        null and unknown values. Times (RFC 3339, ``90s``) and bytes become text."""
+        """The result as JSON, for keys and priorities.
+
+        It is a bool, a finite number, a text, a list or a dict; ``None`` for null and unknown values. Times (RFC 3339,
+        ``90s``) and bytes become text.
+        """
         result = self._run(event, async_, now)
         if result is UNKNOWN or (isinstance(result, float) and not math.isfinite(result)):
             return None
@@ -162,7 +175,10 @@ class Expression:
         return result.name if isinstance(result, TypeOf) else result
 
     def equalities(self) -> list[Equality]:
-        """Equalities between the later event and the trigger that hold whenever ``matches`` does."""
+        """Equalities between the later event and the trigger.
+
+        They hold whenever ``matches`` does.
+        """
         return list(self._equalities)
 
     def _run(self, event: object, later: object, now: int) -> Any:

@@ -1,7 +1,8 @@
-"""The functions that expressions can call: CEL's own, and those that the protocol's dialect adds.
+"""The functions of expressions: CEL's own, and those that the dialect adds.
 
-A table from names to implementations. Each takes the evaluation's frame and its arguments, none of them
-``UNKNOWN``, and returns ``UNKNOWN`` for arguments that it cannot use. They raise nothing but ``FuelExhaustedError``.
+The dialect is the protocol's. A table leads from names to implementations. Each takes the evaluation's frame and its
+arguments, none of them ``UNKNOWN``, and returns ``UNKNOWN`` for arguments that it cannot use. They raise nothing but
+``FuelExhaustedError``.
 """
 
 import base64
@@ -41,8 +42,11 @@ Implementation = Callable[..., Any]
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """``arities`` counts the target of a method as an argument, as CEL does. ``when_unknown`` is the result if
-    an argument is missing: false for a question, as the server has it, unknown for a value."""
+    """A function of expressions, and the forms in which it is called.
+
+    ``arities`` counts the target of a method as an argument, as CEL does. ``when_unknown`` is the result if
+    an argument is missing: false for a question, as the server has it, unknown for a value.
+    """
 
     implementation: Implementation
     arities: tuple[int, ...]
@@ -85,7 +89,10 @@ _text_question("endsWith", str.endswith)
 
 @_function("matches", 2, form="both", when_unknown=False)
 def _matches(frame: Frame, text: Any, pattern: Any) -> Any:
-    """RE2. Its fuel, like its time, grows with the text's length times the pattern's size."""
+    """Whether RE2 finds the pattern in the text.
+
+    Its fuel, like its time, grows with the text's length times the pattern's size.
+    """
     if not (isinstance(text, str) and isinstance(pattern, str)):
         return UNKNOWN
     try:
@@ -209,7 +216,10 @@ def _dyn(frame: Frame, value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TypeOf:
-    """The value of ``type()``, and of the names ``int``, ``string`` … that are not called."""
+    """The value of ``type()``.
+
+    It is also the value of the names ``int``, ``string`` … that are not called.
+    """
 
     name: str
 
@@ -306,8 +316,10 @@ def _timestamp(frame: Frame, value: Any) -> Any:
 
 @_function("date", 1)
 def _date(frame: Frame, value: Any) -> Any:
-    """The dialect's function, which also reads dates without a time and HTTP dates. A number is seconds,
-    milliseconds or nanoseconds since the epoch, whichever gives a year from 2000 on."""
+    """The dialect's function, which also reads dates without a time and HTTP dates.
+
+    A number is seconds, milliseconds or nanoseconds since the epoch, whichever gives a year from 2000 on.
+    """
     if isinstance(value, str):
         return (parse_rfc3339(value) or _parse_mail_date(value)) if len(value) <= _MAX_WORD else UNKNOWN
     if isinstance(value, dt.datetime):

@@ -21,7 +21,10 @@ class Place(NamedTuple):
 
 
 class ExpressionInvalidError(EngineError):
-    """An expression is not valid. The message quotes it, with the place of the fault and the remedy."""
+    """An expression is not valid.
+
+    The message quotes it, with the place of the fault and the remedy.
+    """
 
     code = ErrorCode.FUNCTION_CONFIG_INVALID
 
@@ -35,7 +38,10 @@ class ExpressionInvalidError(EngineError):
 
 
 class FaultError(Exception):
-    """A fault, before it is raised with the whole expression as ``ExpressionInvalidError``."""
+    """A fault in an expression.
+
+    It is raised again as ``ExpressionInvalidError``, with the whole expression.
+    """
 
     def __init__(self, reason: str, place: Place | None = None) -> None:
         super().__init__(reason)
@@ -58,7 +64,10 @@ _SIMPLE = {
 
 
 def decode_string(literal: str) -> str | bytes:
-    """The value of a literal as written, quotes and prefix included. Raises ``ValueError`` naming a bad escape."""
+    """The value of a literal as written, quotes and prefix included.
+
+    Raises ``ValueError`` naming a bad escape.
+    """
     opening = min(position for position in (literal.find('"'), literal.find("'")) if position >= 0)
     prefix = literal[:opening].lower()
     quotes = 3 if literal[opening : opening + 3] in ('"""', "'''") and len(literal) >= opening + 6 else 1
@@ -170,7 +179,10 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """Two terms or more of ``&&``, ``||`` or ``+``, flat: a long one is not a deep one."""
+    """Two terms or more of ``&&``, ``||`` or ``+``.
+
+    The chain is flat: a long one is not a deep one.
+    """
 
     operator: str
     terms: tuple["Node", ...]
@@ -189,7 +201,10 @@ Node = Literal | Name | Field | Index | Call | ListOf | MapOf | Unary | Binary |
 
 
 class _TreeBuilder:
-    """Makes nodes, bottom-up, as the parser reduces. Refuses trees that are too deep while they grow."""
+    """Makes nodes, bottom-up, as the parser reduces.
+
+    Refuses trees that are too deep while they grow.
+    """
 
     def conditional(self, parts: list[Any]) -> Node:
         condition, then, otherwise = parts
@@ -318,7 +333,10 @@ def _load_parser() -> Callable[[str], Node]:
 
 
 def parse(text: str) -> Node:
-    """Raises ``FaultError`` for text that is not an expression, too long, or too deeply nested."""
+    """Parse an expression.
+
+    Raises ``FaultError`` for text that is not an expression, too long, or too deeply nested.
+    """
     if len(text) > MAX_LENGTH:
         raise FaultError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     return _load_parser()(text)

@@ -43,7 +43,10 @@ class FuelExhaustedError(Exception):
 
 
 class Frame:
-    """One evaluation: the two documents, the time in milliseconds, the variables of macros, and the fuel left."""
+    """The state of one evaluation.
+
+    It has the two documents, the time in milliseconds, the variables of macros, and the fuel left.
+    """
 
     __slots__ = ("event", "fuel", "later", "now", "variables")
 
@@ -68,7 +71,10 @@ def is_number(value: object) -> bool:
 
 
 def is_truthy(value: object) -> bool:
-    """Truth as in JavaScript, for ``||``, ``&&`` and ``?:``: an empty list is true, an empty text is not."""
+    """Truth as in JavaScript, for ``||``, ``&&`` and ``?:``.
+
+    An empty list is true, an empty text is not.
+    """
     if value is True or value is False:
         return value
     if value is None or value is UNKNOWN:
@@ -99,7 +105,10 @@ def read_path(value: object, path: Path) -> Any:
 
 
 def equal(frame: Frame, left: object, right: object) -> bool:
-    """``==``. Null equals only null and a missing field; two missing fields are not equal."""
+    """The operator ``==``.
+
+    Null equals only null and a missing field; two missing fields are not equal.
+    """
     if left is UNKNOWN:
         return right is None
     if right is UNKNOWN:
@@ -126,7 +135,10 @@ def not_equal(frame: Frame, left: object, right: object) -> bool:
 
 
 def contains(frame: Frame, item: object, container: object) -> Any:
-    """``item in container``: an element of a list, a key of a map. False if either is missing."""
+    """The operator ``item in container``: an element of a list, or a key of a map.
+
+    False if either is missing.
+    """
     if item is UNKNOWN or container is UNKNOWN:
         return False
     if isinstance(container, Mapping):
@@ -138,7 +150,10 @@ def contains(frame: Frame, item: object, container: object) -> Any:
 
 
 def _order(compare: Callable[[Any, Any], bool], unknown_left: bool) -> Callable[[Frame, Any, Any], Any]:
-    """An ordering operator. As the server does: a missing field is less than any value, null is the other's zero."""
+    """An ordering operator.
+
+    A missing field is less than any value, and null is the other's zero, as the server does.
+    """
 
     def ordered(frame: Frame, left: Any, right: Any) -> Any:
         if left is UNKNOWN:
@@ -171,7 +186,10 @@ greater_or_equal = _order(operator.ge, unknown_left=False)
 
 
 def add(frame: Frame, left: Any, right: Any) -> Any:
-    """``+``: a missing field or null adds nothing; values of two types are joined as text."""
+    """The operator ``+``.
+
+    A missing field or null adds nothing; values of two types are joined as text.
+    """
     if left is UNKNOWN or left is None:
         return right
     if right is UNKNOWN or right is None:
@@ -216,7 +234,10 @@ def multiply(frame: Frame, left: Any, right: Any) -> Any:
 
 
 def divide(frame: Frame, left: Any, right: Any) -> Any:
-    """Ints truncate towards zero and have no quotient by zero; doubles give infinities, as IEEE 754 does."""
+    """The operator ``/``.
+
+    Ints truncate towards zero and have no quotient by zero; doubles give infinities, as IEEE 754 does.
+    """
     if not (is_number(left) and is_number(right)):
         return UNKNOWN
     if isinstance(left, int) and isinstance(right, int):
@@ -225,7 +246,10 @@ def divide(frame: Frame, left: Any, right: Any) -> Any:
 
 
 def remainder(frame: Frame, left: Any, right: Any) -> Any:
-    """The sign is the dividend's. Of whole numbers only: a JSON number like ``4.0`` is one."""
+    """The operator ``%``, for whole numbers only: a JSON number like ``4.0`` is one.
+
+    The sign is the dividend's.
+    """
     if not (is_number(left) and is_number(right)) or left % 1 or right % 1:
         return UNKNOWN
     return _calculate(lambda a, b: int(a) - int(b) * _quotient(int(a), int(b)), left, right)
@@ -259,9 +283,9 @@ def _calculate(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> A
 
 
 def to_text(value: object) -> str | None:
-    """The text that ``+`` and ``string()`` make of a value, as the server writes it; ``None`` if there is none.
+    """The text that ``+`` and ``string()`` make of a value; ``None`` if there is none.
 
-    A whole number has no decimal point, whether JSON wrote it ``5`` or ``5.0``.
+    The text is as the server writes it. A whole number has no decimal point, whether JSON wrote it ``5`` or ``5.0``.
     """
     match value:
         case str():
@@ -296,9 +320,10 @@ def _element_to_text(value: object) -> str:
 
 
 def to_index_key(value: object) -> str:
-    """A short text that values share if they are equal in the dialect; different values nearly never share one.
+    """A short text that values share if they are equal in the dialect.
 
-    A missing field has null's key. All lists share one key, and so do all maps: evaluate the expression after a lookup.
+    Different values nearly never share one. A missing field has null's key. All lists share one key, and so do all
+    maps: evaluate the expression after a lookup.
     """
     if value is None or value is UNKNOWN:
         return "null"

@@ -26,7 +26,10 @@ _IDEMPOTENCY_PERIOD = IDEMPOTENCY_PERIOD // dt.timedelta(milliseconds=1)
 
 
 class Trigger(msgspec.Struct, frozen=True):
-    """The event, as it is stored: ``key`` grows from event to event, ``bytes`` is its size as JSON."""
+    """The event that triggers the function, as it is stored.
+
+    ``key`` grows from event to event, ``bytes`` is its size as JSON.
+    """
 
     key: int
     fields: Fields
@@ -40,9 +43,10 @@ class SkipReason(StrEnum):
 
 
 class CancelOn(msgspec.Struct, frozen=True):
-    """An event that cancels one run; ``until`` is ``None`` if it does so until the run ends.
+    """An event that cancels one run.
 
-    In ``condition``, ``event`` is the run's trigger and ``async`` the cancelling event.
+    ``until`` is ``None`` if it does so until the run ends. In ``condition``, ``event`` is the run's trigger and
+    ``async`` the cancelling event.
     """
 
     event: str
@@ -84,7 +88,10 @@ class Debounced(msgspec.Struct, frozen=True):
 
 
 class Batched(msgspec.Struct, frozen=True):
-    """Add the event to the batch. Start a run for it now if it ``is_full``, otherwise at ``fires_at``."""
+    """Add the event to the batch.
+
+    Start a run for it now if it ``is_full``, otherwise at ``fires_at``.
+    """
 
     bucket: Bucket
     batch: "OpenBatch"
@@ -103,8 +110,11 @@ class Admission(msgspec.Struct, frozen=True):
 
 
 class OpenBatch(BucketState, frozen=True, array_like=True):
-    """``id`` is the key of the batch's first event, ``bytes`` the size of all its events, ``fires_at`` the time at
-    which it closes at the latest."""
+    """A batch that still takes events.
+
+    ``id`` is the key of the batch's first event, ``bytes`` the size of all its events, ``fires_at`` the time at which
+    it closes at the latest.
+    """
 
     id: int
     size: int
@@ -113,7 +123,10 @@ class OpenBatch(BucketState, frozen=True, array_like=True):
 
 
 class PendingDebounce(BucketState, frozen=True, array_like=True):
-    """The event for which a run starts at ``fires_at``. ``deadline`` is the latest time to which it is postponed."""
+    """The event for which a run starts at ``fires_at``.
+
+    ``deadline`` is the latest time to which it is postponed.
+    """
 
     event_key: int
     event_ts: int
@@ -156,8 +169,11 @@ def admit(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
 
 
 def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
-    """Decide about a run that is to start now: for an event that was admitted, for a debounce or batch (its first
-    event) that has ended, or for a rerun. The outcome is ``Start`` or ``Skip``."""
+    """Decide about a run that is to start now.
+
+    It starts for an event that was admitted, for a debounce or batch (its first event) that has ended, or for a rerun.
+    The outcome is ``Start`` or ``Skip``.
+    """
     options = flow.options
     singleton = None if options.singleton is None else flow.bucket(BucketKind.SINGLETON, event, now)
     holder = None if singleton is None else Holder.load(read, singleton)
@@ -193,9 +209,10 @@ def _cancel_on(flow: Flow, now: int) -> tuple[CancelOn, ...]:
 
 
 def place_of(flow: Flow, event: Fields, now: int) -> int:
-    """The place of a run admitted ``now`` in its function's queue, in milliseconds; the least goes first.
+    """The place of a run admitted ``now`` in its function's queue, in milliseconds.
 
-    Priority is whole seconds between -600 and 600: fractions are cut off, and other values than numbers count as 0.
+    The least goes first. Priority is whole seconds between -600 and 600: fractions are cut off, and other values than
+    numbers count as 0.
     """
     if flow.options.priority is None:
         return now
@@ -221,7 +238,10 @@ def _debounce(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admiss
 
 
 def _postpone(flow: Flow, pending: PendingDebounce | None, trigger: Trigger, now: int) -> PendingDebounce:
-    """The pending event after another one. An event with an older timestamp changes nothing."""
+    """The pending event after another one.
+
+    An event with an older timestamp changes nothing.
+    """
     debounce, ts = flow.options.debounce, trigger.fields.get("ts") or now
     assert debounce is not None
     if pending is None:
@@ -235,8 +255,11 @@ def _postpone(flow: Flow, pending: PendingDebounce | None, trigger: Trigger, now
 
 
 def end_debounce(bucket: Bucket, read: ReadState, now: int) -> tuple[int, StateChange] | None:
-    """When a debounce's timer fires: the key of the event to ``start`` a run for, and the change that ends the
-    debounce. ``None`` if the debounce was postponed or has ended."""
+    """End a debounce when its timer fires.
+
+    Returns the key of the event to ``start`` a run for, and the change that ends the debounce. ``None`` if the debounce
+    was postponed or has ended.
+    """
     pending = PendingDebounce.load(read, bucket)
     if pending is None or pending.fires_at > now:
         return None
@@ -267,8 +290,10 @@ def _add_to_batch(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Ad
 
 
 def end_batch(bucket: Bucket, batch_id: int, read: ReadState) -> StateChange | None:
-    """When a batch's timer fires: the change that ends it, after which to ``start`` a run. ``None`` if it was full
-    before, and another may be open in its place."""
+    """The change that ends a batch when its timer fires.
+
+    ``start`` a run after it. ``None`` if the batch was full before, and another may be open in its place.
+    """
     batch = OpenBatch.load(read, bucket)
     return StateChange(bucket, None) if batch is not None and batch.id == batch_id else None
 

@@ -1,7 +1,8 @@
-"""Buckets: an option counts separately in each, such as one user's events of one function.
+"""Buckets, in each of which an option counts separately.
 
-A bucket is identified by the option, the function and the value of the option's key expression. Its state is a small
-struct, stored as bytes under the bucket's id. A bucket without a state has counted nothing yet.
+An example is the events of one user for one function. A bucket is identified by the option, the function and the
+value of the option's key expression. Its state is a small struct, stored as bytes under the bucket's id. A bucket
+without a state has counted nothing yet.
 """
 
 import hashlib
@@ -80,7 +81,10 @@ def bucket_id(*parts: str) -> str:
 
 
 def key_text(value: object) -> str:
-    """The value of a key expression as text: the same for values that expressions hold equal, such as 1 and 1.0."""
+    """The value of a key expression as text.
+
+    It is the same for values that expressions hold equal, such as 1 and 1.0.
+    """
     if isinstance(value, list | dict):
         return f"composite:{_hash(msgspec.json.encode(_normalise(value)))}"
     return _scalar_text(value)

@@ -1,4 +1,7 @@
-"""The flow control of one function, compiled from the options that ``durably.protocol.options`` declares."""
+"""The flow control of one function, compiled from its options.
+
+``durably.protocol.options`` declares the options.
+"""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +41,10 @@ _KINDS = {"bool": Kind.BOOL, "number": Kind.NUMBER}
 
 
 class ConcurrencyLimit(msgspec.Struct, frozen=True):
-    """``name`` differs between the limits of a function, and stays the same if only the number changes."""
+    """A concurrency limit of a function.
+
+    ``name`` differs between the limits of a function, and stays the same if only the number changes.
+    """
 
     name: str
     limit: int
@@ -74,7 +80,10 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
         return not any(getattr(self.options, option.name) for option in OPTIONS)
 
     def bucket(self, kind: BucketKind, event: Fields, now: int) -> Bucket | None:
-        """The bucket of an option to which an event belongs; ``None`` if the option does not apply to the event."""
+        """The bucket of an option to which an event belongs.
+
+        ``None`` if the option does not apply to the event.
+        """
         expression = self.expressions.get(_KEY_PLACES[kind])
         if expression is None:
             return Bucket(kind, self.function_id)
@@ -97,7 +106,10 @@ class Flow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def deadline(timeout: Duration | None, now: int) -> int | None:
-    """The time at which a timeout ends: ``now`` plus a duration, or a date that is the same for all runs."""
+    """The time at which a timeout ends.
+
+    It is ``now`` plus a duration, or a date that is the same for all runs.
+    """
     if timeout is None:
         return None
     date, duration = _read_timeout(timeout)
@@ -151,7 +163,10 @@ def _limit(option: Concurrency, key: Expression | None) -> ConcurrencyLimit:
 
 
 def read_expression(function_id: str, place: str, text: str, declared: DeclaredExpression) -> Expression:
-    """Compile an expression. Raises ``ConfigInvalidError`` if it is invalid, or can never give what is needed."""
+    """Compile an expression.
+
+    Raises ``ConfigInvalidError`` if it is invalid, or can never give what is needed.
+    """
     try:
         expression = compile_expression(text, has_async=declared.has_async)
     except ExpressionInvalidError as error:
@@ -165,8 +180,10 @@ def read_expression(function_id: str, place: str, text: str, declared: DeclaredE
 
 
 def check_triggers(function_id: str, triggers: Sequence[Trigger]) -> None:
-    """Raises ``ConfigInvalidError``. A function without triggers is started only by invocations, as on the public
-    server."""
+    """Check the triggers of a function.
+
+    Raises ``ConfigInvalidError``. A function without triggers is started only by invocations, as on the public server.
+    """
     for option, problem in _problems_of_triggers(triggers):
         raise ConfigInvalidError.at(function_id, option, problem)
     for trigger in triggers:

@@ -48,21 +48,30 @@ class Schedule(msgspec.Struct, frozen=True):
 
 
 class Tick(NamedTuple):
-    """``at`` is the scheduled time; ``due`` is when to fire it, which is up to the jitter later."""
+    """A tick of a schedule.
+
+    ``at`` is the scheduled time; ``due`` is when to fire it, which is up to the jitter later.
+    """
 
     at: int
     due: int
 
 
 class Fired(NamedTuple):
-    """``tick`` starts a run now, ``upcoming`` is the next to plan; ``None`` if there is none."""
+    """A fired tick and the next one.
+
+    ``tick`` starts a run now, ``upcoming`` is the next to plan; ``None`` if there is none.
+    """
 
     tick: Tick
     upcoming: Tick | None
 
 
 def plan_tick(schedule: Schedule, function_id: str, after: int) -> Tick | None:
-    """The first tick later than ``after``: the time of the sync for a schedule that is new or has changed."""
+    """The first tick later than ``after``.
+
+    ``after`` is the time of the sync for a schedule that is new or has changed.
+    """
     at = next(schedule.ticks_after(after), None)
     return None if at is None else _spread(schedule, function_id, at)
 
@@ -77,7 +86,10 @@ def fire(schedule: Schedule, function_id: str, planned: Tick, now: int) -> Fired
 
 
 def _latest(schedule: Schedule, planned: int, until: int) -> int:
-    """The last tick from ``planned`` to ``until``. The search begins ever further back."""
+    """The last tick from ``planned`` to ``until``.
+
+    The search begins ever further back.
+    """
     look_back = _FIRST_LOOK_BACK
     while (start := until - look_back) > planned:
         found = None
@@ -135,7 +147,10 @@ def _read_schedule(function_id: str, trigger: Trigger) -> Schedule:
 
 
 def _read_fields(text: str) -> tuple[str, str]:
-    """The time zone and the five fields of a schedule. Raises ``ValueError``, which says what is wrong."""
+    """The time zone and the five fields of a schedule.
+
+    Raises ``ValueError``, which says what is wrong.
+    """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"… is longer than {MAX_LENGTH} characters")
     with_zone = _ZONE.fullmatch(text)
@@ -153,7 +168,10 @@ def _read_fields(text: str) -> tuple[str, str]:
 
 
 def _normalise(index: int, field: str) -> str:
-    """``?`` means ``*``. Days with a step are restricted days, as ``1-31/2`` is to the library, but ``*/2`` is not."""
+    """A field of a schedule, rewritten for the library.
+
+    ``?`` means ``*``. Days with a step are restricted days, as ``1-31/2`` is to the library, but ``*/2`` is not.
+    """
     items = (item.replace("?", "*") for item in field.split(","))
     days = _STEPPED_DAYS.get(index)
     if days is None:

@@ -1,8 +1,9 @@
-"""Fair sharing of an engine's calls between functions: the order of functions, and the number of calls of each.
+"""Fair sharing of an engine's calls between functions.
 
-Functions take turns, so that a thousand calls of one do not delay another's single call. Within a function, calls are
-ordered by the time at which they became ready, minus their priority. One function may use nine tenths of the capacity,
-so another function's call can start at once (dynamic thresholds; Choudhury and Hahne, 1998).
+The module decides the order of functions, and the number of calls of each. Functions take turns, so that a thousand calls of
+one do not delay another's single call. Within a function, calls are ordered by the time at which they became ready,
+minus their priority. One function may use nine tenths of the capacity, so another function's call can start at once
+(dynamic thresholds; Choudhury and Hahne, 1998).
 """
 
 import heapq
@@ -17,7 +18,10 @@ _SHARE = 9
 
 
 def may_have_another(under_way: int, free: int) -> bool:
-    """Whether a function with so many calls under way may have one more, of the ``free`` that could be made now."""
+    """Whether a function with ``under_way`` calls may have one more.
+
+    ``free`` is the number of calls that could be made now.
+    """
     return under_way < _SHARE * free
 
 
@@ -30,7 +34,10 @@ class FairQueue(Generic[T]):
         self._arrivals = count()
 
     def add(self, function_id: str, place: int, item: T) -> None:
-        """Add an item. A function's least ``place`` goes first; equal places go in the order of adding."""
+        """Add an item.
+
+        A function's least ``place`` goes first; equal places go in the order of adding.
+        """
         waiting = self._waiting.get(function_id)
         if waiting is None:
             waiting = self._waiting[function_id] = []

@@ -1,10 +1,10 @@
-"""The queue of calls: those that may be made now, within the limits of their functions.
+"""The queue of calls, which applies the limits of their functions.
 
-Calls join the queue and leave it. ``settle`` returns those that are within their limits, best place first. A returned
-call occupies its concurrency slots until it leaves. One rule keeps this cheap: *a concurrency key waits at a limit only
-while that limit is reached.* When a limit has room again, the concurrency keys that wait at it are checked in order,
-and no others, until it is reached again. A key that has to wait for another limit moves there. Waiting calls cost only
-their rows.
+Calls join the queue and leave it. ``settle`` returns the calls that may be made now: those that are within their
+limits, best place first. A returned call occupies its concurrency slots until it leaves. One rule keeps this cheap: *a
+concurrency key waits at a limit only while that limit is reached.* When a limit has room again, the concurrency keys
+that wait at it are checked in order, and no others, until it is reached again. A key that has to wait for another limit
+moves there. Waiting calls cost only their rows.
 
 (A concurrency key with two limits that both change all the time may move between them at every transaction. That takes
 three limits on one function, two of them coarse and one fine. Otherwise a transaction moves at most as many concurrency
@@ -48,14 +48,20 @@ class QueueRows(Protocol):
         """Of the concurrency keys that wait at the limit, that with the least ``first``."""
 
     def next_limit(self, bucket_id: str, above: int) -> int | None:
-        """The least limit above this one under which a concurrency key waits at the bucket."""
+        """The least limit above ``above`` under which a concurrency key waits.
+
+        The concurrency key waits at the bucket.
+        """
 
     def add_call(self, key_id: str, call: QueuedCall) -> None: ...
 
     def first_call(self, key_id: str) -> QueuedCall | None: ...
 
     def drop_call(self, run_key: int, generation: int) -> str | None:
-        """Remove a queued call. Returns the id of its concurrency key, or ``None`` if it is not queued."""
+        """Remove a queued call.
+
+        Returns the id of its concurrency key, or ``None`` if it is not queued.
+        """
 
     def used(self, bucket_id: str) -> int:
         """The number of calls that hold a slot of the bucket."""
@@ -104,7 +110,10 @@ class Queue:
         self._levels: dict[str, Level | None] = {}
 
     def join(self, call: QueuedCall, queue_entry: QueueEntry, flow: Flow, *, starts_run: bool) -> None:
-        """Add a call. ``starts_run`` is true for the first call of a run, not for its retries."""
+        """Add a call.
+
+        ``starts_run`` is true for the first call of a run, not for its retries.
+        """
         key = key_of(queue_entry, flow, call, starts_run=starts_run)
         if not key.slots and key.throttle is None:
             self._made.append(call)
@@ -118,7 +127,10 @@ class Queue:
             self._rows.put_key(msgspec.structs.replace(stored, first=call))
 
     def leave(self, run_key: int, generation: int) -> None:
-        """A call has ended, or is not outstanding any more. Works for any call, and more than once."""
+        """Remove a call that has ended, or is not outstanding any more.
+
+        Works for any call, and more than once.
+        """
         holding_slots = self._rows.free_slots(run_key, generation)
         if holding_slots is not None:
             for bucket_id in holding_slots:
@@ -171,9 +183,11 @@ class Queue:
         return limits
 
     def _push(self, limit: Limit) -> None:
-        """Check the first concurrency key that waits at a limit, in order. It cannot change before that:
-        concurrency keys only begin to wait at limits that are reached, and within a transaction those do not open
-        again."""
+        """Check the first concurrency key that waits at a limit, in order.
+
+        It cannot change before that: concurrency keys only begin to wait at limits that are reached, and within a
+        transaction those do not open again.
+        """
         key = self._rows.first_key(limit)
         if key is not None:
             heapq.heappush(self._heap, (key.first, key))

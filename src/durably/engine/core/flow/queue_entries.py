@@ -1,4 +1,7 @@
-"""Queue entries, which runs carry for flow control, and the concurrency keys in which their calls wait."""
+"""Queue entries of runs, and the concurrency keys in which their calls wait.
+
+Runs carry queue entries for flow control.
+"""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -20,8 +23,11 @@ class EntrySlot(msgspec.Struct, frozen=True, array_like=True):
 
 
 class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
-    """``place`` is the run's place in its function's queue: least first. ``throttle`` is the id of the bucket in which
-    its start is counted, ``singleton`` the bucket that it holds."""
+    """The data that a run carries for flow control.
+
+    ``place`` is the run's place in its function's queue: least first. ``throttle`` is the id of the bucket in which its
+    start is counted, ``singleton`` the bucket that it holds.
+    """
 
     place: int
     slots: tuple[EntrySlot, ...] = ()
@@ -52,7 +58,10 @@ def decode_queue_entry(stored: bytes) -> QueueEntry:
 
 
 class QueuedCall(NamedTuple):
-    """Compares by the order in which calls are made: by place, then by age of the run, then of the call."""
+    """A call in the queue.
+
+    Compares by the order in which calls are made: by place, then by age of the run, then of the call.
+    """
 
     place: int
     run_key: int
@@ -71,7 +80,10 @@ NO_LIMIT = Limit("")
 
 
 class Slot(msgspec.Struct, frozen=True, array_like=True):
-    """``limit`` is ``None`` if the function no longer has it. Calls are still counted, because it may return."""
+    """A concurrency bucket in which calls are counted, with the function's limit.
+
+    ``limit`` is ``None`` if the function no longer has it. Calls are still counted, because it may return.
+    """
 
     limit_name: str
     bucket_id: str
@@ -86,8 +98,10 @@ class Throttled(msgspec.Struct, frozen=True, array_like=True):
 
 
 class ConcurrencyKey(msgspec.Struct, frozen=True, kw_only=True):
-    """The queue of the calls with the same slots and throttle. ``first`` is its next call; ``throttle`` is set if its
-    calls start runs."""
+    """The queue of the calls with the same slots and throttle.
+
+    ``first`` is its next call; ``throttle`` is set if its calls start runs.
+    """
 
     id: str
     function_id: str
@@ -113,7 +127,10 @@ class ReachedLimit(NamedTuple):
 
 
 def key_of(queue_entry: QueueEntry, flow: Flow, call: QueuedCall, *, starts_run: bool) -> ConcurrencyKey:
-    """The concurrency key in which a call queues, with the numbers that the function has now."""
+    """The concurrency key in which a call queues.
+
+    It has the numbers that the function has now.
+    """
     throttle = queue_entry.throttle if starts_run else None
     names = (flow.function_id, throttle, *(slot.bucket_id for slot in queue_entry.slots))
     return ConcurrencyKey(
@@ -142,7 +159,10 @@ def _throttled(flow: Flow, bucket_id: str | None) -> Throttled | None:
 def find_reached_limit(
     key: ConcurrencyKey, used: Callable[[str], int], level: Callable[[str], Level | None], now: int
 ) -> ReachedLimit | None:
-    """The limit at which the concurrency key has to wait: the one where it waits already, if that is still closed."""
+    """The limit at which the concurrency key has to wait; ``None`` if there is none.
+
+    The limit where it waits already is preferred, if that is still closed.
+    """
     reached = [ReachedLimit(limit) for limit in key.limits if limit.maximum and used(limit.bucket_id) >= limit.maximum]
     if key.throttle is not None and key.throttle.pace is not None:
         ready_at = rates.ready_at(key.throttle.pace, level(key.throttle.bucket_id), now)

@@ -1,4 +1,7 @@
-"""Rates: the generic cell rate algorithm, by which rate limits drop events and throttles delay starts."""
+"""Rates: the generic cell rate algorithm.
+
+By it, rate limits drop events and throttles delay starts.
+"""
 
 import msgspec
 
@@ -23,23 +26,30 @@ class Level(BucketState, frozen=True, array_like=True):
 
 
 class Pace(msgspec.Struct, frozen=True, array_like=True):
-    """``interval`` between units, and how much earlier than evenly spaced a unit may be, in nanoseconds."""
+    """The spacing of units, in nanoseconds.
+
+    ``interval`` is the time between units, ``tolerance`` how much earlier than evenly spaced a unit may be.
+    """
 
     interval: int
     tolerance: int
 
 
 def pace_of(limit: int, period: Duration, burst: int) -> Pace:
-    """``limit`` units in each ``period`` (a duration); up to ``burst`` of them (at least one) may be used at once.
+    """The pace of ``limit`` units in each ``period`` (a duration).
 
-    Over any stretch of time, give or take a millisecond, at most ``stretch / period * limit + burst`` units are used.
+    Up to ``burst`` of them (at least one) may be used at once. Over any stretch of time, give or take a millisecond, at
+    most ``stretch / period * limit + burst`` units are used.
     """
     interval = -(-milliseconds(period) * _NANOSECONDS // limit)
     return Pace(interval, (burst - 1) * interval)
 
 
 def ready_at(pace: Pace, level: Level | None, now: int) -> int:
-    """The time, in milliseconds and not before ``now``, at which the next unit may be used."""
+    """The time at which the next unit may be used, not before ``now``.
+
+    Both are in milliseconds.
+    """
     if level is None:
         return now
     return max(now, -(-(_clip(pace, level, now) - pace.tolerance) // _NANOSECONDS))
@@ -55,6 +65,9 @@ def take(pace: Pace, level: Level | None, now: int) -> Level:
 
 
 def _clip(pace: Pace, level: Level, now: int) -> int:
-    """The level's time, at most that of a full bucket. A clock that was set back, or a slower pace before, may have
-    left a later one; it must not close the bucket for longer than a full one does."""
+    """The level's time, at most that of a full bucket.
+
+    A clock that was set back, or a slower pace before, may have left a later one; it must not close the bucket for
+    longer than a full one does.
+    """
     return min(level.full_at, now * _NANOSECONDS + pace.tolerance + pace.interval)
