@@ -1,9 +1,9 @@
 """Fair sharing of an engine's calls between functions.
 
-The module decides the order of functions, and the number of calls of each. Functions take turns, so that a thousand calls of
-one do not delay another's single call. Within a function, calls are ordered by the time at which they became ready,
-minus their priority. One function may use nine tenths of the capacity, so another function's call can start at once
-(dynamic thresholds; Choudhury and Hahne, 1998).
+The module decides the order of functions, and the number of calls of each. Functions take turns, so that a thousand
+calls of one do not delay another's single call. Within a function, calls are ordered by the time at which they became
+ready, minus their priority. One function may use nine tenths of the capacity, so another function's call can start at
+once (dynamic thresholds; Choudhury and Hahne, 1998).
 """
 
 import heapq
