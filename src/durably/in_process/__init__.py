@@ -1,4 +1,7 @@
-"""In-process mode: the engine in the web app's own processes. ``embedded.Embedded`` is its public class."""
+"""In-process mode: the engine in the web app's own processes.
+
+``embedded.Embedded`` is its public class.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,7 +12,10 @@ from durably.protocol.sync import FunctionConfig
 
 
 def check_config(config: Mapping[str, Any]) -> str | None:
-    """The error that the engine would report at the sync; ``None`` if the config is valid or no engine is installed."""
+    """The error that the engine would report at the sync.
+
+    Returns ``None`` if the config is valid or no engine is installed.
+    """
     try:
         from durably.engine.core.errors import ConfigInvalidError
         from durably.engine.core.flow.config import check_triggers, read_flow

@@ -1,4 +1,7 @@
-"""Calls and checkpoints between an engine and functions in the same process, without HTTP."""
+"""Calls and checkpoints between an engine and functions in the same process.
+
+They do not use HTTP.
+"""
 
 import time
 from collections.abc import Callable, Coroutine
@@ -44,7 +47,10 @@ _event_decoder = msgspec.json.Decoder(Event)
 
 
 def sync_of(handler: CommHandler) -> SyncRequest:
-    """The sync request with an app's functions. Its URL names the app, and is never called."""
+    """The sync request with an app's functions.
+
+    Its URL names the app, and is never called.
+    """
     url = f"embedded://{quote(handler.client.app_id, safe='')}"
     return msgspec.convert(Syncer(handler.endpoint).payload(url), SyncRequest)
 
@@ -161,7 +167,9 @@ def _retry_at(error: BaseException, clock: Clock) -> int | None:
 
 
 class EngineCheckpoints:
-    """``Checkpoints`` without HTTP. They are cheap, so they are the default unless ``are_default`` is false.
+    """``Checkpoints`` without HTTP.
+
+    They are cheap, so they are the default unless ``are_default`` is false.
 
     ``engine`` is the engine while it runs in this process; it can be awaited on any event loop. Without it
     ``checkpoint`` reaches the engine. ``block`` waits for a coroutine in a thread without an event loop. ``heartbeat``

@@ -25,7 +25,10 @@ class WorkerLostError(Error):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """The functions that a process serves, and the number of calls that it takes at a time."""
+    """The functions that a process serves, and the limit of its calls.
+
+    ``max_calls`` is the number of calls that it takes at a time.
+    """
 
     process_id: int
     function_ids: frozenset[str] = frozenset()
@@ -34,7 +37,10 @@ class Capacity(msgspec.Struct, frozen=True):
 
 class Worker(Protocol):
     async def run(self, app_id: str, data: CallData) -> Answer:
-        """Raises ``WorkerLostError``, and ``CallReturnedError`` if the worker stops before the call has ended."""
+        """Run a call.
+
+        Raises ``WorkerLostError``, and ``CallReturnedError`` if the worker stops before the call has ended.
+        """
         ...
 
 
@@ -60,7 +66,10 @@ class WorkerSlots:
 
 
 class Dispatcher:
-    """The engine's ``Caller``. Functions share the capacity fairly (``flow.fairness``)."""
+    """The engine's ``Caller``, for functions in the app's processes.
+
+    Functions share the capacity fairly (``flow.fairness``).
+    """
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -124,8 +133,10 @@ class Dispatcher:
             self._leave(slots, function.id)
 
     def _lost(self, error: WorkerLostError) -> Answer:
-        """A failed attempt, as when an app over HTTP closes the connection: the call may have killed the process.
-        The next attempt starts at once."""
+        """A failed attempt, as when an app over HTTP closes the connection.
+
+        The call may have killed the process. The next attempt starts at once.
+        """
         lost = ErrorData(name=error.name, message=error.message)
         return AttemptFailed(lost, retry_at=self._settings.clock.now())
 
@@ -211,7 +222,10 @@ class Deadlines:
             self._timer = loop.call_later(self._seconds, self._check, loop)
 
     def end(self, task: AnyTask) -> bool:
-        """Stop the timeout. Returns whether it alone cancelled the task, which then continues."""
+        """Stop the timeout. Returns whether it alone cancelled the task.
+
+        If it did, the task continues.
+        """
         self._due.pop(task, None)
         if task not in self._late:
             return False

@@ -100,9 +100,10 @@ class Embedded(SyncEngine):
         get_background_loop().run(self.start())
 
     async def stop(self) -> None:
-        """Take no more calls, and wait up to the settings' ``close_grace`` for calls under way. Return the others.
+        """Take no more calls, and wait for calls under way.
 
-        If there are other processes, one of them becomes the leader.
+        The wait is at most the settings' ``close_grace``. Calls that have not ended by then are returned. If there are
+        other processes, one of them becomes the leader.
         """
         await self._process.stop()
 
@@ -119,7 +120,10 @@ class Embedded(SyncEngine):
     # operations
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
-        """Execute an operation in the leader. Raises ``ValueError`` for a time without a time zone."""
+        """Execute an operation in the leader.
+
+        Raises ``ValueError`` for a time without a time zone.
+        """
         for name, value in arguments.items():
             if isinstance(value, dt.datetime) and value.tzinfo is None:
                 raise ValueError(f"{name} must have a time zone, such as datetime(…, tzinfo=UTC), not {value!r}")

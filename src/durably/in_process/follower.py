@@ -1,6 +1,7 @@
-"""A follower: a node that reaches the engine through a link to the leader. Its own side, and the leader's.
+"""A follower: a node that reaches the engine through a link to the leader.
 
-Arguments and results of the engine's operations are JSON. Users' JSON is part of it as it is, byte for byte.
+This module has the follower's side and the leader's side. Arguments and results of the engine's operations are JSON.
+Users' JSON is part of it as it is, byte for byte.
 """
 
 import asyncio
@@ -56,7 +57,10 @@ class Follower:
 
     @classmethod
     async def connect(cls, socket: Path, worker: LocalWorker, timing: Timing) -> "Follower | None":
-        """``None`` if no process listens. Raises ``TimeoutError`` if one listens and sends nothing for the lease."""
+        """Connect to the leader at a socket.
+
+        Returns ``None`` if no process listens. Raises ``TimeoutError`` if one listens and sends nothing for the lease.
+        """
 
         async def answer(name: str, payload: bytes) -> bytes:
             app_id, data = _call_decoder.decode(payload)
@@ -111,7 +115,10 @@ class Follower:
 
 
 class FollowerWorker:
-    """A follower as the leader sees it: a ``Worker``, and its slots once it has joined."""
+    """A follower as the leader sees it.
+
+    It is a ``Worker``, and has its slots once it has joined.
+    """
 
     def __init__(self) -> None:
         self.link: Link | None = None

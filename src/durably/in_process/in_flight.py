@@ -34,7 +34,10 @@ class CallKey(NamedTuple):
 
 
 class InFlightCalls:
-    """Used by one thread. If the file cannot be written, lost calls are not counted as attempts."""
+    """The calls under way, with their file.
+
+    Used by one thread. If the file cannot be written, lost calls are not counted as attempts.
+    """
 
     def __init__(self, directory: Path, epoch: int) -> None:
         """Raises ``OSError``."""
@@ -56,7 +59,10 @@ class InFlightCalls:
         return True
 
     def begin(self, process: str, key: CallKey | None = None) -> int:
-        """Record a call before ``process`` gets it; its index. The first record is the leader's own."""
+        """Record a call before ``process`` gets it. Returns the record's index.
+
+        The first record is the leader's own.
+        """
         if self._free:
             index = self._free.pop()
         else:
@@ -79,7 +85,10 @@ class InFlightCalls:
         self._file = -1
 
     def _write(self, index: int, record: bytes) -> None:
-        """Write to mapped memory. A system call would release Python's global lock to other threads."""
+        """Write to mapped memory.
+
+        A system call would release Python's global lock to other threads.
+        """
         at = index * _RECORD_BYTES
         if self._file >= 0 and (self._records is None or at >= len(self._records)):
             self._grow()
@@ -99,7 +108,10 @@ def path_of(directory: Path, epoch: int) -> Path:
 
 
 def identity_of(process_id: int) -> str:
-    """Distinguishes a process from a later one with the same id; empty if the platform cannot."""
+    """A text that distinguishes a process from a later one with the same id.
+
+    It is empty if the platform cannot distinguish them.
+    """
     if sys.platform != "linux":
         with contextlib.suppress(OSError):
             os.kill(process_id, 0)

@@ -78,10 +78,12 @@ class Leader:
         lock: DatabaseLock | None,
         after_epoch: int | None = None,
     ) -> "Leader":
-        """``lock`` is the database's lock file, or ``None`` if its holder sends no heartbeat.
+        """Start the engine on the database, and accept followers.
 
-        Without the lock, a new epoch takes the database over; the lock follows when it is free. Raises the errors of
-        ``SqliteEngine.open``, and ``ConfigInvalidError`` for a function of this process.
+        ``lock`` is the database's lock file, or ``None`` if its holder sends no heartbeat. Without the lock, a new
+        epoch takes the database over; the lock follows when it is free.
+
+        Raises the errors of ``SqliteEngine.open``, and ``ConfigInvalidError`` for a function of this process.
         """
         leader = cls(database, settings, worker, timing, lock)
         leader._slots = leader._dispatcher.add(worker, worker.capacity())
@@ -139,13 +141,19 @@ class Leader:
         await self._leave()
 
     async def close(self) -> None:
-        """Stop making calls, wait for those under way in all processes, and release the database."""
+        """Stop making calls, wait for calls under way, and release the database.
+
+        It waits for calls in all processes.
+        """
         engine = await self._get_engine()
         await engine.close()
         await self._leave()
 
     def descriptors(self) -> list[int]:
-        """Descriptors that a forked child must close, so that others notice the end of this process."""
+        """Descriptors that a forked child must close.
+
+        Otherwise others do not notice the end of this process.
+        """
         listening = [self._server.fileno()] if self._server else []
         return [*listening, *(follower.link.descriptor for follower in self._followers if follower.link is not None)]
 
@@ -158,7 +166,10 @@ class Leader:
         return await asyncio.shield(self._engine)
 
     async def _leave(self) -> None:
-        """Release everything once. If one of several callers is cancelled, the others still wait."""
+        """Release everything once.
+
+        If one of several callers is cancelled, the others still wait.
+        """
         if self._leaving is None:
             self._leaving = asyncio.get_running_loop().create_task(self._release_all(), context=contextvars.Context())
         await asyncio.shield(self._leaving)
@@ -182,7 +193,10 @@ class Leader:
     # heartbeat and lock
 
     async def _watch(self, engine: SqliteEngine) -> None:
-        """Check the epoch after a long pause of this process: another one may have taken the database over."""
+        """Check the epoch after a long pause of this process.
+
+        Another process may have taken the database over.
+        """
         loop = asyncio.get_running_loop()
         while True:
             self._worker.heartbeat.beat()
@@ -205,7 +219,10 @@ class Leader:
     # followers
 
     async def _accept_followers(self, epoch: int) -> None:
-        """Listen before the engine recovers its runs, which may take long, so that followers can connect and wait."""
+        """Listen for followers before the engine recovers its runs.
+
+        The recovery may take long. Followers can connect and wait.
+        """
         self._socket = sockets.path_of(self._directory, epoch)
         listener = sockets.listen(self._socket)
         self._server = Acceptor(
@@ -219,7 +236,10 @@ class Leader:
         _logger.info("process %d is now the leader of the database %s (epoch %d)", os.getpid(), self._database, epoch)
 
     async def _serve_api(self, engine: SqliteEngine) -> None:
-        """Serve HTTP at the socket. Only this user can connect, so connections need no limits."""
+        """Serve HTTP at the socket.
+
+        Only this user can connect, so connections need no limits.
+        """
         self._api = web.AppRunner(
             create_api(engine, ApiKeys(server_kind=ServerKind.DEV)),
             access_log=None,

@@ -1,7 +1,7 @@
-"""A link between two processes of one machine: requests, answers and heartbeats in both directions.
+"""A link between two processes of one machine.
 
-A frame is four bytes of length and a MessagePack array. Payloads are opaque bytes. A side that receives nothing for the
-lease closes the link.
+It carries requests, answers and heartbeats in both directions. A frame is four bytes of length and a MessagePack array.
+Payloads are opaque bytes. A side that receives nothing for the lease closes the link.
 """
 
 import asyncio
@@ -24,7 +24,10 @@ _MAX_FRAME_BYTES = MAX_REQUEST_BYTES + 1024 * 1024
 
 
 class LinkLostError(Error):
-    """The other side has ended, or was silent for the lease. It may have executed the request."""
+    """The other side has ended, or was silent for the lease.
+
+    It may have executed the request.
+    """
 
 
 class AnswerError(Error):
@@ -36,7 +39,10 @@ class AnswerError(Error):
 
 
 class Timing(msgspec.Struct, frozen=True):
-    """Seconds. ``lease`` is the longest silence of a live process, ``heartbeat`` the interval of heartbeats."""
+    """The times of a link, in seconds.
+
+    ``lease`` is the longest silence of a live process, ``heartbeat`` the interval of heartbeats.
+    """
 
     lease: float = 2.5
     heartbeat: float = 0.25
@@ -98,7 +104,10 @@ class Link(asyncio.Protocol):
         self.lost = asyncio.Event()
 
     async def request(self, name: str, payload: bytes) -> bytes:
-        """Raises ``LinkLostError`` and ``AnswerError``. If it is cancelled, the other side cancels its work."""
+        """Send a request. Returns its answer.
+
+        Raises ``LinkLostError`` and ``AnswerError``. If it is cancelled, the other side cancels its work.
+        """
         if self.lost.is_set():
             raise LinkLostError("the link is closed")
         number = next(self._ids)
@@ -115,9 +124,9 @@ class Link(asyncio.Protocol):
             self._pending.pop(number, None)
 
     async def wait_connected(self) -> None:
-        """Wait until the other side has sent something. Closes the link if the wait is cancelled.
+        """Wait until the other side has sent something.
 
-        Raises ``LinkLostError``.
+        Closes the link if the wait is cancelled. Raises ``LinkLostError``.
         """
         try:
             await asyncio.shield(self._connected)
@@ -232,10 +241,10 @@ class Link(asyncio.Protocol):
 
 
 class Heartbeat:
-    """Records beats: of the engine's loop in the leader, of data from the leader in a follower.
+    """Records beats, and the gaps between them.
 
-    ``longest_gap`` is the longest time between two beats, in seconds, after which no process has treated another as
-    dead.
+    Beats are those of the engine's loop in the leader, and of data from the leader in a follower. ``longest_gap`` is
+    the longest time between two beats, in seconds, after which no process has treated another as dead.
     """
 
     def __init__(self, longest_gap: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -263,7 +272,10 @@ class Heartbeat:
         return self._clock() - self._longest_gap
 
     def may_be_stale(self, since: float) -> bool:
-        """Whether something that was true at ``since``, by the same clock, may have changed without notice."""
+        """Whether something that was true at ``since`` may have changed without notice.
+
+        ``since`` is a time of the same clock.
+        """
         # In this order: ``beat``, in the engine's thread, notes a gap before it ends it.
         is_in_gap = self._clock() - self._last_beat > self._longest_gap
         return is_in_gap or since < self._gap_ended

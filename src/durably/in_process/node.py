@@ -1,4 +1,7 @@
-"""A node: one of the processes that use a database, as its leader or as a follower."""
+"""A node: one of the processes that use a database.
+
+It is the database's leader or a follower.
+"""
 
 import asyncio
 import contextlib
@@ -43,11 +46,12 @@ class NodeClosedError(Error):
 
 
 class Node:
-    """This process's part in the engine: it finds a leader or becomes one, again after each loss.
+    """This process's part in the engine: it finds a leader or becomes one.
 
-    Belongs to one event loop. ``holds_database``: SQLite has the database open in this process. A forked child of such
-    a process must never open it, because SQLite would take the parent's locks for the child's. The child's node is made
-    with ``may_lead=False``.
+    It does so again after each loss. It belongs to one event loop.
+
+    ``holds_database``: SQLite has the database open in this process. A forked child of such a process must never open
+    it, because SQLite would take the parent's locks for the child's. The child's node is made with ``may_lead=False``.
     """
 
     def __init__(
@@ -77,12 +81,18 @@ class Node:
         self._files: DatabaseFiles | None = None
 
     def start(self) -> None:
-        """Start to look for a leader. Requests wait until this process is leader or follower."""
+        """Start to look for a leader.
+
+        Requests wait until this process is leader or follower.
+        """
         if not self._is_closed:
             self._task = self.loop.create_task(self._run())
 
     async def wait_started(self) -> None:
-        """Raises the error that prevents the start, ``EngineError`` or ``OSError``. The node tries again."""
+        """Wait for the end of the first attempt to start.
+
+        Raises the error that prevents the start, ``EngineError`` or ``OSError``. The node tries again.
+        """
         await asyncio.shield(self._first_attempt)
 
     async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
@@ -112,8 +122,10 @@ class Node:
         return self._last_error
 
     def request_directly(self, name: str, arguments: Mapping[str, Any]) -> Awaitable[Any]:
-        """``request`` for operations that the engine executes on any event loop. Raises ``EngineMovedError`` if
-        this process is not the leader, and the operation's errors."""
+        """``request`` for operations that the engine executes on any event loop.
+
+        Raises ``EngineMovedError`` if this process is not the leader, and the operation's errors.
+        """
         role = self._get_role()
         if not isinstance(role, Leader):
             raise EngineMovedError("this process is not the leader", is_unclear=False)
@@ -141,7 +153,10 @@ class Node:
             _logger.error("process %d serves functions that the engine refuses: %s", os.getpid(), error)
 
     async def close(self) -> None:
-        """Wait up to the settings' ``close_grace`` for calls under way, and return the others."""
+        """Take no more calls, and wait for calls under way.
+
+        The wait is at most the settings' ``close_grace``. Calls that have not ended by then are returned.
+        """
         self._is_closed = True
         self._worker.refuse()
         await self._leave()
@@ -167,7 +182,10 @@ class Node:
         self.holds_database = False
 
     def forget(self) -> None:
-        """In a forked child: leave the role to the parent. Close what would keep the parent's links open."""
+        """Leave the role to the parent, in a forked child.
+
+        Closes what would keep the parent's links open.
+        """
         role = self._get_role()
         if role is None:
             return
@@ -206,7 +224,10 @@ class Node:
                 self._silent_socket = role.socket if role.was_silent else None
 
     def _give_up(self, error: DatabaseReplacedError) -> None:
-        """Stop until the app is restarted: an engine that continued would use an empty or unknown database."""
+        """Stop until the app is restarted.
+
+        An engine that continued would use an empty or unknown database.
+        """
         _logger.critical(
             "process %d no longer sends events or runs functions: %s (%s); put the database back, then restart the app",
             os.getpid(),
@@ -237,7 +258,10 @@ class Node:
         self._last_error = error
 
     async def _find_role(self) -> Leader | Follower:
-        """Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` if the database was replaced."""
+        """Find a leader, or become one.
+
+        Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` if the database was replaced.
+        """
         make_directory(self._database.parent)
         sockets.make_directory(self._directory)
         waited = 0.0
@@ -301,7 +325,10 @@ class Node:
         return await self._lead(None, None if silent is None else sockets.epoch_of(silent))
 
     async def _lead(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Leader | None:
-        """``None`` if another process was faster, or holds SQLite's write lock. Neither prevents a server's start."""
+        """Become the leader, if possible.
+
+        Returns ``None`` if another process was faster, or holds SQLite's write lock. Neither prevents a server's start.
+        """
         self.holds_database = True
         try:
             return await Leader.open(self._database, self._settings, self._worker, self._timing, lock, after_epoch)

@@ -48,7 +48,10 @@ connections may close them."""
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
-    """Run a coroutine on the engine's thread: to be awaited on any other event loop, or waited for in any thread."""
+    """Run a coroutine on the engine's thread.
+
+    The result can be awaited on any other event loop, or waited for in any thread.
+    """
     return Remote(get_engine_loop(), coroutine)
 
 
@@ -181,9 +184,10 @@ class ProcessEngine:
         return await submit(self._send_through_node(arguments, timeout))
 
     async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
-        """Commit steps of a function, from any event loop. Waits without a limit while there is no leader.
+        """Commit steps of a function, from any event loop.
 
-        Raises ``TransportError`` if the node was closed: a sync function cannot be stopped, and may still run.
+        Waits without a limit while there is no leader. Raises ``TransportError`` if the node was closed: a sync
+        function cannot be stopped, and may still run.
         """
         if (node := self._node) is None:
             raise TransportError("the engine has been stopped in this process")
@@ -248,7 +252,10 @@ class ProcessEngine:
             ) from None
 
     async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
-        """Acknowledged events must run, so a process with functions starts with the first event that it sends."""
+        """Send events through the node, which is started if necessary.
+
+        Acknowledged events must run, so a process with functions starts with the first event that it sends.
+        """
         if not self._is_serving and self._starts_with_send:
             self._starting = asyncio.create_task(self._start_in_background())
             await asyncio.sleep(0)
@@ -260,9 +267,9 @@ class ProcessEngine:
         return receipt
 
     async def _warn_if_nothing_runs(self) -> bool:
-        """This process runs no functions: warn the sender of an event if no other process does.
+        """Warn the sender of an event if no other process runs functions.
 
-        Returns whether the database has no functions at all.
+        This process runs no functions. Returns whether the database has no functions at all.
         """
         if not await self._request("list_functions", {}, TIMEOUT_SECONDS):
             _logger.warning(

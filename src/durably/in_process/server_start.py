@@ -1,4 +1,6 @@
-"""Start and end without a server's hooks: the program of this process, its imports, and its exit.
+"""Start and end without a server's hooks.
+
+They depend on the program of this process, its imports, and its exit.
 
 Two private parts of Python are used here, because there is no public way: ``ModuleSpec._initializing`` and
 ``threading._register_atexit`` (checked with Python 3.11, 3.12 and 3.13). If a version lacks the first, a start in the
@@ -69,7 +71,10 @@ workers."""
 
 
 class BackgroundStart:
-    """Calls ``start`` in a separate thread when all imports are done, unless it is cancelled."""
+    """Calls ``start`` in a separate thread when all imports are done.
+
+    It does not if it is cancelled before.
+    """
 
     def __init__(self, start: Callable[[], object]) -> None:
         self._start = start
@@ -78,7 +83,10 @@ class BackgroundStart:
         self._thread.start()
 
     def cancel(self) -> None:
-        """Returns when the thread has ended, so that it does not exist when the process forks."""
+        """Cancel the start, and wait until the thread has ended.
+
+        So the thread does not exist when the process forks.
+        """
         self._is_cancelled.set()
         if self._thread is not threading.current_thread():
             self._thread.join(_SETTLE_SECONDS)
@@ -99,7 +107,10 @@ def is_importing() -> bool:
 
 
 def call_before_threads_end(callback: Callable[[], None]) -> None:
-    """Call at the exit of the process, before thread pools end. ``atexit`` calls after that."""
+    """Call at the exit of the process, before thread pools end.
+
+    ``atexit`` calls after that.
+    """
     getattr(threading, "_register_atexit", atexit.register)(callback)
 
 
@@ -108,7 +119,10 @@ _PATCHERS = (("gevent", "gevent.monkey", "is_module_patched"), ("eventlet", "eve
 
 
 def refuse_green_threads() -> None:
-    """Raises ``RuntimeError`` if gevent or eventlet has replaced this process's threads."""
+    """Refuse threads that gevent or eventlet has replaced.
+
+    Raises ``RuntimeError`` if one of them has replaced this process's threads.
+    """
     for name, module, question in _PATCHERS:
         patcher = sys.modules.get(module)
         if patcher is not None and any(getattr(patcher, question)(part) for part in ("thread", "threading")):

@@ -1,4 +1,4 @@
-"""The leader's Unix socket: its path, its permissions, and the protocols on its connections."""
+"""The leader's Unix socket: its path, permissions, and connections' protocols."""
 
 import asyncio
 import contextlib
@@ -20,8 +20,11 @@ _MAX_PATH_BYTES = 100
 
 
 def directory_of(database: Path) -> Path:
-    """The directory next to the database. If its path is too long for a socket, and not on Linux: in the directory for
-    temporary files, which on macOS belongs to the user."""
+    """The directory of a database's sockets, which is next to the database.
+
+    If its path is too long for a socket, and not on Linux, it is in the directory for temporary files. On macOS that
+    directory belongs to the user.
+    """
     beside = database.with_name(database.name + ".sockets")
     longest_name = "/9999999999.calls"
     if sys.platform == "linux" or len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
@@ -38,7 +41,10 @@ def make_directory(directory: Path) -> None:
 
 
 def check_directory(directory: Path, user: int) -> None:
-    """Raises ``EngineError`` unless it is a directory (not a link) that belongs to the user and is closed to others."""
+    """Check that a directory is private to a user.
+
+    Raises ``EngineError`` unless it is a directory (not a link) that belongs to the user and is closed to others.
+    """
     state = directory.lstat()
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != user or stat.S_IMODE(state.st_mode) & 0o077:
         raise EngineError(
@@ -50,9 +56,9 @@ def check_directory(directory: Path, user: int) -> None:
 
 @contextlib.contextmanager
 def address_of(path: Path) -> Iterator[str]:
-    """The address at which to bind or connect a socket at ``path``, for as long as the context lasts.
+    """The address at which to bind or connect a socket at ``path``.
 
-    Raises ``OSError`` if the directory does not exist.
+    It is valid for as long as the context lasts. Raises ``OSError`` if the directory does not exist.
     """
     if len(os.fsencode(path)) <= _MAX_PATH_BYTES or sys.platform != "linux":
         yield str(path)
@@ -65,7 +71,10 @@ def address_of(path: Path) -> Iterator[str]:
 
 
 def listen(path: Path) -> socket.socket:
-    """A listening socket for this user only. It replaces a socket that an earlier process left behind."""
+    """A listening socket for this user only.
+
+    It replaces a socket that an earlier process left behind.
+    """
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -105,9 +114,10 @@ def remove_older(directory: Path, epoch: int) -> None:
 
 
 def is_same_user(descriptor: int) -> bool:
-    """Whether the process on the other side of a connection belongs to this process's user.
+    """Whether the peer of a connection belongs to this process's user.
 
-    The directory's mode keeps other users out. On Linux this check holds even if the mode was changed.
+    The peer is the process on the other side. The directory's mode keeps other users out. On Linux this check holds
+    even if the mode was changed.
     """
     if sys.platform != "linux":
         return True
@@ -118,7 +128,7 @@ def is_same_user(descriptor: int) -> bool:
 
 
 class Entrance(asyncio.Protocol):
-    """A new connection at the leader's socket. Its first byte decides about its protocol.
+    """A new connection at the leader's socket. Its first byte decides its protocol.
 
     A follower sends frames (``link``), and their first byte is 0. Everything else is HTTP, to the engine's API:
     ``durably runs --db …``, for example. HTTP waits until the engine has recovered its runs.

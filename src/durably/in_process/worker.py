@@ -31,7 +31,10 @@ _END_SECONDS = 1.0
 
 
 class LocalWorker:
-    """Runs calls in this process: ``max_calls`` at a time, until ``refuse``. ``handlers`` are by app id."""
+    """Runs calls in this process: ``max_calls`` at a time, until ``refuse``.
+
+    ``handlers`` are by app id.
+    """
 
     def __init__(
         self,
@@ -81,8 +84,11 @@ class LocalWorker:
             self._late.discard(task)
 
     async def _run(self, app_id: str, data: CallData, handler: CommHandler) -> Answer:
-        """No code of the app runs on this event loop, which is the engine's. Functions get no context variables,
-        because those here may belong to any request that has sent an event."""
+        """Run a call on the app's event loop, or in a thread.
+
+        No code of the app runs on this event loop, which is the engine's. Functions get no context variables, because
+        those here may belong to any request that has sent an event.
+        """
         if handler.threads is None or handler.is_async(data.function_id):
             return await self._app_loop.run(run_call, handler, data, self.checkpoints, self._clock)
         work = partial(run_call_sync, handler, data, self.checkpoints, self._clock)
@@ -98,7 +104,10 @@ class LocalWorker:
         self._is_stopping = True
 
     async def finish(self, grace_seconds: float) -> None:
-        """After ``refuse``: wait up to ``grace_seconds`` for calls under way, and return the others."""
+        """Wait for calls under way. Call it after ``refuse``.
+
+        The wait is at most ``grace_seconds``. Calls that have not ended by then are returned.
+        """
         if not self._tasks:
             return
         _, late = await asyncio.wait(set(self._tasks), timeout=grace_seconds)
@@ -113,7 +122,10 @@ class LocalWorker:
 
 
 class FairLimit:
-    """Limits concurrent calls to ``slots``, shared fairly by functions. Belongs to one event loop."""
+    """Limits concurrent calls to ``slots``, shared fairly by functions.
+
+    Belongs to one event loop.
+    """
 
     def __init__(self, slots: int) -> None:
         self._free = slots
@@ -122,7 +134,10 @@ class FairLimit:
 
     @asynccontextmanager
     async def slot(self, function_id: str, priority: int) -> AsyncIterator[None]:
-        """Wait for a slot. ``priority`` moves the call ahead of the function's other calls, by milliseconds."""
+        """Wait for a slot.
+
+        ``priority`` moves the call ahead of the function's other calls, by milliseconds.
+        """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(function_id, time.monotonic_ns() // 1_000_000 - priority, (function_id, turn))
         self._admit()
@@ -170,11 +185,11 @@ class AppLoop:
         return self.loop is not None and self.loop.is_running()
 
     async def run(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a coroutine function on the app's loop, and wait for it on the running one, the engine's.
+        """Run a coroutine function on the app's loop, and wait for it.
 
-        The coroutine has no context variables. Cancelled, this cancels the coroutine and does not wait for its end:
-        see ``wait_ended``. Raises what it raises, ``RuntimeError`` if it is cancelled by itself, and
-        ``CallReturnedError`` if the app's loop does not run any more.
+        The wait is on the running loop, the engine's. The coroutine has no context variables. Cancelled, this cancels
+        the coroutine and does not wait for its end: see ``wait_ended``. Raises what it raises, ``RuntimeError`` if it
+        is cancelled by itself, and ``CallReturnedError`` if the app's loop does not run any more.
         """
         to_app = self._to_app = _callbacks_on(self.loop or get_background_loop().loop, self._to_app)
         to_engine = self._to_engine = _callbacks_on(asyncio.get_running_loop(), self._to_engine)
@@ -200,13 +215,19 @@ class AppLoop:
         return call.task.result()
 
     async def wait_ended(self, seconds: float) -> None:
-        """Wait until all coroutines have ended, including cancelled ones, up to the timeout."""
+        """Wait until all coroutines have ended, including cancelled ones.
+
+        The wait is at most ``seconds``.
+        """
         if self._under_way:
             await asyncio.wait({call.ended for call in self._under_way}, timeout=seconds)
 
 
 class _Call(Generic[T]):
-    """A coroutine on its way through the app's loop. ``ended`` belongs to the engine's loop."""
+    """A coroutine on its way through the app's loop.
+
+    ``ended`` belongs to the engine's loop.
+    """
 
     __slots__ = ("_app_loop", "_coroutine", "_to_engine", "_under_way", "ended", "is_cancelled", "task")
 
@@ -253,7 +274,9 @@ class _Call(Generic[T]):
 
 
 class _Callbacks:
-    """Calls callbacks of another thread on ``loop``, in their order. Several waiting callbacks wake it once.
+    """Calls callbacks of another thread on ``loop``, in their order.
+
+    Several waiting callbacks wake it once.
 
     ``add`` appends before it reads ``_is_woken``, and ``_call`` clears that before it reads the queue. So no callback
     is left behind.

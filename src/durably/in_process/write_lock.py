@@ -1,4 +1,7 @@
-"""The process that holds SQLite's write lock, so that an error can name it. Linux only."""
+"""The process that holds SQLite's write lock. Linux only.
+
+An error can name it.
+"""
 
 import os
 import sys
@@ -11,7 +14,10 @@ _WRITE_LOCK_BYTE = 120
 
 
 class LockHolder(NamedTuple):
-    """``program`` is the process's name; empty if it is unknown. ``is_stopped``: by SIGSTOP or SIGTSTP."""
+    """A process that holds SQLite's write lock.
+
+    ``program`` is the process's name; empty if it is unknown. ``is_stopped``: by SIGSTOP or SIGTSTP.
+    """
 
     process_id: int
     program: str
@@ -32,7 +38,10 @@ class LockHolder(NamedTuple):
 
 
 def find_write_lock_holder(database: Path) -> LockHolder | None:
-    """``None`` if no process holds the lock, or if the platform, the container or permissions hide it."""
+    """Find the process that holds SQLite's write lock.
+
+    Returns ``None`` if no process holds the lock, or if the platform, the container or permissions hide it.
+    """
     if sys.platform != "linux":
         return None
     shared_memory = database.with_name(database.name + "-shm")
@@ -59,7 +68,10 @@ def _write_locks() -> Iterator[tuple[int, int, int, float]]:
 
 
 def _has_open(process_id: int, file: tuple[int, int]) -> bool:
-    """Whether the process has the file open. Inodes alone are unique only within a file system."""
+    """Whether the process has the file open.
+
+    Inodes alone are unique only within a file system.
+    """
     try:
         descriptors = list(Path(f"/proc/{process_id}/fd").iterdir())
     except OSError:

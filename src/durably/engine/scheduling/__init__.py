@@ -1,1 +1,4 @@
-"""Scheduling of runs: transactions, triggers, timers, calls to apps, requests, bulk operations."""
+"""Scheduling of runs.
+
+It consists of transactions, triggers, timers, calls to apps, requests and bulk operations.
+"""

@@ -72,7 +72,10 @@ def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[MetadataV
 
 
 def list_traces(connection: sqlite3.Connection, run_id: str) -> list[TracesView]:
-    """Exports that contain the run's id, in the order of receipt. They may contain spans of other runs."""
+    """Exports that contain the run's id, in the order of receipt.
+
+    They may contain spans of other runs.
+    """
     rows = connection.execute(
         "SELECT received_at, content_type, body FROM traces WHERE instr(body, ?) > 0 ORDER BY key", (run_id.encode(),)
     ).fetchall()

@@ -58,14 +58,20 @@ def cancel_runs(transaction: Transaction, selection: Selection) -> BulkOperation
 
 
 def replay_runs(transaction: Transaction, selection: Selection, statuses: Collection[RunStatus]) -> BulkOperation:
-    """Begin to rerun finished runs. Raises ``FunctionNotFoundError``, ``FunctionPausedError``."""
+    """Begin to rerun finished runs.
+
+    Raises ``FunctionNotFoundError`` and ``FunctionPausedError``.
+    """
     refuse_paused(transaction, transaction.registry.get_active(selection.function_id))
     last_key = transaction.store.apps.last_run_key()
     return _begin(transaction, BulkOperationKind.REPLAY, selection, tuple(statuses), until_key=last_key)
 
 
 def delete_cancellation(transaction: Transaction, cancellation_id: str) -> None:
-    """End a bulk cancellation. Its cancelled runs stay cancelled. Raises ``CancellationNotFoundError``."""
+    """End a bulk cancellation. Its cancelled runs stay cancelled.
+
+    Raises ``CancellationNotFoundError``.
+    """
     operation = transaction.store.apps.find(cancellation_id)
     if operation is None or operation.kind is not BulkOperationKind.CANCEL:
         raise CancellationNotFoundError(f"there is no bulk cancellation with the id {cancellation_id!r}")
@@ -175,8 +181,10 @@ def _is_meant(
 
 
 def _follows(transaction: Transaction, operation: BulkOperation, run_key: int) -> bool:
-    """Whether a run descends from a cancelled run. Runs are visited in the order of creation, so that a run comes after
-    its ancestors."""
+    """Whether a run descends from a cancelled run.
+
+    Runs are visited in the order of creation, so a run is visited after its ancestors.
+    """
     origin = transaction.event(transaction.store.run(run_key).event_key).origin
     return descends_from_cancelled(transaction, operation.function_id, origin, operation.created_at)
 

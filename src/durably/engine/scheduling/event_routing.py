@@ -1,4 +1,7 @@
-"""Routing of events: runs that they cancel, functions that they trigger, steps that wait for them."""
+"""Routing of events to runs, functions and waiting steps.
+
+An event can cancel runs, trigger functions, and end the waits of steps.
+"""
 
 import difflib
 from collections import OrderedDict, deque
@@ -43,8 +46,10 @@ class Sent(msgspec.Struct, frozen=True):
 def send(
     transaction: Transaction, events: Sequence[CheckedEvent], seed: IdSeed | None, sender: str | None = None
 ) -> Sent:
-    """Store events from outside. A repeated event changes nothing, and keeps its first id.
-    ``sender`` is the id of the run that sends them, if any."""
+    """Store events from outside.
+
+    A repeated event changes nothing, and keeps its first id. ``sender`` is the id of the run that sends them, if any.
+    """
     origin = None if sender is None else _origin_of(transaction, sender)
     ids = []
     for index, checked in enumerate(events):
@@ -72,20 +77,29 @@ def invoke(
     metadata: dict[str, Any],
     origin: Origin | None = None,
 ) -> RunRow | None:
-    """Start a run of one function, whatever its triggers; ``None`` if no run starts, or a later one."""
+    """Start a run of one function, whatever its triggers.
+
+    Returns ``None`` if no run starts, or if one starts later.
+    """
     event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
     return route_to(transaction, function, make_received_event(event, event_id, transaction.now, origin))
 
 
 def route_to(transaction: Transaction, function: Function, received: ReceivedEvent) -> RunRow | None:
-    """Route an event that is meant for one function. Other functions that it triggers start as well."""
+    """Route an event that is meant for one function.
+
+    Other functions that it triggers start as well.
+    """
     key = route(transaction, received, besides=function)
     assert key is not None, "its id is new"
     return trigger_function(transaction, function, key)
 
 
 def route_internal_event(transaction: Transaction) -> None:
-    """Route the first internal event that waits, and those that follow from it before the others."""
+    """Route the first internal event that waits.
+
+    Events that follow from it are routed before the others that wait.
+    """
     others = transaction.internal_events
     transaction.internal_events = deque([others.popleft()])
     while transaction.internal_events:
@@ -105,7 +119,9 @@ def _origin_of(transaction: Transaction, run_id: str) -> Origin | None:
 def route(
     transaction: Transaction, received: ReceivedEvent, sender_id: str | None = None, besides: Function | None = None
 ) -> int | None:
-    """Store an event, and do what follows from it. ``None`` if an event with this id exists: then nothing changes.
+    """Store an event, and do what follows from it.
+
+    Returns its key. Returns ``None`` if an event with this id exists: then nothing changes.
 
     Cancellations come first: an event does not cancel the runs that it starts, and their slots are free for these.
     """
@@ -138,7 +154,10 @@ def _cancel(transaction: Transaction, received: ReceivedEvent, listened: Sequenc
 
 
 def _wake(transaction: Transaction, received: ReceivedEvent, path: str | None, value: str | None) -> None:
-    """End the waits for the event. The wait index finds them, so that other waits cost nothing."""
+    """End the waits for the event.
+
+    The wait index finds them, so that other waits cost nothing.
+    """
     for run_key, step_id, expression in transaction.store.event_waits(received.name, path, value):
         if expression is None or _matches(transaction, run_key, expression, received):
             _note(transaction, received, partial(_describe_wait, transaction, run_key, step_id))
@@ -155,7 +174,10 @@ def _describe_wait(transaction: Transaction, run_key: int, step_id: str) -> str:
 
 
 def _note(transaction: Transaction, received: ReceivedEvent, describe: Callable[[], str]) -> None:
-    """Keep what an event does, for ``Sent``. The first few are described, because that costs queries."""
+    """Keep what an event does, for ``Sent``.
+
+    Only the first few effects are described, because a description costs queries.
+    """
     known = transaction.outcomes.get(received.id, _NO_OUTCOME)
     ended = known.ended if known.count >= MOST_NOTED else [*known.ended, describe()]
     transaction.outcomes[received.id] = EventOutcome(ended, known.count + 1)
@@ -183,7 +205,10 @@ _MOST_FUNCTIONS = 5
 
 
 class EventOutcomes:
-    """The outcomes of events that were received since ``since``, in milliseconds; of the newest, not of all."""
+    """The outcomes of the newest events that were received since ``since``.
+
+    ``since`` is milliseconds since the epoch. The outcomes of older events are not kept.
+    """
 
     def __init__(self, since: int) -> None:
         self._since = since
@@ -196,7 +221,10 @@ class EventOutcomes:
             self._forgotten, _ = self._outcomes.popitem(last=False)
 
     def explain(self, view: EventView, registry: Registry, awaited: Collection[str]) -> list[str]:
-        """Sentences on the event. ``awaited`` are names of events that runs have waited for, or been cancelled by."""
+        """Sentences on the event.
+
+        ``awaited`` are names of events that runs have waited for, or been cancelled by.
+        """
         name = view.event.name
         outcome = self._outcomes.get(view.id)
         if outcome is None:
@@ -239,9 +267,9 @@ class UnmatchedEvents:
         self._said: set[str] = set()
 
     def explain(self, names: Iterable[str], registry: Registry, awaited: Collection[str] = ()) -> dict[str, str]:
-        """The reason why each event starts nothing, as the end of a sentence. Logged once for each name.
+        """The reason why each event starts nothing, as the end of a sentence.
 
-        ``awaited`` are names of events that runs have waited for.
+        It is logged once for each name. ``awaited`` are names of events that runs have waited for.
         """
         found = {}
         for name in [*names][:_MOST_EXPLAINED]:

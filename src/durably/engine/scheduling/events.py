@@ -43,8 +43,10 @@ _RAISED = "invalid status code: 500"
 
 
 class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
-    """An event that is stored, or is being stored. ``body`` is JSON; ``decoded`` is the same, once it is needed.
-    ``origin`` describes the run that sent it, if any."""
+    """An event that is stored, or is being stored.
+
+    ``body`` is JSON; ``decoded`` is the same, once it is needed. ``origin`` describes the run that sent it, if any.
+    """
 
     id: str
     name: str
@@ -61,7 +63,10 @@ class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
 
 
 class CheckedEvent(msgspec.Struct, frozen=True):
-    """A valid event. ``data`` is its data as JSON, so that the writer's thread does not encode them."""
+    """A valid event.
+
+    ``data`` is its data as JSON, so that the writer's thread does not encode them.
+    """
 
     event: Event
     data: bytes
@@ -103,9 +108,10 @@ def check_content(event: Event, max_bytes: int) -> CheckedEvent:
 def make_received_event(
     event: Event, event_id: str, now: int, origin: Origin | None = None, data: bytes | None = None
 ) -> ReceivedEvent:
-    """The event as functions receive it: with an id, a time and a user, as official servers send it.
+    """The event as functions receive it: with an id, a time and a user.
 
-    ``data`` is the event's data as JSON, if they are encoded already."""
+    Its form is that of official servers. ``data`` is the event's data as JSON, if they are encoded already.
+    """
     fields: dict[str, Any] = {
         "data": event.data or {},
         "id": event.id or event_id,
@@ -127,7 +133,10 @@ class RunResult(msgspec.Struct, frozen=True):
 
 
 def run_end_events(end: RunResult, triggers: Sequence[ReceivedEvent]) -> list[tuple[InternalEvent, bytes]]:
-    """Names and data of the events about a run's end. ``triggers`` are several for a batch."""
+    """Names and data of the events about a run's end.
+
+    ``triggers`` are several for a batch.
+    """
     trigger = triggers[0]
     unreported = _UNREPORTED.get(trigger.name, ())
     names = [name for name in _REPORTED.get(end.status, _FINISHED) if name not in unreported]
@@ -149,7 +158,10 @@ def run_end_events(end: RunResult, triggers: Sequence[ReceivedEvent]) -> list[tu
 
 
 def _reported_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
-    """The error in the form of official servers: ``error`` says how the call ended, and there is no ``code``."""
+    """The error in the form of official servers.
+
+    ``error`` says how the call ended, and there is no ``code``.
+    """
     try:
         error = msgspec.json.decode(output, type=ErrorData)
     except msgspec.MsgspecError:  # as the app wrote it
@@ -165,7 +177,10 @@ def _reported_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
 
 
 def deferred_data(data: bytes, function_id: str, parent_id: str, parent_function_id: str) -> bytes:
-    """The data of the event that starts a deferred function, in the form of official servers."""
+    """The data of the event that starts a deferred function.
+
+    Their form is that of official servers.
+    """
     parent = {"fn_slug": function_id, "parent_fn_slug": parent_function_id, "parent_run_id": parent_id}
     return msgspec.json.encode({**msgspec.json.decode(data), "_inngest": parent})
 
@@ -196,9 +211,10 @@ def make_id(milliseconds: int, entropy: bytes) -> str:
 
 
 class IdSeed:
-    """The value of ``x-inngest-event-id-seed``: ``<milliseconds>,<base64 of 10 bytes>``.
+    """The value of ``x-inngest-event-id-seed``.
 
-    The n-th event of a request adds n to the last four bytes, so that one seed makes many ids.
+    Its form is ``<milliseconds>,<base64 of 10 bytes>``. The n-th event of a request adds n to the last four bytes, so
+    that one seed makes many ids.
     """
 
     def __init__(self, text: str) -> None:
@@ -224,8 +240,10 @@ _path_decoder = msgspec.json.Decoder(tuple[str | int, ...])
 
 
 def index_key(expression: Expression | None, trigger: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The path in a new event, and the value that it must have there, as stored; ``None`` twice if the expression
-    requires none. ``trigger`` is the event of the waiting run."""
+    """The path in a new event, and the value that it must have there, as stored.
+
+    Both are ``None`` if the expression requires none. ``trigger`` is the event of the waiting run.
+    """
     equality = None if expression is None else _most_selective(expression.equalities())
     if equality is None:
         return None, None
@@ -238,6 +256,9 @@ def value_at(path: str | None, later: Mapping[str, Any]) -> str | None:
 
 
 def _most_selective(equalities: list[Equality]) -> Equality | None:
-    """The equality that leaves the fewest waits: with the trigger's own data rather than with a constant."""
+    """The equality that leaves the fewest waits.
+
+    One with the trigger's own data leaves fewer than one with a constant.
+    """
     with_trigger = (equality for equality in equalities if equality.event_path is not None)
     return next(with_trigger, None) or next(iter(equalities), None)

@@ -52,7 +52,10 @@ def answer(scheduled: ScheduledCall, answered: Answer, transaction: Transaction)
 
 
 def answer_together(answered: Sequence[tuple[ScheduledCall, Answer]], transaction: Transaction) -> None:
-    """Apply the answers of calls of one run that shared a request. Raises ``StaleCallError`` if all are stale."""
+    """Apply the answers of calls of one run that shared a request.
+
+    Raises ``StaleCallError`` if all are stale.
+    """
     run_key = answered[0][0].run_key
     memoised = transaction.memoised(run_key, set[str]().union(*(_steps_of(*each) for each in answered)))
     parts = tuple(Answered(scheduled.call.generation, own, memoised) for scheduled, own in answered)
@@ -126,8 +129,10 @@ def cancel(transaction: Transaction, run_id: str) -> bool:
 
 
 def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> str:
-    """The new run's id. Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``,
-    ``StepNotFoundError``."""
+    """Repeat a run. Returns the new run's id.
+
+    Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, ``StepNotFoundError``.
+    """
     run = transaction.store.run(_find_run(transaction, run_id))
     function = transaction.registry.get_active(run.function_id)
     refuse_paused(transaction, function)
@@ -158,7 +163,10 @@ def recover(transaction: Transaction, run_keys: Collection[int]) -> None:
 
 
 def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Function]) -> SyncResult:
-    """Replace the app's functions by those of the sync, which are checked. Raises ``ConfigInvalidError``."""
+    """Replace the app's functions by those of the sync.
+
+    ``functions`` are checked already. Raises ``ConfigInvalidError`` if another app has a function with the same id.
+    """
     store, app_id = transaction.store, request.app_id
     configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
     before, previous = store.apps.active_functions(app_id), store.apps.app_version_and_url(app_id)
@@ -182,8 +190,11 @@ def _compare(
     previous: tuple[str | None, str | None],
     now: tuple[str | None, str],
 ) -> SyncResult:
-    """``before`` and ``after`` are configurations by the ids of functions; ``previous`` and ``now`` the app's version
-    and URL."""
+    """The result of a sync: its differences from the state before.
+
+    ``before`` and ``after`` are configurations by the ids of functions. ``previous`` and ``now`` are the app's version
+    and URL.
+    """
     return SyncResult(
         app_id=app_id,
         modified=list(before.items()) != list(after.items()),
@@ -225,7 +236,10 @@ def plan_schedules(transaction: Transaction, function: Function) -> None:
 
 
 def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
-    """Fire a schedule, if the tick is still planned, and plan the next tick. A paused function does not start."""
+    """Fire a schedule, if the tick is still planned, and plan the next tick.
+
+    A paused function does not start.
+    """
     planned = transaction.store.flow.schedules(timer.function_id).get(timer.schedule)
     function = transaction.registry.find(timer.function_id)
     if planned is None or planned.due > transaction.now or function is None:

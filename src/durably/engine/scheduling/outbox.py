@@ -15,9 +15,11 @@ from .subscriptions import RunChange
 
 
 class ScheduledCall(msgspec.Struct, frozen=True, gc=False):
-    """A call to make when it is due, or to put into the queue then if it ``has_to_queue``. ``data`` is the call's
-    content, if it is known without a read. ``priority`` moves it ahead of its function's other calls, in
-    milliseconds."""
+    """A call to make when it is due.
+
+    If it ``has_to_queue``, it is put into the queue then. ``data`` is the call's content, if it is known without a
+    read. ``priority`` moves it ahead of its function's other calls, in milliseconds.
+    """
 
     run_key: int
     call: Call

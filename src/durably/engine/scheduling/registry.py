@@ -1,4 +1,7 @@
-"""The functions that apps have synced, by id and by trigger, and the checks of a sync."""
+"""The functions that apps have synced, and the checks of a sync.
+
+Functions are found by id and by trigger.
+"""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -22,9 +25,10 @@ _logger = get_logger("durably.engine")
 
 
 class Function(msgspec.Struct, frozen=True):
-    """``is_active`` is false if the app's last sync did not include it; its runs continue.
+    """A function that an app has synced.
 
-    ``flow`` is its flow control; ``is_plain`` is true if it has none.
+    ``is_active`` is false if the app's last sync did not include it; its runs continue. ``flow`` is its flow control;
+    ``is_plain`` is true if it has none.
     """
 
     id: str
@@ -91,8 +95,11 @@ class FunctionControls(msgspec.Struct, frozen=True):
 
 
 class BulkCancellation(msgspec.Struct, frozen=True):
-    """Runs created from ``since`` until ``until`` are cancelled, if the condition holds for their event. So are runs
-    that descend from a cancelled run, for an hour after ``created_at``."""
+    """A bulk cancellation of a function's runs.
+
+    Runs created from ``since`` until ``until`` are cancelled, if the condition holds for their event. So are runs that
+    descend from a cancelled run, for an hour after ``created_at``.
+    """
 
     since: int | None
     until: int
@@ -150,7 +157,10 @@ class Registry:
                 self._by_pattern.setdefault(trigger.event, []).append(_Triggered(function, expression))
 
     def with_app(self, app_id: str, functions: Sequence[Function]) -> "Registry":
-        """This registry, after an app has synced: those of its functions that it left out are inactive."""
+        """This registry, after an app has synced.
+
+        Functions of the app that the sync left out are inactive.
+        """
         synced = {function.id for function in functions}
         others = [function for function in self._functions.values() if function.id not in synced]
         kept = [
@@ -189,11 +199,17 @@ class Registry:
         return self._by_pattern.keys()
 
     def knows_event(self, name: str) -> bool:
-        """Whether a function is triggered by events of a name, if its expression holds, or cancelled by them."""
+        """Whether events of a name trigger or cancel a function.
+
+        A trigger counts even if it has an expression, which may not hold.
+        """
         return name in self._cancelling or bool(self._triggers_of(name))
 
     def triggered_by(self, event: ReceivedEvent, now: int) -> list[Function]:
-        """The active functions that an event triggers, each once, even if several of its triggers match."""
+        """The active functions that an event triggers.
+
+        Each occurs once, even if several of its triggers match.
+        """
         found: dict[str, Function] = {}
         for triggered in self._triggers_of(event.name):
             if triggered.function.id not in found and (
@@ -213,7 +229,10 @@ class Registry:
         return found
 
     def refused_by_condition(self, fields: Mapping[str, Any], name: str, now: int) -> list[str]:
-        """Ids of active functions with triggers of this name whose conditions are false for the event's ``fields``."""
+        """Ids of active functions that an event does not trigger due to conditions.
+
+        They have triggers of this name. All conditions of these are false for the event's ``fields``.
+        """
         named = self._triggers_of(name)
         matching = {
             triggered.function.id
@@ -224,8 +243,10 @@ class Registry:
 
 
 def patterns_of(name: str) -> Iterator[str]:
-    """The trigger names that match an event's: its own, and ``a/*``, ``a/b.*`` for each of its prefixes that
-    ends in a slash or a dot."""
+    """The trigger names that match an event's.
+
+    They are its own, and ``a/*``, ``a/b.*`` for each of its prefixes that ends in a slash or a dot.
+    """
     yield name
     for index, character in enumerate(name):
         if character in "/.":

@@ -19,8 +19,11 @@ _MOST_NAMED = 20
 
 
 class Rerun(msgspec.Struct, frozen=True):
-    """``memos`` and ``size`` (bytes) count what the new run takes over of the memos of the run ``run_key``: those
-    before the place ``until``. ``step_input``: see the schema."""
+    """A run to repeat, and the memos that the new run takes over.
+
+    They are the memos of the run ``run_key`` before the place ``until``. ``memos`` is their number, and ``size`` their
+    bytes. ``step_input``: see the schema.
+    """
 
     run_key: int
     run_id: str
@@ -62,7 +65,10 @@ MOST_ANCESTORS = 100
 
 
 def ancestors(transaction: Transaction, origin: Origin | None) -> Iterator[RunRow]:
-    """The run that sent an event, the run that sent that run's event, and so on, until a run is no longer known."""
+    """The runs that led to an event, the latest first.
+
+    They are the run that sent the event, the run that sent that run's event, and so on, until a run is no longer known.
+    """
     for _ in range(MOST_ANCESTORS):
         run = None if origin is None else transaction.store.find_run(origin.run_key)
         if run is None:
@@ -72,12 +78,18 @@ def ancestors(transaction: Transaction, origin: Origin | None) -> Iterator[RunRo
 
 
 def origin_before(run: RunRow, trigger: ReceivedEvent) -> Origin | None:
-    """The origin of a run's trigger, from which the origins of its events are made. A rerun begins a new chain."""
+    """The origin of a run's trigger. A rerun begins a new chain.
+
+    The origins of the run's events are made from it.
+    """
     return trigger.origin if run.rerun_of is None else None
 
 
 def descends_from_cancelled(transaction: Transaction, function_id: str, origin: Origin | None, since: int) -> bool:
-    """Whether a run of this function that was cancelled at ``since`` or later led to an event."""
+    """Whether a cancelled run of this function led to an event.
+
+    Only runs that were cancelled at ``since`` or later count.
+    """
     return any(
         run.function_id == function_id
         and run.status is RunStatus.CANCELLED
@@ -89,7 +101,10 @@ def descends_from_cancelled(transaction: Transaction, function_id: str, origin: 
 def refuse_runaway(
     transaction: Transaction, function: Function, origin: Origin | None, *, is_run_end: bool = False
 ) -> ErrorData | None:
-    """The reason why an event of this origin must not start a run of a function, or ``None``."""
+    """The reason why an event must not start a run of a function, or ``None``.
+
+    ``origin`` is the event's.
+    """
     reason = explain_runaway(origin, transaction.policy.max_depth, is_run_end=is_run_end)
     if reason is None:
         return None

@@ -32,7 +32,10 @@ _LISTED = "(SELECT value FROM json_each(?))"
 
 
 class Cutoff(msgspec.Struct, frozen=True):
-    """Runs that ended, and events that were received, before these times go. Milliseconds since the epoch."""
+    """The times before which runs and events are removed.
+
+    ``runs`` is compared with a run's end, ``events`` with an event's receipt. Both are milliseconds since the epoch.
+    """
 
     runs: int
     events: int
@@ -45,7 +48,10 @@ class PurgeStore:
         self._connection = connection
 
     def purge_runs(self, cutoff: Cutoff, limit: int) -> int:
-        """Remove at most ``limit`` runs, their memos, and events that no other run needs. Returns the runs' number."""
+        """Remove at most ``limit`` runs and their memos. Returns the number of runs.
+
+        Also removes their events, if no other run needs them.
+        """
         rows = self._connection.execute(
             "SELECT key, event_key FROM runs WHERE ended_at < ? ORDER BY ended_at LIMIT ?", (cutoff.runs, limit)
         ).fetchall()
@@ -67,9 +73,10 @@ class PurgeStore:
         return len(rows)
 
     def purge_events(self, cutoff: Cutoff, after: int, limit: int) -> int | None:
-        """Check ``limit`` events after the key ``after``, and remove those that no run needs.
+        """Remove events that no run needs.
 
-        Returns the key of the last; ``None`` if all old events are checked.
+        Checks ``limit`` events after the key ``after``. Returns the key of the last; ``None`` if all old events are
+        checked.
         """
         rows = self._connection.execute(
             "SELECT key, received_at FROM events WHERE key > ? ORDER BY key LIMIT ?", (after, limit)

@@ -1,4 +1,7 @@
-"""Runs: inputs go through the run machine, and its commands become rows and outbox messages."""
+"""Runs: their inputs, and the commands of the run machine.
+
+Inputs go through the run machine, and its commands become rows and outbox messages.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -65,8 +68,10 @@ def cancel(transaction: Transaction, run_key: int, reason: str) -> None:
 
 
 def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
-    """Apply an input to a run. False if the run has ended, perhaps because its run state is damaged. Raises the errors
-    of ``advance``."""
+    """Apply an input to a run. Returns false if the run has ended.
+
+    It may have ended because its run state is damaged. Raises the errors of ``advance``.
+    """
     live = _load(transaction, run_key)
     if live is None:
         if isinstance(run_input, OfCall) and run_key not in transaction.runs:
@@ -84,7 +89,10 @@ def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
 
 
 def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
-    """Fail a run that the engine cannot continue, whatever its run state is. Does nothing if the run has ended."""
+    """Fail a run that the engine cannot continue, whatever its run state is.
+
+    Does nothing if the run has ended.
+    """
     row = transaction.store.run(run_key)
     if row.status.has_ended:
         return
@@ -108,7 +116,10 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
 
 
 def finish(transaction: Transaction) -> Outbox:
-    """Route internal events, apply pending inputs, dispatch queued calls within their limits, store run states."""
+    """Complete a transaction. Returns its outbox.
+
+    Routes internal events, applies pending inputs, dispatches queued calls within their limits, and stores run states.
+    """
     while True:
         while transaction.internal_events or transaction.inputs:
             if transaction.internal_events:
@@ -160,7 +171,10 @@ def _beginning(transaction: Transaction, live: LiveRun, run_input: Input) -> int
 
 
 def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
-    """Whether a call or request of the run is under way, or will be without another input."""
+    """Whether the run proceeds without another input.
+
+    If it does, a call or request of the run is under way, or will be.
+    """
     waiting = (
         transaction.queue.waiting(live.row.key) if live.queue_entry is not None and live.queue_entry.is_queued else ()
     )

@@ -22,8 +22,11 @@ _ENDS = {
 
 
 class RunChange(msgspec.Struct, frozen=True, gc=False):
-    """Times are milliseconds since the epoch. Of ``memo``, ``output`` and ``error`` one is set at most, the first
-    two JSON; ``failed`` says whether that is an error."""
+    """A change of a run, for subscribers.
+
+    Times are milliseconds since the epoch. At most one of ``memo``, ``output`` and ``error`` is set. The first two are
+    JSON; ``failed`` says whether that is an error.
+    """
 
     kind: UpdateKind
     at: int
@@ -99,7 +102,10 @@ _MOST_UNREAD = 10_000
 
 
 class Subscriptions:
-    """Delivers updates of runs, on the engine's event loop. Call ``publish`` only if there are ``listeners``."""
+    """Delivers updates of runs, on the engine's event loop.
+
+    Call ``publish`` only if there are ``listeners``.
+    """
 
     def __init__(self) -> None:
         self.listeners: set[Callable[[RunUpdate], None]] = set()
@@ -120,7 +126,10 @@ class Subscriptions:
 
     @contextmanager
     def listen(self, listener: Callable[[RunUpdate], None]) -> Iterator[None]:
-        """Call ``listener`` with each update, at once. It must be quick, and must not raise."""
+        """Call ``listener`` with each update, at once.
+
+        It must be quick, and must not raise.
+        """
         self.listeners.add(listener)
         try:
             yield
@@ -165,7 +174,10 @@ class CompletionWaiters:
 
     @contextmanager
     def awaiting(self, run_key: int) -> Iterator[asyncio.Future[None]]:
-        """A future that resolves when the run ends, and fails with ``EngineClosedError`` if the engine closes first."""
+        """A future that resolves when the run ends.
+
+        It fails with ``EngineClosedError`` if the engine closes first.
+        """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -20,7 +20,10 @@ T = TypeVar("T")
 
 
 class Loaded(msgspec.Struct, Generic[T], frozen=True):
-    """Timers and their times, up to ``reached``. ``next_due`` is the time of the first timer after that, if any."""
+    """Timers and their times, up to ``reached``.
+
+    ``next_due`` is the time of the first timer after that, if any.
+    """
 
     items: list[tuple[int, T]]
     reached: int
@@ -39,9 +42,12 @@ _logger = get_logger("durably.engine")
 
 
 class Timers(Generic[T]):
-    """``load(after, until)`` reads the timers of ``(after, until]``; if they are many, it may return the first of them.
+    """Delivers timers when they are due. Reads stored timers shortly before.
+
+    ``load(after, until)`` reads the timers of ``(after, until]``; if they are many, it may return the first of them.
     ``on_due`` gets due timers in order. A timer that is added while it is being read may be delivered twice. Times are
-    milliseconds since the epoch."""
+    milliseconds since the epoch.
+    """
 
     def __init__(self, clock: Clock, load: Load[T], on_due: Callable[[list[T]], None]) -> None:
         self._clock = clock
@@ -67,7 +73,10 @@ class Timers(Generic[T]):
             self._loading.cancel()
 
     def add(self, due: int, item: T, *, is_stored: bool = True) -> None:
-        """Add a timer. A stored timer beyond the horizon is not kept in memory: it is read later."""
+        """Add a timer.
+
+        A stored timer beyond the horizon is not kept in memory: it is read later.
+        """
         if self._is_closed:
             return
         self._look_ahead()
@@ -103,7 +112,10 @@ class Timers(Generic[T]):
         self._wake()
 
     def _wake(self) -> None:
-        """Set the clock's timer to the next time at which something is due or must be read."""
+        """Set the clock's timer to the next time for work.
+
+        That is the time at which something is due or must be read.
+        """
         when = self._heap[0][0] if self._heap else _NEVER
         if self._loading is None:
             when = min(when, self._next_stored - _AHEAD_MILLISECONDS)
@@ -157,7 +169,10 @@ _CALLS = ("delayed_calls", "due", "run_key, generation, due")
 def load_timers(
     connection: sqlite3.Connection, after: int, until: int, limit: int
 ) -> Loaded[ScheduledCall | StoredTimer]:
-    """The timers and delayed calls of ``(after, until]``, at most about ``limit`` of each kind."""
+    """The timers and delayed calls of ``(after, until]``.
+
+    They are at most about ``limit`` of each kind.
+    """
     tables = [(table, time, columns) for table, time, columns, _ in _TIMERS] + [_CALLS]
     found = [_load_until(connection, *table, after, until, limit) for table in tables]
     reached = min(until for _, until in found)
@@ -193,7 +208,10 @@ def _next_due(connection: sqlite3.Connection, tables: list[tuple[str, str, str]]
 def _load_until(
     connection: sqlite3.Connection, table: str, time: str, columns: str, after: int, until: int, limit: int
 ) -> tuple[list[Any], int]:
-    """Rows, whose last column is their time, and the time up to which they are complete."""
+    """Rows, and the time up to which they are complete.
+
+    The last column of a row is its time.
+    """
     select = f"SELECT {columns} FROM {table} WHERE {time}"
     rows = connection.execute(f"{select} > ? AND {time} <= ? ORDER BY {time} LIMIT ?", (after, until, limit)).fetchall()
     if len(rows) < limit:

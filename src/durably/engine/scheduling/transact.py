@@ -1,4 +1,7 @@
-"""Transactions from the event loop: they run in the writer's thread, and return after the commit."""
+"""Transactions from the event loop.
+
+They run in the writer's thread, and return after the commit.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -33,7 +36,10 @@ class Transactions:
         self._retrying: set[asyncio.Task[None]] = set()
 
     def start(self, dispatch: Callable[[Outbox], None]) -> None:
-        """``dispatch`` gets the outbox of each transaction after its commit, in the order of the commits."""
+        """Start the writer.
+
+        ``dispatch`` gets the outbox of each transaction after its commit, in the order of the commits.
+        """
         self._writer.start(self._execute, dispatch)
 
     def _execute(self, work: Callable[[Transaction], T]) -> tuple[T, Outbox]:
@@ -65,8 +71,10 @@ class Transactions:
         work: Callable[[Transaction], object],
         otherwise: Callable[[Exception], Callable[[Transaction], object]] | None = None,
     ) -> None:
-        """``transact`` without waiting. An error is logged, and the transaction ``otherwise(error)`` replaces the
-        failed one."""
+        """``transact`` without waiting.
+
+        An error is logged, and the transaction ``otherwise(error)`` replaces the failed one.
+        """
         try:
             future = self._writer.submit(work)
         except EngineClosedError:

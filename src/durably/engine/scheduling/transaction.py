@@ -1,4 +1,7 @@
-"""A transaction: the rows, outbox and time of one input, passed to the functions that act on runs."""
+"""A transaction: the rows, outbox and time of one input.
+
+It is passed to the functions that act on runs.
+"""
 
 from collections import OrderedDict, deque
 from collections.abc import Collection
@@ -34,9 +37,11 @@ Memos = tuple[tuple[str, bytes], ...]
 
 
 class CachedRun(msgspec.Struct, frozen=True, gc=False):
-    """``is_moving`` is as stored. ``trigger`` is the event that triggered the run, unless it is large, or one of
-    several. ``memos`` are all memos of the run in their order, by hashed step id; ``None`` if they are unknown or
-    large."""
+    """A run as the cache keeps it.
+
+    ``is_moving`` is as stored. ``trigger`` is the event that triggered the run, unless it is large, or one of several.
+    ``memos`` are all memos of the run in their order, by hashed step id; ``None`` if they are unknown or large.
+    """
 
     row: RunRow
     state: RunState
@@ -56,9 +61,10 @@ def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
 
 
 class RunCache:
-    """The runs that the writer changed last, so that it does not read them again, and what the wait index has.
+    """The runs that the writer changed last, and the paths of the wait index.
 
-    ``runs`` are by key, the oldest first. ``wait_paths`` are the paths of the wait index by event name.
+    They are kept so that the writer does not read them again. ``runs`` are by key, the oldest first. ``wait_paths`` are
+    the paths of the wait index by event name.
     """
 
     def __init__(self) -> None:
@@ -94,7 +100,10 @@ _THROTTLES_AT_ONCE = 100
 
 
 class RunQueue:
-    """The queue of flow control, as a transaction uses it. ``now`` is milliseconds since the epoch."""
+    """The queue of flow control, as a transaction uses it.
+
+    ``now`` is milliseconds since the epoch.
+    """
 
     def __init__(self, store: Store, registry: Registry, outbox: Outbox, now: int) -> None:
         self._registry = registry
@@ -208,9 +217,12 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
 
 
 class Transaction:
-    """``now`` is milliseconds since the epoch. ``runs`` are the runs that have changed, ``inputs`` what the run machine
-    gets next. ``internal_events`` are the engine's own events that are routed next. ``events`` are those that this
-    transaction has stored or read, by key. ``outcomes`` are what events did besides starting runs, by event id."""
+    """The state of one transaction: its time, runs, inputs, events and outbox.
+
+    ``now`` is milliseconds since the epoch. ``runs`` are the runs that have changed. ``inputs`` are the next inputs of
+    the run machine. ``internal_events`` are the engine's own events that are routed next. ``events`` are those that
+    this transaction has stored or read, by key. ``outcomes`` are what events did besides starting runs, by event id.
+    """
 
     __slots__ = (
         "_cancel_run",
@@ -268,7 +280,10 @@ class Transaction:
         return event
 
     def emit(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
-        """Send one of the engine's own events, which is routed after the present input; ``data`` is JSON."""
+        """Send one of the engine's own events. ``data`` is JSON.
+
+        The event is routed after the present input.
+        """
         self.internal_events.append(make_internal_event(name, data, self.new_id(), self.now, origin))
 
     def wait_paths(self, event: str) -> list[str | None]:
@@ -292,7 +307,10 @@ class Transaction:
         return self.store.find_run_key(run_id) if key is None else key
 
     def live_run(self, run_key: int) -> LiveRun | None:
-        """``None`` if the run has ended before this transaction. Raises ``DatabaseCorruptError``."""
+        """A run to change; ``None`` if it has ended before this transaction.
+
+        Raises ``DatabaseCorruptError``.
+        """
         live = self.runs.get(run_key)
         if live is None:
             run = self.cache.runs.get(run_key) or self._read_run(run_key)

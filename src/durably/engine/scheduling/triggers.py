@@ -47,8 +47,10 @@ _SINGLETON_CANCELLED = "the run was cancelled: a newer one took its place (singl
 
 
 def trigger_function(transaction: Transaction, function: Function, event_key: int) -> RunRow | None:
-    """Start a run of the function for an event. Returns the run, or a run that is shown as skipped; ``None`` if no run
-    starts, or a later one."""
+    """Start a run of the function for an event.
+
+    Returns the run, or a run that is shown as skipped; ``None`` if no run starts, or if one starts later.
+    """
     controls = transaction.registry.controls.get(function.id)
     received = transaction.event(event_key)
     if received.origin is not None:
@@ -105,7 +107,10 @@ def end_bucket(transaction: Transaction, bucket_id: str) -> None:
 
 
 def begin_run(transaction: Transaction, run: RunRow) -> None:
-    """The run's first call leaves the queue: its start timeout ends, its finish timeout begins."""
+    """End the run's start timeout, and begin its finish timeout.
+
+    The run's first call leaves the queue.
+    """
     transaction.store.flow.drop_deadline(run.key)
     function = transaction.registry.find(run.function_id)
     if function is not None:
@@ -244,7 +249,10 @@ def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due
 
 
 def _is_needed(transaction: Transaction, function: Function, how: Start) -> bool:
-    """Whether the run's state depends on its queue entry, or must be cleaned up after it."""
+    """Whether the queue entry must be kept with the run.
+
+    That holds if the run's state depends on the entry, or must be cleaned up after it.
+    """
     queue_entry = how.queue_entry
     has_deadline = function.flow.options.timeouts is not None
     has_priority = queue_entry.place != transaction.now
@@ -280,7 +288,10 @@ def _start_run(
     queue_entry: QueueEntry | None = None,
     rerun: Rerun | None = None,
 ) -> RunRow:
-    """Store a new run and schedule its first call. A rerun copies memos of the run that it repeats."""
+    """Store a new run and schedule its first call.
+
+    A rerun copies memos of the run that it repeats.
+    """
     taken_over = (0, 0) if rerun is None else (rerun.memos, rerun.size)
     state, _ = start_machine(function.max_attempts, transaction.now, *taken_over)
     has_to_queue = queue_entry is not None and queue_entry.is_queued
