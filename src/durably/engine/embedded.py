@@ -1,4 +1,7 @@
-"""The former place of ``EngineSettings`` and ``EmbeddedEngine``, for apps that import them from here."""
+"""The former module of ``EngineSettings`` and ``EmbeddedEngine``.
+
+Apps may still import them from here.
+"""
 
 import warnings
 

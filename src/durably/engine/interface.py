@@ -1,7 +1,8 @@
-"""``Engine``, the interface of engines: the operations that HTTP API, dashboard, command line, SDK and tests use.
+"""``Engine``, the interface of engines.
 
-``SqliteEngine`` is the first implementation, ``HttpEngine`` reaches one over HTTP. To add an operation, declare it here
-with its line in ``SyncEngine``, and implement it in ``SqliteEngine``. Its route and its client follow from that.
+HTTP API, dashboard, command line, SDK and tests use its operations. ``SqliteEngine`` is the first implementation,
+``HttpEngine`` reaches one over HTTP. To add an operation, declare it here with its line in ``SyncEngine``, and
+implement it in ``SqliteEngine``. Its route and its client follow from that.
 """
 
 # The methods have no bodies: ``@operation`` makes them.
@@ -90,7 +91,9 @@ async def _show_kept(engine: "Engine", arguments: Mapping[str, Any], kept: bool)
 
 
 class Engine:
-    """An engine. Most methods are operations, which pass themselves to ``execute`` unless a subclass overrides them.
+    """The interface of an engine.
+
+    Most methods are operations, which pass themselves to ``execute`` unless a subclass overrides them.
 
     Methods raise the errors of ``durably.engine.core.errors``. Ids of functions begin with their app's. Times have time
     zones. Lists are newest first; ``cursor`` is the id of the last item of the previous page, and ``id_suffix`` the end
@@ -98,7 +101,10 @@ class Engine:
     """
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
-        """Execute an operation whose method is not overridden. ``arguments`` lacks those that have their default."""
+        """Execute an operation whose method is not overridden.
+
+        ``arguments`` lacks those that have their default.
+        """
         raise NotImplementedError
 
     # events
@@ -112,10 +118,11 @@ class Engine:
         headers={"seed": Header.EVENT_ID_SEED, "sender": Header.RUN_ID},
     )
     async def receive_events(self, body: bytes, *, seed: str | None = None, sender: str | None = None) -> EventReceipt:
-        """Store events, and return their ids, in order, after the commit. ``body`` is JSON: an event, or a list.
+        """Store events, and return their ids, in order, after the commit.
 
-        ``seed``: the same seed gives the same ids, so a repeated request changes nothing. ``sender`` is the id of the
-        run that sends the events, if any. Stores all or none. Raises ``EventInvalidError``, ``EventTooLargeError``.
+        ``body`` is JSON: an event, or a list. ``seed``: the same seed gives the same ids, so a repeated request changes
+        nothing. ``sender`` is the id of the run that sends the events, if any. Stores all or none. Raises
+        ``EventInvalidError``, ``EventTooLargeError``.
         """
 
     @operation("GET /v1/events", http_defaults={"limit": 20})
@@ -190,9 +197,9 @@ class Engine:
     async def invoke(
         self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
     ) -> InvokeReceipt:
-        """Start a run of one function, whatever triggers it otherwise. Returns when the run is stored.
+        """Start a run of one function, whatever triggers it otherwise.
 
-        Raises ``FunctionNotFoundError``, ``EventInvalidError``.
+        Returns when the run is stored. Raises ``FunctionNotFoundError``, ``EventInvalidError``.
         """
 
     @operation(
@@ -209,13 +216,16 @@ class Engine:
 
     @operation("GET /v1/functions")
     async def list_functions(self) -> list[FunctionView]:
-        """The functions that apps serve, in the order of apps and of functions within them."""
+        """List the functions that apps serve.
+
+        They are in the order of apps and of functions within them.
+        """
 
     @operation("POST /v1/functions/{function_id}/pause", show=_show_function)
     async def pause_function(self, function_id: str) -> None:
-        """Stop the function from starting runs: its triggers are shown as skipped. Runs under way continue.
+        """Stop the function from starting runs.
 
-        Raises ``FunctionNotFoundError``.
+        Its triggers are shown as skipped. Runs under way continue. Raises ``FunctionNotFoundError``.
         """
 
     @operation("POST /v1/functions/{function_id}/resume", show=_show_function)
@@ -242,8 +252,10 @@ class Engine:
         if_exp: str | None = None,
         app_id: str | None = None,
     ) -> CancellationView:
-        """Start to cancel the function's runs that were created in that time and whose event meets ``if_exp`` (CEL,
-        over ``event``).
+        """Start to cancel runs of a function.
+
+        Applies to runs that were created from ``started_after`` until before ``started_before`` and whose event meets
+        ``if_exp`` (CEL, over ``event``).
 
         A ``started_before`` in the future also applies to runs that start until then. With ``app_id``, ``function_id``
         may be the id within the app. ``get_cancellation`` shows the progress. Raises ``FunctionNotFoundError``,
@@ -260,7 +272,10 @@ class Engine:
 
     @operation("DELETE /v1/cancellations/{cancellation_id}", is_repeatable=False, show=_show_ok)
     async def delete_cancellation(self, cancellation_id: str) -> None:
-        """Stop a bulk cancellation. Runs that it has cancelled stay cancelled. Raises ``CancellationNotFoundError``."""
+        """Stop a bulk cancellation.
+
+        Runs that it has cancelled stay cancelled. Raises ``CancellationNotFoundError``.
+        """
 
     @operation("POST /v1/replays", is_repeatable=False, names={"if_exp": "if"})
     async def replay_runs(
@@ -273,10 +288,10 @@ class Engine:
         if_exp: str | None = None,
         app_id: str | None = None,
     ) -> ReplayView:
-        """Start to rerun the function's runs that ended with one of the ``statuses``; ``started_before`` is by default
-        the present, and the other arguments are as in ``cancel_runs``.
+        """Start to rerun the function's runs that ended with one of the ``statuses``.
 
-        Raises ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
+        ``started_before`` is by default the present, and the other arguments are as in ``cancel_runs``. Raises
+        ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
         """
 
     @operation("GET /v1/replays")
@@ -307,9 +322,9 @@ class Engine:
 
     @operation("POST /v1/runs/{run_id}/metadata", is_repeatable=False, body="body", show=_show_kept)
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        """Store an SDK's metadata of a run, ``{target, metadata: [{kind, op, values}]}``; false if it is too much.
+        """Store an SDK's metadata of a run; false if it is too much.
 
-        Raises ``RunNotFoundError``.
+        The body is ``{target, metadata: [{kind, op, values}]}``. Raises ``RunNotFoundError``.
         """
 
     @operation("GET /v1/runs/{run_id}/metadata", missing=_NO_RUN)
@@ -318,7 +333,10 @@ class Engine:
 
     @operation("POST /v1/traces/userland", is_repeatable=False, body="body", headers={"content_type": "content-type"})
     async def add_traces(self, body: bytes, content_type: str) -> bool:
-        """Store spans that an SDK has exported (OTLP over HTTP); false if they are too large."""
+        """Store spans that an SDK has exported; false if they are too large.
+
+        The spans are in the form of OTLP over HTTP.
+        """
 
     @operation("GET /v1/runs/{run_id}/traces")
     async def run_traces(self, run_id: str) -> list[TracesView]:
@@ -326,7 +344,10 @@ class Engine:
 
 
 class LocalEngine(Engine):
-    """An engine that runs in this process, with the methods that its HTTP API needs besides the operations."""
+    """An engine that runs in this process.
+
+    It has the methods that its HTTP API needs besides the operations.
+    """
 
     @property
     def stop_error(self) -> EngineError | None:
@@ -334,7 +355,10 @@ class LocalEngine(Engine):
         return None
 
     async def verify(self) -> None:
-        """Raises an error if the engine cannot take events or call apps."""
+        """Check that the engine can take events and call apps.
+
+        Raises an error if it cannot.
+        """
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         """Replace the functions of an app.
@@ -345,7 +369,10 @@ class LocalEngine(Engine):
         raise NotImplementedError
 
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """Future changes of runs, for people to read: a slow reader loses the oldest updates."""
+        """Future changes of runs, for people to read.
+
+        A slow reader loses the oldest updates.
+        """
         raise NotImplementedError
 
 

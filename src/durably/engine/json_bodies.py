@@ -1,4 +1,7 @@
-"""JSON that others send: decoded, with errors that name line and column or the path of a wrong value."""
+"""Decoding of JSON that others send.
+
+Errors name line and column of malformed JSON, or the path of a wrong value.
+"""
 
 import asyncio
 import re
@@ -39,7 +42,10 @@ _raw_events: msgspec.json.Decoder[list[msgspec.Raw]] = msgspec.json.Decoder(list
 
 
 async def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
-    """One event or a list. Raises ``EventInvalidError`` for malformed or too many events, ``EventTooLargeError``."""
+    """Decode one event or a list of events.
+
+    Raises ``EventInvalidError`` for malformed or too many events, ``EventTooLargeError``.
+    """
     if not body.lstrip().startswith(b"["):
         if len(body) > max_event_bytes:
             raise _too_large(body, max_event_bytes, "the event")
@@ -82,7 +88,10 @@ def _too_large(encoded: bytes, most: int, what: str) -> EventTooLargeError:
 
 
 def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineError] = BodyInvalidError) -> T:
-    """Raises an error of ``kind`` that names line and column of malformed JSON, or the path of a wrong value."""
+    """Decode JSON.
+
+    Raises an error of ``kind`` that names line and column of malformed JSON, or the path of a wrong value.
+    """
     try:
         return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -102,7 +111,10 @@ def explain_json_error(body: bytes, error: Exception) -> str:
 
 
 def describe_malformed(body: bytes, fault: str) -> str:
-    """``fault`` is msgspec's message, which counts bytes; people count lines and columns, from 1."""
+    """The text of an error for malformed JSON, with line and column, from 1.
+
+    ``fault`` is msgspec's message, which counts bytes.
+    """
     if not body.strip():
         return "the body is empty; send JSON"
     if found := _BYTE.match(fault):

@@ -1,8 +1,9 @@
-"""Operations of an engine: each is declared once, by ``@operation`` above its method in ``Engine``.
+"""Operations of an engine, and their declarations.
 
-The declaration names the HTTP method and path, and how the result is shown over HTTP. The arguments, their types and
-their defaults are those of the method. From these follow the route (``engine/http/routes.py``), the client
-(``engine/http/client.py``), and calls between processes. ``blocking`` derives a method for synchronous code.
+Each is declared once, by ``@operation`` above its method in ``Engine``. The declaration names the HTTP method and path,
+and how the result is shown over HTTP. The arguments, their types and their defaults are those of the method. From these
+follow the route (``engine/http/routes.py``), the client (``engine/http/client.py``), and calls between processes.
+``blocking`` derives a method for synchronous code.
 """
 
 import datetime as dt
@@ -32,7 +33,10 @@ class ArgumentInvalidError(ValueError):
 
 
 class Access(Enum):
-    """Callers of an operation over HTTP. An engine in dev mode asks for no keys: it checks hosts and origins."""
+    """Callers of an operation over HTTP.
+
+    An engine in dev mode asks for no keys: it checks hosts and origins.
+    """
 
     OPEN = "everyone"
     EVENT_KEY = "holders of an event key, which is part of the path"
@@ -51,8 +55,11 @@ class Place(Enum):
 
 
 class Argument(msgspec.Struct, frozen=True):
-    """``type`` is without ``None``. ``default`` is ``REQUIRED`` if there is none; ``http_default`` replaces it in the
-    HTTP API."""
+    """An argument of an operation.
+
+    ``type`` is without ``None``. ``default`` is ``REQUIRED`` if there is none; ``http_default`` replaces it in the HTTP
+    API.
+    """
 
     name: str
     wire_name: str
@@ -105,7 +112,7 @@ class Argument(msgspec.Struct, frozen=True):
 
 
 def read_status(text: str) -> RunStatus:
-    """Raises ``ArgumentInvalidError``."""
+    """The run status of a name in any case. Raises ``ArgumentInvalidError``."""
     try:
         return RunStatus(text.capitalize())
     except ValueError:
@@ -134,7 +141,10 @@ class Show(Protocol):
 
 
 class Operation:
-    """An operation of an engine. Made by ``@operation``; the arguments of the decorator are documented there."""
+    """An operation of an engine.
+
+    ``@operation`` makes it. The arguments of the decorator are documented there.
+    """
 
     def __init__(
         self,
@@ -171,7 +181,10 @@ class Operation:
         return inspect.signature(self._method)
 
     def bind(self, arguments: tuple[Any, ...], options: Mapping[str, Any]) -> dict[str, Any]:
-        """The arguments by name, without those that have their default. Raises ``TypeError`` as a call does."""
+        """The arguments by name, without those that have their default.
+
+        Raises ``TypeError`` as a call does.
+        """
         bound = self._signature.bind(None, *arguments, **options).arguments
         parameters = self._signature.parameters
         return {name: value for name, value in list(bound.items())[1:] if value is not parameters[name].default}
@@ -292,9 +305,10 @@ Owner = TypeVar("Owner", bound=Blocking)
 def blocking(
     method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[Any, P], T]:
-    """The same method for synchronous code: ``get_run_sync = blocking(Engine.get_run)``.
+    """The same method for synchronous code.
 
-    The class has the method ``block``. A subclass may override the asynchronous method: its override is called.
+    For example ``get_run_sync = blocking(Engine.get_run)``. The class has the method ``block``. A subclass may override
+    the asynchronous method: its override is called.
     """
     name = method.__name__
 

@@ -1,4 +1,7 @@
-"""A running engine: opens the database, connects the parts, dispatches the outbox, and closes."""
+"""A running engine.
+
+It opens the database, connects the parts, dispatches the outbox, and closes.
+"""
 
 import asyncio
 import functools
@@ -190,7 +193,10 @@ class Runtime:
             self._closing = asyncio.get_running_loop().create_task(self._close(grace_seconds=0))
 
     async def _recover(self) -> None:
-        """Repeat the calls that were under way when the engine stopped, under new generations."""
+        """Repeat the calls that were under way when the engine stopped.
+
+        They are repeated under new generations.
+        """
         moving, open_bulk_operations = self._store.moving_runs(), self._store.apps.open_bulk_operations()
         groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
@@ -274,8 +280,11 @@ class Runtime:
 
 
 async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoch: int | None) -> int:
-    """Raises ``DatabaseUnavailableError`` if it cannot be written, ``DatabaseBusyError`` if another process holds its
-    lock."""
+    """Begin a new epoch of the database, and return it.
+
+    Raises ``DatabaseUnavailableError`` if the database cannot be written, ``DatabaseBusyError`` if another process
+    holds its lock.
+    """
     try:
         return await asyncio.to_thread(take_ownership, connection, after_epoch)
     except sqlite3.OperationalError as error:

@@ -23,7 +23,9 @@ class Timer(Protocol):
 
 
 class Clock(Protocol):
-    """``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
+    """The clock of an engine, and its timers.
+
+    ``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
 
     ``hold`` and ``release`` enclose work that is under way. A clock that skips time does not skip while work is held.
     Follow-up work calls ``hold`` before its cause calls ``release``. Call both on the event loop.
@@ -39,8 +41,11 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The wall clock. Timers follow it only at the granularity of a minute: a machine that slept, or whose
-    clock was set, notices within that time."""
+    """The wall clock.
+
+    Timers follow it only at the granularity of a minute: a machine that slept, or whose clock was set, notices within
+    that time.
+    """
 
     _LONGEST_NAP_SECONDS = 60.0
 
@@ -59,7 +64,9 @@ class SystemClock:
 
 
 class Durability(StrEnum):
-    """The data that survives a power failure. A crash of the process alone never loses data.
+    """The data that survives a power failure.
+
+    A crash of the process alone never loses data.
 
     ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last transactions may be lost.
     ``OFF``: nothing, perhaps; for databases that are not kept.
@@ -71,17 +78,18 @@ class Durability(StrEnum):
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``signing_key`` signs calls, and the API verifies requests with it; ``signing_key_fallback`` is the
-    key before a rotation, which the API accepts too. In production answers to calls must be signed with either;
-    ``unsigned_apps`` are the ids of apps whose unsigned answers are accepted, because their SDK does not sign.
+    """Settings of an engine.
 
-    ``backoff`` has the delays of retries, ``unreached_backoff`` the delays of calls that did not
-    reach their app, which use up no attempt. ``call_timeout`` limits the time of one call, ``max_calls`` the number
-    of calls at a time. ``max_steps`` is the maximum number of steps of a run,
-    ``max_depth`` the maximum depth of invocations; ten times as many runs may start each other within an hour.
-    ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach them. ``retention`` is how long finished runs, and
-    events that no run needs, are kept; ``None`` keeps them forever. Tests may replace ``clock`` and ``entropy``, which
-    makes ids.
+    ``signing_key`` signs calls, and the API verifies requests with it; ``signing_key_fallback`` is the key before a
+    rotation, which the API accepts too. In production answers to calls must be signed with either; ``unsigned_apps``
+    are the ids of apps whose unsigned answers are accepted, because their SDK does not sign.
+
+    ``backoff`` has the delays of retries, ``unreached_backoff`` the delays of calls that did not reach their app, which
+    use up no attempt. ``call_timeout`` limits the time of one call, ``max_calls`` the number of calls at a time.
+    ``max_steps`` is the maximum number of steps of a run, ``max_depth`` the maximum depth of invocations; ten times as
+    many runs may start each other within an hour. ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach
+    them. ``retention`` is how long finished runs, and events that no run needs, are kept; ``None`` keeps them forever.
+    Tests may replace ``clock`` and ``entropy``, which makes ids.
     """
 
     server_kind: ServerKind = ServerKind.DEV
@@ -104,7 +112,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     entropy: Entropy = os.urandom
 
     def __post_init__(self) -> None:
-        """Raises ``SigningKeyInvalidError``."""
+        """Check the signing keys. Raises ``SigningKeyInvalidError``."""
         check_signing_key(self.signing_key, "EngineSettings(signing_key=…)")
         check_signing_key(self.signing_key_fallback, "EngineSettings(signing_key_fallback=…)")
 

@@ -1,4 +1,7 @@
-"""Log lines for events that may happen thousands of times a second: one line in ten seconds."""
+"""Log lines for events that may happen thousands of times a second.
+
+At most one line is logged in ten seconds.
+"""
 
 import logging
 import math
@@ -9,7 +12,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class SparseLog:
-    """Logs at most one line in ``SECONDS_BETWEEN_LINES``, with the number of lines dropped since the last one."""
+    """Logs at most one line in ``SECONDS_BETWEEN_LINES``.
+
+    The line has the number of lines dropped since the last one.
+    """
 
     def __init__(self, logger: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger, self._clock = logger, clock

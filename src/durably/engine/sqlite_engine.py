@@ -56,10 +56,12 @@ _PORTION_BYTES = 256 * 1024
 
 
 class SqliteEngine(LocalEngine):
-    """Open with ``await SqliteEngine.open(path)``, close with ``await engine.close()``.
+    """An engine that keeps its data in one SQLite file.
 
-    Use it on the event loop that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited
-    on any loop. A method returns after the commit. After the engine is closed, or while it closes, methods that change
+    Open it with ``await SqliteEngine.open(path)``, close it with ``await engine.close()``.
+
+    Use it on the event loop that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited on
+    any loop. A method returns after the commit. After the engine is closed, or while it closes, methods that change
     data raise ``EngineClosedError``.
     """
 
@@ -97,20 +99,32 @@ class SqliteEngine(LocalEngine):
         return cls(runtime)
 
     async def close(self) -> None:
-        """Stop making calls, let those under way finish for ``close_grace``, hand the others back, close."""
+        """Stop making calls, and close.
+
+        Calls under way may finish within ``close_grace``. The others are handed back.
+        """
         await self._runtime.close()
 
     async def wait_closed(self) -> None:
-        """Wait until the engine is closed, by ``close`` or because another has taken the database over."""
+        """Wait until the engine is closed.
+
+        It is closed by ``close``, or because another engine has taken the database over.
+        """
         await self._runtime.closed.wait()
 
     @property
     def stop_error(self) -> EngineError | None:
-        """The error that stopped the engine: its database was taken over or replaced, or is damaged."""
+        """The error that stopped the engine.
+
+        Its database was taken over or replaced, or is damaged.
+        """
         return self._runtime.stop_error
 
     async def verify(self) -> None:
-        """Raises ``DatabaseLostError`` if another engine has taken the database over; this one then closes."""
+        """Check that the database still belongs to this engine.
+
+        Raises ``DatabaseLostError`` if another engine has taken the database over; this one then closes.
+        """
         await self._transactions.transact(lambda transaction: None)
 
     # events
@@ -122,13 +136,16 @@ class SqliteEngine(LocalEngine):
     async def send_events(
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
     ) -> list[str]:
-        """``accept_events``, which returns the ids alone."""
+        """Store events as ``accept_events`` does, and return their ids alone."""
         return (await self.accept_events(events, seed=seed, sender=sender)).ids
 
     async def accept_events(
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
     ) -> EventReceipt:
-        """``receive_events`` for events that are decoded. Raises ``EventInvalidError``."""
+        """Store decoded events as ``receive_events`` does.
+
+        Raises ``EventInvalidError``.
+        """
         if len(events) == 1:
             checked = [check_event(events[0], self._settings.max_event_bytes)]
         else:
@@ -146,7 +163,10 @@ class SqliteEngine(LocalEngine):
         return EventReceipt(ids=sent.ids, unmatched=unmatched)
 
     async def _check_events(self, events: Sequence[Event]) -> list[CheckedEvent]:
-        """Raises ``EventInvalidError``. Between the events of a large batch the event loop does other work."""
+        """Check the events, and return them checked.
+
+        Between the events of a large batch the event loop does other work. Raises ``EventInvalidError``.
+        """
         checked, size = [], 0
         for event in events:
             checked.append(check_event(event, self._settings.max_event_bytes))
@@ -177,7 +197,10 @@ class SqliteEngine(LocalEngine):
         return None if event is None else replace(event, notes=await self.explain_event(event))
 
     async def explain_event(self, event: EventView) -> list[str]:
-        """Sentences on what the event did besides starting runs, and on why it started none."""
+        """Sentences on the effects of an event, besides started runs.
+
+        They also give the reason if it started none.
+        """
         awaited = await self._reader.read(queries.awaited_names)
         return self._outcomes.explain(event, self._transactions.registry, awaited)
 

@@ -1,4 +1,7 @@
-"""Values that the engine's methods take and return: frozen, with aware UTC datetimes."""
+"""Values that the engine's methods take and return.
+
+They are frozen, with aware UTC datetimes.
+"""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -39,9 +42,10 @@ __all__ = [
 
 
 class EventView(msgspec.Struct, frozen=True, kw_only=True, rename={"id": "internal_id", "event_id": "id"}):
-    """An event as it was received. ``id`` is the engine's own (a ULID), ``event_id`` the sender's, or else the same.
+    """An event as it was received.
 
-    ``notes`` are sentences on what the event did besides starting runs, and on why it started none; lists omit them.
+    ``id`` is the engine's own (a ULID), ``event_id`` the sender's, or else the same. ``notes`` are sentences on what
+    the event did besides starting runs, and on why it started none; lists omit them.
     """
 
     id: str
@@ -97,9 +101,10 @@ class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FromStep(msgspec.Struct, frozen=True):
-    """The step that a rerun starts from: its id as the user wrote it, or the hashed one.
+    """The step that a rerun starts from.
 
-    ``input`` is a JSON array of arguments for the step in place of its own.
+    The id is as the user wrote it, or the hashed one. ``input`` is a JSON array of arguments for the step in place of
+    its own.
     """
 
     step_id: str
@@ -107,14 +112,20 @@ class FromStep(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, step_id: str, arguments: Sequence[Any] | None) -> "FromStep":
-        """``arguments`` are values that JSON can hold."""
+        """The step with arguments in place of its own.
+
+        ``arguments`` are values that JSON can hold.
+        """
         encoded = None if arguments is None else [msgspec.Raw(msgspec.json.encode(each)) for each in arguments]
         return cls(step_id, encoded)
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Runs of a function: those created from ``started_after`` until before ``started_before``, for whose event the
-    expression holds."""
+    """Runs of a function, selected by creation time and event.
+
+    The runs were created from ``started_after`` until before ``started_before``, and the expression holds for their
+    event.
+    """
 
     function_id: str
     started_before: dt.datetime
@@ -151,10 +162,11 @@ class ReplayView(BulkOperationView, frozen=True, kw_only=True, rename={"affected
 
 
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
-    """Result of a sync. ``modified`` is false if the app's functions have not changed since its last sync.
+    """Result of a sync.
 
-    ``added``, ``changed`` and ``removed`` are ids of functions. ``version`` is the client's ``app_version``, and
-    ``previous_version`` that of the previous sync. ``previous_url`` is the app's URL before, if it has changed.
+    ``modified`` is false if the app's functions have not changed since its last sync. ``added``, ``changed`` and
+    ``removed`` are ids of functions. ``version`` is the client's ``app_version``, and ``previous_version`` that of the
+    previous sync. ``previous_url`` is the app's URL before, if it has changed.
     """
 
     app_id: str
@@ -173,10 +185,11 @@ class RunView(
     kw_only=True,
     rename={"id": "run_id", "created_at": "run_started_at", "rerun_of": "original_run_id"},
 ):
-    """``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``.
+    """A run of a function.
 
-    ``started_at`` is when the first call was made. ``attempt`` is that of the call under way, from 0. ``event_id`` is
-    the first of ``event_ids``.
+    ``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``. ``started_at`` is
+    when the first call was made. ``attempt`` is that of the call under way, from 0. ``event_id`` is the first of
+    ``event_ids``.
     """
 
     id: str
@@ -194,7 +207,7 @@ class RunView(
     rerun_of: str | None
 
     def decode_output(self) -> Any:
-        """``output`` as Python objects; ``None`` if there is none."""
+        """The output as Python objects; ``None`` if there is none."""
         return None if self.output is None else msgspec.json.decode(self.output)
 
 
@@ -209,7 +222,9 @@ class StepStatus(StrEnum):
 
 
 class StepView(msgspec.Struct, frozen=True, kw_only=True):
-    """``id`` is the step's id as the user wrote it, ``hashed_id`` the one on the wire.
+    """A step of a run.
+
+    ``id`` is the step's id as the user wrote it, ``hashed_id`` the one on the wire.
 
     ``attempts`` is how many were made. ``due_at`` is when a sleep ends, a wait times out, or the next attempt
     is made. ``memo`` is JSON, in the form in which apps get it: ``{"data": …}``, ``{"error": …}``, the event
@@ -229,10 +244,10 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt that failed, and was or will be followed by another. ``attempt`` counts from 0.
+    """An attempt that failed, and was or will be followed by another.
 
-    ``step`` is the step's id as the user wrote it, ``None`` for the function's own code. ``error`` is
-    ``"Name: message"``.
+    ``attempt`` counts from 0. ``step`` is the step's id as the user wrote it, ``None`` for the function's own code.
+    ``error`` is ``"Name: message"``.
     """
 
     step: str | None
@@ -249,7 +264,10 @@ class MetadataView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TracesView(msgspec.Struct, frozen=True, kw_only=True):
-    """One export of spans by an SDK (OTLP). ``body`` is JSON: for another content type, the body as base64 text."""
+    """One export of spans by an SDK (OTLP).
+
+    ``body`` is JSON: for another content type, the body as base64 text.
+    """
 
     received_at: dt.datetime
     content_type: str
@@ -276,7 +294,10 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True, rename={"job_id": "id"
 
 
 class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True, rename={"event_id": "id"}):
-    """``run_id`` is ``None`` if flow control starts no run, or not yet. ``status`` repeats the HTTP status."""
+    """The result of an invocation.
+
+    ``run_id`` is ``None`` if flow control starts no run, or not yet. ``status`` repeats the HTTP status.
+    """
 
     event_id: str
     run_id: str | None
@@ -322,7 +343,7 @@ _memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def describe_error(encoded: bytes | msgspec.Raw) -> str:
-    """``Name: message`` of an error as JSON."""
+    """The text ``Name: message`` for an error in JSON."""
     error = _error_decoder.decode(encoded)
     return f"{error.name or 'Error'}: {error.message or ''}"
 

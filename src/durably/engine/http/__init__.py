@@ -1,5 +1,5 @@
-"""The engine's HTTP API: how apps, SDKs, the command line and other processes reach an engine.
+"""The engine's HTTP API, for apps, SDKs, the command line and other processes.
 
-An aiohttp application over an engine. It decides who may ask, reads and limits bodies, executes an operation of the
-engine, and writes the result in the public form. It does not look into the database.
+It is an aiohttp application over an engine. It decides who may ask, reads and limits bodies, executes an operation of
+the engine, and writes the result in the public form. It does not look into the database.
 """

@@ -28,11 +28,13 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(?:
 
 
 class AllowedHosts:
-    """``listening`` is the host that the engine listens at, ``names`` are further hosts that it answers to.
+    """The hosts that a development engine answers to.
+
+    ``listening`` is the host that the engine listens at, ``names`` are further hosts that it answers to.
 
     Loopback addresses, ``localhost`` and the host that it listens at are always allowed. If the engine listens at all
-    addresses (0.0.0.0, ::), any IP address is allowed, because DNS cannot redirect it.
-    ``"*"`` among the names allows every host.
+    addresses (0.0.0.0, ::), any IP address is allowed, because DNS cannot redirect it. ``"*"`` among the names allows
+    every host.
     """
 
     def __init__(self, listening: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
@@ -41,7 +43,10 @@ class AllowedHosts:
         self._names = frozenset(_normalise(name) for name in (*LOOPBACK_HOSTS, listening, *names))
 
     def allows_host(self, header: str | None) -> bool:
-        """Whether a request may have this ``Host`` header: a name or an address, with or without a port."""
+        """Whether a request may have this ``Host`` header.
+
+        The header is a name or an address, with or without a port.
+        """
         match = _HOST.fullmatch(header or "")
         return match is not None and self._allows(match["ipv6"] or match["name"])
 
@@ -54,7 +59,10 @@ class AllowedHosts:
         return host is not None and self._allows(host)
 
     def refuse(self, request: web.Request) -> str | None:
-        """The reason why a development engine refuses this request; ``None`` if it does not."""
+        """The reason why a development engine refuses this request.
+
+        ``None`` if the engine accepts it.
+        """
         header, host, origin = request.headers.get(hdrs.HOST), request.host, request.headers.get(hdrs.ORIGIN)
         if header is None:
             return "the development engine refuses requests without a Host header"
@@ -78,7 +86,10 @@ class AllowedHosts:
 
 
 def check_allowed_host(name: str) -> str:
-    """The name in its form for comparison. Raises ``ValueError`` for a URL, or a host with a port."""
+    """The name in its form for comparison.
+
+    Raises ``ValueError`` for a URL, or a host with a port.
+    """
     if name == ANY_HOST:
         return name
     bare = _normalise(name)
@@ -97,7 +108,10 @@ def _is_address(text: str) -> bool:
 
 
 def _normalise(host: str) -> str:
-    """In lower case, without the dot of an absolute name, an address in its shortest form."""
+    """The host in its form for comparison.
+
+    It is in lower case, without the dot of an absolute name. An address is in its shortest form.
+    """
     host = host.strip("[]").rstrip(".").lower()
     try:
         address = ipaddress.ip_address(host)
@@ -130,7 +144,10 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gate:
-    """Checks who may use a route. ``hosts`` is used in dev mode only, which needs no keys."""
+    """Checks who may use a route.
+
+    ``hosts`` is used in dev mode only, which needs no keys.
+    """
 
     def __init__(self, keys: ApiKeys, hosts: AllowedHosts) -> None:
         self._is_dev = keys.server_kind is ServerKind.DEV
@@ -142,7 +159,10 @@ class Gate:
         self._known_hosts: set[str] = set()
 
     def check(self, request: web.Request, access: Access) -> None:
-        """Raises ``ApiError``: 403 for a foreign host or origin, 401 for a missing or wrong key."""
+        """Check that a request may use a route.
+
+        Raises ``ApiError``: 403 for a foreign host or origin, 401 for a missing or wrong key.
+        """
         if self._is_dev:
             host = request.headers.get(hdrs.HOST)
             if host in self._known_hosts and host == request.host and hdrs.ORIGIN not in request.headers:

@@ -1,4 +1,7 @@
-"""The HTTP API as an aiohttp application: its routes, and the steps that each request passes."""
+"""The HTTP API as an aiohttp application.
+
+It has the routes, and the steps that each request passes.
+"""
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
@@ -45,7 +48,9 @@ def create_api(
     conflicts: AppConflicts | None = None,
     has_limits: bool = True,
 ) -> web.Application:
-    """The API of an open engine. Serve it without an access log, because paths of ``/e/`` contain event keys.
+    """The API of an open engine.
+
+    Serve it without an access log, because paths of ``/e/`` contain event keys.
 
     ``hosts`` are the allowed hosts of a development engine. ``sync_at`` syncs apps, if they have URLs.
     ``has_limits=False``: lists may be of any length, for clients in processes of the same app.
@@ -64,7 +69,10 @@ def create_api(
 
 
 def _endpoint(api: ApiState, gate: Gate, route: Route) -> Handler:
-    """The handler of a route, within its connection's limits, the access check, and the answers to errors."""
+    """The handler of a route with the checks around it.
+
+    It applies the connection's limits and the access check, and answers errors.
+    """
     engine, handle, headers = api.engine, route.handle, api.headers()
     is_health, is_events = route.path == HEALTH_PATH, route.path.startswith(_EVENTS)
     is_cross_origin = is_events and api.server_kind is ServerKind.DEV

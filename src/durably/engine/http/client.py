@@ -1,8 +1,8 @@
-"""``HttpEngine``: an engine that is reached over HTTP, by TCP or over a Unix socket.
+"""``HttpEngine``, an engine that is reached over HTTP.
 
-It implements ``Engine`` by the table of operations. The exchange of a request is a function that it is given, such as
-one of an aiohttp session with a ``UnixConnector``, or that of the command line, which uses urllib3 and never suspends
-(``cli/engine_client.py``).
+The connection is TCP or a Unix socket. ``HttpEngine`` implements ``Engine`` by the table of operations. The exchange of
+a request is a function that it is given, such as one of an aiohttp session with a ``UnixConnector``, or that of the
+command line, which uses urllib3 and never suspends (``cli/engine_client.py``).
 """
 
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,9 +21,10 @@ ANY_EVENT_KEY = "dev"
 
 
 class HttpEngine(Engine):
-    """``event_key`` is a key of the engine, for ``receive_events``.
+    """An engine that is reached over HTTP.
 
-    Raises the engine's errors, those of ``exchange``, and ``EngineRefusedError`` for other refusals.
+    ``event_key`` is a key of the engine, for ``receive_events``. Raises the engine's errors, those of
+    ``exchange``, and ``EngineRefusedError`` for other refusals.
     """
 
     def __init__(self, exchange: Exchange, *, event_key: str = ANY_EVENT_KEY) -> None:

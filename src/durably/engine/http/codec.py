@@ -1,6 +1,7 @@
-"""Operations as HTTP requests and answers, in both directions. Pure: no I/O, no web framework.
+"""Operations as HTTP requests and answers, in both directions.
 
-The server uses ``read_arguments`` and ``encode_result``, the client ``write_request`` and ``read_result``.
+Pure: no I/O, no web framework. The server uses ``read_arguments`` and ``encode_result``, the client ``write_request``
+and ``read_result``.
 """
 
 import datetime as dt
@@ -25,7 +26,7 @@ _NULL = b"null"
 
 
 class HttpRequest(msgspec.Struct, frozen=True):
-    """``target`` is the path with its query."""
+    """The request of an operation. ``target`` is the path with its query."""
 
     method: str
     target: str
@@ -156,7 +157,10 @@ def _fields_of(operation: Operation) -> _Fields | None:
 
 
 def write_request(operation: Operation, given: Mapping[str, Any], **path: str) -> HttpRequest:
-    """The request for an operation; ``path`` has the parts of the path that are not arguments."""
+    """The request for an operation.
+
+    ``path`` has the parts of the path that are not arguments.
+    """
     query: dict[str, str] = {}
     fields: dict[str, Any] = {}
     headers: dict[str, str] = {}
@@ -191,7 +195,10 @@ def write_request(operation: Operation, given: Mapping[str, Any], **path: str) -
 
 
 def encode_result(operation: Operation, result: Any, shown: Any) -> bytes:
-    """The body of an answer. ``shown`` is what ``operation.show`` has made of the result."""
+    """The body of an answer.
+
+    ``shown`` is what ``operation.show`` has made of the result.
+    """
     if operation.is_bare:
         return _encoder.encode(shown)
     metadata = Metadata(fetched_at=dt.datetime.now(dt.UTC))
@@ -209,7 +216,10 @@ class _Shown(msgspec.Struct):
 
 
 def read_result(operation: Operation, given: Mapping[str, Any], response: HttpResponse) -> Any:
-    """The result of an operation. Raises the engine's error, or ``EngineRefusedError``."""
+    """The result of an operation.
+
+    Raises the engine's error, or ``EngineRefusedError``.
+    """
     if response.status >= 400:
         error = _read_error(response)
         if error.code == NOT_FOUND and operation.missing is not None:
@@ -257,7 +267,10 @@ def _raise(error: ErrorBody) -> NoReturn:
 
 @functools.cache
 def wire_type(kind: Any) -> Any:
-    """The type to decode JSON as, before ``from_wire``. msgspec does not decode ``Raw | None``."""
+    """The type to decode JSON as, before ``from_wire``.
+
+    msgspec does not decode ``Raw | None``.
+    """
     if get_origin(kind) is list:
         return list[wire_type(get_args(kind)[0])]  # type: ignore[misc]
     inner = without_none(kind)

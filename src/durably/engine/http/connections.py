@@ -1,4 +1,7 @@
-"""Connections to the HTTP API: their number, time limits, and accepting at the file limit."""
+"""Connections to the HTTP API.
+
+Their number, their time limits, and accepting at the file limit.
+"""
 
 import asyncio
 import contextlib
@@ -21,7 +24,9 @@ _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Lengt
 
 
 class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """``max_connections`` is at most half of the file descriptors that the process may have open.
+    """Limits of connections.
+
+    ``max_connections`` is at most half of the file descriptors that the process may have open.
 
     Seconds: ``head_timeout`` from the connection, or the first byte of a further request, to the end of the head;
     ``keep_alive`` between two requests; ``write_timeout`` while the client reads no byte of an answer.
@@ -47,7 +52,10 @@ def _descriptor_limit() -> int:
 
 
 class Connections:
-    """Serves a listening socket. The application has it at ``CONNECTIONS`` before it is started."""
+    """Serves a listening socket.
+
+    The application has it at ``CONNECTIONS`` before it is started.
+    """
 
     def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
@@ -60,7 +68,10 @@ class Connections:
         self._checking: asyncio.Task[None] | None = None
 
     def start(self, listener: socket.socket, server: web.Server) -> None:
-        """Start accepting. Logs it if the operating system allows fewer connections than configured."""
+        """Start accepting.
+
+        Logs it if the operating system allows fewer connections than configured.
+        """
         if self._max < self.limits.max_connections:
             SERVER_LOGGER.info(
                 "at most %d connections at a time, half of the files that the process may have open (ulimit -n)",
@@ -85,7 +96,10 @@ class Connections:
             self._checking.cancel()
 
     def begin_request(self, request: web.Request) -> "_Connection | None":
-        """The connection of a request, which has a request under way; ``None`` if it has gone."""
+        """The connection of a request, which now has a request under way.
+
+        ``None`` if the connection has gone.
+        """
         connection = self._open.get(request.protocol)
         if connection is not None:
             self.waiting.pop(connection, None)
@@ -103,7 +117,10 @@ class Connections:
         self.may_have_room.set()
 
     def _make_room(self) -> None:
-        """Close the connection that has been idle longest. New connections get time for their first request."""
+        """Close the connection that has been idle longest.
+
+        New connections get time for their first request.
+        """
         now = asyncio.get_running_loop().time()
         for connection in self.waiting:
             if connection.is_dispensable(now):
@@ -149,14 +166,20 @@ class _Connection(asyncio.Protocol):
             self._connections.may_have_room.set()
 
     def is_dispensable(self, now: float) -> bool:
-        """Whether it may be closed to make room: it is idle, or its first request takes long."""
+        """Whether it may be closed to make room.
+
+        True if it is idle, or its first request takes long.
+        """
         if self._answered and not self._head_began:
             return self._transport is not None and self._transport.get_write_buffer_size() == 0
         head_timeout = self._connections.limits.head_timeout
         return now > self._deadline - head_timeout + min(_SURE_SECONDS, head_timeout / 4)
 
     def check(self, now: float) -> None:
-        """Close it if its time is over. While the client reads an answer, it has unlimited time."""
+        """Close it if its time is over.
+
+        While the client reads an answer, it has unlimited time.
+        """
         if now < self._deadline or self._transport is None:
             return
         unsent = self._transport.get_write_buffer_size()
@@ -213,11 +236,12 @@ _RETRY_SECONDS = 0.25
 
 
 class Acceptor:
-    """Serves the connections of ``listener`` with protocols that ``make_protocol`` makes.
+    """Accepts the connections of a listener.
 
-    ``has_room`` returns whether one more may be served. Otherwise the next connection waits, and further ones wait in
-    the operating system's queue. ``make_room`` ends an idle connection. Set ``may_have_room`` when there may be room.
-    ``name`` is the listener's name in log lines.
+    It serves the connections of ``listener`` with protocols that ``make_protocol`` makes. ``has_room`` returns whether
+    one more may be served. Otherwise the next connection waits, and further ones wait in the operating system's queue.
+    ``make_room`` ends an idle connection. Set ``may_have_room`` when there may be room. ``name`` is the listener's name
+    in log lines.
     """
 
     def __init__(

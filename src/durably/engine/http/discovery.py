@@ -1,7 +1,8 @@
-"""Syncs by URL: the engine asks an app for its functions, as in ``durably dev -u URL`` (spec §4.3).
+"""Syncs by URL: the engine asks an app for its functions.
 
-Out of band, the engine sends a PUT, and the app posts its functions to the engine's ``/fn/register``. In cloud mode the
-engine asks for them in the signed answer, and falls back to the other way if the app declines.
+This is the sync of ``durably dev -u URL`` (spec §4.3). Out of band, the engine sends a PUT, and the app posts its
+functions to the engine's ``/fn/register``. In cloud mode the engine asks for them in the signed answer, and falls back
+to the other way if the app declines.
 """
 
 import contextlib
@@ -181,7 +182,10 @@ class AppDiscovery:
             del self._awaited[deploy_id]
 
     def _posted_sync(self, url: str, deploy_id: str) -> AcceptedSync:
-        """The sync that the app posted to this engine. Raises ``SyncFailedError`` if it used another engine."""
+        """The sync that the app posted to this engine.
+
+        Raises ``SyncFailedError`` if it used another engine.
+        """
         accepted = self._awaited[deploy_id]
         if accepted is None:
             raise SyncFailedError(f"the app at {redact_url(url)} synced with another engine: {self._address_advice()}")
@@ -215,7 +219,10 @@ class AppDiscovery:
             ) from None
 
     def _signed(self, body: bytes) -> dict[str, str]:
-        """In cloud mode apps answer only signed requests."""
+        """Headers that sign a request to an app, in cloud mode only.
+
+        In cloud mode apps answer only signed requests.
+        """
         key = self._settings.signing_key
         if key is None or self._settings.server_kind is ServerKind.DEV:
             return {}

@@ -1,4 +1,7 @@
-"""Bodies of requests and answers: limits of size and time, answers in JSON, errors as answers."""
+"""Bodies of requests and answers.
+
+Limits of size and time, answers in JSON, errors as answers.
+"""
 
 import asyncio
 import datetime as dt
@@ -30,7 +33,10 @@ _refusals: WeakKeyDictionary[web.Application, SparseLog] = WeakKeyDictionary()
 
 
 class ApiError(Exception):
-    """Ends a request with ``status`` and an error body. ``message`` is shown to the client: no secrets."""
+    """Ends a request with ``status`` and an error body.
+
+    ``message`` is shown to the client: no secrets.
+    """
 
     def __init__(self, status: int, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -73,7 +79,10 @@ async def read_body(request: web.Request) -> bytes:
 
 
 def _unpack(body: bytes) -> bytes:
-    """Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 400 if the body is not of this encoding."""
+    """The body of a request, decompressed.
+
+    Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 400 if the body is not of this encoding.
+    """
     unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
         unpacked = unpacker.decompress(body, MAX_REQUEST_BYTES + 1)
@@ -87,7 +96,10 @@ def _unpack(body: bytes) -> bytes:
 
 
 async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
-    """For a route's ``Expect`` header (RFC 9110 §10.1.1): the answer, or ``None`` to continue."""
+    """The answer to a route's ``Expect`` header (RFC 9110 §10.1.1).
+
+    ``None`` to continue.
+    """
     if request.version < HttpVersion11:
         return None
     if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
@@ -137,7 +149,10 @@ _STATUSES: dict[type[errors.EngineError], int] = {
 
 
 def answer_error(request: web.Request, error: Exception) -> web.Response:
-    """The answer to a request that has failed. The ``code`` of an engine's error is its class."""
+    """The answer to a request that has failed.
+
+    The ``code`` of an engine's error is its class.
+    """
     match error:
         case ApiError():
             return error_response(error.status, error.message, code=error.code)
@@ -161,7 +176,10 @@ def answer_error(request: web.Request, error: Exception) -> web.Response:
 
 
 def _log_unavailable(app: web.Application, error: errors.DatabaseUnavailableError) -> None:
-    """Senders get the answer; the log is for the engine's operator. It is sparse: its disk may be the full one."""
+    """Log for the engine's operator that requests are refused.
+
+    Senders get the answer. The log is sparse: its disk may be the full one.
+    """
     log = _refusals.setdefault(app, SparseLog(_logger))
     log.log(logging.ERROR, "requests are refused with 503, so that they are sent again: %s", error.message)
 

@@ -1,4 +1,7 @@
-"""The handlers of the HTTP API: one for all operations, and those of the server itself."""
+"""The handlers of the HTTP API.
+
+One handler serves all operations, others are those of the server itself.
+"""
 
 import asyncio
 import contextlib
@@ -38,7 +41,10 @@ _logger = get_logger("durably.engine.api")
 
 @dataclass
 class ApiState:
-    """The state that handlers share. ``has_limits``: requests have the limits of a public API, such as of lists."""
+    """The state that handlers share.
+
+    ``has_limits``: requests have the limits of a public API, such as of lists.
+    """
 
     engine: LocalEngine
     server_kind: ServerKind
@@ -72,7 +78,10 @@ def operation_route(operation: Operation) -> Route:
 
 
 async def _execute(operation: Operation, api: ApiState, request: web.Request) -> web.Response:
-    """Read the arguments of an operation from a request, execute it, and write its result."""
+    """Execute the operation of a request, and answer with its result.
+
+    The arguments are read from the request.
+    """
     body = await read_body(request) if operation.has_body else b""
     try:
         arguments = read_arguments(
@@ -90,7 +99,10 @@ async def _execute(operation: Operation, api: ApiState, request: web.Request) ->
 
 
 async def _add_traces(api: ApiState, request: web.Request) -> web.Response:
-    """``POST /v1/traces/userland``: spans in the form of OTLP over HTTP, JSON or Protocol Buffers."""
+    """``POST /v1/traces/userland``: store spans in the form of OTLP over HTTP.
+
+    The body is JSON or Protocol Buffers.
+    """
     await api.engine.add_traces(await read_body(request), request.content_type)
     body = b"{}" if request.content_type == "application/json" else b""
     return web.Response(body=body, content_type=request.content_type)
@@ -104,14 +116,18 @@ _SPECIAL: dict[str, Handle] = {"add_traces": _add_traces}
 
 
 async def _get_health(api: ApiState, request: web.Request) -> web.Response:
-    """``GET /health``: the process answers. A supervisor restarts one that does not."""
+    """``GET /health``: the process answers.
+
+    A supervisor restarts a process that does not.
+    """
     return json_response({"status": 200, "message": "OK"})
 
 
 async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
-    """``GET /ready``: the engine takes events and calls apps; 503 with the reason if it does not.
+    """``GET /ready``: whether the engine takes events and calls apps.
 
-    The writer's thread checks that the database still belongs to this engine.
+    The answer is 503 with the reason if it does not. The writer's thread checks that the database still belongs to this
+    engine.
     """
     try:
         async with asyncio.timeout(READY_SECONDS):
@@ -140,7 +156,10 @@ async def _get_dev_info(api: ApiState, request: web.Request) -> web.Response:
 
 
 async def _stream_updates(api: ApiState, request: web.Request) -> web.StreamResponse:
-    """``GET /v1/updates[?function_id=…]``: a ``RunUpdate`` a line, from now on, until the engine stops."""
+    """``GET /v1/updates[?function_id=…]``: a ``RunUpdate`` a line.
+
+    The updates are sent from now on, until the engine stops.
+    """
     headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
     response = web.StreamResponse(headers=headers | api.headers())
     with api.engine.watch() as updates, contextlib.suppress(ConnectionResetError):  # The client has gone.
@@ -190,7 +209,10 @@ _sync_app_decoder = msgspec.json.Decoder(_SyncApp)
 
 
 async def _sync_app(api: ApiState, request: web.Request) -> web.Response:
-    """``POST /v1/apps/sync {url}``: ask the app at a URL to sync. 502 if it does not answer."""
+    """``POST /v1/apps/sync {url}``: ask the app at a URL to sync.
+
+    The answer is 502 if the app does not answer.
+    """
     url = decode_json(await read_body(request), _sync_app_decoder.decode).url
     if api.sync_at is None:
         raise ApiError(400, "this engine runs in its app's own processes, and syncs whenever they start")
@@ -258,7 +280,10 @@ def _refuse_feature(feature: str, last_logged: dict[str, float]) -> Handle:
 
 
 async def _allow_page(api: ApiState, request: web.Request) -> web.Response:
-    """``OPTIONS /e/{key}``, in dev mode only: pages of any allowed origin may send events."""
+    """``OPTIONS /e/{key}``, in dev mode only: allow pages to send events.
+
+    Pages of any allowed origin may send events.
+    """
     requested = "access-control-request-headers"
     return web.Response(
         status=204,
@@ -271,9 +296,10 @@ async def _allow_page(api: ApiState, request: web.Request) -> web.Response:
 
 
 async def _answer_unrouted(api: ApiState, request: web.Request) -> web.StreamResponse:
-    """For requests that no other route takes. Raises ``HTTPMethodNotAllowed`` or ``HTTPNotFound``.
+    """Refuse requests that no other route takes.
 
-    It is a route because aiohttp's own answer fails on expectations that are not ASCII.
+    Raises ``HTTPMethodNotAllowed`` or ``HTTPNotFound``. It is a route because aiohttp's own answer fails on
+    expectations that are not ASCII.
     """
     allowed: set[str] = set()
     for resource in request.app.router.resources():

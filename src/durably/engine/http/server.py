@@ -1,6 +1,7 @@
-"""An engine served over HTTP: the engine, its API on one address, and syncs with apps.
+"""An engine served over HTTP.
 
-No access log is kept: the paths of ``/e/`` hold event keys.
+It has the engine, its API on one address, and syncs with apps. No access log is kept: the paths of ``/e/`` hold event
+keys.
 """
 
 import errno
@@ -44,9 +45,10 @@ class DatabaseUnusableError(EngineError):
 
 
 class EngineServer:
-    """Open with ``await EngineServer.open(path, settings)``, close with ``await server.close()``.
+    """An engine with its HTTP API on one address.
 
-    ``origin`` is how clients on this machine reach it, ``discovery`` asks apps to sync with it.
+    Open it with ``await EngineServer.open(path, settings)``, close it with ``await server.close()``. ``origin`` is how
+    clients on this machine reach it, ``discovery`` asks apps to sync with it.
     """
 
     def __init__(
@@ -73,7 +75,9 @@ class EngineServer:
         limits: ConnectionLimits = _LIMITS,
         on_sync: OnSync = ignore_sync,
     ) -> Self:
-        """``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
+        """Open the engine and serve its API.
+
+        ``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
         ``allowed_hosts`` are further hosts that dev mode answers to, besides those of this machine.
 
         Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and the engine's errors.
@@ -106,7 +110,10 @@ class EngineServer:
         return cls(engine, discovery, runner, connections, origin)
 
     async def close(self) -> None:
-        """Close the engine first: calls that it lets finish may still hand over their steps."""
+        """Close the engine, then its API.
+
+        The engine is first, because calls that it lets finish may still hand over their steps.
+        """
         try:
             await self.engine.close()
         finally:
@@ -126,7 +133,10 @@ class EngineServer:
 async def serve_api(
     api: web.Application, listener: socket.socket, limits: ConnectionLimits, *, shutdown_timeout: float
 ) -> tuple[web.AppRunner, Connections]:
-    """Serve the API on a listening socket. Close the connections first, then clean up the runner."""
+    """Serve the API on a listening socket.
+
+    Close the connections first, then clean up the runner.
+    """
     connections = Connections(limits)
     api[CONNECTIONS] = connections
     runner = web.AppRunner(

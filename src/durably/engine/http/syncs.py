@@ -1,8 +1,8 @@
-"""Detects two apps with one id, whose syncs remove each other's functions. Both apps get a warning.
+"""Detects two apps with one id, whose syncs remove each other's functions.
 
-An app that moves, is redeployed or reloaded also syncs other functions, or from another URL. It is a conflict only if
-the app at the earlier URL still answers, and either has no function in common with the new app, or had itself replaced
-the new app within the last hour.
+Both apps get a warning. An app that moves, is redeployed or reloaded also syncs other functions, or from another URL.
+It is a conflict only if the app at the earlier URL still answers, and either has no function in common with the new
+app, or had itself replaced the new app within the last hour.
 """
 
 import asyncio
@@ -27,8 +27,11 @@ _LOCAL = {"localhost": "127.0.0.1", "::1": "127.0.0.1"}
 
 @dataclass(frozen=True)
 class AcceptedSync:
-    """A sync that the engine has stored. ``deploy_id`` is the id that the engine sent with its request, if any.
-    ``conflict`` describes another app with the same id. It ``is_news`` unless it was reported recently."""
+    """A sync that the engine has stored, with its request.
+
+    ``deploy_id`` is the id that the engine sent with its request, if any. ``conflict`` describes another app with the
+    same id. It ``is_news`` unless it was reported recently.
+    """
 
     request: SyncRequest
     result: SyncResult
@@ -60,7 +63,10 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """A stored sync. ``conflict`` describes another app with the same id; ``is_new`` if it was not reported yet."""
+    """The result of a stored sync, and its conflict.
+
+    ``conflict`` describes another app with the same id; ``is_new`` if it was not reported yet.
+    """
 
     result: SyncResult
     conflict: str | None = None
@@ -68,7 +74,10 @@ class Accepted(msgspec.Struct, frozen=True):
 
 
 class AppConflicts:
-    """``is_alive`` returns whether an app answers at a URL."""
+    """Stores syncs, and detects conflicts of two apps with one id.
+
+    ``is_alive`` returns whether an app answers at a URL.
+    """
 
     def __init__(self, engine: LocalEngine, is_alive: Callable[[str], Awaitable[bool]]) -> None:
         self._engine = engine

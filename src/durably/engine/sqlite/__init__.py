@@ -1,1 +1,4 @@
-"""Storage in one SQLite file: schema, tables, queries, the writer's thread, backup and check."""
+"""Storage in one SQLite file.
+
+Schema, tables, queries, the writer's thread, backup and check.
+"""

@@ -22,7 +22,10 @@ class BulkOperationKind(StrEnum):
 
 
 class BulkOperation(msgspec.Struct, frozen=True, kw_only=True):
-    """``affected`` is the number of runs changed so far. For the other fields see ``migrations``."""
+    """A bulk cancellation or replay, and its progress.
+
+    ``affected`` is the number of runs changed so far. For the other fields see ``migrations``.
+    """
 
     id: str
     kind: BulkOperationKind
@@ -79,7 +82,10 @@ class AppStore:
         )
 
     def all_functions(self) -> list[tuple[str, str, bool, bytes]]:
-        """Ids, apps, whether active, and configurations, in the order of apps and of functions within them."""
+        """Ids, apps, whether active, and configurations of all functions.
+
+        They are in the order of apps and of functions within them.
+        """
         return self._connection.execute(
             "SELECT id, app_id, is_active, config FROM functions ORDER BY app_id, position"
         ).fetchall()
@@ -151,7 +157,10 @@ class AppStore:
         return row[0]
 
     def runs_between(self, function_id: str, after: int, until: int, at_most: int) -> list[tuple[int, RunStatus, int]]:
-        """Keys, statuses and creation times of a function's runs with keys in ``(after, until]``."""
+        """Keys, statuses and creation times of a function's runs.
+
+        The runs have keys in ``(after, until]``.
+        """
         rows: Iterable[tuple[int, str, int]] = self._connection.execute(
             "SELECT key, status, created_at FROM runs WHERE function_id = ? AND key > ? AND key <= ? "
             "ORDER BY key LIMIT ?",

@@ -132,9 +132,10 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def take_ownership(connection: sqlite3.Connection, after_epoch: int | None = None) -> int:
-    """Begin a new epoch. Each transaction checks the epoch, so the engine that owned the database before stops.
+    """Begin a new epoch.
 
-    ``after_epoch`` is the epoch to end. Raises ``DatabaseLostError`` if another epoch has begun since.
+    Each transaction checks the epoch, so the engine that owned the database before stops. ``after_epoch`` is the epoch
+    to end. Raises ``DatabaseLostError`` if another epoch has begun since.
     """
     connection.execute("BEGIN IMMEDIATE")
     (current,) = connection.execute("SELECT epoch FROM owner").fetchone()
@@ -158,7 +159,10 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def explain(error: Exception) -> Exception:
-    """The engine's error for a fault of the disk or of the file; other errors are returned as they are."""
+    """The engine's error for a fault of the disk or of the file.
+
+    Other errors are returned as they are.
+    """
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
         return DatabaseCorruptError(
             f"the database is damaged ({error}): see what `durably check` finds, and go back to a backup if need be"

@@ -1,4 +1,7 @@
-"""The files of a database, created for their owner alone, and the lock file beside them."""
+"""The files of a database, and the lock file beside them.
+
+They are created for their owner alone.
+"""
 
 import contextlib
 import errno
@@ -27,8 +30,11 @@ _logger = get_logger("durably.engine")
 
 
 def create_private(path: Path) -> None:
-    """Create a file with mode 0600, unless it exists. SQLite gives its ``-wal``, ``-shm`` and ``-journal`` the mode of
-    the database, so call this before SQLite opens it. Raises ``OSError``."""
+    """Create a file with mode 0600, unless it exists.
+
+    SQLite gives its ``-wal``, ``-shm`` and ``-journal`` the mode of the database, so call this before SQLite opens it.
+    Raises ``OSError``.
+    """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, _PRIVATE))
     except FileExistsError:
@@ -36,10 +42,10 @@ def create_private(path: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """Take the rights of other users from the files of an existing database, and log it.
+    """Take the rights of other users from the files of an existing database.
 
-    Raises ``DatabaseNotOwnedError`` if a file belongs to another user, or its mode cannot be changed.
-    A user who can open the ``-shm`` file can lock it, and so block every write. Modes mean nothing on Windows.
+    The change is logged. Raises ``DatabaseNotOwnedError`` if a file belongs to another user, or its mode cannot be
+    changed. A user who can open the ``-shm`` file can lock it, and so block every write. Modes mean nothing on Windows.
     """
     if sys.platform == "win32":
         return
@@ -66,9 +72,10 @@ def make_private(path: Path) -> None:
 
 
 def check_owner(file: Path, status: os.stat_result) -> None:
-    """Raises ``DatabaseNotOwnedError``, ``DatabasePathError``.
+    """Check that a file is regular and belongs to this process's user.
 
-    Root may use the files of the user who owns their directory.
+    Root may use the files of the user who owns their directory. Raises ``DatabaseNotOwnedError``,
+    ``DatabasePathError``.
     """
     if stat.S_ISLNK(status.st_mode):
         raise DatabaseNotOwnedError(f"{file} is a symbolic link, which another user may have made: remove it")
@@ -95,7 +102,7 @@ def _name_of(user: int) -> str:
 
 
 def _check_is_file(path: Path, status: os.stat_result) -> None:
-    """Raises ``DatabasePathError``."""
+    """Check that the path is a regular file. Raises ``DatabasePathError``."""
     if not stat.S_ISREG(status.st_mode):
         what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise DatabasePathError(f"{path} is {what}: remove it, or give the database another path")
@@ -135,10 +142,11 @@ def make_directory(directory: Path) -> None:
 
 
 def find_file(path: Path) -> Path:
-    """The file that an engine at this path uses, with symbolic links resolved, so that all engines use one lock file.
+    """The file that an engine at this path uses, with symbolic links resolved.
 
-    Creates its directory. Raises ``DatabaseLinkedError`` for a file with several names, because each name would have
-    its own log and lock, what ``resolve_path`` raises, ``DatabasePathError`` if it is not a file, and ``OSError``.
+    Links are resolved so that all engines use one lock file. Creates the file's directory. Raises
+    ``DatabaseLinkedError`` for a file with several names, because each name would have its own log and lock, what
+    ``resolve_path`` raises, ``DatabasePathError`` if it is not a file, and ``OSError``.
     """
     path = resolve_path(path)
     make_directory(path.parent)
@@ -171,9 +179,9 @@ def _warn_of_open_directory(directory: Path) -> None:
 
 
 class DatabaseFiles:
-    """The files at a database's path when it was opened; ``check`` raises if they have changed.
+    """The files at a database's path when it was opened.
 
-    ``parts`` are the suffixes of the files that are compared, if they exist.
+    ``check`` raises if they have changed. ``parts`` are the suffixes of the files that are compared, if they exist.
     """
 
     def __init__(self, path: Path, parts: tuple[str, ...] = tuple(_PARTS)) -> None:
@@ -187,7 +195,10 @@ class DatabaseFiles:
             self._known.append((file, _PARTS[suffix], (status.st_dev, status.st_ino)))
 
     def check(self) -> None:
-        """Raises ``DatabaseReplacedError``. Costs a few microseconds."""
+        """Check that the files are the same as before.
+
+        Raises ``DatabaseReplacedError``. Costs a few microseconds.
+        """
         for file, what, identity in self._known:
             try:
                 status = os.stat(file)
@@ -267,9 +278,10 @@ def _open_private(path: Path) -> int:
 
 
 def _check_file(path: Path, status: os.stat_result) -> None:
-    """Check that another user has not created the file, to hold its lock, or to have another file emptied.
+    """Check that another user has not created the file.
 
-    Raises ``DatabaseNotOwnedError``, ``DatabaseLinkedError``, ``DatabasePathError``.
+    Another user could create it to hold its lock, or to have another file emptied. Raises ``DatabaseNotOwnedError``,
+    ``DatabaseLinkedError``, ``DatabasePathError``.
     """
     check_owner(path, status)
     if status.st_nlink > 1:
@@ -277,7 +289,10 @@ def _check_file(path: Path, status: os.stat_result) -> None:
 
 
 def read_note(database: Path) -> str:
-    """The note of the process that holds the lock, or held it last; empty if there was none."""
+    """The note of the process that holds the lock, or held it last.
+
+    Empty if there was none.
+    """
     path = _path_of(database)
     return path.read_text() if path.is_file() else ""  # a pipe would block
 

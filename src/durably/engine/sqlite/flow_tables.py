@@ -1,4 +1,7 @@
-"""Statements of flow control: buckets, held events, cancel events, deadlines, schedules, the queue of calls."""
+"""Statements of flow control.
+
+Buckets, held events, cancel events, deadlines, schedules, the queue of calls.
+"""
 
 import sqlite3
 from collections.abc import Iterator
@@ -21,7 +24,10 @@ class DeadlineKind(StrEnum):
 
 
 class CancelRow(msgspec.Struct, frozen=True):
-    """An event that cancels the run. ``path`` and ``value`` are its key in the wait index."""
+    """An event that cancels the run.
+
+    ``path`` and ``value`` are its key in the wait index.
+    """
 
     event: str
     path: str | None
@@ -150,7 +156,10 @@ _bucket_ids = msgspec.msgpack.Decoder(tuple[str, ...])
 
 
 class SqliteQueueRows:
-    """The rows of one transaction, at the time ``now``. ``throttle_times`` are the times that it stored."""
+    """The rows of one transaction, at the time ``now``.
+
+    ``throttle_times`` are the times that it stored.
+    """
 
     def __init__(self, connection: sqlite3.Connection, now: int) -> None:
         self._connection = connection

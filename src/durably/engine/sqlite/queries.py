@@ -1,4 +1,7 @@
-"""Queries for views: the API, the command line and tests. They run in the reader's threads."""
+"""Queries for views: the API, the command line and tests.
+
+They run in the reader's threads.
+"""
 
 import datetime as dt
 import itertools
@@ -145,7 +148,7 @@ def list_functions(connection: sqlite3.Connection, app_id: str | None = None) ->
 
 
 def list_app_functions(connection: sqlite3.Connection, app_id: str) -> list[FunctionView] | None:
-    """``None`` if no such app has synced."""
+    """The functions of an app; ``None`` if no such app has synced."""
     if connection.execute("SELECT 1 FROM apps WHERE id = ?", (app_id,)).fetchone() is None:
         return None
     return list_functions(connection, app_id)
@@ -312,7 +315,10 @@ def run_actions(connection: sqlite3.Connection, run_id: str) -> bytes | None:
 
 
 def pending_input(step_input: bytes, memoised: Collection[str]) -> tuple[str, bytes] | None:
-    """The step that a rerun gives another input, and the input; ``None`` if the step has run."""
+    """The step that a rerun gives another input, and the input.
+
+    ``None`` if the step has run.
+    """
     ((step_id, given),) = _step_input_decoder.decode(step_input).items()
     return None if step_id in memoised else (step_id, bytes(given))
 
@@ -328,7 +334,10 @@ def read_run_state_of(connection: sqlite3.Connection, run_key: int) -> RunState 
 
 
 def _readable(stored: bytes) -> RunState | None:
-    """``None`` if the run state is damaged. The run fails at its next input."""
+    """The run state; ``None`` if it is damaged.
+
+    A run with a damaged state fails at its next input.
+    """
     try:
         return read_run_state(stored)
     except DatabaseCorruptError:
@@ -406,7 +415,10 @@ def _finished_step(
 
 
 def _called_step(call: Call, in_flight: bool) -> StepView:
-    """A step that is planned, under way or to be tried again; also one that failed in a call that discovered."""
+    """A step that is planned, under way or to be tried again.
+
+    It may also be a step that failed in a call that discovered.
+    """
     idle = StepStatus.RETRYING if call.attempt else StepStatus.PLANNED
     return StepView(
         id=call.name,

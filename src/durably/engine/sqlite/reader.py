@@ -1,4 +1,7 @@
-"""Reads, in threads with connections of their own: the event loop never waits for the disk."""
+"""Reads, in threads with connections of their own.
+
+The event loop never waits for the disk.
+"""
 
 import asyncio
 import functools
@@ -26,8 +29,11 @@ _MAX_BATCH = 32
 
 
 class Reader:
-    """``on_damage`` is called on the event loop if the database is damaged or replaced.
-    ``check_files`` raises ``DatabaseReplacedError`` if it was replaced: a new connection would open another file."""
+    """Reads the database in threads of its own.
+
+    ``on_damage`` is called on the event loop if the database is damaged or replaced. ``check_files`` raises
+    ``DatabaseReplacedError`` if it was replaced: a new connection would open another file.
+    """
 
     def __init__(
         self, path: Path, on_damage: Callable[[EngineError], None], check_files: Callable[[], None] = lambda: None
@@ -51,7 +57,10 @@ class Reader:
         return await self._explained(asyncio.get_running_loop().run_in_executor(self._threads, self._run, query))
 
     async def read_batched(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """``read`` for small queries: queries of one iteration of the event loop share a thread switch."""
+        """``read`` for small queries.
+
+        Queries of one iteration of the event loop share a thread switch.
+        """
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         if not self._asked:

@@ -27,7 +27,10 @@ _RUN = "SELECT key, id, function_id, app_id, event_key, is_batch, status, create
 
 
 class RunRow(msgspec.Struct, frozen=True, gc=False):
-    """``event_key`` is the event that triggered the run; of a batch the first."""
+    """The row of a stored run.
+
+    ``event_key`` is the event that triggered the run; of a batch the first.
+    """
 
     key: int
     id: str
@@ -42,7 +45,7 @@ class RunRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class NewRun(msgspec.Struct, frozen=True, gc=False):
-    """For ``step_input`` see ``migrations``."""
+    """A run to be stored. For ``step_input`` see ``migrations``."""
 
     id: str
     function_id: str
@@ -56,7 +59,10 @@ class NewRun(msgspec.Struct, frozen=True, gc=False):
 
 
 class WaitRow(msgspec.Struct, frozen=True, gc=False):
-    """``path`` and ``value`` are the key of an event wait in the wait index."""
+    """The row of a step that waits.
+
+    ``path`` and ``value`` are the key of an event wait in the wait index.
+    """
 
     run_key: int
     step_id: str
@@ -69,7 +75,10 @@ class WaitRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class Store:
-    """``flow`` and ``apps`` hold the statements of what they are named for."""
+    """Statements of the tables of events and runs.
+
+    ``flow`` and ``apps`` hold the statements of flow control and of apps.
+    """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = self._connection = connection
@@ -184,7 +193,7 @@ class Store:
         return run
 
     def find_run(self, run_key: int) -> RunRow | None:
-        """``None`` if it was purged."""
+        """The run with this key; ``None`` if it was purged."""
         row = self._connection.execute(f"{_RUN} WHERE key = ?", (run_key,)).fetchone()
         if row is None:
             return None
@@ -217,8 +226,10 @@ class Store:
         return tuple(event_key for (event_key,) in rows)
 
     def state(self, run_key: int) -> tuple[RunState, QueueEntry | None, bool] | None:
-        """The run state, the queue entry if the run has one, and whether the run is moving; ``None`` where it has
-        ended. Raises ``DatabaseCorruptError``."""
+        """The run state, the queue entry if the run has one, and whether it is moving.
+
+        ``None`` if the run has ended. Raises ``DatabaseCorruptError``.
+        """
         row = self._connection.execute(
             "SELECT head, ticket, is_moving FROM heads WHERE run_key = ?", (run_key,)
         ).fetchone()
@@ -252,7 +263,10 @@ class Store:
         return msgspec.structs.replace(run, status=RunStatus.RUNNING, started_at=started_at)
 
     def end_run(self, run_key: int, status: RunStatus, started_at: int | None, ended_at: int, output: bytes) -> None:
-        """Store a run's end. Waits are dropped separately, because most runs have none at their end."""
+        """Store a run's end.
+
+        Waits are dropped separately, because most runs have none at their end.
+        """
         self._connection.execute(
             "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?), ended_at = ?, output = ? WHERE key = ?",
             (status, started_at, ended_at, output, run_key),
@@ -287,7 +301,10 @@ class Store:
         )
 
     def memo_order(self, run_key: int) -> list[tuple[int, str, str]]:
-        """Places, hashed ids and names of the steps that have a memo, in the order of the memos."""
+        """Places, hashed ids and names of the steps that have a memo.
+
+        They are in the order of the memos.
+        """
         return self._connection.execute(
             "SELECT seq, step_id, name FROM memos WHERE run_key = ? ORDER BY seq", (run_key,)
         ).fetchall()
@@ -349,7 +366,10 @@ class Store:
         ).fetchall()
 
     def event_waits(self, event: str, path: str | None, value: str | None) -> Iterator[tuple[int, str, str | None]]:
-        """Runs, steps and expressions of waits for an event that has ``value`` at ``path``."""
+        """Runs, steps and expressions of waits for an event.
+
+        The event has ``value`` at ``path``.
+        """
         rows: Iterator[tuple[int, str, str | None]] = self._connection.execute(
             "SELECT run_key, step_id, expression FROM waits WHERE op = ? AND topic = ? AND path IS ? AND value IS ?",
             (Opcode.WAIT_FOR_EVENT, event, path, value),
@@ -357,7 +377,10 @@ class Store:
         return rows
 
     def add_wait_path(self, event: str, path: str | None) -> None:
-        """Add a path of the wait index for events of a name; ``None`` is the path of waits without a key."""
+        """Add a path of the wait index for events of a name.
+
+        ``None`` is the path of waits without a key.
+        """
         self._connection.execute("INSERT OR IGNORE INTO wait_paths (event, path) VALUES (?, ?)", (event, path or ""))
 
     def wait_paths(self, event: str) -> list[str | None]:
@@ -376,7 +399,10 @@ class Store:
         self._connection.execute("DELETE FROM defers WHERE run_key = ? AND step_id = ?", (run_key, step_id))
 
     def take_deferred(self, run_key: int) -> list[tuple[str, bytes]]:
-        """Remove and return a run's deferred functions: ids and data, in the order of the defers."""
+        """Remove and return a run's deferred functions: ids and data.
+
+        They are in the order of the defers.
+        """
         rows = self._connection.execute(
             "SELECT function_id, data FROM defers WHERE run_key = ? ORDER BY rowid", (run_key,)
         ).fetchall()
@@ -414,7 +440,7 @@ def find_run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
 
 
 def read_run_state(stored: bytes) -> RunState:
-    """Raises ``DatabaseCorruptError``."""
+    """Decode a stored run state. Raises ``DatabaseCorruptError``."""
     try:
         return decode_run_state(stored)
     except msgspec.MsgspecError as error:
@@ -422,7 +448,10 @@ def read_run_state(stored: bytes) -> RunState:
 
 
 class RowKeys:
-    """Ascending keys of one table. Each is used once, even if its row is not written or is rolled back."""
+    """Ascending keys of one table.
+
+    Each is used once, even if its row is not written or is rolled back.
+    """
 
     def __init__(self, connection: sqlite3.Connection, table: str) -> None:
         self._connection = connection

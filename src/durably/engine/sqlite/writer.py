@@ -29,8 +29,11 @@ the last. A submission has at most as many."""
 
 
 class _Job(msgspec.Struct, eq=False):
-    """``future`` belongs to ``loop``, the event loop that submitted the unit, and is resolved there. ``outcome`` is
-    for ``on_commit``."""
+    """A unit that is submitted to the writer, and its result.
+
+    ``future`` belongs to ``loop``, the event loop that submitted the unit, and is resolved there. ``outcome`` is for
+    ``on_commit``.
+    """
 
     unit: Any
     loop: asyncio.AbstractEventLoop
@@ -49,7 +52,9 @@ class _Job(msgspec.Struct, eq=False):
 
 
 class Writer:
-    """Owns ``connection`` from ``start`` to ``close``, and belongs to the event loop that makes it. Units may be
+    """Writes to the database, in a thread of its own.
+
+    It owns ``connection`` from ``start`` to ``close``, and belongs to the event loop that makes it. Units may be
     submitted on any event loop.
 
     ``on_lost`` is called with the reason, on the writer's event loop, if the database must not be written any more:

@@ -1,1 +1,4 @@
-"""Requests that the engine makes: calls to apps, and requests of the steps fetch and infer."""
+"""Requests that the engine makes.
+
+Calls to apps, and requests of the steps fetch and infer.
+"""

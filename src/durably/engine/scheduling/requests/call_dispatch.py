@@ -1,4 +1,7 @@
-"""Dispatch of due calls: their order, as many at a time as allowed, each with its run's memos."""
+"""Dispatch of due calls.
+
+Their order, as many at a time as allowed, each with its run's memos.
+"""
 
 import asyncio
 import functools
@@ -73,8 +76,11 @@ class Executor:
         return self._started.get(run_key)
 
     async def close(self, grace_seconds: float) -> None:
-        """Make no more calls, and wait for those under way. A call that has not ended by then is abandoned: its run
-        keeps it as outstanding, so it is made again when the engine starts."""
+        """Make no more calls, and wait for those under way.
+
+        A call that has not ended by then is abandoned: its run keeps it as outstanding, so it is made again when the
+        engine starts.
+        """
         self._is_closing = True
         self._call_queue.clear()
         if self._requests:
@@ -88,7 +94,10 @@ class Executor:
             self._start(taken)
 
     def _start(self, taken: Sequence[ScheduledCall]) -> None:
-        """Start a request for calls of one run. A call that is under way already is not made twice."""
+        """Start a request for calls of one run.
+
+        A call that is under way already is not made twice.
+        """
         calls = [
             scheduled for scheduled in taken if (scheduled.run_key, scheduled.call.generation) not in self._under_way
         ]
@@ -119,7 +128,10 @@ class Executor:
         self._clock.release()
 
     async def _make(self, calls: Sequence[ScheduledCall]) -> Sequence[ScheduledCall]:
-        """Make calls of one run by one request. Returns the calls that the app left to another request."""
+        """Make calls of one run by one request.
+
+        Returns the calls that the app left to another request.
+        """
         run_key = calls[0].run_key
         try:
             data = calls[0].data or await self._read(calls)
@@ -169,7 +181,10 @@ class Executor:
             await self._transactions.transact_with_retry(functools.partial(operations.answer, scheduled, unusable))
 
     async def _read(self, calls: Sequence[ScheduledCall]) -> CallData | None:
-        """The content of the request; ``None`` if none of the calls is outstanding any more."""
+        """The content of the request.
+
+        ``None`` if none of the calls is outstanding any more.
+        """
         generations = [scheduled.call.generation for scheduled in calls]
         while True:
             try:
@@ -195,9 +210,9 @@ class Executor:
 
 
 def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequence[int]) -> CallData | None:
-    """The content of a request for the calls that are still outstanding; ``None`` if none is.
+    """The content of a request for the calls that are still outstanding.
 
-    Raises ``DatabaseCorruptError``.
+    ``None`` if none is. Raises ``DatabaseCorruptError``.
     """
     row = connection.execute(
         "SELECT heads.head, heads.step_input, runs.id, runs.function_id, runs.is_batch, events.body FROM heads "
@@ -229,10 +244,12 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
 
 
 def answers_of(calls: Sequence[ScheduledCall], answer: Answer) -> Iterator[tuple[ScheduledCall, Answer | None]]:
-    """Each call's part of the answer, the first call's first; ``None`` for one to be made again, as if it had not been.
+    """Each call's part of the answer, the first call's first.
 
-    The first call is that which an app knows of if it does not know that others share the request: whatever does not
-    clearly belong to another is for it.
+    ``None`` for a call to be made again, as if it had not been made.
+
+    An app that does not know that others share the request knows of the first call. Whatever does not clearly belong to
+    another call is for the first.
     """
     first, others = calls[0], calls[1:]
     if not isinstance(answer, ReportedOps):
@@ -279,8 +296,10 @@ class CallQueue:
         return True
 
     def add(self, scheduled: ScheduledCall, now: int) -> None:
-        """Add a call. A discovery goes before the run's other calls, and is not limited by them, because the next steps
-        depend on it."""
+        """Add a call.
+
+        A discovery goes before the run's other calls, and is not limited by them, because the next steps depend on it.
+        """
         self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their place.
         run_key = scheduled.run_key
         queue = self.waiting.setdefault(run_key, deque())
@@ -295,7 +314,10 @@ class CallQueue:
             self._line_up(scheduled)
 
     def take(self) -> Sequence[ScheduledCall]:
-        """The calls of the next request, all of one run; empty if all waiting calls must go on waiting."""
+        """The calls of the next request, all of one run.
+
+        Empty if all waiting calls must go on waiting.
+        """
         while (free := self._max_requests - self._under_way) > 0:
             run_key = self._turns.take(partial(self._may_have_another, free))
             if run_key is None:
@@ -315,7 +337,10 @@ class CallQueue:
         return ()
 
     def ended(self, scheduled: ScheduledCall) -> None:
-        """A request has ended that was made for this call, and perhaps for others of its run."""
+        """Note the end of a request that was made for this call.
+
+        It may have been made for other calls of the run too.
+        """
         run_key = scheduled.run_key
         self._by_run[run_key] -= 1
         if not self._by_run[run_key]:
@@ -346,8 +371,10 @@ class CallQueue:
 
 
 def _take_batch(queue: deque[ScheduledCall], count: int) -> list[ScheduledCall]:
-    """Calls from the front of the queue. A repeated call has a request of its own, because a request has one
-    attempt."""
+    """Calls from the front of the queue.
+
+    A repeated call has a request of its own, because a request has one attempt.
+    """
     taken = [queue.popleft()]
     while queue and len(taken) < min(count, _MAX_BATCH) and all(map(_can_share, (taken[0], queue[0]))):
         taken.append(queue.popleft())

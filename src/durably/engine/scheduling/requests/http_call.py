@@ -62,7 +62,10 @@ _CLOSING_SECONDS = 2.0
 
 
 class _Progress(msgspec.Struct, eq=False, gc=False):
-    """The progress of a request: whether its connection was ``reused``, and whether it was ``answered``."""
+    """The progress of a request.
+
+    It has whether its connection was ``reused``, and whether it was ``answered``.
+    """
 
     began: float
     reused: bool = True
@@ -84,8 +87,10 @@ class Caller(Protocol):
     """Makes calls to apps, on the engine's event loop."""
 
     async def call(self, function: Function, data: CallData) -> Answer:
-        """Make one call. An app that cannot be reached, or answers badly, is an ``Answer`` too. Raises only
-        ``CancelledError``."""
+        """Make one call.
+
+        An app that cannot be reached, or answers badly, is an ``Answer`` too. Raises only ``CancelledError``.
+        """
         ...
 
     async def close(self) -> None: ...
@@ -145,7 +150,10 @@ class HttpCaller:
         return read() if len(content) <= _QUICK_BYTES else await asyncio.to_thread(read)
 
     def _verification(self, function: Function, call_signature: str) -> Refuse | None:
-        """``None`` if unsigned answers of the app are accepted (``unsigned_apps``)."""
+        """The verification of the app's answer to a call.
+
+        ``None`` if unsigned answers of the app are accepted (``unsigned_apps``).
+        """
         settings = self._settings
         if function.app_id in settings.unsigned_apps:
             return None
@@ -158,10 +166,11 @@ class HttpCaller:
         ).refuse
 
     async def _to_sign(self, function: Function, data: CallData, body: bytes) -> tuple[bytes, bytes]:
-        """The body to send to an app, and the bytes to sign: for Durably's apps those of the body.
+        """The body to send to an app, and the bytes to sign.
 
-        Other SDKs verify the canonical form, so they are sent it (see ``canonical``). Durably's apps are sent it if
-        that is quick: they then accept the call also if a platform has re-encoded its body.
+        For Durably's apps the bytes are those of the body. Other SDKs verify the canonical form, so they are sent it
+        (see ``canonical``). Durably's apps are sent it if that is quick: they then accept the call also if a platform
+        has re-encoded its body.
         """
         verifies_bytes = function.signs_whole_answers
         if len(body) <= _QUICK_TO_CANONICALISE_BYTES:
@@ -173,7 +182,10 @@ class HttpCaller:
 
 
 def open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """A socket for an address of ``getaddrinfo``, which detects the loss of the other host."""
+    """A socket for an address of ``getaddrinfo``.
+
+    It detects the loss of the other host.
+    """
     opened = socket.socket(*address[:3])
     for name, level, value in _LIVENESS:
         if hasattr(socket, name):
@@ -209,7 +221,10 @@ async def read_limited(response: aiohttp.ClientResponse, max_bytes: int) -> byte
 
 
 def _explain(error: BaseException, url: URL, progress: _Progress) -> Answer:
-    """The answer for a request that failed. It depends on whether the app may have received the request."""
+    """The answer for a request that failed.
+
+    It depends on whether the app may have received the request.
+    """
     place = f"{url.host}:{url.port}"
     if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
         reason = getattr(error, "os_error", None) or error
@@ -241,8 +256,8 @@ def sign_request(body: bytes, key: str) -> str:
 
 
 def was_sent(header: str) -> bool:
-    """Whether an engine of this process has signed a request with it, within ten minutes.
+    """Whether an engine of this process has signed a request with this header.
 
-    Raises ``SignatureError`` for a malformed header.
+    The signature is at most ten minutes old. Raises ``SignatureError`` for a malformed header.
     """
     return header in _sent

@@ -1,4 +1,4 @@
-"""Outbound requests: their options, their secrets, and the addresses that they may reach.
+"""Outbound requests: options, secrets, and the addresses that they may reach.
 
 The address of the socket that is about to connect is checked: after names are resolved, redirects are followed, and
 unusual spellings (``0x7f.1``, ``[::ffff:127.0.0.1]``) are parsed. So a name that resolves differently the second time
@@ -57,8 +57,11 @@ class Request:
     body: bytes | None
 
     def redirected(self, status: int, location: str) -> "Request":
-        """The request that follows a redirect. Another origin gets no header that may be a credential. 301, 302 and 303
-        change all methods but HEAD into GET, as browsers do."""
+        """The request that follows a redirect.
+
+        Another origin gets no header that may be a credential. 301, 302 and 303 change all methods but HEAD into GET,
+        as browsers do.
+        """
         url = _parse_url(location, base=self.url)
         request = replace(self, url=_without_user(url))
         if url.origin() != self.url.origin():
@@ -71,9 +74,10 @@ class Request:
 
 
 def read_fetch(opts: Mapping[str, Any]) -> Request:
-    """Of a ``Gateway`` op: ``url``, ``method`` (GET if absent), ``headers``, and ``body``, a text or else JSON.
+    """The request of a ``Gateway`` op.
 
-    Raises ``RequestInvalidError``.
+    The op has ``url``, ``method`` (GET if absent), ``headers``, and ``body``, a text or else JSON. Raises
+    ``RequestInvalidError``.
     """
     method = opts.get("method") or "GET"
     if not isinstance(method, str) or method.upper() not in _METHODS:
@@ -86,10 +90,10 @@ def read_fetch(opts: Mapping[str, Any]) -> Request:
 
 
 def read_inference(opts: Mapping[str, Any]) -> Request:
-    """Of an ``AIGateway`` op: ``url``, ``headers``, ``body`` (JSON), ``auth_key`` and ``format``, which says where the
-    key goes. A header that the app sets itself wins over the key's.
+    """The request of an ``AIGateway`` op.
 
-    Raises ``RequestInvalidError``.
+    The op has ``url``, ``headers``, ``body`` (JSON), ``auth_key`` and ``format``, which says where the key goes. A
+    header that the app sets itself wins over the key's. Raises ``RequestInvalidError``.
     """
     headers = _read_headers(opts.get("headers"))
     headers.setdefault("content-type", "application/json")
@@ -113,7 +117,10 @@ def read_inference(opts: Mapping[str, Any]) -> Request:
 
 
 def _authorised(method: str, opts: Mapping[str, Any], headers: CIMultiDict[str], body: bytes | None) -> Request:
-    """User information in the URL becomes what it stands for, an ``Authorization`` header."""
+    """The request of an op, with the user information of its URL in a header.
+
+    User information becomes what it stands for, an ``Authorization`` header.
+    """
     text = opts.get("url")
     if not isinstance(text, str):
         raise RequestInvalidError("it has no URL")
@@ -201,7 +208,10 @@ def find_secrets(opts: Mapping[str, Any]) -> list[str]:
 
 
 def scrub(text: str, secrets: Iterable[str]) -> str:
-    """The text without those secrets, for what a server says: some repeat what they were sent."""
+    """The text without those secrets.
+
+    The text is a server's: some servers repeat what they were sent.
+    """
     for secret in secrets:
         text = text.replace(secret, REDACTED)
     return text
@@ -222,7 +232,10 @@ _NOT_PUBLIC = tuple(
 
 
 class AddressRefusedError(OSError):
-    """An address is not public. All have the same text, so that aiohttp merges the errors of one name."""
+    """An address is not public.
+
+    All have the same text, so that aiohttp merges the errors of one name.
+    """
 
     def __init__(self) -> None:
         super().__init__("not a public address")
@@ -246,7 +259,10 @@ def is_public(address: str) -> bool:
 
 
 def open_public_socket(address_info: tuple[Any, ...]) -> socket.socket:
-    """A socket for an entry of ``getaddrinfo``. Raises ``AddressRefusedError`` unless its address is public."""
+    """A socket for an entry of ``getaddrinfo``.
+
+    Raises ``AddressRefusedError`` unless its address is public.
+    """
     family, kind, protocol, _, address = address_info
     if not is_public(address[0]):
         raise AddressRefusedError

@@ -1,7 +1,8 @@
-"""Requests of the steps ``fetch`` and ``ai.infer``: the HTTP client, and the way from an op to its memo.
+"""Requests of the steps ``fetch`` and ``ai.infer``.
 
-Apps choose the URL, so requests go to public addresses only, unless the engine is configured otherwise. Requests carry
-credentials. Credentials appear in no error, log line or stored value.
+The HTTP client, and the way from an op to its memo. Apps choose the URL, so requests go to public addresses only,
+unless the engine is configured otherwise. Requests carry credentials. Credentials appear in no error, log line or
+stored value.
 """
 
 import asyncio
@@ -66,10 +67,11 @@ _QUOTED_CHARACTERS = 500
 
 
 class Outbound:
-    """Makes the requests of ``step.fetch`` and ``step.ai.infer``. To be used on one event loop, and closed.
+    """Makes the requests of ``step.fetch`` and ``step.ai.infer``.
 
-    ``allow_private_addresses`` lets them reach this machine and its networks. ``timeout`` is seconds from the start of
-    a request to the end of its answer, ``max_bytes`` the size of an answer once it is unpacked.
+    Use it on one event loop, and close it. ``allow_private_addresses`` lets them reach this machine and its networks.
+    ``timeout`` is seconds from the start of a request to the end of its answer, ``max_bytes`` the size of an answer
+    once it is unpacked.
     """
 
     def __init__(
@@ -99,9 +101,9 @@ class Outbound:
         return answer
 
     async def infer(self, opts: Mapping[str, Any]) -> Any:
-        """Make the request of an ``AIGateway`` op (spec §5.3.6). Returns the answer's JSON.
+        """Make the request of an ``AIGateway`` op (spec §5.3.6).
 
-        Raises ``OutboundError``, for any status but success too.
+        Returns the answer's JSON. Raises ``OutboundError``, for any status but success too.
         """
         attempt = _Attempt("AIGatewayError", opts)
         status, _, body = await self._send(attempt, attempt.read(read_inference))
@@ -203,7 +205,10 @@ def _join_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
 
 
 def _describe(attempt: _Attempt, error: Exception, timeout: float) -> OutboundError:
-    """The error for an exception of aiohttp or the system. It quotes nothing of the request."""
+    """The error for an exception of aiohttp or the system.
+
+    It quotes nothing of the request.
+    """
     match error:
         case aiohttp.ClientConnectorError(os_error=AddressRefusedError()):
             return attempt.error(
