@@ -91,7 +91,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """``Embedded`` and ``EngineSettings``, at their first use: importing ``durably`` imports no engine."""
+    """Import ``Embedded`` and ``EngineSettings`` at their first use.
+
+    Importing ``durably`` imports no engine.
+    """
     if name not in ("Embedded", "EngineSettings"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from durably.engine.settings import EngineSettings

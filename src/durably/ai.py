@@ -1,4 +1,4 @@
-"""Adapters for ``step.ai.infer``: the address of an AI provider, and the format of its requests.
+"""Adapters for ``step.ai.infer``: addresses and request formats of AI providers.
 
 The engine makes the request. The key is sent to it with the step, and is neither stored nor shown there.
 """
@@ -30,7 +30,7 @@ class Adapter:
         return self._auth_key
 
     def format(self) -> str:
-        """The name by which engines know how the provider's requests and answers are written."""
+        """The name that engines use for the format of the provider's requests and answers."""
         return self.wire_format
 
     def headers(self) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""An app: its identity, engine, keys and settings, from arguments and the environment."""
+"""An app: its identity, engine, keys and settings.
+
+All of these come from arguments and the environment.
+"""
 
 import datetime as dt
 import importlib.metadata

@@ -1,4 +1,7 @@
-"""The client: an app's identity and settings, from which functions are made and events are sent."""
+"""The client: an app's identity and settings.
+
+A client makes functions and sends events.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Never
@@ -34,22 +37,27 @@ _ASYNC_IO = AsyncIO()
 
 
 class Client(App):
-    """An app. Constructor arguments override the environment (see ``durably.settings``).
+    """An app, which makes functions and sends events.
 
-    ``app_id`` names the app to the engine; changing it makes another app. ``is_production`` chooses the
-    mode: in production every call must be signed. ``engine`` is the URL of an engine, an ``Embedded(…)`` or
-    ``InngestCloud()``; production has no default. ``request_timeout`` (ms or ``timedelta``, default 30 s)
-    bounds each request to the engine. ``checkpointing`` lets a call execute several steps (see
-    ``Checkpointing``). It is the default with an engine in this process, and an option over HTTP.
+    Constructor arguments override the environment (see ``durably.settings``).
 
-    ``strict_replay`` fails a run if its function no longer reaches a step that the run has finished. By default this
-    is a warning.
+    ``app_id`` names the app to the engine; changing it makes another app. ``is_production`` chooses the mode: in
+    production every call must be signed. ``engine`` is the URL of an engine, an ``Embedded(…)`` or ``InngestCloud()``;
+    production has no default. ``request_timeout`` (ms or ``timedelta``, default 30 s) bounds each request to the
+    engine. ``checkpointing`` lets a call execute several steps (see ``Checkpointing``). It is the default with an
+    engine in this process, and an option over HTTP.
+
+    ``strict_replay`` fails a run if its function no longer reaches a step that the run has finished. By default this is
+    a warning.
 
     Raises ``FunctionConfigInvalidError`` and ``URLInvalidError``, naming the argument or variable.
     """
 
     def add_middleware(self, middleware: MiddlewareFactory) -> None:
-        """Add middleware for functions that are called, and events that are sent, from now on."""
+        """Add middleware.
+
+        It applies to functions that are called, and events that are sent, from now on.
+        """
         check_middleware([*self.middleware, middleware], "Client.add_middleware")
         self.middleware.append(middleware)
 
@@ -79,13 +87,14 @@ class Client(App):
         checkpointing: bool | Checkpointing | None = None,
         strict_replay: bool | None = None,
     ) -> Callable[[Handler[T]], Function[T]]:
-        """Make a durable function of an async or a sync one, which is called with a ``Context`` alone.
+        """Make a durable function of an async or a sync function.
 
-        With an empty list as ``trigger`` it runs only if other functions invoke it.
-        ``retries`` is the number of attempts after the first (default 4, at most 20), counted separately for
-        each step. ``on_failure`` is called when a run has finally failed, as a separate function.
-        ``output_type`` is the type of the output, instead of the handler's return annotation.
-        ``checkpointing`` and ``strict_replay`` override the client's.
+        The handler is called with a ``Context`` alone.
+
+        With an empty list as ``trigger`` it runs only if other functions invoke it. ``retries`` is the number of
+        attempts after the first (default 4, at most 20), counted separately for each step. ``on_failure`` is called
+        when a run has finally failed, as a separate function. ``output_type`` is the type of the output, instead of the
+        handler's return annotation. ``checkpointing`` and ``strict_replay`` override the client's.
 
         Raises ``FunctionConfigInvalidError``, naming the function and the option.
         """

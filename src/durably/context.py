@@ -108,17 +108,19 @@ class Group(msgspec.Struct, eq=False):
     def parallel(
         self, callables: Sequence[AsyncBranch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
     ) -> Coroutine[Any, Any, tuple[Any, ...]]:
-        """Run callables that contain steps at the same time; returns what they returned, in their order.
+        """Run callables that contain steps at the same time; returns their results.
 
-        ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE`` branches of several steps do not
-        wait for each other.
+        The results are in the order of the callables. ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE``
+        branches of several steps do not wait for each other.
         """
         _check_callables(callables, "make them async functions, or lambdas: `lambda: ctx.step.run(…)`")
         return self._call.group("group.parallel", _run_together(callables, parallel_mode))
 
     def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
-        """``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``DeadlineError``, a
-        ``TimeoutError``, when it is over.
+        """Limit the time of an ``async with`` block.
+
+        ``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``DeadlineError``, a ``TimeoutError``,
+        when the time is over.
 
         The clock is a durable sleep with that id, which races the steps inside.
         """
@@ -145,7 +147,10 @@ async def _run_together(callables: Sequence[AsyncBranch[Any]], parallel_mode: Pa
 
 
 class DurableTimeout:
-    """A sleep that races the steps of an ``async with`` block, and cancels the block if it wins."""
+    """A sleep that races the steps of an ``async with`` block.
+
+    If the sleep wins, it cancels the block.
+    """
 
     def __init__(self, call: AsyncCall, step_id: str, duration: Duration) -> None:
         self._call = call
@@ -221,7 +226,10 @@ class GroupSync(msgspec.Struct, eq=False):
         return self._call.parallel(callables, parallel_mode)
 
     def timeout(self, step_id: str, duration: Duration) -> Any:
-        """Not possible in a sync function, whose code cannot be interrupted; raises ``AsyncUnsupportedError``."""
+        """Not possible in a sync function; raises ``AsyncUnsupportedError``.
+
+        The code of a sync function cannot be interrupted.
+        """
         raise AsyncUnsupportedError(
             f'group.timeout("{step_id}") needs an async function: sync code cannot be interrupted. '
             "Give wait_for_event, wait_for_signal or invoke a timeout of their own"

@@ -35,7 +35,10 @@ class SyncAndAsyncView:
         return self._answer_async(request, **captured) if in_event_loop() else self._answer(request, **captured)
 
     def __getattr__(self, name: str) -> Any:
-        """Django asks at each request whether the view is a coroutine function, by the marks of one."""
+        """Show the marks of a coroutine function in an event loop.
+
+        By these marks Django asks at each request whether the view is a coroutine function.
+        """
         if name in self._coroutine_marks and in_event_loop():
             return self._coroutine_marks[name]
         raise AttributeError(name)

@@ -1,4 +1,6 @@
-"""End-to-end encryption: middleware that encrypts data that leaves the app, and decrypts data that comes back.
+"""End-to-end encryption: middleware that encrypts and decrypts data of the app.
+
+It encrypts data that leaves the app, and decrypts data that comes back.
 
 On the wire an encrypted value is an *envelope*, ``{"__ENCRYPTED__": true, "__STRATEGY__": "inngest/libsodium", "data":
 base64}``: XSalsa20-Poly1305 (libsodium's secretbox) of the value's JSON, after a random nonce of 24 bytes. It is the
@@ -55,13 +57,18 @@ ALL_FIELDS: Final = "*"
 
 
 class DecryptionError(Error):
-    """An encrypted value cannot be decrypted; the message says why, and never shows the value or a key."""
+    """An encrypted value cannot be decrypted.
+
+    The message says why, and never shows the value or a key.
+    """
 
     include_stack = False
 
 
 class Cipher:
-    """Encrypts with ``secret_key``; decrypts with it or one of ``fallback_decryption_keys``.
+    """Encrypts with one key; decrypts with it or with a fallback key.
+
+    The key is ``secret_key``, the fallback keys are ``fallback_decryption_keys``.
 
     A key is text of any length (a long random one: ``openssl rand -hex 32``), or 32 bytes, raw or as 64 hex digits.
     Raises ``FunctionConfigInvalidError``.
@@ -176,7 +183,9 @@ class EncryptionFactory:
 
 
 class EncryptionMiddleware(MiddlewareSync):
-    """Encrypts outputs of steps and functions, and a field of the data of events and invokes; decrypts all of them.
+    """Encrypts outputs and a field of event data; decrypts all of them.
+
+    The outputs are those of steps and functions. The field belongs to the data of events and invokes.
 
     Give ``EncryptionMiddleware.factory(key)`` to a client or function.
     """

@@ -1,4 +1,7 @@
-"""The engine of a client: its choice by arguments, environment and mode, and the interface of one in this process."""
+"""The engine of a client: its choice, and the interface of one in this process.
+
+Arguments, environment and mode choose the engine.
+"""
 
 import asyncio
 from collections.abc import Awaitable
@@ -28,7 +31,10 @@ _CLOUD_HOSTS = frozenset({"api.inngest.com", "app.inngest.com", "inn.gs"})
 
 
 class EngineHandle(Protocol):
-    """An engine in this process, as users give it to ``Client(engine=…)``: ``durably.Embedded``."""
+    """An engine in this process, such as ``durably.Embedded``.
+
+    Users give it to ``Client(engine=…)``.
+    """
 
     def __in_process__(self) -> "InProcessEngine":
         """The interface for the SDK."""
@@ -44,9 +50,11 @@ class InProcessEngine(Protocol):
     """
 
     def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> Awaitable[EventReceipt]:
-        """Store events, a JSON list, and return after the commit. ``seed`` makes a repeated send
-        harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is in seconds; ``sender`` is the id of the run that
-        sends them, if any."""
+        """Store events, a JSON list, and return after the commit.
+
+        ``seed`` makes a repeated send harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is in seconds;
+        ``sender`` is the id of the run that sends them, if any.
+        """
         ...
 
     def refuse_to_block(self) -> None:
@@ -56,7 +64,10 @@ class InProcessEngine(Protocol):
     # for CommHandler and the adapters
 
     def add_handler(self, handler: Any) -> None:
-        """Register the functions of a ``CommHandler``: the engine calls them when it is started."""
+        """Register the functions of a ``CommHandler``.
+
+        The engine calls them when it is started.
+        """
         ...
 
     def running_with_server(self) -> AbstractAsyncContextManager[None]:
@@ -64,18 +75,26 @@ class InProcessEngine(Protocol):
         ...
 
     def expect_start(self) -> None:
-        """The server is starting, and enters ``running_with_server`` soon. Until then, sending an event does not start
-        the engine."""
+        """Announce that the server is starting.
+
+        The server enters ``running_with_server`` soon. Until then, sending an event does not start the engine.
+        """
         ...
 
     def start_with_server(self) -> None:
-        """The app is being loaded: start in the background if this process is a web server."""
+        """Start in the background if this process is a web server.
+
+        Called while the app is being loaded.
+        """
         ...
 
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
-        """Start soon, if nothing has started yet. Async functions run on ``loop``, or on a background one.
+        """Start soon, if nothing has started yet.
 
-        Returns whether the engine starts, or has started, without a call of its ``start``."""
+        Async functions run on ``loop``, or on a background one.
+
+        Returns whether the engine starts, or has started, without a call of its ``start``.
+        """
         ...
 
 
@@ -179,8 +198,11 @@ def _origins_at(origin: str) -> EngineOrigins:
 
 
 def explain_no_engine(app_id: str, *, has_inngest_keys: bool, in_tests: bool) -> str:
-    """``has_inngest_keys``: the app has keys, under the names of the ``inngest`` package. ``in_tests``: this process
-    runs tests."""
+    """The message for an app without an engine.
+
+    ``has_inngest_keys``: the app has keys, under the names of the ``inngest`` package. ``in_tests``: this process runs
+    tests.
+    """
     if in_tests:
         return (
             f"app {app_id!r} has no engine in this test run: open a durably.testing.TestEngine(client, functions) "

@@ -104,7 +104,10 @@ class CallMismatchError(Error):
 
 
 class CallStaleError(Error):
-    """The engine has given a call up, and perhaps made another in its place: whatever this one does is void."""
+    """The engine has given a call up.
+
+    It has perhaps made another call in its place. Anything that this call does is void.
+    """
 
     code = ErrorCode.CALL_STALE
     include_stack = False
@@ -148,7 +151,10 @@ class MemoInvalidError(Error):
 
 
 class MethodUnsupportedError(Error):
-    """``allowed`` are the methods that the endpoint answers, as the header of that name lists them."""
+    """The endpoint does not answer the request's method.
+
+    ``allowed`` are the methods that it answers, as the ``Allow`` header lists them.
+    """
 
     code = ErrorCode.METHOD_UNSUPPORTED
     include_stack = False

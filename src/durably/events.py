@@ -1,4 +1,6 @@
-"""Events: types of events with a model of their data, and sending events to an engine.
+"""Events: types of events, and sending events to an engine.
+
+A type of events has a model of their data.
 
 Events are sent in one request, which is repeated with backoff until its answer is final.
 """
@@ -33,7 +35,10 @@ __all__ = ["Event", "EventType", "as_data"]
 
 
 class Model(Protocol):
-    """The part of a pydantic model that is used; Durably itself does not import pydantic."""
+    """The part of a pydantic model that is used.
+
+    Durably itself does not import pydantic.
+    """
 
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
@@ -45,7 +50,9 @@ M = TypeVar("M", bound=Model)
 
 
 class EventType(Generic[M]):
-    """An event name with the pydantic model of its data, so that senders and functions agree on it.
+    """An event name with the pydantic model of its data.
+
+    Senders and functions that use it agree on the data.
 
     ``placed = EventType("shop/order.placed", Order)``, then ``placed(Order(...))`` makes an ``Event``,
     ``placed.trigger()`` a trigger, and ``placed.data(ctx.event)`` the validated model.
@@ -251,7 +258,10 @@ def _random_seed() -> str:
 
 
 def _seed(milliseconds: int, entropy: bytes) -> str:
-    """``<ms>,<base64 of ten bytes>``; the engine adds each event's index to its last four bytes."""
+    """The seed of event ids: ``<ms>,<base64 of ten bytes>``.
+
+    The engine adds each event's index to the last four bytes.
+    """
     room = bytearray(entropy)
     room[6] &= 0x7F  # leaves room to add
     return f"{milliseconds},{base64.b64encode(bytes(room)).decode()}"

@@ -65,7 +65,10 @@ def serve(
 
 
 class _Endpoint:
-    """An ASGI app: what the framework does for its own views would cost calls more than the rest."""
+    """An ASGI app that answers requests of the engine.
+
+    The framework's own work for a view would cost calls more than the rest.
+    """
 
     def __init__(self, handler: CommHandler) -> None:
         self._handler = handler
@@ -109,8 +112,11 @@ _parse_frequent = lru_cache(256)(_parse)
 
 
 def _run_with_server(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
-    """Run the engine within the app's own lifespan, so that functions can use its resources. Under a server without
-    lifespan the engine starts with the first request."""
+    """Run the engine within the app's own lifespan.
+
+    So functions can use the resources of the lifespan. Under a server without lifespan the engine starts with the first
+    request.
+    """
     own = app.router.lifespan_context
 
     @asynccontextmanager

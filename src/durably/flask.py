@@ -98,6 +98,9 @@ def _to_flask(response: CommResponse) -> flask.Response:
 
 
 def _start_with_app(app: flask.Flask, engine: InProcessEngine) -> None:
-    """Start with the server if the server is known, otherwise with the first request to any URL."""
+    """Start with the server, or with the first request to any URL.
+
+    The request starts the engine if the server is not known.
+    """
     flask.request_started.connect(lambda _: engine.start_with_request(), app, weak=False)
     engine.start_with_server()

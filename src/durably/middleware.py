@@ -57,10 +57,16 @@ class Middleware:
         """Before a step's handler runs."""
 
     async def after_step(self, step: StepInfo, result: TransformOutputResult) -> None:
-        """After a step's handler ran; changes to ``result`` belong into ``transform_output``."""
+        """After a step's handler ran.
+
+        Changes to ``result`` belong into ``transform_output``.
+        """
 
     async def transform_step_input(self, step: TransformStepInput) -> None:
-        """Before a step that the engine executes is sent to it; ``step.opts`` may be replaced."""
+        """Before a step that the engine executes is sent to it.
+
+        ``step.opts`` may be replaced.
+        """
 
     async def before_send_events(self, events: list[Event]) -> None:
         """Before events are sent; the list and its events may be changed."""

@@ -1,4 +1,4 @@
-"""Remote state: middleware that keeps large outputs of steps in the app's own store.
+"""Remote state: middleware that keeps large outputs of steps in the app's store.
 
 The engine gets a *reference*, ``{"__REMOTE_STATE__": true, "__STRATEGY__": …, …}``, instead of the output. The
 references and objects of ``S3Driver`` are in the format of ``inngest.experimental.remote_state_middleware``.
@@ -108,7 +108,11 @@ class RemoteStateFactory:
         )
 
     def check_order(self, before: Sequence[Any], where: str) -> None:
-        """Outgoing hooks run in reverse order, so encryption must come after this middleware."""
+        """Refuse encryption that is registered before this middleware.
+
+        Outgoing hooks run in reverse order, so encryption must come after this middleware. Raises
+        ``FunctionConfigInvalidError``.
+        """
         if not self.allow_plaintext and any(getattr(factory, "is_encryption", False) for factory in before):
             raise FunctionConfigInvalidError(
                 f"{where}: RemoteStateMiddleware must come before EncryptionMiddleware, or outputs are stored "
@@ -117,7 +121,9 @@ class RemoteStateFactory:
 
 
 class RemoteStateMiddleware(MiddlewareSync):
-    """Keeps outputs of steps above a size in a store, and loads them when the function is called again.
+    """Keeps outputs of steps above a size in a store.
+
+    It loads them when the function is called again.
 
     Give ``RemoteStateMiddleware.factory(driver)`` to a client or function.
     """
@@ -314,10 +320,10 @@ def _user_id(default: int) -> int:
 
 
 class DirectoryDriver:
-    """A directory on a disk that all processes of the app share, readable by its user only.
+    """A directory on a disk that all processes of the app share.
 
-    It is created if it is missing. If other users may write to it, ``FunctionConfigInvalidError`` is raised.
-    Only ``purge`` deletes files.
+    It is readable by its user only. It is created if it is missing. If other users may write to it,
+    ``FunctionConfigInvalidError`` is raised. Only ``purge`` deletes files.
     """
 
     strategy: Final = "durably/directory"

@@ -1,4 +1,6 @@
-"""``ctx.logger``, and the loggers that a client may be given: the standard library's, structlog, loguru, or any object.
+"""``ctx.logger``, and the loggers that a client may be given.
+
+A client takes loggers of the standard library, structlog and loguru, or any object.
 
 ``ctx.logger`` is silent while memos are replayed, so that a line is logged once and not at each call. Its lines name
 function, run and step.
@@ -31,7 +33,10 @@ _OPTIONS = frozenset(("exc_info", "stack_info", "stacklevel", "extra"))
 
 
 class _Fallback(logging.StreamHandler[Any]):
-    """Writes lines of runs to stderr if no logging is configured, as ``logging.lastResort`` does for warnings."""
+    """Writes lines of runs to stderr if no logging is configured.
+
+    ``logging.lastResort`` does the same for warnings.
+    """
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -66,7 +71,10 @@ class RunContext(msgspec.Struct):
         return fields if step is None else {**fields, "step_id": step.request.step_id}
 
     def prefix(self) -> str:
-        """One line. The ids come from the request, which nothing authenticates in development."""
+        """The ids of function, run and step, on one line.
+
+        The ids come from the request, which nothing authenticates in development.
+        """
         fields = self.fields()
         return printable(" ".join(fields[name] for name in ("function_id", "run_id", "step_id") if name in fields))
 
@@ -129,7 +137,10 @@ class RunLogger(logging.LoggerAdapter[Any]):
 
 
 def _with_prefix(prefix: str, message: str, args: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
-    """The prefix is an argument, so that the template stays the same for all runs: tools group lines by it."""
+    """The template and the arguments of a line with its prefix.
+
+    The prefix is an argument, so that the template stays the same for all runs: tools group lines by it.
+    """
     if len(args) == 1 and isinstance(args[0], Mapping):
         return f"[{prefix.replace('%', '%%')}] {message}", args
     return f"[%s] {message if args else message.replace('%', '%%')}", (prefix, *args)
@@ -204,7 +215,10 @@ class AnyRunLogger:
         return getattr(self._target, name)
 
     def _method(self, name: str) -> Callable[..., Any]:
-        """The fields are read at the call, not at the lookup, because the caller may be a step's handler."""
+        """A log method that adds the fields of the run.
+
+        The fields are read at the call, not at the lookup, because the caller may be a step's handler.
+        """
         is_async = name in _ASYNC_METHODS or inspect.iscoroutinefunction(getattr(self._target, name))
 
         def write(*args: Any, **options: Any) -> Any:

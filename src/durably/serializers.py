@@ -1,4 +1,7 @@
-"""Serializers: from Python objects to what JSON holds and back, for outputs with an ``output_type``."""
+"""Serializers: from Python objects to JSON values and back.
+
+They are for outputs with an ``output_type``.
+"""
 
 from typing import Any, Protocol
 
@@ -16,7 +19,9 @@ class Serializer(Protocol):
 
 
 class PydanticSerializer:
-    """Whatever pydantic's ``TypeAdapter`` understands: models, dataclasses, lists and unions of them …
+    """A serializer of the types that pydantic's ``TypeAdapter`` understands.
+
+    Such types are models, dataclasses, lists and unions of them, among others.
 
     Raises ``ImportError`` if pydantic is not installed (``pip install "durably[pydantic]"``).
     """
@@ -36,7 +41,10 @@ class PydanticSerializer:
         return self._adapter(typ).validate_python(obj)
 
     def _adapter(self, typ: Any) -> Any:
-        """Building an adapter is slow, so they are kept, but not without bound: types can be made at runtime."""
+        """The adapter of a type, from a cache with a limit.
+
+        Building an adapter is slow. Types can be made at runtime, so the cache has a limit.
+        """
         try:
             adapter = self._adapters.get(typ)
         except TypeError:
@@ -49,4 +57,7 @@ class PydanticSerializer:
 
 
 class Unset:
-    """The type of an ``output_type`` that was not given: outputs pass the serializer by."""
+    """The type of an ``output_type`` that was not given.
+
+    The serializer does not get such outputs.
+    """

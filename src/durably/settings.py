@@ -51,7 +51,10 @@ _BRANCH_VARIABLES = ("VERCEL_GIT_COMMIT_REF", "RENDER_GIT_BRANCH", "RAILWAY_GIT_
 
 
 class Streaming(Enum):
-    """Whether answers to calls are streamed: spaces that keep the connection alive, then the answer."""
+    """Whether answers to calls are streamed.
+
+    A stream has spaces that keep the connection alive, then the answer.
+    """
 
     DISABLE = "disable"
     FORCE = "force"
@@ -366,7 +369,10 @@ class Environment:
 
     @property
     def is_reloaded(self) -> bool:
-        """Whether this process serves under Werkzeug's or Django's reloader, which runs in the parent."""
+        """Whether this process serves under Werkzeug's or Django's reloader.
+
+        The reloader runs in the parent.
+        """
         return "true" in (self._get("WERKZEUG_RUN_MAIN"), self._get("RUN_MAIN"))
 
     @property
@@ -395,7 +401,9 @@ class Environment:
         return any(self._get(key.inngest) for key in keys) and not any(self._get(key.name) for key in keys)
 
     def unknown_names(self) -> dict[str, str | None]:
-        """Variables with our prefix that nothing reads, each with the setting that was probably meant.
+        """Variables with our prefix that nothing reads.
+
+        Each has the setting that was probably meant.
 
         Variables ``INNGEST_…`` too if they are close to a setting; others may belong to another program.
         """
@@ -411,7 +419,10 @@ class Environment:
 
 
 def _nearest_name(name: str) -> str | None:
-    """``DURABLY_BASE_URL`` is the official name with our prefix; others are typing errors."""
+    """The setting that was probably meant by an unknown name, if any.
+
+    ``DURABLY_BASE_URL`` is the official name with our prefix; others are typing errors.
+    """
     by_official_name = {setting.inngest.replace("INNGEST_", PREFIX): setting.name for setting in SETTINGS}
     names = [*by_official_name, *by_official_name.values()]
     nearest = difflib.get_close_matches(name, names, 1, 0.8)
@@ -441,7 +452,9 @@ def warn_of_unknown_names(logger: "logging.Logger | logging.LoggerAdapter[Any]")
 
 
 def warn_of_unused_signing_key(app_id: str, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
-    """Warn that an app in development mode has a signing key, once per process and app.
+    """Warn that an app in development mode has a signing key.
+
+    The warning is given once per process and app.
 
     An app that was meant for production takes unsigned calls then. A URL in ``DURABLY_DEV`` names a development engine,
     as ``durably dev`` does, and is not a mistake.
@@ -524,7 +537,9 @@ def _is_local(host: str) -> bool:
 
 
 def is_test_run() -> bool:
-    """Whether this process runs tests: pytest and its pytest-xdist workers, ``manage.py test``, ``python -m unittest``.
+    """Whether this process runs tests.
+
+    Test runs are those of pytest and its pytest-xdist workers, ``manage.py test`` and ``python -m unittest``.
 
     A child that a test run forks, or starts with ``multiprocessing``, is part of the test run. A program that a test
     starts by itself is not: a server in a subprocess is a server. So nothing here reads environment variables, which
@@ -541,7 +556,10 @@ def is_test_run() -> bool:
 
 
 def is_test_program(main_module: str | None, arguments: Sequence[str]) -> bool:
-    """Whether a program with this ``__main__`` module (``None`` for a script) and ``sys.argv`` runs tests."""
+    """Whether a program runs tests, by its ``__main__`` module and ``sys.argv``.
+
+    ``main_module`` is ``None`` for a script.
+    """
     script = PurePath(arguments[0]).name.removesuffix(".exe") if arguments else ""
     if main_module in _TEST_MODULES or script in _TEST_SCRIPTS:
         return True

@@ -1,4 +1,4 @@
-"""The steps that users can take: ``Step`` of async functions, ``StepSync`` of sync ones.
+"""Steps for users: ``Step`` of async functions, ``StepSync`` of sync ones.
 
 The two differ in their types alone. What each step asks for is a ``StepRequest``: its op, its options, what its memo
 means (spec §5.3). Arguments are checked, so that a mistake names the step.
@@ -145,7 +145,10 @@ class Step(msgspec.Struct, eq=False):
         user: Any = None,
         v: str | None = None,
     ) -> Coroutine[None, None, T]:
-        """Run another function with ``data`` as its event's data, and return what it returned."""
+        """Run another function, and return its result.
+
+        ``data`` is the data of the function's event.
+        """
         return self._call.step(_invoke_function(self._app, step_id, function, data, timeout, v, user))
 
     def invoke_by_id(
@@ -175,7 +178,10 @@ class Step(msgspec.Struct, eq=False):
         headers: Mapping[str, str] | None = None,
         body: Any = None,
     ) -> Coroutine[None, None, FetchResponse]:
-        """Have the engine make an HTTP request; ``body`` is text, or anything that JSON expresses."""
+        """Have the engine make an HTTP request.
+
+        ``body`` is text, or anything that JSON expresses.
+        """
         return self._call.step(_fetch(step_id, url, method, headers, body))
 
 

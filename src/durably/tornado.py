@@ -117,7 +117,10 @@ def serve(
 
 
 def _start_with_loop(app: tornado.web.Application, engine: InProcessEngine) -> None:
-    """Start now if the event loop runs; otherwise when it runs after ``listen``, or with the first request."""
+    """Start now if the event loop runs.
+
+    Otherwise start when it runs after ``listen``, or with the first request.
+    """
     if (running := running_loop()) is not None:
         engine.start_with_request(running)
         return

@@ -1,4 +1,4 @@
-"""CommHandler: answers an engine's requests for one app, whatever the web framework.
+"""CommHandler: answers an engine's requests for one app, in any web framework.
 
 Each method has an async and a sync front over one coroutine. A sync server drives the coroutine without an event loop,
 over blocking I/O; asynchronous code then runs on the background loop.
@@ -148,7 +148,10 @@ class CommHandler:
 
     @property
     def threads(self) -> WorkerThreads | None:
-        """Threads for sync functions, which would block an event loop; ``None`` for the request's thread."""
+        """Threads for sync functions; ``None`` for the request's thread.
+
+        Sync functions would block an event loop.
+        """
         return self._threads
 
     # -- fronts
@@ -230,7 +233,10 @@ class CommHandler:
         return verified.key
 
     def _seal(self, response: CommResponse, seconds: dict[str, float], signer: Signer | None = None) -> CommResponse:
-        """Add the headers of every answer, and sign it with the key that signed the request."""
+        """Add the headers of every answer, and sign it.
+
+        The key is the one that signed the request.
+        """
         timing = ""
         for name, duration in seconds.items():
             timing += f"{', ' if timing else ''}{name};dur={int(duration * 1000)}"
@@ -362,7 +368,10 @@ class CommHandler:
         )
 
     def _checkpoints_for(self, request: CallRequest) -> HttpCheckpoints | None:
-        """``None`` if the engine takes no checkpoints: an engine that takes them sends the ids of the call."""
+        """The checkpoints of a call; ``None`` if the engine takes none.
+
+        An engine that takes them sends the ids of the call.
+        """
         has_call_ids = request.ctx.qi_id is not None or request.ctx.generation_id is not None
         return self._checkpoints if has_call_ids and self._checkpoints.are_possible else None
 

@@ -1,4 +1,7 @@
-"""``CommRequest`` and ``CommResponse``: requests and responses of any framework, answers to calls, streamed answers."""
+"""``CommRequest`` and ``CommResponse``: requests and responses of any framework.
+
+The module also has answers to calls, and streamed answers.
+"""
 
 import datetime as dt
 import math
@@ -129,7 +132,9 @@ Stream = AsyncGenerator[bytes, None]
 
 @dataclass(kw_only=True)
 class CommResponse:
-    """A response for adapters to write: ``body``, or the chunks of ``stream`` if that is set.
+    """A response for adapters to write.
+
+    Its content is ``body``, or the chunks of ``stream`` if that is set.
 
     ``body`` is always bytes, empty for a streamed response. Header names are lower-case.
     """
@@ -189,11 +194,17 @@ class CommResponse:
 
     @classmethod
     def create_streaming(cls, stream: Callable[[], Stream]) -> "CommResponse":
-        """An answer whose chunks keep the connection alive until the call has ended (spec §9)."""
+        """An answer that is streamed (spec §9).
+
+        Its chunks keep the connection alive until the call has ended.
+        """
         return cls(stream=stream, status_code=HTTPStatus.CREATED)
 
     def stream_sync(self) -> Generator[bytes, None, None]:
-        """``stream`` for frameworks that write in a thread; it must block instead of waiting."""
+        """``stream`` for frameworks that write in a thread.
+
+        It must block instead of waiting.
+        """
         assert self.stream is not None
         chunks = self.stream()
         try:
@@ -247,7 +258,10 @@ def _retry_headers(error: BaseException) -> dict[str, str]:
 
 
 def retry_after_text(error: RetryAfterError) -> str:
-    """Whole seconds for a delay, which the engine adds to its own clock; a timestamp is sent as it is."""
+    """The time of a retry as text: whole seconds for a delay, or a timestamp.
+
+    The engine adds the seconds to its own clock. A timestamp is sent as it is.
+    """
     delay = error.retry_after
     if isinstance(delay, dt.datetime):
         return format_timestamp(delay)

@@ -1,4 +1,7 @@
-"""Arguments of ``serve``: the app, paths and origins, streaming. Adapters and ``CommHandler`` check them here."""
+"""Arguments of ``serve``: the app, paths and origins, streaming.
+
+Adapters and ``CommHandler`` check them here.
+"""
 
 import functools
 import os
@@ -43,9 +46,9 @@ _USES = {
 
 
 def serves(adapter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate an adapter's ``serve``: refuse an app of another framework, and name the right adapter.
+    """Decorate an adapter's ``serve`` to refuse an app of another framework.
 
-    Raises ``FunctionConfigInvalidError``.
+    Raises ``FunctionConfigInvalidError``, which names the right adapter.
     """
 
     def decorate(serve: Callable[P, R]) -> Callable[P, R]:
@@ -85,7 +88,9 @@ def _framework_of(app: Any) -> tuple[str | None, str | None]:
 
 
 def mount_path(serve_path: str | None) -> str:
-    """The path of the endpoint, with its leading slash: the argument, ``DURABLY_SERVE_PATH``, or the default.
+    """The path of the endpoint, with its leading slash.
+
+    It is the argument, ``DURABLY_SERVE_PATH``, or the default.
 
     Raises ``FunctionConfigInvalidError``.
     """
@@ -148,7 +153,10 @@ def read_streaming(option: StreamingOption) -> Streaming | None:
 
 
 def thread_count(environment: Environment, *, is_in_process: bool) -> int:
-    """The number of threads for sync functions; 0 for none. The default is that of ``ThreadPoolExecutor``."""
+    """The number of threads for sync functions; 0 for none.
+
+    The default is that of ``ThreadPoolExecutor``.
+    """
     workers = environment.thread_pool_max_workers
     if workers == 0 and is_in_process:
         workers = None  # There is no request in whose thread a sync function could run.
@@ -164,7 +172,10 @@ def check_arguments(client: object, functions: object) -> None:
 
 
 def check_production(client: App) -> None:
-    """Raises the error that prevents serving the app. In a test run no engine is needed."""
+    """Raises the error that prevents serving the app.
+
+    In a test run no engine is needed.
+    """
     if is_test_run():
         return
     _ = client.api_origin
@@ -173,7 +184,10 @@ def check_production(client: App) -> None:
 
 
 def warn_of_other_apps(client: App, functions: Sequence[Function[Any]]) -> None:
-    """Warn of functions of a client with another id: they lack its middleware, and keep its id as their prefix."""
+    """Warn of functions of a client with another id.
+
+    They run without that client's middleware, and keep its id as their prefix.
+    """
     for function in functions:
         if function.opts.app_id != client.app_id:
             client.logger.warning(

@@ -1,7 +1,7 @@
-"""Reports of an app about itself: inspection by GET (spec §4.5), and syncs (spec §4.3).
+"""Reports of an app about itself: inspection (spec §4.5), and syncs (spec §4.3).
 
-A sync sends the engine the app's functions, in an answer or in a request of the app's own. Secrets are only ever shown
-hashed, and only to requests that are signed.
+An inspection is a GET request. A sync sends the engine the app's functions, in an answer or in a request of the app's
+own. Secrets are only ever shown hashed, and only to requests that are signed.
 """
 
 import contextlib
@@ -48,9 +48,10 @@ CAPABILITIES = {"in_band_sync": "v1", "trust_probe": "v1"}
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An app's endpoint in a web framework: its functions, and the parts of its URL that settings give.
+    """An app's endpoint in a web framework.
 
-    ``functions`` are in the order of the sync. A part of the URL that is ``None`` is taken from the request.
+    It has the app's functions, and the parts of its URL that settings give. ``functions`` are in the order of the sync.
+    A part of the URL that is ``None`` is taken from the request.
     """
 
     app: App
@@ -62,7 +63,10 @@ class Endpoint:
 
 
 def inspect_unsigned(endpoint: Endpoint, succeeded: bool | None) -> dict[str, Any]:
-    """``succeeded`` is ``None`` for an unsigned request, ``False`` for a badly signed one."""
+    """The inspection for a request without a valid signature.
+
+    ``succeeded`` is ``None`` for an unsigned request, ``False`` for a badly signed one.
+    """
     return {"authentication_succeeded": succeeded, **_inspection(endpoint)}
 
 
@@ -100,7 +104,10 @@ def _inspection(endpoint: Endpoint) -> dict[str, Any]:
 
 
 def _hashed(key: str | None) -> str | None:
-    """The start of the hash, as the official JavaScript SDK shows it: the whole is the token of the engine's API."""
+    """The start of a key's hash, as the official JavaScript SDK shows it.
+
+    The whole hash is the token of the engine's API.
+    """
     return hash_signing_key(key)[:_SHOWN_DIGITS] if key else None
 
 
@@ -159,7 +166,9 @@ def _copy(answer: CommResponse) -> CommResponse:
 
 
 class Syncer:
-    """Syncs one endpoint's app: sends an engine its functions, and the URL at which to call them.
+    """Syncs one endpoint's app.
+
+    It sends an engine the app's functions, and the URL at which to call them.
 
     In production the URL never comes from an unsigned part of a request. In band, it is in the signed body. Out of
     band, it comes from ``serve_origin``, because a signature does not cover the ``Host`` header. ``serve_origin``,
@@ -202,10 +211,10 @@ class Syncer:
         )
 
     async def out_of_band(self, req: CommRequest, io: IO, *, is_signed: bool = False) -> CommResponse:
-        """Register the app by a request to the engine, and return its answer (spec §4.3.2).
+        """Register the app by a request to the engine (spec §4.3.2).
 
-        Raises ``ServeOriginMissingError``, ``RegistrationFailedError``, ``ServerKindMismatchError``,
-        ``TransportError``, ``URLInvalidError``.
+        Returns the engine's answer. Raises ``ServeOriginMissingError``, ``RegistrationFailedError``,
+        ``ServerKindMismatchError``, ``TransportError``, ``URLInvalidError``.
         """
         self._refuse_other_kind(req.server_kind)
         request = self._build_request(req, is_signed=is_signed)
@@ -245,7 +254,10 @@ class Syncer:
             )
 
     def payload(self, url: str) -> dict[str, Any]:
-        """The body of a sync: the app's functions, and the URL at which the engine calls them."""
+        """The body of a sync.
+
+        It has the app's functions, and the URL at which the engine calls them.
+        """
         app = self._app
         payload = {
             "url": url,

@@ -1,6 +1,6 @@
-"""Verification of requests: by signature, and in development by refusing requests from web pages.
+"""Verification of requests: by signature, and by refusing those of web pages.
 
-The module also signs the answers, with the same keys.
+Requests from web pages are refused in development. The module also signs the answers, with the same keys.
 """
 
 import os
@@ -44,10 +44,11 @@ class Verified:
 
 
 class CanonicalChecks:
-    """Verifies bodies in canonical form, one at a time, and bounds what badly signed ones cost.
+    """Verifies bodies in canonical form, one at a time.
 
-    Any client may send badly signed bodies. Their CPU time is debited, and credited again at ``CANONICAL_CPU_SHARE``.
-    Without credit no body is tried. Bodies that are well signed cost no credit. Thread-safe.
+    The cost of badly signed bodies is limited, because any client may send them. Their CPU time is debited, and
+    credited again at ``CANONICAL_CPU_SHARE``. Without credit no body is tried. Bodies that are well signed cost no
+    credit. Thread-safe.
     """
 
     def __init__(
@@ -157,7 +158,9 @@ class Signer:
 
 
 def refuse_pages(req: CommRequest) -> None:
-    """In development nothing is signed, so any page that a developer opens could call functions.
+    """Refuse a request that a web page made.
+
+    In development nothing is signed, so any page that a developer opens could call functions.
 
     Raises ``BrowserRequestError``.
     """
@@ -179,10 +182,10 @@ def refuse_forms(req: CommRequest) -> None:
 
 
 def check_addressee(context: CallContext, function_id: str, step_id: str) -> None:
-    """Refuse a signed call if its query names another function or step than its body: only the body is signed.
+    """Refuse a signed call whose query names another function or step than its body.
 
-    Inngest servers send a UUID of their own as ``fn_id``, and "step" as ``step_id`` in every call. These cannot be
-    compared with the query. Raises ``CallMismatchError``.
+    Only the body is signed. Inngest servers send a UUID of their own as ``fn_id``, and "step" as ``step_id`` in every
+    call. These cannot be compared with the query. Raises ``CallMismatchError``.
     """
     if not context.fn_id:
         return

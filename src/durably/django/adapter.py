@@ -35,13 +35,15 @@ def serve(
     serve_path: str | None = None,
     streaming: StreamingOption = None,
 ) -> django.urls.URLPattern:
-    """The URL pattern of the endpoint that engines call, by default ``api/inngest``, for ``urlpatterns``.
+    """The URL pattern of the endpoint that engines call, for ``urlpatterns``.
+
+    The default is ``api/inngest``.
 
     With ``durably.django`` in ``INSTALLED_APPS`` the functions of each app's ``durable.py`` are served, too. The other
-    arguments are those of ``durably.fast_api.serve``. An async view under ASGI and a sync one under
-    WSGI; exempt from CSRF, because requests are signed, and from ``ATOMIC_REQUESTS``, because a function
-    decides itself what is one transaction. Before 5.0, Django under ASGI does not notice when the reader of a
-    streamed answer goes away, so that its call runs to its end.
+    arguments are those of ``durably.fast_api.serve``. An async view under ASGI and a sync one under WSGI; exempt from
+    CSRF, because requests are signed, and from ``ATOMIC_REQUESTS``, because a function decides itself what is one
+    transaction. Before 5.0, Django under ASGI does not notice when the reader of a streamed answer goes away, so that
+    its call runs to its end.
     """
     handler = make_handler(
         client,
@@ -108,8 +110,11 @@ def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -
 
 
 def _read_body(request: Any) -> bytes:
-    """``request.body``, limited by the largest call instead of ``DATA_UPLOAD_MAX_MEMORY_SIZE``, which is meant for
-    forms and too small for calls. Raises the errors in ``UNREADABLE``."""
+    """``request.body``, limited by the largest call.
+
+    ``DATA_UPLOAD_MAX_MEMORY_SIZE`` is not the limit, because it is meant for forms and too small for calls. Raises the
+    errors in ``UNREADABLE``.
+    """
     length = request.headers.get("content-length")
     check_length(length)
     if not is_body_read(request):

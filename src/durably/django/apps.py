@@ -9,8 +9,10 @@ class DurablyConfig(AppConfig):  # type: ignore[misc]
     verbose_name = "Durably"
 
     def ready(self) -> None:
-        """Let engines in the app's own processes call the functions in each app's ``durable.py``. Commands such as
-        ``migrate`` and test runs start nothing."""
+        """Let engines in the app's own processes call the functions of the project.
+
+        The functions are in each app's ``durable.py``. Commands such as ``migrate`` and test runs start nothing.
+        """
         from .adapter import make_handler
         from .discovery import discovered
 

@@ -1,4 +1,7 @@
-"""The functions in each Django app's ``durable.py``, and the start of an engine in the project's processes."""
+"""The functions in each Django app's ``durable.py``, and the start of an engine.
+
+The engine starts in the project's processes.
+"""
 
 import importlib
 from collections.abc import Iterator
@@ -68,10 +71,10 @@ discovered = Discovered()
 
 
 def start_with_project(client: Client, engine: InProcessEngine) -> None:
-    """Start with the server if the server is known, otherwise with the first request to any URL.
+    """Start with the server, or with the first request to any URL.
 
-    If that request has loaded ``urls.py``, only its end is still to be signalled, and a warning names the way to start
-    with the server.
+    The request starts the engine if the server is not known. If that request has loaded ``urls.py``, only its end is
+    still to be signalled, and a warning names the way to start with the server.
     """
     was_loaded_before_requests = False
 

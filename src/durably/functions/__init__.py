@@ -1,1 +1,4 @@
-"""Functions: user code plus its configuration, called once for each request of the engine."""
+"""Functions: user code plus its configuration.
+
+A function is called once for each request of the engine.
+"""

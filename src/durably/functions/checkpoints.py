@@ -48,9 +48,9 @@ class Checkpoints(Protocol):
         ...
 
     def certain_at_arrival(self) -> float:
-        """The last time (``time.monotonic()``) at which the engine certainly wanted a call that arrives now.
+        """The last time at which the engine certainly wanted a call that arrives now.
 
-        The call may have been on its way for long.
+        The time is that of ``time.monotonic()``. The call may have been on its way for long.
         """
         ...
 
@@ -120,10 +120,10 @@ _DISCOVERY_ID = hash_step_id("discovery")
 
 
 class StepCheckpointer:
-    """The finished steps of one call that the engine does not have yet (an ``execution.Checkpointer``).
+    """The finished steps of one call that the engine does not have yet.
 
-    ``call`` identifies the call to the engine. Unless ``checkpoints`` ``join_answers``, kept steps are committed before
-    the answer.
+    It is an ``execution.Checkpointer``. ``call`` identifies the call to the engine. Unless ``checkpoints``
+    ``join_answers``, kept steps are committed before the answer.
     """
 
     def __init__(
@@ -158,7 +158,10 @@ class StepCheckpointer:
 
     @property
     def is_over(self) -> bool:
-        """A call that has finished nothing continues however late it is: the next call would get no further."""
+        """Whether the call must end.
+
+        A call that has finished nothing continues however late it is: the next call would get no further.
+        """
         is_late = self._deadline is not None and time.monotonic() >= self._deadline
         return self._must_stop or (is_late and self._has_finished_steps)
 
@@ -284,7 +287,10 @@ def _discovery() -> StepReport:
 
 
 class CallLeaseCheck:
-    """Checks that the engine has not given up a call, which ``call`` identifies (an ``execution.LeaseCheck``)."""
+    """Checks that the engine has not given up a call.
+
+    It is an ``execution.LeaseCheck``. ``call`` identifies the call.
+    """
 
     def __init__(self, checkpoints: Checkpoints, call: CheckpointRequest, io: IO) -> None:
         self._checkpoints = checkpoints
@@ -297,7 +303,10 @@ class CallLeaseCheck:
         return self._checkpoints.may_be_stale(self._known_at)
 
     async def confirm(self) -> None:
-        """Raises ``CallStaleError``, and ``CheckpointRefusedError`` if the engine does not answer the question."""
+        """Raises ``CallStaleError`` if the engine has given up the call.
+
+        Raises ``CheckpointRefusedError`` if the engine does not answer the question.
+        """
         while self.may_be_stale:  # again if the answer itself may have been on its way for long
             asked_at = time.monotonic()
             request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)

@@ -1,4 +1,7 @@
-"""A function's configuration: checked when it is created, and written for the sync."""
+"""A function's configuration.
+
+It is checked when the function is created, and written for the sync.
+"""
 
 import dataclasses
 import re
@@ -22,7 +25,10 @@ _CHECKPOINTING = Checkpointing()
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FunctionOpts:
-    """A function's configuration. Raises ``FunctionConfigInvalidError`` naming function and option."""
+    """A function's configuration.
+
+    Raises ``FunctionConfigInvalidError`` naming function and option.
+    """
 
     app_id: str
     local_id: str
@@ -89,7 +95,10 @@ class FunctionOpts:
         return config | self.options.options_to_wire() | checkpoint
 
     def failure_to_wire(self, app_url: str) -> dict[str, Any]:
-        """The entry of the failure handler: a function triggered by this one's failure (spec §11)."""
+        """The entry of the failure handler (spec §11).
+
+        The handler is a function that is triggered by this one's failure.
+        """
         trigger = TriggerEvent(
             event=InternalEvent.FUNCTION_FAILED.value, expression=f"event.data.function_id == '{self.id}'"
         )
@@ -138,7 +147,10 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def cron_problem(text: str) -> str | None:
-    """The certain fault of a schedule. The engine checks schedules that start with ``@``."""
+    """The certain fault of a schedule.
+
+    The engine checks schedules that start with ``@``.
+    """
     text = text.strip()
     if text.startswith("@"):
         return None
@@ -151,7 +163,10 @@ def cron_problem(text: str) -> str | None:
 
 
 class FunctionDefinition(Generic[T]):
-    """A function's configuration and handler: the part that steps need to invoke it. ``T`` is its output."""
+    """A function's configuration and handler.
+
+    Steps need this part to invoke the function. ``T`` is its output.
+    """
 
     is_durable_function = True
 

@@ -1,4 +1,7 @@
-"""Faults of a function that a call finds: steps that it no longer reaches, small durations, unfinished steps."""
+"""Faults of a function that a call finds.
+
+They are steps that the function no longer reaches, small durations, and unfinished steps.
+"""
 
 from collections import OrderedDict
 from collections.abc import Sequence

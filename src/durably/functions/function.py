@@ -1,4 +1,7 @@
-"""Functions: user code plus its configuration, called once for each request of the engine."""
+"""Functions: user code plus its configuration.
+
+A function is called once for each request of the engine.
+"""
 
 import asyncio
 import inspect
@@ -62,10 +65,11 @@ Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 
 
 class FunctionCall(msgspec.Struct, kw_only=True):
-    """One call from ``CommHandler``: the engine's data, and the call's context in this process.
+    """One call from ``CommHandler``.
 
-    ``checkpoints`` sends finished steps to the engine, ``None`` if that is not possible. ``threads`` run sync
-    handlers of async functions. ``seconds`` gets the durations of the call's parts.
+    It has the engine's data, and the call's context in this process. ``checkpoints`` sends finished steps to the
+    engine, ``None`` if that is not possible. ``threads`` run sync handlers of async functions. ``seconds`` gets the
+    durations of the call's parts.
     """
 
     function_id: str
@@ -285,10 +289,11 @@ def _failure_codec(entry: Entry, serializer: Serializer | None) -> Codec | None:
 
 
 async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Ending:
-    """``transform_output``, and ``transform_step_input`` of the steps that the engine executes.
+    """Call the hooks ``transform_output`` and ``transform_step_input``.
 
-    Several steps that were found are planned: they returned nothing yet, so there is nothing to transform. Those in
-    checkpoints have been transformed one by one.
+    ``transform_step_input`` is called for the steps that the engine executes. Several steps that were found are
+    planned: they returned nothing yet, so there is nothing to transform. Those in checkpoints have been transformed one
+    by one.
     """
     if isinstance(ending, Checkpointed):
         return ending
@@ -381,7 +386,11 @@ def _check_takes_context(opts: FunctionOpts, handler: Handler[Any]) -> None:
 
 
 def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
-    """An async function with the context of sync ones would not await its steps, and the reverse."""
+    """Refuse a handler that is annotated with the other kind of context.
+
+    An async function with the context of sync ones would not await its steps, and the reverse. Raises
+    ``FunctionConfigInvalidError``.
+    """
     wanted = Context.__name__ if is_async(handler) else ContextSync.__name__
     annotated = _annotated_context(handler)
     if annotated is None or annotated == wanted:
@@ -396,7 +405,7 @@ def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
 
 
 def _annotated_context(handler: Handler[Any]) -> str | None:
-    """The name of the first argument's class, if it is Durably's or of the ``inngest`` package.
+    """The name of the first argument's class, if it is Durably's or ``inngest``'s.
 
     Names that exist only for type checkers cannot be evaluated; then the annotation's text is used.
     """

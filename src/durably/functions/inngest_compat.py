@@ -1,4 +1,6 @@
-"""Middleware written for the ``inngest`` package: accepted and refused classes, and differences of hooks.
+"""Middleware written for the ``inngest`` package.
+
+The module accepts or refuses its classes, and handles the differences of hooks.
 
 Such classes are recognised by the modules of their bases; ``inngest`` is not imported here. One private part of it is
 used: the enum of ops in ``inngest._internal.server_lib``, because such middleware compares ops by identity. Checked
@@ -31,7 +33,10 @@ _BLOCKING = "inngest.experimental.remote_state_middleware"
 
 
 def fault_of_factory(factory: Any) -> str | None:
-    """The reason why a factory function's middleware is refused, by the function's module."""
+    """The reason why a factory function's middleware is refused.
+
+    The reason depends on the function's module.
+    """
     while isinstance(factory, functools.partial):
         factory = factory.func
     name = getattr(factory, "__qualname__", type(factory).__name__)
@@ -39,7 +44,10 @@ def fault_of_factory(factory: Any) -> str | None:
 
 
 def fault_of_class(cls: type, hooks: Collection[str]) -> str | None:
-    """The reason why a middleware class is refused; ``hooks`` are the hooks that Durably calls."""
+    """The reason why a middleware class is refused.
+
+    ``hooks`` are the hooks that Durably calls.
+    """
     faults = (_fault_of_package(base, cls.__name__) for base in cls.__mro__)
     if fault := next(filter(None, faults), None):
         return fault
@@ -86,9 +94,9 @@ def _official_ops() -> Any:
 
 
 class InngestMiddleware:
-    """Middleware of the ``inngest`` package, with the types of that package if its hooks need them.
+    """Middleware of the ``inngest`` package.
 
-    Missing hooks do nothing.
+    Its hooks get the types of that package if they need them. Missing hooks do nothing.
     """
 
     def __init__(self, middleware: Any, ops: Callable[[str], Any]) -> None:
@@ -102,7 +110,10 @@ class InngestMiddleware:
         return getattr(self._middleware, name)
 
     def transform_output(self, result: Any) -> Awaitable[None] | None:
-        """Convert the op of a ``TransformOutputResult`` to ``inngest``'s, and the changed result back."""
+        """Call the hook with ``inngest``'s op.
+
+        The op of the ``TransformOutputResult`` is converted to ``inngest``'s. The changed result is converted back.
+        """
         step = result.step
         theirs = replace(result, step=None if step is None else replace(step, op=self._op_of(step.op)))
 

@@ -1,6 +1,7 @@
-"""Middleware of calls and sendings: the hooks and their values, checks of what users register, the order of hooks.
+"""Middleware of calls and sendings: the hooks, their values and their order.
 
-``durably.middleware`` has the base classes, and describes the hooks.
+The module also checks the middleware that users register. ``durably.middleware`` has the base classes, and describes
+the hooks.
 """
 
 from __future__ import annotations
@@ -52,7 +53,10 @@ def base_of_middleware(cls: C) -> C:
 
 
 class AnyMiddleware(Protocol):
-    """An object with the hooks of ``durably.Middleware`` or of ``durably.MiddlewareSync``."""
+    """An object with the hooks of ``Middleware`` or ``MiddlewareSync``.
+
+    Both are classes of ``durably``.
+    """
 
     def after_memoization(self) -> Awaitable[None] | None: ...
     def before_execution(self) -> Awaitable[None] | None: ...
@@ -66,7 +70,10 @@ MiddlewareFactory = Callable[[Any, object], AnyMiddleware]
 
 @dataclass
 class SendEventsResult:
-    """The result of sending events: ``ids`` of the accepted ones, and an ``error`` if not all were accepted."""
+    """The result of sending events.
+
+    It has the ``ids`` of the accepted ones, and an ``error`` if not all were accepted.
+    """
 
     error: str | None = None
     ids: list[str] = field(default_factory=list)
@@ -100,10 +107,10 @@ class TransformOutputResult:
 
 @dataclass
 class TransformStepInput:
-    """A step that the engine executes: an invoke, a wait, a sleep, a fetch or an inference.
+    """A step that the engine executes.
 
-    ``opts`` are sent to the engine (an invoke's data is ``opts["payload"]["data"]``). Replace them; do not change
-    the objects in them, which are the function's own.
+    It is an invoke, a wait, a sleep, a fetch or an inference. ``opts`` are sent to the engine (an invoke's data is
+    ``opts["payload"]["data"]``). Replace them; do not change the objects in them, which are the function's own.
     """
 
     id: str
@@ -130,9 +137,10 @@ _ENGINE_OPS = frozenset(
 
 
 def check_middleware(factories: Sequence[MiddlewareFactory], where: str) -> None:
-    """Raises ``FunctionConfigInvalidError``, which begins with ``where``, for unusable or unsafe middleware.
+    """Raises ``FunctionConfigInvalidError`` for unusable or unsafe middleware.
 
-    The product of a factory function is known only after a call: ``MiddlewareStack`` checks it too.
+    The message begins with ``where``. The product of a factory function is known only after a call: ``MiddlewareStack``
+    checks it too.
     """
     for index, factory in enumerate(factories):
         if (fault := _fault_of_factory(factory)) is not None:

@@ -1,1 +1,4 @@
-"""Input and output for sync and async code: event loops in threads, worker threads, HTTP, request bodies."""
+"""Input and output for sync and async code.
+
+The package has event loops in threads, worker threads, HTTP and request bodies.
+"""

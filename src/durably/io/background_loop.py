@@ -1,4 +1,7 @@
-"""Event loops in threads of their own: for asynchronous work of synchronous code, and for the engine."""
+"""Event loops in threads of their own.
+
+They are for asynchronous work of synchronous code, and for the engine.
+"""
 
 import asyncio
 import concurrent.futures
@@ -26,17 +29,26 @@ class BackgroundLoop:
         self._thread.start()
 
     def _run(self) -> None:
-        """Run the loop again after ``sys.exit()`` in user code, whose caller gets the exception."""
+        """Run the loop again after ``sys.exit()`` in user code.
+
+        The caller of that code gets the exception.
+        """
         while True:
             with contextlib.suppress(SystemExit, KeyboardInterrupt):
                 self.loop.run_forever()
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Start a coroutine in the loop, with the caller's context variables; cancelling the future cancels it."""
+        """Start a coroutine in the loop, with the caller's context variables.
+
+        Cancelling the future cancels the coroutine.
+        """
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def run(self, awaitable: Awaitable[T]) -> T:
-        """Wait for an awaitable in the loop. Raises what it raises; cancels it if the wait is interrupted."""
+        """Wait for an awaitable in the loop.
+
+        Raises what it raises; cancels it if the wait is interrupted.
+        """
         if threading.current_thread() is self._thread:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
@@ -53,9 +65,9 @@ class BackgroundLoop:
 
 
 class Remote(Generic[T]):
-    """The result of a coroutine on another thread's event loop: await it, or block for its ``result()``.
+    """The result of a coroutine on another thread's event loop.
 
-    Cancelling the wait, or interrupting it, cancels the coroutine.
+    Await it, or block for its ``result()``. Cancelling the wait, or interrupting it, cancels the coroutine.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> None:
@@ -74,7 +86,10 @@ class Remote(Generic[T]):
 
 
 def await_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
-    """To be awaited at once: a coroutine that must run on a certain event loop, which may be another thread's."""
+    """An awaitable of a coroutine that must run on a certain event loop.
+
+    The loop may be another thread's. The awaitable must be awaited at once.
+    """
     if asyncio.get_running_loop() is loop:
         return coroutine
     return asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, loop))
@@ -93,7 +108,10 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 
 class OnAnyLoop(Remote[T]):
-    """A coroutine that can run on any event loop: awaited, on the running one; blocked for, on ``loop``."""
+    """A coroutine that can run on any event loop.
+
+    If it is awaited, it runs on the running loop. If a caller blocks for it, it runs on ``loop``.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, Any, T]]) -> None:
         self._loop = loop
@@ -121,7 +139,10 @@ def get_background_loop() -> BackgroundLoop:
 
 
 def get_engine_loop() -> asyncio.AbstractEventLoop:
-    """The event loop of this process's engine, in a thread of its own. It runs no code of users."""
+    """The event loop of this process's engine, in a thread of its own.
+
+    It runs no code of users.
+    """
     global _engine_loop
     with _lock:
         if _engine_loop is None:

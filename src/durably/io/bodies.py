@@ -1,4 +1,7 @@
-"""Request bodies, read up to a maximum size. All adapters use it, so none buffers more."""
+"""Request bodies, read up to a maximum size.
+
+All adapters use this module, so none buffers more.
+"""
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -28,7 +31,9 @@ def check_length(content_length: str | None) -> None:
 
 
 def is_chunked(environ: Mapping[str, Any]) -> bool:
-    """Whether a WSGI request has a body of unknown length, which can be read until ``wsgi.input`` ends.
+    """Whether a WSGI request has a body of unknown length.
+
+    Such a body can be read until ``wsgi.input`` ends.
 
     Raises ``BodyLengthMissingError`` if the server does not end ``wsgi.input``: PEP 3333 defines no such body, so the
     frameworks would take it for an empty one. gunicorn and Werkzeug do, and set ``wsgi.input_terminated``.
@@ -79,9 +84,10 @@ async def read_chunks(
     disconnect: type[Exception] = OSError,
     check: Callable[[int], None] = check_size,
 ) -> bytes:
-    """Read a whole body from its chunks. ``disconnect`` is the framework's error for a client that has gone.
+    """Read a whole body from its chunks.
 
-    ``check`` refuses a size in bytes. Raises like ``read_body``.
+    ``disconnect`` is the framework's error for a client that has gone. ``check`` refuses a size in bytes. Raises like
+    ``read_body``.
     """
     if content_length is not None:
         check_length(content_length)

@@ -32,7 +32,10 @@ _CHUNK_BYTES = 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to an engine; ``timeout`` is seconds, from connecting to the answer's last byte."""
+    """A request to an engine.
+
+    ``timeout`` is seconds, from connecting to the answer's last byte.
+    """
 
     method: str
     url: str = field(repr=False)  # may contain an event key
@@ -48,7 +51,10 @@ class Response:
 
 
 class Job(Protocol[T_co]):
-    """Work that was started. ``result()`` is for work that has ended, ``cancel()`` for work that has not."""
+    """Work that was started.
+
+    ``result()`` is for work that has ended, ``cancel()`` for work that has not.
+    """
 
     def result(self) -> T_co: ...
 
@@ -56,7 +62,10 @@ class Job(Protocol[T_co]):
 
 
 class IO(Protocol):
-    """I/O for code that is written once for sync and async callers. The blocking kind never suspends."""
+    """I/O for code that is written once for sync and async callers.
+
+    The blocking kind never suspends.
+    """
 
     async def request(self, request: Request) -> Response:
         """Raises ``TransportError`` if there is no answer."""
@@ -69,11 +78,17 @@ class IO(Protocol):
         ...
 
     async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
-        """Call code that computes or blocks for a long time; on an event loop, in a thread of the executor."""
+        """Call code that computes or blocks for a long time.
+
+        On an event loop, it runs in a thread of the executor.
+        """
         ...
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
-        """Start a coroutine without waiting for it. In an event loop it ends with the current task."""
+        """Start a coroutine without waiting for it.
+
+        In an event loop it ends with the current task.
+        """
         ...
 
     def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
@@ -86,7 +101,10 @@ class IO(Protocol):
 
 
 class _Connections:
-    """The process's connection pools, and threads for async callers. A forked child makes its own."""
+    """The process's connection pools, and threads for async callers.
+
+    A forked child makes its own.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -109,7 +127,10 @@ class _Connections:
 
 
 def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment or the platform names; ``None`` for a URL on this machine."""
+    """The proxy that the environment or the platform names.
+
+    ``None`` for a URL on this machine.
+    """
     parts = urlsplit(url)
     host = parts.hostname or ""
     if _is_local(host) or proxy_bypass(host):
@@ -149,7 +170,10 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Quiet(threading.local):
-    """Stops urllib3's log lines about our requests: they have whole URLs, and some contain the event key."""
+    """Stops urllib3's log lines about our requests.
+
+    The lines have whole URLs, and some contain the event key.
+    """
 
     is_sending = False
 
@@ -162,7 +186,10 @@ logging.getLogger("urllib3.connectionpool").addFilter(_quiet)
 
 
 def send(request: Request) -> Response:
-    """Send a request and wait for its answer; redirects are not followed. Raises ``TransportError``."""
+    """Send a request and wait for its answer.
+
+    Redirects are not followed. Raises ``TransportError``.
+    """
     deadline = time.monotonic() + request.timeout
     _quiet.is_sending = True
     try:
@@ -189,7 +216,10 @@ def send(request: Request) -> Response:
 
 
 def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
-    """The whole body. The socket's timeout limits each wait for bytes, ``deadline`` limits their sum."""
+    """The whole body.
+
+    The socket's timeout limits each wait for bytes, ``deadline`` limits their sum.
+    """
     chunks: list[bytes] = []
     while chunk := answer.read1(_CHUNK_BYTES):
         chunks.append(chunk)
@@ -279,7 +309,10 @@ class AsyncIO:
 
 
 async def request_with_keys(io: IO, request: Request, keys: tuple[str | None, str | None]) -> Response:
-    """Send with the bearer token of the signing key. If it is refused, send with that of the fallback key."""
+    """Send a request with the bearer token of the signing key.
+
+    If it is refused, send it with that of the fallback key.
+    """
     usable = [key for key in keys if key]
     response = await io.request(_with_bearer(request, usable[0] if usable else None))
     if response.status in (401, 403) and len(usable) > 1:

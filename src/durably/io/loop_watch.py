@@ -28,9 +28,10 @@ Running = tuple[str, str | None]
 
 
 class WatchedLoop:
-    """An event loop, which counts its calls and answers. The other fields belong to the watching thread.
+    """An event loop, which counts its calls and answers.
 
-    ``since`` is when the loop was asked, or when ``suspect`` began to run after that.
+    The other fields belong to the watching thread. ``since`` is when the loop was asked, or when ``suspect`` began to
+    run after that.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -17,12 +17,14 @@ _Job = tuple["asyncio.Future[Any]", asyncio.AbstractEventLoop, contextvars.Conte
 
 
 class WorkerThreads:
-    """Threads of a pool. ``request_context`` makes the framework's context for work in a thread, ``size`` is the number
-    of threads, if it is known.
+    """Threads of a pool.
+
+    ``request_context`` makes the framework's context for work in a thread, ``size`` is the number of threads, if it is
+    known.
 
     Without a size, each job is a task of the executor, which may have other users. With a size, the executor gets at
-    most ``size`` tasks at a time, and a task runs jobs until none waits. ``ThreadPoolExecutor`` creates a future with
-    a condition for each task: a third of a job's cost, if many wait.
+    most ``size`` tasks at a time, and a task runs jobs until none waits. ``ThreadPoolExecutor`` creates a future with a
+    condition for each task: a third of a job's cost, if many wait.
     """
 
     def __init__(self, pool: Executor, request_context: RequestContext = nullcontext, size: int | None = None) -> None:

@@ -1,1 +1,1 @@
-"""Users' values as JSON: encoding, codecs of annotated types, and the types of outputs."""
+"""Users' values as JSON: encoding, codecs of annotated types, types of outputs."""

@@ -55,7 +55,9 @@ class Codec(Protocol):
 
 
 def codec_for(typ: Any, serializer: Serializer | None = None) -> Codec | None:
-    """The codec of a type; ``None`` if values of the type are JSON values already, or any value is one.
+    """The codec of a type; ``None`` if the type needs none.
+
+    It needs none if its values are JSON values already, or if any value belongs to it.
 
     ``serializer`` converts types that msgspec and pydantic do not know. Raises ``TypeUnsupportedError``, and
     ``NameError`` for a type with annotations that cannot be resolved.
@@ -211,7 +213,10 @@ class _PydanticCodec(_CheckedCodec):
         self._error: type[Exception] = pydantic.ValidationError
 
     def _to_json(self, value: Any) -> Any:
-        """By the fields' aliases, or by their names if the model cannot read its own output by alias."""
+        """The JSON of a value, by the fields' aliases.
+
+        It is by the fields' names if the model cannot read its own output by alias.
+        """
         data = self._dump(value, by_alias=True)
         try:
             self.decode(data)
@@ -269,7 +274,10 @@ def _first_of(error: Any) -> str:
 
 
 def _classes_of(info: Any) -> Iterator[type]:
-    """The classes in a type that msgspec does not support, or supports without their validators."""
+    """The classes in a type that msgspec does not support.
+
+    Classes that msgspec supports without their validators are included.
+    """
     seen: set[int] = set()
     stack = [info]
     while stack:

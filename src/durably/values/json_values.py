@@ -60,9 +60,10 @@ def encode_json(value: Any) -> bytes:
 
 
 def encode_checked(value: Any) -> tuple[bytes, Any, Change | None]:
-    """JSON of a value, the value decoded from it, and a part whose form changed, if there is one.
+    """JSON of a value, the value decoded from it, and a part whose form changed.
 
-    Raises ``ValueError`` with the fault and its place if the value has no JSON or cannot be restored from it.
+    The last is ``None`` if no part changed its form. Raises ``ValueError`` with the fault and its place if the value
+    has no JSON or cannot be restored from it.
     """
     try:
         data = encode_json(value)
@@ -129,7 +130,10 @@ def worst_change(value: Any, returned: Any) -> Change | None:
 
 
 def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]:
-    """The parts of ``value`` that are different in ``returned``, which was decoded from its JSON."""
+    """The parts of ``value`` that are different in ``returned``.
+
+    ``returned`` was decoded from the JSON of ``value``.
+    """
     kind = type(value)
     if isinstance(value, float) and not math.isfinite(value):
         yield Change(path, str(value), "null", True)
@@ -158,7 +162,10 @@ def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]
 
 
 def _changes_of_mapping(value: Mapping[Any, Any], returned: Any, path: str) -> Iterator[Change]:
-    """Changes of a dictionary; ``returned`` may be an object of a class with fields, if that is the type."""
+    """Changes of a dictionary.
+
+    ``returned`` may be an object of a class with fields, if that is the type.
+    """
     is_mapping = isinstance(returned, Mapping)
     names = None if is_mapping else field_names(returned)
     if not is_mapping and names is None:
@@ -196,7 +203,10 @@ def _changes_of_object(value: Any, returned: Any, path: str, names: Mapping[str,
 
 
 def field_names(value: Any) -> dict[str, str] | None:
-    """Of an object with declared fields: attributes by their names in JSON; ``None`` for any other object."""
+    """The attributes of an object with declared fields, by their names in JSON.
+
+    ``None`` for any other object.
+    """
     cls = type(value)
     if isinstance(value, msgspec.Struct):
         return {field.encode_name: field.name for field in msgspec.structs.fields(cls)}

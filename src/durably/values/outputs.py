@@ -1,4 +1,7 @@
-"""Outputs of steps and functions: their JSON (spec §5.3.1), and their types by annotation or ``output_type``."""
+"""Outputs of steps and functions: their JSON (spec §5.3.1), and their types.
+
+The type of an output is given by annotation or ``output_type``.
+"""
 
 import asyncio
 import collections.abc as abc
@@ -208,7 +211,10 @@ def handler_codec(
 
 
 def _remember(handler: Any, typ: Any, codec: Codec | None) -> None:
-    """Cache the codec, unless the annotation has names in quotes, whose meaning depends on the module."""
+    """Cache the codec, unless the annotation has names in quotes.
+
+    The meaning of such names depends on the module.
+    """
     annotation = getattr(handler, "__annotations__", {}).get("return")
     if not isinstance(annotation, str) and annotation == typ:
         if len(_known) >= _MAX_KNOWN:
@@ -275,7 +281,10 @@ def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
 
 
 def _resolve(handler: Any, annotation: Any) -> Any:
-    """Only the return annotation: the others may use names that are imported only for type checkers."""
+    """Resolve the return annotation only.
+
+    The others may use names that are imported only for type checkers.
+    """
     function = inspect.unwrap(handler)
     names = dict(getattr(function, "__globals__", {}))
     code, closure = getattr(function, "__code__", None), getattr(function, "__closure__", None)
@@ -288,7 +297,10 @@ def _resolve(handler: Any, annotation: Any) -> Any:
 
 
 def _awaited(typ: Any) -> Any:
-    """``T`` of ``Awaitable[T]``: a handler may be a sync function that returns a coroutine."""
+    """``T`` of ``Awaitable[T]``.
+
+    A handler may be a sync function that returns a coroutine.
+    """
     if typing.get_origin(typ) in _AWAITABLES:
         return typing.get_args(typ)[-1]
     return Unset if typ in _AWAITABLES else typ
