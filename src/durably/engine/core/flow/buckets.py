@@ -1,4 +1,4 @@
-"""Buckets, in each of which an option counts separately.
+"""Buckets: an option counts separately in each.
 
 An example is the events of one user for one function. A bucket is identified by the option, the function and the
 value of the option's key expression. Its state is a small struct, stored as bytes under the bucket's id. A bucket
