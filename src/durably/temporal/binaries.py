@@ -1,4 +1,7 @@
-"""The programs that PyPI has for development and tests: Temporal's development server, and one that skips time."""
+"""The programs that PyPI has for development and tests.
+
+They are Temporal's development server, and one that skips time.
+"""
 
 import shutil
 import sys
@@ -15,7 +18,10 @@ class ProgramMissingError(Error):
 
 
 def find_program(name: str) -> Path:
-    """That of this interpreter's environment, or of the machine. Raises ``ProgramMissingError``."""
+    """The path of a program in this interpreter's environment, or on the machine.
+
+    Raises ``ProgramMissingError``.
+    """
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:

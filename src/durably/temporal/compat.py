@@ -1,8 +1,8 @@
-"""Private and undocumented parts of ``temporalio``: every one that Durably uses, in this module only.
+"""The private and undocumented parts of ``temporalio`` that Durably uses.
 
-All of them were read from version 1.35.0, and ``tests/temporal/test_compat.py`` checks each against the installed
-version. A part that no longer fits raises ``TemporalVersionError``, which names the part and the installed version. No
-other module may touch a private name of ``temporalio``; ``tests/test_imports.py`` checks that.
+This module has all of them. They were read from version 1.35.0, and ``tests/temporal/test_compat.py`` checks each
+against the installed version. A part that no longer fits raises ``TemporalVersionError``, which names the part and the
+installed version. No other module may touch a private name of ``temporalio``; ``tests/test_imports.py`` checks that.
 """
 
 import ctypes
@@ -36,7 +36,10 @@ _logger = logging.getLogger("durably.temporal")
 
 @contextmanager
 def _private(part: str) -> Iterator[None]:
-    """Code that uses a private ``part``. Raises ``TemporalVersionError`` if the part is not as expected."""
+    """A context for code that uses a private ``part``.
+
+    Raises ``TemporalVersionError`` if the part is not as expected.
+    """
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
@@ -57,7 +60,10 @@ def _does_not_fit(part: str, reason: str) -> TemporalVersionError:
 
 @dataclass(frozen=True)
 class HandlerDefinition:
-    """A named signal, query or update handler. ``description`` is the one given to its decorator."""
+    """A named signal, query or update handler.
+
+    ``description`` is the one given to its decorator.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -80,9 +86,9 @@ class WorkflowParts:
 
 
 def workflow_parts(defined: type | Callable[..., Any]) -> WorkflowParts | None:
-    """The definition of a workflow class, or of the class with that run method; ``None`` for anything else.
+    """The definition of a workflow class, or of the class with that run method.
 
-    Raises ``TemporalVersionError``.
+    It is ``None`` for anything else. Raises ``TemporalVersionError``.
     """
     with _private("temporalio.workflow._Definition"):
         kind = workflow._Definition
@@ -115,9 +121,9 @@ _HANDLER_ATTRIBUTES: Mapping[HandlerKind, str] = {
 
 
 def handler_name(kind: HandlerKind, method: Callable[..., Any]) -> str | None:
-    """The name that a handler's decorator gave it; ``None`` without a name, or for a handler of another kind.
+    """The name that a handler's decorator gave it.
 
-    Raises ``TemporalVersionError``.
+    It is ``None`` without a name, or for a handler of another kind. Raises ``TemporalVersionError``.
     """
     definition = getattr(method, _HANDLER_ATTRIBUTES[kind], None)
     if definition is None:
@@ -135,7 +141,10 @@ class ActivityDefinition:
 
 
 def activity_definition(function: Callable[..., Any]) -> ActivityDefinition | None:
-    """The definition of an activity; ``None`` for any other callable. Raises ``TemporalVersionError``."""
+    """The definition of an activity; ``None`` for any other callable.
+
+    Raises ``TemporalVersionError``.
+    """
     with _private("temporalio.activity._Definition"):
         found = activity._Definition.from_callable(function)
         return None if found is None else ActivityDefinition(found.name)
@@ -199,9 +208,9 @@ _chosen_id: ContextVar[_ChosenId | None] = ContextVar("durably_request_id", defa
 
 @contextmanager
 def request_id(client: Client, id: str, headers: Mapping[str, Payload] = MappingProxyType({})) -> Iterator[None]:
-    """Give ``id`` to the starts and signals that ``client`` sends in this context, and ``headers`` to updates too.
+    """Give ``id`` to the starts and signals that ``client`` sends in this context.
 
-    Raises ``TemporalVersionError``.
+    ``headers`` are given to them and to updates. Raises ``TemporalVersionError``.
     """
     _wrap_service(client)
     chosen = _ChosenId(id, headers)
@@ -245,7 +254,10 @@ class _IdentifiedCall:
 
 
 def never_free(native: object) -> None:
-    """Keep an object that the parent's runtime owns, through the interpreter's shutdown too."""
+    """Keep an object that the parent's runtime owns.
+
+    The interpreter's shutdown does not free it either.
+    """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
 
 
@@ -262,7 +274,10 @@ _BROKEN_CONNECTION = re.compile(r"transport error|h2 protocol error|http2 error|
 
 
 def says_connection_broke(error: RPCError) -> bool:
-    """Whether the native client says that the connection ended during a call. It does so under several statuses."""
+    """Whether the native client says that the connection ended during a call.
+
+    It does so under several statuses.
+    """
     return _BROKEN_CONNECTION.match(error.message) is not None
 
 
@@ -278,7 +293,10 @@ def connect_failure(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """A command of a workflow. ``kind`` is the SDK's name; ``name`` is the activity's, workflow's or signal's."""
+    """A command of a workflow.
+
+    ``kind`` is the SDK's name; ``name`` is the activity's, workflow's or signal's.
+    """
 
     kind: str
     name: str = ""
@@ -286,9 +304,9 @@ class Command:
 
 @dataclass(frozen=True)
 class RecordedTask:
-    """One workflow task as the code did it. ``history_length`` is the id of the last event that the code has seen.
+    """One workflow task as the code did it.
 
-    ``error`` is what the code raised.
+    ``history_length`` is the id of the last event that the code has seen. ``error`` is what the code raised.
     """
 
     history_length: int

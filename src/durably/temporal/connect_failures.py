@@ -1,7 +1,7 @@
-"""Reasons of failed connections, which name the setting: certificates, keys, names, API keys. Pure.
+"""Reasons of failed connections, which name the setting. Pure.
 
-The native client reports texts of its TLS library and of gRPC. They are not documented and were read from
-``temporalio`` 1.35.0. Users get a text that is not in the table unchanged.
+They are about certificates, keys, names and API keys. The native client reports texts of its TLS library and of gRPC.
+They are not documented and were read from ``temporalio`` 1.35.0. Users get a text that is not in the table unchanged.
 """
 
 import re
@@ -23,7 +23,10 @@ _TLS = "TEMPORAL_TLS or Temporal(tls=…)"
 
 @dataclass(frozen=True)
 class ConnectFailure:
-    """``is_refusal`` if the server or the app refuses the other's credentials: trying again does not help."""
+    """The reason of a failed connection.
+
+    ``is_refusal`` if the server or the app refuses the other's credentials: trying again does not help.
+    """
 
     reason: str
     is_refusal: bool = False
@@ -42,12 +45,18 @@ def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) 
 
 
 def explain_refusal(message: str, settings: ConnectionSettings) -> str:
-    """The message of a connected server, with the remedy if it does not know the namespace."""
+    """The message of a connected server that refuses.
+
+    It has the remedy if the server does not know the namespace.
+    """
     return unknown_namespace(message, settings) or f"the server refuses: {message}"
 
 
 def unknown_namespace(message: str, settings: ConnectionSettings) -> str | None:
-    """The remedy, if ``message`` of the server or the SDK says that it does not know the namespace."""
+    """The remedy for a namespace that the server does not know.
+
+    It is ``None`` unless ``message`` of the server or the SDK says so.
+    """
     found = re.search(r"Namespace (\S+) (?:is|was) not found", message)
     if found is None:
         return None
@@ -68,7 +77,10 @@ def unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachabl
 
 
 def cause_to_show(settings: ConnectionSettings, error: Exception) -> Exception | None:
-    """``error``, unless the server has quoted the API key in it: tracebacks show causes."""
+    """``error``, unless the server has quoted the API key in it.
+
+    Tracebacks show causes.
+    """
     return None if settings.api_key and settings.api_key in str(error) else error
 
 
@@ -120,7 +132,10 @@ _AFTER_CONNECT = "call error after connection"
 
 
 def explain_failure(text: str, message: str, settings: ConnectionSettings) -> ConnectFailure:
-    """``text`` is the native client's, ``message`` the part of it for people. No secret of the settings is in it."""
+    """The reason of a failed connection, without the secrets of the settings.
+
+    ``text`` is the native client's, ``message`` the part of it for people.
+    """
     for pattern, cause in _CAUSES:
         if re.search(pattern, text):
             shown = f" (it says: {_without_secrets(message, settings)})" if "code: " in pattern else ""

@@ -1,8 +1,8 @@
-"""The connection of an app to its Temporal server: one client per process, which connects at its first use.
+"""The connection of an app to its Temporal server.
 
-A ``Temporal`` is made at import time, before any event loop and before a fork; the server may be away. The first use
-connects, on the background event loop. Then the client serves every event loop and thread of the process, and
-reconnects by itself when the server is back.
+There is one client per process, which connects at its first use. A ``Temporal`` is made at import time, before any
+event loop and before a fork; the server may be away. The first use connects, on the background event loop. Then the
+client serves every event loop and thread of the process, and reconnects by itself when the server is back.
 """
 
 import asyncio
@@ -58,7 +58,10 @@ _logger = get_logger("durably.temporal")
 
 @dataclass(frozen=True)
 class Health:
-    """Whether the server answers for the namespace, and the web process's workers run; ``problem`` is the reason."""
+    """The health of a connection and of the web process's workers.
+
+    ``ok`` if the server answers for the namespace, and the workers run. Otherwise ``problem`` is the reason.
+    """
 
     ok: bool
     address: str
@@ -166,9 +169,10 @@ class Temporal:
         self._reset()
 
     def configure(self, configuration: Callable[[], Mapping[str, Any]]) -> None:
-        """Set the source of the framework's settings (``durably.temporal.settings.FRAMEWORK_KEYS``), read at first use.
+        """Set the source of the framework's settings, which is read at first use.
 
-        Raises ``TemporalSettingsError`` when the settings have been read already.
+        It has the keys ``durably.temporal.settings.FRAMEWORK_KEYS``. Raises ``TemporalSettingsError`` when the settings
+        have been read already.
         """
         if "settings" in self.__dict__:
             raise TemporalSettingsError(
@@ -184,10 +188,10 @@ class Temporal:
         activities: Sequence[Callable[..., Any]] = (),
         **options: Unpack[WorkerOptions],
     ) -> None:
-        """Declare a worker of this app. ``durably temporal worker module:temporal`` runs all declared workers.
+        """Declare a worker of this app.
 
-        The default ``task_queue`` is the connection's. All declarations for one task queue are one worker. Sync
-        activities run in threads.
+        ``durably temporal worker module:temporal`` runs all declared workers. The default ``task_queue`` is the
+        connection's. All declarations for one task queue are one worker. Sync activities run in threads.
         """
         if workflow.unsafe.in_sandbox():
             return  # The sandbox imports a workflow's module again; its declarations exist already.
@@ -211,7 +215,9 @@ class Temporal:
         task_queue: str | None = None,
         **options: Unpack[ScheduledWorkflowOptions],
     ) -> None:
-        """Declare a schedule: ``temporal.add_schedule("report", ReportWorkflow.run, "sales", cron="0 3 * * *")``.
+        """Declare a schedule, which starts a workflow.
+
+        An example: ``temporal.add_schedule("report", ReportWorkflow.run, "sales", cron="0 3 * * *")``.
 
         The times are one of ``cron``, ``every`` and ``spec``, in ``time_zone`` (default: UTC). The workflows' ids are
         ``workflow_id`` (default: the schedule's id) and the time. Parameters of ``start`` without an argument get their
@@ -237,10 +243,10 @@ class Temporal:
     def add_search_attributes(
         self, *keys: SearchAttributeKey[Any], where: str = "Temporal.add_search_attributes()"
     ) -> None:
-        """Declare search attributes that the app sets. Gateways add those that exposures declare by key.
+        """Declare search attributes that the app sets.
 
-        When the process connects, attributes that the namespace does not know are logged as errors, with the command
-        that registers them and ``where``, the code that sets them.
+        Gateways add those that exposures declare by key. When the process connects, attributes that the namespace does
+        not know are logged as errors, with the command that registers them and ``where``, the code that sets them.
         """
         if workflow.unsafe.in_sandbox() or not keys:
             return
@@ -250,9 +256,9 @@ class Temporal:
             self._check_attributes(self._client, added)
 
     def serve_metrics(self, address: str, *, processes: int = 1) -> None:
-        """Serve the process's metrics to Prometheus at ``http://{address}/metrics``; ``address`` is ``host:port``.
+        """Serve the process's metrics to Prometheus at ``http://{address}/metrics``.
 
-        If several ``processes`` of a web server call this, each takes the next free port.
+        ``address`` is ``host:port``. If several ``processes`` of a web server call this, each takes the next free port.
         Raises ``TemporalSettingsError`` when a runtime was given, which has its own telemetry, or the address is bad.
         """
         if self._own_runtime is not plain_runtime:
@@ -271,9 +277,9 @@ class Temporal:
 
     @property
     def meter(self) -> MetricMeter:
-        """The meter of the process's metrics, for the app's own metrics too. Without an exporter it does nothing.
+        """The meter of the process's metrics, for the app's own metrics too.
 
-        Raises ``TemporalSettingsError`` when the runtime cannot be started.
+        Without an exporter it does nothing. Raises ``TemporalSettingsError`` when the runtime cannot be started.
         """
         return MetricMeter.noop if self._runtime is plain_runtime else runtime_of_process(self._runtime).metric_meter
 
@@ -298,7 +304,10 @@ class Temporal:
 
     @cached_property
     def data_converter(self) -> DataConverter:
-        """The converter of values into payloads, the same for all workers. Raises ``TemporalSettingsError``."""
+        """The converter of values into payloads, the same for all workers.
+
+        Raises ``TemporalSettingsError``.
+        """
         converter = self._given_converter or _default_converter()
         codec = self._encryption or _codec_of(self.settings)
         if codec is None:
@@ -311,7 +320,10 @@ class Temporal:
 
     @cached_property
     def sync(self) -> SyncClient:
-        """The client for synchronous code: ``temporal.sync.start_workflow(OrderWorkflow.run, order)``."""
+        """The client for synchronous code.
+
+        An example: ``temporal.sync.start_workflow(OrderWorkflow.run, order)``.
+        """
         return SyncClient(self.client, lambda: self.settings.task_queue, f"{self.variable_prefix}TASK_QUEUE")
 
     async def client(self) -> Client:
@@ -326,7 +338,10 @@ class Temporal:
         return await asyncio.shield(asyncio.wrap_future(self._connect_once()))
 
     def start_connecting(self) -> concurrent.futures.Future[Client] | None:
-        """Connect in the background, so that the first request need not; ``None`` when there is a client."""
+        """Connect in the background, so that the first request need not.
+
+        Returns ``None`` when there is a client.
+        """
         return self._connect_once() if self._client is None and self._override is None else None
 
     def _connect_once(self) -> concurrent.futures.Future[Client]:
@@ -353,9 +368,10 @@ class Temporal:
     async def connect(
         self, *, retry_config: RetryConfig | None = None, interceptors: Sequence[Interceptor] | None = None
     ) -> Client:
-        """A new client with the same settings: a worker's calls are retried for longer, for example.
+        """Make a new client with the same settings.
 
-        Raises what ``client`` raises, and ``TemporalSettingsError`` when the runtime cannot be started.
+        An example is the client of a worker, whose calls are retried for longer. Raises what ``client`` raises, and
+        ``TemporalSettingsError`` when the runtime cannot be started.
         """
         if self._override is not None:
             return self._override
@@ -383,9 +399,10 @@ class Temporal:
             raise connect_error(settings, error) from cause_to_show(settings, error)
 
     async def check_health(self, timeout: timedelta = timedelta(seconds=2)) -> Health:
-        """Ask the server for the namespace, and whether the workers of ``lifespan(worker=True)`` run.
+        """Ask the server for the namespace, and check the web process's workers.
 
-        Never raises for a server that is away or refuses: see ``Health``.
+        These are the workers of ``lifespan(worker=True)``. Never raises for a server that is away or refuses: see
+        ``Health``.
         """
         settings = self.settings
         request = workflowservice.DescribeNamespaceRequest(namespace=settings.namespace)
@@ -407,12 +424,18 @@ class Temporal:
 
     @property
     def worker_problem(self) -> str | None:
-        """The reason why workers of ``lifespan(worker=True)`` do not run; ``None`` if they do, or if there are none."""
+        """The reason why workers of ``lifespan(worker=True)`` do not run.
+
+        It is ``None`` if they do, or if there are none.
+        """
         return None if self.web_worker is None else self.web_worker.worker_problem
 
     @contextlib.contextmanager
     def override(self, client: Client) -> Iterator[None]:
-        """Use another client within ``with``, in the whole process: that of a test environment."""
+        """Use another client within ``with``, in the whole process.
+
+        It can be that of a test environment.
+        """
         before, self._override = self._override, client
         try:
             yield
@@ -420,7 +443,9 @@ class Temporal:
             self._override = before
 
     def lifespan(self, app: object = None, *, worker: bool = False) -> Lifespan:
-        """For ``FastAPI(lifespan=temporal.lifespan)``. Connects in the background: the app starts without a server.
+        """The lifespan of a web app: ``FastAPI(lifespan=temporal.lifespan)``.
+
+        It connects in the background: the app starts without a server.
 
         ``FastAPI(lifespan=temporal.lifespan(worker=True))`` also runs the declared workers in the web process, which
         is for development: in production they take the processor from requests.

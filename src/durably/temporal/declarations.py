@@ -1,6 +1,7 @@
-"""Workers and schedules as an app declares them, and the options and arguments of its calls to the server.
+"""Declared workers and schedules, and the options and arguments of calls.
 
-Declarations are made at import time, in any number of places. Nothing in this file connects or starts anything.
+An app declares its workers and schedules at import time, in any number of places. The options and arguments are those
+of its calls to the server. Nothing in this file connects or starts anything.
 """
 
 import inspect
@@ -36,7 +37,10 @@ from .errors import TemporalSettingsError, TemporalWorkerError
 
 
 class WorkerOptions(TypedDict, total=False):
-    """Options of a worker besides its work, as ``temporalio.worker.Worker`` describes them."""
+    """Options of a worker besides its work.
+
+    ``temporalio.worker.Worker`` describes them.
+    """
 
     activity_executor: Executor
     activity_task_poller_behavior: PollerBehavior
@@ -142,7 +146,10 @@ def workflow_types(declarations: Iterable[WorkerDeclaration]) -> list[str]:
 
 
 class ScheduledWorkflowOptions(TypedDict, total=False):
-    """Options of a scheduled start, as ``temporalio.client.ScheduleActionStartWorkflow`` describes them."""
+    """Options of a scheduled start.
+
+    ``temporalio.client.ScheduleActionStartWorkflow`` describes them.
+    """
 
     execution_timeout: timedelta
     run_timeout: timedelta
@@ -157,7 +164,10 @@ class ScheduledWorkflowOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleDeclaration:
-    """A schedule and the workflow that it starts; ``task_queue`` ``None`` is the connection's own."""
+    """A schedule and the workflow that it starts.
+
+    If ``task_queue`` is ``None``, it is the connection's own.
+    """
 
     id: str
     workflow: str | Callable[..., Any]
@@ -172,7 +182,10 @@ class ScheduleDeclaration:
 def make_spec(
     cron: str | Sequence[str] | None, every: timedelta | None, spec: ScheduleSpec | None, time_zone: str | None
 ) -> ScheduleSpec:
-    """The times of a schedule. Raises ``TemporalSettingsError`` unless exactly one of the first three is given."""
+    """The times of a schedule.
+
+    Raises ``TemporalSettingsError`` unless exactly one of the first three is given.
+    """
     if sum(given is not None for given in (cron, every, spec)) != 1:
         raise TemporalSettingsError("a schedule is given one of cron=, every= and spec=")
     if spec is None:
@@ -183,7 +196,10 @@ def make_spec(
 
 
 def scheduled_arguments(id: str, start: str | Callable[..., Any], args: Sequence[Any]) -> tuple[Any, ...]:
-    """With defaults, if ``start`` is a method. Raises ``TemporalSettingsError`` for arguments that do not fit it."""
+    """The arguments of a scheduled start, with defaults if ``start`` is a method.
+
+    Raises ``TemporalSettingsError`` for arguments that do not fit it.
+    """
     if isinstance(start, str):
         return tuple(args)
     try:
@@ -203,7 +219,10 @@ class CallOptions(TypedDict, total=False):
 
 
 class StartOptions(CallOptions, total=False):
-    """Options of a workflow's start, as ``temporalio.client.Client.start_workflow`` describes them."""
+    """Options of a workflow's start.
+
+    ``temporalio.client.Client.start_workflow`` describes them.
+    """
 
     task_queue: str
     execution_timeout: timedelta
@@ -238,9 +257,10 @@ RESERVED_MEMO_PREFIX = "durably-"
 
 
 def check_memo(memo: Any, where: str) -> Mapping[str, Any]:
-    """The app's memo for a workflow or schedule. ``where`` is the code that gives it: ``expose(OrderWorkflow)``.
+    """Check and return the app's memo for a workflow or schedule.
 
-    Raises ``TemporalSettingsError`` if it is not a mapping of texts to values, and for a reserved key.
+    ``where`` is the code that gives it: ``expose(OrderWorkflow)``. Raises ``TemporalSettingsError`` if it is not a
+    mapping of texts to values, and for a reserved key.
     """
     if not isinstance(memo, Mapping):
         raise TemporalSettingsError(
@@ -266,9 +286,9 @@ _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 
 def with_defaults(method: Callable[..., Any], arguments: Sequence[Any]) -> list[Any]:
-    """``arguments`` of a workflow's run, signal, query or update ``method``, completed by the parameters' defaults.
+    """``arguments`` of a ``method``, completed by the parameters' defaults.
 
-    Raises ``TypeError`` for too many or too few.
+    The method is a workflow's run, signal, query or update. Raises ``TypeError`` for too many or too few arguments.
     """
     parameters = list(inspect.signature(method).parameters.values())[1:]  # without self
     if any(each.kind not in _POSITIONAL for each in parameters):
@@ -287,9 +307,10 @@ def with_defaults(method: Callable[..., Any], arguments: Sequence[Any]) -> list[
 def fill_arguments(
     method: Any, arg: tuple[Any, ...], options: Mapping[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``with_defaults`` for a call of ``temporalio``'s client, whose arguments are ``arg`` or ``options["args"]``.
+    """``with_defaults`` for a call of ``temporalio``'s client.
 
-    The parameters of a method that is given by name are unknown: its arguments stay. Raises ``TypeError``.
+    Its arguments are ``arg`` or ``options["args"]``. The parameters of a method that is given by name are unknown: its
+    arguments stay. Raises ``TypeError``.
     """
     changed = dict(options)
     if isinstance(method, str) or (arg and "args" in changed):  # The SDK refuses both.

@@ -1,7 +1,8 @@
-"""Payloads that the Temporal server stores but cannot read: AES-GCM, with keys that can be replaced.
+"""Payloads that the Temporal server stores but cannot read.
 
-The wire format is that of Temporal's encryption samples (``binary/encrypted``, the key's id in the metadata, a nonce of
-12 bytes before the ciphertext), so that codec servers and other SDKs that follow them understand it.
+They are encrypted by AES-GCM, with keys that can be replaced. The wire format is that of Temporal's encryption samples
+(``binary/encrypted``, the key's id in the metadata, a nonce of 12 bytes before the ciphertext), so that codec servers
+and other SDKs that follow them understand it.
 """
 
 import base64
@@ -31,7 +32,10 @@ _HOW_TO_MAKE = "`durably temporal encryption-key` makes one"
 
 @dataclass(frozen=True)
 class EncryptionKey:
-    """A key of 16, 24 or 32 bytes (AES-128, -192, -256), and the id by which payloads refer to it."""
+    """A key, and the id by which payloads refer to it.
+
+    The key has 16, 24 or 32 bytes (AES-128, -192, -256).
+    """
 
     id: str
     key: bytes = field(repr=False)
@@ -41,7 +45,10 @@ class EncryptionKey:
 
     @classmethod
     def parse(cls, text: str) -> "EncryptionKey":
-        """From ``id:key``, the key in Base64. Raises ``TemporalSettingsError``, which repeats nothing of the text."""
+        """Read a key from ``id:key``, the key in Base64.
+
+        Raises ``TemporalSettingsError``, which repeats nothing of the text.
+        """
         id, colon, encoded = text.strip().partition(":")
         if not colon or not id:
             raise TemporalSettingsError(f"an encryption key is written id:key, the key in Base64; {_HOW_TO_MAKE}")
@@ -54,7 +61,10 @@ class EncryptionKey:
 
     @classmethod
     def parse_all(cls, keys: str | Sequence[str]) -> list["EncryptionKey"]:
-        """From a list of such texts, or one text with commas between them. Raises ``TemporalSettingsError``."""
+        """Read keys from a list of such texts, or one text with commas between them.
+
+        Raises ``TemporalSettingsError``.
+        """
         texts = keys.split(",") if isinstance(keys, str) else keys
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
             raise TemporalSettingsError("encryption keys are a list of texts, each written id:key")

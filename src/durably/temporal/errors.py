@@ -1,4 +1,7 @@
-"""Errors between an app and a Temporal server, apart from the errors of ``temporalio``; texts without credentials."""
+"""Errors between an app and a Temporal server; texts without credentials.
+
+The errors of ``temporalio`` are not among them.
+"""
 
 import re
 
@@ -6,13 +9,17 @@ from durably.errors import Error
 
 
 class TemporalSettingsError(Error):
-    """A setting of the connection is unknown, malformed or missing. The message names it and its source."""
+    """A setting of the connection is unknown, malformed or missing.
+
+    The message names it and its source.
+    """
 
 
 class TemporalUnreachableError(Error):
-    """The Temporal server cannot be reached. The message names its address and the reason.
+    """The Temporal server cannot be reached.
 
-    ``address`` is ``host:port``. The next use of the client connects again.
+    The message names its address and the reason. ``address`` is ``host:port``. The next use of the client connects
+    again.
     """
 
     def __init__(self, message: str, address: str) -> None:
@@ -21,30 +28,46 @@ class TemporalUnreachableError(Error):
 
 
 class TemporalCredentialsError(TemporalUnreachableError):
-    """The server refuses the app's certificate or API key, or the app refuses the server's certificate.
+    """The server or the app refuses the other's credentials.
 
-    The message names the setting, and contains no secret.
+    The server refuses the app's certificate or API key, or the app refuses the server's certificate. The message names
+    the setting, and contains no secret.
     """
 
 
 class TemporalVersionError(Error):
-    """The installed ``temporalio`` does not fit. The message names its version, the part that differs, and a remedy."""
+    """The installed ``temporalio`` does not fit.
+
+    The message names its version, the part that differs, and a remedy.
+    """
 
 
 class TemporalWorkerError(Error):
-    """Workers cannot run as they are declared. The message names the task queue or module, and a remedy."""
+    """Workers cannot run as they are declared.
+
+    The message names the task queue or module, and a remedy.
+    """
 
 
 class UnknownPrincipalError(TemporalSettingsError):
-    """A principal has no unique key. The message names its class and ``Gateway(identify=…)``."""
+    """A principal has no unique key.
+
+    The message names its class and ``Gateway(identify=…)``.
+    """
 
 
 class SearchAttributeError(Error):
-    """The server does not know a search attribute that the app needs. The message names it and the remedy."""
+    """The server does not know a search attribute that the app needs.
+
+    The message names it and the remedy.
+    """
 
 
 class PayloadEncryptionError(Error):
-    """A payload cannot be decrypted: the codec lacks its key, or it was changed on its way."""
+    """A payload cannot be decrypted.
+
+    The codec lacks its key, or it was changed on its way.
+    """
 
 
 _HIDDEN = "***"

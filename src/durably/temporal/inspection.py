@@ -1,6 +1,7 @@
-"""Reasons why workflows are stuck: requests about task queues, histories, and all workflows of some types.
+"""Reasons why workflows are stuck, found by requests to the server.
 
-``notices`` judges the answers. Workers that serve metrics count stuck workflows (``keep_metric``).
+The requests are about task queues, histories, and all workflows of some types. ``notices`` judges the answers. Workers
+that serve metrics count stuck workflows (``keep_metric``).
 """
 
 import asyncio
@@ -95,7 +96,10 @@ class Check:
 
 
 class Inspector:
-    """Finds notices of workflows. A process shares one, since it caches the state of task queues."""
+    """Finds notices of workflows.
+
+    A process shares one, since it caches the state of task queues.
+    """
 
     def __init__(self, temporal: Temporal, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> None:
         self._temporal = temporal
@@ -106,7 +110,10 @@ class Inspector:
     async def notices(
         self, client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta = DEFAULT_TIMEOUT
     ) -> list[Notice]:
-        """Reasons why a running workflow is stuck; empty if it is not. Raises ``RPCError``."""
+        """Reasons why a running workflow is stuck; empty if it is not.
+
+        Raises ``RPCError``.
+        """
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return []
         described = description.raw_description
@@ -124,7 +131,10 @@ class Inspector:
     async def known_notices(
         self, client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta = DEFAULT_TIMEOUT
     ) -> list[Notice]:
-        """``notices``; none and a line in the log if the server does not answer the questions about them."""
+        """``notices``, or none if the server does not answer the questions about them.
+
+        Then there is a line in the log.
+        """
         try:
             return await self.notices(client, description, timeout)
         except RPCError as error:
@@ -266,7 +276,10 @@ async def _message(client: Client, failure: Any) -> str:
 
 
 class StuckMetric:
-    """The gauge ``durably_temporal_stuck_workflows``, by ``workflow_type`` and ``reason``."""
+    """The gauge ``durably_temporal_stuck_workflows``.
+
+    Its labels are ``workflow_type`` and ``reason``.
+    """
 
     def __init__(self, meter: MetricMeter) -> None:
         self._gauge = meter.create_gauge(METRIC, "Running workflows that are stuck.")

@@ -1,4 +1,7 @@
-"""Interceptors: each call of a client, a context around each activity, OpenTelemetry."""
+"""Interceptors of calls and activities.
+
+They are for each call of a client, a context around each activity, and OpenTelemetry.
+"""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -46,7 +49,9 @@ _BOUNDED = (
 
 
 class CallInterceptor(client.Interceptor):
-    """Prepares each call of a ``Temporal``'s client. A single interceptor costs the least.
+    """Prepares each call of a ``Temporal``'s client.
+
+    A single interceptor costs the least.
 
     - The web request that is handled notes the workflow's id, for its log.
     - A workflow that is started carries the id of that request.
@@ -121,9 +126,10 @@ for _name in (*_NOTED, *_BOUNDED):
 
 
 class ActivityContext(worker.Interceptor):
-    """Runs each activity in a context: ``temporal.add_worker(…, interceptors=[ActivityContext(app.app_context)])``.
+    """Runs each activity in a context.
 
-    ``enter`` returns a context manager for each attempt of an activity. A sync activity enters it in its own thread.
+    An example: ``temporal.add_worker(…, interceptors=[ActivityContext(app.app_context)])``. ``enter`` returns a context
+    manager for each attempt of an activity. A sync activity enters it in its own thread.
     """
 
     def __init__(self, enter: Callable[[], AbstractContextManager[Any]]) -> None:
@@ -155,9 +161,10 @@ class _InContext(ActivityInboundInterceptor):
 
 
 def tracing_interceptor() -> client.Interceptor:
-    """Spans of OpenTelemetry: a web request, the workflow that it starts, and its activities are one trace.
+    """The interceptor that makes spans of OpenTelemetry.
 
-    For clients and workers, with the global tracer provider. Needs the extra ``temporal-otel``.
+    A web request, the workflow that it starts, and its activities are one trace. It is for clients and workers, with
+    the global tracer provider. Needs the extra ``temporal-otel``.
     """
     try:
         from temporalio.contrib.opentelemetry import TracingInterceptor

@@ -1,6 +1,7 @@
-"""Notices: reasons why a workflow is stuck, found in the server's descriptions. Pure: no I/O, no clock.
+"""Notices: reasons why a workflow is stuck. Pure: no I/O, no clock.
 
-The gateway's descriptions, Django's admin, the metrics and ``durably temporal check`` show the same notices.
+They are found in the server's descriptions. The gateway's descriptions, Django's admin, the metrics and
+``durably temporal check`` show the same notices.
 """
 
 import datetime as dt
@@ -71,10 +72,11 @@ class Queue:
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """The last events of a history. ``cause`` and ``message`` are those of a failed workflow task.
+    """The last events of a history.
 
-    ``cause`` is a ``WorkflowTaskFailedCause`` in lower case. ``scheduled`` is the first schedule of each activity by
-    its id, ``failures`` the error of its last attempt. Texts are decrypted.
+    ``cause`` and ``message`` are those of a failed workflow task. ``cause`` is a ``WorkflowTaskFailedCause`` in lower
+    case. ``scheduled`` is the first schedule of each activity by its id, ``failures`` the error of its last attempt.
+    Texts are decrypted.
     """
 
     cause: str = ""
@@ -144,7 +146,10 @@ def poller_notice(queue: Queue, now: dt.datetime, thresholds: Thresholds = DEFAU
 def _version_notice(
     described: DescribeWorkflowExecutionResponse, queue: Queue, now: dt.datetime, thresholds: Thresholds
 ) -> Notice | None:
-    """Whether the queue's pollers are of a version that is not given this workflow's tasks."""
+    """A notice if no poller of the queue has a version for this workflow.
+
+    The server does not give this workflow's tasks to pollers of another version.
+    """
     polling = {version for version, last in queue.polls.items() if now - last <= thresholds.poller_silence}
     versions = ", ".join(sorted(each for each in polling if each is not None))
     wanted = _pinned_version(described) or queue.current_version

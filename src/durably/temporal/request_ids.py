@@ -1,7 +1,8 @@
-"""The id of a web request, from the request through the workflow that it starts to the activities of that workflow.
+"""The id of a web request, on its way to the workflow and the activities.
 
-It is kept in a context variable within a process, and in a header of Temporal's calls between processes. The header is
-not encrypted: an id is not a secret.
+The workflow is the one that the request starts, and the activities are that workflow's. The id is kept in a context
+variable within a process, and in a header of Temporal's calls between processes. The header is not encrypted: an id is
+not a secret.
 """
 
 import logging
@@ -24,13 +25,19 @@ request_id: ContextVar[str | None] = ContextVar("durably_request_id", default=No
 
 
 def current_request_id() -> str | None:
-    """The id of the current web request, or of the request that started the current activity's workflow."""
+    """The id of the current web request.
+
+    In an activity, it is the id of the request that started the activity's workflow.
+    """
     return request_id.get()
 
 
 @contextmanager
 def web_request(id: str | None) -> Iterator[None]:
-    """Give this id to workflows that start within ``with``, for an app that makes ids of requests itself."""
+    """Give this id to workflows that start within ``with``.
+
+    It is for an app that makes ids of requests itself.
+    """
     token = request_id.set(id)
     try:
         yield
@@ -49,7 +56,10 @@ def choose_request_id(given: str | None) -> str:
 
 
 class RequestIdFilter(logging.Filter):
-    """Gives records ``request_id``, which is ``None`` outside of requests and activities."""
+    """Gives records ``request_id``.
+
+    It is ``None`` outside of requests and activities.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not hasattr(record, "request_id"):

@@ -26,7 +26,10 @@ noted_workflows: ContextVar[list[str] | None] = ContextVar("durably_workflow_ids
 
 @contextmanager
 def noting_workflows() -> Iterator[list[str]]:
-    """The ids of workflows that the client uses within ``with``, in order of first use."""
+    """The ids of workflows that the client uses within ``with``.
+
+    They are in order of first use.
+    """
     noted: list[str] = []
     token = noted_workflows.set(noted)
     try:
@@ -51,9 +54,10 @@ class WorkflowIdFilter(logging.Filter):
 
 
 class RequestLog:
-    """Logs one line for a request: ``with RequestLog("POST", "/orders") as log: log.status = 202``.
+    """Logs one line for a request.
 
-    ``given_id`` is the request's ``X-Request-ID``. The workflows that it starts have the id in their worker's log.
+    An example: ``with RequestLog("POST", "/orders") as log: log.status = 202``. ``given_id`` is the request's
+    ``X-Request-ID``. The workflows that it starts have the id in their worker's log.
     """
 
     def __init__(self, method: str, path: str, given_id: str | None = None) -> None:
@@ -120,7 +124,10 @@ def _header(scope: Scope) -> str | None:
 
 
 class WsgiRequestLogMiddleware:
-    """``app.wsgi_app = WsgiRequestLogMiddleware(app.wsgi_app)`` in Flask; a streamed body is not waited for."""
+    """Logs one line for each request of a WSGI app.
+
+    In Flask: ``app.wsgi_app = WsgiRequestLogMiddleware(app.wsgi_app)``. A streamed body is not waited for.
+    """
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:
         self._app = app

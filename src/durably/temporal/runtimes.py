@@ -33,9 +33,9 @@ def plain_runtime() -> Runtime:
 
 @functools.cache
 def measured_runtime(address: str, processes: int = 1) -> RuntimeFactory:
-    """A factory of runtimes that serve metrics to Prometheus at ``address``, which is ``host:port``.
+    """A factory of runtimes that serve metrics to Prometheus at ``address``.
 
-    With several ``processes``, it takes the first free one of as many ports.
+    ``address`` is ``host:port``. With several ``processes``, it takes the first free one of as many ports.
     """
     host, _, port = address.rpartition(":")
     addresses = [f"{host}:{int(port) + number}" for number in range(processes)]
@@ -71,7 +71,10 @@ _runtimes: dict[RuntimeFactory, Runtime] = {}
 
 
 def runtime_of_process(factory: RuntimeFactory = plain_runtime) -> Runtime:
-    """This process's runtime, made by ``factory`` at its first use. All connections share it."""
+    """This process's runtime, made by ``factory`` at its first use.
+
+    All connections share it.
+    """
     with _lock:
         if factory not in _runtimes:
             if not _runtimes:

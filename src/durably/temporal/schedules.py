@@ -58,10 +58,10 @@ def spec_in_words(spec: ScheduleSpec) -> str:
 
 
 def check_spec(declaration: ScheduleDeclaration) -> None:
-    """Check a declaration without the server, which accepts more forms of cron expressions.
+    """Check a declaration without the server.
 
-    Raises ``TemporalSettingsError`` for an unknown time zone, if this machine has a database of them, and for a wrong
-    expression of five fields, if cronsim is installed.
+    The server accepts more forms of cron expressions. Raises ``TemporalSettingsError`` for an unknown time zone, if
+    this machine has a database of them, and for a wrong expression of five fields, if cronsim is installed.
     """
     zone = declaration.spec.time_zone_name
     if zone and not _is_zone(zone):
@@ -110,11 +110,11 @@ def _duration(span: timedelta) -> str:
 async def sync_schedules(
     temporal: Temporal, *, app: str | None = None, prune: bool = False, dry_run: bool = False
 ) -> AsyncIterator[tuple[str, Outcome]]:
-    """Create and update the server's schedules as they are declared. Yields the id and outcome of each.
+    """Create and update the server's schedules as they are declared.
 
-    With ``prune``, deletes schedules of the same ``app`` without a declaration. With ``dry_run``, changes nothing.
-    ``app`` distinguishes the apps of a namespace; the default is the connection's task queue. Raises
-    ``TemporalSettingsError``, ``TemporalUnreachableError``, ``RPCError``.
+    Yields the id and outcome of each. With ``prune``, deletes schedules of the same ``app`` without a declaration. With
+    ``dry_run``, changes nothing. ``app`` distinguishes the apps of a namespace; the default is the connection's task
+    queue. Raises ``TemporalSettingsError``, ``TemporalUnreachableError``, ``RPCError``.
     """
     app = app or default_app(temporal)
     declared = declared_schedules(temporal)
@@ -130,7 +130,10 @@ async def sync_schedules(
 
 
 async def schedule_owner(schedule: ScheduleDescription | ScheduleListDescription) -> str | None:
-    """The app that declared it; ``None`` if its name cannot be read: another data converter has written it."""
+    """The app that declared a schedule.
+
+    It is ``None`` if its name cannot be read: another data converter has written it.
+    """
     try:
         return str(await schedule.memo_value(_OWNER, None) or "") or None
     except Exception:
@@ -189,13 +192,19 @@ async def _sync(
 async def is_synced(
     temporal: Temporal, client: Client, declaration: ScheduleDeclaration, described: ScheduleDescription
 ) -> bool:
-    """Whether the server's schedule is as it is declared. Raises ``TemporalSettingsError`` without a task queue."""
+    """Whether the server's schedule is as it is declared.
+
+    Raises ``TemporalSettingsError`` without a task queue.
+    """
     return bool(await _known_fingerprint(client, described) == _fingerprint(temporal, declaration))
 
 
 @contextmanager
 def _refusals(id: str) -> Iterator[None]:
-    """Names the schedule if the server refuses its declaration, such as a cron expression."""
+    """Names the schedule if the server refuses its declaration.
+
+    The server may refuse a cron expression, for example.
+    """
     try:
         yield
     except RPCError as error:
@@ -246,7 +255,10 @@ def _schedule(temporal: Temporal, declaration: ScheduleDeclaration, fingerprint:
 
 
 def _fingerprint(temporal: Temporal, declaration: ScheduleDeclaration) -> str:
-    """A hash of the declaration. Arguments are hashed before encryption, which differs each time."""
+    """A hash of the declaration.
+
+    Arguments are hashed before encryption, which differs each time.
+    """
     arguments = [each.data for each in temporal.data_converter.payload_converter.to_payloads(declaration.args)]
     name = declaration.workflow if isinstance(declaration.workflow, str) else declaration.workflow.__qualname__
     queue = _queue(temporal, declaration)

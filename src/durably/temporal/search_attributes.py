@@ -1,6 +1,7 @@
-"""Search attributes, which a Temporal server must know before workflows can have them; the owner's among them.
+"""Search attributes, the owner's among them.
 
-Durably registers its own attribute if the server permits that. If not, as in Temporal Cloud, errors name the command.
+A Temporal server must know them before workflows can have them. Durably registers its own attribute if the server
+permits that. If not, as in Temporal Cloud, errors name the command.
 """
 
 import asyncio
@@ -53,7 +54,10 @@ def type_name(indexed: IndexedType) -> str:
 
 
 def commands(client: Client, name: str, indexed: IndexedType) -> str:
-    """The commands of Temporal's own tools that register an attribute: on a server, and in Temporal Cloud."""
+    """The commands of Temporal's own tools that register an attribute.
+
+    One is for a server, one for Temporal Cloud.
+    """
     namespace, kind = client.namespace, type_name(indexed)
     return (
         f"run `temporal operator search-attribute create --namespace {namespace} --name {name} --type {kind} "
@@ -93,7 +97,10 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
 
 
 async def _listed(client: Client, rpc_timeout: timedelta) -> Mapping[str, IndexedType]:
-    """``known_attributes``; none of the time-skipping test server, which does not list them."""
+    """``known_attributes``, or none of the time-skipping test server.
+
+    That server does not list them.
+    """
     try:
         return await known_attributes(client, rpc_timeout)
     except RPCError as error:
@@ -103,7 +110,10 @@ async def _listed(client: Client, rpc_timeout: timedelta) -> Mapping[str, Indexe
 
 
 async def _add(client: Client, name: str, indexed: IndexedType, rpc_timeout: timedelta) -> bool:
-    """One attribute a request: the server refuses a request with several if it has one of them already."""
+    """Add one attribute; ``False`` if the server has it already.
+
+    There is one attribute a request: the server refuses a request with several if it has one of them already.
+    """
     request = AddSearchAttributesRequest(namespace=client.namespace, search_attributes={name: indexed})
     try:
         await client.operator_service.add_search_attributes(request, timeout=rpc_timeout)
@@ -116,7 +126,10 @@ async def _add(client: Client, name: str, indexed: IndexedType, rpc_timeout: tim
 
 @dataclass(frozen=True)
 class DeclaredAttribute:
-    """A search attribute that the app sets. ``where`` is the code that does, such as ``expose(OrderWorkflow)``."""
+    """A search attribute that the app sets.
+
+    ``where`` is the code that does, such as ``expose(OrderWorkflow)``.
+    """
 
     key: SearchAttributeKey[Any]
     where: str
@@ -161,7 +174,10 @@ async def log_faults(client: Client, declared: Sequence[DeclaredAttribute], rpc_
 
 
 async def known_attributes(client: Client, rpc_timeout: timedelta) -> dict[str, IndexedType]:
-    """Types of the namespace's attributes by name, Temporal's own included. Raises ``RPCError``."""
+    """Types of the namespace's attributes by name, Temporal's own included.
+
+    Raises ``RPCError``.
+    """
     listed = await client.operator_service.list_search_attributes(
         ListSearchAttributesRequest(namespace=client.namespace), timeout=rpc_timeout
     )
@@ -174,9 +190,9 @@ def indexed_type(key: SearchAttributeKey[Any]) -> IndexedType:
 
 
 async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> None:
-    """Register a Keyword unless the server knows it, and wait until the server accepts it. Once per client.
+    """Register a Keyword unless the server knows it, once per client.
 
-    Raises ``SearchAttributeError``, and ``RPCError`` if the server is away.
+    Waits until the server accepts it. Raises ``SearchAttributeError``, and ``RPCError`` if the server is away.
     """
     if name in _known.get(client, ()):
         return
@@ -189,9 +205,9 @@ async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> N
 
 
 async def register_and_wait(client: Client, attributes: Mapping[str, IndexedType], rpc_timeout: timedelta) -> None:
-    """Register attributes that the server does not know, and wait until it accepts them.
+    """Register attributes that the server does not know.
 
-    Raises the errors of ``register``.
+    Waits until the server accepts them. Raises the errors of ``register``.
     """
     await register(client, attributes, rpc_timeout)
     for name, indexed in attributes.items():
@@ -201,7 +217,10 @@ async def register_and_wait(client: Client, attributes: Mapping[str, IndexedType
 async def _until_accepted(
     client: Client, name: str, indexed: IndexedType, condition: str, rpc_timeout: timedelta
 ) -> None:
-    """Wait until the server accepts a query with the ``condition``. Raises ``SearchAttributeError``."""
+    """Wait until the server accepts a query with the ``condition``.
+
+    Raises ``SearchAttributeError``.
+    """
     end = time.monotonic() + _PATIENCE.total_seconds()
     while not await _is_accepted(client, condition, rpc_timeout):
         if time.monotonic() > end:
@@ -225,7 +244,10 @@ async def _is_accepted(client: Client, condition: str, rpc_timeout: timedelta) -
 
 
 def declared_types(declared: Iterable[DeclaredAttribute]) -> dict[str, IndexedType]:
-    """Types by name. Raises ``SearchAttributeError`` for an attribute that is declared with two types."""
+    """Types of the declared attributes by name.
+
+    Raises ``SearchAttributeError`` for an attribute that is declared with two types.
+    """
     first: dict[str, DeclaredAttribute] = {}
     for each in declared:
         other = first.setdefault(each.key.name, each)
@@ -269,10 +291,11 @@ def describe_shared_text(text: str) -> str | None:
 def owned_by(
     owner: str, others: TypedSearchAttributes | None = None, *, attribute: str = OWNER_ATTRIBUTE
 ) -> TypedSearchAttributes:
-    """Search attributes of a workflow that belongs to ``owner``, a text as ``expose(owner=…)`` returns it.
+    """Search attributes of a workflow that belongs to ``owner``.
 
-    ``others`` are further search attributes. ``attribute`` is that of ``Gateway(owner_attribute=…)``.
-    Raises ``TemporalSettingsError`` for an owner that a server cannot find, and if ``others`` has the attribute.
+    ``owner`` is a text as ``expose(owner=…)`` returns it. ``others`` are further search attributes. ``attribute`` is
+    that of ``Gateway(owner_attribute=…)``. Raises ``TemporalSettingsError`` for an owner that a server cannot find, and
+    if ``others`` has the attribute.
     """
     pairs = list(others or ())
     if any(pair.key.name == attribute for pair in pairs):
@@ -282,7 +305,10 @@ def owned_by(
 
 
 def check_owner(owner: Any, source: str) -> str:
-    """``source`` begins the error. Raises ``TemporalSettingsError``, without the text: it may be personal data."""
+    """Check and return an owner that the app gives.
+
+    ``source`` begins the error. Raises ``TemporalSettingsError``, without the text: it may be personal data.
+    """
     if not isinstance(owner, str):
         kind = "a coroutine" if hasattr(owner, "__await__") else type(owner).__name__
         raise TemporalSettingsError(f"{source} {kind}: an owner is a text, such as str(user.id), or None for no owner")

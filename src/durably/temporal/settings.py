@@ -1,8 +1,9 @@
-"""Settings of a connection: from arguments, the environment, a profile, and a framework's settings.
+"""Settings of a connection, from several sources.
 
-The first source with a value counts: arguments; ``TEMPORAL_…`` environment variables; the profile of Temporal's own
-configuration file (both as ``temporalio.envconfig`` reads them, so the ``temporal`` command and the app agree); the
-framework's settings, with the same names without the prefix; the defaults of a development server.
+The sources are arguments, the environment, a profile, and a framework's settings. The first source with a value counts:
+arguments; ``TEMPORAL_…`` environment variables; the profile of Temporal's own configuration file (both as
+``temporalio.envconfig`` reads them, so the ``temporal`` command and the app agree); the framework's settings, with the
+same names without the prefix; the defaults of a development server.
 
 An app with several connections gives the others a name. The variables of the connection ``billing`` begin with
 ``TEMPORAL_BILLING_``; it ignores other ``TEMPORAL_…`` variables.
@@ -93,9 +94,12 @@ _SIMILARITY = 0.85
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionSettings:
-    """``address`` is ``host:port``; ``tls`` is ``None`` to use TLS when there is an API key, and not otherwise.
-    ``encryption_keys`` are what ``EncryptionKey.parse_all`` reads; there is no encryption where there are none.
-    ``deployment_name`` and ``build_id`` are the version of workers, see ``durably.temporal.worker.deployments``."""
+    """Settings of a connection.
+
+    ``address`` is ``host:port``. ``tls`` is ``None`` to use TLS when there is an API key, and not otherwise.
+    ``encryption_keys`` are what ``EncryptionKey.parse_all`` reads; there is no encryption if there are none.
+    ``deployment_name`` and ``build_id`` are the version of workers, see ``durably.temporal.worker.deployments``.
+    """
 
     address: str = DEFAULT_ADDRESS
     namespace: str = DEFAULT_NAMESPACE
@@ -120,11 +124,11 @@ def resolve(
     name: str | None = None,
     same_server_as: ConnectionSettings | None = None,
 ) -> ConnectionSettings:
-    """Settings from their sources; ``arguments`` are fields of ``ConnectionSettings``, those that are ``None`` unset.
+    """Settings from their sources.
 
-    ``name`` is that of one of several connections. ``same_server_as`` gives the address, TLS and credentials if no
-    source of this connection says which server it is, and the encryption keys if no source has any.
-    Raises ``TemporalSettingsError``.
+    ``arguments`` are fields of ``ConnectionSettings``, unset if they are ``None``. ``name`` is that of one of several
+    connections. ``same_server_as`` gives the address, TLS and credentials if no source of this connection says which
+    server it is, and the encryption keys if no source has any. Raises ``TemporalSettingsError``.
     """
     environment = variables_of(name, os.environ if environment is None else environment)
     given = _framework_variables(framework)
@@ -160,12 +164,18 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_own_names(text: str, settings: ConnectionSettings) -> str:
-    """The text of an error with the names of variables that this connection has, one of several perhaps."""
+    """The text of an error with the names of this connection's variables.
+
+    The connection may be one of several, whose variables have other names.
+    """
     return text.replace(PREFIX, settings.variable_prefix)
 
 
 def prefix_of(name: str | None) -> str:
-    """The prefix of a connection's environment variables. Raises ``TemporalSettingsError`` for a bad name."""
+    """The prefix of a connection's environment variables.
+
+    Raises ``TemporalSettingsError`` for a bad name.
+    """
     if name is None:
         return PREFIX
     upper = name.upper().replace("-", "_")
@@ -178,7 +188,10 @@ def prefix_of(name: str | None) -> str:
 
 
 def variables_of(name: str | None, environment: Mapping[str, str]) -> Mapping[str, str]:
-    """The variables of a connection under the names that they have for the connection without a name."""
+    """The variables of a connection, under the names without the connection's name.
+
+    These are the names that they have for the connection without a name.
+    """
     prefix = prefix_of(name)
     if prefix == PREFIX:
         return environment
@@ -188,9 +201,10 @@ def variables_of(name: str | None, environment: Mapping[str, str]) -> Mapping[st
 def misspelt_variables(
     name: str | None, environment: Mapping[str, str], other_prefixes: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Unknown variables that resemble a valid one of this connection, each with the valid one.
+    """Unknown variables that resemble a valid one of this connection.
 
-    ``other_prefixes`` are those of the app's other connections. Other unknown names belong to Temporal's own programs.
+    Each is returned with the valid one. ``other_prefixes`` are those of the app's other connections. Other unknown
+    names belong to Temporal's own programs.
     """
     prefix = prefix_of(name)
     others = tuple(each for each in other_prefixes if each not in (prefix, PREFIX))
@@ -216,7 +230,10 @@ def _meant_key(key: str) -> str | None:
 
 
 def _key_after_misspelt_prefix(variable: str, prefix: str) -> str | None:
-    """The key of ``TEMPORAL_BILING_ADDRESS`` for the prefix ``TEMPORAL_BILLING_``. Digits are no misspelling."""
+    """The key of a variable with a misspelt prefix.
+
+    It is the key of ``TEMPORAL_BILING_ADDRESS`` for the prefix ``TEMPORAL_BILLING_``. Digits are no misspelling.
+    """
     wanted = prefix.removeprefix(PREFIX).rstrip("_")
     for key in _READ_KEYS:
         other = variable.removeprefix(PREFIX).removesuffix(f"_{key}")
@@ -249,7 +266,10 @@ def _inherit(other: ConnectionSettings | None, *, with_server: bool) -> Connecti
 
 
 def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
-    """A framework's settings as environment variables, so that one reader understands both."""
+    """A framework's settings as environment variables.
+
+    One reader understands both then.
+    """
     if unknown := sorted(set(framework) - FRAMEWORK_KEYS):
         raise TemporalSettingsError(
             f"unknown setting {unknown[0]!r} for Temporal; known are {', '.join(sorted(FRAMEWORK_KEYS))}"
@@ -266,7 +286,10 @@ def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _with_plain_switch(variables: Mapping[str, str], source: str) -> dict[str, str]:
-    """``TEMPORAL_TLS`` as ``true`` or ``false``: the SDK would read ``off``, ``no`` and an empty value as on."""
+    """``TEMPORAL_TLS`` as ``true`` or ``false``.
+
+    The SDK would read ``off``, ``no`` and an empty value as on.
+    """
     others = {name: value for name, value in variables.items() if name != _TLS}
     word = variables.get(_TLS, "").strip().lower()
     if not word:
@@ -289,7 +312,10 @@ def _load(variables: Mapping[str, str], source: str, **options: Any) -> ClientCo
 def _apply(
     settings: ConnectionSettings, profile: ClientConfigProfile, source: str | Mapping[str, str]
 ) -> ConnectionSettings:
-    """``source`` is the profile's source: its name, or the environment that precedes a file."""
+    """Settings changed by a profile.
+
+    ``source`` is the profile's source: its name, or the environment that precedes a file.
+    """
     changes: dict[str, Any] = {
         "address": profile.address,
         "namespace": profile.namespace,
@@ -331,9 +357,9 @@ def _setting_of_file(
 def _config_file(
     argument: str | Path | None, framework: Mapping[str, Any], environment: Mapping[str, str], prefix: str
 ) -> Path | None:
-    """The configuration file that is named, if one is. The SDK would ignore one that does not exist.
+    """The configuration file that is named, if one is.
 
-    Raises ``TemporalSettingsError``.
+    The SDK would ignore one that does not exist. Raises ``TemporalSettingsError``.
     """
     sources = (
         ("Temporal(config_file=…)", argument),

@@ -78,7 +78,10 @@ Value = str | bool | Number
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """``operator`` is one of ``=``, ``IN``, ``NOT BETWEEN``, ``IS NULL`` …"""
+    """A condition on one search attribute.
+
+    ``operator`` is one of ``=``, ``IN``, ``NOT BETWEEN``, ``IS NULL``, for example.
+    """
 
     attribute: str
     operator: str
