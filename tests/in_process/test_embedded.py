@@ -14,6 +14,7 @@ from durably import Client, Context, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.core.errors import (
     CancellationNotFoundError,
+    EventInvalidError,
     FunctionNotFoundError,
     FunctionPausedError,
     RunNotFoundError,
@@ -183,6 +184,19 @@ async def test_looking_at_events(client: Client, engine: Embedded) -> None:
     assert await engine.list_events(received_before=event.received_at - SECOND) == []
     assert len(await engine.list_events(received_after=event.received_at - SECOND, limit=1)) == 1
     assert await engine.get_event("none") is None
+
+
+async def test_lists_have_no_limit_of_length(client: Client, engine: Embedded) -> None:
+    await client.send([Event(name="other") for _ in range(600)])
+    assert len(await engine.list_events(limit=600)) == 600
+    assert await engine.list_runs(limit=1000) == []
+
+
+async def test_bodies_may_be_anything(client: Client, engine: Embedded) -> None:
+    for body in (b"", b"garbage", b'{"name":"other"},"seed":"1"'):
+        with pytest.raises(EventInvalidError, match="the body is"):
+            await engine.receive_events(body)
+    assert await engine.add_traces(b"\x0a\x00\xff", "application/x-protobuf")
 
 
 def test_synchronous_code_has_the_same(tmp_path: Path) -> None:

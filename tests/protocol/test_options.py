@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 import durably
-from durably.protocol.options import OPTIONS, FunctionOptions, Option, expressions_of
+from durably.protocol.limits import MAX_COUNT
+from durably.protocol.options import OPTIONS, FunctionOptions, Option, OptionInvalidError, expressions_of
 from durably.protocol.sync import decode_function, decode_sync
 
 EXAMPLES: dict[str, Any] = {
@@ -76,11 +77,38 @@ def test_a_sync_with_a_wrong_option_names_function_and_option(options: dict[str,
 
 
 @pytest.mark.parametrize(
+    ("sync", "message"),
+    [
+        ({"url": "", "functions": [1]}, "Expected `object`, got `int` - at `$.functions[0]`"),
+        ({"url": 5, "functions": []}, "Expected `str`, got `int` - at `$.url`"),
+        ({"url": 5, "functions": [entry()]}, "Expected `str`, got `int` - at `$.url`"),
+    ],
+)
+def test_a_malformed_sync_is_refused_with_the_place(sync: dict[str, Any], message: str) -> None:
+    with pytest.raises(msgspec.ValidationError) as raised:
+        decode_sync(msgspec.json.encode(sync))
+    assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"priority": {"run": ""}, "timeouts": {}, "idempotency": " ", "cancel": [], "concurrency": 0},
         {"concurrency": [{"limit": 0, "key": "event.data.a"}], "debounce": None},
+        {"priority": {"run": "  "}},
     ],
 )
 def test_empty_values_stand_for_unused_options(options: dict[str, Any]) -> None:
     assert decode_function(msgspec.json.encode(entry(**options))) == decode_function(msgspec.json.encode(entry()))
+
+
+def test_an_empty_scope_is_the_default() -> None:
+    read = decode_function(msgspec.json.encode(entry(concurrency=[{"limit": 1, "scope": ""}])))
+    assert read.concurrency == [durably.Concurrency(limit=1)]
+
+
+def test_a_throttle_takes_every_count() -> None:
+    option = durably.Throttle(limit=MAX_COUNT, period="7d", burst=MAX_COUNT)
+    assert (option.limit, option.burst) == (MAX_COUNT, MAX_COUNT)
+    with pytest.raises(OptionInvalidError, match="burst is 1000000000; at this limit it would take more than"):
+        durably.Throttle(limit=1, period="7d", burst=MAX_COUNT)

@@ -47,7 +47,7 @@ T = TypeVar("T")
 
 RunLimit = Annotated[int, msgspec.Meta(ge=1, le=500)]
 EventLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
-IdSuffix = Annotated[str, msgspec.Meta(pattern="^[0-9A-Za-z]+$", description="the last letters and digits of an id")]
+IdSuffix = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z]+\Z", description="the last letters and digits of an id")]
 """Ids are letters and digits, so a LIKE pattern's special characters are refused."""
 
 _NO_RUN = "no run has the id {run_id!r}"

@@ -77,7 +77,7 @@ class Argument(msgspec.Struct, frozen=True):
 
         ``has_limits``: whether numbers above the maximum are refused.
         """
-        base, meta = _base_of(self.type)
+        base, meta = base_of(self.type)
         if base is dt.datetime:
             # An unescaped "+" of an offset arrives as a space in a query string.
             if time := parse_rfc3339(text.replace(" ", "+")):
@@ -119,7 +119,8 @@ def read_status(text: str) -> RunStatus:
         raise ArgumentInvalidError(f"status must be one of {', '.join(RunStatus)}, not {text!r}") from None
 
 
-def _base_of(annotation: Any) -> tuple[Any, msgspec.Meta | None]:
+def base_of(annotation: Any) -> tuple[Any, msgspec.Meta | None]:
+    """The type without its limits, and the limits that the HTTP API has."""
     if get_origin(annotation) is Annotated:
         base, *metas = get_args(annotation)
         return base, next((meta for meta in metas if isinstance(meta, msgspec.Meta)), None)

@@ -1,7 +1,7 @@
 """A follower: a node that reaches the engine through a link to the leader.
 
 This module has the follower's side and the leader's side. Arguments and results of the engine's operations are JSON.
-Users' JSON is part of it as it is, byte for byte.
+Users' JSON is part of results as it is, byte for byte; bodies among the arguments are sent beside them.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import DatabaseLostError, EngineClosedError, EngineError
 from durably.engine.http.codec import decoder_of, from_wire
 from durably.engine.interface import Engine
-from durably.engine.operations import Operation, operations_of
+from durably.engine.operations import Operation, base_of, operations_of
 from durably.errors import Error
 from durably.protocol.opcodes import Op
 from durably.protocol.sync import SyncRequest
@@ -82,7 +82,7 @@ class Follower:
 
     async def request(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Raises ``EngineMovedError``, and the operation's errors."""
-        return decode_result(operation, await self._request(operation.name, encode_arguments(arguments)))
+        return decode_result(operation, await self._request(operation.name, encode_arguments(operation, arguments)))
 
     async def update(self) -> None:
         """Report the functions that this process serves. Raises ``ConfigInvalidError``."""
@@ -172,33 +172,40 @@ def decode_answer(encoded: bytes) -> Answer:
 
 OPERATIONS = operations_of(Engine)
 
-_ABSENT = msgspec.Raw(b"")
+_parts_decoder = msgspec.msgpack.Decoder(tuple[bytes, dict[str, bytes]])
 
 
-def encode_arguments(arguments: Mapping[str, Any]) -> bytes:
-    return msgspec.json.encode(
-        {name: msgspec.Raw(value) if isinstance(value, bytes) else value for name, value in arguments.items()}
-    )
+def encode_arguments(operation: Operation, arguments: Mapping[str, Any]) -> bytes:
+    """JSON of the arguments, and separately those that are bytes: these may be anything."""
+    bodies = {name: bytes(value) for name, value in arguments.items() if name in _bodies_of(operation)}
+    others = {name: value for name, value in arguments.items() if name not in bodies}
+    return msgspec.msgpack.encode((msgspec.json.encode(others), bodies))
 
 
 async def answer_operation(operation: Operation, engine: Engine, encoded: bytes) -> bytes:
     """Execute an operation for another process. Raises ``EngineError``."""
-    decoded = _arguments_type(operation)(encoded)
+    others, bodies = _parts_decoder.decode(encoded)
+    decoded = _arguments_type(operation)(others)
     arguments = {
-        argument.name: bytes(value) if argument.type is bytes else value
-        for argument in operation.arguments
-        if (value := getattr(decoded, argument.name)) is not msgspec.UNSET and value != _ABSENT
+        name: value for name in decoded.__struct_fields__ if (value := getattr(decoded, name)) is not msgspec.UNSET
     }
+    arguments |= {name: _bodies_of(operation)[name](body) for name, body in bodies.items()}
     return msgspec.json.encode(await operation.execute(engine, arguments))
 
 
 @functools.cache
+def _bodies_of(operation: Operation) -> dict[str, Any]:
+    """The arguments that are bytes, and their types."""
+    return {argument.name: argument.type for argument in operation.arguments if argument.type in (bytes, msgspec.Raw)}
+
+
+@functools.cache
 def _arguments_type(operation: Operation) -> Any:
+    """Decodes the other arguments. Numbers and texts have no limits within an app."""
     fields = [
-        (argument.name, msgspec.Raw, _ABSENT)
-        if argument.type in (bytes, msgspec.Raw)
-        else (argument.name, argument.type | None | msgspec.UnsetType, msgspec.UNSET)
+        (argument.name, base_of(argument.type)[0] | None | msgspec.UnsetType, msgspec.UNSET)
         for argument in operation.arguments
+        if argument.name not in _bodies_of(operation)
     ]
     return msgspec.json.Decoder(msgspec.defstruct(operation.name, fields, kw_only=True)).decode
 

@@ -252,7 +252,8 @@ class Throttle(Option, frozen=True):
     key: _Key = None
 
     def check_fields(self) -> None:
-        if to_timedelta(self.period) * (self.burst or 1) > MAX_WAIT * self.limit:
+        # In milliseconds: a product of a count and a timedelta may be more than one holds.
+        if milliseconds(self.period) * (self.burst or 1) > milliseconds(MAX_WAIT) * self.limit:
             longest = format_duration(MAX_WAIT)
             raise self._invalid("burst", f"is {self.burst}; at this limit it would take more than {longest} to gather")
 

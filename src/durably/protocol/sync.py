@@ -129,7 +129,7 @@ def decode_function(stored: bytes) -> FunctionConfig:
     try:
         return msgspec.convert(_drop_unused(config), FunctionConfig)
     except msgspec.ValidationError as error:
-        raise msgspec.ValidationError(_name_option(error, [config])) from None
+        raise msgspec.ValidationError(_name_option(error, [config], 0)) from None
 
 
 def decode_without_options(stored: bytes) -> FunctionConfig:
@@ -158,11 +158,15 @@ def _drop_unused(config: Any) -> Any:
             value = [_drop_unused_fields(entry) for entry in value] or None
         elif isinstance(value, dict):
             value = _drop_unused_fields(value)
-            if option.name in ("priority", "timeouts") and not any(value.values()):
+            if option.name in ("priority", "timeouts") and all(_is_blank(each) for each in value.values()):
                 value = None
         if value is not None and not (isinstance(value, str) and not value.strip()):
             used[option.wire_name] = value
     return used
+
+
+def _is_blank(value: Any) -> bool:
+    return not (value.strip() if isinstance(value, str) else value)
 
 
 def _limits(value: Any) -> Any:
@@ -178,15 +182,19 @@ def _limits(value: Any) -> Any:
 def _drop_unused_fields(entry: Any) -> Any:
     if not isinstance(entry, dict):
         return entry
-    return {name: value for name, value in entry.items() if value is not None and (name, value) != ("burst", 0)}
+    unused = (("burst", 0), ("scope", ""))
+    return {name: value for name, value in entry.items() if value is not None and (name, value) not in unused}
 
 
-def _name_option(error: msgspec.ValidationError, configs: Any) -> str:
-    """The fault with the function and the option in place of the JSON path."""
+def _name_option(error: msgspec.ValidationError, configs: Any, index: int | None = None) -> str:
+    """The fault with the function and the option in place of the JSON path. ``index`` is the function's, if the path
+    does not name it."""
     fault = str(error)
     if not (isinstance(configs, list) and (place := _PLACE.search(fault))):
         return fault
-    function_id = configs[int(place[1] or 0)].get("id")
+    at = index if place[1] is None else int(place[1])
+    config = None if at is None else configs[at]
+    function_id = config.get("id") if isinstance(config, dict) else None
     if not isinstance(function_id, str):
         return fault
     option = _CAPITAL.sub(r"_\1", place[2]).lower()

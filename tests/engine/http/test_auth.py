@@ -33,6 +33,7 @@ GUARDED = [
     ("POST", "/v1/apps/sync"),
     ("POST", "/v1/checkpoint/r/async"),
     ("GET", "/anything/else"),
+    ("GET", "/anything%0Aelse"),
 ]
 
 
@@ -65,6 +66,12 @@ async def test_in_cloud_mode_events_need_an_event_key(cloud: Harness, caplog: py
     assert "wrong-key" not in answer["error"]
     for key in (EVENT_KEY, "another-event-key", "wrong-key"):
         assert key not in caplog.text
+
+
+async def test_head_is_answered_where_get_is(cloud: Harness) -> None:
+    for path, status in (("/health", 200), ("/ready", 200), ("/v1/runs", 401), ("/e/any", 401)):
+        async with cloud.http.head(path) as response:
+            assert (response.status, await response.read()) == (status, b"")
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])

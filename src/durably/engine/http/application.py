@@ -62,9 +62,9 @@ def create_api(
     operations = [operation_route(operation) for operation in operations_of(Engine).values()]
     for route in (*SERVER_ROUTES, *operations, *unsupported_routes(), UNROUTED):
         if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
-            app.router.add_route(
-                route.method, route.path, _endpoint(api, gate, route), expect_handler=answer_expectation
-            )
+            endpoint = _endpoint(api, gate, route)
+            for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+                app.router.add_route(method, route.path, endpoint, expect_handler=answer_expectation)
     return app
 
 

@@ -319,7 +319,7 @@ SERVER_ROUTES = (
     Route("POST", "/fn/register", Access.SIGNING_KEY, _register),
     Route("POST", "/v1/apps/sync", Access.SIGNING_KEY, _sync_app),
 )
-UNROUTED = Route(hdrs.METH_ANY, "/{path:.*}", Access.SIGNING_KEY, _answer_unrouted)
+UNROUTED = Route(hdrs.METH_ANY, "/{path:(?s:.*)}", Access.SIGNING_KEY, _answer_unrouted)
 
 
 def unsupported_routes() -> list[Route]:
