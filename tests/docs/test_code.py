@@ -34,7 +34,20 @@ DIRECTIVES = {"{toctree}", "{eval-rst}", "mermaid"}
 
 OTHER_PROGRAMS = {
     *(".", "cd", "cp", "do", "done", "export", "for", "install", "mkdir", "mv", "set", "test", "useradd"),
-    *("celery", "curl", "docker", "git", "gunicorn", "openssl", "poetry", "python3", "systemctl", "tcld", "temporal"),
+    *(
+        "celery",
+        "curl",
+        "docker",
+        "git",
+        "gunicorn",
+        "openssl",
+        "pkill",
+        "poetry",
+        "python3",
+        "systemctl",
+        "tcld",
+        "temporal",
+    ),
     *("uv", "uvicorn"),
 }
 """Programs that are not ours. Their options are not checked."""
