@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from durably import Client, Context, Embedded, Event, TriggerEvent
+from durably import Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.core.errors import (
     CancellationNotFoundError,
@@ -27,6 +27,14 @@ SETTINGS = EngineSettings(close_grace=dt.timedelta(0))
 SECOND = dt.timedelta(seconds=1)
 
 
+class Leaving(BaseException):
+    pass
+
+
+def _cancel() -> None:
+    raise asyncio.CancelledError
+
+
 def serve(engine: Embedded) -> Client:
     client = Client(app_id="app", engine=engine)
 
@@ -39,12 +47,20 @@ def serve(engine: Embedded) -> Client:
     async def fail(ctx: Context) -> None:
         raise RuntimeError("on request")
 
+    @client.create_function(fn_id="leave", trigger=TriggerEvent(event="leave"), retries=0)
+    async def leave(ctx: Context) -> None:
+        raise Leaving
+
+    @client.create_function(fn_id="leave-sync", trigger=TriggerEvent(event="leave"), retries=0)
+    def leave_sync(ctx: ContextSync) -> None:
+        ctx.step.run("step", _cancel)
+
     @client.create_function(fn_id="wait", trigger=TriggerEvent(event="wait"))
     async def wait(ctx: Context) -> Any:
         signal = await ctx.step.wait_for_signal("signal", signal=ctx.event.data["for"], timeout=dt.timedelta(hours=1))
         return None if signal is None else signal.data
 
-    CommHandler(client=client, framework="test", functions=[add, fail, wait])
+    CommHandler(client=client, framework="test", functions=[add, fail, wait, leave, leave_sync])
     return client
 
 
@@ -128,7 +144,7 @@ async def test_running_again_from_a_step(client: Client, engine: Embedded) -> No
 async def test_pausing_a_function(client: Client, engine: Embedded) -> None:
     await engine.pause_function("app-add")
     paused = {function.id: function.is_paused for function in await engine.list_functions()}
-    assert paused == {"app-add": True, "app-fail": False, "app-wait": False}
+    assert [function_id for function_id, is_paused in paused.items() if is_paused] == ["app-add"]
     skipped = await start(client, engine, Event(name="add"))
     assert (await engine.wait_for_run(skipped)).status == "Skipped"
     with pytest.raises(FunctionPausedError):
@@ -186,6 +202,12 @@ async def test_looking_at_events(client: Client, engine: Embedded) -> None:
     assert await engine.get_event("none") is None
 
 
+async def test_an_error_that_is_no_exception_fails_the_attempt(client: Client, engine: Embedded) -> None:
+    [event_id] = await client.send(Event(name="leave"))
+    runs = [await engine.wait_for_run(run.id, timeout=20 * SECOND) for run in await engine.event_runs(event_id)]
+    assert [run.status for run in runs] == ["Failed", "Failed"]
+
+
 async def test_lists_have_no_limit_of_length(client: Client, engine: Embedded) -> None:
     await client.send([Event(name="other") for _ in range(600)])
     assert len(await engine.list_events(limit=600)) == 600
@@ -209,7 +231,7 @@ def test_synchronous_code_has_the_same(tmp_path: Path) -> None:
         assert engine.wait_for_run_sync(run.id, timeout=20 * SECOND).decode_output() == 11
         assert engine.wait_for_run_sync(engine.rerun_sync(run.id, from_step="second")).decode_output() == 11
         engine.pause_function_sync("app-add")
-        assert [function.is_paused for function in engine.list_functions_sync()] == [True, False, False]
+        assert [function.is_paused for function in engine.list_functions_sync()] == [True, False, False, False, False]
         engine.resume_function_sync("app-add")
         assert engine.replay_runs_sync("app-fail").affected == 0
         engine.delete_cancellation_sync(engine.cancel_runs_sync("app-wait").id)

@@ -3,6 +3,7 @@
 They do not use HTTP.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -59,12 +60,22 @@ async def run_call(
     handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock, stand_in: StandIn | None = None
 ) -> Answer:
     """Run the function, on this event loop or in its handler's thread pool."""
-    return await _run(handler, data, checkpoints, clock, stand_in, _ASYNC_IO)
+    try:
+        return await _run(handler, data, checkpoints, clock, stand_in, _ASYNC_IO)
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # It would end the engine's task, and the run would wait forever.
+        return _failed_attempt(error, clock)
 
 
 def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock) -> Answer:
     """Run a sync function in this thread."""
-    return drive(_run(handler, data, checkpoints, clock, None, _BLOCKING_IO))
+    try:
+        return drive(_run(handler, data, checkpoints, clock, None, _BLOCKING_IO))
+    except Exception:
+        raise
+    except BaseException as error:  # Threads are not cancelled, so even ``CancelledError`` is the function's own.
+        return _failed_attempt(error, clock)
 
 
 async def _run(
