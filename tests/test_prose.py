@@ -5,6 +5,7 @@ Names, comments, docstrings and texts are checked alike. A phrase may go over th
     python tests/test_prose.py [folder]
 """
 
+import ast
 import re
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MAX_LINE = 120
+MAX_FIRST_LINE = 80
 THIS = Path(__file__)
 
 RELATIVE = 'a relative clause without a noun: begin with the noun ("processes that wait")'
@@ -105,6 +107,18 @@ def findings(file: Path) -> Iterator[Found]:
             yield Found(file, text.count("\n", 0, match.start()) + 1, words, reason)
 
 
+def long_first_lines(file: Path) -> Iterator[Found]:
+    """Docstrings whose first line is too long to be one statement of what the thing is or does."""
+    if file.suffix != ".py":
+        return
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = (ast.get_docstring(node) or "").partition("\n")[0]
+            if len(first) > MAX_FIRST_LINE:
+                line = getattr(node, "lineno", 1)
+                yield Found(file, line, first, f"{len(first)} characters; the limit is {MAX_FIRST_LINE}")
+
+
 def long_lines(file: Path) -> Iterator[Found]:
     """Lines of prose that are too long; ruff checks the code's."""
     if file.suffix != ".md":
@@ -137,6 +151,17 @@ def test_prose() -> None:
     assert not worse, "\n".join(listing)
 
 
+def test_first_lines_of_docstrings_are_short() -> None:
+    found = [each for file in files() if file.is_relative_to(ROOT / "src") for each in long_first_lines(file)]
+    assert not found, "\n".join(map(str, found))
+
+
+def test_a_long_first_line_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "file.py"
+    file.write_text(f'def f():\n    """{"x" * 81}\n\n    More.\n    """\n')
+    assert [each.line for each in long_first_lines(file)] == [1]
+
+
 @pytest.mark.parametrize(
     "sentence", ["Those who\n    wait", "x is no number", "it comes to # an end", "surroundings_of"]
 )
@@ -159,4 +184,4 @@ if __name__ == "__main__":
     wanted = [ROOT / folder for folder in sys.argv[1:]] or [ROOT]
     for file in files():
         if any(file.is_relative_to(folder) for folder in wanted):
-            print(*findings(file), *long_lines(file), sep="\n")
+            print(*findings(file), *long_lines(file), *long_first_lines(file), sep="\n")

@@ -176,7 +176,10 @@ _parts_decoder = msgspec.msgpack.Decoder(tuple[bytes, dict[str, bytes]])
 
 
 def encode_arguments(operation: Operation, arguments: Mapping[str, Any]) -> bytes:
-    """JSON of the arguments, and separately those that are bytes: these may be anything."""
+    """The arguments as JSON, with those that are bytes apart.
+
+    Bytes may be anything.
+    """
     bodies = {name: bytes(value) for name, value in arguments.items() if name in _bodies_of(operation)}
     others = {name: value for name, value in arguments.items() if name not in bodies}
     return msgspec.msgpack.encode((msgspec.json.encode(others), bodies))

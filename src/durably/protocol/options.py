@@ -175,7 +175,10 @@ def _checks_of(option: type[Option]) -> list[tuple[str, Any, bool]]:
 
 
 class Batch(Option, frozen=True, rename={"max_size": "maxSize", "if_exp": "if"}):
-    """Start one run for up to ``max_size`` events, or after ``timeout``; one batch per value of ``key``."""
+    """Start one run for up to ``max_size`` events, or after ``timeout``.
+
+    There is one batch per value of ``key``.
+    """
 
     max_size: Annotated[int, Count(least=2, most=MAX_BATCH_SIZE)]
     timeout: Annotated[_Duration | None, Period()] = None
@@ -184,7 +187,10 @@ class Batch(Option, frozen=True, rename={"max_size": "maxSize", "if_exp": "if"})
 
 
 class Cancel(Option, frozen=True, rename={"if_exp": "if"}):
-    """Cancel runs by an event; ``if_exp`` compares it (``async``) with the trigger (``event``)."""
+    """Cancel runs by an event.
+
+    ``if_exp`` compares it (``async``) with the trigger (``event``).
+    """
 
     event: Annotated[str, Text(longest=MAX_EVENT_NAME_LENGTH)]
     if_exp: Annotated[str | None, Expression(gives="bool", has_async=True)] = None
@@ -192,7 +198,10 @@ class Cancel(Option, frozen=True, rename={"if_exp": "if"}):
 
 
 class Concurrency(Option, frozen=True):
-    """At most ``limit`` steps executing at once, per value of ``key``, within ``scope`` (default ``fn``)."""
+    """Execute at most ``limit`` steps at once, per value of ``key``.
+
+    The limit counts within ``scope`` (default ``fn``).
+    """
 
     limit: Annotated[int, Count()]
     key: _Key = None
@@ -208,7 +217,10 @@ class Concurrency(Option, frozen=True):
 
 
 class Debounce(Option, frozen=True):
-    """Start a run when no event has come for ``period``, at the latest ``timeout`` after the first."""
+    """Start a run when no event has come for ``period``.
+
+    It starts ``timeout`` after the first event at the latest.
+    """
 
     period: Annotated[_Duration, Period(most=MAX_PERIOD)]
     key: _Key = None
@@ -237,14 +249,20 @@ class RateLimit(Option, frozen=True):
 
 
 class Singleton(Option, frozen=True):
-    """One run at a time per value of ``key``: a new one is skipped, or cancels the running one."""
+    """Run once at a time per value of ``key``.
+
+    A new run is skipped, or cancels the running one.
+    """
 
     mode: Annotated[_Mode, Choice(names=("skip", "cancel"))]
     key: _Key = None
 
 
 class Throttle(Option, frozen=True):
-    """Start at most ``limit`` runs in ``period``, plus ``burst``, per value of ``key``; the others wait."""
+    """Start at most ``limit`` runs in ``period``, plus ``burst``.
+
+    They count per value of ``key``. The others wait.
+    """
 
     limit: Annotated[int, Count()]
     period: Annotated[_Duration, Period(most=MAX_PERIOD)]
@@ -259,14 +277,20 @@ class Throttle(Option, frozen=True):
 
 
 class Timeouts(Option, frozen=True):
-    """Cancel a run that has not begun after ``start``, or not ended ``finish`` after it began."""
+    """Cancel a run that begins or ends too late.
+
+    It must begin within ``start``, and end within ``finish`` after that.
+    """
 
     start: Annotated[_Duration | None, Period(may_be_date=True)] = None
     finish: Annotated[_Duration | None, Period(may_be_date=True)] = None
 
 
 class TriggerCron(Option, frozen=True):
-    """A schedule of five fields, with an optional ``TZ=<zone>`` before them; ``jitter`` like ``30s``."""
+    """A schedule of five fields, with an optional ``TZ=<zone>`` before them.
+
+    ``jitter`` is a duration like ``30s``.
+    """
 
     cron: Annotated[str, Text()]
     jitter: Annotated[str | None, Period(most=MAX_JITTER)] = None

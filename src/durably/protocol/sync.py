@@ -187,8 +187,10 @@ def _drop_unused_fields(entry: Any) -> Any:
 
 
 def _name_option(error: msgspec.ValidationError, configs: Any, index: int | None = None) -> str:
-    """The fault with the function and the option in place of the JSON path. ``index`` is the function's, if the path
-    does not name it."""
+    """The fault with the function and the option in place of the JSON path.
+
+    ``index`` is the function's, if the path does not name it.
+    """
     fault = str(error)
     if not (isinstance(configs, list) and (place := _PLACE.search(fault))):
         return fault
