@@ -19,13 +19,14 @@ from pathlib import PurePath
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
+from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import check_signing_key, is_short_signing_key
 from durably.protocol.text import FALSE_WORDS, TRUE_WORDS, parse_switch, redact_url, show_url
 
 from .errors import FunctionConfigInvalidError, SettingConflictError, URLInvalidError
 
-DEV_ORIGIN = "http://127.0.0.1:8288"
+DEV_ORIGIN = f"http://127.0.0.1:{DEFAULT_PORT}"
 DEFAULT_SERVE_PATH = "/api/inngest"
 
 T = TypeVar("T")

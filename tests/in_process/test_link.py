@@ -133,7 +133,9 @@ async def test_what_is_no_frame_ends_the_link(tmp_path: Path) -> None:
         listener.bind(str(tmp_path / "s"))
         listener.listen()
         listener.setblocking(False)
-        _, link = await loop.create_unix_connection(lambda: Link(refuse, Timing()), str(tmp_path / "s"))
+        _, link = await loop.create_unix_connection(
+            lambda: Link(refuse, Timing(lease=2.5, heartbeat=0.25)), str(tmp_path / "s")
+        )
         connection, _ = await loop.sock_accept(listener)
         with connection:
             await loop.sock_sendall(connection, struct.pack(">I", 2**32 - 1))

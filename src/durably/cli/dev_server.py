@@ -20,11 +20,12 @@ import msgspec
 from durably.engine.core.errors import DatabaseLockedError, EngineClosedError
 from durably.engine.http.access import LOOPBACK_HOSTS
 from durably.engine.http.connections import ConnectionLimits
-from durably.engine.http.server import DEFAULT_HOST, DEFAULT_PORT, EngineServer
+from durably.engine.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.http.syncs import AcceptedSync
 from durably.engine.settings import Durability, EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunUpdate
+from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import click
 
 from durably.errors import URLInvalidError
+from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
@@ -296,7 +297,7 @@ def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Ca
         click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
         click.option(
             "--port",
-            default=8288,
+            default=DEFAULT_PORT,
             show_default=True,
             type=click.IntRange(0, 65535),
             help="Port of the engine; 0 takes a free one.",

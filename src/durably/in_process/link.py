@@ -44,8 +44,8 @@ class Timing(msgspec.Struct, frozen=True):
     ``lease`` is the longest silence of a live process, ``heartbeat`` the interval of heartbeats.
     """
 
-    lease: float = 2.5
-    heartbeat: float = 0.25
+    lease: float
+    heartbeat: float
 
 
 class _Kind(IntEnum):

@@ -12,6 +12,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 T = TypeVar("T")
+DEFAULT_PORT = 8288
+"""The port of an engine, as of the official development server."""
 
 
 class Metadata(msgspec.Struct, kw_only=True):

@@ -16,6 +16,7 @@ from aiohttp import web
 from durably.engine.core.errors import EngineError
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
+from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.text import describe_os_error, reachable
 
 from .access import AllowedHosts, ApiKeys
@@ -27,7 +28,6 @@ from .syncs import OnSync
 
 _LIMITS = ConnectionLimits()
 DEFAULT_HOST = "127.0.0.1"
-DEFAULT_PORT = 8288
 SHUTDOWN_SECONDS = 2.0
 """Seconds for requests under way when the server closes."""
 

@@ -22,6 +22,8 @@ _logger = get_logger("durably.engine")
 APPLICATION_ID = 0x44524259
 """The ``application_id`` of the file: "DRBY". It distinguishes the file from other programs' databases."""
 
+_BUSY_TIMEOUT_MS = 5000
+"""The longest wait for a lock of another process."""
 _MOST_LOG_BYTES = 64 * 1024 * 1024
 """The maximum size of the write-ahead log after a checkpoint. A long read, such as a backup, lets it grow."""
 
@@ -33,7 +35,7 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
     connection.execute(f"PRAGMA synchronous = {durability.value}")
     connection.execute(f"PRAGMA journal_size_limit = {_MOST_LOG_BYTES}")
     connection.execute("PRAGMA temp_store = MEMORY")
-    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
     return connection
 
 
@@ -44,7 +46,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
         existing, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     connection.execute("PRAGMA query_only = ON")
-    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT_MS}")
     return connection
 
 

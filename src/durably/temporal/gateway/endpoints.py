@@ -109,7 +109,7 @@ def _page_size(maximum: int, default: int) -> EndpointParameter:
 _LIST = (
     EndpointParameter("query", "query", str, "A visibility query of Temporal."),
     EndpointParameter("status", "query", Literal[tuple(lists.FILTERS)]),
-    _page_size(500, 50),
+    _page_size(lists.MAX_PAGE_SIZE, lists.PAGE_SIZE),
     _PAGE,
 )
 _UNSUPPORTED = (HTTPStatus.NOT_IMPLEMENTED,)
@@ -238,10 +238,10 @@ ROUTES = (
     Route(Operation.RESUME, "POST", "{workflow_id}/resume", actions.resume, "Resume it after a pause",
           _accepted(models.Accepted), (_RUN,), _REASON, problems=_UNSUPPORTED),
     Route(Operation.HISTORY, "GET", "{workflow_id}/history", events.history, "Its events, in brief",
-          _ok(models.HistoryPage), (_RUN, _page_size(1000, 100), _PAGE)),
+          _ok(models.HistoryPage), (_RUN, _page_size(events.MAX_PAGE_SIZE, events.PAGE_SIZE), _PAGE)),
     Route(Operation.RAW_HISTORY, "GET", "{workflow_id}/history/raw", events.raw_history,
           "Its events with inputs and results, for replayers",
-          _ok(models.RawHistoryPage), (_RUN, _page_size(1000, 1000), _PAGE)),
+          _ok(models.RawHistoryPage), (_RUN, _page_size(events.MAX_PAGE_SIZE, events.MAX_PAGE_SIZE), _PAGE)),
     Route(Operation.EVENTS, "GET", "{workflow_id}/events", events.events, "Live progress, as server-sent events",
           _stream, (_RUN, _LAST_EVENT)),
 )

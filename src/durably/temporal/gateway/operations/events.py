@@ -36,21 +36,22 @@ from durably.temporal.gateway.problems import RETRY_AFTER, Problem, causes, to_p
 from .lists import pending_activities
 from .runs import NextRun, Position, find_run, next_run, parse_position, wait_for_result
 
-_MAXIMUM_PAGE = 1000
+MAX_PAGE_SIZE = 1000
+PAGE_SIZE = 100
 
 _AT_A_TIME = 50
 """Events that are converted to JSON before other requests continue: two milliseconds."""
 
 
 async def history(call: Call) -> GatewayResponse:
-    events, next_page = await _fetch(call, page_size=100)
+    events, next_page = await _fetch(call, page_size=PAGE_SIZE)
     brief = Brief(call.client.data_converter)
     return answer(HistoryPage(events=[await brief.event(event) for event in events], next_page=next_page))
 
 
 async def raw_history(call: Call) -> GatewayResponse:
     """Encrypted payloads stay encrypted."""
-    events, next_page = await _fetch(call, page_size=_MAXIMUM_PAGE)
+    events, next_page = await _fetch(call, page_size=MAX_PAGE_SIZE)
     page = RawHistoryPage(events=[], next_page=next_page)
     for start in range(0, len(events), _AT_A_TIME):
         page.events += [MessageToDict(event) for event in events[start : start + _AT_A_TIME]]
@@ -71,7 +72,7 @@ async def _fetch(call: Call, page_size: int) -> tuple[Sequence[RawEvent], str | 
         await call.describe_run(run_id)
     run_id = run_id or described.run_id
     events = call.handle(run_id).fetch_history_events(
-        page_size=call.integer("page_size", page_size, 1, _MAXIMUM_PAGE),
+        page_size=call.integer("page_size", page_size, 1, MAX_PAGE_SIZE),
         next_page_token=token,
         rpc_timeout=call.rpc_timeout,
     )

@@ -38,6 +38,8 @@ _STATUSES: dict[WorkflowExecutionStatus, WorkflowStatus] = {
     WorkflowExecutionStatus.TIMED_OUT: "timed_out",
     PAUSED: "paused",
 }
+PAGE_SIZE = 50
+MAX_PAGE_SIZE = 500
 FILTERS = {
     "running": "Running",
     "completed": "Completed",
@@ -56,7 +58,7 @@ async def list_workflows(call: Call) -> GatewayResponse:
     pages = call.pages(query)
     listed = call.client.list_workflows(
         query,
-        page_size=call.integer("page_size", 50, 1, 500),
+        page_size=call.integer("page_size", PAGE_SIZE, 1, MAX_PAGE_SIZE),
         next_page_token=pages.take(call.request.query("page")),
         rpc_timeout=call.rpc_timeout,
     )
