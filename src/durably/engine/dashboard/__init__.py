@@ -1,0 +1,1 @@
+"""The dashboard: pages for people, over any ``Engine``. It knows no web framework."""

@@ -1,0 +1,57 @@
+"""Requests and responses of the dashboard, in no framework's terms."""
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardRequest:
+    """A request as an adapter passes it on.
+
+    ``path`` follows the dashboard's mount point ``mount`` (``""`` or ``"/durably"``), begins with a slash and is
+    percent-decoded. ``query`` is the undecoded query string without the question mark. Names of ``headers`` are in
+    lower case. ``is_secure``: the browser uses HTTPS. ``raw_request`` is the framework's own request, for
+    ``authorize``.
+    """
+
+    method: str
+    path: str
+    mount: str
+    headers: Mapping[str, str]
+    query: str = ""
+    body: bytes = b""
+    is_secure: bool = False
+    raw_request: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DashboardResponse:
+    """Status, headers and a body; or ``stream``, which yields chunks of a body.
+
+    ``headers`` is a list, since cookies need a header each.
+    """
+
+    status_code: int
+    headers: list[tuple[str, str]] = field(default_factory=list)
+    body: bytes = b""
+    stream: Callable[[], AsyncGenerator[bytes, None]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    """The argument of ``authorize``: what a person is about to do.
+
+    ``name`` is ``"view"``, or the name of the engine's operation: ``"cancel_run"``, ``"rerun"``, ``"receive_events"``,
+    ``"invoke"``, ``"pause_function"``, ``"resume_function"``, ``"cancel_runs"``, ``"replay_runs"``,
+    ``"delete_cancellation"``. ``subject`` is the id of the run or function that it changes. ``request`` is the
+    framework's own request.
+    """
+
+    name: str
+    request: Any
+    subject: str | None = None
+
+    @property
+    def is_change(self) -> bool:
+        return self.name != "view"

@@ -1,0 +1,273 @@
+"""Reports of an engine: values that the dashboard, the command line and metrics show.
+
+They are frozen, with aware UTC datetimes. ``views.py`` has the values of the API that SDKs and apps use.
+"""
+
+import datetime as dt
+from enum import StrEnum
+
+import msgspec
+
+from durably.protocol.errors import ErrorData
+from durably.protocol.opcodes import Opcode
+
+from .views import AppView, EventView, FunctionView, RunStatus, RunView, StepStatus
+
+
+class SpanKind(StrEnum):
+    """A part of the time of a step or a run.
+
+    ``QUEUED``: for a call. ``RUNNING``: the app runs its code. ``RETRYING``: backoff after a failed attempt.
+    ``SLEEPING``: a sleep. ``WAITING``: for an event, a signal or an invoked function.
+    """
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    RETRYING = "retrying"
+    SLEEPING = "sleeping"
+    WAITING = "waiting"
+
+
+class Span(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a time axis. ``end`` is ``None`` if it has not ended; ``attempt`` counts from 0."""
+
+    kind: SpanKind
+    start: dt.datetime
+    end: dt.datetime | None
+    attempt: int | None = None
+
+
+class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A failed attempt. ``attempt`` counts from 0."""
+
+    attempt: int
+    ended_at: dt.datetime
+    error: ErrorData
+
+
+class StepReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A step with all that is known of it.
+
+    ``spans`` are in the order of time. ``input`` is a JSON array of arguments, if the SDK sends it; ``output`` is JSON.
+    ``awaited`` is the event name, signal or function id that a wait is for. ``child_run_id`` is the invoked run.
+    """
+
+    id: str
+    hashed_id: str
+    op: Opcode
+    status: StepStatus
+    attempts: int
+    created_at: dt.datetime
+    ended_at: dt.datetime | None
+    due_at: dt.datetime | None
+    spans: list[Span]
+    failed_attempts: list[AttemptReport]
+    input: msgspec.Raw | None = None
+    output: msgspec.Raw | None = None
+    error: ErrorData | None = None
+    awaited: str | None = None
+    child_run_id: str | None = None
+
+
+class Relation(StrEnum):
+    """How one run started another."""
+
+    INVOKED = "invoked"
+    SENT_EVENT = "sent event"
+    DEFERRED = "deferred"
+    RERUN = "rerun"
+
+
+class RunLink(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that another one names. ``step`` is the step by which one started the other, if it is known."""
+
+    run_id: str
+    function_id: str
+    status: RunStatus
+    created_at: dt.datetime
+    relation: Relation | None = None
+    step: str | None = None
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of ``ctx.logger``. ``level`` is a level's name, such as ``"INFO"``; ``attempt`` counts from 0."""
+
+    at: dt.datetime
+    level: str
+    message: str
+    step: str | None = None
+    attempt: int | None = None
+
+
+class RunReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A run with all that is known of it.
+
+    ``spans`` are the run's own: queued before its first call, and its calls. ``failed_attempts`` are those of the
+    function's own code. ``app_version`` is the version that the app had when the run was created. ``logs`` are empty
+    unless the engine keeps them, as it does in development.
+    """
+
+    run: RunView
+    function_name: str
+    app_version: str | None
+    spans: list[Span]
+    steps: list[StepReport]
+    failed_attempts: list[AttemptReport]
+    events: list[EventView]
+    parent: RunLink | None
+    children: list[RunLink]
+    logs: list[LogLine]
+    error: ErrorData | None = None
+
+
+class RunPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Runs that a search found, newest first.
+
+    ``cursor`` continues the search; ``None`` if there are no more. A search looks at a limited number of runs:
+    ``searched_until`` is the creation time of the oldest one that it looked at, if it stopped there.
+    """
+
+    runs: list[RunView]
+    cursor: str | None
+    searched_until: dt.datetime | None = None
+
+
+class EventReport(msgspec.Struct, frozen=True, kw_only=True):
+    """An event and the runs that it started. ``is_unmatched``: it started, woke and cancelled nothing."""
+
+    event: EventView
+    runs: list[RunLink]
+    is_unmatched: bool
+
+
+class EventPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Events that a search found, newest first; see ``RunPage``."""
+
+    events: list[EventReport]
+    cursor: str | None
+    searched_until: dt.datetime | None = None
+
+
+class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of runs in an interval that begins ``at``: those that were created, and those that ended by status."""
+
+    at: dt.datetime
+    created: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    skipped: int = 0
+
+
+class FunctionLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """The present load of a function, and its runs in the interval of a report.
+
+    ``backlog`` is the number of calls that wait for a slot or for the app, ``queue_delay`` the seconds that the oldest
+    of them has waited, ``in_flight`` the number of calls under way. ``live`` runs have not ended.
+    """
+
+    function_id: str
+    backlog: int
+    queue_delay: float | None
+    in_flight: int
+    live: int
+    counts: list[RunCounts]
+
+
+class ConcernKind(StrEnum):
+    FAILING_FUNCTION = "failing function"
+    UNMATCHED_EVENTS = "unmatched events"
+    UNREACHED_APP = "unreached app"
+    STUCK_KEY = "stuck concurrency key"
+    PAUSED_FUNCTION = "paused function"
+
+
+class Concern(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that needs attention.
+
+    ``subject`` is the id of the function or app, or the event's name. ``message`` is a sentence with the remedy.
+    """
+
+    kind: ConcernKind
+    subject: str
+    message: str
+    count: int
+    since: dt.datetime | None
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """The engine at a glance. ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``.
+
+    ``live`` has the number of runs for each status that is no end.
+    """
+
+    since: dt.datetime
+    until: dt.datetime
+    interval_seconds: int
+    counts: list[RunCounts]
+    live: dict[RunStatus, int]
+    functions: list[FunctionLoad]
+    concerns: list[Concern]
+
+
+class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
+    """Durations of a step in seconds, over the function's last runs."""
+
+    step: str
+    count: int
+    failed: int
+    p50: float
+    p95: float
+
+
+class FunctionReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A function, its load and its durations in seconds over its last ``sampled`` ended runs."""
+
+    function: FunctionView
+    load: FunctionLoad
+    steps: list[StepTimes]
+    sampled: int
+    p50: float | None
+    p95: float | None
+
+
+class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A sync of an app. ``error`` is its reason if it failed; ids of functions otherwise."""
+
+    at: dt.datetime
+    error: str | None
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class AppReport(msgspec.Struct, frozen=True, kw_only=True):
+    """An app, its last sync, and the error since when it does not answer, if so."""
+
+    app: AppView
+    last_sync: SyncReport | None
+    unreached_since: dt.datetime | None
+    unreached_error: str | None
+
+
+class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
+    """A cron schedule of a function. ``next_ticks`` are the next scheduled times; ``last_runs`` the newest first."""
+
+    function_id: str
+    schedule: str
+    next_ticks: list[dt.datetime]
+    last_runs: list[RunLink]
+    is_paused: bool
+
+
+class MatchCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many runs a bulk operation would apply to. ``is_complete`` is false if it is at least that many."""
+
+    count: int
+    is_complete: bool
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """The position in the engine's changes up to which a client knows them."""
+
+    position: int
