@@ -22,8 +22,11 @@ os.environ.pop("COLUMNS", None)
 hypothesis.settings.register_profile("durably", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("durably")
 
-_VOLATILE = re.compile(r"\d{10,}|[0-9a-f]{32,}")
-"""Times and signatures, which differ from one process that collects the tests to another."""
+_VOLATILE = re.compile(r"[0-9a-f]{32,}|\d{10,}")
+"""Signatures and times, which differ from one process that collects the tests to another.
+
+A signature comes first, as a whole: some begin with ten digits.
+"""
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:

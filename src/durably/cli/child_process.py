@@ -18,7 +18,7 @@ import watchfiles
 from durably.protocol.errors import Error
 from durably.protocol.text import describe_os_error
 
-from .guard import EXIT_REPORTED, GRACE_SECONDS
+from .guard import EXIT_REPORTED, GRACE_SECONDS, PARENT_VARIABLE
 from .text import Console
 
 
@@ -39,7 +39,7 @@ class ChildProcess:
     def __init__(self, target: str, command: Sequence[str], variables: Mapping[str, str], *, purpose: str) -> None:
         self.target = target
         self._command = command
-        self._environment = {**os.environ, **variables}
+        self._environment = {**os.environ, **variables, PARENT_VARIABLE: str(os.getpid())}
         self._purpose = purpose
         self._process: asyncio.subprocess.Process | None = None
 

@@ -15,6 +15,11 @@ from collections.abc import Callable
 EXIT_REPORTED = 3
 """Exit status of a child process that has printed its error."""
 GRACE_SECONDS = 2
+PARENT_VARIABLE = "_DURABLY_PARENT_PID"
+"""Environment variable with the id of the process that starts another one, which must end with it.
+
+Without it, a process whose parent ends before it first looks takes its next parent for the first one.
+"""
 _PARENT_CHECK_SECONDS = 0.5
 
 
@@ -25,7 +30,7 @@ def follow_parent() -> None:
 
 def _at_end_of_parent(end: Callable[[], None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = os.getppid()
+    parent = int(os.environ.pop(PARENT_VARIABLE, 0)) or os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -36,7 +41,8 @@ def _at_end_of_parent(end: Callable[[], None]) -> None:
 
 
 def main() -> None:
-    program = subprocess.Popen(sys.argv[1:], start_new_session=True)
+    environment = {name: value for name, value in os.environ.items() if name != PARENT_VARIABLE}
+    program = subprocess.Popen(sys.argv[1:], env=environment, start_new_session=True)
     signal.signal(signal.SIGTERM, lambda *_: _end(program))
     _at_end_of_parent(lambda: _end(program))
     # A shell passes on the status of a signal like this.
