@@ -267,7 +267,13 @@ def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
     for adapter in ("flask", "fast_api", "starlette", "tornado"):
         others = adapters - {f"durably.temporal.{adapter}"}
         assert violations([PACKAGE / "temporal" / f"{adapter}.py"], lambda m, o=others: not is_within(m, *o)) == []
-    gateway = ("durably.execution", "durably.io.background_loop", "durably.io.http_client", "durably.temporal")
+    gateway = (
+        "durably.execution",
+        "durably.io.background_loop",
+        "durably.io.http_client",
+        "durably.protocol.origins",
+        "durably.temporal",
+    )
     assert violations(modules("temporal", "gateway"), lambda m: not is_ours(m) or is_within(m, *gateway)) == []
     core = [
         file for file in modules("temporal") if "django" not in file.parts and file.stem not in (*ADAPTERS, "starlette")

@@ -1,8 +1,11 @@
 """Requests and responses of the dashboard, in no framework's terms."""
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+CallBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Calls a function that may block its thread, and returns its result."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,7 +15,9 @@ class DashboardRequest:
     ``path`` follows the dashboard's mount point ``mount`` (``""`` or ``"/durably"``), begins with a slash and is
     percent-decoded. ``query`` is the undecoded query string without the question mark. Names of ``headers`` are in
     lower case. ``is_secure``: the browser uses HTTPS. ``raw_request`` is the framework's own request, for
-    ``authorize``.
+    ``authorize``. ``call_blocking`` runs a synchronous ``authorize`` in a thread of the framework; by default in any
+    thread. ``peer`` is the address of the client or of the last proxy. ``may_wait``: a response may last for minutes;
+    false if the server's worker cannot answer others during that time (WSGI).
     """
 
     method: str
@@ -23,6 +28,9 @@ class DashboardRequest:
     body: bytes = b""
     is_secure: bool = False
     raw_request: Any = field(default=None, repr=False)
+    call_blocking: CallBlocking | None = field(default=None, repr=False)
+    peer: str | None = None
+    may_wait: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

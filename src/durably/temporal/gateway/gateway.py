@@ -19,6 +19,7 @@ from temporalio.common import MetricMeter, SearchAttributeKey, TypedSearchAttrib
 
 from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
+from durably.protocol.origins import is_of_another_site
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
 from durably.temporal.inspection import Inspector
@@ -51,7 +52,6 @@ from .messages import (
     GatewayRequest,
     GatewayResponse,
     has_more_values,
-    is_of_another_site,
     without_body,
 )
 from .openapi import Documents, SecuritySchemes, answer_page, check_security_schemes
