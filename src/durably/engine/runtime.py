@@ -18,6 +18,7 @@ from durably.engine.core.errors import (
     EngineError,
 )
 from durably.engine.scheduling.bulk_operations import read_controls
+from durably.engine.scheduling.observers import Observers
 from durably.engine.scheduling.outbox import (
     ContinueBulkOperation,
     ControlsChanged,
@@ -42,7 +43,7 @@ from durably.engine.sqlite.database import explain, is_busy, open_database, take
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.run_tables import Store
-from durably.engine.sqlite.writer import Writer
+from durably.engine.sqlite.writer import Group, Writer
 from durably.protocol.text import get_logger
 
 from .scheduling import bulk_operations, operations, runs
@@ -93,12 +94,16 @@ class Runtime:
             Registry.from_rows(store.apps.all_functions(), read_controls(store, settings.clock.now())),
             settings.clock,
         )
+        self.observers = Observers()
+        self._observed: list[RunChange] = []
+        """The changes of the commit whose outboxes are dispatched now, for observers."""
         self._caller = make_caller(settings)
         self.executor = Executor(
             self._caller,
             self.reader,
             self.transactions,
             settings.clock,
+            self.observers,
             max_calls=settings.max_calls,
         )
         self._requests = Requests(
@@ -139,7 +144,7 @@ class Runtime:
             if lock is not None:
                 lock.release()
             raise
-        runtime.transactions.start(runtime._dispatch_after_commit)
+        runtime.transactions.start(runtime._dispatch_after_commit, runtime._observe)
         try:
             await runtime._recover()
         except BaseException:
@@ -222,9 +227,12 @@ class Runtime:
     def _dispatch_after_commit(self, outbox: Outbox) -> None:
         """Act on a transaction's outbox after its commit."""
         calls: list[ScheduledCall] = []
+        is_observed = bool(self.observers.all)
         for message in outbox:
             match message:
                 case RunChange():
+                    if is_observed:
+                        self._observed.append(message)
                     if self.subscriptions.listeners:
                         self.subscriptions.publish(message)
                 case ScheduledCall():
@@ -252,6 +260,12 @@ class Runtime:
                     self._timers.add(message.due, message)
         if calls:
             self.executor.make(calls)
+
+    def _observe(self, group: Group) -> None:
+        """Report a commit to the observers."""
+        if self.observers.all:
+            changes, self._observed = self._observed, []
+            self.observers.on_commit(changes, group)
 
     async def _load_timers(self, after: int, until: int) -> Loaded[_Due]:
         loaded = await self.reader.read(lambda connection: load_timers(connection, after, until, _LOAD_LIMIT))

@@ -16,6 +16,7 @@ from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFou
 from durably.engine.scheduling.bulk_operations import check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_content, check_event
+from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
 from durably.engine.sqlite.run_tables import find_run_key
@@ -126,6 +127,10 @@ class SqliteEngine(LocalEngine):
         Raises ``DatabaseLostError`` if another engine has taken the database over; this one then closes.
         """
         await self._transactions.transact(lambda transaction: None)
+
+    def observe(self, observer: Observer) -> None:
+        """Report to ``observer`` what this engine does from now on."""
+        self._runtime.observers.all.append(observer)
 
     # events
 

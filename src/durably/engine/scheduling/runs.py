@@ -245,7 +245,7 @@ def _write_memo(transaction: Transaction, live: LiveRun, command: WriteMemo) -> 
     began = live.wait_began.get(command.step_id, live.began)
     transaction.store.add_memo(live.row.key, live.memos, command, began, transaction.now)
     live.kept_memos = with_memo(live.kept_memos, command.step_id, command.memo)
-    transaction.outbox.append(subscriptions.step_ended(live.row, command, transaction.now))
+    transaction.outbox.append(subscriptions.step_ended(live.row, command, began, transaction.now))
 
 
 def _sleep(transaction: Transaction, live: LiveRun, command: Sleep) -> None:
@@ -346,7 +346,8 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     if live.may_have_waits:
         transaction.store.drop_waits(row.key)
     transaction.outbox.append(RunEnded(row.key))
-    transaction.outbox.append(subscriptions.run_ended(row, command, transaction.now))
+    began = live.began if row.started_at is None else row.started_at
+    transaction.outbox.append(subscriptions.run_ended(row, command, began, transaction.now))
     completed = command.status == RunStatus.COMPLETED
     # A run keeps its error as the app wrote it. Events and invokers get it without nulls, as from official servers.
     reported = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))

@@ -24,8 +24,8 @@ _ENDS = {
 class RunChange(msgspec.Struct, frozen=True, gc=False):
     """A change of a run, for subscribers.
 
-    Times are milliseconds since the epoch. At most one of ``memo``, ``output`` and ``error`` is set. The first two are
-    JSON; ``failed`` says whether that is an error.
+    Times are milliseconds since the epoch. ``began`` is the start of a step or run that has ended. At most one of
+    ``memo``, ``output`` and ``error`` is set. The first two are JSON; ``failed`` says whether that is an error.
     """
 
     kind: UpdateKind
@@ -39,6 +39,7 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
     output: bytes | None = None
     error: str | None = None
     failed: bool = False
+    began: int | None = None
 
     def to_update(self) -> RunUpdate:
         shown = None if self.failed else self.memo if self.memo is not None else self.output
@@ -81,7 +82,7 @@ def step_waits(run: RunRow, step: str, op: Opcode, until: int, at: int) -> RunCh
     return RunChange(kind, at, run, step=step, op=op, due=until)
 
 
-def step_ended(run: RunRow, written: WriteMemo, at: int) -> RunChange:
+def step_ended(run: RunRow, written: WriteMemo, began: int, at: int) -> RunChange:
     return RunChange(
         UpdateKind.STEP_FAILED if written.failed else UpdateKind.STEP_COMPLETED,
         at,
@@ -91,11 +92,13 @@ def step_ended(run: RunRow, written: WriteMemo, at: int) -> RunChange:
         attempt=written.attempts - 1,
         memo=written.memo,
         failed=written.failed,
+        began=began,
     )
 
 
-def run_ended(run: RunRow, end: EndRun, at: int) -> RunChange:
-    return RunChange(_ENDS[end.status], at, run, output=end.output, failed=end.status is not RunStatus.COMPLETED)
+def run_ended(run: RunRow, end: EndRun, began: int, at: int) -> RunChange:
+    failed = end.status is not RunStatus.COMPLETED
+    return RunChange(_ENDS[end.status], at, run, output=end.output, failed=failed, began=began)
 
 
 _MOST_UNREAD = 10_000

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from durably.engine.core.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.engine.settings import Clock
-from durably.engine.sqlite.writer import Writer
+from durably.engine.sqlite.writer import Group, Writer
 from durably.protocol.text import get_logger
 
 from .outbox import Outbox
@@ -35,12 +35,13 @@ class Transactions:
         self._clock = clock
         self._retrying: set[asyncio.Task[None]] = set()
 
-    def start(self, dispatch: Callable[[Outbox], None]) -> None:
+    def start(self, dispatch: Callable[[Outbox], None], on_group: Callable[[Group], None]) -> None:
         """Start the writer.
 
-        ``dispatch`` gets the outbox of each transaction after its commit, in the order of the commits.
+        ``dispatch`` gets the outbox of each transaction after its commit, in the order of the commits, and ``on_group``
+        is called after the outboxes of a commit.
         """
-        self._writer.start(self._execute, dispatch)
+        self._writer.start(self._execute, dispatch, on_group)
 
     def _execute(self, work: Callable[[Transaction], T]) -> tuple[T, Outbox]:
         """In the writer's thread."""

@@ -10,6 +10,7 @@ import contextlib
 import queue
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -51,6 +52,17 @@ class _Job(msgspec.Struct, eq=False):
             self.future.set_exception(self.error)
 
 
+class Group(msgspec.Struct, frozen=True):
+    """Units that shared a commit.
+
+    They are the numbers of those that were committed and that failed, and the seconds that all took together.
+    """
+
+    committed: int
+    failed: int
+    seconds: float
+
+
 class Writer:
     """Writes to the database, in a thread of its own.
 
@@ -86,16 +98,24 @@ class Writer:
         self._is_closed = False
         self._execute: Callable[[Any], tuple[Any, Any]]
         self._on_commit: Callable[[Any], None]
+        self._on_group: Callable[[Group], None]
         self._thread = threading.Thread(target=self._work, name="durably-writer", daemon=True)
 
-    def start(self, execute: Callable[[Any], tuple[Any, Any]], on_commit: Callable[[Any], None]) -> None:
+    def start(
+        self,
+        execute: Callable[[Any], tuple[Any, Any]],
+        on_commit: Callable[[Any], None],
+        on_group: Callable[[Group], None] = lambda group: None,
+    ) -> None:
         """Run submitted units from now on.
 
         ``execute`` runs a unit in the writer's thread, and returns its result and its outcome. ``on_commit`` gets the
         outcome on the writer's event loop, in the order of the commits, even if the unit's future was abandoned.
+        ``on_group`` is called there too, after the outcomes of a commit.
         """
         self._execute = execute
         self._on_commit = on_commit
+        self._on_group = on_group
         self._thread.start()
 
     def submit(self, unit: Any) -> asyncio.Future[Any]:
@@ -147,8 +167,9 @@ class Writer:
         while True:
             group, is_last = self._next_group()
             if group:
+                began = time.perf_counter()
                 self._commit(group)
-                self._loop.call_soon_threadsafe(self._deliver, group)
+                self._loop.call_soon_threadsafe(self._deliver, group, time.perf_counter() - began)
                 if self._others:
                     self._deliver_elsewhere(group)
             if is_last:
@@ -218,7 +239,8 @@ class Writer:
 
     # after the commit
 
-    def _deliver(self, group: list[_Job]) -> None:
+    def _deliver(self, group: list[_Job], seconds: float) -> None:
+        failed = 0
         for job in group:
             if job.error is None:
                 try:
@@ -226,10 +248,13 @@ class Writer:
                 except Exception:
                     # The results of the other units must arrive.
                     _logger.exception("an action after a commit failed")
-            elif isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
-                self._on_lost(job.error)
+            else:
+                failed += 1
+                if isinstance(job.error, DatabaseLostError | DatabaseCorruptError):
+                    self._on_lost(job.error)
             if job.loop is self._loop:
                 job.resolve()
+        self._on_group(Group(len(group) - failed, failed, seconds))
 
     def _deliver_elsewhere(self, group: list[_Job]) -> None:
         """Resolve futures of other event loops. A closed event loop has no waiters."""

@@ -6,6 +6,7 @@ Their order, as many at a time as allowed, each with its run's memos.
 import asyncio
 import functools
 import sqlite3
+import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from durably.engine.core.errors import (
 )
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.scheduling import operations
+from durably.engine.scheduling.observers import EndedCall, Observers
 from durably.engine.scheduling.outbox import ScheduledCall
 from durably.engine.scheduling.transact import Transactions
 from durably.engine.settings import Clock
@@ -41,12 +43,20 @@ class Executor:
     """Makes due calls, at most ``max_calls`` requests at a time."""
 
     def __init__(
-        self, caller: Caller, reader: Reader, transactions: Transactions, clock: Clock, *, max_calls: int
+        self,
+        caller: Caller,
+        reader: Reader,
+        transactions: Transactions,
+        clock: Clock,
+        observers: Observers,
+        *,
+        max_calls: int,
     ) -> None:
         self._caller = caller
         self._reader = reader
         self._transactions = transactions
         self._clock = clock
+        self._observers = observers
         self._max_calls = max_calls
         self._call_queue = CallQueue(max_calls)
         self._under_way: set[tuple[int, int]] = set()  # runs and generations
@@ -139,7 +149,7 @@ class Executor:
                 return ()
             if calls[0].priority:
                 data = msgspec.structs.replace(data, priority=calls[0].priority)
-            answer = await self._call(run_key, data)
+            answer = await self._call(calls[0], data)
             if len(calls) == 1:
                 await self._store(calls[0], data, answer)
                 return ()
@@ -197,16 +207,21 @@ class Executor:
                 _logger.error("%s; trying again in %s s", error, _READ_AGAIN_SECONDS)
                 await asyncio.sleep(_READ_AGAIN_SECONDS)
 
-    async def _call(self, run_key: int, data: CallData) -> Answer:
+    async def _call(self, scheduled: ScheduledCall, data: CallData) -> Answer:
         function = self._transactions.registry.find(data.function_id)
         if function is None:
             return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
-        self._started.setdefault(run_key, self._clock.now())
+        now, began = self._clock.now(), time.perf_counter()
+        self._started.setdefault(scheduled.run_key, now)
         try:
-            return await self._caller.call(function, data)
+            answer = await self._caller.call(function, data)
         except Exception as error:
             _logger.exception("a call of run %s could not be made", data.run_id)
-            return failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
+            answer = failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
+        if self._observers.all:
+            delay = max(0, now - data.call.due)
+            self._observers.on_call(EndedCall(function, scheduled, delay, time.perf_counter() - began, answer))
+        return answer
 
 
 def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequence[int]) -> CallData | None:

@@ -1,0 +1,60 @@
+"""Observers of an engine: they count what it has done."""
+
+import msgspec
+
+from durably.engine.core.answers import Answer
+from durably.engine.sqlite.writer import Group
+from durably.protocol.text import get_logger
+
+from .outbox import ScheduledCall
+from .registry import Function
+from .subscriptions import RunChange
+
+_logger = get_logger("durably.engine")
+
+
+class EndedCall(msgspec.Struct, frozen=True, gc=False):
+    """A call that has ended.
+
+    ``delay`` is the time from its due time to its start in milliseconds, ``seconds`` the time that it took.
+    """
+
+    function: Function
+    scheduled: ScheduledCall
+    delay: int
+    seconds: float
+    answer: Answer
+
+
+class Observer:
+    """Gets what an engine has done, on the engine's event loop.
+
+    The methods must be quick: they are called while runs are advanced. By default they do nothing.
+    """
+
+    def on_commit(self, changes: list[RunChange], group: Group) -> None:
+        """A commit has stored ``changes`` of runs, in their order; ``group`` are its transactions."""
+
+    def on_call(self, call: EndedCall) -> None:
+        """A call has ended, with any answer. The answer is stored afterwards."""
+
+
+class Observers:
+    """All observers of an engine. An error of one is logged, and affects nothing else."""
+
+    def __init__(self) -> None:
+        self.all: list[Observer] = []
+
+    def on_commit(self, changes: list[RunChange], group: Group) -> None:
+        for observer in self.all:
+            try:
+                observer.on_commit(changes, group)
+            except Exception:
+                _logger.exception("%s could not note a commit", type(observer).__name__)
+
+    def on_call(self, call: EndedCall) -> None:
+        for observer in self.all:
+            try:
+                observer.on_call(call)
+            except Exception:
+                _logger.exception("%s could not note a call", type(observer).__name__)
