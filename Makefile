@@ -18,7 +18,7 @@ EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py ex
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
-	@echo "make dev            the demo, and stay up"
+	@echo "make dev            the demo and runs of every kind, and stay up"
 	@echo "make test           all tests"
 	@echo "make test-failed    those that failed in the last run, one after the other"
 	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"

@@ -2,7 +2,9 @@
 
 Starts the embedded engine and ``examples/fastapi_orders`` as ``durably dev`` does, places an order through the
 app's own endpoint, prints what happens to the run as it happens, reports the delivery once the run waits for
-it, and prints the output. With ``--stay`` it then stays up.
+it, and prints the output and the dashboard's link. On a terminal it then waits for Ctrl-C, so that the link works.
+
+With ``--stay`` (``make dev``) it also serves ``examples/showcase``, which has runs of every kind to look at.
 """
 
 import argparse
@@ -10,14 +12,20 @@ import asyncio
 import contextlib
 import sys
 import tempfile
+import webbrowser
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 
+from durably.cli.apps import AppProcess
+from durably.cli.child_process import free_port
 from durably.cli.dev_server import DevOptions, DevServer
 from durably.cli.run_text import Activity
 from durably.engine.views import RunUpdate, UpdateKind
 from durably.errors import Error
+
+from .showcase.events import send_events
 
 ORDER = {"id": "A-1", "total": 42}
 ENDS = (UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED)
@@ -34,12 +42,40 @@ async def main(*, stay: bool) -> int:
         )
         async with DevServer(options) as dev:
             end = await follow_order(dev)
+            dev.console.say("")
+            dev.console.say(f"Look at the run: {dev.server.origin}/runs/{end.run_id}")
             if stay:
-                dev.console.say("")
-                dev.console.say("Still up: examples/fastapi_orders/app.py says what to try. Ctrl-C ends it.")
-                with contextlib.suppress(asyncio.CancelledError):
-                    await dev.run()
+                async with back_office(dev):
+                    await stay_up(dev)
+            elif sys.stdout.isatty():
+                dev.console.say("Ctrl-C ends the demo.")
+                await asyncio.Event().wait()
     return 0 if end.kind is UpdateKind.RUN_COMPLETED else 1
+
+
+@contextlib.asynccontextmanager
+async def back_office(dev: DevServer) -> AsyncIterator[None]:
+    """A second app, with runs of every kind."""
+    host = dev.options.host
+    app = AppProcess(
+        "examples.showcase.app:app", host=host, port=free_port(host), path=None, engine_origin=dev.server.origin
+    )
+    await app.start()
+    try:
+        await app.sync(dev.server.discovery)
+        await send_events(dev.engine)
+        yield
+    finally:
+        await app.stop()
+
+
+async def stay_up(dev: DevServer) -> None:
+    dev.console.say(f"Runs of every kind: {dev.server.origin}/")
+    dev.console.say("Still up: examples/fastapi_orders/app.py says what to try. Ctrl-C ends it.")
+    if sys.stdout.isatty():
+        webbrowser.open(f"{dev.server.origin}/")
+    with contextlib.suppress(asyncio.CancelledError):
+        await dev.run()
 
 
 async def follow_order(dev: DevServer) -> RunUpdate:

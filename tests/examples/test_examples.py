@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -12,10 +13,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from examples.showcase.events import send_events
 
 from durably import Event
 from durably.cli.dev_server import DevOptions, DevServer
-from durably.engine.views import RunUpdate, UpdateKind
+from durably.engine.views import RunStatus, RunUpdate, StepStatus, UpdateKind
 
 ROOT = Path(__file__).parents[2]
 ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED}
@@ -115,6 +117,35 @@ async def test_digital_ocean_webhooks(tmp_path: Path) -> None:
         assert await example.output("webhooks-deliver") == f"delivered to {url}"
 
 
+async def test_showcase_has_runs_of_every_kind(tmp_path: Path) -> None:
+    async with running("showcase.app:app", tmp_path) as example, asyncio.timeout(60):
+        engine = example.dev.engine
+        await send_events(engine)
+        expected = {
+            ("import-catalogue", RunStatus.COMPLETED),
+            ("pack-parcel", RunStatus.COMPLETED),
+            ("print-label", RunStatus.COMPLETED),
+            ("settle-invoice", RunStatus.COMPLETED),
+            ("settle-invoice", RunStatus.FAILED),
+            ("approve-refund", RunStatus.CANCELLED),
+            ("report-sales", RunStatus.COMPLETED),
+            ("ask-for-review", StepStatus.SLEEPING),
+            ("approve-refund", StepStatus.WAITING),
+            ("update-accounts", StepStatus.RETRYING),
+            ("resize-photos", RunStatus.RUNNING),
+            ("resize-photos", RunStatus.SCHEDULED),
+            ("send-newsletter", RunStatus.SKIPPED),
+        }
+        seen: set[tuple[str, str]] = set()
+        while expected - seen:
+            for run in await engine.list_runs(limit=100):
+                name = run.function_id.removeprefix("back-office-")
+                seen |= {(name, run.status)} | {(name, step.status) for step in await engine.run_steps(run.id)}
+            await asyncio.sleep(0.1)
+        [misspelled] = await engine.list_events(name="refund/requestd")
+        assert await engine.event_runs(misspelled.id) == []
+
+
 def test_demo_shows_a_run_and_exits_with_0() -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "examples.demo"],
@@ -129,4 +160,5 @@ def test_demo_shows_a_run_and_exits_with_0() -> None:
     for shown in ("charge-card", "the payment provider hung up", "send-receipt", "reserve-stock", "sleeps", "waits"):
         assert shown in demo.stdout, demo.stdout
     assert '"status":"delivered"' in demo.stdout
+    assert re.search(r"^Look at the run: http://127\.0\.0\.1:\d+/runs/\w{26}$", demo.stdout, re.MULTILINE)
     assert r"\n" not in demo.stdout, "no line break is shown escaped"
