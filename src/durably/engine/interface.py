@@ -24,6 +24,7 @@ from durably.protocol.headers import Header
 from durably.protocol.sync import SyncRequest
 
 from .operations import Access, Operation, blocking, operation
+from .reports import RunReport
 from .views import (
     AppView,
     AttemptView,
@@ -212,6 +213,13 @@ class Engine:
     async def signal(self, name: str, data: Any = None) -> str | None:
         """Wake the run that waits for a signal; its id, or ``None`` if no run waits."""
 
+    @operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN)
+    async def inspect_run(self, run_id: str) -> RunReport | None:
+        """A run with all that is known of it; ``None`` if it does not exist.
+
+        Steps with their spans of time and attempts, events, parent and children, and logs.
+        """
+
     # functions and apps
 
     @operation("GET /v1/functions")
@@ -396,6 +404,7 @@ class SyncEngine(Engine):
     run_traces_sync = blocking(Engine.run_traces)
     cancel_run_sync = blocking(Engine.cancel_run)
     rerun_sync = blocking(Engine.rerun)
+    inspect_run_sync = blocking(Engine.inspect_run)
     invoke_sync = blocking(Engine.invoke)
     signal_sync = blocking(Engine.signal)
     list_functions_sync = blocking(Engine.list_functions)

@@ -1,4 +1,4 @@
-"""Reports of an engine: values that the dashboard, the command line and metrics show.
+"""Reports of an engine, for the dashboard, the command line and metrics.
 
 They are frozen, with aware UTC datetimes. ``views.py`` has the values of the API that SDKs and apps use.
 """
@@ -29,7 +29,10 @@ class SpanKind(StrEnum):
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a time axis. ``end`` is ``None`` if it has not ended; ``attempt`` counts from 0."""
+    """A part of a time axis.
+
+    ``end`` is ``None`` if it has not ended; ``attempt`` counts from 0.
+    """
 
     kind: SpanKind
     start: dt.datetime
@@ -38,7 +41,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed attempt. ``attempt`` counts from 0."""
+    """A failed attempt that another followed or follows. ``attempt`` counts from 0."""
 
     attempt: int
     ended_at: dt.datetime
@@ -48,7 +51,8 @@ class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     """A step with all that is known of it.
 
-    ``spans`` are in the order of time. ``input`` is a JSON array of arguments, if the SDK sends it; ``output`` is JSON.
+    ``spans`` are in the order of time. ``input`` is a JSON array of arguments, if the SDK sends it. ``output`` is JSON;
+    ``None`` also stands for null.
     ``awaited`` is the event name, signal or function id that a wait is for. ``child_run_id`` is the invoked run.
     """
 
@@ -70,16 +74,21 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Relation(StrEnum):
-    """How one run started another."""
+    """The way in which one run started another."""
 
     INVOKED = "invoked"
     SENT_EVENT = "sent event"
     DEFERRED = "deferred"
     RERUN = "rerun"
+    ENDED = "ended"
+    """The event of its end triggered the other, as it does failure handlers."""
 
 
 class RunLink(msgspec.Struct, frozen=True, kw_only=True):
-    """A run that another one names. ``step`` is the step by which one started the other, if it is known."""
+    """A run that another one names.
+
+    ``step`` is the step by which one started the other, if it is known.
+    """
 
     run_id: str
     function_id: str
@@ -90,7 +99,10 @@ class RunLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of ``ctx.logger``. ``level`` is a level's name, such as ``"INFO"``; ``attempt`` counts from 0."""
+    """A line of ``ctx.logger``.
+
+    ``level`` is a level's name, such as ``"INFO"``; ``attempt`` counts from 0.
+    """
 
     at: dt.datetime
     level: str
@@ -104,7 +116,8 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``spans`` are the run's own: queued before its first call, and its calls. ``failed_attempts`` are those of the
     function's own code. ``app_version`` is the version that the app had when the run was created. ``logs`` are empty
-    unless the engine keeps them, as it does in development.
+    unless the engine keeps them, as it does in development. ``children`` are the earliest 200. Functions that
+    ``inngest/function.finished`` triggers are not among them.
     """
 
     run: RunView
@@ -116,6 +129,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     events: list[EventView]
     parent: RunLink | None
     children: list[RunLink]
+    has_more_children: bool
     logs: list[LogLine]
     error: ErrorData | None = None
 
@@ -133,7 +147,10 @@ class RunPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An event and the runs that it started. ``is_unmatched``: it started, woke and cancelled nothing."""
+    """An event and the runs that it started.
+
+    ``is_unmatched``: it started, woke and cancelled nothing.
+    """
 
     event: EventView
     runs: list[RunLink]
@@ -149,7 +166,10 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
-    """Numbers of runs in an interval that begins ``at``: those that were created, and those that ended by status."""
+    """Numbers of runs in an interval that begins ``at``.
+
+    They are of runs that were created in it, and of those that ended in it by status.
+    """
 
     at: dt.datetime
     created: int = 0
@@ -196,9 +216,11 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine at a glance. ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``.
+    """The engine at a glance.
 
-    ``live`` has the number of runs for each status that is no end.
+    ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``.
+
+    ``live`` has the number of runs for each status of runs that have not ended.
     """
 
     since: dt.datetime
@@ -221,7 +243,10 @@ class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A function, its load and its durations in seconds over its last ``sampled`` ended runs."""
+    """A function and its load.
+
+    Durations are seconds, over its last ``sampled`` ended runs.
+    """
 
     function: FunctionView
     load: FunctionLoad
@@ -232,7 +257,10 @@ class FunctionReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A sync of an app. ``error`` is its reason if it failed; ids of functions otherwise."""
+    """A sync of an app.
+
+    ``error`` is its reason if it failed; ids of functions otherwise.
+    """
 
     at: dt.datetime
     error: str | None
@@ -251,7 +279,10 @@ class AppReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
-    """A cron schedule of a function. ``next_ticks`` are the next scheduled times; ``last_runs`` the newest first."""
+    """A cron schedule of a function.
+
+    ``next_ticks`` are the next scheduled times; ``last_runs`` the newest first.
+    """
 
     function_id: str
     schedule: str
@@ -261,7 +292,10 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MatchCount(msgspec.Struct, frozen=True, kw_only=True):
-    """How many runs a bulk operation would apply to. ``is_complete`` is false if it is at least that many."""
+    """The number of runs that a bulk operation would apply to.
+
+    ``is_complete`` is false if it is at least that many.
+    """
 
     count: int
     is_complete: bool

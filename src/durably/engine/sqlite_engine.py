@@ -46,10 +46,11 @@ from durably.protocol.sync import SyncRequest
 
 from .interface import LocalEngine
 from .json_bodies import decode_events
+from .reports import RunReport
 from .runtime import Runtime
 from .scheduling import annotations, bulk_operations, event_routing, operations
 from .settings import EngineSettings
-from .sqlite import queries
+from .sqlite import queries, run_report
 
 _DEFAULT = EngineSettings()
 _PORTION_BYTES = 256 * 1024
@@ -259,6 +260,14 @@ class SqliteEngine(LocalEngine):
     async def run_calls(self, run_id: str) -> list[CallView]:
         is_under_way = self._runtime.executor.is_under_way
         return await self._reader.read(lambda connection: queries.run_calls(connection, run_id, is_under_way))
+
+    async def inspect_run(self, run_id: str) -> RunReport | None:
+        executor = self._runtime.executor
+        return await self._reader.read(
+            lambda connection: run_report.read_run_report(
+                connection, run_id, executor.first_call_at, executor.called_at
+            )
+        )
 
     async def cancel_run(self, run_id: str) -> bool:
         return await self._transactions.transact(lambda transaction: operations.cancel(transaction, run_id))

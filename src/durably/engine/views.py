@@ -342,6 +342,9 @@ _error_decoder = msgspec.json.Decoder(ErrorData)
 _memo_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
+_EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
 def describe_error(encoded: bytes | msgspec.Raw) -> str:
     """The text ``Name: message`` for an error in JSON."""
     error = _error_decoder.decode(encoded)
@@ -354,6 +357,10 @@ def describe_failed_memo(memo: bytes) -> str:
 
 def to_datetime(milliseconds: int) -> dt.datetime:
     return dt.datetime.fromtimestamp(milliseconds / 1000, dt.UTC)
+
+
+def from_microseconds(microseconds: int) -> dt.datetime:
+    return _EPOCH + dt.timedelta(microseconds=microseconds)
 
 
 def to_milliseconds(time: dt.datetime) -> int:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
 from .answers import Answer
@@ -114,8 +115,21 @@ Input = (
 )
 
 
+class FailedAttempt(msgspec.Struct, frozen=True):
+    """An attempt that another follows.
+
+    ``step_id`` is ``DISCOVER`` for the function's own code.
+    """
+
+    step_id: str
+    error: ErrorData
+
+
 class MakeCall(msgspec.Struct, frozen=True, gc=False):
+    """``failed`` is the attempt that the call repeats, if any."""
+
     call: Call
+    failed: FailedAttempt | None = None
 
 
 class WriteMemo(msgspec.Struct, frozen=True, gc=False):

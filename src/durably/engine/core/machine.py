@@ -28,6 +28,7 @@ from .inputs import (
     CancelRequested,
     Checkpointed,
     Command,
+    FailedAttempt,
     Input,
     MakeRequest,
     Recovered,
@@ -108,7 +109,7 @@ def _end_call(transition: Transition, run_input: Answered) -> None:
             again = msgspec.structs.replace(
                 call, due=transition.now + delay, unreached=call.unreached + 1, error=excerpt(error)
             )
-            transition.call(again)
+            transition.call(again, FailedAttempt(call.step_id, error))
 
 
 def _end_calls(transition: Transition, run_input: AnsweredTogether) -> None:

@@ -89,7 +89,9 @@ def _step_error(answered: AnsweredCall, op: Op) -> None:
         _step_failed(answered, op)
     else:
         retry_at = _read_retry_after(op, transition) or answered.report.retry_at
-        transition.retry(answered.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op))
+        transition.retry(
+            answered.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op), step_id=op.id
+        )
 
 
 def _step_failed(answered: AnsweredCall, op: Op) -> None:

@@ -6,7 +6,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 
 from .errors import StaleCallError
-from .inputs import KEPT_BY_FAILURES, CloseWait, Command, EndRun, MakeCall, WriteMemo
+from .inputs import KEPT_BY_FAILURES, CloseWait, Command, EndRun, FailedAttempt, MakeCall, WriteMemo
 from .policy import Policy
 from .run_state import MACHINE_VERSION, Call, RunState, RunStatus, Wait
 
@@ -85,12 +85,12 @@ class Transition:
             )
         return call
 
-    def call(self, call: Call) -> None:
+    def call(self, call: Call, failed: FailedAttempt | None = None) -> None:
         """Make a call, with a new generation."""
         seen = self.memos if call.is_discovery else call.memos_seen
         call = msgspec.structs.replace(call, generation=self.next_generation(), memos_seen=seen)
         self.calls[call.generation] = call
-        self.commands.append(MakeCall(call))
+        self.commands.append(MakeCall(call, failed))
 
     def next_generation(self) -> int:
         self.generation += 1
@@ -113,15 +113,28 @@ class Transition:
     def discovery(self) -> Call | None:
         return next((call for call in self.calls.values() if call.is_discovery), None)
 
-    def retry(self, call: Call, error: ErrorData, *, attempt: int, retry_at: int | None, name: str = "") -> None:
-        """Make a call again whose ``attempt`` failed."""
+    def retry(
+        self,
+        call: Call,
+        error: ErrorData,
+        *,
+        attempt: int,
+        retry_at: int | None,
+        name: str = "",
+        step_id: str | None = None,
+    ) -> None:
+        """Make a call again whose ``attempt`` failed.
+
+        ``step_id`` is the step that failed, by default the one that the call targets.
+        """
         if any(other.step_id == call.step_id for other in self.calls.values()):
             return
         due = retry_at if retry_at is not None else self.now + self.policy.retry_delay(attempt)
         self.call(
             msgspec.structs.replace(
                 call, due=due, attempt=attempt + 1, unreached=0, name=name or call.name, error=excerpt(error)
-            )
+            ),
+            FailedAttempt(step_id or call.step_id, error),
         )
 
     def fail_attempt(

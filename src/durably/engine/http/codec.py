@@ -269,7 +269,7 @@ def _raise(error: ErrorBody) -> NoReturn:
 def wire_type(kind: Any) -> Any:
     """The type to decode JSON as, before ``from_wire``.
 
-    msgspec does not decode ``Raw | None``.
+    msgspec does not decode ``Raw | None``, so structs that have it, at any depth, are decoded as others.
     """
     if get_origin(kind) is list:
         return list[wire_type(get_args(kind)[0])]  # type: ignore[misc]
@@ -292,23 +292,24 @@ def decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
 def from_wire(value: Any) -> Any:
     if isinstance(value, list):
         return [from_wire(each) for each in value]
-    view = _view_of.get(type(value))
     if isinstance(value, msgspec.Raw):
-        return _plain(value)
-    return value if view is None else view(**{name: _plain(getattr(value, name)) for name in value.__struct_fields__})
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, msgspec.Raw) and bytes(value) == _NULL else value
+        return None if bytes(value) == _NULL else value
+    view = _view_of.get(type(value))
+    if view is None:
+        return value
+    return view(**{name: from_wire(getattr(value, name)) for name in value.__struct_fields__})
 
 
 _view_of: dict[type[Any], type[Any]] = {}
 
 
 def _twin_of(view: type[msgspec.Struct]) -> type[Any]:
-    """The struct with ``Raw`` for each field of ``Raw | None``."""
+    """The struct with the types of ``wire_type`` for its fields.
+
+    It is the struct itself if these are the same.
+    """
     fields = msgspec.structs.fields(view)
-    if not any(field.type == msgspec.Raw | None for field in fields):
+    if all(wire_type(field.type) == field.type and not _may_be_raw_or_none(field) for field in fields):
         return view
     twin = msgspec.defstruct(
         view.__name__,
@@ -320,11 +321,16 @@ def _twin_of(view: type[msgspec.Struct]) -> type[Any]:
     return twin
 
 
+def _may_be_raw_or_none(field: msgspec.structs.FieldInfo) -> bool:
+    return bool(field.type == msgspec.Raw | None)
+
+
 def _field_of_twin(field: msgspec.structs.FieldInfo) -> Any:
-    if field.type == msgspec.Raw | None:
-        return field.name, msgspec.Raw, msgspec.Raw(_NULL)
+    kind = wire_type(field.type)
+    if _may_be_raw_or_none(field):
+        return field.name, kind, msgspec.Raw(_NULL)
     if field.default is not msgspec.NODEFAULT:
-        return field.name, field.type, field.default
+        return field.name, kind, field.default
     if field.default_factory is not msgspec.NODEFAULT:
-        return field.name, field.type, msgspec.field(default_factory=cast(Any, field.default_factory))
-    return field.name, field.type
+        return field.name, kind, msgspec.field(default_factory=cast(Any, field.default_factory))
+    return field.name, kind

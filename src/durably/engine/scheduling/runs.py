@@ -235,8 +235,8 @@ def _make_call(transaction: Transaction, live: LiveRun, command: MakeCall) -> No
         transaction.outbox.append(schedule_call(live.row, live.queue_entry, command.call, has_to_queue=True))
     else:
         transaction.queue.join(live.row, command.call, live.queue_entry)
-    if command.call.error:
-        transaction.store.put_failed_attempt(live.row.key, command.call, transaction.now)
+    if command.failed is not None:
+        transaction.store.put_failed_attempt(live.row.key, command.call, command.failed, transaction.now)
         transaction.outbox.append(subscriptions.call_repeated(live.row, command.call, transaction.now))
 
 

@@ -322,5 +322,23 @@ CREATE TABLE traces (
 );
 """
 
-MIGRATIONS = (_FIRST, _FLOW_CONTROL, _RETENTION, _RARE_ENDS, _ORIGINS, _FAILED_ATTEMPTS, _DEFERS, _ANNOTATIONS)
+_RUN_LINKS = """
+-- By which the runs are found that a run started: the origin's first item is the key of the run that sent an event.
+-- The events of ordinary ends, which are most, are not in it.
+CREATE INDEX events_by_sender_run ON events (CAST(substr(origin, 2) AS INTEGER), key)
+    WHERE origin IS NOT NULL AND name <> 'inngest/function.finished';
+CREATE INDEX runs_by_rerun_of ON runs (rerun_of) WHERE rerun_of IS NOT NULL;
+"""
+
+MIGRATIONS = (
+    _FIRST,
+    _FLOW_CONTROL,
+    _RETENTION,
+    _RARE_ENDS,
+    _ORIGINS,
+    _FAILED_ATTEMPTS,
+    _DEFERS,
+    _ANNOTATIONS,
+    _RUN_LINKS,
+)
 """Scripts in order; each raises the version by one. Statements of released scripts never change."""

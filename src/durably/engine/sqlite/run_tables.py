@@ -7,7 +7,7 @@ import msgspec
 
 from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.flow.queue_entries import QueueEntry, decode_queue_entry, encode_queue_entry
-from durably.engine.core.inputs import WriteMemo
+from durably.engine.core.inputs import FailedAttempt, WriteMemo
 from durably.engine.core.run_state import (
     Call,
     Origin,
@@ -416,13 +416,13 @@ class Store:
             "INSERT INTO delayed_calls (run_key, generation, due) VALUES (?, ?, ?)", (run_key, generation, due)
         )
 
-    def put_failed_attempt(self, run_key: int, call: Call, now: int) -> None:
-        """Store the error of the attempt that ``call`` repeats."""
+    def put_failed_attempt(self, run_key: int, call: Call, failed: FailedAttempt, now: int) -> None:
+        """Store the attempt that ``call`` repeats."""
         attempt = call.attempt if call.unreached else call.attempt - 1
         self._connection.execute(
             "INSERT OR REPLACE INTO failed_attempts (run_key, step_id, attempt, name, ended_at, error) "
             "VALUES (?, ?, ?, ?, ?, ?)",
-            (run_key, call.step_id, attempt, call.name, now, call.error),
+            (run_key, failed.step_id, attempt, call.name, now, call.error),
         )
 
     def drop_delayed_calls(self, run_key: int) -> None:

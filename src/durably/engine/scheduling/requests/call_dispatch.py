@@ -59,7 +59,7 @@ class Executor:
         self._observers = observers
         self._max_calls = max_calls
         self._call_queue = CallQueue(max_calls)
-        self._under_way: set[tuple[int, int]] = set()  # runs and generations
+        self._under_way: dict[tuple[int, int], int] = {}  # by run and generation, the time at which they were made
         self._requests: set[asyncio.Task[Sequence[ScheduledCall]]] = set()
         self._started: dict[int, int] = {}
         self._is_closing = False
@@ -80,6 +80,10 @@ class Executor:
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
         return (run_key, generation) in self._under_way
+
+    def called_at(self, run_key: int, generation: int) -> int | None:
+        """When a call that is under way was made, in milliseconds since the epoch."""
+        return self._under_way.get((run_key, generation))
 
     def first_call_at(self, run_key: int) -> int | None:
         """When the run's first call was made, while that is not stored yet."""
@@ -115,16 +119,17 @@ class Executor:
             self._call_queue.ended(taken[0])
             return
         self._clock.hold()
+        now = self._clock.now()
         task = asyncio.get_running_loop().create_task(self._make(calls))
         self._requests.add(task)
         for scheduled in calls:
-            self._under_way.add((scheduled.run_key, scheduled.call.generation))
+            self._under_way[scheduled.run_key, scheduled.call.generation] = now
         task.add_done_callback(functools.partial(self._finished, calls))
 
     def _finished(self, calls: Sequence[ScheduledCall], task: asyncio.Task[Sequence[ScheduledCall]]) -> None:
         self._requests.discard(task)
         for scheduled in calls:
-            self._under_way.discard((scheduled.run_key, scheduled.call.generation))
+            self._under_way.pop((scheduled.run_key, scheduled.call.generation), None)
         self._call_queue.ended(calls[0])
         self._started.pop(calls[0].run_key, None)
         if not task.cancelled():
