@@ -148,6 +148,7 @@ class DevServer:
         self._updates = self._cleanup.enter_context(self.engine.watch())
         where = f"state in {database}" if is_kept else "state is lost when it ends"
         self.console.note(f"engine at {self.server.origin}, {where}")
+        self.console.note(f"dashboard: {self.server.origin}/")
         if options.host not in LOOPBACK_HOSTS:
             self.console.warn(f"this engine needs no keys: every host that can reach {options.host} can use it")
         if options.target is not None:

@@ -6,6 +6,7 @@ It has the routes, and the steps that each request passes.
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
+from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.interface import Engine, LocalEngine
 from durably.engine.operations import Access, operations_of
 from durably.protocol.headers import ServerKind
@@ -13,6 +14,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 
 from .access import AllowedHosts, ApiKeys, Gate
 from .connections import CONNECTIONS
+from .dashboard import dashboard_routes
 from .messages import ApiError, answer_error, answer_expectation
 from .routes import (
     HEALTH_PATH,
@@ -46,6 +48,7 @@ def create_api(
     on_sync: OnSync = ignore_sync,
     sync_at: SyncAt | None = None,
     conflicts: AppConflicts | None = None,
+    dashboard: Dashboard | None = None,
     has_limits: bool = True,
 ) -> web.Application:
     """The API of an open engine.
@@ -53,6 +56,7 @@ def create_api(
     Serve it without an access log, because paths of ``/e/`` contain event keys.
 
     ``hosts`` are the allowed hosts of a development engine. ``sync_at`` syncs apps, if they have URLs.
+    ``dashboard`` is served at ``/``, if there is one.
     ``has_limits=False``: lists may be of any length, for clients in processes of the same app.
     """
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)
@@ -60,7 +64,8 @@ def create_api(
     api = ApiState(engine, keys.server_kind, on_sync, sync_at, conflicts, has_limits)
     gate = Gate(keys, hosts)
     operations = [operation_route(operation) for operation in operations_of(Engine).values()]
-    for route in (*SERVER_ROUTES, *operations, *unsupported_routes(), UNROUTED):
+    pages = [] if dashboard is None else dashboard_routes(dashboard)
+    for route in (*SERVER_ROUTES, *operations, *pages, *unsupported_routes(), UNROUTED):
         if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
             endpoint = _endpoint(api, gate, route)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):

@@ -14,9 +14,11 @@ from typing import Self
 from aiohttp import web
 
 from durably.engine.core.errors import EngineError
+from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.api import DEFAULT_PORT
+from durably.protocol.headers import ServerKind
 from durably.protocol.text import describe_os_error, reachable
 
 from .access import AllowedHosts, ApiKeys
@@ -105,6 +107,8 @@ class EngineServer:
             on_sync=discovery.note_sync,
             sync_at=discovery.sync,
             conflicts=discovery.conflicts,
+            # Only local hosts and origins reach an engine in dev mode.
+            dashboard=Dashboard(engine, allow_anonymous=True) if settings.server_kind is ServerKind.DEV else None,
         )
         runner, connections = await serve_api(api, listener, limits, shutdown_timeout=SHUTDOWN_SECONDS)
         return cls(engine, discovery, runner, connections, origin)

@@ -1,0 +1,154 @@
+"""``Dashboard``, which answers requests.
+
+It has the checks that come before each page and action.
+"""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+
+from durably.engine.core import errors
+from durably.engine.interface import Engine
+from durably.engine.operations import ArgumentInvalidError
+from durably.protocol.text import get_logger
+
+from .messages import Action, DashboardRequest, DashboardResponse
+from .pages import ROUTES
+from .protection import HEADERS, describe_forgery
+from .routing import VIEW, Route, find_route, first_segments
+from .static_files import answer_static
+from .visit import PageError, Visit, parse_fields
+
+Authorize = Callable[[Action], bool | Awaitable[bool]]
+
+SEGMENTS = first_segments(ROUTES) | {"", "static"}
+"""The first parts of the paths that a dashboard answers, for a server that has other paths too."""
+_FORM = "application/x-www-form-urlencoded"
+_STATUSES: dict[type[errors.EngineError], tuple[int, str]] = {
+    errors.FunctionNotFoundError: (404, "There is no such function"),
+    errors.RunNotFoundError: (404, "There is no such run"),
+    errors.FunctionPausedError: (409, "The function is paused"),
+    errors.DatabaseUnavailableError: (503, "The engine cannot answer at the moment"),
+    errors.EngineClosedError: (503, "The engine is closing"),
+}
+
+_logger = get_logger("durably.dashboard")
+
+
+class DashboardConfigError(ValueError):
+    """A dashboard has no policy, or two."""
+
+
+class Dashboard:
+    """The dashboard of an engine.
+
+    ``authorize`` gets an ``Action``, and returns or resolves to whether it is allowed. Raises ``DashboardConfigError``
+    unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
+    """
+
+    def __init__(self, engine: Engine, *, authorize: Authorize | None = None, allow_anonymous: bool = False) -> None:
+        if (authorize is None) is not allow_anonymous:
+            raise DashboardConfigError(
+                "a dashboard needs a policy: give it either authorize=, a function of the action that returns whether "
+                "it is allowed, or allow_anonymous=True, with which everybody can see and change all runs"
+            )
+        self._engine, self._authorize = engine, authorize
+        self._is_async = inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(
+            getattr(authorize, "__call__", None)  # noqa: B004 (an object with an asynchronous method)
+        )
+
+    async def handle(self, request: DashboardRequest) -> DashboardResponse:
+        """The answer to a request."""
+        try:
+            response = await self._answer(request)
+        except Exception as error:
+            response = await self._show_error(request, error)
+        return replace(response, headers=[*HEADERS.items(), *response.headers])
+
+    async def _answer(self, request: DashboardRequest) -> DashboardResponse:
+        if request.path.startswith("/static/"):
+            return _answer_static(request)
+        found = find_route(ROUTES, request.method, request.path)
+        if isinstance(found, frozenset):
+            raise _not_routed(request, found)
+        route, arguments = found
+        form = await self._check(request, route, arguments)
+        visit = Visit(
+            self._engine,
+            request,
+            lambda action, subject: self._may(request, action, subject),
+            arguments=arguments,
+            form=form,
+            live=None,
+        )
+        return await route.handle(visit)
+
+    async def _check(self, request: DashboardRequest, route: Route, arguments: Mapping[str, str]) -> dict[str, str]:
+        """The fields of a form, which the person may send. Raises ``PageError``."""
+        await self._require(request, VIEW, None)
+        if route.method != "POST":
+            return {}
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+            raise PageError(415, "This is not a form", f"An action is a form of the type {_FORM}.")
+        form = parse_fields(request.body.decode(errors="replace"))
+        if (forgery := describe_forgery(request, form)) is not None:
+            raise PageError(403, "The form was refused", forgery)
+        await self._require(request, route.action, arguments[route.subject] if route.subject else None)
+        return form
+
+    async def _require(self, request: DashboardRequest, action: str, subject: str | None) -> None:
+        if not await self._may(request, action, subject):
+            raise PageError(403, "You are not allowed to do this", "The operators of this app give permissions.")
+
+    async def _may(self, request: DashboardRequest, action: str, subject: str | None) -> bool:
+        if self._authorize is None:
+            return True
+        authorize, asked = self._authorize, Action(name=action, subject=subject, request=request.raw_request)
+        if self._is_async:
+            verdict = authorize(asked)
+        else:
+            verdict = await (request.call_blocking or asyncio.to_thread)(lambda: authorize(asked))
+        if inspect.isawaitable(verdict):
+            verdict = await verdict
+        if not isinstance(verdict, bool):
+            raise TypeError(f"authorize= returned {type(verdict).__name__}: it must return True or False")
+        return verdict
+
+    # errors
+
+    async def _show_error(self, request: DashboardRequest, error: Exception) -> DashboardResponse:
+        shown = _as_page_error(request, error)
+        visit = Visit(self._engine, replace(request, query=""), _may_nothing, arguments={}, form={}, live=None)
+        return await visit.page("error.html", status=shown.status, error=shown)
+
+
+async def _may_nothing(action: str, subject: str | None) -> bool:
+    return False
+
+
+def _answer_static(request: DashboardRequest) -> DashboardResponse:
+    version, _, name = request.path.removeprefix("/static/").partition("/")
+    answer = answer_static(name, version)
+    if answer is None or request.method not in ("GET", "HEAD"):
+        raise _not_routed(request, frozenset())
+    return answer
+
+
+def _not_routed(request: DashboardRequest, methods: frozenset[str]) -> PageError:
+    if methods:
+        return PageError(405, "This cannot be done here", f"The page takes {', '.join(sorted(methods))} only.")
+    return PageError(404, "There is no such page", "The address may be mistyped, or the page of another version.")
+
+
+def _as_page_error(request: DashboardRequest, error: Exception) -> PageError:
+    match error:
+        case PageError():
+            return error
+        case ArgumentInvalidError():
+            return PageError(400, "The request is not valid", str(error))
+        case errors.EngineError():
+            status, title = _STATUSES.get(type(error), (400, "The engine refuses this"))
+            return PageError(status, title, error.message)
+    _logger.error("the dashboard failed to answer %s %s", request.method, request.path, exc_info=error)
+    return PageError(500, "The dashboard failed", "The log of the app or engine says why.")

@@ -1,0 +1,14 @@
+// What each page gets. A page's own modules are imported by it.
+
+import { enhanceForms } from "./forms.js";
+import { listenForKeys } from "./keyboard.js";
+import { followChanges } from "./live.js";
+import { enhance, onEnhance } from "./page.js";
+import { keepTimes, localise } from "./times.js";
+
+onEnhance(localise);
+onEnhance(enhanceForms);
+enhance(document);
+keepTimes();
+listenForKeys();
+followChanges();

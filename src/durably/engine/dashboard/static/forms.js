@@ -1,0 +1,61 @@
+// Forms: filters without empty fields in the URL, questions before changes, no change sent twice; and buttons to copy.
+
+let isListening = false;
+
+export function enhanceForms(root) {
+  for (const button of root.querySelectorAll("[data-copy], [data-copy-of]")) button.hidden = !navigator.clipboard;
+  if (isListening || root !== document) return;
+  isListening = true;
+  document.addEventListener("submit", onSubmit);
+  document.addEventListener("click", onClick);
+  document.addEventListener("change", onChange);
+  addEventListener("pageshow", allowSending);
+}
+
+function onSubmit(event) {
+  const form = event.target;
+  if (form.dataset.confirm && !confirm(form.dataset.confirm)) {
+    event.preventDefault();
+    return;
+  }
+  if (form.method === "get") {
+    event.preventDefault();
+    location.assign(urlOf(form, event.submitter));
+  } else if (form.method === "post") {
+    if (form.dataset.keptSent) event.preventDefault();
+    form.dataset.keptSent = "yes";
+  }
+}
+
+function urlOf(form, submitter) {
+  const url = new URL(form.action);
+  url.search = "";
+  for (const [name, value] of new FormData(form, submitter)) {
+    if (typeof value === "string" && value.trim()) url.searchParams.set(name, value.trim());
+  }
+  return url;
+}
+
+// A choice of a filter applies at once; text does when it is submitted.
+function onChange(event) {
+  const form = event.target.form;
+  if (form && "filters" in form.dataset && event.target.localName === "select") form.requestSubmit();
+}
+
+// The page may come back from the browser's cache.
+function allowSending() {
+  for (const form of document.querySelectorAll("form[data-kept-sent]")) delete form.dataset.keptSent;
+}
+
+async function onClick(event) {
+  const button = event.target.closest?.("[data-copy], [data-copy-of]");
+  if (!button) return;
+  const source = button.dataset.copyOf;
+  await navigator.clipboard.writeText(source ? document.getElementById(source).textContent : button.dataset.copy);
+  button.classList.add("copied");
+  button.title = "Copied";
+  setTimeout(() => {
+    button.classList.remove("copied");
+    button.title = "Copy";
+  }, 1500);
+}

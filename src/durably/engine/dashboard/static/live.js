@@ -1,0 +1,118 @@
+// Updates the parts of the page that are marked as live when the engine reports a change, at most once a second.
+
+import { fetchPage } from "./page.js";
+
+const LEAST_MILLISECONDS = 1000;
+
+let fetching = false;
+let pending = false;
+let last = 0;
+
+export async function refresh() {
+  if (fetching) {
+    pending = true;
+    return;
+  }
+  fetching = true;
+  try {
+    const page = await fetchPage(location.href);
+    for (const old of document.querySelectorAll("[data-live]")) {
+      const fresh = page.getElementById(old.id);
+      if (fresh) morph(old, fresh);
+    }
+    document.title = page.title;
+    document.dispatchEvent(new CustomEvent("durably:updated"));
+  } finally {
+    fetching = false;
+    last = Date.now();
+    if (pending) schedule();
+  }
+}
+
+let timer = null;
+
+function schedule() {
+  pending = false;
+  timer ??= setTimeout(() => {
+    timer = null;
+    refresh().catch(() => {});
+  }, Math.max(0, last + LEAST_MILLISECONDS - Date.now()));
+}
+
+export function followChanges() {
+  let path = document.body.dataset.livePath;
+  if (!path) return;
+  let stream = null;
+  const connection = document.getElementById("connection");
+  const open = () => {
+    stream = new EventSource(path);
+    stream.onopen = () => connection.replaceChildren();
+    stream.onmessage = (event) => {
+      const next = new URL(path, location.href);
+      next.searchParams.set("after", event.data);
+      path = next.pathname + next.search;
+      schedule();
+    };
+    stream.onerror = () => {
+      // The browser opens the stream again by itself, unless the server refuses it.
+      if (stream.readyState === EventSource.CLOSED) connection.textContent = "Not live: reload the page";
+      else setTimeout(() => {
+        if (stream && stream.readyState !== EventSource.OPEN) connection.textContent = "Reconnecting…";
+      }, 4000);
+    };
+  };
+  const close = () => {
+    stream?.close();
+    stream = null;
+  };
+  // A page that nobody looks at costs the engine nothing.
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : stream ?? open()));
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", (event) => event.persisted && !stream && open());
+  if (!document.hidden) open();
+}
+
+// Makes `old` equal to `fresh`, and keeps each element that is in both: its focus, scroll position, and what the reader
+// has opened or typed.
+export function morph(old, fresh) {
+  morphAttributes(old, fresh);
+  if (old.hasAttribute("data-keep")) return;
+  const byId = new Map([...old.children].filter((each) => each.id).map((each) => [each.id, each]));
+  const wanted = new Set([...fresh.children].map((each) => each.id).filter(Boolean));
+  let next = old.firstChild;
+  for (const node of [...fresh.childNodes]) {
+    let match = node.id ? byId.get(node.id) : null;
+    if (!match) {
+      while (next && next.id && !wanted.has(next.id)) next = remove(next);
+      if (next && !next.id && !node.id && next.nodeName === node.nodeName) match = next;
+    }
+    if (!match) {
+      old.insertBefore(node, next);
+      continue;
+    }
+    if (match === next) next = next.nextSibling;
+    else old.insertBefore(match, next);
+    if (match.nodeType !== Node.ELEMENT_NODE) {
+      if (match.nodeValue !== node.nodeValue) match.nodeValue = node.nodeValue;
+    } else if (!match.isEqualNode(node)) morph(match, node);
+  }
+  while (next) next = remove(next);
+}
+
+function remove(node) {
+  const next = node.nextSibling;
+  node.remove();
+  return next;
+}
+
+// Attributes that belong to the reader.
+const KEPT = new Set(["open", "value", "checked"]);
+
+function morphAttributes(old, fresh) {
+  for (const { name } of [...old.attributes]) {
+    if (!fresh.hasAttribute(name) && !KEPT.has(name) && !name.startsWith("data-kept")) old.removeAttribute(name);
+  }
+  for (const { name, value } of fresh.attributes) {
+    if (old.getAttribute(name) !== value && !KEPT.has(name)) old.setAttribute(name, value);
+  }
+}

@@ -1,0 +1,99 @@
+"""``Visit``, a request as the handlers of pages see it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from durably.engine.interface import Engine
+
+from .messages import DashboardRequest, DashboardResponse
+from .protection import CSRF_FIELD, make_token, read_token, token_cookie
+from .templating import render
+
+_MOST_FIELDS = 200
+
+
+class PageError(Exception):
+    """Ends a request with a page that says what was wrong, and what to do."""
+
+    def __init__(self, status: int, title: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.title, self.message = status, title, message
+
+
+def parse_fields(text: str) -> dict[str, str]:
+    """The fields of a query or a form that are not empty; the first one of each name.
+
+    Raises ``PageError`` for too many fields.
+    """
+    try:
+        pairs = parse_qsl(text, max_num_fields=_MOST_FIELDS, errors="replace")
+    except ValueError:
+        raise PageError(400, "Too many fields", f"A request may have {_MOST_FIELDS} fields.") from None
+    return dict(reversed([(name, value.strip()) for name, value in pairs if value.strip()]))
+
+
+class Visit:
+    """A request, and the means to answer it.
+
+    ``arguments`` are those of the path, ``query`` and ``form`` the fields that are not empty. ``live`` is the path of
+    the stream of changes that updates the page, if it is live.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        request: DashboardRequest,
+        may: Callable[[str, str | None], Awaitable[bool]],
+        *,
+        arguments: Mapping[str, str],
+        form: Mapping[str, str],
+        live: str | None,
+    ) -> None:
+        self.engine, self.request, self.arguments, self.form = engine, request, arguments, form
+        self.query = parse_fields(request.query)
+        self.live = live
+        self._may = may
+        self._token = read_token(request)
+        self._headers: list[tuple[str, str]] = []
+
+    async def may(self, action: str, subject: str | None = None) -> bool:
+        """Whether the person may do something.
+
+        A page hides the buttons that may not be used.
+        """
+        return await self._may(action, subject)
+
+    def url(self, path: str, **query: Any) -> str:
+        """A URL of the dashboard.
+
+        ``path`` begins with a slash; fields that are ``None`` or empty are left out.
+        """
+        fields = urlencode({name: value for name, value in query.items() if value not in (None, "")})
+        return f"{self.request.mount}{path}{'?' if fields else ''}{fields}" or "/"
+
+    async def page(self, template: str, *, status: int = 200, **values: Any) -> DashboardResponse:
+        """The answer with a page."""
+        common = {
+            "url": self.url,
+            "here": self.request.path,
+            "query": self.query,
+            "csrf": self._csrf,
+            "csrf_field": CSRF_FIELD,
+            "live": self.live,
+        }
+        body = render(template, common | values)
+        headers = [("content-type", "text/html; charset=utf-8"), ("cache-control", "no-store"), *self._headers]
+        return DashboardResponse(status_code=status, headers=headers, body=body)
+
+    def redirect(self, path: str, **query: Any) -> DashboardResponse:
+        """The answer to an action: the page to show next."""
+        headers = [("location", self.url(path, **query)), ("cache-control", "no-store"), *self._headers]
+        return DashboardResponse(status_code=303, headers=headers)
+
+    def _csrf(self) -> str:
+        """The token of the page's forms. The first one of a browser is sent as a cookie."""
+        if self._token is None:
+            self._token = make_token()
+            self._headers.append(token_cookie(self._token, self.request))
+        return self._token
