@@ -15,6 +15,7 @@ from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit
 from durably.engine.scheduling import annotations
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite import run_search, walks
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_client, loop_watch
 from durably.protocol import limits, options
@@ -103,6 +104,11 @@ EXPECTED = {
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
     "body of a request": size(limits.MAX_REQUEST_BYTES),
     "runs in one list": maximum(RunLimit),
+    "runs that one request of a search looks at": f"{walks.PORTION:,}, or {walks.ID_PORTION:,} ids",
+    "runs for which a search evaluates an expression": (
+        f"{run_search.MOST_EVALUATED:,} in {run_search.LONGEST_SECONDS} s"
+    ),
+    "an output in the page of a search": size(run_search.LONGEST_OUTPUT),
     "events in one list": maximum(EventLimit),
     "time to connect to an app": time(SETTINGS.connect_timeout),
     "time for an app to answer a sync": time(discovery.TIMEOUT_SECONDS),

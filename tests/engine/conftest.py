@@ -4,13 +4,21 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
+from yarl import URL
 
+from durably.engine.http.access import ApiKeys
+from durably.engine.http.application import create_api
+from durably.engine.http.client import HttpEngine
+from durably.engine.http.codec import HttpRequest, HttpResponse
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView, UpdateKind
 from durably.protocol.events import Event
+from durably.protocol.headers import ServerKind
 
 from .small_app import SmallApp, serve
 
@@ -57,6 +65,24 @@ async def opened(path: Path, settings: EngineSettings = QUICK) -> AsyncIterator[
 async def engine(path: Path) -> AsyncIterator[SqliteEngine]:
     async with opened(path) as engine:
         yield engine
+
+
+@pytest.fixture
+async def client(engine: SqliteEngine, tmp_path: Path) -> AsyncIterator[HttpEngine]:
+    """A client of an engine's API on a Unix socket."""
+    runner = web.AppRunner(create_api(engine, ApiKeys(server_kind=ServerKind.DEV)))
+    await runner.setup()
+    path = str(tmp_path / "api")
+    await web.UnixSite(runner, path).start()
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session:
+
+        async def exchange(request: HttpRequest) -> HttpResponse:
+            url = URL("http://localhost" + request.target, encoded=True)
+            async with session.request(request.method, url, data=request.body, headers=request.headers) as response:
+                return HttpResponse(response.status, await response.read())
+
+        yield HttpEngine(exchange)
+    await runner.cleanup()
 
 
 async def until(engine: SqliteEngine, done: Callable[[], Awaitable[bool]]) -> None:

@@ -1,22 +1,18 @@
 """The table of operations: each has a route, a client method and an implementation, derived or checked here."""
 
 import datetime as dt
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import aiohttp
 import msgspec
 import pytest
-from aiohttp import web
-from yarl import URL
 
 from durably.engine.core.errors import FunctionNotFoundError, RunNotFoundError
 from durably.engine.http.access import ApiKeys
 from durably.engine.http.application import create_api
 from durably.engine.http.client import HttpEngine
-from durably.engine.http.codec import EngineRefusedError, HttpRequest, HttpResponse, read_arguments, write_request
+from durably.engine.http.codec import EngineRefusedError, HttpRequest, read_arguments, write_request
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation, blocking, operation, operations_of
 from durably.engine.sqlite_engine import SqliteEngine
@@ -32,6 +28,7 @@ SAMPLES: dict[str, Any] = {
     "data": {"n": 1},
     "from_step": FromStep("one", [msgspec.Raw(b'{"a":  1}')]),
     "id_suffix": "ABC",
+    "is_unmatched": True,
     "limit": 7,
     "received_after": MOMENT,
     "received_before": MOMENT,
@@ -41,24 +38,6 @@ SAMPLES: dict[str, Any] = {
     "status": RunStatus.FAILED,
     "statuses": [RunStatus.FAILED, RunStatus.CANCELLED],
 }
-
-
-@pytest.fixture
-async def client(engine: SqliteEngine, tmp_path: Path) -> AsyncIterator[HttpEngine]:
-    """A client of an engine's API on a Unix socket."""
-    runner = web.AppRunner(create_api(engine, ApiKeys(server_kind=ServerKind.DEV)))
-    await runner.setup()
-    path = str(tmp_path / "api")
-    await web.UnixSite(runner, path).start()
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(path)) as session:
-
-        async def exchange(request: HttpRequest) -> HttpResponse:
-            url = URL("http://localhost" + request.target, encoded=True)
-            async with session.request(request.method, url, data=request.body, headers=request.headers) as response:
-                return HttpResponse(response.status, await response.read())
-
-        yield HttpEngine(exchange)
-    await runner.cleanup()
 
 
 def test_the_engine_implements_each_operation() -> None:

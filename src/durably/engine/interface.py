@@ -24,7 +24,7 @@ from durably.protocol.headers import Header
 from durably.protocol.sync import SyncRequest
 
 from .operations import Access, Operation, blocking, operation
-from .reports import RunReport
+from .reports import RunPage, RunReport
 from .views import (
     AppView,
     AttemptView,
@@ -161,6 +161,30 @@ class Engine:
         id_suffix: IdSuffix | None = None,
     ) -> list[RunView]:
         """Runs, newest first."""
+
+    @operation("GET /v1/search/runs", names={"if_exp": "if"})
+    async def search_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: RunLimit = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """Search runs, newest first.
+
+        The runs were created from ``started_after`` until before ``started_before``. ``if_exp`` is a condition (CEL,
+        over ``event`` and ``output``). ``id`` is the id of a run or of an event, or its last characters.
+
+        A search looks at a limited number of runs: a page may have fewer runs than ``limit``, or none, and a cursor.
+        Outputs of more than 16 KiB are left out. Raises ``SelectionInvalidError``.
+        """
 
     @operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
     async def get_run(self, run_id: str) -> RunView | None:
@@ -395,6 +419,7 @@ class SyncEngine(Engine):
     get_event_sync = blocking(Engine.get_event)
     event_runs_sync = blocking(Engine.event_runs)
     list_runs_sync = blocking(Engine.list_runs)
+    search_runs_sync = blocking(Engine.search_runs)
     get_run_sync = blocking(Engine.get_run)
     wait_for_run_sync = blocking(Engine.wait_for_run)
     run_steps_sync = blocking(Engine.run_steps)

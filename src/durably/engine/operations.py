@@ -89,15 +89,22 @@ class Argument(msgspec.Struct, frozen=True):
             return read_status(text)
         if base is int:
             return self._read_number(text, meta if has_limits else None)
+        if base is bool:
+            return self._read_truth(text)
         if meta is not None and meta.pattern is not None:
             return self._read_pattern(text, meta)
         return text
 
     def _read_number(self, text: str, meta: msgspec.Meta | None) -> int:
         most = 999_999_999 if meta is None or meta.le is None else int(meta.le)
-        if not (text.isascii() and text.isdigit() and len(text) <= 9 and 1 <= int(text) <= most):
+        if not (text.isascii() and text.isdigit() and len(text) <= len(str(most)) and 1 <= int(text) <= most):
             raise ArgumentInvalidError(f"{self.wire_name} must be a whole number from 1 to {most}, not {text!r}")
         return int(text)
+
+    def _read_truth(self, text: str) -> bool:
+        if text not in ("true", "false"):
+            raise ArgumentInvalidError(f"{self.wire_name} must be true or false, not {text!r}")
+        return text == "true"
 
     def _read_pattern(self, text: str, meta: msgspec.Meta) -> str:
         try:
@@ -108,6 +115,8 @@ class Argument(msgspec.Struct, frozen=True):
 
     def write(self, value: Any) -> str:
         """The text of a value in a path, query or header."""
+        if isinstance(value, bool):
+            return "true" if value else "false"
         return value.isoformat() if isinstance(value, dt.datetime) else str(value)
 
 

@@ -13,12 +13,14 @@ import msgspec
 from msgspec.structs import replace
 
 from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
-from durably.engine.scheduling.bulk_operations import check_selection, check_statuses
+from durably.engine.reports import RunPage
+from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_content, check_event
 from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
+from durably.engine.sqlite.run_search import Budget, RunFilter, search_runs
 from durably.engine.sqlite.run_tables import find_run_key
 from durably.engine.views import (
     AppView,
@@ -39,6 +41,7 @@ from durably.engine.views import (
     SyncResult,
     TracesView,
     to_datetime,
+    to_optional_milliseconds,
 )
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event, EventReceipt, InternalEvent
@@ -231,6 +234,35 @@ class SqliteEngine(LocalEngine):
             lambda connection: queries.list_runs(
                 connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
             )
+        )
+
+    async def search_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        wanted = RunFilter(
+            status=status,
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=to_optional_milliseconds(started_after),
+            started_before=to_optional_milliseconds(started_before),
+            condition=check_condition(if_exp, has_output=True) if if_exp else None,
+            id=id or None,
+        )
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        return await self._reader.read(
+            lambda connection: search_runs(connection, wanted, limit, cursor, first_call_at, budget)
         )
 
     async def get_run(self, run_id: str) -> RunView | None:

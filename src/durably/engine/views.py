@@ -365,3 +365,7 @@ def from_microseconds(microseconds: int) -> dt.datetime:
 
 def to_milliseconds(time: dt.datetime) -> int:
     return round(time.timestamp() * 1000)
+
+
+def to_optional_milliseconds(time: dt.datetime | None) -> int | None:
+    return None if time is None else to_milliseconds(time)

@@ -126,7 +126,7 @@ class CancellationNotFoundError(EngineError):
 
 
 class SelectionInvalidError(EngineError):
-    """The selection of runs for a bulk cancellation or replay is not valid."""
+    """The selection of a bulk operation or a search is not valid (400)."""
 
 
 class StaleCallError(EngineError):

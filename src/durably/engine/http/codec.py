@@ -269,15 +269,18 @@ def _raise(error: ErrorBody) -> NoReturn:
 def wire_type(kind: Any) -> Any:
     """The type to decode JSON as, before ``from_wire``.
 
-    msgspec does not decode ``Raw | None``, so structs that have it, at any depth, are decoded as others.
+    msgspec does not decode ``Raw | None``, so that ``Raw`` stands for it in views, and in the parts of views.
     """
-    if get_origin(kind) is list:
-        return list[wire_type(get_args(kind)[0])]  # type: ignore[misc]
+    if get_origin(kind) in (list, dict):
+        *keys, item = get_args(kind)
+        wire = wire_type(item)
+        return kind if wire == item else cast(Any, get_origin(kind))[(*keys, wire)]
     inner = without_none(kind)
     if inner is msgspec.Raw:
         return inner
     if inner is not kind:
-        return wire_type(inner) | None
+        wire = wire_type(inner)
+        return kind if wire == inner else wire | None
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
         return _twin_of(kind)
     return kind
@@ -290,26 +293,29 @@ def decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 def from_wire(value: Any) -> Any:
-    if isinstance(value, list):
-        return [from_wire(each) for each in value]
     if isinstance(value, msgspec.Raw):
         return None if bytes(value) == _NULL else value
-    view = _view_of.get(type(value))
-    if view is None:
+    if isinstance(value, list):
+        return [from_wire(each) for each in value]
+    if isinstance(value, dict):
+        return {key: from_wire(each) for key, each in value.items()}
+    twin = _twins.get(type(value))
+    if twin is None:
         return value
-    return view(**{name: from_wire(getattr(value, name)) for name in value.__struct_fields__})
+    view, changed = twin
+    fields = {name: getattr(value, name) for name in value.__struct_fields__}
+    return view(**{name: from_wire(each) if name in changed else each for name, each in fields.items()})
 
 
-_view_of: dict[type[Any], type[Any]] = {}
+_twins: dict[type[Any], tuple[type[Any], frozenset[str]]] = {}
+"""The views of twins, and the names of the fields that differ."""
 
 
 def _twin_of(view: type[msgspec.Struct]) -> type[Any]:
-    """The struct with the types of ``wire_type`` for its fields.
-
-    It is the struct itself if these are the same.
-    """
+    """The struct with the wire types of its fields, if any of them differs."""
     fields = msgspec.structs.fields(view)
-    if all(wire_type(field.type) == field.type and not _may_be_raw_or_none(field) for field in fields):
+    changed = frozenset(field.name for field in fields if wire_type(field.type) != field.type)
+    if not changed:
         return view
     twin = msgspec.defstruct(
         view.__name__,
@@ -317,18 +323,14 @@ def _twin_of(view: type[msgspec.Struct]) -> type[Any]:
         rename={field.name: field.encode_name for field in fields},
         kw_only=True,
     )
-    _view_of[twin] = view
+    _twins[twin] = view, changed
     return twin
 
 
-def _may_be_raw_or_none(field: msgspec.structs.FieldInfo) -> bool:
-    return bool(field.type == msgspec.Raw | None)
-
-
 def _field_of_twin(field: msgspec.structs.FieldInfo) -> Any:
+    if field.type == msgspec.Raw | None:
+        return field.name, msgspec.Raw, msgspec.Raw(_NULL)
     kind = wire_type(field.type)
-    if _may_be_raw_or_none(field):
-        return field.name, kind, msgspec.Raw(_NULL)
     if field.default is not msgspec.NODEFAULT:
         return field.name, kind, field.default
     if field.default_factory is not msgspec.NODEFAULT:

@@ -8,7 +8,7 @@ of the function that descend from a run that it cancelled, so a function that st
 from collections.abc import Callable, Collection
 
 from durably.engine.core.errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
-from durably.engine.core.expressions import ExpressionInvalidError, Kind, compile_expression
+from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.sqlite.app_tables import BulkOperation, BulkOperationKind
 from durably.engine.sqlite.run_tables import Store
@@ -30,16 +30,23 @@ def check_selection(selection: Selection) -> None:
     if selection.started_after is not None and selection.started_after >= selection.started_before:
         raise SelectionInvalidError("started_after must be before started_before")
     if selection.expression:
-        try:
-            expression = compile_expression(selection.expression, has_async=False)
-        except ExpressionInvalidError as error:
-            raise SelectionInvalidError(f"the expression is not valid: {error}") from error
-        if expression.missing_field:
-            raise SelectionInvalidError(f"the expression `{selection.expression}` {expression.missing_field}")
-        if Kind.BOOL not in expression.kinds:
-            raise SelectionInvalidError(
-                f"the expression `{selection.expression}` can never give {Kind.BOOL}, as it must"
-            )
+        check_condition(selection.expression)
+
+
+def check_condition(text: str, *, has_output: bool = False) -> Expression:
+    """A condition over ``event`` and, if it ``has_output``, ``output``.
+
+    Raises ``SelectionInvalidError``.
+    """
+    try:
+        expression = compile_expression(text, has_async=False, has_output=has_output)
+    except ExpressionInvalidError as error:
+        raise SelectionInvalidError(f"the expression is not valid: {error}") from error
+    if expression.missing_field:
+        raise SelectionInvalidError(f"the expression `{text}` {expression.missing_field}")
+    if Kind.BOOL not in expression.kinds:
+        raise SelectionInvalidError(f"the expression `{text}` can never give {Kind.BOOL}, as it must")
+    return expression
 
 
 def check_statuses(statuses: Collection[RunStatus]) -> None:

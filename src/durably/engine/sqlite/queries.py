@@ -6,7 +6,7 @@ They run in the reader's threads.
 import datetime as dt
 import itertools
 import sqlite3
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -46,9 +46,13 @@ FirstCallAt = Callable[[int], int | None]
 
 _MOST_NAMES = 1000
 _EVENT = "SELECT id, received_at, body FROM events"
+RUN_COLUMNS = (
+    "runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, rerun_of, "
+    "events.id, is_batch, heads.head"
+)
+"""The columns of ``run_view``, without the output, which follows them."""
 _RUN = (
-    "SELECT runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, output, "
-    "rerun_of, events.id, is_batch, heads.head FROM runs JOIN events ON events.key = runs.event_key "
+    f"SELECT {RUN_COLUMNS}, output FROM runs JOIN events ON events.key = runs.event_key "
     "LEFT JOIN heads ON heads.run_key = runs.key"
 )
 _event_decoder = msgspec.json.Decoder(Event)
@@ -81,7 +85,7 @@ class Conditions:
 
 def find_event(connection: sqlite3.Connection, event_id: str) -> EventView | None:
     row = connection.execute(f"{_EVENT} WHERE id = ?", (event_id,)).fetchone()
-    return _event_view(*row) if row else None
+    return event_view(*row) if row else None
 
 
 def list_events(
@@ -100,7 +104,7 @@ def list_events(
     conditions.add("received_at < ?", received_before and to_milliseconds(received_before))
     conditions.add("key < (SELECT key FROM events WHERE id = ?)", cursor)
     query = f"{_EVENT}{conditions.text} ORDER BY key DESC LIMIT ?"
-    return [_event_view(*row) for row in connection.execute(query, (*conditions.values, limit))]
+    return [event_view(*row) for row in connection.execute(query, (*conditions.values, limit))]
 
 
 def awaited_names(connection: sqlite3.Connection) -> list[str]:
@@ -109,7 +113,8 @@ def awaited_names(connection: sqlite3.Connection) -> list[str]:
     return [name for (name,) in rows]
 
 
-def _event_view(event_id: str, received_at: int, body: bytes) -> EventView:
+def event_view(event_id: str, received_at: int, body: bytes) -> EventView:
+    """The event of a row with these columns."""
     return EventView.of(event_id, _event_decoder.decode(body), to_datetime(received_at))
 
 
@@ -204,7 +209,7 @@ def bulk_operation_view(operation: BulkOperation, view: type[Bulk]) -> Bulk:
 
 def find_run(connection: sqlite3.Connection, run_id: str, first_call_at: FirstCallAt) -> RunView | None:
     row = connection.execute(f"{_RUN} WHERE runs.id = ?", (run_id,)).fetchone()
-    return _run_view(connection, row, first_call_at) if row else None
+    return run_view(connection, row, first_call_at) if row else None
 
 
 def event_runs(connection: sqlite3.Connection, event_id: str, first_call_at: FirstCallAt) -> list[RunView]:
@@ -214,7 +219,7 @@ def event_runs(connection: sqlite3.Connection, event_id: str, first_call_at: Fir
     rows = connection.execute(
         f"{_RUN} WHERE runs.key IN ({of_event} UNION {with_batch}) ORDER BY runs.key", (event_id, event_id)
     )
-    return [_run_view(connection, row, first_call_at) for row in rows]
+    return [run_view(connection, row, first_call_at) for row in rows]
 
 
 def list_runs(
@@ -242,13 +247,14 @@ def list_runs(
         # The database stores late whether a run is scheduled or running, so each live run is read.
         conditions.add("runs.key IN (SELECT run_key FROM heads WHERE run_key > ?)", 0)
     rows = connection.execute(f"{_RUN}{conditions.text} ORDER BY runs.key DESC", conditions.values)
-    views = (_run_view(connection, row, first_call_at) for row in rows)
+    views = (run_view(connection, row, first_call_at) for row in rows)
     return list(itertools.islice((view for view in views if status in (None, view.status)), limit))
 
 
-def _run_view(connection: sqlite3.Connection, row: Any, first_call_at: FirstCallAt) -> RunView:
+def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: FirstCallAt) -> RunView:
+    """The run of a row of ``RUN_COLUMNS`` and the output."""
     key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
-    output, rerun_of, event_id, is_batch, encoded = row[9:]
+    rerun_of, event_id, is_batch, encoded, output = row[9:]
     state = _readable(encoded) if encoded else None
     if state is not None and started_at is None:
         started_at = first_call_at(key)

@@ -93,13 +93,15 @@ class Compiler:
     ``variables`` is how many slots its macros need in a frame. ``event_fields`` are the fields of events that it reads,
     like ``{"data": "event"}``, each with the last name of the event.
 
-    Without a later event (``has_async`` is false), naming it is a fault, because it would always be unknown.
+    Without a later event (``has_async`` is false), naming it is a fault, because it would always be unknown. An
+    expression that ``has_output`` knows a run's ``output`` in the place of a later event.
     """
 
-    def __init__(self, has_async: bool) -> None:
+    def __init__(self, has_async: bool, has_output: bool = False) -> None:
         self.variables = 0
         self.event_fields: dict[str, str] = {}
         self._has_async = has_async
+        self._has_output = has_output
         self._scope: dict[str, int] = {}
 
     def compile(self, node: Node) -> Evaluate:
@@ -134,14 +136,18 @@ class Compiler:
         if node.name in self._scope:
             slot = self._scope[node.name]
             return lambda frame: frame.variables[slot]
+        if node.name == "output" and self._has_output:
+            return ROOTS["async"]
         if node.name in ROOTS:
             if node.name == "async" and not self._has_async:
-                raise FaultError("`async` is not known here; this expression is over `event` alone", node.place)
+                known = "over `event` and `output`" if self._has_output else "over `event` alone"
+                raise FaultError(f"`async` is not known here; this expression is {known}", node.place)
             return ROOTS[node.name]
         if node.name in TYPES:
             type_of = TYPES[node.name]
             return lambda frame: type_of
-        raise FaultError(f"unknown name {node.name!r}; an expression knows `event` and `async`", node.place)
+        other = "output" if self._has_output else "async"
+        raise FaultError(f"unknown name {node.name!r}; an expression knows `event` and `{other}`", node.place)
 
     def _compile_fields(self, node: Field) -> Evaluate:
         names: list[str] = []

@@ -200,14 +200,15 @@ def _explain_missing_field(fields: Mapping[str, str]) -> str | None:
 
 
 @functools.lru_cache(maxsize=_CACHE_SIZE)
-def compile_expression(text: str, *, has_async: bool = True) -> Expression:
+def compile_expression(text: str, *, has_async: bool = True, has_output: bool = False) -> Expression:
     """Compile a CEL expression in the protocol's dialect. The last 2,048 are cached.
 
     ``has_async``: the expression may name the later event, ``async``, as those of waits and cancellations do.
+    ``has_output``: it may name the ``output`` of a run instead, which is then evaluated as the later event.
     Raises ``ExpressionInvalidError``, whose message quotes the expression and names the place and the fault.
     """
     try:
         node = parse(text)
-        return Expression(text, Compiler(has_async), node)
+        return Expression(text, Compiler(has_async and not has_output, has_output), node)
     except FaultError as fault:
         raise ExpressionInvalidError(text, fault.reason, fault.place) from None

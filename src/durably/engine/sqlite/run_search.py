@@ -1,0 +1,290 @@
+"""Searches of runs: by status, function, app, event, time, id and an expression.
+
+They run in the reader's threads. Results are newest first.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.expressions import Expression
+from durably.engine.core.run_state import RunStatus
+from durably.engine.reports import RunPage
+from durably.engine.views import RunView, to_datetime
+
+from .queries import RUN_COLUMNS, FirstCallAt, run_view
+from .walks import (
+    AFTER_IDS,
+    AFTER_KEYS,
+    Walk,
+    farthest,
+    is_key_cursor,
+    key_range,
+    match_ids,
+    read_cursor,
+    read_id_cursor,
+    read_id_time,
+    short_walk,
+)
+
+LONGEST_OUTPUT = 16 * 1024
+"""Bytes of the longest output that a page of runs has."""
+MOST_EVALUATED = 2_000
+LONGEST_SECONDS = 0.1
+_MOST_OF_EVENT_NAME = 5_000
+"""Events of a name whose runs are read at once."""
+_MOST_EVENTS_OF_ID = 100
+
+_RUNS_OF_EVENTS = (
+    "SELECT key AS picked FROM runs WHERE event_key IN ({events}) "
+    "UNION SELECT run_key FROM run_events WHERE event_key IN ({events})"
+)
+_LISTED = "SELECT value FROM json_each(?)"
+_HAS_EVENT_NAME = (
+    "(events.name = ? OR (is_batch AND EXISTS (SELECT 1 FROM run_events JOIN events AS batched "
+    "ON batched.key = run_events.event_key WHERE run_key = runs.key AND batched.name = ?)))"
+)
+_HAS_RARE_END = "ended_at IS NOT NULL AND status <> 'Completed'"
+
+
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs that a search is for.
+
+    ``started_after`` and ``started_before`` limit the time of creation, from the first until before the second, in
+    milliseconds since the epoch. ``condition`` is over event and output. ``id`` is the id of the run or of one of its
+    events, or the beginning or the end of such an id.
+    """
+
+    status: RunStatus | None = None
+    function_id: str | None = None
+    app_id: str | None = None
+    event_name: str | None = None
+    started_after: int | None = None
+    started_before: int | None = None
+    condition: Expression | None = None
+    id: str | None = None
+
+
+class Budget:
+    """The number and the time of a request's evaluations of an expression.
+
+    ``now`` is the value of ``now()``.
+    """
+
+    def __init__(self, now: int) -> None:
+        self.now = now
+        self._left = MOST_EVALUATED
+        self._deadline: float | None = None
+
+    def spend(self) -> None:
+        self._left -= 1
+        if self._deadline is None:
+            self._deadline = time.monotonic() + LONGEST_SECONDS
+
+    @property
+    def is_spent(self) -> bool:
+        return self._deadline is not None and (not self._left or time.monotonic() > self._deadline)
+
+
+def search_runs(
+    connection: sqlite3.Connection,
+    wanted: RunFilter,
+    limit: int,
+    cursor: str | None,
+    first_call_at: FirstCallAt,
+    budget: Budget,
+) -> RunPage:
+    """Raises ``SelectionInvalidError`` for a cursor of another search."""
+    rows = _Rows(connection, wanted, first_call_at, budget)
+    if wanted.id is None:
+        return rows.search(list(_walks(connection, wanted)), limit, cursor)
+    events = _events_of_id(connection, wanted.id)
+    if events is None and not is_key_cursor(cursor):
+        found = _search_by_part_of_id(connection, wanted.id.upper(), limit, cursor, rows)
+        if found is not None:
+            return found
+    if events is None:
+        events = match_ids(connection, "events", wanted.id.upper(), AFTER_IDS, _MOST_EVENTS_OF_ID).keys
+    listed = msgspec.json.encode(events).decode()
+    return rows.search([_walk_of_events(_LISTED, (listed, listed))], limit, cursor)
+
+
+def _walks(connection: sqlite3.Connection, wanted: RunFilter) -> Iterator[Walk]:
+    """The indexes that fit a filter, the narrowest first."""
+    if wanted.status is not None and not wanted.status.has_ended:
+        rows = "heads AS live CROSS JOIN runs ON runs.key = live.run_key"
+        yield Walk(key="live.run_key", source="heads AS live", rows=rows)
+    elif wanted.status not in (None, RunStatus.COMPLETED):
+        rare, clause = "runs INDEXED BY runs_by_rare_end", f"status = ? AND {_HAS_RARE_END}"
+        yield Walk(
+            key="runs.key", source=rare, clause=clause, parts=[(wanted.status,)], rows=rare, rows_clause=_HAS_RARE_END
+        )
+    if wanted.event_name is not None and _is_rare_event(connection, wanted.event_name):
+        yield _walk_of_events("SELECT key FROM events WHERE name = ?", (wanted.event_name, wanted.event_name))
+    if wanted.function_id is not None:
+        yield _walk_of_functions([wanted.function_id])
+    elif wanted.app_id is not None:
+        found = connection.execute("SELECT id FROM functions WHERE app_id = ?", (wanted.app_id,))
+        yield _walk_of_functions([function_id for (function_id,) in found])
+    yield Walk(key="runs.key", source="runs NOT INDEXED", rows="runs NOT INDEXED")
+
+
+def _walk_of_events(events: str, values: Sequence[object]) -> Walk:
+    picked = _RUNS_OF_EVENTS.format(events=events)
+    return short_walk("runs.key", f"({picked}) CROSS JOIN runs ON runs.key = picked", values)
+
+
+def _walk_of_functions(function_ids: Sequence[str]) -> Walk:
+    indexed = "runs INDEXED BY runs_by_function"
+    return Walk(
+        key="runs.key",
+        source=indexed,
+        clause="function_id = ?",
+        parts=[(function_id,) for function_id in function_ids],
+        rows=indexed,
+        rows_clause=f"function_id IN ({_LISTED})",
+        values=[msgspec.json.encode(function_ids).decode()],
+    )
+
+
+def _is_rare_event(connection: sqlite3.Connection, name: str) -> bool:
+    query = "SELECT count(*) FROM (SELECT 1 FROM events WHERE name = ? LIMIT ?)"
+    (count,) = connection.execute(query, (name, _MOST_OF_EVENT_NAME + 1)).fetchone()
+    return int(count) <= _MOST_OF_EVENT_NAME
+
+
+class _Rows:
+    """The rows of a walk that match a filter."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, wanted: RunFilter, first_call_at: FirstCallAt, budget: Budget
+    ) -> None:
+        self._connection = connection
+        self._wanted = wanted
+        self._first_call_at = first_call_at
+        self._budget = budget
+
+    def search(self, walks: Sequence[Walk], limit: int, cursor: str | None) -> RunPage:
+        """The next page of a search that may walk any of these indexes."""
+        wanted = self._wanted
+        low, high = key_range(self._connection, "runs", "created_at", wanted.started_after, wanted.started_before)
+        high = min(high, read_cursor(cursor))
+        walk, end = farthest(self._connection, walks, low, high)
+        return self.page(walk, low, end, high, limit)
+
+    def page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> RunPage:
+        """The rows from ``end`` until before ``high``, at most ``limit``.
+
+        ``low`` is the end of the whole search.
+        """
+        found: list[RunView] = []
+        last = high
+        for row in self._read(walk, end, high):
+            view = self._match(row)
+            if view is not None and len(found) == limit:
+                return RunPage(runs=found, cursor=str(last))
+            if view is not None:
+                found.append(view)
+                last = row[0]
+            if self._budget.is_spent:
+                end = row[0]
+                break
+        if end <= low:
+            return RunPage(runs=found, cursor=None)
+        return RunPage(runs=found, cursor=str(end), searched_until=self._created_at(end))
+
+    def _read(self, walk: Walk, end: int, high: int) -> sqlite3.Cursor:
+        wanted = self._wanted
+        clauses = [walk.rows_clause, f"{walk.key} >= ?", f"{walk.key} < ?"]
+        values = [*walk.values, end, high]
+        named = None if wanted.event_name is None else (wanted.event_name, wanted.event_name)
+        ended = wanted.status if wanted.status is not None and wanted.status.has_ended else None
+        if wanted.status is not None and not wanted.status.has_ended:
+            clauses.append("ended_at IS NULL")
+        for clause, value in (
+            ("status = ?", ended),
+            ("function_id = ?", wanted.function_id),
+            ("app_id = ?", wanted.app_id),
+            ("created_at >= ?", wanted.started_after),
+            ("created_at < ?", wanted.started_before),
+            (_HAS_EVENT_NAME, named),
+        ):
+            if value is not None:
+                clauses.append(clause)
+                values += value if isinstance(value, tuple) else (value,)
+        short_output = f"CASE WHEN length(output) <= {LONGEST_OUTPUT} THEN output END"
+        output = short_output if wanted.condition is None else "output"
+        return self._connection.execute(
+            f"SELECT {RUN_COLUMNS}, {output}, events.body FROM {walk.rows} "
+            "CROSS JOIN events ON events.key = runs.event_key LEFT JOIN heads ON heads.run_key = runs.key "
+            f"WHERE {' AND '.join(clauses)} ORDER BY {walk.key} DESC",
+            values,
+        )
+
+    def _match(self, row: Any) -> RunView | None:
+        """The run of a row, if it matches the conditions that SQL does not compare."""
+        *columns, output, event = row
+        status = self._wanted.status
+        if status is not None and not status.has_ended and status is not self._live_status(row[0], row[7]):
+            return None
+        condition = self._wanted.condition
+        if condition is not None:
+            self._budget.spend()
+            fields = msgspec.json.decode(event, type=dict[str, Any])
+            value = None if output is None else msgspec.json.decode(output)
+            if not condition.matches(fields, value, now=self._budget.now):
+                return None
+        shown = output if output is not None and len(output) <= LONGEST_OUTPUT else None
+        return run_view(self._connection, (*columns, shown), self._first_call_at)
+
+    def _live_status(self, key: int, started_at: int | None) -> RunStatus:
+        """The status of a run that has not ended. The database stores its start late."""
+        is_running = started_at is not None or self._first_call_at(key) is not None
+        return RunStatus.RUNNING if is_running else RunStatus.SCHEDULED
+
+    def _created_at(self, key: int) -> Any:
+        row = self._connection.execute(
+            "SELECT created_at FROM runs WHERE key >= ? ORDER BY key LIMIT 1", (key,)
+        ).fetchone()
+        return to_datetime(row[0]) if row else None
+
+
+# ids
+
+
+def _events_of_id(connection: sqlite3.Connection, text: str) -> list[int] | None:
+    """The events with this id of the engine or of their sender.
+
+    ``None`` if there are none.
+    """
+    rows = connection.execute(
+        "SELECT key FROM events WHERE id = ? UNION SELECT key FROM events WHERE sender_id = ? LIMIT ?",
+        (text.upper(), text, _MOST_EVENTS_OF_ID),
+    ).fetchall()
+    return [key for (key,) in rows] or None
+
+
+def _search_by_part_of_id(
+    connection: sqlite3.Connection, text: str, limit: int, cursor: str | None, rows: _Rows
+) -> RunPage | None:
+    """The runs whose id begins with a text or ends in it.
+
+    ``None`` if the text may be of an event's id.
+    """
+    if not (text.isascii() and text.isalnum()):
+        return RunPage(runs=[], cursor=None)
+    matches = match_ids(connection, "runs", text, read_id_cursor(cursor), limit)
+    if cursor is None and not matches.keys and match_ids(connection, "events", text, AFTER_IDS, 1).keys:
+        return None
+    keys = msgspec.json.encode(matches.keys).decode()
+    walk = short_walk("runs.key", f"({_LISTED}) AS listed CROSS JOIN runs ON runs.key = listed.value", (keys,))
+    page = rows.page(walk, 0, 0, AFTER_KEYS, limit)
+    end = matches.end
+    if page.cursor is not None:
+        # The page ends before the last match: its cursor is the key of a run.
+        (end,) = connection.execute("SELECT id FROM runs WHERE key = ?", (int(page.cursor),)).fetchone()
+    until = None if end is None else read_id_time(end)
+    return RunPage(runs=page.runs, cursor=end, searched_until=until)
