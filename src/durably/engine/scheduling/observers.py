@@ -33,7 +33,10 @@ class Observer:
     """
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
-        """A commit has stored ``changes`` of runs, in their order; ``group`` are its transactions."""
+        """A commit has stored ``changes`` of runs, in their order.
+
+        ``group`` are its transactions.
+        """
 
     def on_call(self, call: EndedCall) -> None:
         """A call has ended, with any answer. The answer is stored afterwards."""
