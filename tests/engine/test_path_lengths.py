@@ -18,8 +18,8 @@ from durably.engine.settings import Durability, EngineSettings
 from ..paths import CallPath, Tracer
 
 ROUNDS = 5
-MAX_FUNCTIONS = 133
-MAX_MODULES = 38
+MAX_FUNCTIONS = 103
+MAX_MODULES = 35
 """Lower them when the path gets shorter: the aim is 100 functions in 22 modules."""
 
 

@@ -11,7 +11,6 @@ from durably import NonRetriableError, RetryAfterError
 from durably.comm import CommResponse
 from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached, failed, read_answer
 from durably.engine.settings import SystemClock
-from durably.engine.views import to_datetime
 from durably.execution import Found, Outcome, Raised, StepReport
 from durably.execution import Returned as FunctionReturned
 from durably.in_process.calls import answer_of
@@ -64,7 +63,7 @@ OUTCOMES: dict[str, Outcome] = {
 def over_http(outcome: Outcome) -> Answer:
     response = CommResponse.from_call_result(outcome)
     headers = {Header.SDK.value: "test", **response.headers}
-    return read_answer(int(response.status_code), headers, response.body, to_datetime(NOW))
+    return read_answer(int(response.status_code), headers, response.body, NOW)
 
 
 @pytest.mark.parametrize("name", OUTCOMES)

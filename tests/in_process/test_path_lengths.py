@@ -9,8 +9,8 @@ from durably.comm import CommHandler
 from ..paths import CallPath, Tracer
 
 STEPS = 12
-_MAX_FUNCTIONS = 91
-_MAX_MODULES = 26
+_MAX_FUNCTIONS = 84
+_MAX_MODULES = 25
 
 
 async def test_step_passes_few_functions(tmp_path: Path) -> None:

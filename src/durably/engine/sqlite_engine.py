@@ -16,7 +16,7 @@ from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFou
 from durably.engine.reports import RunPage
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
-from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_content, check_event
+from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_event
 from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
@@ -313,7 +313,7 @@ class SqliteEngine(LocalEngine):
         if data is not None and not isinstance(data, dict):
             raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
         event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
-        check_content(event, self._settings.max_event_bytes)
+        check_event(event, self._settings.max_event_bytes, is_internal=True)
         return await self._transactions.transact(lambda transaction: operations.invoke(transaction, function_id, event))
 
     async def signal(self, name: str, data: Any = None) -> str | None:
@@ -370,7 +370,7 @@ class SqliteEngine(LocalEngine):
         started_before: datetime | None,
         if_exp: str | None,
     ) -> Selection:
-        if app_id and self._transactions.registry.find(function_id) is None:
+        if app_id and self._transactions.registry.functions.get(function_id) is None:
             function_id = f"{app_id}-{function_id}"
         selection = Selection(
             function_id=function_id,

@@ -15,7 +15,7 @@ import msgspec
 from durably.comm import CommHandler, Syncer
 from durably.comm.requests import retry_after_text, state_retries
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, failed
-from durably.engine.core.call_body import CallData
+from durably.engine.core.call_body import CallData, job_id_of
 from durably.engine.core.errors import (
     DatabaseLostError,
     EngineClosedError,
@@ -86,7 +86,7 @@ async def _run(
     stand_in: StandIn | None,
     io: IO,
 ) -> Answer:
-    call = data.call
+    call, job_id = data.call, job_id_of(data.run_id, data.call.step_id)
     events = [_event_decoder.decode(event) for event in data.events]
     memos = [*data.memos] if data.step_input is None else [*data.memos, data.step_input]
     outcome = await handler.call(
@@ -102,7 +102,7 @@ async def _run(
                 qi_id=data.request_id,
                 request_id=data.request_id,
                 generation_id=call.generation,
-                job_id=data.job_id,
+                job_id=job_id,
                 stack=Stack(stack=[step_id for step_id, _ in data.memos], current=len(data.memos)),
                 also=[other.step_id for other in data.also] or None,
             ),
@@ -113,7 +113,7 @@ async def _run(
             raw_request=None,
             seconds={},
             request_id=data.request_id,
-            job_id=data.job_id,
+            job_id=job_id,
             disable_immediate=data.disable_immediate,
             checkpoints=checkpoints,
             stand_in=stand_in,

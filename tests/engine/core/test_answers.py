@@ -1,6 +1,5 @@
 """Verification of an answer to a call, by the signature of its body and of the whole answer."""
 
-import datetime as dt
 import json
 from collections.abc import Callable
 
@@ -34,7 +33,7 @@ def whole(status: int, body: bytes, call: str = CALL, **headers: str) -> dict[st
 
 def refused(verification: AnswerVerification, status: int, headers: dict[str, str], body: bytes) -> str:
     """The reason. A refused answer decides nothing, not even the time of the retry."""
-    answer = read_answer(status, headers, body, dt.datetime.fromtimestamp(NOW, dt.UTC), verification.refuse)
+    answer = read_answer(status, headers, body, NOW * 1000, verification.refuse)
     assert isinstance(answer, AttemptFailed)
     assert (answer.no_retry, answer.retry_at, answer.written) == (False, None, None)
     assert answer.error.name in ("AnswerNotSignedError", "AnswerSignatureError")
@@ -42,7 +41,7 @@ def refused(verification: AnswerVerification, status: int, headers: dict[str, st
 
 
 def accepted(verification: AnswerVerification, status: int, headers: dict[str, str], body: bytes) -> object:
-    return read_answer(status, headers, body, dt.datetime.fromtimestamp(NOW, dt.UTC), verification.refuse)
+    return read_answer(status, headers, body, NOW * 1000, verification.refuse)
 
 
 @pytest.mark.parametrize("key", [KEY, FALLBACK])

@@ -31,7 +31,7 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.machine import advance, start
 from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import Call, Deferred, RunState, RunStatus
+from durably.engine.core.run_state import MACHINE_VERSION, Call, Deferred, RunState, RunStatus
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS
 from durably.protocol.opcodes import Op, Opcode, Userland
@@ -45,7 +45,7 @@ class Run:
     def __init__(self, max_attempts: int = 3) -> None:
         self.now = NOW
         self.policy = POLICY
-        self.state, self.commands = start(max_attempts, NOW)
+        self.state, self.commands = start(max_attempts, NOW), list[Command]()
 
     def feed(self, run_input: Input) -> list[Command]:
         self.state, self.commands = advance(self.state, run_input, self.now, self.policy)
@@ -101,8 +101,15 @@ def kinds(commands: list[Command]) -> list[type]:
 
 def test_a_run_starts_with_a_discovery() -> None:
     run = Run()
-    assert run.commands == [MakeCall(Call(generation=1, due=NOW))]
-    assert run.state.status == RunStatus.SCHEDULED
+    assert run.state == RunState(
+        version=MACHINE_VERSION,
+        status=RunStatus.SCHEDULED,
+        max_attempts=3,
+        generation=1,
+        calls=(Call(generation=1, due=NOW),),
+    )
+    copied = start(3, NOW, memos=2, size=50)
+    assert (copied.memos, copied.bytes, copied.calls[0].memos_seen) == (2, 50, 2)
 
 
 def test_a_result_completes_the_run() -> None:

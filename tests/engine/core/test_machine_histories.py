@@ -53,8 +53,8 @@ class World:
         self.generations: set[int] = set()
         self.under_way: dict[int, Answer] = {}
         self.gone: list[tuple[int, Answer]] = []
-        self.state, commands = start(MAX_ATTEMPTS, self.now)
-        self._dispatch_after_commit(None, commands)
+        self.state = start(MAX_ATTEMPTS, self.now)
+        self._dispatch_after_commit(None, [MakeCall(call) for call in self.state.calls])
 
     # the machine, and what must hold whenever it is used
 

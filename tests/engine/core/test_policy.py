@@ -36,7 +36,7 @@ def test_delays_grow_and_are_bounded() -> None:
     ],
 )
 def test_retry_after_is_read_and_clipped(header: str, seconds: int | None) -> None:
-    answer = read_answer(206, {"x-inngest-sdk": "py:v1", "retry-after": header}, b"[]", NOW)
+    answer = read_answer(206, {"x-inngest-sdk": "py:v1", "retry-after": header}, b"[]", round(NOW.timestamp() * 1000))
     assert isinstance(answer, ReportedOps)
     expected = None if seconds is None else round((NOW.timestamp() + seconds) * 1000)
     assert answer.retry_at == expected

@@ -33,7 +33,7 @@ def test_the_machine_calls_the_handlers_of_the_table(monkeypatch: pytest.MonkeyP
     def end(transition: Transition, run_input: Input) -> None:
         transition.end(RunStatus.SKIPPED, b"{}")
 
-    state, _ = start(1, 0)
+    state = start(1, 0)
     monkeypatch.setitem(machine._HANDLERS, (RunStatus.SCHEDULED, TimerFired), end)
     assert advance(state, TimerFired("step"), 0, POLICY)[0].status == RunStatus.SKIPPED
 

@@ -10,8 +10,7 @@ from durably.engine.core.run_state import (
     CHAIN_PERIOD,
     Origin,
     explain_runaway,
-    origin_of_event,
-    origin_of_invocation,
+    origin_of,
 )
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
@@ -130,11 +129,11 @@ async def test_a_chain_that_goes_on_for_long_is_no_runaway(path: Path, app: Smal
 def test_invocations_nest_for_good_and_chains_for_an_hour() -> None:
     origin = None
     for depth in range(1, 5):
-        origin = origin_of_invocation(1, origin, depth * CHAIN_PERIOD * 2)
+        origin = origin_of(1, origin, depth * CHAIN_PERIOD * 2, is_invocation=True)
         assert (origin.depth, origin.chain) == (depth, 1)
     assert explain_runaway(origin, 3, is_run_end=False) is not None
     assert explain_runaway(origin, 4, is_run_end=False) is None
-    assert origin_of_event(1, origin, 9 * CHAIN_PERIOD).depth == 0
+    assert origin_of(1, origin, 9 * CHAIN_PERIOD).depth == 0
 
 
 @pytest.mark.parametrize(

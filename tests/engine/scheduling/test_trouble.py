@@ -203,7 +203,7 @@ async def test_odd_answers_end_the_run_and_nothing_else(
 def test_a_stored_trigger_that_is_valid_no_more_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     stored = config(triggers=[{"event": "x", "expression": "event.data.n >"}, {"event": "y"}])
     registry = Registry.from_rows([("shop-f", "shop", True, msgspec.json.encode(stored))])
-    function = registry.find("shop-f")
+    function = registry.functions["shop-f"]
     assert isinstance(function, Function)
     assert "its trigger x is left out" in caplog.text
 

@@ -101,11 +101,14 @@ def read_answer(
     status: int,
     headers: Mapping[str, str],
     body: bytes,
-    now: dt.datetime,
+    now: int,
     refuse: Refuse | None = None,
     max_output_bytes: int = MAX_STEP_OUTPUT_BYTES,
 ) -> Answer:
-    """Read an app's answer to a call. ``headers`` has lower-case names."""
+    """Read an app's answer to a call.
+
+    ``headers`` has lower-case names. ``now`` is milliseconds since the epoch.
+    """
     was_streamed = status == 201
     if was_streamed:
         try:
@@ -120,7 +123,8 @@ def read_answer(
     if refuse is not None and (refused := refuse(status, headers, body, was_streamed)) is not None:
         return refused
     no_retry = headers.get(Header.NO_RETRY, "").strip().lower() == "true"
-    retry_at = _read_retry_after(headers, now)
+    retry_after = headers.get(Header.RETRY_AFTER)
+    retry_at = _read_retry_after(retry_after, now) if retry_after else None
     if not 200 <= status < 300:
         raised, written = _read_error(status, headers, body)
         return AttemptFailed(raised, no_retry, retry_at, written)
@@ -159,9 +163,9 @@ def _read_ops(headers: Mapping[str, str], body: bytes, no_retry: bool, retry_at:
     return ReportedOps(ops=ops, no_retry=no_retry, retry_at=retry_at, races=races)
 
 
-def _read_retry_after(headers: Mapping[str, str], now: dt.datetime) -> int | None:
-    text = headers.get(Header.RETRY_AFTER)
-    wanted = parse_retry_after(text, now) if text else None
+def _read_retry_after(text: str, now_ms: int) -> int | None:
+    now = dt.datetime.fromtimestamp(now_ms / 1000, dt.UTC)
+    wanted = parse_retry_after(text, now)
     return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
 
 

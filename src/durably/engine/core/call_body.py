@@ -43,13 +43,9 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     defers: Sequence[Deferred] = ()
 
     @property
-    def job_id(self) -> str:
-        return job_id_of(self.run_id, self.call.step_id)
-
-    @property
     def request_id(self) -> str:
         """Identifies this call. Checkpoints without a generation are known by it."""
-        return request_id_of(self.run_id, self.call.generation)
+        return f"{self.run_id}.{self.call.generation}"
 
 
 def job_id_of(run_id: str, step_id: str) -> str:
@@ -57,12 +53,8 @@ def job_id_of(run_id: str, step_id: str) -> str:
     return f"{run_id}.{step_id}"
 
 
-def request_id_of(run_id: str, generation: int) -> str:
-    return f"{run_id}.{generation}"
-
-
 def generation_of(request_id: str) -> int | None:
-    """The generation in an id that ``request_id_of`` made."""
+    """The generation in ``CallData.request_id``."""
     generation = request_id.rpartition(".")[2]
     return int(generation) if generation.isdecimal() and generation.isascii() else None
 
@@ -73,25 +65,22 @@ def build_body(data: CallData, max_bytes: int = MAX_CALL_BODY_BYTES) -> bytes:
     If the body would be too large, it asks the app to fetch memos and events from the engine's API instead.
     """
     events = len(data.events[0]) + sum(map(len, data.events))
-    size = events + sum(len(step_id) + len(memo) + 4 for step_id, memo in data.memos)
+    size = events + sum([len(step_id) + len(memo) + 4 for step_id, memo in data.memos])
     body = _assemble(data, use_api=False) if size <= max_bytes else None
     return body if body is not None and len(body) <= max_bytes else _assemble(data, use_api=True)
 
 
 def join_memos(memos: Sequence[tuple[str, bytes]]) -> bytes:
     """A JSON object of memos by hashed step id."""
-    return b"{" + b",".join(msgspec.json.encode(step_id) + b":" + memo for step_id, memo in sorted(memos)) + b"}"
+    return b"{" + b",".join([_quote(step_id) + b":" + memo for step_id, memo in sorted(memos)]) + b"}"
 
 
-def _steps(data: CallData) -> Sequence[tuple[str, bytes]]:
-    return data.memos if data.step_input is None else [*data.memos, data.step_input]
+_quote = msgspec.json.Encoder().encode
 
 
-def _defers(data: CallData) -> bytes:
+def _encode_defers(defers: Sequence[Deferred]) -> bytes:
     """The run's deferred functions, so that the app does not defer them again."""
-    if not data.defers:
-        return b""
-    reported = {deferred.step_id: {"abortable": deferred.is_abortable} for deferred in data.defers}
+    reported = {deferred.step_id: {"abortable": deferred.is_abortable} for deferred in defers}
     return b',"defers":' + msgspec.json.encode(dict(sorted(reported.items())))
 
 
@@ -103,7 +92,7 @@ def _assemble(data: CallData, *, use_api: bool) -> bytes:
         "env": "",
         "fn_id": data.function_id,
         "generation_id": data.call.generation,
-        "job_id": data.job_id,
+        "job_id": job_id_of(data.run_id, data.call.step_id),
         "max_attempts": data.max_attempts,
         "qi_id": data.request_id,
         "request_id": data.request_id,
@@ -112,17 +101,18 @@ def _assemble(data: CallData, *, use_api: bool) -> bytes:
         "step_id": data.call.step_id,
         "use_api": use_api,
     }
+    steps = data.memos if data.step_input is None else [*data.memos, data.step_input]
     return b"".join(
         (
             b'{"ctx":',
             msgspec.json.encode(context),
-            _defers(data),
+            _encode_defers(data.defers) if data.defers else b"",
             b',"event":',
             data.events[0],
             b',"events":[',
             b"" if use_api else b",".join(data.events),
             b'],"steps":',
-            b"{}" if use_api else join_memos(_steps(data)),
+            b"{}" if use_api else join_memos(steps),
             b',"use_api":',
             b"true" if use_api else b"false",
             b',"version":',

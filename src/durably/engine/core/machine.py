@@ -63,17 +63,20 @@ NOTHING_ASKED = ErrorData(
 )
 
 
-def start(max_attempts: int, now: int, memos: int = 0, size: int = 0) -> tuple[RunState, list[Command]]:
-    """The run state of a new run, and its first call.
+def start(max_attempts: int, now: int, memos: int = 0, size: int = 0) -> RunState:
+    """The run state of a new run. Its first call is outstanding, a discovery.
 
     ``memos`` and ``size`` are the number and the bytes of the memos that it copies from another run.
     """
-    state = RunState(
-        version=MACHINE_VERSION, status=RunStatus.SCHEDULED, max_attempts=max_attempts, memos=memos, bytes=size
+    return RunState(
+        version=MACHINE_VERSION,
+        status=RunStatus.SCHEDULED,
+        max_attempts=max_attempts,
+        generation=1,
+        calls=(Call(generation=1, due=now, memos_seen=memos),),
+        memos=memos,
+        bytes=size,
     )
-    transition = Transition(state, now, _NO_RETRIES)
-    transition.discover()
-    return transition.next_state(), transition.commands
 
 
 def advance(state: RunState, run_input: Input, now: int, policy: Policy) -> tuple[RunState, list[Command]]:
@@ -318,6 +321,3 @@ _HANDLERS: dict[tuple[RunStatus, type[Input]], Handler] = {
     for kind, row in TRANSITIONS.items()
     for status, column in _COLUMNS.items()
 }
-
-_NO_RETRIES = Policy(retry_delay=lambda attempt: 0, unreached_delay=lambda failures: 0)
-"""For the transition that starts a run, in which nothing can fail."""

@@ -3,6 +3,7 @@
 The machine decides from the state what happens next.
 """
 
+from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
@@ -109,15 +110,14 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
     defers: tuple[Deferred, ...] = ()
 
     def call(self, generation: int) -> Call | None:
-        return next((call for call in self.calls if call.generation == generation), None)
+        for call in self.calls:
+            if call.generation == generation:
+                return call
+        return None
 
 
-_encoder = msgspec.msgpack.Encoder()
+encode_run_state: Callable[[RunState], bytes] = msgspec.msgpack.Encoder().encode
 _decoder = msgspec.msgpack.Decoder(RunState)
-
-
-def encode_run_state(state: RunState) -> bytes:
-    return _encoder.encode(state)
 
 
 def decode_run_state(stored: bytes) -> RunState:
@@ -146,20 +146,12 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
     since: int
 
 
-def origin_of_invocation(run_key: int, before: Origin | None, now: int) -> Origin:
-    """The origin of the event by which a run invokes a function.
+def origin_of(run_key: int, before: Origin | None, now: int, *, is_invocation: bool = False) -> Origin:
+    """The origin of an event that a run sends, or of the event about its end.
 
-    ``before`` is the origin of the run's own event.
+    ``before`` is the origin of the run's own event. ``is_invocation``: the run invokes a function by the event.
     """
-    return _dispatch(run_key, before, now, depth=1 if before is None else before.depth + 1)
-
-
-def origin_of_event(run_key: int, before: Origin | None, now: int) -> Origin:
-    """The origin of an event that a run sends, or of the event about its end."""
-    return _dispatch(run_key, before, now, depth=0)
-
-
-def _dispatch(run_key: int, before: Origin | None, now: int, depth: int) -> Origin:
+    depth = 0 if not is_invocation else 1 if before is None else before.depth + 1
     if before is None or now - before.since > CHAIN_PERIOD:
         return Origin(run_key, depth, 1, now)
     return Origin(run_key, depth, before.chain + 1, before.since)
@@ -186,8 +178,7 @@ def describe_chain(function_ids: list[str], is_whole: bool) -> str:
     return ("" if is_whole else "… → ") + " → ".join(reversed(function_ids))
 
 
-def encode_origin(origin: Origin) -> bytes:
-    return msgspec.json.encode(origin)
+encode_origin: Callable[[Origin], bytes] = msgspec.json.Encoder().encode
 
 
 def decode_origin(stored: bytes | None) -> Origin | None:

@@ -57,7 +57,7 @@ def check_statuses(statuses: Collection[RunStatus]) -> None:
 
 def cancel_runs(transaction: Transaction, selection: Selection) -> BulkOperation:
     """Begin to cancel runs. Raises ``FunctionNotFoundError``."""
-    if transaction.registry.find(selection.function_id) is None:
+    if transaction.registry.functions.get(selection.function_id) is None:
         raise transaction.registry.not_found(selection.function_id)
     operation = _begin(transaction, BulkOperationKind.CANCEL, selection, statuses=None, until_key=_ALL_RUNS)
     _publish_controls(transaction, selection.function_id)

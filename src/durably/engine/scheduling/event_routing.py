@@ -14,7 +14,7 @@ import msgspec
 from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.inputs import WaitResolved
-from durably.engine.core.run_state import Origin, origin_of_event
+from durably.engine.core.run_state import Origin
 from durably.engine.sqlite.run_tables import RunRow
 from durably.engine.views import EventView, to_milliseconds
 from durably.protocol.events import Event
@@ -23,7 +23,6 @@ from durably.protocol.text import get_logger
 
 from .events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
 from .registry import Function, Registry
-from .reruns import origin_before
 from .transaction import EventOutcome, Transaction
 from .triggers import trigger_function
 
@@ -113,7 +112,7 @@ def _origin_of(transaction: Transaction, run_id: str) -> Origin | None:
     if run_key is None:
         return None
     run = transaction.store.run(run_key)
-    return origin_of_event(run_key, origin_before(run, transaction.event(run.event_key)), transaction.now)
+    return transaction.origin_of(run, transaction.event(run.event_key))
 
 
 def route(
@@ -191,10 +190,10 @@ def _matches(transaction: Transaction, run_key: int, expression: str, received: 
 def _wait_name(transaction: Transaction, run_key: int, step_id: str) -> str:
     """The id of a waiting step, as the user wrote it."""
     try:
-        live = transaction.live_run(run_key)
+        run = transaction.runs.get(run_key) or transaction.find_run(run_key)
     except DatabaseCorruptError:
         return step_id
-    waits = () if live is None else live.state.waits
+    waits = () if run is None else run.state.waits
     return next((wait.name for wait in waits if wait.step_id == step_id), step_id)
 
 

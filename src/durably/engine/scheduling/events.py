@@ -72,24 +72,22 @@ class CheckedEvent(msgspec.Struct, frozen=True):
     data: bytes
 
 
-def check_event(event: Event, max_bytes: int) -> CheckedEvent:
-    """Raises ``EventInvalidError``."""
-    if not event.name or not event.name.strip():
+def check_event(event: Event, max_bytes: int, *, is_internal: bool = False) -> CheckedEvent:
+    """Check an event, and encode its data.
+
+    ``is_internal``: the event is one of the engine's own. Raises ``EventInvalidError``.
+    """
+    name = event.name
+    if not name or not name.strip():
         raise EventInvalidError("an event has no name")
-    if len(event.name) > MAX_EVENT_NAME_LENGTH:
+    if len(name) > MAX_EVENT_NAME_LENGTH:
         raise EventInvalidError(
-            f"the event name {event.name[:40]!r}… has {len(event.name)} characters; at most {MAX_EVENT_NAME_LENGTH} "
-            "are possible"
+            f"the event name {name[:40]!r}… has {len(name)} characters; at most {MAX_EVENT_NAME_LENGTH} are possible"
         )
-    if event.name.startswith(INTERNAL_PREFIX):
+    if name.startswith(INTERNAL_PREFIX) and not is_internal:
         raise EventInvalidError(
-            f"the event name {event.name!r} begins with {INTERNAL_PREFIX!r}, which is kept for the engine's own events"
+            f"the event name {name!r} begins with {INTERNAL_PREFIX!r}, which is kept for the engine's own events"
         )
-    return check_content(event, max_bytes)
-
-
-def check_content(event: Event, max_bytes: int) -> CheckedEvent:
-    """Raises ``EventInvalidError``."""
     if event.ts and not _EARLIEST <= event.ts <= _LATEST:
         raise EventInvalidError(
             f"event {event.name!r} has the timestamp {event.ts}; it must be milliseconds since the epoch, between the "
@@ -205,9 +203,9 @@ _COUNTER_BYTES = 4
 _MAX_MILLISECONDS = 2**48 - 1
 
 
-def make_id(milliseconds: int, entropy: bytes) -> str:
-    """A ULID. Ids sort by their time; ``entropy`` has ``ENTROPY_BYTES`` bytes."""
-    return str(ULID.from_bytes(milliseconds.to_bytes(6) + entropy))
+def make_id(milliseconds: int, entropy: Entropy) -> str:
+    """A ULID. Ids sort by their time."""
+    return str(ULID.from_bytes(milliseconds.to_bytes(6) + entropy(ENTROPY_BYTES)))
 
 
 class IdSeed:
@@ -233,7 +231,7 @@ class IdSeed:
     def id_of(self, index: int) -> str:
         first, last = self._entropy[:-_COUNTER_BYTES], self._entropy[-_COUNTER_BYTES:]
         counter = (int.from_bytes(last) + index) % 2 ** (8 * _COUNTER_BYTES)
-        return make_id(self._milliseconds, first + counter.to_bytes(_COUNTER_BYTES))
+        return make_id(self._milliseconds, lambda _: first + counter.to_bytes(_COUNTER_BYTES))
 
 
 _path_decoder = msgspec.json.Decoder(tuple[str | int, ...])

@@ -47,7 +47,9 @@ _LATE = {
 
 def answer(scheduled: ScheduledCall, answered: Answer, transaction: Transaction) -> None:
     """Apply a call's answer. Raises ``StaleCallError``."""
-    memoised = transaction.memoised(scheduled.run_key, _steps_of(scheduled, answered))
+    memoised: frozenset[str] = frozenset()
+    if isinstance(answered, ReportedOps):
+        memoised = transaction.memoised(scheduled.run_key, _steps_of(scheduled, answered))
     runs.apply(transaction, scheduled.run_key, Answered(scheduled.call.generation, answered, memoised))
 
 
@@ -57,14 +59,17 @@ def answer_together(answered: Sequence[tuple[ScheduledCall, Answer]], transactio
     Raises ``StaleCallError`` if all are stale.
     """
     run_key = answered[0][0].run_key
-    memoised = transaction.memoised(run_key, set[str]().union(*(_steps_of(*each) for each in answered)))
+    step_ids = {
+        step_id for scheduled, own in answered if isinstance(own, ReportedOps) for step_id in _steps_of(scheduled, own)
+    }
+    memoised = transaction.memoised(run_key, step_ids)
     parts = tuple(Answered(scheduled.call.generation, own, memoised) for scheduled, own in answered)
     runs.apply(transaction, run_key, AnsweredTogether(parts))
 
 
-def _steps_of(scheduled: ScheduledCall, answered: Answer) -> set[str]:
+def _steps_of(scheduled: ScheduledCall, answered: ReportedOps) -> set[str]:
     """The steps whose memos the run machine must know."""
-    step_ids = {op.id for op in answered.ops if op.id} if isinstance(answered, ReportedOps) else set()
+    step_ids = {op.id for op in answered.ops if op.id}
     if not scheduled.call.is_discovery:
         step_ids.add(scheduled.call.step_id)
     return step_ids
@@ -241,7 +246,7 @@ def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
     A paused function does not start.
     """
     planned = transaction.store.flow.schedules(timer.function_id).get(timer.schedule)
-    function = transaction.registry.find(timer.function_id)
+    function = transaction.registry.functions.get(timer.function_id)
     if planned is None or planned.due > transaction.now or function is None:
         return
     schedule = next((one for one in function.flow.schedules if one.text == timer.schedule), None)

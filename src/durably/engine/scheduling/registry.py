@@ -28,7 +28,7 @@ class Function(msgspec.Struct, frozen=True):
     """A function that an app has synced.
 
     ``is_active`` is false if the app's last sync did not include it; its runs continue. ``flow`` is its flow control;
-    ``is_plain`` is true if it has none.
+    ``is_plain`` is true if it has none. ``max_attempts`` is that of each of its steps.
     """
 
     id: str
@@ -37,12 +37,13 @@ class Function(msgspec.Struct, frozen=True):
     config: FunctionConfig
     flow: Flow
     is_plain: bool
+    max_attempts: int
 
     @classmethod
     def from_config(cls, config: FunctionConfig, app_id: str) -> "Function":
         """Raises ``ConfigInvalidError``, which names the function and the option."""
         flow = read_flow(config)
-        return cls(config.id, app_id, True, config, flow, flow.is_plain)
+        return cls(config.id, app_id, True, config, flow, flow.is_plain, _max_attempts(config))
 
     @classmethod
     def from_row(cls, function_id: str, app_id: str, is_active: bool, encoded: bytes) -> "Function":
@@ -52,14 +53,10 @@ class Function(msgspec.Struct, frozen=True):
             # An earlier version may have accepted it at the sync. The engine must start nevertheless.
             _logger.error("%s; the engine continues without the function's flow control", error)
             config = decode_without_options(encoded)
-            function = cls(function_id, app_id, True, config, Flow(function_id=function_id), is_plain=True)
+            function = cls(
+                function_id, app_id, True, config, Flow(function_id=function_id), True, _max_attempts(config)
+            )
         return msgspec.structs.replace(function, is_active=is_active)
-
-    @property
-    def max_attempts(self) -> int:
-        retries = next(iter(self.config.steps.values())).retries
-        attempts = DEFAULT_RETRIES if retries is None or retries.attempts is None else retries.attempts
-        return min(max(attempts, 0), MAX_RETRIES) + 1
 
     @property
     def signs_whole_answers(self) -> bool:
@@ -69,6 +66,12 @@ class Function(msgspec.Struct, frozen=True):
     def url_of(self, step_id: str) -> URL:
         """The URL of a call: of a discovery, or of one step."""
         return _url_of(next(iter(self.config.steps.values())).runtime.url, self.id, step_id)
+
+
+def _max_attempts(config: FunctionConfig) -> int:
+    retries = next((step.retries for step in config.steps.values()), None)
+    attempts = DEFAULT_RETRIES if retries is None or retries.attempts is None else retries.attempts
+    return min(max(attempts, 0), MAX_RETRIES) + 1
 
 
 @lru_cache(maxsize=1024)
@@ -122,7 +125,10 @@ _NO_CONTROLS = FunctionControls()
 
 
 class Registry:
-    """Immutable. ``controls`` are those of functions that have any, by function id."""
+    """Immutable.
+
+    ``functions`` are all functions by id, active or not. ``controls`` are those of functions that have any.
+    """
 
     @classmethod
     def from_rows(
@@ -132,13 +138,13 @@ class Registry:
         return cls((Function.from_row(*row) for row in rows), all_controls or {})
 
     def __init__(self, functions: Iterable[Function], all_controls: Mapping[str, FunctionControls]) -> None:
-        self._functions = {function.id: function for function in functions}
+        self.functions: Mapping[str, Function] = {function.id: function for function in functions}
         self.controls = all_controls
         self._by_pattern: dict[str, list[_Triggered]] = {}
         self._by_name: dict[str, list[_Triggered]] = {}
         self._cancelling: set[str] = set()
         self.has_functions = False
-        for function in self._functions.values():
+        for function in self.functions.values():
             if function.is_active:
                 self.has_functions = True
                 self._cancelling.update(cancel.event for cancel in function.flow.options.cancel or ())
@@ -162,7 +168,7 @@ class Registry:
         Functions of the app that the sync left out are inactive.
         """
         synced = {function.id for function in functions}
-        others = [function for function in self._functions.values() if function.id not in synced]
+        others = [function for function in self.functions.values() if function.id not in synced]
         kept = [
             msgspec.structs.replace(function, is_active=False) if function.app_id == app_id else function
             for function in others
@@ -173,14 +179,10 @@ class Registry:
         all_controls = {**self.controls, function_id: controls}
         if controls == _NO_CONTROLS:
             del all_controls[function_id]
-        return Registry(self._functions.values(), all_controls)
-
-    def find(self, function_id: str) -> Function | None:
-        """Active or not."""
-        return self._functions.get(function_id)
+        return Registry(self.functions.values(), all_controls)
 
     def find_active(self, function_id: str) -> Function | None:
-        function = self._functions.get(function_id)
+        function = self.functions.get(function_id)
         return function if function is not None and function.is_active else None
 
     def get_active(self, function_id: str) -> Function:
@@ -190,7 +192,7 @@ class Registry:
         return function
 
     def not_found(self, function_id: str) -> FunctionNotFoundError:
-        known = suggest(function_id, (function.id for function in self._functions.values() if function.is_active))
+        known = suggest(function_id, (function.id for function in self.functions.values() if function.is_active))
         return FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}{known}")
 
     @property

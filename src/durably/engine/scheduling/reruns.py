@@ -11,7 +11,6 @@ from durably.engine.views import FromStep
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.opcodes import hash_step_id
 
-from .events import ReceivedEvent
 from .registry import Function
 from .transaction import Transaction
 
@@ -75,14 +74,6 @@ def ancestors(transaction: Transaction, origin: Origin | None) -> Iterator[RunRo
             return
         yield run
         origin = transaction.event(run.event_key).origin
-
-
-def origin_before(run: RunRow, trigger: ReceivedEvent) -> Origin | None:
-    """The origin of a run's trigger. A rerun begins a new chain.
-
-    The origins of the run's events are made from it.
-    """
-    return trigger.origin if run.rerun_of is None else None
 
 
 def descends_from_cancelled(transaction: Transaction, function_id: str, origin: Origin | None, since: int) -> bool:

@@ -39,8 +39,7 @@ from durably.engine.core.run_state import (
     Origin,
     RunState,
     RunStatus,
-    origin_of_event,
-    origin_of_invocation,
+    origin_of,
 )
 from durably.engine.core.transition import data_memo, encode_error, error_memo
 from durably.engine.sqlite.run_tables import RunRow, WaitRow
@@ -50,9 +49,10 @@ from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 
 from . import event_routing, subscriptions, triggers
-from .events import ReceivedEvent, RunResult, check_content, deferred_data, index_key, run_end_events
+from .events import ReceivedEvent, RunResult, check_event, deferred_data, index_key, run_end_events
 from .outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
-from .reruns import origin_before, refuse_runaway
+from .reruns import refuse_runaway
+from .subscriptions import ENDS, RunChange
 from .transaction import CachedRun, LiveRun, Transaction, with_memo
 
 _logger = get_logger("durably.engine")
@@ -77,8 +77,11 @@ def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
         if isinstance(run_input, OfCall) and run_key not in transaction.runs:
             raise StaleCallError("the call is stale: its run has ended")
         return False
-    live.began = _beginning(transaction, live, run_input)
     before = live.state
+    live.began = transaction.now
+    if isinstance(run_input, OfCall) and (call := before.call(run_input.generation)):
+        is_queued = live.queue_entry is not None and live.queue_entry.is_queued
+        live.began = transaction.queue.ready_since(live.row, call) if is_queued else call.due
     live.state, commands = advance(before, run_input, transaction.now, transaction.policy)
     live.is_changing = True
     _leave_calls(transaction, live, before)
@@ -112,7 +115,7 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
     transaction.store.drop_delayed_calls(run_key)
     transaction.queue.leave_all(run_key)
     _end_run(transaction, live, EndRun(RunStatus.FAILED, encode_error(error)))
-    _start_deferred(transaction, row, origin_of_event(row.key, None, transaction.now))
+    _start_deferred(transaction, row, origin_of(row.key, None, transaction.now))
 
 
 def finish(transaction: Transaction) -> Outbox:
@@ -153,21 +156,29 @@ def _store_live(transaction: Transaction, live: LiveRun) -> None:
 
 
 def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
-    """``None`` if the run has ended, or is damaged, and has failed."""
+    """A run to change; ``None`` if it has ended, or is damaged, and has failed."""
+    live = transaction.runs.get(run_key)
+    if live is not None:
+        return None if live.state.status.has_ended else live
     try:
-        live = transaction.live_run(run_key)
+        run = transaction.find_run(run_key)
     except DatabaseCorruptError as error:
         # The other runs are not affected.
         fail_run(transaction, run_key, ErrorData(name=error.name, message=error.message))
         return None
-    return None if live is None or live.state.status.has_ended else live
-
-
-def _beginning(transaction: Transaction, live: LiveRun, run_input: Input) -> int:
-    if isinstance(run_input, OfCall) and (call := live.state.call(run_input.generation)):
-        is_queued = live.queue_entry is not None and live.queue_entry.is_queued
-        return transaction.queue.ready_since(live.row, call) if is_queued else call.due
-    return transaction.now
+    if run is not None:
+        live = transaction.runs[run_key] = LiveRun(
+            run.row,
+            run.state,
+            run.queue_entry,
+            run.trigger,
+            was_moving=run.is_moving,
+            kept_memos=run.memos,
+            began=run.row.created_at,
+            memos=run.state.memos,
+            may_have_waits=bool(run.state.waits),
+        )
+    return live
 
 
 def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
@@ -178,8 +189,8 @@ def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
     waiting = (
         transaction.queue.waiting(live.row.key) if live.queue_entry is not None and live.queue_entry.is_queued else ()
     )
-    calls = any(call.generation not in waiting for call in live.state.calls)
-    return calls or any(wait.op in REQUESTS for wait in live.state.waits)
+    calls = [call for call in live.state.calls if call.generation not in waiting]
+    return bool(calls or [wait for wait in live.state.waits if wait.op in REQUESTS])
 
 
 def _leave_calls(transaction: Transaction, live: LiveRun, before: RunState) -> None:
@@ -291,7 +302,7 @@ def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
         return
     event = _invocation(command.payload)
     try:
-        check_content(event, transaction.max_event_bytes)
+        check_event(event, transaction.max_event_bytes, is_internal=True)
     except EventInvalidError as invalid:
         message = f"step {command.name!r} cannot invoke {command.function_id!r}: {invalid.message}"
         _fail_wait(transaction, live, command.step_id, ErrorData(name=invalid.name, message=message))
@@ -304,9 +315,7 @@ def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
         "source_app_id": live.row.app_id,
         "source_fn_id": live.row.function_id,
     }
-    origin = origin_of_invocation(
-        live.row.key, origin_before(live.row, _trigger_of(transaction, live)), transaction.now
-    )
+    origin = transaction.origin_of(live.row, _trigger_of(transaction, live), is_invocation=True)
     runaway = refuse_runaway(transaction, function, origin)
     if runaway is not None:
         _fail_wait(transaction, live, command.step_id, runaway)
@@ -347,8 +356,10 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
         transaction.store.drop_waits(row.key)
     transaction.outbox.append(RunEnded(row.key))
     began = live.began if row.started_at is None else row.started_at
-    transaction.outbox.append(subscriptions.run_ended(row, command, began, transaction.now))
     completed = command.status == RunStatus.COMPLETED
+    transaction.outbox.append(
+        RunChange(ENDS[command.status], transaction.now, row, output=output, failed=not completed, began=began)
+    )
     # A run keeps its error as the app wrote it. Events and invokers get it without nulls, as from official servers.
     reported = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
     memo = data_memo(reported) if completed else b'{"error":' + reported + b"}"
@@ -358,7 +369,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     if row.rerun_of is None:
         for trigger in trigger_events:
             transaction.resolve_invokers(trigger, memo, failed=not completed)
-    origin = origin_of_event(row.key, origin_before(row, trigger_events[0]), transaction.now)
+    origin = transaction.origin_of(row, trigger_events[0])
     for name, data in run_end_events(RunResult(row.id, row.function_id, command.status, reported), trigger_events):
         transaction.emit(name, data, origin)
     if live.state.defers:

@@ -7,18 +7,19 @@ from contextlib import contextmanager
 import msgspec
 
 from durably.engine.core.errors import EngineClosedError
-from durably.engine.core.inputs import EndRun, WriteMemo
+from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import Call, RunStatus
 from durably.engine.sqlite.run_tables import RunRow
 from durably.engine.views import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
 from durably.protocol.opcodes import Opcode
 
-_ENDS = {
+ENDS = {
     RunStatus.COMPLETED: UpdateKind.RUN_COMPLETED,
     RunStatus.FAILED: UpdateKind.RUN_FAILED,
     RunStatus.CANCELLED: UpdateKind.RUN_CANCELLED,
     RunStatus.SKIPPED: UpdateKind.RUN_SKIPPED,
 }
+"""The update about a run's end, by its status."""
 
 
 class RunChange(msgspec.Struct, frozen=True, gc=False):
@@ -60,15 +61,6 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
         return describe_failed_memo(self.memo) if self.memo is not None else describe_error(self.output or b"{}")
 
 
-def run_started(run: RunRow, at: int) -> RunChange:
-    return RunChange(UpdateKind.RUN_STARTED, at, run)
-
-
-def run_not_started(run: RunRow, output: bytes, at: int) -> RunChange:
-    """The update of a run that was skipped, or failed before it began."""
-    return RunChange(_ENDS[run.status], at, run, output=output, failed=True)
-
-
 def call_repeated(run: RunRow, call: Call, at: int) -> RunChange:
     if call.unreached:
         return RunChange(UpdateKind.UNREACHED, at, run, due=call.due, error=call.error)
@@ -94,11 +86,6 @@ def step_ended(run: RunRow, written: WriteMemo, began: int, at: int) -> RunChang
         failed=written.failed,
         began=began,
     )
-
-
-def run_ended(run: RunRow, end: EndRun, began: int, at: int) -> RunChange:
-    failed = end.status is not RunStatus.COMPLETED
-    return RunChange(_ENDS[end.status], at, run, output=end.output, failed=failed, began=began)
 
 
 _MOST_UNREAD = 10_000

@@ -3,6 +3,7 @@
 It is passed to the functions that act on runs.
 """
 
+import functools
 from collections import OrderedDict, deque
 from collections.abc import Collection
 from typing import Protocol
@@ -14,18 +15,18 @@ from durably.engine.core.flow.queue import Queue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import Call, Origin, RunState
+from durably.engine.core.run_state import Call, Origin, RunState, origin_of
 from durably.engine.sqlite.flow_tables import SqliteQueueRows
 from durably.engine.sqlite.run_tables import RunRow, Store
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
-from .events import ENTROPY_BYTES, Entropy, ReceivedEvent, make_id, make_internal_event
+from .events import Entropy, ReceivedEvent, make_id, make_internal_event
 from .outbox import Outbox, ThrottleTimer, schedule_call
 from .registry import Registry
 
 _CAPACITY = 2048
-_MOST_TRIGGER_BYTES = 2048
+MOST_TRIGGER_BYTES = 2048
 """The maximum size of an event that is kept with the run that it triggered."""
 _MOST_NAMES = 1000
 """The maximum number of event names whose paths are kept."""
@@ -55,7 +56,7 @@ def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
     """The memos to keep after another is stored."""
     if memos is None or len(memos) == _MOST_MEMOS:
         return None
-    if sum(len(kept) for _, kept in memos) + len(memo) > _MOST_MEMO_BYTES:
+    if sum([len(kept) for _, kept in memos]) + len(memo) > _MOST_MEMO_BYTES:
         return None
     return (*memos, (step_id, memo))
 
@@ -63,36 +64,33 @@ def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
 class RunCache:
     """The runs that the writer changed last, and the paths of the wait index.
 
-    They are kept so that the writer does not read them again. ``runs`` are by key, the oldest first. ``wait_paths`` are
-    the paths of the wait index by event name.
+    They are kept so that the writer does not read them again. ``runs`` are by key, the oldest first. ``keys`` are
+    their keys by id. ``wait_paths`` are the paths of the wait index by event name.
     """
 
     def __init__(self) -> None:
         self.runs: OrderedDict[int, CachedRun] = OrderedDict()
-        self._keys: dict[str, int] = {}
+        self.keys: dict[str, int] = {}
         self.wait_paths: dict[str, list[str | None]] = {}
-
-    def find_key(self, run_id: str) -> int | None:
-        return self._keys.get(run_id)
 
     def put(self, run: CachedRun) -> None:
         self.runs[run.row.key] = run
         self.runs.move_to_end(run.row.key)
-        self._keys[run.row.id] = run.row.key
+        self.keys[run.row.id] = run.row.key
         if len(self.runs) > _CAPACITY:
             _, oldest = self.runs.popitem(last=False)
-            del self._keys[oldest.row.id]
+            del self.keys[oldest.row.id]
 
     def forget(self, run_key: int) -> None:
         """Remove a run that has ended."""
         cached = self.runs.pop(run_key, None)
         if cached is not None:
-            del self._keys[cached.row.id]
+            del self.keys[cached.row.id]
 
     def clear(self) -> None:
         """After a rollback."""
         self.runs.clear()
-        self._keys.clear()
+        self.keys.clear()
         self.wait_paths.clear()
 
 
@@ -120,7 +118,7 @@ class RunQueue:
 
     def join(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
         """Add a call that is due."""
-        function = self._registry.find(run.function_id)
+        function = self._registry.functions.get(run.function_id)
         flow = Flow(function_id=run.function_id) if function is None else function.flow
         queued = QueuedCall(queue_entry.place, run.key, call.generation)
         self._open_queue.join(queued, queue_entry, flow, starts_run=run.started_at is None)
@@ -219,19 +217,20 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
 class Transaction:
     """The state of one transaction: its time, runs, inputs, events and outbox.
 
-    ``now`` is milliseconds since the epoch. ``runs`` are the runs that have changed. ``inputs`` are the next inputs of
-    the run machine. ``internal_events`` are the engine's own events that are routed next. ``events`` are those that
-    this transaction has stored or read, by key. ``outcomes`` are what events did besides starting runs, by event id.
+    ``now`` is milliseconds since the epoch. ``new_id`` makes the id of a new run or event. ``runs`` are the runs that
+    have changed. ``inputs`` are the next inputs of the run machine. ``internal_events`` are the engine's own events
+    that are routed next. ``events`` are those that this transaction has stored or read, by key. ``outcomes`` are what
+    events did besides starting runs, by event id.
     """
 
     __slots__ = (
         "_cancel_run",
         "cache",
-        "entropy",
         "events",
         "inputs",
         "internal_events",
         "max_event_bytes",
+        "new_id",
         "now",
         "outbox",
         "outcomes",
@@ -249,7 +248,7 @@ class Transaction:
         self.cache = context.cache
         self.policy = context.policy
         self.max_event_bytes = context.max_event_bytes
-        self.entropy = context.entropy
+        self.new_id = functools.partial(make_id, now, context.entropy)
         self.outbox: Outbox = []
         self.runs: dict[int, LiveRun] = {}
         self.inputs: deque[tuple[int, Input]] = deque()
@@ -266,10 +265,6 @@ class Transaction:
             self.used_queue = RunQueue(self.store, self.registry, self.outbox, self.now)
         return self.used_queue
 
-    def new_id(self) -> str:
-        """The id of a new run or event."""
-        return make_id(self.now, self.entropy(ENTROPY_BYTES))
-
     # events
 
     def event(self, event_key: int) -> ReceivedEvent:
@@ -285,6 +280,14 @@ class Transaction:
         The event is routed after the present input.
         """
         self.internal_events.append(make_internal_event(name, data, self.new_id(), self.now, origin))
+
+    def origin_of(self, run: RunRow, trigger: ReceivedEvent, *, is_invocation: bool = False) -> Origin:
+        """The origin of an event of a run that ``trigger`` started.
+
+        A rerun begins a new chain.
+        """
+        before = trigger.origin if run.rerun_of is None else None
+        return origin_of(run.key, before, self.now, is_invocation=is_invocation)
 
     def wait_paths(self, event: str) -> list[str | None]:
         """The paths of the wait index for events of a name."""
@@ -303,32 +306,17 @@ class Transaction:
     # runs
 
     def find_run_key(self, run_id: str) -> int | None:
-        key = self.cache.find_key(run_id)
+        key = self.cache.keys.get(run_id)
         return self.store.find_run_key(run_id) if key is None else key
 
-    def live_run(self, run_key: int) -> LiveRun | None:
-        """A run to change; ``None`` if it has ended before this transaction.
+    def find_run(self, run_key: int) -> CachedRun | None:
+        """A run as it was before this transaction; ``None`` if it had ended.
 
         Raises ``DatabaseCorruptError``.
         """
-        live = self.runs.get(run_key)
-        if live is None:
-            run = self.cache.runs.get(run_key) or self._read_run(run_key)
-            if run is not None:
-                live = self.runs[run_key] = LiveRun(
-                    run.row,
-                    run.state,
-                    run.queue_entry,
-                    run.trigger,
-                    was_moving=run.is_moving,
-                    kept_memos=run.memos,
-                    began=run.row.created_at,
-                    memos=run.state.memos,
-                    may_have_waits=bool(run.state.waits),
-                )
-        return live
-
-    def _read_run(self, run_key: int) -> CachedRun | None:
+        run = self.cache.runs.get(run_key)
+        if run is not None:
+            return run
         state = self.store.state(run_key)
         return None if state is None else CachedRun(self.store.run(run_key), *state)
 
@@ -338,16 +326,6 @@ class Transaction:
         if cached is None or cached.memos is None or run_key in self.runs:
             return self.store.memoised(run_key, step_ids)
         return frozenset([step_id for step_id, _ in cached.memos if step_id in step_ids])
-
-    def remember(
-        self, row: RunRow, state: RunState, queue_entry: QueueEntry | None, *, is_moving: bool, memos: Memos | None
-    ) -> None:
-        """Cache a new run, which is read again soon."""
-        event = None if row.is_batch else self.event(row.event_key)
-        trigger = None
-        if event is not None and len(event.body) <= _MOST_TRIGGER_BYTES:
-            trigger = ReceivedEvent(event.id, event.name, event.body, origin=event.origin)
-        self.cache.put(CachedRun(row, state, queue_entry, is_moving, trigger, memos))
 
     def cancel(self, run_key: int, reason: str) -> None:
         """See ``CancelRun``."""

@@ -23,18 +23,19 @@ from durably.engine.core.flow.admission import (
 from durably.engine.core.flow.buckets import BucketKind, StateChange
 from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.machine import start as start_machine
-from durably.engine.core.run_state import RunStatus, origin_of_event
+from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.sqlite.flow_tables import CancelRow, DeadlineKind
 from durably.engine.sqlite.run_tables import NewRun, RunRow
+from durably.engine.views import UpdateKind
 from durably.protocol.errors import ErrorData
 
-from . import subscriptions
-from .events import RUN_END_EVENTS, RunResult, index_key, run_end_events
+from .events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
 from .outbox import BucketTimer, DeadlineTimer, schedule_call
 from .registry import CANCELLED_IN_BULK, Function
 from .reruns import Rerun, descends_from_cancelled, refuse_runaway
-from .transaction import Transaction
+from .subscriptions import ENDS, RunChange
+from .transaction import MOST_TRIGGER_BYTES, CachedRun, Transaction
 
 _PAUSED = "it is paused"
 _TOOK_PLACE = "a later event took the place of this one (debounce)"
@@ -100,7 +101,7 @@ def end_bucket(transaction: Transaction, bucket_id: str) -> None:
         change = ended[1] if ended else None
     else:
         change = end_batch(bucket, OpenBatch.decode(state).id, read)
-    function = transaction.registry.find(bucket.function_id)
+    function = transaction.registry.functions.get(bucket.function_id)
     if change is not None and function is not None:
         _put(transaction, (change,))
         _start_held(transaction, function, bucket_id)
@@ -112,7 +113,7 @@ def begin_run(transaction: Transaction, run: RunRow) -> None:
     The run's first call leaves the queue.
     """
     transaction.store.flow.drop_deadline(run.key)
-    function = transaction.registry.find(run.function_id)
+    function = transaction.registry.functions.get(run.function_id)
     if function is not None:
         _set_finish(transaction, function, run)
 
@@ -293,24 +294,44 @@ def _start_run(
     A rerun copies memos of the run that it repeats.
     """
     taken_over = (0, 0) if rerun is None else (rerun.memos, rerun.size)
-    state, _ = start_machine(function.max_attempts, transaction.now, *taken_over)
+    state = start_machine(function.max_attempts, transaction.now, *taken_over)
     has_to_queue = queue_entry is not None and queue_entry.is_queued
-    new = _new_run(transaction, function, event_keys, rerun=rerun, queue_entry=queue_entry)
-    run = transaction.store.add_run(new, state, is_moving=not has_to_queue)
-    transaction.remember(run, state, queue_entry, is_moving=not has_to_queue, memos=() if rerun is None else None)
+    new = NewRun(
+        id=transaction.new_id(),
+        function_id=function.id,
+        app_id=function.app_id,
+        event_keys=event_keys,
+        status=state.status,
+        max_attempts=state.max_attempts,
+        created_at=transaction.now,
+        rerun_of=None if rerun is None else rerun.run_id,
+        state=state,
+        queue_entry=queue_entry,
+        is_moving=not has_to_queue,
+        step_input=None if rerun is None else rerun.step_input,
+    )
+    run = transaction.store.add_run(new)
+    event = transaction.event(run.event_key)
+    kept_event = None
+    if not run.is_batch and len(event.body) <= MOST_TRIGGER_BYTES:
+        kept_event = ReceivedEvent(event.id, event.name, event.body, origin=event.origin)
+    transaction.cache.put(
+        CachedRun(run, state, queue_entry, not has_to_queue, kept_event, () if rerun is None else None)
+    )
     if rerun is not None and rerun.memos:
         transaction.store.copy_memos(rerun.run_key, run.key, rerun.until)
     (call,) = state.calls
     if queue_entry is not None and has_to_queue:
         transaction.queue.join(run, call, queue_entry)
     else:
-        event = transaction.event(event_keys[0]).body
         data = None
-        if rerun is None and len(event_keys) == 1 and len(event) <= _MOST_CARRIED_BYTES:
+        if rerun is None and not run.is_batch and len(event.body) <= _MOST_CARRIED_BYTES:
             # The first call's content is only the event. This saves a read.
-            data = CallData(run.id, run.function_id, call, state.max_attempts, state.disable_immediate, [event], [])
+            data = CallData(
+                run.id, run.function_id, call, state.max_attempts, state.disable_immediate, [event.body], []
+            )
         transaction.outbox.append(schedule_call(run, queue_entry, call, data=data))
-    transaction.outbox.append(subscriptions.run_started(run, transaction.now))
+    transaction.outbox.append(RunChange(UpdateKind.RUN_STARTED, transaction.now, run))
     return run
 
 
@@ -332,7 +353,7 @@ def _store_failed_run(
     """Store a run that failed before it began, and report its end."""
     run = _end_at_once(transaction, function, event_keys, RunStatus.FAILED, error, None)
     triggers = [transaction.event(event_key) for event_key in event_keys]
-    origin = origin_of_event(run.key, triggers[0].origin, transaction.now)
+    origin = transaction.origin_of(run, triggers[0])
     for name, data in run_end_events(RunResult(run.id, function.id, run.status, encode_error(error)), triggers):
         transaction.emit(name, data, origin)
     return run
@@ -347,29 +368,17 @@ def _end_at_once(
     rerun_of: str | None,
 ) -> RunRow:
     output = encode_error(error)
-    new = _new_run(transaction, function, event_keys, rerun_of=rerun_of)
-    run = transaction.store.add_ended_run(new, status, output)
-    transaction.outbox.append(subscriptions.run_not_started(run, output, transaction.now))
-    return run
-
-
-def _new_run(
-    transaction: Transaction,
-    function: Function,
-    event_keys: tuple[int, ...],
-    *,
-    rerun: Rerun | None = None,
-    rerun_of: str | None = None,
-    queue_entry: QueueEntry | None = None,
-) -> NewRun:
-    return NewRun(
+    new = NewRun(
         id=transaction.new_id(),
         function_id=function.id,
         app_id=function.app_id,
         event_keys=event_keys,
+        status=status,
         max_attempts=function.max_attempts,
         created_at=transaction.now,
-        rerun_of=rerun_of if rerun is None else rerun.run_id,
-        queue_entry=queue_entry,
-        step_input=None if rerun is None else rerun.step_input,
+        rerun_of=rerun_of,
+        output=output,
     )
+    run = transaction.store.add_run(new)
+    transaction.outbox.append(RunChange(ENDS[status], transaction.now, run, output=output, failed=True))
+    return run

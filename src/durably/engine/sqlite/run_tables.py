@@ -23,7 +23,8 @@ from durably.protocol.opcodes import Opcode
 from .app_tables import AppStore
 from .flow_tables import FlowStore
 
-_RUN = "SELECT key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of FROM runs"
+_RUN_COLUMNS = "key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of"
+"""As in ``RunRow``."""
 
 
 class RunRow(msgspec.Struct, frozen=True, gc=False):
@@ -44,17 +45,25 @@ class RunRow(msgspec.Struct, frozen=True, gc=False):
     rerun_of: str | None
 
 
-class NewRun(msgspec.Struct, frozen=True, gc=False):
-    """A run to be stored. For ``step_input`` see ``migrations``."""
+class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A run to be stored.
+
+    ``state`` is ``None`` if the run has already ended, with ``output``: it was skipped, or failed before it began.
+    ``queue_entry``, ``is_moving`` and ``step_input`` belong to the state; for the last see ``migrations``.
+    """
 
     id: str
     function_id: str
     app_id: str
     event_keys: tuple[int, ...]
+    status: RunStatus
     max_attempts: int
     created_at: int
     rerun_of: str | None = None
+    output: bytes | None = None
+    state: RunState | None = None
     queue_entry: QueueEntry | None = None
+    is_moving: bool = False
     step_input: bytes | None = None
 
 
@@ -124,65 +133,38 @@ class Store:
 
     # runs
 
-    def add_run(self, run: NewRun, state: RunState, *, is_moving: bool) -> RunRow:
-        row = self._add_run_row(run, state.status)
-        self._connection.execute(
-            "INSERT INTO heads (run_key, is_moving, head, ticket, step_input) VALUES (?, ?, ?, ?, ?)",
-            (
-                row.key,
-                is_moving,
-                encode_run_state(state),
-                None if run.queue_entry is None else encode_queue_entry(run.queue_entry),
-                run.step_input,
-            ),
-        )
-        return row
-
-    def add_ended_run(self, run: NewRun, status: RunStatus, output: bytes) -> RunRow:
-        """Store a run that has already ended: skipped, or failed before it began."""
-        row = self._add_run_row(run, status)
-        self._connection.execute(
-            "UPDATE runs SET ended_at = ?, output = ? WHERE key = ?", (run.created_at, output, row.key)
-        )
-        return row
-
-    def _add_run_row(self, run: NewRun, status: RunStatus) -> RunRow:
+    def add_run(self, run: NewRun) -> RunRow:
         is_batch = len(run.event_keys) > 1
-        key = self._run_keys.next()
-        self._connection.execute(
-            "INSERT INTO runs "
-            "(key, id, function_id, app_id, event_key, is_batch, status, max_attempts, created_at, rerun_of) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                key,
-                run.id,
-                run.function_id,
-                run.app_id,
-                run.event_keys[0],
-                is_batch,
-                status,
-                run.max_attempts,
-                run.created_at,
-                run.rerun_of,
-            ),
-        )
-        if is_batch:
-            self._connection.executemany(
-                "INSERT INTO run_events (run_key, event_key) VALUES (?, ?)",
-                [(key, event_key) for event_key in run.event_keys],
-            )
-        return RunRow(
-            key,
+        row = RunRow(
+            self._run_keys.next(),
             run.id,
             run.function_id,
             run.app_id,
             run.event_keys[0],
             is_batch,
-            status,
+            run.status,
             run.created_at,
             None,
             run.rerun_of,
         )
+        ended_at = run.created_at if run.state is None else None
+        self._connection.execute(
+            f"INSERT INTO runs ({_RUN_COLUMNS}, max_attempts, ended_at, output) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*msgspec.structs.astuple(row), run.max_attempts, ended_at, run.output),
+        )
+        if is_batch:
+            self._connection.executemany(
+                "INSERT INTO run_events (run_key, event_key) VALUES (?, ?)",
+                [(row.key, event_key) for event_key in run.event_keys],
+            )
+        if run.state is not None:
+            queue_entry = None if run.queue_entry is None else encode_queue_entry(run.queue_entry)
+            self._connection.execute(
+                "INSERT INTO heads (run_key, is_moving, head, ticket, step_input) VALUES (?, ?, ?, ?, ?)",
+                (row.key, run.is_moving, encode_run_state(run.state), queue_entry, run.step_input),
+            )
+        return row
 
     def find_run_key(self, run_id: str) -> int | None:
         return find_run_key(self._connection, run_id)
@@ -194,22 +176,11 @@ class Store:
 
     def find_run(self, run_key: int) -> RunRow | None:
         """The run with this key; ``None`` if it was purged."""
-        row = self._connection.execute(f"{_RUN} WHERE key = ?", (run_key,)).fetchone()
+        row = self._connection.execute(f"SELECT {_RUN_COLUMNS} FROM runs WHERE key = ?", (run_key,)).fetchone()
         if row is None:
             return None
-        key, run_id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of = row
-        return RunRow(
-            key,
-            run_id,
-            function_id,
-            app_id,
-            event_key,
-            bool(is_batch),
-            RunStatus(status),
-            created_at,
-            started_at,
-            rerun_of,
-        )
+        key, run_id, function_id, app_id, event_key, is_batch, status, *others = row
+        return RunRow(key, run_id, function_id, app_id, event_key, bool(is_batch), RunStatus(status), *others)
 
     def ended_at(self, run_key: int) -> int:
         """The time at which an ended run ended."""

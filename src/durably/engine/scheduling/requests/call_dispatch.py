@@ -213,7 +213,7 @@ class Executor:
                 await asyncio.sleep(_READ_AGAIN_SECONDS)
 
     async def _call(self, scheduled: ScheduledCall, data: CallData) -> Answer:
-        function = self._transactions.registry.find(data.function_id)
+        function = self._transactions.registry.functions.get(data.function_id)
         if function is None:
             return failed("FunctionNotFoundError", f"no app has synced the function {data.function_id!r}")
         now, began = self._clock.now(), time.perf_counter()

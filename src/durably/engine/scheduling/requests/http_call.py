@@ -13,10 +13,9 @@ import msgspec
 from yarl import URL
 
 from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unreached, failed, read_answer
-from durably.engine.core.call_body import CallData, build_body, canonical_call, canonical_json, to_sign
+from durably.engine.core.call_body import CallData, build_body, canonical_call, canonical_json, job_id_of, to_sign
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.engine.views import to_datetime
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
@@ -127,7 +126,7 @@ class HttpCaller:
             _RUN_ID: data.run_id,
             _REQUEST_ID: data.request_id,
             _GENERATION_ID: str(data.call.generation),
-            _JOB_ID: data.job_id,
+            _JOB_ID: job_id_of(data.run_id, data.call.step_id),
         }
         if self._settings.signing_key:
             body, signed = await self._to_sign(function, data, body)
@@ -136,7 +135,7 @@ class HttpCaller:
             async with session.post(url, data=body, headers=headers, allow_redirects=False) as response:
                 progress.answered = True
                 content = await read_limited(response, MAX_REQUEST_BYTES)
-                now = to_datetime(self._settings.clock.now())
+                now = self._settings.clock.now()
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             return _explain(error, url, progress)
         refuse = None
