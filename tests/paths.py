@@ -5,6 +5,8 @@ Forwarding costs time and makes code hard to follow, so tests limit the number o
 
 import sys
 import threading
+from collections import Counter
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple
 
@@ -35,6 +37,19 @@ class CallPath:
         return "\n".join([f"{len(self.calls)} functions in {len(self.modules)} modules", *lines])
 
 
+def usual_path(paths: Sequence[CallPath]) -> CallPath:
+    """The functions that are called once in most of several recordings of the same input.
+
+    Threads may begin the next step of a path before the recording of the last one ends, or after it. So a function
+    counts by its calls in all recordings together.
+    """
+    usual, calls = CallPath(), Counter[Function]()
+    for path in paths:
+        calls.update(path.calls)
+    usual.calls = {function: count for function, count in calls.items() if 2 * count > len(paths)}
+    return usual
+
+
 class Tracer:
     """Traces this thread, and threads that start within the context.
 
@@ -48,7 +63,7 @@ class Tracer:
             path = tracer.stop()
         assert len(path.calls) <= 60, str(path)
 
-    Other work of the same process is recorded too. Record several times, and use the shortest path.
+    Other work of the same process is recorded too. Record several times, and use ``usual_path``.
     """
 
     def __init__(self) -> None:

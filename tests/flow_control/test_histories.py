@@ -301,7 +301,7 @@ class Histories(RuleBasedStateMachine):
         self.was_synced = True
         self.synced = options
         self.registry = self.registry.with_app("app", [_function(options)])
-        self._do(lambda transaction: transaction.queue.update_limits(self.registry.find("app-fn").flow))  # type: ignore[union-attr]
+        self._do(lambda transaction: transaction.queue.update_limits(self.registry.functions["app-fn"].flow))
 
     # what always holds
 
