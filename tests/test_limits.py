@@ -13,7 +13,7 @@ from durably.engine.core.flow import admission, cron
 from durably.engine.http import discovery, messages, routes
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit
-from durably.engine.scheduling import annotations
+from durably.engine.scheduling import annotations, changes
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite import run_search, walks
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
@@ -110,6 +110,8 @@ EXPECTED = {
     ),
     "an output in the page of a search": size(run_search.LONGEST_OUTPUT),
     "events in one list": maximum(EventLimit),
+    "clients that wait for changes": f"{changes.MOST_WAITERS:,}",
+    "one wait for changes": time(changes.LONGEST_WAIT_SECONDS),
     "time to connect to an app": time(SETTINGS.connect_timeout),
     "time for an app to answer a sync": time(discovery.TIMEOUT_SECONDS),
     "time for calls to finish after SIGTERM": time(SETTINGS.close_grace),

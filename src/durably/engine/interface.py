@@ -24,7 +24,7 @@ from durably.protocol.headers import Header
 from durably.protocol.sync import SyncRequest
 
 from .operations import Access, Operation, blocking, operation
-from .reports import RunPage, RunReport
+from .reports import Changes, RunPage, RunReport
 from .views import (
     AppView,
     AttemptView,
@@ -48,6 +48,7 @@ T = TypeVar("T")
 
 RunLimit = Annotated[int, msgspec.Meta(ge=1, le=500)]
 EventLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
+ChangePosition = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 IdSuffix = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z]+\Z", description="the last letters and digits of an id")]
 """Ids are letters and digits, so a LIKE pattern's special characters are refused."""
 
@@ -244,6 +245,14 @@ class Engine:
         Steps with their spans of time and attempts, events, parent and children, and logs.
         """
 
+    @operation("GET /v1/changes")
+    async def wait_for_changes(self, *, after: ChangePosition | None = None, run_id: str | None = None) -> Changes:
+        """Wait until something has changed after a position; the new position.
+
+        Returns at once if it has changed already, or without ``after``, and at the latest after 20 s. With ``run_id``
+        it waits for changes of this run. Raises ``TooManyWaitersError`` (503).
+        """
+
     # functions and apps
 
     @operation("GET /v1/functions")
@@ -429,6 +438,7 @@ class SyncEngine(Engine):
     run_traces_sync = blocking(Engine.run_traces)
     cancel_run_sync = blocking(Engine.cancel_run)
     rerun_sync = blocking(Engine.rerun)
+    wait_for_changes_sync = blocking(Engine.wait_for_changes)
     inspect_run_sync = blocking(Engine.inspect_run)
     invoke_sync = blocking(Engine.invoke)
     signal_sync = blocking(Engine.signal)

@@ -18,6 +18,7 @@ from durably.engine.core.errors import (
     EngineError,
 )
 from durably.engine.scheduling.bulk_operations import read_controls
+from durably.engine.scheduling.changes import ChangeFeed
 from durably.engine.scheduling.observers import Observers
 from durably.engine.scheduling.outbox import (
     ContinueBulkOperation,
@@ -95,6 +96,8 @@ class Runtime:
             settings.clock,
         )
         self.observers = Observers()
+        self.changes = ChangeFeed(settings.clock.now(), asyncio.get_running_loop())
+        self.observers.all.append(self.changes)
         self._observed: list[RunChange] = []
         """The changes of the commit whose outboxes are dispatched now, for observers."""
         self._caller = make_caller(settings)
@@ -178,6 +181,7 @@ class Runtime:
         await asyncio.to_thread(self._connection.close)
         if self._lock is not None:
             self._lock.release()
+        self.changes.close()
         self.subscriptions.close()
         self.completion_waiters.close()
         self.closed.set()

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
-from durably.engine.reports import RunPage
+from durably.engine.reports import Changes, RunPage
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_event
@@ -319,6 +319,10 @@ class SqliteEngine(LocalEngine):
     async def signal(self, name: str, data: Any = None) -> str | None:
         encoded = msgspec.json.encode(data)
         return await self._transactions.transact(lambda transaction: operations.signal(transaction, name, encoded))
+
+    async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
+        """Also raises ``EngineClosedError`` if the engine closes first."""
+        return await self._runtime.changes.wait(after, run_id)
 
     # functions and apps
 

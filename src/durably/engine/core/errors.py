@@ -129,6 +129,12 @@ class SelectionInvalidError(EngineError):
     """The selection of a bulk operation or a search is not valid (400)."""
 
 
+class TooManyWaitersError(EngineError):
+    """More clients wait for changes than the engine allows (503)."""
+
+    is_retriable = True
+
+
 class StaleCallError(EngineError):
     """A call was given up, or its run has ended: its answer changes nothing (409)."""
 

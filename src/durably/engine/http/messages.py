@@ -145,6 +145,7 @@ _STATUSES: dict[type[errors.EngineError], int] = {
     errors.DatabaseReplacedError: 503,
     errors.DatabaseUnavailableError: 503,
     errors.EngineClosedError: 503,
+    errors.TooManyWaitersError: 503,
 }
 
 
