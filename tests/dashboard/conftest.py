@@ -1,0 +1,130 @@
+"""A site and a browser for each test process, and a page for each test."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import pytest
+from examples.showcase.events import send_events
+from playwright.sync_api import ConsoleMessage, Page, Request
+
+from .browser import BrowserThread, axe_source
+from .site import Site
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_MILLISECONDS = 30_000
+
+
+class OpenPage(Protocol):
+    def __call__(
+        self,
+        path: str,
+        *,
+        width: int = 1280,
+        scheme: str = "light",
+        javascript: bool = True,
+        allowed: str | None = None,
+    ) -> Page: ...
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run tests that have a page in the browser's thread, which Playwright requires."""
+    if "open_page" not in pyfuncitem.fixturenames:
+        return None
+    browser: BrowserThread = pyfuncitem.funcargs["browser"]
+    names = pyfuncitem._fixtureinfo.argnames
+    browser.run(lambda: pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[BrowserThread]:
+    browser = BrowserThread()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="session")
+def axe() -> str:
+    return axe_source()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An engine with the showcase's runs, some of which are still under way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        site = Site(tmp_path_factory.mktemp("site") / "site.db", "examples.showcase.app:app")
+        site.run(send_events(site.engine))
+    yield site
+    site.close()
+
+
+@pytest.fixture(scope="session")
+def empty_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """An engine without apps."""
+    site = Site(tmp_path_factory.mktemp("site") / "empty.db")
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def open_page(browser: BrowserThread, site: Site) -> Iterator[OpenPage]:
+    """Opens a page in a browser of its own.
+
+    After the test nothing may have gone wrong in it: no message of an error in the console, and no request to another
+    host. ``allowed`` is a part of messages that are expected.
+    """
+    pages: list[Page] = []
+    problems: list[str] = []
+
+    def open_(
+        path: str, *, width: int = 1280, scheme: str = "light", javascript: bool = True, allowed: str | None = None
+    ) -> Page:
+        context = browser.browser.new_context(
+            viewport={"width": width, "height": 800},
+            color_scheme=scheme,  # type: ignore[arg-type]
+            java_script_enabled=javascript,
+            timezone_id="Asia/Tokyo",
+            locale="en-GB",
+        )
+        context.set_default_timeout(TIMEOUT_MILLISECONDS)
+        page = context.new_page()
+        pages.append(page)
+
+        def on_console(message: ConsoleMessage) -> None:
+            if message.type in ("error", "warning") and not (allowed and allowed in message.text):
+                problems.append(f"{message.type} in the console of {page.url}: {message.text}")
+
+        def on_request(request: Request) -> None:
+            if urlsplit(request.url).hostname != "127.0.0.1":
+                problems.append(f"a request to {request.url}")
+
+        page.on("console", on_console)
+        page.on("pageerror", lambda error: problems.append(f"an error of {page.url}: {error}"))
+        page.on("request", on_request)
+        page.goto(path if "://" in path else site.origin + path)
+        return page
+
+    yield open_
+    browser.run(lambda: [page.context.close() for page in pages])
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def check_accessibility(axe: str) -> Callable[[Page], None]:
+    """Fails if axe finds something serious on the page."""
+
+    def check(page: Page) -> None:
+        page.evaluate(axe)
+        result: Any = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+        serious = [
+            f"{each['id']}: {each['help']}: " + "; ".join(node["html"][:200] for node in each["nodes"][:3])
+            for each in result["violations"]
+            if each["impact"] in ("serious", "critical")
+        ]
+        assert not serious, f"{page.url}\n" + "\n".join(serious)
+
+    return check

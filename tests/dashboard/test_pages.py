@@ -1,0 +1,74 @@
+"""All pages: what they look like in any theme and width, without JavaScript, and to assistive technology."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from .conftest import OpenPage
+from .site import Site
+
+WIDTHS = (360, 900, 1600)
+PAGES = {"/runs": "Runs"}
+"""Paths and headings."""
+
+
+def paths(site: Site) -> list[str]:
+    """Pages of the first level, and pages of runs, functions and events of each kind."""
+    runs = {run.status: run.id for run in site.runs("pack-parcel") + site.runs("settle-invoice")}
+    return [*PAGES, *(f"/runs/{run_id}" for run_id in runs.values())]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(
+    open_page: OpenPage, site: Site, check_accessibility: Callable[[Page], None], scheme: str
+) -> None:
+    page = open_page("/runs", scheme=scheme)
+    for path in paths(site):
+        page.goto(site.origin + path)
+        check_accessibility(page)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_no_page_scrolls_sideways(open_page: OpenPage, site: Site, width: int) -> None:
+    page = open_page("/runs", width=width)
+    for path in paths(site):
+        page.goto(site.origin + path)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+
+
+def test_pages_without_javascript(open_page: OpenPage) -> None:
+    page = open_page("/runs", javascript=False)
+    for path, heading in PAGES.items():
+        page.get_by_role("navigation", name="Pages").get_by_role("link", name=heading, exact=True).click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(heading)
+        expect(page.get_by_role("link", name=heading, exact=True)).to_have_attribute("aria-current", "page")
+        assert page.url.endswith(path)
+
+
+def test_keys_open_pages_and_move_between_rows(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/runs")
+    rows = page.locator("[data-row]")
+    page.keyboard.press("j")
+    expect(rows.nth(0).locator(".open")).to_be_focused()
+    page.keyboard.press("j")
+    page.keyboard.press("k")
+    expect(rows.nth(0).locator(".open")).to_be_focused()
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    page.keyboard.press("/")
+    expect(page.locator("input:focus")).to_have_count(1)
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/runs/*")
+
+
+def test_times_are_in_the_readers_zone(open_page: OpenPage) -> None:
+    time = open_page("/runs").locator("main time").first
+    expect(time).to_have_attribute("title", re.compile(r"GMT\+9$"))  # the zone of the browser in these tests
+    as_sent = open_page("/runs", javascript=False).locator("main time").first
+    expect(as_sent).to_have_text(re.compile(r" UTC$"))
