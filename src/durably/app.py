@@ -29,6 +29,7 @@ from .settings import (
     warn_of_unknown_names,
     warn_of_unused_signing_key,
 )
+from .tracing import Tracing
 
 VERSION = importlib.metadata.version("durably")
 SDK_NAME = "durably"
@@ -83,6 +84,7 @@ class App:
         self.middleware: list[MiddlewareFactory] = list(middleware or ())
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
+        self.tracing: Tracing | None = None
         self.strict_replay = environment.strict_replay if strict_replay is None else strict_replay
         self.request_timeout = _seconds(request_timeout)
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)

@@ -49,11 +49,13 @@ class InProcessEngine(Protocol):
     In a test run the hooks of servers start nothing.
     """
 
-    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> Awaitable[EventReceipt]:
+    def send_events(
+        self, body: bytes, seed: str, timeout: float, sender: str | None, traceparent: str | None
+    ) -> Awaitable[EventReceipt]:
         """Store events, a JSON list, and return after the commit.
 
         ``seed`` makes a repeated send harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is in seconds;
-        ``sender`` is the id of the run that sends them, if any.
+        ``sender`` is the id of the run that sends them, if any; ``traceparent`` is the trace context of the sender.
         """
         ...
 

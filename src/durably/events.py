@@ -130,12 +130,23 @@ async def send_events(
     """
     batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
     seed = seed or _random_seed()
+    if app.tracing is None:
+        return await _send_through(middleware, app, batch, io, seed, None)
+    with app.tracing.sending(batch) as span:
+        ids = await _send_through(middleware, app, batch, io, seed, span.traceparent)
+        span.sent(ids)
+        return ids
+
+
+async def _send_through(
+    middleware: MiddlewareStack | None, app: App, batch: list[Event], io: IO, seed: str, traceparent: str | None
+) -> list[str]:
     if middleware is None:
-        return await _send(app, batch, io, seed)
+        return await _send(app, batch, io, seed, traceparent)
     await middleware.call("before_send_events", batch)
     result = SendEventsResult()
     try:
-        result.ids = await _send(app, batch, io, seed)
+        result.ids = await _send(app, batch, io, seed, traceparent)
         return result.ids
     except SendEventsError as error:
         result.ids, result.error = error.ids, str(error)
@@ -147,15 +158,15 @@ async def send_events(
         await middleware.call("after_send_events", result)
 
 
-async def _send(app: App, events: list[Event], io: IO, seed: str) -> list[str]:
+async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: str | None) -> list[str]:
     if not events:
         return []
     if app.in_process is not None:
         # The engine adds the time to the events, by its own clock.
-        receipt = await _send_in_process(app.in_process, _encode(events, now=0), io, app.request_timeout, seed)
+        receipt = await _send_in_process(app, app.in_process, _encode(events, now=0), io, seed, traceparent)
         _warn_of_unmatched(app, receipt.unmatched)
         return receipt.ids
-    request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed)
+    request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed, traceparent)
     answer = await _attempt(request, io, advice=_DEV_ADVICE if app.mode is ServerKind.DEV else "")
     if answer.error is not None:
         # An engine may quote the path that it was asked for.
@@ -174,10 +185,12 @@ def _warn_of_unmatched(app: App, unmatched: Mapping[str, str]) -> None:
             app.logger.warning("the event %r was sent and stored, but %s", name, printable(reason))
 
 
-async def _send_in_process(engine: InProcessEngine, body: bytes, io: IO, timeout: float, seed: str) -> EventReceipt:
+async def _send_in_process(
+    app: App, engine: InProcessEngine, body: bytes, io: IO, seed: str, traceparent: str | None
+) -> EventReceipt:
     """The engine repeats this by itself while it moves from one process to another."""
     try:
-        return await io.resolve(engine.send_events(body, seed, timeout, sending_run.get()))
+        return await io.resolve(engine.send_events(body, seed, app.request_timeout, sending_run.get(), traceparent))
     except Error as error:
         raise SendEventsError(error.message, []) from None
 
@@ -207,7 +220,7 @@ def _encode(events: list[Event], *, now: int) -> bytes:
         raise EventUnserializableError(f"an event's data cannot be expressed in JSON: {error}") from None
 
 
-def _build_request(app: App, body: bytes, seed: str) -> Request:
+def _build_request(app: App, body: bytes, seed: str, traceparent: str | None) -> Request:
     origin, key = app.event_api_origin, app.event_key
     if not key:
         if app.mode is not ServerKind.DEV:
@@ -217,6 +230,8 @@ def _build_request(app: App, body: bytes, seed: str) -> Request:
     headers[Header.EVENT_ID_SEED.value] = seed
     if (run_id := sending_run.get()) is not None:
         headers[Header.RUN_ID.value] = run_id
+    if traceparent is not None:
+        headers[Header.TRACEPARENT.value] = traceparent
     url = f"{origin}/e/{quote(key, safe='')}"
     return Request("POST", url, headers, body, app.request_timeout)
 

@@ -269,6 +269,9 @@ STRICT_REPLAY = Setting(
     "finished",
 )
 
+COMMAND_VARIABLES = frozenset({"DURABLY_ALLOWED_HOSTS", "DURABLY_LOG_FORMAT", "DURABLY_OTEL"})
+"""Variables of options of ``durably dev`` and ``durably start``, whose apps inherit them."""
+
 SETTINGS: tuple[Setting[Any], ...] = (
     DEV,
     ENGINE_URL,
@@ -408,7 +411,7 @@ class Environment:
 
         Variables ``INNGEST_…`` too if they are close to a setting; others may belong to another program.
         """
-        known = {setting.name for setting in SETTINGS}
+        known = {setting.name for setting in SETTINGS} | COMMAND_VARIABLES
         unknown = sorted(name for name in self._variables if name.startswith(PREFIX) and name not in known)
         return {name: _nearest_name(name) for name in unknown} | self._misspelt_official_names()
 

@@ -64,7 +64,7 @@ class Gate:
             status = self.answer(checkpoint)
             if status is not None:
                 return web.json_response({"error": "from the gate", "status": status}, status=status)
-        ours = ("x-inngest-", "x-run-id")
+        ours = ("x-inngest-", "x-run-id", "traceparent")
         passed = {name: value for name, value in request.headers.items() if name.lower().startswith(ours)}
         async with self.session.request(
             request.method, self.origin + request.path_qs, data=body, headers=passed

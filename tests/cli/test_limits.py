@@ -38,7 +38,7 @@ def test_dev_passes_limits_on(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[dev_server.DevOptions] = []
 
     class Server:
-        def __init__(self, options: dev_server.DevOptions, *arguments: Any) -> None:
+        def __init__(self, options: dev_server.DevOptions, **others: Any) -> None:
             found.append(options)
 
         async def __aenter__(self) -> "Server":

@@ -47,8 +47,8 @@ class Engine:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         return request("POST", f"{self.origin}/e/{self.event_key}", content, named)
 
-    def send(self, *events: Mapping[str, Any]) -> list[str]:
-        answer = self.post_events(list(events))
+    def send(self, *events: Mapping[str, Any], **headers: str) -> list[str]:
+        answer = self.post_events(list(events), **headers)
         assert answer.status == 200, answer.body
         return answer.json["ids"]  # type: ignore[no-any-return]
 

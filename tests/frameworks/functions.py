@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import inngest
+from opentelemetry import trace
 
 import durably
 from durably import Client, Context, ContextSync, Function, NonRetriableError, RetryAfterError
@@ -119,6 +120,10 @@ def _make_async(client: Client) -> list[Function[Any]]:
     async def logs(ctx: Context) -> None:
         ctx.logger.error("line of the function")
 
+    @create("traces")
+    async def traces(ctx: Context) -> None:
+        await ctx.step.run("spans", _current_span)
+
     return [
         logs,
         plain,
@@ -133,6 +138,7 @@ def _make_async(client: Client) -> list[Function[Any]]:
         step_middle,
         sends,
         sealed,
+        traces,
     ]
 
 
@@ -209,11 +215,29 @@ def _make_sync(client: Client) -> list[Function[Any]]:
             [partial(ctx.step.invoke_by_id, i, function_id="x", data={"encrypted": card}) for i in ("a", "b")]
         )
 
+    @create("traces")
+    def traces(ctx: ContextSync) -> None:
+        ctx.step.run("spans", _current_span)
+
     @create("logs")
     def logs(ctx: ContextSync) -> None:
         ctx.logger.error("line of the function")
 
-    return [logs, plain, steps, parallel, raises, step_raises, held, mistakes, middle, step_middle, sends, sealed]
+    return [
+        logs,
+        plain,
+        steps,
+        parallel,
+        raises,
+        step_raises,
+        held,
+        mistakes,
+        middle,
+        step_middle,
+        sends,
+        sealed,
+        traces,
+    ]
 
 
 def _make_special(client: Client) -> list[Function[Any]]:
@@ -247,6 +271,13 @@ def _situation(ctx: Context | ContextSync) -> dict[str, Any]:
         "request_name": request_name.get(),
         "in_request_thread": request_thread.get() == threading.get_ident(),
     }
+
+
+def _current_span() -> dict[str, Any]:
+    """The span in which a handler runs."""
+    span: Any = trace.get_current_span()
+    name = getattr(span, "name", None)
+    return {"name": name, "trace_id": format(span.get_span_context().trace_id, "032x")}
 
 
 def _where() -> dict[str, Any]:

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from opentelemetry.sdk.trace import TracerProvider
+
+import durably.otel
 from durably import Client, Streaming, events
 from durably.comm import requests, syncer
 
@@ -27,6 +30,7 @@ class Variant:
     serve: Mapping[str, Any] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
     has_own_path: bool = False
+    is_traced: bool = False
 
 
 AWAY = "http://127.0.0.1:9"
@@ -62,6 +66,7 @@ VARIANTS = (
         has_own_path=True,
     ),
     Variant("no-pool", _DEV, environ={"DURABLY_THREAD_POOL_MAX_WORKERS": "0"}),
+    Variant("traced", _DEV, is_traced=True),
     Variant("stream", _DEV, {"streaming": Streaming.FORCE}),
     Variant("stream-cloud", _CLOUD, environ={**_FALLBACK, "DURABLY_STREAMING": "force"}),
     Variant("stream-no-pool", _DEV, {"streaming": Streaming.FORCE}, {"DURABLY_THREAD_POOL_MAX_WORKERS": "0"}),
@@ -93,6 +98,8 @@ def serve_all(engine_origin: str, serve: Callable[..., Any], *, can_stream: bool
         with _environ(variant.environ):
             settings = {"api_base_url": engine_origin, "event_api_base_url": engine_origin, "logger": logger}
             client = Client(app_id=f"app-{variant.name}", **(settings | dict(variant.client)))
+            if variant.is_traced:
+                durably.otel.instrument(client, tracer_provider=TracerProvider())
             served[PATHS[variant.name]] = serve(client, make_functions(client), **options)
     return served
 

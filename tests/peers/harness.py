@@ -15,6 +15,8 @@ from ..ports import free_port
 
 HERE = Path(__file__).parent
 DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+"""The trace context of all events. The engine passes it on in the calls, and it must not disturb official SDKs."""
 FUNCTION_PATH = "/api/inngest"
 
 
@@ -48,7 +50,7 @@ class PeerApp:
 
     def start(self, names: Mapping[str, Any] | list[str], **data: Any) -> None:
         """Trigger the functions, all at once."""
-        ids = self.engine.send(*(wire.event(f"{self.id}/{name}", data) for name in names))
+        ids = self.engine.send(*(wire.event(f"{self.id}/{name}", data) for name in names), traceparent=TRACEPARENT)
         self.event_ids |= dict(zip(names, ids, strict=True))
 
     def run_id(self, name: str) -> str:

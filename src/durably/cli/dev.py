@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import read_allowed_hosts, server_options
+from .options import open_tracing, read_allowed_hosts, server_options
 
 
 @click.command()
@@ -52,6 +52,7 @@ def dev(
     allow_private_addresses: bool,
     max_steps: int,
     max_depth: int,
+    otel: bool,
 ) -> None:
     """Run an engine for development, and MODULE:APP with it.
 
@@ -82,8 +83,10 @@ def dev(
         max_depth=max_depth,
     )
 
-    async def serve() -> None:
-        async with DevServer(options) as server:
-            await server.run()
+    with open_tracing(otel) as tracing:
 
-    run_until_stopped(serve())
+        async def serve() -> None:
+            async with DevServer(options, tracing=tracing) as server:
+                await server.run()
+
+        run_until_stopped(serve())

@@ -24,6 +24,7 @@ from durably.engine.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.http.syncs import AcceptedSync
 from durably.engine.settings import Durability, EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
+from durably.engine.tracing import Tracing
 from durably.engine.views import RunUpdate
 from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
@@ -72,8 +73,9 @@ class DevServer:
     Entering raises ``AppFailedError`` or ``EngineError`` if the server cannot start.
     """
 
-    def __init__(self, options: DevOptions, console: Console | None = None) -> None:
+    def __init__(self, options: DevOptions, console: Console | None = None, tracing: Tracing | None = None) -> None:
         self.options, self.console = options, console or Console()
+        self._tracing = tracing
         self.app: AppProcess | None = None
         self._server: EngineServer | None = None
         self._updates: AsyncIterator[RunUpdate] | None = None
@@ -128,6 +130,7 @@ class DevServer:
             max_depth=options.max_depth,
             close_grace=CLOSE_GRACE,
             max_event_bytes=MAX_DEV_EVENT_BYTES,
+            tracing=self._tracing,
         )
         try:
             self._server = await EngineServer.open(

@@ -6,8 +6,10 @@ Keys belong in the environment: options appear in lists of processes.
 import datetime as dt
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -273,6 +275,27 @@ def client_options(command: Command) -> Command:
     return with_client
 
 
+_OTLP_PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")
+_OTLP_OVER_HTTP = "http/protobuf"
+
+
+def open_tracing(is_on: bool) -> AbstractContextManager[Any]:
+    """The engine's tracing for ``--otel``; a context of ``None`` without it.
+
+    Raises ``CliError`` if the extra is not installed, or a variable asks for a protocol that it does not have.
+    """
+    if not is_on:
+        return nullcontext()
+    for name in _OTLP_PROTOCOLS:
+        if (protocol := os.environ.get(name, _OTLP_OVER_HTTP)) != _OTLP_OVER_HTTP:
+            raise CliError(f"--otel exports by {_OTLP_OVER_HTTP} only: {name} must not be {protocol!r}")
+    try:
+        from durably.otel.exporter import exporting
+    except ModuleNotFoundError as error:
+        raise CliError(f'--otel: {error.name} is not installed; it comes with pip install "durably[otel]"') from None
+    return exporting()
+
+
 def database_option(command: Command) -> Command:
     """The option ``database``, for commands that read the file themselves.
 
@@ -347,6 +370,14 @@ def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Ca
             type=click.IntRange(1),
             metavar="N",
             help="How deep functions may invoke each other; ten times as many runs may start each other in an hour.",
+        ),
+        click.option(
+            "--otel",
+            is_flag=True,
+            envvar="DURABLY_OTEL",
+            show_envvar=True,
+            help="Export spans of events, runs and calls by OpenTelemetry, whose own variables configure this, such as "
+            "OTEL_EXPORTER_OTLP_ENDPOINT.",
         ),
     )
 

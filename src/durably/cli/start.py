@@ -8,7 +8,7 @@ import click
 from durably.protocol.text import get_logger
 from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
-from .options import read_age, server_options, setting_option, signing_key_options
+from .options import open_tracing, read_age, server_options, setting_option, signing_key_options
 from .text import CliError
 
 _ADVICE = "; `durably keys` makes one of each"
@@ -62,6 +62,7 @@ def start(
     max_depth: int,
     unsigned_apps: tuple[str, ...],
     retention: dt.timedelta | None,
+    otel: bool,
 ) -> None:
     """Run an engine for production.
 
@@ -89,29 +90,31 @@ def start(
     from .event_loop import run_until_stopped
     from .production_server import log_json_lines, serve
 
-    settings = EngineSettings(
-        server_kind=ServerKind.CLOUD,
-        signing_key=signing_key,
-        signing_key_fallback=signing_key_fallback,
-        unsigned_apps=frozenset(unsigned_apps),
-        backoff=standard_backoff,
-        allow_private_addresses=allow_private_addresses,
-        max_steps=max_steps,
-        max_depth=max_depth,
-        retention=retention,
-    )
     log_json_lines()
     warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
     limits = ConnectionLimits(max_connections=max_connections)
-    run_until_stopped(
-        serve(
-            database,
-            settings,
-            event_keys=event_keys,
-            host=host,
-            port=port,
-            limits=limits,
-            urls=urls,
-            poll_interval=poll_interval,
+    with open_tracing(otel) as tracing:
+        settings = EngineSettings(
+            server_kind=ServerKind.CLOUD,
+            signing_key=signing_key,
+            signing_key_fallback=signing_key_fallback,
+            unsigned_apps=frozenset(unsigned_apps),
+            backoff=standard_backoff,
+            allow_private_addresses=allow_private_addresses,
+            max_steps=max_steps,
+            max_depth=max_depth,
+            retention=retention,
+            tracing=tracing,
         )
-    )
+        run_until_stopped(
+            serve(
+                database,
+                settings,
+                event_keys=event_keys,
+                host=host,
+                port=port,
+                limits=limits,
+                urls=urls,
+                poll_interval=poll_interval,
+            )
+        )

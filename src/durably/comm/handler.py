@@ -36,7 +36,7 @@ from durably.io.worker_threads import RequestContext, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import RUNAWAY_ERROR, StepError, is_quiet
 from durably.protocol.events import Event
-from durably.protocol.headers import DISCOVER, Header, Probe, Query, SyncKind
+from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe, Query, SyncKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import printable
 from durably.settings import SERVE_ORIGIN, Environment, Streaming
@@ -364,6 +364,8 @@ class CommHandler:
             job_id=headers.get(Header.JOB_ID) or context.job_id,
             checkpoints=self._checkpoints_for(request) if function.sends_checkpoints else None,
             threads=self._threads,
+            traceparent=headers.get(Header.TRACEPARENT),
+            is_engines_trace=headers.get(Header.USER_AGENT) != ENGINE_USER_AGENT,
             disable_immediate=context.disable_immediate_execution or headers.get(Header.FORCE_STEP_PLAN) == "true",
         )
 

@@ -33,7 +33,7 @@ from durably.engine.scheduling.outbox import (
 )
 from durably.engine.scheduling.registry import Registry
 from durably.engine.scheduling.requests.call_dispatch import Executor
-from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
+from durably.engine.scheduling.requests.http_call import Caller, HttpCaller, TracedCaller
 from durably.engine.scheduling.requests.step_requests import Outbound, Requests
 from durably.engine.scheduling.retention import PurgeStore, Retention
 from durably.engine.scheduling.subscriptions import CompletionWaiters, RunChange, Subscriptions
@@ -49,6 +49,7 @@ from durably.protocol.text import get_logger
 
 from .scheduling import bulk_operations, operations, runs
 from .settings import EngineSettings, make_policy
+from .tracing import EndedRun
 
 _LOAD_LIMIT = 10_000
 """Timers, and delayed calls, read at a time."""
@@ -90,7 +91,13 @@ class Runtime:
         self.transactions = Transactions(
             self._writer,
             TransactionContext(
-                store, make_policy(settings), settings.max_event_bytes, settings.entropy, cache, runs.cancel
+                store,
+                make_policy(settings),
+                settings.max_event_bytes,
+                settings.entropy,
+                cache,
+                runs.cancel,
+                settings.tracing,
             ),
             Registry.from_rows(store.apps.all_functions(), read_controls(store, settings.clock.now())),
             settings.clock,
@@ -101,6 +108,8 @@ class Runtime:
         self._observed: list[RunChange] = []
         """The changes of the commit whose outboxes are dispatched now, for observers."""
         self._caller = make_caller(settings)
+        if settings.tracing is not None:
+            self._caller = TracedCaller(self._caller, settings.tracing)
         self.executor = Executor(
             self._caller,
             self.reader,
@@ -258,6 +267,9 @@ class Runtime:
                     self.transactions.registry = self.transactions.registry.with_controls(
                         message.function_id, message.controls
                     )
+                case EndedRun():
+                    if self.settings.tracing is not None:
+                        self.settings.tracing.run_ended(message)
                 case ContinueBulkOperation():
                     self.transactions.transact_in_background(bulk_operations.continue_operation(message.operation_id))
                 case _:

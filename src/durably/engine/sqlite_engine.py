@@ -46,6 +46,7 @@ from durably.engine.views import (
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.sync import SyncRequest
+from durably.protocol.trace_context import read_traceparent
 
 from .interface import LocalEngine
 from .json_bodies import decode_events
@@ -138,9 +139,18 @@ class SqliteEngine(LocalEngine):
 
     # events
 
-    async def receive_events(self, body: bytes, *, seed: str | None = None, sender: str | None = None) -> EventReceipt:
+    async def receive_events(
+        self, body: bytes, *, seed: str | None = None, sender: str | None = None, traceparent: str | None = None
+    ) -> EventReceipt:
         events = await decode_events(body, self._settings.max_event_bytes)
-        return await self.accept_events(events, seed=seed, sender=sender)
+        if traceparent is not None:
+            traceparent = read_traceparent(traceparent)
+        tracing = self._settings.tracing
+        # The events of an untraced app's run continue the trace of the run.
+        if tracing is None or (sender is not None and traceparent is None):
+            return await self.accept_events(events, seed=seed, sender=sender, traceparent=traceparent)
+        with tracing.receiving([event.name for event in events], traceparent) as received:
+            return await self.accept_events(events, seed=seed, sender=sender, traceparent=received)
 
     async def send_events(
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
@@ -149,7 +159,12 @@ class SqliteEngine(LocalEngine):
         return (await self.accept_events(events, seed=seed, sender=sender)).ids
 
     async def accept_events(
-        self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
+        self,
+        events: Sequence[Event],
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
     ) -> EventReceipt:
         """Store decoded events as ``receive_events`` does.
 
@@ -161,7 +176,7 @@ class SqliteEngine(LocalEngine):
             checked = await self._check_events(events)
         id_seed = IdSeed(seed) if seed else None
         sent = await self._transactions.transact(
-            functools.partial(event_routing.send, events=checked, seed=id_seed, sender=sender)
+            functools.partial(event_routing.send, events=checked, seed=id_seed, sender=sender, traceparent=traceparent)
         )
         if sent.outcomes:
             self._outcomes.note(sent.outcomes)

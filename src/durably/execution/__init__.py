@@ -19,6 +19,8 @@ from .replay import (
     Raised,
     Replay,
     Returned,
+    StepSpan,
+    StepTracer,
     Threads,
     in_step,
 )
@@ -46,6 +48,8 @@ __all__ = [
     "StepMemos",
     "StepReport",
     "StepRequest",
+    "StepSpan",
+    "StepTracer",
     "SyncCall",
     "Threads",
     "drive",

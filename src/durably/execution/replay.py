@@ -140,6 +140,25 @@ class LeaseCheck(Protocol):
         ...
 
 
+class StepSpan(Protocol):
+    """The span of a step that is executed."""
+
+    def ended(self, error: BaseException | None, *, is_cut: bool) -> None:
+        """The handler has returned, or raised ``error``.
+
+        ``is_cut``: it did neither, because its call was given up.
+        """
+        ...
+
+
+class StepTracer(Protocol):
+    """Reports the steps that a call executes as spans."""
+
+    def begin_step(self, step: StepInfo) -> StepSpan:
+        """The step's handler is about to run, in the present context."""
+        ...
+
+
 class Findings(Protocol):
     """Receives possible faults of a call's function."""
 
@@ -166,9 +185,9 @@ class Replay(msgspec.Struct, kw_only=True):
     memos cannot be restored: each by hashed step id. ``stack`` gives the order in which the memos were made. ``target``
     is the hashed id of the only step to execute, ``None`` to discover. ``also`` are further steps that the same call
     may execute, one after another, as long as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer``
-    the call ends with the first step that it executes. ``lease_check`` runs before each step. ``stand_in`` replaces
-    steps in tests. ``threads`` run the sync handlers of async functions, which otherwise run on the event loop.
-    ``names`` collects the ids of the steps reached, by hashed id.
+    the call ends with the first step that it executes. ``lease_check`` runs before each step. ``tracer`` reports
+    executed steps. ``stand_in`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
+    otherwise run on the event loop. ``names`` collects the ids of the steps reached, by hashed id.
     """
 
     memos: Memos
@@ -184,6 +203,7 @@ class Replay(msgspec.Struct, kw_only=True):
     attempt: int = 0
     max_attempts: int | None = None
     lease_check: LeaseCheck | None = None
+    tracer: StepTracer | None = None
     stand_in: StandIn | None = None
     threads: Threads | None = None
     function_id: str = ""
@@ -352,6 +372,8 @@ class Replay(msgspec.Struct, kw_only=True):
                 await self.hooks.unmemoized()
             await self.hooks.before_step(step.info())
         request = step.request
+        report: StepReport | None = None
+        span = None if self.tracer is None else self.tracer.begin_step(step.info())
         token = in_step.set(step)
         try:
             output = await call(step, self.inputs.get(step.hashed_id, request.args))
@@ -364,6 +386,9 @@ class Replay(msgspec.Struct, kw_only=True):
             report = self._failed(step, mode, raised_by_user(error))
         finally:
             in_step.reset(token)
+            if span is not None:
+                span.ended(None if report is None else report.error, is_cut=report is None)
+        assert report is not None
         if self.hooks is not None:
             await self.hooks.after_step(report)
         return report

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -44,6 +45,7 @@ from durably.protocol.events import Event
 from durably.run_logger import AnyLogger, AnyRunLogger, RunContext, RunLogger
 from durably.serializers import Serializer, Unset
 from durably.steps import Step, StepSync
+from durably.tracing import CallInfo
 from durably.values.codecs import Codec, SerializerCodec
 from durably.values.outputs import check_found, encode_as, function_codec
 
@@ -58,6 +60,9 @@ _SHARED_SECONDS = 1.0
 _PARTS = {"mw.transform_input": 0.0, "function": 0.0, "mw.transform_output": 0.0}
 """The measured parts of a call, in their order, with initial durations."""
 
+_UNTRACED = nullcontext()
+"""Replaces the span of a call if there is no tracing."""
+
 _CONTEXTS = (Context.__name__, ContextSync.__name__)
 
 T = TypeVar("T")
@@ -69,7 +74,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
 
     It has the engine's data, and the call's context in this process. ``checkpoints`` sends finished steps to the
     engine, ``None`` if that is not possible. ``threads`` run sync handlers of async functions. ``seconds`` gets the
-    durations of the call's parts.
+    durations of the call's parts. For ``traceparent`` and ``is_engines_trace`` see ``durably.tracing.CallInfo``.
     """
 
     function_id: str
@@ -86,6 +91,8 @@ class FunctionCall(msgspec.Struct, kw_only=True):
     checkpoints: Checkpoints | None = None
     stand_in: StandIn | None = None
     threads: WorkerThreads | None = None
+    traceparent: str | None = None
+    is_engines_trace: bool = False
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -155,31 +162,34 @@ class Function(FunctionDefinition[T]):
         entry = self.entries.get(call.function_id)
         if entry is None:
             raise FunctionNotServedError(f'function "{self.id}" does not answer to the id "{call.function_id}"')
-        middleware = None
-        if app.middleware or self._middleware:
-            middleware = MiddlewareStack([*app.middleware, *self._middleware], app, call.raw_request, io)
-        checkpointer: StepCheckpointer | None = None
-        lease_check = None
-        if (checkpoints := call.checkpoints) is not None:
-            config = self._checkpointing[checkpoints.are_default]
-            if config is not None and call.target is None and not call.context.attempt:
-                empty = _empty_checkpoint(call)
-                checkpointer = StepCheckpointer(checkpoints, config, empty, io, middleware, app.logger)
-            if checkpoints.has_lease:
-                lease_check = CallLeaseCheck(checkpoints, _empty_checkpoint(call), io)
-        replay = self._make_replay(app, call, entry, middleware, checkpointer, lease_check)
-        try:
+        with _UNTRACED if app.tracing is None else app.tracing.calling(_describe_call(app, call)) as span:
+            middleware = None
+            if app.middleware or self._middleware:
+                middleware = MiddlewareStack([*app.middleware, *self._middleware], app, call.raw_request, io)
+            checkpointer: StepCheckpointer | None = None
+            lease_check = None
+            if (checkpoints := call.checkpoints) is not None:
+                config = self._checkpointing[checkpoints.are_default]
+                if config is not None and call.target is None and not call.context.attempt:
+                    empty = _empty_checkpoint(call)
+                    checkpointer = StepCheckpointer(checkpoints, config, empty, io, middleware, app.logger)
+                if checkpoints.has_lease:
+                    lease_check = CallLeaseCheck(checkpoints, _empty_checkpoint(call), io)
+            replay = self._make_replay(app, call, entry, middleware, checkpointer, lease_check)
+            replay.tracer = span
             try:
-                ending = await self._execute(app, call, entry, replay, io, middleware)
-            except Exception as error:
-                ending = Raised(error)
-            if checkpointer is not None:
-                return await checkpointer.conclude(ending)
-        finally:
-            if checkpointer is not None:
-                checkpointer.close()
-        assert not isinstance(ending, Checkpointed)
-        return ending
+                try:
+                    ending = await self._execute(app, call, entry, replay, io, middleware)
+                except Exception as error:
+                    ending = Raised(error)
+                outcome = ending if checkpointer is None else await checkpointer.conclude(ending)
+            finally:
+                if checkpointer is not None:
+                    checkpointer.close()
+            assert not isinstance(outcome, Checkpointed)
+            if span is not None:
+                span.ended(outcome)
+            return outcome
 
     def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """``call`` of a sync function, in this thread; ``io`` must be the blocking kind."""
@@ -314,6 +324,20 @@ def _result_of_function(outcome: Returned | Raised) -> TransformOutputResult:
         return TransformOutputResult(None, outcome.value, None)
     assert isinstance(outcome.error, Exception)
     return TransformOutputResult(outcome.error, msgspec.UNSET, None)
+
+
+def _describe_call(app: App, call: FunctionCall) -> CallInfo:
+    return CallInfo(
+        app_id=app.app_id,
+        function_id=call.function_id,
+        run_id=call.context.run_id,
+        attempt=call.context.attempt,
+        event_name=call.event.name,
+        event_ids=[event.id for event in call.events],
+        traceparent=call.traceparent,
+        is_engines_trace=call.is_engines_trace,
+        has_request=call.raw_request is not None,
+    )
 
 
 def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:

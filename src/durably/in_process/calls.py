@@ -118,6 +118,7 @@ async def _run(
             checkpoints=checkpoints,
             stand_in=stand_in,
             threads=handler.threads,
+            traceparent=data.traceparent,
         ),
         io,
     )

@@ -127,11 +127,12 @@ class ProcessEngine:
 
     # InProcessEngine
 
-    def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> OnAnyLoop[EventReceipt]:
+    def send_events(
+        self, body: bytes, seed: str, timeout: float, sender: str | None, traceparent: str | None
+    ) -> OnAnyLoop[EventReceipt]:
         self._refuse_in_test_run()
-        return OnAnyLoop(
-            get_engine_loop(), lambda: self._send_events({"body": body, "seed": seed, "sender": sender}, timeout)
-        )
+        arguments = {"body": body, "seed": seed, "sender": sender, "traceparent": traceparent}
+        return OnAnyLoop(get_engine_loop(), lambda: self._send_events(arguments, timeout))
 
     def refuse_to_block(self) -> None:
         """Any thread of the app may wait: the engine has its own."""
@@ -337,13 +338,17 @@ class ProcessEngine:
         )
 
     def _engine_settings(self) -> EngineSettings:
-        if self._options.settings is not None:
-            return self._options.settings
-        modes = {handler.client.is_production for handler in self._handlers.values()}
-        return EngineSettings(
-            backoff=standard_backoff if True in modes else dev_backoff,
-            allow_private_addresses=modes == {False},  # not in a process without functions: the others' are unknown
-        )
+        settings = self._options.settings
+        if settings is None:
+            modes = {handler.client.is_production for handler in self._handlers.values()}
+            settings = EngineSettings(
+                backoff=standard_backoff if True in modes else dev_backoff,
+                allow_private_addresses=modes == {False},  # not in a process without functions: the others' are unknown
+            )
+        traced = [handler.client.tracing for handler in self._handlers.values() if handler.client.tracing is not None]
+        if traced and settings.tracing is None:
+            settings = msgspec.structs.replace(settings, tracing=traced[0].for_engine())
+        return settings
 
     def _stop_at_exit(self) -> None:
         """Without a hook of the server for its end, stop at the exit of the process."""

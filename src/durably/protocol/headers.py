@@ -58,6 +58,9 @@ class Probe(StrEnum):
     TRUST = "trust"
 
 
+ENGINE_USER_AGENT = "durably"
+"""The ``user-agent`` of Durably's engine, which continues the traces of events (``traceparent``) in calls."""
+
 DISCOVER = "step"
 """The ``stepId`` of a call that targets no step: run the function until new steps are found."""
 

@@ -97,8 +97,10 @@ class TestLink:
     def add_handler(self, handler: CommHandler) -> None:
         self.handlers[handler.client.app_id] = handler
 
-    async def send_events(self, body: bytes, seed: str, timeout: float, sender: str | None) -> EventReceipt:
-        return await self._on_loop(self._engine.receive_events(body, sender=sender))
+    async def send_events(
+        self, body: bytes, seed: str, timeout: float, sender: str | None, traceparent: str | None
+    ) -> EventReceipt:
+        return await self._on_loop(self._engine.receive_events(body, sender=sender, traceparent=traceparent))
 
     async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         await self._on_loop(self._engine.checkpoint(run_id, request))

@@ -27,7 +27,7 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     memos. ``step_input``, if any, is the hashed id of a step that has not run yet, and the input that a person gave it:
     ``{"input": […]}``. ``also`` are calls that share the request of ``call``: an app may execute their steps too, and
     an SDK without this feature ignores them. ``priority`` orders calls, and is not sent. ``defers`` are the functions
-    that the run has deferred.
+    that the run has deferred. ``traceparent`` is the trace context that the call continues, if any.
     """
 
     run_id: str
@@ -41,6 +41,7 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     also: Sequence[Call] = ()
     priority: int = 0
     defers: Sequence[Deferred] = ()
+    traceparent: str | None = None
 
     @property
     def request_id(self) -> str:

@@ -43,13 +43,21 @@ class Sent(msgspec.Struct, frozen=True):
 
 
 def send(
-    transaction: Transaction, events: Sequence[CheckedEvent], seed: IdSeed | None, sender: str | None = None
+    transaction: Transaction,
+    events: Sequence[CheckedEvent],
+    seed: IdSeed | None,
+    sender: str | None = None,
+    traceparent: str | None = None,
 ) -> Sent:
     """Store events from outside.
 
     A repeated event changes nothing, and keeps its first id. ``sender`` is the id of the run that sends them, if any.
+    Without a ``traceparent`` they continue the trace of that run.
     """
-    origin = None if sender is None else _origin_of(transaction, sender)
+    origin = None
+    if sender is not None:
+        origin, sending = _origin_of(transaction, sender)
+        traceparent = traceparent or sending
     ids = []
     for index, checked in enumerate(events):
         event = checked.event
@@ -58,7 +66,7 @@ def send(
         if event.id:
             known = transaction.store.find_sent_event(event.id, transaction.now - _IDEMPOTENCY_MILLISECONDS)
         if known is None:
-            received = make_received_event(event, event_id, transaction.now, origin, checked.data)
+            received = make_received_event(event, event_id, transaction.now, origin, checked.data, traceparent)
             route(transaction, received, event.id or None)
             while transaction.internal_events:
                 route(transaction, transaction.internal_events.popleft())
@@ -75,13 +83,15 @@ def invoke(
     event_id: str,
     metadata: dict[str, Any],
     origin: Origin | None = None,
+    traceparent: str | None = None,
 ) -> RunRow | None:
     """Start a run of one function, whatever its triggers.
 
     Returns ``None`` if no run starts, or if one starts later.
     """
     event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
-    return route_to(transaction, function, make_received_event(event, event_id, transaction.now, origin))
+    received = make_received_event(event, event_id, transaction.now, origin, traceparent=traceparent)
+    return route_to(transaction, function, received)
 
 
 def route_to(transaction: Transaction, function: Function, received: ReceivedEvent) -> RunRow | None:
@@ -106,13 +116,17 @@ def route_internal_event(transaction: Transaction) -> None:
     transaction.internal_events = others
 
 
-def _origin_of(transaction: Transaction, run_id: str) -> Origin | None:
-    """The origin of an event that a run sends; ``None`` if the run does not exist."""
+def _origin_of(transaction: Transaction, run_id: str) -> tuple[Origin | None, str | None]:
+    """The origin and trace of an event that a run sends.
+
+    Both are ``None`` if the run does not exist.
+    """
     run_key = transaction.find_run_key(run_id)
     if run_key is None:
-        return None
+        return None, None
     run = transaction.store.run(run_key)
-    return transaction.origin_of(run, transaction.event(run.event_key))
+    trigger = transaction.event(run.event_key)
+    return transaction.origin_of(run, trigger), transaction.trace_of(run, trigger)
 
 
 def route(
@@ -125,7 +139,7 @@ def route(
     Cancellations come first: an event does not cancel the runs that it starts, and their slots are free for these.
     """
     key = transaction.store.add_event(
-        received.id, sender_id, received.name, transaction.now, received.body, received.origin
+        received.id, sender_id, received.name, transaction.now, received.body, received.origin, received.traceparent
     )
     if key is None:
         return None

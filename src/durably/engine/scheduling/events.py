@@ -46,6 +46,7 @@ class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
     """An event that is stored, or is being stored.
 
     ``body`` is JSON; ``decoded`` is the same, once it is needed. ``origin`` describes the run that sent it, if any.
+    ``traceparent`` is the trace context of its sender, if it has one.
     """
 
     id: str
@@ -53,6 +54,7 @@ class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
     body: bytes
     decoded: Mapping[str, Any] | None = None
     origin: Origin | None = None
+    traceparent: str | None = None
 
     @property
     def fields(self) -> Mapping[str, Any]:
@@ -104,7 +106,12 @@ def check_event(event: Event, max_bytes: int, *, is_internal: bool = False) -> C
 
 
 def make_received_event(
-    event: Event, event_id: str, now: int, origin: Origin | None = None, data: bytes | None = None
+    event: Event,
+    event_id: str,
+    now: int,
+    origin: Origin | None = None,
+    data: bytes | None = None,
+    traceparent: str | None = None,
 ) -> ReceivedEvent:
     """The event as functions receive it: with an id, a time and a user.
 
@@ -120,7 +127,7 @@ def make_received_event(
     if event.v:
         fields["v"] = event.v
     encoded = fields if data is None else {**fields, "data": msgspec.Raw(data)}
-    return ReceivedEvent(event_id, event.name, msgspec.json.encode(encoded), fields, origin)
+    return ReceivedEvent(event_id, event.name, msgspec.json.encode(encoded), fields, origin, traceparent)
 
 
 class RunResult(msgspec.Struct, frozen=True):
@@ -189,11 +196,16 @@ def _correlation_of(trigger: ReceivedEvent) -> str | None:
 
 
 def make_internal_event(
-    name: InternalEvent, data: bytes, event_id: str, now: int, origin: Origin | None = None
+    name: InternalEvent,
+    data: bytes,
+    event_id: str,
+    now: int,
+    origin: Origin | None = None,
+    traceparent: str | None = None,
 ) -> ReceivedEvent:
     """One of the engine's own events; ``data`` is JSON."""
     fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
-    return ReceivedEvent(event_id, name, msgspec.json.encode(fields), origin=origin)
+    return ReceivedEvent(event_id, name, msgspec.json.encode(fields), origin=origin, traceparent=traceparent)
 
 
 ENTROPY_BYTES = 10

@@ -9,6 +9,7 @@ from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.run_state import Call
 from durably.engine.sqlite.run_tables import RunRow
+from durably.engine.tracing import EndedRun
 
 from .registry import Function, FunctionControls
 from .subscriptions import RunChange
@@ -116,6 +117,7 @@ OutboxMessage = (
     | Synced
     | ContinueBulkOperation
     | RunChange
+    | EndedRun
 )
 Outbox = list[OutboxMessage]
 """In the order in which the transaction added them."""

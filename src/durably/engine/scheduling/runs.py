@@ -115,7 +115,7 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
     transaction.store.drop_delayed_calls(run_key)
     transaction.queue.leave_all(run_key)
     _end_run(transaction, live, EndRun(RunStatus.FAILED, encode_error(error)))
-    _start_deferred(transaction, row, origin_of(row.key, None, transaction.now))
+    _start_deferred(transaction, row, origin_of(row.key, None, transaction.now), None)
 
 
 def finish(transaction: Transaction) -> Outbox:
@@ -315,7 +315,8 @@ def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
         "source_app_id": live.row.app_id,
         "source_fn_id": live.row.function_id,
     }
-    origin = transaction.origin_of(live.row, _trigger_of(transaction, live), is_invocation=True)
+    trigger = _trigger_of(transaction, live)
+    origin = transaction.origin_of(live.row, trigger, is_invocation=True)
     runaway = refuse_runaway(transaction, function, origin)
     if runaway is not None:
         _fail_wait(transaction, live, command.step_id, runaway)
@@ -323,7 +324,8 @@ def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
     event_id = transaction.new_id()
     wait = WaitRow(live.row.key, command.step_id, Opcode.INVOKE_FUNCTION, topic=event_id, due=command.until)
     _wait(transaction, live, command.name, wait)
-    event_routing.invoke(transaction, function, event, event_id, metadata, origin)
+    traceparent = transaction.trace_of(live.row, trigger)
+    event_routing.invoke(transaction, function, event, event_id, metadata, origin, traceparent)
 
 
 def _trigger_of(transaction: Transaction, live: LiveRun) -> ReceivedEvent:
@@ -370,19 +372,22 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
         for trigger in trigger_events:
             transaction.resolve_invokers(trigger, memo, failed=not completed)
     origin = transaction.origin_of(row, trigger_events[0])
+    traceparent = trigger_events[0].traceparent
+    if transaction.tracing is not None:
+        transaction.note_end(row, command.status, output, trigger_events)
+        traceparent = transaction.trace_of(row, trigger_events[0])
     for name, data in run_end_events(RunResult(row.id, row.function_id, command.status, reported), trigger_events):
-        transaction.emit(name, data, origin)
+        transaction.emit(name, data, origin, traceparent)
     if live.state.defers:
-        _start_deferred(transaction, row, origin)
+        _start_deferred(transaction, row, origin, traceparent)
 
 
-def _start_deferred(transaction: Transaction, row: RunRow, origin: Origin) -> None:
+def _start_deferred(transaction: Transaction, row: RunRow, origin: Origin, traceparent: str | None) -> None:
     for function_id, data in transaction.store.take_deferred(row.key):
         if transaction.registry.find_active(function_id) is None:
             _logger.warning("run %s: it deferred the function %r, which no app has synced", row.id, function_id)
-        transaction.emit(
-            InternalEvent.DEFERRED_SCHEDULE, deferred_data(data, function_id, row.id, row.function_id), origin
-        )
+        deferred = deferred_data(data, function_id, row.id, row.function_id)
+        transaction.emit(InternalEvent.DEFERRED_SCHEDULE, deferred, origin, traceparent)
 
 
 def _defer(transaction: Transaction, live: LiveRun, command: Defer) -> None:
@@ -455,6 +460,7 @@ def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
         [live.trigger.body],
         live.kept_memos,
         defers=state.defers,
+        traceparent=live.trigger.traceparent,
     )
     transaction.outbox[place] = msgspec.structs.replace(message, data=data)
 

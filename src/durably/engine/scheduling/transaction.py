@@ -5,7 +5,7 @@ It is passed to the functions that act on runs.
 
 import functools
 from collections import OrderedDict, deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -15,9 +15,11 @@ from durably.engine.core.flow.queue import Queue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import Call, Origin, RunState, origin_of
+from durably.engine.core.run_state import Call, Origin, RunState, RunStatus, origin_of
 from durably.engine.sqlite.flow_tables import SqliteQueueRows
 from durably.engine.sqlite.run_tables import RunRow, Store
+from durably.engine.tracing import EndedRun, Tracing
+from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
@@ -190,6 +192,7 @@ class TransactionContext(msgspec.Struct, frozen=True):
     entropy: Entropy
     cache: RunCache
     cancel_run: CancelRun
+    tracing: Tracing | None = None
 
 
 class LiveRun(msgspec.Struct, eq=False, gc=False):
@@ -238,6 +241,7 @@ class Transaction:
         "registry",
         "runs",
         "store",
+        "tracing",
         "used_queue",
     )
 
@@ -248,6 +252,7 @@ class Transaction:
         self.cache = context.cache
         self.policy = context.policy
         self.max_event_bytes = context.max_event_bytes
+        self.tracing = context.tracing
         self.new_id = functools.partial(make_id, now, context.entropy)
         self.outbox: Outbox = []
         self.runs: dict[int, LiveRun] = {}
@@ -270,16 +275,38 @@ class Transaction:
     def event(self, event_key: int) -> ReceivedEvent:
         event = self.events.get(event_key)
         if event is None:
-            event_id, name, body, origin = self.store.event(event_key)
-            event = self.events[event_key] = ReceivedEvent(event_id, name, body, origin=origin)
+            event_id, name, body, origin, traceparent = self.store.event(event_key)
+            event = self.events[event_key] = ReceivedEvent(event_id, name, body, origin=origin, traceparent=traceparent)
         return event
 
-    def emit(self, name: InternalEvent, data: bytes, origin: Origin | None) -> None:
+    def emit(self, name: InternalEvent, data: bytes, origin: Origin | None, traceparent: str | None) -> None:
         """Send one of the engine's own events. ``data`` is JSON.
 
         The event is routed after the present input.
         """
-        self.internal_events.append(make_internal_event(name, data, self.new_id(), self.now, origin))
+        self.internal_events.append(make_internal_event(name, data, self.new_id(), self.now, origin, traceparent))
+
+    def trace_of(self, run: RunRow, trigger: ReceivedEvent) -> str | None:
+        """The trace context that the run's events and invocations continue."""
+        if self.tracing is None:
+            return trigger.traceparent
+        return self.tracing.run_context(run.id, trigger.traceparent)
+
+    def note_end(self, run: RunRow, status: RunStatus, output: bytes, triggers: Sequence[ReceivedEvent]) -> None:
+        """Report the end of a run to ``tracing``, after the commit."""
+        if self.tracing is not None:
+            ended = EndedRun(
+                run_id=run.id,
+                function_id=run.function_id,
+                app_id=run.app_id,
+                status=status,
+                created_at=run.created_at,
+                ended_at=self.now,
+                traceparents=tuple(trigger.traceparent for trigger in triggers),
+                rerun_of=run.rerun_of,
+                error=None if status is RunStatus.COMPLETED else _error_name(output),
+            )
+            self.outbox.append(ended)
 
     def origin_of(self, run: RunRow, trigger: ReceivedEvent, *, is_invocation: bool = False) -> Origin:
         """The origin of an event of a run that ``trigger`` started.
@@ -336,3 +363,10 @@ class Transaction:
         if trigger.name == InternalEvent.FUNCTION_INVOKED:
             for run_key, step_id in self.store.waits_for(Opcode.INVOKE_FUNCTION, trigger.id):
                 self.inputs.append((run_key, WaitResolved(step_id, memo, failed=failed)))
+
+
+def _error_name(output: bytes) -> str:
+    try:
+        return msgspec.json.decode(output, type=ErrorData).name or "Error"
+    except msgspec.MsgspecError:  # as the app wrote it
+        return "Error"

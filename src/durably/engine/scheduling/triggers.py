@@ -314,7 +314,7 @@ def _start_run(
     event = transaction.event(run.event_key)
     kept_event = None
     if not run.is_batch and len(event.body) <= MOST_TRIGGER_BYTES:
-        kept_event = ReceivedEvent(event.id, event.name, event.body, origin=event.origin)
+        kept_event = ReceivedEvent(event.id, event.name, event.body, origin=event.origin, traceparent=event.traceparent)
     transaction.cache.put(
         CachedRun(run, state, queue_entry, not has_to_queue, kept_event, () if rerun is None else None)
     )
@@ -328,7 +328,14 @@ def _start_run(
         if rerun is None and not run.is_batch and len(event.body) <= _MOST_CARRIED_BYTES:
             # The first call's content is only the event. This saves a read.
             data = CallData(
-                run.id, run.function_id, call, state.max_attempts, state.disable_immediate, [event.body], []
+                run.id,
+                run.function_id,
+                call,
+                state.max_attempts,
+                state.disable_immediate,
+                [event.body],
+                [],
+                traceparent=event.traceparent,
             )
         transaction.outbox.append(schedule_call(run, queue_entry, call, data=data))
     transaction.outbox.append(RunChange(UpdateKind.RUN_STARTED, transaction.now, run))
@@ -355,7 +362,7 @@ def _store_failed_run(
     triggers = [transaction.event(event_key) for event_key in event_keys]
     origin = transaction.origin_of(run, triggers[0])
     for name, data in run_end_events(RunResult(run.id, function.id, run.status, encode_error(error)), triggers):
-        transaction.emit(name, data, origin)
+        transaction.emit(name, data, origin, transaction.trace_of(run, triggers[0]))
     return run
 
 
@@ -381,4 +388,5 @@ def _end_at_once(
     )
     run = transaction.store.add_run(new)
     transaction.outbox.append(RunChange(ENDS[status], transaction.now, run, output=output, failed=True))
+    transaction.note_end(run, status, output, [transaction.event(event_key) for event_key in event_keys])
     return run

@@ -330,6 +330,11 @@ CREATE INDEX events_by_sender_run ON events (CAST(substr(origin, 2) AS INTEGER),
 CREATE INDEX runs_by_rerun_of ON runs (rerun_of) WHERE rerun_of IS NOT NULL;
 """
 
+_TRACES = """
+-- The trace context (W3C) of an event's sender. The runs that the event starts continue its trace.
+ALTER TABLE events ADD COLUMN traceparent TEXT;
+"""
+
 MIGRATIONS = (
     _FIRST,
     _FLOW_CONTROL,
@@ -340,5 +345,6 @@ MIGRATIONS = (
     _DEFERS,
     _ANNOTATIONS,
     _RUN_LINKS,
+    _TRACES,
 )
 """Scripts in order; each raises the version by one. Statements of released scripts never change."""

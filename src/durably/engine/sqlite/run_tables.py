@@ -106,13 +106,23 @@ class Store:
         received_at: int,
         body: bytes,
         origin: Origin | None = None,
+        traceparent: str | None = None,
     ) -> int | None:
         """The key of the event; ``None`` if there is an event of this id already."""
         key = self._event_keys.next()
         cursor = self._connection.execute(
-            "INSERT INTO events (key, id, sender_id, name, received_at, body, origin) VALUES (?, ?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (id) DO NOTHING",
-            (key, event_id, sender_id, name, received_at, body, None if origin is None else encode_origin(origin)),
+            "INSERT INTO events (key, id, sender_id, name, received_at, body, origin, traceparent) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            (
+                key,
+                event_id,
+                sender_id,
+                name,
+                received_at,
+                body,
+                None if origin is None else encode_origin(origin),
+                traceparent,
+            ),
         )
         return key if cursor.rowcount else None
 
@@ -124,12 +134,12 @@ class Store:
         ).fetchone()
         return row[0] if row else None
 
-    def event(self, event_key: int) -> tuple[str, str, bytes, Origin | None]:
-        """Id, name, body and origin."""
-        event_id, name, body, origin = self._connection.execute(
-            "SELECT id, name, body, origin FROM events WHERE key = ?", (event_key,)
+    def event(self, event_key: int) -> tuple[str, str, bytes, Origin | None, str | None]:
+        """Id, name, body, origin and ``traceparent``."""
+        event_id, name, body, origin, traceparent = self._connection.execute(
+            "SELECT id, name, body, origin, traceparent FROM events WHERE key = ?", (event_key,)
         ).fetchone()
-        return event_id, name, body, decode_origin(origin)
+        return event_id, name, body, decode_origin(origin), traceparent
 
     # runs
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from durably.engine.core import call_body
 from durably.engine.core.answers import Answer, AnswerVerification
 from durably.engine.core.call_body import CallData, build_body, to_sign
+from durably.engine.scheduling.outbox import ScheduledCall
 from durably.engine.scheduling.registry import Function
 from durably.engine.scheduling.requests import call_dispatch
 from durably.engine.settings import EngineSettings
@@ -50,15 +51,17 @@ async def test_the_content_of_a_call_from_memory_is_what_is_stored(
     from_memory: dict[str, list[bool]] = {"small": [], "large": []}
     call = call_dispatch.Executor._call
 
-    async def compare(self: call_dispatch.Executor, run_key: int, data: CallData) -> Answer:
+    async def compare(self: call_dispatch.Executor, scheduled: ScheduledCall, data: CallData) -> Answer:
         generations = [each.generation for each in (data.call, *data.also)]
-        stored = await self._reader.read(lambda connection: call_dispatch.read_call(connection, run_key, generations))
+        stored = await self._reader.read(
+            lambda connection: call_dispatch.read_call(connection, scheduled.run_key, generations)
+        )
         assert stored is not None
         assert build_body(data) == build_body(stored)
         from_memory["large" if len(json.loads(data.events[0])["data"].get("text", "")) else "small"].append(
             isinstance(data.memos, tuple) or not data.memos
         )
-        return await call(self, run_key, data)
+        return await call(self, scheduled, data)
 
     monkeypatch.setattr(call_dispatch.Executor, "_call", compare)
     await engine.sync_app(app.sync_request())

@@ -235,13 +235,14 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
     ``None`` if none is. Raises ``DatabaseCorruptError``.
     """
     row = connection.execute(
-        "SELECT heads.head, heads.step_input, runs.id, runs.function_id, runs.is_batch, events.body FROM heads "
-        "JOIN runs ON runs.key = heads.run_key JOIN events ON events.key = runs.event_key WHERE heads.run_key = ?",
+        "SELECT heads.head, heads.step_input, runs.id, runs.function_id, runs.is_batch, events.body, "
+        "events.traceparent FROM heads JOIN runs ON runs.key = heads.run_key "
+        "JOIN events ON events.key = runs.event_key WHERE heads.run_key = ?",
         (run_key,),
     ).fetchone()
     if row is None:
         return None
-    encoded, step_input, run_id, function_id, is_batch, event = row
+    encoded, step_input, run_id, function_id, is_batch, event, traceparent = row
     state = read_run_state(encoded)
     outstanding = {call.generation: call for call in state.calls}
     calls = [outstanding[generation] for generation in generations if generation in outstanding]
@@ -260,6 +261,7 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
         memos=[(step_id, memo) for _, step_id, memo in memos],
         defers=state.defers,
         step_input=None if step_input is None else pending_input(step_input, {step_id for _, step_id, _ in memos}),
+        traceparent=traceparent,
     )
 
 

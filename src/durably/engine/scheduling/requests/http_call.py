@@ -16,8 +16,9 @@ from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unre
 from durably.engine.core.call_body import CallData, build_body, canonical_call, canonical_json, job_id_of, to_sign
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
+from durably.engine.tracing import Tracing
 from durably.protocol.errors import ErrorData
-from durably.protocol.headers import Header, ServerKind
+from durably.protocol.headers import ENGINE_USER_AGENT, Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.signatures import SentSignatures, sign
 from durably.protocol.text import redact_url, redact_urls
@@ -47,10 +48,11 @@ acknowledgement fails after 60 s. (macOS calls ``TCP_KEEPIDLE`` ``TCP_KEEPALIVE`
 # Plain text: ``Enum.value`` is slow, and there are several for each call.
 _RUN_ID, _REQUEST_ID = Header.RUN_ID.value, Header.REQUEST_ID.value
 _GENERATION_ID, _JOB_ID = Header.GENERATION_ID.value, Header.JOB_ID.value
+_TRACEPARENT = Header.TRACEPARENT.value
 _SAME_FOR_ALL_CALLS = {
     kind: {
         Header.CONTENT_TYPE.value: "application/json",
-        Header.USER_AGENT.value: "durably",
+        Header.USER_AGENT.value: ENGINE_USER_AGENT,
         Header.SERVER_KIND.value: kind.value,
     }
     for kind in ServerKind
@@ -95,6 +97,24 @@ class Caller(Protocol):
     async def close(self) -> None: ...
 
 
+class TracedCaller:
+    """Makes calls through another caller, each in a span of its own."""
+
+    def __init__(self, caller: Caller, tracing: Tracing) -> None:
+        self._caller = caller
+        self._tracing = tracing
+
+    async def call(self, function: Function, data: CallData) -> Answer:
+        with self._tracing.calling(data) as span:
+            traced = msgspec.structs.replace(data, traceparent=span.traceparent)
+            answer = await self._caller.call(function, traced)
+            span.answered(answer)
+            return answer
+
+    async def close(self) -> None:
+        await self._caller.close()
+
+
 class HttpCaller:
     """Calls apps over HTTP, at the URLs that they synced."""
 
@@ -128,6 +148,8 @@ class HttpCaller:
             _GENERATION_ID: str(data.call.generation),
             _JOB_ID: job_id_of(data.run_id, data.call.step_id),
         }
+        if data.traceparent is not None:
+            headers[_TRACEPARENT] = data.traceparent
         if self._settings.signing_key:
             body, signed = await self._to_sign(function, data, body)
             headers[Header.SIGNATURE.value] = sign_request(signed, self._settings.signing_key)

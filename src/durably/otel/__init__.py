@@ -1,0 +1,37 @@
+"""OpenTelemetry: one trace from the sender of an event to the steps of its runs.
+
+``instrument(client)`` switches it on. ``durably dev --otel`` and ``durably start --otel`` do so for an engine of its
+own. It needs the extra ``durably[otel]``.
+"""
+
+from typing import Any
+
+from durably.app import App
+from durably.errors import FunctionConfigInvalidError
+
+from .sdk import AppTracing
+
+__all__ = ["instrument"]
+
+
+def instrument(
+    client: App,
+    *,
+    tracer_provider: Any = None,
+    meter_provider: Any = None,
+    record_exceptions: bool = True,
+) -> None:
+    """Report the client's sends, calls and steps to OpenTelemetry.
+
+    An engine in the same process (``Embedded``) also reports its runs and calls.
+
+    ``tracer_provider`` and ``meter_provider`` are by default the global ones, which may be set later.
+    ``record_exceptions=False`` leaves out the messages and tracebacks of errors, and keeps their types. Spans have no
+    event data, step inputs or outputs. Raises ``FunctionConfigInvalidError`` if the client is no ``Client``, or is
+    instrumented already.
+    """
+    if not isinstance(client, App):
+        raise FunctionConfigInvalidError(f"durably.otel.instrument takes a durably.Client, not {client!r}")
+    if client.tracing is not None:
+        raise FunctionConfigInvalidError(f"{client!r} is instrumented already: call durably.otel.instrument once")
+    client.tracing = AppTracing(tracer_provider, meter_provider, record_exceptions=record_exceptions)

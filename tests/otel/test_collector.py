@@ -1,0 +1,104 @@
+"""Spans of ``durably dev --otel`` and of its app, received by a collector from both processes."""
+
+import signal
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..cli.conftest import Command, environment, write
+from .collector import Collector, collecting
+
+APP = """
+    import durably
+    import durably.fast_api
+    import durably.otel
+    import fastapi
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+
+    client = durably.Client(app_id="shop", is_production=False)
+    durably.otel.instrument(client)
+    provider = TracerProvider(resource=Resource.create({"service.name": "shop"}))
+    provider.add_span_processor(SimpleSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    tracer = trace.get_tracer("web")
+    app = fastapi.FastAPI()
+
+
+    @client.create_function(fn_id="order", trigger=durably.TriggerEvent(event="order"))
+    async def order(ctx: durably.Context) -> None:
+        await ctx.step.run("charge", lambda: None)
+
+
+    @app.post("/orders")
+    async def place() -> None:
+        with tracer.start_as_current_span("place an order"):
+            await client.send(durably.Event(name="order"))
+
+
+    durably.fast_api.serve(app, client, [order])
+"""
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as collector:
+        yield collector
+
+
+def test_engine_and_app_export_one_trace(tmp_path: Path, collector: Collector) -> None:
+    write(tmp_path / "shop.py", APP)
+    variables = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
+        "OTEL_BSP_SCHEDULE_DELAY": "50",
+        "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
+        "PYTHONPATH": str(tmp_path),
+    }
+    arguments = ("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload", "--otel")
+    command = Command(arguments, tmp_path, environment() | variables)
+    try:
+        origin = command.until(r"shop:app is up at (http://[\d.:]+)")[1]
+        urllib.request.urlopen(urllib.request.Request(f"{origin}/orders", method="POST")).close()
+        # The framework may have spans of its own in between.
+        assert [
+            span for span in collector.path_of("step charge") if "fastapi" not in span[1] and "/" not in span[1]
+        ] == [
+            ("shop", "place an order"),
+            ("shop", "send order"),
+            ("durably-engine", "receive order"),
+            ("durably-engine", "run shop-order"),
+            ("durably-engine", "call shop-order"),
+            ("shop", "process shop-order"),
+            ("shop", "step charge"),
+        ]
+    finally:
+        assert command.stop(signal.SIGINT) == 0, command.output
+    assert "durably.run.duration" in collector.metrics, command.output  # exported at the end
+
+
+def test_what_cannot_be_exported_is_refused(tmp_path: Path) -> None:
+    variables = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "DURABLY_OTEL": "1"}
+    command = Command(("dev", "--port", "0", "--db", ":memory:"), tmp_path, environment() | variables)
+    assert command.wait() == 1
+    assert "OTEL_EXPORTER_OTLP_PROTOCOL must not be 'grpc'" in command.output
+
+
+def test_the_missing_extra_is_named(tmp_path: Path) -> None:
+    (tmp_path / "opentelemetry").mkdir()
+    (tmp_path / "opentelemetry" / "__init__.py").write_text("raise ModuleNotFoundError('no', name='opentelemetry.sdk')")
+    program = [sys.executable, "-c", "import durably.cli; durably.cli.main()"]
+    command = Command(
+        ("dev", "--otel", "--port", "0", "--db", ":memory:"),
+        tmp_path,
+        environment() | {"PYTHONPATH": str(tmp_path)},
+        program,
+    )
+    assert command.wait() == 1
+    assert 'pip install "durably[otel]"' in command.output
+    assert "Traceback" not in command.output
