@@ -323,7 +323,7 @@ class Histories(RuleBasedStateMachine):
             if cached is not None:
                 assert (cached.state, cached.queue_entry, cached.is_moving) == stored
                 assert cached.row == store.run(run_key)
-                assert self.cache.find_key(cached.row.id) == run_key
+                assert self.cache.keys[cached.row.id] == run_key
 
     @invariant()
     def nothing_starts_while_it_is_paused(self) -> None:
