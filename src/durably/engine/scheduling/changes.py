@@ -91,7 +91,7 @@ class ChangeFeed(Observer):
             self._publish_later()
 
     async def wait(self, after: int | None, run_id: str | None) -> Changes:
-        """The position, when something has changed after another; at the latest after 20 s.
+        """The position, once something has changed after another; at the latest in 20 s.
 
         Raises ``EngineClosedError``, ``TooManyWaitersError``.
         """
