@@ -1,7 +1,7 @@
 """Serving functions in a FastAPI app."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import lru_cache
 from typing import Any
@@ -10,7 +10,10 @@ from urllib.parse import parse_qsl
 try:
     import fastapi
     from fastapi.responses import StreamingResponse
-    from starlette.requests import ClientDisconnect
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import Response
     from starlette.routing import Route
     from starlette.types import ASGIApp, Receive, Scope, Send
 except ImportError as error:
@@ -19,6 +22,8 @@ except ImportError as error:
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, read_chunks
+from durably.web import lower_headers
+from durably.web.starlette import ANY_PATH, AnyMethod, mount_point, read_body, to_response
 
 from .client import Client
 from .comm import CommHandler, CommRequest
@@ -62,6 +67,56 @@ def serve(
     methods = ["GET", "POST", "PUT"]
     route = Route(mount_path(serve_path), _Endpoint(handler), methods=methods, include_in_schema=False, name="durably")
     app.router.routes.append(route)
+
+
+def dashboard(
+    app: fastapi.FastAPI,
+    client: Client,
+    path: str = "/durably",
+    *,
+    authorize: Callable[[Any], Any] | None = None,
+    allow_anonymous: bool = False,
+) -> None:
+    """Add the dashboard of the client's engine, by default at ``/durably``.
+
+    ``authorize`` gets a ``durably.dashboard.Action`` and returns whether it is allowed; it may be async, and a plain
+    function runs in a thread. An ``HTTPException`` that it raises is the response. ``allow_anonymous=True`` shows all
+    data to every visitor, who can change runs too. Raises ``DashboardConfigError`` unless exactly one of
+    them is given.
+    """
+    from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
+
+    server = MountedDashboard(
+        client,
+        path,
+        authorize=authorize,
+        allow_anonymous=allow_anonymous,
+        caller="durably.fast_api.dashboard",
+        raises=(HTTPException,),
+    )
+
+    async def view(request: Request) -> Response:
+        inner = "/" + request.path_params.get("path", "")
+        try:
+            body, raw = await read_body(request, check_size) if request.method == "POST" else (b"", request)
+        except UNREADABLE as error:
+            return to_response(refuse(error))
+        made = DashboardRequest(
+            method=request.method,
+            path=inner,
+            mount=mount_point(request, inner),
+            headers=lower_headers(request.headers.items()),
+            query=request.scope["query_string"].decode("latin-1"),
+            body=body,
+            is_secure=request.url.scheme == "https",
+            raw_request=raw,
+            call_blocking=run_in_threadpool,
+            peer=request.client.host if request.client else None,
+        )
+        return to_response(await server.handle(made))
+
+    for pattern in ([server.mount] if server.mount else []) + [f"{server.mount}/{ANY_PATH}"]:
+        app.router.routes.append(Route(pattern, AnyMethod(view), include_in_schema=False, name="durably-dashboard"))
 
 
 class _Endpoint:

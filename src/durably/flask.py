@@ -1,6 +1,6 @@
 """Serving functions in a Flask app."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 try:
@@ -12,10 +12,14 @@ except ImportError as error:
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
+from durably.web import METHODS
+from durably.web.flask import add_rule, mount_point, to_response
+from durably.web.flask import read_body as read_form
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
 from .engines import InProcessEngine
+from .errors import BodyTooLargeError
 from .werkzeug_compat import current_object
 
 FRAMEWORK = "flask"
@@ -70,6 +74,59 @@ def serve(
         _start_with_app(app, client.in_process)
     path = mount_path(serve_path)
     app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])
+
+
+def dashboard(
+    app: flask.Flask,
+    client: Client,
+    path: str = "/durably",
+    *,
+    authorize: Callable[[Any], Any] | None = None,
+    allow_anonymous: bool = False,
+) -> flask.Blueprint:
+    """Add the dashboard of the client's engine, by default at ``/durably``.
+
+    The arguments are those of ``durably.fast_api.dashboard``. ``authorize`` runs in the thread and the context of the
+    request. The dashboard checks its forms itself: exempt the returned blueprint from an extension that does so too,
+    such as ``CSRFProtect.exempt`` of Flask-WTF.
+    """
+    from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
+
+    server = MountedDashboard(
+        client,
+        path,
+        authorize=authorize,
+        allow_anonymous=allow_anonymous,
+        caller="durably.flask.dashboard",
+        raises=(HTTPException,),
+    )
+
+    def answer(inner: str = "/") -> flask.Response:
+        request: flask.Request = current_object(flask.request)
+        try:
+            body = read_form(request, check_size, (BodyTooLargeError,)) if request.method == "POST" else b""
+        except UNREADABLE as error:
+            return to_response(refuse(error))
+        made = DashboardRequest(
+            method=request.method,
+            path=inner,
+            mount=mount_point(request, inner),
+            headers=_headers_of(request.environ),
+            query=request.query_string.decode("latin-1"),
+            body=body,
+            is_secure=request.is_secure,
+            raw_request=request,
+            peer=request.remote_addr,
+        )
+        return to_response(server.handle_sync(made))
+
+    name = f"durably-dashboard{server.mount}".replace(".", "-")
+    blueprint = flask.Blueprint(name, __name__, url_prefix=server.mount or None)
+    add_rule(blueprint, answer, "page")
+    if server.mount:
+        blueprint.add_url_rule("", "start", answer, methods=list(METHODS), provide_automatic_options=False)
+    app.register_blueprint(blueprint)
+    return blueprint
 
 
 def _headers_of(environ: Mapping[str, Any]) -> dict[str, str]:

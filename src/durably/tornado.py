@@ -3,12 +3,10 @@
 import asyncio
 import re
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
 from typing import Any
 
 try:
     import tornado.ioloop
-    import tornado.iostream
     import tornado.web
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
@@ -16,7 +14,9 @@ except ImportError as error:
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.background_loop import running_loop
-from durably.io.bodies import check_length, check_size
+from durably.io.bodies import check_size
+from durably.web import METHODS, lower_headers
+from durably.web.tornado import BoundedBodyHandler, write
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
@@ -54,31 +54,12 @@ def serve(
         public_path=public_path,
     )
 
-    @tornado.web.stream_request_body
-    class DurablyHandler(tornado.web.RequestHandler):
-        async def prepare(self) -> None:  # before the body is read
-            self._chunks: list[bytes] = []
-            self._size = 0
-            self._is_refused = False
-            await self._check(check_length, self.request.headers.get("content-length"))
+    class DurablyHandler(BoundedBodyHandler):
+        def check_size(self, size: int) -> None:
+            check_size(size)
 
-        async def data_received(self, chunk: bytes) -> None:
-            if self._is_refused:
-                return
-            self._size += len(chunk)
-            if await self._check(check_size, self._size):
-                self._chunks.append(chunk)
-
-        async def _check(self, check: Callable[[Any], None], size: Any) -> bool:
-            """False if the body is too large, and its request refused."""
-            try:
-                check(size)
-            except BodyTooLargeError as error:
-                self._is_refused = True
-                self.set_header("connection", "close")
-                await self._write(handler.refuse(error))
-                return False
-            return True
+        def refuse(self, error: BodyTooLargeError) -> CommResponse:
+            return handler.refuse(error)
 
         def check_xsrf_cookie(self) -> None:
             """Engines have no cookies; their requests are signed."""
@@ -86,34 +67,79 @@ def serve(
         async def _answer(self) -> None:
             request = self.request
             comm_request = CommRequest(
-                body=b"".join(self._chunks),
+                body=self.body,
                 headers=dict(request.headers.items()),
                 query_params={k: v[0].decode(errors="replace") for k, v in request.query_arguments.items()},
                 raw_request=request,
                 request_url=request.full_url(),
             )
-            await self._write(await handler.handle(request.method or "", comm_request))
+            await write(self, await handler.handle(request.method or "", comm_request))
 
         get = post = put = _answer
-
-        async def _write(self, response: CommResponse) -> None:
-            self.set_status(response.status_code)
-            for name, value in response.headers.items():
-                self.set_header(name, value)
-            if response.stream is None:
-                self.finish(response.body)
-                return
-            async with aclosing(response.stream()) as chunks:
-                async for chunk in chunks:
-                    self.write(chunk)
-                    try:
-                        await self.flush()
-                    except tornado.iostream.StreamClosedError:
-                        return
 
     if client.in_process is not None:
         _start_with_loop(app, client.in_process)
     app.add_handlers(r".*", [(re.escape(mount_path(serve_path)), DurablyHandler)])
+
+
+def dashboard(
+    app: tornado.web.Application,
+    client: Client,
+    path: str = "/durably",
+    *,
+    authorize: Callable[[Any], Any] | None = None,
+    allow_anonymous: bool = False,
+    base: type[tornado.web.RequestHandler] = tornado.web.RequestHandler,
+) -> None:
+    """Add the dashboard of the client's engine, by default at ``/durably``.
+
+    The arguments are those of ``durably.fast_api.dashboard``. ``action.request`` is the handler. ``base`` is the
+    application's own handler class, so that ``action.request.current_user`` is the user of its ``get_current_user``.
+    """
+    from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
+
+    raises = (tornado.web.HTTPError, tornado.web.Finish)
+    server = MountedDashboard(
+        client,
+        path,
+        authorize=authorize,
+        allow_anonymous=allow_anonymous,
+        caller="durably.tornado.dashboard",
+        raises=raises,
+    )
+
+    class DashboardHandler(BoundedBodyHandler, base):  # type: ignore[misc, valid-type]
+        SUPPORTED_METHODS = METHODS
+
+        def check_size(self, size: int) -> None:
+            check_size(size)
+
+        def refuse(self, error: BodyTooLargeError) -> Any:
+            return refuse(error)
+
+        def check_xsrf_cookie(self) -> None:
+            """The dashboard checks a token of its own."""
+
+        async def _answer(self, inner: str | None) -> None:
+            request = self.request
+            response = await server.handle(
+                DashboardRequest(
+                    method=request.method or "",
+                    path=inner or "/",
+                    mount=server.mount,
+                    headers=lower_headers(request.headers.get_all()),
+                    query=request.query,
+                    body=self.body,
+                    is_secure=request.protocol == "https",
+                    raw_request=self,
+                    peer=request.remote_ip,
+                )
+            )
+            await write(self, response)
+
+        get = head = post = put = patch = delete = options = trace = _answer
+
+    app.add_handlers(r".*", [(rf"{re.escape(server.mount)}(/[\s\S]*)?", DashboardHandler)])
 
 
 def _start_with_loop(app: tornado.web.Application, engine: InProcessEngine) -> None:

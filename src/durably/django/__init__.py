@@ -1,9 +1,10 @@
-"""Django: ``serve`` for ``urls.py``, and an app for ``INSTALLED_APPS``.
+"""Django: ``serve`` and ``dashboard`` for ``urls.py``, and an app for ``INSTALLED_APPS``.
 
 ``INSTALLED_APPS += ["durably.django"]`` finds the functions in each app's ``durable.py``, and starts an engine in the
 app's own processes with the server.
 """
 
 from .adapter import serve
+from .dashboard_urls import dashboard
 
-__all__ = ["serve"]
+__all__ = ["dashboard", "serve"]

@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -136,6 +136,16 @@ def get_background_loop() -> BackgroundLoop:
         if _background_loop is None:
             _background_loop = BackgroundLoop()
         return _background_loop
+
+
+def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
+    """The chunks of a stream, for a thread. It runs on the background loop."""
+    loop = get_background_loop()
+    try:
+        while (chunk := loop.run(anext(stream, None))) is not None:
+            yield chunk
+    finally:
+        loop.run(stream.aclose())
 
 
 def get_engine_loop() -> asyncio.AbstractEventLoop:

@@ -3,6 +3,7 @@
 All adapters use this module, so none buffers more.
 """
 
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
@@ -20,14 +21,15 @@ def check_size(size: int) -> None:
         raise BodyTooLargeError(f"the request's body is larger than {MAX_REQUEST_BYTES} bytes")
 
 
-def check_length(content_length: str | None) -> None:
+def check_length(content_length: str | None, check: Callable[[int], None] = check_size) -> None:
     """Refuse a body by its ``content-length`` header, before any of it is read.
 
-    A header that is not a number is left to the server. Raises ``BodyTooLargeError``.
+    ``check`` refuses a size in bytes. A header that is not a number is left to the server. Raises
+    ``BodyTooLargeError``.
     """
     text = (content_length or "").strip()
     if text.isascii() and text.isdigit():
-        check_size(int(text) if len(text) < 20 else MAX_REQUEST_BYTES + 1)
+        check(int(text) if len(text) < 20 else sys.maxsize)
 
 
 def is_chunked(environ: Mapping[str, Any]) -> bool:

@@ -19,10 +19,11 @@ except ImportError as error:
 
 from durably.temporal.gateway.endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, Match
 from durably.temporal.gateway.problems import MEDIA_TYPE, Problem, invalid_input
+from durably.web.starlette import to_response
 
 from .codec_server import CodecOperation, CodecServer
 from .gateway import Gateway
-from .starlette_messages import add_exception_handlers, answer, to_request, to_response
+from .starlette_messages import add_exception_handlers, answer, to_request
 
 __all__ = ["add_exception_handlers", "codec_router", "router"]
 

@@ -1,6 +1,5 @@
 """The gateway in a Flask app, and settings and errors of Temporal."""
 
-import io
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -10,37 +9,24 @@ try:
     from flask.blueprints import BlueprintSetupState
     from werkzeug.exceptions import HTTPException
     from werkzeug.local import LocalProxy
-    from werkzeug.routing import PathConverter
 except ImportError as error:
     raise ImportError('durably.temporal.flask needs Flask: pip install "durably[flask,temporal]"') from error
 
 from temporalio import workflow
 
 from durably.errors import BodyInvalidError
-from durably.io.bodies import read_body
 from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
+from durably.web import METHODS
+from durably.web.flask import add_rule, mount_point, read_body, to_response
 from durably.werkzeug_compat import current_object, run_with_reloader
 
 from .codec_server import CodecServer
 from .commands.worker import make_group
 from .connection import Temporal
 from .errors import TemporalSettingsError
-from .gateway import Gateway, GatewayRequest, GatewayResponse, iterate_sync
+from .gateway import Gateway, GatewayRequest
 from .settings import FRAMEWORK_KEYS
-
-_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
-"""The gateway handles all of them: an unsupported one has the same response in each framework."""
-
-
-class _AnyPath(PathConverter):
-    """Any path, also with empty segments: the gateway reports errors in it."""
-
-    regex = r"[\s\S]*?"
-    part_isolating = False
-
-
-_ANY_PATH = "durably_any_path"
 
 
 def init_app(app: flask.Flask, temporal: Temporal) -> None:
@@ -94,16 +80,16 @@ def blueprint(
         return _answer(gateway, path, principal)
 
     def document() -> flask.Response:
-        mount = _mount(flask.request, "openapi.json")
-        return _to_flask(gateway.answer_document(flask.request.method, mount=mount, title=flask.current_app.name))
+        mount = mount_point(flask.request, "openapi.json")
+        return to_response(gateway.answer_document(flask.request.method, mount=mount, title=flask.current_app.name))
 
     def docs_page() -> flask.Response:
-        return _to_flask(gateway.answer_docs(flask.request.method, title=flask.current_app.name, docs=docs))
+        return to_response(gateway.answer_docs(flask.request.method, title=flask.current_app.name, docs=docs))
 
     if docs:
-        made.add_url_rule("/docs", "docs", docs_page, methods=_METHODS, provide_automatic_options=False)
-    made.add_url_rule("/openapi.json", "openapi", document, methods=_METHODS, provide_automatic_options=False)
-    _add_rule(made, answer)
+        made.add_url_rule("/docs", "docs", docs_page, methods=list(METHODS), provide_automatic_options=False)
+    made.add_url_rule("/openapi.json", "openapi", document, methods=list(METHODS), provide_automatic_options=False)
+    add_rule(made, answer, "gateway")
     return made
 
 
@@ -130,39 +116,21 @@ def codec_blueprint(
             server.check()
 
     made.record(check_codecs)
-    _add_rule(made, answer)
+    add_rule(made, answer, "gateway")
     return made
-
-
-def _add_rule(blueprint: flask.Blueprint, view: Callable[[str], flask.Response]) -> None:
-    """A rule for all paths and methods."""
-
-    def add_converter(state: BlueprintSetupState) -> None:
-        state.app.url_map.converters[_ANY_PATH] = _AnyPath
-
-    blueprint.record(add_converter)
-    blueprint.add_url_rule(
-        f"/<{_ANY_PATH}:path>",
-        "gateway",
-        view,
-        methods=_METHODS,
-        merge_slashes=False,
-        provide_automatic_options=False,
-    )
 
 
 def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | None) -> flask.Response:
     request: flask.Request = current_object(flask.request)
     try:
-        server.check_length(request.content_length)
         body = _read(server, request)
     except Problem as problem:
-        return _to_flask(server.refuse(request.method, path, problem))
+        return to_response(server.refuse(request.method, path, problem))
     response = server.handle_sync(
         GatewayRequest(
             method=request.method,
             path=path,
-            mount=_mount(request, path),
+            mount=mount_point(request, path),
             headers=dict(request.headers.items()),
             query_params=request.args,
             body=body,
@@ -171,7 +139,7 @@ def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | No
             secrets=_secrets(flask.current_app),
         )
     )
-    return _to_flask(response)
+    return to_response(response)
 
 
 def _principal_of(principal: Callable[[], Any]) -> Any:
@@ -181,33 +149,18 @@ def _principal_of(principal: Callable[[], Any]) -> Any:
 
 
 def _read(server: RequestHandler, request: flask.Request) -> bytes:
-    """Raises a problem. Werkzeug has no limit for a body in chunks."""
+    """Raises a problem."""
     try:
-        if request.content_length is not None:
-            return request.get_data()
-        body = read_body(request.stream.read, None, (HTTPException, Problem), server.check_length)
+        return read_body(request, server.check_length, (Problem,))
     except HTTPException as error:
         raise refused(error.code or HTTPStatus.BAD_REQUEST) from error
     except (BodyInvalidError, OSError) as error:
         raise unreadable() from error
-    request.__dict__["stream"] = io.BytesIO(body)  # The cached property: ``authorize`` can read it again.
-    return body
 
 
 def _secrets(app: flask.Flask) -> list[str | bytes]:
     return [secret for secret in (app.secret_key, *(app.config.get("SECRET_KEY_FALLBACKS") or ())) if secret]
 
 
-def _mount(request: flask.Request, path: str) -> str:
-    return request.script_root + request.path.removesuffix(path).rstrip("/")
-
-
 def _handle(error: Exception) -> flask.Response:
-    return _to_flask(to_problem(error).response())
-
-
-def _to_flask(response: GatewayResponse) -> flask.Response:
-    if response.stream is None:
-        # For HEAD, Werkzeug would replace Content-Length by that of an empty body.
-        return flask.Response(response.body or None, response.status_code, response.headers)
-    return flask.Response(iterate_sync(response.stream()), response.status_code, response.headers)
+    return to_response(to_problem(error).response())

@@ -5,11 +5,9 @@ from typing import Any
 
 try:
     from starlette.concurrency import run_in_threadpool
-    from starlette.convertors import Convertor, register_url_convertor
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import BaseRoute, Route
-    from starlette.types import Receive, Scope, Send
 except ImportError as error:
     raise ImportError(
         'durably.temporal.starlette needs Starlette: pip install "durably[starlette,temporal]"'
@@ -17,27 +15,13 @@ except ImportError as error:
 
 from durably.execution.step import is_async
 from durably.temporal.gateway.messages import RequestHandler
+from durably.web.starlette import ANY_PATH, AnyMethod, mount_point, to_response
 
 from .codec_server import CodecServer
 from .gateway import Gateway
-from .starlette_messages import add_exception_handlers, answer, mount_point, to_response
+from .starlette_messages import add_exception_handlers, answer
 
 __all__ = ["add_exception_handlers", "codec_routes", "routes"]
-
-
-class _AnyPath(Convertor[str]):
-    """Any path, with line feeds too: the gateway reports errors in it."""
-
-    regex = r"[\s\S]*"
-
-    def convert(self, value: str) -> str:
-        return value
-
-    def to_string(self, value: str) -> str:
-        return value
-
-
-register_url_convertor("durably_any_path", _AnyPath())
 
 
 def _user(request: Request) -> Any:
@@ -70,9 +54,9 @@ def routes(
         return to_response(gateway.answer_docs(request.method, title=title, docs=docs))
 
     return [
-        *([Route(f"{prefix}/docs", _AnyMethod(docs_page))] if docs else []),
-        Route(f"{prefix}/openapi.json", _AnyMethod(document)),
-        Route(f"{prefix}/{{path:durably_any_path}}", _AnyMethod(_view(gateway, principal))),
+        *([Route(f"{prefix}/docs", AnyMethod(docs_page))] if docs else []),
+        Route(f"{prefix}/openapi.json", AnyMethod(document)),
+        Route(f"{prefix}/{ANY_PATH}", AnyMethod(_view(gateway, principal))),
     ]
 
 
@@ -85,7 +69,7 @@ def codec_routes(
     without a codec.
     """
     server.check()
-    return [Route(f"{prefix}/{{path:durably_any_path}}", _AnyMethod(_view(server, principal)))]
+    return [Route(f"{prefix}/{ANY_PATH}", AnyMethod(_view(server, principal)))]
 
 
 def _view(server: RequestHandler, principal: Callable[[Request], Any]) -> Callable[[Request], Awaitable[Response]]:
@@ -100,14 +84,3 @@ async def _call(function: Callable[[Request], Any], request: Request) -> Any:
     if is_async(function):
         return await function(request)
     return await run_in_threadpool(function, request)
-
-
-class _AnyMethod:
-    """An ASGI app for all methods: Starlette restricts functions to some."""
-
-    def __init__(self, view: Callable[[Request], Awaitable[Response]]) -> None:
-        self._view = view
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self._view(Request(scope, receive, send))
-        await response(scope, receive, send)

@@ -1,19 +1,19 @@
 """Requests, responses and exception handlers of Starlette and FastAPI."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response, StreamingResponse
+from starlette.requests import Request
+from starlette.responses import Response
 
 from durably.errors import BodyInvalidError
-from durably.io.bodies import read_chunks
 from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem, unreadable
+from durably.web.starlette import mount_point, read_body, to_response
 
-from .gateway import GatewayRequest, GatewayResponse
+from .gateway import GatewayRequest
 
 
 async def answer(
@@ -37,16 +37,10 @@ async def to_request(
     """
     if segments:
         inner = "/" + "/".join(request.scope["path"].rstrip("/").split("/")[-segments:])
-    length = request.headers.get("content-length", "")
-    if length.isdecimal():
-        server.check_length(int(length))
-        read, body = request, await request.body()
-    else:
-        try:
-            body = await read_chunks(request.stream(), None, ClientDisconnect, server.check_length)
-        except BodyInvalidError as error:
-            raise unreadable() from error
-        read = _replay(request, body)
+    try:
+        body, read = await read_body(request, server.check_length)
+    except BodyInvalidError as error:
+        raise unreadable() from error
     return GatewayRequest(
         method=request.method,
         path=inner,
@@ -60,19 +54,6 @@ async def to_request(
     )
 
 
-def mount_point(request: Request, inner: str) -> str:
-    """The path before ``inner``."""
-    root: str = request.scope.get("root_path", "")
-    path: str = request.scope["path"].removeprefix(root).rstrip("/")
-    return root + path.removesuffix(inner.rstrip("/"))
-
-
-def to_response(response: GatewayResponse) -> Response:
-    if response.stream is not None:
-        return StreamingResponse(response.stream(), response.status_code, response.headers)
-    return Response(response.body, response.status_code, response.headers)
-
-
 def add_exception_handlers(app: Starlette) -> None:
     """Return problems for exceptions of Temporal in the app's own endpoints."""
 
@@ -81,13 +62,3 @@ def add_exception_handlers(app: Starlette) -> None:
 
     for kind in EXCEPTIONS:
         app.add_exception_handler(kind, handle)
-
-
-def _replay(request: Request, body: bytes) -> Request:
-    """A request whose body ``authorize`` can read again."""
-    messages: list[Mapping[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Any:
-        return messages.pop() if messages else await request.receive()
-
-    return type(request)(request.scope, receive)

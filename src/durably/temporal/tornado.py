@@ -2,26 +2,23 @@
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
 try:
-    import tornado.iostream
     import tornado.web
 except ImportError as error:
     raise ImportError('durably.temporal.tornado needs Tornado: pip install "durably[tornado,temporal]"') from error
 
 from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, refused, to_problem
+from durably.web import METHODS
+from durably.web.tornado import write, write_head
 
 from .codec_server import CodecServer
 from .gateway import Gateway, GatewayRequest, GatewayResponse
 from .request_ids import HTTP_HEADER
 from .request_log import RequestLog
-
-_METHODS = (*tornado.web.RequestHandler.SUPPORTED_METHODS, "TRACE")
-"""The gateway handles all of them: an unsupported one has the same response in each framework."""
 
 
 class ProblemMixin(tornado.web.RequestHandler):
@@ -30,7 +27,7 @@ class ProblemMixin(tornado.web.RequestHandler):
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         error = kwargs.get("exc_info", (None, None))[1]
         if isinstance(error, EXCEPTIONS):
-            _write_head(self, response := to_problem(error).response())
+            write_head(self, response := to_problem(error).response())
             self.finish(response.body or None)
         else:
             super().write_error(status_code, **kwargs)
@@ -85,13 +82,13 @@ def _page_handler(base: Any, answer: Callable[[str], GatewayResponse]) -> type[t
     """A page that all users can read."""
 
     class PageHandler(base):  # type: ignore[misc]
-        SUPPORTED_METHODS = _METHODS
+        SUPPORTED_METHODS = METHODS
 
         def check_xsrf_cookie(self) -> None:
             """The page changes nothing."""
 
         async def _answer(self) -> None:
-            await _write(self, answer(self.request.method or ""))
+            await write(self, answer(self.request.method or ""))
 
         get = head = post = put = patch = delete = options = trace = _answer
 
@@ -119,7 +116,7 @@ def _make_handler(
     server: RequestHandler, prefix: str, base: Any, principal: Callable[[Any], Any], *, checks_xsrf: bool
 ) -> type[tornado.web.RequestHandler]:
     class Handler(base):  # type: ignore[misc]
-        SUPPORTED_METHODS = _METHODS
+        SUPPORTED_METHODS = METHODS
 
         def check_xsrf_cookie(self) -> None:
             if checks_xsrf:
@@ -140,7 +137,7 @@ def _make_handler(
                     secrets=_secrets(self.settings),
                 )
             )
-            await _write(self, response)
+            await write(self, response)
 
         get = head = post = put = patch = delete = options = trace = _answer
 
@@ -148,7 +145,7 @@ def _make_handler(
             """The response to a request that Tornado refuses, such as one without XSRF."""
             error = kwargs.get("exc_info", (None, None))[1]
             if isinstance(error, tornado.web.HTTPError) and status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
-                _write_head(self, response := server.refuse(self.request.method or "", "", refused(status_code)))
+                write_head(self, response := server.refuse(self.request.method or "", "", refused(status_code)))
                 self.finish(response.body or None)
             else:
                 super().write_error(status_code, **kwargs)
@@ -167,23 +164,3 @@ def _secrets(settings: Mapping[str, Any]) -> list[str | bytes]:
 
 def _texts(values: list[bytes]) -> list[str]:
     return [value.decode(errors="replace") for value in values]
-
-
-def _write_head(handler: tornado.web.RequestHandler, response: GatewayResponse) -> None:
-    handler.set_status(response.status_code)
-    for name, value in response.headers.items():
-        handler.set_header(name, value)
-
-
-async def _write(handler: tornado.web.RequestHandler, response: GatewayResponse) -> None:
-    _write_head(handler, response)
-    if response.stream is None:
-        await handler.finish(response.body or None)
-        return
-    async with aclosing(response.stream()) as chunks:
-        async for chunk in chunks:
-            handler.write(chunk)
-            try:
-                await handler.flush()
-            except tornado.iostream.StreamClosedError:
-                return

@@ -11,6 +11,7 @@ from dataclasses import replace
 from durably.engine.core import errors
 from durably.engine.interface import Engine
 from durably.engine.operations import ArgumentInvalidError
+from durably.protocol.errors import Error
 from durably.protocol.text import get_logger
 
 from .messages import Action, DashboardRequest, DashboardResponse
@@ -33,10 +34,12 @@ _STATUSES: dict[type[errors.EngineError], tuple[int, str]] = {
     errors.EngineClosedError: (503, "The engine is closing"),
 }
 
+_FAILED = ("The dashboard failed", "The log of the app or engine says why.")
+
 _logger = get_logger("durably.dashboard")
 
 
-class DashboardConfigError(ValueError):
+class DashboardConfigError(errors.EngineError):
     """A dashboard has no policy, or two."""
 
 
@@ -44,16 +47,27 @@ class Dashboard:
     """The dashboard of an engine.
 
     ``authorize`` gets an ``Action``, and returns or resolves to whether it is allowed. Raises ``DashboardConfigError``
-    unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
+    unless exactly one of ``authorize`` and ``allow_anonymous`` is given. ``caller`` is the name of the function that
+    users call, for that error. ``raises`` are errors of ``authorize`` that the caller of ``handle`` answers.
     """
 
-    def __init__(self, engine: Engine, *, authorize: Authorize | None = None, allow_anonymous: bool = False) -> None:
-        if (authorize is None) is not allow_anonymous:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        authorize: Authorize | None = None,
+        allow_anonymous: bool = False,
+        caller: str = "Dashboard",
+        raises: tuple[type[Exception], ...] = (),
+    ) -> None:
+        if not isinstance(allow_anonymous, bool) or (authorize is None) is not allow_anonymous:
             raise DashboardConfigError(
-                "a dashboard needs a policy: give it either authorize=, a function of the action that returns whether "
+                f"{caller} needs a policy: give it either authorize=, a function of the action that returns whether "
                 "it is allowed, or allow_anonymous=True, with which everybody can see and change all runs"
             )
-        self._engine, self._authorize = engine, authorize
+        if authorize is not None and not callable(authorize):
+            raise DashboardConfigError(f"{caller}: authorize= must be a function, not {authorize!r}")
+        self._engine, self._authorize, self._raises = engine, authorize, raises
         self._is_async = inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(
             getattr(authorize, "__call__", None)  # noqa: B004 (an object with an asynchronous method)
         )
@@ -62,6 +76,8 @@ class Dashboard:
         """The answer to a request."""
         try:
             response = await self._answer(request)
+        except self._raises:
+            raise
         except Exception as error:
             response = await self._show_error(request, error)
         return replace(response, headers=[*HEADERS.items(), *response.headers])
@@ -105,12 +121,19 @@ class Dashboard:
         if self._authorize is None:
             return True
         authorize, asked = self._authorize, Action(name=action, subject=subject, request=request.raw_request)
-        if self._is_async:
-            verdict = authorize(asked)
-        else:
-            verdict = await (request.call_blocking or asyncio.to_thread)(lambda: authorize(asked))
-        if inspect.isawaitable(verdict):
-            verdict = await verdict
+        try:
+            if self._is_async:
+                verdict = authorize(asked)
+            else:
+                verdict = await (request.call_blocking or asyncio.to_thread)(lambda: authorize(asked))
+            if inspect.isawaitable(verdict):
+                verdict = await verdict
+        except self._raises:
+            raise
+        except Exception:
+            # Its message may have details for developers only, whatever its class.
+            _logger.exception("authorize= of the dashboard failed for the action %r", action)
+            raise PageError(500, *_FAILED) from None
         if not isinstance(verdict, bool):
             raise TypeError(f"authorize= returned {type(verdict).__name__}: it must return True or False")
         return verdict
@@ -150,5 +173,7 @@ def _as_page_error(request: DashboardRequest, error: Exception) -> PageError:
         case errors.EngineError():
             status, title = _STATUSES.get(type(error), (400, "The engine refuses this"))
             return PageError(status, title, error.message)
+        case Error():
+            return PageError(503, "The engine cannot answer", error.message)
     _logger.error("the dashboard failed to answer %s %s", request.method, request.path, exc_info=error)
-    return PageError(500, "The dashboard failed", "The log of the app or engine says why.")
+    return PageError(500, *_FAILED)

@@ -16,8 +16,8 @@ class DashboardRequest:
     percent-decoded. ``query`` is the undecoded query string without the question mark. Names of ``headers`` are in
     lower case. ``is_secure``: the browser uses HTTPS. ``raw_request`` is the framework's own request, for
     ``authorize``. ``call_blocking`` runs a synchronous ``authorize`` in a thread of the framework; by default in any
-    thread. ``peer`` is the address of the client or of the last proxy. ``may_wait``: a response may last for minutes;
-    false if the server's worker cannot answer others during that time (WSGI).
+    thread. ``peer`` is the address of the client or of the last proxy. ``stream_seconds`` is how long a stream may
+    last; 0 if the server's worker cannot answer others during that time (WSGI).
     """
 
     method: str
@@ -30,7 +30,7 @@ class DashboardRequest:
     raw_request: Any = field(default=None, repr=False)
     call_blocking: CallBlocking | None = field(default=None, repr=False)
     peer: str | None = None
-    may_wait: bool = True
+    stream_seconds: float = 300.0
 
 
 @dataclass(frozen=True, kw_only=True)

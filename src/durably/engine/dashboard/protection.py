@@ -6,18 +6,19 @@ A form is accepted if its token equals the cookie's, and if the browser says tha
 """
 
 import hmac
+import re
 import secrets
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 
 from durably.protocol.origins import is_of_another_site
 
+from .cookies import make_cookie, read_cookie
 from .messages import DashboardRequest
 
 CSRF_COOKIE = "durably-csrf"
 CSRF_FIELD = "csrf"
 _TOKEN_BYTES = 32
-_TOKEN_LENGTH = len(secrets.token_urlsafe(_TOKEN_BYTES))
+_TOKEN = re.compile(r"[\w-]{43}", re.ASCII)
 
 _POLICY = "; ".join(
     [
@@ -45,11 +46,8 @@ HEADERS: Mapping[str, str] = {
 
 def read_token(request: DashboardRequest) -> str | None:
     """The token in the request's cookie; ``None`` if it has none of ours."""
-    try:
-        cookie = SimpleCookie(request.headers.get("cookie", "")).get(CSRF_COOKIE)
-    except CookieError:
-        return None
-    return cookie.value if cookie is not None and len(cookie.value) == _TOKEN_LENGTH else None
+    token = read_cookie(request.headers, CSRF_COOKIE)
+    return token if token is not None and _TOKEN.fullmatch(token) else None
 
 
 def make_token() -> str:
@@ -58,8 +56,7 @@ def make_token() -> str:
 
 def token_cookie(token: str, request: DashboardRequest) -> tuple[str, str]:
     """The header that gives a browser its token."""
-    secure = "; Secure" if request.is_secure else ""
-    return "set-cookie", f"{CSRF_COOKIE}={token}; Path={request.mount or '/'}; HttpOnly; SameSite=Lax{secure}"
+    return make_cookie(request, CSRF_COOKIE, token)
 
 
 def describe_forgery(request: DashboardRequest, form: Mapping[str, str]) -> str | None:
@@ -67,6 +64,6 @@ def describe_forgery(request: DashboardRequest, form: Mapping[str, str]) -> str 
     if is_of_another_site(request.headers):
         return "The form was sent by a page of another site."
     token, given = read_token(request), form.get(CSRF_FIELD, "")
-    if token is None or not hmac.compare_digest(token.encode(), given.encode()):
+    if token is None or not hmac.compare_digest(token.encode(), given.encode(errors="replace")):
         return "The form is older than your session, or cookies are off. Go back, reload the page and try again."
     return None

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-import django.http
 import django.urls
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -33,13 +32,12 @@ from durably.temporal.gateway import (
     Action,
     Gateway,
     GatewayRequest,
-    GatewayResponse,
     Operation,
     Unauthenticated,
-    iterate_sync,
 )
 from durably.temporal.gateway.authorization import is_anonymous
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, too_large, unreadable
+from durably.web.django import to_response
 
 from .conf import connections, project_secrets
 
@@ -152,10 +150,10 @@ def urls(
 
     def document(request: Any) -> Any:
         mount = request.path.removesuffix("/openapi.json")
-        return _to_django(gateway.answer_document(request.method, mount=mount, title=title), None)
+        return to_response(gateway.answer_document(request.method, mount=mount, title=title))
 
     def docs_page(request: Any) -> Any:
-        return _to_django(gateway.answer_docs(request.method, title=title, docs=docs), None)
+        return to_response(gateway.answer_docs(request.method, title=title, docs=docs))
 
     view: Any = _make_view(gateway, principal, gateway.allow_anonymous if csrf_exempt is None else csrf_exempt)
     patterns = [
@@ -221,18 +219,16 @@ def _make_view(server: Server, principal: Callable[[Any], Any] | None, csrf_exem
         try:
             gateway_request = read(request, path)
         except Problem as problem:
-            return _to_django(server.refuse(request.method, path, problem), None)
-        response = server.handle_sync(gateway_request)
-        return _to_django(response, None if response.stream is None else iterate_sync(response.stream()))
+            return to_response(server.refuse(request.method, path, problem))
+        return to_response(server.handle_sync(gateway_request))
 
     async def answer_async(request: Any, path: str) -> Any:
         try:
             gateway_request = await sync_to_async(read)(request, path) if may_block else read(request, path)
         except Problem as problem:
-            return _to_django(server.refuse(request.method, path, problem), None)
+            return to_response(server.refuse(request.method, path, problem))
         gateway_request.call_blocking = _in_djangos_thread
-        response = await server.handle(gateway_request)
-        return _to_django(response, None if response.stream is None else response.stream())
+        return to_response(await server.handle(gateway_request))
 
     return SyncAndAsyncView(answer, answer_async, csrf_exempt=True)
 
@@ -288,13 +284,6 @@ def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], None]) -> G
         raw_request=request,
         secrets=project_secrets(),
     )
-
-
-def _to_django(response: GatewayResponse, chunks: Any) -> Any:
-    if chunks is not None:
-        return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
-    headers = {"Content-Length": str(len(response.body)), **response.headers}
-    return django.http.HttpResponse(response.body, status=response.status_code, headers=headers)
 
 
 class TemporalErrorMiddleware(MiddlewareMixin):  # type: ignore[misc]

@@ -9,6 +9,8 @@ try:
 except ImportError as error:
     raise ImportError('the gateway needs pydantic: pip install "durably[temporal]"') from error
 
+from durably.io.background_loop import iterate_sync
+
 from .authorization import Action, Authorize, Unauthenticated
 from .call import Limits
 from .exposure import (
@@ -24,7 +26,7 @@ from .exposure import (
     expose_schedules,
 )
 from .gateway import Gateway
-from .messages import GatewayRequest, GatewayResponse, iterate_sync
+from .messages import GatewayRequest, GatewayResponse
 
 __all__ = [
     "FOR_OPERATORS",

@@ -1,15 +1,13 @@
 """Requests and responses of the gateway, in no framework's terms."""
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from pydantic import BaseModel
-
-from durably.io.background_loop import get_background_loop
 
 from .models import Links, UserBody
 
@@ -125,16 +123,6 @@ def to_json(body: BaseModel) -> bytes:
 def links_to(location: str) -> Links:
     """``location`` is the path of a workflow."""
     return Links(self=location, result=f"{location}/result", events=f"{location}/events")
-
-
-def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
-    """The chunks of a stream, for a thread. It runs on the background loop."""
-    loop = get_background_loop()
-    try:
-        while (chunk := loop.run(anext(stream, None))) is not None:
-            yield chunk
-    finally:
-        loop.run(stream.aclose())
 
 
 def without_body(response: GatewayResponse) -> GatewayResponse:

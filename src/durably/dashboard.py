@@ -1,0 +1,109 @@
+"""The dashboard of a client's engine in a web app, for the adapters.
+
+``Action`` is the argument of a user's ``authorize``. The adapters translate a request and a response, nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.messages import Action, CallBlocking, DashboardRequest, DashboardResponse
+from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
+from durably.engine.http.codec import HttpRequest, HttpResponse
+from durably.engine.interface import Engine
+from durably.io.calling_thread import run_with_callbacks
+from durably.io.http_client import AsyncIO, Request, request_with_keys
+from durably.protocol.limits import MAX_EVENT_BYTES
+
+from .client import Client
+from .errors import BodyTooLargeError, FunctionConfigInvalidError
+from .settings import check_serve_path
+
+__all__ = ["Action", "DashboardRequest", "MountedDashboard"]
+
+MAX_BODY_BYTES = 4 * MAX_EVENT_BYTES
+"""The largest form: an event's data is percent-encoded."""
+STREAM_SECONDS = 5.0
+"""The longest stream of a dashboard in an app. Servers such as uvicorn wait for it when they stop."""
+_TIMEOUT_SECONDS = 30.0
+
+
+class MountedDashboard:
+    """A dashboard in a web app, in no framework's terms.
+
+    ``mount`` is the path of the mount point, ``""`` for the root. ``caller`` is the function that users call, for
+    errors. ``raises`` are the framework's errors that ``authorize`` may raise, for the framework to answer.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        path: str,
+        *,
+        authorize: Callable[[Action], Any] | None,
+        allow_anonymous: bool,
+        caller: str,
+        raises: tuple[type[Exception], ...] = (),
+    ) -> None:
+        if not isinstance(client, Client):
+            raise FunctionConfigInvalidError(f"{caller} takes a durably.Client as its client, not {client!r}")
+        self.mount = "/" + check_serve_path(path, f"{caller}(path=…)").strip("/") if path.strip("/") else ""
+        self.mount = self.mount.rstrip("/")
+        self._dashboard = Dashboard(
+            engine_of(client), authorize=authorize, allow_anonymous=allow_anonymous, caller=caller, raises=raises
+        )
+
+    async def handle(self, request: DashboardRequest) -> DashboardResponse:
+        """The response, on an event loop. Raises only errors of ``raises``."""
+        return await self._dashboard.handle(replace(request, stream_seconds=STREAM_SECONDS))
+
+    def handle_sync(self, request: DashboardRequest) -> DashboardResponse:
+        """The response, for a server that has a thread for each request.
+
+        ``authorize`` runs in this thread. The response never lasts: it would occupy the thread.
+        """
+
+        def start(call_blocking: CallBlocking) -> Any:
+            return self._dashboard.handle(replace(request, call_blocking=call_blocking, stream_seconds=0.0))
+
+        response: DashboardResponse = run_with_callbacks(start)
+        return response
+
+
+def check_size(size: int) -> None:
+    """Raises ``BodyTooLargeError`` for a form that is too large. ``size`` is in bytes."""
+    if size > MAX_BODY_BYTES:
+        raise BodyTooLargeError(f"the form is larger than {MAX_BODY_BYTES} bytes")
+
+
+def refuse(error: Exception) -> DashboardResponse:
+    """The response to a body that is too large or cannot be read."""
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE if isinstance(error, BodyTooLargeError) else HTTPStatus.BAD_REQUEST
+    return DashboardResponse(
+        status_code=status,
+        headers=[("content-type", "text/plain; charset=utf-8"), ("x-content-type-options", "nosniff")],
+        body=f"{error}\n".encode(errors="replace"),
+    )
+
+
+def engine_of(client: Client) -> Engine:
+    """The engine of a client: its ``Embedded``, or the one at its URL."""
+    if isinstance(client.engine, Engine):
+        return client.engine
+    if client.in_process is not None:
+        raise FunctionConfigInvalidError(f"the engine of the app {client.app_id!r} has no operations for a dashboard")
+
+    async def exchange(request: HttpRequest) -> HttpResponse:
+        sent = Request(
+            request.method,
+            f"{client.api_origin}{request.target}",
+            request.headers,
+            request.body,
+            _TIMEOUT_SECONDS,
+        )
+        response = await request_with_keys(AsyncIO(), sent, client.signing_keys)
+        return HttpResponse(response.status, response.body)
+
+    return HttpEngine(exchange, event_key=client.event_key or ANY_EVENT_KEY)

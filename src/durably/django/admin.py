@@ -1,0 +1,44 @@
+"""The link to the dashboard in the admin's index."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.http import HttpResponseRedirect
+from django.urls import NoReverseMatch, path, reverse
+
+from .models import Dashboard
+
+
+@admin.register(Dashboard)
+class DashboardAdmin(admin.ModelAdmin):  # type: ignore[misc]
+    """Redirects to the dashboard. It is hidden if the project's URLs have none, and without the permission."""
+
+    def has_module_permission(self, request: Any) -> bool:
+        return self.has_view_permission(request)
+
+    def has_view_permission(self, request: Any, obj: Any = None) -> bool:
+        return _url() is not None and bool(request.user.has_perm("durably.view_dashboard"))
+
+    def has_add_permission(self, request: Any) -> bool:
+        return False
+
+    def has_change_permission(self, request: Any, obj: Any = None) -> bool:
+        return False
+
+    def has_delete_permission(self, request: Any, obj: Any = None) -> bool:
+        return False
+
+    def get_urls(self) -> list[Any]:
+        redirect = self.admin_site.admin_view(lambda request: HttpResponseRedirect(_url() or ".."))
+        return [path("", redirect, name="durably_dashboard_changelist")]
+
+
+def _url() -> str | None:
+    """The dashboard's URL.
+
+    ``None`` if the project's URLs have none, or have it under another namespace.
+    """
+    try:
+        return str(reverse("durably:dashboard", args=[""]))
+    except NoReverseMatch:
+        return None
