@@ -32,7 +32,8 @@ ONLY_COMPILED = {
 
 def configure() -> None:
     os.environ |= {"DURABLY_DEV": "1", "APP_ENCRYPTION_KEY": "key", "TEMPORAL_API_KEY": "key"}
-    apps = ["django.contrib.auth", "django.contrib.contenttypes", "durably.temporal.django"]
+    contributed = ["admin", "auth", "contenttypes", "messages", "sessions"]
+    apps = [*(f"django.contrib.{name}" for name in contributed), "durably.temporal.django"]
     settings.configure(INSTALLED_APPS=apps, SECRET_KEY="x", TEMPORAL_TASK_QUEUE="orders", ROOT_URLCONF="django.urls")
     django.setup()
 

@@ -96,14 +96,14 @@ class Server:
     def __init__(self, directory: Path, process: subprocess.Popen[bytes], origin: str) -> None:
         self.directory = directory
         self.process = process
-        self._origin = origin
+        self.origin = origin
         self._http = urllib3.PoolManager(retries=False, timeout=10, headers={"connection": "close"})
 
     def get(self, path: str) -> int:
         """The status of the answer; 0 if there is none yet."""
         assert self.process.poll() is None, self.log()
         with suppress(urllib3.exceptions.HTTPError):
-            return self._http.request("GET", f"{self._origin}{path}").status
+            return self._http.request("GET", f"{self.origin}{path}").status
         return 0
 
     def send(self) -> None:

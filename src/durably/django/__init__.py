@@ -1,4 +1,4 @@
-"""Django: ``serve`` and ``dashboard`` for ``urls.py``, and an app for ``INSTALLED_APPS``.
+"""Django: ``serve`` and ``dashboard`` for ``urls.py``, and an app.
 
 ``INSTALLED_APPS += ["durably.django"]`` finds the functions in each app's ``durable.py``, and starts an engine in the
 app's own processes with the server.

@@ -11,7 +11,10 @@ from .models import Dashboard
 
 @admin.register(Dashboard)
 class DashboardAdmin(admin.ModelAdmin):  # type: ignore[misc]
-    """Redirects to the dashboard. It is hidden if the project's URLs have none, and without the permission."""
+    """Redirects to the dashboard.
+
+    It is hidden if the project's URLs have no dashboard, and without the permission.
+    """
 
     def has_module_permission(self, request: Any) -> bool:
         return self.has_view_permission(request)

@@ -32,6 +32,10 @@ class DashboardRequest:
     peer: str | None = None
     stream_seconds: float = 300.0
 
+    @property
+    def may_wait(self) -> bool:
+        return self.stream_seconds > 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class DashboardResponse:
