@@ -14,17 +14,20 @@ from durably.engine.operations import ArgumentInvalidError
 from durably.protocol.errors import Error
 from durably.protocol.text import get_logger
 
+from . import live, pages
 from .messages import Action, DashboardRequest, DashboardResponse
-from .pages import ROUTES
 from .protection import HEADERS, describe_forgery
-from .routing import VIEW, Route, find_route, first_segments
+from .routing import VIEW, Live, Route, find_route, first_segments
 from .static_files import answer_static
 from .visit import PageError, Visit, parse_fields
 
 Authorize = Callable[[Action], bool | Awaitable[bool]]
 
+ROUTES = (*pages.ROUTES, *live.ROUTES)
 SEGMENTS = first_segments(ROUTES) | {"", "static"}
-"""The first parts of the paths that a dashboard answers, for a server that has other paths too."""
+"""The first parts of the paths that a dashboard answers.
+
+For a server that has other paths too."""
 _FORM = "application/x-www-form-urlencoded"
 _STATUSES: dict[type[errors.EngineError], tuple[int, str]] = {
     errors.FunctionNotFoundError: (404, "There is no such function"),
@@ -96,8 +99,8 @@ class Dashboard:
             lambda action, subject: self._may(request, action, subject),
             arguments=arguments,
             form=form,
-            live=None,
         )
+        visit.live = await self._live_url(visit, route)
         return await route.handle(visit)
 
     async def _check(self, request: DashboardRequest, route: Route, arguments: Mapping[str, str]) -> dict[str, str]:
@@ -138,11 +141,23 @@ class Dashboard:
             raise TypeError(f"authorize= returned {type(verdict).__name__}: it must return True or False")
         return verdict
 
+    async def _live_url(self, visit: Visit, route: Route) -> str | None:
+        """The URL of the stream that updates the page of a route.
+
+        ``None`` if the page is not live.
+        """
+        if route.live is Live.NOTHING:
+            return None
+        run_id = visit.arguments["run_id"] if route.live is Live.RUN else None
+        # Before the page is read, so that a change during its reading updates it.
+        changes = await self._engine.wait_for_changes(after=None, run_id=run_id)
+        return visit.url("/live", after=changes.position, run=run_id)
+
     # errors
 
     async def _show_error(self, request: DashboardRequest, error: Exception) -> DashboardResponse:
         shown = _as_page_error(request, error)
-        visit = Visit(self._engine, replace(request, query=""), _may_nothing, arguments={}, form={}, live=None)
+        visit = Visit(self._engine, replace(request, query=""), _may_nothing, arguments={}, form={})
         return await visit.page("error.html", status=shown.status, error=shown)
 
 

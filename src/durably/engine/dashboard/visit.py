@@ -36,7 +36,7 @@ def parse_fields(text: str) -> dict[str, str]:
 class Visit:
     """A request, and the means to answer it.
 
-    ``arguments`` are those of the path, ``query`` and ``form`` the fields that are not empty. ``live`` is the path of
+    ``arguments`` are those of the path, ``query`` and ``form`` the fields that are not empty. ``live`` is the URL of
     the stream of changes that updates the page, if it is live.
     """
 
@@ -48,11 +48,10 @@ class Visit:
         *,
         arguments: Mapping[str, str],
         form: Mapping[str, str],
-        live: str | None,
     ) -> None:
         self.engine, self.request, self.arguments, self.form = engine, request, arguments, form
         self.query = parse_fields(request.query)
-        self.live = live
+        self.live: str | None = None
         self._may = may
         self._token = read_token(request)
         self._headers: list[tuple[str, str]] = []

@@ -1,27 +1,124 @@
-"""A run with all that is known of it."""
+"""A run with all that is known of it.
 
+Waterfall, steps, events, logs and related runs.
+"""
+
+import datetime as dt
+from collections.abc import Mapping
+
+import msgspec
+
+from durably.engine.dashboard import json_tree
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.routing import Live, Route
+from durably.engine.dashboard.test_code import write_test
 from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.dashboard.waterfall import KIND_WORDS, Waterfall, lay_out
+from durably.engine.reports import RunReport, StepReport
+from durably.engine.views import EventView, StepStatus
+from durably.protocol.events import InternalEvent
+from durably.protocol.opcodes import Opcode
+
+from .run_notices import notice_of
+
+_IDLE = (StepStatus.SLEEPING, StepStatus.WAITING)
+_EXECUTED = (Opcode.STEP, Opcode.STEP_RUN)
+
+
+async def read_report(visit: Visit) -> RunReport:
+    """The run that the path names. Raises ``PageError``."""
+    report = await visit.engine.inspect_run(visit.arguments["run_id"])
+    if report is None:
+        raise PageError(404, "There is no such run", "The id may be mistyped, or the run was deleted after its time.")
+    return report
 
 
 async def show_run(visit: Visit) -> DashboardResponse:
-    run_id = visit.arguments["run_id"]
-    run = await visit.engine.get_run(run_id)
-    if run is None:
-        raise PageError(404, "There is no such run", "The id may be mistyped, or the run was purged.")
-    steps = await visit.engine.run_steps(run_id)
-    may_cancel = not run.status.has_ended and await visit.may("cancel_run", run_id)
-    return await visit.page("run.html", run=run, steps=steps, may_cancel=may_cancel)
+    report = await read_report(visit)
+    run = report.run
+    now = dt.datetime.now(dt.UTC)
+    waterfall = lay_out(report, now, visit.query.get("zoom"))
+    chosen = next((step for step in report.steps if step.hashed_id == visit.query.get("step")), None)
+    may = {action: await visit.may(action, run.id) for action in ("cancel_run", "rerun")}
+    may["receive_events"] = await visit.may("receive_events")
+    return await visit.page(
+        "run.html",
+        report=report,
+        run=run,
+        waterfall=waterfall,
+        zooms=_zooms(waterfall),
+        chosen=chosen,
+        failed_step=failed_step(report),
+        kind_of=lambda step: KIND_WORDS.get(step.op, "step"),
+        is_executed=lambda step: step.op in _EXECUTED,
+        tree_of=json_tree.tree_of,
+        build_tree=json_tree.build_tree,
+        can_send=any(map(is_sent, report.events)),
+        may=may,
+        growth=_growth(report, waterfall),
+        notice=notice_of(visit),
+        step_failures=sum(row.failures for row in waterfall.rows[1:]),
+        own=own_state(visit.query),
+        pretty=pretty,
+        step_window=next((row.window for row in waterfall.rows if chosen and row.key == chosen.hashed_id), None),
+    )
 
 
-async def cancel(visit: Visit) -> DashboardResponse:
-    run_id = visit.arguments["run_id"]
-    await visit.engine.cancel_run(run_id)
-    return visit.redirect(f"/runs/{run_id}")
+def pretty(encoded: msgspec.Raw) -> str:
+    """JSON with line ends, for editing."""
+    return msgspec.json.format(bytes(encoded), indent=2).decode(errors="replace")
+
+
+def own_state(query: Mapping[str, str]) -> dict[str, str]:
+    """The parts of the query that choose what the page shows."""
+    return {name: query[name] for name in ("step", "zoom") if name in query}
+
+
+def failed_step(report: RunReport) -> StepReport | None:
+    """The step that made the run fail.
+
+    The last one that failed, if the run has failed with its error.
+    """
+    failed = [step for step in report.steps if step.status is StepStatus.FAILED]
+    if report.error is None or not failed:
+        return None
+    last = max(failed, key=lambda step: step.ended_at or step.created_at)
+    # The function may have caught the step's error, and have failed with another.
+    is_cause = last.error is not None and last.error.message == report.error.message
+    return last if is_cause else None
+
+
+def is_sent(event: EventView) -> bool:
+    """Whether an app sent the event, so that it may be sent again.
+
+    Engines make others.
+    """
+    return event.name not in set(InternalEvent)
+
+
+def _zooms(waterfall: Waterfall) -> dict[str, str | None]:
+    """The windows after zooming in and out; ``None`` for the whole run."""
+    whole = waterfall.whole
+    closer, wider = waterfall.window.zoom(0.5, whole), waterfall.window.zoom(2, whole)
+    return {"in": str(closer), "out": None if wider == whole else str(wider)}
+
+
+def _growth(report: RunReport, waterfall: Waterfall) -> int | None:
+    """Seconds after which the bars of a run that has not ended have grown visibly."""
+    if report.run.ended_at is not None:
+        return None
+    length = (waterfall.window.end - waterfall.window.start) / 1000
+    open_steps = [step.status for step in report.steps if step.ended_at is None]
+    is_idle = bool(open_steps) and all(status in _IDLE for status in open_steps)
+    return round(max(5.0, length / 50) if is_idle else max(2.0, length / 100))
+
+
+async def show_test(visit: Visit) -> DashboardResponse:
+    report = await read_report(visit)
+    return await visit.page("run_test.html", run=report.run, code=write_test(report))
 
 
 ROUTES = (
     Route("GET", "/runs/{run_id}", show_run, live=Live.RUN),
-    Route("POST", "/runs/{run_id}/cancel", cancel, action="cancel_run", subject="run_id"),
+    Route("GET", "/runs/{run_id}/test", show_test),
 )

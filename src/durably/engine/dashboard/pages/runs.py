@@ -1,26 +1,111 @@
 """The list of runs: newest first, filtered by the URL."""
 
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.routing import Live, Route
-from durably.engine.dashboard.visit import Visit
+from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.operations import read_status
+from durably.engine.reports import RunPage
+from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 
 PAGE_SIZE = 50
+PERIODS = (("15m", "15 minutes"), ("1h", "Hour"), ("24h", "24 hours"), ("7d", "7 days"), ("30d", "30 days"))
+_MORE_FILTERS = ("app", "event", "from", "until", "if")
+_FILTERS = ("status", "function", "since", "id", *_MORE_FILTERS)
 
 
 async def show_runs(visit: Visit) -> DashboardResponse:
-    query, engine = visit.query, visit.engine
-    status = read_status(query["status"]) if "status" in query else None
-    runs = await engine.list_runs(
-        status=status, function_id=query.get("function"), limit=PAGE_SIZE, cursor=query.get("cursor")
+    query, error = visit.query, None
+    found = RunPage(runs=[], cursor=None)
+    try:
+        found = await visit.engine.search_runs(**read_filter(query), limit=PAGE_SIZE, cursor=query.get("cursor"))
+    except SelectionInvalidError as invalid:
+        error = invalid.message
+    if "if" in query or "cursor" in query:  # An older page does not change, and an expression costs more.
+        visit.live = None
+    functions = await visit.engine.list_functions()
+    return await visit.page(
+        "runs.html",
+        found=found,
+        error=error,
+        functions=functions,
+        apps=sorted({function.app_id for function in functions}),
+        periods=PERIODS,
+        is_filtered=any(name in query for name in _FILTERS),
+        has_more=any(name in query for name in _MORE_FILTERS),
+        failure_of=_failure_of,
+        an_event=next((trigger.event for each in functions for trigger in each.config.triggers if trigger.event), None),
     )
-    functions = await engine.list_functions()
-    cursor = runs[-1].id if len(runs) == PAGE_SIZE else None
-    return await visit.page("runs.html", runs=runs, functions=functions, cursor=cursor)
+
+
+def read_filter(query: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments of ``search_runs`` for the fields of a filter.
+
+    Raises ``PageError``.
+    """
+    return {
+        "status": read_status(query["status"]) if "status" in query else None,
+        "function_id": query.get("function"),
+        "app_id": query.get("app"),
+        "event_name": query.get("event"),
+        "started_after": _read_time(query, "from") or _read_period(query),
+        "started_before": _read_time(query, "until"),
+        "if_exp": query.get("if"),
+        "id": query.get("id"),
+    }
+
+
+def _read_time(query: Mapping[str, str], name: str) -> dt.datetime | None:
+    if name not in query:
+        return None
+    if (time := parse_rfc3339(query[name])) is None:
+        raise PageError(400, "The time is not valid", f"{name} must be a time in UTC like 2026-01-31T12:00.")
+    return time
+
+
+def _read_period(query: Mapping[str, str]) -> dt.datetime | None:
+    if "since" not in query:
+        return None
+    try:
+        return dt.datetime.now(dt.UTC) - parse_duration(query["since"])
+    except (DurationInvalidError, OverflowError) as error:
+        raise PageError(400, "The period is not valid", f"since: {error}") from None
+
+
+def _failure_of(run: Any) -> str | None:
+    """The error of a failed run in a line.
+
+    The reason, if the run was cancelled or skipped.
+    """
+    output = run.decode_output() if run.output is not None and run.status != "Completed" else None
+    if not isinstance(output, dict):
+        return None
+    message = str(output.get("message") or "")
+    first = message.strip().partition("\n")[0][:300]
+    return f"{output.get('name') or 'Error'}: {first}" if run.status == "Failed" else first
+
+
+async def find(visit: Visit) -> DashboardResponse:
+    """Go to the run with an id, or to the list of the runs that it may mean."""
+    text = visit.query.get("q", "")
+    if not text:
+        return visit.redirect("/runs")
+    found = await visit.engine.search_runs(id=text, limit=2)
+    if len(found.runs) == 1:
+        return visit.redirect(f"/runs/{found.runs[0].id}")
+    return visit.redirect("/runs", id=text)
 
 
 async def show_start(visit: Visit) -> DashboardResponse:
     return visit.redirect("/runs")
 
 
-ROUTES = (Route("GET", "/", show_start), Route("GET", "/runs", show_runs, live=Live.ALL))
+ROUTES = (
+    Route("GET", "/", show_start),
+    Route("GET", "/search", find),
+    Route("GET", "/runs", show_runs, live=Live.ALL),
+)

@@ -4,11 +4,15 @@ import { enhanceForms } from "./forms.js";
 import { listenForKeys } from "./keyboard.js";
 import { followChanges } from "./live.js";
 import { enhance, onEnhance } from "./page.js";
+import { loadValues } from "./json_tree.js";
 import { keepTimes, localise } from "./times.js";
+import { selectWindows } from "./waterfall.js";
 
 onEnhance(localise);
 onEnhance(enhanceForms);
 enhance(document);
 keepTimes();
+loadValues();
+selectWindows();
 listenForKeys();
 followChanges();

@@ -14,7 +14,7 @@ export function listenForKeys() {
       if (link) link.click();
       return;
     }
-    const action = ACTIONS[event.key];
+    const action = ACTIONS[event.key] ?? linkAction(event.key);
     if (event.key === "g") goUntil = performance.now() + SECONDS_FOR_SECOND_KEY * 1000;
     else if (action && action() !== false) event.preventDefault();
   });
@@ -31,12 +31,19 @@ const ACTIONS = {
   "?": () => document.getElementById("help").showModal(),
 };
 
+// Links of the attribute `data-shortcut`.
+function linkAction(key) {
+  const link = document.querySelector(`main a[data-shortcut="${CSS.escape(key)}"]`);
+  return link && (() => link.click());
+}
+
 function isTyping(target) {
   return target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName);
 }
 
 function leave(event) {
   if (isTyping(event.target)) event.target.blur();
+  else if (!document.querySelector("dialog[open]")) linkAction("Escape")?.();
 }
 
 // The current row is the one whose link has the focus, so that Enter opens it and screen readers read it.

@@ -6,7 +6,7 @@ const LEAST_MILLISECONDS = 1000;
 
 let fetching = false;
 let pending = false;
-let last = 0;
+let last = Date.now();
 
 export async function refresh() {
   if (fetching) {
@@ -29,6 +29,25 @@ export async function refresh() {
   }
 }
 
+// Links of the attribute `data-soft` change the page in place.
+function listenForLinks() {
+  addEventListener("popstate", () => refresh().catch(() => location.reload()));
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[data-soft]");
+    if (!link || event.defaultPrevented || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    goTo(link.href, link.dataset.soft === "replace").catch(() => location.assign(link.href));
+  });
+}
+
+// Bars of what has not ended grow with time, without a change of the engine.
+function keepGrowing() {
+  setInterval(() => {
+    const seconds = document.querySelector("[data-growth]")?.dataset.growth;
+    if (seconds && !document.hidden && Date.now() - last > seconds * 1000) refresh().catch(() => {});
+  }, 1000);
+}
+
 let timer = null;
 
 function schedule() {
@@ -40,7 +59,9 @@ function schedule() {
 }
 
 export function followChanges() {
-  let path = document.body.dataset.livePath;
+  let path = document.body.dataset.liveUrl;
+  listenForLinks();
+  keepGrowing();
   if (!path) return;
   let stream = null;
   const connection = document.getElementById("connection");
@@ -72,11 +93,17 @@ export function followChanges() {
   if (!document.hidden) open();
 }
 
+// Goes to another state of the same page without loading it again.
+export async function goTo(url, isReplaced) {
+  history[isReplaced ? "replaceState" : "pushState"](null, "", url);
+  await refresh();
+}
+
 // Makes `old` equal to `fresh`, and keeps each element that is in both: its focus, scroll position, and what the reader
 // has opened or typed.
 export function morph(old, fresh) {
+  if (old.hasAttribute("data-kept")) return;
   morphAttributes(old, fresh);
-  if (old.hasAttribute("data-keep")) return;
   const byId = new Map([...old.children].filter((each) => each.id).map((each) => [each.id, each]));
   const wanted = new Set([...fresh.children].map((each) => each.id).filter(Boolean));
   let next = old.firstChild;

@@ -1,0 +1,68 @@
+"""Values of a run in full: parts of JSON trees that the run's page leaves out."""
+
+from typing import Any
+
+import msgspec
+
+from durably.engine.dashboard import json_tree
+from durably.engine.dashboard.messages import DashboardResponse
+from durably.engine.dashboard.routing import Route
+from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.reports import RunReport
+
+from .run import read_report
+
+_MOST_SHOWN = 500_000
+
+
+async def show_value(visit: Visit) -> DashboardResponse:
+    """The value that ``of`` names, or its part at the JSON pointer ``at``.
+
+    Children are shown from the number ``from`` on. ``raw`` downloads the whole value.
+    """
+    report = await read_report(visit)
+    of, at, first = visit.query.get("of", "output"), visit.query.get("at", ""), visit.query.get("from", "0")
+    if "raw" in visit.query:
+        return _download(report.run.id, _encoded(report, of))
+    try:
+        value = json_tree.find(json_tree.decode(_encoded(report, of)), at)
+    except json_tree.PointerError:
+        raise PageError(404, "There is no such value", f"The value has nothing at {at}.") from None
+    start = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
+    tree = json_tree.build_tree(value, pointer=at, start=start, most_text=_MOST_SHOWN)
+    return await visit.page("run_value.html", run=report.run, of=of, at=at, start=start, tree=tree)
+
+
+def _encoded(report: RunReport, of: str) -> bytes:
+    """The JSON of a value.
+
+    ``output``, ``event:<id>``, ``input:<hashed step id>`` or ``output:<hashed step id>``.
+    """
+    kind, _, id = of.partition(":")
+    found: Any = None
+    if of == "output":
+        found = report.run.output
+    elif kind == "event":
+        found = next((_encode(event.data) for event in report.events if event.id == id), None)
+    elif kind in ("input", "output"):
+        step = next((step for step in report.steps if step.hashed_id == id), None)
+        found = step and (step.input if kind == "input" else step.output)
+    if found is None:
+        raise PageError(404, "There is no such value", "The run has no such event or step, or it has no value.")
+    return bytes(found)
+
+
+def _encode(data: object) -> bytes:
+    return msgspec.json.encode(data)
+
+
+def _download(run_id: str, encoded: bytes) -> DashboardResponse:
+    headers = [
+        ("content-type", "application/json"),
+        ("content-disposition", f'attachment; filename="{run_id}.json"'),
+        ("cache-control", "no-store"),
+    ]
+    return DashboardResponse(status_code=200, headers=headers, body=encoded)
+
+
+ROUTES = (Route("GET", "/runs/{run_id}/value", show_value),)
