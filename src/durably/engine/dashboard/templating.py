@@ -12,7 +12,7 @@ import jinja2
 import msgspec
 
 from durably.engine.views import RunStatus
-from durably.protocol.text import printable, printable_lines
+from durably.protocol.text import printable, printable_lines, redact_url
 
 from . import formats
 from .static_files import static_path
@@ -26,7 +26,7 @@ class NavigationEntry(msgspec.Struct, frozen=True):
     key: str
 
 
-NAVIGATION = (NavigationEntry("Runs", "/runs", "r"),)
+NAVIGATION = (NavigationEntry("Runs", "/runs", "r"), NavigationEntry("Events", "/events", "e"))
 
 
 @cache
@@ -46,6 +46,7 @@ def environment() -> jinja2.Environment:
         "exact": formats.format_exact,
         "iso": formats.format_iso,
         "lines": printable_lines,
+        "redacted": redact_url,
         "segment": lambda text: quote(text, safe=""),
         "short_id": formats.short_id,
         "shown": printable,

@@ -4,6 +4,8 @@ const absolute = new Intl.DateTimeFormat(undefined, {
   year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit",
 });
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const minute = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const day = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric" });
 const exact = new Intl.DateTimeFormat(undefined, {
   year: "numeric", month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit",
   fractionalSecondDigits: 3, timeZoneName: "short",
@@ -36,6 +38,8 @@ function formatAgo(time) {
 
 function format(time, style) {
   if (style === "time") return clock.format(time);
+  if (style === "clock") return minute.format(time);
+  if (style === "day") return day.format(time);
   return style === "full" ? absolute.format(time) : formatAgo(time);
 }
 

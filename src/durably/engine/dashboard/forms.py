@@ -1,0 +1,40 @@
+"""Reading of forms: JSON that a person typed, and times. Pure functions."""
+
+import datetime as dt
+from typing import Any
+
+import msgspec
+
+from durably.protocol.durations import parse_rfc3339
+
+
+class FormError(ValueError):
+    """A field of a form is not valid. The message is for the person."""
+
+
+def read_object(text: str) -> dict[str, Any]:
+    """The JSON object in a text. Raises ``FormError``."""
+    try:
+        value = msgspec.json.decode(text.encode(errors="replace") or b"{}")
+    except msgspec.DecodeError as error:
+        raise FormError(f"The data is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise FormError('The data must be a JSON object, such as {"id": 1}.')
+    return value
+
+
+def read_time(name: str, text: str | None) -> dt.datetime | None:
+    """A time in UTC, as a ``datetime-local`` field or RFC 3339 has it.
+
+    Raises ``FormError``.
+    """
+    if text is None:
+        return None
+    if (time := parse_rfc3339(text)) is None:
+        raise FormError(f"{name} must be a time like 2026-01-31T12:00, not {text[:40]!r}.")
+    return time
+
+
+def write_time(time: dt.datetime | None) -> str:
+    """A time in UTC for a field of the type ``datetime-local``."""
+    return "" if time is None else time.astimezone(dt.UTC).replace(tzinfo=None).isoformat(timespec="seconds")

@@ -1,0 +1,128 @@
+"""Events: what each started, and sending of events."""
+
+import asyncio
+import datetime as dt
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.errors import EngineError
+from durably.engine.dashboard.charts import RANGES
+from durably.engine.dashboard.forms import FormError, read_object
+from durably.engine.dashboard.messages import DashboardResponse
+from durably.engine.dashboard.routing import Live, Route
+from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.views import EventView
+
+PAGE_SIZE = 50
+_SHOWN_RUNS = 3
+
+
+async def show_events(visit: Visit) -> DashboardResponse:
+    query = visit.query
+    since = query.get("since")
+    if since is not None and since not in RANGES:
+        raise PageError(400, "The range is not known", f"It must be one of {', '.join(RANGES)}, not {since!r}.")
+    events = await visit.engine.list_events(
+        name=query.get("name"),
+        received_after=None if since is None else dt.datetime.now(dt.UTC) - RANGES[since],
+        id_suffix=query.get("id"),
+        limit=PAGE_SIZE,
+        cursor=query.get("cursor"),
+    )
+    runs = await asyncio.gather(*(visit.engine.event_runs(event.id) for event in events))
+    return await visit.page(
+        "events.html",
+        events=list(zip(events, runs, strict=True)),
+        cursor=events[-1].id if len(events) == PAGE_SIZE else None,
+        shown_runs=_SHOWN_RUNS,
+        ranges=RANGES,
+        is_filtered=bool(query.keys() - {"cursor"}),
+        may_send=await visit.may("receive_events"),
+    )
+
+
+async def show_event(visit: Visit) -> DashboardResponse:
+    event = await _event(visit, visit.arguments["event_id"])
+    runs = await visit.engine.event_runs(event.id)
+    triggered = [function for function in await visit.engine.list_functions() if _may_trigger(function, event.name)]
+    return await visit.page(
+        "event.html",
+        event=event,
+        text=_pretty(event.data),
+        runs=runs,
+        triggered=triggered,
+        may_send=await visit.may("receive_events"),
+    )
+
+
+def _may_trigger(function: Any, name: str) -> bool:
+    patterns = [trigger.event for trigger in function.config.triggers if trigger.event]
+    return any(each == name or (each.endswith("*") and name.startswith(each[:-1])) for each in patterns)
+
+
+async def _event(visit: Visit, event_id: str) -> EventView:
+    event = await visit.engine.get_event(event_id)
+    if event is None:
+        raise PageError(404, "There is no such event", "The id may be mistyped, or the event was purged.")
+    return event
+
+
+async def show_form(visit: Visit) -> DashboardResponse:
+    """The form to send an event.
+
+    ``?event=`` is the id of one to send again, ``?name=`` the name of a new one.
+    """
+    name, text = visit.query.get("name", ""), "{}"
+    if (event_id := visit.query.get("event")) is not None:
+        event = await _event(visit, event_id)
+        name, text = event.name, _pretty(event.data)
+    return await _form_page(visit, name, text)
+
+
+async def _form_page(visit: Visit, name: str, text: str, error: str | None = None) -> DashboardResponse:
+    functions = await visit.engine.list_functions()
+    triggers = (trigger.event for function in functions for trigger in function.config.triggers)
+    return await visit.page(
+        "send.html",
+        status=200 if error is None else 422,
+        name=name,
+        text=text,
+        error=error,
+        names=sorted({each for each in triggers if each and "*" not in each}),
+        may_send=await visit.may("receive_events"),
+    )
+
+
+async def send(visit: Visit) -> DashboardResponse:
+    name, text = visit.form.get("name", ""), visit.form.get("data", "{}")
+    try:
+        body = msgspec.json.encode({"name": name, "data": read_object(text)})
+        receipt = await visit.engine.receive_events(body)
+    except FormError as error:
+        return await _form_page(visit, name, text, str(error))
+    except EngineError as error:
+        return await _form_page(visit, name, text, error.message)
+    return visit.redirect(f"/events/{receipt.ids[0]}")
+
+
+async def send_again(visit: Visit) -> DashboardResponse:
+    """Sends a copy of an event, with an id of its own."""
+    event = await _event(visit, visit.arguments["event_id"])
+    copied = {"name": event.name, "data": event.data, "user": event.user, "v": event.v}
+    body = msgspec.json.encode({name: value for name, value in copied.items() if value is not None})
+    receipt = await visit.engine.receive_events(body)
+    return visit.redirect(f"/events/{receipt.ids[0]}")
+
+
+def _pretty(data: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
+
+
+ROUTES = (
+    Route("GET", "/events", show_events, live=Live.ALL),
+    Route("GET", "/events/send", show_form),
+    Route("POST", "/events/send", send, action="receive_events"),
+    Route("GET", "/events/{event_id}", show_event, live=Live.ALL),
+    Route("POST", "/events/{event_id}/send", send_again, action="receive_events"),
+)
