@@ -35,8 +35,9 @@ Branch = Callable[[], T]
 class Context:
     """The argument of an async function.
 
-    ``event`` triggered the run (``events`` are all of a batch); ``attempt`` counts from 0; ``logger`` is
-    silent while memos are replayed; ``request_id`` and ``job_id`` name the call to the engine.
+    ``event`` triggered the run (``events`` are all of a batch); ``attempt`` counts from 0 to ``max_attempts - 1``;
+    ``logger`` is silent while memos are replayed; ``request_id`` and ``job_id`` name the call to the engine.
+    ``function_id`` begins with the app's id; that of a failure handler ends with ``-failure``.
     """
 
     event: Event
@@ -48,6 +49,8 @@ class Context:
     group: "Group"
     request_id: str | None = None
     job_id: str | None = None
+    max_attempts: int | None = None
+    function_id: str = ""
 
 
 @dataclass
@@ -63,6 +66,8 @@ class ContextSync:
     group: "GroupSync"
     request_id: str | None = None
     job_id: str | None = None
+    max_attempts: int | None = None
+    function_id: str = ""
 
 
 class Group(msgspec.Struct, eq=False):

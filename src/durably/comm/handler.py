@@ -65,6 +65,9 @@ _NO_CONTEXT = nullcontext()
 _RUNAWAY_SECONDS = 60.0
 """Seconds since the last run of a runaway chain failed, after which the same chain is logged again."""
 
+RAISED_MESSAGE = "%s raised %s"
+"""The log message of an error of a function or step. Its arguments are the source, and the error's name."""
+
 Key = str | SignatureError | None
 """The key that signed a request; the error of its signature; ``None`` for an unsigned request that may be unsigned."""
 Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
@@ -451,7 +454,7 @@ class CommHandler:
         if isinstance(error, StepError) and error.name == RUNAWAY_ERROR:
             self._log_runaway(source, error)
         elif not is_quiet(error):
-            self.client.logger.error("%s raised %s", printable(source), type(error).__name__, exc_info=error)
+            self.client.logger.error(RAISED_MESSAGE, printable(source), type(error).__name__, exc_info=error)
 
     def _log_runaway(self, source: str, error: StepError) -> None:
         """Log the chain once, for the run that fails first.

@@ -373,11 +373,12 @@ def _make_context(
     logger: Any = app.logger
     logger = AnyRunLogger(logger.target, fields) if isinstance(logger, AnyLogger) else RunLogger(logger, fields)
     shared = (call.event, call.events, run_id, call.context.attempt, logger)
+    ids = (call.request_id, call.job_id, call.context.max_attempts, call.function_id)
     send = partial(_send_in_step, app, call, io, middleware)
     if isinstance(running, AsyncCall):
-        return Context(*shared, Step(app, running, send), Group(running), call.request_id, call.job_id)
+        return Context(*shared, Step(app, running, send), Group(running), *ids)
     step = StepSync(app, running, lambda events: drive(send(events)))
-    return ContextSync(*shared, step, GroupSync(running), call.request_id, call.job_id)
+    return ContextSync(*shared, step, GroupSync(running), *ids)
 
 
 async def _send_in_step(
