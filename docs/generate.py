@@ -1,4 +1,4 @@
-"""Writes what the docs have from the code: settings, options of functions, and operations of the HTTP API.
+"""Writes what the docs have from the code: settings, options of functions, metrics, and operations of the HTTP API.
 
 ``make docs`` runs it, and a test compares. After a change of the code: ``python docs/generate.py``.
 """
@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.interface import Engine
+from durably.engine.metrics.catalogue import CATALOGUE
 from durably.engine.operations import REQUIRED, Access, Argument, Operation, Place, operations_of
 from durably.protocol.durations import format_duration
 from durably.protocol.options import Choice, Count, Expression, Option, Period, Text
@@ -87,6 +88,25 @@ def operation(declared: Operation) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def metrics() -> str:
+    """A table of the metrics, in the order of the catalogue."""
+    rows = [
+        f"| `{each.full_name}` | {each.kind} | {', '.join(f'`{label}`' for label in each.labels)} | {each.meaning} |"
+        for each in CATALOGUE
+    ]
+    buckets = [
+        f"- `{each.full_name}`: {', '.join(f'{bound:g}' for bound in each.buckets)}"
+        for each in CATALOGUE
+        if each.buckets
+    ]
+    table = "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
+    return f"{table}\n\nUpper bounds of the buckets:\n\n" + "\n".join(map(fill_item, buckets)) + "\n"
+
+
+def fill_item(text: str) -> str:
+    return textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def paragraphs(documented: object) -> list[str]:
     """The paragraphs of a docstring as Markdown."""
     docstring = inspect.getdoc(documented) or ""
@@ -114,6 +134,7 @@ GENERATED: dict[Path, Callable[[], str]] = {
     REFERENCE / "options.md": options,
     REFERENCE / "settings.md": settings,
     REFERENCE / "http-api.md": operations,
+    REFERENCE / "metrics.md": metrics,
 }
 
 

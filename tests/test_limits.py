@@ -116,6 +116,7 @@ EXPECTED = {
     "time for an app to answer a sync": time(discovery.TIMEOUT_SECONDS),
     "time for calls to finish after SIGTERM": time(SETTINGS.close_grace),
     "time for `/ready`": time(routes.READY_SECONDS),
+    "functions with metrics of their own": f"{limits.MAX_METRIC_FUNCTIONS}",
     "a request to the engine": time(Client(app_id="app").request_timeout),
     "connections to an engine, of a process": f"{http_client._MAX_CONNECTIONS}",
     "age of a signature": time(limits.SIGNATURE_TOLERANCE),

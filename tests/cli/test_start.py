@@ -161,3 +161,18 @@ def test_the_password_of_an_apps_url_is_not_logged(start: Start) -> None:
     assert logged(engine, "app synced")["url"] == "http://127.0.0.1:1/api?token=***"
     assert "pa55word" not in engine.output
     assert "t0ken" not in engine.output
+
+
+def test_metrics_have_an_address_of_their_own_without_a_key(start: Start) -> None:
+    engine = start("start", "--db", "engine.db", "--port", "0", "--metrics-address", "127.0.0.1:0", **KEYS)
+    url = logged(engine, "engine started")["metrics"]
+    response = urllib3.request("GET", str(url), timeout=TIMEOUT_SECONDS)
+    assert response.status == 200
+    assert b"durably_up 1.0" in response.data
+
+
+@pytest.mark.parametrize("address", ["9464", "127.0.0.1:port", ":9464", "::1:9464", "127.0.0.1:70000"])
+def test_a_wrong_metrics_address_is_refused(run: Run, address: str) -> None:
+    result = run("start", "--db", "engine.db", "--metrics-address", address, **KEYS)
+    assert result.status == 2
+    assert "host and a port like 127.0.0.1:9464" in " ".join(result.stderr.split())

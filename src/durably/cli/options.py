@@ -146,6 +146,18 @@ def read_age(context: click.Context, parameter: click.Parameter, text: str | Non
     return age
 
 
+def read_address(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, int] | None:
+    """The callback of options that are a host and a port, such as ``[::1]:9464``."""
+    if text is None:
+        return None
+    host, _, port = text.rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    is_port = port.isascii() and port.isdigit() and int(port[:6]) <= 65535
+    if not host or not is_port or (":" in host and f"[{host}]" not in text):
+        raise click.BadParameter(f"it must be a host and a port like 127.0.0.1:9464, not {text!r}")
+    return host, int(port)
+
+
 def read_allowed_hosts(context: click.Context, parameter: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
     """The callback of ``--allowed-host``: names and addresses."""
     from durably.engine.http.access import check_allowed_host

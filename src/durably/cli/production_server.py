@@ -16,6 +16,7 @@ import msgspec
 
 from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
 from durably.engine.http.connections import ConnectionLimits
+from durably.engine.http.metrics import METRICS_PATH
 from durably.engine.http.server import EngineServer
 from durably.engine.http.syncs import AcceptedSync
 from durably.engine.settings import EngineSettings
@@ -87,6 +88,7 @@ async def serve(
     event_keys: Sequence[str],
     host: str,
     port: int,
+    metrics_address: tuple[str, int] | None,
     limits: ConnectionLimits,
     urls: Sequence[str],
     poll_interval: float,
@@ -95,14 +97,24 @@ async def serve(
     log = SyncLog()
     is_new = not await asyncio.to_thread(database.exists)
     server = await EngineServer.open(
-        database, settings, event_keys=event_keys, host=host, port=port, limits=limits, on_sync=log.note
+        database,
+        settings,
+        event_keys=event_keys,
+        host=host,
+        port=port,
+        metrics_address=metrics_address,
+        limits=limits,
+        on_sync=log.note,
     )
     try:
         with first_failure():
             async with server, asyncio.TaskGroup() as tasks:
                 if is_new:
                     log_fields(_logger, "new database created", database=str(database))
-                log_fields(_logger, "engine started", origin=server.origin, database=str(database))
+                started: dict[str, Any] = {"origin": server.origin, "database": str(database)}
+                if server.metrics_origin is not None:
+                    started["metrics"] = f"{server.metrics_origin}{METRICS_PATH}"
+                log_fields(_logger, "engine started", **started)
                 notify_supervisor("READY=1")
                 for url in urls:
                     tasks.create_task(_keep_synced(url, server, poll_interval))

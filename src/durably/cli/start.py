@@ -8,7 +8,7 @@ import click
 from durably.protocol.text import get_logger
 from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
-from .options import open_tracing, read_age, server_options, setting_option, signing_key_options
+from .options import open_tracing, read_address, read_age, server_options, setting_option, signing_key_options
 from .text import CliError
 
 _ADVICE = "; `durably keys` makes one of each"
@@ -42,6 +42,15 @@ _ADVICE = "; `durably keys` makes one of each"
     help="Accept unsigned answers of the app with this id, if its SDK does not sign. May be repeated.",
 )
 @click.option(
+    "--metrics-address",
+    callback=read_address,
+    envvar="DURABLY_METRICS_ADDRESS",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Serve the metrics for Prometheus, /metrics, without a key at this address too, like 127.0.0.1:9464. Every "
+    "client that can connect to it can read them.",
+)
+@click.option(
     "--retention",
     callback=read_age,
     metavar="AGE",
@@ -61,6 +70,7 @@ def start(
     max_steps: int,
     max_depth: int,
     unsigned_apps: tuple[str, ...],
+    metrics_address: tuple[str, int] | None,
     retention: dt.timedelta | None,
     otel: bool,
 ) -> None:
@@ -113,6 +123,7 @@ def start(
                 event_keys=event_keys,
                 host=host,
                 port=port,
+                metrics_address=metrics_address,
                 limits=limits,
                 urls=urls,
                 poll_interval=poll_interval,

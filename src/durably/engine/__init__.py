@@ -15,7 +15,8 @@ def _is_missing(package: str) -> bool:
         return True
 
 
-_missing = [package for package in ("aiohttp", "jinja2", "lark", "re2", "ulid", "yarl") if _is_missing(package)]
+_PACKAGES = ("aiohttp", "jinja2", "lark", "prometheus_client", "re2", "ulid", "yarl")
+_missing = [package for package in _PACKAGES if _is_missing(package)]
 if _missing:
     message = f'durably.engine needs {", ".join(_missing)}: pip install "durably[engine]"'
     raise ModuleNotFoundError(message, name=_missing[0])

@@ -23,6 +23,7 @@ from durably.protocol.events import EventReceipt
 from durably.protocol.headers import Header
 from durably.protocol.sync import SyncRequest
 
+from .metrics.catalogue import Metric
 from .operations import Access, Operation, blocking, operation
 from .reports import Changes, RunPage, RunReport
 from .views import (
@@ -386,6 +387,15 @@ class Engine:
     async def run_traces(self, run_id: str) -> list[TracesView]:
         """The exports of spans that name a run. They may contain spans of other runs."""
 
+    # metrics
+
+    @operation("GET /v1/metrics")
+    async def read_metrics(self) -> list[Metric]:
+        """The engine's metrics. ``GET /metrics`` has them in the format of Prometheus.
+
+        Counters begin at zero when the engine starts.
+        """
+
 
 class LocalEngine(Engine):
     """An engine that runs in this process.
@@ -457,3 +467,4 @@ class SyncEngine(Engine):
     replay_runs_sync = blocking(Engine.replay_runs)
     list_replays_sync = blocking(Engine.list_replays)
     get_replay_sync = blocking(Engine.get_replay)
+    read_metrics_sync = blocking(Engine.read_metrics)

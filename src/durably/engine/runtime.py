@@ -17,12 +17,14 @@ from durably.engine.core.errors import (
     DatabaseUnavailableError,
     EngineError,
 )
+from durably.engine.metrics.counters import EngineCounters
 from durably.engine.scheduling.bulk_operations import read_controls
 from durably.engine.scheduling.changes import ChangeFeed
 from durably.engine.scheduling.observers import Observers
 from durably.engine.scheduling.outbox import (
     ContinueBulkOperation,
     ControlsChanged,
+    EventsStored,
     Outbox,
     RunEnded,
     ScheduledCall,
@@ -44,7 +46,7 @@ from durably.engine.sqlite.database import explain, is_busy, open_database, take
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.run_tables import Store
-from durably.engine.sqlite.writer import Group, Writer
+from durably.engine.sqlite.writer import Writer
 from durably.protocol.text import get_logger
 
 from .scheduling import bulk_operations, operations, runs
@@ -77,7 +79,7 @@ class Runtime:
         self.settings = settings
         self._connection = connection
         self._lock = lock
-        self._path = path
+        self.path = path
         self._closing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
         self.stop_error: EngineError | None = None
@@ -102,11 +104,10 @@ class Runtime:
             Registry.from_rows(store.apps.all_functions(), read_controls(store, settings.clock.now())),
             settings.clock,
         )
+        self.counters = EngineCounters()
         self.observers = Observers()
         self.changes = ChangeFeed(settings.clock.now(), asyncio.get_running_loop())
-        self.observers.all.append(self.changes)
-        self._observed: list[RunChange] = []
-        """The changes of the commit whose outboxes are dispatched now, for observers."""
+        self.observers.all += [self.changes, self.counters]
         self._caller = make_caller(settings)
         if settings.tracing is not None:
             self._caller = TracedCaller(self._caller, settings.tracing)
@@ -156,7 +157,7 @@ class Runtime:
             if lock is not None:
                 lock.release()
             raise
-        runtime.transactions.start(runtime._dispatch_after_commit, runtime._observe)
+        runtime.transactions.start(runtime._dispatch_after_commit, runtime.observers.on_commit)
         try:
             await runtime._recover()
         except BaseException:
@@ -206,7 +207,7 @@ class Runtime:
     def _give_up(self, error: EngineError) -> None:
         if self._closing is None:
             self.stop_error = error
-            _logger.critical("%s; this engine stops (its database is %s)", error.message, self._path)
+            _logger.critical("%s; this engine stops (its database is %s)", error.message, self.path)
             # Answers of calls under way cannot be stored.
             self._closing = asyncio.get_running_loop().create_task(self._close(grace_seconds=0))
 
@@ -240,12 +241,10 @@ class Runtime:
     def _dispatch_after_commit(self, outbox: Outbox) -> None:
         """Act on a transaction's outbox after its commit."""
         calls: list[ScheduledCall] = []
-        is_observed = bool(self.observers.all)
         for message in outbox:
             match message:
                 case RunChange():
-                    if is_observed:
-                        self._observed.append(message)
+                    self.observers.changes.append(message)
                     if self.subscriptions.listeners:
                         self.subscriptions.publish(message)
                 case ScheduledCall():
@@ -258,6 +257,10 @@ class Runtime:
                 case RunEnded():
                     self._requests.forget(message.run_key)
                     self.completion_waiters.resolve(message.run_key)
+                case EventsStored():
+                    self.counters.received += len(message.names)
+                    if message.unmatched:
+                        self.observers.on_unmatched([name for name in message.names if name in message.unmatched])
                 case ScheduledRequest():
                     self._requests.note(message)
                     self._timers.add(message.request.scheduled_at, message, is_stored=False)
@@ -277,18 +280,14 @@ class Runtime:
         if calls:
             self.executor.make(calls)
 
-    def _observe(self, group: Group) -> None:
-        """Report a commit to the observers."""
-        if self.observers.all:
-            changes, self._observed = self._observed, []
-            self.observers.on_commit(changes, group)
-
     async def _load_timers(self, after: int, until: int) -> Loaded[_Due]:
         loaded = await self.reader.read(lambda connection: load_timers(connection, after, until, _LOAD_LIMIT))
         return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
     def _fire(self, due: list[_Due]) -> None:
         """Act on timers that are due."""
+        now = self.settings.clock.now()
+        self.observers.on_timers([max(0, now - _due_of(item)) for item in due])
         self.executor.make([item for item in due if isinstance(item, ScheduledCall) and not item.has_to_queue])
         for item in due:
             if isinstance(item, ScheduledCall):
@@ -307,6 +306,16 @@ class Runtime:
         self.transactions.transact_in_background(
             operations.join_queue(call), functools.partial(operations.fail, call.run_key)
         )
+
+
+def _due_of(item: _Due) -> int:
+    match item:
+        case ScheduledCall():
+            return item.call.due
+        case ScheduledRequest():
+            return item.request.scheduled_at
+        case _:
+            return item.due
 
 
 async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoch: int | None) -> int:

@@ -13,6 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
+from durably.engine.metrics.catalogue import Metric
+from durably.engine.metrics.gauges import EngineState, read_gauges
 from durably.engine.reports import Changes, RunPage
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
@@ -76,8 +78,11 @@ class SqliteEngine(LocalEngine):
         self._transactions = runtime.transactions
         self._reader = runtime.reader
         self._settings = runtime.settings
+        self.count_followers: Callable[[], int] = lambda: 0
+        """The number of other processes that use this engine, which the leader of in-process mode sets."""
         self._unmatched = UnmatchedEvents()
-        self._outcomes = EventOutcomes(self._settings.clock.now())
+        self._started_at = self._settings.clock.now()
+        self._outcomes = EventOutcomes(self._started_at)
 
     @classmethod
     async def open(
@@ -461,6 +466,20 @@ class SqliteEngine(LocalEngine):
 
     async def run_traces(self, run_id: str) -> list[TracesView]:
         return await self._reader.read(lambda connection: annotations.list_traces(connection, run_id))
+
+    # metrics
+
+    async def read_metrics(self) -> list[Metric]:
+        runtime = self._runtime
+        state = EngineState(
+            runtime.path,
+            self._started_at,
+            [each.id for each in self._transactions.registry.functions.values() if each.is_active],
+            runtime.executor.calls_in_flight(),
+            self.count_followers(),
+        )
+        gauges = read_gauges(state, runtime.counters)
+        return [*runtime.counters.read(), *gauges]
 
     # updates
 

@@ -100,6 +100,7 @@ class Leader:
             leader._engine.cancel()
             await leader._leave()
             raise
+        engine.count_followers = leader._count_followers
         leader._engine.set_result(engine)
         leader._tasks = [asyncio.create_task(leader._watch(engine))]
         if lock is None:
@@ -127,6 +128,9 @@ class Leader:
     def runs_nothing(self) -> bool:
         """Whether no process takes calls."""
         return not self._dispatcher.takes_calls
+
+    def _count_followers(self) -> int:
+        return sum(follower.link is not None for follower in self._followers)
 
     async def update(self) -> None:
         """Report the functions that this process serves. Raises ``ConfigInvalidError``."""

@@ -132,6 +132,10 @@ class Node:
         return role.request(OPERATIONS[name], arguments)
 
     @property
+    def is_leader(self) -> bool:
+        return isinstance(self._get_role(), Leader)
+
+    @property
     def runs_nothing(self) -> bool:
         """Whether this process is the leader and no process takes calls."""
         role = self._get_role()

@@ -125,6 +125,10 @@ class ProcessEngine:
         self._refuse_in_test_run()
         return submit(self._request(operation, arguments, timeout))
 
+    @property
+    def is_leader(self) -> bool:
+        return self._node is not None and self._node.is_leader
+
     # InProcessEngine
 
     def send_events(

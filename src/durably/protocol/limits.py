@@ -46,3 +46,5 @@ CANONICAL_CPU_SHARE = 0.05
 CANONICAL_CPU_BURST = 0.25
 """The share of one CPU, and the seconds of it at once, that a process spends on RFC 8785 forms of bodies that then turn
 out to be badly signed."""
+MAX_METRIC_FUNCTIONS = 200
+"""Functions with time series of their own in an engine's metrics; the others share one label."""

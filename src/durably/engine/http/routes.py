@@ -28,6 +28,7 @@ from durably.protocol.text import get_logger, redact_url
 from .codec import NOT_FOUND, check_header, encode_result, read_arguments
 from .discovery import AppUnreachedError, NoAppError, SyncFailedError
 from .messages import ApiError, data_response, error_response, json_response, read_body
+from .metrics import METRICS_PATH, answer_metrics
 from .syncs import AcceptedSync, AppConflicts, OnSync, SyncAt
 
 READY_SECONDS = 5.0
@@ -137,6 +138,11 @@ async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
     except EngineError as error:
         return error_response(503, error.message)
     return json_response({"status": 200, "message": "OK"})
+
+
+async def _get_metrics(api: ApiState, request: web.Request) -> web.Response:
+    """``GET /metrics``: the engine's metrics for Prometheus."""
+    return await answer_metrics(api.engine, request)
 
 
 async def _get_dev_info(api: ApiState, request: web.Request) -> web.Response:
@@ -313,6 +319,7 @@ HEALTH_PATH = "/health"
 SERVER_ROUTES = (
     Route("GET", HEALTH_PATH, Access.OPEN, _get_health),
     Route("GET", "/ready", Access.OPEN, _get_readiness),
+    Route("GET", METRICS_PATH, Access.SIGNING_KEY, _get_metrics),
     Route("GET", "/dev", Access.DEVELOPMENT, _get_dev_info),
     Route("OPTIONS", "/e/{key}", Access.DEVELOPMENT, _allow_page),
     Route("GET", "/v1/updates", Access.SIGNING_KEY, _stream_updates),

@@ -4,6 +4,7 @@ It has the engine, its API on one address, and syncs with apps. No access log is
 keys.
 """
 
+import contextlib
 import errno
 import os
 import socket
@@ -26,6 +27,7 @@ from .application import create_api, ignore_sync
 from .connections import CONNECTIONS, ConnectionLimits, Connections
 from .discovery import AppDiscovery
 from .messages import SERVER_LOGGER
+from .metrics import create_metrics_page
 from .syncs import OnSync
 
 _LIMITS = ConnectionLimits()
@@ -50,19 +52,19 @@ class EngineServer:
     """An engine with its HTTP API on one address.
 
     Open it with ``await EngineServer.open(path, settings)``, close it with ``await server.close()``. ``origin`` is how
-    clients on this machine reach it, ``discovery`` asks apps to sync with it.
+    clients on this machine reach it, ``discovery`` asks apps to sync with it. ``metrics_origin`` is the origin of the
+    metrics' own address, if they have one.
     """
 
     def __init__(
         self,
         engine: SqliteEngine,
         discovery: AppDiscovery,
-        runner: web.AppRunner,
-        connections: Connections,
         origin: str,
     ) -> None:
         self.engine, self.discovery, self.origin = engine, discovery, origin
-        self._runner, self._connections = runner, connections
+        self.metrics_origin: str | None = None
+        self._served: list[tuple[web.AppRunner, Connections]] = []
 
     @classmethod
     async def open(
@@ -74,13 +76,15 @@ class EngineServer:
         host: str = DEFAULT_HOST,
         port: int = DEFAULT_PORT,
         allowed_hosts: Sequence[str] = (),
+        metrics_address: tuple[str, int] | None = None,
         limits: ConnectionLimits = _LIMITS,
         on_sync: OnSync = ignore_sync,
     ) -> Self:
         """Open the engine and serve its API.
 
         ``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
-        ``allowed_hosts`` are further hosts that dev mode answers to, besides those of this machine.
+        ``allowed_hosts`` are further hosts that dev mode answers to, besides those of this machine. At
+        ``metrics_address``, a host and a port, it serves the metrics alone, without a key.
 
         Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and the engine's errors.
         """
@@ -89,16 +93,15 @@ class EngineServer:
             event_keys=tuple(event_keys),
             signing_keys=tuple(key for key in (settings.signing_key, settings.signing_key_fallback) if key),
         )
-        listener = listen(host, port)
-        try:
-            engine = await SqliteEngine.open(path, settings)
-        except OSError as error:
-            listener.close()
-            raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
-        except BaseException:
-            listener.close()
-            raise
-        origin = f"http://{reachable(host)}:{listener.getsockname()[1]}"
+        with contextlib.ExitStack() as listeners:
+            listener = listeners.enter_context(listen(host, port))
+            metrics = None if metrics_address is None else listeners.enter_context(listen(*metrics_address))
+            try:
+                engine = await SqliteEngine.open(path, settings)
+            except OSError as error:
+                raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
+            listeners.pop_all()  # They are open as long as the server.
+        origin = _origin_of(host, listener)
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(
             engine,
@@ -110,8 +113,15 @@ class EngineServer:
             # Only local hosts and origins reach an engine in dev mode.
             dashboard=Dashboard(engine, allow_anonymous=True) if settings.server_kind is ServerKind.DEV else None,
         )
-        runner, connections = await serve_api(api, listener, limits, shutdown_timeout=SHUTDOWN_SECONDS)
-        return cls(engine, discovery, runner, connections, origin)
+        server = cls(engine, discovery, origin)
+        await server._serve(api, listener, limits)
+        if metrics_address is not None and metrics is not None:
+            await server._serve(create_metrics_page(engine), metrics, limits)
+            server.metrics_origin = _origin_of(metrics_address[0], metrics)
+        return server
+
+    async def _serve(self, app: web.Application, listener: socket.socket, limits: ConnectionLimits) -> None:
+        self._served.append(await serve_api(app, listener, limits, shutdown_timeout=SHUTDOWN_SECONDS))
 
     async def close(self) -> None:
         """Close the engine, then its API.
@@ -122,8 +132,9 @@ class EngineServer:
             await self.engine.close()
         finally:
             await self.discovery.close()
-            await self._connections.close()
-            await self._runner.cleanup()
+            for runner, connections in self._served:
+                await connections.close()
+                await runner.cleanup()
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,6 +166,10 @@ async def serve_api(
     assert runner.server is not None
     connections.start(listener, runner.server)
     return runner, connections
+
+
+def _origin_of(host: str, listener: socket.socket) -> str:
+    return f"http://{reachable(host)}:{listener.getsockname()[1]}"
 
 
 def listen(host: str, port: int) -> socket.socket:

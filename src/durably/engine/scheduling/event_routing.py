@@ -22,6 +22,7 @@ from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.text import get_logger
 
 from .events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
+from .outbox import EventsStored
 from .registry import Function, Registry
 from .transaction import EventOutcome, Transaction
 from .triggers import trigger_function
@@ -58,7 +59,7 @@ def send(
     if sender is not None:
         origin, sending = _origin_of(transaction, sender)
         traceparent = traceparent or sending
-    ids = []
+    ids, stored = [], list[str]()
     for index, checked in enumerate(events):
         event = checked.event
         event_id = seed.id_of(index) if seed else transaction.new_id()
@@ -70,9 +71,11 @@ def send(
             route(transaction, received, event.id or None)
             while transaction.internal_events:
                 route(transaction, transaction.internal_events.popleft())
+            stored.append(event.name)
         ids.append(known or event_id)
     names = dict.fromkeys([checked.event.name for checked in events])
     unmatched = [name for name in names if not (transaction.registry.knows_event(name) or transaction.wait_paths(name))]
+    transaction.outbox.append(EventsStored(stored, unmatched))
     return Sent(ids, unmatched, transaction.outcomes)
 
 

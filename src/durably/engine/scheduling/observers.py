@@ -1,5 +1,7 @@
 """Observers of an engine: they count what it has done."""
 
+from collections.abc import Sequence
+
 import msgspec
 
 from durably.engine.core.answers import Answer
@@ -33,22 +35,30 @@ class Observer:
     """
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
-        """A commit has stored ``changes`` of runs, in their order.
-
-        ``group`` are its transactions.
-        """
+        """A commit has stored ``changes`` of runs; ``group`` are its transactions."""
 
     def on_call(self, call: EndedCall) -> None:
         """A call has ended, with any answer. The answer is stored afterwards."""
 
+    def on_unmatched(self, names: Sequence[str]) -> None:
+        """Events with these names were stored, and match nothing."""
+
+    def on_timers(self, lags: Sequence[int]) -> None:
+        """Timers have fired. ``lags`` are the milliseconds by which they were late."""
+
 
 class Observers:
-    """All observers of an engine. An error of one is logged, and affects nothing else."""
+    """All observers of an engine. An error of one is logged, and affects nothing else.
+
+    ``changes`` are those of the commit whose outboxes are being dispatched.
+    """
 
     def __init__(self) -> None:
         self.all: list[Observer] = []
+        self.changes: list[RunChange] = []
 
-    def on_commit(self, changes: list[RunChange], group: Group) -> None:
+    def on_commit(self, group: Group) -> None:
+        changes, self.changes = self.changes, []
         for observer in self.all:
             try:
                 observer.on_commit(changes, group)
@@ -61,3 +71,17 @@ class Observers:
                 observer.on_call(call)
             except Exception:
                 _logger.exception("%s could not note a call", type(observer).__name__)
+
+    def on_unmatched(self, names: Sequence[str]) -> None:
+        for observer in self.all:
+            try:
+                observer.on_unmatched(names)
+            except Exception:
+                _logger.exception("%s could not note unmatched events", type(observer).__name__)
+
+    def on_timers(self, lags: Sequence[int]) -> None:
+        for observer in self.all:
+            try:
+                observer.on_timers(lags)
+            except Exception:
+                _logger.exception("%s could not note timers", type(observer).__name__)

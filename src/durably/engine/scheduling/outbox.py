@@ -102,6 +102,16 @@ class RunEnded(msgspec.Struct, frozen=True, gc=False):
     run_key: int
 
 
+class EventsStored(msgspec.Struct, frozen=True, gc=False):
+    """The names of events that a sender's request has stored.
+
+    ``unmatched`` are the names for which no function has a trigger, and no run waits.
+    """
+
+    names: list[str]
+    unmatched: list[str]
+
+
 class ContinueBulkOperation(msgspec.Struct, frozen=True, gc=False):
     """A bulk operation that has more runs to process."""
 
@@ -113,6 +123,7 @@ OutboxMessage = (
     | StoredTimer
     | ScheduledRequest
     | RunEnded
+    | EventsStored
     | ControlsChanged
     | Synced
     | ContinueBulkOperation

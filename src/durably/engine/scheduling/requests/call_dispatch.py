@@ -78,6 +78,10 @@ class Executor:
             self._call_queue.add(scheduled if may_keep else msgspec.structs.replace(scheduled, data=None), now)
         self._start_waiting()
 
+    def calls_in_flight(self) -> dict[str, int]:
+        """The number of requests under way by function."""
+        return self._call_queue.under_way()
+
     def is_under_way(self, run_key: int, generation: int) -> bool:
         return (run_key, generation) in self._under_way
 
@@ -223,9 +227,8 @@ class Executor:
         except Exception as error:
             _logger.exception("a call of run %s could not be made", data.run_id)
             answer = failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
-        if self._observers.all:
-            delay = max(0, now - data.call.due)
-            self._observers.on_call(EndedCall(function, scheduled, delay, time.perf_counter() - began, answer))
+        delay = max(0, now - data.call.due)
+        self._observers.on_call(EndedCall(function, scheduled, delay, time.perf_counter() - began, answer))
         return answer
 
 
@@ -374,6 +377,10 @@ class CallQueue:
         if run_key in self._held:
             self._held.discard(run_key)
             self._line_up(self.waiting[run_key][0])
+
+    def under_way(self) -> dict[str, int]:
+        """The number of requests under way by function."""
+        return dict(self._by_function)
 
     def clear(self) -> None:
         self.waiting.clear()

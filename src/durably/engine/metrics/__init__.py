@@ -1,0 +1,1 @@
+"""Metrics of an engine: catalogue, counters, and the form for Prometheus."""

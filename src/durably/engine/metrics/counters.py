@@ -1,0 +1,210 @@
+"""Counters of what an engine has done.
+
+They are integers in memory, which ``EngineCounters`` raises after each commit and call. They begin at zero with each
+start of the engine, as counters of Prometheus may.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from durably.engine.core.answers import AttemptFailed, Unreached
+from durably.engine.core.ops import EXECUTED, REQUESTS
+from durably.engine.scheduling.observers import EndedCall, Observer
+from durably.engine.scheduling.subscriptions import RunChange
+from durably.engine.sqlite.writer import Group
+from durably.engine.views import UpdateKind
+from durably.protocol.limits import MAX_METRIC_FUNCTIONS
+from durably.protocol.text import get_logger
+
+from .catalogue import FAMILIES, OTHER_FUNCTIONS, Metric, Sample
+
+_logger = get_logger("durably.engine")
+
+_MEASURED = EXECUTED | REQUESTS
+_STEP_ENDS = {UpdateKind.STEP_COMPLETED: 0, UpdateKind.STEP_FAILED: 1}
+_RUN_ENDS = {
+    UpdateKind.RUN_COMPLETED: 0,
+    UpdateKind.RUN_FAILED: 1,
+    UpdateKind.RUN_CANCELLED: 2,
+    UpdateKind.RUN_SKIPPED: 3,
+}
+_RUN_OUTCOMES = ("completed", "failed", "cancelled", "skipped")
+_OUTCOMES = ("completed", "failed")
+_FAILED = 1
+_CALL_OUTCOMES = ("answered", "failed", "unreached")
+_ANSWERED, _CALL_FAILED, _UNREACHED = range(3)
+
+
+class Histogram:
+    """A histogram: the number of values of each bucket, and their sum."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, name: str) -> None:
+        self._bounds = FAMILIES[name].buckets
+        self.counts = [0] * (len(self._bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+    def sample(self, *labels: str) -> Sample:
+        return Sample(labels, self.total, tuple(self.counts))
+
+
+class FunctionCounters:
+    """The counters of one function. Lists are by outcome."""
+
+    __slots__ = (
+        "attempts",
+        "call_seconds",
+        "calls",
+        "ended",
+        "queue_delay",
+        "run_seconds",
+        "started",
+        "step_seconds",
+        "steps",
+    )
+
+    def __init__(self) -> None:
+        self.started = 0
+        self.ended = [0] * len(_RUN_OUTCOMES)
+        self.steps = [0] * len(_OUTCOMES)
+        self.attempts = [0] * len(_OUTCOMES)
+        self.calls = [0] * len(_CALL_OUTCOMES)
+        self.run_seconds = Histogram("run_duration_seconds")
+        self.step_seconds = Histogram("step_duration_seconds")
+        self.call_seconds = Histogram("call_duration_seconds")
+        self.queue_delay = Histogram("queue_delay_seconds")
+
+    def note(self, change: RunChange) -> None:
+        kind = change.kind
+        seconds = 0.0 if change.began is None else max(0, change.at - change.began) / 1000
+        if (outcome := _STEP_ENDS.get(kind)) is not None:
+            self.steps[outcome] += 1
+            if change.op in _MEASURED:
+                self.attempts[outcome] += 1
+                self.step_seconds.add(seconds)
+                if change.op in REQUESTS:  # No change reports the engine's own retries.
+                    self.attempts[_FAILED] += change.attempt or 0
+        elif (outcome := _RUN_ENDS.get(kind)) is not None:
+            self.ended[outcome] += 1
+            if outcome <= _FAILED:
+                self.attempts[outcome] += 1
+            if change.began is None:  # It ended as it was created.
+                self.started += 1
+            else:
+                self.run_seconds.add(seconds)
+        elif kind is UpdateKind.RUN_STARTED:
+            self.started += 1
+        elif kind is UpdateKind.RETRYING:
+            self.attempts[_FAILED] += 1
+
+
+class EngineCounters(Observer):
+    """Counts what an engine does.
+
+    At most ``max_functions`` functions have counters of their own; the others share one label. ``received`` is the
+    number of events that were stored for senders.
+    """
+
+    def __init__(self, max_functions: int = MAX_METRIC_FUNCTIONS) -> None:
+        self._max_functions = max_functions
+        self._functions: dict[str, FunctionCounters] = {}
+        self._others: FunctionCounters | None = None
+        self._commits = 0
+        self._failed_transactions = 0
+        self.received = 0
+        self._unmatched = 0
+        self._commit_sizes = Histogram("commit_transactions")
+        self._commit_seconds = Histogram("commit_duration_seconds")
+        self._timer_lag = Histogram("timer_lag_seconds")
+
+    # Observer
+
+    def on_commit(self, changes: list[RunChange], group: Group) -> None:
+        functions = self._functions
+        for change in changes:
+            function_id = change.run.function_id
+            (functions.get(function_id) or self._add(function_id)).note(change)
+        self._failed_transactions += group.failed
+        if group.committed:
+            self._commits += 1
+            self._commit_sizes.add(group.committed)
+            self._commit_seconds.add(group.seconds)
+
+    def on_call(self, call: EndedCall) -> None:
+        counters = self._functions.get(call.function.id) or self._add(call.function.id)
+        counters.queue_delay.add(call.delay / 1000)
+        if isinstance(call.answer, Unreached):
+            counters.calls[_UNREACHED] += 1
+            return
+        counters.calls[_CALL_FAILED if isinstance(call.answer, AttemptFailed) else _ANSWERED] += 1
+        counters.call_seconds.add(call.seconds)
+
+    def on_unmatched(self, names: Sequence[str]) -> None:
+        self._unmatched += len(names)
+
+    def on_timers(self, lags: Sequence[int]) -> None:
+        for lag in lags:
+            self._timer_lag.add(lag / 1000)
+
+    def _add(self, function_id: str) -> FunctionCounters:
+        """The counters of a function that has none yet."""
+        if len(self._functions) < self._max_functions:
+            counters = self._functions[function_id] = FunctionCounters()
+            return counters
+        if self._others is None:
+            self._others = self._functions[OTHER_FUNCTIONS] = FunctionCounters()
+            _logger.warning(
+                "metrics have the label function for at most %d functions: function %r and further ones share the "
+                "label %r",
+                self._max_functions,
+                function_id,
+                OTHER_FUNCTIONS,
+            )
+        return self._others
+
+    def label_of(self, function_id: str) -> str:
+        """The value of the label ``function`` for a function."""
+        counters = self._functions.get(function_id) or self._add(function_id)
+        return OTHER_FUNCTIONS if counters is self._others else function_id
+
+    # reading
+
+    def read(self) -> list[Metric]:
+        """The present values."""
+        return [
+            self._of_functions("runs_started", lambda name, each: [Sample((name,), each.started)]),
+            self._by_outcome("runs_ended", _RUN_OUTCOMES, lambda each: each.ended),
+            self._histograms("run_duration_seconds", lambda each: each.run_seconds),
+            self._by_outcome("steps_ended", _OUTCOMES, lambda each: each.steps),
+            self._histograms("step_duration_seconds", lambda each: each.step_seconds),
+            self._by_outcome("attempts", _OUTCOMES, lambda each: each.attempts),
+            self._by_outcome("calls", _CALL_OUTCOMES, lambda each: each.calls),
+            self._histograms("call_duration_seconds", lambda each: each.call_seconds),
+            self._histograms("queue_delay_seconds", lambda each: each.queue_delay),
+            Metric("events_received", [Sample((), self.received)]),
+            Metric("events_unmatched", [Sample((), self._unmatched)]),
+            Metric("commits", [Sample((), self._commits)]),
+            Metric("commit_transactions", [self._commit_sizes.sample()]),
+            Metric("commit_duration_seconds", [self._commit_seconds.sample()]),
+            Metric("transactions_failed", [Sample((), self._failed_transactions)]),
+            Metric("timer_lag_seconds", [self._timer_lag.sample()]),
+        ]
+
+    def _of_functions(self, name: str, read: Callable[[str, FunctionCounters], Iterable[Sample]]) -> Metric:
+        return Metric(name, [sample for label, each in self._functions.items() for sample in read(label, each)])
+
+    def _by_outcome(
+        self, name: str, outcomes: Sequence[str], read: Callable[[FunctionCounters], Sequence[int]]
+    ) -> Metric:
+        def samples(label: str, each: FunctionCounters) -> Iterator[Sample]:
+            return (Sample((label, outcome), count) for outcome, count in zip(outcomes, read(each), strict=True))
+
+        return self._of_functions(name, samples)
+
+    def _histograms(self, name: str, read: Callable[[FunctionCounters], Histogram]) -> Metric:
+        return self._of_functions(name, lambda label, each: [read(each).sample(label)])

@@ -1,0 +1,70 @@
+"""The engine's metrics in the app's own registry, in the leader and in a follower."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from durably import Client, Context, Embedded, Event, TriggerEvent
+from durably.comm import CommHandler
+
+FOLLOWER = """
+import sys
+from prometheus_client import CollectorRegistry, generate_latest
+from durably import Embedded
+for options in ({}, {"in_leader_only": True}):
+    registry = CollectorRegistry()
+    registry.register(Embedded(sys.argv[1]).prometheus_collector(**options))
+    print(generate_latest(registry).decode(), end="\\0")
+"""
+
+
+def values(text: str) -> dict[str, float]:
+    return {
+        ",".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def scrape(engine: Embedded) -> dict[str, float]:
+    registry = CollectorRegistry(auto_describe=True)
+    registry.register(engine.prometheus_collector())
+    return values(generate_latest(registry).decode())
+
+
+async def test_leader_and_follower_show_the_same_metrics_and_only_the_leader_if_asked(tmp_path: Path) -> None:
+    engine = Embedded(tmp_path / "durably.db")
+    client = Client(app_id="shop", is_production=False, engine=engine)
+
+    @client.create_function(fn_id="order", trigger=TriggerEvent(event="order"))
+    async def order(ctx: Context) -> int:
+        return await ctx.step.run("price", lambda: 42)
+
+    CommHandler(client=client, framework="test", functions=[order])
+    async with engine.running():
+        (event_id,) = await client.send(Event(name="order"))
+        (run,) = await engine.event_runs(event_id)
+        await engine.wait_for_run(run.id)
+        own = await asyncio.to_thread(scrape, engine)
+        follower = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", FOLLOWER, engine.path, stdout=subprocess.PIPE
+        )
+        output, _ = await follower.communicate()
+    of_follower, only_of_leaders = (values(text) for text in output.decode().split("\0")[:2])
+    for shown in (own, of_follower):
+        assert shown["durably_runs_ended_total,shop-order,completed"] == 1
+        assert shown["durably_steps_ended_total,shop-order,completed"] == 1
+        assert shown["durably_up"] == 1
+    assert own["durably_processes,follower"] == 0
+    assert of_follower["durably_processes,follower"] == 1
+    assert "durably_commits_total" not in only_of_leaders
+
+
+def test_a_collector_may_be_registered_before_the_engine_starts_and_shows_that_none_answers(tmp_path: Path) -> None:
+    engine = Embedded(tmp_path / "durably.db")
+    assert scrape(engine) == {"durably_up": 0}, "a test run starts no engine"
+    assert not (tmp_path / "durably.db").exists()
