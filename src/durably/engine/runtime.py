@@ -38,6 +38,7 @@ from durably.engine.scheduling.requests.call_dispatch import Executor
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller, TracedCaller
 from durably.engine.scheduling.requests.step_requests import Outbound, Requests
 from durably.engine.scheduling.retention import PurgeStore, Retention
+from durably.engine.scheduling.statistics import Statistics
 from durably.engine.scheduling.subscriptions import CompletionWaiters, RunChange, Subscriptions
 from durably.engine.scheduling.timers import Loaded, Timers, load_timers
 from durably.engine.scheduling.transact import Transactions
@@ -107,7 +108,10 @@ class Runtime:
         self.counters = EngineCounters()
         self.observers = Observers()
         self.changes = ChangeFeed(settings.clock.now(), asyncio.get_running_loop())
-        self.observers.all += [self.changes, self.counters]
+        self.statistics = Statistics(path, self.transactions, settings.clock)
+        self.observers.add(self.changes)
+        self.observers.add(self.statistics)
+        self.observers.add(self.counters)
         self._caller = make_caller(settings)
         if settings.tracing is not None:
             self._caller = TracedCaller(self._caller, settings.tracing)
@@ -157,8 +161,12 @@ class Runtime:
             if lock is not None:
                 lock.release()
             raise
-        runtime.transactions.start(runtime._dispatch_after_commit, runtime.observers.on_commit)
         try:
+            try:
+                await runtime.statistics.open()
+            finally:
+                runtime.transactions.start(runtime._dispatch_after_commit, runtime.observers.on_commit)
+            runtime.statistics.start()
             await runtime._recover()
         except BaseException:
             await runtime.close()
@@ -186,6 +194,7 @@ class Runtime:
         await self._requests.close()
         self.transactions.close()
         await self._writer.close()
+        await self.statistics.close()
         await self.reader.close()
         await self._caller.close()
         await asyncio.to_thread(self._connection.close)

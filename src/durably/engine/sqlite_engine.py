@@ -140,7 +140,7 @@ class SqliteEngine(LocalEngine):
 
     def observe(self, observer: Observer) -> None:
         """Report to ``observer`` what this engine does from now on."""
-        self._runtime.observers.all.append(observer)
+        self._runtime.observers.add(observer)
 
     # events
 

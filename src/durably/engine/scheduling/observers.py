@@ -50,23 +50,33 @@ class Observer:
 class Observers:
     """All observers of an engine. An error of one is logged, and affects nothing else.
 
-    ``changes`` are those of the commit whose outboxes are being dispatched.
+    ``changes`` are those of the commit that is dispatched now; ``are_of_calls`` if an observer counts calls.
     """
 
     def __init__(self) -> None:
-        self.all: list[Observer] = []
         self.changes: list[RunChange] = []
+        self.are_of_calls = False
+        self._of_commits: list[Observer] = []
+        self._of_calls: list[Observer] = []
+
+    def add(self, observer: Observer) -> None:
+        if type(observer).on_commit is not Observer.on_commit:
+            self._of_commits.append(observer)
+        if type(observer).on_call is not Observer.on_call:
+            self._of_calls.append(observer)
+            self.are_of_calls = True
 
     def on_commit(self, group: Group) -> None:
+        """A commit has stored ``changes``."""
         changes, self.changes = self.changes, []
-        for observer in self.all:
+        for observer in self._of_commits:
             try:
                 observer.on_commit(changes, group)
             except Exception:
                 _logger.exception("%s could not note a commit", type(observer).__name__)
 
     def on_call(self, call: EndedCall) -> None:
-        for observer in self.all:
+        for observer in self._of_calls:
             try:
                 observer.on_call(call)
             except Exception:

@@ -335,6 +335,38 @@ _TRACES = """
 ALTER TABLE events ADD COLUMN traceparent TEXT;
 """
 
+_STATISTICS = """
+-- Numbers of runs by minute since the epoch, of those created then and of those that ended then. After some hours the
+-- minutes of a quarter of an hour are joined into its first, and after some days those of an hour.
+CREATE TABLE run_counts (
+    minute INTEGER NOT NULL,
+    function_id TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    completed INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    cancelled INTEGER NOT NULL,
+    skipped INTEGER NOT NULL,
+    PRIMARY KEY (minute, function_id)
+) WITHOUT ROWID;
+-- run_counts has all minutes before counted_until, and none after; it is NULL before the first are stored.
+CREATE TABLE statistics (
+    id INTEGER PRIMARY KEY CHECK (id = 1),
+    counted_until INTEGER
+);
+INSERT INTO statistics (id, counted_until) VALUES (1, NULL);
+
+-- The last sync of each app: JSON in the form of durably.engine.reports.SyncReport.
+CREATE TABLE app_syncs (
+    app_id TEXT PRIMARY KEY,
+    sync BLOB NOT NULL
+) WITHOUT ROWID;
+
+-- How many waits and runs an event has ended; NULL if none.
+ALTER TABLE events ADD COLUMN ended INTEGER;
+-- Of earlier events that is not known: they may have.
+UPDATE events SET ended = 1 WHERE name IN (SELECT event FROM wait_paths);
+"""
+
 MIGRATIONS = (
     _FIRST,
     _FLOW_CONTROL,
@@ -346,5 +378,6 @@ MIGRATIONS = (
     _ANNOTATIONS,
     _RUN_LINKS,
     _TRACES,
+    _STATISTICS,
 )
 """Scripts in order; each raises the version by one. Statements of released scripts never change."""

@@ -5,6 +5,7 @@ Their order, as many at a time as allowed, each with its run's memos.
 
 import asyncio
 import functools
+import itertools
 import sqlite3
 import time
 from collections import Counter, deque
@@ -81,6 +82,10 @@ class Executor:
     def calls_in_flight(self) -> dict[str, int]:
         """The number of requests under way by function."""
         return self._call_queue.under_way()
+
+    def loads(self) -> "dict[str, CallLoad]":
+        """See ``CallQueue``."""
+        return self._call_queue.loads()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
         return (run_key, generation) in self._under_way
@@ -227,8 +232,9 @@ class Executor:
         except Exception as error:
             _logger.exception("a call of run %s could not be made", data.run_id)
             answer = failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
-        delay = max(0, now - data.call.due)
-        self._observers.on_call(EndedCall(function, scheduled, delay, time.perf_counter() - began, answer))
+        if self._observers.are_of_calls:
+            delay = max(0, now - data.call.due)
+            self._observers.on_call(EndedCall(function, scheduled, delay, time.perf_counter() - began, answer))
         return answer
 
 
@@ -294,6 +300,22 @@ RUN_REQUESTS = 32
 _MAX_BATCH = 32
 
 
+_LOOKED_AT, _LOOKED_AT_OF_RUN = 1_000, 32
+"""Runs, and calls of a run, among which the oldest call is searched."""
+
+
+class CallLoad(msgspec.Struct, frozen=True):
+    """Calls of a function.
+
+    ``waiting`` calls are due, and not made yet; ``oldest`` is the time at which the first was due. ``in_flight`` is the
+    number of requests under way.
+    """
+
+    waiting: int
+    oldest: int | None
+    in_flight: int
+
+
 class CallQueue:
     """Due calls: their order, and which calls of a run share a request.
 
@@ -308,6 +330,7 @@ class CallQueue:
         self._held: set[int] = set()  # runs with as many requests under way as possible
         self._by_run: Counter[int] = Counter()
         self._by_function: Counter[str] = Counter()
+        self._waiting_by_function: Counter[str] = Counter()
         self._under_way = 0
         self._now = 0
 
@@ -328,6 +351,7 @@ class CallQueue:
         self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their place.
         run_key = scheduled.run_key
         queue = self.waiting.setdefault(run_key, deque())
+        self._waiting_by_function[scheduled.function_id] += 1
         if scheduled.call.is_discovery:
             queue.appendleft(scheduled)
             if run_key in self._held:
@@ -354,6 +378,7 @@ class CallQueue:
                 continue
             taken = _take_batch(queue, -(-len(queue) // max(own_free, 1)))
             self._count(taken[0])
+            self._waiting_by_function[taken[0].function_id] -= len(taken)
             if queue:
                 self._line_up(queue[0])
             else:
@@ -384,8 +409,25 @@ class CallQueue:
 
     def clear(self) -> None:
         self.waiting.clear()
+        self._waiting_by_function.clear()
         self._turns.clear()
         self._held.clear()
+
+    def loads(self) -> dict[str, CallLoad]:
+        """The calls of each function that has any.
+
+        The time of the oldest is that of the first calls of the first runs that wait.
+        """
+        oldest: dict[str, int] = {}
+        for queue in itertools.islice(self.waiting.values(), _LOOKED_AT):
+            first = min(scheduled.call.due for scheduled in itertools.islice(queue, _LOOKED_AT_OF_RUN))
+            function_id = queue[0].function_id
+            oldest[function_id] = min(first, oldest.get(function_id, first))
+        waiting = +self._waiting_by_function
+        return {
+            function_id: CallLoad(waiting[function_id], oldest.get(function_id), self._by_function[function_id])
+            for function_id in waiting.keys() | self._by_function.keys()
+        }
 
     def _count(self, scheduled: ScheduledCall) -> None:
         self._by_run[scheduled.run_key] += 1
