@@ -56,10 +56,12 @@ class Observers:
     def __init__(self) -> None:
         self.changes: list[RunChange] = []
         self.are_of_calls = False
+        self._all: list[Observer] = []
         self._of_commits: list[Observer] = []
         self._of_calls: list[Observer] = []
 
     def add(self, observer: Observer) -> None:
+        self._all.append(observer)
         if type(observer).on_commit is not Observer.on_commit:
             self._of_commits.append(observer)
         if type(observer).on_call is not Observer.on_call:
@@ -83,14 +85,14 @@ class Observers:
                 _logger.exception("%s could not note a call", type(observer).__name__)
 
     def on_unmatched(self, names: Sequence[str]) -> None:
-        for observer in self.all:
+        for observer in self._all:
             try:
                 observer.on_unmatched(names)
             except Exception:
                 _logger.exception("%s could not note unmatched events", type(observer).__name__)
 
     def on_timers(self, lags: Sequence[int]) -> None:
-        for observer in self.all:
+        for observer in self._all:
             try:
                 observer.on_timers(lags)
             except Exception:
