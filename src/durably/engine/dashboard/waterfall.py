@@ -24,7 +24,7 @@ _TICKS = sorted(
     + [count * unit for unit in _UNITS[1:3] for count in (15, 30)]
     + [count * _UNITS[2] for count in (1, 2, 5, 10)]
     + [count * _UNITS[3] for count in (1, 2, 3, 6, 12)]
-    + [count * _UNITS[4] for count in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)]
+    + [count * _UNITS[4] for count in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 5_000)]
 )
 """Distances of ticks in milliseconds."""
 _OUTSIDE = 2.0

@@ -1,0 +1,242 @@
+"""The page of a run, its values and its actions."""
+
+import datetime as dt
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import pytest
+
+import durably
+from durably.engine.dashboard.dashboard import Dashboard
+from durably.protocol.opcodes import hash_step_id
+from durably.testing import TestEngine
+from durably.testing.engine_base import TestRun
+
+from .pages import get, header, page, post, token_of
+
+HOSTILE = '"><script>alert(1)</script>\u202e\x1b[31m'
+
+
+class Shop:
+    """A function that fails while ``is_broken``, in a test engine with its dashboard."""
+
+    def __init__(self) -> None:
+        self.client = durably.Client(app_id="shop", app_version="7.1")
+        self.is_broken = True
+        self.charged: list[Any] = []
+        self.functions = [self._order(), self._child()]
+        self.engine = TestEngine(self.client, self.functions)
+
+    @property
+    def dashboard(self) -> Dashboard:
+        return Dashboard(self.engine._engine, allow_anonymous=True)
+
+    def _order(self) -> durably.Function[Any]:
+        @self.client.create_function(
+            fn_id="order", name="Take an order", trigger=durably.TriggerEvent(event="order/placed"), retries=1
+        )
+        async def order(ctx: durably.Context) -> Any:
+            await ctx.step.run("reserve", lambda: {"left": 3, HOSTILE: HOSTILE})
+            await ctx.step.run("charge", self._charge, ctx.event.data["amount"])
+            return {"items": list(range(ctx.event.data["items"])), "text": HOSTILE}
+
+        return order
+
+    def _child(self) -> durably.Function[Any]:
+        @self.client.create_function(fn_id="waiter", trigger=durably.TriggerEvent(event="wait/began"))
+        async def waiter(ctx: durably.Context) -> None:
+            await ctx.step.wait_for_event("answer", event="answer/given", timeout=dt.timedelta(days=1))
+
+        return waiter
+
+    async def _charge(self, amount: int) -> str:
+        self.charged.append(amount)
+        if self.is_broken:
+            raise ConnectionError("the provider does not answer")
+        return f"charged {amount}"
+
+    async def order(self, *, items: int = 3) -> TestRun:
+        return await (
+            await self.engine.send(
+                durably.Event(name="order/placed", data={"amount": 10, "items": items, "by": HOSTILE})
+            )
+        ).wait()
+
+    async def act(self, run_id: str, action: str, **form: str) -> str:
+        """Send a form of the run's page, and return where the answer leads."""
+        token, cookie = await token_of(self.dashboard, f"/runs/{run_id}")
+        answer = await post(self.dashboard, f"/runs/{run_id}/{action}", token, cookie, **form)
+        assert answer.status_code == 303, answer.body.decode()
+        await self.engine.run_until_idle()
+        return header(answer, "location") or ""
+
+    async def rerun(self, run_id: str, **form: str) -> TestRun:
+        location = await self.act(run_id, "rerun", **form)
+        [new_id] = re.findall(r"^/runs/(\w+)\?notice=rerun$", location)
+        [new] = [run for run in self.engine.runs() if run.id == new_id]
+        return new
+
+
+@pytest.fixture
+async def shop() -> AsyncIterator[Shop]:
+    shop = Shop()
+    async with shop.engine:
+        yield shop
+
+
+async def test_the_head_has_the_facts(shop: Shop) -> None:
+    run = await shop.order()
+    text = await page(shop.dashboard, f"/runs/{run.id}")
+    for part in ("Take an order", "shop-order", "order/placed", "1 of 2", ">shop", run.id, "status-failed"):
+        assert part in text
+
+
+async def test_a_run_that_does_not_exist_is_a_page_with_404(shop: Shop) -> None:
+    for path in ("/runs/nothing", "/runs/nothing/test", "/runs/nothing/value"):
+        response = await get(shop.dashboard, path)
+        assert response.status_code == 404
+        assert b"There is no such run" in response.body
+
+
+async def test_the_error_is_first_with_its_traceback_and_step(shop: Shop) -> None:
+    run = await shop.order()
+    text = await page(shop.dashboard, f"/runs/{run.id}")
+    assert "<strong>ConnectionError</strong>: the provider does not answer" in text
+    assert "in the step <a" in text
+    chosen = await page(shop.dashboard, f"/runs/{run.id}", f"step={hash_step_id('charge')}")
+    assert "Failed attempts" in chosen
+    assert "Attempt 1" in chosen
+
+
+async def test_a_chosen_step_shows_its_output(shop: Shop) -> None:
+    run = await shop.order()
+    text = await page(shop.dashboard, f"/runs/{run.id}", f"step={hash_step_id('reserve')}")
+    assert '<span class="json-key">&#34;left&#34;</span>' in text
+    assert 'aria-current="true"' in text
+
+
+async def test_hostile_text_is_escaped(shop: Shop) -> None:
+    shop.is_broken = False
+    run = await shop.order()
+    for path, query in (
+        (f"/runs/{run.id}", ""),
+        (f"/runs/{run.id}", f"step={hash_step_id('reserve')}"),
+        (f"/runs/{run.id}", "step=%22%3E%3Cscript%3E&zoom=%22%3E%3Cscript%3E&notice=%3Cscript%3E"),
+        (f"/runs/{run.id}/value", "of=output"),
+        (f"/runs/{run.id}/test", ""),
+    ):
+        text = await page(shop.dashboard, path, query)
+        assert "<script>" not in text
+        assert "\u202e" not in text
+        assert "\x1b" not in text
+
+
+async def test_parts_of_a_value_have_pages(shop: Shop) -> None:
+    shop.is_broken = False
+    run = await shop.order(items=500)
+    text = await page(shop.dashboard, f"/runs/{run.id}")
+    assert "400 more" in text
+    rest = await page(shop.dashboard, f"/runs/{run.id}/value", "of=output&at=/items&from=450")
+    assert ">499<" in rest
+    assert ">100<" not in rest
+    raw = await get(shop.dashboard, f"/runs/{run.id}/value", "of=output&raw=1")
+    assert header(raw, "content-type") == "application/json"
+    assert (header(raw, "content-disposition") or "").startswith("attachment")
+    assert msgspec.json.decode(raw.body)["items"][499] == 499
+
+
+@pytest.mark.parametrize("query", ["of=nothing", "of=output:abc", "of=event:x", "of=output&at=/x", "of=input:x&raw=1"])
+async def test_a_value_that_does_not_exist_is_a_page_with_404(shop: Shop, query: str) -> None:
+    shop.is_broken = False
+    run = await shop.order()
+    assert (await get(shop.dashboard, f"/runs/{run.id}/value", query)).status_code == 404
+
+
+async def test_an_event_has_a_value(shop: Shop) -> None:
+    run = await shop.order()
+    [event] = run.events
+    text = await page(shop.dashboard, f"/runs/{run.id}/value", f"of=event:{quote(event.id)}&at=/amount")
+    assert '<span class="json-number">10</span>' in text
+
+
+async def test_a_run_that_waits_can_be_cancelled(shop: Shop) -> None:
+    run = await shop.engine.send(durably.Event(name="wait/began"))
+    text = await page(shop.dashboard, f"/runs/{run.id}", f"step={hash_step_id('answer')}")
+    assert "Times out" in text
+    assert "answer/given" in text
+    location = await shop.act(run.id, "cancel")
+    assert run.status == "Cancelled"
+    assert "The run was cancelled." in await page(shop.dashboard, *location.split("?"))
+    assert "/cancel" not in await page(shop.dashboard, f"/runs/{run.id}")
+
+
+async def test_a_rerun_executes_all_steps(shop: Shop) -> None:
+    run = await shop.order()
+    shop.is_broken = False
+    new = await shop.rerun(run.id)
+    new.assert_completed()
+    assert shop.charged == [10, 10, 10]
+    text = await page(shop.dashboard, f"/runs/{new.id}")
+    assert run.id in text  # the run that it repeats
+
+
+async def test_a_failed_run_is_replayed_from_its_failed_step_after_a_fix(shop: Shop) -> None:
+    run = await shop.order()
+    text = await page(shop.dashboard, f"/runs/{run.id}")
+    [step] = re.findall(r'name="step" value="(\w+)">\s*<button[^>]*>Replay from the failed step', text)
+    shop.is_broken = False
+    new = await shop.rerun(run.id, step=step)
+    new.assert_completed()
+    assert new.steps["reserve"].ended_at == run.steps["reserve"].ended_at
+
+
+async def test_a_step_is_rerun_with_another_input(shop: Shop) -> None:
+    shop.is_broken = False
+    run = await shop.order()
+    new = await shop.rerun(run.id, step=hash_step_id("charge"), input="[ 99 ]")
+    assert new.steps["charge"].output == "charged 99"
+
+
+@pytest.mark.parametrize("given", ["{", '{"a": 1}', "99", "[1,]", "[" * 5000])
+async def test_an_input_that_is_no_array_is_explained(shop: Shop, given: str) -> None:
+    run = await shop.order()
+    token, cookie = await token_of(shop.dashboard, f"/runs/{run.id}")
+    answer = await post(
+        shop.dashboard, f"/runs/{run.id}/rerun", token, cookie, step=hash_step_id("charge"), input=given
+    )
+    assert answer.status_code == 400
+    assert b"JSON array" in answer.body
+    assert len(shop.engine.runs()) == 1
+
+
+async def test_a_step_that_does_not_exist_is_not_rerun(shop: Shop) -> None:
+    run = await shop.order()
+    token, cookie = await token_of(shop.dashboard, f"/runs/{run.id}")
+    answer = await post(shop.dashboard, f"/runs/{run.id}/rerun", token, cookie, step="nothing")
+    assert answer.status_code == 400
+    assert b"nothing" in answer.body
+
+
+async def test_the_event_is_sent_again(shop: Shop) -> None:
+    run = await shop.order()
+    await shop.act(run.id, "send-event")
+    first, second = shop.engine.runs()
+    assert second.events[0].data == first.events[0].data
+    assert second.events[0].id != first.events[0].id
+
+
+async def test_an_event_of_an_engine_is_not_sent_again(shop: Shop) -> None:
+    run = await shop.engine.invoke(shop.functions[1])
+    assert "Send event again" not in await page(shop.dashboard, f"/runs/{run.id}")
+    token, cookie = await token_of(shop.dashboard, f"/runs/{run.id}")
+    assert (await post(shop.dashboard, f"/runs/{run.id}/send-event", token, cookie)).status_code == 400
+
+
+async def test_a_run_has_its_code_as_a_test(shop: Shop) -> None:
+    run = await shop.order()
+    text = await page(shop.dashboard, f"/runs/{run.id}/test")
+    assert "from durably.testing import TestEngine" in text
+    assert 'data-copy-of="code"' in text

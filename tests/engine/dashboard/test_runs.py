@@ -1,0 +1,147 @@
+"""The list of runs, and the search by an id."""
+
+import datetime as dt
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+import pytest
+
+import durably
+from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.reports import RunPage
+from durably.testing import TestEngine
+
+from .pages import get, header, page
+
+NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[TestEngine]:
+    client = durably.Client(app_id="shop")
+
+    @client.create_function(fn_id="ship", trigger=durably.TriggerEvent(event="order/placed"), retries=0)
+    async def ship(ctx: durably.Context) -> dict[str, object]:
+        if ctx.event.data["total"] > 100:
+            raise ValueError("the parcel is <b>too heavy</b>\nfor the post")
+        return {"weight": ctx.event.data["total"]}
+
+    @client.create_function(fn_id="mail", trigger=durably.TriggerEvent(event="order/shipped"))
+    async def mail(ctx: durably.Context) -> None:
+        await ctx.step.sleep("a day", dt.timedelta(days=1))
+
+    async with TestEngine(client, [ship, mail], now=NOON) as engine:
+        yield engine
+
+
+@pytest.fixture
+def dashboard(engine: TestEngine) -> Dashboard:
+    return Dashboard(engine._engine, allow_anonymous=True)
+
+
+async def place(engine: TestEngine, *totals: int) -> list[str]:
+    runs = [await engine.send(durably.Event(name="order/placed", data={"total": total})) for total in totals]
+    for run in runs:
+        await run.wait()
+    return [run.id for run in runs]
+
+
+def shown(text: str, *ids: str) -> list[bool]:
+    return [f'id="run-{id}"' in text for id in ids]
+
+
+async def test_an_engine_without_apps_shows_the_next_step(tmp_path: object) -> None:
+    client = durably.Client(app_id="none")
+    async with TestEngine(client, []) as engine:
+        text = await page(Dashboard(engine._engine, allow_anonymous=True), "/runs")
+        assert "durably dev module:app" in text
+
+
+async def test_an_app_without_runs_shows_an_event_to_send(dashboard: Dashboard) -> None:
+    assert 'durably.Event(name="order/placed"' in await page(dashboard, "/runs")
+
+
+async def test_runs_are_the_newest_first_with_their_errors(engine: TestEngine, dashboard: Dashboard) -> None:
+    first, second = await place(engine, 5, 500)
+    text = await page(dashboard, "/runs")
+    assert text.index(second) < text.index(first)
+    assert "ValueError: the parcel is &lt;b&gt;too heavy&lt;/b&gt;</div>" in text
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("status=Failed", [False, True, False]),
+        ("status=completed", [True, False, False]),
+        ("function=shop-mail", [False, False, True]),
+        ("app=shop", [True, True, True]),
+        ("app=other", [False, False, False]),
+        ("event=order/shipped", [False, False, True]),
+        ("if=" + quote("event.data.total > 100"), [False, True, False]),
+        ("if=" + quote("output.weight == 5"), [True, False, False]),
+        ("from=2026-03-01T12:30", [False, False, True]),
+        ("until=2026-03-01T12:30:00Z", [True, True, False]),
+        ("status=Failed&function=shop-mail", [False, False, False]),
+        ("status=&function=&if=", [True, True, True]),
+        ("since=1h", [False, False, False]),  # The clock of the test is behind.
+    ],
+)
+async def test_the_url_is_the_filter(
+    engine: TestEngine, dashboard: Dashboard, query: str, expected: list[bool]
+) -> None:
+    ids = await place(engine, 5, 500)
+    await engine.advance(dt.timedelta(hours=1))
+    ids.append((await engine.send(durably.Event(name="order/shipped"))).id)
+    text = await page(dashboard, "/runs", query)
+    assert shown(text, *ids) == expected
+    assert ("No run matches the filter" in text) is (not any(expected))
+
+
+async def test_an_id_or_its_end_finds_the_run(engine: TestEngine, dashboard: Dashboard) -> None:
+    [first, second] = await place(engine, 5, 6)
+    for text in (first, first[-6:], first[-6:].lower()):
+        found = await get(dashboard, "/search", f"q={text}")
+        assert (found.status_code, header(found, "location")) == (303, f"/runs/{first}")
+    assert shown(await page(dashboard, "/runs", f"id={second[-6:]}"), first, second) == [False, True]
+    nothing = await get(dashboard, "/search", "q=%3Cnothing%3E")
+    assert header(nothing, "location") == "/runs?id=%3Cnothing%3E"
+
+
+async def test_an_expression_that_is_not_valid_is_explained(dashboard: Dashboard) -> None:
+    text = await page(dashboard, "/runs", "if=" + quote("event.data.total >"))
+    assert 'role="alert"' in text
+
+
+@pytest.mark.parametrize("query", ["status=Nonsense", "from=yesterday", "since=a%20while", "since=999999999999w"])
+async def test_a_filter_that_is_not_valid_is_a_page_with_400(dashboard: Dashboard, query: str) -> None:
+    response = await get(dashboard, "/runs", query)
+    assert response.status_code == 400
+    assert b"not valid" in response.body
+
+
+async def test_older_runs_are_on_further_pages(
+    engine: TestEngine, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("durably.engine.dashboard.pages.runs.PAGE_SIZE", 2)
+    ids = await place(engine, 1, 2, 3)
+    text = await page(dashboard, "/runs", "function=shop-ship")
+    assert shown(text, *ids) == [False, True, True]
+    older = text.partition('rel="next" href="/runs?')[2].partition('"')[0].replace("&amp;", "&")
+    assert "function=shop-ship" in older
+    text = await page(dashboard, "/runs", older)
+    assert shown(text, *ids) == [True, False, False]
+    assert ">Newest</a>" in text
+    assert "data-live-url" not in text
+
+
+async def test_the_search_says_how_far_it_has_looked(
+    engine: TestEngine, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def search_runs(**options: object) -> RunPage:
+        return RunPage(runs=[], cursor="01ABC", searched_until=NOON)
+
+    monkeypatch.setattr(engine._engine, "search_runs", search_runs)
+    text = await page(dashboard, "/runs", "if=true")
+    assert "No run matches so far" in text
+    assert "2026-03-01 12:00:00 UTC" in text
+    assert "Search older runs" in text
