@@ -59,11 +59,8 @@ class Shop:
         return f"charged {amount}"
 
     async def order(self, *, items: int = 3) -> TestRun:
-        return await (
-            await self.engine.send(
-                durably.Event(name="order/placed", data={"amount": 10, "items": items, "by": HOSTILE})
-            )
-        ).wait()
+        data = {"amount": 10, "items": items, "by": HOSTILE}
+        return await (await self.engine.send(durably.Event(name="order/placed", data=data))).wait()
 
     async def act(self, run_id: str, action: str, **form: str) -> str:
         """Send a form of the run's page, and return where the answer leads."""
@@ -204,9 +201,8 @@ async def test_a_step_is_rerun_with_another_input(shop: Shop) -> None:
 async def test_an_input_that_is_no_array_is_explained(shop: Shop, given: str) -> None:
     run = await shop.order()
     token, cookie = await token_of(shop.dashboard, f"/runs/{run.id}")
-    answer = await post(
-        shop.dashboard, f"/runs/{run.id}/rerun", token, cookie, step=hash_step_id("charge"), input=given
-    )
+    step = hash_step_id("charge")
+    answer = await post(shop.dashboard, f"/runs/{run.id}/rerun", token, cookie, step=step, input=given)
     assert answer.status_code == 400
     assert b"JSON array" in answer.body
     assert len(shop.engine.runs()) == 1
