@@ -38,15 +38,17 @@ class CallPath:
 
 
 def usual_path(paths: Sequence[CallPath]) -> CallPath:
-    """The functions that are called once in most of several recordings of the same input.
+    """The functions of several recordings of the same input, with their calls in all of them.
 
-    Threads may begin the next step of a path before the recording of the last one ends, or after it. So a function
-    counts by its calls in all recordings together.
+    The last functions of a path may be called in another thread after its recording has ended. They are in the next
+    one, so a function counts if it is in a third of the recordings.
     """
-    usual, calls = CallPath(), Counter[Function]()
+    recordings, calls = Counter[Function](), Counter[Function]()
     for path in paths:
+        recordings.update(path.calls.keys())
         calls.update(path.calls)
-    usual.calls = {function: count for function, count in calls.items() if 2 * count > len(paths)}
+    usual = CallPath()
+    usual.calls = {function: count for function, count in calls.items() if 3 * recordings[function] >= len(paths)}
     return usual
 
 

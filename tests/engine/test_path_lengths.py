@@ -18,9 +18,9 @@ from durably.engine.settings import Durability, EngineSettings
 from ..paths import CallPath, Tracer, usual_path
 
 ROUNDS = 9
-MAX_FUNCTIONS = 111
-MAX_MODULES = 40
-"""Lower them when the path gets shorter: the aim is 100 functions in 22 modules."""
+MAX_FUNCTIONS = 107
+MAX_MODULES = 38
+"""Lower them when the path gets shorter: the aim is 100 functions in 22 modules. Counting takes eight functions."""
 
 
 class BareApp:

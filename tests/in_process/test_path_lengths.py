@@ -9,7 +9,7 @@ from durably.comm import CommHandler
 from ..paths import CallPath, Tracer, usual_path
 
 STEPS = 12
-_MAX_FUNCTIONS = 93
+_MAX_FUNCTIONS = 85
 _MAX_MODULES = 29
 
 

@@ -313,11 +313,12 @@ class AsyncCall:
 
         This ends the call unless a checkpoint can store the step.
         """
-        checkpointer = self._replay.checkpointer
+        replay = self._replay
+        checkpointer = replay.checkpointer
         try:
-            if (diverged := self._divergence(step.request.step_id)) is not None:
+            if (replay.memos or replay.early) and (diverged := self._divergence(step.request.step_id)) is not None:
                 await self._end_and_wait(diverged)
-            report = await self._replay.execute(step, group_mode.get(), self._call_handler)
+            report = await replay.execute(step, group_mode.get(), self._call_handler)
             if checkpointer is None:
                 self._executed.append(report)
             elif (memo := await apart_from_run(checkpointer.take(report))) is not None:

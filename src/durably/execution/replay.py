@@ -219,13 +219,14 @@ class Replay(msgspec.Struct, kw_only=True):
     target was new in the call that planned it.
     """
     targets: Collection[str] = ()
+    early: str | None = None
+    """The id of the first step that was reached before others that finished earlier. See ``divergence``."""
     _counts: dict[str, int] = {}
     _reached: int = 0
     _reached_ids: set[str] = set()
     _positions: dict[str, int] | None = None
     _last: str | None = None
     _place: int = 0
-    _early: str | None = None
     _has_diverged: bool = False
 
     def __post_init__(self) -> None:
@@ -272,13 +273,13 @@ class Replay(msgspec.Struct, kw_only=True):
         value = memos.pop(hashed_id, None)
         if value is None:
             return None
-        if in_order and self._early is None:
+        if in_order and self.early is None:
             stack, place = self.stack, self._place
             while place < len(stack) and (stack[place] in self._reached_ids or stack[place] not in memos):
                 place += 1
             self._place = place
             if place < len(stack) and self.position(hashed_id) > place:
-                self._early = step.request.step_id
+                self.early = step.request.step_id
         self.is_last_taken = not memos if self._last is None else hashed_id == self._last
         if isinstance(value, Memo):
             return value
@@ -295,14 +296,14 @@ class Replay(msgspec.Struct, kw_only=True):
         A memo whose step was made is reached, even if the function abandoned it, as a race does with losers. A call
         for one step may end before it has reached all memos.
         """
-        if (not self.memos and self._early is None) or self.target is not None or self._has_diverged:
+        if (not self.memos and self.early is None) or self.target is not None or self._has_diverged:
             return None
         unreached = [step_id for step_id in self.memos if step_id not in self._reached_ids]
-        if self.findings is None or (not unreached and self._early is None):
+        if self.findings is None or (not unreached and self.early is None):
             return None
         self._has_diverged = True
         unreached.sort(key=self.position)
-        error = self.findings.divergence(Divergence(unreached, found, self._early))
+        error = self.findings.divergence(Divergence(unreached, found, self.early))
         return None if error is None else Raised(error)
 
     async def start_new_code(self) -> None:

@@ -18,7 +18,7 @@ from durably.protocol.opcodes import Op, Opcode, hash_step_id
 from durably.protocol.options import Checkpointing
 from durably.protocol.text import printable
 from durably.run_logger import Logger
-from durably.values.outputs import encode_output, encode_step_output, finish
+from durably.values.outputs import encode_output, finish, to_json
 
 from .middleware import MiddlewareStack
 
@@ -174,7 +174,8 @@ class StepCheckpointer:
         if self._middleware is not None:
             await self._middleware.end_execution()
             await self._middleware.transform_step(report)
-        finish(report)
+        if memo is None or self._middleware is not None:
+            finish(report)
         if report.error is not None:
             self._failed.append(report)
             return None
@@ -202,7 +203,7 @@ class StepCheckpointer:
         if report.error is not None:
             return None
         try:
-            data, returned = encode_step_output(report)
+            data, returned = to_json(report.output, f'step "{report.op.display_name}"', report.function_id)
         except OutputUnserializableError:
             return None
         if self._middleware is None:

@@ -57,10 +57,6 @@ class WorkerSlots:
         return self.capacity.max_calls > 0 and function_id in self.capacity.function_ids
 
     @property
-    def free(self) -> int:
-        return max(0, self.capacity.max_calls - self.under_way)
-
-    @property
     def load(self) -> float:
         return self.under_way / self.capacity.max_calls
 
@@ -192,10 +188,14 @@ class Dispatcher:
 
     def _best(self, function_id: str) -> WorkerSlots | None:
         """The least busy worker that may take another call of the function."""
-        serving = [slots for slots in self._workers if slots.serves(function_id)]
-        if not may_have_another(self._under_way[function_id], sum(slots.free for slots in serving)):
-            return None
-        return min((slots for slots in serving if slots.free), key=lambda slots: slots.load, default=None)
+        best, free = None, 0
+        for slots in self._workers:
+            own_free = slots.capacity.max_calls - slots.under_way
+            if own_free > 0 and function_id in slots.capacity.function_ids:
+                free += own_free
+                if best is None or slots.load < best.load:
+                    best = slots
+        return best if may_have_another(self._under_way[function_id], free) else None
 
 
 def _unreached(message: str) -> Unreached:

@@ -82,11 +82,6 @@ def _unserializable(source: str, problem: str) -> OutputUnserializableError:
     )
 
 
-def encode_step_output(report: StepReport) -> tuple[bytes, Any]:
-    """See ``to_json``."""
-    return to_json(report.output, f'step "{report.step_id}"', report.function_id)
-
-
 def check_found(reports: Sequence[StepReport]) -> None:
     """Check the data of steps that the engine executes, such as invocations.
 

@@ -5,7 +5,7 @@ They run in the writer's thread, and return after the commit.
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from durably.engine.core.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.engine.settings import Clock
@@ -25,11 +25,21 @@ _LAST_RETRY_SECONDS = 30.0
 _logger = get_logger("durably.engine")
 
 
+class Transact(Protocol):
+    def __call__(self, work: Callable[[Transaction], T], /) -> asyncio.Future[T]:
+        """Run ``work`` in the writer's thread; its result is there after the commit.
+
+        The future raises what ``work`` does, and ``DatabaseUnavailableError``. Raises ``EngineClosedError``.
+        """
+        ...
+
+
 class Transactions:
     """``registry`` is replaced when an app syncs."""
 
     def __init__(self, writer: Writer, context: TransactionContext, registry: Registry, clock: Clock) -> None:
         self.registry = registry
+        self.transact: Transact = writer.submit
         self._writer = writer
         self._context = context
         self._clock = clock
@@ -49,19 +59,12 @@ class Transactions:
         result = work(transaction)
         return result, finish(transaction)
 
-    def transact(self, work: Callable[[Transaction], T]) -> asyncio.Future[T]:
-        """Run ``work`` in the writer's thread; its result is there after the commit.
-
-        The future raises what ``work`` does, and ``DatabaseUnavailableError``. Raises ``EngineClosedError``.
-        """
-        return self._writer.submit(work)
-
     async def transact_with_retry(self, work: Callable[[Transaction], T]) -> T:
         """``transact``, repeated while the database is unavailable."""
         delay = _FIRST_RETRY_SECONDS
         while True:
             try:
-                return await self._writer.submit(work)  # type: ignore[no-any-return]
+                return await self.transact(work)
             except DatabaseUnavailableError as error:
                 _logger.error("%s; trying again in %s s", error, delay)
                 await asyncio.sleep(delay)
@@ -77,7 +80,7 @@ class Transactions:
         An error is logged, and the transaction ``otherwise(error)`` replaces the failed one.
         """
         try:
-            future = self._writer.submit(work)
+            future = self.transact(work)
         except EngineClosedError:
             return
         self._clock.hold()

@@ -126,16 +126,15 @@ class Writer:
         if self._is_closed:
             raise EngineClosedError("the engine is closed")
         loop = asyncio.get_running_loop()
-        jobs = self._own if loop is self._loop else self._jobs_of(loop)
+        jobs = self._own if loop is self._loop else self._others.get(loop)
+        if jobs is None:
+            with self._lock:
+                jobs = self._others.setdefault(loop, [])
         if not jobs:
             loop.call_soon(self._hand_over, jobs)
         job = _Job(unit, loop, loop.create_future())
         jobs.append(job)
         return job.future
-
-    def _jobs_of(self, loop: asyncio.AbstractEventLoop) -> list[_Job]:
-        with self._lock:
-            return self._others.setdefault(loop, [])
 
     def _hand_over(self, submitted: list[_Job]) -> None:
         jobs = submitted.copy()
