@@ -39,6 +39,11 @@ class Site:
         self._dev = DevServer(DevOptions(port=0, database=database), Quiet())
         self._loop.run(self._dev.__aenter__())
         for target in targets:
+            self.add(target)
+
+    def add(self, target: str) -> None:
+        """Start an app and sync it, unless it runs."""
+        if target not in (app.target for app in self._apps):
             self._loop.run(self._start_app(target))
 
     async def _start_app(self, target: str) -> None:

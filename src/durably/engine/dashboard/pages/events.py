@@ -7,12 +7,15 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.errors import EngineError
+from durably.engine.dashboard import json_tree
 from durably.engine.dashboard.charts import RANGES
 from durably.engine.dashboard.forms import FormError, read_object
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.views import EventView
+
+from .run_values import answer_value
 
 PAGE_SIZE = 50
 _SHOWN_RUNS = 3
@@ -49,7 +52,7 @@ async def show_event(visit: Visit) -> DashboardResponse:
     return await visit.page(
         "event.html",
         event=event,
-        text=_pretty(event.data),
+        tree=json_tree.tree_of(msgspec.json.encode(event.data)),
         runs=runs,
         triggered=triggered,
         may_send=await visit.may("receive_events"),
@@ -59,6 +62,12 @@ async def show_event(visit: Visit) -> DashboardResponse:
 def _may_trigger(function: Any, name: str) -> bool:
     patterns = [trigger.event for trigger in function.config.triggers if trigger.event]
     return any(each == name or (each.endswith("*") and name.startswith(each[:-1])) for each in patterns)
+
+
+async def show_value(visit: Visit) -> DashboardResponse:
+    """The event's data in full, or its part at the JSON pointer ``at``."""
+    event = await _event(visit, visit.arguments["event_id"])
+    return await answer_value(visit, event.id, msgspec.json.encode(event.data), "data", event=event)
 
 
 async def _event(visit: Visit, event_id: str) -> EventView:
@@ -124,5 +133,6 @@ ROUTES = (
     Route("GET", "/events/send", show_form),
     Route("POST", "/events/send", send, action="receive_events"),
     Route("GET", "/events/{event_id}", show_event, live=Live.ALL),
+    Route("GET", "/events/{event_id}/value", show_value),
     Route("POST", "/events/{event_id}/send", send_again, action="receive_events"),
 )

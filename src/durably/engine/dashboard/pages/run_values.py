@@ -1,4 +1,4 @@
-"""Values of a run in full: parts of JSON trees that the run's page leaves out."""
+"""Values in full: parts of JSON trees that the page of a run leaves out."""
 
 from typing import Any
 
@@ -21,16 +21,25 @@ async def show_value(visit: Visit) -> DashboardResponse:
     Children are shown from the number ``from`` on. ``raw`` downloads the whole value.
     """
     report = await read_report(visit)
-    of, at, first = visit.query.get("of", "output"), visit.query.get("at", ""), visit.query.get("from", "0")
+    of = visit.query.get("of", "output")
+    return await answer_value(visit, report.run.id, _encoded(report, of), of, run=report.run)
+
+
+async def answer_value(visit: Visit, name: str, encoded: bytes, of: str, **values: Any) -> DashboardResponse:
+    """The part of a value that the query names.
+
+    ``name`` is that of a downloaded file. ``values`` are for the template: the ``run`` or the ``event``.
+    """
+    at, first = visit.query.get("at", ""), visit.query.get("from", "0")
     if "raw" in visit.query:
-        return _download(report.run.id, _encoded(report, of))
+        return _download(name, encoded)
     try:
-        value = json_tree.find(json_tree.decode(_encoded(report, of)), at)
+        value = json_tree.find(json_tree.decode(encoded), at)
     except json_tree.PointerError:
         raise PageError(404, "There is no such value", f"The value has nothing at {at}.") from None
     start = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
     tree = json_tree.build_tree(value, pointer=at, start=start, most_text=_MOST_SHOWN)
-    return await visit.page("run_value.html", run=report.run, of=of, at=at, start=start, tree=tree)
+    return await visit.page("value.html", of=of, at=at, start=start, tree=tree, **values)
 
 
 def _encoded(report: RunReport, of: str) -> bytes:
@@ -56,10 +65,10 @@ def _encode(data: object) -> bytes:
     return msgspec.json.encode(data)
 
 
-def _download(run_id: str, encoded: bytes) -> DashboardResponse:
+def _download(name: str, encoded: bytes) -> DashboardResponse:
     headers = [
         ("content-type", "application/json"),
-        ("content-disposition", f'attachment; filename="{run_id}.json"'),
+        ("content-disposition", f'attachment; filename="{name}.json"'),
         ("cache-control", "no-store"),
     ]
     return DashboardResponse(status_code=200, headers=headers, body=encoded)

@@ -1,0 +1,144 @@
+"""The pages of runs: filters, live updates, steps, and the actions on a run."""
+
+import re
+
+from playwright.sync_api import Page, expect
+
+from durably.engine.views import RunStatus
+
+from .conftest import OpenPage
+from .site import Site
+
+CHF = {"number": "INV-90", "amount": 310.0, "currency": "CHF"}
+
+
+def failed_run(site: Site) -> str:
+    """A run of ``settle-invoice`` that has failed."""
+    return site.wait(lambda: site.runs("settle-invoice", RunStatus.FAILED), "failed run")[0].id
+
+
+def new_run(page: Page, old: str) -> str:
+    """The id of the run to which an action has led."""
+    page.wait_for_url(re.compile(rf"/runs/(?!{old})\w{{26}}"))
+    return page.url.partition("/runs/")[2][:26]
+
+
+def test_the_list_is_filtered_by_its_url(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/runs")
+    page.get_by_label("Function").select_option("back-office-import-catalogue")
+    page.wait_for_url("**/runs?function=back-office-import-catalogue")
+    expect(page.locator("[data-row]")).to_have_count(2)
+    page.goto(f"{site.origin}/runs?if=event.data.pages > 100")
+    expect(page.locator("[data-row]")).to_have_count(1)
+    page.goto(f"{site.origin}/runs?if=event.data.(")
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.goto(f"{site.origin}/runs?event=no/such.event")
+    expect(page.get_by_role("heading", name="No run matches the filter")).to_be_visible()
+
+
+def test_a_run_is_found_by_the_end_of_its_id(open_page: OpenPage, site: Site) -> None:
+    run_id = failed_run(site)
+    page = open_page("/runs")
+    page.get_by_role("search").get_by_role("searchbox").fill(run_id[-8:])
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**/runs/{run_id}")
+
+
+def test_the_list_shows_new_runs_by_itself(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/runs?function=back-office-report-sales")
+    page.evaluate("window.wasNotReloaded = true")
+    run = site.run_of(site.send("report/requested"))
+    expect(page.locator(f"#run-{run.id}")).to_contain_text("Completed")
+    assert page.evaluate("window.wasNotReloaded")
+
+
+def test_a_run_is_drawn_while_it_runs(open_page: OpenPage, site: Site) -> None:
+    event_id = site.send("refund/requested", {"order": "A-2001", "amount": 5})
+    run = site.run_of(event_id, until=lambda run: run.status is RunStatus.RUNNING)
+    page = open_page(f"/runs/{run.id}")
+    page.evaluate("window.wasNotReloaded = true")
+    expect(page.locator(".w-row", has_text="answer")).to_be_visible()
+    site.send("refund/answered", {"order": "A-2001", "answer": "granted"})
+    expect(page.locator("#head")).to_contain_text("Completed")
+    expect(page.locator("#run-output")).to_contain_text("granted")
+    assert page.evaluate("window.wasNotReloaded")
+
+
+def test_a_failed_run_says_why_and_is_replayed(open_page: OpenPage, site: Site) -> None:
+    run_id = failed_run(site)
+    page = open_page("/runs?status=Failed&function=back-office-settle-invoice")
+    page.locator(f"#run-{run_id} .open").click()
+    error = page.locator("#run-error")
+    expect(error).to_contain_text("KeyError: 'CHF'")
+    expect(error).to_contain_text("rate_of(currency)")  # a line of the traceback
+    page.get_by_role("button", name="Replay from the failed step").click()
+    replayed = new_run(page, run_id)
+    steps = site.wait(lambda: site.run(site.engine.run_steps(replayed)), "step")
+    assert steps[0].id == "find-approver", "the steps before are kept"
+
+
+def test_a_step_is_run_again_with_edited_input(open_page: OpenPage, site: Site) -> None:
+    run_id = failed_run(site)
+    page = open_page(f"/runs/{run_id}")
+    page.locator(".w-row", has_text="convert-to-euros").locator(".open").click()
+    page.get_by_text("Rerun from this step").click()
+    page.get_by_label("Input: a JSON array").fill('[310.0, "GBP"]')
+    page.get_by_role("button", name="Rerun from here").click()
+    new_run(page, run_id)
+    expect(page.locator("#run-output")).to_contain_text("362.70 EUR, approved by Grace")
+
+
+def test_a_run_is_cancelled_after_a_question(open_page: OpenPage, site: Site) -> None:
+    event_id = site.send("refund/requested", {"order": "A-2002", "amount": 5})
+    run = site.run_of(event_id, until=lambda run: run.status is RunStatus.RUNNING)
+    page = open_page(f"/runs/{run.id}")
+    questions: list[str] = []
+
+    def accept(dialog: object) -> None:
+        questions.append(dialog.message)  # type: ignore[attr-defined]
+        dialog.accept()  # type: ignore[attr-defined]
+
+    page.on("dialog", accept)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.locator("#head")).to_contain_text("Cancelled")
+    assert len(questions) == 1
+    assert site.run_of(event_id).status is RunStatus.CANCELLED
+
+
+def test_the_event_of_a_run_is_sent_again(open_page: OpenPage, site: Site) -> None:
+    run = site.wait(lambda: site.runs("report-sales", RunStatus.COMPLETED), "run")[-1]
+    before = len(site.runs("report-sales"))
+    page = open_page(f"/runs/{run.id}")
+    page.get_by_role("button", name="Send event again").click()
+    expect(page.locator(".notice")).to_be_visible()
+    site.wait(lambda: len(site.runs("report-sales")) > before, "new run")
+
+
+def test_a_run_is_copied_as_a_test(open_page: OpenPage, site: Site) -> None:
+    page = open_page(f"/runs/{failed_run(site)}")
+    page.get_by_role("link", name="Copy as test").click()
+    code = page.locator("#code").inner_text()
+    compile(code, "test", "exec")
+    assert "TestEngine" in code
+
+
+def test_steps_are_bars_with_attempts_and_values(open_page: OpenPage, site: Site) -> None:
+    run = site.wait(lambda: site.runs("pack-parcel", RunStatus.COMPLETED), "run")[0]
+    page = open_page(f"/runs/{run.id}")
+    rows = page.locator(".w-row")
+    expect(rows.filter(has_text="weigh-")).not_to_have_count(0)
+    expect(rows.filter(has_text="let-the-glue-dry").locator("rect.sleeping")).to_have_count(1)
+    expect(page.locator("#run-children")).to_contain_text("back-office-print-label")
+    rows.filter(has_text="hand-to-carrier").locator(".open").click()
+    step = page.locator("#detail")
+    expect(step).to_contain_text("the carrier's van has left")
+    expect(step).to_contain_text("JD014600003SE")
+
+
+def test_a_run_is_read_without_javascript(open_page: OpenPage, site: Site) -> None:
+    page = open_page(f"/runs/{failed_run(site)}", javascript=False)
+    expect(page.locator("#run-error")).to_contain_text("KeyError: 'CHF'")
+    page.locator(".w-row", has_text="convert-to-euros").locator(".open").click()
+    expect(page.locator("#detail")).to_contain_text("Failed attempts")
+    page.get_by_role("button", name="Rerun", exact=True).click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Settle an invoice")
