@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import durably
 from durably.cli import text
 from durably.cli.functions import _state, _triggers, describe_failure
-from durably.cli.production_server import JsonFormatter
+from durably.cli.log_lines import JsonFormatter, TextFormatter
 from durably.cli.run_text import Activity, describe_run, describe_steps
 from durably.cli.text import CliError, Console
 from durably.engine.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, StepView, UpdateKind
@@ -181,6 +181,7 @@ def test_lines_of_the_production_log(message: str, field: str) -> None:
     line = JsonFormatter().format(record)
     assert_fit(line, lines=1)
     assert json.loads(line)["error"] == clean
+    assert_fit(TextFormatter().format(record), lines=1)
 
 
 @given(hostile)
@@ -211,7 +212,7 @@ def test_everything_is_printed_and_logged_by_what_is_tested_here() -> None:
 
 def test_nothing_but_tracebacks_is_printed_in_several_lines() -> None:
     """A value with line breaks could forge lines."""
-    permitted = {"text.py", "run_text.py", "app_server.py"}
+    permitted = {"text.py", "run_text.py", "app_server.py", "log_lines.py"}
     commands = [path for path in sources("cli") if path.name not in permitted]
     assert [path.name for path in commands if re.search(r"\b(fit|printable)_lines\b", path.read_text())] == []
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from durably.cli import dev_server, production_server
+from durably.cli import dev_server, log_lines, production_server
 from durably.cli.dev import dev
 from durably.cli.start import start
 from durably.engine.settings import EngineSettings
@@ -21,7 +21,7 @@ def test_start_passes_limits_on(monkeypatch: pytest.MonkeyPatch) -> None:
         found.append(settings)
 
     monkeypatch.setattr(production_server, "serve", serve)
-    monkeypatch.setattr(production_server, "log_json_lines", lambda *arguments: None)
+    monkeypatch.setattr(log_lines, "write_log", lambda log_format: None)
     result = CliRunner().invoke(start, ["--db", "engine.db", *KEYS, *LIMITS])
     assert result.exit_code == 0, result.output
     assert [(settings.max_steps, settings.max_depth) for settings in found] == [(7, 3)]

@@ -6,8 +6,11 @@ the engine that the test plays (``data["engine"]``, ``data["name"]``).
 
 import asyncio
 import datetime as dt
+import logging
 import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -120,6 +123,11 @@ def _make_async(client: Client) -> list[Function[Any]]:
     async def logs(ctx: Context) -> None:
         ctx.logger.error("line of the function")
 
+    @create("fields")
+    async def fields(ctx: Context) -> None:
+        with _records() as records:
+            await ctx.step.run("log", lambda: _log(ctx, records))
+
     @create("traces")
     async def traces(ctx: Context) -> None:
         await ctx.step.run("spans", _current_span)
@@ -139,6 +147,7 @@ def _make_async(client: Client) -> list[Function[Any]]:
         sends,
         sealed,
         traces,
+        fields,
     ]
 
 
@@ -215,6 +224,11 @@ def _make_sync(client: Client) -> list[Function[Any]]:
             [partial(ctx.step.invoke_by_id, i, function_id="x", data={"encrypted": card}) for i in ("a", "b")]
         )
 
+    @create("fields")
+    def fields(ctx: ContextSync) -> None:
+        with _records() as records:
+            ctx.step.run("log", lambda: _log(ctx, records))
+
     @create("traces")
     def traces(ctx: ContextSync) -> None:
         ctx.step.run("spans", _current_span)
@@ -237,6 +251,7 @@ def _make_sync(client: Client) -> list[Function[Any]]:
         sends,
         sealed,
         traces,
+        fields,
     ]
 
 
@@ -271,6 +286,34 @@ def _situation(ctx: Context | ContextSync) -> dict[str, Any]:
         "request_name": request_name.get(),
         "in_request_thread": request_thread.get() == threading.get_ident(),
     }
+
+
+class _Records(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@contextmanager
+def _records() -> Iterator[list[logging.LogRecord]]:
+    """The records that the client's logger gets."""
+    handler, logger = _Records(), logging.getLogger("durably.tests")
+    logger.addHandler(handler)
+    try:
+        yield handler.records
+    finally:
+        logger.removeHandler(handler)
+
+
+def _log(ctx: Context | ContextSync, records: list[logging.LogRecord]) -> dict[str, Any]:
+    """The fields of a line that a step logs."""
+    ctx.logger.info("paid %d", 42)
+    [record] = [each for each in records if each.getMessage().endswith("paid 42")]
+    names = ("app_id", "function_id", "run_id", "step_id")
+    return {name: getattr(record, name) for name in names} | {"line": record.getMessage()}
 
 
 def _current_span() -> dict[str, Any]:

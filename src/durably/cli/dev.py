@@ -9,7 +9,7 @@ from .options import open_tracing, read_allowed_hosts, server_options
 
 @click.command()
 @click.argument("target", metavar="[MODULE:APP]", required=False)
-@server_options(poll_interval=5, allow_private_addresses=True)
+@server_options(poll_interval=5, allow_private_addresses=True, log_format="text")
 @click.option(
     "--allowed-host",
     "allowed_hosts",
@@ -53,6 +53,7 @@ def dev(
     max_steps: int,
     max_depth: int,
     otel: bool,
+    log_format: str,
 ) -> None:
     """Run an engine for development, and MODULE:APP with it.
 
@@ -65,6 +66,7 @@ def dev(
     """
     from .dev_server import DevOptions, DevServer
     from .event_loop import run_until_stopped
+    from .log_lines import LogFormat
 
     options = DevOptions(
         target=target,
@@ -81,6 +83,7 @@ def dev(
         allow_private_addresses=allow_private_addresses,
         max_steps=max_steps,
         max_depth=max_depth,
+        log_format=LogFormat(log_format),
     )
 
     with open_tracing(otel) as tracing:

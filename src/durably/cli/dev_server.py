@@ -33,6 +33,7 @@ from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 from .apps import AppProcess, check_importable, keep_synced
 from .child_process import AppFailedError, SourceChanges, free_port, restart_on_changes, state_directory
 from .event_loop import first_failure
+from .log_lines import LogConsole, LogFormat, log_update, write_log
 from .run_text import Activity
 from .text import Console
 
@@ -48,7 +49,8 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     0 takes a free port. Without ``database``, the state is in ``.durably/dev.db`` below the working directory; with
     ``Path(":memory:")``, in a temporary file. ``allowed_hosts`` are hosts besides those of this machine that the engine
     answers to. ``app_path`` is the path of the app's endpoint, if it is not a usual one. With ``reload``, the app
-    restarts when Python source below the working directory changes.
+    restarts when Python source below the working directory changes. ``log_format`` JSON writes all output as a log, to
+    stderr.
     """
 
     target: str | None = None
@@ -65,6 +67,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     allow_private_addresses: bool = True
     max_steps: int = MAX_STEPS
     max_depth: int = MAX_DEPTH
+    log_format: LogFormat = LogFormat.TEXT
 
 
 class DevServer:
@@ -74,7 +77,9 @@ class DevServer:
     """
 
     def __init__(self, options: DevOptions, console: Console | None = None, tracing: Tracing | None = None) -> None:
-        self.options, self.console = options, console or Console()
+        self.options = options
+        self._is_log = options.log_format is LogFormat.JSON
+        self.console = console or (LogConsole() if self._is_log else Console())
         self._tracing = tracing
         self.app: AppProcess | None = None
         self._server: EngineServer | None = None
@@ -120,6 +125,8 @@ class DevServer:
 
     async def _start(self) -> None:
         options = self.options
+        if self._is_log:
+            write_log(options.log_format)
         is_kept = options.database != IN_MEMORY
         database = (options.database or state_directory() / "dev.db") if is_kept else self._temporary_database()
         settings = EngineSettings(
@@ -192,7 +199,10 @@ class DevServer:
         activity = Activity()
         assert self._updates is not None, "run() is called while the server is up"
         async for update in self._updates:
-            self.console.say(activity.format(update))
+            if self._is_log:
+                log_update(update)
+            else:
+                self.console.say(activity.format(update))
         why = self.engine.stop_error
         raise EngineClosedError(
             f"the engine stopped by itself: {why.message}" if why else "the engine stopped by itself"

@@ -323,7 +323,9 @@ def database_option(command: Command) -> Command:
     )(command)
 
 
-def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Callable[[Command], Command]:
+def server_options(
+    *, poll_interval: float, allow_private_addresses: bool, log_format: str
+) -> Callable[[Command], Command]:
     """Options of an engine's server.
 
     They are ``host`` and ``port`` of the engine, ``urls`` of apps, the interval of their syncs, and limits.
@@ -382,6 +384,15 @@ def server_options(*, poll_interval: float, allow_private_addresses: bool) -> Ca
             type=click.IntRange(1),
             metavar="N",
             help="How deep functions may invoke each other; ten times as many runs may start each other in an hour.",
+        ),
+        click.option(
+            "--log-format",
+            type=click.Choice(["json", "text"]),
+            default=log_format,
+            show_default=True,
+            envvar="DURABLY_LOG_FORMAT",
+            show_envvar=True,
+            help="The form of the log: JSON objects, or text for people.",
         ),
         click.option(
             "--otel",

@@ -1,18 +1,11 @@
-"""The server of ``durably start``: an engine, its API, and a log in JSON.
-
-The log has one JSON object a line.
-"""
+"""The server of ``durably start``: an engine and its API."""
 
 import asyncio
 import contextlib
-import datetime as dt
-import logging
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
 from durably.engine.http.connections import ConnectionLimits
@@ -20,63 +13,12 @@ from durably.engine.http.metrics import METRICS_PATH
 from durably.engine.http.server import EngineServer
 from durably.engine.http.syncs import AcceptedSync
 from durably.engine.settings import EngineSettings
-from durably.engine.views import RunUpdate, UpdateKind
-from durably.protocol.text import get_logger, printable_json, redact_url
+from durably.protocol.text import get_logger, redact_url
 from durably.settings import Environment
 
 from .apps import keep_synced
 from .event_loop import first_failure
-
-_LEVELS = {
-    UpdateKind.STEP_FAILED: logging.WARNING,
-    UpdateKind.RETRYING: logging.WARNING,
-    UpdateKind.UNREACHED: logging.WARNING,
-    UpdateKind.RUN_FAILED: logging.ERROR,
-}
-_run_logger = get_logger("durably.runs")
-
-
-class JsonFormatter(logging.Formatter):
-    """Formats log records as JSON objects.
-
-    An object is ``{"ts", "level", "logger", "message", …}``, and the values given to ``log_fields``.
-    """
-
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "ts": dt.datetime.fromtimestamp(record.created, dt.UTC),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-            **getattr(record, "fields", {}),
-        }
-        if record.exc_info:
-            line["exception"] = record.exc_text or self.formatException(record.exc_info)
-        return printable_json(msgspec.json.encode(line).decode())
-
-
-def log_json_lines(level: int = logging.INFO) -> None:
-    """Write the log to stderr, as JSON lines."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter())
-    root = logging.getLogger()
-    root.handlers[:] = [handler]
-    root.setLevel(level)
-
-
-def log_update(update: RunUpdate) -> None:
-    """Log an update. Inputs and outputs are users' data, and are not logged."""
-    fields: dict[str, Any] = {"run_id": update.run_id, "function_id": update.function_id}
-    for name in ("step", "attempt", "due_at", "error"):
-        if (value := getattr(update, name)) is not None:
-            fields[name] = value
-    log_fields(_run_logger, update.kind.value, level=_LEVELS.get(update.kind, logging.INFO), **fields)
-
-
-def log_fields(logger: logging.Logger, message: str, *, level: int = logging.INFO, **fields: Any) -> None:
-    """Log a message with values beside it."""
-    logger.log(level, message, extra={"fields": fields})
-
+from .log_lines import log_fields, log_update
 
 _logger = get_logger("durably.start")
 

@@ -15,7 +15,7 @@ _ADVICE = "; `durably keys` makes one of each"
 
 
 @click.command()
-@server_options(poll_interval=60, allow_private_addresses=False)
+@server_options(poll_interval=60, allow_private_addresses=False, log_format="json")
 @click.option(
     "--db",
     "database",
@@ -73,13 +73,14 @@ def start(
     metrics_address: tuple[str, int] | None,
     retention: dt.timedelta | None,
     otel: bool,
+    log_format: str,
 ) -> None:
     """Run an engine for production.
 
     The engine is one process, with its state in the file --db. Calls to apps and their answers are signed with the
     signing key, which the API requires too. Events need an event key. `durably keys` makes both. Apps are synced by
-    `durably sync URL`, a part of their deployment, or every minute if -u names them. The log is one JSON
-    object a line, on stderr.
+    `durably sync URL`, a part of their deployment, or every minute if -u names them. The log is on
+    stderr, one JSON object a line.
     """
     if str(database) == ":memory:":
         raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
@@ -98,9 +99,10 @@ def start(
     from durably.protocol.headers import ServerKind
 
     from .event_loop import run_until_stopped
-    from .production_server import log_json_lines, serve
+    from .log_lines import LogFormat, write_log
+    from .production_server import serve
 
-    log_json_lines()
+    write_log(LogFormat(log_format))
     warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
     limits = ConnectionLimits(max_connections=max_connections)
     with open_tracing(otel) as tracing:

@@ -324,6 +324,7 @@ class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     ``step`` is the step's id as the user wrote it, ``None`` if it concerns the function's own code.
     ``attempt`` is the one that failed (from 0), ``due_at`` when the next is made, a sleep ends or a wait times
     out. ``output`` is JSON: of a step its memo, of a run what the function returned. ``error`` is ``"Name: message"``.
+    ``created_at`` is when the run was triggered. The ends of runs have ``event_id``, the id of the event that did so.
     """
 
     kind: UpdateKind
@@ -336,6 +337,9 @@ class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     due_at: dt.datetime | None = None
     output: msgspec.Raw | None = None
     error: str | None = None
+    app_id: str = ""
+    created_at: dt.datetime | None = None
+    event_id: str | None = None
 
 
 _error_decoder = msgspec.json.Decoder(ErrorData)

@@ -359,15 +359,22 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     transaction.outbox.append(RunEnded(row.key))
     began = live.began if row.started_at is None else row.started_at
     completed = command.status == RunStatus.COMPLETED
-    transaction.outbox.append(
-        RunChange(ENDS[command.status], transaction.now, row, output=output, failed=not completed, began=began)
+    trigger_events = [live.trigger] if live.trigger else _read_triggers(transaction, row)
+    ended = RunChange(
+        ENDS[command.status],
+        transaction.now,
+        row,
+        output=output,
+        failed=not completed,
+        began=began,
+        event_id=trigger_events[0].id,
     )
+    transaction.outbox.append(ended)
     # A run keeps its error as the app wrote it. Events and invokers get it without nulls, as from official servers.
     reported = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
     memo = data_memo(reported) if completed else b'{"error":' + reported + b"}"
     if live.queue_entry is not None:
         triggers.release_run(transaction, row, live.queue_entry)
-    trigger_events = [live.trigger] if live.trigger else _read_triggers(transaction, row)
     if row.rerun_of is None:
         for trigger in trigger_events:
             transaction.resolve_invokers(trigger, memo, failed=not completed)

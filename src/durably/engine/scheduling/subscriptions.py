@@ -26,7 +26,8 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
     """A change of a run, for subscribers.
 
     Times are milliseconds since the epoch. ``began`` is the start of a step or run that has ended. At most one of
-    ``memo``, ``output`` and ``error`` is set. The first two are JSON; ``failed`` says whether that is an error.
+    ``memo``, ``output`` and ``error`` is set. The first two are JSON; ``failed`` says whether that is an error. The
+    ends of runs have ``event_id``.
     """
 
     kind: UpdateKind
@@ -41,6 +42,7 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     failed: bool = False
     began: int | None = None
+    event_id: str | None = None
 
     def to_update(self) -> RunUpdate:
         shown = None if self.failed else self.memo if self.memo is not None else self.output
@@ -55,6 +57,9 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
             due_at=None if self.due is None else to_datetime(self.due),
             output=None if shown is None else msgspec.Raw(shown),
             error=self._describe_error() if self.failed else self.error,
+            app_id=self.run.app_id,
+            created_at=to_datetime(self.run.created_at),
+            event_id=self.event_id,
         )
 
     def _describe_error(self) -> str:

@@ -387,6 +387,8 @@ def _end_at_once(
         output=output,
     )
     run = transaction.store.add_run(new)
-    transaction.outbox.append(RunChange(ENDS[status], transaction.now, run, output=output, failed=True))
-    transaction.note_end(run, status, output, [transaction.event(event_key) for event_key in event_keys])
+    events = [transaction.event(event_key) for event_key in event_keys]
+    ended = RunChange(ENDS[status], transaction.now, run, output=output, failed=True, event_id=events[0].id)
+    transaction.outbox.append(ended)
+    transaction.note_end(run, status, output, events)
     return run
