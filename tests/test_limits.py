@@ -10,6 +10,7 @@ from durably.client import Client
 from durably.comm import requests
 from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import admission, cron
+from durably.engine.dashboard import sign_in
 from durably.engine.http import discovery, messages, routes
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit
@@ -103,6 +104,11 @@ EXPECTED = {
     "time between two requests of a connection": time(CONNECTIONS.keep_alive),
     "time in which a client takes nothing of an answer": time(CONNECTIONS.write_timeout),
     "body of a request": size(limits.MAX_REQUEST_BYTES),
+    "form of the dashboard": size(limits.MAX_FORM_BYTES),
+    "wrong keys at the sign-in of the dashboard, of an address": (
+        f"{sign_in.MAX_WRONG_KEYS} in {time(sign_in.WRONG_KEY_SECONDS)}"
+    ),
+    "session of the dashboard": time(sign_in.SESSION_SECONDS),
     "runs in one list": maximum(RunLimit),
     "runs that one request of a search looks at": f"{walks.PORTION:,}, or {walks.ID_PORTION:,} ids",
     "runs for which a search evaluates an expression": (

@@ -15,7 +15,7 @@ from durably.engine.http.codec import HttpRequest, HttpResponse
 from durably.engine.interface import Engine
 from durably.io.calling_thread import run_with_callbacks
 from durably.io.http_client import AsyncIO, Request, request_with_keys
-from durably.protocol.limits import MAX_EVENT_BYTES
+from durably.protocol.limits import MAX_FORM_BYTES
 
 from .client import Client
 from .errors import BodyTooLargeError, FunctionConfigInvalidError
@@ -23,8 +23,6 @@ from .settings import check_serve_path
 
 __all__ = ["Action", "DashboardRequest", "MountedDashboard"]
 
-MAX_BODY_BYTES = 4 * MAX_EVENT_BYTES
-"""The largest form: an event's data is percent-encoded."""
 STREAM_SECONDS = 5.0
 """The longest stream of a dashboard in an app. Servers such as uvicorn wait for it when they stop."""
 _TIMEOUT_SECONDS = 30.0
@@ -74,8 +72,8 @@ class MountedDashboard:
 
 def check_size(size: int) -> None:
     """Raises ``BodyTooLargeError`` for a form that is too large. ``size`` is in bytes."""
-    if size > MAX_BODY_BYTES:
-        raise BodyTooLargeError(f"the form is larger than {MAX_BODY_BYTES} bytes")
+    if size > MAX_FORM_BYTES:
+        raise BodyTooLargeError(f"the form is larger than {MAX_FORM_BYTES} bytes")
 
 
 def refuse(error: Exception) -> DashboardResponse:

@@ -269,7 +269,8 @@ STRICT_REPLAY = Setting(
     "finished",
 )
 
-COMMAND_VARIABLES = frozenset({"DURABLY_ALLOWED_HOSTS", "DURABLY_LOG_FORMAT", "DURABLY_OTEL"})
+DASHBOARD_KEY = "DURABLY_DASHBOARD_KEY"
+COMMAND_VARIABLES = frozenset({DASHBOARD_KEY, "DURABLY_ALLOWED_HOSTS", "DURABLY_LOG_FORMAT", "DURABLY_OTEL"})
 """Variables of options of ``durably dev`` and ``durably start``, whose apps inherit them."""
 
 SETTINGS: tuple[Setting[Any], ...] = (

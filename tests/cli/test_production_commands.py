@@ -40,6 +40,12 @@ def test_keys_are_long_and_new_each_time(run: Run) -> None:
     assert not set(first.values()) & set(second.values())
 
 
+def test_a_key_of_the_dashboard_is_made_on_request(run: Run) -> None:
+    made = variables_of(run("keys", "--dashboard").stdout)
+    assert set(made) == {"DURABLY_SIGNING_KEY", "DURABLY_EVENT_KEY", "DURABLY_DASHBOARD_KEY"}
+    assert len(set(made.values())) == 3
+
+
 def test_keys_go_to_a_file_that_others_cannot_read(run: Run, directory: Path) -> None:
     written = run("keys", "--output", "durably.env")
     path = directory / "durably.env"

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import urllib3
 
+from durably.cli.dashboard_sign_in import read_sign_in
+from durably.cli.text import CliError
 from durably.protocol.signatures import bearer_token, sign
 
 from . import apps
@@ -106,6 +108,33 @@ def test_an_app_is_synced_called_and_logged(start: Start, run: Run, directory: P
     logged(engine, "engine stopped")
     for secret in (SIGNING_KEY, SIGNING_KEY.removeprefix("signkey-prod-"), EVENT_KEY):
         assert secret not in engine.output
+
+
+def test_the_dashboard_is_served_to_visitors_with_its_key(start: Start) -> None:
+    command = start("start", "--db", "engine.db", "--port", "0", DURABLY_DASHBOARD_KEY="the key of a dashboard", **KEYS)
+    url = logged(command, "dashboard served")["url"]
+    answer = urllib3.request("GET", f"{url}runs", redirect=False)
+    assert (answer.status, answer.headers["location"]) == (303, "/sign-in?next=%2Fruns")
+    assert "DURABLY_DASHBOARD_KEY" in urllib3.request("GET", f"{url}sign-in").data.decode()
+
+
+@pytest.mark.parametrize(
+    ("key", "header", "proxies", "pattern"),
+    [
+        ("short", None, [], "16 characters"),
+        (SIGNING_KEY, None, [], "must not be another key"),
+        ("k" * 16, "X-User", [], "exclude each other"),
+        (None, None, ["10.0.0.1"], "needs --dashboard-proxy-header"),
+        (None, "X-User", ["proxy"], "not an address"),
+        (None, "Cookie", [], "only the proxy sets"),
+    ],
+)
+def test_a_sign_in_that_is_not_safe_is_refused(
+    key: str | None, header: str | None, proxies: list[str], pattern: str
+) -> None:
+    with pytest.raises(CliError, match=pattern) as raised:
+        read_sign_in(key, header, proxies, other_keys=[SIGNING_KEY])
+    assert key is None or key not in raised.value.message
 
 
 def test_clients_need_the_keys(start: Start, run: Run) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from durably.dashboard import MAX_BODY_BYTES
+from durably.protocol.limits import MAX_FORM_BYTES
 
 from .mounted import COMMANDS, Mounted, mounted
 
@@ -122,7 +122,7 @@ def test_a_large_form_is_refused_before_it_is_read(app: Mounted) -> None:
     parts = urlsplit(app.server.origin)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     connection.putrequest("POST", "/durably/runs/x/cancel")
-    size = 50_000_000 if app.name != "django-asgi" else MAX_BODY_BYTES + 1
+    size = 50_000_000 if app.name != "django-asgi" else MAX_FORM_BYTES + 1
     for name, value in {**app.people["operator"], "content-length": str(size)}.items():
         connection.putheader(name, value)
     connection.endheaders()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from durably.settings import EVENT_KEY, SIGNING_KEY
+from durably.settings import DASHBOARD_KEY, EVENT_KEY, SIGNING_KEY
 
 from .text import CliError
 
@@ -20,27 +20,32 @@ _KEY_BYTES = 32
     metavar="PATH",
     help="Write the keys to a new file that only you can read, not to the terminal.",
 )
-def keys(output: Path | None) -> None:
+@click.option("--dashboard", is_flag=True, help="Make a key of the dashboard too, which turns it on.")
+def keys(output: Path | None, dashboard: bool) -> None:
     """Make a signing key and an event key, as lines for an environment file.
 
     The engine and its apps need the same keys. The signing key signs calls and their answers, and authenticates
     commands such as `durably runs`. The event key allows only to send events.
     """
-    text = make_keys()
+    made = make_keys() | ({DASHBOARD_KEY: secrets.token_hex(_KEY_BYTES)} if dashboard else {})
+    text = "".join(f"{name}={value}\n" for name, value in made.items())
     if output is None:
         click.echo(text, nl=False)
     else:
         _write_new(output, text)
-        click.echo(f"wrote {SIGNING_KEY.name} and {EVENT_KEY.name} to {output}")
+        *first, last = made
+        click.echo(f"wrote {', '.join(first)} and {last} to {output}")
 
 
-def make_keys() -> str:
-    """New keys, as two lines ``NAME=value``.
+def make_keys() -> dict[str, str]:
+    """New keys by the names of their variables.
 
     The values have no characters that a shell or systemd would treat specially.
     """
-    signing_key = f"signkey-prod-{secrets.token_hex(_KEY_BYTES)}"
-    return f"{SIGNING_KEY.name}={signing_key}\n{EVENT_KEY.name}={secrets.token_hex(_KEY_BYTES)}\n"
+    return {
+        SIGNING_KEY.name: f"signkey-prod-{secrets.token_hex(_KEY_BYTES)}",
+        EVENT_KEY.name: secrets.token_hex(_KEY_BYTES),
+    }
 
 
 def _write_new(path: Path, text: str) -> None:

@@ -22,6 +22,7 @@ from durably.protocol.durations import DurationInvalidError, parse_duration, par
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
 from durably.settings import (
+    DASHBOARD_KEY,
     DEV,
     DEV_ORIGIN,
     ENGINE_URL,
@@ -306,6 +307,38 @@ def open_tracing(is_on: bool) -> AbstractContextManager[Any]:
     except ModuleNotFoundError as error:
         raise CliError(f'--otel: {error.name} is not installed; it comes with pip install "durably[otel]"') from None
     return exporting()
+
+
+def dashboard_options(command: Command) -> Command:
+    """The sign-in of the dashboard: a key, or a header of a proxy.
+
+    They are ``dashboard_key``, ``dashboard_proxy_header`` and ``dashboard_proxies``.
+    """
+    for option in (
+        click.option(
+            "--dashboard-proxy",
+            "dashboard_proxies",
+            multiple=True,
+            metavar="ADDRESS",
+            help="An address or network from which that header is accepted. May be repeated.  [default: this machine]",
+        ),
+        click.option(
+            "--dashboard-proxy-header",
+            metavar="NAME",
+            help="Serve the dashboard at /, for visitors whom a proxy has signed in: its requests have this header, "
+            "such as X-Forwarded-User. The proxy must remove the header from its clients' requests.",
+        ),
+        click.option(
+            "--dashboard-key",
+            envvar=DASHBOARD_KEY,
+            show_envvar=True,
+            metavar="KEY",
+            help="Serve the dashboard at /, for visitors who enter this key. Without this and the next option there is "
+            "none.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def database_option(command: Command) -> Command:

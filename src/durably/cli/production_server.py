@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
+from durably.engine.dashboard.sign_in import SignIn
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.metrics import METRICS_PATH
 from durably.engine.http.server import EngineServer
@@ -34,6 +35,7 @@ async def serve(
     limits: ConnectionLimits,
     urls: Sequence[str],
     poll_interval: float,
+    sign_in: SignIn | None,
 ) -> None:
     """Serve until cancelled. Raises the errors of ``EngineServer.open``."""
     log = SyncLog()
@@ -47,6 +49,7 @@ async def serve(
         metrics_address=metrics_address,
         limits=limits,
         on_sync=log.note,
+        sign_in=sign_in,
     )
     try:
         with first_failure():
@@ -57,6 +60,8 @@ async def serve(
                 if server.metrics_origin is not None:
                     started["metrics"] = f"{server.metrics_origin}{METRICS_PATH}"
                 log_fields(_logger, "engine started", **started)
+                if sign_in is not None:
+                    log_fields(_logger, "dashboard served", url=f"{server.origin}/")
                 notify_supervisor("READY=1")
                 for url in urls:
                     tasks.create_task(_keep_synced(url, server, poll_interval))

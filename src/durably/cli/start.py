@@ -8,7 +8,15 @@ import click
 from durably.protocol.text import get_logger
 from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
-from .options import open_tracing, read_address, read_age, server_options, setting_option, signing_key_options
+from .options import (
+    dashboard_options,
+    open_tracing,
+    read_address,
+    read_age,
+    server_options,
+    setting_option,
+    signing_key_options,
+)
 from .text import CliError
 
 _ADVICE = "; `durably keys` makes one of each"
@@ -41,6 +49,7 @@ _ADVICE = "; `durably keys` makes one of each"
     metavar="APP",
     help="Accept unsigned answers of the app with this id, if its SDK does not sign. May be repeated.",
 )
+@dashboard_options
 @click.option(
     "--metrics-address",
     callback=read_address,
@@ -74,6 +83,9 @@ def start(
     retention: dt.timedelta | None,
     otel: bool,
     log_format: str,
+    dashboard_key: str | None,
+    dashboard_proxy_header: str | None,
+    dashboard_proxies: tuple[str, ...],
 ) -> None:
     """Run an engine for production.
 
@@ -98,10 +110,13 @@ def start(
     from durably.engine.settings import EngineSettings
     from durably.protocol.headers import ServerKind
 
+    from .dashboard_sign_in import read_sign_in
     from .event_loop import run_until_stopped
     from .log_lines import LogFormat, write_log
     from .production_server import serve
 
+    keys = (signing_key, signing_key_fallback, *event_keys)
+    sign_in = read_sign_in(dashboard_key, dashboard_proxy_header, dashboard_proxies, other_keys=keys)
     write_log(LogFormat(log_format))
     warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
     limits = ConnectionLimits(max_connections=max_connections)
@@ -129,5 +144,6 @@ def start(
                 limits=limits,
                 urls=urls,
                 poll_interval=poll_interval,
+                sign_in=sign_in,
             )
         )

@@ -7,6 +7,7 @@ import asyncio
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from durably.engine.core import errors
 from durably.engine.interface import Engine
@@ -78,12 +79,22 @@ class Dashboard:
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The answer to a request."""
         try:
-            response = await self._answer(request)
+            return _protected(await self._answer(request))
         except self._raises:
             raise
         except Exception as error:
-            response = await self._show_error(request, error)
-        return replace(response, headers=[*HEADERS.items(), *response.headers])
+            return await self.show_error(request, _as_page_error(request, error))
+
+    async def show_error(self, request: DashboardRequest, error: PageError) -> DashboardResponse:
+        """The answer to a request that is refused."""
+        return await self.show_page(replace(request, query=""), "error.html", error.status, error=error)
+
+    async def show_page(
+        self, request: DashboardRequest, template: str, status: int = 200, **values: Any
+    ) -> DashboardResponse:
+        """A page that needs no permission, and no data of the engine."""
+        visit = Visit(self._engine, request, _may_nothing, arguments={}, form={})
+        return _protected(await visit.page(template, status=status, **values))
 
     async def _answer(self, request: DashboardRequest) -> DashboardResponse:
         if request.path.startswith("/static/"):
@@ -153,12 +164,9 @@ class Dashboard:
         changes = await self._engine.wait_for_changes(after=None, run_id=run_id)
         return visit.url("/live", after=changes.position, run=run_id)
 
-    # errors
 
-    async def _show_error(self, request: DashboardRequest, error: Exception) -> DashboardResponse:
-        shown = _as_page_error(request, error)
-        visit = Visit(self._engine, replace(request, query=""), _may_nothing, arguments={}, form={})
-        return await visit.page("error.html", status=shown.status, error=shown)
+def _protected(response: DashboardResponse) -> DashboardResponse:
+    return replace(response, headers=[*HEADERS.items(), *response.headers])
 
 
 async def _may_nothing(action: str, subject: str | None) -> bool:

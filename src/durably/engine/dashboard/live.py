@@ -1,19 +1,15 @@
 """Streams of changes, by which pages stay up to date: server-sent events."""
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 
-from durably.engine.core.errors import EngineError
+from durably.protocol.errors import Error
 
 from .messages import DashboardResponse
 from .routing import Route
 from .visit import Visit
 
-MAX_STREAM_SECONDS = 300.0
-"""A stream ends after this time, and the browser opens another.
-
-So a stream without a reader is not kept.
-"""
 _RETRY_MILLISECONDS = 2_000
 _POLL_MILLISECONDS = 5_000
 _HEADERS = [
@@ -34,12 +30,13 @@ async def answer_live(visit: Visit) -> DashboardResponse:
     run_id, engine = visit.query.get("run"), visit.engine
 
     async def stream() -> AsyncGenerator[bytes, None]:
-        position, ends = after, time.monotonic() + MAX_STREAM_SECONDS
+        position, ends = after, time.monotonic() + visit.request.stream_seconds
         yield f"retry: {_RETRY_MILLISECONDS}\n\n".encode()
-        while time.monotonic() < ends:
+        while (seconds := ends - time.monotonic()) > 0:
             try:
-                changes = await engine.wait_for_changes(after=position, run_id=run_id)
-            except EngineError:  # It is closing, or has too many clients: the browser asks again.
+                async with asyncio.timeout(seconds):
+                    changes = await engine.wait_for_changes(after=position, run_id=run_id)
+            except (TimeoutError, Error):  # It is closing, or has too many clients: the browser asks again.
                 return
             yield _describe(position, changes.position)
             position = changes.position

@@ -81,6 +81,7 @@ class Visit:
             "csrf": self._csrf,
             "csrf_field": CSRF_FIELD,
             "live": self.live,
+            "sign_out": self.request.sign_out,
         }
         # A page of a thousand steps takes tens of milliseconds. The event loop may be the app's own.
         body = await asyncio.to_thread(render, template, common | values)

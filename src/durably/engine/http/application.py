@@ -6,7 +6,7 @@ It has the routes, and the steps that each request passes.
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.sign_in import DashboardServer
 from durably.engine.interface import Engine, LocalEngine
 from durably.engine.operations import Access, operations_of
 from durably.protocol.headers import ServerKind
@@ -48,7 +48,7 @@ def create_api(
     on_sync: OnSync = ignore_sync,
     sync_at: SyncAt | None = None,
     conflicts: AppConflicts | None = None,
-    dashboard: Dashboard | None = None,
+    dashboard: DashboardServer | None = None,
     has_limits: bool = True,
 ) -> web.Application:
     """The API of an open engine.
@@ -56,7 +56,7 @@ def create_api(
     Serve it without an access log, because paths of ``/e/`` contain event keys.
 
     ``hosts`` are the allowed hosts of a development engine. ``sync_at`` syncs apps, if they have URLs.
-    ``dashboard`` is served at ``/``, if there is one.
+    ``dashboard`` is served at ``/``, if there is one; in cloud mode it has a sign-in.
     ``has_limits=False``: lists may be of any length, for clients in processes of the same app.
     """
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)

@@ -46,27 +46,27 @@ class ApiError(Exception):
 # requests
 
 
-async def read_body(request: web.Request) -> bytes:
+async def read_body(request: web.Request, limit: int = MAX_REQUEST_BYTES) -> bytes:
     """The whole body, unpacked.
 
-    Call it after the access check: a few bytes may unpack to ``MAX_REQUEST_BYTES``. Raises ``ApiError``: 413 above
-    ``MAX_REQUEST_BYTES``, 408 if it comes too slowly, 415 for an encoding other than gzip and deflate, 400 if it does
+    Call it after the access check: a few bytes may unpack to ``limit``. Raises ``ApiError``: 413 above
+    ``limit``, 408 if it comes too slowly, 415 for an encoding other than gzip and deflate, 400 if it does
     not fit its headers.
     """
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
     if encoding not in ("identity", "gzip", "deflate", ""):
         raise ApiError(415, f"the content-encoding {encoding!r} is unknown; send the body as it is, or with gzip")
-    if (request.content_length or 0) > MAX_REQUEST_BYTES:
-        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
+    if (request.content_length or 0) > limit:
+        raise ApiError(413, f"the body is larger than {limit} bytes")
     body = bytearray()
     began = asyncio.get_running_loop().time()
     try:
-        async with asyncio.timeout_at(began + _GRACE_SECONDS) as limit:
+        async with asyncio.timeout_at(began + _GRACE_SECONDS) as deadline:
             while chunk := await request.content.readany():
                 body += chunk
-                if len(body) > MAX_REQUEST_BYTES:
-                    raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes")
-                limit.reschedule(began + _GRACE_SECONDS + len(body) / _LEAST_BYTES_PER_SECOND)
+                if len(body) > limit:
+                    raise ApiError(413, f"the body is larger than {limit} bytes")
+                deadline.reschedule(began + _GRACE_SECONDS + len(body) / _LEAST_BYTES_PER_SECOND)
     except TimeoutError:
         raise ApiError(
             408, f"the body comes too slowly: {len(body)} bytes in {_GRACE_SECONDS:g} s and more; send it again"
@@ -75,21 +75,21 @@ async def read_body(request: web.Request) -> bytes:
         raise ApiError(400, "the client closed the connection before the end of the body") from None
     except web.RequestPayloadError:
         raise ApiError(400, "the body cannot be read: it does not fit its length") from None
-    return bytes(body) if encoding in ("identity", "") else await asyncio.to_thread(_unpack, bytes(body))
+    return bytes(body) if encoding in ("identity", "") else await asyncio.to_thread(_unpack, bytes(body), limit)
 
 
-def _unpack(body: bytes) -> bytes:
+def _unpack(body: bytes, limit: int) -> bytes:
     """The body of a request, decompressed.
 
-    Raises ``ApiError``: 413 above ``MAX_REQUEST_BYTES``, 400 if the body is not of this encoding.
+    Raises ``ApiError``: 413 above ``limit``, 400 if the body is not of this encoding.
     """
     unpacker = zlib.decompressobj(_GZIP_OR_ZLIB)
     try:
-        unpacked = unpacker.decompress(body, MAX_REQUEST_BYTES + 1)
+        unpacked = unpacker.decompress(body, limit + 1)
     except zlib.error:
         unpacked = b""
-    if len(unpacked) > MAX_REQUEST_BYTES:
-        raise ApiError(413, f"the body is larger than {MAX_REQUEST_BYTES} bytes when it is unpacked")
+    if len(unpacked) > limit:
+        raise ApiError(413, f"the body is larger than {limit} bytes when it is unpacked")
     if not unpacker.eof or unpacker.unused_data:
         raise ApiError(400, "the body cannot be unpacked: it does not fit its content-encoding")
     return unpacked

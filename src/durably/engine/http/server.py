@@ -16,6 +16,7 @@ from aiohttp import web
 
 from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.sign_in import SignIn
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.api import DEFAULT_PORT
@@ -79,12 +80,14 @@ class EngineServer:
         metrics_address: tuple[str, int] | None = None,
         limits: ConnectionLimits = _LIMITS,
         on_sync: OnSync = ignore_sync,
+        sign_in: SignIn | None = None,
     ) -> Self:
         """Open the engine and serve its API.
 
         ``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
         ``allowed_hosts`` are further hosts that dev mode answers to, besides those of this machine. At
         ``metrics_address``, a host and a port, it serves the metrics alone, without a key.
+        ``sign_in`` is in front of the dashboard in cloud mode, which has none without it.
 
         Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and the engine's errors.
         """
@@ -102,6 +105,8 @@ class EngineServer:
                 raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
             listeners.pop_all()  # They are open as long as the server.
         origin = _origin_of(host, listener)
+        dashboard = Dashboard(engine, allow_anonymous=True)
+        is_dev = settings.server_kind is ServerKind.DEV
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(
             engine,
@@ -111,7 +116,7 @@ class EngineServer:
             sync_at=discovery.sync,
             conflicts=discovery.conflicts,
             # Only local hosts and origins reach an engine in dev mode.
-            dashboard=Dashboard(engine, allow_anonymous=True) if settings.server_kind is ServerKind.DEV else None,
+            dashboard=dashboard if is_dev else sign_in and sign_in(dashboard),
         )
         server = cls(engine, discovery, origin)
         await server._serve(api, listener, limits)
