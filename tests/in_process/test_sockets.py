@@ -1,6 +1,7 @@
 """The directory of sockets: for the user alone, and found by the database's path."""
 
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -8,13 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+import msgspec
 import pytest
 import urllib3
 
 from durably import Embedded
 from durably.cli.local_engine import SocketPool
 from durably.engine.core.errors import EngineError
-from durably.in_process import sockets
+from durably.engine.sparse_log import SparseLog
+from durably.in_process import link, sockets
 from durably.in_process.sockets import Entrance
 
 
@@ -89,7 +92,7 @@ async def test_first_byte_of_a_connection_chooses_frames_or_http(tmp_path: Path)
     make_http: asyncio.Future[Callable[[], asyncio.Protocol]] = loop.create_future()
     path = tmp_path / "1"
     server = await loop.create_unix_server(
-        lambda: Entrance(lambda: Recorder(b"frames"), make_http), sock=sockets.listen(path)
+        lambda: Entrance(lambda: Recorder(b"frames"), make_http, set()), sock=sockets.listen(path)
     )
     async with server:
         http, link = [await asyncio.open_unix_connection(path) for _ in range(2)]
@@ -122,3 +125,72 @@ def test_command_line_refuses_a_directory_that_others_can_enter(tmp_path: Path) 
         directory.chmod(0o777)
         with pytest.raises(EngineError, match="mode 700"):
             SocketPool(database, urllib3.Timeout(1))
+
+
+async def test_connections_that_send_nothing_end_with_the_leader(tmp_path: Path) -> None:
+    engine = Embedded(tmp_path / "durably.db")
+    async with engine.running():
+        path = sockets.path_of(sockets.directory_of(engine.path), 1)
+        reader, writer = await asyncio.open_unix_connection(path)
+        with socket.socket(
+            socket.AF_UNIX
+        ) as probe:  # The leader has accepted the one before when this one is answered.
+            probe.connect(str(path))
+            probe.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            await asyncio.get_running_loop().run_in_executor(None, probe.recv, 1)
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_silent_connections_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "SILENT_SECONDS", 0.01)
+    async with Embedded(tmp_path / "durably.db").running():
+        reader, writer = await asyncio.open_unix_connection(
+            sockets.path_of(sockets.directory_of(tmp_path / "durably.db"), 1)
+        )
+        assert await reader.read() == b""
+        writer.close()
+
+
+_frame = msgspec.msgpack.encode
+GARBAGE = [
+    b"\0\0\0\4\xc1\xc1\xc1\xc1",
+    b"\0\0\0\1\x93",
+    b"\0\0\0\0",
+    (lambda frame: len(frame).to_bytes(4) + frame)(_frame([99, 0, "", b""])),
+    (lambda frame: len(frame).to_bytes(4) + frame)(_frame({"kind": 0})),
+    b"\0\xff\xff\xff\xff\xff\xff",
+]
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_garbage_closes_its_connection_alone(
+    tmp_path: Path, garbage: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_log", SparseLog(logging.getLogger("durably.engine")))
+    engine = Embedded(tmp_path / "durably.db")
+    async with engine.running():
+        reader, writer = await asyncio.open_unix_connection(sockets.path_of(sockets.directory_of(engine.path), 1))
+        writer.write(garbage)
+        writer.write_eof()
+        while await reader.read(1024):
+            pass
+        writer.close()
+        assert await engine.list_functions() == []
+    assert [record.name for record in caplog.records if record.exc_info or record.levelno >= logging.ERROR] == []
+
+
+async def test_garbage_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "_log", SparseLog(logging.getLogger("durably.engine")))
+    engine = Embedded(tmp_path / "durably.db")
+    async with engine.running():
+        for _ in range(3):
+            reader, writer = await asyncio.open_unix_connection(sockets.path_of(sockets.directory_of(engine.path), 1))
+            writer.write(GARBAGE[0])
+            while await reader.read(1024):
+                pass
+            writer.close()
+    [line] = [record.getMessage() for record in caplog.records if "not a frame" in record.getMessage()]
+    assert line.startswith("a connection was closed")

@@ -62,6 +62,7 @@ class Leader:
         self._followers: set[FollowerWorker] = set()
         self._server: Acceptor | None = None
         self._api: web.AppRunner | None = None
+        self._undecided: set[Entrance] = set()
         self._make_http: asyncio.Future[Callable[[], asyncio.Protocol]] = asyncio.get_running_loop().create_future()
         self._socket = Path()
         self._engine: asyncio.Future[SqliteEngine] = asyncio.get_running_loop().create_future()
@@ -184,6 +185,8 @@ class Leader:
         if self._server is not None:
             await self._server.close()
             self._socket.unlink(missing_ok=True)
+        for entrance in list(self._undecided):
+            entrance.close()
         for follower in list(self._followers):
             if follower.link is not None:
                 follower.link.close()
@@ -231,7 +234,7 @@ class Leader:
         listener = sockets.listen(self._socket)
         self._server = Acceptor(
             listener,
-            lambda: Entrance(self._make_link, self._make_http),
+            lambda: Entrance(self._make_link, self._make_http, self._undecided),
             name="the leader of the database",
             logger=_logger,
         )

@@ -6,6 +6,7 @@ Payloads are opaque bytes. A side that receives nothing for the lease closes the
 
 import asyncio
 import itertools
+import logging
 import math
 import time
 from collections.abc import Awaitable, Callable
@@ -14,10 +15,14 @@ from typing import cast
 
 import msgspec
 
+from durably.engine.sparse_log import SparseLog
 from durably.errors import Error
 from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.text import get_logger
 
 from .sockets import is_same_user
+
+_log = SparseLog(get_logger("durably.engine"))
 
 _LENGTH_BYTES = 4
 _MAX_FRAME_BYTES = MAX_REQUEST_BYTES + 1024 * 1024
@@ -178,12 +183,18 @@ class Link(asyncio.Protocol):
             size = int.from_bytes(self._received[position : position + _LENGTH_BYTES])
             end = position + _LENGTH_BYTES + size
             if size > _MAX_FRAME_BYTES:
+                _log.log(logging.WARNING, "a connection was closed: it announced a frame of %d bytes", size)
                 self.close()
                 return
             if len(self._received) < end:
                 break
-            with memoryview(self._received) as view:
-                frame = _decoder.decode(view[position + _LENGTH_BYTES : end])
+            try:
+                with memoryview(self._received) as view:
+                    frame = _decoder.decode(view[position + _LENGTH_BYTES : end])
+            except msgspec.DecodeError as error:
+                _log.log(logging.WARNING, "a connection was closed: it sent what is not a frame (%s)", error)
+                self.close()
+                return
             position = end
             self._take(frame)
         del self._received[:position]
@@ -202,7 +213,7 @@ class Link(asyncio.Protocol):
             if frame.kind is _Kind.ANSWER:
                 future.set_result(frame.payload)
             else:
-                future.set_exception(AnswerError(frame.name, frame.payload.decode()))
+                future.set_exception(AnswerError(frame.name, frame.payload.decode(errors="replace")))
 
     async def _work(self, frame: _Frame) -> None:
         try:

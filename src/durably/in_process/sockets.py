@@ -15,6 +15,8 @@ from typing import cast
 
 from durably.engine.core.errors import EngineError
 
+SILENT_SECONDS = 10.0
+"""Seconds after which a connection that has sent nothing is closed. Clients send something at once."""
 _MAX_PATH_BYTES = 100
 """A little less than the limits of platforms: 104 bytes on macOS, 108 on Linux."""
 
@@ -132,15 +134,21 @@ class Entrance(asyncio.Protocol):
 
     A follower sends frames (``link``), and their first byte is 0. Everything else is HTTP, to the engine's API:
     ``durably runs --db …``, for example. HTTP waits until the engine has recovered its runs.
+
+    A connection that sends nothing is closed after ``SILENT_SECONDS``. ``undecided`` has the connections whose protocol
+    is not decided yet.
     """
 
     def __init__(
         self,
         make_link: Callable[[], asyncio.Protocol],
         make_http: "asyncio.Future[Callable[[], asyncio.Protocol]]",
+        undecided: "set[Entrance]",
     ) -> None:
         self._make_link = make_link
         self._make_http = make_http
+        self._undecided = undecided
+        self._silence: asyncio.TimerHandle | None = None
         self._received = bytearray()
         self._waiting: asyncio.Task[None] | None = None
         self._transport: asyncio.Transport | None = None
@@ -149,16 +157,30 @@ class Entrance(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop has its own class
         if not is_same_user(int(transport.get_extra_info("socket").fileno())):
             self._transport.abort()
+            return
+        self._undecided.add(self)
+        self._silence = asyncio.get_running_loop().call_later(SILENT_SECONDS, self.close)
 
     def data_received(self, data: bytes) -> None:
         self._received += data
+        if self._silence is not None:
+            self._silence.cancel()
         if self._received[0] == 0:
             self._continue_with(self._make_link())
-        elif self._waiting is None:
+        elif self._waiting is None and self._transport is not None:
+            self._transport.pause_reading()
             self._waiting = asyncio.get_running_loop().create_task(self._wait_for_http())
+
+    def close(self) -> None:
+        """Close the connection, if its protocol is not decided yet."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._undecided.discard(self)
+        if self._silence is not None:
+            self._silence.cancel()
         if self._waiting is not None:
             self._waiting.cancel()
 
@@ -166,14 +188,17 @@ class Entrance(asyncio.Protocol):
         try:
             make_http = await asyncio.shield(self._make_http)
         except asyncio.CancelledError:  # The engine has not started.
-            if self._transport is not None:
-                self._transport.abort()
+            self.close()
             raise
         self._waiting = None
+        if self._transport is not None:
+            self._transport.resume_reading()
         self._continue_with(make_http())
 
     def _continue_with(self, protocol: asyncio.Protocol) -> None:
-        if self._transport is not None:
-            self._transport.set_protocol(protocol)
-            protocol.connection_made(self._transport)
+        self._undecided.discard(self)
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.set_protocol(protocol)
+            protocol.connection_made(transport)
             protocol.data_received(bytes(self._received))
