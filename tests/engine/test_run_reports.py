@@ -1,14 +1,22 @@
 """Reports of runs: all that the engine knows of a run, in one read."""
 
+import datetime as dt
+import itertools
+import time
+from pathlib import Path
+
 import msgspec
+from aiohttp import web
 
 from durably.engine.http.codec import decoder_of, from_wire
-from durably.engine.reports import Relation, RunReport, SpanKind
+from durably.engine.reports import Relation, RunReport, Span, SpanKind
+from durably.engine.scheduling.step_records import MAX_ERROR_TEXT
 from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import RunStatus, StepStatus
+from durably.engine.views import FromStep, RunStatus, StepStatus
+from durably.protocol.opcodes import hash_step_id
 
-from .conftest import ended, only_run, run_to_end, send, step_is
-from .small_app import SmallApp, StepFailed, Steps
+from .conftest import ended, only_run, opened, run_to_end, send, step_is
+from .small_app import Found, SmallApp, StepFailed, Steps
 
 
 async def inspect(engine: SqliteEngine, run_id: str) -> RunReport:
@@ -40,7 +48,7 @@ async def test_steps_have_their_spans_in_the_order_of_time(engine: SqliteEngine,
     ]
     assert {branch.id for branch in branches} == {"left", "right"}
     spans = [span for step in report.steps for span in step.spans]
-    assert [span.start for span in spans] == sorted(span.start for span in spans)
+    assert [step.spans[0].start for step in report.steps] == sorted(step.spans[0].start for step in report.steps)
     assert all(run.created_at <= span.start for span in [*spans, *report.spans])
     assert all(span.end is not None and span.start <= span.end for span in [*spans, *report.spans])
 
@@ -125,3 +133,160 @@ async def test_parents_and_children_are_linked(engine: SqliteEngine, app: SmallA
 
 async def test_no_run_has_no_report(engine: SqliteEngine) -> None:
     assert await engine.inspect_run("none") is None
+
+
+async def test_attempts_keep_their_times_and_tracebacks(engine: SqliteEngine, app: SmallApp) -> None:
+    """Two steps that were found in different calls fail at the same attempt: both are kept."""
+
+    def failing_once(steps: Steps) -> object:
+        if steps.attempt == 0:
+            raise ValueError("not yet")
+        return "done"
+
+    @app.function("flaky")
+    def flaky(steps: Steps) -> object:
+        return [steps.run(name, lambda: failing_once(steps)) for name in ("a", "b")]
+
+    await engine.sync_app(app.sync_request())
+    report = await inspect(engine, (await run_to_end(engine, "flaky")).id)
+    for step in report.steps:
+        assert [(each.attempt, each.error.name, each.error.message) for each in step.failed_attempts] == [
+            (0, "ValueError", "not yet")
+        ]
+        kinds = [(span.kind, span.attempt) for span in step.spans if span.kind is not SpanKind.QUEUED]
+        assert kinds == [(SpanKind.RUNNING, 0), (SpanKind.RETRYING, 0), (SpanKind.RUNNING, 1)]
+        assert_in_order(step.spans)
+    assert [step.id for step in report.steps] == ["a", "b"]
+    assert_in_order([span for span in report.spans if span.kind is SpanKind.RUNNING])
+
+
+def assert_in_order(spans: list[Span]) -> None:
+    """No span begins before the one before it has ended."""
+    for earlier, later in itertools.pairwise(spans):
+        assert earlier.end is not None
+        assert earlier.end <= later.start
+
+
+async def test_a_long_traceback_is_shortened_in_the_middle(engine: SqliteEngine, app: SmallApp) -> None:
+    @app.function("verbose")
+    def verbose(steps: Steps) -> object:
+        if steps.attempt == 0:
+            error = {"name": "E", "message": "m", "stack": "first\n" + "x" * MAX_ERROR_TEXT + "\nlast"}
+            raise Found({"id": hash_step_id("a"), "op": "StepError", "userland": {"id": "a"}, "error": error})
+        return steps.run("a", lambda: 1)
+
+    await engine.sync_app(app.sync_request())
+    report = await inspect(engine, (await run_to_end(engine, "verbose")).id)
+    (attempt,) = (attempt for step in report.steps for attempt in step.failed_attempts)
+    assert attempt.error.stack is not None
+    assert len(attempt.error.stack) < MAX_ERROR_TEXT + 100
+    assert attempt.error.stack.startswith("first\n")
+    assert "… 11 characters are not kept …" in attempt.error.stack
+    assert attempt.error.stack.endswith("\nlast")
+
+
+async def test_steps_that_a_run_leaves_at_its_end_are_reported(engine: SqliteEngine, app: SmallApp) -> None:
+    @app.function("sleeper")
+    def sleeper(steps: Steps) -> object:
+        steps.parallel(steps.asking("nap", "Sleep", duration="1h"), steps.asking("sign", "WaitForSignal", signal="go"))
+
+    await engine.sync_app(app.sync_request())
+    run_id = await only_run(engine, await send(engine, "sleeper"))
+    await step_is(engine, run_id, "sign", "waiting")
+    await engine.cancel_run(run_id)
+    report = await inspect(engine, run_id)
+    assert {(step.id, step.status, step.awaited) for step in report.steps} == {
+        ("nap", StepStatus.UNFINISHED, None),
+        ("sign", StepStatus.UNFINISHED, "go"),
+    }
+    assert [[span.end for span in step.spans] for step in report.steps] == [[report.run.ended_at]] * 2
+    assert report.error is not None
+    assert report.error.name == "FunctionCancelledError"
+
+
+async def test_a_rerun_marks_the_results_that_it_took_over(engine: SqliteEngine, app: SmallApp) -> None:
+    @app.function("two")
+    def two(steps: Steps) -> object:
+        return [steps.run("a", lambda: 1), steps.run("b", lambda: 2)]
+
+    await engine.sync_app(app.sync_request())
+    run = await run_to_end(engine, "two")
+    again = await engine.rerun(run.id, from_step=FromStep("b"))
+    await ended(engine, again)
+    report = await inspect(engine, again)
+    assert {(step.id, step.is_copied, bool(step.spans)) for step in report.steps} == {
+        ("a", True, False),
+        ("b", False, True),
+    }
+    assert not any(step.is_copied for step in (await inspect(engine, run.id)).steps)
+
+
+async def test_times_and_arguments_that_an_app_sends_are_kept(engine: SqliteEngine, app: SmallApp) -> None:
+    """The app's clock is an hour ahead."""
+    hour = 3600 * 10**9
+
+    @app.function("timed")
+    def timed(steps: Steps) -> object:
+        if steps.has("a"):
+            return steps.run("a")
+        now = time.time_ns() + hour
+        op = {
+            "id": hash_step_id("a"),
+            "op": "StepRun",
+            "userland": {"id": "a"},
+            "data": 1,
+            "opts": {"input": [{"n": 1}]},
+        }
+        raise Found({**op, "timing": {"a": now - 3_000_000, "b": 2_000_000}})
+
+    await engine.sync_app(app.sync_request())
+    report = await inspect(engine, (await run_to_end(engine, "timed")).id)
+    (step,) = report.steps
+    (span,) = step.spans
+    assert step.input == msgspec.Raw(b'[{"n":1}]')
+    assert report.run.ended_at is not None
+    assert span.end is not None
+    assert report.run.created_at <= span.start <= span.end
+    assert span.end - span.start <= dt.timedelta(milliseconds=2)
+    assert span.end <= report.run.ended_at + dt.timedelta(milliseconds=1)
+
+
+async def test_a_run_keeps_the_version_of_its_app(path: Path, app: SmallApp) -> None:
+    app.function("f")(lambda steps: 1)
+    runs = []
+    async with opened(path) as engine:
+        for version in ("v1", "v2"):
+            await engine.sync_app(msgspec.structs.replace(app.sync_request(), app_version=version))
+            runs.append((await run_to_end(engine, "f")).id)
+    async with opened(path) as engine:
+        runs.append((await run_to_end(engine, "f")).id)
+        assert [(await inspect(engine, run_id)).app_version for run_id in runs] == ["v1", "v2", "v2"]
+
+
+async def test_repeated_requests_of_a_fetch_are_attempts(engine: SqliteEngine, app: SmallApp) -> None:
+    requests: list[web.Request] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        requests.append(request)
+        if len(requests) == 1:
+            assert request.transport is not None
+            request.transport.close()
+        return web.Response()
+
+    other = web.Application()
+    other.router.add_post("/", answer)
+    runner = web.AppRunner(other)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/"
+
+    @app.function("fetcher")
+    def fetcher(steps: Steps) -> object:
+        return steps.options("get", "Gateway", url=url, method="POST")
+
+    await engine.sync_app(app.sync_request())
+    report = await inspect(engine, (await run_to_end(engine, "fetcher")).id)
+    await runner.cleanup()
+    (step,) = report.steps
+    assert [attempt.attempt for attempt in step.failed_attempts] == [0]
+    assert [span.kind for span in step.spans] == [SpanKind.RUNNING, SpanKind.RETRYING, SpanKind.RUNNING]

@@ -2,8 +2,8 @@
 
 import datetime as dt
 
-from durably.engine.reports import Span
-from durably.engine.spans import AttemptTimes, Interval, attempt_spans, merge, run_spans
+from durably.engine.reports import Span, SpanKind
+from durably.engine.spans import AttemptTimes, Interval, attempt_spans, make_span, merge, run_spans
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -18,20 +18,20 @@ def shown(spans: list[Span]) -> list[tuple[str, int, int | None]]:
 
 
 def test_an_attempt_is_queued_then_runs() -> None:
-    assert shown(attempt_spans([AttemptTimes(attempt=0, queued_at=10, began_at=30, ended_at=70)])) == [
-        ("queued", 10, 30),
-        ("running", 30, 70),
+    assert shown(attempt_spans([AttemptTimes(attempt=0, queued_at=1000, began_at=3000, ended_at=7000)])) == [
+        ("queued", 1000, 3000),
+        ("running", 3000, 7000),
     ]
 
 
 def test_backoff_lies_between_attempts() -> None:
     first = AttemptTimes(attempt=0, queued_at=0, began_at=0, ended_at=10, retry_at=50)
-    second = AttemptTimes(attempt=1, queued_at=50, began_at=60)
+    second = AttemptTimes(attempt=1, queued_at=50, began_at=5050)
     assert shown(attempt_spans([first, second])) == [
         ("running", 0, 10),
         ("retrying", 10, 50),
-        ("queued", 50, 60),
-        ("running", 60, None),
+        ("queued", 50, 5050),
+        ("running", 5050, None),
     ]
 
 
@@ -63,3 +63,22 @@ def test_backoff_of_the_function_is_a_span_of_the_run() -> None:
         ("retrying", 10, 30),
         ("running", 30, 40),
     ]
+
+
+MS = 1000
+
+
+def test_a_run_is_queued_for_a_call_if_nothing_else_is_under_way() -> None:
+    calls = [Interval(0, 10 * MS), Interval(50 * MS, 60 * MS)]
+    assert ("queued", 10 * MS, 50 * MS) in shown(run_spans(0, 0, 60 * MS, calls))
+    sleep = make_span(SpanKind.SLEEPING, 10 * MS, 40 * MS)
+    assert ("queued", 40 * MS, 50 * MS) in shown(run_spans(0, 0, 60 * MS, calls, (), [sleep]))
+    still_waiting = make_span(SpanKind.WAITING, 10 * MS, None)
+    assert all(kind != "queued" for kind, _, _ in shown(run_spans(0, 0, 60 * MS, calls, (), [still_waiting])))
+
+
+def test_a_call_is_queued_since_it_was_due() -> None:
+    """Between its last call and then, the run was called to plan steps, at a time that is not known."""
+    calls = [Interval(0, 10 * MS), Interval(50 * MS, 60 * MS)]
+    spans = shown(run_spans(0, 0, 60 * MS, calls, (), (), [30 * MS]))
+    assert [span for span in spans if span[0] == "queued"] == [("queued", 30 * MS, 50 * MS)]

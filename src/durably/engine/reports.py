@@ -53,7 +53,9 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
 
     ``spans`` are in the order of time. ``input`` is a JSON array of arguments, if the SDK sends it. ``output`` is JSON;
     ``None`` also stands for null.
-    ``awaited`` is the event name, signal or function id that a wait is for. ``child_run_id`` is the invoked run.
+    ``awaited`` is the event name, signal or function id that a wait is for. ``child_run_id`` is the invoked run. A step
+    that ``is_copied`` has the result of the run that this one repeats, and no spans. ``error`` is that of the last
+    attempt.
     """
 
     id: str
@@ -71,6 +73,7 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorData | None = None
     awaited: str | None = None
     child_run_id: str | None = None
+    is_copied: bool = False
 
 
 class Relation(StrEnum):
@@ -114,10 +117,11 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True):
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     """A run with all that is known of it.
 
-    ``spans`` are the run's own: queued before its first call, and its calls. ``failed_attempts`` are those of the
-    function's own code. ``app_version`` is the version that the app had when the run was created. ``logs`` are empty
-    unless the engine keeps them, as it does in development. ``children`` are the earliest 200. Functions that
-    ``inngest/function.finished`` triggers are not among them.
+    ``spans`` are the run's own: the calls of the app that are known, the time for which it waited for one, and the
+    backoff of the function's own code, whose failed attempts are ``failed_attempts``. ``app_version`` is the version
+    that the app had when the run was created. ``logs`` are empty unless the engine keeps them, as it does in
+    development. ``children`` are the earliest 200. Functions that ``inngest/function.finished`` triggers are not among
+    them.
     """
 
     run: RunView

@@ -3,12 +3,19 @@
 Pure. Times are microseconds since the epoch. ``None`` is a time that is unknown, or has not come.
 """
 
+import datetime as dt
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from .reports import Span, SpanKind
 from .views import from_microseconds
+
+_SHORTEST = 1000
+"""The engine's times are milliseconds, so shorter times in a queue are none."""
+_SHORTEST_QUEUED = dt.timedelta(milliseconds=2)
+"""Shorter times between calls are those of the engine's own work."""
+_NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
 class AttemptTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,7 +57,7 @@ def attempt_spans(attempts: Sequence[AttemptTimes]) -> list[Span]:
     spans = []
     for times in attempts:
         began = times.began_at
-        if times.queued_at is not None and (began is None or began > times.queued_at):
+        if times.queued_at is not None and (began is None or began - times.queued_at >= _SHORTEST):
             spans.append(make_span(SpanKind.QUEUED, times.queued_at, began or times.ended_at, times.attempt))
         if began is not None:
             spans.append(make_span(SpanKind.RUNNING, began, times.ended_at, times.attempt))
@@ -65,19 +72,45 @@ def run_spans(
     ended_at: int | None,
     calls: Iterable[Interval],
     attempts: Sequence[AttemptTimes] = (),
+    step_spans: Iterable[Span] = (),
+    due_times: Iterable[int] = (),
 ) -> list[Span]:
-    """The run's own spans.
+    """The run's own spans: queued, running and backoff.
 
-    They are queued before its first call, its calls, and the backoff of its own failed attempts.
-
-    ``attempts`` are the failed ones of the function's own code.
+    ``attempts`` are the failed ones of the function's own code, ``step_spans`` the spans of its steps. ``due_times``
+    are times at which calls were due; any other call was due when nothing else was under way.
     """
     spans = []
     if first_call_at is None or first_call_at > created_at:
         spans.append(make_span(SpanKind.QUEUED, created_at, ended_at if first_call_at is None else first_call_at))
-    spans += [make_span(SpanKind.RUNNING, call.start, call.end) for call in merge(calls)]
-    spans += [span for span in attempt_spans(attempts) if span.kind is SpanKind.RETRYING]
-    return sorted(spans, key=lambda span: span.start)
+    running = [make_span(SpanKind.RUNNING, call.start, call.end) for call in merge(calls)]
+    retrying = [span for span in attempt_spans(attempts) if span.kind is SpanKind.RETRYING]
+    due = [make_span(SpanKind.QUEUED, time, time) for time in due_times]
+    return sorted([*spans, *running, *retrying, *_queued(running, [*retrying, *step_spans, *due])], key=_start)
+
+
+def _queued(running: Sequence[Span], others: Iterable[Span]) -> list[Span]:
+    """The times in which the run waited for a call alone.
+
+    They are before each call but the first.
+
+    A run that has not ended has a call or a wait outstanding. So when no step is under way, a call is.
+    """
+    known = sorted([*running, *others], key=_start)
+    queued: list[Span] = []
+    busy_until, place = None, 0
+    for call in running:
+        while place < len(known) and known[place].start < call.start:
+            end = known[place].end
+            busy_until = _NEVER if end is None else end if busy_until is None else max(busy_until, end)
+            place += 1
+        if busy_until is not None and call.start - busy_until > _SHORTEST_QUEUED:
+            queued.append(Span(kind=SpanKind.QUEUED, start=busy_until, end=call.start))
+    return queued
+
+
+def _start(span: Span) -> dt.datetime:
+    return span.start
 
 
 def merge(intervals: Iterable[Interval]) -> list[Interval]:

@@ -219,6 +219,8 @@ class StepStatus(StrEnum):
     RUNNING = "running"
     SLEEPING = "sleeping"
     WAITING = "waiting"
+    UNFINISHED = "unfinished"
+    """Its run ended before it did."""
 
 
 class StepView(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
-from durably.protocol.opcodes import Opcode, ParallelMode, hash_step_id
+from durably.protocol.opcodes import Opcode, ParallelMode, Timing, hash_step_id
 
 from .memos import Divergence, Memo, Memos, MemoUnreadableError, decode_result, to_rare_memo
 from .step import StandIn, Step, StepInfo, StepReport, StepRequest
@@ -187,7 +187,8 @@ class Replay(msgspec.Struct, kw_only=True):
     may execute, one after another, as long as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer``
     the call ends with the first step that it executes. ``lease_check`` runs before each step. ``tracer`` reports
     executed steps. ``stand_in`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
-    otherwise run on the event loop. ``names`` collects the ids of the steps reached, by hashed id.
+    otherwise run on the event loop. ``names`` collects the ids of the steps reached, by hashed id. ``clock`` has the
+    nanoseconds since the epoch, for the times of executed steps.
     """
 
     memos: Memos
@@ -209,6 +210,7 @@ class Replay(msgspec.Struct, kw_only=True):
     function_id: str = ""
     names: dict[str, str] = {}
     findings: Findings | None = None
+    clock: Callable[[], int] | None = None
     is_replaying: bool = True
     is_new: bool = False
     """The call has nothing to replay."""
@@ -372,10 +374,11 @@ class Replay(msgspec.Struct, kw_only=True):
             if was_replaying:
                 await self.hooks.unmemoized()
             await self.hooks.before_step(step.info())
-        request = step.request
+        request, clock = step.request, self.clock
         report: StepReport | None = None
         span = None if self.tracer is None else self.tracer.begin_step(step.info())
         token = in_step.set(step)
+        began = 0 if clock is None else clock()
         try:
             output = await call(step, self.inputs.get(step.hashed_id, request.args))
             if request.encode is not None:
@@ -390,6 +393,8 @@ class Replay(msgspec.Struct, kw_only=True):
             if span is not None:
                 span.ended(None if report is None else report.error, is_cut=report is None)
         assert report is not None
+        if clock is not None:
+            report.op.timing = Timing(began, clock() - began)
         if self.hooks is not None:
             await self.hooks.after_step(report)
         return report

@@ -226,6 +226,7 @@ class Function(FunctionDefinition[T]):
             threads=call.threads,
             function_id=call.function_id,
             names=entry.divergences.names,
+            clock=time.time_ns,
             findings=Findings(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
         )
 

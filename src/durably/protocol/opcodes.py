@@ -57,10 +57,21 @@ class Userland(msgspec.Struct, frozen=True, omit_defaults=True):
     index: int | None = None
 
 
+class Timing(msgspec.Struct, frozen=True, gc=False):
+    """The time in which an app executed a step.
+
+    ``a`` is its start and ``b`` its duration. Both are nanoseconds, ``a`` since the epoch.
+    """
+
+    a: int
+    b: int
+
+
 class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name": "displayName"}, gc=False):
     """One op.
 
-    ``data`` and ``error`` are set by executed steps, ``opts`` by all others.
+    ``data`` and ``error`` are set by executed steps, ``opts`` by all others. ``timing`` is that of an executed step, if
+    the SDK sends it; see ``read_timing``.
     """
 
     id: str = ""
@@ -71,10 +82,24 @@ class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name
     error: ErrorData | None = None
     opts: dict[str, Any] | None = None
     userland: Userland | None = None
+    timing: Any = None
 
     @property
     def is_race(self) -> bool:
         return bool(self.opts) and self.opts.get("parallelMode") == ParallelMode.RACE  # type: ignore[union-attr]
+
+
+def read_timing(timing: Any) -> Timing | None:
+    """The time in which an app executed a step, from its op.
+
+    ``None`` if the SDK sent none, or nonsense.
+    """
+    if timing is None or type(timing) is Timing:
+        return timing
+    try:
+        return Timing(int(timing["a"]), max(int(timing["b"]), 0))
+    except (TypeError, ValueError, KeyError, OverflowError):
+        return None
 
 
 @lru_cache(maxsize=4096)

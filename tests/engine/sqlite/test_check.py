@@ -121,6 +121,7 @@ async def test_a_database_in_use_is_examined(path: Path, app: SmallApp) -> None:
 
 def test_many_of_a_kind_are_abridged(database: Path) -> None:
     rows = ", ".join(f"({key}, 'x', 1, 'x', 'StepRun', 1, 0, 0, 0, 'null')" for key in range(1000, 1030))
-    break_(database, f"INSERT INTO memos VALUES {rows}")
+    columns = "run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo"
+    break_(database, f"INSERT INTO memos ({columns}) VALUES {rows}")
     found = check_database(database)
     assert found[-1] == "… and 10 more like that"

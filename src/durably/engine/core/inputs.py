@@ -18,12 +18,13 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
     """A call has ended.
 
     ``memoised`` are the steps of the answer, and the call's own target, that already have a memo: the run state does
-    not know them.
+    not know them. ``called_at`` is when the call was made, if it is known; nothing depends on it.
     """
 
     generation: int
     answer: Answer
     memoised: frozenset[str] = frozenset()
+    called_at: int | None = None
 
 
 class AnsweredTogether(msgspec.Struct, frozen=True):
@@ -35,16 +36,21 @@ class AnsweredTogether(msgspec.Struct, frozen=True):
     def generation(self) -> int:
         return self.answers[0].generation
 
+    @property
+    def called_at(self) -> int | None:
+        return self.answers[0].called_at
+
 
 class Checkpointed(msgspec.Struct, frozen=True, gc=False):
     """A call reports steps that it has finished, and continues.
 
-    ``memoised`` is as in ``Answered``.
+    ``memoised`` and ``called_at`` are as in ``Answered``.
     """
 
     generation: int
     ops: list[Op]
     memoised: frozenset[str] = frozenset()
+    called_at: int | None = None
 
 
 OfCall = Answered | AnsweredTogether | Checkpointed
@@ -118,11 +124,12 @@ Input = (
 class FailedAttempt(msgspec.Struct, frozen=True):
     """An attempt that another follows.
 
-    ``step_id`` is ``DISCOVER`` for the function's own code.
+    ``step_id`` is ``DISCOVER`` for the function's own code. ``timing`` is the op's.
     """
 
     step_id: str
     error: ErrorData
+    timing: Any = None
 
 
 class MakeCall(msgspec.Struct, frozen=True, gc=False):
@@ -135,7 +142,9 @@ class MakeCall(msgspec.Struct, frozen=True, gc=False):
 class WriteMemo(msgspec.Struct, frozen=True, gc=False):
     """Store the memo of a finished step.
 
-    ``attempts`` is the number of attempts that the step took; ``failed``: the memo is an error.
+    ``attempts`` is the number of attempts that the step took; ``failed``: the memo is an error. ``timing`` is when the
+    app executed the step, as in its op, and ``arguments`` are the step's, a JSON array; both only if the app sends
+    them.
     """
 
     step_id: str
@@ -144,6 +153,8 @@ class WriteMemo(msgspec.Struct, frozen=True, gc=False):
     memo: bytes
     attempts: int = 1
     failed: bool = False
+    timing: Any = None
+    arguments: Any = None
 
 
 class Sleep(msgspec.Struct, frozen=True):
@@ -186,7 +197,8 @@ class Invoke(msgspec.Struct, frozen=True):
 class MakeRequest(msgspec.Struct, frozen=True):
     """Make a request for a step.
 
-    ``opts`` may hold credentials, so it must not be stored. ``None`` stands for those of the attempt before.
+    ``opts`` may hold credentials, so it must not be stored. ``None`` stands for those of the attempt before. ``failed``
+    is the memo of that attempt.
     """
 
     step_id: str
@@ -196,6 +208,7 @@ class MakeRequest(msgspec.Struct, frozen=True):
     attempt: int
     scheduled_at: int
     opts: dict[str, Any] | None
+    failed: bytes | None = None
 
     def __repr__(self) -> str:
         return f"MakeRequest(step_id={self.step_id!r}, generation={self.generation}, attempt={self.attempt})"

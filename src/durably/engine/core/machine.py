@@ -200,7 +200,7 @@ def _write_steps(transition: Transition, run_input: Checkpointed) -> None:
             continue
         memo, _ = executed_memo(op, transition.policy.max_step_output_bytes)
         try:
-            transition.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts)
+            transition.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts, executed=op)
         except RunOverflow as overflow:
             raise TooLargeError(str(overflow)) from overflow
         attempts = 1
@@ -260,7 +260,9 @@ def _end_request(transition: Transition, run_input: RequestFinished) -> None:
         return
     generation, due = transition.next_generation(), transition.now + transition.policy.retry_delay(wait.attempt)
     transition.waits[wait.step_id] = msgspec.structs.replace(wait, generation=generation, attempt=attempts)
-    transition.commands.append(MakeRequest(wait.step_id, wait.name, wait.op, generation, attempts, due, None))
+    transition.commands.append(
+        MakeRequest(wait.step_id, wait.name, wait.op, generation, attempts, due, None, run_input.memo)
+    )
 
 
 # the run

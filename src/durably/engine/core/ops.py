@@ -90,7 +90,7 @@ def _step_error(answered: AnsweredCall, op: Op) -> None:
     else:
         retry_at = _read_retry_after(op, transition) or answered.report.retry_at
         transition.retry(
-            answered.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op), step_id=op.id
+            answered.call, _error_of(op), attempt=attempt, retry_at=retry_at, name=step_name(op), executed=op
         )
 
 
@@ -104,7 +104,9 @@ def _error_of(op: Op) -> ErrorData:
 
 def _write(answered: AnsweredCall, op: Op, memo: bytes, failed: bool) -> None:
     attempts = answered.attempt + 1
-    answered.transition.write(op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts, failed=failed)
+    answered.transition.write(
+        op.id, step_name(op), Opcode.STEP_RUN, memo, attempts=attempts, failed=failed, executed=op
+    )
     answered.transition.step_ended(answered.is_race(op))
     answered.attempt = 0
 

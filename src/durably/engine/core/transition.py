@@ -3,7 +3,7 @@
 import msgspec
 
 from durably.protocol.errors import ErrorData
-from durably.protocol.opcodes import Opcode
+from durably.protocol.opcodes import Op, Opcode
 
 from .errors import StaleCallError
 from .inputs import KEPT_BY_FAILURES, CloseWait, Command, EndRun, FailedAttempt, MakeCall, WriteMemo
@@ -121,11 +121,11 @@ class Transition:
         attempt: int,
         retry_at: int | None,
         name: str = "",
-        step_id: str | None = None,
+        executed: Op | None = None,
     ) -> None:
         """Make a call again whose ``attempt`` failed.
 
-        ``step_id`` is the step that failed, by default the one that the call targets.
+        ``executed`` is the op of the step that failed, if the app reported one.
         """
         if any(other.step_id == call.step_id for other in self.calls.values()):
             return
@@ -134,7 +134,9 @@ class Transition:
             msgspec.structs.replace(
                 call, due=due, attempt=attempt + 1, unreached=0, name=name or call.name, error=excerpt(error)
             ),
-            FailedAttempt(step_id or call.step_id, error),
+            FailedAttempt(call.step_id, error)
+            if executed is None
+            else FailedAttempt(executed.id, error, executed.timing),
         )
 
     def fail_attempt(
@@ -162,11 +164,19 @@ class Transition:
         return any(call.step_id == step_id for call in self.calls.values())
 
     def write(
-        self, step_id: str, name: str, op: Opcode, memo: bytes, *, attempts: int = 1, failed: bool = False
+        self,
+        step_id: str,
+        name: str,
+        op: Opcode,
+        memo: bytes,
+        *,
+        attempts: int = 1,
+        failed: bool = False,
+        executed: Op | None = None,
     ) -> None:
         """Store the result of a step.
 
-        Raises ``RunOverflow`` if the run has no room for it.
+        ``executed`` is the op of a step that the app has executed. Raises ``RunOverflow`` if the run has no room.
         """
         if self.memos + 1 > self.policy.max_steps:
             raise self._too_many_steps(f"step {name!r} is number {self.memos + 1}")
@@ -179,7 +189,10 @@ class Transition:
         self.memos += 1
         self.bytes += len(memo)
         self.written.add(step_id)
-        self.commands.append(WriteMemo(step_id, name, op, memo, attempts, failed))
+        timing = arguments = None
+        if executed is not None:
+            timing, arguments = executed.timing, executed.opts.get("input") if executed.opts else None
+        self.commands.append(WriteMemo(step_id, name, op, memo, attempts, failed, timing, arguments))
 
     def step_ended(self, race: bool) -> None:
         self._step_ended = True

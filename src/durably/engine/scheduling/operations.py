@@ -45,15 +45,20 @@ _LATE = {
 }
 
 
-def answer(scheduled: ScheduledCall, answered: Answer, transaction: Transaction) -> None:
-    """Apply a call's answer. Raises ``StaleCallError``."""
+def answer(scheduled: ScheduledCall, answered: Answer, called_at: int | None, transaction: Transaction) -> None:
+    """Apply the answer to a call that was made at ``called_at``.
+
+    Raises ``StaleCallError``.
+    """
     memoised: frozenset[str] = frozenset()
     if isinstance(answered, ReportedOps):
         memoised = transaction.memoised(scheduled.run_key, _steps_of(scheduled, answered))
-    runs.apply(transaction, scheduled.run_key, Answered(scheduled.call.generation, answered, memoised))
+    runs.apply(transaction, scheduled.run_key, Answered(scheduled.call.generation, answered, memoised, called_at))
 
 
-def answer_together(answered: Sequence[tuple[ScheduledCall, Answer]], transaction: Transaction) -> None:
+def answer_together(
+    answered: Sequence[tuple[ScheduledCall, Answer]], called_at: int | None, transaction: Transaction
+) -> None:
     """Apply the answers of calls of one run that shared a request.
 
     Raises ``StaleCallError`` if all are stale.
@@ -63,7 +68,7 @@ def answer_together(answered: Sequence[tuple[ScheduledCall, Answer]], transactio
         step_id for scheduled, own in answered if isinstance(own, ReportedOps) for step_id in _steps_of(scheduled, own)
     }
     memoised = transaction.memoised(run_key, step_ids)
-    parts = tuple(Answered(scheduled.call.generation, own, memoised) for scheduled, own in answered)
+    parts = tuple(Answered(scheduled.call.generation, own, memoised, called_at) for scheduled, own in answered)
     runs.apply(transaction, run_key, AnsweredTogether(parts))
 
 
@@ -89,7 +94,9 @@ def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction
         )
     run_key = _find_run(transaction, run_id)
     memoised = transaction.memoised(run_key, {op.id for op in request.steps})
-    return runs.apply(transaction, run_key, Checkpointed(generation, request.steps, memoised))
+    return runs.apply(
+        transaction, run_key, Checkpointed(generation, request.steps, memoised, request.request_started_at)
+    )
 
 
 def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
@@ -183,6 +190,7 @@ def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Fun
         for function in functions:
             plan_schedules(transaction, function)
             transaction.queue.update_limits(function.flow)
+    if modified or previous[0] != request.app_version:
         transaction.outbox.append(Synced(app_id, functions))
     store.apps.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now)
     return _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))

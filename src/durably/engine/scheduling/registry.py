@@ -28,7 +28,8 @@ class Function(msgspec.Struct, frozen=True):
     """A function that an app has synced.
 
     ``is_active`` is false if the app's last sync did not include it; its runs continue. ``flow`` is its flow control;
-    ``is_plain`` is true if it has none. ``max_attempts`` is that of each of its steps.
+    ``is_plain`` is true if it has none. ``max_attempts`` is that of each of its steps. ``app_version`` is the app's
+    version at its last sync.
     """
 
     id: str
@@ -38,23 +39,33 @@ class Function(msgspec.Struct, frozen=True):
     flow: Flow
     is_plain: bool
     max_attempts: int
+    app_version: str | None = None
 
     @classmethod
-    def from_config(cls, config: FunctionConfig, app_id: str) -> "Function":
+    def from_config(cls, config: FunctionConfig, app_id: str, app_version: str | None = None) -> "Function":
         """Raises ``ConfigInvalidError``, which names the function and the option."""
         flow = read_flow(config)
-        return cls(config.id, app_id, True, config, flow, flow.is_plain, _max_attempts(config))
+        return cls(config.id, app_id, True, config, flow, flow.is_plain, _max_attempts(config), app_version)
 
     @classmethod
-    def from_row(cls, function_id: str, app_id: str, is_active: bool, encoded: bytes) -> "Function":
+    def from_row(
+        cls, function_id: str, app_id: str, is_active: bool, encoded: bytes, app_version: str | None = None
+    ) -> "Function":
         try:
-            function = cls.from_config(decode_function(encoded), app_id)
+            function = cls.from_config(decode_function(encoded), app_id, app_version)
         except (ConfigInvalidError, msgspec.ValidationError) as error:
             # An earlier version may have accepted it at the sync. The engine must start nevertheless.
             _logger.error("%s; the engine continues without the function's flow control", error)
             config = decode_without_options(encoded)
             function = cls(
-                function_id, app_id, True, config, Flow(function_id=function_id), True, _max_attempts(config)
+                function_id,
+                app_id,
+                True,
+                config,
+                Flow(function_id=function_id),
+                True,
+                _max_attempts(config),
+                app_version,
             )
         return msgspec.structs.replace(function, is_active=is_active)
 
@@ -132,9 +143,11 @@ class Registry:
 
     @classmethod
     def from_rows(
-        cls, rows: Iterable[tuple[str, str, bool, bytes]], all_controls: Mapping[str, FunctionControls] | None = None
+        cls,
+        rows: Iterable[tuple[str, str, bool, bytes, str | None]],
+        all_controls: Mapping[str, FunctionControls] | None = None,
     ) -> "Registry":
-        """Of ids, apps, whether active, and configurations as JSON."""
+        """Of ids, apps, whether active, configurations as JSON, and versions of the apps."""
         return cls((Function.from_row(*row) for row in rows), all_controls or {})
 
     def __init__(self, functions: Iterable[Function], all_controls: Mapping[str, FunctionControls]) -> None:
@@ -272,7 +285,7 @@ def read_sync(request: SyncRequest, *, in_process: bool) -> list[Function]:
             raise ConfigInvalidError(f"app {request.app_id!r}: two functions have the id {config.id!r}")
         _check_steps(config, in_process)
         check_triggers(config.id, config.triggers)
-        functions[config.id] = Function.from_config(config, request.app_id)
+        functions[config.id] = Function.from_config(config, request.app_id, request.app_version)
     return list(functions.values())
 
 

@@ -52,6 +52,7 @@ from . import event_routing, subscriptions, triggers
 from .events import ReceivedEvent, RunResult, check_event, deferred_data, index_key, run_end_events
 from .outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
 from .reruns import refuse_runaway
+from .step_records import arguments_to_keep, failed_call_row, failed_request_row, memo_times, unfinished_steps
 from .subscriptions import ENDS, RunChange
 from .transaction import CachedRun, LiveRun, Transaction, with_memo
 
@@ -77,11 +78,13 @@ def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
         if isinstance(run_input, OfCall) and run_key not in transaction.runs:
             raise StaleCallError("the call is stale: its run has ended")
         return False
-    before = live.state
+    before = live.before = live.state
+    live.input, live.call, live.called_at = run_input, None, None
     live.began = transaction.now
     if isinstance(run_input, OfCall) and (call := before.call(run_input.generation)):
         is_queued = live.queue_entry is not None and live.queue_entry.is_queued
         live.began = transaction.queue.ready_since(live.row, call) if is_queued else call.due
+        live.called_at = run_input.called_at
     live.state, commands = advance(before, run_input, transaction.now, transaction.policy)
     live.is_changing = True
     _leave_calls(transaction, live, before)
@@ -111,6 +114,7 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
         began=row.created_at,
         memos=0,
         may_have_waits=True,
+        before=state,
     )
     transaction.store.drop_delayed_calls(run_key)
     transaction.queue.leave_all(run_key)
@@ -173,6 +177,7 @@ def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
             run.queue_entry,
             run.trigger,
             was_moving=run.is_moving,
+            before=run.state,
             kept_memos=run.memos,
             began=run.row.created_at,
             memos=run.state.memos,
@@ -246,16 +251,19 @@ def _make_call(transaction: Transaction, live: LiveRun, command: MakeCall) -> No
         transaction.outbox.append(schedule_call(live.row, live.queue_entry, command.call, has_to_queue=True))
     else:
         transaction.queue.join(live.row, command.call, live.queue_entry)
-    if command.failed is not None:
-        transaction.store.put_failed_attempt(live.row.key, command.call, command.failed, transaction.now)
+    failed = failed_call_row(live, command, transaction.now)
+    if failed is not None:
+        transaction.store.put_failed_attempt(live.row.key, failed)
         transaction.outbox.append(subscriptions.call_repeated(live.row, command.call, transaction.now))
 
 
 def _write_memo(transaction: Transaction, live: LiveRun, command: WriteMemo) -> None:
     live.memos += 1
-    began = live.wait_began.get(command.step_id, live.began)
-    transaction.store.add_memo(live.row.key, live.memos, command, began, transaction.now)
+    times = memo_times(live, command, transaction.now)
+    arguments = None if command.arguments is None else arguments_to_keep(live, command)
+    transaction.store.add_memo(live.row.key, live.memos, command, times, arguments)
     live.kept_memos = with_memo(live.kept_memos, command.step_id, command.memo)
+    began = times.created_at if times.ran_from is None else times.ran_from // 1000
     transaction.outbox.append(subscriptions.step_ended(live.row, command, began, transaction.now))
 
 
@@ -339,21 +347,37 @@ def _fail_wait(transaction: Transaction, live: LiveRun, step_id: str, error: Err
 
 def _make_request(transaction: Transaction, live: LiveRun, command: MakeRequest) -> None:
     # The options are not stored, because they may contain credentials.
-    live.may_have_waits = True
-    transaction.store.put_wait(WaitRow(live.row.key, command.step_id, command.op), transaction.now)
+    failed = failed_request_row(command, transaction.now)
+    if failed is not None:
+        transaction.store.put_failed_attempt(live.row.key, failed)
+    else:
+        live.may_have_waits = True
+        wait = WaitRow(live.row.key, command.step_id, command.op, called_at=live.called_at)
+        transaction.store.put_wait(wait, transaction.now)
     transaction.outbox.append(ScheduledRequest(live.row.key, command))
 
 
 def _close_wait(transaction: Transaction, live: LiveRun, command: CloseWait) -> None:
-    began = transaction.store.take_wait(live.row.key, command.step_id)
-    if began is not None:
-        live.wait_began[command.step_id] = began
+    ended = transaction.store.take_wait(live.row.key, command.step_id)
+    if ended is not None:
+        live.ended_waits[command.step_id] = ended
 
 
 def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     row = live.row
     output = command.output
-    transaction.store.end_run(row.key, command.status, live.began, transaction.now, output)
+    before, unfinished = live.before, None
+    if before.waits or len(before.calls) > 1 or not isinstance(live.input, OfCall):
+        unfinished = unfinished_steps(transaction.store, live, transaction.now)
+    transaction.store.end_run(
+        row.key,
+        command.status,
+        live.began,
+        transaction.now,
+        output,
+        last_called_at=live.called_at,
+        unfinished=unfinished,
+    )
     if live.may_have_waits:
         transaction.store.drop_waits(row.key)
     transaction.outbox.append(RunEnded(row.key))
@@ -415,7 +439,7 @@ def _read_triggers(transaction: Transaction, row: RunRow) -> list[ReceivedEvent]
 
 def _wait(transaction: Transaction, live: LiveRun, name: str, wait: WaitRow) -> None:
     live.may_have_waits = True
-    transaction.store.put_wait(wait, transaction.now)
+    transaction.store.put_wait(msgspec.structs.replace(wait, called_at=live.called_at), transaction.now)
     if wait.due is not None:
         transaction.outbox.append(StepTimer(wait.run_key, wait.step_id, wait.due))
         transaction.outbox.append(subscriptions.step_waits(live.row, name, wait.op, wait.due, transaction.now))

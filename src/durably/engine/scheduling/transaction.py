@@ -16,8 +16,9 @@ from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import Call, Origin, RunState, RunStatus, origin_of
+from durably.engine.core.step_times import CallTimes
 from durably.engine.sqlite.flow_tables import SqliteQueueRows
-from durably.engine.sqlite.run_tables import RunRow, Store
+from durably.engine.sqlite.run_tables import EndedWait, RunRow, Store
 from durably.engine.tracing import EndedRun, Tracing
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
@@ -200,7 +201,9 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
 
     ``began`` is the time at which the present change began. ``is_changing`` is true until all commands of that change
     are executed. ``was_moving`` is as stored. ``kept_memos`` are as in ``CachedRun``. ``call_place`` is the place of
-    the latest call in the outbox.
+    the latest call in the outbox. ``before`` is the state before the present change, ``input`` causes it, and
+    ``called_at`` is when the call was made that has ended so, if it is known. ``call`` is what is known of the time of
+    a call that reports steps, once it is needed.
     """
 
     row: RunRow
@@ -212,7 +215,11 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
     began: int
     memos: int
     may_have_waits: bool
-    wait_began: dict[str, int] = {}
+    before: RunState
+    input: Input | None = None
+    called_at: int | None = None
+    call: CallTimes | None = None
+    ended_waits: dict[str, EndedWait] = {}
     is_changing: bool = False
     call_place: int | None = None
 

@@ -309,6 +309,7 @@ def _start_run(
         queue_entry=queue_entry,
         is_moving=not has_to_queue,
         step_input=None if rerun is None else rerun.step_input,
+        app_version=function.app_version,
     )
     run = transaction.store.add_run(new)
     event = transaction.event(run.event_key)
@@ -385,6 +386,7 @@ def _end_at_once(
         created_at=transaction.now,
         rerun_of=rerun_of,
         output=output,
+        app_version=function.app_version,
     )
     run = transaction.store.add_run(new)
     events = [transaction.event(event_key) for event_key in event_keys]

@@ -81,13 +81,14 @@ class AppStore:
             [(function_id, app_id, position, config) for position, (function_id, config) in enumerate(configs)],
         )
 
-    def all_functions(self) -> list[tuple[str, str, bool, bytes]]:
-        """Ids, apps, whether active, and configurations of all functions.
+    def all_functions(self) -> list[tuple[str, str, bool, bytes, str | None]]:
+        """Ids, apps, whether active, configurations, and apps' versions of all functions.
 
         They are in the order of apps and of functions within them.
         """
         return self._connection.execute(
-            "SELECT id, app_id, is_active, config FROM functions ORDER BY app_id, position"
+            "SELECT functions.id, app_id, is_active, config, version FROM functions "
+            "LEFT JOIN apps ON apps.id = app_id ORDER BY app_id, position"
         ).fetchall()
 
     # pauses

@@ -367,6 +367,30 @@ ALTER TABLE events ADD COLUMN ended INTEGER;
 UPDATE events SET ended = 1 WHERE name IN (SELECT event FROM wait_paths);
 """
 
+_RUN_REPORTS = """
+-- What reports of runs show besides. called_at is the time of the call in which a row was written; ran_from and ran_for
+-- are when an app executed a step, in microseconds, since the epoch and as a duration. topic is that of the step's
+-- wait, arguments are those of the step (JSON). is_copied: the memo is that of the run that a rerun repeats.
+ALTER TABLE memos ADD COLUMN called_at INTEGER;
+ALTER TABLE memos ADD COLUMN ran_from INTEGER;
+ALTER TABLE memos ADD COLUMN ran_for INTEGER;
+ALTER TABLE memos ADD COLUMN topic TEXT;
+ALTER TABLE memos ADD COLUMN arguments BLOB;
+ALTER TABLE memos ADD COLUMN is_copied INTEGER;
+ALTER TABLE waits ADD COLUMN called_at INTEGER;
+-- queued_at is when the call of the attempt was due, retry_at when that of the next was; data is the whole error, JSON.
+ALTER TABLE failed_attempts ADD COLUMN queued_at INTEGER;
+ALTER TABLE failed_attempts ADD COLUMN called_at INTEGER;
+ALTER TABLE failed_attempts ADD COLUMN ran_from INTEGER;
+ALTER TABLE failed_attempts ADD COLUMN ran_for INTEGER;
+ALTER TABLE failed_attempts ADD COLUMN retry_at INTEGER;
+ALTER TABLE failed_attempts ADD COLUMN data BLOB;
+-- app_version is that at the run's creation, unfinished the steps that had not ended at its end; see UnfinishedStep.
+ALTER TABLE runs ADD COLUMN app_version TEXT;
+ALTER TABLE runs ADD COLUMN last_called_at INTEGER;
+ALTER TABLE runs ADD COLUMN unfinished BLOB;
+"""
+
 MIGRATIONS = (
     _FIRST,
     _FLOW_CONTROL,
@@ -379,5 +403,6 @@ MIGRATIONS = (
     _RUN_LINKS,
     _TRACES,
     _STATISTICS,
+    _RUN_REPORTS,
 )
 """Scripts in order; each raises the version by one. Statements of released scripts never change."""

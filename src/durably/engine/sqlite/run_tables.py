@@ -1,15 +1,14 @@
 """Statements for events, runs, memos, waits, deferred functions and delayed calls."""
 
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
 from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.flow.queue_entries import QueueEntry, decode_queue_entry, encode_queue_entry
-from durably.engine.core.inputs import FailedAttempt, WriteMemo
+from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import (
-    Call,
     Origin,
     RunState,
     RunStatus,
@@ -65,6 +64,64 @@ class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     queue_entry: QueueEntry | None = None
     is_moving: bool = False
     step_input: bytes | None = None
+    app_version: str | None = None
+
+
+class MemoTimes(msgspec.Struct, frozen=True, gc=False):
+    """Times and topic of a step that has ended; for the units see ``migrations``."""
+
+    created_at: int
+    ended_at: int
+    called_at: int | None = None
+    ran_from: int | None = None
+    ran_for: int | None = None
+    topic: str | None = None
+
+
+class AttemptRow(msgspec.Struct, frozen=True, gc=False):
+    """The row of a failed attempt; for the units see ``migrations``.
+
+    ``error`` is one short line.
+    """
+
+    step_id: str
+    attempt: int
+    name: str
+    ended_at: int
+    error: str
+    data: bytes | None
+    queued_at: int | None = None
+    called_at: int | None = None
+    ran_from: int | None = None
+    ran_for: int | None = None
+    retry_at: int | None = None
+
+
+class UnfinishedStep(msgspec.Struct, frozen=True, gc=False):
+    """A step that had not ended when its run did.
+
+    ``due`` is when its call was due, its sleep would have ended, or its wait would have timed out.
+    """
+
+    step_id: str
+    name: str
+    op: Opcode
+    created_at: int
+    attempts: int = 0
+    due: int | None = None
+    topic: str | None = None
+    called_at: int | None = None
+
+
+class EndedWait(msgspec.Struct, frozen=True, gc=False):
+    """A wait that has ended.
+
+    ``topic`` is what it was for, ``called_at`` the time of the call that asked for it.
+    """
+
+    created_at: int
+    topic: str | None
+    called_at: int | None
 
 
 class WaitRow(msgspec.Struct, frozen=True, gc=False):
@@ -81,6 +138,7 @@ class WaitRow(msgspec.Struct, frozen=True, gc=False):
     value: str | None = None
     expression: str | None = None
     due: int | None = None
+    called_at: int | None = None
 
 
 class Store:
@@ -159,9 +217,9 @@ class Store:
         )
         ended_at = run.created_at if run.state is None else None
         self._connection.execute(
-            f"INSERT INTO runs ({_RUN_COLUMNS}, max_attempts, ended_at, output) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*msgspec.structs.astuple(row), run.max_attempts, ended_at, run.output),
+            f"INSERT INTO runs ({_RUN_COLUMNS}, max_attempts, ended_at, output, app_version) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*msgspec.structs.astuple(row), run.max_attempts, ended_at, run.output, run.app_version),
         )
         if is_batch:
             self._connection.executemany(
@@ -243,23 +301,44 @@ class Store:
         )
         return msgspec.structs.replace(run, status=RunStatus.RUNNING, started_at=started_at)
 
-    def end_run(self, run_key: int, status: RunStatus, started_at: int | None, ended_at: int, output: bytes) -> None:
+    def end_run(
+        self,
+        run_key: int,
+        status: RunStatus,
+        started_at: int | None,
+        ended_at: int,
+        output: bytes,
+        *,
+        last_called_at: int | None = None,
+        unfinished: Sequence[UnfinishedStep] | None = None,
+    ) -> None:
         """Store a run's end.
 
         Waits are dropped separately, because most runs have none at their end.
         """
         self._connection.execute(
-            "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?), ended_at = ?, output = ? WHERE key = ?",
-            (status, started_at, ended_at, output, run_key),
+            "UPDATE runs SET status = ?, started_at = coalesce(started_at, ?), ended_at = ?, output = ?, "
+            "last_called_at = ?, unfinished = ? WHERE key = ?",
+            (
+                status,
+                started_at,
+                ended_at,
+                output,
+                last_called_at,
+                msgspec.json.encode(unfinished) if unfinished else None,
+                run_key,
+            ),
         )
         self._connection.execute("DELETE FROM heads WHERE run_key = ?", (run_key,))
 
     # memos
 
-    def add_memo(self, run_key: int, seq: int, written: WriteMemo, created_at: int, ended_at: int) -> None:
+    def add_memo(
+        self, run_key: int, seq: int, written: WriteMemo, times: MemoTimes, arguments: bytes | None = None
+    ) -> None:
         self._connection.execute(
-            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo, "
+            "called_at, ran_from, ran_for, topic, arguments) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 run_key,
                 written.step_id,
@@ -268,9 +347,14 @@ class Store:
                 written.op,
                 written.attempts,
                 written.failed,
-                created_at,
-                ended_at,
+                times.created_at,
+                times.ended_at,
                 written.memo,
+                times.called_at,
+                times.ran_from,
+                times.ran_for,
+                times.topic,
+                arguments,
             ),
         )
 
@@ -301,9 +385,10 @@ class Store:
     def copy_memos(self, from_key: int, to_key: int, before: int) -> None:
         """Copy a run's memos before a place to another run."""
         self._connection.execute(
-            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo) "
-            "SELECT ?, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo FROM memos "
-            "WHERE run_key = ? AND seq < ?",
+            "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo, "
+            "topic, arguments, is_copied) "
+            "SELECT ?, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo, topic, arguments, 1 "
+            "FROM memos WHERE run_key = ? AND seq < ?",
             (to_key, from_key, before),
         )
 
@@ -311,8 +396,8 @@ class Store:
 
     def put_wait(self, wait: WaitRow, created_at: int) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO waits (run_key, step_id, op, topic, path, value, expression, due, created_at) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR REPLACE INTO waits (run_key, step_id, op, topic, path, value, expression, due, created_at, "
+            "called_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 wait.run_key,
                 wait.step_id,
@@ -323,15 +408,24 @@ class Store:
                 wait.expression,
                 wait.due,
                 created_at,
+                wait.called_at,
             ),
         )
 
-    def take_wait(self, run_key: int, step_id: str) -> int | None:
-        """Remove a wait. Returns the time at which it began."""
+    def take_wait(self, run_key: int, step_id: str) -> EndedWait | None:
+        """Remove a wait."""
         row = self._connection.execute(
-            "DELETE FROM waits WHERE run_key = ? AND step_id = ? RETURNING created_at", (run_key, step_id)
+            "DELETE FROM waits WHERE run_key = ? AND step_id = ? RETURNING created_at, topic, called_at",
+            (run_key, step_id),
         ).fetchone()
-        return row[0] if row else None
+        return EndedWait(*row) if row else None
+
+    def waits_of(self, run_key: int) -> dict[str, tuple[int, int | None, str | None]]:
+        """Beginnings, due times and topics of the waits of a run, by step."""
+        rows = self._connection.execute(
+            "SELECT step_id, created_at, due, topic FROM waits WHERE run_key = ?", (run_key,)
+        )
+        return {step_id: (created_at, due, topic) for step_id, created_at, due, topic in rows}
 
     def drop_waits(self, run_key: int) -> None:
         self._connection.execute("DELETE FROM waits WHERE run_key = ?", (run_key,))
@@ -397,13 +491,11 @@ class Store:
             "INSERT INTO delayed_calls (run_key, generation, due) VALUES (?, ?, ?)", (run_key, generation, due)
         )
 
-    def put_failed_attempt(self, run_key: int, call: Call, failed: FailedAttempt, now: int) -> None:
-        """Store the attempt that ``call`` repeats."""
-        attempt = call.attempt if call.unreached else call.attempt - 1
+    def put_failed_attempt(self, run_key: int, failed: AttemptRow) -> None:
         self._connection.execute(
-            "INSERT OR REPLACE INTO failed_attempts (run_key, step_id, attempt, name, ended_at, error) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            (run_key, failed.step_id, attempt, call.name, now, call.error),
+            "INSERT OR REPLACE INTO failed_attempts (run_key, step_id, attempt, name, ended_at, error, data, "
+            "queued_at, called_at, ran_from, ran_for, retry_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (run_key, *msgspec.structs.astuple(failed)),
         )
 
     def drop_delayed_calls(self, run_key: int) -> None:

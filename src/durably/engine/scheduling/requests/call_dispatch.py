@@ -184,7 +184,13 @@ class Executor:
     async def _store_all(self, answers: Sequence[tuple[ScheduledCall, Answer]], data: CallData) -> None:
         if len(answers) > 1:
             try:
-                await self._transactions.transact_with_retry(functools.partial(operations.answer_together, answers))
+                await self._transactions.transact_with_retry(
+                    functools.partial(
+                        operations.answer_together,
+                        answers,
+                        self._under_way[answers[0][0].run_key, answers[0][0].call.generation],
+                    )
+                )
                 return
             except (EngineClosedError, DatabaseLostError):
                 raise
@@ -194,15 +200,20 @@ class Executor:
             await self._store(scheduled, data, answer)
 
     async def _store(self, scheduled: ScheduledCall, data: CallData, answer: Answer) -> None:
+        called_at = self._under_way[scheduled.run_key, scheduled.call.generation]
         try:
-            await self._transactions.transact_with_retry(functools.partial(operations.answer, scheduled, answer))
+            await self._transactions.transact_with_retry(
+                functools.partial(operations.answer, scheduled, answer, called_at)
+            )
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             raise
         except Exception:
             # An answer that cannot be stored costs an attempt, not the run.
             _logger.exception("an answer of run %s could not be stored", data.run_id)
             unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
-            await self._transactions.transact_with_retry(functools.partial(operations.answer, scheduled, unusable))
+            await self._transactions.transact_with_retry(
+                functools.partial(operations.answer, scheduled, unusable, called_at)
+            )
 
     async def _read(self, calls: Sequence[ScheduledCall]) -> CallData | None:
         """The content of the request.

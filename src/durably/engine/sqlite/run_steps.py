@@ -1,0 +1,295 @@
+"""Reports of the steps of a run, from its memos, waits, calls and failed attempts."""
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.ops import REQUESTS
+from durably.engine.core.run_state import Call, Wait
+from durably.engine.reports import AttemptReport, RunLink, Span, SpanKind, StepReport
+from durably.engine.spans import AttemptTimes, Interval, attempt_spans, make_span
+from durably.engine.views import RunView, StepStatus, from_microseconds, to_datetime, to_milliseconds
+from durably.protocol.errors import ErrorData
+from durably.protocol.headers import DISCOVER
+from durably.protocol.opcodes import Opcode, hash_step_id
+
+from .queries import read_run_state_of
+from .run_tables import AttemptRow, MemoTimes, UnfinishedStep
+
+CalledAt = Callable[[int, int], int | None]
+"""Maps a run's key and a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""
+
+_DATA, _ERROR = b'{"data":', b'{"error":'
+_WAITS = {Opcode.SLEEP: SpanKind.SLEEPING, **dict.fromkeys(REQUESTS, SpanKind.RUNNING)}
+_error_decoder = msgspec.json.Decoder(ErrorData)
+_unfinished_decoder = msgspec.json.Decoder(list[UnfinishedStep])
+
+
+class _Memo(msgspec.Struct, frozen=True, gc=False):
+    """The row of a finished step."""
+
+    step_id: str
+    name: str
+    op: str
+    attempts: int
+    failed: int
+    memo: bytes
+    is_copied: int | None
+    arguments: bytes | None
+    times: MemoTimes
+
+
+def _memo_of(row: tuple[Any, ...]) -> _Memo:
+    values = [*row[:8], MemoTimes(*row[8:])]
+    return _Memo(*values)
+
+
+class StepReader:
+    """Reads the steps of a run.
+
+    ``calls`` are the intervals of the calls that have been noted, ``due_times`` those at which some of them were due.
+    Both are in microseconds.
+    """
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        run_key: int,
+        run: RunView,
+        called_at: CalledAt,
+        children: Sequence[RunLink],
+    ) -> None:
+        self._connection = connection
+        self._key = run_key
+        self._run = run
+        self._called_at = called_at
+        self._children = {child.step: child for child in children if child.step is not None}
+        self.calls: list[Interval] = []
+        self.due_times: list[int] = []
+        self._failed: dict[str, list[AttemptRow]] = defaultdict(list)
+        rows = connection.execute(
+            "SELECT step_id, attempt, name, ended_at, error, data, queued_at, called_at, ran_from, ran_for, retry_at "
+            "FROM failed_attempts WHERE run_key = ? ORDER BY ended_at, attempt",
+            (run_key,),
+        )
+        for values in rows:
+            row = AttemptRow(*values)
+            # Rows of earlier versions have a step that was discovered under the name alone.
+            key = hash_step_id(row.name) if row.step_id == DISCOVER and row.name else row.step_id
+            self._failed[key].append(row)
+            self.note_call(row.called_at, row.ended_at)
+
+    def read(self, unfinished: bytes | None) -> list[StepReport]:
+        """All steps.
+
+        ``unfinished`` are those that were under way at the run's end, as stored.
+        """
+        rows = self._connection.execute(
+            "SELECT step_id, name, op, attempts, failed, memo, is_copied, arguments, created_at, ended_at, called_at, "
+            "ran_from, ran_for, topic FROM memos WHERE run_key = ? ORDER BY seq",
+            (self._key,),
+        ).fetchall()
+        steps = [self._finished(_memo_of(row)) for row in rows]
+        if unfinished is not None:
+            steps += [self._unfinished(step) for step in _unfinished_decoder.decode(unfinished)]
+        state = read_run_state_of(self._connection, self._key)
+        if state is not None:
+            steps += [self._called(call) for call in state.calls if call.name]
+            steps += [self._waiting(wait) for wait in state.waits]
+            for call in state.calls:
+                self.note_call(self._called_at(self._key, call.generation), None)
+        return steps
+
+    def note_call(self, called_at: int | None, ended_at: int | None) -> None:
+        """Note a call of the run, with times in milliseconds.
+
+        ``called_at`` is ``None`` if it is unknown.
+        """
+        if called_at is not None:
+            self.calls.append(Interval(called_at * 1000, None if ended_at is None else ended_at * 1000))
+
+    def attempts(self, step_id: str | None) -> list[AttemptTimes]:
+        """The failed attempts at a step, or at the function's own code."""
+        return [
+            AttemptTimes(
+                attempt=row.attempt,
+                queued_at=_micro(row.queued_at),
+                began_at=row.ran_from,
+                ended_at=_ended_at(row.ran_from, row.ran_for, row.ended_at),
+                retry_at=_micro(row.retry_at),
+            )
+            for row in self._failed[step_id or DISCOVER]
+        ]
+
+    def attempt_reports(self, step_id: str | None) -> list[AttemptReport]:
+        """As ``attempts``."""
+        return [
+            AttemptReport(attempt=row.attempt, ended_at=to_datetime(row.ended_at), error=_error_of(row))
+            for row in self._failed[step_id or DISCOVER]
+        ]
+
+    def _finished(self, row: _Memo) -> StepReport:
+        op, times = Opcode(row.op), row.times
+        if op is Opcode.STEP_RUN:
+            self.note_call(times.called_at, times.ended_at)
+            if times.called_at is not None:
+                self.due_times.append(min(times.created_at, times.called_at) * 1000)
+        else:
+            self.note_call(times.called_at, times.created_at)
+        return StepReport(
+            id=row.name,
+            hashed_id=row.step_id,
+            op=op,
+            status=StepStatus.FAILED if row.failed else StepStatus.COMPLETED,
+            attempts=row.attempts,
+            created_at=to_datetime(times.created_at),
+            ended_at=to_datetime(times.ended_at),
+            due_at=None,
+            spans=[] if row.is_copied else self._spans(op, row.step_id, row.attempts - 1, times),
+            failed_attempts=self.attempt_reports(row.step_id),
+            input=None if row.arguments is None else msgspec.Raw(row.arguments),
+            output=None if row.failed else _output(op, row.memo),
+            error=decode_error(row.memo[len(_ERROR) : -1]) if row.failed else None,
+            awaited=self._awaited(op, row.name, times.topic),
+            child_run_id=self._child_run_id(row.name),
+            is_copied=bool(row.is_copied),
+        )
+
+    def _spans(self, op: Opcode, step_id: str, attempt: int, times: MemoTimes) -> list[Span]:
+        began, ended = times.created_at * 1000, times.ended_at * 1000
+        if op is not Opcode.STEP_RUN:
+            return self._wait_spans(op, step_id, began, ended)
+        failed = self.attempts(step_id)
+        if times.ran_from is None:
+            last = AttemptTimes(attempt=attempt, began_at=began, ended_at=ended)
+        else:
+            last = AttemptTimes(
+                attempt=attempt,
+                queued_at=began,
+                began_at=times.ran_from,
+                ended_at=_ended_at(times.ran_from, times.ran_for, times.ended_at),
+            )
+        return attempt_spans([*failed, last])
+
+    def _wait_spans(self, op: Opcode, step_id: str, began: int, ended: int | None) -> list[Span]:
+        """The span of a sleep or wait; of a request of the engine its attempts."""
+        kind = _WAITS.get(op, SpanKind.WAITING)
+        failed = self._failed[step_id] if kind is SpanKind.RUNNING else []
+        spans = []
+        for row in failed:
+            spans.append(make_span(kind, began, row.ended_at * 1000, row.attempt))
+            began = max(row.ended_at, row.retry_at or 0) * 1000
+            spans.append(make_span(SpanKind.RETRYING, row.ended_at * 1000, began, row.attempt))
+        return [*spans, make_span(kind, began, ended, len(failed) if failed else None)]
+
+    def _called(self, call: Call) -> StepReport:
+        """A step that is planned, under way or to be tried again."""
+        step_id = hash_step_id(call.name) if call.is_discovery else call.step_id
+        called_at = self._called_at(self._key, call.generation)
+        idle = StepStatus.RETRYING if call.attempt else StepStatus.PLANNED
+        now = AttemptTimes(attempt=call.attempt, queued_at=call.due * 1000, began_at=_micro(called_at))
+        return StepReport(
+            id=call.name,
+            hashed_id=step_id,
+            op=Opcode.STEP_RUN,
+            status=idle if called_at is None else StepStatus.RUNNING,
+            attempts=call.attempt + (called_at is not None),
+            created_at=to_datetime(call.due),
+            ended_at=None,
+            due_at=to_datetime(call.due),
+            spans=attempt_spans([*self.attempts(step_id), now]),
+            failed_attempts=self.attempt_reports(step_id),
+        )
+
+    def _waiting(self, wait: Wait) -> StepReport:
+        due, created_at, topic, called_at = self._connection.execute(
+            "SELECT due, created_at, topic, called_at FROM waits WHERE run_key = ? AND step_id = ?",
+            (self._key, wait.step_id),
+        ).fetchone()
+        self.note_call(called_at, created_at)
+        idle = StepStatus.SLEEPING if wait.op == Opcode.SLEEP else StepStatus.WAITING
+        return StepReport(
+            id=wait.name,
+            hashed_id=wait.step_id,
+            op=wait.op,
+            status=StepStatus.RUNNING if wait.op in REQUESTS else idle,
+            attempts=wait.attempt + 1,
+            created_at=to_datetime(created_at),
+            ended_at=None,
+            due_at=None if due is None else to_datetime(due),
+            spans=self._wait_spans(wait.op, wait.step_id, created_at * 1000, None),
+            failed_attempts=self.attempt_reports(wait.step_id),
+            awaited=self._awaited(wait.op, wait.name, topic),
+            child_run_id=self._child_run_id(wait.name),
+        )
+
+    def _unfinished(self, step: UnfinishedStep) -> StepReport:
+        """A step that was under way when the run ended."""
+        ended_at = self._run.ended_at or to_datetime(step.created_at)
+        began, ended = step.created_at * 1000, to_milliseconds(ended_at) * 1000
+        if step.op is Opcode.STEP_RUN:
+            last = AttemptTimes(attempt=step.attempts, queued_at=began, ended_at=max(began, ended))
+            spans = attempt_spans([*self.attempts(step.step_id), last])
+        else:
+            spans = self._wait_spans(step.op, step.step_id, began, ended)
+        return StepReport(
+            id=step.name,
+            hashed_id=step.step_id,
+            op=step.op,
+            status=StepStatus.UNFINISHED,
+            attempts=step.attempts,
+            created_at=from_microseconds(began),
+            ended_at=ended_at,
+            due_at=None if step.due is None else to_datetime(step.due),
+            spans=spans,
+            failed_attempts=self.attempt_reports(step.step_id),
+            awaited=self._awaited(step.op, step.name, step.topic),
+            child_run_id=self._child_run_id(step.name),
+        )
+
+    def _awaited(self, op: Opcode, name: str, topic: str | None) -> str | None:
+        if op is Opcode.INVOKE_FUNCTION:
+            child = self._children.get(name)
+            return None if child is None else child.function_id
+        return topic if op in (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL) else None
+
+    def _child_run_id(self, name: str) -> str | None:
+        child = self._children.get(name)
+        return None if child is None else child.run_id
+
+
+def _micro(milliseconds: int | None) -> int | None:
+    return None if milliseconds is None else milliseconds * 1000
+
+
+def _ended_at(ran_from: int | None, ran_for: int | None, stored_at: int) -> int:
+    """The end of an attempt in microseconds, as the app says, or else as stored."""
+    return stored_at * 1000 if ran_from is None or ran_for is None else ran_from + ran_for
+
+
+def _error_of(row: AttemptRow) -> ErrorData:
+    if row.data is not None:
+        return decode_error(row.data)
+    name, separator, message = row.error.partition(": ")
+    return ErrorData(name=name, message=message) if separator else ErrorData(message=row.error)
+
+
+def decode_error(encoded: bytes | msgspec.Raw) -> ErrorData:
+    """An error as an app wrote it."""
+    try:
+        return _error_decoder.decode(encoded)
+    except msgspec.MsgspecError:
+        return ErrorData(message=bytes(encoded).decode(errors="replace"))
+
+
+def _output(op: Opcode, memo: bytes) -> msgspec.Raw | None:
+    """The result of a step, without a copy; ``None`` for null.
+
+    A memo has it in ``{"data":…}``, except that of an event wait.
+    """
+    is_wrapped = op is not Opcode.WAIT_FOR_EVENT and memo.startswith(_DATA)
+    output = memoryview(memo)[len(_DATA) : -1] if is_wrapped else memoryview(memo)
+    return None if bytes(output[:5]) == b"null" else msgspec.Raw(output)

@@ -1,0 +1,52 @@
+"""Times of steps of runs whose steps share one call."""
+
+import time
+from pathlib import Path
+
+from durably import Client, Context, Embedded, Event, TriggerEvent
+from durably.comm import CommHandler
+from durably.engine.reports import RunReport, SpanKind
+
+from ..engine.test_run_reports import assert_in_order
+
+SECONDS = 0.003
+
+
+async def report_of_run(path: Path) -> RunReport:
+    client = Client(app_id="shop", is_production=False, engine=Embedded(path))
+
+    @client.create_function(fn_id="steps", trigger=TriggerEvent(event="go"), retries=1)
+    async def steps(ctx: Context) -> None:
+        def work(fails: bool) -> None:
+            time.sleep(SECONDS)
+            if fails:
+                raise ValueError("not yet")
+
+        for name in ("a", "b", "c"):
+            await ctx.step.run(name, work, name == "c" and ctx.attempt == 0)
+
+    CommHandler(client=client, framework="test", functions=[steps])
+    async with client.engine.running():
+        (event_id,) = await client.send(Event(name="go"))
+        (run,) = await client.engine.event_runs(event_id)
+        await client.engine.wait_for_run(run.id)
+        report = await client.engine.inspect_run(run.id)
+    assert report is not None
+    return report
+
+
+async def test_each_step_has_the_time_in_which_its_handler_ran(tmp_path: Path) -> None:
+    report = await report_of_run(tmp_path / "durably.db")
+    first, second, last = report.steps
+    for step in (first, second):
+        (span,) = step.spans
+        assert span.end is not None
+        assert (span.end - span.start).total_seconds() >= SECONDS
+    kinds = [span.kind for span in last.spans if span.kind is not SpanKind.QUEUED]
+    assert kinds == [SpanKind.RUNNING, SpanKind.RETRYING, SpanKind.RUNNING]
+    assert_in_order([span for step in report.steps for span in step.spans])
+    (attempt,) = last.failed_attempts
+    assert attempt.error.stack is not None
+    assert 'raise ValueError("not yet")' in attempt.error.stack
+    # One call until the step failed, one for the step, and one for the rest.
+    assert len([span for span in report.spans if span.kind is SpanKind.RUNNING]) == 3
