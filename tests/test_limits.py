@@ -16,6 +16,7 @@ from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit
 from durably.engine.scheduling import annotations, changes
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite import count_tables as counts
 from durably.engine.sqlite import run_search, walks
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_client, loop_watch
@@ -116,6 +117,10 @@ EXPECTED = {
     ),
     "an output in the page of a search": size(run_search.LONGEST_OUTPUT),
     "events in one list": maximum(EventLimit),
+    "numbers of runs over time": (
+        f"{counts.DAYS_KEPT} days: by minute for {counts.MINUTES_FOR // 60} h, by quarter of an hour for "
+        f"{counts.QUARTERS_FOR // counts.DAY} days"
+    ),
     "clients that wait for changes": f"{changes.MOST_WAITERS:,}",
     "one wait for changes": time(changes.LONGEST_WAIT_SECONDS),
     "time to connect to an app": time(SETTINGS.connect_timeout),

@@ -32,6 +32,8 @@ SAMPLES: dict[str, Any] = {
     "is_unmatched": True,
     "limit": 7,
     "received_after": MOMENT,
+    "since": MOMENT,
+    "until": MOMENT,
     "received_before": MOMENT,
     "request": CheckpointRequest(run_id="r", steps=[]),
     "started_after": MOMENT,

@@ -25,7 +25,7 @@ from durably.protocol.sync import SyncRequest
 
 from .metrics.catalogue import Metric
 from .operations import Access, Operation, blocking, operation
-from .reports import Changes, RunPage, RunReport
+from .reports import Changes, FunctionLoad, Overview, RunPage, RunReport
 from .views import (
     AppView,
     AttemptView,
@@ -249,6 +249,26 @@ class Engine:
         Steps with their spans of time and attempts, events, parent and children, and logs.
         """
 
+    # overviews
+
+    @operation("GET /v1/overview")
+    async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
+        """The engine at a glance.
+
+        Runs over time, the load of functions, what needs attention.
+
+        By default of the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/loads")
+    async def function_loads(
+        self, *, since: dt.datetime | None = None, until: dt.datetime | None = None
+    ) -> list[FunctionLoad]:
+        """The present load of each function and its runs over time, by their ids.
+
+        By default of the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
+        """
+
     @operation("GET /v1/changes")
     async def wait_for_changes(self, *, after: ChangePosition | None = None, run_id: str | None = None) -> Changes:
         """Wait until something has changed after a position; the new position.
@@ -451,6 +471,8 @@ class SyncEngine(Engine):
     run_traces_sync = blocking(Engine.run_traces)
     cancel_run_sync = blocking(Engine.cancel_run)
     rerun_sync = blocking(Engine.rerun)
+    overview_sync = blocking(Engine.overview)
+    function_loads_sync = blocking(Engine.function_loads)
     wait_for_changes_sync = blocking(Engine.wait_for_changes)
     inspect_run_sync = blocking(Engine.inspect_run)
     invoke_sync = blocking(Engine.invoke)

@@ -15,11 +15,12 @@ from msgspec.structs import replace
 from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.gauges import EngineState, read_gauges
-from durably.engine.reports import Changes, RunPage
+from durably.engine.reports import Changes, FunctionLoad, Overview, RunPage
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_event
 from durably.engine.scheduling.observers import Observer
+from durably.engine.scheduling.overviews import Overviews
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
 from durably.engine.sqlite.run_search import Budget, RunFilter, search_runs
@@ -80,6 +81,9 @@ class SqliteEngine(LocalEngine):
         self._settings = runtime.settings
         self.count_followers: Callable[[], int] = lambda: 0
         """The number of other processes that use this engine, which the leader of in-process mode sets."""
+        self._overviews = Overviews(
+            runtime.reader, runtime.transactions, runtime.executor, runtime.statistics, runtime.settings.clock
+        )
         self._unmatched = UnmatchedEvents()
         self._started_at = self._settings.clock.now()
         self._outcomes = EventOutcomes(self._started_at)
@@ -339,6 +343,16 @@ class SqliteEngine(LocalEngine):
     async def signal(self, name: str, data: Any = None) -> str | None:
         encoded = msgspec.json.encode(data)
         return await self._transactions.transact(lambda transaction: operations.signal(transaction, name, encoded))
+
+    # overviews
+
+    async def overview(self, *, since: datetime | None = None, until: datetime | None = None) -> Overview:
+        return await self._overviews.overview(since, until)
+
+    async def function_loads(
+        self, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[FunctionLoad]:
+        return await self._overviews.function_loads(since, until)
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
         """Also raises ``EngineClosedError`` if the engine closes first."""

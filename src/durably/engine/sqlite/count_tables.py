@@ -14,7 +14,7 @@ MINUTE = 60_000
 """Milliseconds."""
 QUARTER, HOUR, DAY = 15, 60, 1440
 """Minutes."""
-_MINUTES_FOR, _QUARTERS_FOR, DAYS_KEPT = 3 * HOUR, 3 * DAY, 30
+MINUTES_FOR, QUARTERS_FOR, DAYS_KEPT = 3 * HOUR, 3 * DAY, 30
 """Counts by minute are kept for three hours, those by quarters of an hour for three days."""
 COLUMNS = ("created", "completed", "failed", "cancelled", "skipped")
 CREATED = 0
@@ -71,7 +71,7 @@ def join_counts(connection: sqlite3.Connection, now: int) -> None:
 
     ``now`` is a minute.
     """
-    for length, before in ((QUARTER, now - _MINUTES_FOR), (HOUR, now - _QUARTERS_FOR)):
+    for length, before in ((QUARTER, now - MINUTES_FOR), (HOUR, now - QUARTERS_FOR)):
         before -= before % length
         old = f"minute < ? AND minute % {length} <> 0"
         connection.execute(

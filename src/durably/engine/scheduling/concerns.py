@@ -1,0 +1,98 @@
+"""Concerns: sentences on things that need attention, with remedies. Pure."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from durably.engine.core.run_state import RunStatus
+from durably.engine.reports import Concern, ConcernKind
+from durably.engine.sqlite.count_tables import ENDS, MINUTE
+from durably.engine.sqlite.load_queries import MOST_COUNTED, SkippedRuns, StuckSlot, UnmatchedName
+from durably.engine.views import to_datetime
+
+from .statistics import UnreachedApp
+
+LEAST_FAILED_SHARE = 0.05
+"""The share of failed runs of the last hour from which on a function needs attention."""
+_LONGEST_ERROR = 200
+_FAILED, _COMPLETED = ENDS[RunStatus.FAILED], ENDS[RunStatus.COMPLETED]
+
+
+def failing_functions(counts: Mapping[str, Mapping[int, Sequence[int]]]) -> list[Concern]:
+    """Functions with failed runs, by counts of the last hour by function and minute."""
+    found = []
+    for function_id, minutes in counts.items():
+        failed = sum(numbers[_FAILED] for numbers in minutes.values())
+        ended = failed + sum(numbers[_COMPLETED] for numbers in minutes.values())
+        if failed and failed >= LEAST_FAILED_SHARE * ended:
+            since = min(minute for minute, numbers in minutes.items() if numbers[_FAILED])
+            message = (
+                f"{failed:,} of {_runs(ended)} of {function_id!r} failed in the last hour: see the error of the last "
+                "one, mend the function, and replay the failed runs"
+            )
+            found.append(_concern(ConcernKind.FAILING_FUNCTION, function_id, message, failed, since * MINUTE))
+    return _most_first(found)
+
+
+def unreached_apps(apps: Mapping[str, UnreachedApp]) -> list[Concern]:
+    found = []
+    for app_id, app in apps.items():
+        calls = "1 call" if app.count == 1 else f"{app.count:,} calls"
+        message = (
+            f"the app {app_id!r} does not answer, and {calls} did not reach it ({app.error[:_LONGEST_ERROR]}): start "
+            "it, or correct its URL; the calls are repeated until then"
+        )
+        found.append(_concern(ConcernKind.UNREACHED_APP, app_id, message, app.count, app.since))
+    return _most_first(found)
+
+
+def stuck_keys(slots: Iterable[StuckSlot], now: int) -> list[Concern]:
+    found = []
+    for slot in slots:
+        calls = "1 call waits" if slot.waiting == 1 else f"{slot.waiting:,} calls wait"
+        message = (
+            f"{calls} for the concurrency key {slot.bucket_id!r}, which the run {slot.run_id} of {slot.function_id!r} "
+            f"has held for {(now - slot.since) // MINUTE} minutes: cancel that run if it hangs, or raise the limit"
+        )
+        found.append(_concern(ConcernKind.STUCK_KEY, slot.function_id, message, slot.waiting, slot.since))
+    return _most_first(found)
+
+
+def unmatched_events(names: Iterable[UnmatchedName], reasons: Mapping[str, str]) -> list[Concern]:
+    """``reasons`` are the ends of sentences on why events of a name match nothing."""
+    found = []
+    for name in names:
+        message = (
+            f"{_at_most(name.count)} of the last hour with the name {name.name!r} matched nothing: "
+            f"{reasons[name.name]}; correct the name, or serve a function that it triggers"
+        )
+        found.append(_concern(ConcernKind.UNMATCHED_EVENTS, name.name, message, name.count, name.first))
+    return _most_first(found)
+
+
+def paused_functions(paused: Iterable[SkippedRuns]) -> list[Concern]:
+    found = []
+    for each in paused:
+        if each.count:
+            message = (
+                f"{each.function_id!r} is paused, and has skipped {_runs(each.count)}: resume it, and replay the "
+                "skipped runs if they are still wanted"
+            )
+            found.append(_concern(ConcernKind.PAUSED_FUNCTION, each.function_id, message, each.count, each.paused_at))
+    return _most_first(found)
+
+
+def _concern(kind: ConcernKind, subject: str, message: str, count: int, since: int) -> Concern:
+    return Concern(kind=kind, subject=subject, message=message, count=count, since=to_datetime(since))
+
+
+def _most_first(found: list[Concern]) -> list[Concern]:
+    return sorted(found, key=lambda concern: (-concern.count, concern.subject))
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count:,} runs"
+
+
+def _at_most(count: int) -> str:
+    if count == 1:
+        return "1 event"
+    return f"{count:,} events" if count < MOST_COUNTED else f"{MOST_COUNTED:,} events or more"

@@ -1,0 +1,196 @@
+"""Overviews.
+
+The load of functions, numbers of runs over time, and what needs attention.
+"""
+
+import datetime as dt
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from durably.engine.core.errors import SelectionInvalidError
+from durably.engine.core.run_state import RunStatus
+from durably.engine.reports import Concern, FunctionLoad, Overview, RunCounts
+from durably.engine.settings import Clock
+from durably.engine.sqlite import load_queries
+from durably.engine.sqlite.count_tables import COLUMNS, DAY, DAYS_KEPT, HOUR, MINUTE, MINUTES_FOR, QUARTER, QUARTERS_FOR
+from durably.engine.sqlite.load_queries import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
+from durably.engine.sqlite.queries import awaited_names
+from durably.engine.sqlite.reader import Reader
+from durably.engine.views import to_datetime, to_optional_milliseconds
+
+from . import concerns
+from .event_routing import explain_unmatched
+from .registry import Registry
+from .requests.call_dispatch import CallLoad, Executor
+from .statistics import Statistics
+from .transact import Transactions
+
+_STEPS = (1, 5, QUARTER, HOUR, 3 * HOUR, 6 * HOUR, DAY)
+_MOST_INTERVALS, _MOST_OF_FUNCTION = 150, 30
+_MOST_CONCERNS = 100
+
+
+class Axis(msgspec.Struct, frozen=True):
+    """Intervals of ``step`` minutes from the minute ``since`` until before ``until``."""
+
+    since: int
+    until: int
+    step: int
+
+    @property
+    def minutes(self) -> range:
+        return range(self.since, self.until, self.step)
+
+
+def plan_axis(since: int | None, until: int | None, now: int, most: int) -> Axis:
+    """The intervals of a time range, at most ``most`` and two.
+
+    Times are milliseconds since the epoch; by default the last 24 hours. Intervals are no shorter than those of the
+    counts that are kept, and begin at multiples of their length. Raises ``SelectionInvalidError``.
+    """
+    end = now if until is None else until
+    start = end - DAY * MINUTE if since is None else since
+    if start >= end:
+        raise SelectionInvalidError("since must be before until, which is the present by default")
+    first = max(start // MINUTE, now // MINUTE - DAYS_KEPT * DAY)
+    last = max(-(-end // MINUTE), first + 1)
+    age = now // MINUTE - first
+    least = HOUR if age > QUARTERS_FOR - HOUR else QUARTER if age > MINUTES_FOR - QUARTER else 1
+    fitting = (step for step in _STEPS if step >= least and (last - first) <= step * most)
+    step = next(fitting, _STEPS[-1])
+    return Axis(first // step * step, -(-last // step) * step, step)
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """The result of one read of the database."""
+
+    queued: dict[str, QueuedLoad]
+    scheduled: int
+    stuck: list[StuckSlot]
+    unmatched: list[UnmatchedName]
+    awaited: list[str]
+    paused: list[SkippedRuns]
+
+
+class Overviews:
+    """Reads the load and the counts of an engine."""
+
+    def __init__(
+        self, reader: Reader, transactions: Transactions, executor: Executor, statistics: Statistics, clock: Clock
+    ) -> None:
+        self._reader = reader
+        self._transactions = transactions
+        self._executor = executor
+        self._statistics = statistics
+        self._clock = clock
+
+    async def overview(self, since: dt.datetime | None, until: dt.datetime | None) -> Overview:
+        now = self._clock.now()
+        axis = plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_INTERVALS)
+        registry, first_call_at = self._transactions.registry, self._executor.first_call_at
+
+        def read(connection: sqlite3.Connection) -> _Facts:
+            awaited = awaited_names(connection)
+            known = set(awaited)
+            unknown = [
+                name
+                for name in load_queries.event_names(connection)
+                if name not in known and not registry.knows_event(name)
+            ]
+            return _Facts(
+                queued=load_queries.queued_loads(connection),
+                scheduled=load_queries.count_scheduled(connection, first_call_at),
+                stuck=load_queries.stuck_slots(connection, now),
+                unmatched=load_queries.count_events(connection, unknown, now - HOUR * MINUTE),
+                awaited=awaited,
+                paused=load_queries.skipped_runs(connection),
+            )
+
+        facts = await self._reader.read(read)
+        counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step)
+        functions = await self._loads(
+            facts.queued,
+            plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_OF_FUNCTION),
+        )
+        live = sum(function.live for function in functions)
+        return Overview(
+            since=to_datetime(axis.since * MINUTE),
+            until=to_datetime(axis.until * MINUTE),
+            interval_seconds=axis.step * 60,
+            counts=run_counts(counts.values(), axis),
+            live={RunStatus.SCHEDULED: min(facts.scheduled, live), RunStatus.RUNNING: max(live - facts.scheduled, 0)},
+            functions=functions,
+            concerns=await self._concerns(facts, registry, now),
+        )
+
+    async def function_loads(self, since: dt.datetime | None, until: dt.datetime | None) -> list[FunctionLoad]:
+        """The functions that apps serve, and others that have runs, by their ids."""
+        axis = plan_axis(
+            to_optional_milliseconds(since), to_optional_milliseconds(until), self._clock.now(), _MOST_OF_FUNCTION
+        )
+        return await self._loads(await self._reader.read(load_queries.queued_loads), axis)
+
+    async def _loads(
+        self, queued: Mapping[str, QueuedLoad], axis: Axis, function_id: str | None = None
+    ) -> list[FunctionLoad]:
+        counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step, function_id)
+        live, calls, now = await self._statistics.live(), self._executor.loads(), self._clock.now()
+        active = {each.id for each in self._transactions.registry.functions.values() if each.is_active}
+        found = {function_id} if function_id is not None else {*active, *live, *calls, *queued, *counts}
+        return [
+            _load(each, calls.get(each), queued.get(each), live, counts.get(each, {}), axis, now)
+            for each in sorted(found)
+        ]
+
+    async def _concerns(self, facts: _Facts, registry: Registry, now: int) -> list[Concern]:
+        last = now // MINUTE + 1
+        counts = await self._statistics.counts(self._reader, last - HOUR, last, 1)
+        reasons = {
+            each.name: explain_unmatched(each.name, registry, facts.awaited)
+            for each in facts.unmatched[:_MOST_CONCERNS]
+        }
+        found = [
+            *concerns.unreached_apps(self._statistics.unreached_apps),
+            *concerns.failing_functions(counts),
+            *concerns.stuck_keys(facts.stuck, now),
+            *concerns.unmatched_events(facts.unmatched[:_MOST_CONCERNS], reasons),
+            *concerns.paused_functions(facts.paused),
+        ]
+        return found[:_MOST_CONCERNS]
+
+
+def _load(
+    function_id: str,
+    calls: CallLoad | None,
+    queued: QueuedLoad | None,
+    live: Counter[str],
+    counts: Mapping[int, Sequence[int]],
+    axis: Axis,
+    now: int,
+) -> FunctionLoad:
+    oldest = [each.oldest for each in (calls, queued) if each is not None and each.oldest is not None]
+    return FunctionLoad(
+        function_id=function_id,
+        backlog=(calls.waiting if calls else 0) + (queued.calls if queued else 0),
+        queue_delay=max(now - min(oldest), 0) / 1000 if oldest else None,
+        in_flight=calls.in_flight if calls else 0,
+        live=live[function_id],
+        counts=run_counts([counts], axis),
+    )
+
+
+def run_counts(counts: Iterable[Mapping[int, Sequence[int]]], axis: Axis) -> list[RunCounts]:
+    """The sums of counts by interval; intervals without runs have zeros."""
+    sums = {minute: [0] * len(COLUMNS) for minute in axis.minutes}
+    for by_minute in counts:
+        for minute, numbers in by_minute.items():
+            into = sums[minute]
+            for place, number in enumerate(numbers):
+                into[place] += number
+    return [
+        RunCounts(at=to_datetime(minute * MINUTE), **dict(zip(COLUMNS, numbers, strict=True)))
+        for minute, numbers in sums.items()
+    ]

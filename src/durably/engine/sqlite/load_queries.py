@@ -1,0 +1,181 @@
+"""Queries for the present load of an engine, and for what needs attention.
+
+They run in the reader's threads. Times are milliseconds since the epoch.
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterator
+
+import msgspec
+
+from durably.engine.core.run_state import RunStatus
+from durably.protocol.events import InternalEvent
+
+from .queries import FirstCallAt, read_run_state_of
+from .walks import key_at
+
+STUCK_MILLISECONDS = 600_000
+"""A call that holds a slot for longer than this, while others wait for it, needs attention."""
+MOST_COUNTED = 1_000
+"""Events of a name, and skipped runs of a function, that are counted."""
+MOST_EVENT_NAMES = 1_000
+_MOST_STUCK = 200
+_MOST_FIRST_CALLS = 20
+_INTERNAL_PREFIX = InternalEvent.FUNCTION_INVOKED.partition("/")[0] + "/"
+
+_bucket_ids = msgspec.msgpack.Decoder(tuple[str, ...])
+
+
+class QueuedLoad(msgspec.Struct, frozen=True):
+    """A function's calls that wait for a slot or a throttle.
+
+    ``oldest`` is the time since when one of them has waited.
+    """
+
+    calls: int
+    oldest: int | None
+
+
+class StuckSlot(msgspec.Struct, frozen=True):
+    """A concurrency bucket whose slot a call has held since ``since``.
+
+    ``waiting`` calls wait for it.
+    """
+
+    bucket_id: str
+    run_id: str
+    function_id: str
+    since: int
+    waiting: int
+
+
+class UnmatchedName(msgspec.Struct, frozen=True):
+    """Events of a name that starts and wakes nothing.
+
+    ``count`` is at most ``MOST_COUNTED``.
+    """
+
+    name: str
+    count: int
+    first: int
+
+
+class SkippedRuns(msgspec.Struct, frozen=True):
+    """The runs that a paused function has skipped.
+
+    ``count`` is at most ``MOST_COUNTED``.
+    """
+
+    function_id: str
+    paused_at: int
+    count: int
+
+
+def queued_loads(connection: sqlite3.Connection) -> dict[str, QueuedLoad]:
+    """By function."""
+    rows = connection.execute(
+        "SELECT function_id, sum((SELECT count(*) FROM queued_calls WHERE lane_id = lanes.id)) FROM lanes "
+        "GROUP BY function_id"
+    ).fetchall()
+    return {
+        function_id: QueuedLoad(count, min(_due_times(connection, function_id), default=None))
+        for function_id, count in rows
+    }
+
+
+def _due_times(connection: sqlite3.Connection, function_id: str) -> Iterator[int]:
+    """The due times of the first calls of a function's first concurrency keys."""
+    rows = connection.execute(
+        "SELECT run_key, generation FROM lanes WHERE function_id = ? ORDER BY place LIMIT ?",
+        (function_id, _MOST_FIRST_CALLS),
+    ).fetchall()
+    for run_key, generation in rows:
+        state = read_run_state_of(connection, run_key)
+        call = None if state is None else state.call(generation)
+        if call is not None:
+            yield call.due
+
+
+def count_scheduled(connection: sqlite3.Connection, first_call_at: FirstCallAt) -> int:
+    """The number of runs whose first call has not been made.
+
+    Their calls are queued, or about to be made: runs that sleep or wait are not looked at.
+    """
+    rows = connection.execute(
+        "SELECT runs.key FROM heads INDEXED BY heads_moving CROSS JOIN runs ON runs.key = heads.run_key "
+        "WHERE is_moving AND started_at IS NULL UNION "
+        "SELECT runs.key FROM queued_calls CROSS JOIN runs ON runs.key = queued_calls.run_key WHERE started_at IS NULL"
+    )
+    return sum(first_call_at(key) is None for (key,) in rows)
+
+
+def stuck_slots(connection: sqlite3.Connection, now: int) -> list[StuckSlot]:
+    """The longest held first, one for each bucket."""
+    held = connection.execute(
+        "SELECT bucket_ids, made_at, runs.id, runs.function_id FROM holds CROSS JOIN runs ON runs.key = holds.run_key "
+        "WHERE made_at < ? ORDER BY made_at LIMIT ?",
+        (now - STUCK_MILLISECONDS, _MOST_STUCK),
+    ).fetchall()
+    found: dict[str, StuckSlot] = {}
+    for encoded, since, run_id, function_id in held:
+        for bucket_id in _bucket_ids.decode(encoded):
+            if bucket_id not in found:
+                (waiting,) = connection.execute(
+                    "SELECT coalesce(sum((SELECT count(*) FROM queued_calls WHERE lane_id = lanes.id)), 0) FROM lanes "
+                    "WHERE gate = ?",
+                    (bucket_id,),
+                ).fetchone()
+                found[bucket_id] = StuckSlot(bucket_id, run_id, function_id, since, waiting)
+    return [slot for slot in found.values() if slot.waiting]
+
+
+def event_names(connection: sqlite3.Connection, limit: int = MOST_EVENT_NAMES) -> list[str]:
+    """The names of stored events, without those of the engine's own.
+
+    They are found by seeks in the index of names.
+    """
+    names: list[str] = []
+    last = ""
+    while len(names) < limit:
+        (name,) = connection.execute("SELECT min(name) FROM events WHERE name > ?", (last,)).fetchone()
+        if name is None:
+            break
+        if name.startswith(_INTERNAL_PREFIX):
+            last = _INTERNAL_PREFIX + "\U0010ffff"
+            continue
+        names.append(name)
+        last = name
+    return names
+
+
+def count_events(connection: sqlite3.Connection, names: Collection[str], since: int) -> list[UnmatchedName]:
+    """Numbers of the events of these names that were received since a time.
+
+    Names that have none are left out.
+    """
+    first_key = key_at(connection, "events", "received_at", since)
+    found = []
+    for name in names:
+        count, first = connection.execute(
+            "SELECT count(*), min(key) FROM (SELECT key FROM events WHERE name = ? AND key >= ? "
+            "ORDER BY key DESC LIMIT ?)",
+            (name, first_key, MOST_COUNTED),
+        ).fetchone()
+        if count:
+            (received_at,) = connection.execute("SELECT received_at FROM events WHERE key = ?", (first,)).fetchone()
+            found.append(UnmatchedName(name, count, received_at))
+    return found
+
+
+def skipped_runs(connection: sqlite3.Connection) -> list[SkippedRuns]:
+    """Of each paused function."""
+    pauses = connection.execute("SELECT function_id, paused_at FROM pauses").fetchall()
+    found = []
+    for function_id, paused_at in pauses:
+        (count,) = connection.execute(
+            "SELECT count(*) FROM (SELECT 1 FROM runs INDEXED BY runs_by_function WHERE function_id = ? AND key >= ? "
+            "AND status = ? LIMIT ?)",
+            (function_id, key_at(connection, "runs", "created_at", paused_at), RunStatus.SKIPPED, MOST_COUNTED),
+        ).fetchone()
+        found.append(SkippedRuns(function_id, paused_at, count))
+    return found
