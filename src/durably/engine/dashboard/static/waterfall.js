@@ -11,6 +11,11 @@ export function selectWindows() {
     const axis = body.querySelector(".w-grid").getBoundingClientRect();
     if (event.clientX >= axis.left && event.clientX <= axis.right) follow(body, axis, event);
   });
+  // Bars are above the row's link, for their titles.
+  document.addEventListener("click", (event) => {
+    const bars = event.target.closest?.(".w-bars");
+    if (bars && !event.defaultPrevented) bars.closest("[data-row]").querySelector(".open").click();
+  });
 }
 
 function follow(body, axis, down) {
