@@ -5,6 +5,7 @@ It has the checks that come before each page and action.
 
 import asyncio
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,8 @@ _STATUSES: dict[type[errors.EngineError], tuple[int, str]] = {
     errors.EngineClosedError: (503, "The engine is closing"),
 }
 
+_UNUSUAL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""Control characters, and bytes that are not UTF-8. No id has them."""
 _FAILED = ("The dashboard failed", "The log of the app or engine says why.")
 
 _logger = get_logger("durably.dashboard")
@@ -99,6 +102,8 @@ class Dashboard:
     async def _answer(self, request: DashboardRequest) -> DashboardResponse:
         if request.path.startswith("/static/"):
             return _answer_static(request)
+        if _UNUSUAL.search(request.path) is not None:
+            raise _not_routed(request, frozenset())
         found = find_route(ROUTES, request.method, request.path)
         if isinstance(found, frozenset):
             raise _not_routed(request, found)

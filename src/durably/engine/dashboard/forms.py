@@ -18,6 +18,8 @@ def read_object(text: str) -> dict[str, Any]:
         value = msgspec.json.decode(text.encode(errors="replace") or b"{}")
     except msgspec.DecodeError as error:
         raise FormError(f"The data is not valid JSON: {error}") from None
+    except RecursionError:
+        raise FormError("The data is nested too deeply.") from None
     if not isinstance(value, dict):
         raise FormError('The data must be a JSON object, such as {"id": 1}.')
     return value

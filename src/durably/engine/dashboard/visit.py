@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, quote, urlencode
 
 from durably.engine.interface import Engine
 
@@ -12,6 +12,7 @@ from .protection import CSRF_FIELD, make_token, read_token, token_cookie
 from .templating import render
 
 _MOST_FIELDS = 200
+_OF_URLS = "%/?&=#:;,+@!$'()*~"
 
 
 class PageError(Exception):
@@ -90,7 +91,8 @@ class Visit:
 
     def redirect(self, path: str, **query: Any) -> DashboardResponse:
         """The answer to an action: the page to show next."""
-        headers = [("location", self.url(path, **query)), ("cache-control", "no-store"), *self._headers]
+        location = quote(self.url(path, **query), safe=_OF_URLS)
+        headers = [("location", location), ("cache-control", "no-store"), *self._headers]
         return DashboardResponse(status_code=303, headers=headers)
 
     def _csrf(self) -> str:
