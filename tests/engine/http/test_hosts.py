@@ -38,6 +38,24 @@ async def test_other_hosts_are_refused_on_every_route(dev: Harness, method: str,
     assert "--allowed-host" in answer["error"]
 
 
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+async def test_what_a_page_of_another_site_embeds_is_refused(dev: Harness, method: str, path: str) -> None:
+    """A browser sends no ``Origin`` for an image or a script, but where it comes from."""
+    await dev.json("GET", "/dev")  # the host is known now
+    headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
+    status, answer = await dev.json(method, path, headers=headers)
+    assert (status, "another site" in answer["error"]) == (403, True)
+
+
+@pytest.mark.parametrize(
+    ("site", "mode"),
+    [("cross-site", "navigate"), ("same-origin", "cors"), ("same-site", "no-cors"), ("none", "navigate")],
+)
+async def test_links_and_pages_of_this_machine_are_answered(dev: Harness, site: str, mode: str) -> None:
+    headers = {"sec-fetch-site": site, "sec-fetch-mode": mode}
+    assert (await dev.json("GET", "/dev", headers=headers))[0] == 200
+
+
 async def test_a_websocket_handshake_is_refused_too(dev: Harness) -> None:
     upgrade = ("Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==")
     status, _ = await ask(dev.server.origin, "GET /dev HTTP/1.1", "Host: evil.example", *upgrade)

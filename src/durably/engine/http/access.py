@@ -21,6 +21,7 @@ from .messages import ApiError
 _logger = get_logger("durably.engine.api")
 
 _ADVICE = "only local ones are allowed; `durably dev --allowed-host NAME` allows another"
+_SITE = "sec-fetch-site"
 _MOST_KNOWN = 100
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 ANY_HOST = "*"
@@ -72,6 +73,8 @@ class AllowedHosts:
                 return f"the development engine refuses requests to the host {name!a}: {_ADVICE}"
         if origin and not self.allows_origin(origin):
             return f"the development engine refuses requests of pages of another origin, {origin!a}: {_ADVICE}"
+        if not origin and not self._any and _is_embedded_elsewhere(request):
+            return f"the development engine refuses requests of pages of another site: {_ADVICE}"
         return None
 
     def _allows(self, host: str) -> bool:
@@ -83,6 +86,15 @@ class AllowedHosts:
         except ValueError:
             return False
         return self._any_address or address.is_loopback
+
+
+def _is_embedded_elsewhere(request: web.Request) -> bool:
+    """Whether a page of another site loads this, as an image or a script.
+
+    Browsers send no ``Origin`` then. A link to this site is a navigation, and is followed.
+    """
+    headers = request.headers
+    return headers.get(_SITE) == "cross-site" and headers.get("sec-fetch-mode") != "navigate"
 
 
 def check_allowed_host(name: str) -> str:
@@ -165,7 +177,9 @@ class Gate:
         """
         if self._is_dev:
             host = request.headers.get(hdrs.HOST)
-            if host in self._known_hosts and host == request.host and hdrs.ORIGIN not in request.headers:
+            headers = request.headers
+            is_known = host in self._known_hosts and host == request.host
+            if is_known and hdrs.ORIGIN not in headers and _SITE not in headers:
                 return
             if refusal := self._hosts.refuse(request):
                 self._refusals.log(logging.WARNING, "%s", refusal)
