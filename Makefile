@@ -13,7 +13,7 @@ TEST_PROCESSES ?= 4
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help files demo demo-temporal dev test test-failed soak fuzz-temporal lint format docs docs-links bench constraints clean
+.PHONY: help files demo demo-temporal dev pictures test test-failed soak fuzz-temporal lint format docs docs-links bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
@@ -27,6 +27,7 @@ help:
 	@echo "make format         format the code"
 	@echo "make docs           the site in build/docs; a broken link or anchor fails"
 	@echo "make files          each file with its purpose; FOLDER=src/durably/cli for those of one folder"
+	@echo "make pictures       pictures of the dashboard for the README and the docs"
 	@echo "make docs-links     requests each address outside of the docs"
 	@echo "make bench          benchmarks, side by side with peers"
 
@@ -74,6 +75,9 @@ docs: $(READY)
 
 files:
 	@$(PYTHON) docs/files.py $(FOLDER)
+
+pictures: $(READY)
+	$(BIN)/python -m tests.dashboard.pictures
 
 docs-links: docs
 	$(BIN)/sphinx-build --quiet --builder linkcheck docs build/docs-links
