@@ -176,6 +176,7 @@ def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
         "allow_private_addresses",
         "durability",
         "retention",
+        "alerts",
         "tracing",
         "clock",
         "entropy",

@@ -34,6 +34,7 @@ from .settings import Streaming
 from .steps import FetchResponse, Signal, Step, StepSync
 
 if TYPE_CHECKING:
+    from durably.engine.alerts.settings import Alerts
     from durably.engine.settings import EngineSettings
 
     from .in_process.embedded import Embedded
@@ -45,6 +46,7 @@ JSON = bool | int | float | str | dict[str, object] | list[object] | None
 
 __all__ = [
     "JSON",
+    "Alerts",
     "Batch",
     "Cancel",
     "Checkpointing",
@@ -91,14 +93,15 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import ``Embedded`` and ``EngineSettings`` at their first use.
+    """Import ``Embedded``, ``EngineSettings`` and ``Alerts`` at their first use.
 
     Importing ``durably`` imports no engine.
     """
-    if name not in ("Embedded", "EngineSettings"):
+    if name not in ("Alerts", "Embedded", "EngineSettings"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from durably.engine.alerts.settings import Alerts
     from durably.engine.settings import EngineSettings
     from durably.in_process.embedded import Embedded
 
-    globals().update(Embedded=Embedded, EngineSettings=EngineSettings)
+    globals().update(Alerts=Alerts, Embedded=Embedded, EngineSettings=EngineSettings)
     return globals()[name]

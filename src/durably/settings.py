@@ -270,7 +270,17 @@ STRICT_REPLAY = Setting(
 )
 
 DASHBOARD_KEY = "DURABLY_DASHBOARD_KEY"
-COMMAND_VARIABLES = frozenset({DASHBOARD_KEY, "DURABLY_ALLOWED_HOSTS", "DURABLY_LOG_FORMAT", "DURABLY_OTEL"})
+COMMAND_VARIABLES = frozenset(
+    {
+        DASHBOARD_KEY,
+        "DURABLY_ALERT_URL",
+        "DURABLY_ALLOWED_HOSTS",
+        "DURABLY_LOG_FORMAT",
+        "DURABLY_METRICS_ADDRESS",
+        "DURABLY_OTEL",
+        "DURABLY_SMTP_URL",
+    }
+)
 """Variables of options of ``durably dev`` and ``durably start``, whose apps inherit them."""
 
 SETTINGS: tuple[Setting[Any], ...] = (

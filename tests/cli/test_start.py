@@ -205,3 +205,22 @@ def test_a_wrong_metrics_address_is_refused(run: Run, address: str) -> None:
     result = run("start", "--db", "engine.db", "--metrics-address", address, **KEYS)
     assert result.status == 2
     assert "host and a port like 127.0.0.1:9464" in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "pattern"),
+    [
+        (["--alert-url", "hooks.example.com/s3cret"], {}, "--alert-url"),
+        ([], {"DURABLY_ALERT_URL": "hooks.example.com/s3cret"}, "must be an absolute URL"),
+        (["--alert-email", "ops@example.com"], {}, "need the URL of an SMTP server"),
+        ([], {"DURABLY_SMTP_URL": "smtp://me:s3cret@mail.example"}, "no e-mail address to send to"),
+    ],
+)
+def test_wrong_alerts_prevent_the_start(
+    run: Run, directory: Path, arguments: list[str], variables: dict[str, str], pattern: str
+) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", *arguments, **KEYS, **variables)
+    assert result.status == 1
+    assert pattern in " ".join(result.stderr.split())
+    assert "s3cret" not in result.stderr
+    assert not (directory / "engine.db").exists()

@@ -2,6 +2,7 @@
 
 import datetime as dt
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -18,6 +19,9 @@ from .options import (
     signing_key_options,
 )
 from .text import CliError
+
+if TYPE_CHECKING:
+    from durably.engine.alerts.settings import Alerts
 
 _ADVICE = "; `durably keys` makes one of each"
 
@@ -60,6 +64,38 @@ _ADVICE = "; `durably keys` makes one of each"
     "client that can connect to it can read them.",
 )
 @click.option(
+    "--alert-url",
+    envvar="DURABLY_ALERT_URL",
+    show_envvar=True,
+    metavar="URL",
+    help="A webhook, such as one of Slack, that gets alerts about failed runs. It holds a secret: use the environment.",
+)
+@click.option(
+    "--alert-email",
+    "alert_emails",
+    multiple=True,
+    metavar="ADDRESS",
+    help="An address that gets alerts about failed runs by e-mail. May be repeated. Needs --smtp-url.",
+)
+@click.option(
+    "--smtp-url",
+    envvar="DURABLY_SMTP_URL",
+    show_envvar=True,
+    metavar="URL",
+    help="The server for alerts by e-mail, like smtps://user:password@smtp.example.com. Use the environment.",
+)
+@click.option(
+    "--alert-from", metavar="ADDRESS", help="The sender of alerts by e-mail.  [default: the first --alert-email]"
+)
+@click.option(
+    "--alert-interval",
+    default="15m",
+    show_default=True,
+    callback=read_age,
+    metavar="TIME",
+    help="Time between two alerts about the same function. Failures in between are reported together.",
+)
+@click.option(
     "--retention",
     callback=read_age,
     metavar="AGE",
@@ -80,6 +116,11 @@ def start(
     max_depth: int,
     unsigned_apps: tuple[str, ...],
     metrics_address: tuple[str, int] | None,
+    alert_url: str | None,
+    alert_emails: tuple[str, ...],
+    smtp_url: str | None,
+    alert_from: str | None,
+    alert_interval: dt.timedelta,
     retention: dt.timedelta | None,
     otel: bool,
     log_format: str,
@@ -117,6 +158,7 @@ def start(
 
     keys = (signing_key, signing_key_fallback, *event_keys)
     sign_in = read_sign_in(dashboard_key, dashboard_proxy_header, dashboard_proxies, other_keys=keys)
+    alerts = _read_alerts(alert_url, alert_emails, smtp_url, alert_from, alert_interval)
     write_log(LogFormat(log_format))
     warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
     limits = ConnectionLimits(max_connections=max_connections)
@@ -131,6 +173,7 @@ def start(
             max_steps=max_steps,
             max_depth=max_depth,
             retention=retention,
+            alerts=alerts,
             tracing=tracing,
         )
         run_until_stopped(
@@ -147,3 +190,19 @@ def start(
                 sign_in=sign_in,
             )
         )
+
+
+def _read_alerts(
+    url: str | None, emails: tuple[str, ...], smtp_url: str | None, sender: str | None, interval: dt.timedelta
+) -> "Alerts | None":
+    """Raises ``CliError``."""
+    from durably.engine.alerts.settings import Alerts, AlertsInvalidError
+
+    if not (url or emails or smtp_url or sender):
+        return None
+    try:
+        return Alerts(
+            url=url or None, emails=emails, smtp_url=smtp_url or None, email_from=sender or None, interval=interval
+        )
+    except AlertsInvalidError as error:
+        raise CliError(f"{error}; see --alert-url, --alert-email and --smtp-url") from None

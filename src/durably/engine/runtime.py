@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from durably.engine.alerts.failure_alerts import FailureAlerts
 from durably.engine.core.errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
@@ -112,6 +113,10 @@ class Runtime:
         self.observers.add(self.changes)
         self.observers.add(self.statistics)
         self.observers.add(self.counters)
+        self.alerts: FailureAlerts | None = None
+        if settings.alerts is not None:
+            self.alerts = FailureAlerts(settings.alerts, settings.clock)
+            self.observers.add(self.alerts)
         self._caller = make_caller(settings)
         if settings.tracing is not None:
             self._caller = TracedCaller(self._caller, settings.tracing)
@@ -195,6 +200,8 @@ class Runtime:
         self.transactions.close()
         await self._writer.close()
         await self.statistics.close()
+        if self.alerts is not None:
+            await self.alerts.close()
         await self.reader.close()
         await self._caller.close()
         await asyncio.to_thread(self._connection.close)

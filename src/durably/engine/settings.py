@@ -17,6 +17,7 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
 
+from .alerts.settings import Alerts
 from .tracing import Tracing
 
 
@@ -91,6 +92,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``max_steps`` is the maximum number of steps of a run, ``max_depth`` the maximum depth of invocations; ten times as
     many runs may start each other within an hour. ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach
     them. ``retention`` is how long finished runs, and events that no run needs, are kept; ``None`` keeps them forever.
+    ``alerts`` reports runs that have finally failed, to a webhook or by e-mail.
     ``tracing`` reports spans (see ``durably.otel``). Tests may replace ``clock`` and ``entropy``, which makes ids.
     """
 
@@ -110,6 +112,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     durability: Durability = Durability.FULL
     close_grace: dt.timedelta = dt.timedelta(seconds=5)
     retention: dt.timedelta | None = None
+    alerts: Alerts | None = None
     tracing: Tracing | None = None
     clock: Clock = msgspec.field(default_factory=SystemClock)
     entropy: Entropy = os.urandom

@@ -493,7 +493,8 @@ class SqliteEngine(LocalEngine):
             self.count_followers(),
         )
         gauges = read_gauges(state, runtime.counters)
-        return [*runtime.counters.read(), *gauges]
+        alerts = Metric("alerts", []) if runtime.alerts is None else runtime.alerts.read()
+        return [*runtime.counters.read(), *gauges, alerts]
 
     # updates
 

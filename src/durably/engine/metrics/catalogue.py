@@ -112,6 +112,7 @@ CATALOGUE: Sequence[Family] = (
         "database_size_bytes", _GAUGE, "Size of the database's files: main, and wal, the write-ahead log.", ("file",)
     ),
     Family("processes", _GAUGE, "Processes of the engine by role: leader, or follower in in-process mode.", ("role",)),
+    Family("alerts", _COUNTER, "Alerts about failed runs by channel: sent or failed.", ("channel", "outcome")),
     Family("start_time_seconds", _GAUGE, "Time at which the engine started, in seconds since the epoch."),
     Family("build_info", _GAUGE, "Always 1, with the version of Durably.", ("version",)),
 )

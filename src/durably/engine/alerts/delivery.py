@@ -1,0 +1,120 @@
+"""Delivery of alerts to a webhook or to an SMTP server."""
+
+import asyncio
+import smtplib
+import ssl
+from typing import Protocol
+
+import aiohttp
+
+from durably.protocol.text import describe_os_error, printable, redact_url
+
+from .grouping import Alert
+from .messages import email_message, webhook_body
+from .settings import Alerts, MailServer
+
+TIMEOUT_SECONDS = 10.0
+
+
+class DeliveryError(Exception):
+    """An alert could not be delivered. Holds no secrets."""
+
+
+class Channel(Protocol):
+    """``name`` is a metric's label."""
+
+    name: str
+
+    async def deliver(self, alert: Alert) -> None:
+        """Raises ``DeliveryError``."""
+        ...
+
+
+def channels_of(alerts: Alerts) -> list[Channel]:
+    channels: list[Channel] = []
+    if alerts.url is not None:
+        channels.append(Webhook(alerts.url))
+    if alerts.emails:
+        channels.append(Email(alerts.mail_server, alerts.email_from or alerts.emails[0], alerts.emails))
+    return channels
+
+
+class Webhook:
+    name = "webhook"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def deliver(self, alert: Alert) -> None:
+        """POST the alert as JSON.
+
+        Any status but 2xx is an error, and redirects are not followed.
+        """
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        headers = {"content-type": "application/json", "user-agent": "durably"}
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session,
+                session.post(self._url, data=webhook_body(alert), headers=headers, allow_redirects=False) as response,
+            ):
+                status = response.status
+        except TimeoutError:
+            raise DeliveryError(f"{redact_url(self._url)} did not answer within {TIMEOUT_SECONDS:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            # Not chained: the texts of these exceptions quote the URL.
+            raise DeliveryError(f"{redact_url(self._url)} was not reached: {type(error).__name__}") from None
+        if not 200 <= status < 300:
+            raise DeliveryError(f"{redact_url(self._url)} answered with status {status}")
+
+
+class Email:
+    name = "email"
+
+    def __init__(self, server: MailServer, sender: str, recipients: tuple[str, ...]) -> None:
+        self._server, self._sender, self._recipients = server, sender, recipients
+
+    async def deliver(self, alert: Alert) -> None:
+        await asyncio.to_thread(self._send, alert)
+
+    def _send(self, alert: Alert) -> None:
+        server = self._server
+        where = f"the SMTP server {server.host}:{server.port}"
+        try:
+            with self._connect() as smtp:
+                if server.user is not None:
+                    smtp.login(server.user, server.password or "")
+                refused = smtp.send_message(email_message(alert, self._sender, self._recipients))
+        except smtplib.SMTPResponseException as error:
+            raise DeliveryError(f"{where} answered with status {error.smtp_code}") from None
+        except smtplib.SMTPException as error:
+            raise DeliveryError(f"{where} refused the alert: {type(error).__name__}") from None
+        except OSError as error:
+            raise DeliveryError(f"{where} was not reached: {describe_os_error(error)}") from None
+        if refused:
+            raise DeliveryError(f"{where} refused {len(refused)} of the recipients: {printable(', '.join(refused))}")
+
+    def _connect(self) -> smtplib.SMTP:
+        """A connection, with TLS if the server offers it.
+
+        A password is sent without TLS only to this machine. Raises ``DeliveryError``, ``OSError``,
+        ``smtplib.SMTPException``.
+        """
+        server = self._server
+        context = ssl.create_default_context()
+        if server.is_tls:
+            return smtplib.SMTP_SSL(server.host, server.port, timeout=TIMEOUT_SECONDS, context=context)
+        smtp = smtplib.SMTP(server.host, server.port, timeout=TIMEOUT_SECONDS)
+        try:
+            smtp.ehlo()
+            if smtp.has_extn("starttls") and not server.is_local:
+                smtp.starttls(context=context)
+                smtp.ehlo()
+            elif server.user is not None and not server.is_local:
+                raise DeliveryError(
+                    f"the SMTP server {server.host}:{server.port} offers no TLS, so it does not get the password: use "
+                    "smtps://, or a server with STARTTLS"
+                )
+        except BaseException:
+            smtp.close()
+            raise
+        return smtp
