@@ -1,6 +1,4 @@
-"""The pages of runs in a browser: what their modules add, and what works without them."""
-
-import re
+"""Modules of a run's page: choosing steps, zooming, updates, values that are loaded later."""
 
 from playwright.sync_api import Page, expect
 
@@ -27,54 +25,6 @@ def ended(site: Site, function: str, status: RunStatus = RunStatus.COMPLETED) ->
 
 def row(page: Page, label: str) -> object:
     return page.locator(".w-row", has_text=label)
-
-
-# the list
-
-
-def test_a_new_run_appears_in_the_list(open_page: OpenPage, site: Site) -> None:
-    page = open_page("/runs?function=back-office-report-sales")
-    page.evaluate(MARK)
-    run = site.run_of(site.send("report/requested", {"week": 3}))
-    expect(page.locator(f"#run-{run.id}")).to_contain_text("Completed")
-    assert page.evaluate(IS_MARKED)
-
-
-def test_a_filter_is_the_url(open_page: OpenPage, site: Site) -> None:
-    failed = ended(site, "settle-invoice", RunStatus.FAILED)
-    page = open_page("/runs")
-    page.get_by_label("Status").select_option("Failed")
-    page.wait_for_url("**/runs?status=Failed")
-    page.get_by_text("More filters").click()
-    page.get_by_label("Expression over event and output").fill('event.data.currency == "CHF"')
-    page.keyboard.press("Enter")
-    page.wait_for_url(lambda url: "if=event" in url and "status=Failed" in url and "app=" not in url)
-    expect(page.locator("[data-row]")).to_have_count(1)
-    expect(page.locator(f"#run-{failed.id}")).to_contain_text("KeyError")
-    page.get_by_role("link", name="Clear").click()
-    page.wait_for_url("**/runs")
-
-
-def test_the_end_of_an_id_finds_a_run_from_anywhere(open_page: OpenPage, site: Site) -> None:
-    run = ended(site, "settle-invoice")
-    page = open_page("/events")
-    page.locator("#find").fill(run.id[-6:].lower())
-    page.keyboard.press("Enter")
-    page.wait_for_url(f"**/runs/{run.id}")
-
-
-# the page of a run
-
-
-def test_a_run_is_live(open_page: OpenPage, site: Site) -> None:
-    run = waiting_run(site, "L-1")
-    page = open_page(f"/runs/{run.id}")
-    expect(row(page, "answer")).to_contain_text("event")
-    page.evaluate(MARK)
-    site.send("refund/answered", {"order": "L-1", "answer": "granted"})
-    expect(page.locator("#head .status")).to_have_text("Completed")
-    expect(page.locator("#run-output")).to_contain_text('"granted"')
-    assert page.evaluate(IS_MARKED)
 
 
 def test_an_update_keeps_what_a_person_typed_and_opened(open_page: OpenPage, site: Site) -> None:
@@ -138,59 +88,6 @@ def test_the_time_axis_is_zoomed(open_page: OpenPage, site: Site) -> None:
     expect(page.locator("#waterfall")).to_have_attribute("data-window", whole or "")
     page.locator(".bar.completed").last.click()
     page.wait_for_url("**step=*")
-
-
-def test_a_run_is_cancelled_after_a_question(open_page: OpenPage, site: Site) -> None:
-    run = waiting_run(site, "L-3")
-    page = open_page(f"/runs/{run.id}")
-    questions = list[str]()
-
-    def refuse(dialog: object) -> None:
-        questions.append(dialog.message)  # type: ignore[attr-defined]
-        dialog.dismiss()  # type: ignore[attr-defined]
-
-    page.once("dialog", refuse)
-    page.get_by_role("button", name="Cancel").click()
-    assert questions
-    assert questions[0].startswith("Cancel this run?")
-    page.once("dialog", lambda dialog: dialog.accept())
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_role("status").filter(has_text="The run was cancelled.")).to_be_visible()
-    expect(page.locator("#head .status")).to_have_text("Cancelled")
-
-
-def test_a_step_is_rerun_with_another_input(open_page: OpenPage, site: Site) -> None:
-    run = ended(site, "settle-invoice", RunStatus.FAILED)
-    page = open_page(f"/runs/{run.id}")
-    row(page, "convert-to-euros").locator(".open").click()
-    page.get_by_text("Rerun from this step").click()
-    page.get_by_label("Input: a JSON array").fill('[310.0, "EUR"]')
-    page.get_by_role("button", name="Rerun from here").click()
-    page.wait_for_url(re.compile(r"/runs/(?!" + run.id + r")\w+\?notice=rerun"))
-    expect(page.locator("#head .status")).to_have_text("Completed")
-    expect(page.locator("#run-output")).to_contain_text("310.00 EUR")
-
-
-def test_a_failed_run_is_replayed_and_sent_again(open_page: OpenPage, site: Site) -> None:
-    run = ended(site, "settle-invoice", RunStatus.FAILED)
-    page = open_page(f"/runs/{run.id}", javascript=False)
-    page.get_by_role("button", name="Replay from the failed step").click()
-    page.wait_for_url(re.compile(r"/runs/(?!" + run.id + r")\w+\?notice=rerun"))
-    page.goto(f"{site.origin}/runs/{run.id}")
-    page.get_by_role("button", name="Send event again").click()
-    expect(page.get_by_role("status").filter(has_text="The event was sent again.")).to_be_visible()
-    page.get_by_role("button", name="Rerun", exact=True).click()
-    page.wait_for_url("**notice=rerun")
-
-
-def test_a_run_is_copied_as_a_test(open_page: OpenPage, site: Site) -> None:
-    run = ended(site, "settle-invoice")
-    page = open_page(f"/runs/{run.id}")
-    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
-    page.get_by_role("link", name="Copy as test").click()
-    page.get_by_role("button", name="Copy").click()
-    expect(page.get_by_role("button", name="Copy")).to_have_class(re.compile("copied"))
-    assert "async def test_settle_invoice_" in page.evaluate("navigator.clipboard.readText()")
 
 
 def test_a_run_can_be_read_without_javascript(open_page: OpenPage, site: Site) -> None:

@@ -60,11 +60,16 @@ async def test_bars_are_on_one_axis_of_time() -> None:
     assert [tick.text for tick in waterfall.ticks] == ["0", "2h", "4h", "6h", "8h", "10h"]
 
 
-async def test_failed_attempts_have_a_mark() -> None:
+async def test_a_failed_attempt_has_a_bar_or_else_a_mark() -> None:
     report = await report_of_day()
     work = lay_out(report, report.run.created_at).rows[-1]
     assert (work.label, work.status, work.failures) == ("work", "failed", 2)
-    assert [mark.text for mark in work.marks] == ["attempt 1 failed: OSError"]
+    assert [bar.outcome for bar in work.bars if bar.kind is SpanKind.RUNNING] == ["failed", "failed"]
+    assert work.marks == []
+    step = report.steps[-1]
+    unknown = msgspec.structs.replace(step, spans=[span for span in step.spans if span.attempt != 0])
+    rows = lay_out(msgspec.structs.replace(report, steps=[unknown]), report.run.created_at).rows
+    assert [mark.text for mark in rows[-1].marks] == ["attempt 1 failed: OSError"]
 
 
 async def test_a_window_shows_a_part() -> None:

@@ -10,7 +10,7 @@ import re
 
 import msgspec
 
-from durably.engine.reports import RunReport, Span, SpanKind, StepReport
+from durably.engine.reports import AttemptReport, RunReport, Span, SpanKind, StepReport
 from durably.engine.views import StepStatus
 from durably.protocol.opcodes import Opcode
 
@@ -93,7 +93,7 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Mark(msgspec.Struct, frozen=True):
-    """The end of an attempt that failed."""
+    """The end of a failed attempt that has no bar, because its beginning is not known."""
 
     x: float
     text: str
@@ -198,12 +198,8 @@ def _at(milliseconds: float) -> str:
 
 def _run_row(report: RunReport, axis: _Axis) -> Row:
     run = report.run
-    failed = {each.attempt: each for each in report.failed_attempts}
     bars = [axis.bar(span, "running" if span.end is None else "call") for span in report.spans]
-    marks = [
-        Mark(axis.x(axis.offset(each.ended_at)), f"attempt {each.attempt + 1} failed: {each.error.name}")
-        for each in failed.values()
-    ]
+    marks = _marks(report.failed_attempts, report.spans, axis)
     return Row(
         key="",
         label="Run",
@@ -213,7 +209,7 @@ def _run_row(report: RunReport, axis: _Axis) -> Row:
         marks=marks,
         seconds=(axis.end - run.created_at).total_seconds(),
         since=run.created_at if run.ended_at is None else None,
-        failures=len(marks),
+        failures=len(report.failed_attempts),
         window=axis.whole,
     )
 
@@ -222,10 +218,7 @@ def _step_row(step: StepReport, axis: _Axis) -> Row:
     failed = {each.attempt for each in step.failed_attempts}
     last = step.attempts - 1
     bars = [axis.bar(span, _outcome(span, failed, step, last)) for span in step.spans]
-    marks = [
-        Mark(axis.x(axis.offset(each.ended_at)), f"attempt {each.attempt + 1} failed: {each.error.name}")
-        for each in step.failed_attempts
-    ]
+    marks = _marks(step.failed_attempts, step.spans, axis)
     start = min([step.created_at, *(span.start for span in step.spans)])
     end = step.ended_at or axis.end
     first = max(int(axis.offset(start)), 0)
@@ -238,9 +231,18 @@ def _step_row(step: StepReport, axis: _Axis) -> Row:
         marks=marks,
         seconds=max((end - start).total_seconds(), 0.0),
         since=start if step.ended_at is None else None,
-        failures=len(marks) + (step.status is StepStatus.FAILED),
+        failures=len(step.failed_attempts) + (step.status is StepStatus.FAILED),
         window=Window(first, max(-(-int(axis.offset(end) * 1000) // 1000), first + 1)),
     )
+
+
+def _marks(attempts: list[AttemptReport], spans: list[Span], axis: _Axis) -> list[Mark]:
+    drawn = {span.attempt for span in spans if span.kind is SpanKind.RUNNING}
+    return [
+        Mark(axis.x(axis.offset(each.ended_at)), f"attempt {each.attempt + 1} failed: {each.error.name}")
+        for each in attempts
+        if each.attempt not in drawn
+    ]
 
 
 def _outcome(span: Span, failed: set[int], step: StepReport, last: int) -> str | None:

@@ -14,13 +14,20 @@ from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.test_code import write_test
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.dashboard.waterfall import KIND_WORDS, Waterfall, lay_out
-from durably.engine.reports import RunReport, StepReport
+from durably.engine.reports import Relation, RunReport, StepReport
 from durably.engine.views import EventView, StepStatus
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
 from .run_notices import notice_of
 
+_RELATIONS = {
+    Relation.INVOKED: "Invoked by",
+    Relation.SENT_EVENT: "Started by an event of",
+    Relation.DEFERRED: "Deferred by",
+    Relation.RERUN: "Rerun of",
+    Relation.ENDED: "Started by the end of",
+}
 _IDLE = (StepStatus.SLEEPING, StepStatus.WAITING)
 _EXECUTED = (Opcode.STEP, Opcode.STEP_RUN)
 
@@ -56,11 +63,12 @@ async def show_run(visit: Visit) -> DashboardResponse:
         can_send=any(map(is_sent, report.events)),
         may=may,
         growth=_growth(report, waterfall),
+        relations=_RELATIONS,
         notice=notice_of(visit),
         step_failures=sum(row.failures for row in waterfall.rows[1:]),
         own=own_state(visit.query),
         pretty=pretty,
-        step_window=next((row.window for row in waterfall.rows if chosen and row.key == chosen.hashed_id), None),
+        chosen_row=next((row for row in waterfall.rows if chosen and row.key == chosen.hashed_id), None),
     )
 
 
