@@ -25,7 +25,7 @@ from durably.protocol.sync import SyncRequest
 
 from .metrics.catalogue import Metric
 from .operations import Access, Operation, blocking, operation
-from .reports import Changes, FunctionLoad, Overview, RunPage, RunReport
+from .reports import Changes, EventPage, FunctionLoad, Overview, RunPage, RunReport
 from .views import (
     AppView,
     AttemptView,
@@ -143,6 +143,29 @@ class Engine:
         id_suffix: IdSuffix | None = None,
     ) -> list[EventView]:
         """Events, newest first."""
+
+    @operation("GET /v1/search/events", names={"if_exp": "if"})
+    async def search_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: dt.datetime | None = None,
+        received_before: dt.datetime | None = None,
+        is_unmatched: bool | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: EventLimit = 50,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """Search events, newest first, each with the first 50 runs that it started.
+
+        The events were received from ``received_after`` until before ``received_before``. ``is_unmatched``: those that
+        had no effect, and whose name triggers no function, or the others. ``if_exp`` is a condition (CEL, over
+        ``event``). ``id`` is the id of an event, or its last characters.
+
+        A search looks at a limited number of events: a page may have fewer events than ``limit``, or none, and a
+        cursor. A page ends after 1 MiB. Raises ``SelectionInvalidError``.
+        """
 
     @operation("GET /v1/events/{event_id}", missing=_NO_EVENT)
     async def get_event(self, event_id: str) -> EventView | None:
@@ -458,6 +481,7 @@ class SyncEngine(Engine):
         raise NotImplementedError
 
     list_events_sync = blocking(Engine.list_events)
+    search_events_sync = blocking(Engine.search_events)
     get_event_sync = blocking(Engine.get_event)
     event_runs_sync = blocking(Engine.event_runs)
     list_runs_sync = blocking(Engine.list_runs)

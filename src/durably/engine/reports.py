@@ -153,7 +153,8 @@ class RunPage(msgspec.Struct, frozen=True, kw_only=True):
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     """An event and the runs that it started.
 
-    ``is_unmatched``: it started, woke and cancelled nothing.
+    ``runs`` are the first 50. ``is_unmatched``: it started, woke and cancelled nothing, and its name triggers no
+    function now. The engine's own events are never unmatched.
     """
 
     event: EventView

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.gauges import EngineState, read_gauges
-from durably.engine.reports import Changes, FunctionLoad, Overview, RunPage
+from durably.engine.reports import Changes, EventPage, FunctionLoad, Overview, RunPage
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_event
@@ -23,6 +23,7 @@ from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.overviews import Overviews
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
+from durably.engine.sqlite.event_search import EventFilter, EventSearch
 from durably.engine.sqlite.run_search import Budget, RunFilter, search_runs
 from durably.engine.sqlite.run_tables import find_run_key
 from durably.engine.views import (
@@ -223,6 +224,32 @@ class SqliteEngine(LocalEngine):
             lambda connection: queries.list_events(
                 connection, name, received_after, received_before, limit, cursor, id_suffix
             )
+        )
+
+    async def search_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: datetime | None = None,
+        received_before: datetime | None = None,
+        is_unmatched: bool | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> EventPage:
+        wanted = EventFilter(
+            name=name,
+            received_after=to_optional_milliseconds(received_after),
+            received_before=to_optional_milliseconds(received_before),
+            is_unmatched=is_unmatched,
+            condition=check_condition(if_exp) if if_exp else None,
+            id=id or None,
+        )
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        is_triggering = self._transactions.registry.triggers_any
+        return await self._reader.read(
+            lambda connection: EventSearch(connection, wanted, is_triggering, first_call_at, budget).read(limit, cursor)
         )
 
     async def get_event(self, event_id: str) -> EventView | None:

@@ -157,6 +157,8 @@ def route(
             trigger_function(transaction, function, key)
     for path, value in listened:
         _wake(transaction, received, path, value)
+    if listened and received.id in transaction.outcomes:
+        transaction.store.put_event_effects(key, transaction.outcomes[received.id].count)
     return key
 
 

@@ -220,6 +220,10 @@ class Registry:
         """
         return name in self._cancelling or bool(self._triggers_of(name))
 
+    def triggers_any(self, name: str) -> bool:
+        """Whether events of a name trigger a function, if its conditions hold."""
+        return any(pattern in self._by_pattern for pattern in patterns_of(name))
+
     def triggered_by(self, event: ReceivedEvent, now: int) -> list[Function]:
         """The active functions that an event triggers.
 

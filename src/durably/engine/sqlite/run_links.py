@@ -1,6 +1,7 @@
 """The runs that started a run, and those that it started."""
 
 import sqlite3
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -101,6 +102,12 @@ def child_links(
     return list(by_key.values())[:MAX_CHILDREN], len(by_key) > MAX_CHILDREN
 
 
+def run_links(connection: sqlite3.Connection, run_keys: Iterable[int], first_call_at: FirstCallAt) -> list[RunLink]:
+    """Links to runs by their keys, without relations."""
+    rows = (connection.execute(f"{_LINK} WHERE key = ?", (run_key,)).fetchone() for run_key in run_keys)
+    return [_link(row, None, None, first_call_at) for row in rows if row]
+
+
 def _invoking_step(body: bytes) -> str | None:
     try:
         return _decoder.decode(body).step
@@ -108,7 +115,7 @@ def _invoking_step(body: bytes) -> str | None:
         return None
 
 
-def _link(row: Any, relation: Relation, step: str | None, first_call_at: FirstCallAt) -> RunLink:
+def _link(row: Any, relation: Relation | None, step: str | None, first_call_at: FirstCallAt) -> RunLink:
     key, run_id, function_id, stored, created_at, started_at = row
     status = RunStatus(stored)
     if status is RunStatus.SCHEDULED and (started_at is not None or first_call_at(key) is not None):

@@ -184,6 +184,10 @@ class Store:
         )
         return key if cursor.rowcount else None
 
+    def put_event_effects(self, event_key: int, ended: int) -> None:
+        """Store how many waits and runs an event has ended."""
+        self._connection.execute("UPDATE events SET ended = ? WHERE key = ?", (ended, event_key))
+
     def find_sent_event(self, sender_id: str, received_after: int) -> str | None:
         """The id of an event that was sent with this id after a time."""
         row = self._connection.execute(
