@@ -93,7 +93,8 @@ def dashboard(
 ) -> None:
     """Add the dashboard of the client's engine, by default at ``/durably``.
 
-    The arguments are those of ``durably.fast_api.dashboard``. ``action.request`` is the handler. ``base`` is the
+    The arguments are those of ``durably.fast_api.dashboard``. ``action.request`` is the handler, so a plain
+    ``authorize`` runs on the event loop, as handlers do. ``base`` is the
     application's own handler class, so that ``action.request.current_user`` is the user of its ``get_current_user``.
     """
     from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
@@ -132,6 +133,7 @@ def dashboard(
                     body=self.body,
                     is_secure=request.protocol == "https",
                     raw_request=self,
+                    call_blocking=_call,
                     peer=request.remote_ip,
                 )
             )
@@ -140,6 +142,11 @@ def dashboard(
         get = head = post = put = patch = delete = options = trace = _answer
 
     app.add_handlers(r".*", [(rf"{re.escape(server.mount)}(/[\s\S]*)?", DashboardHandler)])
+
+
+async def _call(function: Callable[[], Any]) -> Any:
+    """Call on the event loop: Tornado's handlers cannot be used in other threads."""
+    return function()
 
 
 def _start_with_loop(app: tornado.web.Application, engine: InProcessEngine) -> None:

@@ -45,7 +45,7 @@ from django.test import Client
 
 call_command("migrate", verbosity=0)
 may = Permission.objects.filter(content_type__app_label="durably")
-people = {"viewer": ["view_dashboard"], "operator": ["view_dashboard", "change_dashboard"], "nobody": []}
+people = {"viewer": ["view_dashboard"], "operator": ["view_dashboard", "change_dashboard"], "nobody": [], "clerk": []}
 for name, permissions in people.items():
     user = User.objects.create_user(name, is_staff=name != "nobody")
     user.user_permissions.set(may.filter(codename__in=permissions))
@@ -74,6 +74,21 @@ class Mounted:
     def is_django(self) -> bool:
         return self.name.startswith("django")
 
+    @property
+    def is_sync(self) -> bool:
+        return self.name in ("flask", "django-wsgi")
+
+    @contextmanager
+    def stream(self, person: str, path: str) -> Iterator[Iterator[str]]:
+        """The lines of a streamed answer."""
+        headers = dict(self.people[person])
+        url = f"{self.server.origin}{path}"
+        response = self._http.request("GET", url, headers=headers, preload_content=False)
+        try:
+            yield _lines(response)
+        finally:
+            response.close()
+
     def ask(self, person: str, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> Answer:
         given = {**self.people[person], **{name.replace("_", "-"): value for name, value in headers.items()}}
         if "cookie" in self.people[person] and "cookie" in headers:
@@ -101,6 +116,13 @@ class Mounted:
         assert len(tokens) == 1, answer.text
         [cookie] = [each for each in answer.headers.getlist("set-cookie") if each.startswith("durably-csrf=")]
         return tokens.pop(), cookie.partition(";")[0]
+
+
+def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[str]:
+    rest = b""
+    for chunk in response.stream(65_536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from (line.decode() for line in lines)
 
 
 @contextmanager

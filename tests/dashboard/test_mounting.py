@@ -132,7 +132,33 @@ def test_a_large_form_is_refused_before_it_is_read(app: Mounted) -> None:
     connection.close()
 
 
+def test_a_live_page_delays_no_other_requests(app: Mounted) -> None:
+    """Even with one worker that does one thing at a time."""
+    if app.is_sync:
+        ended = app.ask("viewer", "/durably/live")
+        assert (ended.status, "retry: 5000" in ended.text) == (200, True)
+        return
+    with app.stream("viewer", "/durably/live") as lines:
+        first = next(line for line in lines if line.startswith("data: "))
+        app.new_run()
+        assert next(line for line in lines if line.startswith("data: ")) > first
+
+
 def test_the_apps_own_pages_keep_their_headers(app: Mounted) -> None:
     answer = app.ask("anonymous", "/send")
     assert answer.status == 200
     assert "Content-Security-Policy" not in answer.headers
+
+
+def test_djangos_admin_links_to_the_dashboard(app: Mounted) -> None:
+    if not app.is_django:
+        assert app.ask("viewer", "/admin/").status == 404
+        return
+    link = re.search(r'href="(/admin/durably/dashboard/)"', app.ask("viewer", "/admin/").text)
+    assert link is not None
+    redirect = app.ask("viewer", link[1])
+    assert (redirect.status, redirect.headers["Location"]) == (302, "/durably/")
+    assert "/admin/durably/" not in app.ask("nobody", "/admin/").text
+    assert "/admin/durably/" not in app.ask("clerk", "/admin/").text
+    assert app.ask("clerk", "/durably/runs").status == 403
+    assert app.ask("clerk", "/admin/durably/dashboard/add/").status == 404

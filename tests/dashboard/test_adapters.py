@@ -1,0 +1,224 @@
+"""What the adapters of the dashboard pass on, without a server: policies, prefixes, errors, engines."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import fastapi
+import flask
+import httpx
+import pytest
+import tornado.httpclient
+import tornado.web
+from werkzeug.middleware.proxy_fix import ProxyFix
+
+import durably
+import durably.fast_api
+import durably.flask
+import durably.tornado
+from durably.dashboard import Action
+from durably.engine.dashboard.dashboard import DashboardConfigError
+from durably.engine.http.server import EngineServer
+from durably.engine.settings import EngineSettings
+from durably.errors import FunctionConfigInvalidError
+from durably.protocol.headers import ServerKind
+
+from ..ports import free_port
+
+SIGNING_KEY = "signkey-prod-" + "ab" * 32
+
+
+async def ask(app: fastapi.FastAPI, path: str, root_path: str = "") -> httpx.Response:
+    transport = httpx.ASGITransport(app=app, root_path=root_path)
+    async with httpx.AsyncClient(transport=transport, base_url="http://app") as http:
+        return await http.get(path)
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> durably.Client:
+    """Its engine is not started: pages say so, with all else that they have."""
+    return durably.Client(app_id="shop", engine=durably.Embedded(tmp_path / "durably.db"), is_production=False)
+
+
+APPS: dict[str, tuple[Callable[[], Any], Callable[..., Any]]] = {
+    "fast_api": (fastapi.FastAPI, durably.fast_api.dashboard),
+    "flask": (lambda: flask.Flask(__name__), durably.flask.dashboard),
+    "tornado": (tornado.web.Application, durably.tornado.dashboard),
+}
+
+
+@pytest.mark.parametrize("framework", APPS)
+def test_a_dashboard_needs_a_policy(framework: str, client: durably.Client) -> None:
+    make, dashboard = APPS[framework]
+    with pytest.raises(
+        DashboardConfigError, match=rf"durably\.{framework}\.dashboard .*authorize=.*allow_anonymous=True"
+    ):
+        dashboard(make(), client)
+    with pytest.raises(DashboardConfigError, match="policy"):
+        dashboard(make(), client, authorize=lambda action: True, allow_anonymous=True)
+    with pytest.raises(FunctionConfigInvalidError, match="takes a durably"):
+        dashboard(make(), "shop", allow_anonymous=True)
+    with pytest.raises(FunctionConfigInvalidError, match=r"dashboard\(path=…\)"):
+        dashboard(make(), client, "https://app.example.com/durably", allow_anonymous=True)
+
+
+async def test_a_test_run_without_an_engine_gets_a_page_that_says_so(client: durably.Client) -> None:
+    app = fastapi.FastAPI()
+    durably.fast_api.dashboard(app, client, allow_anonymous=True)
+    answer = await ask(app, "/durably/runs")
+    assert answer.status_code == 503
+    assert "TestEngine" in answer.text
+
+
+PATHS = {"/durably": "/durably", "tools/durably/": "/tools/durably", "/": "", "": ""}
+
+
+@pytest.mark.parametrize("path", PATHS)
+async def test_links_begin_with_the_mount_point_and_the_prefix(path: str, client: durably.Client) -> None:
+    mount = PATHS[path]
+    app = fastapi.FastAPI()
+    durably.fast_api.dashboard(app, client, path, allow_anonymous=True)
+    flask_app = flask.Flask(__name__)
+    durably.flask.dashboard(flask_app, client, path, allow_anonymous=True)
+    flask_app.wsgi_app = ProxyFix(flask_app.wsgi_app, x_prefix=1)  # type: ignore[method-assign]
+    asked = f"{mount}/nothing"
+    plain = (await ask(app, asked)).text, flask_app.test_client().get(asked).text
+    for text in plain:
+        assert f'href="{mount}/static/' in text
+    behind = flask_app.test_client().get(asked, headers={"x-forwarded-prefix": "/shop"}).text
+    rooted = (await ask(app, f"/shop{asked}", root_path="/shop")).text
+    for text in (behind, rooted):
+        assert f'href="/shop{mount}/static/' in text
+        assert f'href="{mount}/static/' not in text
+
+
+def test_cookies_are_secure_behind_a_proxy_with_https(client: durably.Client) -> None:
+    app = flask.Flask(__name__)
+    durably.flask.dashboard(app, client, allow_anonymous=True)
+    app.wsgi_app = ProxyFix(app.wsgi_app)  # type: ignore[method-assign]
+    assert isinstance(client.engine, durably.Embedded)
+    client.engine.start_sync()
+    for scheme in ("http", "https"):
+        answer = app.test_client().get("/durably/events/send", headers={"x-forwarded-proto": scheme})
+        cookie = answer.headers.get("set-cookie", "")
+        assert cookie.startswith("durably-csrf=")
+        assert "; Path=/durably; HttpOnly; SameSite=Lax" in cookie
+        assert cookie.endswith("; Secure") is (scheme == "https")
+    client.engine.stop_sync()
+
+
+async def test_an_http_exception_of_the_policy_is_the_answer(client: durably.Client) -> None:
+    def ask_who(action: Action) -> bool:
+        raise fastapi.HTTPException(401, "Who is it?", {"www-authenticate": "Basic"})
+
+    app = fastapi.FastAPI()
+    durably.fast_api.dashboard(app, client, authorize=ask_who)
+    answer = await ask(app, "/durably/runs")
+    assert (answer.status_code, answer.headers["www-authenticate"], answer.json()["detail"]) == (
+        401,
+        "Basic",
+        "Who is it?",
+    )
+
+    def to_login(action: Action) -> bool:
+        flask.abort(flask.redirect("/login"))
+
+    flask_app = flask.Flask(__name__)
+    durably.flask.dashboard(flask_app, client, authorize=to_login)
+    redirect = flask_app.test_client().get("/durably/runs")
+    assert (redirect.status_code, redirect.headers["location"]) == (302, "/login")
+
+
+def test_a_policy_in_flask_has_the_context_of_the_request(client: durably.Client) -> None:
+    seen = []
+
+    def authorize(action: Action) -> bool:
+        seen.append((flask.session.get("user"), flask.request.path, flask.g.mark, action.request.path))
+        return False
+
+    app = flask.Flask(__name__)
+    app.secret_key = "for tests only"
+
+    @app.before_request
+    def mark() -> None:
+        flask.g.mark = 7
+
+    durably.flask.dashboard(app, client, authorize=authorize)
+    with app.test_client() as browser:
+        with browser.session_transaction() as session:
+            session["user"] = "ada"
+        assert browser.get("/durably/runs").status_code == 403
+    assert seen == [("ada", "/durably/runs", 7, "/durably/runs")]
+
+
+def test_the_blueprint_can_be_exempted_from_an_extension(client: durably.Client) -> None:
+    app = flask.Flask(__name__)
+    blueprint = durably.flask.dashboard(app, client, allow_anonymous=True)
+    assert app.blueprints[blueprint.name] is blueprint
+
+
+async def test_tornado_has_the_apps_own_handler_and_its_errors(client: durably.Client) -> None:
+    class Base(tornado.web.RequestHandler):
+        async def prepare(self) -> None:
+            self.current_user = self.request.headers.get("x-token")
+
+    def authorize(action: Action) -> bool:
+        match action.request.current_user:
+            case None:
+                action.request.redirect("/login")
+                raise tornado.web.Finish
+            case "eve":
+                raise tornado.web.HTTPError(418)
+            case user:
+                return bool(user == "ada")
+
+    app = tornado.web.Application(xsrf_cookies=True)
+    durably.tornado.dashboard(app, client, authorize=authorize, base=Base)
+    port = free_port()
+    server = app.listen(port, "127.0.0.1")
+    http = tornado.httpclient.AsyncHTTPClient(force_instance=True)
+    url = f"http://127.0.0.1:{port}/durably/runs"
+    expected = {"ada": 503, "grace": 403, "eve": 418, None: 302}  # the engine is not started
+    for user, status in expected.items():
+        headers = {} if user is None else {"x-token": user}
+        answer = await http.fetch(url, headers=headers, raise_error=False, follow_redirects=False)
+        assert answer.code == status, user
+    http.close()
+    server.stop()
+
+
+async def test_the_apps_own_routes_come_first(client: durably.Client) -> None:
+    app = fastapi.FastAPI()
+
+    @app.get("/durably/own")
+    def own() -> str:
+        return "mine"
+
+    durably.fast_api.dashboard(app, client, allow_anonymous=True)
+    assert (await ask(app, "/durably/own")).json() == "mine"
+    assert next(route.path for route in app.routes if "durably" in getattr(route, "path", "")) == "/durably/own"
+    assert "/durably" not in json.dumps(app.openapi()).replace("/durably/own", "")
+
+
+async def test_the_dashboard_of_an_engine_at_a_url_asks_with_the_signing_key(tmp_path: Path) -> None:
+    settings = EngineSettings(server_kind=ServerKind.CLOUD, signing_key=SIGNING_KEY)
+    server = await EngineServer.open(tmp_path / "engine.db", settings, event_keys=["an event key"], port=0)
+    async with server:
+        for key, status in ((SIGNING_KEY, 200), ("signkey-prod-" + "cd" * 32, 400)):
+            client = durably.Client(
+                app_id="shop", engine=server.origin, signing_key=key, event_key="an event key", is_production=True
+            )
+            app = fastapi.FastAPI()
+            durably.fast_api.dashboard(app, client, allow_anonymous=True)
+            answer = await ask(app, "/durably/runs")
+            assert answer.status_code == status, answer.text
+            assert key not in answer.text
+
+
+async def test_an_engine_that_does_not_answer_is_a_page_with_503() -> None:
+    client = durably.Client(app_id="shop", engine="http://127.0.0.1:9", is_production=True)
+    app = fastapi.FastAPI()
+    durably.fast_api.dashboard(app, client, allow_anonymous=True)
+    answer = await ask(app, "/durably/runs")
+    assert (answer.status_code, "cannot reach http://127.0.0.1:9" in answer.text) == (503, True)
