@@ -61,6 +61,7 @@ from .settings import EngineSettings
 from .sqlite import queries, run_report
 
 _DEFAULT = EngineSettings()
+_SECOND = 1_000
 _PORTION_BYTES = 256 * 1024
 """Data of events that are checked at a time: about 1 ms."""
 
@@ -515,8 +516,7 @@ class SqliteEngine(LocalEngine):
         state = EngineState(
             runtime.path,
             self._started_at,
-            [each.id for each in self._transactions.registry.functions.values() if each.is_active],
-            runtime.executor.calls_in_flight(),
+            await self._overviews.function_loads(to_datetime(self._settings.clock.now() - _SECOND), None),
             self.count_followers(),
         )
         gauges = read_gauges(state, runtime.counters)

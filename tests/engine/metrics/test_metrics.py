@@ -1,5 +1,6 @@
 """Each metric of an engine moves with what it measures; real runs, real HTTP, real files."""
 
+import asyncio
 import logging
 from pathlib import Path
 
@@ -104,19 +105,31 @@ async def test_cancelled_and_skipped_runs_are_counted(engine: SqliteEngine, app:
     assert values["runs_ended_total{order,skipped}"] == 1
 
 
-async def test_calls_under_way_are_shown(engine: SqliteEngine, app: SmallApp) -> None:
-    @app.function("slow")
+async def test_calls_under_way_waiting_calls_and_live_runs_are_shown(engine: SqliteEngine, app: SmallApp) -> None:
+    @app.function("slow", concurrency=[{"limit": 1}])
     def slow(steps: Steps) -> object:
         return None
 
     app.gate.clear()
     await engine.sync_app(app.sync_request())
-    event_id = await send(engine, "slow")
+    first = await send(engine, "slow")
     await app.wait_for_calls(1)
-    assert (await read(engine))["calls_in_flight{slow}"] == 1
+    second = await send(engine, "slow")
+    values = await read(engine)
+    assert values["calls_in_flight{slow}"] == 1
+    assert values["calls_waiting{slow}"] == 1
+    assert values["runs_live{slow}"] == 2
+    while (await read(engine))["oldest_call_wait_seconds{slow}"] == 0:
+        await engine.verify()
     app.gate.set()
-    await ended(engine, await only_run(engine, event_id))
-    assert (await read(engine))["calls_in_flight{slow}"] == 0
+    for event_id in (first, second):
+        await ended(engine, await only_run(engine, event_id))
+    async with asyncio.timeout(60):
+        while (await read(engine))["calls_in_flight{slow}"]:  # The call's task ends after its answer is stored.
+            await engine.verify()
+    values = await read(engine)
+    names = ("calls_waiting", "oldest_call_wait_seconds", "runs_live")
+    assert [values[f"{name}{{slow}}"] for name in names] == [0, 0, 0]
 
 
 async def test_unmatched_events_unreached_apps_and_refused_requests_are_counted(

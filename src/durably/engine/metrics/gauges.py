@@ -1,30 +1,36 @@
 """The present state of an engine as gauges, which are read for each scrape."""
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
+from durably.engine.reports import FunctionLoad
+
 from .catalogue import Metric, Sample
 from .counters import EngineCounters
 
+_OF_LOADS: tuple[tuple[str, Callable[[list[FunctionLoad]], float]], ...] = (
+    ("calls_waiting", lambda loads: sum(each.backlog for each in loads)),
+    ("calls_in_flight", lambda loads: sum(each.in_flight for each in loads)),
+    ("oldest_call_wait_seconds", lambda loads: max(each.queue_delay or 0 for each in loads)),
+    ("runs_live", lambda loads: sum(each.live for each in loads)),
+)
 _FILES = {"main": "", "wal": "-wal"}
 
 
 class EngineState(msgspec.Struct, frozen=True):
     """The values of an engine that gauges show.
 
-    ``active`` are the ids of the functions that apps serve now. ``in_flight`` is the number of calls under way by
-    function. ``followers`` is the number of other processes that use the engine. ``started_at`` is in milliseconds
-    since the epoch.
+    ``loads`` are those of all functions. ``followers`` is the number of other processes that use the engine.
+    ``started_at`` is in milliseconds since the epoch.
     """
 
     database: Path
     started_at: int
-    active: list[str]
-    in_flight: Mapping[str, int]
+    loads: list[FunctionLoad]
     followers: int
 
 
@@ -33,11 +39,11 @@ def read_gauges(state: EngineState, counters: EngineCounters) -> list[Metric]:
 
     ``counters`` limits the number of functions, and gets zeros for those that have not run yet.
     """
-    in_flight = Counter[str]({counters.label_of(function_id): 0 for function_id in state.active})
-    for function_id, count in state.in_flight.items():
-        in_flight[counters.label_of(function_id)] += count
+    loads = defaultdict[str, list[FunctionLoad]](list)
+    for load in state.loads:
+        loads[counters.label_of(load.function_id)].append(load)
     return [
-        Metric("calls_in_flight", [Sample((label,), count) for label, count in in_flight.items()]),
+        *(Metric(name, [Sample((label,), read(group)) for label, group in loads.items()]) for name, read in _OF_LOADS),
         Metric("database_size_bytes", [Sample((name,), size) for name, size in _read_sizes(state.database).items()]),
         Metric("processes", [Sample(("leader",), 1), Sample(("follower",), state.followers)]),
         Metric("start_time_seconds", [Sample((), state.started_at / 1000)]),

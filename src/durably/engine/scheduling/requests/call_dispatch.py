@@ -79,10 +79,6 @@ class Executor:
             self._call_queue.add(scheduled if may_keep else msgspec.structs.replace(scheduled, data=None), now)
         self._start_waiting()
 
-    def calls_in_flight(self) -> dict[str, int]:
-        """The number of requests under way by function."""
-        return self._call_queue.under_way()
-
     def loads(self) -> "dict[str, CallLoad]":
         """See ``CallQueue``."""
         return self._call_queue.loads()
@@ -413,10 +409,6 @@ class CallQueue:
         if run_key in self._held:
             self._held.discard(run_key)
             self._line_up(self.waiting[run_key][0])
-
-    def under_way(self) -> dict[str, int]:
-        """The number of requests under way by function."""
-        return dict(self._by_function)
 
     def clear(self) -> None:
         self.waiting.clear()
