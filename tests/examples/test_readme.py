@@ -67,3 +67,13 @@ async def test_the_app_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyP
     data = {"email": "ada@example.com"}
     events = Event(name="user/signed.up", data=data), Event(name="user/logged.in", data=data)
     assert await output_of_run("main:app", tmp_path, *events) == b'"done"'
+
+
+def test_the_dashboards_of_the_readme_are_those_of_the_tested_projects() -> None:
+    """``tests/dashboard/test_mounting.py`` runs the blocks of the page in stock projects."""
+    page = (ROOT / "docs" / "how-to" / "dashboard.md").read_text()
+    [code] = re.findall(r"```python\n(durably\.fast_api\.dashboard.*?)```", README, re.DOTALL)
+    lines = [line.partition("#")[0].rstrip() for line in code.splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        assert f"\n{line}\n" in page
