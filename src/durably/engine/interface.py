@@ -25,7 +25,18 @@ from durably.protocol.sync import SyncRequest
 
 from .metrics.catalogue import Metric
 from .operations import Access, Operation, blocking, operation
-from .reports import Changes, EventPage, FunctionLoad, Overview, RunPage, RunReport
+from .reports import (
+    AppReport,
+    Changes,
+    EventPage,
+    FunctionLoad,
+    FunctionReport,
+    MatchCount,
+    Overview,
+    RunPage,
+    RunReport,
+    ScheduleView,
+)
 from .views import (
     AppView,
     AttemptView,
@@ -292,6 +303,38 @@ class Engine:
         By default of the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
         """
 
+    @operation("GET /v1/functions/{function_id}/report", missing="no app serves a function with the id {function_id!r}")
+    async def inspect_function(self, function_id: str, *, since: dt.datetime | None = None) -> FunctionReport | None:
+        """A function with its load, and durations of its last runs and their steps.
+
+        They are those of the last 100 runs that completed or failed.
+
+        ``since`` is the beginning of the load's counts, by default 24 hours ago. ``None`` if no app serves it.
+        """
+
+    @operation("GET /v1/reports/apps")
+    async def inspect_apps(self) -> list[AppReport]:
+        """The apps that have synced, by id, with their last syncs and failures to answer."""
+
+    @operation("GET /v1/schedules")
+    async def list_schedules(self) -> list[ScheduleView]:
+        """The cron schedules of functions, with their next five ticks and last runs."""
+
+    @operation("POST /v1/counts", names={"if_exp": "if"})
+    async def count_matching_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus],
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+    ) -> MatchCount:
+        """Count the runs to which a bulk operation would apply; see ``cancel_runs``.
+
+        Looks at the newest 100,000 runs of the function. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
+        """
+
     @operation("GET /v1/changes")
     async def wait_for_changes(self, *, after: ChangePosition | None = None, run_id: str | None = None) -> Changes:
         """Wait until something has changed after a position; the new position.
@@ -497,6 +540,10 @@ class SyncEngine(Engine):
     rerun_sync = blocking(Engine.rerun)
     overview_sync = blocking(Engine.overview)
     function_loads_sync = blocking(Engine.function_loads)
+    inspect_function_sync = blocking(Engine.inspect_function)
+    inspect_apps_sync = blocking(Engine.inspect_apps)
+    list_schedules_sync = blocking(Engine.list_schedules)
+    count_matching_runs_sync = blocking(Engine.count_matching_runs)
     wait_for_changes_sync = blocking(Engine.wait_for_changes)
     inspect_run_sync = blocking(Engine.inspect_run)
     invoke_sync = blocking(Engine.invoke)

@@ -1,6 +1,7 @@
 """``SqliteEngine``, the engine that keeps its state in a SQLite file."""
 
 import asyncio
+import contextlib
 import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -12,10 +13,26 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.core.errors import EngineError, EventInvalidError, RunNotFoundError, StaleCallError
+from durably.engine.core.errors import (
+    ConfigInvalidError,
+    EngineError,
+    EventInvalidError,
+    RunNotFoundError,
+    StaleCallError,
+)
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.gauges import EngineState, read_gauges
-from durably.engine.reports import Changes, EventPage, FunctionLoad, Overview, RunPage
+from durably.engine.reports import (
+    AppReport,
+    Changes,
+    EventPage,
+    FunctionLoad,
+    FunctionReport,
+    MatchCount,
+    Overview,
+    RunPage,
+    ScheduleView,
+)
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_event
@@ -24,6 +41,7 @@ from durably.engine.scheduling.overviews import Overviews
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
 from durably.engine.sqlite.event_search import EventFilter, EventSearch
+from durably.engine.sqlite.function_queries import count_matching_runs
 from durably.engine.sqlite.run_search import Budget, RunFilter, search_runs
 from durably.engine.sqlite.run_tables import find_run_key
 from durably.engine.views import (
@@ -382,6 +400,38 @@ class SqliteEngine(LocalEngine):
     ) -> list[FunctionLoad]:
         return await self._overviews.function_loads(since, until)
 
+    async def inspect_function(self, function_id: str, *, since: datetime | None = None) -> FunctionReport | None:
+        functions = await self._reader.read(queries.list_functions)
+        function = next((each for each in functions if each.id == function_id), None)
+        return None if function is None else await self._overviews.function_report(function, since)
+
+    async def inspect_apps(self) -> list[AppReport]:
+        return await self._overviews.app_reports()
+
+    async def list_schedules(self) -> list[ScheduleView]:
+        return await self._overviews.schedules()
+
+    async def count_matching_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus],
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        if_exp: str | None = None,
+    ) -> MatchCount:
+        if function_id not in self._transactions.registry.functions:
+            raise self._transactions.registry.not_found(function_id)
+        selection = self._select(function_id, None, started_after, started_before, if_exp)
+        times = to_optional_milliseconds(selection.started_after), to_optional_milliseconds(selection.started_before)
+        condition = check_condition(if_exp) if if_exp else None
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        return await self._reader.read(
+            lambda connection: count_matching_runs(
+                connection, function_id, statuses, times, condition, first_call_at, budget
+            )
+        )
+
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
         """Also raises ``EngineClosedError`` if the engine closes first."""
         return await self._runtime.changes.wait(after, run_id)
@@ -389,8 +439,20 @@ class SqliteEngine(LocalEngine):
     # functions and apps
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
-        functions = read_sync(request, in_process=in_process)
-        return await self._transactions.transact(lambda transaction: operations.sync(transaction, request, functions))
+        try:
+            functions = read_sync(request, in_process=in_process)
+            result = await self._transactions.transact(
+                lambda transaction: operations.sync(transaction, request, functions)
+            )
+        except ConfigInvalidError as error:
+            refused = error.message
+            with contextlib.suppress(EngineError):
+                await self._transactions.transact(
+                    lambda transaction: operations.note_refused_sync(transaction, request.app_id, refused)
+                )
+            raise
+        self._runtime.statistics.unreached_apps.pop(request.app_id, None)
+        return result
 
     async def list_functions(self) -> list[FunctionView]:
         return await self._reader.read(queries.list_functions)

@@ -23,6 +23,7 @@ from durably.engine.core.inputs import (
     WaitResolved,
 )
 from durably.engine.core.transition import data_memo
+from durably.engine.reports import SyncReport
 from durably.engine.sqlite.flow_tables import DeadlineKind
 from durably.engine.views import FromStep, InvokeReceipt, SyncResult, to_datetime
 from durably.protocol.call import CheckpointRequest
@@ -39,6 +40,7 @@ from .registry import Function
 from .reruns import plan_rerun
 from .transaction import Transaction
 
+_LONGEST_ERROR = 2_000
 _LATE = {
     DeadlineKind.START: "the run was cancelled: it had not started by the time that timeouts.start allows",
     DeadlineKind.FINISH: "the run was cancelled: it had not ended by the time that timeouts.finish allows",
@@ -193,7 +195,27 @@ def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Fun
     if modified or previous[0] != request.app_version:
         transaction.outbox.append(Synced(app_id, functions))
     store.apps.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now)
-    return _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))
+    result = _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))
+    _put_sync(transaction, app_id, result)
+    return result
+
+
+def note_refused_sync(transaction: Transaction, app_id: str, error: str) -> None:
+    """Keep the reason why the sync of an app that has synced before was refused."""
+    if transaction.store.apps.app_version_and_url(app_id) != (None, None):
+        sync = SyncReport(at=to_datetime(transaction.now), error=error[:_LONGEST_ERROR])
+        transaction.store.apps.put_sync(app_id, msgspec.json.encode(sync))
+
+
+def _put_sync(transaction: Transaction, app_id: str, result: SyncResult) -> None:
+    sync = SyncReport(
+        at=to_datetime(transaction.now),
+        error=None,
+        added=result.added,
+        changed=result.changed,
+        removed=result.removed,
+    )
+    transaction.store.apps.put_sync(app_id, msgspec.json.encode(sync))
 
 
 def _compare(

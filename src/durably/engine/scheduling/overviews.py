@@ -4,6 +4,7 @@ The load of functions, numbers of runs over time, and what needs attention.
 """
 
 import datetime as dt
+import itertools
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,15 +12,27 @@ from collections.abc import Iterable, Mapping, Sequence
 import msgspec
 
 from durably.engine.core.errors import SelectionInvalidError
+from durably.engine.core.flow.cron import Schedule
 from durably.engine.core.run_state import RunStatus
-from durably.engine.reports import Concern, FunctionLoad, Overview, RunCounts
+from durably.engine.reports import (
+    AppReport,
+    Concern,
+    FunctionLoad,
+    FunctionReport,
+    Overview,
+    RunCounts,
+    ScheduleView,
+    SyncReport,
+)
 from durably.engine.settings import Clock
 from durably.engine.sqlite import load_queries
+from durably.engine.sqlite.app_tables import read_syncs
 from durably.engine.sqlite.count_tables import COLUMNS, DAY, DAYS_KEPT, HOUR, MINUTE, MINUTES_FOR, QUARTER, QUARTERS_FOR
+from durably.engine.sqlite.function_queries import PlannedSchedule, percentile, planned_schedules, sample_durations
 from durably.engine.sqlite.load_queries import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
-from durably.engine.sqlite.queries import awaited_names
+from durably.engine.sqlite.queries import awaited_names, list_apps
 from durably.engine.sqlite.reader import Reader
-from durably.engine.views import to_datetime, to_optional_milliseconds
+from durably.engine.views import AppView, FunctionView, to_datetime, to_optional_milliseconds
 
 from . import concerns
 from .event_routing import explain_unmatched
@@ -31,6 +44,7 @@ from .transact import Transactions
 _STEPS = (1, 5, QUARTER, HOUR, 3 * HOUR, 6 * HOUR, DAY)
 _MOST_INTERVALS, _MOST_OF_FUNCTION = 150, 30
 _MOST_CONCERNS = 100
+_MOST_TICKS = 5
 
 
 class Axis(msgspec.Struct, frozen=True):
@@ -133,6 +147,51 @@ class Overviews:
         )
         return await self._loads(await self._reader.read(load_queries.queued_loads), axis)
 
+    async def function_report(self, function: FunctionView, since: dt.datetime | None) -> FunctionReport:
+        axis = plan_axis(to_optional_milliseconds(since), None, self._clock.now(), _MOST_INTERVALS)
+        queued = await self._reader.read(load_queries.queued_loads)
+        (load,) = await self._loads(queued, axis, function.id)
+        sample = await self._reader.read(lambda connection: sample_durations(connection, function.id))
+        return FunctionReport(
+            function=function,
+            load=load,
+            steps=sample.steps,
+            sampled=len(sample.runs),
+            p50=percentile(sample.runs, 0.5) if sample.runs else None,
+            p95=percentile(sample.runs, 0.95) if sample.runs else None,
+        )
+
+    async def app_reports(self) -> list[AppReport]:
+        apps, syncs = await self._reader.read(lambda connection: (list_apps(connection), read_syncs(connection)))
+        return [self._app_report(app, syncs.get(app.id)) for app in apps]
+
+    def _app_report(self, app: AppView, sync: bytes | None) -> AppReport:
+        unreached = self._statistics.unreached_apps.get(app.id)
+        return AppReport(
+            app=app,
+            last_sync=None if sync is None else msgspec.json.decode(sync, type=SyncReport),
+            unreached_since=None if unreached is None else to_datetime(unreached.since),
+            unreached_error=None if unreached is None else unreached.error,
+        )
+
+    async def schedules(self) -> list[ScheduleView]:
+        """The schedules of active functions."""
+        first_call_at, registry = self._executor.first_call_at, self._transactions.registry
+        planned = await self._reader.read(lambda connection: planned_schedules(connection, first_call_at))
+        found = ((each, _find_schedule(registry, each)) for each in planned)
+        return [self._schedule_view(each, schedule) for each, schedule in found if schedule is not None]
+
+    def _schedule_view(self, planned: PlannedSchedule, schedule: Schedule) -> ScheduleView:
+        controls = self._transactions.registry.controls.get(planned.function_id)
+        ticks = [planned.at, *itertools.islice(schedule.ticks_after(planned.at), _MOST_TICKS - 1)]
+        return ScheduleView(
+            function_id=planned.function_id,
+            schedule=planned.schedule,
+            next_ticks=[to_datetime(tick) for tick in ticks],
+            last_runs=planned.last_runs,
+            is_paused=controls is not None and controls.is_paused,
+        )
+
     async def _loads(
         self, queued: Mapping[str, QueuedLoad], axis: Axis, function_id: str | None = None
     ) -> list[FunctionLoad]:
@@ -160,6 +219,13 @@ class Overviews:
             *concerns.paused_functions(facts.paused),
         ]
         return found[:_MOST_CONCERNS]
+
+
+def _find_schedule(registry: Registry, planned: PlannedSchedule) -> Schedule | None:
+    """The schedule of an active function."""
+    function = registry.find_active(planned.function_id)
+    schedules = () if function is None else function.flow.schedules
+    return next((schedule for schedule in schedules if schedule.text == planned.schedule), None)
 
 
 def _load(

@@ -60,6 +60,10 @@ class AppStore:
         row = self._connection.execute("SELECT version, url FROM apps WHERE id = ?", (app_id,)).fetchone()
         return (row[0], row[1]) if row else (None, None)
 
+    def put_sync(self, app_id: str, sync: bytes) -> None:
+        """Store the report of an app's last sync, JSON."""
+        self._connection.execute("INSERT OR REPLACE INTO app_syncs (app_id, sync) VALUES (?, ?)", (app_id, sync))
+
     def active_functions(self, app_id: str) -> list[tuple[str, bytes]]:
         """Ids and configurations, in the order in which the app synced them."""
         return self._connection.execute(
@@ -168,6 +172,11 @@ class AppStore:
             (function_id, after, until, at_most),
         )
         return [(key, RunStatus(status), created_at) for key, status, created_at in rows]
+
+
+def read_syncs(connection: sqlite3.Connection) -> dict[str, bytes]:
+    """The reports of the last syncs by app, JSON."""
+    return dict(connection.execute("SELECT app_id, sync FROM app_syncs"))
 
 
 def read_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperation]:

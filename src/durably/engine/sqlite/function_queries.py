@@ -1,0 +1,193 @@
+"""Queries for reports of functions: durations, numbers of runs, schedules.
+
+They run in the reader's threads. Times are milliseconds since the epoch.
+"""
+
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.expressions import Expression
+from durably.engine.core.run_state import RunStatus
+from durably.engine.reports import MatchCount, RunLink, StepTimes
+from durably.protocol.events import InternalEvent
+from durably.protocol.opcodes import Opcode
+
+from .queries import FirstCallAt
+from .run_links import run_links
+from .run_search import Budget
+from .walks import key_range
+
+MOST_SAMPLED = 100
+"""Ended runs whose durations a report has."""
+_MOST_LOOKED_AT = 2_000
+"""The newest runs of a function among which those are searched."""
+_MOST_STEPS = 5_000
+"""Finished steps whose durations a report has."""
+MOST_MATCHED = 100_000
+"""Runs of a function that a count looks at."""
+_MOST_CRON_RUNS, _CRON_RUNS_LOOKED_AT = 5, 200
+
+
+class Durations(msgspec.Struct, frozen=True):
+    """Durations of a function's last runs, sorted, and of their steps, in seconds."""
+
+    runs: list[float]
+    steps: list[StepTimes]
+
+
+def sample_durations(connection: sqlite3.Connection, function_id: str) -> Durations:
+    """The durations of a function's last runs that completed or failed."""
+    rows = connection.execute(
+        "SELECT key, coalesce(started_at, created_at), ended_at FROM runs WHERE key IN (SELECT key FROM runs "
+        "INDEXED BY runs_by_function WHERE function_id = ? ORDER BY key DESC LIMIT ?) AND status IN (?, ?) "
+        "ORDER BY key DESC LIMIT ?",
+        (function_id, _MOST_LOOKED_AT, RunStatus.COMPLETED, RunStatus.FAILED, MOST_SAMPLED),
+    ).fetchall()
+    times: dict[str, list[float]] = {}
+    failed: dict[str, int] = {}
+    read = 0
+    for run_key, _, _ in rows:
+        if read >= _MOST_STEPS:
+            break
+        for name, has_failed, seconds in _step_durations(connection, run_key, _MOST_STEPS - read):
+            times.setdefault(name, []).append(seconds)
+            failed[name] = failed.get(name, 0) + has_failed
+            read += 1
+    steps = [
+        StepTimes(
+            step=name, count=len(each), failed=failed[name], p50=percentile(each, 0.5), p95=percentile(each, 0.95)
+        )
+        for name, each in ((name, sorted(each)) for name, each in times.items())
+    ]
+    durations = sorted(max(ended_at - started_at, 0) / 1000 for _, started_at, ended_at in rows)
+    return Durations(durations, sorted(steps, key=lambda step: -step.count))
+
+
+def _step_durations(connection: sqlite3.Connection, run_key: int, limit: int) -> Iterator[tuple[str, int, float]]:
+    """Names of a run's finished steps, whether they failed, and their seconds.
+
+    The time is that of the app's code if it was reported, and otherwise that from the call, or the wait's beginning.
+    """
+    rows = connection.execute(
+        "SELECT name, failed, ran_for, "
+        "ended_at - CASE WHEN op = ? THEN coalesce(called_at, created_at) ELSE created_at END FROM memos "
+        "WHERE run_key = ? AND is_copied IS NOT TRUE LIMIT ?",
+        (Opcode.STEP_RUN, run_key, limit),
+    )
+    for name, has_failed, ran_for, milliseconds in rows:
+        yield name, has_failed, max(milliseconds, 0) / 1000 if ran_for is None else ran_for / 1_000_000
+
+
+def percentile(ordered: Sequence[float], share: float) -> float:
+    """The least value that this share of the values does not exceed.
+
+    ``ordered`` has at least one value (nearest rank).
+    """
+    rank = -(-len(ordered) * round(share * 100) // 100)
+    return ordered[max(rank, 1) - 1]
+
+
+def count_matching_runs(
+    connection: sqlite3.Connection,
+    function_id: str,
+    statuses: Collection[RunStatus],
+    times: tuple[int | None, int | None],
+    condition: Expression | None,
+    first_call_at: FirstCallAt,
+    budget: Budget,
+) -> MatchCount:
+    """The number of runs created from ``times[0]`` until before ``times[1]``.
+
+    Looks at the newest ones, until the limits are reached.
+    """
+    after, before = times
+    low, high = key_range(connection, "runs", "created_at", after, before)
+    looked_at = (
+        "SELECT key FROM runs INDEXED BY runs_by_function WHERE function_id = ? AND key >= ? AND key < ? "
+        "ORDER BY key DESC LIMIT ?"
+    )
+    values = (function_id, low, high, MOST_MATCHED)
+    (number,) = connection.execute(f"SELECT count(*) FROM ({looked_at})", values).fetchone()
+    body = "events.body" if condition is not None else "NULL"
+    rows = connection.execute(
+        f"SELECT runs.key, status, started_at, {body} FROM ({looked_at}) AS looked_at "
+        "CROSS JOIN runs ON runs.key = looked_at.key CROSS JOIN events ON events.key = runs.event_key "
+        "WHERE (? IS NULL OR created_at >= ?) AND (? IS NULL OR created_at < ?) "
+        "AND (ended_at IS NULL OR status IN (SELECT value FROM json_each(?)))",
+        (*values, after, after, before, before, msgspec.json.encode(list(statuses)).decode()),
+    )
+    count, is_complete = 0, number < MOST_MATCHED
+    for key, stored, started_at, event in rows:
+        status = RunStatus(stored)
+        if status is RunStatus.SCHEDULED and (started_at is not None or first_call_at(key) is not None):
+            status = RunStatus.RUNNING
+        if status not in statuses:
+            continue
+        if condition is not None:
+            if budget.is_spent:
+                is_complete = False
+                break
+            budget.spend()
+            if not condition.matches(msgspec.json.decode(event, type=dict[str, Any]), now=budget.now):
+                continue
+        count += 1
+    return MatchCount(count=count, is_complete=is_complete)
+
+
+class _Tick(msgspec.Struct):
+    cron: str = ""
+
+
+class _TickEvent(msgspec.Struct):
+    data: _Tick
+
+
+_tick_decoder = msgspec.json.Decoder(_TickEvent)
+
+
+class PlannedSchedule(msgspec.Struct, frozen=True):
+    """A schedule of a function.
+
+    The time of its next tick, and the last runs that it started.
+    """
+
+    function_id: str
+    schedule: str
+    at: int
+    last_runs: list[RunLink]
+
+
+def planned_schedules(connection: sqlite3.Connection, first_call_at: FirstCallAt) -> list[PlannedSchedule]:
+    """All schedules, in the order of functions."""
+    planned = connection.execute(
+        "SELECT function_id, schedule, at FROM schedules ORDER BY function_id, schedule"
+    ).fetchall()
+    runs: dict[str, dict[str, list[int]]] = {}
+    for function_id, _, _ in planned:
+        if function_id not in runs:
+            runs[function_id] = _cron_runs(connection, function_id)
+    return [
+        PlannedSchedule(
+            function_id, schedule, at, run_links(connection, runs[function_id].get(schedule, []), first_call_at)
+        )
+        for function_id, schedule, at in planned
+    ]
+
+
+def _cron_runs(connection: sqlite3.Connection, function_id: str) -> dict[str, list[int]]:
+    """Keys of the last runs that schedules of a function started, by schedule."""
+    rows = connection.execute(
+        "SELECT runs.key, body FROM (SELECT key, event_key FROM runs WHERE key IN (SELECT key FROM runs "
+        "INDEXED BY runs_by_function WHERE function_id = ? ORDER BY key DESC LIMIT ?)) AS runs "
+        "CROSS JOIN events ON events.key = runs.event_key WHERE events.name = ? ORDER BY runs.key DESC",
+        (function_id, _CRON_RUNS_LOOKED_AT, InternalEvent.SCHEDULED_TIMER),
+    )
+    found: dict[str, list[int]] = {}
+    for key, body in rows:
+        keys = found.setdefault(_tick_decoder.decode(body).data.cron, [])
+        if len(keys) < _MOST_CRON_RUNS:
+            keys.append(key)
+    return found
