@@ -7,6 +7,7 @@ export function loadValues() {
     const link = event.target.closest?.("a.json-more");
     if (!link || event.button || event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
+    if (link.hasAttribute("aria-busy")) return;
     link.setAttribute("aria-busy", "true");
     try {
       show(link, await fetchPage(link.href));
