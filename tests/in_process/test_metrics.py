@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,6 +14,7 @@ from durably.comm import CommHandler
 
 FOLLOWER = """
 import sys
+import time
 from prometheus_client import CollectorRegistry, generate_latest
 from durably import Embedded
 for options in ({}, {"in_leader_only": True}):
@@ -42,6 +44,7 @@ async def test_leader_and_follower_show_the_same_metrics_and_only_the_leader_if_
 
     @client.create_function(fn_id="order", trigger=TriggerEvent(event="order"))
     async def order(ctx: Context) -> int:
+        await ctx.step.run("slow", lambda: time.sleep(0.06))
         return await ctx.step.run("price", lambda: 42)
 
     CommHandler(client=client, framework="test", functions=[order])
@@ -57,7 +60,8 @@ async def test_leader_and_follower_show_the_same_metrics_and_only_the_leader_if_
     of_follower, only_of_leaders = (values(text) for text in output.decode().split("\0")[:2])
     for shown in (own, of_follower):
         assert shown["durably_runs_ended_total,shop-order,completed"] == 1
-        assert shown["durably_steps_ended_total,shop-order,completed"] == 1
+        assert shown["durably_steps_ended_total,shop-order,completed"] == 2
+        assert 0.06 <= shown["durably_step_duration_seconds_sum,shop-order"] < 60
         assert shown["durably_up"] == 1
     assert own["durably_processes,follower"] == 0
     assert of_follower["durably_processes,follower"] == 1

@@ -79,29 +79,6 @@ class FunctionCounters:
         self.call_seconds = Histogram("call_duration_seconds")
         self.queue_delay = Histogram("queue_delay_seconds")
 
-    def note(self, change: RunChange) -> None:
-        kind = change.kind
-        seconds = 0.0 if change.began is None else max(0, change.at - change.began) / 1000
-        if (outcome := _STEP_ENDS.get(kind)) is not None:
-            self.steps[outcome] += 1
-            if change.op in _MEASURED:
-                self.attempts[outcome] += 1
-                self.step_seconds.add(seconds)
-                if change.op in REQUESTS:  # No change reports the engine's own retries.
-                    self.attempts[_FAILED] += change.attempt or 0
-        elif (outcome := _RUN_ENDS.get(kind)) is not None:
-            self.ended[outcome] += 1
-            if outcome <= _FAILED:
-                self.attempts[outcome] += 1
-            if change.began is None:  # It ended as it was created.
-                self.started += 1
-            else:
-                self.run_seconds.add(seconds)
-        elif kind is UpdateKind.RUN_STARTED:
-            self.started += 1
-        elif kind is UpdateKind.RETRYING:
-            self.attempts[_FAILED] += 1
-
 
 class EngineCounters(Observer):
     """Counts what an engine does.
@@ -125,10 +102,29 @@ class EngineCounters(Observer):
     # Observer
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
-        functions = self._functions
         for change in changes:
-            function_id = change.run.function_id
-            (functions.get(function_id) or self._add(function_id)).note(change)
+            function_id, kind = change.run.function_id, change.kind
+            counters = self._functions.get(function_id) or self._add(function_id)
+            seconds = 0.0 if change.began is None else max(0, change.at - change.began) / 1000
+            if (outcome := _STEP_ENDS.get(kind)) is not None:
+                counters.steps[outcome] += 1
+                if change.op in _MEASURED:
+                    counters.attempts[outcome] += 1
+                    counters.step_seconds.add(seconds if change.ran_for is None else change.ran_for / 1_000_000)
+                    if change.op in REQUESTS:  # No change reports the engine's own retries.
+                        counters.attempts[_FAILED] += change.attempt or 0
+            elif (outcome := _RUN_ENDS.get(kind)) is not None:
+                counters.ended[outcome] += 1
+                if outcome <= _FAILED:
+                    counters.attempts[outcome] += 1
+                if change.began is None:  # It ended as it was created.
+                    counters.started += 1
+                else:
+                    counters.run_seconds.add(seconds)
+            elif kind is UpdateKind.RUN_STARTED:
+                counters.started += 1
+            elif kind is UpdateKind.RETRYING:
+                counters.attempts[_FAILED] += 1
         self._failed_transactions += group.failed
         if group.committed:
             self._commits += 1

@@ -264,7 +264,7 @@ def _write_memo(transaction: Transaction, live: LiveRun, command: WriteMemo) -> 
     transaction.store.add_memo(live.row.key, live.memos, command, times, arguments)
     live.kept_memos = with_memo(live.kept_memos, command.step_id, command.memo)
     began = times.created_at if times.ran_from is None else times.ran_from // 1000
-    transaction.outbox.append(subscriptions.step_ended(live.row, command, began, transaction.now))
+    transaction.outbox.append(subscriptions.step_ended(live.row, command, began, times.ran_for, transaction.now))
 
 
 def _sleep(transaction: Transaction, live: LiveRun, command: Sleep) -> None:

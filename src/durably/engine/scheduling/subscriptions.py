@@ -25,9 +25,9 @@ ENDS = {
 class RunChange(msgspec.Struct, frozen=True, gc=False):
     """A change of a run, for subscribers.
 
-    Times are milliseconds since the epoch. ``began`` is the start of a step or run that has ended. At most one of
-    ``memo``, ``output`` and ``error`` is set. The first two are JSON; ``failed`` says whether that is an error. The
-    ends of runs have ``event_id``.
+    Times are milliseconds since the epoch. ``began`` is the start of a step or run that has ended, and ``ran_for`` the
+    microseconds that the app ran the step, if it reports them. At most one of ``memo``, ``output`` and ``error`` is
+    set. The first two are JSON; ``failed`` says whether that is an error. The ends of runs have ``event_id``.
     """
 
     kind: UpdateKind
@@ -42,6 +42,7 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
     failed: bool = False
     began: int | None = None
+    ran_for: int | None = None
     event_id: str | None = None
 
     def to_update(self) -> RunUpdate:
@@ -79,7 +80,7 @@ def step_waits(run: RunRow, step: str, op: Opcode, until: int, at: int) -> RunCh
     return RunChange(kind, at, run, step=step, op=op, due=until)
 
 
-def step_ended(run: RunRow, written: WriteMemo, began: int, at: int) -> RunChange:
+def step_ended(run: RunRow, written: WriteMemo, began: int, ran_for: int | None, at: int) -> RunChange:
     return RunChange(
         UpdateKind.STEP_FAILED if written.failed else UpdateKind.STEP_COMPLETED,
         at,
@@ -90,6 +91,7 @@ def step_ended(run: RunRow, written: WriteMemo, began: int, at: int) -> RunChang
         memo=written.memo,
         failed=written.failed,
         began=began,
+        ran_for=ran_for,
     )
 
 
