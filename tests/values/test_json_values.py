@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.values.json_values import encode_json
+from durably.errors import OutputUnserializableError
+from durably.values.json_values import encode_checked, encode_json
+from durably.values.outputs import to_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -60,3 +62,18 @@ def recursive() -> list[Any]:
 def test_what_json_cannot_express(value: Any) -> None:
     with pytest.raises(ValueError):
         encode_json(value)
+
+
+@pytest.mark.parametrize("levels", [200, 201, 5_000])
+def test_values_have_at_most_two_hundred_levels(levels: int) -> None:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    if levels == 200:
+        assert encode_checked(value)[1] == value
+        assert to_json(value, 'step "a"')[1] == value
+        return
+    with pytest.raises(ValueError, match=r"too deeply|recursion"):
+        encode_checked(value)
+    with pytest.raises(OutputUnserializableError, match='step "a" returned unserializable data'):
+        to_json(value, 'step "a"')

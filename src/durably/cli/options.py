@@ -18,6 +18,7 @@ import click
 
 from durably.errors import URLInvalidError
 from durably.protocol.api import DEFAULT_PORT
+from durably.protocol.call import TooDeepError, check_nesting
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
@@ -65,10 +66,11 @@ def read_json(text: str, option: str, shape: type[T]) -> T:
         except (OSError, UnicodeDecodeError) as error:
             raise CliError(f"cannot read {source}: {error}") from None
     try:
+        check_nesting(content.encode(errors="replace"))
         data = json.loads(content)
     except json.JSONDecodeError as error:
         raise CliError(f"{source} is not valid JSON: {error}") from None
-    except RecursionError:
+    except (TooDeepError, RecursionError):
         raise CliError(f"{source} is nested too deeply") from None
     if not isinstance(data, shape):
         raise CliError(f"{source} must be {_SHAPES[shape]}, not {type(data).__name__}")

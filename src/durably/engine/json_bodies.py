@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from durably.engine.core.errors import BodyInvalidError, EngineError, EventInvalidError, EventTooLargeError
-from durably.protocol.call import NotUtf8Error, TooDeepError
+from durably.protocol.call import NotUtf8Error, TooDeepError, check_nesting
 from durably.protocol.events import Event
-from durably.protocol.limits import MAX_EVENTS_PER_POST
+from durably.protocol.limits import MAX_EVENTS_PER_POST, MAX_NESTING
 
 T = TypeVar("T")
 _BYTE = re.compile(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$")
@@ -50,6 +50,7 @@ async def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
         if len(body) > max_event_bytes:
             raise _too_large(body, max_event_bytes, "the event")
         try:
+            check_nesting(body)
             return [_event.decode(body)]
         except (ValueError, RecursionError):
             return [decode_json(body, _lenient_event.decode, EventInvalidError).to_event()]
@@ -93,6 +94,7 @@ def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineErro
     Raises an error of ``kind`` that names line and column of malformed JSON, or the path of a wrong value.
     """
     try:
+        check_nesting(body)
         return decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise kind(explain_json_error(body, error)) from None
@@ -106,7 +108,7 @@ def explain_json_error(body: bytes, error: Exception) -> str:
         case NotUtf8Error() | UnicodeDecodeError():
             return "the body is not valid JSON: it is not encoded in UTF-8"
         case TooDeepError() | RecursionError():
-            return "the body is nested too deeply"
+            return f"the body is nested too deeply: at most {MAX_NESTING} levels are possible"
     return describe_malformed(body, str(error))
 
 

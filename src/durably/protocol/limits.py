@@ -22,6 +22,9 @@ MAX_REQUEST_BYTES = MAX_RUN_STATE_BYTES + 4 * 1024 * 1024
 """The largest body that either side reads; answered with 413 beyond it."""
 MAX_FORM_BYTES = 10 * 1024 * 1024
 """The largest form of the dashboard. An event of ``MAX_DEV_EVENT_BYTES`` fits, with each byte as ``%xx``."""
+MAX_NESTING = 200
+"""Arrays and objects inside of each other in JSON that an engine receives. Python's own limit depends on its version,
+and on the stack."""
 MAX_STEPS = 1000
 MAX_DEPTH = 100
 """The maximum depth of nested invocations, unless the engine is configured otherwise."""

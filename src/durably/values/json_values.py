@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from durably.protocol.call import TooDeepError, check_nesting
+from durably.protocol.limits import MAX_NESTING
+
 _WITH_FORM_IN_JSON = (
     dt.datetime,
     dt.date,
@@ -67,8 +70,11 @@ def encode_checked(value: Any) -> tuple[bytes, Any, Change | None]:
     """
     try:
         data = encode_json(value)
+        check_nesting(data, MAX_NESTING)
         returned = msgspec.json.decode(data)
         change = None if is_same(value, returned) else worst_change(value, returned)
+    except TooDeepError as error:
+        raise ValueError(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise ValueError(f"half of a surrogate pair in the text at `{failing_path(value)}`") from None
     except (ValueError, RecursionError) as error:

@@ -20,7 +20,9 @@ import msgspec
 
 from durably.errors import FunctionConfigInvalidError, MemoInvalidError, OutputUnserializableError
 from durably.execution import StepReport
+from durably.protocol.call import check_nesting
 from durably.protocol.errors import describe_error, is_retriable
+from durably.protocol.limits import MAX_NESTING
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 from durably.serializers import Serializer, Unset
@@ -62,6 +64,7 @@ def to_json(value: Any, source: str, function_id: str = "") -> tuple[bytes, Any]
     data, returned, is_same = b"", None, False
     with contextlib.suppress(Exception):  # a user's __eq__ may raise anything; numpy's truth value is ambiguous
         data = msgspec.json.encode(value)
+        check_nesting(data, MAX_NESTING)  # reported below
         returned = msgspec.json.decode(data)
         is_same = bool(returned == value)
     if is_same:

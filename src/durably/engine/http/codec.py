@@ -17,6 +17,7 @@ from durably.engine.core.errors import EngineError
 from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status, without_none
 from durably.engine.views import RunStatus
 from durably.protocol.api import Envelope, ErrorBody, Metadata
+from durably.protocol.call import check_nesting, decode
 
 NOT_FOUND = "not_found"
 """The ``code`` of an error if what the path names does not exist."""
@@ -97,6 +98,7 @@ def check_header(name: str, text: str) -> str:
 
 
 def _read_whole_body(kind: Any, body: bytes) -> Any:
+    check_nesting(body)
     if kind is msgspec.Raw:
         _object_decoder.decode(body)
         return msgspec.Raw(body)
@@ -124,7 +126,7 @@ class _Fields:
     def read(self, body: bytes) -> dict[str, Any]:
         if self._may_be_empty and not body.strip():
             return {}
-        decoded = self._decoder.decode(body)
+        decoded = decode(self._decoder, body)
         found: dict[str, Any] = {}
         for argument in self._arguments:
             value = getattr(decoded, argument.name)

@@ -20,6 +20,7 @@ from durably.engine.scheduling.outbox import ScheduledRequest
 from durably.engine.scheduling.transact import Transactions
 from durably.engine.scheduling.transaction import Transaction
 from durably.engine.settings import Clock
+from durably.protocol.call import decode
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Opcode
@@ -35,6 +36,8 @@ from .outbound_request import (
     read_inference,
     scrub,
 )
+
+_json = msgspec.json.Decoder()
 
 
 class OutboundError(EngineError):
@@ -114,8 +117,8 @@ class Outbound:
                 status=status,
             )
         try:
-            return msgspec.json.decode(body)
-        except (msgspec.DecodeError, RecursionError):
+            return decode(_json, body.encode())
+        except msgspec.DecodeError:
             raise attempt.error("was not answered with JSON", retriable=True, status=status) from None
 
     async def close(self) -> None:
