@@ -10,7 +10,7 @@ from .conftest import OpenPage
 from .site import Site
 
 WIDTHS = (360, 900, 1600)
-PAGES = {"/runs": "Runs", "/events": "Events"}
+PAGES = {"/": "Overview", "/runs": "Runs", "/functions": "Functions", "/events": "Events"}
 """Paths and headings."""
 
 
@@ -18,7 +18,9 @@ def paths(site: Site) -> list[str]:
     """Pages of the first level, and pages of runs, functions and events of each kind."""
     runs = {run.status: run.id for run in site.runs("pack-parcel") + site.runs("settle-invoice")}
     events = site.run(site.engine.list_events(name="parcel/requested", limit=1))
-    return [*PAGES, *(f"/runs/{run_id}" for run_id in runs.values()), "/events/send", f"/events/{events[0].id}"]
+    of_runs = [f"/runs/{run_id}" for run_id in runs.values()]
+    of_functions = ["/functions/back-office-approve-refund"]
+    return [*PAGES, *of_runs, *of_functions, "/events/send", f"/events/{events[0].id}"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

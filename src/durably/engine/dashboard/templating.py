@@ -26,7 +26,12 @@ class NavigationEntry(msgspec.Struct, frozen=True):
     key: str
 
 
-NAVIGATION = (NavigationEntry("Runs", "/runs", "r"), NavigationEntry("Events", "/events", "e"))
+NAVIGATION = (
+    NavigationEntry("Overview", "/", "o"),
+    NavigationEntry("Runs", "/runs", "r"),
+    NavigationEntry("Functions", "/functions", "f"),
+    NavigationEntry("Events", "/events", "e"),
+)
 
 
 @cache

@@ -100,12 +100,7 @@ async def find(visit: Visit) -> DashboardResponse:
     return visit.redirect("/runs", id=text)
 
 
-async def show_start(visit: Visit) -> DashboardResponse:
-    return visit.redirect("/runs")
-
-
 ROUTES = (
-    Route("GET", "/", show_start),
     Route("GET", "/search", find),
     Route("GET", "/runs", show_runs, live=Live.ALL),
 )

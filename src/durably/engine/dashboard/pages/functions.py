@@ -1,0 +1,133 @@
+"""The list of functions, and one function with what can be done to it."""
+
+import datetime as dt
+
+from durably.engine.core.errors import EngineError
+from durably.engine.dashboard.charts import draw_chart, ended, total
+from durably.engine.dashboard.forms import FormError, read_object
+from durably.engine.dashboard.messages import DashboardResponse
+from durably.engine.dashboard.options_text import describe_options, describe_trigger
+from durably.engine.dashboard.routing import Live, Route
+from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.reports import FunctionLoad
+from durably.engine.views import FunctionView
+
+from .overview import load_rows, read_range
+
+_LAST_OPERATIONS = 5
+_NO_LOAD = FunctionLoad(function_id="", backlog=0, queue_delay=None, in_flight=0, live=0, counts=[])
+
+
+async def show_functions(visit: Visit) -> DashboardResponse:
+    name, length = read_range(visit)
+    until = dt.datetime.now(dt.UTC)
+    app_id, text = visit.query.get("app"), visit.query.get("q", "").lower()
+    everything = await visit.engine.list_functions()
+    functions = {
+        function.id: function
+        for function in everything
+        if app_id in (None, function.app_id) and (text in function.id.lower() or text in function.name.lower())
+    }
+    loads = await visit.engine.function_loads(since=until - length, until=until)
+    rows = load_rows([load for load in loads if load.function_id in functions], everything)
+    return await visit.page(
+        "functions.html",
+        rows=sorted(rows, key=lambda row: (functions[row.function_id].app_id, row.name.lower(), row.function_id)),
+        functions=functions,
+        triggers={function.id: list(map(describe_trigger, function.config.triggers)) for function in everything},
+        apps=sorted({function.app_id for function in everything}),
+        has_any=bool(everything),
+        range=name,
+    )
+
+
+async def show_function(visit: Visit) -> DashboardResponse:
+    return await _function_page(visit, text="{}", error=None)
+
+
+async def _function_page(visit: Visit, *, text: str, error: str | None) -> DashboardResponse:
+    """``text`` is in the form of an invocation, with the ``error`` that it has."""
+    function_id = visit.arguments["function_id"]
+    name, length = read_range(visit, "24h")
+    until = dt.datetime.now(dt.UTC)
+    function = find_function(await visit.engine.list_functions(), function_id)
+    loads = await visit.engine.function_loads(since=until - length, until=until)
+    load = next((each for each in loads if each.function_id == function_id), _NO_LOAD)
+    summed = total(load.counts)
+    cancellations = [each for each in await visit.engine.list_cancellations() if each.function_id == function_id]
+    replays = [each for each in await visit.engine.list_replays() if each.function_id == function_id]
+    operations = [("Cancellation", each) for each in cancellations] + [("Replay", each) for each in replays]
+    operations.sort(key=lambda each: each[1].created_at, reverse=True)
+    actions = ("pause_function", "resume_function", "invoke", "cancel_runs", "replay_runs")
+    return await visit.page(
+        "function.html",
+        status=200 if error is None else 422,
+        function=function,
+        load=load,
+        total=summed,
+        ended=ended(summed),
+        chart=draw_chart(load.counts, until - length, until),
+        triggers=list(map(describe_trigger, function.config.triggers)),
+        options=describe_options(function.config),
+        has_cron=any(trigger.cron for trigger in function.config.triggers),
+        operations=operations[:_LAST_OPERATIONS],
+        may={action: await visit.may(action, function_id) for action in actions},
+        may_stop=await visit.may("delete_cancellation"),
+        text=text,
+        error=error,
+        range=name,
+    )
+
+
+async def pause(visit: Visit) -> DashboardResponse:
+    await visit.engine.pause_function(visit.arguments["function_id"])
+    return _return_to_function(visit)
+
+
+async def resume(visit: Visit) -> DashboardResponse:
+    await visit.engine.resume_function(visit.arguments["function_id"])
+    return _return_to_function(visit)
+
+
+async def invoke(visit: Visit) -> DashboardResponse:
+    text = visit.form.get("data", "{}")
+    try:
+        receipt = await visit.engine.invoke(visit.arguments["function_id"], read_object(text))
+    except FormError as error:
+        return await _function_page(visit, text=text, error=str(error))
+    except EngineError as error:
+        return await _function_page(visit, text=text, error=error.message)
+    # Without a run, the event's page has the reason.
+    return visit.redirect(f"/runs/{receipt.run_id}" if receipt.run_id else f"/events/{receipt.event_id}")
+
+
+async def stop_cancellation(visit: Visit) -> DashboardResponse:
+    await visit.engine.delete_cancellation(visit.arguments["cancellation_id"])
+    return _return_to_function(visit)
+
+
+def _return_to_function(visit: Visit) -> DashboardResponse:
+    return visit.redirect(function_path(visit.arguments["function_id"]))
+
+
+def function_path(function_id: str) -> str:
+    return f"/functions/{function_id}"
+
+
+def find_function(functions: list[FunctionView], function_id: str) -> FunctionView:
+    """Raises ``PageError`` if no app serves the function."""
+    for function in functions:
+        if function.id == function_id:
+            return function
+    raise PageError(404, "There is no such function", "The id may be mistyped, or its app no longer serves it.")
+
+
+_ONE = "/functions/{function_id}"
+ROUTES = (
+    Route("GET", "/functions", show_functions, live=Live.ALL),
+    Route("GET", _ONE, show_function, live=Live.ALL),
+    Route("POST", f"{_ONE}/pause", pause, action="pause_function", subject="function_id"),
+    Route("POST", f"{_ONE}/resume", resume, action="resume_function", subject="function_id"),
+    Route("POST", f"{_ONE}/invoke", invoke, action="invoke", subject="function_id"),
+    Route("POST", _ONE + "/cancellations/{cancellation_id}/stop", stop_cancellation, action="delete_cancellation"),
+)

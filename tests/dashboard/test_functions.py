@@ -1,0 +1,97 @@
+"""The overview, and the pages of functions with their actions."""
+
+import re
+
+from playwright.sync_api import expect
+
+from durably.engine.views import RunStatus
+
+from .conftest import OpenPage
+from .site import Site
+
+
+def test_the_overview_counts_runs_and_names_what_needs_attention(open_page: OpenPage, site: Site) -> None:
+    site.wait(lambda: site.runs("settle-invoice", RunStatus.FAILED), "failed run")
+    page = open_page("/")
+    expect(page.locator(".tile", has_text="Failed")).not_to_have_text(re.compile(r"Failed\s*0$"))
+    expect(page.get_by_role("img", name=re.compile("Ended runs over time: [1-9]"))).to_be_visible()
+    attention = page.get_by_role("region", name="Needs attention")
+    for subject in ("back-office-settle-invoice", "refund/requestd", "back-office-send-newsletter"):
+        expect(attention.get_by_role("link", name=subject)).to_be_visible()
+    page.get_by_text("The numbers as a table").click()
+    expect(page.locator("#chart-table tbody tr").first).to_be_visible()
+    attention.get_by_role("link", name="back-office-settle-invoice").click()
+    page.wait_for_url("**/runs?function=back-office-settle-invoice&status=Failed")
+
+
+def test_the_overview_is_live_and_keeps_what_is_open(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/")
+    page.get_by_text("The numbers as a table").click()
+    created = page.locator(".tile", has_text="Created").locator("b")
+    before = int(created.inner_text().replace(",", ""))
+    site.run_of(site.send("report/requested"))
+    expect(created).not_to_have_text(f"{before:,}")
+    expect(page.locator("#chart-table")).to_have_attribute("open", "")
+
+
+def test_ranges_of_time_are_links(open_page: OpenPage) -> None:
+    page = open_page("/", javascript=False)
+    page.get_by_role("navigation", name="Range of time").get_by_role("link", name="7d").click()
+    expect(page.get_by_role("link", name="7d")).to_have_attribute("aria-current", "true")
+    assert page.url.endswith("?range=7d")
+
+
+def test_an_unknown_range_is_refused(open_page: OpenPage) -> None:
+    page = open_page("/?range=9y", allowed="400")
+    expect(page.get_by_role("heading", level=1)).to_have_text("The range is not known")
+
+
+def test_an_empty_start_teaches_the_next_step(open_page: OpenPage, empty_site: Site) -> None:
+    page = open_page(f"{empty_site.origin}/")
+    expect(page.get_by_role("heading", name="No app has synced yet")).to_be_visible()
+    expect(page.locator("pre").first).to_have_text("durably dev main:app")
+    for path in ("/runs", "/functions", "/events"):
+        page.goto(empty_site.origin + path)
+        expect(page.locator(".empty h2")).to_be_visible()
+
+
+def test_functions_have_triggers_and_options_in_words(open_page: OpenPage) -> None:
+    page = open_page("/functions")
+    page.get_by_label("Name or id").fill("review")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/functions?q=review")
+    row = page.locator("[data-row]")
+    expect(row).to_contain_text("on the event parcel/delivered if event.data.country == 'SE'")
+    row.locator(".open").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Ask for a review")
+    expect(page.get_by_role("region", name="Options")).to_contain_text(
+        "Starts when no event has come for 1 second, for each value of event.data.customer."
+    )
+
+
+def test_a_function_is_paused_and_resumed(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/functions/back-office-report-sales")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Pause").click()
+    expect(page.locator("#head")).to_contain_text("Paused")
+    page.get_by_role("button", name="Resume").click()
+    expect(page.locator("#head")).not_to_contain_text("Paused")
+    assert not any(each.is_paused for each in site.run(site.engine.list_functions()) if "report" in each.id)
+
+
+def test_a_function_is_invoked_with_a_form(open_page: OpenPage) -> None:
+    page = open_page("/functions/back-office-print-label", allowed="422")
+    field = page.get_by_label("Data of the event, a JSON object")
+    field.fill("[1]")
+    page.get_by_role("button", name="Invoke").click()
+    expect(page.get_by_role("alert")).to_contain_text("must be a JSON object")
+    expect(field).to_have_value("[1]")
+    field.fill('{"order": "A-3000", "kind": "address"}')
+    page.get_by_role("button", name="Invoke").click()
+    page.wait_for_url("**/runs/*")
+    expect(page.locator("#run-output")).to_contain_text("A-3000-address.pdf")
+
+
+def test_an_unknown_function_is_not_found(open_page: OpenPage) -> None:
+    page = open_page("/functions/no-such", allowed="404")
+    expect(page.get_by_role("heading", level=1)).to_have_text("There is no such function")
