@@ -4,7 +4,8 @@ import asyncio
 import contextlib
 import datetime as dt
 import json
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Mapping
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 from pathlib import Path
@@ -13,6 +14,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 from msgspec.structs import replace
 
 from durably import Alerts
@@ -84,10 +90,10 @@ class Mailbox:
 
 
 @contextlib.asynccontextmanager
-async def mail_server(mailbox: Mailbox) -> AsyncIterator[int]:
+async def mail_server(mailbox: Mailbox, tls: Mapping[str, Any] = {}, **options: Any) -> AsyncIterator[int]:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: SMTP(mailbox, authenticator=mailbox.log_in, auth_require_tls=False), "127.0.0.1", 0
+        lambda: SMTP(mailbox, authenticator=mailbox.log_in, auth_require_tls=False, **options), "127.0.0.1", 0, **tls
     )
     try:
         yield server.sockets[0].getsockname()[1]
@@ -212,6 +218,58 @@ async def test_refused_recipients_and_passwords_are_reported(caplog: pytest.LogC
         with pytest.raises(DeliveryError, match="status 535") as refused:
             await Email(wrong.mail_server, emails[0], emails).deliver(ALERT)
     assert "wr0ng" not in str(refused.value)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """A server's certificate for ``localhost`` and ``127.1``, which this process trusts."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = dt.datetime.now(dt.UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.DNSName("127.1")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    file = tmp_path / "server.pem"
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(private + signed.public_bytes(Encoding.PEM))
+    monkeypatch.setenv("SSL_CERT_FILE", str(file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(file)
+    return context
+
+
+@pytest.mark.parametrize("scheme", ["smtps", "smtp"])
+async def test_mail_goes_over_tls(scheme: str, certificate: ssl.SSLContext) -> None:
+    """By TLS from the start, and by STARTTLS."""
+    mailbox = Mailbox()
+    tls = {"ssl": certificate} if scheme == "smtps" else {}
+    starttls = {"tls_context": certificate, "require_starttls": True} if scheme == "smtp" else {}
+    async with mail_server(mailbox, tls, **starttls) as port:
+        host = "localhost" if scheme == "smtps" else "127.1"
+        alerts = Alerts(emails=("ops@shop.example",), smtp_url=f"{scheme}://me:se%20cret%2F@{host}:{port}")
+        await Email(alerts.mail_server, "ops@shop.example", alerts.emails).deliver(ALERT)
+    assert mailbox.logins == [(b"me", b"se cret/")]
+    assert mailbox.mails.qsize() == 1
+
+
+@pytest.mark.parametrize("scheme", ["smtps", "smtp"])
+async def test_an_unknown_certificate_is_refused(
+    scheme: str, certificate: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SSL_CERT_FILE")
+    mailbox = Mailbox()
+    tls = {"ssl": certificate} if scheme == "smtps" else {}
+    starttls = {"tls_context": certificate} if scheme == "smtp" else {}
+    async with mail_server(mailbox, tls, **starttls) as port:
+        alerts = Alerts(emails=("ops@shop.example",), smtp_url=f"{scheme}://me:s3cret@127.1:{port}")
+        with pytest.raises(DeliveryError, match="was not reached"):
+            await Email(alerts.mail_server, "ops@shop.example", alerts.emails).deliver(ALERT)
+    assert (mailbox.logins, mailbox.mails.qsize()) == ([], 0)
 
 
 async def test_a_password_is_not_sent_without_tls_to_another_machine() -> None:
