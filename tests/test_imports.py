@@ -182,6 +182,14 @@ def test_the_interface_of_engines_knows_no_engine() -> None:
     assert violations(api, lambda m: not is_within(m, *sqlite, "durably.engine.sqlite_engine")) == []
 
 
+def test_the_dashboard_knows_the_interface_of_engines_only() -> None:
+    ours = ("core", "dashboard", "interface", "operations", "reports", "views")
+    allowed = ("durably.protocol", *(f"durably.engine.{name}" for name in ours))
+    found = violations(modules("engine", "dashboard"), lambda m: not is_ours(m) or is_within(m, *allowed))
+    assert [each for each in found if not each.endswith(" durably.engine")] == []
+    assert violations(modules("engine", "dashboard"), lambda m: not is_within(m, *FRAMEWORKS)) == []
+
+
 def test_the_engine_does_not_know_its_http_api() -> None:
     below = [file for file in modules("engine") if "http" not in file.parent.parts]
     assert violations(below, lambda m: not is_within(m, "durably.engine.http")) == []

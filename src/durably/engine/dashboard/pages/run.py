@@ -11,15 +11,13 @@ import msgspec
 from durably.engine.dashboard import json_tree
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.routing import Live, Route
-from durably.engine.dashboard.test_code import write_test
+from durably.engine.dashboard.run_as_test import write_test
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.dashboard.waterfall import KIND_WORDS, Waterfall, lay_out
 from durably.engine.reports import Relation, RunReport, StepReport
 from durably.engine.views import EventView, StepStatus
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
-
-from .run_notices import notice_of
 
 _RELATIONS = {
     Relation.INVOKED: "Invoked by",
@@ -30,6 +28,15 @@ _RELATIONS = {
 }
 _IDLE = (StepStatus.SLEEPING, StepStatus.WAITING)
 _EXECUTED = (Opcode.STEP, Opcode.STEP_RUN)
+
+
+_NOTICES = {
+    "cancelled": "The run was cancelled.",
+    "ended": "The run had already ended: nothing was changed.",
+    "rerun": "This is the new run.",
+    "sent": "The event was sent again.",
+}
+"""Notices after actions. The URL has the name of one, so that no other text can be shown."""
 
 
 async def read_report(visit: Visit) -> RunReport:
@@ -64,7 +71,7 @@ async def show_run(visit: Visit) -> DashboardResponse:
         may=may,
         growth=_growth(report, waterfall),
         relations=_RELATIONS,
-        notice=notice_of(visit),
+        notice=_NOTICES.get(visit.query.get("notice", "")),
         step_failures=sum(row.failures for row in waterfall.rows[1:]),
         own=own_state(visit.query),
         pretty=pretty,
