@@ -15,13 +15,14 @@ from ..in_process.cluster import eventually
 from ..in_process.stock import SENDING, Server, code_of, make_project, running
 
 COMMANDS = {
-    "fastapi": ("FastAPI", "uvicorn main:app --port {port}"),
+    "fastapi": ("FastAPI", "uvicorn main:app --port {port} --workers 2"),
     "flask": ("Flask", "gunicorn main:app -b 127.0.0.1:{port} -w 1"),
     "django-wsgi": ("Django", "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 1"),
     "django-asgi": ("Django", "uvicorn myproject.asgi:application --port {port}"),
     "tornado": ("Tornado", "python main.py {port}"),
 }
-"""The frameworks of the page, and the commands of their servers. gunicorn has one worker, which does one thing."""
+"""The frameworks of the page, and the commands of their servers. gunicorn has one worker, which does one thing. uvicorn
+has two: the leader and a follower."""
 
 _TORNADO = """
 import durably, sys

@@ -88,7 +88,10 @@ async def test_links_begin_with_the_mount_point_and_the_prefix(path: str, client
         assert f'href="{mount}/static/' in text
     behind = flask_app.test_client().get(asked, headers={"x-forwarded-prefix": "/shop"}).text
     rooted = (await ask(app, f"/shop{asked}", root_path="/shop")).text
-    for text in (behind, rooted):
+    outer = fastapi.FastAPI()
+    outer.mount("/shop", app)
+    inner = (await ask(outer, f"/shop{asked}")).text
+    for text in (behind, rooted, inner):
         assert f'href="/shop{mount}/static/' in text
         assert f'href="{mount}/static/' not in text
 

@@ -1,15 +1,19 @@
 """Who may do what in the dashboard, and requests that try to get around it."""
 
+import re
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from durably.engine.dashboard.dashboard import Dashboard, DashboardConfigError
 from durably.engine.dashboard.messages import Action, DashboardResponse
-from durably.engine.dashboard.protection import CSRF_FIELD
+from durably.engine.dashboard.pages import ROUTES
+from durably.engine.dashboard.protection import CSRF_COOKIE, CSRF_FIELD, make_token
+from durably.engine.dashboard.routing import Route
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
 
@@ -82,6 +86,40 @@ async def test_errors_of_the_framework_are_for_the_caller(engine: SqliteEngine) 
 async def test_a_policy_of_another_type_is_refused(engine: SqliteEngine, policy: dict[str, Any]) -> None:
     with pytest.raises(DashboardConfigError, match=r"shop\.dashboard"):
         Dashboard(engine, caller="shop.dashboard", **policy)
+
+
+ARGUMENT = re.compile(r"\{\w+\}")
+CHANGES = [route for route in ROUTES if route.method == "POST"]
+
+
+@pytest.mark.parametrize("route", CHANGES, ids=lambda route: route.pattern)
+async def test_each_action_needs_its_permission_and_its_token(engine: SqliteEngine, route: Route) -> None:
+    asked: list[Action] = []
+
+    def authorize(action: Action) -> bool:
+        asked.append(action)
+        return action.name == "view"
+
+    path = ARGUMENT.sub("01KAX0000000000000000000X1", route.pattern)
+    token = make_token()
+    cookie = f"{CSRF_COOKIE}={token}"
+    refused = await post(Dashboard(engine, authorize=authorize), path, token, cookie)
+    assert refused.status_code == 403
+    assert [action.name for action in asked] == ["view", route.action]
+    assert asked[-1].is_change
+    assert asked[-1].subject == ("01KAX0000000000000000000X1" if route.subject else None)
+    anyone = Dashboard(engine, allow_anonymous=True)
+    for sent, kept in ((None, cookie), (token, None), (make_token(), cookie)):
+        assert (await post(anyone, path, sent, kept)).status_code == 403
+    assert (await post(anyone, path, token, cookie, {"sec-fetch-site": "cross-site"})).status_code == 403
+    assert (await get(anyone, path)).status_code in (200, 303, 404, 405)
+
+
+def test_the_documentation_names_each_action() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "dashboard.md").read_text()
+    for name in {route.action for route in ROUTES} | {"view"}:
+        assert f"`{name}`" in page or f'`"{name}"`' in page
+        assert f'"{name}"' in (Action.__doc__ or "")
 
 
 # attacks
