@@ -103,6 +103,9 @@ async def test_an_id_or_its_end_finds_the_run(engine: TestEngine, dashboard: Das
         found = await get(dashboard, "/search", f"q={text}")
         assert (found.status_code, header(found, "location")) == (303, f"/runs/{first}")
     assert shown(await page(dashboard, "/runs", f"id={second[-6:]}"), first, second) == [False, True]
+    [event] = await engine._engine.list_events(limit=1)
+    found = await get(dashboard, "/search", f"q={event.id}")
+    assert header(found, "location") == f"/events/{event.id}"
     nothing = await get(dashboard, "/search", "q=%3Cnothing%3E")
     assert header(nothing, "location") == "/runs?id=%3Cnothing%3E"
 

@@ -90,14 +90,17 @@ def _failure_of(run: Any) -> str | None:
 
 
 async def find(visit: Visit) -> DashboardResponse:
-    """Go to the run with an id, or to the list of the runs that it may mean."""
+    """Go to the run or event with an id, or to the list of the runs that it may mean."""
     text = visit.query.get("q", "")
     if not text:
         return visit.redirect("/runs")
-    found = await visit.engine.search_runs(id=text, limit=2)
-    if len(found.runs) == 1:
-        return visit.redirect(f"/runs/{found.runs[0].id}")
-    return visit.redirect("/runs", id=text)
+    runs = (await visit.engine.search_runs(id=text, limit=2)).runs
+    # The others are runs of an event with this id.
+    named = [run.id for run in runs if run.id.endswith(text.upper())]
+    if len(named) == 1:
+        return visit.redirect(f"/runs/{named[0]}")
+    events = [] if named else (await visit.engine.search_events(id=text, limit=2)).events
+    return visit.redirect(f"/events/{events[0].event.id}") if len(events) == 1 else visit.redirect("/runs", id=text)
 
 
 ROUTES = (

@@ -1,4 +1,5 @@
-// Updates the parts of the page that are marked as live when the engine reports a change, at most once a second.
+// Updates the parts of the page that are marked as live when the engine reports a change, at most once a second, and for
+// at most a tenth of the time.
 
 import { fetchPage } from "./page.js";
 
@@ -7,6 +8,7 @@ const LEAST_MILLISECONDS = 1000;
 let fetching = false;
 let pending = false;
 let last = Date.now();
+let cost = 0;
 
 export async function refresh() {
   if (fetching) {
@@ -14,6 +16,7 @@ export async function refresh() {
     return;
   }
   fetching = true;
+  const began = Date.now();
   try {
     const page = await fetchPage(location.href);
     for (const old of document.querySelectorAll("[data-live]")) {
@@ -25,6 +28,7 @@ export async function refresh() {
   } finally {
     fetching = false;
     last = Date.now();
+    cost = last - began;
     if (pending) schedule();
   }
 }
@@ -55,7 +59,7 @@ function schedule() {
   timer ??= setTimeout(() => {
     timer = null;
     refresh().catch(() => {});
-  }, Math.max(0, last + LEAST_MILLISECONDS - Date.now()));
+  }, Math.max(0, last + Math.max(LEAST_MILLISECONDS, 9 * cost) - Date.now()));
 }
 
 export function followChanges() {
