@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import ServerKind
+from durably.protocol.logs import LogLine
 
 from .errors import FunctionConfigInvalidError
 from .settings import (
@@ -57,6 +58,15 @@ class InProcessEngine(Protocol):
         ``seed`` makes a repeated send harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is in seconds;
         ``sender`` is the id of the run that sends them, if any; ``traceparent`` is the trace context of the sender.
         """
+        ...
+
+    @property
+    def keeps_logs(self) -> bool:
+        """Whether ``add_run_logs`` does something."""
+        ...
+
+    def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> Awaitable[bool]:
+        """Store lines of ``ctx.logger``. ``timeout`` is in seconds."""
         ...
 
     def refuse_to_block(self) -> None:

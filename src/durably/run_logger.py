@@ -53,13 +53,21 @@ class _Fallback(logging.StreamHandler[Any]):
 _fallback = _Fallback()
 
 
+KeepLine = Callable[[str, str, str | None], None]
+"""Takes the level, the message and the step of a line for the engine."""
+
+
 class RunContext(msgspec.Struct):
-    """The fields of one call's lines. The step is the one whose handler logs, if any."""
+    """The fields of one call's lines. The step is the one whose handler logs, if any.
+
+    ``keep`` also takes each line, in development.
+    """
 
     replay: Replay
     app_id: str
     function_id: str
     run_id: str
+    keep: KeepLine | None = None
 
     @property
     def is_silent(self) -> bool:
@@ -69,6 +77,18 @@ class RunContext(msgspec.Struct):
         step = in_step.get()
         fields = {"app_id": self.app_id, "function_id": self.function_id, "run_id": self.run_id}
         return fields if step is None else {**fields, "step_id": step.request.step_id}
+
+    def keep_line(self, level: str, message: Any, args: tuple[object, ...], exc_info: object = None) -> None:
+        """Hand a line to ``keep``.
+
+        Its errors affect nothing: the line is in the app's own log.
+        """
+        if self.keep is None:
+            return
+        with contextlib.suppress(Exception):
+            step = in_step.get()
+            name = None if step is None else step.name
+            self.keep(level, _with_traceback(_format(str(message), args), exc_info), name)
 
     def prefix(self) -> str:
         """The ids of function, run and step, on one line.
@@ -104,6 +124,8 @@ class RunLogger(logging.LoggerAdapter[Any]):
             )
         if not self.isEnabledFor(level):
             return
+        if self.extra.keep is not None:
+            self.extra.keep_line(logging.getLevelName(level), msg, args, kwargs.get("exc_info"))
         kwargs["extra"] = {**self.extra.fields(), **(kwargs.get("extra") or {})}
         kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
         template, values = _with_prefix(self.extra.prefix(), str(msg), args)
@@ -134,6 +156,22 @@ class RunLogger(logging.LoggerAdapter[Any]):
         logger = self._base()
         record = logger.makeRecord(logger.name, level, "", 0, template, values, exc_info or None, extra=kwargs["extra"])
         _fallback.handle(record)
+
+
+def _format(template: str, args: tuple[Any, ...]) -> str:
+    """The message as ``logging`` formats it."""
+    if not args:
+        return template
+    return template % (args[0] if len(args) == 1 and isinstance(args[0], Mapping) and args[0] else args)
+
+
+def _with_traceback(message: str, exc_info: object) -> str:
+    error = exc_info[1] if isinstance(exc_info, tuple) else exc_info
+    if error and not isinstance(error, BaseException):
+        error = sys.exc_info()[1]
+    if not isinstance(error, BaseException):
+        return message
+    return f"{message}\n{''.join(traceback.format_exception(error)).rstrip()}"
 
 
 def _with_prefix(prefix: str, message: str, args: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
@@ -224,6 +262,8 @@ class AnyRunLogger:
         def write(*args: Any, **options: Any) -> Any:
             if self._context.is_silent:
                 return _log_nothing() if is_async else None
+            if self._context.keep is not None:
+                _keep_call(self._context, name.removeprefix("a") if name in _ASYNC_METHODS else name, args, options)
             if callable(getattr(self._target, "bind", None)):
                 return getattr(self._target.bind(**self._context.fields()), name)(*args, **options)
             place = 1 if name == "log" else 0  # after the level
@@ -233,6 +273,24 @@ class AnyRunLogger:
             return getattr(self._target, name)(*args, **options)
 
         return write
+
+
+_LEVEL_NAMES = {"exception": "ERROR", "warn": "WARNING", "fatal": "CRITICAL", "msg": "INFO"}
+
+
+def _keep_call(context: RunContext, name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """Keep the line of a call of an unknown logger. Values by name follow the message."""
+    with contextlib.suppress(Exception):
+        level = _LEVEL_NAMES.get(name, name.upper())
+        if name == "log":
+            level, args = args[0] if isinstance(args[0], str) else logging.getLevelName(args[0]), args[1:]
+        message, *others = args or ("",)
+        try:
+            message = _format(str(message), tuple(others))
+        except (TypeError, ValueError):  # a template of another kind
+            message = " ".join(map(str, args))
+        values = "".join(f" {key}={value!r}" for key, value in options.items() if key not in _OPTIONS)
+        context.keep_line(level, f"{message}{values}", (), options.get("exc_info") or name == "exception")
 
 
 async def _log_nothing() -> None:

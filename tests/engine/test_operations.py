@@ -20,6 +20,7 @@ from durably.engine.views import FromStep, RunStatus
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event
 from durably.protocol.headers import ServerKind
+from durably.protocol.logs import LogLine
 
 OPERATIONS = operations_of(Engine)
 MOMENT = dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)
@@ -31,6 +32,7 @@ SAMPLES: dict[str, Any] = {
     "id_suffix": "ABC",
     "is_unmatched": True,
     "limit": 7,
+    "lines": [LogLine(at=MOMENT, level="INFO", message="paid", step="pay", attempt=0)],
     "received_after": MOMENT,
     "since": MOMENT,
     "until": MOMENT,

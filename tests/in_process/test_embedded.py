@@ -244,6 +244,7 @@ def test_synchronous_code_has_the_same(tmp_path: Path) -> None:
 
 
 FOR_SDKS = {
+    "add_run_logs",
     "add_run_metadata",
     "add_traces",
     "checkpoint",

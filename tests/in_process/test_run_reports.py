@@ -50,3 +50,24 @@ async def test_each_step_has_the_time_in_which_its_handler_ran(tmp_path: Path) -
     assert 'raise ValueError("not yet")' in attempt.error.stack
     # One call until the step failed, one for the step, and one for the rest.
     assert len([span for span in report.spans if span.kind is SpanKind.RUNNING]) == 3
+
+
+async def test_the_engine_keeps_lines_of_the_logger_in_development(tmp_path: Path) -> None:
+    client = Client(app_id="shop", is_production=False, engine=Embedded(tmp_path / "durably.db"))
+
+    @client.create_function(fn_id="logs", trigger=TriggerEvent(event="go"))
+    async def logs(ctx: Context) -> None:
+        ctx.logger.warning("top")
+        await ctx.step.run("pay", lambda: ctx.logger.warning("in pay"))
+
+    CommHandler(client=client, framework="test", functions=[logs])
+    async with client.engine.running():
+        (event_id,) = await client.send(Event(name="go"))
+        (run,) = await client.engine.event_runs(event_id)
+        position, lines = None, []
+        while len(lines) < 2:
+            position = (await client.engine.wait_for_changes(after=position, run_id=run.id)).position
+            report = await client.engine.inspect_run(run.id)
+            assert report is not None
+            lines = [(line.message, line.step) for line in report.logs]
+    assert lines == [("top", None), ("in pay", "pay")]

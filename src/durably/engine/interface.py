@@ -21,6 +21,7 @@ from durably.protocol.api import SendBody
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import Header
+from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 
 from .metrics.catalogue import Metric
@@ -456,6 +457,13 @@ class Engine:
         """Store an SDK's metadata of a run; false if it is too much.
 
         The body is ``{target, metadata: [{kind, op, values}]}``. Raises ``RunNotFoundError``.
+        """
+
+    @operation("POST /v1/runs/{run_id}/logs", is_repeatable=False, show=_show_kept)
+    async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
+        """Store lines of ``ctx.logger``; false if not all are kept.
+
+        An engine keeps them in development only, and of each run the first 5,000. Raises ``RunNotFoundError``.
         """
 
     @operation("GET /v1/runs/{run_id}/metadata", missing=_NO_RUN)

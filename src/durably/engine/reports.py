@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from durably.protocol.errors import ErrorData
+from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode
 
 from .views import AppView, EventView, FunctionView, RunStatus, RunView, StepStatus
@@ -99,19 +100,6 @@ class RunLink(msgspec.Struct, frozen=True, kw_only=True):
     created_at: dt.datetime
     relation: Relation | None = None
     step: str | None = None
-
-
-class LogLine(msgspec.Struct, frozen=True, kw_only=True):
-    """A line of ``ctx.logger``.
-
-    ``level`` is a level's name, such as ``"INFO"``; ``attempt`` counts from 0.
-    """
-
-    at: dt.datetime
-    level: str
-    message: str
-    step: str | None = None
-    attempt: int | None = None
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -67,6 +67,8 @@ from durably.engine.views import (
 )
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event, EventReceipt, InternalEvent
+from durably.protocol.headers import ServerKind
+from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 from durably.protocol.trace_context import read_traceparent
 
@@ -559,6 +561,15 @@ class SqliteEngine(LocalEngine):
         return await self._transactions.transact(
             lambda transaction: annotations.add_metadata(transaction, run_id, bytes(body))
         )
+
+    async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
+        if self._settings.server_kind is not ServerKind.DEV:
+            return False
+        kept = await self._transactions.transact(
+            lambda transaction: annotations.add_run_logs(transaction, run_id, lines)
+        )
+        self._runtime.changes.note_run(run_id)
+        return kept
 
     async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
         return await self._reader.read(lambda connection: annotations.list_metadata(connection, run_id))

@@ -369,6 +369,10 @@ def from_microseconds(microseconds: int) -> dt.datetime:
     return _EPOCH + dt.timedelta(microseconds=microseconds)
 
 
+def to_microseconds(time: dt.datetime) -> int:
+    return (time - _EPOCH) // dt.timedelta(microseconds=1)
+
+
 def to_milliseconds(time: dt.datetime) -> int:
     return round(time.timestamp() * 1000)
 

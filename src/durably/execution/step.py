@@ -73,6 +73,11 @@ class Step(msgspec.Struct):
     order: int
     awaitable_id: int = 0
 
+    @property
+    def name(self) -> str:
+        """The step's id as the user wrote it, with the number of its repetition."""
+        return f"{self.request.step_id}:{self.index}" if self.index else self.request.step_id
+
     def info(self) -> StepInfo:
         return StepInfo(self.request.step_id, self.request.op, self.request.opts, self.index, self.hashed_id)
 

@@ -52,6 +52,7 @@ from durably.values.outputs import check_found, encode_as, function_codec
 from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
 from .config import FunctionDefinition, FunctionOpts
 from .findings import Divergences, Findings
+from .log_sender import line_keeper
 from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 
 _SHARED_SECONDS = 1.0
@@ -370,7 +371,8 @@ def _make_context(
 ) -> Context | ContextSync:
     """The handler's argument."""
     run_id = call.context.run_id
-    fields: Any = RunContext(replay, app.app_id, call.function_id, run_id)
+    keep = line_keeper(app, run_id, call.context.attempt)
+    fields: Any = RunContext(replay, app.app_id, call.function_id, run_id, keep)
     logger: Any = app.logger
     logger = AnyRunLogger(logger.target, fields) if isinstance(logger, AnyLogger) else RunLogger(logger, fields)
     shared = (call.event, call.events, run_id, call.context.attempt, logger)

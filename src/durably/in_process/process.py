@@ -17,6 +17,7 @@ from durably.errors import EngineNotStartedError, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import EventReceipt
+from durably.protocol.logs import LogLine
 from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
@@ -137,6 +138,13 @@ class ProcessEngine:
         self._refuse_in_test_run()
         arguments = {"body": body, "seed": seed, "sender": sender, "traceparent": traceparent}
         return OnAnyLoop(get_engine_loop(), lambda: self._send_events(arguments, timeout))
+
+    @property
+    def keeps_logs(self) -> bool:
+        return True
+
+    def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> Remote[bool]:
+        return self.request("add_run_logs", {"run_id": run_id, "lines": lines}, timeout)
 
     def refuse_to_block(self) -> None:
         """Any thread of the app may wait: the engine has its own."""

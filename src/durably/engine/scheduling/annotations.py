@@ -1,16 +1,20 @@
-"""Metadata of runs, and spans of users' code, from SDKs. Stored for display only.
+"""Metadata of runs, lines of their loggers, and spans of users' code, from SDKs.
+
+Stored for display only.
 
 Nothing depends on them, so their size is bounded. The rest is dropped, and a line is logged.
 """
 
 import contextlib
 import sqlite3
+from collections.abc import Sequence
 
 import msgspec
 
 from durably.engine.core.errors import RunNotFoundError
 from durably.engine.sqlite.run_tables import find_run_key
-from durably.engine.views import MetadataView, TracesView, to_datetime
+from durably.engine.views import MetadataView, TracesView, to_datetime, to_microseconds
+from durably.protocol.logs import LogLine
 from durably.protocol.text import get_logger
 
 from .transaction import Transaction
@@ -19,6 +23,11 @@ MAX_METADATA_BYTES = 1024 * 1024
 """The limit of one run's metadata."""
 MAX_TRACES_BYTES = 16 * 1024 * 1024
 """The limit of all spans. The oldest are deleted first."""
+
+MAX_LOG_LINES = 5000
+MAX_LOG_CHARACTERS = 2 * 1024 * 1024
+"""The limits of one run's lines."""
+_TOO_MANY_LINES = f"further lines are not kept: a run may have {MAX_LOG_LINES} with {MAX_LOG_CHARACTERS} characters"
 
 _logger = get_logger("durably.engine")
 
@@ -41,6 +50,39 @@ def add_metadata(transaction: Transaction, run_id: str, body: bytes) -> bool:
         "INSERT INTO run_metadata (run_key, received_at, body) VALUES (?, ?, ?)", (run_key, transaction.now, body)
     )
     return True
+
+
+def add_run_logs(transaction: Transaction, run_id: str, lines: Sequence[LogLine]) -> bool:
+    """False if the run has too many, and not all are kept.
+
+    Raises ``RunNotFoundError``.
+    """
+    run_key = transaction.find_run_key(run_id)
+    if run_key is None:
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+    connection = transaction.store.connection
+    count, size, is_full = connection.execute(
+        "SELECT count(*), coalesce(sum(length(message)), 0), coalesce(max(message = ? AND attempt IS NULL), 0) "
+        "FROM run_logs WHERE run_key = ?",
+        (_TOO_MANY_LINES, run_key),
+    ).fetchone()
+    if is_full:
+        return False
+    kept: list[LogLine] = []
+    for line in lines:
+        size += len(line.message)
+        is_full = count + len(kept) >= MAX_LOG_LINES or size > MAX_LOG_CHARACTERS
+        kept.append(LogLine(at=line.at, level="WARNING", message=_TOO_MANY_LINES) if is_full else line)
+        if is_full:
+            break
+    connection.executemany(
+        "INSERT INTO run_logs (run_key, at, level, message, step, attempt) VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (run_key, to_microseconds(line.at), line.level, line.message, line.step, line.attempt)
+            for line in sorted(kept, key=lambda line: line.at)
+        ],
+    )
+    return not is_full
 
 
 def add_traces(transaction: Transaction, content_type: str, body: bytes) -> bool:

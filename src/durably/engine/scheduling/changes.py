@@ -90,6 +90,14 @@ class ChangeFeed(Observer):
         if self._waiters and self._timer is None:
             self._publish_later()
 
+    def note_run(self, run_id: str) -> None:
+        """Note a change of a run that ``on_commit`` does not see."""
+        self._position += 1
+        if run_id in self._runs:
+            self._changed.add(run_id)
+        if self._waiters and self._timer is None:
+            self._publish_later()
+
     async def wait(self, after: int | None, run_id: str | None) -> Changes:
         """The position, once something has changed after another; at the latest in 20 s.
 

@@ -391,6 +391,20 @@ ALTER TABLE runs ADD COLUMN last_called_at INTEGER;
 ALTER TABLE runs ADD COLUMN unfinished BLOB;
 """
 
+_RUN_LOGS = """
+-- Lines of ctx.logger, from apps in development; at is microseconds since the epoch.
+CREATE TABLE run_logs (
+    key INTEGER PRIMARY KEY,
+    run_key INTEGER NOT NULL,
+    at INTEGER NOT NULL,
+    level TEXT NOT NULL,
+    message TEXT NOT NULL,
+    step TEXT,
+    attempt INTEGER
+);
+CREATE INDEX run_logs_by_run ON run_logs (run_key, at);
+"""
+
 MIGRATIONS = (
     _FIRST,
     _FLOW_CONTROL,
@@ -404,5 +418,6 @@ MIGRATIONS = (
     _TRACES,
     _STATISTICS,
     _RUN_REPORTS,
+    _RUN_LOGS,
 )
 """Scripts in order; each raises the version by one. Statements of released scripts never change."""

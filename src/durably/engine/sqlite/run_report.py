@@ -3,10 +3,11 @@
 import sqlite3
 from typing import Any
 
-from durably.engine.reports import LogLine, RunReport, StepReport
+from durably.engine.reports import RunReport, StepReport
 from durably.engine.spans import run_spans
-from durably.engine.views import EventView, RunView, to_milliseconds
+from durably.engine.views import EventView, RunView, from_microseconds, to_milliseconds
 from durably.protocol.errors import ErrorData
+from durably.protocol.logs import LogLine
 from durably.protocol.sync import decode_function
 
 from .queries import FirstCallAt, find_event, find_run
@@ -68,7 +69,14 @@ def _function_name(connection: sqlite3.Connection, function_id: str) -> str:
 
 
 def _logs(connection: sqlite3.Connection, run_key: int) -> list[LogLine]:
-    return []
+    """In the order of their times."""
+    rows = connection.execute(
+        "SELECT at, level, message, step, attempt FROM run_logs WHERE run_key = ? ORDER BY at, key", (run_key,)
+    )
+    return [
+        LogLine(at=from_microseconds(at), level=level, message=message, step=step, attempt=attempt)
+        for at, level, message, step, attempt in rows
+    ]
 
 
 def _error_of(run: RunView) -> ErrorData | None:
