@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from durably.engine.http.server import EngineServer, PortTakenError
+from durably.engine.metrics.catalogue import Metric
 from durably.engine.settings import EngineSettings
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import hash_signing_key
@@ -62,6 +63,32 @@ async def test_in_production_the_api_shows_metrics_to_the_signing_key_and_the_me
                     assert response.status == 404, path
             async with http.post("/metrics") as response:
                 assert response.status == 405
+
+
+async def test_many_requests_without_a_key_make_few_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with await EngineServer.open(
+        tmp_path / "engine.db", EngineSettings(), port=0, metrics_address=LOCAL
+    ) as server:
+        read, reads = server.engine.read_metrics, 0
+
+        async def counting() -> list[Metric]:
+            nonlocal reads
+            reads += 1
+            return await read()
+
+        monkeypatch.setattr(server.engine, "read_metrics", counting)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        async with aiohttp.ClientSession(server.metrics_origin) as http:
+
+            async def get() -> str:
+                async with http.get("/metrics") as response:
+                    assert response.status == 200
+                    return await response.text()
+
+            texts = await asyncio.gather(*(get() for _ in range(50)))
+        assert all("durably_up 1.0" in text for text in texts)
+        assert reads <= 1 + (loop.time() - began)
 
 
 async def test_a_taken_metrics_address_prevents_the_start_and_frees_the_other(tmp_path: Path) -> None:
