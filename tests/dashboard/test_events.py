@@ -19,7 +19,7 @@ def test_an_event_leads_to_the_runs_that_it_started(open_page: OpenPage, site: S
 
 def test_an_event_that_started_nothing_says_why(open_page: OpenPage) -> None:
     page = open_page("/events?name=refund/requestd")
-    expect(page.locator("[data-row]")).to_contain_text("no run")
+    expect(page.locator("[data-row]")).to_contain_text("Unmatched")
     page.locator("[data-row] .open").click()
     expect(page.get_by_text("It started no run")).to_be_visible()
     expect(page.get_by_text("refund/requested")).to_be_visible()  # the nearest name that starts a run
@@ -45,3 +45,20 @@ def test_an_event_is_sent_and_sent_again(open_page: OpenPage, site: Site) -> Non
     page.get_by_role("link", name="Edit and send").click()
     expect(page.get_by_label("Name")).to_have_value("report/requested")
     expect(page.get_by_label("Data, a JSON object")).to_have_value('{\n  "week": 12\n}')
+
+
+def test_events_are_filtered_by_their_url(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/events")
+    expect(page.locator("[data-row]").first).to_be_visible()
+    expect(page.get_by_text("inngest/function.finished")).to_have_count(0)
+    page.get_by_label("Events of the engine").select_option("Included")
+    page.wait_for_url("**/events?own=1")
+    expect(page.get_by_text("inngest/function.finished").first).to_be_visible()
+    page.goto(f"{site.origin}/events?unmatched=1")
+    expect(page.locator("[data-row]", has_text="refund/requestd")).to_have_count(1)
+    page.goto(f"{site.origin}/events?if=event.data.pages == 200")
+    expect(page.locator("[data-row]")).to_have_count(1)
+    page.goto(f"{site.origin}/events?if=event.(")
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.goto(f"{site.origin}/events?name=no/such.event")
+    expect(page.get_by_role("heading", name="No event matches")).to_be_visible()

@@ -95,3 +95,49 @@ def test_a_function_is_invoked_with_a_form(open_page: OpenPage) -> None:
 def test_an_unknown_function_is_not_found(open_page: OpenPage) -> None:
     page = open_page("/functions/no-such", allowed="404")
     expect(page.get_by_role("heading", level=1)).to_have_text("There is no such function")
+
+
+def test_durations_of_steps(open_page: OpenPage, site: Site) -> None:
+    site.wait(lambda: site.runs("pack-parcel", RunStatus.COMPLETED), "packed parcel")
+    page = open_page("/functions/back-office-pack-parcel")
+    times = page.get_by_role("region", name="Durations")
+    row = times.get_by_role("row").filter(has_text="hand-to-carrier")
+    expect(row).to_contain_text(re.compile(r"\d+ ms|\d s"))
+    expect(times.get_by_role("row").filter(has_text="Whole run")).to_contain_text(" s")
+
+
+def test_runs_are_counted_before_they_are_cancelled_together(open_page: OpenPage, site: Site) -> None:
+    events = [site.send("refund/requested", {"order": order, "amount": 7777}) for order in ("B-1", "B-2")]
+    for event_id in events:
+        site.run_of(event_id, until=lambda run: run.status is RunStatus.RUNNING)
+    page = open_page("/functions/back-office-approve-refund", allowed="422")
+    page.get_by_role("link", name="Cancel runs").click()
+    page.get_by_label("Whose event meets this expression").fill("event.data.amount == ")
+    page.get_by_role("button", name="Count the runs").click()
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.get_by_label("Whose event meets this expression").fill("event.data.amount == 7777")
+    page.get_by_role("button", name="Count the runs").click()
+    expect(page.locator(".preview")).to_contain_text("2 runs of Approve a refund are selected")
+    page.get_by_role("button", name="Cancel 2 runs").click()
+    page.wait_for_url("**/functions/back-office-approve-refund")
+    for event_id in events:
+        assert site.run_of(event_id).status is RunStatus.CANCELLED
+    expect(page.locator("#operations")).to_contain_text("Cancellation of 2 runs")
+
+
+def test_runs_are_counted_before_they_are_replayed_together(open_page: OpenPage, site: Site) -> None:
+    event_id = site.send("invoice/received", {"number": "INV-99", "amount": 1, "currency": "XXX"})
+    site.run_of(event_id)
+    page = open_page("/functions/back-office-settle-invoice")
+    page.get_by_role("link", name="Replay runs").click()
+    page.get_by_label("Whose event meets this expression").fill("event.data.currency == 'XXX'")
+    page.get_by_role("button", name="Count the runs").click()
+    page.get_by_role("button", name="Replay 1 run").click()
+    page.wait_for_url("**/functions/back-office-settle-invoice")
+    expect(page.locator("#operations")).to_contain_text("Replay of 1 run")
+    site.wait(lambda: len(site.run(site.engine.event_runs(event_id))) > 1 or _is_replayed(site, event_id), "replay")
+
+
+def _is_replayed(site: Site, event_id: str) -> bool:
+    [run] = site.run(site.engine.event_runs(event_id))
+    return any(each.rerun_of == run.id for each in site.runs("settle-invoice"))

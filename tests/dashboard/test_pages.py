@@ -10,7 +10,14 @@ from .conftest import OpenPage
 from .site import Site
 
 WIDTHS = (360, 900, 1600)
-PAGES = {"/": "Overview", "/runs": "Runs", "/functions": "Functions", "/events": "Events"}
+PAGES = {
+    "/": "Overview",
+    "/runs": "Runs",
+    "/functions": "Functions",
+    "/events": "Events",
+    "/apps": "Apps",
+    "/cron": "Cron",
+}
 """Paths and headings."""
 
 
@@ -19,7 +26,8 @@ def paths(site: Site) -> list[str]:
     runs = {run.status: run.id for run in site.runs("pack-parcel") + site.runs("settle-invoice")}
     events = site.run(site.engine.list_events(name="parcel/requested", limit=1))
     of_runs = [f"/runs/{run_id}" for run_id in runs.values()]
-    of_functions = ["/functions/back-office-approve-refund"]
+    function = "/functions/back-office-settle-invoice"
+    of_functions = [function, f"{function}/replay?status-failed=1", f"{function}/cancel"]
     return [*PAGES, *of_runs, *of_functions, "/events/send", f"/events/{events[0].id}"]
 
 

@@ -31,6 +31,8 @@ NAVIGATION = (
     NavigationEntry("Runs", "/runs", "r"),
     NavigationEntry("Functions", "/functions", "f"),
     NavigationEntry("Events", "/events", "e"),
+    NavigationEntry("Apps", "/apps", "a"),
+    NavigationEntry("Cron", "/cron", "c"),
 )
 
 

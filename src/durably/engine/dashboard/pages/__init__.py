@@ -1,6 +1,6 @@
 """The pages of the dashboard, and the actions on them. One module for each."""
 
-from . import events, functions, overview, run, run_actions, run_values, runs
+from . import apps, bulk, cron, events, functions, overview, run, run_actions, run_values, runs
 
 ROUTES = (
     *overview.ROUTES,
@@ -9,5 +9,8 @@ ROUTES = (
     *run_actions.ROUTES,
     *run_values.ROUTES,
     *functions.ROUTES,
+    *bulk.ROUTES,
     *events.ROUTES,
+    *apps.ROUTES,
+    *cron.ROUTES,
 )

@@ -1,24 +1,26 @@
 """Events: what each started, and sending of events."""
 
-import asyncio
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from durably.engine.core.errors import EngineError
+from durably.engine.core.errors import EngineError, SelectionInvalidError
 from durably.engine.dashboard import json_tree
 from durably.engine.dashboard.charts import RANGES
 from durably.engine.dashboard.forms import FormError, read_object
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.reports import EventPage
 from durably.engine.views import EventView
 
 from .run_values import answer_value
 
 PAGE_SIZE = 50
 _SHOWN_RUNS = 3
+_OF_APPS = '!event.name.startsWith("inngest/")'
 
 
 async def show_events(visit: Visit) -> DashboardResponse:
@@ -26,23 +28,41 @@ async def show_events(visit: Visit) -> DashboardResponse:
     since = query.get("since")
     if since is not None and since not in RANGES:
         raise PageError(400, "The range is not known", f"It must be one of {', '.join(RANGES)}, not {since!r}.")
-    events = await visit.engine.list_events(
-        name=query.get("name"),
-        received_after=None if since is None else dt.datetime.now(dt.UTC) - RANGES[since],
-        id_suffix=query.get("id"),
-        limit=PAGE_SIZE,
-        cursor=query.get("cursor"),
-    )
-    runs = await asyncio.gather(*(visit.engine.event_runs(event.id) for event in events))
+    error, page = None, EventPage(events=[], cursor=None)
+    try:
+        page = await visit.engine.search_events(
+            name=query.get("name"),
+            received_after=None if since is None else dt.datetime.now(dt.UTC) - RANGES[since],
+            is_unmatched=True if "unmatched" in query else None,
+            if_exp=_condition(query),
+            id=query.get("id"),
+            limit=PAGE_SIZE,
+            cursor=query.get("cursor"),
+        )
+    except SelectionInvalidError as invalid:
+        error = invalid.message
+    if "if" in query or "cursor" in query:  # An older page does not change, and an expression costs more.
+        visit.live = None
     return await visit.page(
         "events.html",
-        events=list(zip(events, runs, strict=True)),
-        cursor=events[-1].id if len(events) == PAGE_SIZE else None,
+        page=page,
+        error=error,
         shown_runs=_SHOWN_RUNS,
         ranges=RANGES,
         is_filtered=bool(query.keys() - {"cursor"}),
         may_send=await visit.may("receive_events"),
     )
+
+
+def _condition(query: Mapping[str, str]) -> str | None:
+    """The expression of the filter.
+
+    The engine's own events are left out, unless they are asked for.
+    """
+    conditions = [f"({query['if']})"] if "if" in query else []
+    if not query.keys() & {"name", "id", "own"}:
+        conditions.append(_OF_APPS)
+    return " && ".join(conditions) or None
 
 
 async def show_event(visit: Visit) -> DashboardResponse:

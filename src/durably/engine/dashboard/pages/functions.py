@@ -9,13 +9,11 @@ from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.options_text import describe_options, describe_trigger
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
-from durably.engine.reports import FunctionLoad
 from durably.engine.views import FunctionView
 
 from .overview import load_rows, read_range
 
 _LAST_OPERATIONS = 5
-_NO_LOAD = FunctionLoad(function_id="", backlog=0, queue_delay=None, in_flight=0, live=0, counts=[])
 
 
 async def show_functions(visit: Visit) -> DashboardResponse:
@@ -50,9 +48,10 @@ async def _function_page(visit: Visit, *, text: str, error: str | None) -> Dashb
     function_id = visit.arguments["function_id"]
     name, length = read_range(visit, "24h")
     until = dt.datetime.now(dt.UTC)
-    function = find_function(await visit.engine.list_functions(), function_id)
-    loads = await visit.engine.function_loads(since=until - length, until=until)
-    load = next((each for each in loads if each.function_id == function_id), _NO_LOAD)
+    report = await visit.engine.inspect_function(function_id, since=until - length)
+    if report is None:
+        raise PageError(404, "There is no such function", "The id may be mistyped, or its app no longer serves it.")
+    function, load = report.function, report.load
     summed = total(load.counts)
     cancellations = [each for each in await visit.engine.list_cancellations() if each.function_id == function_id]
     replays = [each for each in await visit.engine.list_replays() if each.function_id == function_id]
@@ -62,8 +61,10 @@ async def _function_page(visit: Visit, *, text: str, error: str | None) -> Dashb
     return await visit.page(
         "function.html",
         status=200 if error is None else 422,
+        report=report,
         function=function,
         load=load,
+        longest=max((step.p95 for step in report.steps), default=0.0),
         total=summed,
         ended=ended(summed),
         chart=draw_chart(load.counts, until - length, until),

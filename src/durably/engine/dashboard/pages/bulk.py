@@ -1,0 +1,136 @@
+"""Bulk cancellation and replay of runs, with a preview of their number."""
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.errors import EngineError
+from durably.engine.dashboard.forms import FormError, read_time, write_time
+from durably.engine.dashboard.messages import DashboardResponse
+from durably.engine.dashboard.routing import Route
+from durably.engine.dashboard.visit import Visit
+from durably.engine.views import RunStatus
+
+from .functions import find_function, function_path
+
+LIVE = (RunStatus.SCHEDULED, RunStatus.RUNNING)
+ENDED = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.SKIPPED, RunStatus.COMPLETED)
+
+
+class BulkForm(msgspec.Struct, frozen=True):
+    """The runs that a person has selected.
+
+    ``before`` is by default the time of the preview, so that runs that are created later do not count.
+    """
+
+    statuses: tuple[RunStatus, ...]
+    after: dt.datetime | None
+    before: dt.datetime
+    expression: str | None
+
+    @classmethod
+    def read(cls, fields: Mapping[str, str], *, is_replay: bool, now: dt.datetime) -> "BulkForm":
+        """Raises ``FormError``."""
+        chosen = tuple(status for status in ENDED if f"status-{status.lower()}" in fields)
+        if is_replay and not chosen and fields:
+            raise FormError("Choose at least one status of the runs to replay.")
+        return cls(
+            statuses=(chosen or (RunStatus.FAILED,)) if is_replay else LIVE,
+            after=read_time("Created from", fields.get("after")),
+            before=read_time("Created before", fields.get("before")) or now,
+            expression=fields.get("if"),
+        )
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The fields of the form that has this selection."""
+        chosen = {f"status-{status.lower()}": "1" for status in self.statuses if status in ENDED}
+        times = {"after": write_time(self.after), "before": write_time(self.before)}
+        return {**times, "if": self.expression or "", **chosen}
+
+
+async def show_cancel(visit: Visit) -> DashboardResponse:
+    return await _show(visit, visit.query, is_replay=False)
+
+
+async def show_replay(visit: Visit) -> DashboardResponse:
+    return await _show(visit, visit.query, is_replay=True)
+
+
+async def _show(
+    visit: Visit, fields: Mapping[str, str], *, is_replay: bool, error: str | None = None
+) -> DashboardResponse:
+    """The form and, if it was filled in, the number of runs that it selects."""
+    function_id = visit.arguments["function_id"]
+    function = find_function(await visit.engine.list_functions(), function_id)
+    form, matches = None, None
+    if fields and error is None:
+        try:
+            form = BulkForm.read(fields, is_replay=is_replay, now=_end_of_second())
+            matches = await visit.engine.count_matching_runs(
+                function_id,
+                statuses=form.statuses,
+                started_after=form.after,
+                started_before=form.before,
+                if_exp=form.expression,
+            )
+        except FormError as invalid:
+            error = str(invalid)
+        except EngineError as refusal:
+            error = refusal.message
+    values: dict[str, Any] = {
+        "function": function,
+        "is_replay": is_replay,
+        "ended_statuses": ENDED,
+        "fields": fields or {"status-failed": "1"},
+        "selection": form.fields if form else {},
+        "matches": matches,
+        "error": error,
+        "may": await visit.may("replay_runs" if is_replay else "cancel_runs", function_id),
+    }
+    return await visit.page("bulk.html", status=200 if error is None else 422, **values)
+
+
+def _end_of_second() -> dt.datetime:
+    """The present, rounded up to the seconds that the form's field has."""
+    return (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1)).replace(microsecond=0)
+
+
+async def cancel(visit: Visit) -> DashboardResponse:
+    return await _start(visit, is_replay=False)
+
+
+async def replay(visit: Visit) -> DashboardResponse:
+    return await _start(visit, is_replay=True)
+
+
+async def _start(visit: Visit, *, is_replay: bool) -> DashboardResponse:
+    function_id, engine = visit.arguments["function_id"], visit.engine
+    fields = {name: value for name, value in visit.form.items() if name != "csrf"}
+    try:
+        form = BulkForm.read(fields, is_replay=is_replay, now=_end_of_second())
+        selection: dict[str, Any] = {
+            "started_after": form.after,
+            "started_before": form.before,
+            "if_exp": form.expression,
+        }
+        if is_replay:
+            await engine.replay_runs(function_id, statuses=form.statuses, **selection)
+        else:
+            await engine.cancel_runs(function_id, **selection)
+    except FormError as error:
+        return await _show(visit, fields, is_replay=is_replay, error=str(error))
+    except EngineError as error:
+        return await _show(visit, fields, is_replay=is_replay, error=error.message)
+    return visit.redirect(function_path(function_id))
+
+
+_ONE = "/functions/{function_id}"
+ROUTES = (
+    Route("GET", f"{_ONE}/cancel", show_cancel),
+    Route("POST", f"{_ONE}/cancel", cancel, action="cancel_runs", subject="function_id"),
+    Route("GET", f"{_ONE}/replay", show_replay),
+    Route("POST", f"{_ONE}/replay", replay, action="replay_runs", subject="function_id"),
+)

@@ -1,0 +1,40 @@
+"""The pages of apps and of cron schedules."""
+
+import re
+
+from playwright.sync_api import expect
+
+from .conftest import OpenPage
+from .site import Site
+
+
+def test_an_app_has_its_sdk_version_and_last_sync(open_page: OpenPage) -> None:
+    page = open_page("/apps")
+    app = page.get_by_role("region", name="back-office", exact=True)
+    expect(app).to_contain_text("Answers")
+    expect(app).to_contain_text("2026.11.2")
+    expect(app).to_contain_text("fast_api")
+    expect(app).to_contain_text("back-office-import-catalogue")  # added by the last sync
+    app.get_by_text("11 functions").click()
+    app.get_by_role("link", name="Count the stock").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Count the stock")
+
+
+def test_schedules_are_on_a_time_line(open_page: OpenPage) -> None:
+    page = open_page("/cron")
+    expect(page.locator("[data-row]")).to_have_count(2)
+    weekly = page.locator("[data-row]", has_text="Report the week's sales")
+    expect(weekly).to_contain_text("0 8 * * 1")
+    expect(weekly).to_contain_text("Europe/Stockholm")
+    expect(weekly.get_by_role("img")).to_have_attribute("aria-label", re.compile("[1-5] ticks of Report"))
+    page.get_by_role("link", name="1h").click()
+    expect(weekly.get_by_role("img")).to_have_attribute("aria-label", re.compile("and 0 ticks of Report"))
+    weekly.get_by_text("Last runs and next ticks").click()
+    expect(weekly.locator("details li")).not_to_have_count(0)
+
+
+def test_no_schedules_and_no_apps(open_page: OpenPage, empty_site: Site) -> None:
+    page = open_page(f"{empty_site.origin}/cron")
+    expect(page.locator(".empty h2")).to_have_text("No schedules")
+    page.goto(f"{empty_site.origin}/apps")
+    expect(page.locator(".empty h2")).to_have_text("No app has synced yet")
