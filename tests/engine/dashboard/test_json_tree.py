@@ -89,6 +89,13 @@ def test_a_pointer_to_nothing_is_an_error(pointer: str) -> None:
         find({"list": [1, 2], "text": "abc"}, pointer)
 
 
+def test_an_only_child_is_open() -> None:
+    tree = build_tree({"rows": [{"id": n} for n in range(90)]})
+    assert tree.children[0].is_open
+    assert not tree.children[0].children[0].is_open
+    assert not build_tree({"rows": list(range(90)), "more": 1}).children[0].is_open
+
+
 def test_a_long_text_is_cut() -> None:
     [node] = build_tree(["x" * 5000]).children
     assert len(node.text) < 1100

@@ -90,14 +90,15 @@ async def test_the_test_of_a_failed_run_fails_until_the_code_is_mended(monkeypat
     report = await run_count([1, "n/a", 3])
     assert report.run.status == "Failed"
     code = write_test(report)
-    assert code.isascii()
+    assert "M\u00e4rz" in code
+    assert "\u202e" not in code
 
     executed = list[str]()
     with pytest.raises(AssertionError, match="could not convert string to float"):
         await execute(code, *warehouse([1, 2, 3], executed), monkeypatch)
     assert executed == ["total"]  # The step that failed, with what the others returned in the run.
 
-    mended = code.replace("'n/a'", "'2'")
+    mended = code.replace('"n/a"', '"2"')
     await execute(mended, *warehouse([0, 0, 0], []), monkeypatch)
 
 
@@ -107,7 +108,7 @@ async def test_the_test_of_a_completed_run_asserts_its_output(monkeypatch: pytes
     executed = list[str]()
     await execute(write_test(report), *warehouse([7, 7, 7], executed), monkeypatch)
     assert executed == []
-    changed = write_test(report).replace("'total': 6.0", "'total': 7.0")
+    changed = write_test(report).replace('"total": 6.0', '"total": 7.0')
     with pytest.raises(AssertionError, match="output"):
         await execute(changed, *warehouse([7, 7, 7], []), monkeypatch)
 
@@ -134,7 +135,7 @@ async def test_a_large_output_is_left_out_and_named() -> None:
         run = await engine.send(durably.Event(name="big/start"))
         await run.wait()
         code = write_test(await report_of(engine, run))
-    assert "# The output of the step 'produce' has 100 kB, so it is executed." in code
+    assert '# The output of the step "produce" has 100 kB, so it is executed.' in code
     assert "from app import client, fn_3_big_things" in code
     assert len(code) < 2_000
     compile(code, "copied_test.py", "exec")

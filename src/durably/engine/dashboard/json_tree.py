@@ -54,6 +54,8 @@ def build_tree(value: Any, *, pointer: str = "", start: int = 0, most_text: int 
     """
     root = _leaf(value, pointer, most_text)
     budget, lines = MOST_NODES, _MOST_OPEN
+    is_only = True
+    """Whether each container until now is the only child of another."""
     queue = deque([(root, value, pointer, 0, start)])
     while queue:
         node, container, at, depth, first = queue.popleft()
@@ -71,7 +73,8 @@ def build_tree(value: Any, *, pointer: str = "", start: int = 0, most_text: int 
         node.shown = first + len(shown)
         node.rest = max(len(items) - node.shown, 0)
         node.pointer = at if node.rest else None
-        node.is_open = bool(shown) and (depth == 0 or lines >= len(shown))
+        node.is_open = bool(shown) and (depth == 0 or is_only or lines >= len(shown))
+        is_only = is_only and len(items) == 1
         lines -= len(shown) if node.is_open else 0
     return root
 

@@ -5,7 +5,6 @@ fails as the run did until the code is mended. Waits get their events at once, a
 """
 
 import keyword
-import pprint
 import re
 import textwrap
 import unicodedata
@@ -25,15 +24,18 @@ MOST_BYTES = 64 * 1024
 """A larger output is left out of the code, with a comment that says so."""
 _WIDTH = 100
 _INDENT = " " * 8
+_NEXT = ",\n"
 _SOURCE = '''\
-"""Reproduces the run {run_id} of {function_id!a}, which {ending}."""
+"""Reproduces the run {run_id} of {function_id}, which {ending}."""
 
+import pytest
 {imports}
 
 # Change this line: import your client and your function.
 from app import client, {function}
 {helper}
 
+@pytest.mark.asyncio
 async def test_{function}_{id}() -> None:
     async with TestEngine(client, [{function}]) as engine:
 {steps}
@@ -64,7 +66,7 @@ def write_test(report: RunReport) -> str:
     ]
     return _SOURCE.format(
         run_id=run.id,
-        function_id=run.function_id,
+        function_id=repr(run.function_id)[1:-1],
         ending=_ENDINGS.get(run.status, f"is {run.status.lower()}"),
         imports="\n".join(imports),
         function=function,
@@ -112,9 +114,9 @@ def _start(report: RunReport, function: str) -> str:
 
 
 def _event(event: EventView) -> str:
-    parts = [f"name={event.name!a}", f"data={_literal(event.data)}"]
-    parts += [f"user={_literal(event.user)}"] if event.user is not None else []
-    parts += [f"v={event.v!a}"] if event.v is not None else []
+    parts = [f"name={_text(event.name)}", f"data={_literal(event.data)}"]
+    parts += [f"user={_literal(event.user)}"] if event.user else []
+    parts += [f"v={_text(event.v)}"] if event.v is not None else []
     return f"Event({', '.join(parts)})"
 
 
@@ -152,21 +154,23 @@ def _mock(step_id: str, steps: list[StepReport]) -> list[str]:
     if any(step.status is StepStatus.FAILED for step in steps):
         return [_failure(step_id, next(step.error for step in steps if step.status is StepStatus.FAILED))]
     if not all(step.status is StepStatus.COMPLETED for step in steps):
-        return [f"# The step {step_id!a} had not ended. It is executed."]
+        return [f"# The step {_text(step_id)} had not ended. It is executed."]
     sizes = [0 if step.output is None else len(bytes(step.output)) for step in steps]
     if sum(sizes) > MOST_BYTES:
-        return [f"# The output of the step {step_id!a} has {format_size(sum(sizes))}, so it is executed."]
+        return [f"# The output of the step {_text(step_id)} has {format_size(sum(sizes))}, so it is executed."]
     values = [_result(step) for step in steps]
     if len(values) == 1:
-        return [f"engine.mock_step({step_id!a}, returns={values[0]})"]
-    return [f"engine.mock_step({step_id!a}, calls=in_turn({', '.join(values)}))"]
+        return [f"engine.mock_step({_text(step_id)}, returns={values[0]})"]
+    return [
+        f"engine.mock_step({_text(step_id)}, calls=in_turn(\n{textwrap.indent(_NEXT.join([*values, '']), '    ')}))"
+    ]
 
 
 def _failure(step_id: str, error: ErrorData | None) -> str:
     """A failed step is executed, so that the test shows whether its code still fails."""
     described = "an error" if error is None else f"{error.name or 'Error'}: {error.message or ''}"
-    first = textwrap.shorten(ascii(described)[1:-1], 160, placeholder="…")
-    return f"# The step {step_id!a} failed, and is executed: {first}"
+    first = textwrap.shorten(repr(described)[1:-1], 160, placeholder="…")
+    return f"# The step {_text(step_id)} failed, and is executed: {first}"
 
 
 def _result(step: StepReport) -> str:
@@ -174,9 +178,9 @@ def _result(step: StepReport) -> str:
     value = None if step.output is None else decode(step.output)
     match step.op, value:
         case Opcode.WAIT_FOR_EVENT, {"name": str(name), **rest}:
-            return f"Event(name={name!a}, data={_literal(rest.get('data') or {})})"
+            return f"Event(name={_text(name)}, data={_literal(rest.get('data') or {})})"
         case Opcode.WAIT_FOR_SIGNAL, {"signal": str(name), **rest}:
-            return f"Signal({name!a}, {_literal(rest.get('data'))})"
+            return f"Signal({_text(name)}, {_literal(rest.get('data'))})"
         case Opcode.GATEWAY, {"status_code": int(status), **rest}:
             return f"FetchResponse({status}, {_literal(rest.get('headers') or {})}, {_literal(rest.get('body') or '')})"
     return _literal(value)
@@ -192,33 +196,38 @@ def _check(report: RunReport) -> str:
             return f"run.assert_completed(output={_literal(decode(output))})"
     if report.run.status is RunStatus.FAILED and report.error is not None:
         failed = f"{report.error.name or 'Error'}: {report.error.message or ''}"
-        return (
-            f"# The run failed: {textwrap.shorten(ascii(failed)[1:-1], 160, placeholder='…')}\nrun.assert_completed()"
-        )
+        return f"# The run failed: {textwrap.shorten(repr(failed)[1:-1], 160, placeholder='…')}\nrun.assert_completed()"
     return "run.assert_completed()"
 
 
-def _literal(value: Any) -> str:
-    """A JSON value as Python.
+def _literal(value: Any, width: int = _WIDTH) -> str:
+    """A JSON value as Python, on several lines if it is wider than ``width``.
 
-    It is in ASCII, so that no character of it has an effect on an editor.
+    Characters that are not visible are escaped, so that none has an effect on an editor. Raises ``RecursionError``.
     """
-    return pprint.pformat(_ascii(value), width=_WIDTH, sort_dicts=False, compact=True)
+    line = _line(value)
+    if len(line) <= width or not isinstance(value, dict | list):
+        return line
+    if isinstance(value, dict):
+        lines = [f"{_text(key)}: {_literal(each, width - 6 - len(_text(key)))}" for key, each in value.items()]
+    else:
+        lines = [_literal(each, width - 5) for each in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{textwrap.indent(_NEXT.join([*lines, '']), '    ')}{closing}"
 
 
-def _ascii(value: Any) -> Any:
+def _line(value: Any) -> str:
     match value:
         case str():
-            return _Text(value)
+            return _text(value)
         case dict():
-            return {_Text(key): _ascii(each) for key, each in value.items()}
+            return f"{{{', '.join(f'{_text(key)}: {_line(each)}' for key, each in value.items())}}}"
         case list():
-            return [_ascii(each) for each in value]
-    return value
+            return f"[{', '.join(map(_line, value))}]"
+    return repr(value)
 
 
-class _Text(str):
-    """A text with ASCII as its literal."""
-
-    def __repr__(self) -> str:
-        return ascii(str(self))
+def _text(value: str) -> str:
+    """A text, with double quotes if it contains none."""
+    quoted = repr(value)
+    return quoted if '"' in quoted else f'"{quoted[1:-1]}"'

@@ -130,7 +130,13 @@ def _growth(report: RunReport, waterfall: Waterfall) -> int | None:
 
 async def show_test(visit: Visit) -> DashboardResponse:
     report = await read_report(visit)
-    return await visit.page("run_test.html", run=report.run, code=write_test(report))
+    try:
+        code = write_test(report)
+    except RecursionError:
+        raise PageError(
+            400, "The run cannot be copied as a test", "A value of it is nested too deeply to be written as code."
+        ) from None
+    return await visit.page("run_test.html", run=report.run, code=code)
 
 
 ROUTES = (
