@@ -44,6 +44,8 @@ from django.contrib.auth.models import Permission, User
 from django.core.management import call_command
 from django.test import Client
 
+call_command("check", fail_level="WARNING", verbosity=0)
+call_command("makemigrations", check_changes=True, verbosity=0)
 call_command("migrate", verbosity=0)
 may = Permission.objects.filter(content_type__app_label="durably")
 people = {"viewer": ["view_dashboard"], "operator": ["view_dashboard", "change_dashboard"], "nobody": [], "clerk": []}
@@ -52,7 +54,7 @@ for name, permissions in people.items():
     user.user_permissions.set(may.filter(codename__in=permissions))
     client = Client()
     client.force_login(user)
-    print(name, client.cookies["sessionid"].value)
+    print("session", name, client.cookies["sessionid"].value)
 """
 FORM = "application/x-www-form-urlencoded"
 
@@ -158,7 +160,7 @@ def make_django(directory: Path, code: str) -> dict[str, dict[str, str]]:
     ]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    sessions = dict(line.split() for line in done.stdout.splitlines())
+    sessions = dict(re.findall(r"^session (\w+) (\w+)$", done.stdout, re.MULTILINE))
     return {"anonymous": {}, **{name: {"cookie": f"sessionid={key}"} for name, key in sessions.items()}}
 
 
