@@ -180,6 +180,7 @@ def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
         "retention",
         "alerts",
         "tracing",
+        "log_runs",
         "clock",
         "entropy",
     }

@@ -11,25 +11,11 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.views import RunUpdate, UpdateKind
+from durably.engine.run_log import RUN_LOGGER, fields_of, level_of
+from durably.engine.views import RunUpdate
 from durably.protocol.text import get_logger, printable, printable_json, printable_lines
 
 from .text import Console
-
-_LEVELS = {
-    UpdateKind.STEP_FAILED: logging.WARNING,
-    UpdateKind.RETRYING: logging.WARNING,
-    UpdateKind.UNREACHED: logging.WARNING,
-    UpdateKind.RUN_FAILED: logging.ERROR,
-}
-_OUTCOMES = {
-    UpdateKind.RUN_COMPLETED: "completed",
-    UpdateKind.RUN_FAILED: "failed",
-    UpdateKind.RUN_CANCELLED: "cancelled",
-    UpdateKind.RUN_SKIPPED: "skipped",
-}
-_MILLISECOND = dt.timedelta(milliseconds=1)
-_run_logger = get_logger("durably.runs")
 
 
 class LogFormat(StrEnum):
@@ -88,19 +74,8 @@ def write_log(log_format: LogFormat, level: int = logging.INFO) -> None:
 
 
 def log_update(update: RunUpdate) -> None:
-    """Log an update. Inputs and outputs are users' data, and are not logged."""
-    fields: dict[str, Any] = {
-        "run_id": update.run_id,
-        "function_id": update.function_id,
-        "app_id": update.app_id,
-    }
-    for name in ("event_id", "step", "attempt", "due_at", "error"):
-        if (value := getattr(update, name)) is not None:
-            fields[name] = value
-    if (outcome := _OUTCOMES.get(update.kind)) is not None and update.created_at is not None:
-        fields["outcome"] = outcome
-        fields["duration_ms"] = (update.at - update.created_at) // _MILLISECOND
-    log_fields(_run_logger, update.kind.value, level=_LEVELS.get(update.kind, logging.INFO), **fields)
+    """Log an update of a run."""
+    log_fields(RUN_LOGGER, update.kind.value, level=level_of(update.kind), **fields_of(update))
 
 
 def log_fields(logger: logging.Logger, message: str, *, level: int = logging.INFO, **fields: Any) -> None:

@@ -51,6 +51,7 @@ from durably.engine.sqlite.run_tables import Store
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.text import get_logger
 
+from .run_log import RunEndLog
 from .scheduling import bulk_operations, operations, runs
 from .settings import EngineSettings, make_policy
 from .tracing import EndedRun
@@ -113,6 +114,8 @@ class Runtime:
         self.observers.add(self.changes)
         self.observers.add(self.statistics)
         self.observers.add(self.counters)
+        if settings.log_runs:
+            self.observers.add(RunEndLog())
         self.alerts: FailureAlerts | None = None
         if settings.alerts is not None:
             self.alerts = FailureAlerts(settings.alerts, settings.clock)

@@ -87,13 +87,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     rotation, which the API accepts too. In production answers to calls must be signed with either; ``unsigned_apps``
     are the ids of apps whose unsigned answers are accepted, because their SDK does not sign.
 
-    ``backoff`` has the delays of retries, ``unreached_backoff`` the delays of calls that did not reach their app, which
-    use up no attempt. ``call_timeout`` limits the time of one call, ``max_calls`` the number of calls at a time.
-    ``max_steps`` is the maximum number of steps of a run, ``max_depth`` the maximum depth of invocations; ten times as
-    many runs may start each other within an hour. ``allow_private_addresses`` lets ``fetch`` and ``ai.infer`` reach
-    them. ``retention`` is how long finished runs, and events that no run needs, are kept; ``None`` keeps them forever.
-    ``alerts`` reports runs that have finally failed, to a webhook or by e-mail.
-    ``tracing`` reports spans (see ``durably.otel``). Tests may replace ``clock`` and ``entropy``, which makes ids.
+    ``backoff`` has the delays of retries, ``unreached_backoff`` the delays of calls that did not reach their app,
+    which use up no attempt. ``call_timeout`` limits the time of one call, ``max_calls`` the number of calls at a
+    time. ``max_steps`` is the maximum number of steps of a run, ``max_depth`` the maximum depth of invocations; ten
+    times as many runs may start each other within an hour. ``allow_private_addresses`` lets ``fetch`` and
+    ``ai.infer`` reach them. ``retention`` is how long finished runs, and events that no run needs, are kept;
+    ``None`` keeps them forever. ``alerts`` reports runs that have finally failed, to a webhook or by e-mail.
+    ``tracing`` reports spans (see ``durably.otel``). ``log_runs`` logs the end of each run to ``durably.runs``.
+    Tests may replace ``clock`` and ``entropy``, which makes ids.
     """
 
     server_kind: ServerKind = ServerKind.DEV
@@ -114,6 +115,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     retention: dt.timedelta | None = None
     alerts: Alerts | None = None
     tracing: Tracing | None = None
+    log_runs: bool = False
     clock: Clock = msgspec.field(default_factory=SystemClock)
     entropy: Entropy = os.urandom
 

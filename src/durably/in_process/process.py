@@ -351,8 +351,11 @@ class ProcessEngine:
 
     def _engine_settings(self) -> EngineSettings:
         settings = self._options.settings
-        if settings is None:
-            modes = {handler.client.is_production for handler in self._handlers.values()}
+        modes = {handler.client.is_production for handler in self._handlers.values()}
+        if settings is not None:
+            if True in modes and settings.backoff is dev_backoff:  # the default: other settings were given
+                settings = msgspec.structs.replace(settings, backoff=standard_backoff)
+        else:
             settings = EngineSettings(
                 backoff=standard_backoff if True in modes else dev_backoff,
                 allow_private_addresses=modes == {False},  # not in a process without functions: the others' are unknown

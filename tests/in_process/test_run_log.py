@@ -1,0 +1,53 @@
+"""``EngineSettings(log_runs=True)``: one line for each run that ends, with its ids as attributes."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from durably import Client, ContextSync, Embedded, EngineSettings, Event, TriggerEvent
+from durably.comm import CommHandler
+
+
+async def run_both(database: Path, settings: EngineSettings) -> list[Any]:
+    """A run that completes and one that fails."""
+    client = Client(app_id="shop", is_production=False, engine=Embedded(database, settings=settings))
+
+    @client.create_function(fn_id="pay", trigger=TriggerEvent(event="pay"), retries=0)
+    def pay(ctx: ContextSync) -> str:
+        if ctx.event.data.get("fail"):
+            raise ValueError("declined\nforged")
+        return "secret"
+
+    CommHandler(client=client, framework="test", functions=[pay])
+    runs = []
+    async with client.engine.running():
+        for data in ({}, {"fail": True}):
+            [event_id] = await client.send(Event(name="pay", data=data))
+            [run] = await client.engine.event_runs(event_id)
+            runs.append(await client.engine.wait_for_run(run.id))
+    return runs
+
+
+async def test_a_run_ends_with_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "durably.runs")
+    completed, failed = await run_both(tmp_path / "durably.db", EngineSettings(log_runs=True))
+    lines: list[Any] = [record for record in caplog.records if record.name == "durably.runs"]
+    assert [(line.levelname, line.run_id, line.outcome) for line in lines] == [
+        ("INFO", completed.id, "completed"),
+        ("ERROR", failed.id, "failed"),
+    ]
+    assert all((line.function_id, line.app_id) == ("shop-pay", "shop") for line in lines)
+    assert [line.event_id for line in lines] == [completed.event_id, failed.event_id]
+    assert all(line.duration_ms >= 0 for line in lines)
+    assert lines[0].getMessage().startswith(f"run completed: run {completed.id} of function shop-pay after ")
+    assert lines[1].getMessage().endswith(r": ValueError: declined\nforged")
+    assert "secret" not in "".join(line.getMessage() for line in lines)
+
+
+async def test_runs_are_not_logged_otherwise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "durably.runs")
+    await run_both(tmp_path / "durably.db", msgspec.structs.replace(EngineSettings()))
+    assert [record for record in caplog.records if record.name == "durably.runs"] == []
