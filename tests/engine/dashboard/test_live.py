@@ -121,4 +121,5 @@ async def test_a_position_that_is_no_number_is_ignored(
 
 async def test_a_stream_ends_after_its_time(app: SmallApp, engine: SqliteEngine, dashboard: Dashboard) -> None:
     await start(app, engine)
-    assert [each async for each in chunks(await get(dashboard, "/live", stream_seconds=0.001))][0] == b"retry: 2000\n\n"
+    whole = [chunk async for chunk in chunks(await get(dashboard, "/live", stream_seconds=0.001))]
+    assert whole[0] == b"retry: 2000\n\n"
