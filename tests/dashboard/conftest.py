@@ -7,13 +7,15 @@ from urllib.parse import urlsplit
 
 import pytest
 from examples.showcase.events import send_events
-from playwright.sync_api import ConsoleMessage, Page, Request
+from playwright.sync_api import ConsoleMessage, Page, Request, expect
 
 from .browser import BrowserThread, axe_source
 from .site import Site
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_MILLISECONDS = 30_000
+
+expect.set_options(timeout=TIMEOUT_MILLISECONDS)
 
 
 class OpenPage(Protocol):

@@ -37,6 +37,7 @@ def main() -> None:
             failed = site.wait(lambda: site.runs("settle-invoice", RunStatus.FAILED), "failed run")[0]
             packed = site.wait(lambda: site.runs("pack-parcel", RunStatus.COMPLETED), "packed parcel")[0]
             pages = {
+                "overview": "/",
                 "runs": "/runs",
                 "failed-run": f"/runs/{failed.id}",
                 "run": f"/runs/{packed.id}",

@@ -35,7 +35,7 @@ class Site:
 
     def __init__(self, database: Path, *targets: str) -> None:
         self._loop = BackgroundLoop("site")
-        self._apps: list[AppProcess] = []
+        self._apps: dict[str, AppProcess] = {}
         self._dev = DevServer(DevOptions(port=0, database=database), Quiet())
         self._loop.run(self._dev.__aenter__())
         for target in targets:
@@ -43,12 +43,16 @@ class Site:
 
     def add(self, target: str) -> None:
         """Start an app and sync it, unless it runs."""
-        if target not in (app.target for app in self._apps):
+        if target not in self._apps:
             self._loop.run(self._start_app(target))
+
+    def stop(self, target: str) -> None:
+        """Stop an app. ``add`` starts it again at another port."""
+        self._loop.run(self._apps.pop(target).stop())
 
     async def _start_app(self, target: str) -> None:
         app = AppProcess(target, host="127.0.0.1", port=free_port(), path=None, engine_origin=self.origin)
-        self._apps.append(app)
+        self._apps[target] = app
         await app.start()
         await app.sync(self._dev.server.discovery)
 
@@ -89,6 +93,6 @@ class Site:
         return self.run(self.engine.list_runs(function_id=f"back-office-{function}", status=status))
 
     def close(self) -> None:
-        for app in self._apps:
+        for app in self._apps.values():
             self._loop.run(app.stop())
         self._loop.run(self._dev.__aexit__(None, None, None))

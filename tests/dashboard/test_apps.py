@@ -38,3 +38,17 @@ def test_no_schedules_and_no_apps(open_page: OpenPage, empty_site: Site) -> None
     expect(page.locator(".empty h2")).to_have_text("No schedules")
     page.goto(f"{empty_site.origin}/apps")
     expect(page.locator(".empty h2")).to_have_text("No app has synced yet")
+
+
+def test_an_app_that_does_not_answer_needs_attention(open_page: OpenPage, site: Site) -> None:
+    site.add("tests.dashboard.hostile_app:app")
+    site.stop("tests.dashboard.hostile_app:app")
+    try:
+        site.send("hostile/steps")
+        page = open_page("/apps")
+        app = page.get_by_role("region", name="hostile", exact=True)
+        expect(app).to_contain_text("Does not answer")
+        page.goto(f"{site.origin}/")
+        expect(page.get_by_role("region", name="Needs attention")).to_contain_text("unreached app")
+    finally:
+        site.add("tests.dashboard.hostile_app:app")

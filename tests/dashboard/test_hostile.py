@@ -31,7 +31,9 @@ def run_path(site: Site, function: str) -> str:
 def test_hostile_names_are_shown_as_they_are(open_page: OpenPage, hostile: Site) -> None:
     page = open_page("/runs")
     [event] = hostile.run(hostile.engine.list_events(name="hostile/names", limit=1))
-    for path in ("/runs", "/events", run_path(hostile, "names"), f"/events/{event.id}"):
+    lists = ("/", "/runs", "/functions", "/events", "/apps", "/cron")
+    details = (run_path(hostile, "names"), f"/events/{event.id}", "/functions/hostile-names")
+    for path in (*lists, *details):
         page.goto(hostile.origin + path)
         assert page.title().endswith("Durably"), path
         assert page.locator("main script, main img").count() == 0, path
