@@ -187,7 +187,8 @@ def _resolved_by_callback(callback: Any) -> Iterator[AnyFuture]:
             content = cell.cell_contents
         except ValueError:
             continue
-        if isinstance(content, asyncio.Future):
+        # A task ends by itself; since Python 3.14 a callback of ``shield`` has the task that made it.
+        if isinstance(content, asyncio.Future) and not isinstance(content, asyncio.Task):
             yield content
 
 

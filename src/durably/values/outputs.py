@@ -259,6 +259,8 @@ def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
         handler = handler.func if isinstance(handler, functools.partial) else handler.__func__
     if isinstance(handler, type):
         return handler
+    if not hasattr(handler, "__annotations__") and hasattr(handler, "__wrapped__"):
+        handler = handler.__wrapped__  # such as a function in ``functools.lru_cache``, since Python 3.14
     if not hasattr(handler, "__annotations__"):
         handler = getattr(type(handler), "__call__", handler)  # noqa: B004 (its annotations, not whether it is callable)
     annotations = getattr(handler, "__annotations__", None)
