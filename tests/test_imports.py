@@ -508,6 +508,7 @@ MISSING = [
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
     ("import durably.engine.sqlite_engine", "aiohttp", "durably[engine]"),
     ("import durably; durably.Embedded('x.db')", "aiohttp", "durably[engine]"),
+    ("import durably.engine.sqlite_engine", "prometheus_client", "durably[engine]"),
     ("import durably.engine.core.machine", "re2", "durably[engine]"),
     ("import durably.temporal", "temporalio", "durably[temporal]"),
     ("import durably.temporal.gateway", "pydantic", "durably[temporal]"),

@@ -5,6 +5,7 @@ import contextlib
 import datetime as dt
 import json
 import ssl
+import threading
 from collections.abc import AsyncIterator, Mapping
 from email import message_from_bytes, policy
 from email.message import EmailMessage
@@ -218,6 +219,30 @@ async def test_refused_recipients_and_passwords_are_reported(caplog: pytest.LogC
         with pytest.raises(DeliveryError, match="status 535") as refused:
             await Email(wrong.mail_server, emails[0], emails).deliver(ALERT)
     assert "wr0ng" not in str(refused.value)
+
+
+async def test_a_mail_server_that_hangs_does_not_hold_back_the_end_of_the_engine(
+    path: Path, app: SmallApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    connected, may_end = asyncio.Event(), asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await may_end.wait()
+        writer.close()
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        alerts = Alerts(emails=("ops@shop.example",), smtp_url=f"smtp://127.0.0.1:{port}")
+        async with engine_with(path, alerts, app) as engine:
+            await run_to_end(engine, "pay")
+            await connected.wait()
+        (thread,) = [thread for thread in threading.enumerate() if thread.name == "durably-alert"]
+        assert thread.daemon
+        assert "the engine has closed before its last alert about failed runs was delivered" in caplog.text
+        may_end.set()
+        await asyncio.to_thread(thread.join)
 
 
 @pytest.fixture

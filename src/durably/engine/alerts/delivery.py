@@ -1,8 +1,10 @@
 """Delivery of alerts to a webhook or to an SMTP server."""
 
 import asyncio
+import contextlib
 import smtplib
 import ssl
+import threading
 from typing import Protocol
 
 import aiohttp
@@ -67,6 +69,15 @@ class Webhook:
             raise DeliveryError(f"{redact_url(self._url)} answered with status {status}")
 
 
+def _resolve(sent: asyncio.Future[None], error: Exception | None) -> None:
+    if sent.done():
+        return
+    if error is None:
+        sent.set_result(None)
+    else:
+        sent.set_exception(error)
+
+
 class Email:
     name = "email"
 
@@ -74,7 +85,24 @@ class Email:
         self._server, self._sender, self._recipients = server, sender, recipients
 
     async def deliver(self, alert: Alert) -> None:
-        await asyncio.to_thread(self._send, alert)
+        """Send an e-mail in a thread of its own.
+
+        The end of the process does not wait for it: a server may hang.
+        """
+        loop = asyncio.get_running_loop()
+        sent: asyncio.Future[None] = loop.create_future()
+
+        def send() -> None:
+            error: Exception | None = None
+            try:
+                self._send(alert)
+            except Exception as raised:
+                error = raised
+            with contextlib.suppress(RuntimeError):  # The loop has been closed.
+                loop.call_soon_threadsafe(_resolve, sent, error)
+
+        threading.Thread(target=send, name="durably-alert", daemon=True).start()
+        await sent
 
     def _send(self, alert: Alert) -> None:
         server = self._server
