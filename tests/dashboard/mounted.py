@@ -1,5 +1,6 @@
 """Stock projects with the dashboard of ``docs/how-to/dashboard.md``, word for word, on real servers."""
 
+import functools
 import re
 import subprocess
 import sys
@@ -147,6 +148,7 @@ def make_plain(framework: str, directory: Path, code: str) -> dict[str, dict[str
     return {"operator": {"x-user": "ada"}, "viewer": {"x-user": "grace"}, "nobody": {"x-user": "eve"}, "anonymous": {}}
 
 
+@functools.cache
 def make_django(directory: Path, code: str) -> dict[str, dict[str, str]]:
     make_project("Django", directory)
     (directory / "myproject" / "urls.py").write_text(code + SENDING["Django"])
