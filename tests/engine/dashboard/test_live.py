@@ -10,7 +10,7 @@ from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.sqlite_engine import SqliteEngine
 
-from ..conftest import only_run, send
+from ..conftest import only_run, send, step_is
 from ..small_app import SmallApp, Steps
 from .pages import get, header, page
 
@@ -41,7 +41,14 @@ async def start(app: SmallApp, engine: SqliteEngine) -> str:
         step.sleep("long", "1h")
 
     await engine.sync_app(app.sync_request())
-    return await only_run(engine, await send(engine, "nap"))
+    return await nap_of(engine)
+
+
+async def nap_of(engine: SqliteEngine) -> str:
+    """A run that sleeps."""
+    run_id = await only_run(engine, await send(engine, "nap"))
+    await step_is(engine, run_id, "long", "sleeping")
+    return run_id
 
 
 async def test_a_change_is_reported_after_the_position_of_the_page(
@@ -74,7 +81,7 @@ async def test_a_stream_of_a_run_is_silent_about_others(
     app: SmallApp, engine: SqliteEngine, dashboard: Dashboard
 ) -> None:
     first = await start(app, engine)
-    other = await only_run(engine, await send(engine, "nap"))
+    other = await nap_of(engine)
     text = await page(dashboard, f"/runs/{first}")
     [query] = re.findall(r'data-live-url="/live\?([^"]+)"', text)
     assert query.endswith(f"run={first}")

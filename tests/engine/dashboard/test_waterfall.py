@@ -60,6 +60,14 @@ async def test_bars_are_on_one_axis_of_time() -> None:
     assert [tick.text for tick in waterfall.ticks] == ["0", "2h", "4h", "6h", "8h", "10h"]
 
 
+async def test_a_bar_of_no_time_is_drawn() -> None:
+    report = await report_of_day()
+    began = report.run.created_at
+    step = msgspec.structs.replace(report.steps[0], spans=[Span(kind=SpanKind.RUNNING, start=began, end=began)])
+    [bar] = lay_out(msgspec.structs.replace(report, steps=[step]), began).rows[1].bars
+    assert bar.width > 0
+
+
 async def test_a_failed_attempt_has_a_bar_or_else_a_mark() -> None:
     report = await report_of_day()
     work = lay_out(report, report.run.created_at).rows[-1]

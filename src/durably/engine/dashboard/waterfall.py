@@ -29,6 +29,8 @@ _TICKS = sorted(
 """Distances of ticks in milliseconds."""
 _OUTSIDE = 2.0
 """Percents by which a bar may reach beyond the axis, which cuts it off."""
+_LEAST = 0.01
+"""The least width of a bar in percents. Browsers do not draw a bar without a width, and draw others with their outline."""
 _WINDOW = re.compile(r"([0-9]{1,15})-([0-9]{1,15})")
 
 KIND_WORDS = {
@@ -189,7 +191,7 @@ class _Axis(msgspec.Struct, frozen=True):
         attempt = f", attempt {span.attempt + 1}" if span.attempt else ""
         ending = "so far" if span.end is None else "long"
         text = f"{span.kind}{attempt}: {format_duration((end - start) / 1000)} {ending}, from {_at(start)}"
-        return Bar(kind=span.kind, x=x, width=round(max(self.x(end) - x, 0), 3), text=text, outcome=outcome)
+        return Bar(kind=span.kind, x=x, width=round(max(self.x(end) - x, _LEAST), 3), text=text, outcome=outcome)
 
 
 def _at(milliseconds: float) -> str:
