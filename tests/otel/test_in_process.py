@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind, StatusCode
 
 import durably.otel
+import durably.otel.spans
 from durably import Batch, Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.views import RunView
@@ -327,6 +329,45 @@ async def test_texts_of_errors_can_be_left_out(tmp_path: Path, spans: Spans) -> 
         await app.request("fail")
     assert attribute(spans.one("process shop-fail"), "error.type") == "ValueError"
     assert "4111" not in "".join(span.to_json() for span in spans.all)
+
+
+class Broken(SpanProcessor):
+    """A part of the app's own set-up that does not work."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        if self._where == "start":
+            raise LookupError(f"broken at the {self._where}")
+
+    def on_end(self, span: Any) -> None:
+        if self._where == "end":
+            raise LookupError(f"broken at the {self._where}")
+
+
+@pytest.mark.parametrize("where", ["start", "end", "sampler"])
+async def test_broken_parts_of_opentelemetry_disturb_no_run(
+    tmp_path: Path, where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durably.otel.spans, "_reported", set())
+    spans = Spans()
+    spans.provider.add_span_processor(Broken(where))
+    if where == "sampler":
+        spans.provider.sampler = None  # type: ignore[assignment]
+    app = App(tmp_path / "durably.db", spans)
+
+    async def order(ctx: Context) -> str:
+        await ctx.step.send_event("tell", Event(name="other"))
+        return await ctx.step.run("charge", lambda: "paid")
+
+    app.serve(order)
+    async with app.engine.running():
+        [event_id] = await app.client.send(Event(name="order"))
+        [run] = await app.engine.event_runs(event_id)
+        ended = await app.engine.wait_for_run(run.id)
+    assert ended.status == "Completed"
+    assert len([line for line in caplog.messages if line.startswith("spans are left out")]) == 1
 
 
 def test_a_client_is_instrumented_once(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from durably.protocol.text import get_logger
 from durably.protocol.trace_context import TraceContext
 
 from . import attributes as names
+from .spans import end_span, report, start_span
 
 _SCOPE = "durably.engine"
 _MOST_RUNS = 10_000
@@ -89,14 +90,14 @@ class EngineTracing:
         sender = None if traceparent is None else TraceContext.parse(traceparent)
         parent = Context() if sender is None else names.within(names.to_span_context(sender), Context())
         destination, described = names.describe_events([*event_names])
-        span = tracer.start_span(f"receive {destination}", parent, SpanKind.SERVER, described)
+        span = start_span(tracer, f"receive {destination}", context=parent, kind=SpanKind.SERVER, attributes=described)
         try:
-            yield names.to_traceparent(span.get_span_context())
+            yield names.to_traceparent(span.get_span_context()) or traceparent
         except Exception as error:
             names.record_error(span, error, with_text=False)
             raise
         finally:
-            span.end()
+            end_span(span)
 
     def run_context(self, run_id: str, traceparent: str | None) -> str | None:
         tracer = self._find_tracer()
@@ -119,21 +120,23 @@ class EngineTracing:
         }
         token = _wanted.set((None, _call_span_id(data.run_id, generation)))
         try:
-            span = tracer.start_span(
+            span = start_span(
+                tracer,
                 f"call {names.name(data.function_id)}",
-                names.within(names.to_span_context(run), Context()),
-                SpanKind.CLIENT,
-                described,
-                self._links_to_before(data, run),
+                context=names.within(names.to_span_context(run), Context()),
+                kind=SpanKind.CLIENT,
+                attributes=described,
+                links=self._links_to_before(data, run),
             )
         finally:
             _wanted.reset(token)
         try:
-            yield _Call(span)
+            yield _Call(span, names.to_traceparent(span.get_span_context()) or data.traceparent)
         finally:
-            span.end()
-            self._latest_calls[data.run_id] = span.get_span_context()
-            self._latest_calls.move_to_end(data.run_id)
+            end_span(span)
+            if (context := span.get_span_context()).is_valid:
+                self._latest_calls[data.run_id] = context
+                self._latest_calls.move_to_end(data.run_id)
             if len(self._latest_calls) > _MOST_RUNS:
                 self._latest_calls.popitem(last=False)
 
@@ -151,19 +154,20 @@ class EngineTracing:
         parent = _parse(run.traceparents[0])
         token = _wanted.set((own.trace_id, own.span_id))
         try:
-            span = tracer.start_span(
+            span = start_span(
+                tracer,
                 f"run {names.name(run.function_id)}",
-                Context() if parent is None else names.within(names.to_span_context(parent), Context()),
-                SpanKind.INTERNAL,
-                described,
-                _links_of(tracer, run),
+                context=Context() if parent is None else names.within(names.to_span_context(parent), Context()),
+                kind=SpanKind.INTERNAL,
+                attributes=described,
+                links=_links_of(tracer, run),
                 start_time=run.created_at * 1_000_000,
             )
         finally:
             _wanted.reset(token)
         if run.status is RunStatus.FAILED:
             names.mark_failed(span, run.error or "Error")
-        span.end(run.ended_at * 1_000_000)
+        end_span(span, run.ended_at * 1_000_000)
 
     def _links_to_before(self, data: CallData, run: TraceContext) -> list[Link]:
         """A link to the call that ended last.
@@ -209,9 +213,9 @@ class _NoSpan:
 class _Call:
     """A ``CallSpan``."""
 
-    def __init__(self, span: trace.Span) -> None:
+    def __init__(self, span: trace.Span, traceparent: str | None) -> None:
         self._span = span
-        self.traceparent = names.to_traceparent(span.get_span_context())
+        self.traceparent = traceparent
 
     def answered(self, answer: Answer) -> None:
         if isinstance(answer, AttemptFailed | Unreached):
@@ -234,8 +238,13 @@ def _run_context(tracer: Tracer, run_id: str, traceparent: str | None) -> TraceC
     event = _parse(traceparent)
     trace_id = _derive(16, "trace", run_id) if event is None else event.trace_id
     parent = None if event is None else names.within(names.to_span_context(event), Context())
-    decision = tracer.sampler.should_sample(parent, trace_id, "run", SpanKind.INTERNAL).decision
-    return TraceContext(trace_id, _run_span_id(run_id), decision is Decision.RECORD_AND_SAMPLE)
+    try:
+        decision = tracer.sampler.should_sample(parent, trace_id, "run", SpanKind.INTERNAL).decision
+        is_sampled = decision is Decision.RECORD_AND_SAMPLE
+    except Exception as error:
+        report(error)
+        is_sampled = False
+    return TraceContext(trace_id, _run_span_id(run_id), is_sampled)
 
 
 def _links_of(tracer: Tracer, run: EndedRun) -> list[Link]:

@@ -18,6 +18,7 @@ from durably.protocol.trace_context import TraceContext
 from durably.tracing import CallInfo
 
 from . import attributes as names
+from .spans import end_span, start_span
 
 _SCOPE = "durably"
 _MOST_LINKS = 32
@@ -64,7 +65,7 @@ class _Current:
         return time.perf_counter() - self.began
 
     def leave(self) -> None:
-        self.span.end()
+        end_span(self.span)
         # The garbage collector closes a coroutine in another context.
         if not isinstance(sys.exc_info()[1], GeneratorExit):
             otel_context.detach(self._token)
@@ -82,7 +83,7 @@ class _Send:
         destination, described = names.describe_events(self._names)
         described |= {names.OPERATION: "send", names.OPERATION_TYPE: "send"}
         self._metric = {key: described[key] for key in (names.SYSTEM, names.DESTINATION) if key in described}
-        span = self._tracing.tracer.start_span(f"send {destination}", kind=SpanKind.PRODUCER, attributes=described)
+        span = start_span(self._tracing.tracer, f"send {destination}", kind=SpanKind.PRODUCER, attributes=described)
         self._current = _Current(span, None)
         self.traceparent = names.to_traceparent(span.get_span_context())
         return self
@@ -131,7 +132,14 @@ class _Call:
         else:
             described[names.BATCH_COUNT] = len(call.event_ids)
         title = f"process {names.name(call.function_id)}"
-        span = self._tracing.tracer.start_span(title, base, SpanKind.CONSUMER, described, links[:_MOST_LINKS])
+        span = start_span(
+            self._tracing.tracer,
+            title,
+            context=base,
+            kind=SpanKind.CONSUMER,
+            attributes=described,
+            links=links[:_MOST_LINKS],
+        )
         self._current = _Current(span, base)
         return self
 
@@ -167,7 +175,7 @@ class _Step:
         described = {**ids, names.STEP_ID: names.name(step.id)}
         if step.index:
             described[names.STEP_INDEX] = step.index
-        self._current = _Current(tracing.tracer.start_span(f"step {names.name(step.id)}", attributes=described), None)
+        self._current = _Current(start_span(tracing.tracer, f"step {names.name(step.id)}", attributes=described), None)
 
     def ended(self, error: BaseException | None, *, is_cut: bool) -> None:
         if is_cut:
