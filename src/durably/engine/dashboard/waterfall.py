@@ -30,7 +30,7 @@ _TICKS = sorted(
 _OUTSIDE = 2.0
 """Percents by which a bar may reach beyond the axis, which cuts it off."""
 _LEAST = 0.01
-"""The least width of a bar in percents. Browsers do not draw a bar without a width, and draw others with their outline."""
+"""The least width of a bar in percents. Browsers draw no bar without a width, and others with their outline."""
 _WINDOW = re.compile(r"([0-9]{1,15})-([0-9]{1,15})")
 
 KIND_WORDS = {
