@@ -18,10 +18,14 @@ import durably
 from durably.cli import text
 from durably.cli.functions import _state, _triggers, describe_failure
 from durably.cli.log_lines import JsonFormatter, TextFormatter
-from durably.cli.run_text import Activity, describe_run, describe_steps
+from durably.cli.run_text import Activity, describe_attempts, describe_links, describe_logs, describe_run
 from durably.cli.text import CliError, Console
-from durably.engine.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, StepView, UpdateKind
+from durably.cli.waterfall_text import draw
+from durably.engine.reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
+from durably.engine.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, UpdateKind
+from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
+from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import FunctionConfig, Trigger
 from durably.testing.timeline import describe_run as describe_timeline
@@ -100,21 +104,42 @@ def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, outpu
         event_ids=[message],
         rerun_of=message,
     )
-    step = StepView(
+    failed = AttemptReport(attempt=0, ended_at=NOW, error=ErrorData(name=message, message=message, stack=message))
+    step = StepReport(
         id=step_id,
         hashed_id=message,
         op=Opcode.STEP_RUN,
-        status=StepStatus.FAILED,
+        status=StepStatus.FAILED if status == "Failed" else StepStatus.COMPLETED,
         attempts=2,
         created_at=NOW,
         ended_at=NOW,
         due_at=None,
-        memo=as_json({"data": output}),
-        error=message,
+        spans=[Span(kind=SpanKind.RUNNING, start=NOW, end=NOW)],
+        failed_attempts=[failed],
+        output=as_json(output),
+        error=failed.error if status == "Failed" else None,
+        awaited=message,
     )
-    assert_fit(describe_run(run))
+    link = RunLink(run_id=message, function_id=function_id, status=RunStatus(status), created_at=NOW, step=message)
+    report = RunReport(
+        run=run,
+        function_name=message,
+        app_version=message,
+        spans=[],
+        steps=[step],
+        failed_attempts=[failed],
+        events=[],
+        parent=link,
+        children=[link],
+        has_more_children=False,
+        logs=[LogLine(at=NOW, level=message, message=message, step=step_id)],
+    )
+    assert_fit(describe_run(run, message))
+    assert_fit(draw(report, NOW), lines=4)
+    assert_fit(describe_attempts(report), lines=3)
+    assert_fit(describe_links(report), lines=3)
+    assert_fit(describe_logs(report), lines=2)
     assert_fit(describe_failure(run), lines=1)
-    assert_fit(describe_steps(run, [step]), lines=2)
 
 
 @given(st.sampled_from(UpdateKind), hostile, hostile, hostile)

@@ -24,8 +24,9 @@ def test_a_run_is_found_by_the_short_id_and_shows_event_and_failed_attempts(ask:
         assert re.search(r"charge\s+1\s+RetryAfterError: the bank is closed at attempt \d", shown.stdout)
     as_json = json.loads(ask("runs", "show", run_id[-6:], "--json").stdout)
     assert [event["data"] for event in as_json["events"]] == [{"total": 7}]
-    [attempt] = as_json["attempts"]
-    assert (attempt["step"], attempt["attempt"]) == ("charge", 0)
+    [attempt] = [attempt for step in as_json["steps"] for attempt in step["failed_attempts"]]
+    assert (attempt["attempt"], attempt["error"]["name"]) == (0, "RetryAfterError")
+    assert "Traceback" in attempt["error"]["stack"]
     assert ask("runs", "rerun", run_id[-6:]).status == 0
     assert ask("runs", "cancel", run_id[-6:]).stdout == f"run {run_id} is Completed\n"
 

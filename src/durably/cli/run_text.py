@@ -11,7 +11,9 @@ from typing import Any
 import click
 import msgspec
 
-from durably.engine.views import AttemptView, EventView, MetadataView, RunUpdate, RunView, StepView, UpdateKind
+from durably.engine.reports import RunReport
+from durably.engine.views import EventView, MetadataView, RunUpdate, RunView, UpdateKind
+from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import printable
 
@@ -161,13 +163,12 @@ def _output(update: RunUpdate) -> object:
     return None if update.output is None else msgspec.json.decode(update.output)
 
 
-_STEP_MARKS = {"completed": ("✓", "green"), "failed": ("✗", "red"), "retrying": ("↻", "yellow")}
-_OTHER_MARK = ("…", "blue")
-_OUTPUT_WIDTH = 60
 _ERROR_WIDTH = 200
+_MOST_LOG_LINES = 50
+_LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
-def describe_run(run: RunView) -> Styled:
+def describe_run(run: RunView, app_version: str | None = None) -> Styled:
     output = run.decode_output()
     facts = [
         ("Run", run.id),
@@ -176,6 +177,8 @@ def describe_run(run: RunView) -> Styled:
         ("Event", ", ".join(run.event_ids)),
         ("Started", format_local(run.created_at)),
     ]
+    if app_version:
+        facts.append(("Version", app_version))
     if run.rerun_of:
         facts.append(("Rerun of", run.rerun_of))
     if run.ended_at:
@@ -196,52 +199,63 @@ def describe_events(events: list[EventView], count: int) -> Styled:
     return Styled(table(["EVENT", "NAME", "DATA"], rows) + more)
 
 
-def describe_attempts(run: RunView, attempts: list[AttemptView]) -> Styled:
-    """A line for each failed attempt, with the time since the run's start."""
+def describe_attempts(report: RunReport) -> Styled | None:
+    """A line for each failed attempt that was repeated.
+
+    Times are since the run's start.
+    """
+    found = [("(function)", attempt) for attempt in report.failed_attempts]
+    found += [(step.id, attempt) for step in report.steps for attempt in step.failed_attempts]
     rows = [
         [
-            f"+{format_seconds((attempt.ended_at - run.created_at).total_seconds())}",
-            attempt.step or "(function)",
+            f"+{format_seconds((attempt.ended_at - report.run.created_at).total_seconds())}",
+            step,
             str(attempt.attempt + 1),
-            shorten(attempt.error, _ERROR_WIDTH),
+            shorten(f"{attempt.error.name or 'Error'}: {attempt.error.message or ''}", _ERROR_WIDTH),
         ]
-        for attempt in attempts
+        for step, attempt in sorted(found, key=lambda each: each[1].ended_at)
     ]
-    return table(["AT", "FAILED STEP", "ATTEMPT", "ERROR"], rows)
+    return table(["AT", "FAILED STEP", "ATTEMPT", "ERROR"], rows) if rows else None
 
 
-def describe_metadata(metadata: list[MetadataView]) -> Styled:
+def describe_links(report: RunReport) -> Styled | None:
+    """The run that started this one, and those that it started."""
+    links = [("parent", report.parent)] if report.parent else []
+    links += [("child", child) for child in report.children]
+    rows = [
+        [link.run_id, link.function_id, coloured_status(link.status), f"{place}: {link.relation}", link.step or ""]
+        for place, link in links
+    ]
+    if not rows:
+        return None
+    more = f"\n… and more than {len(report.children)}" if report.has_more_children else ""
+    return Styled(table(["RUN", "FUNCTION", "STATUS", "RELATION", "STEP"], rows) + more)
+
+
+def describe_logs(report: RunReport) -> Styled | None:
+    """The last lines of the run's logger."""
+    rows = [log_row(report.run.created_at, line) for line in report.logs[-_MOST_LOG_LINES:]]
+    if not rows:
+        return None
+    earlier = len(report.logs) - len(rows)
+    first = f"… {earlier} earlier lines: durably runs show {short_id(report.run.id)} --json\n" if earlier else ""
+    return Styled(first + table(["AT", "LEVEL", "STEP", "LINE"], rows))
+
+
+def log_row(origin: dt.datetime, line: LogLine) -> list[str]:
+    """A line of a logger, with the time since ``origin``."""
+    colour = _LEVEL_COLOURS.get(line.level)
+    at = f"+{format_seconds((line.at - origin).total_seconds())}"
+    return [at, style(line.level, fg=colour), line.step or "", shorten(line.message, _ERROR_WIDTH)]
+
+
+def describe_metadata(metadata: list[MetadataView]) -> Styled | None:
     """A line for each time that the app's SDK sent metadata about the run."""
     rows = [
         [format_local(one.received_at), shorten(format_json(msgspec.json.decode(one.body)), _ERROR_WIDTH)]
         for one in metadata
     ]
-    return table(["RECEIVED", "METADATA"], rows)
-
-
-def describe_steps(run: RunView, steps: list[StepView]) -> Styled:
-    """A line for each step, with the time since the run's start.
-
-    The time is that of the step's end, or else of its start.
-    """
-    return table(["AT", "", "STEP", "KIND", "ATTEMPTS", "RESULT"], [_step_row(run, step) for step in steps])
-
-
-def _step_row(run: RunView, step: StepView) -> list[str]:
-    at = (step.ended_at or step.created_at) - run.created_at
-    mark, colour = _STEP_MARKS.get(step.status, _OTHER_MARK)
-    attempts = str(step.attempts) if step.attempts > 1 or step.op == Opcode.STEP_RUN else ""
-    row = [f"+{format_seconds(at.total_seconds())}", style(mark, fg=colour), step.id, step.op, attempts]
-    return [*row, _result(step)]
-
-
-def _result(step: StepView) -> str:
-    if step.error:
-        due = f"; again at {format_local(step.due_at)}" if step.due_at and not step.ended_at else ""
-        return shorten(step.error, _OUTPUT_WIDTH) + due
-    if step.ended_at is None:
-        return f"{step.status} until {format_local(step.due_at)}" if step.due_at else step.status
-    return shorten(describe_memo(step.op, None if step.memo is None else msgspec.json.decode(step.memo)), _OUTPUT_WIDTH)
+    return table(["RECEIVED", "METADATA"], rows) if rows else None
 
 
 def _describe_error(output: object) -> str:

@@ -175,39 +175,37 @@ def list_runs(
 
 @runs.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the run, with its steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the report of the run, and its metadata.")
 @client_options
 def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
-    """Show a run: its events, the timeline of its steps, and its errors.
+    """Show a run: its events, its steps on a time axis, and its errors.
 
     The error of each failed attempt is shown. RUN is a run's id, or the end of it, as `durably dev` prints it.
     """
     from .engine_client import existing
-    from .run_text import describe_attempts, describe_events, describe_metadata, describe_run, describe_steps
+    from .run_text import describe_attempts, describe_events, describe_links, describe_logs, describe_metadata
+    from .run_text import describe_run as describe
+    from .waterfall_text import draw
 
     run_id = find_run_id(client, run_id)
-    run, steps, attempts = (
-        existing(client.get_run_sync(run_id)),
-        client.run_steps_sync(run_id),
-        client.run_attempts_sync(run_id),
-    )
-    events = [existing(client.get_event_sync(event_id)) for event_id in run.event_ids[:_MOST_EVENTS]]
+    report = existing(client.inspect_run_sync(run_id))
     metadata = existing(client.run_metadata_sync(run_id))
     if as_json:
-        echo_json({"run": run, "events": events, "steps": steps, "attempts": attempts, "metadata": metadata})
+        echo_json({name: getattr(report, name) for name in report.__struct_fields__} | {"metadata": metadata})
         return
-    echo(describe_run(run))
-    echo("")
-    echo(describe_events(events, len(run.event_ids)))
-    if steps:
-        echo("")
-        echo(describe_steps(run, steps))
-    if attempts:
-        echo("")
-        echo(describe_attempts(run, attempts))
-    if metadata:
-        echo("")
-        echo(describe_metadata(metadata))
+    parts = [
+        describe(report.run, report.app_version),
+        describe_events(report.events[:_MOST_EVENTS], len(report.run.event_ids)),
+        draw(report, dt.datetime.now(dt.UTC)),
+        describe_attempts(report),
+        describe_links(report),
+        describe_logs(report),
+        describe_metadata(metadata),
+    ]
+    for number, part in enumerate(filter(None, parts)):
+        if number:
+            echo("")
+        echo(part)
 
 
 @runs.command()

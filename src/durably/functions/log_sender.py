@@ -1,7 +1,7 @@
-"""Hands the lines of ``ctx.logger`` to the engine in development, for the pages of runs.
+"""Hands the lines of ``ctx.logger`` to the engine in development.
 
-Lines are collected for a moment and sent in the background, so that a call neither waits for them nor fails because of
-them. What cannot be sent is dropped: the app's own log has it.
+Lines are collected for a fifth of a second and sent in the background, so that a call neither waits for them nor fails
+because of them. What cannot be sent is dropped: the app's own log has it.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ _ABSENCE_SECONDS = 60.0
 
 
 class _Pending(msgspec.Struct):
-    """The lines of one run that are not sent yet, and the number of those that are dropped."""
+    """The lines of one run that are not sent yet, and the number of dropped lines."""
 
     lines: list[LogLine] = []
     dropped: int = 0
