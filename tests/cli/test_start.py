@@ -213,6 +213,7 @@ def test_a_wrong_metrics_address_is_refused(run: Run, address: str) -> None:
         (["--alert-url", "hooks.example.com/s3cret"], {}, "--alert-url"),
         ([], {"DURABLY_ALERT_URL": "hooks.example.com/s3cret"}, "must be an absolute URL"),
         (["--alert-email", "ops@example.com"], {}, "need the URL of an SMTP server"),
+        (["--alert-interval", "5m"], {}, "need a webhook's URL"),
         ([], {"DURABLY_SMTP_URL": "smtp://me:s3cret@mail.example"}, "no e-mail address to send to"),
     ],
 )

@@ -89,11 +89,9 @@ _ADVICE = "; `durably keys` makes one of each"
 )
 @click.option(
     "--alert-interval",
-    default="15m",
-    show_default=True,
     callback=read_age,
     metavar="TIME",
-    help="Time between two alerts about the same function. Failures in between are reported together.",
+    help="Time between two alerts about the same function. Failures in between are reported together.  [default: 15m]",
 )
 @click.option(
     "--retention",
@@ -120,7 +118,7 @@ def start(
     alert_emails: tuple[str, ...],
     smtp_url: str | None,
     alert_from: str | None,
-    alert_interval: dt.timedelta,
+    alert_interval: dt.timedelta | None,
     retention: dt.timedelta | None,
     otel: bool,
     log_format: str,
@@ -193,16 +191,20 @@ def start(
 
 
 def _read_alerts(
-    url: str | None, emails: tuple[str, ...], smtp_url: str | None, sender: str | None, interval: dt.timedelta
+    url: str | None, emails: tuple[str, ...], smtp_url: str | None, sender: str | None, interval: dt.timedelta | None
 ) -> "Alerts | None":
     """Raises ``CliError``."""
-    from durably.engine.alerts.settings import Alerts, AlertsInvalidError
+    from durably.engine.alerts.settings import DEFAULT_INTERVAL, Alerts, AlertsInvalidError
 
-    if not (url or emails or smtp_url or sender):
+    if not (url or emails or smtp_url or sender or interval):
         return None
     try:
         return Alerts(
-            url=url or None, emails=emails, smtp_url=smtp_url or None, email_from=sender or None, interval=interval
+            url=url or None,
+            emails=emails,
+            smtp_url=smtp_url or None,
+            email_from=sender or None,
+            interval=interval or DEFAULT_INTERVAL,
         )
     except AlertsInvalidError as error:
         raise CliError(f"{error}; see --alert-url, --alert-email and --smtp-url") from None

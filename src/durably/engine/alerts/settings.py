@@ -7,6 +7,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
+DEFAULT_INTERVAL = dt.timedelta(minutes=15)
 _SHORTEST_INTERVAL = dt.timedelta(seconds=1)
 _SMTP_PORTS = {"smtp": 587, "smtps": 465}
 
@@ -62,7 +63,7 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
     emails: tuple[str, ...] = ()
     smtp_url: str | None = None
     email_from: str | None = None
-    interval: dt.timedelta = dt.timedelta(minutes=15)
+    interval: dt.timedelta = DEFAULT_INTERVAL
 
     def __post_init__(self) -> None:
         if not self.emails and (self.smtp_url is not None or self.email_from is not None):

@@ -21,7 +21,8 @@ _UP = "up"
 class EngineCollector(Collector):
     """Collects the metrics that ``read`` returns.
 
-    ``read`` returns ``None`` if no engine answers: ``durably_up`` is 0 then, and there are no others.
+    ``read`` returns ``None`` if no engine answers: ``durably_up`` is 0 then, and there are no others. It returns
+    nothing, an empty list, if another process shows the metrics.
     """
 
     def __init__(self, read: Callable[[], list[Metric] | None]) -> None:
@@ -35,6 +36,8 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[PrometheusFamily]:
         metrics = self._read()
+        if metrics == []:
+            return
         yield _up(metrics is not None)
         for metric in metrics or ():
             yield _filled(FAMILIES[metric.name], metric.samples)
