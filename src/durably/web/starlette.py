@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 
 from durably.io.bodies import read_chunks
 
-from . import ServerResponse, header_pairs
+from . import ServerResponse
 
 
 class _AnyPath(Convertor[str]):
@@ -76,7 +76,8 @@ def to_response(response: ServerResponse) -> Response:
         if response.stream is None
         else StreamingResponse(response.stream(), response.status_code)
     )
-    for name, value in header_pairs(response):
+    headers: Any = response.headers
+    for name, value in headers.items() if isinstance(headers, Mapping) else headers:
         if name.lower() == "set-cookie":
             made.headers.append(name, value)
         else:

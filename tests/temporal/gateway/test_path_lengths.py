@@ -12,7 +12,7 @@ from ..dev_server import DevServer
 from ..workflows import TASK_QUEUE, SumWorkflow
 
 _MAX_FUNCTIONS = 32
-_MAX_MODULES = 9
+_MAX_MODULES = 10
 
 
 async def test_a_start_passes_few_functions(server: DevServer) -> None:
