@@ -2,12 +2,16 @@
 
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import urllib3
@@ -225,3 +229,43 @@ def test_wrong_alerts_prevent_the_start(
     assert pattern in " ".join(result.stderr.split())
     assert "s3cret" not in result.stderr
     assert not (directory / "engine.db").exists()
+
+
+class AppAndReceiver(BaseHTTPRequestHandler):
+    """An app whose answers are not signed, so that its runs fail, and a receiver of alerts."""
+
+    alerts: "queue.Queue[dict[str, Any]]"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path == "/hook":
+            self.alerts.put(json.loads(body))
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """No output."""
+
+
+@pytest.mark.parametrize("by_option", [True, False])
+def test_a_failed_run_is_reported_to_the_webhook(start: Start, by_option: bool) -> None:
+    AppAndReceiver.alerts = queue.Queue()
+    with ThreadingHTTPServer(("127.0.0.1", 0), AppAndReceiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        origin = f"http://127.0.0.1:{server.server_port}"
+        hook = f"{origin}/hook"
+        given = (["--alert-url", hook], {}) if by_option else ([], {"DURABLY_ALERT_URL": hook})
+        engine = start("start", "--db", "engine.db", "--port", "0", *given[0], **KEYS, **given[1])
+        engine_origin = str(logged(engine, "engine started")["origin"])
+        runtime = {"type": "http", "url": f"{origin}/?fnId=bare-f&stepId=step"}
+        step = {"id": "step", "name": "step", "runtime": runtime, "retries": {"attempts": 0}}
+        function = {"id": "bare-f", "name": "f", "triggers": [{"event": "go"}], "steps": {"step": step}}
+        sync = {"url": origin, "appName": "bare", "functions": [function]}
+        bearer = {"authorization": f"Bearer {bearer_token(SIGNING_KEY)}"}
+        assert urllib3.request("POST", f"{engine_origin}/fn/register", json=sync, headers=bearer).status == 200
+        assert urllib3.request("POST", f"{engine_origin}/e/{EVENT_KEY}", json={"name": "go"}).status == 200
+        alert = AppAndReceiver.alerts.get(timeout=TIMEOUT_SECONDS)
+        assert [each["function_id"] for each in alert["alert"]["functions"]] == ["bare-f"]
+        engine.stop()
+        server.shutdown()
