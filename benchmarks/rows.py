@@ -6,6 +6,7 @@ from typing import Protocol
 from . import (
     ingest,
     latency,
+    lists,
     sdk_report,
     sleeping,
     soak,
@@ -27,6 +28,7 @@ ROWS: dict[str, Row] = {
     "latency": latency.report,
     "step-cost": step_cost.report,
     "sleeping": sleeping.report,
+    "lists": lists.report,
     "waiting": waiting.report,
     "ingest": ingest.report,
     "virtual": virtual.report,

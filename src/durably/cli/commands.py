@@ -14,6 +14,7 @@ from .start import start
 from .sync import health, sync
 from .temporal import temporal
 from .text import Group, echo
+from .top import top
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -37,6 +38,7 @@ for command in (
     cancellations,
     functions,
     invoke,
+    top,
     backup,
     check,
     temporal,

@@ -333,7 +333,7 @@ class Engine:
     ) -> MatchCount:
         """Count the runs to which a bulk operation would apply; see ``cancel_runs``.
 
-        Looks at the newest 100,000 runs of the function. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
+        Looks at the newest 20,000 runs of the function. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
 
     @operation("GET /v1/changes")

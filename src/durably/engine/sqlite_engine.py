@@ -20,6 +20,7 @@ from durably.engine.core.errors import (
     RunNotFoundError,
     StaleCallError,
 )
+from durably.engine.core.expressions import Expression
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.gauges import EngineState, read_gauges
 from durably.engine.reports import (
@@ -264,7 +265,7 @@ class SqliteEngine(LocalEngine):
             received_after=to_optional_milliseconds(received_after),
             received_before=to_optional_milliseconds(received_before),
             is_unmatched=is_unmatched,
-            condition=check_condition(if_exp) if if_exp else None,
+            condition=await _read_condition(if_exp),
             id=id or None,
         )
         budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
@@ -329,7 +330,7 @@ class SqliteEngine(LocalEngine):
             event_name=event_name,
             started_after=to_optional_milliseconds(started_after),
             started_before=to_optional_milliseconds(started_before),
-            condition=check_condition(if_exp, has_output=True) if if_exp else None,
+            condition=await _read_condition(if_exp, has_output=True),
             id=id or None,
         )
         budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
@@ -424,9 +425,9 @@ class SqliteEngine(LocalEngine):
     ) -> MatchCount:
         if function_id not in self._transactions.registry.functions:
             raise self._transactions.registry.not_found(function_id)
-        selection = self._select(function_id, None, started_after, started_before, if_exp)
+        selection = self._select(function_id, None, started_after, started_before, None)
         times = to_optional_milliseconds(selection.started_after), to_optional_milliseconds(selection.started_before)
-        condition = check_condition(if_exp) if if_exp else None
+        condition = await _read_condition(if_exp)
         budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
         return await self._reader.read(
             lambda connection: count_matching_runs(
@@ -600,6 +601,16 @@ class SqliteEngine(LocalEngine):
 
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
         return self._runtime.subscriptions.watch()
+
+
+async def _read_condition(text: str | None, *, has_output: bool = False) -> Expression | None:
+    """The condition of a search, compiled in a thread.
+
+    Raises ``SelectionInvalidError``.
+    """
+    if not text:
+        return None
+    return await asyncio.to_thread(check_condition, text, has_output=has_output)
 
 
 def _raw(body: bytes | None) -> msgspec.Raw | None:

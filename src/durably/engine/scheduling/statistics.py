@@ -137,6 +137,8 @@ class Statistics(Observer):
         self._live.update(live)
         self._stored_until = since
         self._store_at = min(self._counts, default=since) * MINUTE + MINUTE + _SETTLE_MILLISECONDS
+        if (now := self._clock.now()) >= self._store_at:
+            self._store(now)
 
     # after commits
 

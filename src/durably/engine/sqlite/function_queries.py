@@ -26,7 +26,7 @@ _MOST_LOOKED_AT = 2_000
 """The newest runs of a function among which those are searched."""
 _MOST_STEPS = 5_000
 """Finished steps whose durations a report has."""
-MOST_MATCHED = 100_000
+MOST_MATCHED = 20_000
 """Runs of a function that a count looks at."""
 _MOST_CRON_RUNS, _CRON_RUNS_LOOKED_AT = 5, 200
 
@@ -111,10 +111,10 @@ def count_matching_runs(
     )
     values = (function_id, low, high, MOST_MATCHED)
     (number,) = connection.execute(f"SELECT count(*) FROM ({looked_at})", values).fetchone()
-    body = "events.body" if condition is not None else "NULL"
+    body = "NULL" if condition is None else "(SELECT body FROM events WHERE key = event_key)"
     rows = connection.execute(
         f"SELECT runs.key, status, started_at, {body} FROM ({looked_at}) AS looked_at "
-        "CROSS JOIN runs ON runs.key = looked_at.key CROSS JOIN events ON events.key = runs.event_key "
+        "CROSS JOIN runs ON runs.key = looked_at.key "
         "WHERE (? IS NULL OR created_at >= ?) AND (? IS NULL OR created_at < ?) "
         "AND (ended_at IS NULL OR status IN (SELECT value FROM json_each(?)))",
         (*values, after, after, before, before, msgspec.json.encode(list(statuses)).decode()),

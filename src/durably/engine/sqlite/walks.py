@@ -16,7 +16,9 @@ from durably.engine.views import to_datetime
 
 PORTION = 20_000
 """Rows that a request looks at, each with its event."""
-ID_PORTION = 100_000
+PARTS_PORTION = 2_000
+"""Rows of an index of several parts that a request looks at: they are sorted."""
+ID_PORTION = 50_000
 """Ids that a request looks at for those that end in a text."""
 AFTER_KEYS, AFTER_IDS = 2**62, "~"
 """Positions after all keys, and after all ids."""
@@ -52,7 +54,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
             f"SELECT {self.key} FROM {self.source} WHERE {self.clause} AND {self.key} >= ? AND {self.key} < ? "
             f"ORDER BY {self.key} DESC LIMIT 1 OFFSET ?"
         )
-        offset = max(PORTION // max(len(self.parts), 1), 1) - 1
+        offset = PORTION - 1 if len(self.parts) < 2 else PARTS_PORTION // len(self.parts)
         reached = low
         for values in self.parts:
             row = connection.execute(query, (*values, low, high, offset)).fetchone()
@@ -120,7 +122,9 @@ def key_at(connection: sqlite3.Connection, table: str, column: str, time: int) -
 
     A binary search, because times have no index. It assumes that times grow with keys.
     """
-    low, last = connection.execute(f"SELECT min(key), max(key) + 1 FROM {table}").fetchone()
+    # One aggregate a query: SQLite reads the whole table for two.
+    (low,) = connection.execute(f"SELECT min(key) FROM {table}").fetchone()
+    (last,) = connection.execute(f"SELECT max(key) + 1 FROM {table}").fetchone()
     if low is None:
         return AFTER_KEYS
     query = f"SELECT key, {column} FROM {table} WHERE key >= ? ORDER BY key LIMIT 1"

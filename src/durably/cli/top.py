@@ -1,0 +1,123 @@
+"""``durably top``: throughput, backlog and failures, live in the terminal."""
+
+import contextlib
+import datetime as dt
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from .options import client_options
+from .text import Styled, echo, echo_json, fit, style
+from .top_text import RANGE, render
+
+if TYPE_CHECKING:
+    from durably.engine.reports import Overview
+
+    from .engine_client import EngineClient
+
+_INTERVAL_SECONDS = 1.0
+_PLAIN_WIDTH = 120
+_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
+"""Another screen without a cursor, and back."""
+_HOME, _CLEAR_LINE, _CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
+
+
+@click.command()
+@click.option("--once", is_flag=True, help="Print the state once, as text.")
+@click.option("--json", "as_json", is_flag=True, help="Print the state once, as JSON.")
+@client_options
+def top(client: "EngineClient", once: bool, as_json: bool) -> None:
+    """Show throughput, backlog and failing functions, live.
+
+    Counts are of the last hour; failing functions come first, then those with the longest backlog. q or Ctrl-C ends.
+    Without a terminal it prints the state once.
+    """
+    if as_json:
+        echo_json(_read(client))
+    elif once or not (sys.stdout.isatty() and sys.stdin.isatty()):
+        for line in render(_read(client), _PLAIN_WIDTH):
+            echo(line)
+    else:
+        _show_live(client)
+
+
+def _read(client: "EngineClient") -> "Overview":
+    return client.overview_sync(since=dt.datetime.now(dt.UTC) - RANGE)
+
+
+def _show_live(client: "EngineClient") -> None:
+    overview = _read(client)  # An engine that does not answer at first is an error.
+    with contextlib.suppress(KeyboardInterrupt), _screen() as wait_for_quit:
+        problem: str | None = None
+        while True:
+            _draw(overview, problem)
+            if wait_for_quit(_INTERVAL_SECONDS):
+                return
+            overview, problem = _read_again(client, overview)
+
+
+def _read_again(client: "EngineClient", last: "Overview") -> "tuple[Overview, str | None]":
+    """The present state; the last one with the reason if the engine does not answer."""
+    try:
+        return _read(client), None
+    except click.ClickException as error:
+        return last, error.message
+
+
+def _draw(overview: "Overview", problem: str | None) -> None:
+    width, height = shutil.get_terminal_size()
+    footer = f"not up to date: {problem}" if problem else f"{time.strftime('%H:%M:%S')}  q ends"
+    lines = [*render(overview, width, height - 2), Styled(""), style(fit(footer)[:width], dim=problem is None)]
+    text = "\n".join(f"{line}{_CLEAR_LINE}" for line in lines[-height:])
+    click.echo(f"{_HOME}{text}{_CLEAR_REST}", nl=False)
+
+
+@contextlib.contextmanager
+def _screen() -> Iterator[Callable[[float], bool]]:
+    """The alternate screen of the terminal, and a wait for the key ``q``.
+
+    It waits at most so many seconds, and returns whether the key was pressed.
+    """
+    with _keys() as wait_for_quit:
+        click.echo(_ENTER, nl=False)
+        try:
+            yield wait_for_quit
+        finally:
+            click.echo(_LEAVE, nl=False)
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[Callable[[float], bool]]:
+    """Keys of the terminal, without the Enter key. On Windows only Ctrl-C ends."""
+    try:
+        import select
+        import termios
+        import tty
+    except ModuleNotFoundError:
+        yield _only_wait
+        return
+
+    def wait_for_quit(seconds: float) -> bool:
+        ready, _, _ = select.select([descriptor], [], [], seconds)
+        if not ready:
+            return False
+        keys = os.read(descriptor, 1024)  # sys.stdin would buffer keys that select does not see
+        return not keys or b"q" in keys.lower()
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor)
+        yield wait_for_quit
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
+def _only_wait(seconds: float) -> bool:
+    time.sleep(seconds)
+    return False
