@@ -79,6 +79,7 @@ EXPECTED = {
     "priority": f"{admission.MAX_PRIORITY_SECONDS} s either way",
     "length of an expression": f"{syntax.MAX_LENGTH:,} characters",
     "nesting of an expression": f"{syntax.MAX_DEPTH} levels",
+    "nesting of arrays and objects in JSON": f"{limits.MAX_NESTING} levels",
     "steps of a run": f"{SETTINGS.max_steps:,}",
     "depth of functions that invoke each other": f"{SETTINGS.max_depth}",
     "output of a step": size(limits.MAX_STEP_OUTPUT_BYTES),
