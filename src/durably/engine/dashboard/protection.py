@@ -62,7 +62,10 @@ def token_cookie(token: str, request: DashboardRequest) -> tuple[str, str]:
 def describe_forgery(request: DashboardRequest, form: Mapping[str, str]) -> str | None:
     """The reason not to accept a form; ``None`` to accept it."""
     if is_of_another_site(request.headers):
-        return "The form was sent by a page of another site."
+        return (
+            "The form was sent by a page of another site. If it was not, a proxy changes the Host header: let it pass "
+            "on Host, or send X-Forwarded-Host."
+        )
     token, given = read_token(request), form.get(CSRF_FIELD, "")
     if token is None or not hmac.compare_digest(token.encode(), given.encode(errors="replace")):
         return "The form is older than your session, or cookies are off. Go back, reload the page and try again."
