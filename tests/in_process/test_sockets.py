@@ -4,7 +4,9 @@ import asyncio
 import logging
 import os
 import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -194,3 +196,35 @@ async def test_garbage_is_logged_once(
             writer.close()
     [line] = [record.getMessage() for record in caplog.records if "not a frame" in record.getMessage()]
     assert line.startswith("a connection was closed")
+
+
+AS_NOBODY = """
+import os, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect(sys.argv[1])
+    try:
+        connection.sendall(bytes.fromhex(sys.argv[2]))
+        print("answered" if connection.recv(1) else "closed")
+    except OSError:
+        print("closed")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize(
+    "sent", [b"GET /v1/runs HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\0\0\0\6\x94\x04\x00\xa0\xc4\x00"]
+)
+async def test_another_user_gets_no_answer_even_where_modes_let_it_in(sent: bytes) -> None:
+    with tempfile.TemporaryDirectory() as made:
+        engine = Embedded(Path(made) / "durably.db")
+        async with engine.running():
+            directory = sockets.directory_of(engine.path)
+            path = sockets.path_of(directory, 1)
+            for opened in (Path(made), directory, path):
+                opened.chmod(0o777)
+            program = [sys.executable, "-S", "-c", AS_NOBODY, str(path), sent.hex()]
+            result = await asyncio.to_thread(subprocess.run, program, capture_output=True, text=True, check=False)
+            directory.chmod(0o700)
+    assert result.stdout == "closed\n", result.stderr
