@@ -194,6 +194,34 @@ async def test_a_form_may_have_any_bytes(app: SmallApp, engine: SqliteEngine) ->
     assert twice.status_code == 403
 
 
+async def test_no_page_shows_a_secret_of_an_app(app: SmallApp, engine: SqliteEngine) -> None:
+    @app.function("nap")
+    def nap(step: Steps) -> None:
+        step.sleep("long", "1h")
+
+    request = app.sync_request()
+    secret = f"{request.url.replace('://', '://ada:hunter2@')}?token=hunter2"
+    request.url = secret
+    for function in request.functions:
+        for each in function.steps.values():
+            each.runtime.url = f"{secret}&{each.runtime.url.partition('?')[2]}"
+    await engine.sync_app(request)
+    [event] = (await engine.receive_events(b'{"name": "nap", "data": {}}')).ids
+    [run] = await engine.event_runs(event)
+    [function_view] = await engine.list_functions()
+    ids = {"run_id": run.id, "event_id": event, "function_id": function_view.id, "step": "x"}
+    dashboard = Dashboard(engine, allow_anonymous=True)
+    seen = 0
+    for route in ROUTES:
+        if route.method == "GET" and route.pattern != "/live":
+            path = ARGUMENT.sub(lambda found: ids.get(found[0][1:-1], "x"), route.pattern)
+            answer = await get(dashboard, path)
+            assert answer.status_code < 500, path
+            assert b"hunter2" not in answer.body, path
+            seen += answer.status_code == 200
+    assert seen >= 5
+
+
 # streams
 
 
