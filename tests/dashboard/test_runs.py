@@ -129,6 +129,7 @@ def test_steps_are_bars_with_attempts_and_values(open_page: OpenPage, site: Site
     expect(rows.filter(has_text="weigh-")).not_to_have_count(0)
     expect(rows.filter(has_text="let-the-glue-dry").locator("rect.sleeping")).to_have_count(1)
     expect(page.locator("#run-children")).to_contain_text("back-office-print-label")
+    expect(page.locator("#logs")).to_contain_text("packing the parcel of A-104")
     rows.filter(has_text="hand-to-carrier").locator(".open").click()
     step = page.locator("#detail")
     expect(step).to_contain_text("the carrier's van has left")
