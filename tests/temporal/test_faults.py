@@ -73,7 +73,8 @@ def load(request: pytest.FixtureRequest, loads: dict[str, Load]) -> Load:
 
 def test_requests_succeed_or_are_told_to_come_again(load: Load) -> None:
     for told in load.told:
-        expected = {200, 202, 503, 504} if told.kind in FOR_WORKERS else {200, 202, 503}
+        # While the server is away, a busy machine may pass a request's deadline before the connection fails.
+        expected = {200, 202, 503, 504} if told.kind in FOR_WORKERS or told.phase != "before" else {200, 202, 503}
         assert told.status in expected, told
         if told.status == 503:
             assert int(told.headers["Retry-After"]) > 0
