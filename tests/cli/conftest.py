@@ -186,7 +186,9 @@ APP = """
 
     @client.create_function(fn_id="bill", trigger=durably.TriggerEvent(event="order/billed"))
     def bill(ctx: durably.ContextSync) -> object:
-        return ctx.step.run("charge", pay)
+        paid = ctx.step.run("charge", pay)
+        ctx.logger.warning("billed %s", ctx.event.data.get("total"))
+        return paid
 
     @client.create_function(fn_id="ship", trigger=durably.TriggerEvent(event="order/shipped"))
     def ship(ctx: durably.ContextSync) -> object:

@@ -93,3 +93,22 @@ def test_a_follower_ends_with_its_engine(start: Start) -> None:
     assert follower.wait() == 1
     assert "the engine stopped" in follower.output
     assert "Traceback" not in follower.output
+
+
+def test_lines_of_the_logger_are_printed_and_followed(ask: Run, dev: Command, start: Start) -> None:
+    _, run_id = completed_run(ask, dev, "order/billed", '{"total": 41}')
+    follower = start("logs", run_id[-6:], "--follow", DURABLY_DEV=dev.origin)
+    assert follower.wait() == 0
+    assert re.search(rf"{run_id[-6:]}  shop-bill  WARNING  billed 41", follower.output)
+    [entry] = json.loads(ask("logs", run_id, "--json").stdout)
+    assert (entry["run_id"], entry["function_id"], entry["line"]["message"]) == (run_id, "shop-bill", "billed 41")
+    everything = start("logs", "--follow", "--function", "shop-bill", "--json", DURABLY_DEV=dev.origin)
+    everything.until("billed 41")
+    completed_run(ask, dev, "order/billed", '{"total": 42}')
+    everything.until("billed 42")
+    latest = ask("logs", "--function", "shop-bill", "--limit", "1").stdout
+    assert re.search(r"WARNING  billed 42\n$", latest)
+    assert ask("logs", "--function", "shop-ship").stderr.startswith("no lines")
+    assert "not of one RUN" in ask("logs", run_id, "--function", "shop-bill").stderr
+    unknown = ask("logs", "UUUUUU")
+    assert (unknown.status, "no run has the id 'UUUUUU'" in unknown.stderr) == (1, True)

@@ -26,6 +26,7 @@ OPERATIONS = operations_of(Engine)
 MOMENT = dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)
 SAMPLES: dict[str, Any] = {
     "after": 1_790_000_000_123,
+    "position": 1_790_000_000_124,
     "body": b'{"name": "a"}',
     "data": {"n": 1},
     "from_step": FromStep("one", [msgspec.Raw(b'{"a":  1}')]),

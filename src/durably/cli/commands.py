@@ -9,6 +9,7 @@ from .dev import dev
 from .events import events, send, signal
 from .functions import functions, invoke
 from .keys import keys
+from .logs import logs
 from .runs import cancellations, runs
 from .start import start
 from .sync import health, sync
@@ -35,6 +36,7 @@ for command in (
     signal,
     events,
     runs,
+    logs,
     cancellations,
     functions,
     invoke,

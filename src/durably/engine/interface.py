@@ -32,6 +32,7 @@ from .reports import (
     EventPage,
     FunctionLoad,
     FunctionReport,
+    LogPage,
     MatchCount,
     Overview,
     RunPage,
@@ -344,6 +345,20 @@ class Engine:
         it waits for changes of this run. Raises ``TooManyWaitersError`` (503).
         """
 
+    @operation("GET /v1/logs")
+    async def list_logs(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        position: ChangePosition | None = None,
+        limit: RunLimit = 100,
+    ) -> LogPage:
+        """Lines of ``ctx.logger``, which the engine keeps in development.
+
+        They are those from ``position`` on, 1 for the first; by default the latest.
+        """
+
     # functions and apps
 
     @operation("GET /v1/functions")
@@ -554,6 +569,7 @@ class SyncEngine(Engine):
     count_matching_runs_sync = blocking(Engine.count_matching_runs)
     wait_for_changes_sync = blocking(Engine.wait_for_changes)
     inspect_run_sync = blocking(Engine.inspect_run)
+    list_logs_sync = blocking(Engine.list_logs)
     invoke_sync = blocking(Engine.invoke)
     signal_sync = blocking(Engine.signal)
     list_functions_sync = blocking(Engine.list_functions)

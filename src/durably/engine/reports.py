@@ -126,6 +126,24 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     error: ErrorData | None = None
 
 
+class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of ``ctx.logger``, and the run that logged it."""
+
+    run_id: str
+    function_id: str
+    line: LogLine
+
+
+class LogPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Lines in the order of their arrival.
+
+    ``position`` is that of the next lines.
+    """
+
+    entries: list[LogEntry]
+    position: int
+
+
 class RunPage(msgspec.Struct, frozen=True, kw_only=True):
     """Runs that a search found, newest first.
 

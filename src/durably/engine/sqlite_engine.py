@@ -75,11 +75,11 @@ from durably.protocol.trace_context import read_traceparent
 
 from .interface import LocalEngine
 from .json_bodies import decode_events
-from .reports import RunReport
+from .reports import LogPage, RunReport
 from .runtime import Runtime
 from .scheduling import annotations, bulk_operations, event_routing, operations
 from .settings import EngineSettings
-from .sqlite import queries, run_report
+from .sqlite import queries, run_logs, run_report
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
@@ -433,6 +433,18 @@ class SqliteEngine(LocalEngine):
             lambda connection: count_matching_runs(
                 connection, function_id, statuses, times, condition, first_call_at, budget
             )
+        )
+
+    async def list_logs(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        position: int | None = None,
+        limit: int = 100,
+    ) -> LogPage:
+        return await self._reader.read(
+            lambda connection: run_logs.list_logs(connection, run_id, function_id, position, limit)
         )
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:

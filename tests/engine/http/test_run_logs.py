@@ -200,3 +200,24 @@ async def test_lines_are_purged_with_their_run(
         return int(connection.execute("SELECT count(*) FROM run_logs").fetchone()[0])
 
     assert await dev.engine._reader.read(count) == 0
+
+
+async def test_lines_of_all_runs_are_listed_from_a_position_on(
+    dev: Harness, serve_functions: ServeFunctions, logger: logging.Logger
+) -> None:
+    client = client_of(dev, logger=logger)
+    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"))(logs_sync)
+    first = await run(dev, serve_functions, client, function)
+    await lines_of(dev, first, 2)
+    page = await dev.engine.list_logs()
+    assert [(entry.run_id, entry.line.message) for entry in page.entries] == [(first, "top"), (first, "card declined")]
+    second = (await dev.ended((await dev.run_of(await dev.send("go"))).id)).id
+    await lines_of(dev, second, 2)
+    following = await dev.engine.list_logs(position=page.position, limit=1)
+    assert [(entry.run_id, entry.line.message) for entry in following.entries] == [(second, "top")]
+    rest = await dev.engine.list_logs(position=following.position)
+    assert [entry.line.message for entry in rest.entries] == ["card declined"]
+    assert (await dev.engine.list_logs(position=rest.position)).entries == []
+    assert (await dev.engine.list_logs(function_id="shop-other")).entries == []
+    assert len((await dev.engine.list_logs(run_id=first)).entries) == 2
+    assert [entry.line.message for entry in (await dev.engine.list_logs(limit=1)).entries] == ["card declined"]

@@ -5,13 +5,13 @@ from typing import Any
 
 from durably.engine.reports import RunReport, StepReport
 from durably.engine.spans import run_spans
-from durably.engine.views import EventView, RunView, from_microseconds, to_milliseconds
+from durably.engine.views import EventView, RunView, to_milliseconds
 from durably.protocol.errors import ErrorData
-from durably.protocol.logs import LogLine
 from durably.protocol.sync import decode_function
 
 from .queries import FirstCallAt, find_event, find_run
 from .run_links import child_links, parent_link
+from .run_logs import run_lines
 from .run_steps import CalledAt, StepReader, decode_error
 
 
@@ -49,7 +49,7 @@ def read_run_report(
         parent=parent_link(connection, event_key, run.rerun_of, first_call_at),
         children=children,
         has_more_children=has_more_children,
-        logs=_logs(connection, key),
+        logs=run_lines(connection, key),
         error=_error_of(run),
     )
 
@@ -66,17 +66,6 @@ def _events(connection: sqlite3.Connection, run: RunView) -> list[EventView]:
 def _function_name(connection: sqlite3.Connection, function_id: str) -> str:
     row = connection.execute("SELECT config FROM functions WHERE id = ?", (function_id,)).fetchone()
     return (decode_function(row[0]).name if row else None) or function_id
-
-
-def _logs(connection: sqlite3.Connection, run_key: int) -> list[LogLine]:
-    """In the order of their times."""
-    rows = connection.execute(
-        "SELECT at, level, message, step, attempt FROM run_logs WHERE run_key = ? ORDER BY at, key", (run_key,)
-    )
-    return [
-        LogLine(at=from_microseconds(at), level=level, message=message, step=step, attempt=attempt)
-        for at, level, message, step, attempt in rows
-    ]
 
 
 def _error_of(run: RunView) -> ErrorData | None:
