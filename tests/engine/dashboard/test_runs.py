@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import quote
 
 import pytest
@@ -144,7 +145,26 @@ async def test_the_search_says_how_far_it_has_looked(
         return RunPage(runs=[], cursor="01ABC", searched_until=NOON)
 
     monkeypatch.setattr(engine._engine, "search_runs", search_runs)
+    monkeypatch.setattr("durably.engine.dashboard.pages.runs.SEARCH_SECONDS", 0)
     text = await page(dashboard, "/runs", "if=true")
     assert "No run matches so far" in text
     assert "2026-03-01 12:00:00 UTC" in text
     assert "Search older runs" in text
+
+
+async def test_a_search_is_continued_until_a_run_is_found(
+    engine: TestEngine, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [run_id] = await place(engine, 5)
+    search = engine._engine.search_runs
+    cursors = list[object]()
+
+    async def search_runs(*, cursor: str | None = None, **options: Any) -> RunPage:
+        cursors.append(cursor)
+        if len(cursors) < 3:
+            return RunPage(runs=[], cursor=f"cursor {len(cursors)}", searched_until=NOON)
+        return await search(**options)
+
+    monkeypatch.setattr(engine._engine, "search_runs", search_runs)
+    assert shown(await page(dashboard, "/runs", "if=true"), run_id) == [True]
+    assert cursors == [None, "cursor 1", "cursor 2"]

@@ -1,6 +1,7 @@
 """The list of runs: newest first, filtered by the URL."""
 
 import datetime as dt
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,11 +9,13 @@ from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.interface import Engine
 from durably.engine.operations import read_status
 from durably.engine.reports import RunPage
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 
 PAGE_SIZE = 50
+SEARCH_SECONDS = 1.0
 PERIODS = (("15m", "15 minutes"), ("1h", "Hour"), ("24h", "24 hours"), ("7d", "7 days"), ("30d", "30 days"))
 _MORE_FILTERS = ("app", "event", "from", "until", "if")
 _FILTERS = ("status", "function", "since", "id", *_MORE_FILTERS)
@@ -22,7 +25,7 @@ async def show_runs(visit: Visit) -> DashboardResponse:
     query, error = visit.query, None
     found = RunPage(runs=[], cursor=None)
     try:
-        found = await visit.engine.search_runs(**read_filter(query), limit=PAGE_SIZE, cursor=query.get("cursor"))
+        found = await _search(visit.engine, read_filter(query), query.get("cursor"))
     except SelectionInvalidError as invalid:
         error = invalid.message
     if "if" in query or "cursor" in query:  # An older page does not change, and an expression costs more.
@@ -40,6 +43,19 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         failure_of=_failure_of,
         an_event=next((trigger.event for each in functions for trigger in each.config.triggers if trigger.event), None),
     )
+
+
+async def _search(engine: Engine, conditions: Mapping[str, Any], cursor: str | None) -> RunPage:
+    """The next runs that meet the conditions.
+
+    The engine ends a search after a number of runs, also if none meets them. The search is continued for some time.
+    """
+    ends = time.monotonic() + SEARCH_SECONDS
+    while True:
+        found = await engine.search_runs(**conditions, limit=PAGE_SIZE, cursor=cursor)
+        if found.runs or found.cursor is None or time.monotonic() >= ends:
+            return found
+        cursor = found.cursor
 
 
 def read_filter(query: Mapping[str, str]) -> dict[str, Any]:
