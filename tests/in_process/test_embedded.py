@@ -22,6 +22,7 @@ from durably.engine.core.errors import (
     StepNotFoundError,
 )
 from durably.engine.settings import EngineSettings
+from durably.engine.views import RunStatus
 
 SETTINGS = EngineSettings(close_grace=dt.timedelta(0))
 SECOND = dt.timedelta(seconds=1)
@@ -139,6 +140,29 @@ async def test_running_again_from_a_step(client: Client, engine: Embedded) -> No
         await engine.rerun(run_id, from_step="third")
     with pytest.raises(ValueError, match="from_step"):
         await engine.rerun(run_id, step_input=[20])
+
+
+async def test_searching_and_waiting_for_changes(client: Client, engine: Embedded) -> None:
+    position = (await engine.wait_for_changes()).position
+    waiting = asyncio.create_task(engine.wait_for_changes(after=position))
+    run_id = await start(client, engine, Event(name="fail"))
+    assert (await waiting).position > position
+    run = await engine.wait_for_run(run_id)
+    assert (await engine.search_runs(if_exp='output.message == "on request"')).runs == [run]
+    found = await engine.search_events(name="fail", is_unmatched=False)
+    assert [link.run_id for event in found.events for link in event.runs] == [run_id]
+    overview = await engine.overview()
+    assert sum(each.failed for each in overview.counts) == 1
+    assert [concern.subject for concern in overview.concerns] == ["app-fail"]
+    assert [load.function_id for load in await engine.function_loads()] == [
+        load.function_id for load in overview.functions
+    ]
+    report = await engine.inspect_function("app-fail")
+    assert report is not None
+    assert report.sampled == 1
+    assert [each.app.id for each in await engine.inspect_apps()] == ["app"]
+    assert await engine.list_schedules() == []
+    assert (await engine.count_matching_runs("app-fail", statuses=[RunStatus.FAILED])).count == 1
 
 
 async def test_pausing_a_function(client: Client, engine: Embedded) -> None:
