@@ -9,8 +9,9 @@ from durably.comm import CommHandler
 from ..paths import CallPath, Tracer, usual_path
 
 STEPS = 12
-_MAX_FUNCTIONS = 86
-_MAX_MODULES = 31
+_MAX_FUNCTIONS = 89
+_MAX_MODULES = 33
+"""Two functions in a module of their own watch the event loop by time, which a slow machine sees in most steps."""
 
 
 async def test_step_passes_few_functions(tmp_path: Path) -> None:
