@@ -510,6 +510,7 @@ MISSING = [
     ("import durably; durably.Embedded('x.db')", "aiohttp", "durably[engine]"),
     ("import durably.engine.sqlite_engine", "prometheus_client", "durably[engine]"),
     ("import durably.engine.core.machine", "re2", "durably[engine]"),
+    ("import durably.dashboard", "jinja2", "durably[engine]"),
     ("import durably.temporal", "temporalio", "durably[temporal]"),
     ("import durably.temporal.gateway", "pydantic", "durably[temporal]"),
     ("import durably.temporal.encryption", "cryptography", "durably[temporal-encryption]"),
