@@ -45,7 +45,7 @@ def test_a_run_from_its_event_to_its_rerun(ask: Run, dev: Command) -> None:
 def test_a_waiting_run_is_cancelled(ask: Run, dev: Command) -> None:
     run_id = ask("invoke", "shop-place", "--data", '{"total": 3, "wait": true}', "--no-wait").stdout.strip()
     dev.until(rf"{run_id[-6:]} .* paid .* waits until")
-    assert "WaitForEvent" in ask("runs", "show", run_id).stdout
+    assert "waiting for order/paid" in ask("runs", "show", run_id).stdout
     cancelled = ask("runs", "cancel", run_id)
     assert cancelled.stdout == f"run {run_id} is Cancelled\n"
     dev.until(rf"{run_id[-6:]} .* run cancelled .* the run was cancelled by request")

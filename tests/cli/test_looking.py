@@ -112,3 +112,14 @@ def test_lines_of_the_logger_are_printed_and_followed(ask: Run, dev: Command, st
     assert "not of one RUN" in ask("logs", run_id, "--function", "shop-bill").stderr
     unknown = ask("logs", "UUUUUU")
     assert (unknown.status, "no run has the id 'UUUUUU'" in unknown.stderr) == (1, True)
+
+
+def test_changes_of_runs_are_printed_as_json(ask: Run, dev: Command) -> None:
+    _, run_id = completed_run(ask, dev, "order/shipped")
+    cancelled = json.loads(ask("runs", "cancel", run_id, "--json").stdout)
+    assert (cancelled["run_id"], cancelled["status"]) == (run_id, "Completed")
+    again = json.loads(ask("runs", "rerun", run_id, "--json").stdout)
+    assert (again["function_id"], again["original_run_id"]) == ("shop-ship", run_id)
+    old = ("--function", "shop-ship", "--until", "2000-01-01T00:00:00Z", "--json")
+    for command, count in (("cancel", "cancelled"), ("replay", "replayed")):
+        assert json.loads(ask("runs", command, *old).stdout)[count] == 0

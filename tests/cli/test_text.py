@@ -1,9 +1,11 @@
 """Durations, tables and short lines."""
 
+import sys
+
 import click
 import pytest
 
-from durably.cli.text import format_seconds, shorten, style, table
+from durably.cli.text import echo_progress, format_seconds, shorten, style, table
 
 
 @pytest.mark.parametrize(
@@ -33,3 +35,17 @@ def test_columns_are_aligned_whatever_their_colours() -> None:
 def test_long_and_broken_lines_are_shortened() -> None:
     assert shorten("a\n  b", 10) == "a b"
     assert shorten("abcdef", 4) == "abc…"
+
+
+def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    echo_progress("12 runs so far")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    echo_progress("12 runs\nso far")
+    echo_progress(None)
+    shown = capsys.readouterr().err
+    assert shown.startswith("\r\x1b[K12 runs")
+    assert shown.endswith("\r\x1b[K")
+    assert "\n" not in shown

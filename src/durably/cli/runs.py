@@ -22,6 +22,7 @@ from .text import (
     echo,
     echo_json,
     echo_json_line,
+    echo_progress,
     fit,
     format_local,
     format_seconds,
@@ -61,10 +62,15 @@ def selection_options(command: Command) -> Command:
 
 
 def wait_for_end(operation: "Body", get: Callable[[str], "Body | None"]) -> "Body":
-    while operation.ended_at is None:
-        time.sleep(_POLL_SECONDS)
-        operation = get(operation.id) or operation
-    return operation
+    """The bulk operation, once it has ended. Its progress is shown on a terminal."""
+    try:
+        while operation.ended_at is None:
+            echo_progress(f"{operation.affected} runs so far")
+            time.sleep(_POLL_SECONDS)
+            operation = get(operation.id) or operation
+        return operation
+    finally:
+        echo_progress(None)
 
 
 def count_runs(count: int) -> str:
@@ -212,6 +218,7 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 @click.argument("run_id", metavar="[RUN]", required=False)
 @click.option("--function", "function_id", metavar="FUNCTION", help="Cancel runs of this function instead of one RUN.")
 @selection_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the run, or the bulk cancellation.")
 @client_options
 def cancel(
     client: "EngineClient",
@@ -221,6 +228,7 @@ def cancel(
     until: dt.datetime | None,
     expression: str | None,
     no_wait: bool,
+    as_json: bool,
 ) -> None:
     """Cancel a run that has not ended, or many of a function, and print how many.
 
@@ -236,15 +244,22 @@ def cancel(
         run_id = find_run_id(client, run_id)
         client.cancel_run_sync(run_id)
         run = existing(client.get_run_sync(run_id))
-        echo(Styled(f"run {fit(run.id)} is {coloured_status(run.status)}"))
+        if as_json:
+            echo_json(run)
+        else:
+            echo(Styled(f"run {fit(run.id)} is {coloured_status(run.status)}"))
         return
     now = dt.datetime.now(dt.UTC)
     assert function_id is not None
     begun = client.cancel_runs_sync(function_id, started_after=since, started_before=until or now, if_exp=expression)
-    if no_wait:
+    if not no_wait:
+        begun = wait_for_end(begun, client.get_cancellation_sync)
+    if as_json:
+        echo_json(begun)
+    elif no_wait:
         echo(f"cancellation {begun.id} is still under way")
     else:
-        echo(f"{count_runs(wait_for_end(begun, client.get_cancellation_sync).affected)} cancelled")
+        echo(f"{count_runs(begun.affected)} cancelled")
     if begun.started_before > now:
         echo(
             f"runs that start until {format_local(begun.started_before)} will be cancelled too: "
@@ -259,8 +274,9 @@ def cancel(
 @click.option(
     "--input", "step_input", metavar="JSON|@FILE|-", help="A JSON array: arguments for that step in place of its own."
 )
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the new run.")
 @client_options
-def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input: str | None) -> None:
+def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input: str | None, as_json: bool) -> None:
     """Run the same function again with the same events, and print the new run's id."""
     if step_input is not None and from_step is None:
         raise click.UsageError("--input is for the step of --from-step")
@@ -269,7 +285,11 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     step = None
     if from_step is not None:
         step = FromStep.of(from_step, None if step_input is None else read_json(step_input, "--input", list))
-    echo(client.rerun_sync(find_run_id(client, run_id), from_step=step))
+    new_id = client.rerun_sync(find_run_id(client, run_id), from_step=step)
+    if as_json:
+        echo_json(client.get_run_sync(new_id))
+    else:
+        echo(new_id)
 
 
 @runs.command()
@@ -284,6 +304,7 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     help="Only runs with this status. May be repeated.",
 )
 @selection_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: the bulk replay.")
 @client_options
 def replay(
     client: "EngineClient",
@@ -293,6 +314,7 @@ def replay(
     until: dt.datetime | None,
     expression: str | None,
     no_wait: bool,
+    as_json: bool,
 ) -> None:
     """Run many runs of a function again, and print how many."""
     from durably.engine.views import RunStatus
@@ -304,10 +326,14 @@ def replay(
         started_before=until,
         if_exp=expression,
     )
-    if no_wait:
+    if not no_wait:
+        started = wait_for_end(started, client.get_replay_sync)
+    if as_json:
+        echo_json(started)
+    elif no_wait:
         echo(f"replay {started.id} is still under way")
-        return
-    echo(f"{count_runs(wait_for_end(started, client.get_replay_sync).affected)} started again")
+    else:
+        echo(f"{count_runs(started.affected)} started again")
 
 
 def find_run_id(client: "EngineClient", text: str) -> str:

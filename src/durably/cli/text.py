@@ -5,6 +5,7 @@ This module also has colours, columns, JSON, and errors.
 
 import datetime as dt
 import json
+import sys
 from typing import Any
 
 import click
@@ -53,6 +54,15 @@ def echo(text: object, *, err: bool = False) -> None:
     All commands print with this function.
     """
     click.echo(fit(text), err=err)
+
+
+def echo_progress(text: str | None) -> None:
+    """Replace the last line of progress on stderr; ``None`` clears it.
+
+    Nothing is printed if stderr is not a terminal.
+    """
+    if sys.stderr.isatty():
+        click.echo("\r\x1b[K" + ("" if text is None else fit(text)), nl=False, err=True, color=True)
 
 
 def short_id(run_id: str) -> str:
