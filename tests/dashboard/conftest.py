@@ -116,12 +116,16 @@ def open_page(browser: BrowserThread, site: Site) -> Iterator[OpenPage]:
 
 
 @pytest.fixture
-def check_accessibility(axe: str) -> Callable[[Page], None]:
-    """Fails if axe finds something serious on the page."""
+def check_accessibility(axe: str) -> Callable[..., None]:
+    """Fails if axe finds something serious on the page.
 
-    def check(page: Page) -> None:
+    ``*rules`` are those to check, by default all.
+    """
+
+    def check(page: Page, *rules: str) -> None:
         page.evaluate(axe)
-        result: Any = page.evaluate("() => axe.run(document, {resultTypes: ['violations']})")
+        options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
+        result: Any = page.evaluate("options => axe.run(document, options)", options)
         serious = [
             f"{each['id']}: {each['help']}: " + "; ".join(node["html"][:200] for node in each["nodes"][:3])
             for each in result["violations"]
