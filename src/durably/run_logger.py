@@ -60,14 +60,18 @@ KeepLine = Callable[[str, str, str | None], None]
 class RunContext(msgspec.Struct):
     """The fields of one call's lines. The step is the one whose handler logs, if any.
 
-    ``keep`` also takes each line, in development.
+    ``find_keeper`` returns what also takes the lines, in development. It is called when there is a line.
     """
 
     replay: Replay
     app_id: str
     function_id: str
     run_id: str
-    keep: KeepLine | None = None
+    find_keeper: Callable[[], KeepLine | None] | None = None
+
+    @property
+    def keep(self) -> KeepLine | None:
+        return None if self.find_keeper is None else self.find_keeper()
 
     @property
     def is_silent(self) -> bool:
@@ -83,12 +87,13 @@ class RunContext(msgspec.Struct):
 
         Its errors affect nothing: the line is in the app's own log.
         """
-        if self.keep is None:
+        keep = self.keep
+        if keep is None:
             return
         with contextlib.suppress(Exception):
             step = in_step.get()
             name = None if step is None else step.name
-            self.keep(level, _with_traceback(_format(str(message), args), exc_info), name)
+            keep(level, _with_traceback(_format(str(message), args), exc_info), name)
 
     def prefix(self) -> str:
         """The ids of function, run and step, on one line.

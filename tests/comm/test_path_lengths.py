@@ -19,7 +19,7 @@ from ..paths import CallPath, Tracer
 _MAX_FUNCTIONS = 70
 _MAX_MODULES = 14
 _CALLS = 5
-"""The first ones start threads, and fill caches."""
+"""The first ones start threads, and fill caches; what watches the event loop by time is in some."""
 
 TRIGGER = TriggerEvent(event="go")
 PATH = "/api/inngest"
@@ -38,7 +38,8 @@ def client() -> Client:
     return Client(app_id="benchmark", is_production=False)
 
 
-def check(path: CallPath, body: bytes) -> None:
+def check(paths: list[CallPath], body: bytes) -> None:
+    path = min(paths, key=lambda path: len(path.calls))
     (op,) = json.loads(body)
     assert (op["op"], op["data"]) == ("StepRun", 2)
     assert len(path.calls) <= _MAX_FUNCTIONS, str(path)
@@ -65,6 +66,7 @@ async def test_call_of_async_function_in_fast_api_passes_few_functions(client: C
         "headers": [(name.encode(), value.encode()) for name, value in call.headers.items()],
     }
     sent: list[Any] = []
+    paths: list[CallPath] = []
 
     async def receive() -> Any:
         return {"type": "http.request", "body": call.body}
@@ -77,8 +79,8 @@ async def test_call_of_async_function_in_fast_api_passes_few_functions(client: C
             sent.clear()
             tracer.start()
             await app(dict(scope), receive, send)
-            path = tracer.stop()
-    check(path, sent[-1]["body"])
+            paths.append(tracer.stop())
+    check(paths, sent[-1]["body"])
 
 
 def test_call_of_sync_function_in_flask_passes_few_functions(client: Client) -> None:
@@ -102,12 +104,13 @@ def test_call_of_sync_function_in_flask_passes_few_functions(client: Client) -> 
         "CONTENT_LENGTH": str(len(call.body)),
         "wsgi.url_scheme": "http",
     }
+    paths: list[CallPath] = []
     with Tracer() as tracer:
         for _ in range(_CALLS):
             tracer.start()
             body = b"".join(app({**environ, "wsgi.input": io.BytesIO(call.body)}, _start_response))
-            path = tracer.stop()
-    check(path, body)
+            paths.append(tracer.stop())
+    check(paths, body)
 
 
 def _start_response(status: str, headers: Any, exc_info: Any = None) -> Callable[[bytes], object]:

@@ -371,8 +371,8 @@ def _make_context(
 ) -> Context | ContextSync:
     """The handler's argument."""
     run_id = call.context.run_id
-    keep = line_keeper(app, run_id, call.context.attempt)
-    fields: Any = RunContext(replay, app.app_id, call.function_id, run_id, keep)
+    find_keeper = partial(line_keeper, app, run_id, call.context.attempt)
+    fields: Any = RunContext(replay, app.app_id, call.function_id, run_id, find_keeper)
     logger: Any = app.logger
     logger = AnyRunLogger(logger.target, fields) if isinstance(logger, AnyLogger) else RunLogger(logger, fields)
     shared = (call.event, call.events, run_id, call.context.attempt, logger)
