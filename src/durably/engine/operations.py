@@ -141,6 +141,8 @@ def without_none(annotation: Any) -> Any:
     if get_origin(annotation) not in (Union, types.UnionType):
         return annotation
     others = [each for each in get_args(annotation) if each is not type(None)]
+    if len(others) == len(get_args(annotation)):
+        return annotation
     return others[0] if len(others) == 1 else Union[tuple(others)]  # noqa: UP007 (of values)
 
 

@@ -99,7 +99,7 @@ async def test_a_packed_body_is_unpacked_up_to_the_limit(
     assert (await dev.json("POST", "/e/any", data=pack(body), headers=encoding))[0] == 200
     status, answer = await dev.json("POST", "/e/any", data=pack(body)[:-1], headers=encoding)
     assert (status, "content-encoding" in answer["error"]) == (400, True)
-    monkeypatch.setattr(messages, "MAX_REQUEST_BYTES", 10_000)
+    monkeypatch.setattr(messages.read_body, "__defaults__", (10_000,))
     status, answer = await dev.json("POST", "/e/any", data=pack(body + b" " * 10_000), headers=encoding)
     assert (status, "when it is unpacked" in answer["error"]) == (413, True)
 
