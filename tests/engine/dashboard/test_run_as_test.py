@@ -1,5 +1,6 @@
 """The code of tests that reproduce runs: it is executed with the app of the run, and with a mended one."""
 
+import ast
 import asyncio
 import datetime as dt
 import sys
@@ -139,3 +140,17 @@ async def test_a_large_output_is_left_out_and_named() -> None:
     assert "from app import client, fn_3_big_things" in code
     assert len(code) < 2_000
     compile(code, "copied_test.py", "exec")
+
+
+async def test_the_id_of_a_function_does_not_end_the_docstring() -> None:
+    client = durably.Client(app_id="hostile")
+
+    @client.create_function(fn_id='x""" + print("run") + """\\', trigger=durably.TriggerEvent(event="hostile/start"))
+    async def hostile(ctx: durably.Context) -> None: ...
+
+    async with TestEngine(client, [hostile]) as engine:
+        run = await engine.send(durably.Event(name="hostile/start"))
+        await run.wait()
+        report = await report_of(engine, run)
+    docstring = ast.get_docstring(ast.parse(write_test(report)))
+    assert docstring == f"Reproduces the run {run.id} of {report.run.function_id}, which completed."

@@ -66,7 +66,7 @@ def write_test(report: RunReport) -> str:
     ]
     return _SOURCE.format(
         run_id=run.id,
-        function_id=repr(run.function_id)[1:-1],
+        function_id=_in_docstring(run.function_id),
         ending=_ENDINGS.get(run.status, f"is {run.status.lower()}"),
         imports="\n".join(imports),
         function=function,
@@ -84,6 +84,11 @@ _ENDINGS = {
     RunStatus.CANCELLED: "was cancelled",
     RunStatus.SKIPPED: "was skipped",
 }
+
+
+def _in_docstring(text: str) -> str:
+    """A text that does not end the docstring it is in."""
+    return repr(text)[1:-1].replace('"', '\\"')
 
 
 def _identifier(text: str) -> str:
