@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -11,6 +12,7 @@ import pytest
 
 import durably
 from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.json_tree import PointerError
 from durably.protocol.opcodes import hash_step_id
 from durably.testing import TestEngine
 from durably.testing.engine_base import TestRun
@@ -236,3 +238,22 @@ async def test_a_run_has_its_code_as_a_test(shop: Shop) -> None:
     text = await page(shop.dashboard, f"/runs/{run.id}/test")
     assert "from durably.testing import TestEngine" in text
     assert 'data-copy-of="code"' in text
+
+
+@pytest.mark.parametrize(("path", "name"), [("test", "run.write_test"), ("value", "run_values.json_tree.build_tree")])
+async def test_large_values_are_written_outside_the_event_loop(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, name: str
+) -> None:
+    threads = list[threading.Thread]()
+
+    def note(*args: Any, **options: Any) -> Any:
+        threads.append(threading.current_thread())
+        raise RecursionError if path == "test" else PointerError
+
+    run = await shop.order()
+    monkeypatch.setattr(f"durably.engine.dashboard.pages.{name}", note)
+    report = await shop.engine._engine.inspect_run(run.id)
+    assert report is not None
+    await get(shop.dashboard, f"/runs/{run.id}/{path}", f"of=event:{report.events[0].id}")
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()

@@ -154,3 +154,20 @@ async def test_the_id_of_a_function_does_not_end_the_docstring() -> None:
         report = await report_of(engine, run)
     docstring = ast.get_docstring(ast.parse(write_test(report)))
     assert docstring == f"Reproduces the run {run.id} of {report.run.function_id}, which completed."
+
+
+async def test_a_deep_event_makes_no_longer_code_than_a_flat_one() -> None:
+    client = durably.Client(app_id="deep")
+
+    @client.create_function(fn_id="deep", trigger=durably.TriggerEvent(event="deep/start"))
+    async def deep(ctx: durably.Context) -> None: ...
+
+    words: Any = ["word"] * 1_000
+    for _ in range(150):
+        words = [words]
+    async with TestEngine(client, [deep]) as engine:
+        run = await engine.send(durably.Event(name="deep/start", data={"words": words}))
+        await run.wait()
+        code = write_test(await report_of(engine, run))
+    assert len(code) < 3 * 8 * 1_000  # With a line for each word it would have 600 spaces for each.
+    compile(code, "copied_test.py", "exec")

@@ -208,10 +208,13 @@ def _check(report: RunReport) -> str:
 def _literal(value: Any, width: int = _WIDTH) -> str:
     """A JSON value as Python, on several lines if it is wider than ``width``.
 
+    What is so deep that no width is left is on one line: with a line for each value, its indentation would be longer
+    than itself.
+
     Characters that are not visible are escaped, so that none has an effect on an editor. Raises ``RecursionError``.
     """
     line = _line(value)
-    if len(line) <= width or not isinstance(value, dict | list):
+    if len(line) <= width or width <= 0 or not isinstance(value, dict | list):
         return line
     if isinstance(value, dict):
         lines = [f"{_text(key)}: {_literal(each, width - 6 - len(_text(key)))}" for key, each in value.items()]

@@ -3,6 +3,7 @@
 Waterfall, steps, events, logs and related runs.
 """
 
+import asyncio
 import datetime as dt
 from collections.abc import Mapping
 
@@ -131,7 +132,8 @@ def _growth(report: RunReport, waterfall: Waterfall) -> int | None:
 async def show_test(visit: Visit) -> DashboardResponse:
     report = await read_report(visit)
     try:
-        code = write_test(report)
+        # In a thread: the event loop may be the app's own, and the event may have megabytes.
+        code = await asyncio.to_thread(write_test, report)
     except RecursionError:
         raise PageError(
             400, "The run cannot be copied as a test", "A value of it is nested too deeply to be written as code."

@@ -1,5 +1,6 @@
 """Values in full: parts of JSON trees that the page of a run leaves out."""
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -33,13 +34,19 @@ async def answer_value(visit: Visit, name: str, encoded: bytes, of: str, **value
     at, first = visit.query.get("at", ""), visit.query.get("from", "0")
     if "raw" in visit.query:
         return _download(name, encoded)
+    start = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
     try:
-        value = json_tree.find(json_tree.decode(encoded), at)
+        # In a thread: the event loop may be the app's own, and the value may have megabytes.
+        tree = await asyncio.to_thread(_read_tree, encoded, at, start)
     except json_tree.PointerError:
         raise PageError(404, "There is no such value", f"The value has nothing at {at}.") from None
-    start = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
-    tree = json_tree.build_tree(value, pointer=at, start=start, most_text=_MOST_SHOWN)
     return await visit.page("value.html", of=of, at=at, start=start, tree=tree, **values)
+
+
+def _read_tree(encoded: bytes, at: str, start: int) -> json_tree.JsonNode:
+    """Raises ``PointerError``."""
+    value = json_tree.find(json_tree.decode(encoded), at)
+    return json_tree.build_tree(value, pointer=at, start=start, most_text=_MOST_SHOWN)
 
 
 def _encoded(report: RunReport, of: str) -> bytes:
