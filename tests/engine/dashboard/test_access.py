@@ -240,7 +240,7 @@ async def test_a_stream_ends_in_time_and_at_once_if_the_worker_may_not_wait(engi
         first = await chunks_of(answer)
         assert time.monotonic() - began < 15  # a wait for changes takes longer
         assert "retry: " in first
-    [position] = [line.removeprefix("id: ") for line in first.splitlines() if line.startswith("id: ")]
+    *_, position = [line.removeprefix("id: ") for line in first.splitlines() if line.startswith("id: ")]
     again = await get(dashboard, "/live", stream_seconds=0.0, headers={"last-event-id": position})
     assert "no change" in await chunks_of(again)
 

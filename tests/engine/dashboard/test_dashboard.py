@@ -150,3 +150,21 @@ async def test_a_closed_engine_is_a_page_with_503(engine: SqliteEngine, dashboar
     with pytest.raises(EngineClosedError):
         await engine.list_runs()
     assert (await get(dashboard, "/runs")).status_code == 503
+
+
+async def test_a_function_whose_id_has_a_slash_has_its_pages_and_actions(
+    app: SmallApp, engine: SqliteEngine, dashboard: Dashboard
+) -> None:
+    @app.function("billing/charge")
+    def charge(step: Steps) -> None: ...
+
+    await engine.sync_app(app.sync_request())
+    [function] = await engine.list_functions()
+    assert function.id.endswith("billing/charge")
+    path = f"/functions/{function.id}"
+    assert function.id in await page(dashboard, path)
+    assert function.id in await page(dashboard, f"{path}/cancel")
+    paused = await post(dashboard, f"{path}/pause", *await token_of(dashboard, path))
+    assert (paused.status_code, header(paused, "location")) == (303, path)
+    [function] = await engine.list_functions()
+    assert function.is_paused

@@ -14,6 +14,8 @@ from .messages import DashboardResponse
 
 VIEW = "view"
 _ARGUMENT = re.compile(r"\{(\w+)\}")
+_WITH_SLASHES = frozenset({"function_id"})
+"""Arguments that may contain slashes: apps choose the ids of their functions."""
 
 
 class Live(Enum):
@@ -51,7 +53,7 @@ class Route:
     def _expression(self) -> re.Pattern[str]:
         parts = _ARGUMENT.split(self.pattern)
         parts[::2] = map(re.escape, parts[::2])
-        parts[1::2] = (f"(?P<{name}>[^/]+)" for name in parts[1::2])
+        parts[1::2] = (f"(?P<{name}>{'.+?' if name in _WITH_SLASHES else '[^/]+'})" for name in parts[1::2])
         return re.compile("".join(parts) + "/?")
 
     def match(self, path: str) -> dict[str, str] | None:

@@ -2,7 +2,7 @@
 
 from . import apps, bulk, cron, events, functions, overview, run, run_actions, run_values, runs
 
-ROUTES = (
+_ALL = (
     *overview.ROUTES,
     *runs.ROUTES,
     *run.ROUTES,
@@ -14,3 +14,5 @@ ROUTES = (
     *apps.ROUTES,
     *cron.ROUTES,
 )
+# Longer patterns first: an id of a function may contain slashes.
+ROUTES = tuple(sorted(_ALL, key=lambda route: -route.pattern.count("/")))
