@@ -53,15 +53,17 @@ def modules(*parts: str) -> list[Path]:
     return found
 
 
-def imports(path: Path, *, also_for_types: bool = False) -> Iterator[str]:
+@functools.cache
+def imports(path: Path, *, also_for_types: bool = False) -> list[str]:
     """The modules that a file imports, anywhere in it; of ``from a import b`` both ``a`` and ``a.b``."""
+    found: list[str] = []
     for node in _runtime_nodes(ast.parse(path.read_text()), also_for_types):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = _base(node, path)
-            yield module
-            yield from (f"{module}.{alias.name}" for alias in node.names)
+            found += (module, *(f"{module}.{alias.name}" for alias in node.names))
+    return found
 
 
 def _runtime_nodes(tree: ast.AST, also_for_types: bool) -> Iterator[ast.AST]:

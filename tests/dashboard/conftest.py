@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from examples.showcase.events import send_events
-from playwright.sync_api import ConsoleMessage, Page, Request, expect
+from playwright.sync_api import ConsoleMessage, Error, Page, Request, expect
 
 from .browser import BrowserThread, axe_source
 from .site import Site
@@ -28,6 +28,29 @@ class OpenPage(Protocol):
         javascript: bool = True,
         allowed: str | None = None,
     ) -> Page: ...
+
+
+class Windows:
+    """Windows of the browser, which tests use one after the other: a new one costs a second of CPU."""
+
+    def __init__(self, browser: BrowserThread) -> None:
+        self._browser = browser
+        self._free: dict[bool, list[Page]] = {True: [], False: []}
+
+    def take(self, *, javascript: bool) -> Page:
+        """A page that no test uses now. It may still show another test's page."""
+        return self._free[javascript].pop() if self._free[javascript] else self._open(javascript)
+
+    def _open(self, javascript: bool) -> Page:
+        context = self._browser.browser.new_context(
+            java_script_enabled=javascript, timezone_id="Asia/Tokyo", locale="en-GB"
+        )
+        context.set_default_timeout(TIMEOUT_MILLISECONDS)
+        return context.new_page()
+
+    def give_back(self, page: Page, *, javascript: bool) -> None:
+        page.context.clear_cookies()
+        self._free[javascript].append(page)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,46 +95,56 @@ def empty_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site.close()
 
 
+@pytest.fixture(scope="session")
+def windows(browser: BrowserThread) -> Windows:
+    return Windows(browser)
+
+
 @pytest.fixture
-def open_page(browser: BrowserThread, site: Site) -> Iterator[OpenPage]:
-    """Opens a page in a browser of its own.
+def open_page(browser: BrowserThread, windows: Windows, site: Site) -> Iterator[OpenPage]:
+    """Opens a page that has no cookies.
 
     After the test nothing may have gone wrong in it: no message of an error in the console, and no request to another
     host. ``allowed`` is a part of messages that are expected.
     """
-    pages: list[Page] = []
+    done: list[Callable[[], None]] = []
     problems: list[str] = []
 
     def open_(
         path: str, *, width: int = 1280, scheme: str = "light", javascript: bool = True, allowed: str | None = None
     ) -> Page:
-        context = browser.browser.new_context(
-            viewport={"width": width, "height": 800},
-            color_scheme=scheme,  # type: ignore[arg-type]
-            java_script_enabled=javascript,
-            timezone_id="Asia/Tokyo",
-            locale="en-GB",
-        )
-        context.set_default_timeout(TIMEOUT_MILLISECONDS)
-        page = context.new_page()
-        pages.append(page)
+        page = windows.take(javascript=javascript)
 
         def on_console(message: ConsoleMessage) -> None:
             if message.type in ("error", "warning") and not (allowed and allowed in message.text):
                 problems.append(f"{message.type} in the console of {page.url}: {message.text}")
 
+        def on_error(error: Error) -> None:
+            problems.append(f"an error of {page.url}: {error}")
+
         def on_request(request: Request) -> None:
             if urlsplit(request.url).hostname != "127.0.0.1":
                 problems.append(f"a request to {request.url}")
 
+        def close() -> None:
+            page.remove_listener("console", on_console)
+            page.remove_listener("pageerror", on_error)
+            page.remove_listener("request", on_request)
+            if not page.url.startswith(site.origin):
+                page.goto(site.origin)  # the other server is about to stop, which a live page would report
+            windows.give_back(page, javascript=javascript)
+
+        done.append(close)
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme, reduced_motion="no-preference")  # type: ignore[arg-type]
         page.on("console", on_console)
-        page.on("pageerror", lambda error: problems.append(f"an error of {page.url}: {error}"))
+        page.on("pageerror", on_error)
         page.on("request", on_request)
         page.goto(path if "://" in path else site.origin + path)
         return page
 
     yield open_
-    browser.run(lambda: [page.context.close() for page in pages])
+    browser.run(lambda: [close() for close in done])
     assert not problems, "\n".join(problems)
 
 

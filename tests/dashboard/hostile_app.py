@@ -1,5 +1,7 @@
 """An app whose names, errors and outputs attack the pages that show them."""
 
+import asyncio
+
 import fastapi
 
 import durably
@@ -35,9 +37,8 @@ async def large(ctx: durably.Context) -> object:
 
 @client.create_function(fn_id="steps", trigger=durably.TriggerEvent(event="hostile/steps"))
 async def steps(ctx: durably.Context) -> int:
-    for number in range(1_000):
-        await ctx.step.run(f"step-{number}", double, number)
-    return number
+    results = await asyncio.gather(*(ctx.step.run(f"step-{n}", double, n) for n in range(1_000)))
+    return len(results)
 
 
 async def double(number: int) -> int:

@@ -44,7 +44,7 @@ def test_an_app_that_does_not_answer_needs_attention(open_page: OpenPage, site: 
     site.add("tests.dashboard.hostile_app:app")
     site.stop("tests.dashboard.hostile_app:app")
     try:
-        site.send("hostile/steps")
+        site.send("hostile/names")
         page = open_page("/apps")
         app = page.get_by_role("region", name="hostile", exact=True)
         expect(app).to_contain_text("Does not answer")

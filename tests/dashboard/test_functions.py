@@ -71,7 +71,7 @@ def test_functions_have_triggers_and_options_in_words(open_page: OpenPage) -> No
 
 def test_a_function_is_paused_and_resumed(open_page: OpenPage, site: Site) -> None:
     page = open_page("/functions/back-office-report-sales")
-    page.on("dialog", lambda dialog: dialog.accept())
+    page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Pause").click()
     expect(page.locator("#head")).to_contain_text("Paused")
     page.get_by_role("button", name="Resume").click()

@@ -98,7 +98,7 @@ def test_a_run_is_cancelled_after_a_question(open_page: OpenPage, site: Site) ->
         questions.append(dialog.message)  # type: ignore[attr-defined]
         dialog.accept()  # type: ignore[attr-defined]
 
-    page.on("dialog", accept)
+    page.once("dialog", accept)
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator("#head")).to_contain_text("Cancelled")
     assert len(questions) == 1
