@@ -36,6 +36,20 @@ def test_the_list_is_filtered_by_its_url(open_page: OpenPage, site: Site) -> Non
     expect(page.get_by_role("heading", name="No run matches the filter")).to_be_visible()
 
 
+def test_each_part_of_a_row_opens_the_run(open_page: OpenPage, site: Site) -> None:
+    run_id = failed_run(site)
+    for part in (".id", "time"):
+        page = open_page("/runs?function=back-office-settle-invoice&status=Failed")
+        page.locator(f"#run-{run_id} {part}").first.click()
+        page.wait_for_url(f"**/runs/{run_id}")
+
+
+def test_the_keys_are_shown_by_a_button(open_page: OpenPage) -> None:
+    page = open_page("/runs")
+    page.get_by_role("button", name="Keys").click()
+    expect(page.get_by_role("dialog")).to_contain_text("Next and previous row")
+
+
 def test_a_run_is_found_by_the_end_of_its_id(open_page: OpenPage, site: Site) -> None:
     run_id = failed_run(site)
     page = open_page("/runs")

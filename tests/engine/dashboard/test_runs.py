@@ -168,3 +168,11 @@ async def test_a_search_is_continued_until_a_run_is_found(
     monkeypatch.setattr(engine._engine, "search_runs", search_runs)
     assert shown(await page(dashboard, "/runs", "if=true"), run_id) == [True]
     assert cursors == [None, "cursor 1", "cursor 2"]
+
+
+async def test_the_overview_links_to_the_runs_of_its_range(engine: TestEngine, dashboard: Dashboard) -> None:
+    await place(engine, 500)
+    text = await page(dashboard, "/", "range=6h")
+    for link in ("/runs?since=6h", "/runs?status=Failed&amp;since=6h", "/functions?range=6h"):
+        assert f'href="{link}"' in text
+    assert '<option value="6h" selected>' in await page(dashboard, "/runs", "since=6h")

@@ -11,7 +11,7 @@ from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, Wait
 from durably.engine.reports import AttemptReport, RunLink, Span, SpanKind, StepReport
 from durably.engine.spans import AttemptTimes, Interval, attempt_spans, make_span
-from durably.engine.views import RunView, StepStatus, from_microseconds, to_datetime, to_milliseconds
+from durably.engine.views import RunView, StepStatus, to_datetime, to_milliseconds
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Opcode, hash_step_id
@@ -131,6 +131,15 @@ class StepReader:
             for row in self._failed[step_id or DISCOVER]
         ]
 
+    def _began_at(self, step_id: str, latest: int) -> int:
+        """When the first attempt at a step was due, or else began.
+
+        ``latest`` is when the last one was due. Both are in milliseconds.
+        """
+        failed = self._failed[step_id][:1]
+        times = [(row.queued_at, row.ran_from and row.ran_from // 1000, row.called_at, row.ended_at) for row in failed]
+        return min([latest, *(next(each for each in known if each is not None) for known in times)])
+
     def _finished(self, row: _Memo) -> StepReport:
         op, times = Opcode(row.op), row.times
         if op is Opcode.STEP_RUN:
@@ -145,7 +154,7 @@ class StepReader:
             op=op,
             status=StepStatus.FAILED if row.failed else StepStatus.COMPLETED,
             attempts=row.attempts,
-            created_at=to_datetime(times.created_at),
+            created_at=to_datetime(self._began_at(row.step_id, times.created_at)),
             ended_at=to_datetime(times.ended_at),
             due_at=None,
             spans=[] if row.is_copied else self._spans(op, row.step_id, row.attempts - 1, times),
@@ -197,7 +206,7 @@ class StepReader:
             op=Opcode.STEP_RUN,
             status=idle if called_at is None else StepStatus.RUNNING,
             attempts=call.attempt + (called_at is not None),
-            created_at=to_datetime(call.due),
+            created_at=to_datetime(self._began_at(step_id, call.due)),
             ended_at=None,
             due_at=to_datetime(call.due),
             spans=attempt_spans([*self.attempts(step_id), now]),
@@ -241,7 +250,7 @@ class StepReader:
             op=step.op,
             status=StepStatus.UNFINISHED,
             attempts=step.attempts,
-            created_at=from_microseconds(began),
+            created_at=to_datetime(self._began_at(step.step_id, step.created_at)),
             ended_at=ended_at,
             due_at=None if step.due is None else to_datetime(step.due),
             spans=spans,

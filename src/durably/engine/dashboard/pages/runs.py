@@ -16,7 +16,14 @@ from durably.protocol.durations import DurationInvalidError, parse_duration, par
 
 PAGE_SIZE = 50
 SEARCH_SECONDS = 1.0
-PERIODS = (("15m", "15 minutes"), ("1h", "Hour"), ("24h", "24 hours"), ("7d", "7 days"), ("30d", "30 days"))
+PERIODS = (
+    ("15m", "15 minutes"),
+    ("1h", "Hour"),
+    ("6h", "6 hours"),
+    ("24h", "24 hours"),
+    ("7d", "7 days"),
+    ("30d", "30 days"),
+)
 _MORE_FILTERS = ("app", "event", "from", "until", "if")
 _FILTERS = ("status", "function", "since", "id", *_MORE_FILTERS)
 

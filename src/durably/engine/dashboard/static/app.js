@@ -6,6 +6,7 @@ import { followChanges } from "./live.js";
 import { enhance, onEnhance } from "./page.js";
 import { loadValues } from "./json_tree.js";
 import { keepTimes, localise } from "./times.js";
+import { openRows } from "./rows.js";
 import { selectWindows } from "./waterfall.js";
 
 onEnhance(localise);
@@ -14,5 +15,6 @@ enhance(document);
 keepTimes();
 loadValues();
 selectWindows();
+openRows();
 listenForKeys();
 followChanges();

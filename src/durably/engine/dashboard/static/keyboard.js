@@ -4,6 +4,9 @@ const SECONDS_FOR_SECOND_KEY = 1.2;
 
 export function listenForKeys() {
   let goUntil = 0;
+  const button = document.getElementById("open-help");
+  button.hidden = false;
+  button.addEventListener("click", openHelp);
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented) return;
     if (event.key === "Escape") return leave(event);
@@ -20,6 +23,10 @@ export function listenForKeys() {
   });
 }
 
+function openHelp() {
+  document.getElementById("help").showModal();
+}
+
 const ACTIONS = {
   "/": () => {
     const field = document.querySelector("main [data-shortcut='/']") ?? document.getElementById("find");
@@ -28,7 +35,7 @@ const ACTIONS = {
   },
   j: () => move(1),
   k: () => move(-1),
-  "?": () => document.getElementById("help").showModal(),
+  "?": openHelp,
 };
 
 // Links of the attribute `data-shortcut`.
