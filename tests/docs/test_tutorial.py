@@ -90,6 +90,8 @@ def test_the_tutorial(folder: Folder) -> None:
     dev = f"{with_port(dev, '--port', folder)} --app-port {folder.here('8000')}"
     first = folder.start(dev)
     first.until("app:app is up")
+    [printed] = [block.text for block in blocks(PAGE) if block.text.startswith("engine at")]
+    assert [line for line in printed.splitlines() if folder.here(line) not in first.output] == []
     folder.run(*commands("orders/A-1"))
     first.until(r"shipped .* waits until")
     assert first.output.count("run started") == 1

@@ -3,11 +3,14 @@
 import asyncio
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from durably import Event
 from durably.cli.dev_server import DevOptions, DevServer
+from durably.dashboard import Action
 from durably.engine.views import UpdateKind
 
 ROOT = Path(__file__).parents[2]
@@ -72,8 +75,22 @@ async def test_the_app_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_the_dashboards_of_the_readme_are_those_of_the_tested_projects() -> None:
     """``tests/dashboard/test_mounting.py`` runs the blocks of the page in stock projects."""
     page = (ROOT / "docs" / "how-to" / "dashboard.md").read_text()
-    [code] = re.findall(r"```python\n(durably\.fast_api\.dashboard.*?)```", README, re.DOTALL)
+    [policy, code] = re.findall(
+        r"```python\n(from durably.dashboard.*?)\n\n\n(durably\.fast_api\.dashboard.*?)```", README, re.DOTALL
+    )[0]
+    names: dict[str, Any] = {}
+    exec(policy, names)
+    for user, is_allowed in [("ada", True), ("grace", False)]:
+        request = SimpleNamespace(headers={"x-user": user})
+        assert names["authorize"](Action(name="view", request=request)) is is_allowed
     lines = [line.partition("#")[0].rstrip() for line in code.splitlines()]
     assert len(lines) == 4
     for line in lines:
         assert f"\n{line}\n" in page
+
+
+def test_the_file_of_the_dashboards_page_is_that_of_serve_with_the_engine_in_process() -> None:
+    assert FUNCTION is not None
+    page = (ROOT / "docs" / "how-to" / "dashboard.md").read_text()
+    engine = 'app_id="shop", engine=durably.Embedded("durably.db")'
+    assert FUNCTION[1].replace('app_id="shop"', engine) in page
