@@ -6,7 +6,7 @@ from django.apps import AppConfig
 class DurablyConfig(AppConfig):  # type: ignore[misc]
     name = "durably.django"
     label = "durably"
-    default_auto_field = "django.db.models.BigAutoField"
+    default_auto_field = "django.db.models.BigAutoField"  # pyright: ignore[reportAssignmentType] (a property in Django)
     verbose_name = "Durably"
 
     def ready(self) -> None:
