@@ -5,7 +5,7 @@ import sys
 import click
 import pytest
 
-from durably.cli.text import echo_progress, format_seconds, shorten, style, table
+from durably.cli.text import format_seconds, progress_line, shorten, style, table
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,12 @@ def test_long_and_broken_lines_are_shortened() -> None:
 def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    echo_progress("12 runs so far")
+    with progress_line() as show:
+        show("12 runs so far")
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    echo_progress("12 runs\nso far")
-    echo_progress(None)
+    with progress_line() as show:
+        show("12 runs\nso far")
     shown = capsys.readouterr().err
     assert shown.startswith("\r\x1b[K12 runs")
     assert shown.endswith("\r\x1b[K")

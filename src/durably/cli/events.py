@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import client_options, is_short_id, only_id, read_data, read_json, read_time
+from .options import client_options, is_short_id, json_option, only_id, read_data, read_json, read_time
 from .text import (
     coloured_status,
     describe_facts,
@@ -24,7 +24,7 @@ from .text import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from durably.engine.views import EventView
+    from durably.engine.views import EventView, RunView
 
     from .engine_client import EngineClient
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 @click.option("--id", "event_id", metavar="ID", help="Sending the same id again within 24 hours changes nothing.")
 @click.option("--ts", type=click.IntRange(1), metavar="MS", help="When it happened, in milliseconds since the epoch.")
 @click.option("--v", "version", metavar="TEXT", help="The version of the data's shape.")
+@json_option("the event's id, and the runs that it started so far, null if the keys allow only to send")
 @client_options
 def send(
     client: "EngineClient",
@@ -43,6 +44,7 @@ def send(
     event_id: str | None,
     ts: int | None,
     version: str | None,
+    as_json: bool,
 ) -> None:
     """Send the event NAME and print its id.
 
@@ -52,27 +54,35 @@ def send(
 
     event = Event(name=name, data=read_data(data), id=event_id or "", ts=ts or 0, v=version)
     sent = client.send_event(event)
-    echo(sent.ids[0])
-    for reason in sent.unmatched.values():
-        echo(f"it starts nothing: {reason}", err=True)
-    if not sent.unmatched:
-        _report_runs(client, sent.ids[0])
+    event_id = sent.ids[0]
+    unmatched = next(iter(sent.unmatched.values()), None)
+    if not as_json:
+        echo(event_id)
+    runs, notes = ([], []) if unmatched is not None else _read_runs(client, event_id)
+    if as_json:
+        echo_json({"id": event_id, "unmatched": unmatched, "runs": runs, "notes": notes})
+    elif unmatched is not None:
+        echo(f"it starts nothing: {unmatched}", err=True)
+    elif runs is not None and notes is not None:
+        _report_runs(runs, notes)
 
 
-def _report_runs(client: "EngineClient", event_id: str) -> None:
-    """Report the runs if the keys allow it.
+def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[RunView] | None, list[str] | None]":
+    """The runs that an event started, and notes about it, if the keys allow it.
 
     In production, an event key allows only to send.
     """
     from .engine_client import AnswerError, existing
 
     try:
-        runs = client.event_runs_sync(event_id)
-        notes = existing(client.get_event_sync(event_id)).notes
+        return client.event_runs_sync(event_id), existing(client.get_event_sync(event_id)).notes
     except AnswerError as error:
         if error.status in (401, 403):
-            return
+            return None, None
         raise
+
+
+def _report_runs(runs: "list[RunView]", notes: list[str]) -> None:
     for run in runs:
         verb = "skipped" if run.status == "Skipped" else "started"
         echo(f"{verb} run {run.id} of {run.function_id}", err=True)
@@ -85,14 +95,19 @@ def _report_runs(client: "EngineClient", event_id: str) -> None:
 @click.command()
 @click.argument("name")
 @click.option("--data", metavar="JSON|@FILE|-", help="The result of the waiting step: JSON, a file, or - for stdin.")
+@json_option("the run's id")
 @client_options
-def signal(client: "EngineClient", name: str, data: str | None) -> None:
+def signal(client: "EngineClient", name: str, data: str | None, as_json: bool) -> None:
     """Wake the run that waits for the signal NAME, and print its id.
 
     Exit code 1 if no run waits for it.
     """
     value: Any = None if data is None else read_json(data, "--data", object)
-    echo(client.signal_sync(name, value))
+    run_id = client.signal_sync(name, value)
+    if as_json:
+        echo_json({"run_id": run_id})
+    else:
+        echo(run_id)
 
 
 _PAGE = 100
@@ -117,7 +132,7 @@ def events() -> None:
     "--limit", default=20, show_default=True, type=click.IntRange(1, _PAGE), help="The largest number of events."
 )
 @click.option("--follow", is_flag=True, help="Continue with new events as they arrive, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; with --follow a JSON object per line.")
+@json_option("an array; with --follow an object per line")
 @client_options
 def list_events(
     client: "EngineClient", name: str | None, since: dt.datetime | None, limit: int, follow: bool, as_json: bool
@@ -140,7 +155,7 @@ def list_events(
 
 @events.command()
 @click.argument("event_id", metavar="EVENT")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the event, with the runs that it started.")
+@json_option("the event, with the runs that it started")
 @client_options
 def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
     """Show an event and the runs that it started.

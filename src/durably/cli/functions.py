@@ -7,7 +7,7 @@ import click
 
 from durably.protocol.text import printable
 
-from .options import client_options, read_data
+from .options import client_options, json_option, read_data
 from .text import CliError, echo, echo_json, fit, format_json, style, table
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def functions() -> None:
 
 
 @functions.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@json_option("an array in place of the table")
 @client_options
 def list_functions(client: "EngineClient", as_json: bool) -> None:
     """List the functions that apps have synced."""
@@ -38,24 +38,34 @@ def list_functions(client: "EngineClient", as_json: bool) -> None:
 
 @functions.command()
 @click.argument("function_id", metavar="FUNCTION")
+@json_option("the function")
 @client_options
-def pause(client: "EngineClient", function_id: str) -> None:
+def pause(client: "EngineClient", function_id: str, as_json: bool) -> None:
     """Pause FUNCTION: it starts no more runs.
 
     An event that would start a run gives a skipped run, which `durably runs replay --status skipped` runs later.
     Present runs continue.
     """
     client.pause_function_sync(function_id)
-    echo(f"{fit(function_id)} is paused")
+    _report_state(client, function_id, "paused", as_json)
 
 
 @functions.command()
 @click.argument("function_id", metavar="FUNCTION")
+@json_option("the function")
 @client_options
-def resume(client: "EngineClient", function_id: str) -> None:
+def resume(client: "EngineClient", function_id: str, as_json: bool) -> None:
     """Resume a paused FUNCTION: it starts runs again."""
     client.resume_function_sync(function_id)
-    echo(f"{fit(function_id)} is active")
+    _report_state(client, function_id, "active", as_json)
+
+
+def _report_state(client: "EngineClient", function_id: str, state: str, as_json: bool) -> None:
+    if as_json:
+        found = (each for each in client.list_functions_sync() if each.id == function_id)
+        echo_json(next(found, None))
+    else:
+        echo(f"{fit(function_id)} is {state}")
 
 
 def _triggers(function: "FunctionView") -> str:
@@ -75,23 +85,32 @@ _LONGEST_POLL_SECONDS = 1.0
 @click.argument("function_id", metavar="FUNCTION")
 @click.option("--data", metavar="JSON|@FILE|-", help="The event's data: a JSON object, a file, or - for stdin.")
 @click.option("--no-wait", is_flag=True, help="Print the run's id, and do not wait for its end.")
+@json_option("the whole run, also if it fails")
 @client_options
-def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: bool) -> None:
-    """Run FUNCTION (<app>-<function>) and print its output as JSON.
+def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: bool, as_json: bool) -> None:
+    """Run FUNCTION (<app>-<function>) and print its output, which is JSON.
 
     Exit code 1 if the run fails or is cancelled.
     """
+    from .engine_client import existing
+
     receipt = client.invoke_sync(function_id, read_data(data))
     if receipt.run_id is None:
         raise CliError(f"no run of {function_id} was started, or not yet: its flow control delays or drops the event")
     if no_wait:
-        echo(receipt.run_id)
+        if as_json:
+            echo_json(existing(client.get_run_sync(receipt.run_id)))
+        else:
+            echo(receipt.run_id)
         return
     echo(f"run {receipt.run_id}", err=True)
     run = _wait_for_end(client, receipt.run_id)
+    if as_json:
+        echo_json(run)
     if run.status != "Completed":
         raise CliError(describe_failure(run))
-    echo(format_json(run.decode_output()))
+    if not as_json:
+        echo(format_json(run.decode_output()))
 
 
 def _wait_for_end(client: "EngineClient", run_id: str) -> "RunView":

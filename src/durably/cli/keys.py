@@ -8,7 +8,8 @@ import click
 
 from durably.settings import DASHBOARD_KEY, EVENT_KEY, SIGNING_KEY
 
-from .text import CliError
+from .options import json_option
+from .text import CliError, echo_json
 
 _KEY_BYTES = 32
 
@@ -21,7 +22,8 @@ _KEY_BYTES = 32
     help="Write the keys to a new file that only you can read, not to the terminal.",
 )
 @click.option("--dashboard", is_flag=True, help="Make a key of the dashboard too, which turns it on.")
-def keys(output: Path | None, dashboard: bool) -> None:
+@json_option("the keys by the names of their variables; with --output the file and the names")
+def keys(output: Path | None, dashboard: bool, as_json: bool) -> None:
     """Make a signing key and an event key, as lines for an environment file.
 
     The engine and its apps need the same keys. The signing key signs calls and their answers, and authenticates
@@ -29,10 +31,13 @@ def keys(output: Path | None, dashboard: bool) -> None:
     """
     made = make_keys() | ({DASHBOARD_KEY: secrets.token_hex(_KEY_BYTES)} if dashboard else {})
     text = "".join(f"{name}={value}\n" for name, value in made.items())
-    if output is None:
+    if output is not None:
+        _write_new(output, text)
+    if as_json:
+        echo_json(made if output is None else {"output": str(output), "names": list(made)})
+    elif output is None:
         click.echo(text, nl=False)
     else:
-        _write_new(output, text)
         *first, last = made
         click.echo(f"wrote {', '.join(first)} and {last} to {output}")
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import client_options
+from .options import client_options, json_option
 from .text import CliError, Styled, echo, echo_json, echo_json_line, fit, format_clock, short_id, style
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ _AFTER_END_SECONDS = 1.0
 @click.option(
     "--limit", default=100, show_default=True, type=click.IntRange(1, 500), help="Of all runs: the last lines."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array; with --follow a JSON object per line.")
+@json_option("an array; with --follow an object per line")
 @client_options
 def logs(
     client: "EngineClient", run_id: str | None, function_id: str | None, follow: bool, limit: int, as_json: bool

@@ -103,6 +103,14 @@ def only_id(kind: str, text: str, found: Sequence[str]) -> str:
 Command = Callable[..., Any]
 
 
+def json_option(what: str) -> Callable[[Command], Command]:
+    """The option ``as_json``. ``what`` completes the sentence "Print JSON: …".
+
+    Commands print values with ``echo_json``, and each value of a stream with ``echo_json_line``.
+    """
+    return click.option("--json", "as_json", is_flag=True, help=f"Print JSON: {what}.")
+
+
 def engine_url() -> str:
     """The engine of the environment, as SDKs find it, or a dev engine on this machine.
 

@@ -13,7 +13,7 @@ import click
 
 from durably.protocol.text import suggest
 
-from .options import Command, client_options, is_short_id, only_id, read_json, read_time
+from .options import Command, client_options, is_short_id, json_option, only_id, read_json, read_time
 from .text import (
     STATUS_COLOURS,
     CliError,
@@ -22,10 +22,10 @@ from .text import (
     echo,
     echo_json,
     echo_json_line,
-    echo_progress,
     fit,
     format_local,
     format_seconds,
+    progress_line,
     style,
     table,
 )
@@ -63,14 +63,12 @@ def selection_options(command: Command) -> Command:
 
 def wait_for_end(operation: "Body", get: Callable[[str], "Body | None"]) -> "Body":
     """The bulk operation, once it has ended. Its progress is shown on a terminal."""
-    try:
+    with progress_line() as show_progress:
         while operation.ended_at is None:
-            echo_progress(f"{operation.affected} runs so far")
+            show_progress(f"{operation.affected} runs so far")
             time.sleep(_POLL_SECONDS)
             operation = get(operation.id) or operation
         return operation
-    finally:
-        echo_progress(None)
 
 
 def count_runs(count: int) -> str:
@@ -86,7 +84,7 @@ def cancellations() -> None:
 
 
 @cancellations.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON array instead of a table.")
+@json_option("an array in place of the table")
 @client_options
 def list_cancellations(client: "EngineClient", as_json: bool) -> None:
     """List bulk cancellations, newest first."""
@@ -101,11 +99,16 @@ def list_cancellations(client: "EngineClient", as_json: bool) -> None:
 
 @cancellations.command()
 @click.argument("cancellation_id", metavar="CANCELLATION")
+@json_option("the bulk cancellation as it was")
 @client_options
-def delete(client: "EngineClient", cancellation_id: str) -> None:
+def delete(client: "EngineClient", cancellation_id: str, as_json: bool) -> None:
     """Delete CANCELLATION: it cancels no more runs."""
+    deleted = client.get_cancellation_sync(cancellation_id)
     client.delete_cancellation_sync(cancellation_id)
-    echo(f"{cancellation_id} cancels no more runs")
+    if as_json:
+        echo_json(deleted)
+    else:
+        echo(f"{cancellation_id} cancels no more runs")
 
 
 def _row(cancellation: "CancellationView") -> list[Any]:
@@ -141,12 +144,7 @@ def runs() -> None:
     "--follow", is_flag=True, help="Print what happens to runs from now on, as `durably dev` does, until Ctrl-C."
 )
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1, 500), help="The largest number of runs.")
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print a JSON array instead of a table; with --follow a JSON object per line.",
-)
+@json_option("an array; with --follow an object per line")
 @client_options
 def list_runs(
     client: "EngineClient",
@@ -181,7 +179,7 @@ def list_runs(
 
 @runs.command()
 @click.argument("run_id", metavar="RUN")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the report of the run, and its metadata.")
+@json_option("the report of the run, and its metadata")
 @client_options
 def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
     """Show a run: its events, its steps on a time axis, and its errors.
@@ -218,7 +216,7 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 @click.argument("run_id", metavar="[RUN]", required=False)
 @click.option("--function", "function_id", metavar="FUNCTION", help="Cancel runs of this function instead of one RUN.")
 @selection_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the run, or the bulk cancellation.")
+@json_option("the run, or the bulk cancellation")
 @client_options
 def cancel(
     client: "EngineClient",
@@ -274,7 +272,7 @@ def cancel(
 @click.option(
     "--input", "step_input", metavar="JSON|@FILE|-", help="A JSON array: arguments for that step in place of its own."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the new run.")
+@json_option("the new run")
 @client_options
 def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input: str | None, as_json: bool) -> None:
     """Run the same function again with the same events, and print the new run's id."""
@@ -304,7 +302,7 @@ def rerun(client: "EngineClient", run_id: str, from_step: str | None, step_input
     help="Only runs with this status. May be repeated.",
 )
 @selection_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: the bulk replay.")
+@json_option("the bulk replay")
 @client_options
 def replay(
     client: "EngineClient",

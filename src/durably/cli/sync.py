@@ -10,7 +10,7 @@ import click
 
 from durably.protocol.text import printable, redact_url
 
-from .options import client_options, read_age, read_app_url
+from .options import client_options, json_option, read_age, read_app_url
 from .text import Styled, echo, echo_json
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _APP_UNREACHED = 502
     metavar="TIME",
     help="Keep trying for this long, like 30s, while the app or the engine does not answer.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of text.")
+@json_option("the app's functions, and what changed")
 @client_options
 def sync(client: "EngineClient", app_url: str, wait: "dt.timedelta | None", as_json: bool) -> None:
     """Sync the app at APP_URL with the engine: the last step of a deployment.
@@ -83,11 +83,15 @@ def describe_sync(done: "AppSyncBody") -> Styled:
 
 
 @click.command()
+@json_option("an object with the status, ready")
 @client_options
-def health(client: "EngineClient") -> None:
+def health(client: "EngineClient", as_json: bool) -> None:
     """Exit with 0 if the engine accepts events and calls apps, with 1 if not.
 
     The command requests /ready of the engine, which needs no keys.
     """
     client.check_ready()
-    echo("ready")
+    if as_json:
+        echo_json({"status": "ready"})
+    else:
+        echo("ready")

@@ -3,9 +3,12 @@
 This module also has colours, columns, JSON, and errors.
 """
 
+import contextlib
 import datetime as dt
 import json
+import shutil
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import click
@@ -22,6 +25,8 @@ STATUS_COLOURS = {
     "Skipped": "yellow",
 }
 _SHORT_ID_LENGTH = 6
+_START_OF_LINE = "\r\x1b[K"
+"""Clears the line of the cursor."""
 
 
 class Styled(str):
@@ -56,13 +61,24 @@ def echo(text: object, *, err: bool = False) -> None:
     click.echo(fit(text), err=err)
 
 
-def echo_progress(text: str | None) -> None:
-    """Replace the last line of progress on stderr; ``None`` clears it.
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """A function that shows its text as the last line of stderr, until the end of the context.
 
     Nothing is printed if stderr is not a terminal.
     """
-    if sys.stderr.isatty():
-        click.echo("\r\x1b[K" + ("" if text is None else fit(text)), nl=False, err=True, color=True)
+
+    def show(text: str) -> None:
+        if is_shown:
+            width = shutil.get_terminal_size().columns - 1  # a longer line would wrap, and not be replaced
+            click.echo(_START_OF_LINE + shorten(text, width), nl=False, err=True, color=True)
+
+    is_shown = sys.stderr.isatty()
+    try:
+        yield show
+    finally:
+        if is_shown:
+            click.echo(_START_OF_LINE, nl=False, err=True, color=True)
 
 
 def short_id(run_id: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import client_options
+from .options import client_options, json_option
 from .text import Styled, echo, echo_json, fit, style
 from .top_text import RANGE, render
 
@@ -29,7 +29,7 @@ _HOME, _CLEAR_LINE, _CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 @click.command()
 @click.option("--once", is_flag=True, help="Print the state once, as text.")
-@click.option("--json", "as_json", is_flag=True, help="Print the state once, as JSON.")
+@json_option("the state, once")
 @client_options
 def top(client: "EngineClient", once: bool, as_json: bool) -> None:
     """Show throughput, backlog and failing functions, live.

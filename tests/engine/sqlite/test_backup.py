@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from durably.engine.core.errors import BackupFailedError, DatabaseCorruptError, DatabaseMissingError
+from durably.engine.settings import Durability
+from durably.engine.sqlite.database import open_database
 from durably.engine.sqlite.maintenance import back_up, check_database
 from durably.engine.sqlite_engine import SqliteEngine
 
@@ -83,6 +85,45 @@ def test_what_cannot_be_copied_is_refused_and_leaves_nothing_behind(tmp_path: Pa
     with pytest.raises(DatabaseCorruptError, match="it is empty"):
         back_up(database, copy)
     assert {file.name for file in tmp_path.iterdir()} == {"engine.db"}
+
+
+def fill(database: Path, rows: int) -> None:
+    """Make a database that is larger than one part of a copy."""
+    with contextlib.closing(open_database(database, Durability.OFF)) as connection:
+        connection.execute("CREATE TABLE ballast (content)")
+        connection.executemany("INSERT INTO ballast VALUES (zeroblob(?))", [(1_000_000,)] * rows)
+
+
+def test_writes_of_an_engine_do_not_restart_a_copy(path: Path) -> None:
+    fill(path, rows=12)
+    copy = path.with_name("copy.db")
+    reported: list[tuple[int, int]] = []
+    with contextlib.closing(sqlite3.connect(path)) as writer:
+
+        def write(copied: int, total: int) -> None:
+            reported.append((copied, total))
+            with writer:
+                writer.execute("UPDATE ballast SET content = zeroblob(1000001)")
+                writer.execute("INSERT INTO ballast VALUES ('new')")
+
+        assert back_up(path, copy, on_progress=write) == reported[-1][1]
+    assert len(reported) > 2
+    assert sorted(set(reported)) == reported
+    assert reported[-1][0] == reported[-1][1]
+    with contextlib.closing(sqlite3.connect(copy)) as connection:
+        sizes = connection.execute("SELECT length(content), count(*) FROM ballast GROUP BY 1").fetchall()
+        assert sizes == [(1_000_000, 12)]
+
+
+def test_an_interrupted_copy_leaves_nothing_behind(path: Path) -> None:
+    fill(path, rows=1)
+
+    def interrupt(copied: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        back_up(path, path.with_name("copy.db"), on_progress=interrupt)
+    assert not list(path.parent.glob("copy.db*"))
 
 
 async def test_a_copy_takes_no_files_place(path: Path) -> None:

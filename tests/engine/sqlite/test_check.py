@@ -125,3 +125,12 @@ def test_many_of_a_kind_are_abridged(database: Path) -> None:
     break_(database, f"INSERT INTO memos ({columns}) VALUES {rows}")
     found = check_database(database)
     assert found[-1] == "… and 10 more like that"
+
+
+def test_the_parts_of_a_check_are_reported(database: Path) -> None:
+    parts: list[tuple[str, int, int]] = []
+    assert check_database(database, on_progress=lambda *part: parts.append(part)) == []
+    names, numbers, totals = zip(*parts, strict=True)
+    assert numbers == tuple(range(1, len(parts) + 1))
+    assert set(totals) == {len(parts)}
+    assert {"the file", "runs", "the JSON of events", "functions"} <= set(names)

@@ -7,7 +7,8 @@ import contextlib
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -20,23 +21,47 @@ from durably.protocol.sync import decode_function
 from .database import open_existing
 
 _OF_LIVE_RUNS = ("waits", "delayed_calls", "queued_calls", "holds", "cancels", "deadlines", "defers")
+_OF_RUNS = ("memos", "failed_attempts", "run_events", "heads", *_OF_LIVE_RUNS)
 _MOST_OF_A_KIND = 20
+_PAGES_OF_A_PART = 1024
+"""Of a copy, between reports of its progress: 4 MiB with SQLite's usual pages."""
 _LIVE = "('Scheduled', 'Running')"
+_Check = Callable[[sqlite3.Connection], Iterator[str]]
 
 
-def check_database(path: Path) -> list[str]:
+def check_database(path: Path, *, on_progress: Callable[[str, int, int], object] | None = None) -> list[str]:
     """Check a database. Returns its faults as sentences.
 
+    ``on_progress`` is called before each part of the check, with its name, its number from 1, and the number of parts.
     Raises ``DatabaseMissingError``, and ``DatabaseCorruptError`` if the file is not a database of Durably.
     """
+    checks = _checks()
     with contextlib.closing(open_existing(path)) as connection:
         connection.execute("BEGIN")
-        findings = list(_check_file(connection))
-        if findings:
-            return findings
-        for check in (_check_references, _check_heads, _check_slots, _check_memos, _check_waits, _check_json):
+        findings: list[str] = []
+        for number, (name, check) in enumerate(checks.items(), start=1):
+            if on_progress is not None:
+                on_progress(name, number, len(checks))
             findings += _abridge(list(check(connection)))
+            if findings and check is _check_file:  # queries of a damaged file may fail, or not end
+                return findings
         return findings
+
+
+def _checks() -> dict[str, _Check]:
+    """The parts of the check, by name. The first concerns the whole file, others mostly one table."""
+    return {
+        "the file": _check_file,
+        **{f"the runs of {table}": partial(_check_run_keys, table) for table in _OF_RUNS},
+        **{f"the run states of {table}": partial(_check_state_keys, table) for table in _OF_LIVE_RUNS},
+        "runs": _check_runs,
+        "run states": _check_heads,
+        "slots": _check_slots,
+        "the order of memos": _check_memos,
+        "waits": _check_waits,
+        **{f"the JSON of {table}": partial(_check_json, table) for table in _JSON_TEXTS},
+        "functions": _check_functions,
+    }
 
 
 def _abridge(findings: list[str]) -> list[str]:
@@ -52,18 +77,20 @@ def _check_file(connection: sqlite3.Connection) -> Iterator[str]:
     yield from (f"the file is damaged: {result}" for result in results if result != "ok")
 
 
-def _check_references(connection: sqlite3.Connection) -> Iterator[str]:
-    """Rows without their run, and runs without their event."""
-    for table in ("memos", "failed_attempts", "run_events", "heads", *_OF_LIVE_RUNS):
-        query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT key FROM runs)"
-        yield from (
-            f"{table} hold rows of a run that does not exist (key {key})" for (key,) in connection.execute(query)
-        )
-    for table in _OF_LIVE_RUNS:
-        query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM heads)"
-        yield from (
-            f"{table} hold rows of a run that has no run state (key {key})" for (key,) in connection.execute(query)
-        )
+def _check_run_keys(table: str, connection: sqlite3.Connection) -> Iterator[str]:
+    """Rows without their run."""
+    query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT key FROM runs)"
+    yield from (f"{table} hold rows of a run that does not exist (key {key})" for (key,) in connection.execute(query))
+
+
+def _check_state_keys(table: str, connection: sqlite3.Connection) -> Iterator[str]:
+    """Rows of live runs without the state of their run."""
+    query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM heads)"
+    yield from (f"{table} hold rows of a run that has no run state (key {key})" for (key,) in connection.execute(query))
+
+
+def _check_runs(connection: sqlite3.Connection) -> Iterator[str]:
+    """Live runs without state, ended runs with one, and runs without their event."""
     missing = f"SELECT id FROM runs WHERE status IN {_LIVE} AND key NOT IN (SELECT run_key FROM heads)"
     yield from (
         f"run {run_id} is live but has no run state, so nothing moves it" for (run_id,) in connection.execute(missing)
@@ -156,18 +183,26 @@ def _check_waits(connection: sqlite3.Connection) -> Iterator[str]:
         yield f"run {run_id} waits for the end of a run that it invoked: {what}"
 
 
-def _check_json(connection: sqlite3.Connection) -> Iterator[str]:
-    texts = {
-        "the memo of step {} of run {}": "SELECT memo, name, runs.id FROM memos JOIN runs ON runs.key = run_key",
-        "the event {} ({})": "SELECT body, id, name FROM events",
-        "the output of run {} of {}": "SELECT output, id, function_id FROM runs WHERE output IS NOT NULL",
-    }
-    for what, query in texts.items():
-        for stored, *names in connection.execute(query):
-            try:
-                msgspec.json.decode(stored, type=msgspec.Raw)
-            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                yield f"{what.format(*names)} is not JSON: {error}"
+_JSON_TEXTS = {
+    "memos": (
+        "the memo of step {} of run {}",
+        "SELECT memo, name, runs.id FROM memos JOIN runs ON runs.key = run_key",
+    ),
+    "events": ("the event {} ({})", "SELECT body, id, name FROM events"),
+    "runs": ("the output of run {} of {}", "SELECT output, id, function_id FROM runs WHERE output IS NOT NULL"),
+}
+
+
+def _check_json(table: str, connection: sqlite3.Connection) -> Iterator[str]:
+    what, query = _JSON_TEXTS[table]
+    for stored, *names in connection.execute(query):
+        try:
+            msgspec.json.decode(stored, type=msgspec.Raw)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            yield f"{what.format(*names)} is not JSON: {error}"
+
+
+def _check_functions(connection: sqlite3.Connection) -> Iterator[str]:
     for function_id, config in connection.execute("SELECT id, config FROM functions"):
         try:
             decode_function(config)
@@ -175,36 +210,47 @@ def _check_json(connection: sqlite3.Connection) -> Iterator[str]:
             yield f"the configuration of function {function_id} cannot be read: {error}"
 
 
-def back_up(database: Path, destination: Path) -> int:
+def back_up(database: Path, destination: Path, *, on_progress: Callable[[int, int], object] | None = None) -> int:
     """Copy a database to a new file, and return its size in bytes.
 
     The copy is a snapshot: it has all acknowledged changes, and no part of a transaction. A running engine is not
-    interrupted. ``destination`` appears when the copy is complete and on the disk.
+    interrupted. ``destination`` appears when the copy is complete and on the disk. ``on_progress`` is called after
+    each part, with the bytes that are copied and those of the whole.
     Raises ``BackupFailedError``, ``DatabaseMissingError``, ``DatabaseCorruptError``.
     """
     if destination.exists():
         raise BackupFailedError(f"{destination} exists already; name a file that is to be made")
-    partial = destination.with_name(destination.name + ".partial")
+    unfinished = destination.with_name(destination.name + ".partial")
     with contextlib.closing(open_existing(database)) as source:
         try:
-            _copy(source, partial)
-            _flush(partial)
-            partial.replace(destination)
+            _copy(source, unfinished, on_progress)
+            _flush(unfinished)
+            unfinished.replace(destination)
             _flush(destination.parent)
-        except (OSError, sqlite3.Error) as error:
+        except BaseException as error:  # also Ctrl-C between two parts of the copy
             with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
+                unfinished.unlink(missing_ok=True)
+            if not isinstance(error, OSError | sqlite3.Error):
+                raise
             raise BackupFailedError(f"{database} could not be copied to {destination}: {error}") from error
     return destination.stat().st_size
 
 
-def _copy(source: sqlite3.Connection, partial: Path) -> None:
-    partial.unlink(missing_ok=True)
+def _copy(source: sqlite3.Connection, unfinished: Path, on_progress: Callable[[int, int], object] | None) -> None:
+    def report(_: int, remaining: int, pages: int) -> None:
+        if on_progress is not None:
+            on_progress((pages - remaining) * page_size, pages * page_size)
+
+    (page_size,) = source.execute("PRAGMA page_size").fetchone()
+    unfinished.unlink(missing_ok=True)
     # Exclusively: a file that another user creates here first would stay readable for that user.
-    os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    with contextlib.closing(sqlite3.connect(partial)) as target:
-        # In one step: with several, each write of an engine would restart the copy.
-        source.backup(target)
+    os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    with contextlib.closing(sqlite3.connect(unfinished)) as target:
+        # All parts read one snapshot. Without this transaction, each write of an engine would restart the copy.
+        source.execute("BEGIN")
+        source.execute("SELECT 1 FROM sqlite_schema").fetchone()
+        source.backup(target, pages=_PAGES_OF_A_PART, progress=report)
+        source.execute("COMMIT")
         # One complete file. An engine that opens it turns on the write-ahead log again.
         target.execute("PRAGMA journal_mode = DELETE")
 
