@@ -123,3 +123,54 @@ def test_changes_of_runs_are_printed_as_json(ask: Run, dev: Command) -> None:
     old = ("--function", "shop-ship", "--until", "2000-01-01T00:00:00Z", "--json")
     for command, count in (("cancel", "cancelled"), ("replay", "replayed")):
         assert json.loads(ask("runs", command, *old).stdout)[count] == 0
+
+
+def test_followed_logs_have_starts_failures_and_ends_of_runs(ask: Run, dev: Command, start: Start) -> None:
+    variables = {"DURABLY_DEV": dev.origin, "PYTHONUNBUFFERED": "1"}
+    everything = start("logs", "--follow", **variables)
+    placed = start("logs", "--follow", "--function", "shop-place", "--lines-only", **variables)
+    everything.until("following lines")
+    placed.until("following lines")
+    _, billed = completed_run(ask, dev, "order/billed", '{"total": 43}')
+    failed = ask("invoke", "shop-place", "--data", '{"total": 51, "fail": true}').stderr.split()[1]
+    everything.until(rf"{billed[-6:]}  shop-bill  run started  {billed}")
+    everything.until(rf"{billed[-6:]}  shop-bill  retrying  charge  attempt \d failed, .*RetryAfterError: the bank")
+    everything.until(rf'{billed[-6:]}  shop-bill  run completed  "charged"')
+    everything.until(rf"{failed[-6:]}  shop-place  run failed  ValueError: out of stock")
+    assert "step completed" not in everything.output
+    ended = start("logs", failed[-6:], "--follow", "--json", **variables)
+    assert ended.wait() == 0
+    updates = [json.loads(line) for line in ended.output.splitlines() if line.startswith("{")]
+    assert [(update["kind"], update["error"]) for update in updates] == [
+        ("run started", None),
+        ("run failed", "ValueError: out of stock"),
+    ]
+    assert "shop-place" not in placed.output
+    unknown = ask("logs", "--follow", "--function", "shop-plcae")
+    assert (unknown.status, "did you mean 'shop-place'?" in unknown.stderr) == (1, True)
+    refused = ask("logs", "--lines-only")
+    assert (refused.status, "--lines-only is for --follow" in refused.stderr) == (2, True)
+
+
+def test_the_log_of_a_live_run_is_followed_to_its_end(ask: Run, dev: Command, start: Start) -> None:
+    run_id = ask("invoke", "shop-place", "--data", '{"total": 52, "wait": true}', "--no-wait").stdout.strip()
+    other = ask("invoke", "shop-place", "--data", '{"total": 53}', "--no-wait").stdout.strip()
+    follower = start("logs", run_id, "--follow", DURABLY_DEV=dev.origin, PYTHONUNBUFFERED="1")
+    follower.until("following lines")
+    follower.until("run started")
+    assert ask("runs", "cancel", run_id).status == 0
+    assert follower.wait() == 0
+    assert re.search(rf"{run_id[-6:]}  shop-place  run cancelled  the run was cancelled by request", follower.output)
+    assert follower.output.count("run cancelled") == follower.output.count("run started") == 1
+    assert other not in follower.output
+
+
+def test_followed_logs_end_with_their_engine(start: Start) -> None:
+    engine = start("dev", "--port", "0")
+    follower = start("logs", "--follow", DURABLY_DEV=engine.origin)
+    follower.until("following lines")
+    assert engine.stop() == 0
+    assert follower.wait() == 1
+    assert "Traceback" not in follower.output
+    # The stream of updates ends, or a request for lines is refused, whichever is first.
+    assert re.search("Error: (the engine stopped|the engine is closed|no engine answers)", follower.output)

@@ -102,7 +102,7 @@ class Activity:
         )
         line = "  ".join(columns)
         room = shutil.get_terminal_size(_FALLBACK_TERMINAL).columns - len(click.unstyle(line)) - 2
-        whole = _detail(update)
+        whole = describe_update(update)
         detail = shorten(whole, max(room, _LEAST_DETAIL_WIDTH))
         shown = style(detail, fg="red") if update.kind in _FAILURES else fit(detail)
         if update.kind is UpdateKind.RUN_FAILED and detail != whole:
@@ -120,7 +120,8 @@ class Activity:
         return f"+{format_seconds((update.at - started).total_seconds())}" if started else ""
 
 
-def _detail(update: RunUpdate) -> str:
+def describe_update(update: RunUpdate) -> str:
+    """The text after the kind of an update: output, error, or times."""
     match update.kind:
         case UpdateKind.RUN_STARTED:
             return update.run_id

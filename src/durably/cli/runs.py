@@ -167,7 +167,7 @@ def list_runs(
         status=RunStatus(status) if status else None, function_id=function_id, started_after=since, limit=limit
     )
     if not found and function_id is not None:
-        _check_function(client, function_id)
+        check_function(client, function_id)
     if as_json:
         echo_json(found)
     elif not found:
@@ -344,7 +344,7 @@ def find_run_id(client: "EngineClient", text: str) -> str:
     return only_id("run", text, [run.id for run in client.list_runs_sync(id_suffix=text, limit=5)])
 
 
-def _check_function(client: "EngineClient", function_id: str) -> None:
+def check_function(client: "EngineClient", function_id: str) -> None:
     """Raises ``CliError`` if no app has such a function."""
     known = [function.id for function in client.list_functions_sync()]
     if function_id not in known:
@@ -355,7 +355,7 @@ def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> N
     from .run_text import Activity
 
     if function_id is not None:
-        _check_function(client, function_id)
+        check_function(client, function_id)
     activity = Activity()
     report = partial(echo, style("following runs; Ctrl-C ends", dim=True), err=True)
     for update in client.updates(function_id=function_id, on_connected=report):

@@ -63,9 +63,9 @@ def echo(text: object, *, err: bool = False) -> None:
 
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
-    """A function that shows its text as the last line of stderr, until the end of the context.
+    """A function that shows its text as the last line of stderr.
 
-    Nothing is printed if stderr is not a terminal.
+    The end of the context clears it. Nothing is printed if stderr is not a terminal.
     """
 
     def show(text: str) -> None:

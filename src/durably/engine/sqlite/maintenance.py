@@ -49,7 +49,7 @@ def check_database(path: Path, *, on_progress: Callable[[str, int, int], object]
 
 
 def _checks() -> dict[str, _Check]:
-    """The parts of the check, by name. The first concerns the whole file, others mostly one table."""
+    """The parts of the check, by name: the whole file, then mostly a table each."""
     return {
         "the file": _check_file,
         **{f"the runs of {table}": partial(_check_run_keys, table) for table in _OF_RUNS},
