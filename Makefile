@@ -9,6 +9,9 @@ READY := $(VENV)/.ready
 # Most tests wait for other processes, so that more of them than cores run side by side.
 TEST_PROCESSES ?= 4
 
+# The port of the engine of make dev.
+PORT ?= 8288
+
 # Each of these is a project of its own, with modules of the same names; the other examples are single files.
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
@@ -18,7 +21,7 @@ EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py ex
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
-	@echo "make dev            the demo and runs of every kind, and stay up"
+	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken"
 	@echo "make test           all tests"
 	@echo "make test-failed    those that failed in the last run, one after the other"
 	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"
@@ -38,7 +41,7 @@ demo-temporal: $(READY)
 	$(BIN)/python -m examples.demo_temporal
 
 dev: $(READY)
-	$(BIN)/python -m examples.demo --stay
+	$(BIN)/python -m examples.demo --stay --port $(PORT)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal

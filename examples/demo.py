@@ -31,11 +31,11 @@ ORDER = {"id": "A-1", "total": 42}
 ENDS = (UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED)
 
 
-async def main(*, stay: bool) -> int:
+async def main(*, stay: bool, port: int = 8288) -> int:
     with tempfile.TemporaryDirectory() as directory:
         options = DevOptions(
             target="examples.fastapi_orders.app:app",
-            port=8288 if stay else 0,
+            port=port if stay else 0,
             app_port=8000 if stay else 0,
             database=Path(directory) / "demo.db",
             reload=stay,
@@ -70,8 +70,8 @@ async def back_office(dev: DevServer) -> AsyncIterator[None]:
 
 
 async def stay_up(dev: DevServer) -> None:
-    dev.console.say(f"Runs of every kind: {dev.server.origin}/")
     dev.console.say("Still up: examples/fastapi_orders/app.py says what to try. Ctrl-C ends it.")
+    dev.console.say(f"Runs of every kind: {dev.server.origin}/")
     if sys.stdout.isatty():
         webbrowser.open(f"{dev.server.origin}/")
     with contextlib.suppress(asyncio.CancelledError):
@@ -108,8 +108,10 @@ async def post(shop: aiohttp.ClientSession, path: str, json: object = None) -> N
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Run one order on the embedded engine and show what happens.")
     parser.add_argument("--stay", action="store_true", help="stay up afterwards")
+    parser.add_argument("--port", type=int, default=8288, help="the engine's port with --stay")
+    arguments = parser.parse_args()
     try:
-        sys.exit(asyncio.run(main(stay=parser.parse_args().stay)))
+        sys.exit(asyncio.run(main(stay=arguments.stay, port=arguments.port)))
     except Error as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:

@@ -69,6 +69,15 @@ def test_functions_have_triggers_and_options_in_words(open_page: OpenPage) -> No
     )
 
 
+def test_triggers_have_room_for_their_words(open_page: OpenPage) -> None:
+    page = open_page("/functions")
+    page.set_viewport_size({"width": 1280, "height": 800})
+    box = page.locator("td.wide-cell").first.bounding_box()
+    assert box is not None
+    assert box["width"] >= 280
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1280
+
+
 def test_a_function_is_paused_and_resumed(open_page: OpenPage, site: Site) -> None:
     page = open_page("/functions/back-office-report-sales")
     page.once("dialog", lambda dialog: dialog.accept())
@@ -90,6 +99,23 @@ def test_a_function_is_invoked_with_a_form(open_page: OpenPage) -> None:
     page.get_by_role("button", name="Invoke").click()
     page.wait_for_url("**/runs/*")
     expect(page.locator("#run-output")).to_contain_text("A-3000-address.pdf")
+
+
+def test_forms_begin_with_the_data_of_the_last_event(open_page: OpenPage, site: Site) -> None:
+    site.run_of(site.send("report/requested", {"month": "2026-07"}))
+    page = open_page("/functions/back-office-report-sales")
+    expect(page.get_by_label("Data of the event, a JSON object")).to_have_value('{\n  "month": "2026-07"\n}')
+    page.goto(f"{site.origin}/events/send?name=report/requested")
+    expect(page.get_by_label("Data, a JSON object")).to_have_value('{\n  "month": "2026-07"\n}')
+
+
+def test_replay_of_a_paused_function_offers_to_resume_it(open_page: OpenPage, site: Site) -> None:
+    site.run(site.engine.pause_function("back-office-print-label"))
+    page = open_page("/functions/back-office-print-label/replay")
+    expect(page.locator("#paused")).to_contain_text("This function is paused")
+    page.locator("#paused").get_by_role("button", name="Resume").click()
+    page.wait_for_url("**/functions/back-office-print-label")
+    expect(page.locator("#head")).not_to_contain_text("Paused")
 
 
 def test_an_unknown_function_is_not_found(open_page: OpenPage) -> None:

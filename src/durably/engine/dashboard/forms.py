@@ -5,7 +5,11 @@ from typing import Any
 
 import msgspec
 
+from durably.engine.views import EventView
 from durably.protocol.durations import parse_rfc3339
+
+_MOST_CHARACTERS = 20_000
+"""Of the last event's data in a form; more of it would make the page slow."""
 
 
 class FormError(ValueError):
@@ -23,6 +27,23 @@ def read_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FormError('The data must be a JSON object, such as {"id": 1}.')
     return value
+
+
+def write_object(data: Any) -> str:
+    """A value as indented JSON, for a form to begin with."""
+    return msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
+
+
+def write_last(event: EventView) -> str:
+    """An event's data for a form to begin with, without the engine's part.
+
+    ``{}`` for a tick of a schedule, and for data of more than 20,000 characters.
+    """
+    data = event.data if isinstance(event.data, dict) else {}
+    if event.name == "inngest/scheduled.timer":
+        return "{}"
+    text = write_object({name: value for name, value in data.items() if name != "_inngest"})
+    return text if len(text) <= _MOST_CHARACTERS else "{}"
 
 
 def read_time(name: str, text: str | None) -> dt.datetime | None:

@@ -88,6 +88,7 @@ async def _show(
         "selection": form.fields if form else {},
         "matches": matches,
         "error": error,
+        "may_resume": is_replay and await visit.may("resume_function", function_id),
         "may": await visit.may("replay_runs" if is_replay else "cancel_runs", function_id),
     }
     return await visit.page("bulk.html", status=200 if error is None else 422, **values)

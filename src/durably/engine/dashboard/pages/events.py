@@ -9,7 +9,7 @@ import msgspec
 from durably.engine.core.errors import EngineError, SelectionInvalidError
 from durably.engine.dashboard import json_tree
 from durably.engine.dashboard.charts import RANGES
-from durably.engine.dashboard.forms import FormError, read_object
+from durably.engine.dashboard.forms import FormError, read_object, write_last, write_object
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
@@ -100,12 +100,15 @@ async def _event(visit: Visit, event_id: str) -> EventView:
 async def show_form(visit: Visit) -> DashboardResponse:
     """The form to send an event.
 
-    ``?event=`` is the id of one to send again, ``?name=`` the name of a new one.
+    ``?event=`` is the id of one to send again, ``?name=`` the name of a new one, which begins with the last one's data.
     """
     name, text = visit.query.get("name", ""), "{}"
     if (event_id := visit.query.get("event")) is not None:
         event = await _event(visit, event_id)
-        name, text = event.name, _pretty(event.data)
+        name, text = event.name, write_object(event.data)
+    elif name:
+        page = await visit.engine.search_events(name=name, limit=1)
+        text = write_last(page.events[0].event) if page.events else "{}"
     return await _form_page(visit, name, text)
 
 
@@ -142,10 +145,6 @@ async def send_again(visit: Visit) -> DashboardResponse:
     body = msgspec.json.encode({name: value for name, value in copied.items() if value is not None})
     receipt = await visit.engine.receive_events(body)
     return visit.redirect(f"/events/{receipt.ids[0]}")
-
-
-def _pretty(data: Any) -> str:
-    return msgspec.json.format(msgspec.json.encode(data), indent=2).decode()
 
 
 ROUTES = (

@@ -4,7 +4,7 @@ import datetime as dt
 
 from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.charts import draw_chart, ended, total
-from durably.engine.dashboard.forms import FormError, read_object
+from durably.engine.dashboard.forms import FormError, read_object, write_last
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.options_text import describe_options, describe_trigger
 from durably.engine.dashboard.routing import Live, Route
@@ -40,11 +40,14 @@ async def show_functions(visit: Visit) -> DashboardResponse:
 
 
 async def show_function(visit: Visit) -> DashboardResponse:
-    return await _function_page(visit, text="{}", error=None)
+    return await _function_page(visit, text=None, error=None)
 
 
-async def _function_page(visit: Visit, *, text: str, error: str | None) -> DashboardResponse:
-    """``text`` is in the form of an invocation, with the ``error`` that it has."""
+async def _function_page(visit: Visit, *, text: str | None, error: str | None) -> DashboardResponse:
+    """``text`` is in the form of an invocation, with the ``error`` that it has.
+
+    By default it is the data of the event of the function's last run.
+    """
     function_id = visit.arguments["function_id"]
     name, length = read_range(visit, "24h")
     until = dt.datetime.now(dt.UTC)
@@ -58,6 +61,7 @@ async def _function_page(visit: Visit, *, text: str, error: str | None) -> Dashb
     operations = [("Cancellation", each) for each in cancellations] + [("Replay", each) for each in replays]
     operations.sort(key=lambda each: each[1].created_at, reverse=True)
     actions = ("pause_function", "resume_function", "invoke", "cancel_runs", "replay_runs")
+    may = {action: await visit.may(action, function_id) for action in actions}
     return await visit.page(
         "function.html",
         status=200 if error is None else 422,
@@ -72,12 +76,20 @@ async def _function_page(visit: Visit, *, text: str, error: str | None) -> Dashb
         options=describe_options(function.config),
         has_cron=any(trigger.cron for trigger in function.config.triggers),
         operations=operations[:_LAST_OPERATIONS],
-        may={action: await visit.may(action, function_id) for action in actions},
+        may=may,
         may_stop=await visit.may("delete_cancellation"),
-        text=text,
+        text=(await _last_data(visit, function_id) if may["invoke"] else "{}") if text is None else text,
         error=error,
         range=name,
     )
+
+
+async def _last_data(visit: Visit, function_id: str) -> str:
+    """The data of the event that started the function's last run, as text for a form."""
+    page = await visit.engine.search_runs(function_id=function_id, limit=1)
+    event_id = page.runs[0].event_id if page.runs else None
+    event = None if event_id is None else await visit.engine.get_event(event_id)
+    return "{}" if event is None else write_last(event)
 
 
 async def pause(visit: Visit) -> DashboardResponse:
