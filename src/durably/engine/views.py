@@ -30,6 +30,7 @@ __all__ = [
     "RunStatus",
     "RunUpdate",
     "RunView",
+    "RunWait",
     "Selection",
     "StepStatus",
     "StepView",
@@ -179,6 +180,21 @@ class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
     previous_url: str | None = None
 
 
+class RunWait(msgspec.Struct, frozen=True, kw_only=True):
+    """The sleep, wait or retry that an idle run continues after.
+
+    ``kind`` is ``SLEEPING``, ``WAITING`` or ``RETRYING``. ``step`` is empty for a retry of the function's own code.
+    ``due_at`` is when a sleep ends, a wait times out, or the next attempt is made. ``awaited`` is the event name or
+    signal, ``error`` that of the attempt before.
+    """
+
+    kind: "StepStatus"
+    step: str
+    due_at: dt.datetime | None
+    awaited: str | None = None
+    error: str | None = None
+
+
 class RunView(
     msgspec.Struct,
     frozen=True,
@@ -189,7 +205,7 @@ class RunView(
 
     ``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``. ``started_at`` is
     when the first call was made. ``attempt`` is that of the call under way, from 0. ``event_id`` is the first of
-    ``event_ids``.
+    ``event_ids``. ``waiting`` is the earliest sleep, wait or retry of an idle run.
     """
 
     id: str
@@ -205,6 +221,7 @@ class RunView(
     attempt: int
     max_attempts: int
     rerun_of: str | None
+    waiting: RunWait | None = None
 
     def decode_output(self) -> Any:
         """The output as Python objects; ``None`` if there is none."""

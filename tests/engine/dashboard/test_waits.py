@@ -46,4 +46,33 @@ async def test_a_step_began_with_its_first_attempt(app: SmallApp, engine: Sqlite
     report = await engine.inspect_run(await retrying_run(app, engine))
     assert report is not None
     [step] = report.steps
+    assert step.due_at is not None
     assert step.created_at <= step.failed_attempts[0].ended_at < step.due_at
+
+
+async def test_idle_runs_say_what_they_are_idle_for(app: SmallApp, engine: SqliteEngine, dashboard: Dashboard) -> None:
+    @app.function("nap")
+    def nap(step: Steps) -> None:
+        step.sleep("long", "1h")
+
+    @app.function("refund")
+    def refund(step: Steps) -> None:
+        step.parallel(step.asking("answer", "WaitForEvent", event="refund/answered", timeout="2h"))
+
+    await engine.sync_app(app.sync_request())
+    asleep = await only_run(engine, await send(engine, "nap"))
+    waiting = await only_run(engine, await send(engine, "refund"))
+    await step_is(engine, asleep, "long", "sleeping")
+    await step_is(engine, waiting, "answer", "waiting")
+    for text in (await page(dashboard, "/runs"), await page(dashboard, f"/runs/{asleep}")):
+        assert "sleeps until <time" in " ".join(text.split())
+    for text in (await page(dashboard, "/runs"), await page(dashboard, f"/runs/{waiting}")):
+        assert "waits for refund/answered until <time" in " ".join(text.split())
+
+
+async def test_a_retried_run_says_when_and_why(app: SmallApp, engine: SqliteEngine, dashboard: Dashboard) -> None:
+    run_id = await retrying_run(app, engine)
+    for path in ("/runs", f"/runs/{run_id}"):
+        text = " ".join((await page(dashboard, path)).split())
+        assert re.search(r"retries <time [^>]*>[^<]*</time> ?: KeyError", text)
+        assert "<b>'" not in text

@@ -27,6 +27,7 @@ from durably.engine.views import (
     FunctionView,
     ReplayView,
     RunView,
+    RunWait,
     StepStatus,
     StepView,
     describe_failed_memo,
@@ -274,6 +275,33 @@ def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: 
         attempt=max((call.attempt for call in state.calls), default=0) if state else 0,
         max_attempts=max_attempts,
         rerun_of=rerun_of,
+        waiting=None if state is None else _wait_of(connection, key, state),
+    )
+
+
+def _wait_of(connection: sqlite3.Connection, key: int, state: RunState) -> RunWait | None:
+    """The earliest sleep, wait or retry of a run.
+
+    ``None`` if the run has another call or request.
+    """
+    if any(not call.error for call in state.calls) or any(wait.op in REQUESTS for wait in state.waits):
+        return None
+    retry = min(state.calls, key=lambda call: call.due, default=None)
+    query = "SELECT due, topic, step_id FROM waits WHERE run_key = ? ORDER BY due IS NULL, due LIMIT 1"
+    row = connection.execute(query, (key,)).fetchone() if state.waits else None
+    if retry is not None and (row is None or row[0] is None or retry.due <= row[0]):
+        due_at = to_datetime(retry.due)
+        return RunWait(kind=StepStatus.RETRYING, step=retry.name, due_at=due_at, error=retry.error)
+    if row is None:
+        return None
+    wait = next((wait for wait in state.waits if wait.step_id == row[2]), None)
+    if wait is None:
+        return None
+    return RunWait(
+        kind=StepStatus.SLEEPING if wait.op is Opcode.SLEEP else StepStatus.WAITING,
+        step=wait.name,
+        due_at=_optional_datetime(row[0]),
+        awaited=row[1] if wait.op in (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL) else None,
     )
 
 
