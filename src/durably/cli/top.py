@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .options import client_options, json_option
-from .text import Styled, echo, echo_json, fit, style
+from .text import Styled, alternate_screen, draw, echo, echo_json, fit, style
 from .top_text import RANGE, render
 
 if TYPE_CHECKING:
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 _INTERVAL_SECONDS = 1.0
 _PLAIN_WIDTH = 120
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-"""Another screen without a cursor, and back."""
-_HOME, _CLEAR_LINE, _CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 @click.command()
@@ -73,8 +70,7 @@ def _draw(overview: "Overview", problem: str | None) -> None:
     width, height = shutil.get_terminal_size()
     footer = f"not up to date: {problem}" if problem else f"{time.strftime('%H:%M:%S')}  q ends"
     lines = [*render(overview, width, height - 2), Styled(""), style(fit(footer)[:width], dim=problem is None)]
-    text = "\n".join(f"{line}{_CLEAR_LINE}" for line in lines[-height:])
-    click.echo(f"{_HOME}{text}{_CLEAR_REST}", nl=False)
+    draw(lines[-height:])
 
 
 @contextlib.contextmanager
@@ -83,12 +79,8 @@ def _screen() -> Iterator[Callable[[float], bool]]:
 
     It waits at most so many seconds, and returns whether the key was pressed.
     """
-    with _keys() as wait_for_quit:
-        click.echo(_ENTER, nl=False)
-        try:
-            yield wait_for_quit
-        finally:
-            click.echo(_LEAVE, nl=False)
+    with _keys() as wait_for_quit, alternate_screen():
+        yield wait_for_quit
 
 
 @contextlib.contextmanager
