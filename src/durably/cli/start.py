@@ -94,6 +94,13 @@ _ADVICE = "; `durably keys` makes one of each"
     help="Time between two alerts about the same function. Failures in between are reported together.  [default: 15m]",
 )
 @click.option(
+    "--dashboard-url",
+    envvar="DURABLY_DASHBOARD_URL",
+    show_envvar=True,
+    metavar="URL",
+    help="The dashboard's address as people reach it, to which alerts link.  [default: alerts name the run's id]",
+)
+@click.option(
     "--retention",
     callback=read_age,
     metavar="AGE",
@@ -119,6 +126,7 @@ def start(
     smtp_url: str | None,
     alert_from: str | None,
     alert_interval: dt.timedelta | None,
+    dashboard_url: str | None,
     retention: dt.timedelta | None,
     otel: bool,
     log_format: str,
@@ -156,7 +164,7 @@ def start(
 
     keys = (signing_key, signing_key_fallback, *event_keys)
     sign_in = read_sign_in(dashboard_key, dashboard_proxy_header, dashboard_proxies, other_keys=keys)
-    alerts = _read_alerts(alert_url, alert_emails, smtp_url, alert_from, alert_interval)
+    alerts = _read_alerts(alert_url, alert_emails, smtp_url, alert_from, alert_interval, dashboard_url)
     write_log(LogFormat(log_format))
     warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
     limits = ConnectionLimits(max_connections=max_connections)
@@ -191,7 +199,12 @@ def start(
 
 
 def _read_alerts(
-    url: str | None, emails: tuple[str, ...], smtp_url: str | None, sender: str | None, interval: dt.timedelta | None
+    url: str | None,
+    emails: tuple[str, ...],
+    smtp_url: str | None,
+    sender: str | None,
+    interval: dt.timedelta | None,
+    dashboard_url: str | None,
 ) -> "Alerts | None":
     """Raises ``CliError``."""
     from durably.engine.alerts.settings import DEFAULT_INTERVAL, Alerts, AlertsInvalidError
@@ -205,6 +218,7 @@ def _read_alerts(
             smtp_url=smtp_url or None,
             email_from=sender or None,
             interval=interval or DEFAULT_INTERVAL,
+            dashboard_url=dashboard_url or None,
         )
     except AlertsInvalidError as error:
-        raise CliError(f"{error}; see --alert-url, --alert-email and --smtp-url") from None
+        raise CliError(f"{error}; see --alert-url, --alert-email, --smtp-url and --dashboard-url") from None

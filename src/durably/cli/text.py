@@ -68,7 +68,10 @@ _HOME, _CLEAR_LINE, _CLEAR_REST = "\x1b[H", "\x1b[K", "\x1b[J"
 
 @contextlib.contextmanager
 def alternate_screen() -> Iterator[None]:
-    """A screen of the terminal to draw on. The end of the context shows the former one."""
+    """A screen of the terminal to draw on.
+
+    The end of the context shows the former one.
+    """
     click.echo(_ENTER, nl=False)
     try:
         yield

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import sys
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from .server_start import (
     BackgroundStart,
     Program,
     call_before_threads_end,
+    development_server,
     refuse_green_threads,
     this_program,
 )
@@ -339,6 +341,7 @@ class ProcessEngine:
         checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
         handlers = self._handlers if self._is_serving else {}
         settings = self._engine_settings()
+        self._warn_of_long_delays(settings)
         worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
         return Node(
             options.path,
@@ -364,6 +367,15 @@ class ProcessEngine:
         if traced and settings.tracing is None:
             settings = msgspec.structs.replace(settings, tracing=traced[0].for_engine())
         return settings
+
+    def _warn_of_long_delays(self, settings: EngineSettings) -> None:
+        server = development_server(sys.argv)
+        if self._handlers and server is not None and settings.backoff is standard_backoff:
+            _logger.warning(
+                "%s runs functions in production mode: a failed attempt is repeated after 15 seconds and more. Set "
+                "DURABLY_DEV=1 in its environment while you develop",
+                server,
+            )
 
     def _stop_at_exit(self) -> None:
         """Without a hook of the server for its end, stop at the exit of the process."""

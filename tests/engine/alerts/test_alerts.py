@@ -378,3 +378,19 @@ def test_hostile_names_and_long_errors_stay_in_their_places() -> None:
     assert message["bcc"] is None
     assert "\n" not in message["subject"]
     assert json.loads(webhook_body(alert))["alert"]["functions"][0]["function_id"].startswith("shop")
+
+
+def test_alerts_link_to_the_pages_of_runs() -> None:
+    alert = Alert((FunctionFailures("shop-pay", 2, "01R", "ValueError: no", 0, 0),))
+    body = json.loads(webhook_body(alert, "https://durably.example.com/"))
+    assert body["alert"]["functions"][0]["url"] == "https://durably.example.com/runs/01R"
+    assert body["text"].endswith("(https://durably.example.com/runs/01R)")
+    assert describe(alert).endswith("(durably runs show 01R)")
+    message = email_message(alert, "a@b.example", ("c@d.example",), "https://durably.example.com")
+    assert "https://durably.example.com/runs/01R" in message.get_content()
+
+
+@pytest.mark.parametrize("url", ["durably.example.com", "javascript:alert(1)", "https://"])
+def test_an_invalid_url_of_the_dashboard_is_refused(url: str) -> None:
+    with pytest.raises(AlertsInvalidError, match="the dashboard's URL"):
+        Alerts(url="https://hooks.example.com/x", dashboard_url=url)

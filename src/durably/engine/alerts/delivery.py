@@ -35,17 +35,18 @@ class Channel(Protocol):
 def channels_of(alerts: Alerts) -> list[Channel]:
     channels: list[Channel] = []
     if alerts.url is not None:
-        channels.append(Webhook(alerts.url))
+        channels.append(Webhook(alerts.url, alerts.dashboard_url))
     if alerts.emails:
-        channels.append(Email(alerts.mail_server, alerts.email_from or alerts.emails[0], alerts.emails))
+        sender = alerts.email_from or alerts.emails[0]
+        channels.append(Email(alerts.mail_server, sender, alerts.emails, alerts.dashboard_url))
     return channels
 
 
 class Webhook:
     name = "webhook"
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, dashboard_url: str | None = None) -> None:
+        self._url, self._dashboard_url = url, dashboard_url
 
     async def deliver(self, alert: Alert) -> None:
         """POST the alert as JSON.
@@ -54,10 +55,11 @@ class Webhook:
         """
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         headers = {"content-type": "application/json", "user-agent": "durably"}
+        body = webhook_body(alert, self._dashboard_url)
         try:
             async with (
                 aiohttp.ClientSession(timeout=timeout, auto_decompress=False) as session,
-                session.post(self._url, data=webhook_body(alert), headers=headers, allow_redirects=False) as response,
+                session.post(self._url, data=body, headers=headers, allow_redirects=False) as response,
             ):
                 status = response.status
         except TimeoutError:
@@ -81,8 +83,11 @@ def _resolve(sent: asyncio.Future[None], error: Exception | None) -> None:
 class Email:
     name = "email"
 
-    def __init__(self, server: MailServer, sender: str, recipients: tuple[str, ...]) -> None:
+    def __init__(
+        self, server: MailServer, sender: str, recipients: tuple[str, ...], dashboard_url: str | None = None
+    ) -> None:
         self._server, self._sender, self._recipients = server, sender, recipients
+        self._dashboard_url = dashboard_url
 
     async def deliver(self, alert: Alert) -> None:
         """Send an e-mail in a thread of its own.
@@ -111,7 +116,8 @@ class Email:
             with self._connect() as smtp:
                 if server.user is not None:
                     smtp.login(server.user, server.password or "")
-                refused = smtp.send_message(email_message(alert, self._sender, self._recipients))
+                message = email_message(alert, self._sender, self._recipients, self._dashboard_url)
+                refused = smtp.send_message(message)
         except smtplib.SMTPResponseException as error:
             raise DeliveryError(f"{where} answered with status {error.smtp_code}") from None
         except smtplib.SMTPException as error:

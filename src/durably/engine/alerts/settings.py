@@ -55,6 +55,9 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
     The first failure of a function is reported at once. Further ones are counted, and reported together after
     ``interval``. A message is sent at most every 10 s.
 
+    ``dashboard_url`` is the address of the dashboard's overview as people reach it. Alerts then link to the pages of
+    runs.
+
     The URLs are the operator's, so they may have private addresses. Redirects are not followed. Raises
     ``AlertsInvalidError``.
     """
@@ -64,6 +67,7 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
     smtp_url: str | None = None
     email_from: str | None = None
     interval: dt.timedelta = DEFAULT_INTERVAL
+    dashboard_url: str | None = None
 
     def __post_init__(self) -> None:
         if not self.emails and (self.smtp_url is not None or self.email_from is not None):
@@ -72,6 +76,8 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
             raise AlertsInvalidError("alerts need a webhook's URL, or the addresses of e-mails")
         if self.url is not None:
             _check_webhook(self.url)
+        if self.dashboard_url is not None:
+            _split(self.dashboard_url, "the dashboard's URL", "https://durably.example.com", ("http", "https"))
         for address in (*self.emails, *([] if self.email_from is None else [self.email_from])):
             _check_address(address)
         if self.emails and self.smtp_url is None:
