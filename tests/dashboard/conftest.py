@@ -78,7 +78,7 @@ def axe() -> str:
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """An engine with the showcase's runs, some of which are still under way."""
+    """An engine with the showcase's runs. Some runs have not ended."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         site = Site(tmp_path_factory.mktemp("site") / "site.db", "examples.showcase.app:app")

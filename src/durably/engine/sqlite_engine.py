@@ -43,8 +43,9 @@ from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
 from durably.engine.sqlite.event_search import EventFilter, EventSearch
 from durably.engine.sqlite.function_queries import count_matching_runs
-from durably.engine.sqlite.run_search import Budget, RunFilter, search_runs
+from durably.engine.sqlite.run_search import RunFilter, search_runs
 from durably.engine.sqlite.run_tables import find_run_key
+from durably.engine.sqlite.search_pages import Budget
 from durably.engine.views import (
     AppView,
     AttemptView,

@@ -12,9 +12,9 @@ from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.http.client import HttpEngine
 from durably.engine.reports import EventReport
-from durably.engine.sqlite import event_search, walks
+from durably.engine.sqlite import search_pages, walks
 from durably.engine.sqlite.event_search import EventFilter, EventSearch
-from durably.engine.sqlite.run_search import Budget
+from durably.engine.sqlite.search_pages import Budget
 from durably.engine.sqlite_engine import SqliteEngine
 
 from ..conftest import only_run, send, step_is
@@ -99,7 +99,7 @@ def test_events_are_found_by_their_ids(tmp_path: Path, portion: int) -> None:
 def test_a_page_of_large_events_ends_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     history = RandomHistory(3, runs=20)
     connection = history.write(tmp_path / "engine.db")
-    monkeypatch.setattr(event_search, "MOST_PAGE_BYTES", 300)
+    monkeypatch.setattr(search_pages, "MOST_PAGE_BYTES", 300)
     search = EventSearch(connection, EventFilter(), TRIGGERING.__contains__, lambda key: None, Budget(0))
     page = search.read(50, None)
     assert 1 <= len(page.events) < 5

@@ -12,8 +12,9 @@ from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.client import HttpEngine
-from durably.engine.sqlite import run_search, walks
-from durably.engine.sqlite.run_search import Budget, RunFilter, search_runs
+from durably.engine.sqlite import run_search, search_pages, walks
+from durably.engine.sqlite.run_search import RunFilter, search_runs
+from durably.engine.sqlite.search_pages import Budget
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView
 
@@ -124,7 +125,7 @@ def test_a_search_by_id_takes_the_other_conditions_too(tmp_path: Path) -> None:
 
 
 def test_an_expensive_expression_ends_a_page_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_search, "MOST_EVALUATED", 10)
+    monkeypatch.setattr(search_pages, "MOST_EVALUATED", 10)
     history = RandomHistory(3)
     connection = history.write(tmp_path / "engine.db")
     wanted = RunFilter(condition=compile_expression("event.data.n == 99"))

@@ -3,43 +3,37 @@
 They run in the reader's threads. Results are newest first.
 """
 
-import datetime as dt
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
 from durably.engine.core.expressions import Expression
 from durably.engine.reports import EventPage, EventReport, RunLink
-from durably.engine.views import to_datetime
-from durably.protocol.events import InternalEvent
+from durably.protocol.events import INTERNAL_PREFIX
 
 from .queries import FirstCallAt, event_view
 from .run_links import run_links
-from .run_search import Budget
+from .search_pages import Budget, Page, Searched, page_of_ids, read_page
 from .walks import (
     AFTER_KEYS,
     Walk,
     farthest,
     is_key_cursor,
     key_range,
+    listed_walk,
     match_ids,
     read_cursor,
     read_id_cursor,
-    read_id_time,
-    short_walk,
 )
 
 MOST_RUNS = 50
 """Runs of one event that a page has."""
-MOST_PAGE_BYTES = 1024 * 1024
-"""Bytes of events after which a page ends."""
 _MOST_OF_ID = 100
-_INTERNAL = InternalEvent.FUNCTION_INVOKED.partition("/")[0] + "/"
 
 _HAS_NO_EFFECT = (
-    f"ended IS NULL AND substr(name, 1, {len(_INTERNAL)}) <> '{_INTERNAL}' "
+    f"ended IS NULL AND substr(name, 1, {len(INTERNAL_PREFIX)}) <> '{INTERNAL_PREFIX}' "
     "AND NOT EXISTS (SELECT 1 FROM runs WHERE event_key = events.key) "
     "AND NOT EXISTS (SELECT 1 FROM run_events WHERE event_key = events.key) "
     "AND NOT EXISTS (SELECT 1 FROM held_events WHERE event_key = events.key)"
@@ -93,7 +87,7 @@ class EventSearch:
             ).fetchall()
             if not sent and not is_key_cursor(cursor):
                 return self._search_by_part_of_id(wanted.id.upper(), limit, cursor)
-            walks = [_listed_walk([key for (key,) in sent])]
+            walks = [listed_walk("events", [key for (key,) in sent])]
         else:
             walks = [Walk(key="events.key", source="events NOT INDEXED", rows="events NOT INDEXED")]
             if wanted.name is not None:
@@ -104,39 +98,19 @@ class EventSearch:
         low, high = key_range(self._connection, "events", "received_at", wanted.received_after, wanted.received_before)
         high = min(high, read_cursor(cursor))
         walk, end = farthest(self._connection, walks, low, high)
-        return self._page(walk, low, end, high, limit)
+        return _to_events(self._page(walk, low, end, high, limit))
 
     def _search_by_part_of_id(self, text: str, limit: int, cursor: str | None) -> EventPage:
         if not (text.isascii() and text.isalnum()):
             return EventPage(events=[], cursor=None)
         matches = match_ids(self._connection, "events", text, read_id_cursor(cursor), limit)
-        page = self._page(_listed_walk(matches.keys), 0, 0, AFTER_KEYS, limit)
-        end = matches.end
-        if page.cursor is not None:
-            (end,) = self._connection.execute("SELECT id FROM events WHERE key = ?", (int(page.cursor),)).fetchone()
-        return EventPage(events=page.events, cursor=end, searched_until=None if end is None else read_id_time(end))
+        page = self._page(listed_walk("events", matches.keys), 0, 0, AFTER_KEYS, limit)
+        return _to_events(page_of_ids(self._connection, "events", page, matches.end))
 
-    def _page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> EventPage:
-        """The rows from ``end`` until before ``high``.
-
-        ``low`` is the end of the whole search.
-        """
-        found: list[EventReport] = []
-        last, size = high, 0
-        for row in self._rows(walk, end, high):
-            report = self._match(row)
-            size += len(row[3]) if report is not None else 0
-            if report is not None and found and (len(found) == limit or size > MOST_PAGE_BYTES):
-                return EventPage(events=found, cursor=str(last))
-            if report is not None:
-                found.append(report)
-                last = row[0]
-            if self._budget.is_spent:
-                end = row[0]
-                break
-        if end <= low:
-            return EventPage(events=found, cursor=None)
-        return EventPage(events=found, cursor=str(end), searched_until=self._received_at(end))
+    def _page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> Page[EventReport]:
+        searched = Searched("events", "received_at", low, end, high)
+        rows = self._rows(walk, end, high)
+        return read_page(self._connection, rows, self._match, searched, limit, self._budget, lambda row: len(row[3]))
 
     def _rows(self, walk: Walk, end: int, high: int) -> sqlite3.Cursor:
         wanted = self._wanted
@@ -179,14 +153,6 @@ class EventSearch:
         ).fetchall()
         return run_links(self._connection, [key for (key,) in keys], self._first_call_at)
 
-    def _received_at(self, key: int) -> dt.datetime | None:
-        row = self._connection.execute(
-            "SELECT received_at FROM events WHERE key >= ? ORDER BY key LIMIT 1", (key,)
-        ).fetchone()
-        return to_datetime(row[0]) if row else None
 
-
-def _listed_walk(keys: Sequence[int]) -> Walk:
-    listed = msgspec.json.encode(keys).decode()
-    rows = "(SELECT value FROM json_each(?)) AS listed CROSS JOIN events ON events.key = listed.value"
-    return short_walk("events.key", rows, (listed,))
+def _to_events(page: Page[EventReport]) -> EventPage:
+    return EventPage(events=page.items, cursor=page.cursor, searched_until=page.searched_until)

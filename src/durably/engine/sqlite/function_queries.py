@@ -17,7 +17,7 @@ from durably.protocol.opcodes import Opcode
 
 from .queries import FirstCallAt
 from .run_links import run_links
-from .run_search import Budget
+from .search_pages import Budget
 from .walks import key_range
 
 MOST_SAMPLED = 100

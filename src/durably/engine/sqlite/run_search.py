@@ -4,7 +4,6 @@ They run in the reader's threads. Results are newest first.
 """
 
 import sqlite3
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,9 +12,10 @@ import msgspec
 from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.reports import RunPage
-from durably.engine.views import RunView, to_datetime
+from durably.engine.views import RunView
 
 from .queries import RUN_COLUMNS, FirstCallAt, run_view
+from .search_pages import Budget, Page, Searched, page_of_ids, read_page
 from .walks import (
     AFTER_IDS,
     AFTER_KEYS,
@@ -23,17 +23,15 @@ from .walks import (
     farthest,
     is_key_cursor,
     key_range,
+    listed_walk,
     match_ids,
     read_cursor,
     read_id_cursor,
-    read_id_time,
     short_walk,
 )
 
 LONGEST_OUTPUT = 16 * 1024
 """Bytes of the longest output that a page of runs has."""
-MOST_EVALUATED = 2_000
-LONGEST_SECONDS = 0.1
 _MOST_OF_EVENT_NAME = 5_000
 """Events of a name whose runs are read at once."""
 _MOST_EVENTS_OF_ID = 100
@@ -66,27 +64,6 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     started_before: int | None = None
     condition: Expression | None = None
     id: str | None = None
-
-
-class Budget:
-    """The number and the time of a request's evaluations of an expression.
-
-    ``now`` is the value of ``now()``.
-    """
-
-    def __init__(self, now: int) -> None:
-        self.now = now
-        self._left = MOST_EVALUATED
-        self._deadline: float | None = None
-
-    def spend(self) -> None:
-        self._left -= 1
-        if self._deadline is None:
-            self._deadline = time.monotonic() + LONGEST_SECONDS
-
-    @property
-    def is_spent(self) -> bool:
-        return self._deadline is not None and (not self._left or time.monotonic() > self._deadline)
 
 
 def search_runs(
@@ -173,28 +150,11 @@ class _Rows:
         low, high = key_range(self._connection, "runs", "created_at", wanted.started_after, wanted.started_before)
         high = min(high, read_cursor(cursor))
         walk, end = farthest(self._connection, walks, low, high)
-        return self.page(walk, low, end, high, limit)
+        return _to_runs(self.page(walk, low, end, high, limit))
 
-    def page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> RunPage:
-        """The rows from ``end`` until before ``high``, at most ``limit``.
-
-        ``low`` is the end of the whole search.
-        """
-        found: list[RunView] = []
-        last = high
-        for row in self._read(walk, end, high):
-            view = self._match(row)
-            if view is not None and len(found) == limit:
-                return RunPage(runs=found, cursor=str(last))
-            if view is not None:
-                found.append(view)
-                last = row[0]
-            if self._budget.is_spent:
-                end = row[0]
-                break
-        if end <= low:
-            return RunPage(runs=found, cursor=None)
-        return RunPage(runs=found, cursor=str(end), searched_until=self._created_at(end))
+    def page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> Page[RunView]:
+        searched = Searched("runs", "created_at", low, end, high)
+        return read_page(self._connection, self._read(walk, end, high), self._match, searched, limit, self._budget)
 
     def _read(self, walk: Walk, end: int, high: int) -> sqlite3.Cursor:
         wanted = self._wanted
@@ -245,11 +205,9 @@ class _Rows:
         is_running = started_at is not None or self._first_call_at(key) is not None
         return RunStatus.RUNNING if is_running else RunStatus.SCHEDULED
 
-    def _created_at(self, key: int) -> Any:
-        row = self._connection.execute(
-            "SELECT created_at FROM runs WHERE key >= ? ORDER BY key LIMIT 1", (key,)
-        ).fetchone()
-        return to_datetime(row[0]) if row else None
+
+def _to_runs(page: Page[RunView]) -> RunPage:
+    return RunPage(runs=page.items, cursor=page.cursor, searched_until=page.searched_until)
 
 
 # ids
@@ -279,12 +237,5 @@ def _search_by_part_of_id(
     matches = match_ids(connection, "runs", text, read_id_cursor(cursor), limit)
     if cursor is None and not matches.keys and match_ids(connection, "events", text, AFTER_IDS, 1).keys:
         return None
-    keys = msgspec.json.encode(matches.keys).decode()
-    walk = short_walk("runs.key", f"({_LISTED}) AS listed CROSS JOIN runs ON runs.key = listed.value", (keys,))
-    page = rows.page(walk, 0, 0, AFTER_KEYS, limit)
-    end = matches.end
-    if page.cursor is not None:
-        # The page ends before the last match: its cursor is the key of a run.
-        (end,) = connection.execute("SELECT id FROM runs WHERE key = ?", (int(page.cursor),)).fetchone()
-    until = None if end is None else read_id_time(end)
-    return RunPage(runs=page.runs, cursor=end, searched_until=until)
+    page = rows.page(listed_walk("runs", matches.keys), 0, 0, AFTER_KEYS, limit)
+    return _to_runs(page_of_ids(connection, "runs", page, matches.end))

@@ -67,6 +67,12 @@ def short_walk(key: str, rows: str, values: Sequence[object]) -> Walk:
     return Walk(key=key, parts=(), rows=rows, values=values)
 
 
+def listed_walk(table: str, keys: Sequence[int]) -> Walk:
+    """The rows of a table with these keys."""
+    rows = f"(SELECT value FROM json_each(?)) AS listed CROSS JOIN {table} ON {table}.key = listed.value"
+    return short_walk(f"{table}.key", rows, (msgspec.json.encode(keys).decode(),))
+
+
 def farthest(connection: sqlite3.Connection, walks: Sequence[Walk], low: int, high: int) -> tuple[Walk, int]:
     """The walk whose portion reaches furthest back, and its end. The first of equals."""
     found: tuple[Walk, int] | None = None
