@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import msgspec
 
 from durably.functions.middleware import TransformOutputResult, TransformStepInput
+from durably.protocol.events import INTERNAL_PREFIX
 from durably.protocol.opcodes import Opcode
 from durably.values.outputs import encode_output
 
@@ -50,7 +51,6 @@ _STRATEGY_ID: Final = "inngest/libsodium"
 _ENVELOPE: Final = frozenset((_MARKER, _STRATEGY, "data"))
 _ENGINES_FIELD: Final = "_inngest"
 """The part of an invoke's data that the engine adds and reads."""
-_ENGINES_EVENTS: Final = "inngest/"
 
 ALL_FIELDS: Final = "*"
 """As ``event_encryption_field``: every top-level field of the data."""
@@ -311,7 +311,7 @@ class EncryptionMiddleware(MiddlewareSync):
             if not isinstance(whole, dict):
                 raise DecryptionError("what was encrypted is not an object")
             return {name: value for name, value in data.items() if name not in _ENVELOPE} | whole
-        if event.startswith(_ENGINES_EVENTS):
+        if event.startswith(INTERNAL_PREFIX):
             decrypt = _throughout(decrypt)
         return {name: _decrypt_field(decrypt, name, value) for name, value in data.items()}
 

@@ -394,5 +394,9 @@ def to_milliseconds(time: dt.datetime) -> int:
     return round(time.timestamp() * 1000)
 
 
+def to_optional_datetime(milliseconds: int | None) -> dt.datetime | None:
+    return None if milliseconds is None else to_datetime(milliseconds)
+
+
 def to_optional_milliseconds(time: dt.datetime | None) -> int | None:
     return None if time is None else to_milliseconds(time)

@@ -69,6 +69,10 @@ class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
     unmatched: dict[str, str] = {}
 
 
+INTERNAL_PREFIX = "inngest/"
+"""The beginning of the names of ``InternalEvent``, which apps may not send."""
+
+
 class InternalEvent(StrEnum):
     """Events that engines send themselves."""
 

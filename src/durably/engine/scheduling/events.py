@@ -12,10 +12,9 @@ from durably.engine.core.errors import EventInvalidError
 from durably.engine.core.expressions import Equality, Expression
 from durably.engine.core.run_state import Origin, RunStatus
 from durably.protocol.errors import ErrorData
-from durably.protocol.events import Event, InternalEvent
+from durably.protocol.events import INTERNAL_PREFIX, Event, InternalEvent
 from durably.protocol.limits import MAX_EVENT_NAME_LENGTH
 
-INTERNAL_PREFIX = "inngest/"
 _EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
 """1980 and 2100: a timestamp outside of them is in seconds, or nanoseconds, or wrong."""
 

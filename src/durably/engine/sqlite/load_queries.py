@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator
 import msgspec
 
 from durably.engine.core.run_state import RunStatus
-from durably.protocol.events import InternalEvent
+from durably.protocol.events import INTERNAL_PREFIX
 
 from .queries import FirstCallAt, read_run_state_of
 from .walks import key_at
@@ -21,7 +21,6 @@ MOST_COUNTED = 1_000
 MOST_EVENT_NAMES = 1_000
 _MOST_STUCK = 200
 _MOST_FIRST_CALLS = 20
-_INTERNAL_PREFIX = InternalEvent.FUNCTION_INVOKED.partition("/")[0] + "/"
 
 _bucket_ids = msgspec.msgpack.Decoder(tuple[str, ...])
 
@@ -140,8 +139,8 @@ def event_names(connection: sqlite3.Connection, limit: int = MOST_EVENT_NAMES) -
         (name,) = connection.execute("SELECT min(name) FROM events WHERE name > ?", (last,)).fetchone()
         if name is None:
             break
-        if name.startswith(_INTERNAL_PREFIX):
-            last = _INTERNAL_PREFIX + "\U0010ffff"
+        if name.startswith(INTERNAL_PREFIX):
+            last = INTERNAL_PREFIX + "\U0010ffff"
             continue
         names.append(name)
         last = name

@@ -33,6 +33,7 @@ from durably.engine.views import (
     describe_failed_memo,
     to_datetime,
     to_milliseconds,
+    to_optional_datetime,
 )
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode, hash_step_id
@@ -58,10 +59,6 @@ _RUN = (
 )
 _event_decoder = msgspec.json.Decoder(Event)
 _step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
-
-
-def _optional_datetime(milliseconds: int | None) -> dt.datetime | None:
-    return None if milliseconds is None else to_datetime(milliseconds)
 
 
 class Conditions:
@@ -195,12 +192,12 @@ def bulk_operation_view(operation: BulkOperation, view: type[Bulk]) -> Bulk:
     return view(
         id=operation.id,
         function_id=operation.function_id,
-        started_after=_optional_datetime(operation.started_after),
+        started_after=to_optional_datetime(operation.started_after),
         started_before=to_datetime(operation.started_before),
         expression=operation.expression,
         statuses=operation.statuses or (),
         created_at=to_datetime(operation.created_at),
-        ended_at=_optional_datetime(operation.ended_at),
+        ended_at=to_optional_datetime(operation.ended_at),
         affected=operation.affected,
     )
 
@@ -269,8 +266,8 @@ def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: 
         event_ids=event_ids,
         event_id=event_ids[0] if event_ids else None,
         created_at=to_datetime(created_at),
-        started_at=_optional_datetime(started_at),
-        ended_at=_optional_datetime(ended_at),
+        started_at=to_optional_datetime(started_at),
+        ended_at=to_optional_datetime(ended_at),
         output=None if output is None else msgspec.Raw(output),
         attempt=max((call.attempt for call in state.calls), default=0) if state else 0,
         max_attempts=max_attempts,
@@ -300,7 +297,7 @@ def _wait_of(connection: sqlite3.Connection, key: int, state: RunState) -> RunWa
     return RunWait(
         kind=StepStatus.SLEEPING if wait.op is Opcode.SLEEP else StepStatus.WAITING,
         step=wait.name,
-        due_at=_optional_datetime(row[0]),
+        due_at=to_optional_datetime(row[0]),
         awaited=row[1] if wait.op in (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL) else None,
     )
 
@@ -448,17 +445,33 @@ def _finished_step(
     )
 
 
-def _called_step(call: Call, in_flight: bool) -> StepView:
-    """A step that is planned, under way or to be tried again.
-
-    It may also be a step that failed in a call that discovered.
-    """
+def call_status(call: Call, in_flight: bool) -> StepStatus:
+    """The status of the step that a call is for."""
     idle = StepStatus.RETRYING if call.attempt else StepStatus.PLANNED
+    return StepStatus.RUNNING if in_flight else idle
+
+
+def called_step_id(call: Call) -> str:
+    """The hashed id of the step that a call is for.
+
+    It may be a step that failed in a call that discovered.
+    """
+    return hash_step_id(call.name) if call.is_discovery else call.step_id
+
+
+def wait_status(wait: Wait) -> StepStatus:
+    if wait.op in REQUESTS:
+        return StepStatus.RUNNING
+    return StepStatus.SLEEPING if wait.op == Opcode.SLEEP else StepStatus.WAITING
+
+
+def _called_step(call: Call, in_flight: bool) -> StepView:
+    """A step that is planned, under way or to be tried again."""
     return StepView(
         id=call.name,
-        hashed_id=hash_step_id(call.name) if call.is_discovery else call.step_id,
+        hashed_id=called_step_id(call),
         op=Opcode.STEP_RUN,
-        status=StepStatus.RUNNING if in_flight else idle,
+        status=call_status(call, in_flight),
         attempts=call.attempt + in_flight,
         created_at=to_datetime(call.due),
         ended_at=None,
@@ -472,16 +485,15 @@ def _waiting_step(connection: sqlite3.Connection, run_key: int, wait: Wait) -> S
     due, created_at = connection.execute(
         "SELECT due, created_at FROM waits WHERE run_key = ? AND step_id = ?", (run_key, wait.step_id)
     ).fetchone()
-    idle = StepStatus.SLEEPING if wait.op == Opcode.SLEEP else StepStatus.WAITING
     return StepView(
         id=wait.name,
         hashed_id=wait.step_id,
         op=wait.op,
-        status=StepStatus.RUNNING if wait.op in REQUESTS else idle,
+        status=wait_status(wait),
         attempts=wait.attempt + 1,
         created_at=to_datetime(created_at),
         ended_at=None,
-        due_at=_optional_datetime(due),
+        due_at=to_optional_datetime(due),
         memo=None,
         error=None,
     )

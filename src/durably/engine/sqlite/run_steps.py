@@ -11,12 +11,12 @@ from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, Wait
 from durably.engine.reports import AttemptReport, RunLink, Span, SpanKind, StepReport
 from durably.engine.spans import AttemptTimes, Interval, attempt_spans, make_span
-from durably.engine.views import RunView, StepStatus, to_datetime, to_milliseconds
+from durably.engine.views import RunView, StepStatus, to_datetime, to_milliseconds, to_optional_datetime
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Opcode, hash_step_id
 
-from .queries import read_run_state_of
+from .queries import call_status, called_step_id, read_run_state_of, wait_status
 from .run_tables import AttemptRow, MemoTimes, UnfinishedStep
 
 CalledAt = Callable[[int, int], int | None]
@@ -196,15 +196,14 @@ class StepReader:
 
     def _called(self, call: Call) -> StepReport:
         """A step that is planned, under way or to be tried again."""
-        step_id = hash_step_id(call.name) if call.is_discovery else call.step_id
+        step_id = called_step_id(call)
         called_at = self._called_at(self._key, call.generation)
-        idle = StepStatus.RETRYING if call.attempt else StepStatus.PLANNED
         now = AttemptTimes(attempt=call.attempt, queued_at=call.due * 1000, began_at=_micro(called_at))
         return StepReport(
             id=call.name,
             hashed_id=step_id,
             op=Opcode.STEP_RUN,
-            status=idle if called_at is None else StepStatus.RUNNING,
+            status=call_status(call, called_at is not None),
             attempts=call.attempt + (called_at is not None),
             created_at=to_datetime(self._began_at(step_id, call.due)),
             ended_at=None,
@@ -219,16 +218,15 @@ class StepReader:
             (self._key, wait.step_id),
         ).fetchone()
         self.note_call(called_at, created_at)
-        idle = StepStatus.SLEEPING if wait.op == Opcode.SLEEP else StepStatus.WAITING
         return StepReport(
             id=wait.name,
             hashed_id=wait.step_id,
             op=wait.op,
-            status=StepStatus.RUNNING if wait.op in REQUESTS else idle,
+            status=wait_status(wait),
             attempts=wait.attempt + 1,
             created_at=to_datetime(created_at),
             ended_at=None,
-            due_at=None if due is None else to_datetime(due),
+            due_at=to_optional_datetime(due),
             spans=self._wait_spans(wait.op, wait.step_id, created_at * 1000, None),
             failed_attempts=self.attempt_reports(wait.step_id),
             awaited=self._awaited(wait.op, wait.name, topic),
@@ -252,7 +250,7 @@ class StepReader:
             attempts=step.attempts,
             created_at=to_datetime(self._began_at(step.step_id, step.created_at)),
             ended_at=ended_at,
-            due_at=None if step.due is None else to_datetime(step.due),
+            due_at=to_optional_datetime(step.due),
             spans=spans,
             failed_attempts=self.attempt_reports(step.step_id),
             awaited=self._awaited(step.op, step.name, step.topic),

@@ -15,12 +15,13 @@ from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.reports import EventPage
 from durably.engine.views import EventView
+from durably.protocol.events import INTERNAL_PREFIX
 
 from .run_values import answer_value
 
 PAGE_SIZE = 50
 _SHOWN_RUNS = 3
-_OF_APPS = '!event.name.startsWith("inngest/")'
+_OF_APPS = f'!event.name.startsWith("{INTERNAL_PREFIX}")'
 
 
 async def show_events(visit: Visit) -> DashboardResponse:
