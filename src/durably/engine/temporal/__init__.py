@@ -1,0 +1,1 @@
+"""The engine on Temporal: the run machine inside workflows."""

@@ -1,0 +1,138 @@
+"""Activities of the engine: calls to apps, and the routing that workflows ask for."""
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+
+from durably.engine.core.answers import Answer, Unreached
+from durably.engine.core.call_body import CallData
+from durably.engine.core.policy import unreached_backoff
+
+from .contents import CONTENTS, RunContent
+from .event_workflow import DELIVER
+from .ids import run_workflow_id
+from .messages import (
+    CallInput,
+    CallResult,
+    ContentPage,
+    EventRecord,
+    InternalEvents,
+    InvokeInput,
+    ResolvedInvocation,
+    SignalRecord,
+    WaitRecord,
+    result_of,
+)
+from .router import Router
+
+CALL = "durably.call"
+RESOLVE = "durably.resolve"
+SEND = "durably.send"
+WAIT_FOR_EVENT = "durably.wait_for_event"
+WAIT_FOR_SIGNAL = "durably.wait_for_signal"
+LOCAL_TIMEOUT = dt.timedelta(seconds=10)
+
+_HEARTBEAT_SECONDS = 10.0
+"""Half of the workflow's heartbeat timeout. Heartbeats are billed, and most calls are shorter."""
+
+
+class Caller(Protocol):
+    """Makes calls to an app, in this process or over HTTP."""
+
+    async def __call__(self, call: CallInput, data: CallData) -> Answer: ...
+
+
+class CallActivities:
+    """The activity that calls apps. It is apart from the others: its task queue is the app's."""
+
+    def __init__(self, client: Client, call: Caller) -> None:
+        self._client = client
+        self._call = call
+
+    @property
+    def activities(self) -> Sequence[Callable[..., Any]]:
+        return [self.call]
+
+    @activity.defn(name=CALL)
+    async def call(self, call: CallInput) -> CallResult:
+        content = await self._content_of(call)
+        data = CallData(
+            run_id=call.run_id,
+            function_id=call.function_id,
+            call=call.call,
+            max_attempts=call.max_attempts,
+            disable_immediate=call.disable_immediate,
+            events=content.events,
+            memos=list(content.memos),
+            defers=call.defers,
+            traceparent=call.traceparent,
+        )
+        heartbeat = asyncio.create_task(_heartbeat())
+        try:
+            answer = await self._call(call, data)
+        finally:
+            heartbeat.cancel()
+        if isinstance(answer, Unreached):
+            delay = unreached_backoff(activity.info().attempt - 1, 0)
+            raise ApplicationError(
+                answer.error.message or "", type=answer.error.name or "Unreached", next_retry_delay=delay
+            )
+        return result_of(answer)
+
+    async def _content_of(self, call: CallInput) -> RunContent:
+        content = CONTENTS.find(call.run_id)
+        if content is not None and len(content.memos) >= call.memos:
+            return content
+        handle = self._client.get_workflow_handle(run_workflow_id(call.run_id))
+        after = 0 if content is None else len(content.memos)
+        while content is None or len(content.memos) < call.memos:
+            page: ContentPage = await handle.query("content", after, result_type=ContentPage)
+            if content is None:
+                content = RunContent([bytes(event) for event in page.events])
+            for memo in page.memos:
+                content.add(memo.step_id, bytes(memo.memo))
+            after = len(content.memos)
+        CONTENTS.put(call.run_id, content)
+        return content
+
+
+async def _heartbeat() -> None:
+    while True:
+        await asyncio.sleep(_HEARTBEAT_SECONDS)
+        activity.heartbeat()
+
+
+class RoutingActivities:
+    """What workflows ask of the router. They run as local activities, which cost no history of their own."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    @property
+    def activities(self) -> Sequence[Callable[..., Any]]:
+        return [self.send, self.deliver, self.wait_for_event, self.wait_for_signal, self.resolve]
+
+    @activity.defn(name=DELIVER)
+    async def deliver(self, event: EventRecord) -> None:
+        await self._router.deliver(event, await self._router.find_routes(event))
+
+    @activity.defn(name=SEND)
+    async def send(self, events: InternalEvents) -> None:
+        await self._router.send_internal(events)
+
+    @activity.defn(name=WAIT_FOR_EVENT)
+    async def wait_for_event(self, wait: WaitRecord) -> None:
+        await self._router.register_wait(wait)
+
+    @activity.defn(name=WAIT_FOR_SIGNAL)
+    async def wait_for_signal(self, wait: SignalRecord) -> bool:
+        return await self._router.register_signal_wait(wait)
+
+    @activity.defn(name=RESOLVE)
+    async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
+        return await self._router.resolve_invocation(invocation)

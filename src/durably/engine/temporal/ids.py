@@ -1,0 +1,69 @@
+"""Ids of workflows. They route events, waits and invocations: no lookup uses visibility, which lags.
+
+Each kind of workflow has a prefix of its own below ``durably/``.
+"""
+
+import hashlib
+
+from durably.engine.scheduling.events import ENTROPY_BYTES, make_id
+
+WORKFLOWS_QUEUE = "durably"
+"""The task queue of all workflows of the engine."""
+HTTP_QUEUE = "durably/http"
+"""The task queue of calls over HTTP."""
+_RUN_PREFIX = "durably/run/"
+
+
+def app_queue(app_id: str) -> str:
+    """The task queue of calls to functions in the app's own processes."""
+    return f"durably/app/{app_id}"
+
+
+def run_workflow_id(run_id: str) -> str:
+    return _RUN_PREFIX + run_id
+
+
+def make_run_id(milliseconds: int, event_id: str, function_id: str) -> str:
+    """The id of the run that an event starts: a ULID.
+
+    The same event and function always give the same id, so that a repeated send starts no second run.
+    ``milliseconds`` is the event's time.
+    """
+    digest = hashlib.sha256(f"{event_id}\n{function_id}".encode()).digest()
+    return make_id(milliseconds, lambda size: digest[:size])
+
+
+def make_event_id(milliseconds: int, sender_id: str) -> str:
+    """The engine's id of an event to which its sender gave an id."""
+    digest = hashlib.sha256(sender_id.encode()).digest()[:ENTROPY_BYTES]
+    return make_id(milliseconds, lambda _: digest)
+
+
+def app_workflow_id(app_id: str) -> str:
+    return f"durably/app/{app_id}"
+
+
+def function_workflow_id(function_id: str) -> str:
+    return f"durably/function/{function_id}"
+
+
+def topic_workflow_id(event_name: str) -> str:
+    return f"durably/topic/{event_name}"
+
+
+def event_workflow_id(event_id: str) -> str:
+    return f"durably/event/{event_id}"
+
+
+def wait_workflow_id(event_name: str, path: str | None, value: str | None) -> str:
+    """The workflow of the waits for events of a name, of which each has the same value at the same path."""
+    condition = f"{path}\n{value}"
+    return f"durably/wait/{event_name}/{_digest(condition)}"
+
+
+def signal_workflow_id(signal: str) -> str:
+    return f"durably/signal/{_digest(signal)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

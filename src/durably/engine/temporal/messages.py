@@ -1,0 +1,222 @@
+"""Values that the engine's workflows, activities and clients exchange.
+
+They are in histories, so a field may be added with a default, and none may be renamed or removed.
+"""
+
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
+from durably.engine.core.run_state import Call, Deferred, Origin
+from durably.protocol.errors import ErrorData
+from durably.protocol.opcodes import Op
+from durably.protocol.sync import FunctionConfig
+
+
+class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A function as its app synced it: the memo ``function`` of its workflow.
+
+    ``in_process``: calls go to the processes of its app, and not to its URL.
+    """
+
+    app_id: str
+    config: FunctionConfig
+    app_version: str | None = None
+    in_process: bool = False
+    is_active: bool = True
+    is_paused: bool = False
+
+
+class TriggerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A trigger of a topic; ``expression`` is its condition, if any."""
+
+    function_id: str
+    expression: str | None = None
+
+
+class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What events of a name lead to: the memo ``topic`` of the topic's workflow.
+
+    ``paths`` are those of the wait index (see ``index_key``); ``None`` for waits that require no value.
+    """
+
+    triggers: tuple[TriggerRecord, ...] = ()
+    paths: tuple[str | None, ...] = ()
+
+
+class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """An event that is routed. ``id`` is the engine's; ``body`` is the event as functions get it."""
+
+    id: str
+    name: str
+    body: msgspec.Raw
+    origin: Origin | None = None
+    traceparent: str | None = None
+
+
+class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The start of a run. ``events`` are several for a batch."""
+
+    run_id: str
+    function_id: str
+    app_id: str
+    max_attempts: int
+    calls_queue: str
+    events: tuple[EventRecord, ...]
+    app_version: str | None = None
+    rerun_of: str | None = None
+
+
+class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A call, without its memos: they would make histories grow with the square of the steps.
+
+    ``memos`` is the number of them that the call must see at least.
+    """
+
+    run_id: str
+    function_id: str
+    app_id: str
+    call: Call
+    max_attempts: int
+    disable_immediate: bool = False
+    memos: int = 0
+    defers: tuple[Deferred, ...] = ()
+    traceparent: str | None = None
+
+
+class ReturnedResult(msgspec.Struct, frozen=True, tag="returned"):
+    output: msgspec.Raw
+
+
+class OpsResult(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
+    ops: list[Op]
+    no_retry: bool = False
+    retry_at: int | None = None
+    races: bool = False
+
+
+class FailedResult(msgspec.Struct, frozen=True, tag="failed", omit_defaults=True):
+    error: ErrorData
+    no_retry: bool = False
+    retry_at: int | None = None
+    written: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+CallResult = ReturnedResult | OpsResult | FailedResult
+"""An answer as JSON that people can read. The activity repeats calls that do not reach the app, so it has none of
+these."""
+
+
+def result_of(answer: Answer) -> CallResult:
+    match answer:
+        case Returned(output):
+            return ReturnedResult(msgspec.Raw(output))
+        case ReportedOps(ops, no_retry, retry_at, races):
+            return OpsResult(ops, no_retry, retry_at, races)
+        case AttemptFailed(error, no_retry, retry_at, written):
+            return FailedResult(error, no_retry, retry_at, msgspec.UNSET if written is None else msgspec.Raw(written))
+        case Unreached(error):
+            raise AssertionError(f"the activity repeats calls that do not reach the app: {error}")
+
+
+def answer_of(result: CallResult) -> Answer:
+    match result:
+        case ReturnedResult(output):
+            return Returned(bytes(output))
+        case OpsResult(ops, no_retry, retry_at, races):
+            return ReportedOps(ops, no_retry, retry_at, races)
+        case FailedResult(error, no_retry, retry_at, written):
+            return AttemptFailed(
+                error, no_retry, retry_at, bytes(written) if isinstance(written, msgspec.Raw) else None
+            )
+
+
+class CheckpointInput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The argument of the Update ``checkpoint``: steps that the call of a ``generation`` has finished."""
+
+    generation: int
+    steps: list[Op]
+    called_at: int | None = None
+
+
+class MemoRecord(msgspec.Struct, frozen=True, array_like=True):
+    step_id: str
+    memo: msgspec.Raw
+
+
+class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A page of a run's memos, from the answer of the query ``content``.
+
+    ``events`` are in the page from 0 only. ``total`` is the number of memos.
+    """
+
+    total: int
+    memos: list[MemoRecord] = []
+    events: list[msgspec.Raw] = []
+
+
+class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A run's wait for an event.
+
+    ``is_exact``: the value at the path is its whole condition, so that the first event ends it. ``until`` is
+    milliseconds since the epoch.
+    """
+
+    run_id: str
+    step_id: str
+    event: str
+    until: int
+    path: str | None = None
+    value: str | None = None
+    is_exact: bool = True
+
+
+class Delivery(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """An event for the waits of a run: the argument of the signal ``deliver``."""
+
+    step_id: str
+    event: EventRecord
+
+
+class InvokeInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What a step needs to invoke a function. ``payload`` is that of the command."""
+
+    run_id: str
+    source_app_id: str
+    source_function_id: str
+    step_id: str
+    name: str
+    function_id: str
+    payload: dict[str, Any]
+    until: int
+    at: int
+    origin: Origin | None = None
+    traceparent: str | None = None
+
+
+class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The run to start for an invocation, or the error of its step."""
+
+    run: RunInput | None = None
+    error: ErrorData | None = None
+
+
+class SignalRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A run's wait for a signal. ``replaces``: it takes the place of another step's wait."""
+
+    run_id: str
+    step_id: str
+    signal: str
+    until: int
+    replaces: bool = False
+
+
+class InternalEvents(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Events of the engine that a run sends: names and data."""
+
+    run_id: str
+    at: int
+    events: list[tuple[str, msgspec.Raw]]
+    origin: Origin | None = None
+    traceparent: str | None = None

@@ -1,0 +1,46 @@
+"""Topics: which functions events of a name trigger, and by which values runs wait for them.
+
+Senders read a topic by Describe, which is strongly consistent and costs no action.
+"""
+
+import msgspec
+from temporalio import workflow
+
+from .messages import TopicRecord, TriggerRecord
+
+TOPIC = "topic"
+"""The memo with the record."""
+
+
+class AppTriggers(msgspec.Struct, frozen=True):
+    """The triggers of the functions with these ids; those that have none any more are left out of ``triggers``."""
+
+    function_ids: tuple[str, ...]
+    triggers: tuple[TriggerRecord, ...]
+
+
+@workflow.defn(name="durably.Topic", sandboxed=False)
+class TopicWorkflow:
+    @workflow.init
+    def __init__(self, record: TopicRecord) -> None:
+        self._record = record
+
+    @workflow.run
+    async def run(self, record: TopicRecord) -> None:
+        await workflow.wait_condition(lambda: workflow.info().is_continue_as_new_suggested())
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(self._record)
+
+    @workflow.update(name="set_triggers")
+    def set_triggers(self, change: AppTriggers) -> None:
+        kept = [each for each in self._record.triggers if each.function_id not in change.function_ids]
+        self._put(msgspec.structs.replace(self._record, triggers=(*kept, *change.triggers)))
+
+    @workflow.update(name="add_path")
+    def add_path(self, path: str | None) -> None:
+        if path not in self._record.paths:
+            self._put(msgspec.structs.replace(self._record, paths=(*self._record.paths, path)))
+
+    def _put(self, record: TopicRecord) -> None:
+        self._record = record
+        workflow.upsert_memo({TOPIC: record})
