@@ -48,7 +48,10 @@ class Caller(Protocol):
 
 
 class CallActivities:
-    """The activity that calls apps. It is apart from the others: its task queue is the app's."""
+    """The activity that calls apps.
+
+    It is apart from the others, because its task queue is that of the app.
+    """
 
     def __init__(self, client: Client, call: Caller) -> None:
         self._client = client
@@ -108,7 +111,10 @@ async def _heartbeat() -> None:
 
 
 class RoutingActivities:
-    """What workflows ask of the router. They run as local activities, which cost no history of their own."""
+    """Activities by which workflows use the router.
+
+    They run as local activities, each of which costs one event of history.
+    """
 
     def __init__(self, router: Router) -> None:
         self._router = router

@@ -1,4 +1,7 @@
-"""The conversion of the engine's values to Temporal's payloads: plain JSON, so that people can read histories."""
+"""The conversion of the engine's values to payloads of Temporal.
+
+Payloads are plain JSON, so that people can read histories.
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""An event that leads to several workflows: it is brought to all of them, however often processes end."""
+"""The fan-out of an event to several workflows.
+
+The event reaches all of them, even if processes end in between.
+"""
 
 import datetime as dt
 

@@ -1,4 +1,6 @@
-"""Ids of workflows. They route events, waits and invocations: no lookup uses visibility, which lags.
+"""Ids of workflows.
+
+They route events, waits and invocations: no lookup uses visibility, which lags.
 
 Each kind of workflow has a prefix of its own below ``durably/``.
 """
@@ -56,7 +58,7 @@ def event_workflow_id(event_id: str) -> str:
 
 
 def wait_workflow_id(event_name: str, path: str | None, value: str | None) -> str:
-    """The workflow of the waits for events of a name, of which each has the same value at the same path."""
+    """The workflow of waits for events of one name with one value at a path."""
     condition = f"{path}\n{value}"
     return f"durably/wait/{event_name}/{_digest(condition)}"
 

@@ -36,7 +36,9 @@ class TriggerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What events of a name lead to: the memo ``topic`` of the topic's workflow.
+    """Triggers and wait paths of an event name.
+
+    It is the memo ``topic`` of the topic's workflow.
 
     ``paths`` are those of the wait index (see ``index_key``); ``None`` for waits that require no value.
     """
@@ -46,7 +48,10 @@ class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An event that is routed. ``id`` is the engine's; ``body`` is the event as functions get it."""
+    """An event to route.
+
+    ``id`` is the engine's; ``body`` is the event as functions get it.
+    """
 
     id: str
     name: str
@@ -69,8 +74,9 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A call, without its memos: they would make histories grow with the square of the steps.
+    """A call, without its memos.
 
+    Memos in inputs would make histories grow with the square of the steps.
     ``memos`` is the number of them that the call must see at least.
     """
 
@@ -133,7 +139,7 @@ def answer_of(result: CallResult) -> Answer:
 
 
 class CheckpointInput(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The argument of the Update ``checkpoint``: steps that the call of a ``generation`` has finished."""
+    """Steps that a call has finished: the argument of the Update ``checkpoint``."""
 
     generation: int
     steps: list[Op]
@@ -180,7 +186,7 @@ class Delivery(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class InvokeInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What a step needs to invoke a function. ``payload`` is that of the command."""
+    """The invocation of a function by a step. ``payload`` is that of the command."""
 
     run_id: str
     source_app_id: str
@@ -203,7 +209,10 @@ class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class SignalRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A run's wait for a signal. ``replaces``: it takes the place of another step's wait."""
+    """A run's wait for a signal.
+
+    ``replaces``: it takes the place of another step's wait.
+    """
 
     run_id: str
     step_id: str

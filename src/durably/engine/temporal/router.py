@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 class Routes(msgspec.Struct, frozen=True):
-    """Where an event leads: functions that it triggers, and paths and values of waits."""
+    """The functions that an event triggers, and paths and values of waits."""
 
     function_ids: list[str]
     waits: list[tuple[str | None, str | None]]
@@ -237,7 +237,10 @@ class Router:
         return ResolvedInvocation(run=self.run_input(function, invocation.function_id, (record,)))
 
     async def configure(self, functions: Iterable[tuple[str, FunctionRecord]]) -> None:
-        """Store functions, and their triggers in the topics. Repeating this changes nothing."""
+        """Store functions, and their triggers in the topics.
+
+        Repeating this changes nothing.
+        """
         await asyncio.gather(*(self._configure(function_id, record) for function_id, record in functions))
 
     async def _configure(self, function_id: str, record: FunctionRecord) -> None:

@@ -1,4 +1,6 @@
-"""A run as a workflow: it holds the run state, and executes the commands of the run machine.
+"""A run as a workflow.
+
+It holds the run state, and executes the commands of the run machine.
 
 No user code runs here, so there is no sandbox. Everything in this file is workflow code: a change must replay the
 histories of released versions (``workflow.patched``; see CONTRIBUTING.md).
@@ -116,7 +118,10 @@ class RunWorkflow:
 
     @_checkpoint.validator
     def _check_checkpoint(self, checkpoint: CheckpointInput) -> None:
-        """Refuse a checkpoint that the machine refuses. Validators are not replayed, so it draws no random number."""
+        """Refuse a checkpoint that the machine refuses.
+
+        Validators are not replayed, so it draws no random number.
+        """
         policy = msgspec.structs.replace(self._policy, retry_delay=_no_delay, unreached_delay=_no_delay)
         advance(self._state, self._checkpointed(checkpoint), _now(), policy)
 
@@ -150,7 +155,10 @@ class RunWorkflow:
     # the machine
 
     def _apply(self, run_input: Input) -> None:
-        """Apply an input, and execute the commands. Raises ``StaleCallError`` and the errors of checkpoints."""
+        """Apply an input, and execute the commands.
+
+        Raises ``StaleCallError`` and the errors of checkpoints.
+        """
         self._state, commands = advance(self._state, run_input, _now(), self._policy)
         outstanding = {call.generation for call in self._state.calls}
         for generation in [each for each in self._calls if each not in outstanding]:

@@ -1,4 +1,4 @@
-"""Topics: which functions events of a name trigger, and by which values runs wait for them.
+"""Topics: the triggers of an event name, and the paths of waits for it.
 
 Senders read a topic by Describe, which is strongly consistent and costs no action.
 """
@@ -13,7 +13,10 @@ TOPIC = "topic"
 
 
 class AppTriggers(msgspec.Struct, frozen=True):
-    """The triggers of the functions with these ids; those that have none any more are left out of ``triggers``."""
+    """The new triggers of some functions.
+
+    ``triggers`` has none of a function that has no trigger any more.
+    """
 
     function_ids: tuple[str, ...]
     triggers: tuple[TriggerRecord, ...]

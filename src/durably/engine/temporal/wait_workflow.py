@@ -1,6 +1,6 @@
 """Waits of runs for events of one name with one value, and for signals.
 
-A workflow exists as long as somebody waits. An event for which nobody waits finds no workflow, and costs nothing.
+A workflow exists as long as a run waits. An event for which no run waits finds no workflow, and costs nothing.
 """
 
 import asyncio

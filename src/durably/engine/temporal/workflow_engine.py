@@ -66,7 +66,10 @@ class WorkflowEngine(LocalEngine):
         self._router = Router(client)
 
     def make_workers(self, calls_queues: Sequence[str], call: Caller) -> list[Worker]:
-        """The workers of a process: one for workflows, and one for the calls of each task queue."""
+        """The workers of a process.
+
+        One executes workflows, the others the calls of one task queue each.
+        """
         routing = RoutingActivities(self._router)
         calls = CallActivities(self._client, call)
         return [
