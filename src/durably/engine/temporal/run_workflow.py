@@ -92,6 +92,10 @@ class RunWorkflow:
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._waits: dict[str, asyncio.Task[None]] = {}
         self._awaited: dict[str, AwaitEvent] = {}
+        self._early: dict[str, list[Delivery | WaitResolved]] = {}
+        """Messages for waits that are not known yet: a worker registered the wait and ended before it stored the op. Then
+        the next workflow task has the message first."""
+        self._handling_early: set[asyncio.Task[None]] = set()
         self._registrations: set[asyncio.Task[None]] = set()
         self._end: EndRun | None = None
 
@@ -129,6 +133,7 @@ class RunWorkflow:
     def _deliver(self, delivery: Delivery) -> None:
         wait = self._awaited.get(delivery.step_id)
         if wait is None:
+            self._keep_early(delivery)
             return
         body = bytes(delivery.event.body)
         if wait.expression is not None:
@@ -139,7 +144,21 @@ class RunWorkflow:
 
     @workflow.signal(name="resolve")
     def _resolve(self, resolved: WaitResolved) -> None:
-        self._apply(resolved)
+        if any(wait.step_id == resolved.step_id for wait in self._state.waits):
+            self._apply(resolved)
+        else:
+            self._keep_early(resolved)
+
+    def _keep_early(self, message: Delivery | WaitResolved) -> None:
+        if message.step_id not in self._memoised and self._end is None:
+            self._early.setdefault(message.step_id, []).append(message)
+
+    async def _handle_early(self, step_id: str) -> None:
+        for message in self._early.pop(step_id, ()):
+            if isinstance(message, Delivery):
+                self._deliver(message)
+            else:
+                self._resolve(message)
 
     @workflow.signal(name="cancel")
     def _cancel(self, request: CancelRequested) -> None:
@@ -237,6 +256,7 @@ class RunWorkflow:
 
     def _await_event(self, command: AwaitEvent) -> None:
         self._awaited[command.step_id] = command
+        self._begin_wait(command.step_id)
         path = value = None
         is_exact = command.expression is None
         if command.expression is not None:
@@ -259,7 +279,13 @@ class RunWorkflow:
             self._time_out_after(registered, command.step_id, command.until, command.name)
         )
 
+    def _begin_wait(self, step_id: str) -> None:
+        if step_id in self._early:
+            self._handling_early.add(task := asyncio.create_task(self._handle_early(step_id)))
+            task.add_done_callback(self._handling_early.discard)
+
     def _await_signal(self, command: AwaitSignal) -> None:
+        self._begin_wait(command.step_id)
         record = SignalRecord(
             run_id=self._run.run_id,
             step_id=command.step_id,
