@@ -37,9 +37,6 @@ WAIT_FOR_EVENT = "durably.wait_for_event"
 WAIT_FOR_SIGNAL = "durably.wait_for_signal"
 LOCAL_TIMEOUT = dt.timedelta(seconds=10)
 
-_HEARTBEAT_SECONDS = 10.0
-"""Half of the workflow's heartbeat timeout. Heartbeats are billed, and most calls are shorter."""
-
 
 class Caller(Protocol):
     """Makes calls to an app, in this process or over HTTP."""
@@ -105,15 +102,22 @@ class CallActivities:
 
 
 async def _heartbeat() -> None:
+    """Send a heartbeat after each half of the time-out.
+
+    Heartbeats are billed, and most calls are shorter.
+    """
+    timeout = activity.info().heartbeat_timeout
+    assert timeout is not None
+    seconds = timeout.total_seconds() / 2
     while True:
-        await asyncio.sleep(_HEARTBEAT_SECONDS)
+        await asyncio.sleep(seconds)
         activity.heartbeat()
 
 
 class RoutingActivities:
     """Activities by which workflows use the router.
 
-    They run as local activities, each of which costs one event of history.
+    They run as local activities. Each costs one event of history.
     """
 
     def __init__(self, router: Router) -> None:

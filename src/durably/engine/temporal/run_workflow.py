@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ApplicationError, ChildWorkflowError, FailureError
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, FailureError, TimeoutError
 
+from durably.engine.core.answers import Answer, AttemptFailed, Unreached
 from durably.engine.core.errors import StaleCallError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.inputs import (
@@ -93,8 +94,10 @@ class RunWorkflow:
         self._waits: dict[str, asyncio.Task[None]] = {}
         self._awaited: dict[str, AwaitEvent] = {}
         self._early: dict[str, list[Delivery | WaitResolved]] = {}
-        """Messages for waits that are not known yet: a worker registered the wait and ended before it stored the op. Then
-        the next workflow task has the message first."""
+        """Messages for waits that are not known yet.
+
+        A worker registered the wait, and ended before it stored the op. So the next workflow task has the message
+        first."""
         self._handling_early: set[asyncio.Task[None]] = set()
         self._registrations: set[asyncio.Task[None]] = set()
         self._end: EndRun | None = None
@@ -226,17 +229,21 @@ class RunWorkflow:
             defers=state.defers,
             traceparent=self._triggers[0].traceparent,
         )
-        result: CallResult = await workflow.execute_activity(
-            CALL,
-            call_input,
-            result_type=_CALL_RESULT,
-            task_queue=self._run.calls_queue,
-            start_to_close_timeout=MAX_CALL_DURATION,
-            heartbeat_timeout=_HEARTBEAT_TIMEOUT,
-            retry_policy=_CALL_RETRIES,
-            summary=call.name or "find steps",
-        )
-        answer = answer_of(result)
+        try:
+            result: CallResult = await workflow.execute_activity(
+                CALL,
+                call_input,
+                result_type=_CALL_RESULT,
+                task_queue=self._run.calls_queue,
+                start_to_close_timeout=MAX_CALL_DURATION,
+                heartbeat_timeout=_HEARTBEAT_TIMEOUT,
+                retry_policy=_CALL_RETRIES,
+                summary=call.name or "find steps",
+            )
+        except ActivityError as error:
+            answer = _lost_call(call, error)
+        else:
+            answer = answer_of(result)
         self._calls.pop(call.generation, None)
         ops = answer.ops if hasattr(answer, "ops") else []
         self._apply_answer(Answered(call.generation, answer, self._known(ops, call.step_id)))
@@ -407,6 +414,19 @@ def _error_of(error: FailureError) -> ErrorData:
     return ErrorData(name=type(cause).__name__, message=str(cause))
 
 
+def _lost_call(call: Call, error: ActivityError) -> Answer:
+    """The answer of a call whose worker was lost.
+
+    The next call has another generation, so that the lost worker's checkpoints are refused if it continues. A second
+    loss is a failed attempt, because the function may be what ends its workers. Raises errors that are no time-outs.
+    """
+    if not isinstance(error.cause, TimeoutError):
+        raise error
+    message = "the process that executed the call sent no heartbeat: it has ended, or does not respond"
+    lost = ErrorData(name="WorkerLostError", message=message)
+    return AttemptFailed(lost) if call.unreached else Unreached(lost)
+
+
 def _now() -> int:
     return int(workflow.now().timestamp() * 1000)
 
@@ -416,8 +436,12 @@ def _no_delay(_: int) -> int:
 
 
 _CALL_RETRIES = RetryPolicy(
-    initial_interval=dt.timedelta(seconds=1), maximum_interval=dt.timedelta(minutes=1), backoff_coefficient=2
+    initial_interval=dt.timedelta(seconds=1),
+    maximum_interval=dt.timedelta(minutes=1),
+    backoff_coefficient=2,
+    non_retryable_error_types=["TemporalTimeout:Heartbeat", "TemporalTimeout:StartToClose"],
 )
+"""Time-outs of a worker are not repeated: the next call needs a generation of its own."""
 
 _COMMANDS: dict[type[Any], Callable[[RunWorkflow, Any], None]] = {
     MakeCall: RunWorkflow._make_call,
