@@ -1,6 +1,7 @@
 """``WorkflowEngine``: the operations of an engine on a Temporal server."""
 
 import asyncio
+import datetime as dt
 import os
 import time
 from collections.abc import Sequence
@@ -50,6 +51,9 @@ WORKFLOWS: Sequence[type] = (
     WaitWorkflow,
 )
 
+_STICKY_TIMEOUT = dt.timedelta(seconds=3)
+"""Time after which another worker takes a workflow over whose worker is gone."""
+
 _STATUSES = {
     WorkflowExecutionStatus.RUNNING: RunStatus.RUNNING,
     WorkflowExecutionStatus.COMPLETED: RunStatus.COMPLETED,
@@ -78,6 +82,7 @@ class WorkflowEngine(LocalEngine):
                 task_queue=WORKFLOWS_QUEUE,
                 workflows=WORKFLOWS,
                 activities=routing.activities,
+                sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
             ),
             *(
                 Worker(
