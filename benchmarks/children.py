@@ -75,8 +75,7 @@ class Child:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        return cpu_seconds_of(self.pid)
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -97,6 +96,12 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """The CPU time of a process, with all of its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
 
 
 def serve(open_child: Callable[[Path, list[str]], AbstractAsyncContextManager[tuple[Any, Answerer]]]) -> None:

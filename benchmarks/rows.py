@@ -11,6 +11,7 @@ from . import (
     sleeping,
     soak,
     step_cost,
+    temporal_engine,
     temporal_polls,
     temporal_web,
     throughput,
@@ -37,4 +38,5 @@ ROWS: dict[str, Row] = {
     "memory": sdk_report.report_memory,
     "temporal": temporal_web.report,
     "temporal-polls": temporal_polls.report,
+    "temporal-engine": temporal_engine.report,
 }

@@ -1,4 +1,7 @@
-"""Temporal's development server, with its defaults, which keep everything in memory alone; ready with its address."""
+"""Temporal's development server, with its defaults, which keep everything in memory alone; ready with its address.
+
+Arguments: its namespaces beside ``default``. It answers each question with the seconds of CPU that it has used.
+"""
 
 import asyncio
 import socket
@@ -9,12 +12,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import Answerer, serve
+from benchmarks.children import Answerer, cpu_seconds_of, serve
 from durably.temporal import Temporal
 
 
 @asynccontextmanager
 async def dev_server() -> AsyncIterator[str]:
+    async with _running([]) as (address, _):
+        yield address
+
+
+@asynccontextmanager
+async def _running(namespaces: list[str]) -> AsyncIterator[tuple[str, int]]:
+    """The address and the process's id."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = Path(sys.executable).parent / "temporal"
@@ -28,6 +38,8 @@ async def dev_server() -> AsyncIterator[str]:
         "--log-level",
         "error",
     ]
+    for namespace in namespaces:
+        command += ["--namespace", namespace]
     server = await asyncio.to_thread(lambda: subprocess.Popen(command))
     try:
         address = f"127.0.0.1:{port}"
@@ -35,7 +47,7 @@ async def dev_server() -> AsyncIterator[str]:
             if server.poll() is not None:
                 raise RuntimeError(f"Temporal's development server ended with {server.returncode}")
             await asyncio.sleep(0.1)
-        yield address
+        yield address, server.pid
     finally:
         server.terminate()
         await asyncio.to_thread(server.wait)
@@ -43,12 +55,12 @@ async def dev_server() -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def open_server(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[str, Answerer]]:
-    async with dev_server() as address:
-        yield address, _answer
+    async with _running(arguments) as (address, pid):
 
+        async def answer(question: dict[str, Any]) -> float:
+            return cpu_seconds_of(pid)
 
-async def _answer(question: dict[str, Any]) -> None:
-    """Nothing is asked of it."""
+        yield address, answer
 
 
 if __name__ == "__main__":

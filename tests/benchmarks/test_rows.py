@@ -12,6 +12,7 @@ PEERS = {
     "throughput": ("dbos", "temporalio", "httptools"),
     "temporal": ("temporalio", "httptools"),
     "temporal-polls": ("temporalio", "httptools"),
+    "temporal-engine": ("temporalio", "uvloop"),
 }
 """What ``make bench`` installs, and ``make test`` may do without."""
 LONG = {"cost", "memory", "sleeping", "virtual", "soak"}
