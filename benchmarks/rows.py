@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from . import (
+    fan_out,
     ingest,
     latency,
     lists,
@@ -28,6 +29,7 @@ ROWS: dict[str, Row] = {
     "throughput": throughput.report,
     "latency": latency.report,
     "step-cost": step_cost.report,
+    "fan-out": fan_out.report,
     "sleeping": sleeping.report,
     "lists": lists.report,
     "waiting": waiting.report,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durably import Context, ContextSync, Middleware, RetryAfterError
-from durably.engine.scheduling.requests.call_dispatch import RUN_REQUESTS
+from durably.engine.scheduling.requests.call_queue import RUN_REQUESTS
 from durably.functions import function
 
 from .conftest import App, durable
@@ -56,6 +56,19 @@ async def test_a_thousand(app: App, kind: Callable[..., Any]) -> None:
     assert len(app.discoveries) < 20
     assert len(app.calls) < 3 * RUN_REQUESTS
     assert time.process_time() - began < 60, "seconds of CPU"
+
+
+async def test_later_groups_of_quick_steps_cost_few_calls(app: App) -> None:
+    """Each call replays the groups before it."""
+
+    async def groups(ctx: Context) -> int:
+        total = 0
+        for group in range(4):
+            total += sum(await asyncio.gather(*(ctx.step.run(f"{group}:{n}", abs, n) for n in range(80))))
+        return total
+
+    assert await app.run(durable(app, groups, checkpointing=None)) == 4 * sum(range(80))
+    assert len(app.calls) < 3 * RUN_REQUESTS
 
 
 @KINDS

@@ -37,7 +37,8 @@ from durably.engine.views import AppView, FunctionView, to_datetime, to_optional
 from . import concerns
 from .event_routing import explain_unmatched
 from .registry import Registry
-from .requests.call_dispatch import CallLoad, Executor
+from .requests.call_dispatch import Executor
+from .requests.call_queue import CallLoad
 from .statistics import Statistics
 from .transact import Transactions
 

@@ -7,10 +7,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from durably.engine.core.answers import ReportedOps
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.outbox import ScheduledCall
-from durably.engine.scheduling.requests.call_dispatch import RUN_REQUESTS, CallQueue
+from durably.engine.scheduling.requests.call_queue import RUN_REQUESTS, CallQueue
+from durably.protocol.opcodes import Op, Timing
 
 _KINDS = st.sampled_from(["step"] * 6 + ["again", "discovery"])
 _ADDED = st.tuples(st.integers(1, 4), _KINDS, st.integers(1, 60))
@@ -123,6 +125,44 @@ def test_as_many_steps_as_requests_have_one_each() -> None:
     for _ in range(RUN_REQUESTS):
         model.add(1, "step")
     assert [len(model.ready.take()) for _ in range(RUN_REQUESTS)] == [1] * RUN_REQUESTS
+
+
+def test_quick_steps_share_few_requests_until_one_is_slow() -> None:
+    quick, slow = ReportedOps([_op(1)]), ReportedOps([_op(1_000)])
+    assert len(_sizes(CallQueue(500))) == RUN_REQUESTS
+    for answers, requests in (
+        ([quick, quick], 8),
+        ([quick, None], RUN_REQUESTS),  # the app had no time for all
+        ([slow, quick], RUN_REQUESTS),
+        ([ReportedOps([Op(id="a", op="StepRun")]), quick], RUN_REQUESTS),  # without a duration
+        ([quick], RUN_REQUESTS),  # this app may execute one step at a time
+    ):
+        ready = CallQueue(500)
+        ready.note_durations([_step(1)] * len(answers), answers)
+        sizes = _sizes(ready)
+        assert (len(sizes), sum(sizes)) == (requests, 100)
+    ready = CallQueue(500)
+    ready.note_durations([_step(1), _step(2)], [quick, quick])
+    ready.note_durations([_step(3)], [slow])
+    assert len(_sizes(ready)) == RUN_REQUESTS
+
+
+def _sizes(ready: CallQueue) -> list[int]:
+    """The sizes of the requests for a hundred steps of a run."""
+    for generation in range(100):
+        ready.add(_step(generation), 0)
+    sizes = []
+    while calls := ready.take():
+        sizes.append(len(calls))
+    return sizes
+
+
+def _step(generation: int) -> ScheduledCall:
+    return ScheduledCall(1, Call(generation=generation, due=0, step_id=f"s{generation}"), "f")
+
+
+def _op(milliseconds: int) -> Op:
+    return Op(id="a", op="StepRun", timing=Timing(0, milliseconds * 1_000_000))
 
 
 def test_a_functions_single_call_is_next_behind_a_thousand_of_another() -> None:

@@ -5,12 +5,9 @@ Their order, as many at a time as allowed, each with its run's memos.
 
 import asyncio
 import functools
-import itertools
 import sqlite3
 import time
-from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import msgspec
 
@@ -22,7 +19,6 @@ from durably.engine.core.errors import (
     EngineClosedError,
     StaleCallError,
 )
-from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.scheduling import operations
 from durably.engine.scheduling.observers import EndedCall, Observers
 from durably.engine.scheduling.outbox import ScheduledCall
@@ -33,6 +29,7 @@ from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.run_tables import read_run_state
 from durably.protocol.text import get_logger
 
+from .call_queue import CallLoad, CallQueue
 from .http_call import Caller
 
 _READ_AGAIN_SECONDS = 1.0
@@ -79,7 +76,7 @@ class Executor:
             self._call_queue.add(scheduled if may_keep else msgspec.structs.replace(scheduled, data=None), now)
         self._start_waiting()
 
-    def loads(self) -> "dict[str, CallLoad]":
+    def loads(self) -> dict[str, CallLoad]:
         """See ``CallQueue``."""
         return self._call_queue.loads()
 
@@ -161,12 +158,14 @@ class Executor:
                 data = msgspec.structs.replace(data, priority=calls[0].priority)
             answer = await self._call(calls[0], data)
             if len(calls) == 1:
+                self._call_queue.note_durations(calls, (answer,))
                 await self._store(calls[0], data, answer)
                 return ()
             outstanding = {call.generation for call in (data.call, *data.also)}
             answers = list(
                 answers_of([scheduled for scheduled in calls if scheduled.call.generation in outstanding], answer)
             )
+            self._call_queue.note_durations(calls, [own for _, own in answers])
             await self._store_all([(scheduled, own) for scheduled, own in answers if own is not None], data)
             return [scheduled for scheduled, own in answers if own is None]
         except (StaleCallError, EngineClosedError, DatabaseLostError):
@@ -301,159 +300,3 @@ def answers_of(calls: Sequence[ScheduledCall], answer: Answer) -> Iterator[tuple
     for scheduled, ops in zip(calls, parts, strict=True):
         is_answered = ops or (scheduled is first and answers_nothing)
         yield scheduled, msgspec.structs.replace(answer, ops=ops) if is_answered else None
-
-
-RUN_REQUESTS = 32
-_MAX_BATCH = 32
-
-
-_LOOKED_AT, _LOOKED_AT_OF_RUN = 1_000, 32
-"""Runs, and calls of a run, among which the oldest call is searched."""
-
-
-class CallLoad(msgspec.Struct, frozen=True):
-    """Calls of a function.
-
-    ``waiting`` calls are due, and not made yet; ``oldest`` is the time at which the first was due. ``in_flight`` is the
-    number of requests under way.
-    """
-
-    waiting: int
-    oldest: int | None
-    in_flight: int
-
-
-class CallQueue:
-    """Due calls: their order, and which calls of a run share a request.
-
-    ``max_requests`` is the maximum number of requests at a time. ``waiting`` are the calls that wait, by run.
-    ``now`` is milliseconds since the epoch.
-    """
-
-    def __init__(self, max_requests: int) -> None:
-        self._max_requests = max_requests
-        self.waiting: dict[int, deque[ScheduledCall]] = {}
-        self._turns: FairQueue[int] = FairQueue()  # runs that may have a call made
-        self._held: set[int] = set()  # runs with as many requests under way as possible
-        self._by_run: Counter[int] = Counter()
-        self._by_function: Counter[str] = Counter()
-        self._waiting_by_function: Counter[str] = Counter()
-        self._under_way = 0
-        self._now = 0
-
-    def take_at_once(self, scheduled: ScheduledCall) -> bool:
-        """Whether a call may be made now because no other call waits."""
-        if self.waiting or self._by_run[scheduled.run_key] >= RUN_REQUESTS:
-            return False
-        if not may_have_another(self._by_function[scheduled.function_id], self._max_requests - self._under_way):
-            return False
-        self._count(scheduled)
-        return True
-
-    def add(self, scheduled: ScheduledCall, now: int) -> None:
-        """Add a call.
-
-        A discovery goes before the run's other calls, and is not limited by them, because the next steps depend on it.
-        """
-        self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their place.
-        run_key = scheduled.run_key
-        queue = self.waiting.setdefault(run_key, deque())
-        self._waiting_by_function[scheduled.function_id] += 1
-        if scheduled.call.is_discovery:
-            queue.appendleft(scheduled)
-            if run_key in self._held:
-                self._held.discard(run_key)
-                self._line_up(scheduled)
-        else:
-            queue.append(scheduled)
-        if len(queue) == 1 and run_key not in self._held:
-            self._line_up(scheduled)
-
-    def take(self) -> Sequence[ScheduledCall]:
-        """The calls of the next request, all of one run.
-
-        Empty if all waiting calls must go on waiting.
-        """
-        while (free := self._max_requests - self._under_way) > 0:
-            run_key = self._turns.take(partial(self._may_have_another, free))
-            if run_key is None:
-                break
-            queue = self.waiting[run_key]
-            own_free = RUN_REQUESTS - self._by_run[run_key]
-            if own_free <= 0 and not queue[0].call.is_discovery:
-                self._held.add(run_key)
-                continue
-            taken = _take_batch(queue, -(-len(queue) // max(own_free, 1)))
-            self._count(taken[0])
-            self._waiting_by_function[taken[0].function_id] -= len(taken)
-            if queue:
-                self._line_up(queue[0])
-            else:
-                del self.waiting[run_key]
-            return taken
-        return ()
-
-    def ended(self, scheduled: ScheduledCall) -> None:
-        """Note the end of a request that was made for this call.
-
-        It may have been made for other calls of the run too.
-        """
-        run_key = scheduled.run_key
-        self._by_run[run_key] -= 1
-        if not self._by_run[run_key]:
-            del self._by_run[run_key]
-        self._under_way -= 1
-        self._by_function[scheduled.function_id] -= 1
-        if not self._by_function[scheduled.function_id]:
-            del self._by_function[scheduled.function_id]
-        if run_key in self._held:
-            self._held.discard(run_key)
-            self._line_up(self.waiting[run_key][0])
-
-    def clear(self) -> None:
-        self.waiting.clear()
-        self._waiting_by_function.clear()
-        self._turns.clear()
-        self._held.clear()
-
-    def loads(self) -> dict[str, CallLoad]:
-        """The calls of each function that has any.
-
-        The time of the oldest is that of the first calls of the first runs that wait.
-        """
-        oldest: dict[str, int] = {}
-        for queue in itertools.islice(self.waiting.values(), _LOOKED_AT):
-            first = min(scheduled.call.due for scheduled in itertools.islice(queue, _LOOKED_AT_OF_RUN))
-            function_id = queue[0].function_id
-            oldest[function_id] = min(first, oldest.get(function_id, first))
-        waiting = +self._waiting_by_function
-        return {
-            function_id: CallLoad(waiting[function_id], oldest.get(function_id), self._by_function[function_id])
-            for function_id in waiting.keys() | self._by_function.keys()
-        }
-
-    def _count(self, scheduled: ScheduledCall) -> None:
-        self._by_run[scheduled.run_key] += 1
-        self._by_function[scheduled.function_id] += 1
-        self._under_way += 1
-
-    def _may_have_another(self, free: int, function_id: str) -> bool:
-        return may_have_another(self._by_function[function_id], free)
-
-    def _line_up(self, scheduled: ScheduledCall) -> None:
-        self._turns.add(scheduled.function_id, self._now - scheduled.priority, scheduled.run_key)
-
-
-def _take_batch(queue: deque[ScheduledCall], count: int) -> list[ScheduledCall]:
-    """Calls from the front of the queue.
-
-    A repeated call has a request of its own, because a request has one attempt.
-    """
-    taken = [queue.popleft()]
-    while queue and len(taken) < min(count, _MAX_BATCH) and all(map(_can_share, (taken[0], queue[0]))):
-        taken.append(queue.popleft())
-    return taken
-
-
-def _can_share(scheduled: ScheduledCall) -> bool:
-    return not (scheduled.call.is_discovery or scheduled.call.attempt or scheduled.call.unreached)
