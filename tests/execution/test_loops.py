@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from durably import Context
+from durably.io.background_loop import BackgroundLoop
 
 from . import test_asyncio as plain
 from . import test_clocks as clocks
@@ -110,6 +111,27 @@ async def test_a_task_factory_that_comes_later_and_forgets_ours() -> None:
         return await asyncio.gather(*(ctx.step.run(name, str, name) for name in "ab"))
 
     assert await complete(function) == ["a", "b"]
+
+
+async def test_tasks_on_another_threads_loop_outlive_the_run() -> None:
+    """The other loop runs functions too, so that it also tracks tasks."""
+    other = BackgroundLoop("other")
+    may_end, left = asyncio.Event(), []
+
+    async def warm_up(ctx: Context) -> None: ...
+
+    async def work() -> str:
+        await may_end.wait()
+        return "done"
+
+    async def function(ctx: Context) -> None:
+        left.append(other.submit(work()))
+
+    other.run(complete(warm_up))
+    assert hasattr(other.loop.get_task_factory(), "tracks_durably")
+    await complete(function)
+    other.loop.call_soon_threadsafe(may_end.set)
+    assert await asyncio.wrap_future(left[0]) == "done"
 
 
 async def test_runs_on_one_loop_that_share_a_semaphore() -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from durably import Client, Context, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.reports import RunReport, SpanKind
+from durably.execution.async_call import install_task_factory
+from durably.io.background_loop import get_background_loop
 
 from ..engine.test_run_reports import assert_in_order
 
@@ -53,6 +55,8 @@ async def test_each_step_has_the_time_in_which_its_handler_ran(tmp_path: Path) -
 
 
 async def test_the_engine_keeps_lines_of_the_logger_in_development(tmp_path: Path) -> None:
+    """Also if the background event loop, which sends them, has run functions."""
+    install_task_factory(get_background_loop().loop)
     client = Client(app_id="shop", is_production=False, engine=Embedded(tmp_path / "durably.db"))
 
     @client.create_function(fn_id="logs", trigger=TriggerEvent(event="go"))

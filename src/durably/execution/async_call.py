@@ -189,8 +189,11 @@ class AsyncCall:
         return self._replay.divergence(found)
 
     def track(self, task: AnyTask) -> None:
-        """Count a task as the run's, unless a step's handler made it."""
-        if in_step.get() is not None:
+        """Count a task as the run's, unless a step's handler made it.
+
+        Tasks on the event loop of another thread inherit the run's context too, but belong to that thread.
+        """
+        if in_step.get() is not None or task.get_loop() is not self._loop:
             return
         if self._tasks:
             self._start_settling().track(task)

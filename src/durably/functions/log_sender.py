@@ -6,6 +6,7 @@ because of them. What cannot be sent is dropped: the app's own log has it.
 
 import asyncio
 import contextlib
+import contextvars
 import datetime as dt
 import threading
 import time
@@ -61,7 +62,8 @@ class LogSender:
             else:
                 pending.dropped += 1
         if is_first:
-            get_background_loop().submit(self._send_later())
+            # In an empty context: the lines are of all runs, and neither belong to this one's trace nor keep its memos.
+            contextvars.Context().run(get_background_loop().submit, self._send_later())
 
     async def _send_later(self) -> None:
         await asyncio.sleep(_DELAY_SECONDS)
