@@ -36,6 +36,8 @@ DEFAULT_ACTIVITIES = 100
 WEB_GRACE = timedelta(seconds=2)
 """Time for activities when a web process with a worker ends: in development, a reload should be quick."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
+_CHECK_SECONDS = 1.0
+"""Seconds for the checks of other workers when a worker has failed."""
 
 _logger = logging.getLogger("durably.temporal.worker")
 
@@ -162,12 +164,22 @@ class Workers:
         started = asyncio.create_task(self._await_start())
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await self._let_checks_end(tasks)
             await done.pop()
         finally:
             started.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+
+    async def _let_checks_end(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
+        """Let workers that have not started yet end their check of the namespace.
+
+        If the event loop closes when the answer of the server to a cancelled check arrives, the SDK prints a traceback.
+        """
+        checking = [task for task, worker in zip(tasks, self._running, strict=True) if not worker.is_running]
+        if checking:
+            await asyncio.wait(checking, timeout=_CHECK_SECONDS)
 
     async def _await_start(self) -> None:
         while not all(self.task_queues.values()):  # noqa: ASYNC110  The SDK has no event for it.
