@@ -15,7 +15,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 from .access import AllowedHosts, ApiKeys, Gate
 from .connections import CONNECTIONS
 from .dashboard import dashboard_routes
-from .messages import ApiError, answer_error, answer_expectation
+from .messages import ApiError, answer_error, answer_expectation, explain_stop
 from .routes import (
     HEALTH_PATH,
     SERVER_ROUTES,
@@ -89,7 +89,7 @@ def _endpoint(api: ApiState, gate: Gate, route: Route) -> Handler:
             gate.check(request, route.access)
             # The process lives: if a supervisor restarted it, it might start with an empty database.
             if engine.stop_error is not None and not is_health:
-                raise ApiError(503, f"the engine has stopped: {engine.stop_error.message}")
+                raise ApiError(503, explain_stop(engine.stop_error))
             response = await handle(api, request)
         except Exception as error:
             response = answer_error(request, error)

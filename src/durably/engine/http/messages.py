@@ -43,6 +43,14 @@ class ApiError(Exception):
         self.status, self.message, self.code = status, message, code
 
 
+def explain_stop(error: errors.EngineError) -> str:
+    """The message about an engine that lost its database.
+
+    It is the same if the engine or a request notices the loss.
+    """
+    return f"the engine has stopped: {error.message}"
+
+
 # requests
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import hdrs, web
 
-from durably.engine.core.errors import BodyInvalidError, EngineError
+from durably.engine.core.errors import BodyInvalidError, DatabaseLostError, EngineError
 from durably.engine.interface import LocalEngine
 from durably.engine.json_bodies import decode_json, explain_json_error
 from durably.engine.operations import Access, Operation
@@ -27,7 +27,7 @@ from durably.protocol.text import get_logger, redact_url
 
 from .codec import NOT_FOUND, check_header, encode_result, read_arguments
 from .discovery import AppUnreachedError, NoAppError, SyncFailedError
-from .messages import ApiError, data_response, error_response, json_response, read_body
+from .messages import ApiError, data_response, error_response, explain_stop, json_response, read_body
 from .metrics import METRICS_PATH, answer_metrics
 from .syncs import AcceptedSync, AppConflicts, OnSync, SyncAt
 
@@ -136,7 +136,8 @@ async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
     except TimeoutError:
         return error_response(503, f"the database has not answered within {READY_SECONDS:.0f} s")
     except EngineError as error:
-        return error_response(503, error.message)
+        lost = api.engine.stop_error or (error if isinstance(error, DatabaseLostError) else None)
+        return error_response(503, error.message if lost is None else explain_stop(lost))
     return json_response({"status": 200, "message": "OK"})
 
 
