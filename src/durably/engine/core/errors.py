@@ -135,6 +135,16 @@ class TooManyWaitersError(EngineError):
     is_retriable = True
 
 
+class NotSupportedError(EngineError):
+    """This kind of engine cannot do it (501). The message names the reason."""
+
+
+class RunUnavailableError(EngineError):
+    """No process of the engine answers for the run at the moment (503)."""
+
+    is_retriable = True
+
+
 class StaleCallError(EngineError):
     """A call was given up, or its run has ended: its answer changes nothing (409)."""
 

@@ -37,6 +37,8 @@ _STATUSES: dict[type[errors.EngineError], tuple[int, str]] = {
     errors.FunctionPausedError: (409, "The function is paused"),
     errors.DatabaseUnavailableError: (503, "The engine cannot answer at the moment"),
     errors.EngineClosedError: (503, "The engine is closing"),
+    errors.NotSupportedError: (501, "This engine does not offer this"),
+    errors.RunUnavailableError: (503, "The engine cannot answer at the moment"),
 }
 
 _UNUSUAL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")

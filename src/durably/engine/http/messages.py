@@ -149,10 +149,12 @@ _STATUSES: dict[type[errors.EngineError], int] = {
     errors.StaleCallError: 409,
     errors.EventTooLargeError: 413,
     errors.TooLargeError: 413,
+    errors.NotSupportedError: 501,
     errors.DatabaseLostError: 503,
     errors.DatabaseReplacedError: 503,
     errors.DatabaseUnavailableError: 503,
     errors.EngineClosedError: 503,
+    errors.RunUnavailableError: 503,
     errors.TooManyWaitersError: 503,
 }
 

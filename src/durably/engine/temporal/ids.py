@@ -25,6 +25,11 @@ def run_workflow_id(run_id: str) -> str:
     return _RUN_PREFIX + run_id
 
 
+def run_id_of(workflow_id: str) -> str:
+    """The run of a workflow with a ``run_workflow_id``."""
+    return workflow_id.removeprefix(_RUN_PREFIX)
+
+
 def make_run_id(milliseconds: int, event_id: str, function_id: str) -> str:
     """The id of the run that an event starts: a ULID.
 

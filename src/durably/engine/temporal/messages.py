@@ -13,6 +13,9 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op
 from durably.protocol.sync import FunctionConfig
 
+RUN_MEMO = "run"
+"""The memo of a run's workflow with its ``RunMemo``."""
+
 
 class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A function as its app synced it: the memo ``function`` of its workflow.
@@ -50,7 +53,8 @@ class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An event to route.
 
-    ``id`` is the engine's; ``body`` is the event as functions get it.
+    ``id`` is the engine's; ``body`` is the event as functions get it. ``sender`` is the run that sent
+    it, or whose end it reports.
     """
 
     id: str
@@ -58,10 +62,15 @@ class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     body: msgspec.Raw
     origin: Origin | None = None
     traceparent: str | None = None
+    sender: str | None = None
 
 
 class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The start of a run. ``events`` are several for a batch."""
+    """The start of a run.
+
+    ``events`` are several for a batch. ``parent`` is the run that started this one, by its step ``parent_step`` if it
+    invoked it.
+    """
 
     run_id: str
     function_id: str
@@ -71,6 +80,36 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     events: tuple[EventRecord, ...]
     app_version: str | None = None
     rerun_of: str | None = None
+    parent: str | None = None
+    parent_step: str | None = None
+
+
+class RunMemo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """What lists show of a run: the memo ``run`` of its workflow. The fields are as in ``RunInput``."""
+
+    function_id: str
+    app_id: str
+    event_name: str
+    event_ids: tuple[str, ...]
+    max_attempts: int
+    app_version: str | None = None
+    rerun_of: str | None = None
+    parent: str | None = None
+    parent_step: str | None = None
+
+    @classmethod
+    def of(cls, run: RunInput) -> "RunMemo":
+        return cls(
+            function_id=run.function_id,
+            app_id=run.app_id,
+            event_name=run.events[0].name,
+            event_ids=tuple(event.id for event in run.events),
+            max_attempts=run.max_attempts,
+            app_version=run.app_version,
+            rerun_of=run.rerun_of,
+            parent=run.parent,
+            parent_step=run.parent_step,
+        )
 
 
 class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

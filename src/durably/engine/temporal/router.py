@@ -39,17 +39,20 @@ from .ids import (
     wait_workflow_id,
 )
 from .messages import (
+    RUN_MEMO,
     EventRecord,
     FunctionRecord,
     InternalEvents,
     InvokeInput,
     ResolvedInvocation,
     RunInput,
+    RunMemo,
     SignalRecord,
     TopicRecord,
     TriggerRecord,
     WaitRecord,
 )
+from .search_attributes import search_attributes_of
 from .signal_workflow import SignalWorkflow
 from .topic_workflow import TOPIC, AppTriggers, TopicWorkflow
 from .wait_workflow import WaitState, WaitWorkflow
@@ -116,6 +119,7 @@ class Router:
                     body=msgspec.Raw(received.body),
                     origin=sent.origin,
                     traceparent=sent.traceparent,
+                    sender=sent.run_id,
                 )
             )
 
@@ -146,6 +150,7 @@ class Router:
             calls_queue=app_queue(record.app_id) if record.in_process else HTTP_QUEUE,
             events=events,
             app_version=record.app_version,
+            parent=events[0].sender,
         )
 
     async def start(self, run: RunInput) -> str:
@@ -157,6 +162,8 @@ class Router:
                 id=run_workflow_id(run.run_id),
                 task_queue=WORKFLOWS_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                memo={RUN_MEMO: RunMemo.of(run)},
+                search_attributes=search_attributes_of(run),
                 static_summary=run.function_id,
             )
         return run.run_id
@@ -233,8 +240,10 @@ class Router:
             body=msgspec.Raw(received.body),
             origin=invocation.origin,
             traceparent=invocation.traceparent,
+            sender=invocation.run_id,
         )
-        return ResolvedInvocation(run=self.run_input(function, invocation.function_id, (record,)))
+        run = self.run_input(function, invocation.function_id, (record,))
+        return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
 
     async def configure(self, functions: Iterable[tuple[str, FunctionRecord]]) -> None:
         """Store functions, and their triggers in the topics.

@@ -49,6 +49,7 @@ from .activities import CALL, LOCAL_TIMEOUT, RESOLVE, SEND, WAIT_FOR_EVENT, WAIT
 from .contents import CONTENTS, RunContent
 from .ids import run_workflow_id
 from .messages import (
+    RUN_MEMO,
     CallInput,
     CallResult,
     CheckpointInput,
@@ -59,10 +60,12 @@ from .messages import (
     MemoRecord,
     ResolvedInvocation,
     RunInput,
+    RunMemo,
     SignalRecord,
     WaitRecord,
     answer_of,
 )
+from .search_attributes import search_attributes_of
 
 RUN = "durably.Run"
 _CALL_RESULT: Any = CallResult
@@ -361,6 +364,8 @@ class RunWorkflow:
                 result_type=msgspec.Raw,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+                memo={RUN_MEMO: RunMemo.of(run)},
+                search_attributes=search_attributes_of(run),
                 static_summary=command.name,
             )
         except ChildWorkflowError as error:

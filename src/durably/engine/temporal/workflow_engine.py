@@ -4,12 +4,11 @@ import asyncio
 import datetime as dt
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowUpdateFailedError
-from temporalio.exceptions import ApplicationError
+from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
@@ -23,6 +22,8 @@ from durably.engine.core.errors import (
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.interface import LocalEngine
 from durably.engine.json_bodies import decode_events
+from durably.engine.reports import MatchCount, RunPage
+from durably.engine.scheduling.bulk_operations import check_condition
 from durably.engine.scheduling.events import IdSeed, check_event, make_id, make_received_event
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.settings import EngineSettings
@@ -37,7 +38,11 @@ from .function_workflow import FunctionWorkflow
 from .ids import WORKFLOWS_QUEUE, make_event_id, run_workflow_id
 from .messages import CheckpointInput, EventRecord, FunctionRecord
 from .router import Router
+from .run_lists import RunFilter, RunLists
+from .run_search import RunSearch
+from .run_views import RunViews
 from .run_workflow import RunWorkflow
+from .search_attributes import register_search_attributes
 from .signal_workflow import SignalWorkflow
 from .topic_workflow import TopicWorkflow
 from .wait_workflow import WaitWorkflow
@@ -54,12 +59,6 @@ WORKFLOWS: Sequence[type] = (
 _STICKY_TIMEOUT = dt.timedelta(seconds=3)
 """Time after which another worker takes a workflow over whose worker is gone."""
 
-_STATUSES = {
-    WorkflowExecutionStatus.RUNNING: RunStatus.RUNNING,
-    WorkflowExecutionStatus.COMPLETED: RunStatus.COMPLETED,
-    WorkflowExecutionStatus.CANCELED: RunStatus.CANCELLED,
-}
-
 
 class WorkflowEngine(LocalEngine):
     """The engine on Temporal. ``client`` has ``DATA_CONVERTER``."""
@@ -68,6 +67,10 @@ class WorkflowEngine(LocalEngine):
         self._client = client
         self._settings = settings
         self._router = Router(client)
+        self._views = RunViews(client)
+        self._lists = RunLists(client)
+        self._search = RunSearch(self._lists, self._views)
+        self._has_search_attributes = False
 
     def make_workers(self, calls_queues: Sequence[str], call: Caller) -> list[Worker]:
         """The workers of a process.
@@ -95,8 +98,18 @@ class WorkflowEngine(LocalEngine):
             ),
         ]
 
+    async def prepare(self) -> None:
+        """Prepare the namespace for runs. Each process does so before it serves functions.
+
+        Raises ``SearchAttributeError`` with the commands to run, if the server does not let this client do it.
+        """
+        if not self._has_search_attributes:
+            await register_search_attributes(self._client)
+            self._has_search_attributes = True
+
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         functions = read_sync(request, in_process=in_process)
+        await self.prepare()
         await self._router.configure(
             (
                 function.id,
@@ -150,47 +163,74 @@ class WorkflowEngine(LocalEngine):
                 raise StaleCallError("the call is stale: its run has ended") from None
             raise
 
-    async def get_run(self, run_id: str) -> RunView | None:
-        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
-        try:
-            described = await handle.describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
-        status = _STATUSES.get(described.status, RunStatus.FAILED) if described.status else RunStatus.RUNNING
-        output = None
-        if status.has_ended:
-            output = await self._output_of(run_id)
-        return RunView(
-            id=run_id,
-            function_id=await described.static_summary() or "",
-            app_id="",
-            status=status,
-            event_ids=[],
-            created_at=described.start_time,
-            started_at=described.start_time,
-            ended_at=described.close_time,
-            output=output,
-            attempt=0,
-            max_attempts=1,
-            rerun_of=None,
-        )
+    # runs
 
-    async def _output_of(self, run_id: str) -> msgspec.Raw:
-        handle = self._client.get_workflow_handle(run_workflow_id(run_id), result_type=msgspec.Raw)
-        try:
-            output: msgspec.Raw = await handle.result()
-            return output
-        except WorkflowFailureError as error:
-            cause = error.cause
-            if isinstance(cause, ApplicationError) and cause.details:
-                return msgspec.Raw(msgspec.json.encode(cause.details[0]))
-            return msgspec.Raw(msgspec.json.encode({"name": type(cause).__name__, "message": str(cause)}))
+    async def list_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        started_after: dt.datetime | None = None,
+        id_suffix: str | None = None,
+    ) -> list[RunView]:
+        """Lists lag behind, usually below a second."""
+        wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
+        return await self._search.list_runs(wanted, limit, cursor, id_suffix)
+
+    async def search_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """``event_name`` is that of the first event of a batch."""
+        wanted = RunFilter(
+            status=status,
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=started_after,
+            started_before=started_before,
+        )
+        condition = await asyncio.to_thread(check_condition, if_exp, has_output=True) if if_exp else None
+        return await self._search.search(wanted, condition, id or None, limit, cursor)
+
+    async def get_run(self, run_id: str) -> RunView | None:
+        return await self._views.find(run_id)
+
+    async def event_runs(self, event_id: str) -> list[RunView]:
+        found = await self._lists.read(RunFilter(event_id=event_id))
+        runs = await self._views.views(reversed(found))
+        return [run for run in runs if event_id in run.event_ids]
+
+    async def count_matching_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus],
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+    ) -> MatchCount:
+        wanted = RunFilter(function_id=function_id, started_after=started_after, started_before=started_before)
+        condition = await asyncio.to_thread(check_condition, if_exp) if if_exp else None
+        return await self._search.count(wanted, statuses, condition)
 
     async def wait_for_run(self, run_id: str) -> RunView:
-        await self._output_of(run_id)
         run = await self.get_run(run_id)
+        if run is not None and not run.status.has_ended:
+            await self._views.output(run_id)
+            run = await self.get_run(run_id)
         if run is None:
             raise RunNotFoundError(f"no run has the id {run_id!r}")
         return run

@@ -1,0 +1,143 @@
+"""Lists of runs from Temporal's index of workflows, newest first. The index lags behind, usually below a second.
+
+SQL stores of Temporal do not sort. So a list reads intervals of time, each short enough to be sorted here.
+"""
+
+import datetime as dt
+from collections.abc import AsyncIterator
+
+import msgspec
+from temporalio.client import Client, WorkflowExecution
+
+from durably.engine.core.errors import NotSupportedError
+from durably.engine.views import RunStatus
+
+from .search_attributes import APP, EVENT, EVENT_IDS, FUNCTION, PARENT, STATUS, keyword, short_event_id
+
+_MOST_SORTED = 500
+"""Runs that are read and sorted together."""
+_FIRST_INTERVAL = dt.timedelta(minutes=1)
+_SHORTEST_INTERVAL = dt.timedelta(milliseconds=1)
+_CLOCK_DIFFERENCE = dt.timedelta(minutes=5)
+"""The server's clock may be ahead by this much."""
+_EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_RUNS = "WorkflowType = 'durably.Run' AND ExecutionStatus != 'ContinuedAsNew'"
+
+_ENDED: dict[RunStatus, str] = {
+    RunStatus.RUNNING: "ExecutionStatus = 'Running'",
+    RunStatus.COMPLETED: f"ExecutionStatus = 'Completed' AND {STATUS.name} IS NULL",
+    RunStatus.FAILED: f"ExecutionStatus IN ('Failed', 'TimedOut') AND {STATUS.name} IS NULL",
+    RunStatus.CANCELLED: f"(ExecutionStatus IN ('Canceled', 'Terminated') OR {STATUS.name} = 'Cancelled')",
+    RunStatus.SKIPPED: f"{STATUS.name} = 'Skipped'",
+}
+
+
+def quote(text: str) -> str:
+    """A text in a query of Temporal."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def format_time(time: dt.datetime) -> str:
+    return quote(time.astimezone(dt.UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"))
+
+
+class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs that a list is for, by conditions of the index.
+
+    They were created from ``started_after`` until before ``started_before``, and ended likewise. ``id_prefix`` is the
+    beginning of their ids.
+    """
+
+    status: RunStatus | None = None
+    function_id: str | None = None
+    app_id: str | None = None
+    event_name: str | None = None
+    event_id: str | None = None
+    parent: str | None = None
+    id_prefix: str | None = None
+    started_after: dt.datetime | None = None
+    started_before: dt.datetime | None = None
+    ended_after: dt.datetime | None = None
+    ended_before: dt.datetime | None = None
+
+    @property
+    def query(self) -> str:
+        """Raises ``NotSupportedError`` for scheduled runs."""
+        if self.status is RunStatus.SCHEDULED:
+            raise NotSupportedError(
+                "lists of an engine on Temporal cannot tell scheduled from running runs: ask for running ones, which "
+                "have both"
+            )
+        clauses = [_RUNS]
+        if self.status is not None:
+            clauses.append(_ENDED[self.status])
+        for key, text in ((FUNCTION, self.function_id), (APP, self.app_id), (EVENT, self.event_name)):
+            if text is not None:
+                clauses.append(f"{key.name} = {quote(keyword(text))}")
+        if self.parent is not None:
+            clauses.append(f"{PARENT.name} = {quote(self.parent)}")
+        if self.event_id is not None:
+            ids = f"{quote(self.event_id)}, {quote(short_event_id(self.event_id))}"
+            clauses.append(f"{EVENT_IDS.name} IN ({ids})")
+        if self.id_prefix is not None:
+            clauses.append(f"WorkflowId STARTS_WITH {quote('durably/run/' + self.id_prefix)}")
+        for condition, time in (
+            ("StartTime >=", self.started_after),
+            ("StartTime <", self.started_before),
+            ("CloseTime >=", self.ended_after),
+            ("CloseTime <", self.ended_before),
+        ):
+            if time is not None:
+                clauses.append(f"{condition} {format_time(time)}")
+        return " AND ".join(clauses)
+
+
+class RunLists:
+    """Reads the index of runs."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def count(self, wanted: RunFilter) -> int:
+        return (await self._client.count_workflows(wanted.query)).count
+
+    async def read(self, wanted: RunFilter) -> list[WorkflowExecution]:
+        """All of them, newest first."""
+        found = [each async for each in self._client.list_workflows(wanted.query)]
+        return sorted(found, key=_place, reverse=True)
+
+    async def walk(self, wanted: RunFilter, after: WorkflowExecution | None = None) -> AsyncIterator[WorkflowExecution]:
+        """Runs, newest first; those that come after a run."""
+        now = dt.datetime.now(dt.UTC)
+        until = min(wanted.started_before or now + _CLOCK_DIFFERENCE, now + _CLOCK_DIFFERENCE)
+        if after is not None:
+            until = min(until, after.start_time + _SHORTEST_INTERVAL)
+        async for portion in self._portions(wanted, until):
+            for each in portion:
+                if after is None or _place(each) < _place(after):
+                    yield each
+
+    async def _portions(self, wanted: RunFilter, until: dt.datetime) -> AsyncIterator[list[WorkflowExecution]]:
+        earliest, interval = wanted.started_after or _EARLIEST, _FIRST_INTERVAL
+        while until > earliest:
+            rest = msgspec.structs.replace(wanted, started_before=until)
+            if await self.count(rest) <= _MOST_SORTED:
+                yield await self.read(rest)
+                return
+            while True:
+                since = max(until - interval, earliest)
+                part = msgspec.structs.replace(wanted, started_after=since, started_before=until)
+                count = await self.count(part)
+                if count <= _MOST_SORTED or interval <= _SHORTEST_INTERVAL:
+                    break
+                interval = max(interval / 8, _SHORTEST_INTERVAL)
+            if count:
+                yield await self.read(part)
+            until = since
+            if count * 4 <= _MOST_SORTED:
+                interval *= 4
+
+
+def _place(execution: WorkflowExecution) -> tuple[dt.datetime, str]:
+    return execution.start_time, execution.id

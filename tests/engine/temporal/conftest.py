@@ -1,0 +1,15 @@
+"""One development server for the tests of a process, with the engine's search attributes."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from ...temporal.dev_server import DevServer
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[DevServer]:
+    server = DevServer()
+    server.start()
+    yield server
+    server.kill()

@@ -1,0 +1,85 @@
+"""Functions that an engine on Temporal serves in the test's own process."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from temporalio.client import Client
+from temporalio.converter import DataConverter
+
+import durably
+from durably.comm.handler import CommHandler
+from durably.engine.core.answers import Answer
+from durably.engine.core.call_body import CallData
+from durably.engine.settings import EngineSettings, SystemClock
+from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.ids import app_queue
+from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.views import RunView
+from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
+from durably.protocol.call import CheckpointRequest
+
+T = TypeVar("T")
+
+_PATIENCE = 30.0
+
+
+def new_app() -> durably.Client:
+    """An app with an id that no other test has."""
+    return durably.Client(app_id=f"app-{uuid.uuid4().hex[:8]}", is_production=False, engine="http://localhost:1")
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    address: str,
+    app: durably.Client,
+    functions: Sequence[durably.Function[Any]],
+    *,
+    settings: EngineSettings | None = None,
+    converter: DataConverter = DATA_CONVERTER,
+) -> AsyncIterator[WorkflowEngine]:
+    """The engine, with workers for the functions."""
+    client = await Client.connect(address, data_converter=converter)
+    engine = WorkflowEngine(client, settings or EngineSettings())
+    handler = CommHandler(client=app, framework="test", functions=list(functions))
+    clock = SystemClock()
+
+    async def checkpoint(run_id: str, request: CheckpointRequest) -> None:
+        await engine.checkpoint(run_id, request)
+
+    checkpoints = EngineCheckpoints(checkpoint, None)
+
+    async def call(call_input: CallInput, data: CallData) -> Answer:
+        return await run_call(handler, data, checkpoints, clock)
+
+    async with contextlib.AsyncExitStack() as stack:
+        for worker in engine.make_workers([app_queue(app.app_id)], call):
+            await stack.enter_async_context(worker)
+        await engine.sync_app(sync_of(handler), in_process=True)
+        yield engine
+
+
+async def send(engine: WorkflowEngine, name: str, data: dict[str, Any] | None = None, **fields: Any) -> str:
+    """The id of the event."""
+    (event_id,) = (await engine.receive_events(msgspec.json.encode({"name": name, "data": data or {}, **fields}))).ids
+    return event_id
+
+
+async def eventually(read: Callable[[], Awaitable[T]], is_right: Callable[[T], Any] = bool) -> T:
+    """What ``read`` returns once it is right: lists lag behind."""
+    async with asyncio.timeout(_PATIENCE):
+        while True:
+            value = await read()
+            if is_right(value):
+                return value
+            await asyncio.sleep(0.05)
+
+
+async def ended_runs(engine: WorkflowEngine, event_id: str, count: int = 1) -> list[RunView]:
+    """The runs that an event started, once all of them have ended."""
+    runs = await eventually(lambda: engine.event_runs(event_id), lambda runs: len(runs) >= count)
+    return [await engine.wait_for_run(run.id) for run in runs]
