@@ -228,7 +228,12 @@ def test_in_process_mode_knows_the_engine_and_comm() -> None:
         "durably.settings",
         "durably.values.outputs",
     )
-    assert violations(modules("in_process"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
+    on_temporal = [file for file in modules("in_process") if file.stem.startswith("temporal_")]
+    others = [file for file in modules("in_process") if file not in on_temporal]
+    assert violations(others, lambda m: not is_ours(m) or is_within(m, *allowed)) == []
+    assert violations(others, lambda m: not is_within(m, "durably.engine.temporal", "temporalio")) == []
+    allowed = (*allowed, "durably.temporal")
+    assert violations(on_temporal, lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
 
 def test_testing_knows_no_adapter_and_no_command_line() -> None:
@@ -513,6 +518,8 @@ MISSING = [
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
     ("import durably.engine.sqlite_engine", "aiohttp", "durably[engine]"),
     ("import durably; durably.Embedded('x.db')", "aiohttp", "durably[engine]"),
+    ("import durably; durably.TemporalEngine()", "aiohttp", "durably[engine]"),
+    ("import durably; durably.TemporalEngine()", "temporalio", "durably[engine,temporal]"),
     ("import durably.engine.sqlite_engine", "prometheus_client", "durably[engine]"),
     ("import durably.engine.core.machine", "re2", "durably[engine]"),
     ("import durably.dashboard", "jinja2", "durably[engine]"),

@@ -1,5 +1,6 @@
 """Durably: durable execution for Python web apps."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from durably.functions.config import register
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from durably.engine.settings import EngineSettings
 
     from .in_process.embedded import Embedded
+    from .in_process.temporal_engine import TemporalEngine
 
 register(check_config)
 
@@ -83,6 +85,7 @@ __all__ = [
     "StepMemos",
     "StepSync",
     "Streaming",
+    "TemporalEngine",
     "Throttle",
     "Timeouts",
     "TransformOutputResult",
@@ -92,16 +95,21 @@ __all__ = [
 ]
 
 
+_IMPORTED_AT_FIRST_USE = {
+    "Alerts": "durably.engine.alerts.settings",
+    "Embedded": "durably.in_process.embedded",
+    "EngineSettings": "durably.engine.settings",
+    "TemporalEngine": "durably.in_process.temporal_engine",
+}
+
+
 def __getattr__(name: str) -> object:
-    """Import ``Embedded``, ``EngineSettings`` and ``Alerts`` at their first use.
+    """Import what needs an engine at its first use.
 
     Importing ``durably`` imports no engine.
     """
-    if name not in ("Alerts", "Embedded", "EngineSettings"):
+    module = _IMPORTED_AT_FIRST_USE.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from durably.engine.alerts.settings import Alerts
-    from durably.engine.settings import EngineSettings
-    from durably.in_process.embedded import Embedded
-
-    globals().update(Alerts=Alerts, Embedded=Embedded, EngineSettings=EngineSettings)
-    return globals()[name]
+    globals()[name] = found = getattr(import_module(module), name)
+    return found

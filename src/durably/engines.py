@@ -32,7 +32,7 @@ _CLOUD_HOSTS = frozenset({"api.inngest.com", "app.inngest.com", "inn.gs"})
 
 
 class EngineHandle(Protocol):
-    """An engine in this process, such as ``durably.Embedded``.
+    """An engine in this process: ``durably.Embedded`` or ``durably.TemporalEngine``.
 
     Users give it to ``Client(engine=…)``.
     """
@@ -120,7 +120,7 @@ class InngestCloud:
 
 
 Engine = EngineHandle | InngestCloud | str
-"""The values of ``Client(engine=…)``: an ``Embedded(…)``, ``InngestCloud()``, or the URL of an engine."""
+"""The values of ``Client(engine=…)``: an ``Embedded(…)``, a ``TemporalEngine(…)``, ``InngestCloud()``, or a URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,8 @@ def choose_engine(
             return engine.__in_process__(), EngineOrigins()
         case _:
             raise FunctionConfigInvalidError(
-                f"Client.engine must be an Embedded(…), an InngestCloud() or the engine's URL, not {engine!r}"
+                "Client.engine must be an Embedded(…), a TemporalEngine(…), an InngestCloud() or the engine's URL, "
+                f"not {engine!r}"
             )
 
 

@@ -1,31 +1,22 @@
 """``Embedded``, the public handle of an engine in the app's own processes."""
 
-import asyncio
-import contextlib
 import datetime as dt
 import os
 import sys
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
-from typing import Any, Never, TypeVar
+from collections.abc import Mapping
+from typing import Never
 
-from durably.engine.interface import SyncEngine
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.exposition import EngineCollector
-from durably.engine.operations import Operation, blocking
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import resolve_path
-from durably.engine.views import CancellationView, FromStep, InvokeReceipt, ReplayView, RunStatus, RunView
-from durably.engines import InProcessEngine
 from durably.errors import Error
-from durably.events import as_data
-from durably.io.background_loop import get_background_loop
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.text import get_logger
 
-from .process import TIMEOUT_SECONDS, Options, ProcessEngine
+from .embedded_process import EmbeddedProcess, Options
+from .handle import InProcessHandle
 from .server_start import refuse_green_threads
-
-T = TypeVar("T")
 
 _SCRAPE_SECONDS = 5.0
 """The time for the engine's metrics, shorter than Prometheus' own (10 s)."""
@@ -35,7 +26,7 @@ _logger = get_logger("durably.engine")
 _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
 
 
-class Embedded(SyncEngine):
+class Embedded(InProcessHandle[EmbeddedProcess]):
     """The engine, in this app's own processes, on the SQLite database at ``path``.
 
     Every process of the app makes one, with the same path. Give it to the client, and serve functions as always::
@@ -79,7 +70,7 @@ class Embedded(SyncEngine):
         if max_calls < 1:
             raise ValueError(f"Embedded.max_calls must be 1 or more, not {max_calls}")
         self.path = resolve_path(path)
-        self._process = ProcessEngine(
+        self._process = EmbeddedProcess(
             Options(
                 path=self.path,
                 max_calls=max_calls,
@@ -91,10 +82,6 @@ class Embedded(SyncEngine):
     def __repr__(self) -> str:
         return f"Embedded({str(self.path)!r})"
 
-    def __in_process__(self) -> InProcessEngine:
-        """See ``durably.engines``."""
-        return self._process
-
     async def start(self) -> None:
         """Start in this process, on the running event loop, and take calls.
 
@@ -102,29 +89,7 @@ class Embedded(SyncEngine):
         Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``, ``ConfigInvalidError`` for
         invalid options of a function, and ``OSError`` for a path that cannot be used.
         """
-        await self._process.start()
-
-    def start_sync(self) -> None:
-        """``start`` for synchronous code: on a background event loop."""
-        get_background_loop().run(self.start())
-
-    async def stop(self) -> None:
-        """Take no more calls, and wait for calls under way.
-
-        The wait is at most the settings' ``close_grace``. Calls that have not ended by then are returned. If there are
-        other processes, one of them becomes the leader.
-        """
-        await self._process.stop()
-
-    def stop_sync(self) -> None:
-        """``stop`` for synchronous code."""
-        self.block(self.stop())
-
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """``async with engine.running():`` starts the engine, and stops it at the end."""
-        async with self._process.running():
-            yield
+        await super().start()
 
     # metrics
 
@@ -147,101 +112,6 @@ class Embedded(SyncEngine):
         except Error as error:
             _logger.warning("the metrics could not be read: %s", error)
             return None
-
-    # operations
-
-    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
-        """Execute an operation in the leader.
-
-        Raises ``ValueError`` for a time without a time zone.
-        """
-        for name, value in arguments.items():
-            if isinstance(value, dt.datetime) and value.tzinfo is None:
-                raise ValueError(f"{name} must have a time zone, such as datetime(…, tzinfo=UTC), not {value!r}")
-        timeout = None if operation.name == "wait_for_run" else TIMEOUT_SECONDS
-        return await self._process.request(operation.name, arguments, timeout)
-
-    def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Blocks this thread until then."""
-        return self._process.run(coroutine)
-
-    async def wait_for_run(self, run_id: str, *, timeout: dt.timedelta | None = None) -> RunView:
-        """Wait until the run has ended with any status; the run.
-
-        Without a ``timeout`` it waits without a limit, also while no engine answers. Raises ``TimeoutError`` and
-        ``RunNotFoundError``.
-        """
-        try:
-            async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
-                return await super().wait_for_run(run_id)
-        except TimeoutError:
-            raise TimeoutError(f"run {run_id} has not ended within {timeout}") from None
-
-    async def rerun(
-        self, run_id: str, *, from_step: FromStep | str | None = None, step_input: Sequence[Any] | None = None
-    ) -> str:
-        """Run the same function again with the same events; the new run's id.
-
-        ``from_step`` is the id of a step that the run has finished: the new run takes over the results of the steps
-        before it. ``step_input`` are arguments for that step in place of its own. Raises ``RunNotFoundError``,
-        ``StepNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, and ``ValueError`` for a
-        ``step_input`` without a step.
-        """
-        if step_input is not None and from_step is None:
-            raise ValueError("step_input needs from_step, the step that it is for")
-        if isinstance(from_step, str):
-            from_step = FromStep.of(from_step, step_input)
-        return await super().rerun(run_id, from_step=from_step)
-
-    async def invoke(
-        self, function_id: str, data: Mapping[str, Any] | None = None, *, user: Any = None, v: str | None = None
-    ) -> InvokeReceipt:
-        """See ``Engine.invoke``."""
-        return await super().invoke(function_id, dict(as_data(data) or {}), user=user, v=v)
-
-    async def cancel_runs(
-        self,
-        function_id: str,
-        *,
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-        if_exp: str | None = None,
-        app_id: str | None = None,
-    ) -> CancellationView:
-        """See ``Engine.cancel_runs``. ``started_before`` is by default the present."""
-        return await super().cancel_runs(
-            function_id,
-            started_after=started_after,
-            started_before=started_before or dt.datetime.now(dt.UTC),
-            if_exp=if_exp,
-            app_id=app_id,
-        )
-
-    async def replay_runs(
-        self,
-        function_id: str,
-        *,
-        statuses: Collection[RunStatus | str] = (RunStatus.FAILED,),
-        started_after: dt.datetime | None = None,
-        started_before: dt.datetime | None = None,
-        if_exp: str | None = None,
-        app_id: str | None = None,
-    ) -> ReplayView:
-        """See ``Engine.replay_runs``. Raises ``ValueError`` for an unknown status."""
-        return await super().replay_runs(
-            function_id,
-            statuses=[RunStatus(status) for status in statuses],
-            started_after=started_after,
-            started_before=started_before,
-            if_exp=if_exp,
-            app_id=app_id,
-        )
-
-    wait_for_run_sync = blocking(wait_for_run)
-    rerun_sync = blocking(rerun)
-    invoke_sync = blocking(invoke)
-    cancel_runs_sync = blocking(cancel_runs)
-    replay_runs_sync = blocking(replay_runs)
 
 
 def _refuse_arguments(arguments: Mapping[str, object]) -> None:

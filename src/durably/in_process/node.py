@@ -19,13 +19,14 @@ from durably.engine.core.errors import (
 )
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, make_directory, read_note
-from durably.errors import Error, TransportError
+from durably.errors import TransportError
 from durably.protocol.text import get_logger
 
 from . import sockets
 from .follower import OPERATIONS, EngineMovedError, Follower
 from .leader import LOCK_NOTE, Leader
 from .link import Timing
+from .process import NodeClosedError
 from .worker import LocalWorker
 from .write_lock import find_write_lock_holder
 
@@ -39,10 +40,6 @@ _RETRY_SECONDS = 1.0
 """Before another attempt, after an error."""
 
 _logger = get_logger("durably.engine")
-
-
-class NodeClosedError(Error):
-    """This node was closed or replaced during a request."""
 
 
 class Node:

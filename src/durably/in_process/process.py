@@ -1,4 +1,8 @@
-"""The engine as one process uses it, from the first request to its end."""
+"""The engine as one process uses it, from the first request to its end.
+
+``ProcessEngine`` has what the engines in process have in common: starts by users, by hooks of servers and by requests,
+and what happens at forks. A node is the process's connection to the engine: see ``EngineNode``.
+"""
 
 import asyncio
 import contextlib
@@ -6,15 +10,14 @@ import os
 import sys
 import weakref
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
 from durably.comm import CommHandler
 from durably.engine.core.policy import dev_backoff, standard_backoff
 from durably.engine.settings import EngineSettings
-from durably.errors import EngineNotStartedError, TransportError
+from durably.errors import EngineNotStartedError, Error, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import EventReceipt
@@ -22,10 +25,6 @@ from durably.protocol.logs import LogLine
 from durably.protocol.text import get_logger
 from durably.settings import is_test_run
 
-from .calls import EngineCheckpoints
-from .follower import EngineMovedError
-from .link import Heartbeat, Timing
-from .node import Node, NodeClosedError
 from .server_start import (
     BackgroundStart,
     Program,
@@ -34,20 +33,68 @@ from .server_start import (
     refuse_green_threads,
     this_program,
 )
-from .worker import AppLoop, LocalWorker
+from .worker import AppLoop
 
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 30.0
 """The time for an answer of the engine."""
-_HEARTBEATS_PER_LEASE = 10
 
 _logger = get_logger("durably.engine")
 
-_instances: "weakref.WeakSet[ProcessEngine]" = weakref.WeakSet()
+_instances: "weakref.WeakSet[ProcessEngine[Any]]" = weakref.WeakSet()
 _left_behind: list[object] = []
 """Objects of the parent in a forked child. They are never freed, because only the process that opened a database's
 connections may close them."""
+
+
+class NodeClosedError(Error):
+    """This node was closed or replaced during a request."""
+
+
+class EngineNode(Protocol):
+    """This process's part in the engine. It belongs to the engine's event loop."""
+
+    def start(self) -> None:
+        """Start to connect. Requests wait until it is connected."""
+        ...
+
+    async def wait_started(self) -> None:
+        """Wait for the end of the first attempt to start.
+
+        Raises the error that prevents the start.
+        """
+        ...
+
+    async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Execute an operation of ``Engine``.
+
+        Raises its errors, ``NodeClosedError`` and ``TransportError``.
+        """
+        ...
+
+    @property
+    def last_error(self) -> Exception | None:
+        """The error that prevents the start, if there is one."""
+        ...
+
+    async def update(self) -> None:
+        """Report the functions that this process serves. Logs errors in their options."""
+        ...
+
+    async def close(self) -> None:
+        """Take no more calls, and wait for calls under way.
+
+        The wait is at most the settings' ``close_grace``.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Leave everything to the parent, in a forked child."""
+        ...
+
+
+N = TypeVar("N", bound=EngineNode)
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
@@ -58,34 +105,27 @@ def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
     return Remote(get_engine_loop(), coroutine)
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """The arguments of ``Embedded``."""
-
-    path: Path
-    max_calls: int
-    lease_seconds: float
-    settings: EngineSettings | None
-
-
-class ProcessEngine:
+class ProcessEngine(Generic[N]):
     """An ``InProcessEngine``.
+
+    ``name`` names the engine in messages, like "the engine on shop.db".
 
     A process that does not serve can make requests: it stores events, and runs no functions. It serves after it was
     started by ``start``, by a hook of its framework, by its first request, or by the first event that it sends. In a
     test run only ``start`` starts anything.
     """
 
-    def __init__(self, options: Options) -> None:
-        self._options = options
+    def __init__(self, name: str, settings: EngineSettings | None) -> None:
+        self._name = name
+        self._settings = settings
         self._handlers: dict[str, CommHandler] = {}
         self._stops_at_exit = False
-        self._may_lead = True
         self._reset()
         _instances.add(self)
 
     def _reset(self) -> None:
         self._app_loop = AppLoop()
-        self._node: Node | None = None
+        self._node: N | None = None
         self._is_serving = False
         self._was_started_by_user = False
         self._waits_for_lifespan = False
@@ -127,10 +167,6 @@ class ProcessEngine:
         """
         self._refuse_in_test_run()
         return submit(self._request(operation, arguments, timeout))
-
-    @property
-    def is_leader(self) -> bool:
-        return self._node is not None and self._node.is_leader
 
     # InProcessEngine
 
@@ -186,17 +222,15 @@ class ProcessEngine:
             submit(self._start_in_background())
         return not self._was_started_by_user
 
-    # on any event loop: in the leader, sends and commits go straight to the writer's thread, which saves two changes of
-    # threads
+    # on any event loop
 
     async def _send_events(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
-        if self._runs_functions and self._node is not None:
-            try:
-                receipt: EventReceipt = await self._node.request_directly("receive_events", arguments)
-                return receipt
-            except EngineMovedError:
-                pass
-        return await submit(self._send_through_node(arguments, timeout))
+        receipt = await self._send_directly(arguments)
+        return await submit(self._send_through_node(arguments, timeout)) if receipt is None else receipt
+
+    async def _send_directly(self, arguments: Mapping[str, Any]) -> EventReceipt | None:
+        """Send without the engine's event loop. Returns ``None`` if that is impossible."""
+        return None
 
     async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         """Commit steps of a function, from any event loop.
@@ -234,10 +268,10 @@ class ProcessEngine:
             await self._start()
         except Exception:
             if self._node is None:
-                _logger.exception("the engine on %s cannot start in process %d", self._options.path, os.getpid())
+                _logger.exception("%s cannot start in process %d", self._name, os.getpid())
 
-    async def _replace_node(self) -> Node:
-        before, node = self._node, self._make_node()
+    async def _replace_node(self) -> N:
+        before, node = self._node, self._prepare_node()
         self._node = node
         try:
             if before is not None:
@@ -253,7 +287,7 @@ class ProcessEngine:
             await node.close()
 
     async def _request(self, operation: str, arguments: Mapping[str, Any], timeout: float | None) -> Any:
-        node: Node | None = None
+        node: N | None = None
         try:
             async with asyncio.timeout(timeout):
                 while True:
@@ -262,9 +296,7 @@ class ProcessEngine:
                         return await node.request(operation, arguments)
         except TimeoutError:
             reason = f": {node.last_error}" if node is not None and node.last_error else ""
-            raise TransportError(
-                f"the engine on {self._options.path} did not answer within {timeout:g} s{reason}"
-            ) from None
+            raise TransportError(f"{self._name} did not answer within {timeout:g} s{reason}") from None
 
     async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
         """Send events through the node, which is started if necessary.
@@ -282,24 +314,10 @@ class ProcessEngine:
         return receipt
 
     async def _warn_if_nothing_runs(self) -> bool:
-        """Warn the sender of an event if no other process runs functions.
+        """Warn the sender of an event if no process runs functions.
 
-        This process runs no functions. Returns whether the database has no functions at all.
+        Returns whether the engine has no functions at all.
         """
-        if not await self._request("list_functions", {}, TIMEOUT_SECONDS):
-            _logger.warning(
-                "the database %s has no functions: events that are sent to it are stored and start no runs. Start the "
-                "app that serves functions with Embedded(%r) first, or correct the path",
-                self._options.path,
-                str(self._options.path),
-            )
-            return True
-        if self._node is not None and self._node.runs_nothing:
-            _logger.warning(
-                "no process that serves functions is running: events are stored in %s, and their functions run once "
-                "the app starts",
-                self._options.path,
-            )
         return False
 
     # inside
@@ -310,8 +328,8 @@ class ProcessEngine:
     def _refuse_in_test_run(self) -> None:
         if self._is_test_run():
             raise EngineNotStartedError(
-                f"a test run starts no engine and creates no database {self._options.path}: test functions with "
-                "TestEngine (from durably.testing), or call start() of the Embedded to run a real engine in the tests"
+                f"{self._test_run_text}: test functions with TestEngine (from durably.testing), or call start() of the "
+                "engine to run a real one in the tests"
             )
 
     @property
@@ -331,29 +349,23 @@ class ProcessEngine:
             self._background_start.cancel()
             self._background_start = None
 
-    def _make_node(self) -> Node:
+    def _prepare_node(self) -> N:
         refuse_green_threads()
         if not self._stops_at_exit:
             call_before_threads_end(self._stop_at_exit)
             self._stops_at_exit = True
-        options = self._options
-        heartbeat = Heartbeat(longest_gap=options.lease_seconds / 2)
-        checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
-        handlers = self._handlers if self._is_serving else {}
-        settings = self._engine_settings()
-        self._warn_of_long_delays(settings)
-        worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
-        return Node(
-            options.path,
-            settings,
-            worker,
-            Timing(options.lease_seconds, options.lease_seconds / _HEARTBEATS_PER_LEASE),
-            get_engine_loop(),
-            may_lead=self._may_lead,
-        )
+        return self._make_node()
+
+    def _make_node(self) -> N:
+        raise NotImplementedError
+
+    @property
+    def _test_run_text(self) -> str:
+        """The beginning of the error for requests in a test run."""
+        raise NotImplementedError
 
     def _engine_settings(self) -> EngineSettings:
-        settings = self._options.settings
+        settings = self._settings
         modes = {handler.client.is_production for handler in self._handlers.values()}
         if settings is not None:
             if True in modes and settings.backoff is dev_backoff:  # the default: other settings were given
@@ -396,11 +408,14 @@ class ProcessEngine:
         node, starts = self._node, self._background_start is not None
         self._reset()
         if node is not None:
-            self._may_lead = self._may_lead and not node.holds_database
+            self._note_fork(node)
             node.forget()
             _left_behind.append(node)
         if starts:
             self.start_with_server()
+
+    def _note_fork(self, node: N) -> None:
+        """``node`` is the parent's."""
 
 
 def _before_fork() -> None:

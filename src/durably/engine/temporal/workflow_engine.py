@@ -59,6 +59,9 @@ WORKFLOWS: Sequence[type] = (
 _STICKY_TIMEOUT = dt.timedelta(seconds=3)
 """Time after which another worker takes a workflow over whose worker is gone."""
 
+_CANCEL_GRACE = dt.timedelta(seconds=5)
+"""Time for calls that were cancelled after the settings' ``close_grace``."""
+
 
 class WorkflowEngine(LocalEngine):
     """The engine on Temporal. ``client`` has ``DATA_CONVERTER``."""
@@ -93,6 +96,7 @@ class WorkflowEngine(LocalEngine):
                     task_queue=queue,
                     activities=calls.activities,
                     max_concurrent_activities=self._settings.max_calls,
+                    graceful_shutdown_timeout=self._settings.close_grace + _CANCEL_GRACE,
                 )
                 for queue in calls_queues
             ),

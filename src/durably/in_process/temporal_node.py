@@ -1,0 +1,233 @@
+"""The connection of a process to the engine on Temporal, and its workers."""
+
+import asyncio
+import datetime as dt
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+
+from durably.engine.core.answers import Answer
+from durably.engine.core.call_body import CallData
+from durably.engine.core.errors import EngineError
+from durably.engine.interface import Engine
+from durably.engine.operations import operations_of
+from durably.engine.settings import EngineSettings
+from durably.engine.temporal.ids import app_queue
+from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.worker_group import WorkerGroup
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.errors import TransportError
+from durably.protocol.text import get_logger
+from durably.temporal import Temporal, TemporalUnreachableError
+
+from .dispatcher import CallReturnedError
+from .link import Heartbeat
+from .process import NodeClosedError
+from .worker import LocalWorker
+
+LONGEST_GAP_SECONDS = 5.0
+"""Seconds without a sign of life of this process after which a call may have been given up. Temporal gives a call up
+20 s after its last heartbeat, which may have been sent 10 s before the process stalled."""
+_BEAT_SECONDS = 1.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 2.0
+"""Between two attempts to connect or to sync."""
+_REPEAT_SECONDS = 0.2
+"""Before an operation is repeated that the server did not answer."""
+_AT_ONCE = dt.timedelta(milliseconds=1)
+
+_OPERATIONS = operations_of(Engine)
+_AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
+"""Statuses of requests that a server, which is away or starts, may not have seen."""
+
+_logger = get_logger("durably.engine")
+
+
+class TemporalNode:
+    """An ``EngineNode``.
+
+    With functions it runs workers and syncs; without, it only makes requests.
+    """
+
+    def __init__(
+        self,
+        temporal: Temporal,
+        settings: EngineSettings,
+        worker: LocalWorker,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.loop = loop
+        self._temporal = temporal
+        self._settings = settings
+        self._worker = worker
+        self._engine: asyncio.Future[WorkflowEngine] = loop.create_future()
+        self._first_attempt: asyncio.Future[None] = loop.create_future()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._workers: WorkerGroup | None = None
+        self._served: frozenset[str] = frozenset()
+        self._changing = asyncio.Lock()
+        self._last_error: Exception | None = None
+        self._is_closed = False
+
+    @property
+    def last_error(self) -> Exception | None:
+        return self._last_error
+
+    def start(self) -> None:
+        if not self._is_closed:
+            self._tasks = [self.loop.create_task(each) for each in (self._run(), self._beat())]
+
+    async def wait_started(self) -> None:
+        """Wait until the functions are synced, or the server turns out to be away.
+
+        Raises ``ConfigInvalidError`` and ``TemporalSettingsError``. A server that is away prevents no app's start.
+        """
+        await asyncio.shield(self._first_attempt)
+
+    async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """See ``EngineNode``. Waits without a limit while the server is away."""
+        engine = await asyncio.shield(self._engine)
+        while True:
+            if self._is_closed:
+                raise NodeClosedError("the connection of this process is closed")
+            try:
+                return await getattr(engine, name)(**arguments)
+            except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
+                if not _is_away(error):
+                    raise TransportError(f"the Temporal server refused {name!r}: {error}") from error
+                self._last_error = error
+                if not _OPERATIONS[name].is_repeatable:
+                    raise TransportError(
+                        f"the Temporal server did not answer {name!r}: it is unclear whether it was executed ({error})"
+                    ) from None
+            await asyncio.sleep(_REPEAT_SECONDS)
+
+    async def update(self) -> None:
+        """See ``EngineNode``."""
+        if not self._engine.done():
+            return  # The start reports them.
+        try:
+            await self._serve(self._engine.result())
+        except EngineError as error:
+            _logger.error("process %d serves functions that the engine refuses: %s", os.getpid(), error)
+
+    async def close(self) -> None:
+        """See ``EngineNode``."""
+        self._is_closed = True
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for future in (self._engine, self._first_attempt):
+            if not future.done():
+                future.set_exception(NodeClosedError("the connection of this process is closed"))
+                future.exception()
+        await self._stop_workers()
+        await self._worker.wait_ended()
+
+    def forget(self) -> None:
+        """See ``EngineNode``. ``temporalio`` is left to ``durably.temporal.runtimes``."""
+
+    # the start
+
+    async def _run(self) -> None:
+        try:
+            engine = WorkflowEngine(await self._connect(), self._settings)
+            self._engine.set_result(engine)
+            await self._sync(engine)
+        except Exception as error:
+            self._last_error = error
+            for future in (self._engine, self._first_attempt):
+                if not future.done():
+                    future.set_exception(error)
+                    future.exception()
+            _logger.error("process %d runs no functions on Temporal: %s", os.getpid(), error)
+        else:
+            self._last_error = None
+            self._report_start()
+
+    async def _connect(self) -> Client:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return await self._temporal.connect(retry_config=RetryConfig(), interceptors=())
+            except TemporalUnreachableError as error:
+                self._note_absence(error, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _sync(self, engine: WorkflowEngine) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._serve(engine)
+                return
+            except RPCError as error:
+                self._note_absence(error, pause)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _note_absence(self, error: Exception, pause: float) -> None:
+        if self._last_error is None or str(self._last_error) != str(error):
+            _logger.warning("process %d: %s Trying again until it answers.", os.getpid(), error)
+        self._last_error = error
+        self._report_start()
+
+    def _report_start(self) -> None:
+        if not self._first_attempt.done():
+            self._first_attempt.set_result(None)
+
+    async def _beat(self) -> None:
+        while True:
+            self._worker.heartbeat.beat()
+            await asyncio.sleep(_BEAT_SECONDS)
+
+    # workers
+
+    async def _serve(self, engine: WorkflowEngine) -> None:
+        """Run workers for the apps of this process, and sync their functions.
+
+        The workers come first, because the workflows that take functions need one. Raises ``ConfigInvalidError``.
+        """
+        async with self._changing:
+            syncs = self._worker.syncs() if self._worker.capacity().max_calls else []
+            queues = frozenset(app_queue(sync.app_id) for sync in syncs)
+            if queues != self._served:
+                await self._stop_workers(is_end=False)
+                self._workers = WorkerGroup(lambda: engine.make_workers(sorted(queues), self._call))
+                self._workers.start()
+                self._served = queues
+            try:
+                await asyncio.gather(*(engine.sync_app(sync, in_process=True) for sync in syncs))
+            except EngineError:
+                await self._stop_workers(is_end=False)
+                raise
+
+    async def _call(self, call: CallInput, data: CallData) -> Answer:
+        """Run a call. One that is returned is given to another worker at once."""
+        try:
+            return await self._worker.run(call.app_id, data)
+        except CallReturnedError as error:
+            raise ApplicationError(str(error), type="CallReturned", next_retry_delay=_AT_ONCE) from None
+
+    async def _stop_workers(self, *, is_end: bool = True) -> None:
+        workers, self._workers, self._served = self._workers, None, frozenset()
+        if workers is None:
+            return
+        if is_end:
+            stopped = asyncio.create_task(workers.stop_calls())
+            await asyncio.sleep(0)  # No more calls are requested before those under way are refused.
+            self._worker.refuse()
+            await self._worker.finish(self._settings.close_grace.total_seconds())
+            await stopped
+        await workers.stop()
+
+
+def make_heartbeat() -> Heartbeat:
+    return Heartbeat(longest_gap=LONGEST_GAP_SECONDS)
+
+
+def _is_away(error: Exception) -> bool:
+    return not isinstance(error, RPCError) or error.status in _AWAY
