@@ -157,6 +157,30 @@ async def test_a_failing_function_needs_attention_for_an_hour(path: Path, app: S
         assert await attention(engine, ConcernKind.FAILING_FUNCTION) == []
 
 
+async def test_failures_that_a_rerun_has_mended_need_no_attention(engine: SqliteEngine, app: SmallApp) -> None:
+    is_broken = True
+
+    @app.function("mended", retries=0)
+    def mended(steps: Any) -> None:
+        if is_broken:
+            raise ValueError("no")
+
+    await engine.sync_app(app.sync_request())
+    first, second = await run_to_end(engine, "mended"), await run_to_end(engine, "mended")
+    again = await engine.rerun(first.id)
+    await engine.wait_for_run(again)
+    (concern,) = await attention(engine, ConcernKind.FAILING_FUNCTION)
+    assert concern.count == 3, "a rerun that failed mends nothing"
+    is_broken = False
+    await engine.wait_for_run(await engine.rerun(again))
+    (concern,) = await attention(engine, ConcernKind.FAILING_FUNCTION)
+    assert concern.count == 1, "the rerun of the rerun mends both"
+    await engine.wait_for_run(await engine.rerun(second.id))
+    assert await attention(engine, ConcernKind.FAILING_FUNCTION) == []
+    overview = await engine.overview()
+    assert sum(each.failed for each in overview.counts) == 3, "they did fail, and are shown so"
+
+
 def test_few_failures_among_many_runs_need_no_attention() -> None:
     assert concerns.failing_functions({"f": {1: [0, 96, 4, 0, 0]}}) == []
     assert concerns.failing_functions({"f": {1: [0, 95, 5, 0, 0]}}) != []

@@ -16,14 +16,25 @@ _LONGEST_ERROR = 200
 _FAILED, _COMPLETED = ENDS[RunStatus.FAILED], ENDS[RunStatus.COMPLETED]
 
 
-def failing_functions(counts: Mapping[str, Mapping[int, Sequence[int]]]) -> list[Concern]:
-    """Functions with failed runs, by counts of the last hour by function and minute."""
+def failing_functions(
+    counts: Mapping[str, Mapping[int, Sequence[int]]], replayed: Mapping[str, Mapping[int, int]] | None = None
+) -> list[Concern]:
+    """Functions with failed runs, by counts of the last hour by function and minute.
+
+    ``replayed`` are the numbers of failed runs of which a rerun has completed. They do not count.
+    """
     found = []
     for function_id, minutes in counts.items():
-        failed = sum(numbers[_FAILED] for numbers in minutes.values())
+        of_function = (replayed or {}).get(function_id, {})
+        failures = {
+            minute: left
+            for minute, numbers in minutes.items()
+            if (left := numbers[_FAILED] - of_function.get(minute, 0)) > 0
+        }
+        failed = sum(failures.values())
         ended = failed + sum(numbers[_COMPLETED] for numbers in minutes.values())
         if failed and failed >= LEAST_FAILED_SHARE * ended:
-            since = min(minute for minute, numbers in minutes.items() if numbers[_FAILED])
+            since = min(failures)
             message = (
                 f"{failed:,} of {_runs(ended)} of {function_id!r} failed in the last hour: see the error of the last "
                 "one, mend the function, and replay the failed runs"

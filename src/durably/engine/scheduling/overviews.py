@@ -208,13 +208,17 @@ class Overviews:
     async def _concerns(self, facts: _Facts, registry: Registry, now: int) -> list[Concern]:
         last = now // MINUTE + 1
         counts = await self._statistics.counts(self._reader, last - HOUR, last, 1)
+        replayed: dict[str, dict[int, int]] = {}
+        if concerns.failing_functions(counts):
+            since = (last - HOUR) * MINUTE
+            replayed = await self._reader.read(lambda connection: load_queries.replayed_failures(connection, since))
         reasons = {
             each.name: explain_unmatched(each.name, registry, facts.awaited)
             for each in facts.unmatched[:_MOST_CONCERNS]
         }
         found = [
             *concerns.unreached_apps(self._statistics.unreached_apps),
-            *concerns.failing_functions(counts),
+            *concerns.failing_functions(counts, replayed),
             *concerns.stuck_keys(facts.stuck, now),
             *concerns.unmatched_events(facts.unmatched[:_MOST_CONCERNS], reasons),
             *concerns.paused_functions(facts.paused),

@@ -178,3 +178,23 @@ def skipped_runs(connection: sqlite3.Connection) -> list[SkippedRuns]:
         ).fetchone()
         found.append(SkippedRuns(function_id, paused_at, count))
     return found
+
+
+def replayed_failures(connection: sqlite3.Connection, since: int) -> dict[str, dict[int, int]]:
+    """The failed runs that ended at ``since`` or later, and of which a rerun has completed.
+
+    They are counted by function and by the minute of their end. A rerun of a rerun counts for both.
+    """
+    found: dict[str, dict[int, int]] = {}
+    rows = connection.execute(
+        "WITH RECURSIVE replayed (id) AS ("
+        "SELECT rerun_of FROM runs INDEXED BY runs_by_rerun_of "
+        "WHERE rerun_of IS NOT NULL AND key >= ? AND status = ? "
+        "UNION SELECT runs.rerun_of FROM replayed JOIN runs ON runs.id = replayed.id WHERE runs.rerun_of IS NOT NULL) "
+        "SELECT function_id, ended_at / 60000, count(*) FROM replayed JOIN runs ON runs.id = replayed.id "
+        "WHERE status = ? AND ended_at >= ? GROUP BY 1, 2",
+        (key_at(connection, "runs", "created_at", since), RunStatus.COMPLETED, RunStatus.FAILED, since),
+    )
+    for function_id, minute, count in rows:
+        found.setdefault(function_id, {})[minute] = count
+    return found
