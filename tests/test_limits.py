@@ -82,6 +82,7 @@ EXPECTED = {
     "nesting of arrays and objects in JSON": f"{limits.MAX_NESTING} levels",
     "steps of a run": f"{SETTINGS.max_steps:,}",
     "depth of functions that invoke each other": f"{SETTINGS.max_depth}",
+    "arguments of a step that are shown": size(limits.MAX_STEP_INPUT_BYTES),
     "output of a step": size(limits.MAX_STEP_OUTPUT_BYTES),
     "all outputs of a run": size(limits.MAX_RUN_STATE_BYTES),
     "memos and events in a call's body": size(limits.MAX_CALL_BODY_BYTES),

@@ -54,6 +54,7 @@ class App:
         logger: Any = None,
         middleware: Sequence[MiddlewareFactory] | None = None,
         request_timeout: Duration | None = None,
+        send_step_input: bool | None = None,
         serializer: Serializer | None = None,
         signing_key: str | None = None,
         strict_replay: bool | None = None,
@@ -85,6 +86,7 @@ class App:
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
         self.tracing: Tracing | None = None
+        self.send_step_input = environment.send_step_input if send_step_input is None else send_step_input
         self.strict_replay = environment.strict_replay if strict_replay is None else strict_replay
         self.request_timeout = _seconds(request_timeout)
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)

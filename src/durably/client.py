@@ -47,6 +47,9 @@ class Client(App):
     engine. ``checkpointing`` lets a call execute several steps (see ``Checkpointing``). It is the default with an
     engine in this process, and an option over HTTP.
 
+    ``send_step_input=False`` keeps the arguments of steps from the engine, which shows them, and lets a person repeat a
+    step with others.
+
     ``strict_replay`` fails a run if its function no longer reaches a step that the run has finished. By default this is
     a warning.
 

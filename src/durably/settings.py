@@ -268,6 +268,13 @@ STRICT_REPLAY = Setting(
     "`1`: a run fails if its function [no longer reaches](../how-to/change-functions.md) a step that the run has "
     "finished",
 )
+SEND_STEP_INPUT = Setting(
+    "DURABLY_SEND_STEP_INPUT",
+    "INNGEST_SEND_STEP_INPUT",
+    _switch,
+    "`Client(send_step_input=…)`",
+    "`0`: the arguments of steps stay in the app; see [steps](steps.md#arguments)",
+)
 
 DASHBOARD_KEY = "DURABLY_DASHBOARD_KEY"
 COMMAND_VARIABLES = frozenset(
@@ -299,6 +306,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     ENABLE_UNAUTHED_SYNC,
     LOG_LEVEL,
     STRICT_REPLAY,
+    SEND_STEP_INPUT,
     API_BASE_URL,
     EVENT_API_BASE_URL,
 )
@@ -403,6 +411,11 @@ class Environment:
     @property
     def strict_replay(self) -> bool:
         return self.read(STRICT_REPLAY) or False
+
+    @property
+    def send_step_input(self) -> bool:
+        allowed = self.read(SEND_STEP_INPUT)
+        return True if allowed is None else allowed
 
     @property
     def dev_url(self) -> str | None:

@@ -342,6 +342,7 @@ VALUES = {
     "DURABLY_ALLOW_IN_BAND_SYNC": ("1", "0"),
     "DURABLY_ENABLE_UNAUTHED_SYNC": ("1", "0"),
     "DURABLY_STRICT_REPLAY": ("1", "0"),
+    "DURABLY_SEND_STEP_INPUT": ("1", "0"),
     "DURABLY_LOG_LEVEL": ("debug", "ERROR"),
 }
 """Two values of a setting that takes no other text."""

@@ -208,7 +208,7 @@ async def test_ai_wrap_is_a_run_that_says_so(place: tuple[bool, bool]) -> None:
     chosen: Callable[..., Any] = ask if is_async else ask_sync
     run, results = await drive(lambda step: step.ai.wrap("it", chosen, "why", model="small"), place)
     [op] = run.answers[0].ops
-    assert (op["op"], op["opts"]) == ("StepRun", {"type": "step.ai.wrap"})
+    assert (op["op"], op["opts"]) == ("StepRun", {"type": "step.ai.wrap", "input": ["why"]})
     assert results == ["small: why?"]
 
 

@@ -13,8 +13,9 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
-from durably.protocol.opcodes import Opcode, ParallelMode, Timing, hash_step_id
+from durably.protocol.opcodes import STEP_INPUT_OPT, Opcode, ParallelMode, Timing, hash_step_id
 
+from .arguments import sendable_arguments
 from .memos import Divergence, Memo, Memos, MemoUnreadableError, decode_result, to_rare_memo
 from .step import StandIn, Step, StepInfo, StepReport, StepRequest
 
@@ -188,7 +189,8 @@ class Replay(msgspec.Struct, kw_only=True):
     the call ends with the first step that it executes. ``lease_check`` runs before each step. ``tracer`` reports
     executed steps. ``stand_in`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
     otherwise run on the event loop. ``names`` collects the ids of the steps reached, by hashed id. ``clock`` has the
-    nanoseconds since the epoch, for the times of executed steps.
+    nanoseconds since the epoch, for the times of executed steps. Arguments of up to ``sent_input_bytes`` are reported
+    with the steps.
     """
 
     memos: Memos
@@ -211,6 +213,7 @@ class Replay(msgspec.Struct, kw_only=True):
     names: dict[str, str] = {}
     findings: Findings | None = None
     clock: Callable[[], int] | None = None
+    sent_input_bytes: int = 0
     is_replaying: bool = True
     is_new: bool = False
     """The call has nothing to replay."""
@@ -378,9 +381,11 @@ class Replay(msgspec.Struct, kw_only=True):
         report: StepReport | None = None
         span = None if self.tracer is None else self.tracer.begin_step(step.info())
         token = in_step.set(step)
+        args = self.inputs.get(step.hashed_id, request.args)
+        sent = sendable_arguments(args, self.sent_input_bytes) if args and self.sent_input_bytes else None
         began = 0 if clock is None else clock()
         try:
-            output = await call(step, self.inputs.get(step.hashed_id, request.args))
+            output = await call(step, args)
             if request.encode is not None:
                 output = request.encode(output)
             report = StepReport(step.to_op(None, mode), step, output, function_id=self.function_id)
@@ -395,6 +400,8 @@ class Replay(msgspec.Struct, kw_only=True):
         assert report is not None
         if clock is not None:
             report.op.timing = Timing(began, clock() - began)
+        if sent is not None and report.op.op != Opcode.STEP_ERROR:
+            report.op.opts = {**(report.op.opts or {}), STEP_INPUT_OPT: sent}
         if self.hooks is not None:
             await self.hooks.after_step(report)
         return report

@@ -42,6 +42,7 @@ from durably.io.loop_watch import loop_watch
 from durably.io.worker_threads import WorkerThreads
 from durably.protocol.call import CallContext, CheckpointRequest
 from durably.protocol.events import Event
+from durably.protocol.limits import MAX_STEP_INPUT_BYTES
 from durably.run_logger import AnyLogger, AnyRunLogger, RunContext, RunLogger
 from durably.serializers import Serializer, Unset
 from durably.steps import Step, StepSync
@@ -228,6 +229,7 @@ class Function(FunctionDefinition[T]):
             function_id=call.function_id,
             names=entry.divergences.names,
             clock=time.time_ns,
+            sent_input_bytes=_sent_input_bytes(app, middleware),
             findings=Findings(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
         )
 
@@ -391,6 +393,16 @@ async def _send_in_step(
     assert step is not None, "only steps send"
     seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
     return await send_events(app, events, io, middleware, seed)
+
+
+def _sent_input_bytes(app: App, middleware: MiddlewareStack | None) -> int:
+    """The largest arguments of a step that are sent: 0 to send none.
+
+    Middleware that changes values may be there to hide them.
+    """
+    if not app.send_step_input or (middleware is not None and middleware.changes_values):
+        return 0
+    return MAX_STEP_INPUT_BYTES
 
 
 def _check_is_no_generator(opts: FunctionOpts, handler: Handler[Any]) -> None:

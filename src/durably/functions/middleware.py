@@ -242,15 +242,24 @@ class MiddlewareStack:
         """
         ordered = reversed(self._middleware) if hook in _REVERSED else self._middleware
         for middleware in ordered:
-            method = getattr(middleware, hook, None)
-            if method is None or getattr(method, "__func__", None) in NO_OPS:
+            if not _has_hook(middleware, hook):
                 continue
+            method = getattr(middleware, hook)
             if getattr(middleware, "runs_in_thread", False):
                 result = await self._io.compute(partial(method, *args))
             else:
                 result = method(*args)
             if isinstance(result, Awaitable):
                 await self._io.resolve(result)
+
+    @property
+    def changes_values(self) -> bool:
+        """Whether any of it has a hook that changes what steps send to the engine."""
+        return any(
+            _has_hook(middleware, hook)
+            for middleware in self._middleware
+            for hook in ("transform_output", "transform_step_input")
+        )
 
     async def transform_step_inputs(self, reports: Sequence[StepReport]) -> None:
         """``transform_step_input`` of those steps that the engine executes."""
@@ -285,6 +294,11 @@ class MiddlewareStack:
         result = result_of(report)
         await self.call("transform_output", result)
         report.replace(result.output, result.error)
+
+
+def _has_hook(middleware: AnyMiddleware, hook: str) -> bool:
+    method = getattr(middleware, hook, None)
+    return method is not None and getattr(method, "__func__", None) not in NO_OPS
 
 
 def result_of(report: StepReport) -> TransformOutputResult:

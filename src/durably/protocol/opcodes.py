@@ -36,6 +36,10 @@ RETRY_AFTER_OPT = "retryAfter"
 """In the opts of a failed step: when to retry it, if several steps failed, for which one header is not enough."""
 
 
+STEP_INPUT_OPT = "input"
+"""In the opts of an executed step: the list of its handler's positional arguments."""
+
+
 class ParallelMode(StrEnum):
     """When the engine asks for discovery while several steps of a run are under way.
 

@@ -158,7 +158,8 @@ class Executor:
                 data = msgspec.structs.replace(data, priority=calls[0].priority)
             answer = await self._call(calls[0], data)
             if len(calls) == 1:
-                self._call_queue.note_durations(calls, (answer,))
+                if calls[0].function_id in self._call_queue.quick:
+                    self._call_queue.note_durations(calls, (answer,))
                 await self._store(calls[0], data, answer)
                 return ()
             outstanding = {call.generation for call in (data.call, *data.also)}

@@ -42,7 +42,7 @@ class CallQueue:
     ``max_requests`` is the maximum number of requests at a time. ``waiting`` are the calls that wait, by run.
     ``now`` is milliseconds since the epoch.
 
-    The functions whose last steps were quick are ``_quick``. Each request replays the run, so that many requests with
+    The functions whose last steps were quick are ``quick``. Each request replays the run, so that many requests with
     one quick step each would cost the app far more than the steps.
     """
 
@@ -54,7 +54,7 @@ class CallQueue:
         self._by_run: Counter[int] = Counter()
         self._by_function: Counter[str] = Counter()
         self._waiting_by_function: Counter[str] = Counter()
-        self._quick: set[str] = set()
+        self.quick: set[str] = set()
         self._under_way = 0
         self._now = 0
 
@@ -133,13 +133,13 @@ class CallQueue:
         Only requests of several calls make a function quick: they prove that the app executes several steps at once.
         """
         function_id = calls[0].function_id
-        if len(calls) == 1 and function_id not in self._quick:
+        if len(calls) == 1 and function_id not in self.quick:
             return
         if not calls[0].call.is_discovery:
             if _are_quick(answers):
-                self._quick.add(function_id)
+                self.quick.add(function_id)
             else:
-                self._quick.discard(function_id)
+                self.quick.discard(function_id)
 
     def clear(self) -> None:
         self.waiting.clear()
@@ -165,7 +165,7 @@ class CallQueue:
 
     def _requests_for(self, first: ScheduledCall, free: int) -> int:
         """The number of requests among which a run's waiting calls are divided, ``first`` the first of them."""
-        if first.function_id in self._quick:
+        if first.function_id in self.quick:
             free = min(free, _QUICK_REQUESTS - self._by_run[first.run_key])
         return max(free, 1)
 
