@@ -10,8 +10,8 @@ from aiohttp import web
 
 from durably.engine.http.codec import decoder_of, from_wire
 from durably.engine.reports import Relation, RunReport, Span, SpanKind
-from durably.engine.scheduling.step_records import MAX_ERROR_TEXT
 from durably.engine.sqlite_engine import SqliteEngine
+from durably.engine.step_records import MAX_ERROR_TEXT
 from durably.engine.views import FromStep, RunStatus, StepStatus
 from durably.protocol.opcodes import hash_step_id
 

@@ -43,6 +43,13 @@ from durably.engine.core.run_state import (
 )
 from durably.engine.core.transition import data_memo, encode_error, error_memo
 from durably.engine.sqlite.run_tables import RunRow, WaitRow
+from durably.engine.step_records import (
+    arguments_to_keep,
+    failed_call_row,
+    failed_request_row,
+    memo_times,
+    unfinished_steps,
+)
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -52,7 +59,6 @@ from . import event_routing, subscriptions, triggers
 from .events import ReceivedEvent, RunResult, check_event, deferred_data, index_key, run_end_events
 from .outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
 from .reruns import refuse_runaway
-from .step_records import arguments_to_keep, failed_call_row, failed_request_row, memo_times, unfinished_steps
 from .subscriptions import ENDS, RunChange
 from .transaction import CachedRun, LiveRun, Transaction, with_memo
 
@@ -368,7 +374,8 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     output = command.output
     before, unfinished = live.before, None
     if before.waits or len(before.calls) > 1 or not isinstance(live.input, OfCall):
-        unfinished = unfinished_steps(transaction.store, live, transaction.now)
+        waits = transaction.store.waits_of(row.key) if before.waits else {}
+        unfinished = unfinished_steps(waits, live, transaction.now)
     transaction.store.end_run(
         row.key,
         command.status,

@@ -18,7 +18,8 @@ from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import Call, Origin, RunState, RunStatus, origin_of
 from durably.engine.core.step_times import CallTimes
 from durably.engine.sqlite.flow_tables import SqliteQueueRows
-from durably.engine.sqlite.run_tables import EndedWait, RunRow, Store
+from durably.engine.sqlite.run_tables import RunRow, Store
+from durably.engine.step_rows import EndedWait
 from durably.engine.tracing import EndedRun, Tracing
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
@@ -222,6 +223,10 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
     ended_waits: dict[str, EndedWait] = {}
     is_changing: bool = False
     call_place: int | None = None
+
+    @property
+    def id(self) -> str:
+        return self.row.id
 
 
 class Transaction:

@@ -12,12 +12,20 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.core.call_body import job_id_of, join_memos
+from durably.engine.core.call_body import join_memos
 from durably.engine.core.errors import DatabaseCorruptError
-from durably.engine.core.ops import REQUESTS
-from durably.engine.core.run_state import Call, RunState, RunStatus, Wait
+from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.sqlite.app_tables import BulkOperation, BulkOperationKind, read_bulk_operations
-from durably.engine.sqlite.run_tables import read_run_state
+from durably.engine.sqlite.run_tables import open_waits, read_run_state
+from durably.engine.step_views import (
+    AwaitedStep,
+    call_views,
+    called_step,
+    finished_step,
+    has_call,
+    run_wait,
+    waiting_step,
+)
 from durably.engine.views import (
     AppView,
     AttemptView,
@@ -28,15 +36,12 @@ from durably.engine.views import (
     ReplayView,
     RunView,
     RunWait,
-    StepStatus,
     StepView,
-    describe_failed_memo,
     to_datetime,
     to_milliseconds,
     to_optional_datetime,
 )
 from durably.protocol.events import Event
-from durably.protocol.opcodes import Opcode, hash_step_id
 from durably.protocol.sync import decode_function
 from durably.protocol.text import redact_url
 
@@ -277,29 +282,12 @@ def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: 
 
 
 def _wait_of(connection: sqlite3.Connection, key: int, state: RunState) -> RunWait | None:
-    """The earliest sleep, wait or retry of a run.
-
-    ``None`` if the run has another call or request.
-    """
-    if any(not call.error for call in state.calls) or any(wait.op in REQUESTS for wait in state.waits):
-        return None
-    retry = min(state.calls, key=lambda call: call.due, default=None)
-    query = "SELECT due, topic, step_id FROM waits WHERE run_key = ? ORDER BY due IS NULL, due LIMIT 1"
-    row = connection.execute(query, (key,)).fetchone() if state.waits else None
-    if retry is not None and (row is None or row[0] is None or retry.due <= row[0]):
-        due_at = to_datetime(retry.due)
-        return RunWait(kind=StepStatus.RETRYING, step=retry.name, due_at=due_at, error=retry.error)
-    if row is None:
-        return None
-    wait = next((wait for wait in state.waits if wait.step_id == row[2]), None)
-    if wait is None:
-        return None
-    return RunWait(
-        kind=StepStatus.SLEEPING if wait.op is Opcode.SLEEP else StepStatus.WAITING,
-        step=wait.name,
-        due_at=to_optional_datetime(row[0]),
-        awaited=row[1] if wait.op in (Opcode.WAIT_FOR_EVENT, Opcode.WAIT_FOR_SIGNAL) else None,
-    )
+    """See ``run_wait``."""
+    if not state.waits or has_call(state):
+        return run_wait(state, None)
+    query = "SELECT step_id, due, topic FROM waits WHERE run_key = ? ORDER BY due IS NULL, due LIMIT 1"
+    row = connection.execute(query, (key,)).fetchone()
+    return run_wait(state, AwaitedStep(*row) if row else None)
 
 
 def _batch_ids(connection: sqlite3.Connection, run_key: int) -> list[str]:
@@ -383,20 +371,7 @@ def run_calls(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnder
     state = None if key is None else read_run_state_of(connection, key)
     if key is None or state is None:
         return []
-    return [
-        CallView(
-            job_id=job_id_of(run_id, call.step_id),
-            step_id=call.step_id,
-            step_name=call.name or None,
-            generation=call.generation,
-            attempt=call.attempt,
-            due_at=to_datetime(call.due),
-            in_flight=is_under_way(key, call.generation),
-            error=call.error or None,
-            position=position,
-        )
-        for position, call in enumerate(sorted(state.calls, key=lambda call: call.due))
-    ]
+    return call_views(run_id, state, lambda generation: is_under_way(key, generation))
 
 
 def run_attempts(connection: sqlite3.Connection, run_id: str) -> list[AttemptView]:
@@ -420,80 +395,10 @@ def run_steps(connection: sqlite3.Connection, run_id: str, is_under_way: IsUnder
         "SELECT seq, step_id, name, op, attempts, failed, created_at, ended_at, memo FROM memos WHERE run_key = ?",
         (key,),
     ).fetchall()
-    steps = [_finished_step(*row[1:]) for row in sorted(rows)]
+    steps = [finished_step(*row[1:]) for row in sorted(rows)]
     state = read_run_state_of(connection, key)
     if state is not None:
-        steps += [_called_step(call, is_under_way(key, call.generation)) for call in state.calls if call.name]
-        steps += [_waiting_step(connection, key, wait) for wait in state.waits]
+        steps += [called_step(call, is_under_way(key, call.generation)) for call in state.calls if call.name]
+        waits = open_waits(connection, key) if state.waits else {}
+        steps += [waiting_step(wait, waits[wait.step_id]) for wait in state.waits]
     return steps
-
-
-def _finished_step(
-    step_id: str, name: str, op: str, attempts: int, failed: int, created_at: int, ended_at: int, memo: bytes
-) -> StepView:
-    return StepView(
-        id=name,
-        hashed_id=step_id,
-        op=Opcode(op),
-        status=StepStatus.FAILED if failed else StepStatus.COMPLETED,
-        attempts=attempts,
-        created_at=to_datetime(created_at),
-        ended_at=to_datetime(ended_at),
-        due_at=None,
-        memo=msgspec.Raw(memo),
-        error=describe_failed_memo(memo) if failed else None,
-    )
-
-
-def call_status(call: Call, in_flight: bool) -> StepStatus:
-    """The status of the step that a call is for."""
-    idle = StepStatus.RETRYING if call.attempt else StepStatus.PLANNED
-    return StepStatus.RUNNING if in_flight else idle
-
-
-def called_step_id(call: Call) -> str:
-    """The hashed id of the step that a call is for.
-
-    It may be a step that failed in a call that discovered.
-    """
-    return hash_step_id(call.name) if call.is_discovery else call.step_id
-
-
-def wait_status(wait: Wait) -> StepStatus:
-    if wait.op in REQUESTS:
-        return StepStatus.RUNNING
-    return StepStatus.SLEEPING if wait.op == Opcode.SLEEP else StepStatus.WAITING
-
-
-def _called_step(call: Call, in_flight: bool) -> StepView:
-    """A step that is planned, under way or to be tried again."""
-    return StepView(
-        id=call.name,
-        hashed_id=called_step_id(call),
-        op=Opcode.STEP_RUN,
-        status=call_status(call, in_flight),
-        attempts=call.attempt + in_flight,
-        created_at=to_datetime(call.due),
-        ended_at=None,
-        due_at=to_datetime(call.due),
-        memo=None,
-        error=call.error or None,
-    )
-
-
-def _waiting_step(connection: sqlite3.Connection, run_key: int, wait: Wait) -> StepView:
-    due, created_at = connection.execute(
-        "SELECT due, created_at FROM waits WHERE run_key = ? AND step_id = ?", (run_key, wait.step_id)
-    ).fetchone()
-    return StepView(
-        id=wait.name,
-        hashed_id=wait.step_id,
-        op=wait.op,
-        status=wait_status(wait),
-        attempts=wait.attempt + 1,
-        created_at=to_datetime(created_at),
-        ended_at=None,
-        due_at=to_optional_datetime(due),
-        memo=None,
-        error=None,
-    )

@@ -1,18 +1,26 @@
 """The report of one run: all that the engine knows of it, in one read."""
 
 import sqlite3
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from durably.engine.reports import RunReport, StepReport
-from durably.engine.spans import run_spans
-from durably.engine.views import EventView, RunView, to_milliseconds
-from durably.protocol.errors import ErrorData
+import msgspec
+
+from durably.engine.reports import RunReport
+from durably.engine.step_reports import RunFacts, StepReporter, report_run
+from durably.engine.step_rows import AttemptRow, MemoRow, MemoTimes, UnfinishedStep
+from durably.engine.views import EventView, RunView
+from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import decode_function
 
-from .queries import FirstCallAt, find_event, find_run
+from .queries import FirstCallAt, find_event, find_run, read_run_state_of
 from .run_links import child_links, parent_link
 from .run_logs import run_lines
-from .run_steps import CalledAt, StepReader, decode_error
+from .run_tables import open_waits
+
+CalledAt = Callable[[int, int], int | None]
+"""Maps a run's key and a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""
+
+_unfinished_decoder = msgspec.json.Decoder(list[UnfinishedStep])
 
 
 def read_run_report(
@@ -26,36 +34,48 @@ def read_run_report(
         "SELECT key, event_key, app_version, last_called_at, unfinished FROM runs WHERE id = ?", (run_id,)
     ).fetchone()
     children, has_more_children = child_links(connection, key, run_id, first_call_at)
-    reader = StepReader(connection, key, run, called_at, children)
-    steps = sorted(reader.read(unfinished), key=_start_of)
-    if last_called_at is not None and run.ended_at is not None:
-        reader.note_call(last_called_at, to_milliseconds(run.ended_at))
-    return RunReport(
-        run=run,
+    reporter = StepReporter(
+        run, lambda generation: called_at(key, generation), children, _failed_attempts(connection, key)
+    )
+    steps = reporter.report(
+        _finished_steps(connection, key),
+        [] if unfinished is None else _unfinished_decoder.decode(unfinished),
+        read_run_state_of(connection, key),
+        open_waits(connection, key),
+    )
+    facts = RunFacts(
         function_name=_function_name(connection, run.function_id),
         app_version=app_version,
-        spans=run_spans(
-            to_milliseconds(run.created_at) * 1000,
-            None if run.started_at is None else to_milliseconds(run.started_at) * 1000,
-            None if run.ended_at is None else to_milliseconds(run.ended_at) * 1000,
-            reader.calls,
-            reader.attempts(None),
-            [span for step in steps for span in step.spans],
-            reader.due_times,
-        ),
-        steps=steps,
-        failed_attempts=reader.attempt_reports(None),
+        last_called_at=last_called_at,
         events=_events(connection, run),
         parent=parent_link(connection, event_key, run.rerun_of, first_call_at),
         children=children,
         has_more_children=has_more_children,
         logs=run_lines(connection, key),
-        error=_error_of(run),
     )
+    return report_run(run, facts, reporter, steps)
 
 
-def _start_of(step: StepReport) -> Any:
-    return step.spans[0].start if step.spans else step.created_at
+def _failed_attempts(connection: sqlite3.Connection, run_key: int) -> Iterator[AttemptRow]:
+    rows = connection.execute(
+        "SELECT step_id, attempt, name, ended_at, error, data, queued_at, called_at, ran_from, ran_for, retry_at "
+        "FROM failed_attempts WHERE run_key = ? ORDER BY ended_at, attempt",
+        (run_key,),
+    )
+    return (AttemptRow(*values) for values in rows)
+
+
+def _finished_steps(connection: sqlite3.Connection, run_key: int) -> list[tuple[MemoRow, bytes]]:
+    rows = connection.execute(
+        "SELECT step_id, name, op, attempts, failed, is_copied, arguments, memo, created_at, ended_at, called_at, "
+        "ran_from, ran_for, topic FROM memos WHERE run_key = ? ORDER BY seq",
+        (run_key,),
+    )
+    found = []
+    for step_id, name, op, attempts, failed, is_copied, arguments, memo, *times in rows:
+        row = MemoRow(step_id, name, Opcode(op), attempts, bool(failed), MemoTimes(*times), bool(is_copied), arguments)
+        found.append((row, memo))
+    return found
 
 
 def _events(connection: sqlite3.Connection, run: RunView) -> list[EventView]:
@@ -66,9 +86,3 @@ def _events(connection: sqlite3.Connection, run: RunView) -> list[EventView]:
 def _function_name(connection: sqlite3.Connection, function_id: str) -> str:
     row = connection.execute("SELECT config FROM functions WHERE id = ?", (function_id,)).fetchone()
     return (decode_function(row[0]).name if row else None) or function_id
-
-
-def _error_of(run: RunView) -> ErrorData | None:
-    if run.output is None or not run.status.has_ended or run.status == "Completed":
-        return None
-    return decode_error(run.output)

@@ -17,6 +17,7 @@ from durably.engine.core.run_state import (
     encode_origin,
     encode_run_state,
 )
+from durably.engine.step_rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 from durably.protocol.opcodes import Opcode
 
 from .app_tables import AppStore
@@ -67,63 +68,6 @@ class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     app_version: str | None = None
 
 
-class MemoTimes(msgspec.Struct, frozen=True, gc=False):
-    """Times and topic of a step that has ended; for the units see ``migrations``."""
-
-    created_at: int
-    ended_at: int
-    called_at: int | None = None
-    ran_from: int | None = None
-    ran_for: int | None = None
-    topic: str | None = None
-
-
-class AttemptRow(msgspec.Struct, frozen=True, gc=False):
-    """The row of a failed attempt; for the units see ``migrations``.
-
-    ``error`` is one short line.
-    """
-
-    step_id: str
-    attempt: int
-    name: str
-    ended_at: int
-    error: str
-    data: bytes | None
-    queued_at: int | None = None
-    called_at: int | None = None
-    ran_from: int | None = None
-    ran_for: int | None = None
-    retry_at: int | None = None
-
-
-class UnfinishedStep(msgspec.Struct, frozen=True, gc=False):
-    """A step that had not ended when its run did.
-
-    ``due`` is when its call was due, its sleep would have ended, or its wait would have timed out.
-    """
-
-    step_id: str
-    name: str
-    op: Opcode
-    created_at: int
-    attempts: int = 0
-    due: int | None = None
-    topic: str | None = None
-    called_at: int | None = None
-
-
-class EndedWait(msgspec.Struct, frozen=True, gc=False):
-    """A wait that has ended.
-
-    ``topic`` is what it was for, ``called_at`` the time of the call that asked for it.
-    """
-
-    created_at: int
-    topic: str | None
-    called_at: int | None
-
-
 class WaitRow(msgspec.Struct, frozen=True, gc=False):
     """The row of a step that waits.
 
@@ -139,6 +83,14 @@ class WaitRow(msgspec.Struct, frozen=True, gc=False):
     expression: str | None = None
     due: int | None = None
     called_at: int | None = None
+
+
+def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, OpenWait]:
+    """The waits of a run, by step."""
+    rows = connection.execute(
+        "SELECT step_id, created_at, due, topic, called_at FROM waits WHERE run_key = ?", (run_key,)
+    )
+    return {step_id: OpenWait(*values) for step_id, *values in rows}
 
 
 class Store:
@@ -424,12 +376,9 @@ class Store:
         ).fetchone()
         return EndedWait(*row) if row else None
 
-    def waits_of(self, run_key: int) -> dict[str, tuple[int, int | None, str | None]]:
-        """Beginnings, due times and topics of the waits of a run, by step."""
-        rows = self._connection.execute(
-            "SELECT step_id, created_at, due, topic FROM waits WHERE run_key = ?", (run_key,)
-        )
-        return {step_id: (created_at, due, topic) for step_id, created_at, due, topic in rows}
+    def waits_of(self, run_key: int) -> dict[str, OpenWait]:
+        """The waits of a run, by step."""
+        return open_waits(self._connection, run_key)
 
     def drop_waits(self, run_key: int) -> None:
         self._connection.execute("DELETE FROM waits WHERE run_key = ?", (run_key,))

@@ -85,7 +85,10 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class RunMemo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What lists show of a run: the memo ``run`` of its workflow. The fields are as in ``RunInput``."""
+    """The memo ``run`` of a run's workflow, for lists.
+
+    The fields are as in ``RunInput``.
+    """
 
     function_id: str
     app_id: str

@@ -1,4 +1,6 @@
-"""Lists of runs from Temporal's index of workflows, newest first. The index lags behind, usually below a second.
+"""Lists of runs from Temporal's index of workflows, newest first.
+
+The index lags behind, usually below a second.
 
 SQL stores of Temporal do not sort. So a list reads intervals of time, each short enough to be sorted here.
 """
@@ -66,8 +68,8 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
         """Raises ``NotSupportedError`` for scheduled runs."""
         if self.status is RunStatus.SCHEDULED:
             raise NotSupportedError(
-                "lists of an engine on Temporal cannot tell scheduled from running runs: ask for running ones, which "
-                "have both"
+                "lists of an engine on Temporal do not distinguish scheduled and running runs: ask for running "
+                "ones, which have both"
             )
         clauses = [_RUNS]
         if self.status is not None:

@@ -1,4 +1,4 @@
-"""Searches of runs: lists of the index, with conditions that need the runs' events and outputs."""
+"""Searches of runs, with conditions that need their events and outputs."""
 
 import datetime as dt
 import re
@@ -146,7 +146,9 @@ class RunSearch:
             return None
         described = await self._views.describe(cursor)
         if described is None:
-            raise SelectionInvalidError(f"the cursor {cursor!r} is no run of this engine any more: begin again")
+            raise SelectionInvalidError(
+                f"the cursor {cursor!r} does not name a run of this engine (any more): begin again"
+            )
         return described
 
 

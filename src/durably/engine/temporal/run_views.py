@@ -1,4 +1,4 @@
-"""Runs as Temporal describes them, without a worker: their memo, their status and their output."""
+"""Runs as Temporal describes them, without a worker: memo, status, output."""
 
 import asyncio
 from collections.abc import Iterable
@@ -42,7 +42,10 @@ _MOST_AT_ONCE = 16
 
 
 def status_of(execution: WorkflowExecution) -> RunStatus:
-    """A live run counts as running. The server does not know whether the app was called."""
+    """A live run counts as running.
+
+    The server does not know whether the app was called.
+    """
     own = execution.typed_search_attributes.get(STATUS)
     if own is not None:
         return RunStatus(own)

@@ -1,6 +1,6 @@
-"""Search attributes of runs, by which lists find them. They hold no data of events.
+"""Search attributes of runs, by which lists find them.
 
-Routing never uses them: an index of workflows lags behind.
+They hold no data of events. Routing never uses them: an index of workflows lags behind.
 """
 
 import datetime as dt

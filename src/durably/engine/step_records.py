@@ -3,21 +3,21 @@
 Nothing depends on it: reports of runs show it. It is made from what the machine and the app know anyway.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
 from durably.engine.core.answers import ReportedOps
 from durably.engine.core.inputs import Answered, AnsweredTogether, Checkpointed, Input, MakeCall, MakeRequest, WriteMemo
+from durably.engine.core.run_state import RunState
 from durably.engine.core.step_times import NO_CALL, CallTimes, clock_shift, step_times
 from durably.engine.core.transition import excerpt
-from durably.engine.sqlite.run_tables import AttemptRow, MemoTimes, Store, UnfinishedStep
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode, Timing, hash_step_id, read_timing
 from durably.protocol.text import get_logger
 
-from .transaction import LiveRun
+from .step_rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 
 MAX_ARGUMENT_BYTES = 256 * 1024
 """The largest arguments of a step that are kept."""
@@ -29,7 +29,26 @@ _logger = get_logger("durably.engine")
 _memo_decoder = msgspec.json.Decoder(dict[str, ErrorData])
 
 
-def _call_of(live: LiveRun, now: int) -> CallTimes:
+class ChangingRun(Protocol):
+    """A run while an input is applied to it.
+
+    ``input`` causes the change, which began at ``began``. ``called_at`` is when the call was made that has ended so,
+    if it is known, and ``call`` what is known of its times, once it is needed. ``before`` is the state before the
+    change, and ``ended_waits`` are the waits that it has ended.
+    """
+
+    input: Input | None
+    called_at: int | None
+    began: int
+    call: CallTimes | None
+    before: RunState
+    ended_waits: dict[str, EndedWait]
+
+    @property
+    def id(self) -> str: ...
+
+
+def _call_of(live: ChangingRun, now: int) -> CallTimes:
     """The times of the call that causes the present change of a run."""
     if live.call is None:
         live.call = _read_call_times(live.input, live.called_at, live.began, now)
@@ -58,7 +77,7 @@ def _read_call_times(run_input: Input | None, called_at: int | None, began: int,
     return CallTimes(called_at, earliest, clock_shift(ops, earliest, _end_of(now)), generations, len(ops) == 1)
 
 
-def memo_times(live: LiveRun, written: WriteMemo, now: int) -> MemoTimes:
+def memo_times(live: ChangingRun, written: WriteMemo, now: int) -> MemoTimes:
     """Times and topic of a step that has ended now."""
     timing, began = written.timing, live.began
     if type(timing) is Timing and began <= timing.a // 1_000_000 <= (timing.a + timing.b) // 1_000_000 <= now:
@@ -73,7 +92,7 @@ def memo_times(live: LiveRun, written: WriteMemo, now: int) -> MemoTimes:
     return _other_times(live, written, now)
 
 
-def _other_times(live: LiveRun, written: WriteMemo, now: int) -> MemoTimes:
+def _other_times(live: ChangingRun, written: WriteMemo, now: int) -> MemoTimes:
     wait = live.ended_waits.get(written.step_id)
     if wait is not None:
         return MemoTimes(wait.created_at, now, wait.called_at, topic=wait.topic)
@@ -105,7 +124,7 @@ def _end_of(now: int) -> int:
     return now * 1000 + 999
 
 
-def _planned_at(live: LiveRun, step_id: str) -> int | None:
+def _planned_at(live: ChangingRun, step_id: str) -> int | None:
     """The time at which the call that targets a step was due.
 
     ``None`` if the step was executed as soon as it was found.
@@ -116,14 +135,14 @@ def _planned_at(live: LiveRun, step_id: str) -> int | None:
     return None
 
 
-def arguments_to_keep(live: LiveRun, written: WriteMemo) -> bytes | None:
+def arguments_to_keep(live: ChangingRun, written: WriteMemo) -> bytes | None:
     """The step's arguments as JSON, unless they are too large."""
     arguments = msgspec.json.encode(written.arguments)
     if len(arguments) <= MAX_ARGUMENT_BYTES:
         return arguments
     _logger.warning(
         "run %s: the arguments of step %r are not kept, since they have %d bytes; at most %d are kept",
-        live.row.id,
+        live.id,
         written.name,
         len(arguments),
         MAX_ARGUMENT_BYTES,
@@ -131,7 +150,7 @@ def arguments_to_keep(live: LiveRun, written: WriteMemo) -> bytes | None:
     return None
 
 
-def failed_call_row(live: LiveRun, command: MakeCall, now: int) -> AttemptRow | None:
+def failed_call_row(live: ChangingRun, command: MakeCall, now: int) -> AttemptRow | None:
     """The attempt that a call repeats, if any."""
     failed, call = command.failed, command.call
     if failed is None:
@@ -184,8 +203,11 @@ def _shorten(text: str | None) -> str | None:
     return f"{text[:half]}\n… {len(text) - 2 * half} characters are not kept …\n{text[-half:]}"
 
 
-def unfinished_steps(store: Store, live: LiveRun, now: int) -> list[UnfinishedStep]:
-    """The steps that were under way when the run ended."""
+def unfinished_steps(waits: Mapping[str, OpenWait], live: ChangingRun, now: int) -> list[UnfinishedStep]:
+    """The steps that were under way when the run ended.
+
+    ``waits`` are those of the run before.
+    """
     before, answered = live.before, _call_of(live, now).answered
     left = [
         UnfinishedStep(
@@ -199,11 +221,9 @@ def unfinished_steps(store: Store, live: LiveRun, now: int) -> list[UnfinishedSt
         for call in before.calls
         if call.name and call.generation not in answered
     ]
-    if before.waits:
-        rows = store.waits_of(live.row.key)
-        for wait in before.waits:
-            row = rows.get(wait.step_id)
-            if row is not None:
-                created_at, due, topic = row
-                left.append(UnfinishedStep(wait.step_id, wait.name, wait.op, created_at, wait.attempt + 1, due, topic))
+    for wait in before.waits:
+        row = waits.get(wait.step_id)
+        if row is not None:
+            attempts = wait.attempt + 1
+            left.append(UnfinishedStep(wait.step_id, wait.name, wait.op, row.created_at, attempts, row.due, row.topic))
     return left

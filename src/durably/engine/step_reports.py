@@ -1,107 +1,78 @@
-"""Reports of the steps of a run, from its memos, waits, calls and failed attempts."""
+"""Reports of a run and its steps, from what engines store.
 
-import sqlite3
+Pure. Engines store memos, waits, calls and failed attempts.
+"""
+
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from durably.engine.core.ops import REQUESTS
-from durably.engine.core.run_state import Call, Wait
-from durably.engine.reports import AttemptReport, RunLink, Span, SpanKind, StepReport
-from durably.engine.spans import AttemptTimes, Interval, attempt_spans, make_span
-from durably.engine.views import RunView, StepStatus, to_datetime, to_milliseconds, to_optional_datetime
+from durably.engine.core.run_state import Call, RunState, Wait
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
+from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode, hash_step_id
 
-from .queries import call_status, called_step_id, read_run_state_of, wait_status
-from .run_tables import AttemptRow, MemoTimes, UnfinishedStep
+from .reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
+from .spans import AttemptTimes, Interval, attempt_spans, make_span, run_spans
+from .step_rows import AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep
+from .step_views import call_status, called_step_id, wait_status
+from .views import EventView, RunView, StepStatus, to_datetime, to_milliseconds, to_optional_datetime
 
-CalledAt = Callable[[int, int], int | None]
-"""Maps a run's key and a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""
+CalledAt = Callable[[int], int | None]
+"""Maps a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""
 
 _DATA, _ERROR = b'{"data":', b'{"error":'
 _WAITS = {Opcode.SLEEP: SpanKind.SLEEPING, **dict.fromkeys(REQUESTS, SpanKind.RUNNING)}
 _error_decoder = msgspec.json.Decoder(ErrorData)
-_unfinished_decoder = msgspec.json.Decoder(list[UnfinishedStep])
 
 
-class _Memo(msgspec.Struct, frozen=True, gc=False):
-    """The row of a finished step."""
-
-    step_id: str
-    name: str
-    op: str
-    attempts: int
-    failed: int
-    memo: bytes
-    is_copied: int | None
-    arguments: bytes | None
-    times: MemoTimes
-
-
-def _memo_of(row: tuple[Any, ...]) -> _Memo:
-    values = [*row[:8], MemoTimes(*row[8:])]
-    return _Memo(*values)
-
-
-class StepReader:
-    """Reads the steps of a run.
+class StepReporter:
+    """Reports the steps of a run.
 
     ``calls`` are the intervals of the calls that have been noted, ``due_times`` those at which some of them were due.
-    Both are in microseconds.
+    Both are in microseconds. ``failed`` are the failed attempts in the order of their ends, ``children`` the runs that
+    the run started.
     """
 
     def __init__(
-        self,
-        connection: sqlite3.Connection,
-        run_key: int,
-        run: RunView,
-        called_at: CalledAt,
-        children: Sequence[RunLink],
+        self, run: RunView, called_at: CalledAt, children: Sequence[RunLink], failed: Iterable[AttemptRow]
     ) -> None:
-        self._connection = connection
-        self._key = run_key
         self._run = run
         self._called_at = called_at
         self._children = {child.step: child for child in children if child.step is not None}
         self.calls: list[Interval] = []
         self.due_times: list[int] = []
         self._failed: dict[str, list[AttemptRow]] = defaultdict(list)
-        rows = connection.execute(
-            "SELECT step_id, attempt, name, ended_at, error, data, queued_at, called_at, ran_from, ran_for, retry_at "
-            "FROM failed_attempts WHERE run_key = ? ORDER BY ended_at, attempt",
-            (run_key,),
-        )
-        for values in rows:
-            row = AttemptRow(*values)
+        for row in failed:
             # Rows of earlier versions have a step that was discovered under the name alone.
             key = hash_step_id(row.name) if row.step_id == DISCOVER and row.name else row.step_id
             self._failed[key].append(row)
             self.note_call(row.called_at, row.ended_at)
 
-    def read(self, unfinished: bytes | None) -> list[StepReport]:
+    def report(
+        self,
+        finished: Iterable[tuple[MemoRow, bytes]],
+        unfinished: Iterable[UnfinishedStep],
+        state: RunState | None,
+        waits: Mapping[str, OpenWait],
+    ) -> list[StepReport]:
         """All steps.
 
-        ``unfinished`` are those that were under way at the run's end, as stored.
+        ``finished`` are those with their memos, ``unfinished`` those that were under way at the run's end. ``state``
+        and ``waits`` are those of a run that has not ended.
         """
-        rows = self._connection.execute(
-            "SELECT step_id, name, op, attempts, failed, memo, is_copied, arguments, created_at, ended_at, called_at, "
-            "ran_from, ran_for, topic FROM memos WHERE run_key = ? ORDER BY seq",
-            (self._key,),
-        ).fetchall()
-        steps = [self._finished(_memo_of(row)) for row in rows]
-        if unfinished is not None:
-            steps += [self._unfinished(step) for step in _unfinished_decoder.decode(unfinished)]
-        state = read_run_state_of(self._connection, self._key)
+        steps = [self._finished(row, memo) for row, memo in finished]
+        steps += [self._unfinished(step) for step in unfinished]
         if state is not None:
             steps += [self._called(call) for call in state.calls if call.name]
-            steps += [self._waiting(wait) for wait in state.waits]
+            steps += [self._waiting(wait, waits[wait.step_id]) for wait in state.waits]
             for call in state.calls:
-                self.note_call(self._called_at(self._key, call.generation), None)
-        return steps
+                self.note_call(self._called_at(call.generation), None)
+        return sorted(steps, key=_start_of)
 
     def note_call(self, called_at: int | None, ended_at: int | None) -> None:
         """Note a call of the run, with times in milliseconds.
@@ -140,8 +111,8 @@ class StepReader:
         times = [(row.queued_at, row.ran_from and row.ran_from // 1000, row.called_at, row.ended_at) for row in failed]
         return min([latest, *(next(each for each in known if each is not None) for known in times)])
 
-    def _finished(self, row: _Memo) -> StepReport:
-        op, times = Opcode(row.op), row.times
+    def _finished(self, row: MemoRow, memo: bytes) -> StepReport:
+        op, times = row.op, row.times
         if op is Opcode.STEP_RUN:
             self.note_call(times.called_at, times.ended_at)
             if times.called_at is not None:
@@ -160,11 +131,11 @@ class StepReader:
             spans=[] if row.is_copied else self._spans(op, row.step_id, row.attempts - 1, times),
             failed_attempts=self.attempt_reports(row.step_id),
             input=None if row.arguments is None else msgspec.Raw(row.arguments),
-            output=None if row.failed else _output(op, row.memo),
-            error=decode_error(row.memo[len(_ERROR) : -1]) if row.failed else None,
+            output=None if row.failed else _output(op, memo),
+            error=decode_error(memo[len(_ERROR) : -1]) if row.failed else None,
             awaited=self._awaited(op, row.name, times.topic),
             child_run_id=self._child_run_id(row.name),
-            is_copied=bool(row.is_copied),
+            is_copied=row.is_copied,
         )
 
     def _spans(self, op: Opcode, step_id: str, attempt: int, times: MemoTimes) -> list[Span]:
@@ -197,7 +168,7 @@ class StepReader:
     def _called(self, call: Call) -> StepReport:
         """A step that is planned, under way or to be tried again."""
         step_id = called_step_id(call)
-        called_at = self._called_at(self._key, call.generation)
+        called_at = self._called_at(call.generation)
         now = AttemptTimes(attempt=call.attempt, queued_at=call.due * 1000, began_at=_micro(called_at))
         return StepReport(
             id=call.name,
@@ -212,24 +183,20 @@ class StepReader:
             failed_attempts=self.attempt_reports(step_id),
         )
 
-    def _waiting(self, wait: Wait) -> StepReport:
-        due, created_at, topic, called_at = self._connection.execute(
-            "SELECT due, created_at, topic, called_at FROM waits WHERE run_key = ? AND step_id = ?",
-            (self._key, wait.step_id),
-        ).fetchone()
-        self.note_call(called_at, created_at)
+    def _waiting(self, wait: Wait, row: OpenWait) -> StepReport:
+        self.note_call(row.called_at, row.created_at)
         return StepReport(
             id=wait.name,
             hashed_id=wait.step_id,
             op=wait.op,
             status=wait_status(wait),
             attempts=wait.attempt + 1,
-            created_at=to_datetime(created_at),
+            created_at=to_datetime(row.created_at),
             ended_at=None,
-            due_at=to_optional_datetime(due),
-            spans=self._wait_spans(wait.op, wait.step_id, created_at * 1000, None),
+            due_at=to_optional_datetime(row.due),
+            spans=self._wait_spans(wait.op, wait.step_id, row.created_at * 1000, None),
             failed_attempts=self.attempt_reports(wait.step_id),
-            awaited=self._awaited(wait.op, wait.name, topic),
+            awaited=self._awaited(wait.op, wait.name, row.topic),
             child_run_id=self._child_run_id(wait.name),
         )
 
@@ -300,3 +267,57 @@ def _output(op: Opcode, memo: bytes) -> msgspec.Raw | None:
     is_wrapped = op is not Opcode.WAIT_FOR_EVENT and memo.startswith(_DATA)
     output = memoryview(memo)[len(_DATA) : -1] if is_wrapped else memoryview(memo)
     return None if bytes(output[:5]) == b"null" else msgspec.Raw(output)
+
+
+class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of a report besides the run's steps.
+
+    ``last_called_at`` is when the call was made that ended the run, in milliseconds, if a call did.
+    """
+
+    function_name: str
+    app_version: str | None
+    last_called_at: int | None
+    events: list[EventView]
+    parent: RunLink | None
+    children: list[RunLink]
+    has_more_children: bool
+    logs: list[LogLine]
+
+
+def report_run(run: RunView, facts: RunFacts, reporter: StepReporter, steps: list[StepReport]) -> RunReport:
+    """The report of a run. ``steps`` are those of ``reporter``."""
+    if facts.last_called_at is not None and run.ended_at is not None:
+        reporter.note_call(facts.last_called_at, to_milliseconds(run.ended_at))
+    return RunReport(
+        run=run,
+        function_name=facts.function_name,
+        app_version=facts.app_version,
+        spans=run_spans(
+            to_milliseconds(run.created_at) * 1000,
+            None if run.started_at is None else to_milliseconds(run.started_at) * 1000,
+            None if run.ended_at is None else to_milliseconds(run.ended_at) * 1000,
+            reporter.calls,
+            reporter.attempts(None),
+            [span for step in steps for span in step.spans],
+            reporter.due_times,
+        ),
+        steps=steps,
+        failed_attempts=reporter.attempt_reports(None),
+        events=facts.events,
+        parent=facts.parent,
+        children=facts.children,
+        has_more_children=facts.has_more_children,
+        logs=facts.logs,
+        error=_error_of_run(run),
+    )
+
+
+def _start_of(step: StepReport) -> Any:
+    return step.spans[0].start if step.spans else step.created_at
+
+
+def _error_of_run(run: RunView) -> ErrorData | None:
+    if run.output is None or not run.status.has_ended or run.status == "Completed":
+        return None
+    return decode_error(run.output)
