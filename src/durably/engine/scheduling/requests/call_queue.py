@@ -100,7 +100,9 @@ class CallQueue:
             if own_free <= 0 and not queue[0].call.is_discovery:
                 self._held.add(run_key)
                 continue
-            taken = _take_batch(queue, -(-len(queue) // self._requests_for(queue[0], own_free)))
+            if queue[0].function_id in self.quick:
+                own_free = min(own_free, _QUICK_REQUESTS - self._by_run[run_key])
+            taken = _take_batch(queue, -(-len(queue) // max(own_free, 1)))
             self._count(taken[0])
             self._waiting_by_function[taken[0].function_id] -= len(taken)
             if queue:
@@ -162,12 +164,6 @@ class CallQueue:
             function_id: CallLoad(waiting[function_id], oldest.get(function_id), self._by_function[function_id])
             for function_id in waiting.keys() | self._by_function.keys()
         }
-
-    def _requests_for(self, first: ScheduledCall, free: int) -> int:
-        """The number of requests among which a run's waiting calls are divided, ``first`` the first of them."""
-        if first.function_id in self.quick:
-            free = min(free, _QUICK_REQUESTS - self._by_run[first.run_key])
-        return max(free, 1)
 
     def _count(self, scheduled: ScheduledCall) -> None:
         self._by_run[scheduled.run_key] += 1
