@@ -22,8 +22,8 @@ from durably.engine.http.access import LOOPBACK_HOSTS
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.http.syncs import AcceptedSync
+from durably.engine.interface import LocalEngine
 from durably.engine.settings import Durability, EngineSettings
-from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.tracing import Tracing
 from durably.engine.views import RunUpdate
 from durably.protocol.api import DEFAULT_PORT
@@ -89,7 +89,7 @@ class DevServer:
         self._cleanup = AsyncExitStack()
 
     @property
-    def engine(self) -> SqliteEngine:
+    def engine(self) -> LocalEngine:
         return self.server.engine
 
     @property

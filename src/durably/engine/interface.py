@@ -517,6 +517,17 @@ class LocalEngine(Engine):
         """The error that stopped the engine, if it has stopped by itself."""
         return None
 
+    async def close(self) -> None:
+        """Take no more input, and wait for calls under way.
+
+        The wait is at most the settings' ``close_grace``.
+        """
+        raise NotImplementedError
+
+    def explain(self, error: Exception) -> Exception:
+        """The engine's error for one of its store; ``error`` itself if it has none."""
+        return error
+
     async def verify(self) -> None:
         """Check that the engine can take events and call apps.
 

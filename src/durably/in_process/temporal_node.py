@@ -8,7 +8,7 @@ from typing import Any
 
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+from temporalio.service import RetryConfig, RPCError
 
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
@@ -18,6 +18,7 @@ from durably.engine.operations import operations_of
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.unavailability import is_away
 from durably.engine.temporal.worker_group import WorkerGroup
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
@@ -40,8 +41,6 @@ _REPEAT_SECONDS = 0.2
 _AT_ONCE = dt.timedelta(milliseconds=1)
 
 _OPERATIONS = operations_of(Engine)
-_AWAY = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
-"""Statuses of requests that a server, which is away or starts, may not have seen."""
 
 _logger = get_logger("durably.engine")
 
@@ -96,7 +95,7 @@ class TemporalNode:
             try:
                 return await getattr(engine, name)(**arguments)
             except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
-                if not _is_away(error):
+                if not is_away(error):
                     raise TransportError(f"the Temporal server refused {name!r}: {error}") from error
                 self._last_error = error
                 if not _OPERATIONS[name].is_repeatable:
@@ -227,7 +226,3 @@ class TemporalNode:
 
 def make_heartbeat() -> Heartbeat:
     return Heartbeat(longest_gap=LONGEST_GAP_SECONDS)
-
-
-def _is_away(error: Exception) -> bool:
-    return not isinstance(error, RPCError) or error.status in _AWAY

@@ -145,6 +145,10 @@ class RunUnavailableError(EngineError):
     is_retriable = True
 
 
+class ServerUnavailableError(EngineError):
+    """The Temporal server of the engine does not answer (503)."""
+
+
 class StaleCallError(EngineError):
     """A call was given up, or its run has ended: its answer changes nothing (409)."""
 

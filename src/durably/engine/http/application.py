@@ -92,7 +92,7 @@ def _endpoint(api: ApiState, gate: Gate, route: Route) -> Handler:
                 raise ApiError(503, explain_stop(engine.stop_error))
             response = await handle(api, request)
         except Exception as error:
-            response = answer_error(request, error)
+            response = answer_error(request, engine.explain(error))
         finally:
             if connection is not None:
                 connection.end_request()

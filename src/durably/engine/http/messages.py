@@ -155,6 +155,7 @@ _STATUSES: dict[type[errors.EngineError], int] = {
     errors.DatabaseUnavailableError: 503,
     errors.EngineClosedError: 503,
     errors.RunUnavailableError: 503,
+    errors.ServerUnavailableError: 503,
     errors.TooManyWaitersError: 503,
 }
 

@@ -8,15 +8,16 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Self, TypedDict, Unpack
 
 from aiohttp import web
 
 from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.sign_in import SignIn
+from durably.engine.interface import LocalEngine
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.api import DEFAULT_PORT
@@ -49,6 +50,19 @@ class DatabaseUnusableError(EngineError):
     """The operating system does not let the engine have a database there."""
 
 
+class ServerOptions(TypedDict, total=False):
+    """The arguments of ``EngineServer.open_on``."""
+
+    event_keys: Sequence[str]
+    host: str
+    port: int
+    allowed_hosts: Sequence[str]
+    metrics_address: tuple[str, int] | None
+    limits: ConnectionLimits
+    on_sync: OnSync
+    sign_in: SignIn | None
+
+
 class EngineServer:
     """An engine with its HTTP API on one address.
 
@@ -59,7 +73,7 @@ class EngineServer:
 
     def __init__(
         self,
-        engine: SqliteEngine,
+        engine: LocalEngine,
         discovery: AppDiscovery,
         origin: str,
     ) -> None:
@@ -69,8 +83,25 @@ class EngineServer:
 
     @classmethod
     async def open(
+        cls, path: str | os.PathLike[str], settings: EngineSettings, **options: Unpack[ServerOptions]
+    ) -> Self:
+        """Open the engine on the database at ``path``, and serve its API: see ``open_on``.
+
+        Raises ``DatabaseUnusableError`` too.
+        """
+
+        async def open_database() -> LocalEngine:
+            try:
+                return await SqliteEngine.open(path, settings)
+            except OSError as error:
+                raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
+
+        return await cls.open_on(open_database, settings, **options)
+
+    @classmethod
+    async def open_on(
         cls,
-        path: str | os.PathLike[str],
+        open_engine: Callable[[], Awaitable[LocalEngine]],
         settings: EngineSettings,
         *,
         event_keys: Sequence[str] = (),
@@ -89,7 +120,7 @@ class EngineServer:
         ``metrics_address``, a host and a port, it serves the metrics alone, without a key.
         ``sign_in`` is in front of the dashboard in cloud mode, which has none without it.
 
-        Raises ``PortTakenError``, ``HostInvalidError``, ``DatabaseUnusableError``, and the engine's errors.
+        Raises ``PortTakenError``, ``HostInvalidError``, and the errors of ``open_engine``.
         """
         keys = ApiKeys(
             server_kind=settings.server_kind,
@@ -99,10 +130,7 @@ class EngineServer:
         with contextlib.ExitStack() as listeners:
             listener = listeners.enter_context(listen(host, port))
             metrics = None if metrics_address is None else listeners.enter_context(listen(*metrics_address))
-            try:
-                engine = await SqliteEngine.open(path, settings)
-            except OSError as error:
-                raise DatabaseUnusableError(f"cannot use the database {path}: {describe_os_error(error)}") from error
+            engine = await open_engine()
             listeners.pop_all()  # They are open as long as the server.
         origin = _origin_of(host, listener)
         dashboard = Dashboard(engine, allow_anonymous=True)

@@ -1,0 +1,95 @@
+"""The engine on Temporal that calls its apps over HTTP, as ``durably start --temporal`` serves it."""
+
+import datetime as dt
+import time
+from typing import Self
+
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+from temporalio.client import Client
+
+from durably.engine.core.answers import Answer, Unreached
+from durably.engine.core.call_body import CallData
+from durably.engine.core.errors import EngineError, FunctionNotFoundError, ServerUnavailableError
+from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.requests.http_call import HttpCaller
+from durably.engine.settings import EngineSettings
+from durably.engine.views import SyncResult
+from durably.protocol.errors import ErrorData
+from durably.protocol.sync import SyncRequest
+
+from .ids import HTTP_QUEUE
+from .messages import CallInput
+from .unavailability import is_away
+from .worker_group import WorkerGroup
+from .workflow_engine import WorkflowEngine
+
+_FUNCTION_SECONDS = 1.0
+"""Seconds for which a function's URL is used without another look. An app's move to another URL is seen after it."""
+
+_VERIFY_TIMEOUT = dt.timedelta(seconds=2)
+
+
+class HttpWorkflowEngine(WorkflowEngine):
+    """The engine of a process that executes workflows, and calls apps at the URLs that they synced.
+
+    Several processes may serve the same apps.
+    """
+
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
+        super().__init__(client, settings)
+        self._caller = HttpCaller(settings)
+        self._workers = WorkerGroup(lambda: self.make_workers([HTTP_QUEUE], self._call_app))
+        self._functions: dict[str, tuple[float, Function]] = {}
+
+    @classmethod
+    async def open(cls, client: Client, settings: EngineSettings) -> Self:
+        """Raises ``SearchAttributeError`` if the namespace cannot be prepared, and ``RPCError``."""
+        engine = cls(client, settings)
+        try:
+            await engine.prepare()
+        except BaseException:
+            await engine._caller.close()
+            raise
+        engine._workers.start()
+        return engine
+
+    async def close(self) -> None:
+        await self._workers.stop()
+        await self._caller.close()
+
+    def explain(self, error: Exception) -> Exception:
+        """See ``LocalEngine``."""
+        if is_away(error):
+            return ServerUnavailableError(f"the Temporal server does not answer: {error}")
+        return error
+
+    async def verify(self) -> None:
+        """See ``LocalEngine``. Raises ``ServerUnavailableError``."""
+        request = DescribeNamespaceRequest(namespace=self._client.namespace)
+        try:
+            await self._client.workflow_service.describe_namespace(request, timeout=_VERIFY_TIMEOUT)
+        except Exception as error:
+            raise self.explain(error) from None
+
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        result = await super().sync_app(request, in_process=in_process)
+        self._functions.clear()
+        return result
+
+    async def _call_app(self, call: CallInput, data: CallData) -> Answer:
+        try:
+            function = await self._find_function(call.function_id)
+        except EngineError as error:
+            return Unreached(ErrorData(name=type(error).__name__, message=error.message))
+        return await self._caller.call(function, data)
+
+    async def _find_function(self, function_id: str) -> Function:
+        known = self._functions.get(function_id)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        record = await self._router.find_function(function_id)
+        if record is None:
+            raise FunctionNotFoundError(f"no app has synced a function with the id {function_id!r}")
+        function = Function.from_config(record.config, record.app_id, record.app_version)
+        self._functions[function_id] = (time.monotonic() + _FUNCTION_SECONDS, function)
+        return function
