@@ -35,12 +35,13 @@ from durably.engine.reports import (
     ScheduleView,
 )
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
-from durably.engine.scheduling.event_routing import EventOutcomes, UnmatchedEvents
+from durably.engine.scheduling.event_routing import EventOutcomes
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_event
 from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.overviews import Overviews
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
+from durably.engine.scheduling.unmatched import UnmatchedEvents
 from durably.engine.sqlite.event_search import EventFilter, EventSearch
 from durably.engine.sqlite.function_queries import count_matching_runs
 from durably.engine.sqlite.run_search import RunFilter, search_runs
@@ -216,7 +217,7 @@ class SqliteEngine(LocalEngine):
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
         awaited = await self._reader.read(queries.awaited_names)
-        unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry, awaited)
+        unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry.known_names(awaited))
         return EventReceipt(ids=sent.ids, unmatched=unmatched)
 
     async def _check_events(self, events: Sequence[Event]) -> list[CheckedEvent]:

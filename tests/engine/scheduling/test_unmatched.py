@@ -5,8 +5,9 @@ import logging
 
 import pytest
 
-from durably.engine.scheduling.event_routing import EventOutcome, EventOutcomes, explain_unmatched
+from durably.engine.scheduling.event_routing import EventOutcome, EventOutcomes
 from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.unmatched import explain_unmatched
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import EventView
 from durably.protocol.events import Event
@@ -82,7 +83,7 @@ def test_the_nearest_name_is_named(sent: str, nearest: str | None) -> None:
     step = StepConfig(id="step", runtime=Runtime(url="http://app"), retries=Retries(attempts=0))
     triggers = [Trigger(event="shop/order.placed"), Trigger(event="user/*")]
     config = FunctionConfig(id="app-f", triggers=triggers, steps={"step": step})
-    reason = explain_unmatched(sent, Registry([Function.from_config(config, "app")], {}))
+    reason = explain_unmatched(sent, Registry([Function.from_config(config, "app")], {}).known_names())
     assert reason.startswith("no function is triggered by it")
     assert (repr(nearest) in reason) if nearest else ("nearest" not in reason)
 

@@ -3,9 +3,8 @@
 An event can cancel runs, trigger functions, and end the waits of steps.
 """
 
-import difflib
 from collections import OrderedDict, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,13 +18,13 @@ from durably.engine.sqlite.run_tables import RunRow
 from durably.engine.views import EventView, to_milliseconds
 from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
-from durably.protocol.text import get_logger
 
 from .events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
 from .outbox import EventsStored
 from .registry import Function, Registry
 from .transaction import EventOutcome, Transaction
 from .triggers import trigger_function
+from .unmatched import explain_unmatched
 
 _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
 
@@ -251,7 +250,7 @@ class EventOutcomes:
             more = outcome.count - len(outcome.ended)
             said = [*outcome.ended, *([f"it ended {more} more waits or runs"] if more else [])]
         if name not in awaited and not registry.knows_event(name):
-            said.append(explain_unmatched(name, registry, awaited))
+            said.append(explain_unmatched(name, registry.known_names(awaited)))
         return said + _explain_conditions(view, registry)
 
     def _explain_no_outcome(self, view: EventView, awaited: Collection[str]) -> list[str]:
@@ -269,50 +268,3 @@ def _explain_conditions(view: EventView, registry: Registry) -> list[str]:
     named = ", ".join(refused[:_MOST_FUNCTIONS]) + (", …" if len(refused) > _MOST_FUNCTIONS else "")
     count = "1 function is" if len(refused) == 1 else f"{len(refused)} functions are"
     return [f"{count} triggered by its name, but not started, because the condition (if_exp) is false: {named}"]
-
-
-_logger = get_logger("durably.engine")
-
-_MOST_EXPLAINED = 10
-"""The maximum number of names of one request that are explained, because the search costs time."""
-_MOST_NAMES = 1000
-"""The maximum number of reported names to remember, and of names to search for the nearest."""
-_LONGEST = 200
-
-
-class UnmatchedEvents:
-    def __init__(self) -> None:
-        self._said: set[str] = set()
-
-    def explain(self, names: Iterable[str], registry: Registry, awaited: Collection[str] = ()) -> dict[str, str]:
-        """The reason why each event starts nothing, as the end of a sentence.
-
-        It is logged once for each name. ``awaited`` are names of events that runs have waited for.
-        """
-        found = {}
-        for name in [*names][:_MOST_EXPLAINED]:
-            found[name] = explain_unmatched(name, registry, awaited)
-            if name not in self._said and len(self._said) < _MOST_NAMES:
-                self._said.add(name)
-                _logger.warning("the event %r was stored, but %s", name[:_LONGEST], found[name])
-        return found
-
-
-def explain_unmatched(name: str, registry: Registry, awaited: Collection[str] = ()) -> str:
-    known = sorted({*registry.event_names, *awaited})[:_MOST_NAMES]
-    if not registry.has_functions:
-        return "no app has synced a function with this engine yet"
-    nearest = difflib.get_close_matches(name[:_LONGEST], known, n=1)
-    if not nearest:
-        # Names that differ only in their prefix or in case are near too.
-        same = [other for other in known if _core(other) == _core(name)]
-        nearest = same[:1]
-    text = "no function is triggered by it"
-    if not nearest:
-        return text
-    use = "one is triggered by" if nearest[0] in registry.event_names else "a run has waited for"
-    return f"{text}; the nearest event that {use} is {nearest[0]!r}"
-
-
-def _core(name: str) -> str:
-    return name.rpartition("/")[2].casefold()

@@ -35,12 +35,12 @@ from durably.engine.sqlite.reader import Reader
 from durably.engine.views import AppView, FunctionView, to_datetime, to_optional_milliseconds
 
 from . import concerns
-from .event_routing import explain_unmatched
 from .registry import Registry
 from .requests.call_dispatch import Executor
 from .requests.call_queue import CallLoad
 from .statistics import Statistics
 from .transact import Transactions
+from .unmatched import explain_unmatched
 
 _STEPS = (1, 5, QUARTER, HOUR, 3 * HOUR, 6 * HOUR, DAY)
 _MOST_INTERVALS, _MOST_OF_FUNCTION = 150, 30
@@ -213,7 +213,7 @@ class Overviews:
             since = (last - HOUR) * MINUTE
             replayed = await self._reader.read(lambda connection: load_queries.replayed_failures(connection, since))
         reasons = {
-            each.name: explain_unmatched(each.name, registry, facts.awaited)
+            each.name: explain_unmatched(each.name, registry.known_names(facts.awaited))
             for each in facts.unmatched[:_MOST_CONCERNS]
         }
         found = [

@@ -20,6 +20,7 @@ from durably.protocol.sync import FunctionConfig, StepConfig, SyncRequest, decod
 from durably.protocol.text import get_logger, redact_url, suggest
 
 from .events import ReceivedEvent
+from .unmatched import KnownNames
 
 _logger = get_logger("durably.engine")
 
@@ -212,6 +213,10 @@ class Registry:
     def event_names(self) -> Collection[str]:
         """The names of events, and patterns of names, that trigger functions."""
         return self._by_pattern.keys()
+
+    def known_names(self, awaited: Collection[str] = ()) -> KnownNames:
+        """``awaited`` are names of events that runs have waited for."""
+        return KnownNames(self.event_names, awaited, self.has_functions)
 
     def knows_event(self, name: str) -> bool:
         """Whether events of a name trigger or cancel a function.

@@ -13,6 +13,8 @@ from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.core.policy import unreached_backoff
 
+from .app_sync import AppSync
+from .app_workflow import APPLY_SYNC, AppliedSync
 from .contents import CONTENTS, RunContent
 from .event_workflow import DELIVER
 from .ids import run_workflow_id
@@ -20,9 +22,10 @@ from .messages import (
     CallInput,
     CallResult,
     ContentPage,
-    EventRecord,
+    DeliveryRecord,
     InternalEvents,
     InvokeInput,
+    LeaveInput,
     ResolvedInvocation,
     SignalRecord,
     WaitRecord,
@@ -35,6 +38,7 @@ RESOLVE = "durably.resolve"
 SEND = "durably.send"
 WAIT_FOR_EVENT = "durably.wait_for_event"
 WAIT_FOR_SIGNAL = "durably.wait_for_signal"
+LEAVE = "durably.leave"
 LOCAL_TIMEOUT = dt.timedelta(seconds=10)
 
 
@@ -120,16 +124,25 @@ class RoutingActivities:
     They run as local activities. Each costs one event of history.
     """
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, apps: AppSync) -> None:
         self._router = router
+        self._apps = apps
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
-        return [self.send, self.deliver, self.wait_for_event, self.wait_for_signal, self.resolve]
+        return [
+            self.send,
+            self.deliver,
+            self.wait_for_event,
+            self.wait_for_signal,
+            self.leave,
+            self.resolve,
+            self.apply_sync,
+        ]
 
     @activity.defn(name=DELIVER)
-    async def deliver(self, event: EventRecord) -> None:
-        await self._router.deliver(event, await self._router.find_routes(event))
+    async def deliver(self, delivery: DeliveryRecord) -> None:
+        await self._router.deliver(delivery)
 
     @activity.defn(name=SEND)
     async def send(self, events: InternalEvents) -> None:
@@ -137,12 +150,20 @@ class RoutingActivities:
 
     @activity.defn(name=WAIT_FOR_EVENT)
     async def wait_for_event(self, wait: WaitRecord) -> None:
-        await self._router.register_wait(wait)
+        await self._router.waits.register(wait)
 
     @activity.defn(name=WAIT_FOR_SIGNAL)
     async def wait_for_signal(self, wait: SignalRecord) -> bool:
-        return await self._router.register_signal_wait(wait)
+        return await self._router.waits.register_signal(wait)
+
+    @activity.defn(name=LEAVE)
+    async def leave(self, left: LeaveInput) -> None:
+        await self._router.waits.leave(left)
 
     @activity.defn(name=RESOLVE)
     async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
         return await self._router.resolve_invocation(invocation)
+
+    @activity.defn(name=APPLY_SYNC)
+    async def apply_sync(self, sync: AppliedSync) -> None:
+        await self._apps.apply(sync)

@@ -19,7 +19,7 @@ class FunctionWorkflow:
     async def run(self, record: FunctionRecord) -> None:
         await workflow.wait_condition(lambda: workflow.info().is_continue_as_new_suggested())
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(self._record)
+        workflow.continue_as_new(self._record, memo={FUNCTION: self._record})
 
     @workflow.update(name="configure")
     def configure(self, record: FunctionRecord) -> None:

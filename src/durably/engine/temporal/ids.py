@@ -58,6 +58,11 @@ def topic_workflow_id(event_name: str) -> str:
     return f"durably/topic/{event_name}"
 
 
+def topic_name_of(workflow_id: str) -> str:
+    """The event name of a topic's workflow."""
+    return workflow_id.removeprefix(topic_workflow_id(""))
+
+
 def event_workflow_id(event_id: str) -> str:
     return f"durably/event/{event_id}"
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
-from durably.engine.core.run_state import Call, Deferred, Origin
+from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op
 from durably.protocol.sync import FunctionConfig
@@ -38,6 +38,36 @@ class TriggerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     expression: str | None = None
 
 
+class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """An app as it synced last: the memo ``app`` of its workflow.
+
+    ``functions`` are digests of the configurations by ids, in the app's order. ``names`` are those of all events that
+    trigger its functions, or did so before. ``synced_at`` is milliseconds since the epoch. ``error`` is why a later
+    sync was refused.
+    """
+
+    url: str
+    functions: dict[str, str]
+    sdk: str | None = None
+    framework: str | None = None
+    version: str | None = None
+    in_process: bool = False
+    names: tuple[str, ...] = ()
+    synced_at: int = 0
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class SyncInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A sync of an app: its functions, and what its record has besides."""
+
+    app_id: str
+    functions: tuple[FunctionRecord, ...]
+    app: AppRecord
+
+
 class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """Triggers and wait paths of an event name.
 
@@ -51,10 +81,11 @@ class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An event to route.
+    """An event that is routed.
 
-    ``id`` is the engine's; ``body`` is the event as functions get it. ``sender`` is the run that sent
-    it, or whose end it reports.
+    ``id`` is the engine's; ``body`` is the event as functions get it. ``at`` is when it was received, in milliseconds
+    since the epoch. ``sender`` is the run that sent it, or whose end it reports. ``chain`` are the functions of the
+    last runs that led to it, the latest first.
     """
 
     id: str
@@ -62,7 +93,41 @@ class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     body: msgspec.Raw
     origin: Origin | None = None
     traceparent: str | None = None
+    at: int = 0
     sender: str | None = None
+    chain: tuple[str, ...] = ()
+
+
+class DeliveryRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event with all that it leads to, as it was when the event was received.
+
+    ``waits`` are paths of the wait index, each with the value that the event has there.
+    """
+
+    event: EventRecord
+    function_ids: tuple[str, ...] = ()
+    waits: tuple[tuple[str | None, str | None], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.function_ids) + len(self.waits)
+
+
+class RunOutcome(msgspec.Struct, frozen=True):
+    """The end of a run that makes no call, because it is skipped or fails at once."""
+
+    status: RunStatus
+    error: ErrorData
+
+
+class CancelRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An event that cancels a run.
+
+    ``until`` is milliseconds since the epoch; ``None``: until the run ends.
+    """
+
+    event: str
+    expression: str | None = None
+    until: int | None = None
 
 
 class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -82,12 +147,14 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     rerun_of: str | None = None
     parent: str | None = None
     parent_step: str | None = None
+    outcome: RunOutcome | None = None
+    cancel_on: tuple[CancelRecord, ...] = ()
 
 
 class RunMemo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The memo ``run`` of a run's workflow, for lists.
 
-    The fields are as in ``RunInput``.
+    The fields are as in ``RunInput``, and ``origin``, ``traceparent`` and ``chain`` as in its event.
     """
 
     function_id: str
@@ -99,6 +166,9 @@ class RunMemo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     rerun_of: str | None = None
     parent: str | None = None
     parent_step: str | None = None
+    origin: Origin | None = None
+    traceparent: str | None = None
+    chain: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, run: RunInput) -> "RunMemo":
@@ -112,7 +182,19 @@ class RunMemo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
             rerun_of=run.rerun_of,
             parent=run.parent,
             parent_step=run.parent_step,
+            origin=run.events[0].origin if run.rerun_of is None else None,
+            traceparent=run.events[0].traceparent,
+            chain=chain_after(run),
         )
+
+
+_LONGEST_CHAIN = 8
+
+
+def chain_after(run: RunInput) -> tuple[str, ...]:
+    """The chain of the events that a run sends. A rerun begins a new one."""
+    before = run.events[0].chain if run.rerun_of is None else ()
+    return (run.function_id, *before)[:_LONGEST_CHAIN]
 
 
 class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -208,16 +290,24 @@ class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A run's wait for an event.
 
     ``is_exact``: the value at the path is its whole condition, so that the first event ends it. ``until`` is
-    milliseconds since the epoch.
+    milliseconds since the epoch; ``None``: until the run ends. ``is_early``: it is registered before its run starts.
     """
 
     run_id: str
     step_id: str
     event: str
-    until: int
+    until: int | None
     path: str | None = None
     value: str | None = None
     is_exact: bool = True
+    is_early: bool = False
+
+
+class LeaveInput(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Waits of a run that are over, though neither an event nor a signal ended them."""
+
+    waits: tuple[WaitRecord, ...] = ()
+    signals: tuple["SignalRecord", ...] = ()
 
 
 class Delivery(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -241,6 +331,7 @@ class InvokeInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     at: int
     origin: Origin | None = None
     traceparent: str | None = None
+    chain: tuple[str, ...] = ()
 
 
 class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -271,3 +362,4 @@ class InternalEvents(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     events: list[tuple[str, msgspec.Raw]]
     origin: Origin | None = None
     traceparent: str | None = None
+    chain: tuple[str, ...] = ()

@@ -5,157 +5,205 @@ so that it reaches all of them even if this process ends. Nothing is looked up b
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Iterable
-from typing import Any, TypeVar
 
 import msgspec
-from temporalio.client import Client, WithStartWorkflowOperation
-from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.client import Client
+from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.core.errors import EventInvalidError, FunctionNotFoundError
 from durably.engine.core.expressions import compile_expression
-from durably.engine.scheduling.events import make_internal_event, make_received_event, value_at
+from durably.engine.core.flow.admission import cancel_on_of
+from durably.engine.core.run_state import RunStatus, describe_chain, explain_runaway
+from durably.engine.scheduling.events import (
+    RUN_END_EVENTS,
+    check_event,
+    make_internal_event,
+    make_received_event,
+    value_at,
+)
 from durably.engine.scheduling.registry import Function, patterns_of
-from durably.protocol.errors import ErrorData
+from durably.engine.settings import EngineSettings
+from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent
-from durably.protocol.text import get_logger
 
-from .event_workflow import EventWorkflow
-from .function_workflow import FUNCTION, FunctionWorkflow
+from .event_workflow import DELIVERED, SENDERS_TIME, EventWorkflow
 from .ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
     app_queue,
     event_workflow_id,
-    function_workflow_id,
     make_event_id,
     make_run_id,
     run_workflow_id,
-    signal_workflow_id,
-    topic_workflow_id,
-    wait_workflow_id,
 )
 from .messages import (
     RUN_MEMO,
+    CancelRecord,
+    DeliveryRecord,
     EventRecord,
     FunctionRecord,
     InternalEvents,
     InvokeInput,
+    LeaveInput,
     ResolvedInvocation,
     RunInput,
     RunMemo,
-    SignalRecord,
+    RunOutcome,
     TopicRecord,
-    TriggerRecord,
-    WaitRecord,
 )
+from .records import Records
 from .search_attributes import search_attributes_of
-from .signal_workflow import SignalWorkflow
-from .topic_workflow import TOPIC, AppTriggers, TopicWorkflow
-from .wait_workflow import WaitState, WaitWorkflow
+from .wait_keys import cancel_waits
+from .waits import Waits
 
-_logger = get_logger("durably.engine")
-
-T = TypeVar("T")
+_MOST_NAMED_FUNCTIONS = 8
 
 
 class Routes(msgspec.Struct, frozen=True):
-    """The functions that an event triggers, and paths and values of waits."""
+    """The routes of an event.
 
-    function_ids: list[str]
-    waits: list[tuple[str | None, str | None]]
+    ``is_known``: functions or waits listen for its name, even if it meets none of their conditions.
+    """
 
-    def __len__(self) -> int:
-        return len(self.function_ids) + len(self.waits)
+    delivery: DeliveryRecord
+    is_known: bool
 
 
 class Router:
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
         self._client = client
+        self._settings = settings
+        self.records = Records(client)
+        self.waits = Waits(client)
 
     # events
 
-    async def route(self, event: EventRecord) -> Routes:
-        """Bring an event to all that it leads to. It is durable when this returns."""
+    async def route(self, event: EventRecord, *, is_deduplicated: bool = False) -> Routes:
+        """Bring an event to all that it leads to. It is durable when this returns.
+
+        ``is_deduplicated``: the event has an id of its sender, so that another with this id changes nothing.
+        """
         routes = await self.find_routes(event)
-        if len(routes) > 1:
-            await self._start_event(event)
+        delivery = routes.delivery
+        if is_deduplicated or len(delivery) > 1 or await self._needs_workflow(delivery.function_ids):
+            await self._deliver_surely(delivery)
         else:
-            await self.deliver(event, routes)
+            await self.deliver(delivery)
         return routes
 
     async def find_routes(self, event: EventRecord) -> Routes:
         names = list(patterns_of(event.name))
-        topics = await asyncio.gather(*(self._read(topic_workflow_id(name), TOPIC, TopicRecord) for name in names))
+        topics = await self.records.find_topics(names)
         fields = msgspec.json.decode(event.body)
-        now = _now()
-        function_ids: dict[str, None] = {}
-        for topic in topics:
-            for trigger in topic.triggers if topic is not None else ():
-                if trigger.expression is None or compile_expression(trigger.expression).matches(fields, now=now):
-                    function_ids[trigger.function_id] = None
-        own = topics[0]
-        waits = [] if own is None else [(path, value_at(path, fields)) for path in own.paths]
-        return Routes(list(function_ids), waits)
+        function_ids = tuple(_triggered(topics, fields))
+        waits = tuple((path, value_at(path, fields)) for path in topics[0].paths)
+        is_known = bool(topics[0].paths) or any(topic.triggers for topic in topics)
+        return Routes(DeliveryRecord(event, function_ids, waits), is_known)
 
-    async def deliver(self, event: EventRecord, routes: Routes) -> None:
-        """Repeating this changes nothing."""
-        await asyncio.gather(*(self._start_run(function_id, event) for function_id in routes.function_ids))
-        await asyncio.gather(*(self._signal_wait(event, path, value) for path, value in routes.waits))
+    async def deliver(self, delivery: DeliveryRecord) -> None:
+        """Bring an event to what it leads to. Repeating this changes nothing.
+
+        Waits come first: an event does not cancel the runs that it starts, nor end their waits.
+        """
+        event = delivery.event
+        await asyncio.gather(*(self.waits.deliver(event, path, value) for path, value in delivery.waits))
+        await asyncio.gather(*(self._trigger(function_id, event) for function_id in delivery.function_ids))
 
     async def send_internal(self, sent: InternalEvents) -> None:
-        for name, data in sent.events:
-            event_id = make_event_id(sent.at, f"{sent.run_id}\n{name}")
-            received = make_internal_event(
-                InternalEvent(name), bytes(data), event_id, sent.at, sent.origin, sent.traceparent
+        """Route events of the engine. The caller repeats this until it succeeds."""
+        for index, (name, data) in enumerate(sent.events):
+            event_id = make_event_id(sent.at, f"{sent.run_id}\n{index}\n{name}")
+            received = make_internal_event(InternalEvent(name), bytes(data), event_id, sent.at)
+            record = EventRecord(
+                id=event_id,
+                name=name,
+                body=msgspec.Raw(received.body),
+                origin=sent.origin,
+                traceparent=sent.traceparent,
+                at=sent.at,
+                sender=sent.run_id,
+                chain=sent.chain,
             )
-            await self.route(
-                EventRecord(
-                    id=event_id,
-                    name=name,
-                    body=msgspec.Raw(received.body),
-                    origin=sent.origin,
-                    traceparent=sent.traceparent,
-                    sender=sent.run_id,
-                )
-            )
+            await self.deliver((await self.find_routes(record)).delivery)
 
-    async def _start_event(self, event: EventRecord) -> None:
-        with contextlib.suppress(WorkflowAlreadyStartedError):
-            await self._client.start_workflow(
+    async def _needs_workflow(self, function_ids: Iterable[str]) -> bool:
+        """Whether a start of these functions takes several requests."""
+        found = await self.records.find_functions(function_ids)
+        return any(record.config.cancel for record in found.values())
+
+    async def _deliver_surely(self, delivery: DeliveryRecord) -> None:
+        try:
+            handle = await self._client.start_workflow(
                 EventWorkflow.run,
-                event,
-                id=event_workflow_id(event.id),
+                delivery,
+                id=event_workflow_id(delivery.event.id),
                 task_queue=WORKFLOWS_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                start_delay=SENDERS_TIME,
+                static_summary=delivery.event.name,
             )
+        except WorkflowAlreadyStartedError:
+            return
+        await self.deliver(delivery)
+        await handle.signal(DELIVERED)
 
-    async def _start_run(self, function_id: str, event: EventRecord) -> str | None:
-        function = await self.find_function(function_id)
-        if function is None or not function.is_active or function.is_paused:
-            return None
-        return await self.start(self.run_input(function, function_id, (event,)))
+    # runs
 
-    def run_input(self, record: FunctionRecord, function_id: str, events: tuple[EventRecord, ...]) -> RunInput:
+    async def _trigger(self, function_id: str, event: EventRecord) -> None:
+        function = await self.records.find_function(function_id)
+        if function is not None and function.is_active:
+            await self.start(self.run_input(function, (event,)))
+
+    def run_input(self, record: FunctionRecord, events: tuple[EventRecord, ...]) -> RunInput:
+        """The run of a function for events.
+
+        It is skipped, or fails at once, if the function must not start.
+        """
         function = Function.from_config(record.config, record.app_id, record.app_version)
-        milliseconds = msgspec.json.decode(events[0].body)["ts"]
+        outcome = self._outcome_of(record, events[0])
+        cancel_on = () if outcome is not None else cancel_on_of(function.flow, _now())
         return RunInput(
-            run_id=make_run_id(milliseconds, events[0].id, function_id),
-            function_id=function_id,
+            run_id=make_run_id(events[0].at, events[0].id, function.id),
+            function_id=function.id,
             app_id=record.app_id,
             max_attempts=function.max_attempts,
             calls_queue=app_queue(record.app_id) if record.in_process else HTTP_QUEUE,
             events=events,
             app_version=record.app_version,
             parent=events[0].sender,
+            outcome=outcome,
+            cancel_on=tuple(
+                CancelRecord(each.event, None if each.condition is None else each.condition.text, each.until)
+                for each in cancel_on
+            ),
         )
+
+    def _outcome_of(self, record: FunctionRecord, event: EventRecord) -> RunOutcome | None:
+        runaway = self._explain_runaway(record.config.id, event)
+        if runaway is not None:
+            return RunOutcome(RunStatus.FAILED, runaway)
+        if record.is_paused:
+            message = f"no run of the function {record.config.id!r} was started: it is paused"
+            return RunOutcome(RunStatus.SKIPPED, ErrorData(name="FunctionSkippedError", message=message))
+        return None
+
+    def _explain_runaway(self, function_id: str, event: EventRecord) -> ErrorData | None:
+        is_run_end = event.name in RUN_END_EVENTS
+        reason = explain_runaway(event.origin, self._settings.max_depth, is_run_end=is_run_end)
+        if reason is None:
+            return None
+        named = [function_id, *event.chain][:_MOST_NAMED_FUNCTIONS]
+        is_whole = event.origin is not None and event.origin.chain < _MOST_NAMED_FUNCTIONS
+        chain = describe_chain(named, is_whole)
+        return ErrorData(name=RUNAWAY_ERROR, message=f"functions start each other endlessly ({chain}): {reason}")
 
     async def start(self, run: RunInput) -> str:
         """Start a run, unless it was started before."""
-        with contextlib.suppress(WorkflowAlreadyStartedError):
+        await self._listen_for_cancellations(run)
+        try:
             await self._client.start_workflow(
                 "durably.Run",
                 run,
@@ -166,138 +214,113 @@ class Router:
                 search_attributes=search_attributes_of(run),
                 static_summary=run.function_id,
             )
+        except WorkflowAlreadyStartedError:
+            if run.cancel_on and not await self.waits.is_running(run.run_id):
+                await self.waits.leave(LeaveInput(cancel_waits(run)))
         return run.run_id
 
-    async def _signal_wait(self, event: EventRecord, path: str | None, value: str | None) -> None:
-        handle = self._client.get_workflow_handle(wait_workflow_id(event.name, path, value))
-        try:
-            await handle.signal("event", event)
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
+    async def _listen_for_cancellations(self, run: RunInput) -> None:
+        await asyncio.gather(*map(self.waits.register, cancel_waits(run)))
 
-    # waits
-
-    async def register_wait(self, wait: WaitRecord) -> None:
-        await self._add_path(wait.event, wait.path)
-        await self._client.start_workflow(
-            WaitWorkflow.run,
-            WaitState(),
-            id=wait_workflow_id(wait.event, wait.path, wait.value),
-            task_queue=WORKFLOWS_QUEUE,
-            start_signal="wait",
-            start_signal_args=[wait],
-            static_summary=f"waits for {wait.event}",
-        )
-
-    async def _add_path(self, event_name: str, path: str | None) -> None:
-        topic = await self._read(topic_workflow_id(event_name), TOPIC, TopicRecord)
-        if topic is None or path not in topic.paths:
-            await self._update_topic(event_name, "add_path", path)
-
-    async def register_signal_wait(self, wait: SignalRecord) -> bool:
-        """False if another run waits for the signal."""
-        start = WithStartWorkflowOperation(
-            SignalWorkflow.run,
-            id=signal_workflow_id(wait.signal),
-            task_queue=WORKFLOWS_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"waits for the signal {wait.signal}",
-        )
-        taken: bool = await self._client.execute_update_with_start_workflow(
-            "wait", wait, start_workflow_operation=start, result_type=bool
-        )
-        return taken
-
-    # functions
-
-    async def find_function(self, function_id: str) -> FunctionRecord | None:
-        return await self._read(function_workflow_id(function_id), FUNCTION, FunctionRecord)
+    # invocations
 
     async def resolve_invocation(self, invocation: InvokeInput) -> ResolvedInvocation:
-        function = await self.find_function(invocation.function_id)
+        """The run to start for an invocation. The caller repeats this until it succeeds."""
+        function_id = invocation.function_id
+        function = await self.records.find_function(function_id)
         if function is None or not function.is_active:
-            message = (
-                f"step {invocation.name!r} invokes the function {invocation.function_id!r}, which no app has synced: "
-                "its id is its app's id, a hyphen, and its own"
+            return _refused(
+                "FunctionNotFoundError",
+                f"step {invocation.name!r} invokes the function {function_id!r}, which no app has synced: its id is "
+                "its app's id, a hyphen, and its own",
             )
-            return ResolvedInvocation(error=ErrorData(name="FunctionNotFoundError", message=message))
-        metadata = {
-            "correlation_id": f"{invocation.run_id}.{invocation.step_id}",
-            "expire": invocation.until,
-            "fn_id": invocation.function_id,
-            "name": invocation.name,
-            "source_app_id": invocation.source_app_id,
-            "source_fn_id": invocation.source_function_id,
-        }
-        data = {**(invocation.payload.get("data") or {}), "_inngest": metadata}
-        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data, user=invocation.payload.get("user"))
+        event = _invocation(invocation)
+        try:
+            check_event(event, self._settings.max_event_bytes, is_internal=True)
+        except EventInvalidError as invalid:
+            return _refused(invalid.name, f"step {invocation.name!r} cannot invoke {function_id!r}: {invalid.message}")
+        event = msgspec.structs.replace(event, data={**event.data, "_inngest": _metadata_of(invocation)})
         event_id = make_event_id(invocation.at, f"{invocation.run_id}\n{invocation.step_id}")
-        received = make_received_event(event, event_id, invocation.at, invocation.origin)
+        received = make_received_event(event, event_id, invocation.at)
         record = EventRecord(
             id=event_id,
             name=event.name,
             body=msgspec.Raw(received.body),
             origin=invocation.origin,
             traceparent=invocation.traceparent,
+            at=invocation.at,
             sender=invocation.run_id,
+            chain=invocation.chain,
         )
-        run = self.run_input(function, invocation.function_id, (record,))
+        runaway = self._explain_runaway(function_id, record)
+        if runaway is not None:
+            return ResolvedInvocation(error=runaway)
+        await self._deliver_to_others(record, function_id)
+        run = self.run_input(function, (record,))
+        if run.outcome is not None:
+            await self.start(run)
+            return ResolvedInvocation(error=run.outcome.error)
+        await self._listen_for_cancellations(run)
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
 
-    async def configure(self, functions: Iterable[tuple[str, FunctionRecord]]) -> None:
-        """Store functions, and their triggers in the topics.
+    async def invoke(self, function_id: str, event: Event, event_id: str) -> str:
+        """Start a run of one function for an event, whatever its triggers.
 
-        Repeating this changes nothing.
+        Returns the run's id. Raises ``FunctionNotFoundError``.
         """
-        await asyncio.gather(*(self._configure(function_id, record) for function_id, record in functions))
+        function = await self.records.find_function(function_id)
+        if function is None or not function.is_active:
+            raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
+        now = _now()
+        event = msgspec.structs.replace(event, data={**event.data, "_inngest": {"fn_id": function_id}})
+        received = make_received_event(event, event_id, now)
+        record = EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), at=now)
+        found = (await self.find_routes(record)).delivery
+        others = tuple(each for each in found.function_ids if each != function_id)
+        await self._deliver_surely(msgspec.structs.replace(found, function_ids=(function_id, *others)))
+        return make_run_id(now, event_id, function_id)
 
-    async def _configure(self, function_id: str, record: FunctionRecord) -> None:
-        before = await self.find_function(function_id)
-        start = WithStartWorkflowOperation(
-            FunctionWorkflow.run,
-            record,
-            id=function_workflow_id(function_id),
-            task_queue=WORKFLOWS_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            memo={FUNCTION: record},
-            static_summary=function_id,
-        )
-        await self._client.execute_update_with_start_workflow("configure", record, start_workflow_operation=start)
-        wanted = _by_event(function_id, record)
-        dropped = set() if before is None else _by_event(function_id, before).keys() - wanted.keys()
-        for name in (*wanted, *dropped):
-            change = AppTriggers((function_id,), tuple(wanted.get(name, ())))
-            await self._update_topic(name, "set_triggers", change)
-
-    async def _update_topic(self, event_name: str, update: str, argument: Any) -> None:
-        start = WithStartWorkflowOperation(
-            TopicWorkflow.run,
-            TopicRecord(),
-            id=topic_workflow_id(event_name),
-            task_queue=WORKFLOWS_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=event_name,
-        )
-        await self._client.execute_update_with_start_workflow(update, argument, start_workflow_operation=start)
-
-    async def _read(self, workflow_id: str, memo: str, as_type: type[T]) -> T | None:
-        """The record of a workflow, by Describe: it is consistent and costs no action."""
-        try:
-            described = await self._client.get_workflow_handle(workflow_id).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
-        return await described.memo_value(memo, None, type_hint=as_type)
+    async def _deliver_to_others(self, event: EventRecord, function_id: str) -> None:
+        found = (await self.find_routes(event)).delivery
+        others = tuple(each for each in found.function_ids if each != function_id)
+        await self.deliver(msgspec.structs.replace(found, function_ids=others))
 
 
-def _by_event(function_id: str, record: FunctionRecord) -> dict[str, list[TriggerRecord]]:
-    found: dict[str, list[TriggerRecord]] = {}
-    for trigger in record.config.triggers if record.is_active else ():
-        if trigger.event:
-            found.setdefault(trigger.event, []).append(TriggerRecord(function_id, trigger.expression))
-    return found
+def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict[str, None]:
+    now = _now()
+    return {
+        trigger.function_id: None
+        for topic in topics
+        for trigger in topic.triggers
+        if trigger.expression is None or compile_expression(trigger.expression).matches(fields, now=now)
+    }
+
+
+def _refused(name: str, message: str) -> ResolvedInvocation:
+    return ResolvedInvocation(error=ErrorData(name=name, message=message))
+
+
+def _invocation(invocation: InvokeInput) -> Event:
+    """The event of an invocation, without optional parts of a wrong type."""
+    payload = invocation.payload
+    version, user = payload.get("v"), payload.get("user")
+    return Event(
+        name=InternalEvent.FUNCTION_INVOKED,
+        data=payload.get("data") or {},
+        user=user,
+        v=version if isinstance(version, str) else None,
+    )
+
+
+def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
+    return {
+        "correlation_id": f"{invocation.run_id}.{invocation.step_id}",
+        "expire": invocation.until,
+        "fn_id": invocation.function_id,
+        "name": invocation.name,
+        "source_app_id": invocation.source_app_id,
+        "source_fn_id": invocation.source_function_id,
+    }
 
 
 def _now() -> int:

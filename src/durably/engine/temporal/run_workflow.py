@@ -16,7 +16,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, FailureError, TimeoutError
 
-from durably.engine.core.answers import Answer, AttemptFailed, Unreached
+from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Unreached
 from durably.engine.core.errors import StaleCallError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.inputs import (
@@ -39,15 +39,16 @@ from durably.engine.core.inputs import (
 from durably.engine.core.machine import advance, start
 from durably.engine.core.policy import Policy, standard_backoff, unreached_backoff
 from durably.engine.core.run_state import Call, RunStatus, origin_of
-from durably.engine.core.transition import data_memo, error_memo
-from durably.engine.scheduling.events import ReceivedEvent, RunResult, index_key, run_end_events
+from durably.engine.core.transition import data_memo, encode_error, error_memo
+from durably.engine.scheduling.events import ReceivedEvent, RunResult, run_end_events
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_CALL_DURATION
 from durably.protocol.opcodes import Op
 
-from .activities import CALL, LOCAL_TIMEOUT, RESOLVE, SEND, WAIT_FOR_EVENT, WAIT_FOR_SIGNAL
+from .activities import CALL, LEAVE, LOCAL_TIMEOUT, RESOLVE, SEND, WAIT_FOR_EVENT, WAIT_FOR_SIGNAL
 from .contents import CONTENTS, RunContent
 from .ids import run_workflow_id
+from .listening import Listening
 from .messages import (
     RUN_MEMO,
     CallInput,
@@ -57,6 +58,7 @@ from .messages import (
     Delivery,
     InternalEvents,
     InvokeInput,
+    LeaveInput,
     MemoRecord,
     ResolvedInvocation,
     RunInput,
@@ -64,8 +66,10 @@ from .messages import (
     SignalRecord,
     WaitRecord,
     answer_of,
+    chain_after,
 )
 from .search_attributes import search_attributes_of
+from .wait_keys import cancel_position, wait_key
 
 RUN = "durably.Run"
 _CALL_RESULT: Any = CallResult
@@ -103,19 +107,25 @@ class RunWorkflow:
         first."""
         self._handling_early: set[asyncio.Task[None]] = set()
         self._registrations: set[asyncio.Task[None]] = set()
+        self._listening = Listening(run)
+        self._leaving: set[asyncio.Task[None]] = set()
         self._end: EndRun | None = None
 
     @workflow.run
     async def run(self, run: RunInput) -> msgspec.Raw:
         """The function's return value. A failed run fails with its error."""
-        (call,) = self._state.calls
-        self._make_call(MakeCall(call))
+        if run.outcome is not None:
+            self._end_run(EndRun(run.outcome.status, encode_error(run.outcome.error)))
+        else:
+            (call,) = self._state.calls
+            self._make_call(MakeCall(call))
         try:
             await workflow.wait_condition(lambda: self._end is not None)
         except asyncio.CancelledError:
             self._apply(CancelRequested())
         await workflow.wait_condition(workflow.all_handlers_finished)
         assert self._end is not None
+        await self._leave_all()
         await self._report_end(self._end)
         CONTENTS.forget(run.run_id)
         return self._finish(self._end)
@@ -137,20 +147,30 @@ class RunWorkflow:
 
     @workflow.signal(name="deliver")
     def _deliver(self, delivery: Delivery) -> None:
+        if self._listening.is_repeated(delivery):
+            return
+        position = cancel_position(delivery.step_id)
+        if position is not None:
+            if self._meets(delivery, self._run.cancel_on[position].expression):
+                self._apply(CancelRequested(f"the run was cancelled by the event {delivery.event.name!r}"))
+            return
         wait = self._awaited.get(delivery.step_id)
         if wait is None:
             self._keep_early(delivery)
-            return
-        body = bytes(delivery.event.body)
-        if wait.expression is not None:
-            fields = msgspec.json.decode(body)
-            if not compile_expression(wait.expression).matches(self._triggers[0].fields, fields, now=_now()):
-                return
-        self._apply(WaitResolved(delivery.step_id, body))
+        elif self._meets(delivery, wait.expression):
+            self._listening.note_delivered(delivery)
+            self._apply(WaitResolved(delivery.step_id, bytes(delivery.event.body)))
+
+    def _meets(self, delivery: Delivery, expression: str | None) -> bool:
+        if expression is None:
+            return True
+        fields = msgspec.json.decode(delivery.event.body)
+        return compile_expression(expression).matches(self._triggers[0].fields, fields, now=_now())
 
     @workflow.signal(name="resolve")
     def _resolve(self, resolved: WaitResolved) -> None:
         if any(wait.step_id == resolved.step_id for wait in self._state.waits):
+            self._listening.forget(resolved.step_id)
             self._apply(resolved)
         else:
             self._keep_early(resolved)
@@ -248,7 +268,7 @@ class RunWorkflow:
         else:
             answer = answer_of(result)
         self._calls.pop(call.generation, None)
-        ops = answer.ops if hasattr(answer, "ops") else []
+        ops = answer.ops if isinstance(answer, ReportedOps) else []
         self._apply_answer(Answered(call.generation, answer, self._known(ops, call.step_id)))
 
     def _write_memo(self, command: WriteMemo) -> None:
@@ -262,24 +282,23 @@ class RunWorkflow:
 
     async def _time_out(self, step_id: str, until: int, summary: str) -> None:
         await workflow.sleep(max(until - _now(), 1) / 1000, summary=summary)
+        self._listening.forget(step_id)
         self._apply(TimerFired(step_id))
 
     def _await_event(self, command: AwaitEvent) -> None:
         self._awaited[command.step_id] = command
         self._begin_wait(command.step_id)
-        path = value = None
-        is_exact = command.expression is None
-        if command.expression is not None:
-            path, value = index_key(compile_expression(command.expression), self._triggers[0].fields)
+        key = wait_key(command.expression, self._triggers[0].fields)
         record = WaitRecord(
             run_id=self._run.run_id,
             step_id=command.step_id,
             event=command.event,
             until=command.until,
-            path=path,
-            value=value,
-            is_exact=is_exact,
+            path=key.path,
+            value=key.value,
+            is_exact=key.is_exact,
         )
+        self._listening.begin(record)
         registered = self._register(
             workflow.execute_local_activity(
                 WAIT_FOR_EVENT, record, start_to_close_timeout=LOCAL_TIMEOUT, summary=command.name
@@ -303,6 +322,7 @@ class RunWorkflow:
             replaces=command.replaces,
             until=command.until,
         )
+        self._listening.begin(record)
         registered = self._register(self._register_signal(record))
         self._waits[command.step_id] = asyncio.create_task(
             self._time_out_after(registered, command.step_id, command.until, command.name)
@@ -313,6 +333,7 @@ class RunWorkflow:
             WAIT_FOR_SIGNAL, record, result_type=bool, start_to_close_timeout=LOCAL_TIMEOUT
         )
         if not taken:
+            self._listening.forget(record.step_id)
             self._apply(SignalConflicted(record.step_id, record.signal))
 
     def _register(self, registering: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
@@ -322,7 +343,7 @@ class RunWorkflow:
         return task
 
     async def _time_out_after(self, registered: "asyncio.Task[None]", step_id: str, until: int, name: str) -> None:
-        await registered
+        await asyncio.wait([registered])  # It goes on if the wait ends before, so that leaving comes after it.
         await self._time_out(step_id, until, name)
 
     def _invoke(self, command: Invoke) -> None:
@@ -342,6 +363,7 @@ class RunWorkflow:
             at=_now(),
             origin=origin_of(0, trigger.origin, _now(), is_invocation=True),
             traceparent=trigger.traceparent,
+            chain=chain_after(self._run),
         )
         resolved = await workflow.execute_local_activity(
             RESOLVE, invocation, result_type=ResolvedInvocation, start_to_close_timeout=LOCAL_TIMEOUT
@@ -378,6 +400,22 @@ class RunWorkflow:
         waiting = self._waits.pop(command.step_id, None)
         if waiting is not None:
             self._stop(waiting)
+        left = self._listening.close(command.step_id)
+        if left is not None:
+            self._leaving.add(task := asyncio.create_task(self._leave(left)))
+            task.add_done_callback(self._leaving.discard)
+
+    async def _leave(self, left: LeaveInput) -> None:
+        while self._registrations:
+            await asyncio.wait([*self._registrations])
+        await workflow.execute_local_activity(LEAVE, left, start_to_close_timeout=LOCAL_TIMEOUT)
+
+    async def _leave_all(self) -> None:
+        left = self._listening.close_all()
+        if left is not None:
+            await self._leave(left)
+        while self._leaving:
+            await asyncio.wait([*self._leaving])
 
     # the end
 
@@ -389,6 +427,8 @@ class RunWorkflow:
         self._awaited.clear()
 
     async def _report_end(self, end: EndRun) -> None:
+        if end.status is RunStatus.SKIPPED:
+            return
         result = RunResult(self._run.run_id, self._run.function_id, end.status, end.output)
         named = run_end_events(result, self._triggers)
         if not named:
@@ -400,11 +440,12 @@ class RunWorkflow:
             events=[(name.value, msgspec.Raw(data)) for name, data in named],
             origin=origin_of(0, trigger.origin, _now()),
             traceparent=trigger.traceparent,
+            chain=chain_after(self._run),
         )
         await workflow.execute_local_activity(SEND, events, start_to_close_timeout=LOCAL_TIMEOUT)
 
     def _finish(self, end: EndRun) -> msgspec.Raw:
-        if end.status is RunStatus.COMPLETED:
+        if end.status in (RunStatus.COMPLETED, RunStatus.SKIPPED):
             return msgspec.Raw(end.output)
         error = msgspec.json.decode(end.output, type=ErrorData)
         raise ApplicationError(

@@ -10,6 +10,7 @@ from typing import Any
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
+from durably.engine.core.run_state import RunStatus
 from durably.temporal.search_attributes import indexed_type, register_and_wait
 
 from .messages import RunInput
@@ -53,6 +54,8 @@ def search_attributes_of(run: RunInput) -> TypedSearchAttributes:
         SearchAttributePair(EVENT, keyword(run.events[0].name)),
         SearchAttributePair(EVENT_IDS, ids),
     ]
+    if run.outcome is not None and run.outcome.status is RunStatus.SKIPPED:
+        pairs.append(SearchAttributePair(STATUS, RunStatus.SKIPPED.value))
     if run.parent is not None:
         pairs.append(SearchAttributePair(PARENT, run.parent))
     return TypedSearchAttributes(pairs)

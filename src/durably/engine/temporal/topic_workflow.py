@@ -12,6 +12,10 @@ TOPIC = "topic"
 """The memo with the record."""
 
 
+MAX_PATHS = 50
+"""The maximum number of paths of a topic, because each costs every event of the name a request."""
+
+
 class AppTriggers(msgspec.Struct, frozen=True):
     """The new triggers of some functions.
 
@@ -32,7 +36,7 @@ class TopicWorkflow:
     async def run(self, record: TopicRecord) -> None:
         await workflow.wait_condition(lambda: workflow.info().is_continue_as_new_suggested())
         await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(self._record)
+        workflow.continue_as_new(self._record, memo={TOPIC: self._record})
 
     @workflow.update(name="set_triggers")
     def set_triggers(self, change: AppTriggers) -> None:
@@ -40,9 +44,14 @@ class TopicWorkflow:
         self._put(msgspec.structs.replace(self._record, triggers=(*kept, *change.triggers)))
 
     @workflow.update(name="add_path")
-    def add_path(self, path: str | None) -> None:
-        if path not in self._record.paths:
-            self._put(msgspec.structs.replace(self._record, paths=(*self._record.paths, path)))
+    def add_path(self, path: str | None) -> bool:
+        """False if the topic has too many paths."""
+        if path in self._record.paths:
+            return True
+        if path is not None and len(self._record.paths) >= MAX_PATHS:
+            return False
+        self._put(msgspec.structs.replace(self._record, paths=(*self._record.paths, path)))
+        return True
 
     def _put(self, record: TopicRecord) -> None:
         self._record = record

@@ -2,8 +2,6 @@
 
 import asyncio
 import datetime as dt
-import os
-import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -20,11 +18,11 @@ from durably.engine.core.errors import (
     TooLargeError,
 )
 from durably.engine.core.inputs import CancelRequested
+from durably.engine.core.transition import data_memo
 from durably.engine.interface import LocalEngine
 from durably.engine.json_bodies import decode_events
 from durably.engine.reports import MatchCount, RunPage
 from durably.engine.scheduling.bulk_operations import check_condition
-from durably.engine.scheduling.events import IdSeed, check_event, make_id, make_received_event
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.settings import EngineSettings
 from durably.engine.views import RunStatus, RunView, SyncResult
@@ -33,10 +31,13 @@ from durably.protocol.events import EventReceipt
 from durably.protocol.sync import SyncRequest
 
 from .activities import CallActivities, Caller, RoutingActivities
+from .app_sync import AppSync
+from .app_workflow import AppWorkflow
+from .event_receiver import EventReceiver
 from .event_workflow import EventWorkflow
 from .function_workflow import FunctionWorkflow
-from .ids import WORKFLOWS_QUEUE, make_event_id, run_workflow_id
-from .messages import CheckpointInput, EventRecord, FunctionRecord
+from .ids import WORKFLOWS_QUEUE, run_workflow_id
+from .messages import CheckpointInput
 from .router import Router
 from .run_lists import RunFilter, RunLists
 from .run_search import RunSearch
@@ -49,6 +50,7 @@ from .wait_workflow import WaitWorkflow
 
 WORKFLOWS: Sequence[type] = (
     RunWorkflow,
+    AppWorkflow,
     EventWorkflow,
     FunctionWorkflow,
     SignalWorkflow,
@@ -69,7 +71,9 @@ class WorkflowEngine(LocalEngine):
     def __init__(self, client: Client, settings: EngineSettings) -> None:
         self._client = client
         self._settings = settings
-        self._router = Router(client)
+        self._router = Router(client, settings)
+        self._apps = AppSync(client)
+        self._events = EventReceiver(client, self._router, settings)
         self._views = RunViews(client)
         self._lists = RunLists(client)
         self._search = RunSearch(self._lists, self._views)
@@ -80,7 +84,7 @@ class WorkflowEngine(LocalEngine):
 
         One executes workflows, the others the calls of one task queue each.
         """
-        routing = RoutingActivities(self._router)
+        routing = RoutingActivities(self._router, self._apps)
         calls = CallActivities(self._client, call)
         return [
             Worker(
@@ -114,41 +118,13 @@ class WorkflowEngine(LocalEngine):
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         functions = read_sync(request, in_process=in_process)
         await self.prepare()
-        await self._router.configure(
-            (
-                function.id,
-                FunctionRecord(
-                    app_id=function.app_id,
-                    config=function.config,
-                    app_version=function.app_version,
-                    in_process=in_process,
-                ),
-            )
-            for function in functions
-        )
-        return SyncResult(app_id=request.app_id, modified=True, version=request.app_version)
+        return await self._apps.sync(request, functions, in_process=in_process)
 
     async def receive_events(
         self, body: bytes, *, seed: str | None = None, sender: str | None = None, traceparent: str | None = None
     ) -> EventReceipt:
         events = await decode_events(body, self._settings.max_event_bytes)
-        checked = [check_event(event, self._settings.max_event_bytes) for event in events]
-        id_seed = IdSeed(seed) if seed else None
-        now = time.time_ns() // 1_000_000
-        ids, records = [], []
-        for index, each in enumerate(checked):
-            event = each.event
-            if event.id:
-                event_id = make_event_id(0, event.id)
-            else:
-                event_id = id_seed.id_of(index) if id_seed else make_id(now, os.urandom)
-            received = make_received_event(event, event_id, now, None, each.data, traceparent)
-            ids.append(event_id)
-            records.append(
-                EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), traceparent=traceparent)
-            )
-        await asyncio.gather(*(self._router.route(record) for record in records))
-        return EventReceipt(ids=ids)
+        return await self._events.receive(events, seed=seed, sender=sender, traceparent=traceparent)
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         generation = request.generation_id
@@ -245,19 +221,8 @@ class WorkflowEngine(LocalEngine):
         return True
 
     async def signal(self, name: str, data: Any = None) -> str | None:
-        from durably.engine.core.transition import data_memo
-
-        from .ids import signal_workflow_id
-
         memo = data_memo(b'{"data":' + msgspec.json.encode(data) + b',"signal":' + msgspec.json.encode(name) + b"}")
-        handle = self._client.get_workflow_handle(signal_workflow_id(name))
-        try:
-            result: str | None = await handle.execute_update("send", msgspec.Raw(memo), result_type=str)
-            return result
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+        return await self._router.waits.send_signal(name, memo)
 
 
 def _error_of_checkpoint(error: WorkflowUpdateFailedError) -> Exception:

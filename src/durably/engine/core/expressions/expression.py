@@ -138,10 +138,10 @@ class Expression:
 
     ``event`` is the trigger, ``async_`` the later event that the expression calls ``async``, both as JSON decodes
     them. ``now`` is the value of ``now()``, in milliseconds since the epoch. ``kinds`` are the kinds of values that it
-    may give.
+    may give. ``is_equality``: it is a single one of its ``equalities``, and nothing else.
     """
 
-    __slots__ = ("_equalities", "_evaluate", "_variables", "kinds", "missing_field", "text")
+    __slots__ = ("_equalities", "_evaluate", "_variables", "is_equality", "kinds", "missing_field", "text")
 
     def __init__(self, text: str, compiler: Compiler, node: Node) -> None:
         self.text = text
@@ -149,6 +149,7 @@ class Expression:
         self._variables = compiler.variables
         self.missing_field = _explain_missing_field(compiler.event_fields)
         self._equalities = tuple(read_equalities(node))
+        self.is_equality = isinstance(node, Binary) and len(self._equalities) == 1
         self.kinds: frozenset[Kind] = possible_kinds(node)
 
     def __repr__(self) -> str:

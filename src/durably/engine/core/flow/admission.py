@@ -189,7 +189,7 @@ def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
                 singleton=singleton,
             ),
             cancels=None if holder is None else holder.run_key,
-            cancel_on=_cancel_on(flow, now),
+            cancel_on=cancel_on_of(flow, now),
             start_by=flow.start_by(now),
         )
     )
@@ -199,7 +199,8 @@ def _slots(flow: Flow, event: Fields, now: int) -> tuple[EntrySlot, ...]:
     return tuple(EntrySlot(limit.name, limit.bucket_id(flow.function_id, event, now)) for limit in flow.concurrency)
 
 
-def _cancel_on(flow: Flow, now: int) -> tuple[CancelOn, ...]:
+def cancel_on_of(flow: Flow, now: int) -> tuple[CancelOn, ...]:
+    """The events that cancel a run which is admitted now."""
     if not flow.options.cancel:
         return ()
     return tuple(
