@@ -87,7 +87,7 @@ class HttpWorkflowEngine(WorkflowEngine):
         known = self._functions.get(function_id)
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        record = await self._router.find_function(function_id)
+        record = await self._router.records.find_function(function_id)
         if record is None:
             raise FunctionNotFoundError(f"no app has synced a function with the id {function_id!r}")
         function = Function.from_config(record.config, record.app_id, record.app_version)
