@@ -19,7 +19,7 @@ from durably.engine.settings import EngineSettings
 from durably.engine.sqlite import count_tables as counts
 from durably.engine.sqlite import event_search, run_search, search_pages, walks
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
-from durably.io import http_client, loop_watch
+from durably.io import http_connections, loop_watch
 from durably.protocol import limits, options
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "limits.md").read_text()
@@ -133,7 +133,7 @@ EXPECTED = {
     "time for `/ready`": time(routes.READY_SECONDS),
     "functions with metrics of their own": f"{limits.MAX_METRIC_FUNCTIONS}",
     "a request to the engine": time(Client(app_id="app").request_timeout),
-    "connections to an engine, of a process": f"{http_client._MAX_CONNECTIONS}",
+    "connections to an engine, of a process": f"{http_connections.MAX_CONNECTIONS}",
     "age of a signature": time(limits.SIGNATURE_TOLERANCE),
     "body that is tried in canonical form": size(limits.MAX_CANONICAL_BYTES),
     "CPU for canonical forms of badly signed bodies": (

@@ -15,7 +15,7 @@ from durably.engine.http.codec import HttpRequest, HttpResponse, NotAnEngineErro
 from durably.engine.interface import SyncEngine
 from durably.engine.operations import Operation
 from durably.engine.views import RunUpdate
-from durably.io.http_client import failure_reason
+from durably.io.http_connections import failure_reason
 from durably.protocol.api import AppSyncBody, Envelope, ErrorBody
 from durably.protocol.events import Event, EventReceipt
 from durably.protocol.signatures import bearer_token

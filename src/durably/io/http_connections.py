@@ -1,0 +1,162 @@
+"""Connections to an engine, by urllib3.
+
+``http_client`` imports this module with the first request, because many processes send none.
+"""
+
+import ipaddress
+import logging
+import os
+import ssl
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import urllib3
+
+from durably.errors import TransportError
+
+MAX_CONNECTIONS = 32
+"""Connections to one engine that are kept open."""
+_CHUNK_BYTES = 64 * 1024
+
+
+class _Connections:
+    """The process's connection pools.
+
+    A forked child makes its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._managers: dict[str | None, urllib3.PoolManager] = {}
+
+    def manager_for(self, url: str) -> urllib3.PoolManager:
+        """Raises ``urllib3.exceptions.HTTPError`` for an invalid proxy."""
+        proxy = _proxy_for(url)
+        with self._lock:
+            if proxy not in self._managers:
+                self._managers[proxy] = _make_manager(proxy)
+            return self._managers[proxy]
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment or the platform names.
+
+    ``None`` for a URL on this machine.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if _is_local(host) or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
+
+
+def _is_local(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _make_manager(proxy: str | None) -> urllib3.PoolManager:
+    options: dict[str, Any] = {"maxsize": MAX_CONNECTIONS, "retries": False}
+    if proxy is None:
+        return urllib3.PoolManager(**options)
+    parts = urlsplit(proxy)
+    credentials = f"{unquote(parts.username)}:{unquote(parts.password or '')}" if parts.username else None
+    headers = urllib3.make_headers(proxy_basic_auth=credentials)
+    return urllib3.ProxyManager(proxy, proxy_headers=headers, **options)
+
+
+_connections = _Connections()
+
+
+def _renew() -> None:
+    global _connections
+    _connections = _Connections()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
+class _Quiet(threading.local):
+    """Stops urllib3's log lines about our requests.
+
+    The lines have whole URLs, and some contain the event key.
+    """
+
+    is_sending = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not self.is_sending
+
+
+_quiet = _Quiet()
+logging.getLogger("urllib3.connectionpool").addFilter(_quiet)
+
+
+def send(method: str, url: str, headers: Mapping[str, str], body: bytes | None, timeout: float) -> tuple[int, bytes]:
+    """The status and the body of the answer. See ``http_client.send``."""
+    deadline = time.monotonic() + timeout
+    _quiet.is_sending = True
+    try:
+        answer = _connections.manager_for(url).request(
+            method,
+            url,
+            body=body,
+            headers=dict(headers),
+            timeout=urllib3.Timeout(total=timeout),
+            redirect=False,
+            preload_content=False,
+        )
+        return answer.status, _read(answer, deadline)
+    except (urllib3.exceptions.HTTPError, OSError) as error:
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        raise TransportError(f"cannot reach {origin}: {failure_reason(error)}") from None
+    except ValueError:  # urlsplit raises it; the engine's URL was checked when the client was made
+        raise TransportError(
+            "cannot reach the engine: the URL of the proxy in HTTP_PROXY or HTTPS_PROXY is not valid"
+        ) from None
+    finally:
+        _quiet.is_sending = False
+
+
+def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    """The whole body.
+
+    The socket's timeout limits each wait for bytes, ``deadline`` limits their sum.
+    """
+    chunks: list[bytes] = []
+    while chunk := answer.read1(_CHUNK_BYTES):
+        chunks.append(chunk)
+        if time.monotonic() > deadline:
+            answer.close()
+            raise urllib3.exceptions.TimeoutError
+    return b"".join(chunks)
+
+
+def failure_reason(error: Exception) -> str:
+    """The reason of a failure, without the URL that urllib3's messages contain."""
+    if isinstance(error, urllib3.exceptions.ProxyError):
+        return f"its proxy: {failure_reason(error.original_error)}"
+    if isinstance(error, urllib3.exceptions.NameResolutionError):
+        return "the host's name cannot be resolved"
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a kind of TimeoutError, to urllib3
+        cause = error.__cause__
+        return str(getattr(cause, "strerror", None) or "no connection can be made").lower()
+    if isinstance(error, urllib3.exceptions.TimeoutError):
+        return "it did not answer in time"
+    if isinstance(error, urllib3.exceptions.ProxySchemeUnknown):
+        return "its proxy's URL must begin with http:// or https://"
+    if isinstance(error, urllib3.exceptions.SSLError):
+        if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in error.args):
+            return "its TLS certificate is not valid"
+        return "the TLS handshake failed; is it an http:// URL?"
+    return "the connection broke off"
