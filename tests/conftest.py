@@ -1,11 +1,13 @@
 """What all tests have in common."""
 
+import gc
 import os
 import re
 import signal
 import sys
 
 import hypothesis
+import pytest
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job in a shell's background ignores it, and the programs that tests interrupt would inherit that.
@@ -32,3 +34,9 @@ A signature comes first, as a whole: some begin with ten digits.
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Tests have the same ids in every process, which pytest-xdist requires."""
     return _VOLATILE.sub("~", val) if isinstance(val, str) and _VOLATILE.search(val) else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Thousands of modules and tests stay until the end, so no garbage collection need look at them again."""
+    gc.freeze()
