@@ -4,19 +4,23 @@ from collections.abc import Sequence
 
 from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.admission import (
+    CANCELLED_BY_SINGLETON,
+    PAUSED,
+    REPLACED,
+    SKIP_REASONS,
     Admission,
     Batched,
     CancelOn,
     Debounced,
     OpenBatch,
     Skip,
-    SkipReason,
     Start,
     Trigger,
     admit,
     end_batch,
     end_debounce,
     release_singleton,
+    skipped_error,
     start,
     take_singleton,
 )
@@ -37,15 +41,6 @@ from .reruns import Rerun, descends_from_cancelled, refuse_runaway
 from .subscriptions import ENDS, RunChange
 from .transaction import MOST_TRIGGER_BYTES, CachedRun, Transaction
 
-_PAUSED = "it is paused"
-_TOOK_PLACE = "a later event took the place of this one (debounce)"
-_REASONS = {
-    SkipReason.IDEMPOTENCY: "an event with the same value of its idempotency expression came less than 24 hours before",
-    SkipReason.RATE_LIMIT: "the event is over its rate limit",
-    SkipReason.SINGLETON: "a run of it is under way (singleton)",
-}
-_SINGLETON_CANCELLED = "the run was cancelled: a newer one took its place (singleton)"
-
 
 def trigger_function(transaction: Transaction, function: Function, event_key: int) -> RunRow | None:
     """Start a run of the function for an event.
@@ -61,7 +56,7 @@ def trigger_function(transaction: Transaction, function: Function, event_key: in
     if function.is_plain and controls is None:
         return _start_run(transaction, function, (event_key,))
     if controls is not None and controls.is_paused:
-        return _skip_run(transaction, function, (event_key,), _PAUSED)
+        return _skip_run(transaction, function, (event_key,), PAUSED)
     trigger = Trigger(event_key, received.fields, len(received.body))
     admission = admit(function.flow, trigger, transaction.store.flow.read, transaction.now)
     _put(transaction, admission.changes)
@@ -72,7 +67,7 @@ def trigger_function(transaction: Transaction, function: Function, event_key: in
         case Batched() as batched:
             return _add_to_batch(transaction, function, event_key, batched)
         case Skip(reason, None):
-            _drop(transaction, function, event_key, _REASONS[reason])
+            _drop(transaction, function, event_key, SKIP_REASONS[reason])
             return None
         case _:
             return _start_or_skip(transaction, function, (event_key,), admission)
@@ -135,7 +130,7 @@ def _hold_back(transaction: Transaction, function: Function, event_key: int, deb
         transaction.store.flow.hold_event(bucket_id, event_key)
     if debounced.dropped is not None:
         transaction.store.flow.drop_held_event(bucket_id, debounced.dropped)
-        _drop(transaction, function, debounced.dropped, _TOOK_PLACE)
+        _drop(transaction, function, debounced.dropped, REPLACED)
 
 
 def _add_to_batch(transaction: Transaction, function: Function, event_key: int, batched: Batched) -> RunRow | None:
@@ -152,7 +147,7 @@ def _start_held(transaction: Transaction, function: Function, bucket_id: str) ->
     event_keys = transaction.store.flow.take_held_events(bucket_id)
     controls = transaction.registry.controls.get(function.id)
     if controls is not None and controls.is_paused:
-        return _skip_run(transaction, function, event_keys, _PAUSED)
+        return _skip_run(transaction, function, event_keys, PAUSED)
     event = transaction.event(event_keys[0]).fields
     return _start_or_skip(
         transaction, function, event_keys, start(function.flow, event, transaction.store.flow.read, transaction.now)
@@ -161,14 +156,14 @@ def _start_held(transaction: Transaction, function: Function, bucket_id: str) ->
 
 def _drop(transaction: Transaction, function: Function, event_key: int, reason: str) -> None:
     """Drop the trigger. Report it to the invoking step, if there is one."""
-    _fail_invokers(transaction, (event_key,), _skipped(function, reason))
+    _fail_invokers(transaction, (event_key,), skipped_error(function.id, reason))
 
 
 def _skip_run(
     transaction: Transaction, function: Function, event_keys: Sequence[int], reason: str, rerun_of: str | None = None
 ) -> RunRow:
     """Store a skipped run, so that people can find and rerun it."""
-    error = _skipped(function, reason)
+    error = skipped_error(function.id, reason)
     run = _store_skipped_run(transaction, function, tuple(event_keys), error, rerun_of=rerun_of)
     if rerun_of is None:
         _fail_invokers(transaction, event_keys, error)
@@ -189,7 +184,7 @@ def _start_or_skip(
     outcome = admission.outcome
     if isinstance(outcome, Skip):
         rerun_of = None if rerun is None else rerun.run_id
-        return _skip_run(transaction, function, event_keys, _REASONS[outcome.reason], rerun_of)
+        return _skip_run(transaction, function, event_keys, SKIP_REASONS[outcome.reason], rerun_of)
     assert isinstance(outcome, Start), f"a run that starts now cannot be {outcome}"
     return _start(transaction, function, event_keys, outcome, rerun)
 
@@ -208,7 +203,7 @@ def _start(
             _set_deadline(transaction, run, DeadlineKind.START, how.start_by)
     if how.cancels is not None:
         # After the start: functions that its end triggers find the new run.
-        transaction.cancel(how.cancels, _SINGLETON_CANCELLED)
+        transaction.cancel(how.cancels, CANCELLED_BY_SINGLETON)
     _heed_cancellations(transaction, function, run)
     return run
 
@@ -270,11 +265,6 @@ def _fail_invokers(transaction: Transaction, event_keys: Sequence[int], error: E
     """Fail the steps that invoked a function by these events: no run of it starts."""
     for event_key in event_keys:
         transaction.resolve_invokers(transaction.event(event_key), error_memo(error), failed=True)
-
-
-def _skipped(function: Function, reason: str) -> ErrorData:
-    message = f"no run of the function {function.id!r} was started: {reason}"
-    return ErrorData(name="FunctionSkippedError", message=message)
 
 
 _MOST_CARRIED_BYTES = 16 * 1024

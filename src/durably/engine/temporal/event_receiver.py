@@ -121,4 +121,5 @@ def _record(checked: CheckedEvent, seed: IdSeed | None, index: int, now: int, se
         at=at,
         sender=sender.run_id,
         chain=sender.chain,
+        index=index,
     )

@@ -77,5 +77,10 @@ def signal_workflow_id(signal: str) -> str:
     return f"durably/signal/{_digest(signal)}"
 
 
+def gate_workflow_id(function_id: str, option: str, key: str) -> str:
+    """The workflow of one value of an option's key, of a function or of a scope."""
+    return f"durably/gate/{function_id}/{option}/{_digest(key)}"
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]

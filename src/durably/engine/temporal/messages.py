@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
+from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op
@@ -80,12 +81,21 @@ class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     paths: tuple[str | None, ...] = ()
 
 
+class InvokerRecord(msgspec.Struct, frozen=True, array_like=True):
+    """The step that invoked a function by an event. ``name`` is that of the step."""
+
+    run_id: str
+    step_id: str
+    name: str = ""
+
+
 class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An event that is routed.
 
     ``id`` is the engine's; ``body`` is the event as functions get it. ``at`` is when it was received, in milliseconds
     since the epoch. ``sender`` is the run that sent it, or whose end it reports. ``chain`` are the functions of the
-    last runs that led to it, the latest first.
+    last runs that led to it, the latest first. ``index`` is its place in its request. ``invoker`` hears of the
+    end of the run, if that is not its child.
     """
 
     id: str
@@ -96,6 +106,13 @@ class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     at: int = 0
     sender: str | None = None
     chain: tuple[str, ...] = ()
+    index: int = 0
+    invoker: InvokerRecord | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The order in which events were received."""
+        return self.at, self.index
 
 
 class DeliveryRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -130,6 +147,17 @@ class CancelRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     until: int | None = None
 
 
+class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Flow control of a run.
+
+    ``singleton`` is the id of the gate that it holds, ``queue`` that of its calls' queue.
+    """
+
+    singleton: str | None = None
+    queue: str | None = None
+    queue_entry: QueueEntry | None = None
+
+
 class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The start of a run.
 
@@ -149,6 +177,7 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     parent_step: str | None = None
     outcome: RunOutcome | None = None
     cancel_on: tuple[CancelRecord, ...] = ()
+    flow: RunFlow | None = None
 
 
 class RunMemo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -335,7 +364,10 @@ class InvokeInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
 
 class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The run to start for an invocation, or the error of its step."""
+    """The run to start for an invocation, or the error of its step.
+
+    If it has neither, the function has gates: they start the run, which reports its end to the step.
+    """
 
     run: RunInput | None = None
     error: ErrorData | None = None

@@ -15,7 +15,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 
 from durably.engine.core.errors import EventInvalidError, FunctionNotFoundError
 from durably.engine.core.expressions import compile_expression
-from durably.engine.core.flow.admission import cancel_on_of
+from durably.engine.core.flow.admission import PAUSED, cancel_on_of, skipped_error
 from durably.engine.core.run_state import RunStatus, describe_chain, explain_runaway
 from durably.engine.scheduling.events import (
     RUN_END_EVENTS,
@@ -29,7 +29,9 @@ from durably.engine.settings import EngineSettings
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent
 
+from .call_queue_ids import run_flow_of
 from .event_workflow import DELIVERED, SENDERS_TIME, EventWorkflow
+from .gates import Gates, has_gates
 from .ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
@@ -47,6 +49,7 @@ from .messages import (
     FunctionRecord,
     InternalEvents,
     InvokeInput,
+    InvokerRecord,
     LeaveInput,
     ResolvedInvocation,
     RunInput,
@@ -78,6 +81,7 @@ class Router:
         self._settings = settings
         self.records = Records(client)
         self.waits = Waits(client)
+        self.gates = Gates(client, self.records, self.run_input, self.start)
 
     # events
 
@@ -132,7 +136,7 @@ class Router:
     async def _needs_workflow(self, function_ids: Iterable[str]) -> bool:
         """Whether a start of these functions takes several requests."""
         found = await self.records.find_functions(function_ids)
-        return any(record.config.cancel for record in found.values())
+        return any(record.config.cancel or has_gates(record.config) for record in found.values())
 
     async def _deliver_surely(self, delivery: DeliveryRecord) -> None:
         try:
@@ -155,7 +159,7 @@ class Router:
     async def _trigger(self, function_id: str, event: EventRecord) -> None:
         function = await self.records.find_function(function_id)
         if function is not None and function.is_active:
-            await self.start(self.run_input(function, (event,)))
+            await self.gates.trigger(function, event)
 
     def run_input(self, record: FunctionRecord, events: tuple[EventRecord, ...]) -> RunInput:
         """The run of a function for events.
@@ -174,11 +178,13 @@ class Router:
             events=events,
             app_version=record.app_version,
             parent=events[0].sender,
+            parent_step=None if events[0].invoker is None else events[0].invoker.name,
             outcome=outcome,
             cancel_on=tuple(
                 CancelRecord(each.event, None if each.condition is None else each.condition.text, each.until)
                 for each in cancel_on
             ),
+            flow=None if outcome is not None else run_flow_of(function.flow, events[0], _now()),
         )
 
     def _outcome_of(self, record: FunctionRecord, event: EventRecord) -> RunOutcome | None:
@@ -186,8 +192,7 @@ class Router:
         if runaway is not None:
             return RunOutcome(RunStatus.FAILED, runaway)
         if record.is_paused:
-            message = f"no run of the function {record.config.id!r} was started: it is paused"
-            return RunOutcome(RunStatus.SKIPPED, ErrorData(name="FunctionSkippedError", message=message))
+            return RunOutcome(RunStatus.SKIPPED, skipped_error(record.config.id, PAUSED))
         return None
 
     def _explain_runaway(self, function_id: str, event: EventRecord) -> ErrorData | None:
@@ -260,6 +265,10 @@ class Router:
         if run.outcome is not None:
             await self.start(run)
             return ResolvedInvocation(error=run.outcome.error)
+        if has_gates(function.config):
+            invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
+            await self.gates.trigger(function, msgspec.structs.replace(record, invoker=invoker))
+            return ResolvedInvocation()
         await self._listen_for_cancellations(run)
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
 

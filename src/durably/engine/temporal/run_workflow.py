@@ -68,6 +68,7 @@ from .messages import (
     answer_of,
     chain_after,
 )
+from .run_flow import RunFlowControl
 from .search_attributes import search_attributes_of
 from .wait_keys import cancel_position, wait_key
 
@@ -110,6 +111,7 @@ class RunWorkflow:
         self._listening = Listening(run)
         self._leaving: set[asyncio.Task[None]] = set()
         self._end: EndRun | None = None
+        self._flow = RunFlowControl(run)
 
     @workflow.run
     async def run(self, run: RunInput) -> msgspec.Raw:
@@ -125,6 +127,7 @@ class RunWorkflow:
             self._apply(CancelRequested())
         await workflow.wait_condition(workflow.all_handlers_finished)
         assert self._end is not None
+        await self._flow.end(self._end)
         await self._leave_all()
         await self._report_end(self._end)
         CONTENTS.forget(run.run_id)
@@ -190,6 +193,10 @@ class RunWorkflow:
     def _cancel(self, request: CancelRequested) -> None:
         self._apply(request)
 
+    @workflow.signal(name="granted")
+    def _granted(self, generation: int) -> None:
+        self._flow.grant(generation)
+
     @workflow.query(name="content")
     def _read_content(self, after: int) -> ContentPage:
         end = self._content.page(after)
@@ -240,6 +247,18 @@ class RunWorkflow:
             await asyncio.wait([*self._registrations])
         if call.generation not in self._calls:
             return
+        try:
+            await self._flow.acquire(call.generation)
+            answer = await self._make(call)
+        except (Exception, asyncio.CancelledError):  # No ``finally``: a workflow that leaves the cache sends nothing.
+            self._flow.release(call.generation)
+            raise
+        self._flow.release(call.generation)
+        self._calls.pop(call.generation, None)
+        ops = answer.ops if isinstance(answer, ReportedOps) else []
+        self._apply_answer(Answered(call.generation, answer, self._known(ops, call.step_id)))
+
+    async def _make(self, call: Call) -> Answer:
         state = self._state
         call_input = CallInput(
             run_id=self._run.run_id,
@@ -264,12 +283,8 @@ class RunWorkflow:
                 summary=call.name or "find steps",
             )
         except ActivityError as error:
-            answer = _lost_call(call, error)
-        else:
-            answer = answer_of(result)
-        self._calls.pop(call.generation, None)
-        ops = answer.ops if isinstance(answer, ReportedOps) else []
-        self._apply_answer(Answered(call.generation, answer, self._known(ops, call.step_id)))
+            return _lost_call(call, error)
+        return answer_of(result)
 
     def _write_memo(self, command: WriteMemo) -> None:
         self._content.add(command.step_id, command.memo)
@@ -368,9 +383,11 @@ class RunWorkflow:
         resolved = await workflow.execute_local_activity(
             RESOLVE, invocation, result_type=ResolvedInvocation, start_to_close_timeout=LOCAL_TIMEOUT
         )
-        if resolved.run is None:
-            assert resolved.error is not None
+        if resolved.error is not None:
             self._apply(WaitResolved(command.step_id, error_memo(resolved.error), failed=True))
+            return
+        if resolved.run is None:
+            await self._time_out(command.step_id, command.until, command.name)
             return
         child = asyncio.create_task(self._run_child(command, resolved.run))
         done, _ = await workflow.wait([child], timeout=max(command.until - _now(), 1) / 1000)

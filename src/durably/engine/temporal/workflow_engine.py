@@ -33,9 +33,11 @@ from durably.protocol.sync import SyncRequest
 from .activities import CallActivities, Caller, RoutingActivities
 from .app_sync import AppSync
 from .app_workflow import AppWorkflow
+from .call_queue_workflow import CallQueueWorkflow
 from .event_receiver import EventReceiver
 from .event_workflow import EventWorkflow
 from .function_workflow import FunctionWorkflow
+from .gate_workflow import GateWorkflow
 from .ids import WORKFLOWS_QUEUE, run_workflow_id
 from .messages import CheckpointInput
 from .router import Router
@@ -51,8 +53,10 @@ from .wait_workflow import WaitWorkflow
 WORKFLOWS: Sequence[type] = (
     RunWorkflow,
     AppWorkflow,
+    CallQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
+    GateWorkflow,
     SignalWorkflow,
     TopicWorkflow,
     WaitWorkflow,
@@ -91,7 +95,7 @@ class WorkflowEngine(LocalEngine):
                 self._client,
                 task_queue=WORKFLOWS_QUEUE,
                 workflows=WORKFLOWS,
-                activities=routing.activities,
+                activities=[*routing.activities, *self._router.gates.activities],
                 sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
             ),
             *(

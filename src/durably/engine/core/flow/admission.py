@@ -12,6 +12,7 @@ from enum import StrEnum
 import msgspec
 
 from durably.engine.core.expressions import Expression
+from durably.protocol.errors import ErrorData
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.options import milliseconds
 
@@ -40,6 +41,22 @@ class SkipReason(StrEnum):
     IDEMPOTENCY = "idempotency"
     RATE_LIMIT = "rate_limit"
     SINGLETON = "singleton"
+
+
+SKIP_REASONS = {
+    SkipReason.IDEMPOTENCY: "an event with the same value of its idempotency expression came less than 24 hours before",
+    SkipReason.RATE_LIMIT: "the event is over its rate limit",
+    SkipReason.SINGLETON: "a run of it is under way (singleton)",
+}
+PAUSED = "it is paused"
+REPLACED = "a later event took the place of this one (debounce)"
+CANCELLED_BY_SINGLETON = "the run was cancelled: a newer one took its place (singleton)"
+
+
+def skipped_error(function_id: str, reason: str) -> ErrorData:
+    """The output of a skipped run, and the error of a step that invoked the function."""
+    message = f"no run of the function {function_id!r} was started: {reason}"
+    return ErrorData(name="FunctionSkippedError", message=message)
 
 
 class CancelOn(msgspec.Struct, frozen=True):
@@ -146,11 +163,13 @@ class Holder(BucketState, frozen=True, array_like=True):
     run_key: int
 
 
-def admit(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
+def admit(
+    flow: Flow, trigger: Trigger, read: ReadState, now: int, *, max_batch_bytes: int = MAX_BATCH_BYTES
+) -> Admission:
     """Decide about an event that has just triggered the function."""
     event, options = trigger.fields, flow.options
-    if options.batch_events is not None and _is_batched(flow, event, now):
-        return _add_to_batch(flow, trigger, read, now)
+    if options.batch_events is not None and is_batched(flow, event, now):
+        return _add_to_batch(flow, trigger, read, now, max_batch_bytes)
     changes: tuple[StateChange, ...] = ()
     if options.idempotency and (bucket := flow.bucket(BucketKind.IDEMPOTENCY, event, now)) is not None:
         seen = Seen.load(read, bucket)
@@ -270,12 +289,12 @@ def end_debounce(bucket: Bucket, read: ReadState, now: int) -> tuple[int, StateC
 # batches
 
 
-def _is_batched(flow: Flow, event: Fields, now: int) -> bool:
+def is_batched(flow: Flow, event: Fields, now: int) -> bool:
     condition = flow.expressions.get("batch_events.if_exp")
     return condition is None or condition.matches(event, now=now)
 
 
-def _add_to_batch(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Admission:
+def _add_to_batch(flow: Flow, trigger: Trigger, read: ReadState, now: int, max_bytes: int) -> Admission:
     bucket, batch_events = flow.bucket(BucketKind.BATCH, trigger.fields, now), flow.options.batch_events
     assert bucket is not None
     assert batch_events is not None
@@ -285,7 +304,7 @@ def _add_to_batch(flow: Flow, trigger: Trigger, read: ReadState, now: int) -> Ad
         batch = OpenBatch(trigger.key, 1, trigger.bytes, now + milliseconds(batch_events.timeout))
     else:
         batch = OpenBatch(batch.id, batch.size + 1, batch.bytes + trigger.bytes, batch.fires_at)
-    is_full = batch.size >= batch_events.max_size or batch.bytes >= MAX_BATCH_BYTES
+    is_full = batch.size >= batch_events.max_size or batch.bytes >= max_bytes
     change = StateChange(bucket, None) if is_full else StateChange(bucket, batch.encode(), fires_at=batch.fires_at)
     return Admission(Batched(bucket, batch, is_full), (change,))
 

@@ -1,0 +1,130 @@
+"""The queue of the calls that share limits. Pure; its workflow drives it.
+
+Calls join and leave. ``settle`` returns those that may be made now; they hold their slots until they leave.
+"""
+
+import msgspec
+
+from durably.engine.core.flow.config import Flow, read_flow
+from durably.engine.core.flow.queue import Queue
+from durably.engine.core.flow.queue_entries import QueuedCall
+from durably.protocol.options import FunctionOptions
+from durably.protocol.sync import FunctionConfig
+
+from .call_queue_messages import CallQueueState, JoinInput, JoinRecord, LeaveRecord, QueueCounts
+from .call_queue_rows import MemoryRows
+from .gate_messages import Holder
+
+_MOST_THROTTLES = 1000
+
+
+def limits_of(config: FunctionConfig) -> FunctionOptions:
+    """The options on which a queue acts."""
+    return FunctionOptions(concurrency=config.concurrency, throttle=config.throttle)
+
+
+class CallQueue:
+    def __init__(self, state: CallQueueState) -> None:
+        self._state = state
+        self._rows = MemoryRows(state)
+        self._keys = {holder.run_id: key for key, holder in state.runs.items()}
+        self._joined: list[JoinRecord] = []
+        self._left: list[LeaveRecord] = []
+        self._changed: dict[str, FunctionOptions] = {}
+        self._flows: dict[str, Flow] = {}
+
+    @property
+    def state(self) -> CallQueueState:
+        """For another execution of the workflow, if nothing is to be settled."""
+        self._rows.write_to(self._state)
+        return self._state
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing. Levels of throttles count until they expire."""
+        return not (self._joined or self._left or self._changed or self._state.runs or self._rows.last_level())
+
+    @property
+    def counts(self) -> QueueCounts:
+        return self._rows.counts
+
+    @property
+    def holders(self) -> list[Holder]:
+        """The runs with calls that wait or hold slots."""
+        return list(self._state.runs.values())
+
+    def join(self, record: JoinRecord) -> None:
+        self._joined.append(record)
+
+    def leave(self, record: LeaveRecord) -> None:
+        """A call has ended, or is not made. Works for any call, and more than once."""
+        self._left.append(record)
+
+    def drop_run(self, run_id: str) -> None:
+        """A run has ended: its calls leave."""
+        key = self._keys.get(run_id)
+        for generation in [] if key is None else self._rows.calls_of(key):
+            self._left.append(LeaveRecord(run_id, generation))
+
+    def next_time(self) -> int | None:
+        """When a throttle opens, or nothing counts any more."""
+        opening = self._rows.next_throttle()
+        return opening if opening is not None or self._state.runs else self._rows.last_level()
+
+    def update_options(self, function_id: str, options: FunctionOptions) -> None:
+        """Apply the present limits of a function at the next ``settle``."""
+        if self._state.options.get(function_id, options) != options:
+            self._changed[function_id] = options
+
+    @property
+    def function_ids(self) -> list[str]:
+        return list(self._state.options)
+
+    def settle(self, now: int) -> list[LeaveRecord]:
+        """The calls that may be made now, in order."""
+        queue = Queue(self._rows, now)
+        for record in self._joined:
+            self._put_options(queue, record.call.function_id, record.options)
+            self._join(queue, record.call, now)
+        for function_id, options in self._changed.items():
+            self._put_options(queue, function_id, options)
+        touched = {record.call.run_id for record in self._joined} | {record.run_id for record in self._left}
+        for left in self._left:
+            if (key := self._keys.get(left.run_id)) is not None:
+                queue.leave(key, left.generation)
+        self._joined, self._left, self._changed = [], [], {}
+        queue.check_throttles(_MOST_THROTTLES)
+        made = [LeaveRecord(self._state.runs[call.run_key].run_id, call.generation) for call in queue.settle()]
+        self._forget_runs(touched | {call.run_id for call in made})
+        self._rows.forget_levels(now)
+        return made
+
+    def _join(self, queue: Queue, call: JoinInput, now: int) -> None:
+        key = self._keys.get(call.run_id)
+        if key is None:
+            key, self._state.next_key = self._state.next_key, self._state.next_key + 1
+            self._keys[call.run_id] = key
+            self._state.runs[key] = Holder(call.run_id, now)
+        elif self._rows.is_known(key, call.generation):
+            return
+        queued = QueuedCall(call.queue_entry.place, key, call.generation)
+        queue.join(queued, call.queue_entry, self._flow(call.function_id), starts_run=call.starts_run)
+
+    def _put_options(self, queue: Queue, function_id: str, options: FunctionOptions) -> None:
+        before = self._state.options.get(function_id)
+        self._state.options[function_id] = options
+        if before is not None and before != options:
+            self._flows.pop(function_id, None)
+            queue.update_limits(self._flow(function_id))
+
+    def _flow(self, function_id: str) -> Flow:
+        if function_id not in self._flows:
+            options = msgspec.structs.asdict(self._state.options[function_id])
+            self._flows[function_id] = read_flow(FunctionConfig(id=function_id, triggers=[], steps={}, **options))
+        return self._flows[function_id]
+
+    def _forget_runs(self, run_ids: set[str]) -> None:
+        for run_id in sorted(run_ids):
+            key = self._keys.get(run_id)
+            if key is not None and not self._rows.has_run(key):
+                del self._keys[run_id], self._state.runs[key]

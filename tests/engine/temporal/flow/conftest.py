@@ -1,0 +1,186 @@
+"""Functions with flow control on the development server. Each test has an app and events of its own."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+import pytest
+from temporalio.client import Client as TemporalClient
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+
+from durably import Client, Context, Function, TriggerEvent
+from durably.comm import CommHandler
+from durably.engine.core.answers import Answer
+from durably.engine.core.call_body import CallData
+from durably.engine.core.flow.config import read_flow
+from durably.engine.settings import EngineSettings, SystemClock
+from durably.engine.temporal.call_queue_messages import QueueCounts
+from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.ids import app_queue, gate_workflow_id, run_workflow_id
+from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
+from durably.protocol.call import CheckpointRequest
+
+from ....temporal.dev_server import DevServer
+
+PATIENCE = 30.0
+
+
+class Limit:
+    """Holds calls up until the test lets them go on, and tells which are inside."""
+
+    def __init__(self) -> None:
+        self.inside: list[Any] = []
+        self.entered: list[Any] = []
+        self.most_inside = 0
+        self._changed = asyncio.Condition()
+        self._may_leave: dict[Any, asyncio.Event] = {}
+        self._is_open = False
+
+    async def pass_through(self, who: Any) -> Any:
+        self.inside.append(who)
+        self.entered.append(who)
+        self.most_inside = max(self.most_inside, len(self.inside))
+        async with self._changed:
+            self._changed.notify_all()
+        try:
+            if not self._is_open:
+                await self._may_leave.setdefault(who, asyncio.Event()).wait()
+        finally:
+            self.inside.remove(who)
+        async with self._changed:
+            self._changed.notify_all()
+        return who
+
+    async def wait_for(self, *who: Any) -> None:
+        """Wait until these, and no others, are inside."""
+        await self.wait_until(lambda: sorted(self.inside) == sorted(who))
+
+    async def wait_until(self, is_right: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE), self._changed:
+            await self._changed.wait_for(is_right)
+
+    def let_go(self, who: Any) -> None:
+        self._may_leave.setdefault(who, asyncio.Event()).set()
+
+    def open(self) -> None:
+        self._is_open = True
+        for event in self._may_leave.values():
+            event.set()
+
+
+class World:
+    def __init__(self, temporal: TemporalClient) -> None:
+        self.app_id = f"flow-{uuid.uuid4().hex[:8]}"
+        self.client = Client(app_id=self.app_id, is_production=False, engine="http://localhost:1")
+        self.temporal = temporal
+        self.engine = WorkflowEngine(temporal, EngineSettings())
+        self.limit = Limit()
+        self.seen: list[Any] = []
+        self.run_ids: dict[Any, str] = {}
+        self._noted = asyncio.Condition()
+        self._functions: dict[str, Function[Any]] = {}
+        self._workers = contextlib.AsyncExitStack()
+
+    def function(self, fn_id: str, **options: Any) -> Callable[[Any], Function[Any]]:
+        options.setdefault("trigger", TriggerEvent(event=self.event(fn_id)))
+        options.setdefault("retries", 0)
+
+        def decorate(handler: Any) -> Function[Any]:
+            function = self.client.create_function(fn_id=fn_id, **options)(handler)
+            self._functions[fn_id] = function
+            return function
+
+        return decorate
+
+    def event(self, name: str) -> str:
+        return f"{self.app_id}/{name}"
+
+    def recording(self, fn_id: str, **options: Any) -> Function[Any]:
+        """A function that notes the ``n`` of its events, and returns it."""
+
+        @self.function(fn_id, **options)
+        async def record(ctx: Context) -> Any:
+            noted = [event.data["n"] for event in ctx.events] if len(ctx.events) > 1 else ctx.event.data["n"]
+            self.seen.append(noted)
+            await self.note()
+            return noted
+
+        return record
+
+    def gated(self, fn_id: str, **options: Any) -> Function[Any]:
+        """A function of one step, which waits at the limit as the ``n`` of its event."""
+
+        @self.function(fn_id, **options)
+        async def wait_at_gate(ctx: Context) -> Any:
+            self.run_ids[ctx.event.data["n"]] = ctx.run_id
+            return await ctx.step.run("gate", lambda: self.limit.pass_through(ctx.event.data["n"]))
+
+        return wait_at_gate
+
+    async def note(self) -> None:
+        async with self._noted:
+            self._noted.notify_all()
+
+    async def wait_for_queue(self, fn_id: str, counts: QueueCounts) -> None:
+        """Wait until the queue of a function with one limit without a key has these calls."""
+        function_id = f"{self.app_id}-{fn_id}"
+        (config,) = (each for each in sync_of(self._handler).functions if each.id == function_id)
+        (limit,) = read_flow(config).concurrency
+        queue_id = gate_workflow_id(function_id, "concurrency", limit.bucket_id(function_id, {}, 0))
+        queue = self.temporal.get_workflow_handle(queue_id)
+        async with asyncio.timeout(PATIENCE):
+            while await queue.query("counts", result_type=QueueCounts) != counts:  # noqa: ASYNC110 - a query
+                await asyncio.sleep(0.02)
+
+    async def wait_for_seen(self, *expected: Any) -> None:
+        """Wait until functions have noted these, and no others, in any order."""
+        async with asyncio.timeout(PATIENCE), self._noted:
+            await self._noted.wait_for(lambda: len(self.seen) >= len(expected))
+        assert sorted(self.seen, key=repr) == sorted(expected, key=repr)
+
+    async def open(self) -> None:
+        for worker in self.engine.make_workers([app_queue(self.app_id)], self._call):
+            await self._workers.enter_async_context(worker)
+        await self.sync()
+
+    async def sync(self) -> None:
+        self._handler = CommHandler(client=self.client, framework="test", functions=list(self._functions.values()))
+        await self.engine.sync_app(sync_of(self._handler), in_process=True)
+
+    async def close(self) -> None:
+        self.limit.open()
+        await self._workers.aclose()
+
+    async def _call(self, call: CallInput, data: CallData) -> Answer:
+        checkpoints = EngineCheckpoints(self._checkpoint, lambda coroutine: coroutine.close())
+        return await run_call(self._handler, data, checkpoints, SystemClock())
+
+    async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
+        await self.engine.checkpoint(run_id, request)
+
+    async def send(self, name: str, *, seed: str | None = None, **data: Any) -> str:
+        body = msgspec.json.encode({"name": self.event(name), "data": data})
+        (event_id,) = (await self.engine.receive_events(body, seed=seed)).ids
+        return event_id
+
+    def run(self, n: Any) -> WorkflowHandle[Any, Any]:
+        """The workflow of the gated function's run for an event."""
+        return self.temporal.get_workflow_handle(run_workflow_id(self.run_ids[n]))
+
+    async def has_ended(self, workflow_id: str) -> bool:
+        described = await self.temporal.get_workflow_handle(workflow_id).describe()
+        return described.status is not WorkflowExecutionStatus.RUNNING
+
+
+@pytest.fixture
+async def world(server: DevServer) -> AsyncIterator[World]:
+    world = World(await TemporalClient.connect(server.address, data_converter=DATA_CONVERTER))
+    try:
+        yield world
+    finally:
+        await world.close()

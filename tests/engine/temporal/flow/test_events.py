@@ -1,0 +1,118 @@
+"""Options that decide about events: idempotency, rate limit, debounce, batches and singletons."""
+
+import asyncio
+import datetime as dt
+from typing import Any
+
+from durably import Batch, Context, Debounce, Function, RateLimit, Singleton, StepError
+
+from .conftest import World
+
+SECOND = dt.timedelta(seconds=1)
+MINUTE = dt.timedelta(minutes=1)
+
+
+async def test_rate_limit_drops_events_beyond_it_per_key(world: World) -> None:
+    world.recording("work", rate_limit=RateLimit(limit=2, period=MINUTE, key="event.data.user"))
+    await world.open()
+    for n, user in enumerate(["a", "a", "b"]):
+        await world.send("work", n=n, user=user)
+    await world.wait_for_seen(0, 2)
+
+
+async def test_idempotency_starts_one_run_for_each_value(world: World) -> None:
+    world.recording("work", idempotency="event.data.order")
+    await world.open()
+    for n, order in enumerate(["a", "a", "b", "a"]):
+        await world.send("work", n=n, order=order)
+    await world.wait_for_seen(0, 2)
+
+
+async def test_a_repeated_event_is_not_counted_again(world: World) -> None:
+    """Its sender did not hear that it was accepted."""
+    world.recording("work", idempotency="event.data.order", rate_limit=RateLimit(limit=1, period=MINUTE))
+    await world.open()
+    for _ in range(2):
+        await world.send("work", seed="1700000000000,AAAAAAAAAAAAAA==", n=0, order="a")
+    await world.send("work", n=1, order="b")
+    await world.wait_for_seen(0)
+    world.recording("work", idempotency="event.data.order")
+    await world.sync()
+    await world.send("work", n=2, order="b")
+    await world.wait_for_seen(0, 2)
+
+
+async def test_debounce_starts_one_run_with_the_last_event(world: World) -> None:
+    world.recording("work", debounce=Debounce(period=SECOND, key="event.data.doc"))
+    await world.open()
+    for n, doc in enumerate("aab"):
+        await world.send("work", n=n, doc=doc)
+    await world.wait_for_seen(1, 2)
+
+
+async def test_batches_close_when_they_are_full_or_their_time_is_up(world: World) -> None:
+    world.recording("work", batch_events=Batch(max_size=3, timeout=SECOND, if_exp="event.data.n < 9"))
+    await world.open()
+    for n in (0, 1, 2, 9, 3, 4):
+        await world.send("work", n=n)
+    await world.wait_for_seen([0, 1, 2], 9, [3, 4])
+
+
+async def test_a_singleton_skips_events_until_its_run_ends(world: World) -> None:
+    world.gated("work", singleton=Singleton(mode="skip", key="event.data.user"))
+    await world.open()
+    await world.send("work", n=1, user="a")
+    await world.send("work", n=2, user="b")
+    await world.limit.wait_for(1, 2)
+    await world.send("work", n=3, user="a")
+    world.limit.let_go(1)
+    await world.engine.wait_for_run(world.run_ids[1])
+    await world.send("work", n=4, user="a")
+    await world.limit.wait_for(2, 4)
+    assert sorted(world.limit.entered) == [1, 2, 4]
+
+
+async def test_a_terminated_run_frees_its_singleton(world: World) -> None:
+    world.gated("work", singleton=Singleton(mode="skip"))
+    await world.open()
+    await world.send("work", n=1)
+    await world.limit.wait_for(1)
+    await world.run(1).terminate()
+    await world.send("work", n=2)
+    await world.limit.wait_until(lambda: 2 in world.limit.inside)
+
+
+async def test_a_newer_run_of_a_singleton_cancels_the_one_before(world: World) -> None:
+    world.gated("work", singleton=Singleton(mode="cancel"))
+    await world.open()
+    await world.send("work", n=1)
+    await world.limit.wait_for(1)
+    await world.send("work", n=2)
+    await world.limit.wait_until(lambda: 2 in world.limit.inside)
+    cancelled = await world.engine.wait_for_run(world.run_ids[1])
+    assert b"a newer one took its place" in bytes(cancelled.output or b"")
+
+
+async def test_steps_that_invoke_a_function_with_gates_get_its_result(world: World) -> None:
+    late = world.recording("late", debounce=Debounce(period=SECOND))
+    single = world.gated("single", singleton=Singleton(mode="skip"))
+
+    @world.function("invoker")
+    async def invoker(ctx: Context) -> object:
+        world.run_ids["invoker"] = ctx.run_id
+
+        async def invoke(step_id: str, function: Function[Any], n: int) -> object:
+            try:
+                return await ctx.step.invoke(step_id, function=function, data={"n": n})
+            except StepError as error:
+                world.limit.open()
+                return error.name
+
+        results = await asyncio.gather(invoke("first", single, 1), invoke("second", single, 1), invoke("late", late, 7))
+        return sorted(map(str, results))
+
+    await world.open()
+    await world.send("invoker")
+    await world.limit.wait_until(lambda: 1 in world.limit.entered)
+    run = await world.engine.wait_for_run(world.run_ids["invoker"])
+    assert bytes(run.output or b"") == b'["1","7","FunctionSkippedError"]'

@@ -1,0 +1,87 @@
+"""Options that order calls: concurrency, throttle and priority."""
+
+import datetime as dt
+import time
+
+from durably import Concurrency, Context, Priority, Throttle
+from durably.engine.temporal.call_queue_messages import QueueCounts
+
+from .conftest import World
+
+SECOND = dt.timedelta(seconds=1)
+
+
+async def test_at_most_the_limit_of_calls_is_under_way(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=2)])
+    await world.open()
+    for n in range(4):
+        await world.send("work", n=n)
+    await world.limit.wait_until(lambda: len(world.limit.inside) == 2)
+    for _ in range(4):
+        await world.limit.wait_until(lambda: bool(world.limit.inside))
+        first = world.limit.inside[0]
+        world.limit.let_go(first)
+        await world.limit.wait_until(lambda first=first: first not in world.limit.inside)
+    await world.limit.wait_until(lambda: len(world.limit.entered) == 4)
+    assert world.limit.most_inside == 2
+
+
+async def test_keys_do_not_wait_for_each_other(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=3), Concurrency(limit=1, key="event.data.user")])
+    await world.open()
+    for n, user in enumerate(["a", "a", "b"]):
+        await world.send("work", n=n, user=user)
+    await world.limit.wait_for(0, 2)
+    world.limit.let_go(0)
+    await world.limit.wait_for(1, 2)
+
+
+async def test_functions_share_the_slots_of_a_scope(world: World) -> None:
+    for name in ("one", "two"):
+        world.gated(name, concurrency=[Concurrency(limit=1, key=f"'{world.app_id}'", scope="account")])
+    await world.open()
+    await world.send("one", n=1)
+    await world.limit.wait_for(1)
+    await world.send("two", n=2)
+    world.limit.let_go(1)
+    await world.limit.wait_for(2)
+    assert world.limit.most_inside == 1
+
+
+async def test_runs_that_are_cancelled_or_terminated_free_their_slots(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    await world.send("work", n=1)
+    await world.limit.wait_for(1)
+    await world.send("work", n=2)
+    await world.engine.cancel_run(world.run_ids[1])
+    await world.limit.wait_until(lambda: 2 in world.limit.inside)
+
+
+async def test_waiting_runs_go_in_the_order_of_their_priority(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1)], priority=Priority(run="event.data.n * 60"))
+    await world.open()
+    await world.send("work", n=0)
+    await world.limit.wait_for(0)
+    for n in (1, 3, 2):
+        await world.send("work", n=n)
+    await world.wait_for_queue("work", QueueCounts(waiting=3, under_way=1))
+    world.limit.open()
+    await world.limit.wait_until(lambda: len(world.limit.entered) == 4)
+    assert world.limit.entered == [0, 3, 2, 1]
+
+
+async def test_throttled_runs_start_evenly_spaced(world: World) -> None:
+    starts: list[float] = []
+
+    @world.function("work", throttle=Throttle(limit=4, period=SECOND))
+    async def work(ctx: Context) -> None:
+        starts.append(time.monotonic())
+        world.seen.append(ctx.event.data["n"])
+        await world.note()
+
+    await world.open()
+    for n in range(3):
+        await world.send("work", n=n)
+    await world.wait_for_seen(0, 1, 2)
+    assert starts[2] - starts[0] > 0.3
