@@ -33,7 +33,9 @@ class _Column:
         self.colour = colour
 
 
-def _number(count: int) -> str:
+def _number(count: int | None) -> str:
+    if count is None:
+        return "–"
     return f"{count:,}" if count else "·"
 
 
@@ -62,7 +64,7 @@ def render(overview: "Overview", width: int, height: int | None = None) -> list[
     """
     top = [*_totals(overview, width), Styled("")]
     concerns = [style(shorten(f"! {concern.message}", width), fg="yellow") for concern in overview.concerns]
-    loads = sorted(overview.functions, key=lambda load: (-_failed(load), -load.backlog, -_ended(load.counts)))
+    loads = sorted(overview.functions, key=lambda load: (-_failed(load), -(load.backlog or 0), -_ended(load.counts)))
     rows = _table(loads, width)
     if height is None:
         return [*top, *rows, *([Styled(""), *concerns] if concerns else [])]
@@ -82,12 +84,20 @@ def _totals(overview: "Overview", width: int) -> list[Styled]:
     facts = [
         f"{_ended(recent) / minutes:,.1f} runs/min",
         f"{failed:,} of {ended:,} failed in 1 h",
-        f"backlog {sum(load.backlog for load in overview.functions):,}",
-        f"{sum(load.in_flight for load in overview.functions):,} calls",
+        *_calls(overview.functions),
         *(f"{count:,} {status.value.lower()}" for status, count in overview.live.items()),
     ]
     chart = _chart([_ended([each]) for each in overview.counts[-width:]])
     return [*(style(line, bold=True) for line in _wrap(facts, width)), style(chart[:width], fg="green")]
+
+
+def _calls(loads: "Sequence[FunctionLoad]") -> list[str]:
+    """Calls that wait and that are under way, if the engine counts them."""
+    backlogs = [load.backlog for load in loads if load.backlog is not None]
+    calls = [load.in_flight for load in loads if load.in_flight is not None]
+    if loads and not calls:
+        return []
+    return [f"backlog {sum(backlogs):,}", f"{sum(calls):,} calls"]
 
 
 def _wrap(facts: Sequence[str], width: int) -> list[str]:

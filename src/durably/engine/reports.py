@@ -194,13 +194,14 @@ class FunctionLoad(msgspec.Struct, frozen=True, kw_only=True):
     """The present load of a function, and its runs in the interval of a report.
 
     ``backlog`` is the number of calls that wait for a slot or for the app, ``queue_delay`` the seconds that the oldest
-    of them has waited, ``in_flight`` the number of calls under way. ``live`` runs have not ended.
+    of them has waited, ``in_flight`` the number of calls under way; they are ``None`` on
+    Temporal, which does not count them. ``live`` runs have not ended.
     """
 
     function_id: str
-    backlog: int
+    backlog: int | None
     queue_delay: float | None
-    in_flight: int
+    in_flight: int | None
     live: int
     counts: list[RunCounts]
 

@@ -13,8 +13,8 @@ from .catalogue import Metric, Sample
 from .counters import EngineCounters
 
 _OF_LOADS: tuple[tuple[str, Callable[[list[FunctionLoad]], float]], ...] = (
-    ("calls_waiting", lambda loads: sum(each.backlog for each in loads)),
-    ("calls_in_flight", lambda loads: sum(each.in_flight for each in loads)),
+    ("calls_waiting", lambda loads: sum(each.backlog or 0 for each in loads)),
+    ("calls_in_flight", lambda loads: sum(each.in_flight or 0 for each in loads)),
     ("oldest_call_wait_seconds", lambda loads: max(each.queue_delay or 0 for each in loads)),
     ("runs_live", lambda loads: sum(each.live for each in loads)),
 )

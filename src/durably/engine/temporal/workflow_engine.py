@@ -1,8 +1,12 @@
 """``WorkflowEngine``: the operations of an engine on a Temporal server."""
 
 import asyncio
+import contextlib
 import datetime as dt
-from collections.abc import Collection, Sequence
+import os
+import time
+from collections.abc import Collection, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import msgspec
@@ -13,6 +17,8 @@ from temporalio.worker import Worker
 from durably.engine.core.call_body import generation_of
 from durably.engine.core.errors import (
     CheckpointInvalidError,
+    EventInvalidError,
+    NotSupportedError,
     RunNotFoundError,
     StaleCallError,
     TooLargeError,
@@ -21,29 +27,55 @@ from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.interface import LocalEngine
 from durably.engine.json_bodies import decode_events
-from durably.engine.reports import MatchCount, RunPage
+from durably.engine.metrics.catalogue import Metric, Sample
+from durably.engine.operations import Operation
+from durably.engine.reports import (
+    AppReport,
+    Changes,
+    EventPage,
+    FunctionLoad,
+    FunctionReport,
+    MatchCount,
+    Overview,
+    RunPage,
+    ScheduleView,
+)
 from durably.engine.scheduling.bulk_operations import check_condition
+from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.settings import EngineSettings
-from durably.engine.views import RunStatus, RunView, SyncResult
+from durably.engine.views import (
+    AppView,
+    EventView,
+    FunctionView,
+    InvokeReceipt,
+    RunStatus,
+    RunView,
+    SyncResult,
+    to_datetime,
+)
 from durably.protocol.call import CheckpointRequest
-from durably.protocol.events import EventReceipt
+from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.sync import SyncRequest
 
 from .activities import CallActivities, Caller, RoutingActivities
 from .app_sync import AppSync
 from .app_workflow import AppWorkflow
 from .call_queue_workflow import CallQueueWorkflow
+from .changes import ChangePoll
+from .event_lists import EventFilter, EventLists
 from .event_receiver import EventReceiver
 from .event_workflow import EventWorkflow
+from .function_lists import FunctionLists, function_view
 from .function_workflow import FunctionWorkflow
 from .gate_workflow import GateWorkflow
 from .ids import WORKFLOWS_QUEUE, run_workflow_id
+from .loads import Loads
 from .messages import CheckpointInput
 from .router import Router
 from .run_lists import RunFilter, RunLists
 from .run_search import RunSearch
-from .run_views import RunViews
+from .run_views import RunViews, status_of
 from .run_workflow import RunWorkflow
 from .search_attributes import register_search_attributes
 from .signal_workflow import SignalWorkflow
@@ -65,6 +97,9 @@ WORKFLOWS: Sequence[type] = (
 _STICKY_TIMEOUT = dt.timedelta(seconds=3)
 """Time after which another worker takes a workflow over whose worker is gone."""
 
+_CANCEL_SECONDS = 5.0
+"""Time for which a cancellation waits for the run's end."""
+
 _CANCEL_GRACE = dt.timedelta(seconds=5)
 """Time for calls that were cancelled after the settings' ``close_grace``."""
 
@@ -81,6 +116,10 @@ class WorkflowEngine(LocalEngine):
         self._views = RunViews(client)
         self._lists = RunLists(client)
         self._search = RunSearch(self._lists, self._views)
+        self._event_lists = EventLists(self._lists, self._views)
+        self._function_lists = FunctionLists(client, self._router.records, self._lists, self._views)
+        self._loads = Loads(client, self._function_lists, self._lists)
+        self._changes = ChangePoll(client, self._lists, self._views)
         self._has_search_attributes = False
 
     def make_workers(self, calls_queues: Sequence[str], call: Caller) -> list[Worker]:
@@ -109,6 +148,10 @@ class WorkflowEngine(LocalEngine):
                 for queue in calls_queues
             ),
         ]
+
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        """Refuse an operation that has no method here."""
+        raise NotSupportedError(f"an engine on Temporal does not offer {operation.name}")
 
     async def prepare(self) -> None:
         """Prepare the namespace for runs. Each process does so before it serves functions.
@@ -192,11 +235,6 @@ class WorkflowEngine(LocalEngine):
     async def get_run(self, run_id: str) -> RunView | None:
         return await self._views.find(run_id)
 
-    async def event_runs(self, event_id: str) -> list[RunView]:
-        found = await self._lists.read(RunFilter(event_id=event_id))
-        runs = await self._views.views(reversed(found))
-        return [run for run in runs if event_id in run.event_ids]
-
     async def count_matching_runs(
         self,
         function_id: str,
@@ -220,13 +258,141 @@ class WorkflowEngine(LocalEngine):
         return run
 
     async def cancel_run(self, run_id: str) -> bool:
+        """Returns when the run has ended, or after 5 s if no worker executes it."""
+        run = await self._views.describe(run_id)
+        if run is None:
+            raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+        if status_of(run).has_ended:
+            return False
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
-        await handle.signal("cancel", CancelRequested())
+        try:
+            await handle.signal("cancel", CancelRequested())
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:  # It ended after that.
+                return False
+            raise
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._views.output(run_id), _CANCEL_SECONDS)
         return True
+
+    async def invoke(
+        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
+    ) -> InvokeReceipt:
+        if data is not None and not isinstance(data, dict):
+            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
+        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
+        check_event(event, self._settings.max_event_bytes, is_internal=True)
+        event_id = make_id(_now(), os.urandom)
+        return InvokeReceipt(event_id=event_id, run_id=await self._router.invoke(function_id, event, event_id))
 
     async def signal(self, name: str, data: Any = None) -> str | None:
         memo = data_memo(b'{"data":' + msgspec.json.encode(data) + b',"signal":' + msgspec.json.encode(name) + b"}")
         return await self._router.waits.send_signal(name, memo)
+
+    # events
+
+    async def list_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: dt.datetime | None = None,
+        received_before: dt.datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        id_suffix: str | None = None,
+    ) -> list[EventView]:
+        """Events that started runs: Temporal stores no others."""
+        wanted = EventFilter(name=name, received_after=received_after, received_before=received_before, id=id_suffix)
+        return await self._event_lists.list_events(wanted, limit, cursor)
+
+    async def search_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: dt.datetime | None = None,
+        received_before: dt.datetime | None = None,
+        is_unmatched: bool | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """Events that started runs.
+
+        Raises ``NotSupportedError`` for those that matched nothing.
+        """
+        wanted = EventFilter(
+            name=name,
+            received_after=received_after,
+            received_before=received_before,
+            is_unmatched=is_unmatched,
+            condition=await asyncio.to_thread(check_condition, if_exp) if if_exp else None,
+            id=id or None,
+        )
+        return await self._event_lists.search(wanted, limit, cursor)
+
+    async def get_event(self, event_id: str) -> EventView | None:
+        """Raises ``NotSupportedError`` for an event that started no run."""
+        event = await self._event_lists.find(event_id)
+        if event is None:
+            raise NotSupportedError(
+                f"no run was started by an event with the id {event_id!r}: an engine on Temporal stores events in the "
+                "runs that they start, and no others; lists of new runs lag behind by about a second"
+            )
+        return event
+
+    async def event_runs(self, event_id: str) -> list[RunView]:
+        return await self._event_lists.runs(event_id)
+
+    # overviews
+
+    async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
+        return await self._loads.overview(since, until, _now())
+
+    async def function_loads(
+        self, *, since: dt.datetime | None = None, until: dt.datetime | None = None
+    ) -> list[FunctionLoad]:
+        return await self._loads.function_loads(since, until, _now())
+
+    async def inspect_function(self, function_id: str, *, since: dt.datetime | None = None) -> FunctionReport | None:
+        record = await self._router.records.find_function(function_id)
+        if record is None or not record.is_active:
+            return None
+        return await self._loads.function_report(function_view(function_id, record), since, _now())
+
+    async def inspect_apps(self) -> list[AppReport]:
+        return await self._function_lists.app_reports()
+
+    async def list_schedules(self) -> list[ScheduleView]:
+        return await self._function_lists.schedules(_now())
+
+    async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
+        return await self._changes.wait(after, run_id)
+
+    async def read_metrics(self) -> list[Metric]:
+        """Live runs by function. Temporal and its workers have metrics of their own."""
+        loads = await self._loads.function_loads(to_datetime(_now() - 60_000), None, _now())
+        return [
+            Metric("runs_live", [Sample((load.function_id,), load.live) for load in loads]),
+            Metric("build_info", [Sample((version("durably"),), 1)]),
+        ]
+
+    # functions and apps
+
+    async def list_functions(self) -> list[FunctionView]:
+        return await self._function_lists.functions()
+
+    async def list_apps(self) -> list[AppView]:
+        return await self._function_lists.apps()
+
+    async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
+        return await self._function_lists.of_app(app_id)
+
+    async def pause_function(self, function_id: str) -> None:
+        await self._function_lists.set_paused(function_id, True)
+
+    async def resume_function(self, function_id: str) -> None:
+        await self._function_lists.set_paused(function_id, False)
 
 
 def _error_of_checkpoint(error: WorkflowUpdateFailedError) -> Exception:
@@ -234,3 +400,7 @@ def _error_of_checkpoint(error: WorkflowUpdateFailedError) -> Exception:
     kinds = {each.__name__: each for each in (StaleCallError, CheckpointInvalidError, TooLargeError)}
     kind = kinds.get(getattr(cause, "type", ""), CheckpointInvalidError)
     return kind(getattr(cause, "message", str(cause)))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

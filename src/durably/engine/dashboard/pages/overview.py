@@ -44,7 +44,9 @@ def load_rows(loads: Sequence[FunctionLoad], functions: Sequence[FunctionView]) 
         LoadRow(load.function_id, names.get(load.function_id, load.function_id), load, total(load.counts))
         for load in loads
     ]
-    return sorted(rows, key=lambda row: (-row.total.failed, -row.load.backlog, -row.total.created, row.function_id))
+    return sorted(
+        rows, key=lambda row: (-row.total.failed, -(row.load.backlog or 0), -row.total.created, row.function_id)
+    )
 
 
 def concern_link(concern: Concern) -> tuple[str, dict[str, Any]]:
