@@ -52,6 +52,15 @@ def test_a_waiting_run_is_cancelled(ask: Run, dev: Command) -> None:
     assert "Reason    the run was cancelled by request" in ask("runs", "show", run_id).stdout
 
 
+def test_a_run_without_delays_is_not_woken(ask: Run, dev: Command) -> None:
+    run_id = ask("invoke", "shop-place", "--data", '{"total": 3, "wait": true}', "--no-wait").stdout.strip()
+    dev.until(rf"{run_id[-6:]} .* paid .* waits until")
+    refused = ask("runs", "wake", run_id, "--step", "paid")
+    assert refused.status == 1
+    assert f"run {run_id} neither sleeps nor waits for another attempt at step 'paid'" in refused.stderr
+    ask("runs", "cancel", run_id)
+
+
 def test_invoke_prints_the_output(ask: Run, directory: Path) -> None:
     (directory / "order.json").write_text('{"total": 4}')
     for arguments, stdin in [(["@order.json"], ""), (["-"], '{"total": 4}'), (['{"total": 4}'], "")]:

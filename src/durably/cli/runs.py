@@ -1,6 +1,6 @@
 """The commands ``durably runs`` and ``durably cancellations``.
 
-They are ``durably runs list|show|cancel|rerun|replay`` and ``durably cancellations list|delete``.
+They are ``durably runs list|show|cancel|wake|rerun|replay`` and ``durably cancellations list|delete``.
 """
 
 import datetime as dt
@@ -129,7 +129,7 @@ _MOST_EVENTS = 10
 
 @click.group()
 def runs() -> None:
-    """List, show, cancel and rerun runs."""
+    """List, show, cancel, wake and rerun runs."""
 
 
 @runs.command("list")
@@ -264,6 +264,27 @@ def cancel(
             f"`durably cancellations delete {begun.id}` ends that",
             err=True,
         )
+
+
+@runs.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("--step", "step_id", metavar="ID", help="Only this step. [default: all of the run]")
+@json_option("the run, and how many delays were skipped")
+@client_options
+def wake(client: "EngineClient", run_id: str, step_id: str | None, as_json: bool) -> None:
+    """End the sleeps of a run now, and make its delayed attempts now."""
+    from .engine_client import existing
+
+    run_id = find_run_id(client, run_id)
+    count = client.skip_delays_sync(run_id, step_id=step_id)
+    if not count:
+        where = "" if step_id is None else f" at step {fit(step_id)!r}"
+        raise CliError(f"run {fit(run_id)} neither sleeps nor waits for another attempt{where}")
+    run = existing(client.get_run_sync(run_id))
+    if as_json:
+        echo_json({"run": run, "skipped": count})
+    else:
+        echo(Styled(f"run {fit(run.id)} goes on: {count} {'delay' if count == 1 else 'delays'} skipped"))
 
 
 @runs.command()

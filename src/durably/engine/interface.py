@@ -102,6 +102,10 @@ async def _show_ok(engine: "Engine", arguments: Mapping[str, Any], result: objec
     return {"ok": True}
 
 
+async def _show_skipped(engine: "Engine", arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
+    return {"skipped": count}
+
+
 async def _show_kept(engine: "Engine", arguments: Mapping[str, Any], kept: bool) -> dict[str, Any]:
     return {"kept": kept}
 
@@ -250,6 +254,14 @@ class Engine:
     @operation("DELETE /v1/runs/{run_id}", show=_show_run)
     async def cancel_run(self, run_id: str) -> bool:
         """False if the run has already ended. Raises ``RunNotFoundError``."""
+
+    @operation("POST /v1/runs/{run_id}/skip-delays", show=_show_skipped)
+    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
+        """End the sleeps of a run now, and make its delayed attempts now; the number of these.
+
+        With ``step_id`` only those of that step. Requests of the engine (``fetch``, ``ai.infer``), waits and limits of
+        flow control are not affected. Raises ``RunNotFoundError``.
+        """
 
     @operation("POST /v1/runs/{run_id}/rerun", is_repeatable=False, show=_show_new_run)
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
@@ -571,6 +583,7 @@ class SyncEngine(Engine):
     run_metadata_sync = blocking(Engine.run_metadata)
     run_traces_sync = blocking(Engine.run_traces)
     cancel_run_sync = blocking(Engine.cancel_run)
+    skip_delays_sync = blocking(Engine.skip_delays)
     rerun_sync = blocking(Engine.rerun)
     overview_sync = blocking(Engine.overview)
     function_loads_sync = blocking(Engine.function_loads)

@@ -379,6 +379,11 @@ class SqliteEngine(LocalEngine):
     async def cancel_run(self, run_id: str) -> bool:
         return await self._transactions.transact(lambda transaction: operations.cancel(transaction, run_id))
 
+    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
+        return await self._transactions.transact(
+            lambda transaction: operations.skip_delays(transaction, run_id, step_id)
+        )
+
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
         return await self._transactions.transact(lambda transaction: operations.rerun(transaction, run_id, from_step))
 

@@ -15,6 +15,7 @@ from durably.engine.core.inputs import (
     CloseWait,
     Command,
     Defer,
+    DelaysSkipped,
     EndRun,
     Input,
     Invoke,
@@ -169,6 +170,33 @@ def test_inputs_after_the_end() -> None:
     for late in (TimerFired("a"), WaitResolved("a", b"1"), CancelRequested(), Recovered(), SignalConflicted("a", "s")):
         assert run.feed(late) == []
     assert run.state == before
+
+
+def test_delays_are_skipped_of_one_step_or_of_all() -> None:
+    run = Run(max_attempts=3)
+    run.ops(op(Opcode.SLEEP, "s", opts={"duration": "1d"}), op(Opcode.STEP_PLANNED, "a"), op(Opcode.STEP_PLANNED, "b"))
+    a, b = run.state.calls
+    for call in (a, b):
+        run.feed(Answered(call.generation, ReportedOps([op(Opcode.STEP_ERROR, call.step_id)])))
+    delayed_a, delayed_b = run.state.calls
+    assert run.feed(DelaysSkipped("unknown")) == []
+    (command,) = run.feed(DelaysSkipped("a"))
+    assert isinstance(command, MakeCall)
+    assert (command.call.due, command.call.attempt, command.failed) == (run.now, 1, None)
+    assert command.call.generation > delayed_b.generation
+    with pytest.raises(StaleCallError):
+        run.feed(Answered(delayed_a.generation, Returned(b"1")))
+    assert kinds(run.feed(DelaysSkipped())) == [MakeCall, CloseWait, WriteMemo]
+    assert not run.state.waits
+    assert run.feed(DelaysSkipped()) == [], "a call that is made is not delayed"
+
+
+def test_the_delay_of_the_functions_own_attempt_is_skipped() -> None:
+    run = Run(max_attempts=3)
+    run.answer(AttemptFailed(BOOM))
+    (command,) = run.feed(DelaysSkipped())
+    assert isinstance(command, MakeCall)
+    assert (command.call.is_discovery, command.call.due, command.call.attempt) == (True, run.now, 1)
 
 
 def test_an_answer_without_ops_is_a_failed_attempt() -> None:

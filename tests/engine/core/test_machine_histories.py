@@ -15,6 +15,7 @@ from durably.engine.core.inputs import (
     Answered,
     CancelRequested,
     Checkpointed,
+    DelaysSkipped,
     EndRun,
     Input,
     MakeCall,
@@ -147,6 +148,8 @@ class World:
             ok = RequestFinished(wait.step_id, wait.generation, b'{"data":1}')
             error = RequestFinished(wait.step_id, wait.generation, b'{"error":{}}', failed=True, is_retriable=True)
             self.apply(error if self.misfortunes and self.chance.random() < 0.3 else ok)
+        elif wait.op == Opcode.SLEEP and self.chance.random() < 0.3:
+            self.apply(DelaysSkipped(self.chance.choice([None, wait.step_id])))
         elif wait.op == Opcode.SLEEP or self.chance.random() < 0.3:
             self.apply(TimerFired(wait.step_id))
         else:

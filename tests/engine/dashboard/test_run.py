@@ -93,6 +93,49 @@ async def test_the_head_has_the_facts(shop: Shop) -> None:
         assert part in text
 
 
+async def test_a_sleeping_run_and_a_retried_step_go_on_at_once() -> None:
+    client = durably.Client(app_id="night")
+    is_broken = True
+
+    @client.create_function(fn_id="nap", trigger=durably.TriggerEvent(event="nap"), retries=3)
+    async def nap(ctx: durably.Context) -> str:
+        await ctx.step.sleep("rest", dt.timedelta(days=1))
+        await ctx.step.run("work", work)
+        return "done"
+
+    def work() -> None:
+        if is_broken:
+            raise ConnectionError("not yet")
+
+    async with TestEngine(client, [nap]) as engine:
+        dashboard = Dashboard(engine._engine, allow_anonymous=True)
+        run = await engine.send(durably.Event(name="nap"))
+        await engine.advance(dt.timedelta(milliseconds=1))
+        path = f"/runs/{run.id}"
+        assert ">Wake now</button>" in await page(dashboard, path)
+        assert "Wake this step now" in await page(dashboard, path, f"step={hash_step_id('rest')}")
+        token, cookie = await token_of(dashboard, path)
+
+        async def wake(**form: str) -> str:
+            answer = await post(dashboard, f"{path}/wake", token, cookie, **form)
+            assert answer.status_code == 303
+            await engine.advance(dt.timedelta(milliseconds=1))
+            return header(answer, "location") or ""
+
+        assert await engine._engine.skip_delays(run.id, step_id="other") == 0
+        began = engine.now
+        assert "notice=woken" in await wake(step=hash_step_id("rest"))
+        text = await page(dashboard, path)
+        assert ">Retry now</button>" in text
+        assert "Retry this step now" in await page(dashboard, path, f"step={hash_step_id('work')}")
+        is_broken = False
+        assert await engine._engine.skip_delays(run.id, step_id="work") == 1
+        await engine.advance(dt.timedelta(milliseconds=1))
+        assert (await run.wait()).output == "done"
+        assert engine.now - began < dt.timedelta(seconds=1)
+        assert "notice=awake" in await wake()
+
+
 async def test_a_run_that_does_not_exist_is_a_page_with_404(shop: Shop) -> None:
     for path in ("/runs/nothing", "/runs/nothing/test", "/runs/nothing/value"):
         response = await get(shop.dashboard, path)

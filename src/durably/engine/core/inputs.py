@@ -101,6 +101,15 @@ class CancelRequested(msgspec.Struct, frozen=True):
     reason: str = "the run was cancelled by request"
 
 
+class DelaysSkipped(msgspec.Struct, frozen=True):
+    """Sleeps end now, and delayed attempts are made now.
+
+    They are those of the step with this id, as the user wrote it or hashed; ``None`` for all of the run.
+    """
+
+    step_id: str | None = None
+
+
 class Recovered(msgspec.Struct, frozen=True):
     """The engine has restarted.
 
@@ -117,6 +126,7 @@ Input = (
     | SignalConflicted
     | RequestFinished
     | CancelRequested
+    | DelaysSkipped
     | Recovered
 )
 

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from durably.protocol.errors import ErrorCode, ErrorData
-from durably.protocol.opcodes import Op, Opcode
+from durably.protocol.opcodes import Op, Opcode, hash_step_id
 
 from .answers import AttemptFailed, ReportedOps, Returned, Unreached
 from .errors import CheckpointInvalidError, OpInvalidError, StaleCallError, TooLargeError
@@ -28,6 +28,7 @@ from .inputs import (
     CancelRequested,
     Checkpointed,
     Command,
+    DelaysSkipped,
     FailedAttempt,
     Input,
     MakeRequest,
@@ -51,7 +52,7 @@ from .ops import (
     target_not_found,
 )
 from .policy import Policy
-from .run_state import MACHINE_VERSION, Call, RunState, RunStatus
+from .run_state import MACHINE_VERSION, Call, RunState, RunStatus, Wait
 from .transition import RunOverflow, Transition, encode_error, error_memo, excerpt
 
 INVOKE_TIMED_OUT = ErrorData(
@@ -274,6 +275,29 @@ def _cancel(transition: Transition, run_input: CancelRequested) -> None:
     )
 
 
+def find_delays(state: RunState, step_id: str | None, now: int) -> tuple[list[Wait], list[Call]]:
+    """The sleeps and the delayed calls to which ``DelaysSkipped`` applies."""
+    sleeps = [wait for wait in state.waits if wait.op == Opcode.SLEEP and step_id in (None, wait.step_id, wait.name)]
+    delayed = [call for call in state.calls if not call.is_made(now) and _is_of_step(call, step_id)]
+    return sleeps, delayed
+
+
+def _is_of_step(call: Call, step_id: str | None) -> bool:
+    if step_id is None:
+        return True
+    hashed = hash_step_id(call.name) if call.is_discovery and call.name else call.step_id
+    return step_id in (hashed, call.name)
+
+
+def _skip_delays(transition: Transition, run_input: DelaysSkipped) -> None:
+    sleeps, delayed = find_delays(transition.next_state(), run_input.step_id, transition.now)
+    for call in delayed:
+        del transition.calls[call.generation]
+        transition.call(msgspec.structs.replace(call, due=transition.now))
+    for wait in sleeps:
+        transition.resolve(wait, b"null")
+
+
 def _repeat_lost(transition: Transition, run_input: Recovered) -> None:
     for wait in [wait for wait in transition.waits.values() if wait.op in REQUESTS]:
         transition.waits[wait.step_id] = msgspec.structs.replace(wait, needs_op=True)
@@ -312,6 +336,7 @@ TRANSITIONS: dict[type[Input], tuple[Handler, Handler, Handler, set[RunStatus]]]
     SignalConflicted: (_ignore,           _fail_wait,       _ignore,         {FAILED}),
     RequestFinished:  (_ignore,           _end_request,     _ignore,         {FAILED}),
     CancelRequested:  (_cancel,           _cancel,          _ignore,         {CANCELLED}),
+    DelaysSkipped:    (_ignore,           _skip_delays,     _ignore,         {FAILED}),
     Recovered:        (_repeat_lost,      _repeat_lost,     _ignore,         set()),
 }
 # fmt: on

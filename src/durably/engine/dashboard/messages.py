@@ -58,7 +58,7 @@ class Action:
     """The argument of ``authorize``: what a person is about to do.
 
     ``name`` is ``"view"``, or the name of the engine's operation: ``"cancel_run"``, ``"rerun"``, ``"receive_events"``,
-    ``"invoke"``, ``"pause_function"``, ``"resume_function"``, ``"cancel_runs"``, ``"replay_runs"``,
+    ``"invoke"``, ``"pause_function"``, ``"resume_function"``, ``"skip_delays"``, ``"cancel_runs"``, ``"replay_runs"``,
     ``"delete_cancellation"``. ``subject`` is the id of the run or function that it changes. ``request`` is the
     framework's own request.
     """

@@ -21,7 +21,7 @@ def failing_functions(
 ) -> list[Concern]:
     """Functions with failed runs, by counts of the last hour by function and minute.
 
-    ``replayed`` are the numbers of failed runs of which a rerun has completed. They do not count.
+    ``replayed`` are the numbers of failed runs with a completed rerun. They do not count.
     """
     found = []
     for function_id, minutes in counts.items():

@@ -18,10 +18,12 @@ from durably.engine.core.inputs import (
     AnsweredTogether,
     CancelRequested,
     Checkpointed,
+    DelaysSkipped,
     Recovered,
     TimerFired,
     WaitResolved,
 )
+from durably.engine.core.machine import find_delays
 from durably.engine.core.transition import data_memo
 from durably.engine.reports import SyncReport
 from durably.engine.sqlite.flow_tables import DeadlineKind
@@ -140,6 +142,15 @@ def _end_late_run(transaction: Transaction, run_key: int) -> None:
 def cancel(transaction: Transaction, run_id: str) -> bool:
     """False if the run has ended. Raises ``RunNotFoundError``."""
     return runs.apply(transaction, _find_run(transaction, run_id), CancelRequested())
+
+
+def skip_delays(transaction: Transaction, run_id: str, step_id: str | None) -> int:
+    """The number of delays. Raises ``RunNotFoundError``."""
+    run_key = _find_run(transaction, run_id)
+    if not runs.apply(transaction, run_key, DelaysSkipped(step_id)):
+        return 0
+    sleeps, calls = find_delays(transaction.runs[run_key].before, step_id, transaction.now)
+    return len(sleeps) + len(calls)
 
 
 def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> str:

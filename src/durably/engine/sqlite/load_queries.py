@@ -181,7 +181,7 @@ def skipped_runs(connection: sqlite3.Connection) -> list[SkippedRuns]:
 
 
 def replayed_failures(connection: sqlite3.Connection, since: int) -> dict[str, dict[int, int]]:
-    """The failed runs that ended at ``since`` or later, and of which a rerun has completed.
+    """The failed runs that ended at ``since`` or later and have a completed rerun.
 
     They are counted by function and by the minute of their end. A rerun of a rerun counts for both.
     """

@@ -35,6 +35,8 @@ _NOTICES = {
     "cancelled": "The run was cancelled.",
     "ended": "The run had already ended: nothing was changed.",
     "rerun": "This is the new run.",
+    "woken": "The run goes on now.",
+    "awake": "The run does not sleep, and waits for no other attempt: nothing was changed.",
     "sent": "The event was sent again.",
 }
 """Notices after actions. The URL has the name of one, so that no other text can be shown."""
@@ -54,7 +56,7 @@ async def show_run(visit: Visit) -> DashboardResponse:
     now = dt.datetime.now(dt.UTC)
     waterfall = lay_out(report, now, visit.query.get("zoom"))
     chosen = next((step for step in report.steps if step.hashed_id == visit.query.get("step")), None)
-    may = {action: await visit.may(action, run.id) for action in ("cancel_run", "rerun")}
+    may = {action: await visit.may(action, run.id) for action in ("cancel_run", "rerun", "skip_delays")}
     may["receive_events"] = await visit.may("receive_events")
     return await visit.page(
         "run.html",

@@ -1,4 +1,4 @@
-"""Actions on a run: cancel it, run it again, send its event again."""
+"""Actions on a run: cancel it, wake it, run it again, send its event again."""
 
 import msgspec
 
@@ -14,6 +14,13 @@ async def cancel(visit: Visit) -> DashboardResponse:
     run_id = visit.arguments["run_id"]
     was_live = await visit.engine.cancel_run(run_id)
     return visit.redirect(f"/runs/{run_id}", notice="cancelled" if was_live else "ended")
+
+
+async def skip_delays(visit: Visit) -> DashboardResponse:
+    """End sleeps and delays of retries now: of the step in the field ``step``, or of all."""
+    run_id, step = visit.arguments["run_id"], visit.form.get("step")
+    count = await visit.engine.skip_delays(run_id, step_id=step)
+    return visit.redirect(f"/runs/{run_id}", notice="woken" if count else "awake", step=step)
 
 
 async def rerun(visit: Visit) -> DashboardResponse:
@@ -58,6 +65,7 @@ async def send_event(visit: Visit) -> DashboardResponse:
 
 ROUTES = (
     Route("POST", "/runs/{run_id}/cancel", cancel, action="cancel_run", subject="run_id"),
+    Route("POST", "/runs/{run_id}/wake", skip_delays, action="skip_delays", subject="run_id"),
     Route("POST", "/runs/{run_id}/rerun", rerun, action="rerun", subject="run_id"),
     Route("POST", "/runs/{run_id}/send-event", send_event, action="receive_events"),
 )
