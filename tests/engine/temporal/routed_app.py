@@ -77,7 +77,13 @@ class RoutedApp(SmallApp):
         return await self.result(self.run_id(await self.send(name, **data), function))
 
     async def history_length(self, workflow_id: str) -> int:
-        return (await self.client.get_workflow_handle(workflow_id).describe()).history_length
+        """The number of events, once the workflow has nothing more to do."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                described = await self.client.get_workflow_handle(workflow_id).describe()
+                if not described.raw_description.HasField("pending_workflow_task"):
+                    return described.history_length
+                await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

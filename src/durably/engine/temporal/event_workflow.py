@@ -1,7 +1,7 @@
 """The fan-out of an event to several workflows.
 
-The sender delivers the event, and reports that. If it does not, for example because its process ended, this workflow
-delivers the event after a delay.
+The sender delivers the event, and reports that. If it does not, for example because its process ended, the workflow
+delivers the event when it begins, after a delay.
 """
 
 import datetime as dt
@@ -14,7 +14,7 @@ DELIVER = "durably.deliver"
 DELIVERED = "delivered"
 """The signal by which a sender reports that it has delivered the event."""
 SENDERS_TIME = dt.timedelta(seconds=15)
-"""The start delay of the workflow. The signal ends it early."""
+"""The start delay of the workflow. A signal does not end it early."""
 
 
 @workflow.defn(name="durably.Event", sandboxed=False)

@@ -6,28 +6,28 @@ from .messages import Delivery, LeaveInput, RunInput, SignalRecord, WaitRecord
 from .wait_keys import cancel_waits
 
 Registered = WaitRecord | SignalRecord
+MAX_IGNORED = 100
+"""Events are delivered again soon, if at all."""
 
 
 class Listening:
     """The registered waits of a run.
 
-    An event may be delivered again after a crash. It ends no wait that began after its first delivery, and a run gets
-    none of the events that started it.
+    An event may be delivered again after a crash. It ends no wait that began after its first delivery. No event that
+    started the run ends its waits.
     """
 
     def __init__(self, run: RunInput) -> None:
         self._registered: dict[str, Registered] = {wait.step_id: wait for wait in cancel_waits(run)}
         self._got = [event.id for event in run.events]
-        self._got_before: dict[str, int] = {}
+
+    @property
+    def got(self) -> tuple[str, ...]:
+        """The ids of the last events that the run got."""
+        return tuple(self._got[-MAX_IGNORED:])
 
     def begin(self, registered: Registered) -> None:
         self._registered[registered.step_id] = registered
-        self._got_before[registered.step_id] = len(self._got)
-
-    def is_repeated(self, delivery: Delivery) -> bool:
-        """Whether the run got the event before the wait began."""
-        before = self._got_before.get(delivery.step_id, len(self._got))
-        return delivery.event.id in self._got[:before]
 
     def note_delivered(self, delivery: Delivery) -> None:
         """Note that an event ends a wait. An exact wait was removed by the event itself."""

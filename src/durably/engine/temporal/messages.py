@@ -320,6 +320,7 @@ class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     ``is_exact``: the value at the path is its whole condition, so that the first event ends it. ``until`` is
     milliseconds since the epoch; ``None``: until the run ends. ``is_early``: it is registered before its run starts.
+    ``ignored`` are events that the run got before. One of them may be delivered again after a crash.
     """
 
     run_id: str
@@ -330,6 +331,7 @@ class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     value: str | None = None
     is_exact: bool = True
     is_early: bool = False
+    ignored: tuple[str, ...] = ()
 
 
 class LeaveInput(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -150,8 +150,6 @@ class RunWorkflow:
 
     @workflow.signal(name="deliver")
     def _deliver(self, delivery: Delivery) -> None:
-        if self._listening.is_repeated(delivery):
-            return
         position = cancel_position(delivery.step_id)
         if position is not None:
             if self._meets(delivery, self._run.cancel_on[position].expression):
@@ -312,6 +310,7 @@ class RunWorkflow:
             path=key.path,
             value=key.value,
             is_exact=key.is_exact,
+            ignored=self._listening.got,
         )
         self._listening.begin(record)
         registered = self._register(

@@ -71,13 +71,13 @@ def cancel_waits(run: RunInput) -> tuple[WaitRecord, ...]:
     if not run.cancel_on:
         return ()
     trigger = msgspec.json.decode(run.events[0].body)
-    return tuple(_cancel_wait(run.run_id, position, cancel, trigger) for position, cancel in enumerate(run.cancel_on))
+    return tuple(_cancel_wait(run, position, cancel, trigger) for position, cancel in enumerate(run.cancel_on))
 
 
-def _cancel_wait(run_id: str, position: int, cancel: CancelRecord, trigger: Mapping[str, Any]) -> WaitRecord:
+def _cancel_wait(run: RunInput, position: int, cancel: CancelRecord, trigger: Mapping[str, Any]) -> WaitRecord:
     key = wait_key(cancel.expression, trigger)
     return WaitRecord(
-        run_id=run_id,
+        run_id=run.run_id,
         step_id=cancel_step_id(position),
         event=cancel.event,
         until=cancel.until,
@@ -85,4 +85,5 @@ def _cancel_wait(run_id: str, position: int, cancel: CancelRecord, trigger: Mapp
         value=key.value,
         is_exact=key.is_exact,
         is_early=True,
+        ignored=tuple(event.id for event in run.events),
     )

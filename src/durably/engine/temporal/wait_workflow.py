@@ -33,6 +33,7 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     until: int | None
     is_exact: bool = True
     is_early: bool = False
+    ignored: tuple[str, ...] = ()
 
     @property
     def key(self) -> Key:
@@ -73,7 +74,7 @@ class WaitWorkflow:
 
     @workflow.signal(name="wait")
     def add(self, wait: WaitRecord) -> None:
-        waiting = Waiting(wait.run_id, wait.step_id, _now(), wait.until, wait.is_exact, wait.is_early)
+        waiting = Waiting(wait.run_id, wait.step_id, _now(), wait.until, wait.is_exact, wait.is_early, wait.ignored)
         self._waits[waiting.key] = waiting
 
     @workflow.signal(name="leave")
@@ -82,7 +83,7 @@ class WaitWorkflow:
 
     @workflow.signal(name="event")
     def deliver(self, event: EventRecord) -> None:
-        targets = tuple(wait for wait in self._waits.values() if not _is_over(wait))
+        targets = tuple(wait for wait in self._waits.values() if not _is_over(wait) and event.id not in wait.ignored)
         self._drop(wait for wait in targets if wait.is_exact)
         if targets:
             self._deliveries.append(PendingDelivery(event, targets))
