@@ -72,7 +72,7 @@ class CallActivities:
             max_attempts=call.max_attempts,
             disable_immediate=call.disable_immediate,
             events=content.events,
-            memos=list(content.memos),
+            memos=content.memos[: call.memos],
             defers=call.defers,
             traceparent=call.traceparent,
         )
@@ -90,19 +90,34 @@ class CallActivities:
 
     async def _content_of(self, call: CallInput) -> RunContent:
         content = CONTENTS.find(call.run_id)
-        if content is not None and len(content.memos) >= call.memos:
-            return content
-        handle = self._client.get_workflow_handle(run_workflow_id(call.run_id))
-        after = 0 if content is None else len(content.memos)
-        while content is None or len(content.memos) < call.memos:
-            page: ContentPage = await handle.query("content", after, result_type=ContentPage)
-            if content is None:
-                content = RunContent([bytes(event) for event in page.events])
-            for memo in page.memos:
-                content.add(memo.step_id, bytes(memo.memo))
-            after = len(content.memos)
-        CONTENTS.put(call.run_id, content)
+        if content is None or not content.begins_with(call.memos, call.digest):
+            content = await self._fetch_content(call, content)
+            CONTENTS.put(call.run_id, content)
         return content
+
+    async def _fetch_content(self, call: CallInput, known: RunContent | None) -> RunContent:
+        """``known`` is what this process has. It is used if the memos that follow make the content of the call."""
+        if known is not None:
+            content = await self._extend(call, known.copy())
+            if content.begins_with(call.memos, call.digest):
+                return content
+        page = await self._query_content(call, 0)
+        content = RunContent([bytes(event) for event in page.events])
+        content.add_all(page.memos)
+        return await self._extend(call, content)
+
+    async def _extend(self, call: CallInput, content: RunContent) -> RunContent:
+        while len(content.memos) < call.memos:
+            page = await self._query_content(call, len(content.memos))
+            if not page.memos:
+                raise ApplicationError(f"run {call.run_id} has fewer memos than its call", type="ContentMissingError")
+            content.add_all(page.memos)
+        return content
+
+    async def _query_content(self, call: CallInput, after: int) -> ContentPage:
+        handle = self._client.get_workflow_handle(run_workflow_id(call.run_id))
+        page: ContentPage = await handle.query("content", after, result_type=ContentPage)
+        return page
 
 
 async def _heartbeat() -> None:

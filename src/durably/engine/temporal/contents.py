@@ -5,7 +5,10 @@ process that makes a call without having them asks the workflow, page by page.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from zlib import crc32
+
+from .messages import MemoRecord
 
 MAX_PAGE_BYTES = 1024 * 1024
 """The size of a page of memos. A message of Temporal has at most 4 MB."""
@@ -13,18 +16,41 @@ _MAX_CACHE_BYTES = 256 * 1024 * 1024
 
 
 class RunContent:
-    """The events of a run as JSON, and its memos by hashed step id, in their order."""
+    """The events of a run as JSON, and its memos by hashed step id, in their order.
 
-    __slots__ = ("events", "memos", "size")
+    A process may have memos that were never committed, or in another order: it executed a workflow task whose result
+    did not reach the server. So the first memos are known by their number and their digest.
+    """
+
+    __slots__ = ("_digests", "events", "memos", "size")
 
     def __init__(self, events: Sequence[bytes]) -> None:
         self.events = events
         self.memos: list[tuple[str, bytes]] = []
         self.size = sum(map(len, events))
+        self._digests = [0]
 
     def add(self, step_id: str, memo: bytes) -> None:
         self.memos.append((step_id, memo))
+        self._digests.append(crc32(memo, crc32(step_id.encode(), self._digests[-1])))
         self.size += len(memo)
+
+    def add_all(self, memos: Iterable[MemoRecord]) -> None:
+        for each in memos:
+            self.add(each.step_id, bytes(each.memo))
+
+    @property
+    def digest(self) -> int:
+        return self._digests[-1]
+
+    def begins_with(self, count: int, digest: int) -> bool:
+        """Whether the first ``count`` memos are those with this digest."""
+        return count <= len(self.memos) and self._digests[count] == digest
+
+    def copy(self) -> "RunContent":
+        copied = RunContent(self.events)
+        copied.memos, copied._digests, copied.size = [*self.memos], [*self._digests], self.size
+        return copied
 
     def page(self, after: int) -> int:
         """The end of a page of memos that begins at ``after``."""
@@ -42,9 +68,10 @@ class RunContents:
         self._by_run: OrderedDict[str, RunContent] = OrderedDict()
 
     def put(self, run_id: str, content: RunContent) -> None:
+        is_new = run_id not in self._by_run
         self._by_run[run_id] = content
         self._by_run.move_to_end(run_id)
-        while len(self._by_run) > 1 and sum(each.size for each in self._by_run.values()) > _MAX_CACHE_BYTES:
+        while is_new and len(self._by_run) > 1 and sum(each.size for each in self._by_run.values()) > _MAX_CACHE_BYTES:
             self._by_run.popitem(last=False)
 
     def find(self, run_id: str) -> RunContent | None:

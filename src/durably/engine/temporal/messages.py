@@ -230,7 +230,7 @@ class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A call, without its memos.
 
     Memos in inputs would make histories grow with the square of the steps.
-    ``memos`` is the number of them that the call must see at least.
+    ``memos`` is the number of them, and ``digest`` that of ``RunContent``.
     """
 
     run_id: str
@@ -240,6 +240,7 @@ class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     max_attempts: int
     disable_immediate: bool = False
     memos: int = 0
+    digest: int = 0
     defers: tuple[Deferred, ...] = ()
     traceparent: str | None = None
 

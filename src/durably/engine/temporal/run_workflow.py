@@ -258,6 +258,7 @@ class RunWorkflow:
 
     async def _make(self, call: Call) -> Answer:
         state = self._state
+        CONTENTS.put(self._run.run_id, self._content)
         call_input = CallInput(
             run_id=self._run.run_id,
             function_id=self._run.function_id,
@@ -266,6 +267,7 @@ class RunWorkflow:
             max_attempts=state.max_attempts,
             disable_immediate=state.disable_immediate,
             memos=len(self._content.memos),
+            digest=self._content.digest,
             defers=state.defers,
             traceparent=self._triggers[0].traceparent,
         )
