@@ -11,11 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 class Victim:
-    """A process that can be brought down and comes up again. What it says is kept in ``log``."""
+    """A process that can be brought down and comes up again. What it says is kept in ``log``.
 
-    def __init__(self, name: str, log: Path, *arguments: str, **environment: str) -> None:
+    ``module`` is its program, by default that of its name beside this one.
+    """
+
+    def __init__(self, name: str, log: Path, *arguments: str, module: str | None = None, **environment: str) -> None:
         self.name, self.log = name, log
-        self._command = [sys.executable, "-m", f"tests.crash.{name}_process", *arguments]
+        self._command = [sys.executable, "-m", module or f"tests.crash.{name}_process", *arguments]
         self._environment = {
             key: value for key, value in os.environ.items() if not key.startswith(("DURABLY_", "INNGEST_"))
         }

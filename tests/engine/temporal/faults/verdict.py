@@ -1,0 +1,99 @@
+"""What must hold after a storm, read from the server's histories and the diary of the workers."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+
+from durably.engine.temporal.ids import run_workflow_id
+from durably.engine.temporal.messages import ContentPage
+
+from .storm import APP, Storm
+
+STATUS = WorkflowExecutionStatus
+FUNCTION_ENDS = {f"{APP}-doomed": STATUS.FAILED}
+"""All others complete."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Of a step, by the call of a generation; ``at`` is milliseconds since the epoch."""
+
+    run: str
+    step: str
+    generation: int
+    token: str
+    at: int
+
+
+def read_diary(path: Path) -> dict[str, dict[str, list[Execution]]]:
+    """Executions by run and step."""
+    found: dict[str, dict[str, list[Execution]]] = defaultdict(lambda: defaultdict(list))
+    for line in path.read_text().splitlines():
+        execution = msgspec.json.decode(line, type=Execution)
+        found[execution.run][execution.step].append(execution)
+    return found
+
+
+async def find_faults(storm: Storm, client: Client) -> list[str]:
+    """Sentences, each about something that should not be."""
+    faults = [fault async for fault in _of_acknowledged_events(storm, client)]
+    for run_id, steps in read_diary(storm.diary).items():
+        faults += [fault async for fault in _of_run(client, run_id, steps)]
+    return faults
+
+
+async def _of_acknowledged_events(storm: Storm, client: Client) -> AsyncIterator[str]:
+    for accepted in storm.accepted:
+        described = await client.get_workflow_handle(run_workflow_id(accepted.run_id)).describe()
+        wanted = FUNCTION_ENDS.get(accepted.function, STATUS.COMPLETED)
+        if described.status is not wanted:
+            cause = await _cause(client, accepted.run_id)
+            yield f"run {accepted.run_id} of {accepted.function} is {described.status}, and not {wanted}: {cause}"
+
+
+async def _cause(client: Client, run_id: str) -> str:
+    try:
+        return str(await client.get_workflow_handle(run_workflow_id(run_id)).result())
+    except WorkflowFailureError as error:
+        return str(error.cause)
+
+
+async def _of_run(client: Client, run_id: str, steps: dict[str, list[Execution]]) -> AsyncIterator[str]:
+    memos = await _memos(client, run_id)
+    for step, executions in steps.items():
+        memo = memos.get(hashlib.sha1(step.encode()).hexdigest())
+        if memo is None:
+            yield f"step {step} of run {run_id} was executed, and has no memo"
+        elif "data" in memo:  # the others are errors
+            for fault in _of_step(run_id, step, memo["data"], executions):
+                yield fault
+
+
+def _of_step(run_id: str, step: str, token: object, executions: list[Execution]) -> list[str]:
+    """The call whose result was committed is the last one that executed the step at all."""
+    counting = [execution for execution in executions if execution.token == token]
+    if len(counting) != 1:
+        return [f"step {step} of run {run_id} has a memo that no execution returned: {token}"]
+    [that] = counting
+    return [
+        f"step {step} of run {run_id} was executed by call {that.generation}, whose result was committed, and by "
+        f"call {other.generation}"
+        for other in executions
+        if other is not that and other.generation >= that.generation
+    ]
+
+
+async def _memos(client: Client, run_id: str) -> dict[str, dict[str, object]]:
+    """By the hash of the step's id."""
+    handle, found = client.get_workflow_handle(run_workflow_id(run_id)), {}
+    page = None
+    while page is None or len(found) < page.total:
+        page = await handle.query("content", len(found), result_type=ContentPage)
+        found |= {memo.step_id: json.loads(bytes(memo.memo)) for memo in page.memos}
+    return found

@@ -1,0 +1,38 @@
+"""A worker that is killed: ``python -m tests.engine.temporal.faults.worker_process ADDRESS DIARY``.
+
+It serves the app of the crash tests (``tests/crash/app_process.py``), whose diary has each execution of a step.
+"""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import tornado.web
+from tests.crash.app_process import Diary, define
+from tests.crash.engine_process import backoff
+
+import durably
+import durably.tornado
+from durably.engine.temporal import run_workflow
+from durably.in_process import temporal_node
+
+from .storm import APP, FUNCTIONS, LEASE, READY
+
+
+async def main(address: str, diary: Diary) -> None:
+    engine = durably.TemporalEngine(address)
+    client = durably.Client(app_id=APP, is_production=False, engine=engine)
+    functions = [each for each in define(client, diary) if each.id.removeprefix(f"{APP}-") in FUNCTIONS]
+    durably.tornado.serve(tornado.web.Application(), client, functions)
+    async with engine.running():
+        print(READY, flush=True)
+        await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING)
+    run_workflow._HEARTBEAT_TIMEOUT = LEASE
+    run_workflow.standard_backoff = backoff
+    temporal_node.LONGEST_GAP_SECONDS = LEASE.total_seconds() / 4
+    asyncio.run(main(sys.argv[1], Diary(Path(sys.argv[2]))))
