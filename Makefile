@@ -63,6 +63,7 @@ format: $(READY)
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak $(SOAK)
+	$(BIN)/python -m tests.engine.temporal.faults.soak $(SOAK)
 	CRASH_SEED=$${CRASH_SEED:-$$(date +%s)} CRASH_CRON_BLOWS=100 $(BIN)/python -m pytest tests/crash/test_cron_crashes.py -o timeout=3600
 	$(BIN)/python -m pytest -m soak -o timeout=3600
 	DURABLY_CHAOS_ROUNDS=200 $(BIN)/python -m pytest tests/in_process/test_chaos.py -o timeout=7200

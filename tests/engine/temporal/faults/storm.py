@@ -7,20 +7,19 @@ over restarts.
 import asyncio
 import contextlib
 import datetime as dt
+import itertools
 import json
 import random
 import signal
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.client import Client
 from temporalio.service import RPCError
 
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.converter import DATA_CONVERTER
-from durably.engine.temporal.ids import make_run_id, run_workflow_id
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
 from ....crash.processes import Victim
@@ -30,11 +29,12 @@ APP = "crash"
 LEASE = dt.timedelta(seconds=1.5)
 """The heartbeat time-out. A worker that is stopped for longer has lost its calls when it continues."""
 FUNCTIONS = ("child", "answer", "journey", "voyage", "doomed", "doomed-failure")
+BLOWS = ("kill worker", "stop worker", "kill all", "restart server", "stop server")
 EVENTS = ("journey", "voyage", "doomed")
 READY = "the app is synced"
 _LONGEST_STOP = 2 * LEASE.total_seconds()
 _MOST_LIVE = 12
-_PACE_SECONDS = 0.3
+_PACE_SECONDS = 0.5
 _LONG_LIVED = ("durably.Topic", "durably.Function", "durably.App")
 """Workflows that stay after the last run has ended."""
 
@@ -49,9 +49,9 @@ async def connect(address: str) -> Client:
 
 @dataclass(frozen=True)
 class Accepted:
-    """The run that an acknowledged event starts."""
+    """An event that was acknowledged, and the function that it triggers."""
 
-    run_id: str
+    event_id: str
     function: str
 
 
@@ -77,7 +77,6 @@ class Storm:
             for n in range(self.workers)
         ]
         self._is_over = False
-        self._sent = 0
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Client]:
@@ -100,9 +99,17 @@ class Storm:
             try:
                 for _ in range(blows):
                     await asyncio.sleep(self._random.uniform(0.2, 1.5))
-                    await self._strike()
+                    await self._strike(self._random.choice(BLOWS), self._random.choice(self._workers))
             finally:
                 self._is_over = True
+        await self._wait_ended(client)
+
+    async def rage_briefly(self, client: Client) -> None:
+        """Send one event, and strike at once: a worker is stopped for a while, and the other one killed."""
+        await self._send_event(client, "voyage")
+        first, second = self._workers
+        await self._strike("stop worker", first)
+        second.kill()
         await self._wait_ended(client)
 
     async def left(self, client: Client) -> list[str]:
@@ -111,9 +118,7 @@ class Storm:
         query = " AND ".join(["ExecutionStatus = 'Running'", *found])
         return [each.id async for each in client.list_workflows(query)]
 
-    async def _strike(self) -> None:
-        blow = self._random.choice(("kill worker", "stop worker", "kill all", "restart server", "stop server"))
-        worker = self._random.choice(self._workers)
+    async def _strike(self, blow: str, worker: Victim) -> None:
         self.blows.append(f"{blow} {worker.name}" if blow.endswith("worker") else blow)
         match blow:
             case "kill worker":
@@ -146,45 +151,46 @@ class Storm:
             await asyncio.sleep(0.1)
 
     async def _send_events(self, client: Client) -> None:
-        """Each event is sent until it is acknowledged, and not more at a time than workers can keep up with."""
-        engine = WorkflowEngine(client, EngineSettings())
-        live: list[Accepted] = []
-        while not self._is_over:
-            number, self._sent = self._sent, self._sent + 1
-            name = EVENTS[number % len(EVENTS)]
-            at = time.time_ns() // 1_000_000
-            event = {"name": f"crash/{name}", "id": f"event-{number}", "data": {"number": number}, "ts": at}
-            while True:
-                try:
-                    receipt = await engine.receive_events(json.dumps(event).encode())
-                    break
-                except RPCError:
-                    await asyncio.sleep(0.1)
-            function_id = f"{APP}-{name}"
-            accepted = Accepted(make_run_id(at, receipt.ids[0], function_id), function_id)
-            self.accepted.append(accepted)
-            live.append(accepted)
+        """Send events, and not more at a time than workers can keep up with."""
+        for name in itertools.cycle(EVENTS):
+            await self._wait_for_room(client)
+            if self._is_over:
+                return
+            await self._send_event(client, name)
             await asyncio.sleep(_PACE_SECONDS)
-            while len(live) >= _MOST_LIVE and not self._is_over:
-                live = [each for each in live if not await self._has_ended(client, each)]
-                await asyncio.sleep(_PACE_SECONDS)
 
-    async def _has_ended(self, client: Client, accepted: Accepted) -> bool:
-        try:
-            described = await client.get_workflow_handle(run_workflow_id(accepted.run_id)).describe()
-        except RPCError:
-            return False
-        return described.status is not WorkflowExecutionStatus.RUNNING
-
-    async def _wait_ended(self, client: Client) -> None:
-        """The index of workflows lags, so it counts only after all runs of events have ended."""
-        live = self.accepted
-        while live or await self._is_anything_left(client):
-            live = [each for each in live if not await self._has_ended(client, each)]
+    async def _send_event(self, client: Client, name: str) -> None:
+        """The event is sent until it is acknowledged."""
+        number = len(self.accepted)
+        event = {"name": f"crash/{name}", "id": f"event-{number}", "data": {"number": number}}
+        engine = WorkflowEngine(client, EngineSettings())
+        while True:
+            with contextlib.suppress(RPCError):
+                receipt = await engine.receive_events(json.dumps(event).encode())
+                self.accepted.append(Accepted(receipt.ids[0], f"{APP}-{name}"))
+                return
             await asyncio.sleep(0.1)
 
-    async def _is_anything_left(self, client: Client) -> bool:
+    async def _wait_for_room(self, client: Client) -> None:
+        while not self._is_over:
+            if await self._count_left(client) < _MOST_LIVE:
+                return
+            await asyncio.sleep(_PACE_SECONDS)
+
+    async def _count_left(self, client: Client) -> int:
+        """The number of workflows that still run; at least one while the server does not answer."""
         try:
-            return bool(await self.left(client))
+            return len(await self.left(client))
         except RPCError:
-            return True
+            return 1
+
+    async def _wait_ended(self, client: Client) -> None:
+        """The index of workflows lags, so each event must have its run, too."""
+        engine = WorkflowEngine(client, EngineSettings())
+        while True:
+            await asyncio.sleep(_PACE_SECONDS)
+            if not await self._count_left(client):
+                with contextlib.suppress(RPCError):
+                    found = [await engine.event_runs(accepted.event_id) for accepted in self.accepted]
+                    if all(run.status.has_ended for runs in found for run in runs) and all(found):
+                        return

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.client import Client
 
+from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import ContentPage
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.views import RunStatus
 
 from .storm import APP, Storm
 
-STATUS = WorkflowExecutionStatus
-FUNCTION_ENDS = {f"{APP}-doomed": STATUS.FAILED}
+FUNCTION_ENDS = {f"{APP}-doomed": RunStatus.FAILED}
 """All others complete."""
 
 
@@ -49,19 +51,15 @@ async def find_faults(storm: Storm, client: Client) -> list[str]:
 
 
 async def _of_acknowledged_events(storm: Storm, client: Client) -> AsyncIterator[str]:
+    engine = WorkflowEngine(client, EngineSettings())
     for accepted in storm.accepted:
-        described = await client.get_workflow_handle(run_workflow_id(accepted.run_id)).describe()
-        wanted = FUNCTION_ENDS.get(accepted.function, STATUS.COMPLETED)
-        if described.status is not wanted:
-            cause = await _cause(client, accepted.run_id)
-            yield f"run {accepted.run_id} of {accepted.function} is {described.status}, and not {wanted}: {cause}"
-
-
-async def _cause(client: Client, run_id: str) -> str:
-    try:
-        return str(await client.get_workflow_handle(run_workflow_id(run_id)).result())
-    except WorkflowFailureError as error:
-        return str(error.cause)
+        wanted = FUNCTION_ENDS.get(accepted.function, RunStatus.COMPLETED)
+        runs = await engine.event_runs(accepted.event_id)
+        if [run.function_id for run in runs] != [accepted.function]:
+            yield f"event {accepted.event_id} for {accepted.function} started {runs}"
+        for run in runs:
+            if run.status is not wanted:
+                yield f"run {run.id} of {run.function_id} is {run.status}, and not {wanted}: {run.output}"
 
 
 async def _of_run(client: Client, run_id: str, steps: dict[str, list[Execution]]) -> AsyncIterator[str]:
