@@ -96,7 +96,7 @@ class CallActivities:
         return content
 
     async def _fetch_content(self, call: CallInput, known: RunContent | None) -> RunContent:
-        """``known`` is what this process has. It is used if the memos that follow make the content of the call."""
+        """The content of a call, based on what this process has if that fits."""
         if known is not None:
             content = await self._extend(call, known.copy())
             if content.begins_with(call.memos, call.digest):
