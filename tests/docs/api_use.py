@@ -1,6 +1,7 @@
 """Checks the use of an API in code that is not run: names exist, and arguments fit the signatures."""
 
 import ast
+import functools
 import importlib
 import inspect
 import textwrap
@@ -139,16 +140,17 @@ def hints(cls: type) -> Mapping[str, Any]:
 
 def attributes(cls: type) -> set[str]:
     """Attributes that the methods of a class assign."""
-    found = set[str]()
-    for base in cls.__mro__[:-1]:
-        try:
-            tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
-        except (OSError, TypeError, SyntaxError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                found.add(node.attr)
-    return found
+    return {attribute for base in cls.__mro__[:-1] for attribute in _own_attributes(base)}
+
+
+@functools.cache
+def _own_attributes(cls: type) -> frozenset[str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(cls)))
+    except (OSError, TypeError, SyntaxError):
+        return frozenset()
+    nodes = ast.walk(tree)
+    return frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store))
 
 
 def misfit(function: Any, count: int, keywords: Mapping[str, None], has_more: bool) -> str | None:
