@@ -17,6 +17,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Plugins of other packages that no test needs: a pytest that a test starts would import them too, for half a second.
+os.environ["PYTEST_ADDOPTS"] = "-p no:schemathesis -p no:faker"
+
 # pytest-xdist sets the width of its processes' terminals, which the programs that tests start would inherit.
 os.environ.pop("COLUMNS", None)
 

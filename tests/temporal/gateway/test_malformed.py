@@ -15,7 +15,6 @@ from ..app_server import QUICK, AppServer, running
 from ..apps import exposures
 from ..bad_bytes import BAD_BYTES, CHUNKED, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
 from ..dev_server import DevServer
-from ..fuzz import fuzz, make_attempts
 from ..plain import get
 from ..serve import SERVERS
 
@@ -142,6 +141,8 @@ def test_ids_do_not_break_lines_of_logs(gateway: Gateway, character: str) -> Non
 
 
 def test_requests_made_from_the_document_reveal_nothing_of_other_users(quick_app: AppServer) -> None:
+    from ..fuzz import fuzz, make_attempts  # schemathesis takes long to import
+
     report = fuzz(quick_app, make_attempts(quick_app, **OF_THE_DOCUMENT))
     assert not report.faults, "\n\n".join(f"{kind}\n  {request}" for kind, request in report.faults.items())
     assert report.statuses.total() >= 180
@@ -152,6 +153,8 @@ def test_requests_made_from_the_document_reveal_nothing_of_other_users(quick_app
 
 @pytest.mark.parametrize("name", SERVERS)
 def test_malformed_requests_without_a_server_are_refused_or_get_503(name: str) -> None:
+    from ..fuzz import fuzz, make_attempts  # schemathesis takes long to import
+
     with running(name, DevServer().address, **QUICK) as app:
         report = fuzz(app, make_attempts(app, **OF_THE_DOCUMENT)[::3], is_server_absent=True)
     assert not report.faults, "\n\n".join(f"{kind}\n  {request}" for kind, request in report.faults.items())
