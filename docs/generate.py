@@ -15,6 +15,7 @@ import msgspec
 from durably.engine.interface import Engine
 from durably.engine.metrics.catalogue import CATALOGUE
 from durably.engine.operations import REQUIRED, Access, Argument, Operation, Place, operations_of
+from durably.engine.temporal.refusals import SUPPORT
 from durably.protocol.durations import format_duration
 from durably.protocol.options import Choice, Count, Expression, Option, Period, Text
 from durably.settings import SETTINGS
@@ -130,11 +131,23 @@ def fill(text: str) -> str:
     return textwrap.fill(text, 120, break_long_words=False, break_on_hyphens=False)
 
 
+def options_on_temporal() -> str:
+    """A list of options with what is the same, different and refused on Temporal."""
+    return (
+        "\n".join(
+            fill_item(f"- **{each.option}**: {each.support}{f'. {each.reason}' if each.reason else ''}.")
+            for each in SUPPORT
+        )
+        + "\n"
+    )
+
+
 GENERATED: dict[Path, Callable[[], str]] = {
     REFERENCE / "options.md": options,
     REFERENCE / "settings.md": settings,
     REFERENCE / "http-api.md": operations,
     REFERENCE / "metrics.md": metrics,
+    REFERENCE / "options-on-temporal.md": options_on_temporal,
 }
 
 

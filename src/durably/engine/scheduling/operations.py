@@ -12,6 +12,7 @@ from durably.engine.core.errors import (
     EngineError,
     RunNotFoundError,
 )
+from durably.engine.core.flow.admission import STARTED_LATE
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
     Answered,
@@ -44,7 +45,7 @@ from .transaction import Transaction
 
 _LONGEST_ERROR = 2_000
 _LATE = {
-    DeadlineKind.START: "the run was cancelled: it had not started by the time that timeouts.start allows",
+    DeadlineKind.START: STARTED_LATE,
     DeadlineKind.FINISH: "the run was cancelled: it had not ended by the time that timeouts.finish allows",
 }
 

@@ -28,7 +28,7 @@ class CallQueue:
         self._state = state
         self._rows = MemoryRows(state)
         self._keys = {holder.run_id: key for key, holder in state.runs.items()}
-        self._joined: list[JoinRecord] = []
+        self._joined: dict[tuple[str, int], JoinRecord] = {}
         self._left: list[LeaveRecord] = []
         self._changed: dict[str, FunctionOptions] = {}
         self._flows: dict[str, Flow] = {}
@@ -54,7 +54,8 @@ class CallQueue:
         return list(self._state.runs.values())
 
     def join(self, record: JoinRecord) -> None:
-        self._joined.append(record)
+        """A call needs slots. Works more than once."""
+        self._joined.setdefault((record.call.run_id, record.call.generation), record)
 
     def leave(self, record: LeaveRecord) -> None:
         """A call has ended, or is not made. Works for any call, and more than once."""
@@ -83,16 +84,16 @@ class CallQueue:
     def settle(self, now: int) -> list[LeaveRecord]:
         """The calls that may be made now, in order."""
         queue = Queue(self._rows, now)
-        for record in self._joined:
+        for record in self._joined.values():
             self._put_options(queue, record.call.function_id, record.options)
             self._join(queue, record.call, now)
         for function_id, options in self._changed.items():
             self._put_options(queue, function_id, options)
-        touched = {record.call.run_id for record in self._joined} | {record.run_id for record in self._left}
+        touched = {record.call.run_id for record in self._joined.values()} | {record.run_id for record in self._left}
         for left in self._left:
             if (key := self._keys.get(left.run_id)) is not None:
                 queue.leave(key, left.generation)
-        self._joined, self._left, self._changed = [], [], {}
+        self._joined, self._left, self._changed = {}, [], {}
         queue.check_throttles(_MOST_THROTTLES)
         made = [LeaveRecord(self._state.runs[call.run_key].run_id, call.generation) for call in queue.settle()]
         self._forget_runs(touched | {call.run_id for call in made})

@@ -41,7 +41,7 @@ def run_flow_of(flow: Flow, event: EventRecord, now: int) -> RunFlow | None:
     queue_entry = msgspec.structs.replace(admitted.queue_entry, singleton=None)
     if not queue_entry.is_queued:
         return None
-    return RunFlow(queue=queue_workflow_id(flow, queue_entry), queue_entry=queue_entry)
+    return RunFlow(queue=queue_workflow_id(flow, queue_entry), queue_entry=queue_entry, start_by=admitted.start_by)
 
 
 def _no_state(bucket_id: str) -> None:

@@ -150,12 +150,14 @@ class CancelRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Flow control of a run.
 
-    ``singleton`` is the id of the gate that it holds, ``queue`` that of its calls' queue.
+    ``singleton`` is the id of the gate that it holds, ``queue`` that of its calls' queue. If it waits there, its first
+    call is made until ``start_by``, or it is cancelled.
     """
 
     singleton: str | None = None
     queue: str | None = None
     queue_entry: QueueEntry | None = None
+    start_by: int | None = None
 
 
 class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

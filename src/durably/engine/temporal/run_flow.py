@@ -2,12 +2,13 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import FailureError
 
+from durably.engine.core.flow.admission import STARTED_LATE
 from durably.engine.core.inputs import EndRun, WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import data_memo
@@ -23,13 +24,15 @@ _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
 class RunFlowControl:
     """A run's calls join their queue before they are made, and leave it afterwards."""
 
-    def __init__(self, run: RunInput) -> None:
+    def __init__(self, run: RunInput, cancel: Callable[[str], None]) -> None:
         self._run = run
+        self._cancel = cancel
         self._flow = run.flow or RunFlow()
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._joining: dict[int, asyncio.Task[None]] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._has_started = False
+        self._timeout: asyncio.Task[None] | None = None
 
     async def acquire(self, generation: int) -> None:
         """Wait until the call may be made. ``release`` it in any case."""
@@ -38,11 +41,25 @@ class RunFlowControl:
         if entry is None or queue is None or not entry.has_to_queue(starts_run=starts_run):
             self._has_started = True
             return
+        if starts_run and self._timeout is None and self._flow.start_by is not None:
+            self._timeout = asyncio.create_task(self._cancel_late(self._flow.start_by))
         record = JoinInput(queue, self._run.function_id, self._run.run_id, generation, entry, starts_run=starts_run)
         granted = self._waiting[generation] = asyncio.get_running_loop().create_future()
         self._joining[generation] = asyncio.create_task(self._join(record))
         await granted
         self._has_started = True
+        self._stop_timeout()
+
+    async def _cancel_late(self, start_by: int) -> None:
+        seconds = start_by / 1000 - workflow.now().timestamp()
+        await workflow.sleep(max(seconds, 0.001), summary="timeouts.start")
+        self._timeout = None
+        if not self._has_started:
+            self._cancel(STARTED_LATE)
+
+    def _stop_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
 
     async def _join(self, record: JoinInput) -> None:
         await workflow.execute_local_activity(JOIN, record, start_to_close_timeout=_LOCAL_TIMEOUT)
@@ -68,6 +85,7 @@ class RunFlowControl:
 
     async def end(self, end: EndRun) -> None:
         """Release everything, and report the end to steps that invoked the run by a gate."""
+        self._stop_timeout()
         for generation in list(self._waiting):
             self.release(generation)
         if self._flow.singleton is not None:

@@ -111,7 +111,7 @@ class RunWorkflow:
         self._listening = Listening(run)
         self._leaving: set[asyncio.Task[None]] = set()
         self._end: EndRun | None = None
-        self._flow = RunFlowControl(run)
+        self._flow = RunFlowControl(run, self._cancel_late)
 
     @workflow.run
     async def run(self, run: RunInput) -> msgspec.Raw:
@@ -132,6 +132,9 @@ class RunWorkflow:
         await self._report_end(self._end)
         CONTENTS.forget(run.run_id)
         return self._finish(self._end)
+
+    def _cancel_late(self, reason: str) -> None:
+        self._apply(CancelRequested(reason))
 
     # what others send
 

@@ -72,6 +72,7 @@ from .gate_workflow import GateWorkflow
 from .ids import WORKFLOWS_QUEUE, run_workflow_id
 from .loads import Loads
 from .messages import CheckpointInput
+from .refusals import check_support
 from .router import Router
 from .run_lists import RunFilter, RunLists
 from .run_search import RunSearch
@@ -164,6 +165,7 @@ class WorkflowEngine(LocalEngine):
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         functions = read_sync(request, in_process=in_process)
+        check_support(functions)
         await self.prepare()
         return await self._apps.sync(request, functions, in_process=in_process)
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 from temporalio.client import Client as TemporalClient
-from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+from temporalio.client import WorkflowHandle
 
 from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler
@@ -83,7 +83,7 @@ class World:
         self.seen: list[Any] = []
         self.run_ids: dict[Any, str] = {}
         self._noted = asyncio.Condition()
-        self._functions: dict[str, Function[Any]] = {}
+        self.functions: dict[str, Function[Any]] = {}
         self._workers = contextlib.AsyncExitStack()
 
     def function(self, fn_id: str, **options: Any) -> Callable[[Any], Function[Any]]:
@@ -92,7 +92,7 @@ class World:
 
         def decorate(handler: Any) -> Function[Any]:
             function = self.client.create_function(fn_id=fn_id, **options)(handler)
-            self._functions[fn_id] = function
+            self.functions[fn_id] = function
             return function
 
         return decorate
@@ -126,13 +126,16 @@ class World:
         async with self._noted:
             self._noted.notify_all()
 
-    async def wait_for_queue(self, fn_id: str, counts: QueueCounts) -> None:
-        """Wait until the queue of a function with one limit without a key has these calls."""
+    def queue_of(self, fn_id: str) -> WorkflowHandle[Any, Any]:
+        """The queue of a function with one limit without a key."""
         function_id = f"{self.app_id}-{fn_id}"
         (config,) = (each for each in sync_of(self._handler).functions if each.id == function_id)
         (limit,) = read_flow(config).concurrency
         queue_id = gate_workflow_id(function_id, "concurrency", limit.bucket_id(function_id, {}, 0))
-        queue = self.temporal.get_workflow_handle(queue_id)
+        return self.temporal.get_workflow_handle(queue_id)
+
+    async def wait_for_queue(self, fn_id: str, counts: QueueCounts) -> None:
+        queue = self.queue_of(fn_id)
         async with asyncio.timeout(PATIENCE):
             while await queue.query("counts", result_type=QueueCounts) != counts:  # noqa: ASYNC110 - a query
                 await asyncio.sleep(0.02)
@@ -149,7 +152,7 @@ class World:
         await self.sync()
 
     async def sync(self) -> None:
-        self._handler = CommHandler(client=self.client, framework="test", functions=list(self._functions.values()))
+        self._handler = CommHandler(client=self.client, framework="test", functions=list(self.functions.values()))
         await self.engine.sync_app(sync_of(self._handler), in_process=True)
 
     async def close(self) -> None:
@@ -171,10 +174,6 @@ class World:
     def run(self, n: Any) -> WorkflowHandle[Any, Any]:
         """The workflow of the gated function's run for an event."""
         return self.temporal.get_workflow_handle(run_workflow_id(self.run_ids[n]))
-
-    async def has_ended(self, workflow_id: str) -> bool:
-        described = await self.temporal.get_workflow_handle(workflow_id).describe()
-        return described.status is not WorkflowExecutionStatus.RUNNING
 
 
 @pytest.fixture

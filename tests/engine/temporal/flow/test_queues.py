@@ -1,12 +1,17 @@
 """Options that order calls: concurrency, throttle and priority."""
 
+import asyncio
 import datetime as dt
 import time
+from typing import Any
 
-from durably import Concurrency, Context, Priority, Throttle
+import pytest
+
+from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
+from durably.engine.temporal import call_queue_workflow
 from durably.engine.temporal.call_queue_messages import QueueCounts
 
-from .conftest import World
+from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
 
@@ -48,7 +53,7 @@ async def test_functions_share_the_slots_of_a_scope(world: World) -> None:
     assert world.limit.most_inside == 1
 
 
-async def test_runs_that_are_cancelled_or_terminated_free_their_slots(world: World) -> None:
+async def test_a_cancelled_run_frees_its_slot_and_the_queue_ends(world: World) -> None:
     world.gated("work", concurrency=[Concurrency(limit=1)])
     await world.open()
     await world.send("work", n=1)
@@ -56,6 +61,54 @@ async def test_runs_that_are_cancelled_or_terminated_free_their_slots(world: Wor
     await world.send("work", n=2)
     await world.engine.cancel_run(world.run_ids[1])
     await world.limit.wait_until(lambda: 2 in world.limit.inside)
+    world.limit.open()
+    async with asyncio.timeout(PATIENCE):
+        await world.queue_of("work").result()
+
+
+async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_queue_workflow, "_INSPECTION_PERIOD", 300)
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    await world.send("work", n=1)
+    await world.limit.wait_for(1)
+    await world.send("work", n=2)
+    await world.run(1).terminate()
+    await world.limit.wait_until(lambda: 2 in world.limit.inside)
+
+
+async def test_a_failed_attempt_frees_its_slot(world: World) -> None:
+    @world.function("work", concurrency=[Concurrency(limit=1)], retries=1)
+    async def work(ctx: Context) -> None:
+        world.seen.append([ctx.event.data["n"], ctx.attempt])
+        await world.note()
+        if ctx.event.data["n"] == 1 and ctx.attempt == 0:
+            raise RetryAfterError("again", SECOND)
+
+    await world.open()
+    await world.send("work", n=1)
+    await world.send("work", n=2)
+    await world.wait_for_seen([1, 0], [2, 0], [1, 1])
+    assert world.seen == [[1, 0], [2, 0], [1, 1]]
+
+
+async def test_a_run_that_waits_too_long_for_its_start_is_cancelled(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1)], timeouts=Timeouts(start=SECOND))
+
+    @world.function("invoker")
+    async def invoker(ctx: Context) -> Any:
+        world.run_ids["invoker"] = ctx.run_id
+        return await ctx.step.invoke("it", function=world.functions["work"], data={"n": 2})
+
+    await world.open()
+    await world.send("work", n=1)
+    await world.limit.wait_for(1)
+    await world.send("invoker")
+    await world.wait_for_queue("work", QueueCounts(waiting=1, under_way=1))
+    await world.wait_for_queue("work", QueueCounts(waiting=0, under_way=1))
+    cancelled = await world.engine.wait_for_run(world.run_ids["invoker"])
+    assert b"had not started by the time" in bytes(cancelled.output or b"")
+    assert world.limit.entered == [1]
 
 
 async def test_waiting_runs_go_in_the_order_of_their_priority(world: World) -> None:
