@@ -27,7 +27,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Unsatisfiable
+from hypothesis.errors import FlakyStrategyDefinition, Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.core.failures import FailureGroup
 from schemathesis.core.transport import Response
@@ -49,6 +49,8 @@ CHECKS = [status_code_conformance, content_type_conformance, response_headers_co
 FRAMEWORKS = (*SERVERS, "starlette")
 MOUNT = "/mine"
 """The gateway with owners. It has the same exposures and document as the open one."""
+MOST_TRIES = 40
+"""Tries of a malformed request to an operation, until it is taken for one that cannot be malformed."""
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Ids of runs, and random ids of workflows."""
 
@@ -214,15 +216,39 @@ def _text(body: bytes | str | None) -> str:
     return body.decode(errors="replace") if isinstance(body, bytes) else body or ""
 
 
-def _repeat(make: Callable[..., None], times: int, first_seed: int, *strategies: Any) -> None:
+class _NothingMadeError(Exception):
+    """None of the first tries made a request."""
+
+
+def _repeat(
+    make: Callable[..., None], times: int, first_seed: int, cases: st.SearchStrategy[Case], *strategies: Any
+) -> None:
+    """Make a number of requests, or none if nothing of the operation can be malformed.
+
+    By itself, hypothesis tries hundreds of times before it gives up.
+    """
+    tries, is_any_made = 0, False
+
+    @st.composite
+    def limited(draw: st.DrawFn) -> Case:
+        nonlocal tries, is_any_made
+        tries += 1
+        if tries > MOST_TRIES and not is_any_made:
+            raise _NothingMadeError
+        case = draw(cases)
+        is_any_made = True
+        return case
+
     checks = list(HealthCheck)
     repeated = settings(
         max_examples=times, deadline=None, suppress_health_check=checks, phases=[Phase.generate], database=None
-    )(seed(first_seed)(given(*strategies)(make)))
+    )(seed(first_seed)(given(limited(), *strategies)(make)))
     try:
         repeated()
-    except Unsatisfiable:
-        """An operation without anything that could be malformed."""
+    except (Unsatisfiable, _NothingMadeError, FlakyStrategyDefinition):
+        # The last comes of the try that drew nothing. Without any request, nothing of the operation can be malformed.
+        if is_any_made:
+            raise
 
 
 def main() -> None:
