@@ -126,7 +126,7 @@ def send(request: Request) -> Response:
 
     Redirects are not followed. Raises ``TransportError``.
     """
-    from . import http_connections  # urllib3 is a quarter of the time in which the package is imported
+    from . import http_connections  # many processes send no request: without urllib3 they start sooner
 
     status, body = http_connections.send(request.method, request.url, request.headers, request.body, request.timeout)
     return Response(status, body)
