@@ -9,6 +9,8 @@ import sys
 import hypothesis
 import pytest
 
+from .random_examples import FACTOR
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A job in a shell's background ignores it, and the programs that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -24,7 +26,7 @@ os.environ["PYTEST_ADDOPTS"] = "-p no:schemathesis -p no:faker"
 os.environ.pop("COLUMNS", None)
 
 # How long an example takes depends on the machine and on what else runs there.
-hypothesis.settings.register_profile("durably", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("durably", deadline=None, derandomize=FACTOR == 1)
 hypothesis.settings.load_profile("durably")
 
 _VOLATILE = re.compile(r"[0-9a-f]{32,}|\d{10,}")

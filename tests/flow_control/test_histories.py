@@ -35,6 +35,8 @@ from durably.protocol.events import Event
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 from durably.protocol.sync import FunctionConfig
 
+from ..random_examples import examples
+
 _START = 1_700_000_000_000
 _LIMIT = 2
 _OPTIONS: list[dict[str, Any]] = [
@@ -389,5 +391,5 @@ class Histories(RuleBasedStateMachine):
         return ReportedOps(ops=[Op(id=due.call.step_id, op=Opcode.STEP_RUN, name="s", data=msgspec.Raw(b"1"))])
 
 
-Histories.TestCase.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+Histories.TestCase.settings = settings(max_examples=examples(100), stateful_step_count=60, deadline=None)
 TestHistories = Histories.TestCase

@@ -33,6 +33,7 @@ from durably.engine.core.run_state import Call, RunState, RunStatus, Wait, decod
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
+from ...random_examples import examples
 from .fake_app import FakeApp, Fetch, Invoke, Node, Parallel, Sleep, Step, WaitForEvent, leaves
 
 POLICY = Policy(retry_delay=lambda attempt: 1000 * (attempt + 1), unreached_delay=lambda failures: 500)
@@ -230,7 +231,7 @@ def build(shape: tuple[object, ...], prefix: str = "s") -> tuple[Node, ...]:
     return tuple(nodes)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(shape=sequences(2), seed=st.integers(0, 2**32))
 def test_every_run_ends_and_each_step_once(shape: tuple[object, ...], seed: int) -> None:
     nodes = build(shape)
@@ -243,7 +244,7 @@ def test_every_run_ends_and_each_step_once(shape: tuple[object, ...], seed: int)
             assert world.app.executions.get(leaf.id, 0) <= leaf.failures + 1
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(shape=sequences(2), seed=st.integers(0, 2**32), misfortunes=st.integers(1, 30))
 def test_misfortune(shape: tuple[object, ...], seed: int, misfortunes: int) -> None:
     world = World(build(shape), random.Random(seed), misfortunes=misfortunes)
@@ -252,7 +253,7 @@ def test_misfortune(shape: tuple[object, ...], seed: int, misfortunes: int) -> N
     assert world.ended.status in (RunStatus.COMPLETED, RunStatus.FAILED)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(shape=sequences(1), seed=st.integers(0, 2**32), after=st.integers(0, 30))
 def test_cancelled_at_any_time(shape: tuple[object, ...], seed: int, after: int) -> None:
     world = World(build(shape), random.Random(seed), misfortunes=5)

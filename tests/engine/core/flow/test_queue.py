@@ -18,6 +18,7 @@ from durably.engine.core.flow.queue import Queue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry, decode_queue_entry, encode_queue_entry
 from durably.engine.core.flow.rates import Level
 
+from ....random_examples import examples
 from .configs import event, flow_of
 from .sqlite_rows import SqliteRows
 
@@ -220,7 +221,7 @@ def check_rows(world: World) -> None:
 
 
 @given(_flows, _steps, st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(75), deadline=None)
 def test_the_queue_agrees_with_a_simple_model(
     chosen: list[tuple[int, int]], steps: list[tuple[str, int, int]], restarts: bool
 ) -> None:
@@ -243,7 +244,7 @@ def test_the_queue_agrees_with_a_simple_model(
 
 
 @given(st.integers(0, 2**32), _flows)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_the_same_over_long_histories_in_which_much_is_queued(seed: int, chosen: list[tuple[int, int]]) -> None:
     chance = random.Random(seed)
     kinds = ["start"] * 5 + ["end"] * 3 + ["again", "cancel", "time", "several"] + ["sync"] * (seed % 2)
