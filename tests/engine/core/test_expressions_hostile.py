@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from durably.engine.core.expressions import ExpressionInvalidError, compile_expression
 
 SOON = 5.0
-"""Seconds that nothing here may take; all take a tenth of it, on a quiet machine less."""
+"""Seconds of CPU that nothing here may take; all take a tenth of it. A busy machine's clock says nothing."""
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ SOON = 5.0
     ids=lambda expression: expression[:20],
 )
 def test_refused_soon(expression: str) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(ExpressionInvalidError):
         compile_expression(expression)
-    assert time.perf_counter() - started < SOON
+    assert time.thread_time() - started < SOON
 
 
 @pytest.mark.parametrize(
@@ -81,9 +81,9 @@ def test_work_is_bounded(expression: str) -> None:
     compiled = compile_expression(expression)
     event = {"l": list(range(1, 20_000)), "s": "1" * 200_000 + "x" * 200_000}
     later = {"l": list(range(1, 20_000))}
-    started = time.perf_counter()
+    started = time.thread_time()
     assert not compiled.matches(event, later, now=0)
-    assert time.perf_counter() - started < SOON
+    assert time.thread_time() - started < SOON
 
 
 def test_ten_thousand_elements_are_no_harm() -> None:
