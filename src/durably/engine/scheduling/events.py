@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import datetime as dt
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -205,6 +206,15 @@ def make_internal_event(
     """One of the engine's own events; ``data`` is JSON."""
     fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
     return ReceivedEvent(event_id, name, msgspec.json.encode(fields), origin=origin, traceparent=traceparent)
+
+
+def tick_data(cron: str, at: int, due: int) -> bytes:
+    """The data of the event of a cron tick: scheduled ``at``, fired when ``due``."""
+    return msgspec.json.encode({"cron": cron, "fireAt": _to_text(due), "scheduledAt": _to_text(at)})
+
+
+def _to_text(time: int) -> str:
+    return dt.datetime.fromtimestamp(time / 1000, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 ENTROPY_BYTES = 10

@@ -37,7 +37,7 @@ from durably.protocol.sync import SyncRequest
 
 from . import event_routing, runs, triggers
 from .bulk_operations import refuse_paused
-from .events import make_internal_event
+from .events import make_internal_event, tick_data
 from .outbox import BucketTimer, CronTimer, DeadlineTimer, ScheduledCall, StepTimer, StoredTimer, Synced, ThrottleTimer
 from .registry import Function
 from .reruns import plan_rerun
@@ -299,14 +299,8 @@ def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
     controls = transaction.registry.controls.get(function.id)
     if controls is not None and controls.is_paused:
         return
-    data = {
-        "cron": schedule.text,
-        "fireAt": _to_text(fired.tick.due),
-        "scheduledAt": _to_text(fired.tick.at),
-    }
-    event = make_internal_event(
-        InternalEvent.SCHEDULED_TIMER, msgspec.json.encode(data), transaction.new_id(), fired.tick.due
-    )
+    data = tick_data(schedule.text, fired.tick.at, fired.tick.due)
+    event = make_internal_event(InternalEvent.SCHEDULED_TIMER, data, transaction.new_id(), fired.tick.due)
     event_routing.route_to(transaction, function, event)
 
 
@@ -316,7 +310,3 @@ def _plan(transaction: Transaction, function: Function, schedule: Schedule, tick
     else:
         transaction.store.flow.put_tick(function.id, schedule.text, tick)
         transaction.outbox.append(CronTimer(function.id, schedule.text, tick.due))
-
-
-def _to_text(time: int) -> str:
-    return to_datetime(time).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -11,11 +11,13 @@ from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError
+from durably.engine.core.flow.config import read_flow
 from durably.engine.scheduling.registry import Function
 from durably.engine.views import SyncResult
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
 from .app_workflow import APP, SYNC_REFUSED, AppliedSync, AppWorkflow, is_same_sync, result_of_sync
+from .cron_activities import put_schedules
 from .function_workflow import FUNCTION, FunctionWorkflow
 from .ids import WORKFLOWS_QUEUE, app_workflow_id, function_workflow_id
 from .messages import AppRecord, FunctionRecord, SyncInput, TriggerRecord
@@ -67,8 +69,10 @@ class AppSync:
         sync, before = applied.sync, applied.before
         await self._check_owners(sync)
         wanted = {record.config.id: record for record in sync.functions}
-        await _each(self._configure, wanted.items())
         removed = [each for each in (before.functions if before is not None else ()) if each not in wanted]
+        await _each(self._configure, wanted.items())
+        schedules = {function_id: read_flow(record.config).schedules for function_id, record in wanted.items()}
+        await _each(lambda each: put_schedules(self._client, each, schedules.get(each, ())), [*wanted, *removed])
         names = dict.fromkeys([*sync.app.names, *(before.names if before is not None else ())])
         triggers = _triggers_by_name(sync.functions)
         function_ids = (*wanted, *removed)

@@ -66,7 +66,10 @@ class EventReceiver:
         return EventReceipt(ids=[record.id for record in records], unmatched=explained)
 
     async def _find_sender(self, run_id: str, now: int, traceparent: str | None) -> "_Sender":
-        """The run that sends an event. Its events continue its trace, and count as one of its chain."""
+        """The run that sends events.
+
+        They continue its trace, and count in its chain.
+        """
         run = await self._router.records.find_run(run_id)
         if run is None:
             return _Sender(run_id, traceparent)

@@ -63,6 +63,10 @@ def topic_name_of(workflow_id: str) -> str:
     return workflow_id.removeprefix(topic_workflow_id(""))
 
 
+def cron_workflow_id(function_id: str) -> str:
+    return f"durably/cron/{function_id}"
+
+
 def event_workflow_id(event_id: str) -> str:
     return f"durably/event/{event_id}"
 

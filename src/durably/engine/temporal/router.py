@@ -289,6 +289,14 @@ class Router:
         await self._deliver_surely(msgspec.structs.replace(found, function_ids=(function_id, *others)))
         return make_run_id(now, event_id, function_id)
 
+    async def route_to(self, function_id: str, event: EventRecord) -> None:
+        """Route an event that is meant for one function.
+
+        Other functions that it triggers start as well. The caller repeats this until it succeeds.
+        """
+        await self._deliver_to_others(event, function_id)
+        await self._trigger(function_id, event)
+
     async def _deliver_to_others(self, event: EventRecord, function_id: str) -> None:
         found = (await self.find_routes(event)).delivery
         others = tuple(each for each in found.function_ids if each != function_id)

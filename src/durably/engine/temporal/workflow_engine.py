@@ -63,6 +63,8 @@ from .app_sync import AppSync
 from .app_workflow import AppWorkflow
 from .call_queue_workflow import CallQueueWorkflow
 from .changes import ChangePoll
+from .cron_activities import CronActivities
+from .cron_workflow import CronWorkflow
 from .event_lists import EventFilter, EventLists
 from .event_receiver import EventReceiver
 from .event_workflow import EventWorkflow
@@ -86,6 +88,7 @@ from .wait_workflow import WaitWorkflow
 WORKFLOWS: Sequence[type] = (
     RunWorkflow,
     AppWorkflow,
+    CronWorkflow,
     CallQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
@@ -135,7 +138,11 @@ class WorkflowEngine(LocalEngine):
                 self._client,
                 task_queue=WORKFLOWS_QUEUE,
                 workflows=WORKFLOWS,
-                activities=[*routing.activities, *self._router.gates.activities],
+                activities=[
+                    *routing.activities,
+                    *self._router.gates.activities,
+                    *CronActivities(self._router).activities,
+                ],
                 sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
             ),
             *(

@@ -1,0 +1,118 @@
+"""The cron schedules of a function.
+
+Each tick is planned and fired as on other engines.
+A Temporal Schedule would skip or repeat ticks around clock changes, and make up for all missed ticks. Planning reads
+time zones, which change, so activities plan.
+"""
+
+import contextlib
+import datetime as dt
+from typing import Any
+
+import msgspec
+from temporalio import workflow
+
+from durably.engine.core.flow.cron import Schedule, Tick
+
+CRON = "cron"
+"""The memo with the record."""
+PLAN_TICKS = "durably.plan_ticks"
+FIRE_TICK = "durably.fire_tick"
+_TIMEOUT = dt.timedelta(seconds=30)
+_UPCOMING: Any = Tick | None
+_MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+class CronRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The schedules of a function, and their planned ticks by their texts.
+
+    The tick of a schedule that does not tick any more is ``None``.
+    """
+
+    function_id: str
+    schedules: tuple[Schedule, ...] = ()
+    planned: dict[str, Tick | None] = {}
+
+
+class PlanInput(msgspec.Struct, frozen=True):
+    function_id: str
+    schedules: tuple[Schedule, ...]
+    after: int
+
+
+class FireInput(msgspec.Struct, frozen=True):
+    """A tick that is due. ``now`` is milliseconds since the epoch."""
+
+    function_id: str
+    schedule: Schedule
+    tick: Tick
+    now: int
+
+
+@workflow.defn(name="durably.Cron", sandboxed=False)
+class CronWorkflow:
+    @workflow.init
+    def __init__(self, record: CronRecord) -> None:
+        self._function_id = record.function_id
+        self._schedules = {schedule.text: schedule for schedule in record.schedules}
+        self._planned = dict(record.planned)
+        self._is_changed = False
+
+    @workflow.run
+    async def run(self, record: CronRecord) -> None:
+        await workflow.wait_condition(lambda: bool(self._schedules) or self._is_changed)
+        while self._schedules:
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(self._record, memo={CRON: self._record})
+            await self._plan()
+            await self._fire()
+            await self._sleep()
+
+    @workflow.update(name="configure")
+    def configure(self, schedules: tuple[Schedule, ...]) -> None:
+        """Replace the schedules. Those that stay keep their planned ticks."""
+        self._schedules = {schedule.text: schedule for schedule in schedules}
+        self._planned = {text: tick for text, tick in self._planned.items() if text in self._schedules}
+        self._is_changed = True
+        workflow.upsert_memo({CRON: msgspec.structs.replace(self._record, planned={})})
+
+    @property
+    def _record(self) -> CronRecord:
+        return CronRecord(self._function_id, tuple(self._schedules.values()), self._planned)
+
+    async def _plan(self) -> None:
+        new = tuple(schedule for text, schedule in self._schedules.items() if text not in self._planned)
+        if new:
+            ticks: dict[str, Tick | None] = await workflow.execute_local_activity(
+                PLAN_TICKS,
+                PlanInput(self._function_id, new, _now()),
+                result_type=dict[str, Tick | None],
+                start_to_close_timeout=_TIMEOUT,
+            )
+            self._planned.update({text: tick for text, tick in ticks.items() if text in self._schedules})
+
+    async def _fire(self) -> None:
+        for text, tick in [*self._planned.items()]:
+            schedule = self._schedules.get(text)
+            if schedule is None or tick is None or tick.due > _now():
+                continue
+            upcoming: Tick | None = await workflow.execute_local_activity(
+                FIRE_TICK,
+                FireInput(self._function_id, schedule, tick, _now()),
+                result_type=_UPCOMING,
+                start_to_close_timeout=_TIMEOUT,
+                summary=text,
+            )
+            if text in self._planned:
+                self._planned[text] = upcoming
+
+    async def _sleep(self) -> None:
+        due = min((tick.due for tick in self._planned.values() if tick is not None), default=None)
+        timeout = None if due is None else max(due - _now(), 0) * _MILLISECOND
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(lambda: self._is_changed, timeout=timeout, timeout_summary="next tick")
+        self._is_changed = False
+
+
+def _now() -> int:
+    return int(workflow.now().timestamp() * 1000)
