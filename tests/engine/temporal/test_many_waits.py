@@ -1,0 +1,130 @@
+"""Many waits, and long-lived workflows that continue as new ones."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from durably.engine.temporal.ids import (
+    app_workflow_id,
+    cron_workflow_id,
+    function_workflow_id,
+    topic_workflow_id,
+    wait_workflow_id,
+)
+from durably.engine.temporal.messages import WaitRecord
+from durably.engine.temporal.wait_keys import wait_key
+
+from ...temporal.dev_server import DevServer
+from ..small_app import Steps
+from .routed_app import RoutedApp, data_of, routed_app, until
+
+SAME = "event.data.n == async.data.n"
+
+
+@pytest.fixture(scope="module")
+def restless() -> Iterator[DevServer]:
+    """A server that suggests soon to continue as new."""
+    server = DevServer(settings={"limit.historyCount.suggestContinueAsNew": 12})
+    server.start()
+    yield server
+    server.kill()
+
+
+def wait_for(app: RoutedApp, value: int, run_id: str, step_id: str = "step") -> WaitRecord:
+    key = wait_key(SAME, {"data": {"n": value}})
+    return WaitRecord(
+        run_id=run_id,
+        step_id=step_id,
+        event=app.event("reply"),
+        until=None,
+        path=key.path,
+        value=key.value,
+        is_exact=key.is_exact,
+    )
+
+
+@pytest.mark.parametrize("many", [100, *(pytest.param(many, marks=pytest.mark.soak) for many in (1000, 10_000))])
+async def test_an_event_touches_one_of_many_waits_or_none(server: DevServer, many: int) -> None:
+    async with routed_app(server.address) as app:
+        waits = [wait_for(app, value, f"{app.app_id}-{value}") for value in range(many)]
+        await app.engine._router.waits.register(waits[0])
+    # Without workers, workflows have no tasks, which would cost most of the time. Histories show the signals alone.
+    for start in range(1, many, 50):
+        await asyncio.gather(*map(app.engine._router.waits.register, waits[start : start + 50]))
+    topic = topic_workflow_id(app.event("reply"))
+    ids = [wait_workflow_id(wait.event, wait.path, wait.value) for wait in waits]
+
+    async def lengths() -> list[int]:
+        found = [await app.client.get_workflow_handle(each).describe() for each in [*ids, topic]]
+        return [each.history_length for each in found]
+
+    before = await lengths()
+    await app.send("reply", n=many)
+    assert await lengths() == before
+    await app.send("reply", n=7)
+    after = await lengths()
+    assert [index for index, length in enumerate(after) if length != before[index]] == [7]
+    for each in ids:
+        await app.client.get_workflow_handle(each).terminate()
+
+
+async def first_run_id(app: RoutedApp, workflow_id: str) -> str:
+    described = await app.client.get_workflow_handle(workflow_id).describe()
+    return described.raw_description.workflow_execution_info.first_run_id
+
+
+async def has_continued(app: RoutedApp, workflow_id: str) -> None:
+    async def is_so() -> bool:
+        described = await app.client.get_workflow_handle(workflow_id).describe()
+        return described.run_id != await first_run_id(app, workflow_id)
+
+    await until(is_so)
+
+
+async def test_long_lived_workflows_continue_as_new_with_all_that_they_hold(restless: DevServer) -> None:
+    async with routed_app(restless.address) as app:
+
+        @app.function("f", triggers=[{"event": app.event("go")}, {"cron": "0 1 * * *"}])
+        def f(steps: Steps) -> object:
+            return data_of(steps)["n"]
+
+        @app.function("waiter", event=app.event("wait"))
+        def waiter(steps: Steps) -> object:
+            steps.parallel(
+                steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h"),
+                steps.running("registered"),
+            )
+            return steps.wait_for_event("wait", app.event("reply"))["data"]["n"]
+
+        await app.sync()
+        run_id = app.run_id(await app.send("wait"), "waiter")
+        await app.wait_for_calls(2)
+        router, apps = app.engine._router, app.engine._apps
+        waits = [wait_for(app, 0, f"{app.app_id}-{number}") for number in range(5)]
+        for number in range(6):
+            await apps.set_paused(app.id_of("f"), number % 2 == 0)
+            await router.waits.add_path(app.event("go"), f'["data","{number}"]')
+            unindexed = [WaitRecord(run_id=each.run_id, step_id="s", event=each.event, until=None) for each in waits]
+            await asyncio.gather(*map(router.waits.register, [*waits, *unindexed]))
+            app.functions[app.id_of("f")][1]["triggers"] = [
+                {"event": app.event("go")},
+                {"cron": "0 1 * * *"},
+                {"cron": f"{number} 2 * * *"},
+            ]
+            await app.sync()
+        ids = [
+            app_workflow_id(app.app_id),
+            function_workflow_id(app.id_of("f")),
+            topic_workflow_id(app.event("go")),
+            cron_workflow_id(app.id_of("f")),
+            wait_workflow_id(app.event("reply"), None, None),
+            wait_workflow_id(waits[0].event, waits[0].path, waits[0].value),
+        ]
+        for workflow_id in ids:
+            await has_continued(app, workflow_id)
+        await apps.set_paused(app.id_of("f"), False)
+        assert not (await app.sync()).modified
+        assert await app.run_to_end("go", "f", n=5) == 5
+        await app.send("reply", n=3)
+        assert await app.result(run_id) == 3
