@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
@@ -24,7 +25,7 @@ async def app(server: DevServer) -> AsyncIterator[RoutedApp]:
         yield app
 
 
-def serve(app: RoutedApp, *names: str, **config: object) -> None:
+def serve(app: RoutedApp, *names: str, **config: Any) -> None:
     """Functions that are triggered by ``go``, and by events of their own names."""
     app.functions.clear()
     for name in names:

@@ -30,7 +30,7 @@ async def app(server: DevServer) -> AsyncIterator[RoutedApp]:
         yield app
 
 
-def one(app: RoutedApp, name: str = "one", **config: object) -> None:
+def one(app: RoutedApp, name: str = "one", **config: Any) -> None:
     @app.function(name, event=app.event("go"), **config)
     def one(steps: Steps) -> object:
         return data_of(steps).get("n")
