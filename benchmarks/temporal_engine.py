@@ -41,46 +41,67 @@ class Sample:
 
 
 Samples = dict[Way, list[Sample]]
+PROCESSES = (1, 2, 3)
 
 
 def measure(
     directory: Path, *, steps: int, runs: int, rounds: int, at_once: int, ways: Sequence[Way] = WAYS
 ) -> Samples:
-    samples: Samples = {way: [] for way in ways}
+    groups = {way: Group(way.name, way.name) for way in ways}
+    samples = _measure(directory, list(groups.values()), steps=steps, runs=runs, rounds=rounds, at_once=at_once)
+    return {way: samples[group] for way, group in groups.items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """``processes`` workers in a namespace. The first one also starts the runs."""
+
+    namespace: str
+    way: str
+    processes: int = 1
+
+
+def _measure(
+    directory: Path, groups: Sequence[Group], *, steps: int, runs: int, rounds: int, at_once: int
+) -> dict[Group, list[Sample]]:
+    samples: dict[Group, list[Sample]] = {group: [] for group in groups}
     with ExitStack() as stack:
-        server = stack.enter_context(
-            Child("benchmarks.contenders.temporal_server", directory / "server", *(way.name for way in ways))
-        )
+        namespaces = [group.namespace for group in groups]
+        server = stack.enter_context(Child("benchmarks.contenders.temporal_server", directory / "server", *namespaces))
         children = {
-            way: stack.enter_context(
-                Child(
-                    "benchmarks.contenders.temporal_steps",
-                    directory / way.name,
-                    server.ready,
-                    way.name,
-                    way.name,
-                    str(steps),
-                )
-            )
-            for way in ways
-        }
-        for child in children.values():
-            child.ask(runs=max(1, runs // 4), at_once=at_once)  # warming up
-        for number in range(rounds):
-            turn = number % len(ways)
-            for way in (*ways[turn:], *ways[:turn]):
-                child = children[way]
-                worker_before, server_before = child.cpu_seconds(), server.ask()
-                seconds = child.ask(runs=runs, at_once=at_once)
-                made = steps * runs
-                samples[way].append(
-                    Sample(
-                        made / seconds,
-                        (child.cpu_seconds() - worker_before) / made,
-                        (server.ask() - server_before) / made,
+            group: [
+                stack.enter_context(
+                    Child(
+                        "benchmarks.contenders.temporal_steps",
+                        directory / f"{group.namespace}-{number}",
+                        server.ready,
+                        group.namespace,
+                        group.way,
+                        str(steps),
                     )
                 )
+                for number in range(group.processes)
+            ]
+            for group in groups
+        }
+        for sender, *_ in children.values():
+            sender.ask(runs=max(1, runs // 4), at_once=at_once)  # warming up
+        for number in range(rounds):
+            turn = number % len(groups)
+            for group in (*groups[turn:], *groups[:turn]):
+                samples[group].append(_take_turn(server, children[group], steps, runs, at_once))
     return samples
+
+
+def _take_turn(server: Child, workers: Sequence[Child], steps: int, runs: int, at_once: int) -> Sample:
+    workers_before, server_before = sum(worker.cpu_seconds() for worker in workers), server.ask()
+    seconds = workers[0].ask(runs=runs, at_once=at_once)
+    made = steps * runs
+    return Sample(
+        made / seconds,
+        (sum(worker.cpu_seconds() for worker in workers) - workers_before) / made,
+        (server.ask() - server_before) / made,
+    )
 
 
 def _ratio(samples: Samples, way: Way) -> float:
@@ -103,6 +124,23 @@ def _section(steps: int, samples: Samples) -> str:
     return table(header, rows)
 
 
+def _report_processes(directory: Path, *, runs: int, rounds: int) -> str:
+    groups = [Group(f"processes-{number}", UPDATE.name, number) for number in PROCESSES]
+    samples = _measure(directory, groups, steps=40, runs=runs, rounds=rounds, at_once=20)
+    rows = [
+        [
+            group.processes,
+            f"{median(sample.speed for sample in found):,.0f}",
+            f"{median(sample.worker for sample in found) * 1e3:.2f} ms",
+            f"{median(sample.server for sample in found) * 1e3:.2f} ms",
+            f"{median(sample.server / (sample.server + sample.worker) for sample in found):.0%}",
+        ]
+        for group, found in samples.items()
+    ]
+    header = ["worker processes", "steps/s", "CPU of the workers a step", "of the server", "server's share"]
+    return table(header, rows)
+
+
 def report(directory: Path, *, is_quick: bool) -> str:
     """The section of the results."""
     rounds = 1 if is_quick else 7
@@ -118,5 +156,9 @@ def report(directory: Path, *, is_quick: bool) -> str:
         judge(f"{way.label}, {steps} steps a run", _ratio(samples, way), at_least=way.aim)
         for way in WAYS
         if way.aim is not None
+    ]
+    parts += [
+        "\nWith checkpoints by Update, 40 steps a run, by the number of worker processes:\n",
+        _report_processes(directory / "processes", runs=sizes[40], rounds=rounds),
     ]
     return "\n".join([*parts, ""])

@@ -8,7 +8,6 @@ are a function on the engine on Temporal, with a call or an Update for each step
 import datetime as dt
 import itertools
 import json
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import Worker
+from ulid import ULID
 
 with workflow.unsafe.imports_passed_through():
     import durably
@@ -86,10 +86,9 @@ async def open_engine(address: str, namespace: str, way: str, steps: int, stack:
     await engine.sync_app(sync_of(handler), in_process=True)
 
     async def run_one(number: int) -> None:
-        at = time.time_ns() // 1_000_000
-        body = json.dumps({"name": EVENT, "data": {"number": number}, "ts": at}).encode()
-        receipt = await engine.receive_events(body)
-        run_id = make_run_id(at, receipt.ids[0], f"{APP}-steps")
+        receipt = await engine.receive_events(json.dumps({"name": EVENT, "data": {"number": number}}).encode())
+        event_id = receipt.ids[0]
+        run_id = make_run_id(ULID.from_str(event_id).milliseconds, event_id, f"{APP}-steps")
         await client.get_workflow_handle(run_workflow_id(run_id)).result()
 
     return run_one

@@ -26,8 +26,10 @@ from ....crash.processes import Victim
 from ....temporal.dev_server import DevServer
 
 APP = "crash"
-LEASE = dt.timedelta(seconds=1.5)
+LEASE = dt.timedelta(seconds=2)
 """The heartbeat time-out. A worker that is stopped for longer has lost its calls when it continues."""
+PATIENCE = dt.timedelta(seconds=10)
+"""The time that a journey waits for an answer before it asks again. Too short, it asks faster than it is answered."""
 FUNCTIONS = ("child", "answer", "journey", "voyage", "doomed", "doomed-failure")
 BLOWS = ("kill worker", "stop worker", "kill all", "restart server", "stop server")
 EVENTS = ("journey", "voyage", "doomed")

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import tornado.web
+from tests.crash import app_process
 from tests.crash.app_process import Diary, define
 from tests.crash.engine_process import backoff
 
@@ -17,7 +18,7 @@ import durably.tornado
 from durably.engine.temporal import run_workflow
 from durably.in_process import temporal_node
 
-from .storm import APP, FUNCTIONS, LEASE, READY
+from .storm import APP, FUNCTIONS, LEASE, PATIENCE, READY
 
 
 async def main(address: str, diary: Diary) -> None:
@@ -32,7 +33,8 @@ async def main(address: str, diary: Diary) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
+    app_process.PATIENCE = PATIENCE
     run_workflow._HEARTBEAT_TIMEOUT = LEASE
     run_workflow.standard_backoff = backoff
-    temporal_node.LONGEST_GAP_SECONDS = LEASE.total_seconds() / 4
+    temporal_node.LONGEST_GAP_SECONDS, temporal_node._BEAT_SECONDS = LEASE.total_seconds() / 3, 0.1
     asyncio.run(main(sys.argv[1], Diary(Path(sys.argv[2]))))
