@@ -1,0 +1,99 @@
+"""Memos that a call gets: those that were committed before it, whatever this process has in memory."""
+
+import dataclasses
+import datetime as dt
+from typing import Any
+
+import msgspec
+from temporalio.testing import ActivityEnvironment
+
+from durably.engine.core.answers import Answer, Returned
+from durably.engine.core.call_body import CallData
+from durably.engine.core.run_state import Call
+from durably.engine.temporal.activities import CallActivities
+from durably.engine.temporal.contents import CONTENTS, RunContent
+from durably.engine.temporal.messages import CallInput, ContentPage, MemoRecord
+
+EVENT = b'{"name":"order"}'
+
+
+class Workflow:
+    """The run's workflow, which answers queries with the committed memos, a page of one at a time."""
+
+    def __init__(self, content: RunContent) -> None:
+        self._content = content
+        self.queries = 0
+
+    def get_workflow_handle(self, workflow_id: str) -> "Workflow":
+        return self
+
+    async def query(self, name: str, after: int, *, result_type: Any) -> ContentPage:
+        self.queries += 1
+        memos = [MemoRecord(step, msgspec.Raw(memo)) for step, memo in self._content.memos[after : after + 1]]
+        return ContentPage(len(self._content.memos), memos, [] if after else [msgspec.Raw(EVENT)])
+
+
+def content(*memos: tuple[str, bytes]) -> RunContent:
+    made = RunContent([EVENT])
+    for step, memo in memos:
+        made.add(step, memo)
+    return made
+
+
+A, B, C = ("a", b"1"), ("b", b"2"), ("c", b"3")
+
+
+async def memos_of_call(run_id: str, committed: RunContent, workflow: Workflow) -> list[tuple[str, bytes]]:
+    seen: list[CallData] = []
+
+    async def make_call(call: CallInput, data: CallData) -> Answer:
+        seen.append(data)
+        return Returned(b"null")
+
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(environment.default_info(), heartbeat_timeout=dt.timedelta(seconds=20))
+    call = CallInput(
+        run_id=run_id,
+        function_id="shop-pay",
+        app_id="shop",
+        call=Call(generation=1, due=0),
+        max_attempts=1,
+        memos=len(committed.memos),
+        digest=committed.digest,
+    )
+    await environment.run(CallActivities(workflow, make_call).call, call)  # type: ignore[arg-type]
+    [data] = seen
+    return list(data.memos)
+
+
+async def test_a_process_without_the_run_reads_its_memos_page_by_page() -> None:
+    workflow = Workflow(content(A, B))
+    assert await memos_of_call("run-1", content(A, B), workflow) == [A, B]
+    assert workflow.queries == 2
+
+
+async def test_memos_that_are_known_are_not_read_again() -> None:
+    CONTENTS.put("run-2", content(A))
+    workflow = Workflow(content(A, B))
+    assert await memos_of_call("run-2", content(A, B), workflow) == [A, B]
+    assert workflow.queries == 1
+
+
+async def test_a_memo_that_was_not_committed_before_the_call_is_left_out() -> None:
+    """The process executed a workflow task whose result did not reach the server."""
+    CONTENTS.put("run-3", content(A, B))
+    assert await memos_of_call("run-3", content(A), Workflow(content(A))) == [A]
+
+
+async def test_memos_in_another_order_than_the_committed_ones_are_read_again() -> None:
+    CONTENTS.put("run-4", content(B, A))
+    assert await memos_of_call("run-4", content(A, B), Workflow(content(A, B))) == [A, B]
+    CONTENTS.put("run-5", content(B))
+    assert await memos_of_call("run-5", content(A, B, C), Workflow(content(A, B, C))) == [A, B, C]
+
+
+async def test_reading_memos_does_not_change_those_that_the_workflow_holds() -> None:
+    held = content(A)
+    CONTENTS.put("run-6", held)
+    await memos_of_call("run-6", content(A, B), Workflow(content(A, B)))
+    assert held.memos == [A]
