@@ -44,6 +44,30 @@ def test_each_part_of_a_row_opens_the_run(open_page: OpenPage, site: Site) -> No
         page.wait_for_url(f"**/runs/{run_id}")
 
 
+def test_selected_runs_are_started_again(open_page: OpenPage, site: Site) -> None:
+    for _ in range(2):
+        site.run_of(site.send("report/requested"), until=lambda run: run.ended_at is not None)
+    page = open_page("/runs?function=back-office-report-sales")
+    bar = page.locator("#selection")
+    expect(bar).to_be_hidden()
+    boxes = page.locator("[data-row] input[type=checkbox]")
+    boxes.first.check()
+    expect(bar).to_contain_text("1 selected")
+    boxes.nth(1).click(modifiers=["Shift"])
+    expect(bar).to_contain_text("2 selected")
+    page.keyboard.press("k")
+    page.keyboard.press("x")
+    expect(bar).to_contain_text("1 selected")
+    site.send("report/requested")
+    count = boxes.count()
+    expect(boxes).not_to_have_count(count)  # a new row
+    expect(bar).to_contain_text("1 selected")
+    page.once("dialog", lambda dialog: dialog.accept())
+    bar.get_by_role("button", name="Rerun").click()
+    page.wait_for_url("**/runs?function=back-office-report-sales&did=rerun&done=1")
+    expect(page.locator("main .notice")).to_contain_text("1 run was started again.")
+
+
 def test_the_keys_are_shown_by_a_button(open_page: OpenPage) -> None:
     page = open_page("/runs")
     page.get_by_role("button", name="Keys").click()

@@ -257,10 +257,10 @@ class Engine:
 
     @operation("POST /v1/runs/{run_id}/skip-delays", show=_show_skipped)
     async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
-        """End the sleeps of a run now, and make its delayed attempts now; the number of these.
+        """End the sleeps of a run now, and make its delayed attempts now.
 
-        With ``step_id`` only those of that step. Requests of the engine (``fetch``, ``ai.infer``), waits and limits of
-        flow control are not affected. Raises ``RunNotFoundError``.
+        Returns the number of both. With ``step_id`` only those of that step. Requests of the engine (``fetch``,
+        ``ai.infer``), waits and limits of flow control are not affected. Raises ``RunNotFoundError``.
         """
 
     @operation("POST /v1/runs/{run_id}/rerun", is_repeatable=False, show=_show_new_run)

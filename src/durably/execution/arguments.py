@@ -1,4 +1,4 @@
-"""Arguments of a step, as they are sent to the engine with its result, to be shown and edited."""
+"""Arguments of a step, sent to the engine to be shown and edited."""
 
 from collections.abc import Sequence
 from typing import Any

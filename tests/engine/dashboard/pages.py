@@ -38,11 +38,13 @@ async def post(
     token: str | None,
     cookie: str | None,
     headers: dict[str, str] | None = None,
+    query: str = "",
     **form: str,
 ) -> DashboardResponse:
     sent = {"host": "localhost", "content-type": FORM} | ({"cookie": cookie} if cookie else {}) | (headers or {})
     body = urlencode(form | ({CSRF_FIELD: token} if token else {})).encode()
-    return await dashboard.handle(DashboardRequest(method="POST", path=path, mount="", headers=sent, body=body))
+    request = DashboardRequest(method="POST", path=path, mount="", query=query, headers=sent, body=body)
+    return await dashboard.handle(request)
 
 
 def header(response: DashboardResponse, name: str) -> str | None:

@@ -9,10 +9,11 @@ import pytest
 
 import durably
 from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.messages import Action
 from durably.engine.reports import RunPage
 from durably.testing import TestEngine
 
-from .pages import get, header, page
+from .pages import get, header, page, post, token_of
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
@@ -176,3 +177,44 @@ async def test_the_overview_links_to_the_runs_of_its_range(engine: TestEngine, d
     for link in ("/runs?since=6h", "/runs?status=Failed&amp;since=6h", "/functions?range=6h"):
         assert f'href="{link}"' in text
     assert '<option value="6h" selected>' in await page(dashboard, "/runs", "since=6h")
+
+
+async def test_selected_runs_are_cancelled_and_started_again(engine: TestEngine, dashboard: Dashboard) -> None:
+    failed, other = await place(engine, 200, 300)
+    sleeping = await engine.send(durably.Event(name="order/shipped"))
+    await engine.advance(dt.timedelta(seconds=1))
+    token, cookie = await token_of(dashboard, "/runs")
+
+    async def act(path: str, *ids: str, query: str = "") -> str:
+        answer = await post(dashboard, path, token, cookie, query=query, **{f"run-{id}": "1" for id in ids})
+        assert answer.status_code == 303, answer.body.decode()
+        return (header(answer, "location") or "").partition("?")[2]
+
+    query = await act("/runs/cancel-selected", sleeping.id, failed, "none", query="status=Failed")
+    assert query == "status=Failed&did=cancelled&done=1&ended=1&refused=1"
+    text = await page(dashboard, "/runs", query)
+    assert "1 run was cancelled. 1 run had already ended. 1 run could not be changed" in text
+    assert await act("/runs/rerun-selected", failed, other) == "did=rerun&done=2"
+    assert "2 runs were started again." in await page(dashboard, "/runs", "did=rerun&done=2")
+    await engine.advance(dt.timedelta(seconds=1))
+    assert sorted(run.rerun_of or "" for run in await engine._engine.list_runs()) == ["", "", "", failed, other]
+    nothing = await post(dashboard, "/runs/rerun-selected", token, cookie)
+    assert (nothing.status_code, b"No run is selected" in nothing.body) == (400, True)
+    for strange in ("did=no", "did=rerun&done=%3Cb%3E.&refused=-1&ended=999999999"):
+        assert "&lt;b&gt;." not in await page(dashboard, "/runs", strange)
+
+
+async def test_each_selected_run_needs_a_permission(engine: TestEngine) -> None:
+    mine, other = await place(engine, 200, 300)
+
+    def authorize(action: Action) -> bool:
+        return action.subject in (None, mine)
+
+    dashboard = Dashboard(engine._engine, authorize=authorize)
+    token, cookie = await token_of(dashboard, "/runs")
+    answer = await post(dashboard, "/runs/rerun-selected", token, cookie, **{f"run-{mine}": "1", f"run-{other}": "1"})
+    assert header(answer, "location") == "/runs?did=rerun&done=1&refused=1"
+    viewers = Dashboard(engine._engine, authorize=lambda action: not action.is_change)
+    assert "checkbox" not in await page(viewers, "/runs")
+    refused = await post(viewers, "/runs/rerun-selected", token, cookie, **{f"run-{mine}": "1"})
+    assert refused.status_code == 403

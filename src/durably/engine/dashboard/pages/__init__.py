@@ -1,10 +1,11 @@
 """The pages of the dashboard, and the actions on them. One module for each."""
 
-from . import apps, bulk, cron, events, functions, overview, run, run_actions, run_values, runs
+from . import apps, bulk, cron, events, functions, overview, run, run_actions, run_values, runs, selected_runs
 
 _ALL = (
     *overview.ROUTES,
     *runs.ROUTES,
+    *selected_runs.ROUTES,
     *run.ROUTES,
     *run_actions.ROUTES,
     *run_values.ROUTES,

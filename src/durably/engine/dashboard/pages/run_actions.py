@@ -17,7 +17,10 @@ async def cancel(visit: Visit) -> DashboardResponse:
 
 
 async def skip_delays(visit: Visit) -> DashboardResponse:
-    """End sleeps and delays of retries now: of the step in the field ``step``, or of all."""
+    """End sleeps and delays of retries now.
+
+    Those of the step in the field ``step``, or all of the run.
+    """
     run_id, step = visit.arguments["run_id"], visit.form.get("step")
     count = await visit.engine.skip_delays(run_id, step_id=step)
     return visit.redirect(f"/runs/{run_id}", notice="woken" if count else "awake", step=step)

@@ -14,6 +14,8 @@ from durably.engine.operations import read_status
 from durably.engine.reports import RunPage
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 
+from .selected_runs import read_notice
+
 PAGE_SIZE = 50
 SEARCH_SECONDS = 1.0
 PERIODS = (
@@ -38,9 +40,13 @@ async def show_runs(visit: Visit) -> DashboardResponse:
     if "if" in query or "cursor" in query:  # An older page does not change, and an expression costs more.
         visit.live = None
     functions = await visit.engine.list_functions()
+    kept = {name: value for name, value in query.items() if name in (*_FILTERS, "cursor")}
     return await visit.page(
         "runs.html",
         found=found,
+        kept=kept,
+        may={action: await visit.may(action) for action in ("cancel_run", "rerun")},
+        notice=read_notice(query),
         error=error,
         functions=functions,
         apps=sorted({function.app_id for function in functions}),

@@ -7,6 +7,7 @@ import { enhance, onEnhance } from "./page.js";
 import { loadValues } from "./json_tree.js";
 import { keepTimes, localise } from "./times.js";
 import { openRows } from "./rows.js";
+import { selectRows } from "./select.js";
 import { selectWindows } from "./waterfall.js";
 
 onEnhance(localise);
@@ -16,5 +17,6 @@ keepTimes();
 loadValues();
 selectWindows();
 openRows();
+selectRows();
 listenForKeys();
 followChanges();

@@ -14,7 +14,8 @@ export function enhanceForms(root) {
 
 function onSubmit(event) {
   const form = event.target;
-  if (form.dataset.confirm && !confirm(form.dataset.confirm)) {
+  const question = event.submitter?.dataset.confirm ?? form.dataset.confirm;
+  if (question && !confirm(question)) {
     event.preventDefault();
     return;
   }

@@ -1,4 +1,6 @@
-// Keys: / search, j and k move between rows (Enter opens the link with the focus), g with a letter goes to a page, ? helps, Esc leaves.
+// Keys: / search, j and k move between rows (Enter opens the link with the focus), x selects one, g with a letter goes to a page, ? helps, Esc leaves.
+
+import { toggleRow } from "./select.js";
 
 const SECONDS_FOR_SECOND_KEY = 1.2;
 
@@ -35,6 +37,7 @@ const ACTIONS = {
   },
   j: () => move(1),
   k: () => move(-1),
+  x: toggleRow,
   "?": openHelp,
 };
 
@@ -45,6 +48,7 @@ function linkAction(key) {
 }
 
 function isTyping(target) {
+  if (target.type === "checkbox") return false;
   return target.isContentEditable || ["INPUT", "TEXTAREA", "SELECT"].includes(target.tagName);
 }
 

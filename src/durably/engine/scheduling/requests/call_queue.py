@@ -130,9 +130,10 @@ class CallQueue:
             self._line_up(self.waiting[run_key][0])
 
     def note_durations(self, calls: Sequence[ScheduledCall], answers: Sequence[Answer | None]) -> None:
-        """Note how long the steps of a request took; ``answers`` are as from ``answers_of``.
+        """Note how long the steps of a request took.
 
-        Only requests of several calls make a function quick: they prove that the app executes several steps at once.
+        ``answers`` are as from ``answers_of``. Only requests of several calls make a function quick: they prove that
+        the app executes several steps at once.
         """
         function_id = calls[0].function_id
         if len(calls) == 1 and function_id not in self.quick:
