@@ -8,7 +8,7 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
-from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.dashboard import Dashboard, name_permission
 from durably.engine.dashboard.messages import Action, CallBlocking, DashboardRequest, DashboardResponse
 from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
 from durably.engine.http.codec import HttpRequest, HttpResponse
@@ -21,7 +21,7 @@ from .client import Client
 from .errors import BodyTooLargeError, FunctionConfigInvalidError
 from .settings import check_serve_path
 
-__all__ = ["Action", "DashboardRequest", "MountedDashboard"]
+__all__ = ["Action", "DashboardRequest", "MountedDashboard", "name_permission"]
 
 STREAM_SECONDS = 5.0
 """The longest stream of a dashboard in an app. Servers such as uvicorn wait for it when they stop."""
@@ -33,6 +33,7 @@ class MountedDashboard:
 
     ``mount`` is the path of the mount point, ``""`` for the root. ``caller`` is the function that users call, for
     errors. ``raises`` are the framework's errors that ``authorize`` may raise, for the framework to answer.
+    ``permission_of`` names the permission that an action needs.
     """
 
     def __init__(
@@ -44,13 +45,19 @@ class MountedDashboard:
         allow_anonymous: bool,
         caller: str,
         raises: tuple[type[Exception], ...] = (),
+        permission_of: Callable[[str], str] = name_permission,
     ) -> None:
         if not isinstance(client, Client):
             raise FunctionConfigInvalidError(f"{caller} takes a durably.Client as its client, not {client!r}")
         self.mount = "/" + check_serve_path(path, f"{caller}(path=…)").strip("/") if path.strip("/") else ""
         self.mount = self.mount.rstrip("/")
         self._dashboard = Dashboard(
-            engine_of(client), authorize=authorize, allow_anonymous=allow_anonymous, caller=caller, raises=raises
+            engine_of(client),
+            authorize=authorize,
+            allow_anonymous=allow_anonymous,
+            caller=caller,
+            raises=raises,
+            permission_of=permission_of,
         )
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:

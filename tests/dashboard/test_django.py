@@ -69,6 +69,7 @@ for user, status in EXPECTED.items():
         answer = Client(raise_request_exception=False).get(f"/{name}/runs", headers={"x-user": user})
         assert answer.status_code == status, (user, name, answer.status_code, answer.content)
         assert b"hunter2" not in answer.content
+        assert (b"It needs the permission view" in answer.content) == (user == "grace")
         if status == 200:
             assert f'href="/shop/{name}/static/'.encode() in answer.content
 asyncio.run(check_async())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import ProxyTracerProvider, SpanKind, StatusCode
 
 import durably.otel
 import durably.otel.spans
@@ -73,6 +73,25 @@ async def test_one_trace_from_the_request_to_the_steps(app: App, spans: Spans) -
     assert linked(second) == [id_of(first)]
     assert linked(first) == []
     assert run.status == "Completed"
+
+
+async def test_a_missing_provider_is_reported_at_the_first_span(
+    app: App, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("opentelemetry.trace.get_tracer_provider", ProxyTracerProvider)
+    client = Client(app_id="other", is_production=False)
+    durably.otel.instrument(client)
+    assert client.tracing is not None
+    assert not caplog.records, "a provider may be set later"
+    for _ in range(2):
+        client.tracing.sending([Event(name="order")])
+    assert [record.getMessage()[:56] for record in caplog.records] == [
+        "durably.otel.instrument: no TracerProvider is set, so th"
+    ]
+    caplog.clear()
+    assert app.client.tracing is not None
+    app.client.tracing.sending([Event(name="order")])
+    assert not caplog.records, "it has a provider of its own"
 
 
 async def test_spans_follow_the_conventions_and_have_no_data(app: App, spans: Spans) -> None:

@@ -42,7 +42,7 @@ def dashboard(
     request, and ``authorize`` may use the ORM. Visitors who have not logged in are redirected to the login page.
     Raises ``FunctionConfigInvalidError`` without ``django.contrib.auth`` and ``authorize``.
     """
-    from durably.dashboard import MountedDashboard, refuse
+    from durably.dashboard import MountedDashboard, name_permission, refuse
 
     if authorize is None and not allow_anonymous:
         if not apps.is_installed("django.contrib.auth"):
@@ -52,6 +52,7 @@ def dashboard(
                 "data and change runs"
             )
         authorize = is_permitted
+    is_default = authorize is is_permitted
     server = MountedDashboard(
         client,
         "/",
@@ -59,6 +60,7 @@ def dashboard(
         allow_anonymous=allow_anonymous,
         caller="durably.django.dashboard",
         raises=(PermissionDenied, Http404, _LoginNeededError),
+        permission_of=_describe_permission if is_default else name_permission,
     )
 
     def answer(request: Any, path: str) -> Any:
@@ -92,8 +94,15 @@ def is_permitted(action: Any) -> bool:
             "durably.django.dashboard shows the dashboard to staff, and requests have no user: add "
             "django.contrib.auth.middleware.AuthenticationMiddleware to MIDDLEWARE, or give it authorize="
         )
-    permission = "durably.change_dashboard" if action.is_change else "durably.view_dashboard"
-    return bool(user.is_active and user.is_staff and user.has_perm(permission))
+    return bool(user.is_active and user.is_staff and user.has_perm(_permission_of(action.name)))
+
+
+def _permission_of(action: str) -> str:
+    return "durably.view_dashboard" if action == "view" else "durably.change_dashboard"
+
+
+def _describe_permission(action: str) -> str:
+    return f"a staff account with the permission {_permission_of(action)}"
 
 
 def _with_login(authorize: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -14,6 +14,7 @@ from opentelemetry.trace import Link, Span, SpanKind
 from durably.app import VERSION
 from durably.execution import Found, Outcome, Raised, StepInfo
 from durably.protocol.events import Event
+from durably.protocol.text import get_logger
 from durably.protocol.trace_context import TraceContext
 from durably.tracing import CallInfo
 
@@ -21,6 +22,7 @@ from . import attributes as names
 from .spans import end_span, start_span
 
 _SCOPE = "durably"
+_logger = get_logger("durably.otel")
 _MOST_LINKS = 32
 
 
@@ -32,6 +34,7 @@ class AppTracing:
 
     def __init__(self, tracer_provider: Any, meter_provider: Any, *, record_exceptions: bool) -> None:
         self._providers = (tracer_provider, meter_provider)
+        self._is_checked = tracer_provider is not None
         self.records_text = record_exceptions
         self.tracer = trace.get_tracer(_SCOPE, VERSION, tracer_provider)
         meter = metrics.get_meter(_SCOPE, VERSION, meter_provider)
@@ -40,10 +43,24 @@ class AppTracing:
         self.steps = meter.create_histogram("durably.step.duration", "s", "Duration of executed steps")
 
     def calling(self, call: CallInfo) -> "_Call":
+        if not self._is_checked:
+            self._check_provider()
         return _Call(self, call)
 
     def sending(self, events: Sequence[Event]) -> "_Send":
+        if not self._is_checked:
+            self._check_provider()
         return _Send(self, [event.name for event in events if isinstance(event, Event)])
+
+    def _check_provider(self) -> None:
+        """Warn at the first span, once, if nothing receives spans."""
+        self._is_checked = True
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            _logger.warning(
+                "durably.otel.instrument: no TracerProvider is set, so that no traces are reported: call "
+                "opentelemetry.trace.set_tracer_provider(…) before the app sends events or is called, or pass "
+                "tracer_provider=; with opentelemetry-instrument, check its settings"
+            )
 
     def for_engine(self) -> object:
         """The tracing of an engine in the same process, with the same providers."""

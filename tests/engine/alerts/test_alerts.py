@@ -111,7 +111,7 @@ async def soon(queue: asyncio.Queue[Any]) -> Any:
 async def engine_with(path: Path, alerts: Alerts, app: SmallApp) -> AsyncIterator[SqliteEngine]:
     @app.function("pay", retries=0)
     def pay(steps: Steps) -> object:
-        raise ValueError("card declined <!channel> at https://shop.example/pay?token=s3cret")
+        raise ValueError("card declined <!channel> @channel at https://shop.example/pay?token=s3cret")
 
     async with opened(path, replace(QUICK, alerts=alerts)) as engine:
         await engine.sync_app(app.sync_request())
@@ -160,6 +160,8 @@ async def test_markup_and_secrets_of_errors_are_not_sent(path: Path, app: SmallA
         body = await soon(receiver.bodies)
     assert "&lt;!channel&gt;" in body["text"]
     assert "<!channel>" not in body["text"]
+    assert "@\u200bchannel" in body["text"]
+    assert "@channel" not in body["text"]
     assert "s3cret" not in json.dumps(body)
 
 

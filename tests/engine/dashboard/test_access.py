@@ -1,5 +1,6 @@
 """Who may do what in the dashboard, and requests that try to get around it."""
 
+import datetime as dt
 import re
 import threading
 import time
@@ -40,6 +41,29 @@ async def test_a_policy_may_be_async_or_not(engine: SqliteEngine, authorize: Any
     assert (await get(dashboard, "/runs")).status_code == 200
     token, cookie = await token_of(Dashboard(engine, allow_anonymous=True), "/events/send")
     assert (await post(dashboard, "/events/send", token, cookie)).status_code == 403
+
+
+async def test_a_person_who_may_not_is_told_which_permission_is_needed(engine: SqliteEngine) -> None:
+    dashboard = Dashboard(engine, authorize=lambda action: False)
+    assert b"It needs the permission view, which" in (await get(dashboard, "/runs")).body
+
+
+async def test_a_cancellation_is_stopped_only_with_its_function(engine: SqliteEngine, app: SmallApp) -> None:
+    @app.function("mine")
+    def mine(steps: Steps) -> None: ...
+
+    @app.function("other")
+    def other(steps: Steps) -> None: ...
+
+    await engine.sync_app(app.sync_request())
+    until = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    found = [await engine.cancel_runs(f"app-{name}", started_before=until) for name in ("mine", "other")]
+    dashboard = Dashboard(engine, authorize=lambda action: action.subject in (None, "app-mine"))
+    token, cookie = await token_of(Dashboard(engine, allow_anonymous=True), "/events/send")
+    for name, cancellation, status in (("other", 1, 403), ("mine", 1, 404), ("mine", 0, 303)):
+        path = f"/functions/app-{name}/cancellations/{found[cancellation].id}/stop"
+        assert (await post(dashboard, path, token, cookie)).status_code == status
+    assert [each.id for each in await engine.list_cancellations()] == [found[1].id]
 
 
 async def test_a_synchronous_policy_runs_in_the_frameworks_thread(engine: SqliteEngine) -> None:

@@ -93,6 +93,27 @@ async def test_the_head_has_the_facts(shop: Shop) -> None:
         assert part in text
 
 
+async def test_an_invoked_run_shows_who_invoked_it() -> None:
+    client = durably.Client(app_id="post")
+
+    @client.create_function(fn_id="label", trigger=[])
+    async def label(ctx: durably.Context) -> None: ...
+
+    @client.create_function(fn_id="parcel", trigger=durably.TriggerEvent(event="parcel"))
+    async def parcel(ctx: durably.Context) -> None:
+        await ctx.step.invoke("print", function=label)
+
+    async with TestEngine(client, [label, parcel]) as engine:
+        dashboard = Dashboard(engine._engine, allow_anonymous=True)
+        await (await engine.send(durably.Event(name="parcel"))).wait()
+        [child] = engine.runs(label)
+        direct = await (await engine.invoke(label)).wait()
+        for run, text in ((child, ">invoked by post-parcel</a>"), (direct, ">invoked directly</a>")):
+            shown = await page(dashboard, f"/runs/{run.id}")
+            assert text in shown
+            assert ">inngest/function.invoked</a>" not in shown
+
+
 async def test_a_sleeping_run_and_a_retried_step_go_on_at_once() -> None:
     client = durably.Client(app_id="night")
     is_broken = True

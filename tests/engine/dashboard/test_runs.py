@@ -112,6 +112,20 @@ async def test_an_id_or_its_end_finds_the_run(engine: TestEngine, dashboard: Das
     assert header(nothing, "location") == "/runs?id=%3Cnothing%3E"
 
 
+async def test_a_function_or_the_name_of_an_event_is_found(engine: TestEngine, dashboard: Dashboard) -> None:
+    await place(engine, 5)
+    for text, location in (
+        ("shop-ship", "/functions/shop-ship"),
+        ("SHIP", "/functions/shop-ship"),
+        ("op-mai", "/functions/shop-mail"),
+        ("order/placed", f"/events?name={quote('order/placed', safe='')}"),
+        ("shop", "/runs?id=shop"),  # both functions have it
+        ("no/such", f"/runs?id={quote('no/such', safe='')}"),
+    ):
+        found = await get(dashboard, "/search", f"q={quote(text)}")
+        assert header(found, "location") == location, text
+
+
 async def test_an_expression_that_is_not_valid_is_explained(dashboard: Dashboard) -> None:
     text = await page(dashboard, "/runs", "if=" + quote("event.data.total >"))
     assert 'role="alert"' in text

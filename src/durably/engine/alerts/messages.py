@@ -13,8 +13,8 @@ from .grouping import Alert, FunctionFailures
 _MOST_CHARACTERS = 300
 _MOST_SHOWN = 20
 """Functions in the text; the JSON has all."""
-_SLACK = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;"})
-"""Slack would read the rest as markup: ``<!channel>`` calls everyone."""
+_MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\u200b"})
+"""Slack calls everyone by ``<!channel>``, Mattermost by ``@channel``, which a space without width breaks."""
 
 
 def clip_error(error: str) -> str:
@@ -42,7 +42,7 @@ def webhook_body(alert: Alert, dashboard_url: str | None = None) -> bytes:
         for each in alert.failures
     ]
     details: dict[str, Any] = {"kind": "runs_failed", "count": alert.count, "functions": functions}
-    body = {"text": describe(alert, dashboard_url).translate(_SLACK), "alert": details | {"others": alert.others}}
+    body = {"text": describe(alert, dashboard_url).translate(_MARKUP), "alert": details | {"others": alert.others}}
     return msgspec.json.encode(body)
 
 

@@ -48,6 +48,11 @@ _FAILED = ("The dashboard failed", "The log of the app or engine says why.")
 _logger = get_logger("durably.dashboard")
 
 
+def name_permission(action: str) -> str:
+    """The permission that an action needs, in words."""
+    return f"the permission {action}"
+
+
 class DashboardConfigError(errors.EngineError):
     """A dashboard has no policy, or two."""
 
@@ -58,6 +63,7 @@ class Dashboard:
     ``authorize`` gets an ``Action``, and returns or resolves to whether it is allowed. Raises ``DashboardConfigError``
     unless exactly one of ``authorize`` and ``allow_anonymous`` is given. ``caller`` is the name of the function that
     users call, for that error. ``raises`` are errors of ``authorize`` that the caller of ``handle`` answers.
+    ``permission_of`` names the permission that an action needs, for people who lack it.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Dashboard:
         allow_anonymous: bool = False,
         caller: str = "Dashboard",
         raises: tuple[type[Exception], ...] = (),
+        permission_of: Callable[[str], str] = name_permission,
     ) -> None:
         if not isinstance(allow_anonymous, bool) or (authorize is None) is not allow_anonymous:
             raise DashboardConfigError(
@@ -77,6 +84,7 @@ class Dashboard:
         if authorize is not None and not callable(authorize):
             raise DashboardConfigError(f"{caller}: authorize= must be a function, not {authorize!r}")
         self._engine, self._authorize, self._raises = engine, authorize, raises
+        self._permission_of = permission_of
         self._is_async = inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(
             getattr(authorize, "__call__", None)  # noqa: B004 (an object with an asynchronous method)
         )
@@ -136,7 +144,11 @@ class Dashboard:
 
     async def _require(self, request: DashboardRequest, action: str, subject: str | None) -> None:
         if not await self._may(request, action, subject):
-            raise PageError(403, "You are not allowed to do this", "The operators of this app give permissions.")
+            raise PageError(
+                403,
+                "You are not allowed to do this",
+                f"It needs {self._permission_of(action)}, which the operators of this app give.",
+            )
 
     async def _may(self, request: DashboardRequest, action: str, subject: str | None) -> bool:
         if self._authorize is None:

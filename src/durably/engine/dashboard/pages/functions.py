@@ -77,7 +77,7 @@ async def _function_page(visit: Visit, *, text: str | None, error: str | None) -
         has_cron=any(trigger.cron for trigger in function.config.triggers),
         operations=operations[:_LAST_OPERATIONS],
         may=may,
-        may_stop=await visit.may("delete_cancellation"),
+        may_stop=await visit.may("delete_cancellation", function_id),
         text=(await _last_data(visit, function_id) if may["invoke"] else "{}") if text is None else text,
         error=error,
         range=name,
@@ -115,7 +115,10 @@ async def invoke(visit: Visit) -> DashboardResponse:
 
 
 async def stop_cancellation(visit: Visit) -> DashboardResponse:
-    await visit.engine.delete_cancellation(visit.arguments["cancellation_id"])
+    cancellation = await visit.engine.get_cancellation(visit.arguments["cancellation_id"])
+    if cancellation is None or cancellation.function_id != visit.arguments["function_id"]:
+        raise PageError(404, "There is no such cancellation", "It is not one of this function, or was deleted.")
+    await visit.engine.delete_cancellation(cancellation.id)
     return _return_to_function(visit)
 
 
@@ -142,5 +145,11 @@ ROUTES = (
     Route("POST", f"{_ONE}/pause", pause, action="pause_function", subject="function_id"),
     Route("POST", f"{_ONE}/resume", resume, action="resume_function", subject="function_id"),
     Route("POST", f"{_ONE}/invoke", invoke, action="invoke", subject="function_id"),
-    Route("POST", _ONE + "/cancellations/{cancellation_id}/stop", stop_cancellation, action="delete_cancellation"),
+    Route(
+        "POST",
+        _ONE + "/cancellations/{cancellation_id}/stop",
+        stop_cancellation,
+        action="delete_cancellation",
+        subject="function_id",
+    ),
 )

@@ -1,9 +1,11 @@
 """The list of runs: newest first, filtered by the URL."""
 
 import datetime as dt
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.dashboard.messages import DashboardResponse
@@ -12,12 +14,16 @@ from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.interface import Engine
 from durably.engine.operations import read_status
 from durably.engine.reports import RunPage
+from durably.engine.views import FunctionView
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 
 from .selected_runs import read_notice
 
 PAGE_SIZE = 50
 SEARCH_SECONDS = 1.0
+_ID = re.compile(r"[0-9A-Za-z]+")
+_LEAST_PART = 3
+"""Characters of a part of a name. Fewer are the end of an id."""
 PERIODS = (
     ("15m", "15 minutes"),
     ("1h", "Hour"),
@@ -118,11 +124,32 @@ def _failure_of(run: Any) -> str | None:
     return f"{output.get('name') or 'Error'}: {first}" if run.status == "Failed" else first
 
 
+def _named_function(functions: Sequence[FunctionView], text: str) -> str | None:
+    """The id of the function that the text names: its id, its name, or a part that only one of them has."""
+    wanted = text.casefold()
+    for function in functions:
+        if wanted in (function.id.casefold(), function.name.casefold()):
+            return function.id
+    if len(text) < _LEAST_PART:
+        return None
+    found = [each.id for each in functions if wanted in each.id.casefold() or wanted in each.name.casefold()]
+    return found[0] if len(found) == 1 else None
+
+
 async def find(visit: Visit) -> DashboardResponse:
-    """Go to the run or event with an id, or to the list of the runs that it may mean."""
+    """Go to the run or event with an id, to a function, or to the events of a name.
+
+    Otherwise to the list of the runs that the text may mean.
+    """
     text = visit.query.get("q", "")
     if not text:
         return visit.redirect("/runs")
+    if (function_id := _named_function(await visit.engine.list_functions(), text)) is not None:
+        return visit.redirect(f"/functions/{quote(function_id, safe='')}")
+    if (await visit.engine.search_events(name=text, limit=1)).events:
+        return visit.redirect("/events", name=text)
+    if not _ID.fullmatch(text):
+        return visit.redirect("/runs", id=text)
     runs = (await visit.engine.search_runs(id=text, limit=2)).runs
     # The others are runs of an event with this id.
     named = [run.id for run in runs if run.id.endswith(text.upper())]

@@ -22,7 +22,10 @@ class Notice(msgspec.Struct, frozen=True):
 
 
 def read_notice(query: Mapping[str, str]) -> Notice | None:
-    """The notice after an action. The URL has only its numbers, so that no other text can be shown."""
+    """The notice after an action.
+
+    The URL has only its numbers, so that no other text can be shown.
+    """
     action = query.get("did")
     if action not in ("cancelled", "rerun"):
         return None
