@@ -141,6 +141,21 @@ def test_a_sign_in_that_is_not_safe_is_refused(
     assert key is None or key not in raised.value.message
 
 
+@pytest.mark.parametrize(
+    ("key", "viewer_key", "pattern"),
+    [
+        (None, "v" * 16, "needs --dashboard-key"),
+        ("k" * 16, "k" * 16, "must differ"),
+        ("k" * 16, "short", "16 characters"),
+        ("k" * 16, SIGNING_KEY, "must not be another key"),
+    ],
+)
+def test_a_key_of_viewers_that_is_not_safe_is_refused(key: str | None, viewer_key: str, pattern: str) -> None:
+    with pytest.raises(CliError, match=pattern):
+        read_sign_in(key, None, [], viewer_key=viewer_key, other_keys=[SIGNING_KEY])
+    assert read_sign_in("k" * 16, None, ["10.0.0.1"], viewer_key="v" * 16, other_keys=[]) is not None
+
+
 def test_clients_need_the_keys(start: Start, run: Run) -> None:
     engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
     origin = str(logged(engine, "engine started")["origin"])

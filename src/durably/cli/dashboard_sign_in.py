@@ -19,7 +19,12 @@ from .text import CliError
 
 
 def read_sign_in(
-    key: str | None, header: str | None, proxies: Collection[str], *, other_keys: Collection[str | None]
+    key: str | None,
+    header: str | None,
+    proxies: Collection[str],
+    *,
+    viewer_key: str | None = None,
+    other_keys: Collection[str | None],
 ) -> SignIn | None:
     """The sign-in of the dashboard, ``None`` if it is off.
 
@@ -27,16 +32,23 @@ def read_sign_in(
     """
     if key is not None and header is not None:
         raise CliError(f"--dashboard-key ({DASHBOARD_KEY}) and --dashboard-proxy-header exclude each other")
-    if proxies and header is None:
-        raise CliError("--dashboard-proxy needs --dashboard-proxy-header, the header that the proxy sets")
-    if key is not None and key in other_keys:
+    if proxies and header is None and key is None:
+        raise CliError(
+            "--dashboard-proxy needs --dashboard-proxy-header, the header that the proxy sets, or --dashboard-key"
+        )
+    if viewer_key is not None and key is None:
+        raise CliError("--dashboard-viewer-key needs --dashboard-key, the key of people who may change something")
+    if viewer_key is not None and viewer_key == key:
+        raise CliError("--dashboard-viewer-key and --dashboard-key must differ")
+    if any(given is not None and given in other_keys for given in (key, viewer_key)):
         raise CliError(
             "the dashboard's key must not be another key of the engine, because people enter it in browsers: "
             "`durably keys --dashboard` makes one of its own"
         )
     try:
-        if key is not None:
-            check_key(key)
+        for given in (key, viewer_key):
+            if given is not None:
+                check_key(given)
         if header is not None:
             check_header(header)
         networks = [read_network(text) for text in proxies]
@@ -44,6 +56,8 @@ def read_sign_in(
         raise CliError(error.message) from None
 
     def sign_in(dashboard: Dashboard) -> DashboardServer:
-        return KeySignIn(dashboard, key) if key is not None else ProxySignIn(dashboard, header or "", networks)
+        if key is None:
+            return ProxySignIn(dashboard, header or "", networks)
+        return KeySignIn(dashboard, key, viewer_key=viewer_key, proxies=networks)
 
     return None if key is None and header is None else sign_in

@@ -24,6 +24,7 @@ from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
 from durably.settings import (
     DASHBOARD_KEY,
+    DASHBOARD_VIEWER_KEY,
     DEV,
     DEV_ORIGIN,
     ENGINE_URL,
@@ -322,7 +323,7 @@ def open_tracing(is_on: bool) -> AbstractContextManager[Any]:
 def dashboard_options(command: Command) -> Command:
     """The sign-in of the dashboard: a key, or a header of a proxy.
 
-    They are ``dashboard_key``, ``dashboard_proxy_header`` and ``dashboard_proxies``.
+    They are ``dashboard_key``, ``dashboard_viewer_key``, ``dashboard_proxy_header`` and ``dashboard_proxies``.
     """
     for option in (
         click.option(
@@ -330,13 +331,21 @@ def dashboard_options(command: Command) -> Command:
             "dashboard_proxies",
             multiple=True,
             metavar="ADDRESS",
-            help="An address or network from which that header is accepted. May be repeated.  [default: this machine]",
+            help="An address or network from which that header is accepted. May be repeated.  [default: this machine] "
+            "With --dashboard-key: a proxy whose X-Forwarded-For tells visitors apart who enter wrong keys.",
         ),
         click.option(
             "--dashboard-proxy-header",
             metavar="NAME",
             help="Serve the dashboard at /, for visitors whom a proxy has signed in: its requests have this header, "
             "such as X-Forwarded-User. The proxy must remove the header from its clients' requests.",
+        ),
+        click.option(
+            "--dashboard-viewer-key",
+            envvar=DASHBOARD_VIEWER_KEY,
+            show_envvar=True,
+            metavar="KEY",
+            help="Another key, for visitors who may see all and change nothing.",
         ),
         click.option(
             "--dashboard-key",

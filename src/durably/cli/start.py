@@ -131,6 +131,7 @@ def start(
     otel: bool,
     log_format: str,
     dashboard_key: str | None,
+    dashboard_viewer_key: str | None,
     dashboard_proxy_header: str | None,
     dashboard_proxies: tuple[str, ...],
 ) -> None:
@@ -163,7 +164,13 @@ def start(
     from .production_server import serve
 
     keys = (signing_key, signing_key_fallback, *event_keys)
-    sign_in = read_sign_in(dashboard_key, dashboard_proxy_header, dashboard_proxies, other_keys=keys)
+    sign_in = read_sign_in(
+        dashboard_key,
+        dashboard_proxy_header,
+        dashboard_proxies,
+        viewer_key=dashboard_viewer_key,
+        other_keys=keys,
+    )
     alerts = _read_alerts(alert_url, alert_emails, smtp_url, alert_from, alert_interval, dashboard_url)
     write_log(LogFormat(log_format))
     warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))

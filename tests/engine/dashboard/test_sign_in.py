@@ -47,6 +47,7 @@ class Browser:
     server: DashboardServer
     peer: str = "192.0.2.1"
     is_secure: bool = False
+    forwarded: str = ""
 
     def __post_init__(self) -> None:
         self.cookies = {CSRF_COOKIE: TOKEN}
@@ -55,6 +56,7 @@ class Browser:
     async def ask(self, method: str, path: str, query: str = "", **form: str) -> DashboardResponse:
         cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         headers = {"host": "engine.example.com", "cookie": cookie, "content-type": FORM}
+        headers |= {"x-forwarded-for": self.forwarded} if self.forwarded else {}
         body = urlencode(form).encode()
         request = DashboardRequest(
             method=method,
@@ -200,6 +202,39 @@ async def test_wrong_keys_of_an_address_are_limited(server: KeySignIn, clock: Cl
     assert (await Browser(server, "192.0.2.9").sign_in(KEY)).status_code == 303
     clock.now += WRONG_KEY_SECONDS
     assert (await browser.sign_in(KEY)).status_code == 303
+
+
+async def test_visitors_behind_a_proxy_are_told_apart_if_it_is_trusted(dashboard: Dashboard, clock: Clock) -> None:
+    server = KeySignIn(dashboard, KEY, proxies=[read_network("10.0.0.0/8")], clock=clock)
+    attacker = Browser(server, "10.0.0.1", forwarded="198.51.100.7, 203.0.113.5, 10.0.0.2")
+    for _ in range(MAX_WRONG_KEYS):
+        assert (await attacker.sign_in("x")).status_code == 403
+    attacker.forwarded = "a made up one, 192.0.2.77, 203.0.113.5, 10.0.0.2"
+    assert (await attacker.sign_in(KEY)).status_code == 429, "what the client wrote itself does not count"
+    assert (await Browser(server, "10.0.0.1", forwarded="203.0.113.6").sign_in(KEY)).status_code == 303
+    direct = Browser(server, "203.0.113.5", forwarded="203.0.113.6")
+    assert (await direct.sign_in(KEY)).status_code == 429, "only proxies are believed"
+    assert (await Browser(server, "10.0.0.1", forwarded="no address").sign_in(KEY)).status_code == 303
+
+
+async def test_viewers_have_a_key_of_their_own_and_change_nothing(dashboard: Dashboard, clock: Clock) -> None:
+    viewer_key = "a key of the viewers"
+    server = KeySignIn(dashboard, KEY, viewer_key=viewer_key, clock=clock)
+    viewer, operator = Browser(server), Browser(server)
+    assert (await viewer.sign_in(viewer_key)).status_code == 303
+    assert (await operator.sign_in(KEY)).status_code == 303
+    assert await viewer.is_signed_in()
+    refused = await viewer.ask("POST", "/runs/x/cancel", **{CSRF_FIELD: TOKEN})
+    assert (refused.status_code, b"the key of operators, for the action cancel_run" in refused.body) == (403, True)
+    assert (await operator.ask("POST", "/runs/x/cancel", **{CSRF_FIELD: TOKEN})).status_code != 403
+    expiry, name, _ = viewer.cookies["durably-session"].split(".")
+    viewer.cookies["durably-session"] = ".".join((expiry, name, operator.cookies["durably-session"].split(".")[2]))
+    assert not await viewer.is_signed_in(), "a signature is of one session"
+    gone = Browser(KeySignIn(dashboard, KEY, clock=clock))
+    assert (await gone.sign_in(viewer_key)).status_code == 403
+    for key in (KEY, "short"):
+        with pytest.raises(SignInConfigError):
+            KeySignIn(dashboard, KEY, viewer_key=key)
 
 
 async def test_a_request_with_too_many_fields_is_refused(server: KeySignIn) -> None:

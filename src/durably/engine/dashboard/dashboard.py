@@ -53,6 +53,10 @@ def name_permission(action: str) -> str:
     return f"the permission {action}"
 
 
+def _of_operators(action: str) -> str:
+    return f"the key of operators, for the action {action},"
+
+
 class DashboardConfigError(errors.EngineError):
     """A dashboard has no policy, or two."""
 
@@ -88,6 +92,10 @@ class Dashboard:
         self._is_async = inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(
             getattr(authorize, "__call__", None)  # noqa: B004 (an object with an asynchronous method)
         )
+
+    def for_viewers(self) -> "Dashboard":
+        """The dashboard of the same engine, for people who may see all and change nothing."""
+        return Dashboard(self._engine, authorize=lambda action: not action.is_change, permission_of=_of_operators)
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The answer to a request."""

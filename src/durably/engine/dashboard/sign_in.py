@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Protocol
 from urllib.parse import urlencode
@@ -58,19 +58,47 @@ SignIn = Callable[[Dashboard], DashboardServer]
 """Puts a sign-in in front of a dashboard that is open to all. Raises ``SignInConfigError``."""
 
 
+class _Role:
+    """The visitors with one key, and the dashboard that they see. Their sessions are signed with the key."""
+
+    def __init__(self, dashboard: Dashboard, key: str) -> None:
+        check_key(key)
+        self.dashboard = dashboard
+        self._key = key.strip().encode(errors="surrogateescape")
+        self._secret = hmac.digest(self._key, b"sessions of the dashboard", hashlib.sha256)
+
+    def has_key(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(errors="surrogateescape"), self._key)
+
+    def sign(self, content: str) -> str:
+        return hmac.new(self._secret, content.encode(), hashlib.sha256).hexdigest()
+
+
 class KeySignIn:
     """A dashboard for visitors who know a key.
 
-    The browser keeps a signed cookie for ``SESSION_SECONDS``. Its signature is made with the key, so sessions survive a
-    restart, and end if the key changes. ``clock`` is the time in seconds since the epoch. Raises ``SignInConfigError``
-    for a key that could be guessed.
+    With the ``viewer_key`` they see all, and change nothing. The browser keeps a signed cookie for ``SESSION_SECONDS``.
+    Its signature is made with the key, so sessions survive a restart, and end if the key changes. Wrong keys are
+    counted by address: behind ``proxies``, which add the address of their client to X-Forwarded-For, by that one.
+    ``clock`` is the time in seconds since the epoch. Raises ``SignInConfigError`` for a key that could be guessed.
     """
 
-    def __init__(self, dashboard: Dashboard, key: str, *, clock: Callable[[], float] = time.time) -> None:
-        check_key(key)
+    def __init__(
+        self,
+        dashboard: Dashboard,
+        key: str,
+        *,
+        viewer_key: str | None = None,
+        proxies: Iterable[Network] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._dashboard, self._clock = dashboard, clock
-        self._key = key.strip().encode(errors="surrogateescape")
-        self._secret = hmac.digest(self._key, b"sessions of the dashboard", hashlib.sha256)
+        self._roles = [_Role(dashboard, key)]
+        if viewer_key is not None:
+            if viewer_key.strip() == key.strip():
+                raise SignInConfigError("the dashboard's key for viewers must not be that for all")
+            self._roles.append(_Role(dashboard.for_viewers(), viewer_key))
+        self._proxies = list(proxies)
         self._ended: OrderedDict[str, float] = OrderedDict()
         self._attempts = WrongKeys(clock)
 
@@ -87,11 +115,11 @@ class KeySignIn:
     async def _answer(self, request: DashboardRequest) -> DashboardResponse:
         if request.path == SIGN_IN:
             return await self._answer_form(request)
-        session = self._session_of(request)
+        session, role = self._session_of(request)
         if request.path == SIGN_OUT and request.method == "POST":
             return await self._sign_out(request, session)
         if session is not None or request.path.startswith("/static/"):
-            return await self._dashboard.handle(replace(request, sign_out=SIGN_OUT if session else None))
+            return await role.dashboard.handle(replace(request, sign_out=SIGN_OUT if session else None))
         if request.method not in ("GET", "HEAD") or request.path == SIGN_OUT:
             raise PageError(403, "You are not signed in", "Your session has ended. Sign in again.")
         there = request.path + (f"?{request.query}" if request.query else "")
@@ -100,7 +128,7 @@ class KeySignIn:
 
     async def _answer_form(self, request: DashboardRequest) -> DashboardResponse:
         if request.method in ("GET", "HEAD"):
-            if self._session_of(request) is not None:
+            if self._session_of(request)[0] is not None:
                 return _redirect(request.mount + local_path(parse_fields(request.query).get("next")))
             return await self._show_form(request)
         if request.method != "POST":
@@ -108,15 +136,18 @@ class KeySignIn:
         form = parse_fields(request.body.decode(errors="replace"))
         if (forgery := describe_forgery(request, form)) is not None:
             return await self._show_form(request, 403, forgery)
-        if (seconds := self._attempts.seconds_to_wait(request.peer)) > 0:
+        client = client_address(request, self._proxies)
+        if (seconds := self._attempts.seconds_to_wait(client)) > 0:
             shown = await self._show_form(request, 429, f"Too many wrong keys. Wait {seconds:.0f} s, then try again.")
             return replace(shown, headers=[*shown.headers, ("retry-after", f"{seconds:.0f}")])
-        if not hmac.compare_digest(form.get("key", "").encode(errors="surrogateescape"), self._key):
-            self._attempts.add(request.peer)
-            _logger.warning("a wrong key was given at the sign-in of the dashboard, from %s", _shown(request.peer))
+        # Each key is compared, so that the time does not tell which one is nearly right.
+        roles = [role for role in self._roles if role.has_key(form.get("key", ""))]
+        if not roles:
+            self._attempts.add(client)
+            _logger.warning("a wrong key was given at the sign-in of the dashboard, from %s", _shown(client))
             return await self._show_form(request, 403, "This is not the dashboard's key.")
-        _logger.info("a visitor signed in to the dashboard, from %s", _shown(request.peer))
-        cookie = make_cookie(request, _COOKIE, self._new_session(), max_age=SESSION_SECONDS)
+        _logger.info("a visitor signed in to the dashboard, from %s", _shown(client))
+        cookie = make_cookie(request, _COOKIE, self._new_session(roles[0]), max_age=SESSION_SECONDS)
         return _redirect(request.mount + local_path(parse_fields(request.query).get("next")), cookie)
 
     async def _show_form(
@@ -139,23 +170,21 @@ class KeySignIn:
 
     # sessions
 
-    def _new_session(self) -> str:
+    def _new_session(self, role: _Role) -> str:
         content = f"{int(self._clock()) + SESSION_SECONDS}.{secrets.token_hex(16)}"
-        return f"{content}.{self._sign(content)}"
+        return f"{content}.{role.sign(content)}"
 
-    def _session_of(self, request: DashboardRequest) -> Mapping[str, str] | None:
-        """The parts of the request's session, ``None`` if it has none that is valid."""
+    def _session_of(self, request: DashboardRequest) -> tuple[Mapping[str, str] | None, _Role]:
+        """The parts of the request's session, ``None`` if it has none that is valid, and its role."""
+        visitor = self._roles[-1]
         found = _SESSION.fullmatch(read_cookie(request.headers, _COOKIE) or "")
         if found is None:
-            return None
-        signature = self._sign(f"{found['expiry']}.{found['id']}")
-        is_signed = hmac.compare_digest(signature, found["signature"])
-        if not is_signed or int(found["expiry"]) <= self._clock() or found["id"] in self._ended:
-            return None
-        return found.groupdict()
-
-    def _sign(self, content: str) -> str:
-        return hmac.new(self._secret, content.encode(), hashlib.sha256).hexdigest()
+            return None, visitor
+        content = f"{found['expiry']}.{found['id']}"
+        roles = [role for role in self._roles if hmac.compare_digest(role.sign(content), found["signature"])]
+        if not roles or int(found["expiry"]) <= self._clock() or found["id"] in self._ended:
+            return None, visitor
+        return found.groupdict(), roles[0]
 
 
 class WrongKeys:
@@ -205,8 +234,27 @@ class ProxySignIn:
         return await self._dashboard.show_error(request, PageError(403, "You are not signed in", message))
 
     def _is_trusted(self, peer: str | None) -> bool:
-        address = _address(peer)
-        return address is not None and any(address in network for network in self._networks)
+        return _is_in(peer, self._networks)
+
+
+def client_address(request: DashboardRequest, proxies: Collection[Network]) -> str | None:
+    """The address of the client in front of the ``proxies``.
+
+    It is the last one of X-Forwarded-For that is not a proxy's, because clients may write the earlier ones themselves.
+    """
+    address = request.peer
+    forwarded = request.headers.get("x-forwarded-for", "").split(",")
+    while forwarded and _is_in(address, proxies):
+        before = forwarded.pop().strip()
+        if _address(before) is None:
+            break
+        address = before
+    return address
+
+
+def _is_in(peer: str | None, networks: Iterable[Network]) -> bool:
+    address = _address(peer)
+    return address is not None and any(address in network for network in networks)
 
 
 def check_key(key: str) -> None:

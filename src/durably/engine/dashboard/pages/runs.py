@@ -125,7 +125,10 @@ def _failure_of(run: Any) -> str | None:
 
 
 def _named_function(functions: Sequence[FunctionView], text: str) -> str | None:
-    """The id of the function that the text names: its id, its name, or a part that only one of them has."""
+    """The id of the function that the text names.
+
+    The text is its id, its name, or a part that no other function has.
+    """
     wanted = text.casefold()
     for function in functions:
         if wanted in (function.id.casefold(), function.name.casefold()):
