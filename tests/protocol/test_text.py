@@ -14,6 +14,7 @@ from durably.comm.serve_options import read_origin
 from durably.errors import URLInvalidError
 from durably.protocol.text import (
     get_logger,
+    keep_ends,
     printable,
     printable_json,
     printable_lines,
@@ -122,3 +123,8 @@ def test_what_is_no_url_is_shown_unless_it_may_hold_a_password() -> None:
     with pytest.raises(URLInvalidError) as caught:
         read_origin(f"https://me:{SECRET}@shop:port", "DURABLY_SERVE_ORIGIN")
     assert SECRET not in str(caught.value)
+
+
+def test_the_ends_of_a_long_text_are_kept() -> None:
+    assert keep_ends("short", 5) == "short"
+    assert keep_ends("abcdef" + "x" * 100, 6) == "abc\n… 100 characters are not shown …\nxxx"

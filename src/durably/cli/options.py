@@ -332,7 +332,7 @@ def dashboard_options(command: Command) -> Command:
             multiple=True,
             metavar="ADDRESS",
             help="An address or network from which that header is accepted. May be repeated.  [default: this machine] "
-            "With --dashboard-key: a proxy whose X-Forwarded-For tells visitors apart who enter wrong keys.",
+            "With --dashboard-key: a proxy whose X-Forwarded-For names the visitors who enter wrong keys.",
         ),
         click.option(
             "--dashboard-proxy-header",

@@ -15,7 +15,7 @@ from durably.engine.reports import RunReport
 from durably.engine.views import EventView, MetadataView, RunUpdate, RunView, UpdateKind
 from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
-from durably.protocol.text import printable
+from durably.protocol.text import keep_ends, printable
 
 from .text import (
     Styled,
@@ -165,6 +165,8 @@ def _output(update: RunUpdate) -> object:
 
 
 _ERROR_WIDTH = 200
+_MOST_ERROR_TEXT = 16 * 1024
+"""Characters of an error's message, and of its traceback. ``--json`` has all."""
 _MOST_LOG_LINES = 50
 _LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
@@ -266,8 +268,8 @@ def _describe_error(output: object) -> str:
     """
     if not isinstance(output, dict):
         return format_json(output)
-    described = fit(f"{output.get('name') or 'Error'}: {output.get('message') or ''}")
+    described = fit(keep_ends(f"{output.get('name') or 'Error'}: {output.get('message') or ''}", _MOST_ERROR_TEXT))
     stack = output.get("stack")
     if not isinstance(stack, str) or not stack.strip():
         return described
-    return Styled(f"{described}\n\n{indent(fit_lines(stack.rstrip()), '  ')}")
+    return Styled(f"{described}\n\n{indent(fit_lines(keep_ends(stack.rstrip(), _MOST_ERROR_TEXT)), '  ')}")

@@ -15,7 +15,7 @@ from durably.engine.core.step_times import NO_CALL, CallTimes, clock_shift, step
 from durably.engine.core.transition import excerpt
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode, Timing, hash_step_id, read_timing
-from durably.protocol.text import get_logger
+from durably.protocol.text import get_logger, keep_ends
 
 from .step_rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 
@@ -197,10 +197,7 @@ def encode_bounded(error: ErrorData) -> bytes:
 
 
 def _shorten(text: str | None) -> str | None:
-    if text is None or len(text) <= MAX_ERROR_TEXT:
-        return text
-    half = MAX_ERROR_TEXT // 2
-    return f"{text[:half]}\n… {len(text) - 2 * half} characters are not kept …\n{text[-half:]}"
+    return None if text is None else keep_ends(text, MAX_ERROR_TEXT, "not kept")
 
 
 def unfinished_steps(waits: Mapping[str, OpenWait], live: ChangingRun, now: int) -> list[UnfinishedStep]:

@@ -50,6 +50,14 @@ def printable_lines(value: object) -> str:
     return _UNSAFE_IN_LINES.sub(_escape, str(value))
 
 
+def keep_ends(text: str, most: int, omitted: str = "not shown") -> str:
+    """The beginning and the end of a text of more than ``most`` characters, with a note between them."""
+    if len(text) <= most:
+        return text
+    half = most // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half} characters are {omitted} …\n{text[-half:]}"
+
+
 def printable_json(encoded: str) -> str:
     """Equivalent JSON with only visible characters and line ends."""
     return _UNSAFE_IN_LINES.sub(lambda match: f"\\u{ord(match[0]):04x}", encoded)

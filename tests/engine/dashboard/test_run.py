@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 import durably
+from durably.cli.run_text import describe_run
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.json_tree import PointerError
 from durably.protocol.opcodes import hash_step_id
@@ -91,6 +92,26 @@ async def test_the_head_has_the_facts(shop: Shop) -> None:
     text = await page(shop.dashboard, f"/runs/{run.id}")
     for part in ("Take an order", "shop-order", "order/placed", "2 attempts failed", ">shop", run.id, "status-failed"):
         assert part in text
+
+
+async def test_a_huge_error_does_not_make_a_huge_page() -> None:
+    client = durably.Client(app_id="huge")
+
+    @client.create_function(fn_id="fail", trigger=durably.TriggerEvent(event="fail"), retries=0)
+    async def fail(ctx: durably.Context) -> None:
+        raise ValueError("begin " + "x" * 1_000_000 + " end")
+
+    async with TestEngine(client, [fail]) as engine:
+        run = await (await engine.send(durably.Event(name="fail"))).wait()
+        shown = await page(Dashboard(engine._engine, allow_anonymous=True), f"/runs/{run.id}")
+        assert len(shown) < 200_000
+        assert "begin xxx" in shown
+        assert "characters are not shown" in shown
+        report = await engine._engine.inspect_run(run.id)
+        assert report is not None
+        text = describe_run(report.run, None)
+        assert len(text) < 100_000
+        assert "characters are not shown" in text
 
 
 async def test_an_invoked_run_shows_who_invoked_it() -> None:

@@ -140,7 +140,7 @@ class KeySignIn:
         if (seconds := self._attempts.seconds_to_wait(client)) > 0:
             shown = await self._show_form(request, 429, f"Too many wrong keys. Wait {seconds:.0f} s, then try again.")
             return replace(shown, headers=[*shown.headers, ("retry-after", f"{seconds:.0f}")])
-        # Each key is compared, so that the time does not tell which one is nearly right.
+        # Each key is compared, so that the time does not depend on which one is nearly right.
         roles = [role for role in self._roles if role.has_key(form.get("key", ""))]
         if not roles:
             self._attempts.add(client)

@@ -12,7 +12,7 @@ import jinja2
 import msgspec
 
 from durably.engine.views import RunStatus
-from durably.protocol.text import printable, printable_lines, redact_url
+from durably.protocol.text import keep_ends, printable, printable_lines, redact_url
 
 from . import formats
 from .static_files import static_path
@@ -36,6 +36,14 @@ NAVIGATION = (
 )
 
 
+_MOST_ERROR_TEXT = 16 * 1024
+"""Characters of an error's message, and of its traceback, on a page. The run's output has all."""
+
+
+def _error_text(text: str) -> str:
+    return printable_lines(keep_ends(text, _MOST_ERROR_TEXT))
+
+
 @cache
 def environment() -> jinja2.Environment:
     """The environment. An undefined name in a template is an error."""
@@ -53,6 +61,7 @@ def environment() -> jinja2.Environment:
         "exact": formats.format_exact,
         "iso": formats.format_iso,
         "lines": printable_lines,
+        "error_text": _error_text,
         "redacted": redact_url,
         "segment": lambda text: quote(text, safe=""),
         "short_id": formats.short_id,
