@@ -3,6 +3,7 @@
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 import urllib3
@@ -154,6 +156,41 @@ def test_a_key_of_viewers_that_is_not_safe_is_refused(key: str | None, viewer_ke
     with pytest.raises(CliError, match=pattern):
         read_sign_in(key, None, [], viewer_key=viewer_key, other_keys=[SIGNING_KEY])
     assert read_sign_in("k" * 16, None, ["10.0.0.1"], viewer_key="v" * 16, other_keys=[]) is not None
+
+
+def test_the_dashboard_is_reached_by_a_proxy_that_removes_a_prefix(start: Start) -> None:
+    """As a browser does: signs in, opens a page and its files, and sends a form."""
+    command = start(
+        *("start", "--db", "engine.db", "--port", "0", "--dashboard-url", "https://ops.example/tools/durably/"),
+        DURABLY_DASHBOARD_KEY="the key of a dashboard",
+        **KEYS,
+    )
+    origin = logged(command, "dashboard served")["url"].rstrip("/")
+    prefix, cookies = "/tools/durably", dict[str, str]()
+
+    def ask(method: str, path: str, **form: str) -> urllib3.BaseHTTPResponse:
+        assert path.startswith(prefix), path
+        headers = {"cookie": "; ".join(f"{name}={value}" for name, value in cookies.items())}
+        headers |= {"content-type": "application/x-www-form-urlencoded"} if form else {}
+        body = urlencode(form).encode() if form else None
+        url = origin + path.removeprefix(prefix)
+        answer = urllib3.request(method, url, body=body, headers=headers, redirect=False)
+        for cookie in answer.headers.getlist("set-cookie"):
+            assert f"Path={prefix}" in cookie
+            name, _, value = cookie.partition(";")[0].partition("=")
+            cookies[name] = value
+        return answer
+
+    away = ask("GET", f"{prefix}/runs?status=Failed")
+    form = ask("GET", away.headers["location"])
+    action = re.findall(r'action="([^"]+)"', form.data.decode())[0].replace("&amp;", "&")
+    back = ask("POST", action, key="the key of a dashboard", csrf=cookies["durably-csrf"])
+    page = ask("GET", back.headers["location"])
+    assert page.status == 200
+    links = set(re.findall(r'(?:href|src)="([^"#]+)"', page.data.decode()))
+    assert len(links) > 10
+    for link in links:
+        assert link.startswith("?") or ask("GET", link.replace("&amp;", "&")).status in (200, 303, 405), link
 
 
 def test_clients_need_the_keys(start: Start, run: Run) -> None:

@@ -1,9 +1,12 @@
 """The sign-in of the dashboard of ``durably start``, by its options."""
 
 from collections.abc import Collection
+from dataclasses import replace
+from urllib.parse import urlsplit
 
 from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
 from durably.engine.dashboard.sign_in import (
     DashboardServer,
     KeySignIn,
@@ -18,17 +21,28 @@ from durably.settings import DASHBOARD_KEY
 from .text import CliError
 
 
+class _BehindPrefix:
+    """A dashboard whose proxy removes the beginning of its paths. Its links have it."""
+
+    def __init__(self, server: DashboardServer, prefix: str) -> None:
+        self._server, self._prefix = server, prefix
+
+    async def handle(self, request: DashboardRequest) -> DashboardResponse:
+        return await self._server.handle(replace(request, mount=self._prefix))
+
+
 def read_sign_in(
     key: str | None,
     header: str | None,
     proxies: Collection[str],
     *,
     viewer_key: str | None = None,
+    url: str | None = None,
     other_keys: Collection[str | None],
 ) -> SignIn | None:
     """The sign-in of the dashboard, ``None`` if it is off.
 
-    ``other_keys`` are those of the engine. Raises ``CliError``.
+    ``other_keys`` are those of the engine. The path of ``url`` is a prefix that a proxy removes. Raises ``CliError``.
     """
     if key is not None and header is not None:
         raise CliError(f"--dashboard-key ({DASHBOARD_KEY}) and --dashboard-proxy-header exclude each other")
@@ -55,9 +69,13 @@ def read_sign_in(
     except EngineError as error:
         raise CliError(error.message) from None
 
+    prefix = "" if url is None else urlsplit(url).path.rstrip("/")
+
     def sign_in(dashboard: Dashboard) -> DashboardServer:
         if key is None:
-            return ProxySignIn(dashboard, header or "", networks)
-        return KeySignIn(dashboard, key, viewer_key=viewer_key, proxies=networks)
+            server: DashboardServer = ProxySignIn(dashboard, header or "", networks)
+        else:
+            server = KeySignIn(dashboard, key, viewer_key=viewer_key, proxies=networks)
+        return _BehindPrefix(server, prefix) if prefix else server
 
     return None if key is None and header is None else sign_in

@@ -98,7 +98,8 @@ _ADVICE = "; `durably keys` makes one of each"
     envvar="DURABLY_DASHBOARD_URL",
     show_envvar=True,
     metavar="URL",
-    help="The dashboard's address as people reach it, to which alerts link.  [default: alerts name the run's id]",
+    help="The dashboard's address as people reach it, to which alerts link. Its path is a prefix that a proxy "
+    "removes.  [default: alerts name the run's id]",
 )
 @click.option(
     "--retention",
@@ -169,6 +170,7 @@ def start(
         dashboard_proxy_header,
         dashboard_proxies,
         viewer_key=dashboard_viewer_key,
+        url=dashboard_url,
         other_keys=keys,
     )
     alerts = _read_alerts(alert_url, alert_emails, smtp_url, alert_from, alert_interval, dashboard_url)

@@ -59,7 +59,10 @@ SignIn = Callable[[Dashboard], DashboardServer]
 
 
 class _Role:
-    """The visitors with one key, and the dashboard that they see. Their sessions are signed with the key."""
+    """The visitors with one key, and the dashboard that they see.
+
+    Their sessions are signed with the key.
+    """
 
     def __init__(self, dashboard: Dashboard, key: str) -> None:
         check_key(key)
@@ -175,7 +178,10 @@ class KeySignIn:
         return f"{content}.{role.sign(content)}"
 
     def _session_of(self, request: DashboardRequest) -> tuple[Mapping[str, str] | None, _Role]:
-        """The parts of the request's session, ``None`` if it has none that is valid, and its role."""
+        """The parts of the request's session, and its role.
+
+        The parts are ``None`` if it has no valid session.
+        """
         visitor = self._roles[-1]
         found = _SESSION.fullmatch(read_cookie(request.headers, _COOKIE) or "")
         if found is None:
