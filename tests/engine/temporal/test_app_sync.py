@@ -82,6 +82,22 @@ async def test_functions_that_a_sync_leaves_out_start_no_more_but_their_runs_go_
     assert await app.run_to_end("b", "b", n=3) == 3
 
 
+async def test_the_reason_of_a_refused_sync_is_kept_until_the_next(app: RoutedApp) -> None:
+    serve(app, "a")
+    await app.sync()
+    serve(app, "a", idempotency="event.data.")
+    with pytest.raises(ConfigInvalidError):
+        await app.sync()
+
+    async def is_noted() -> bool:
+        return "idempotency" in ((await record(app)).error or "")
+
+    await until(is_noted)
+    serve(app, "a")
+    assert not (await app.sync()).modified
+    assert (await record(app)).error is None
+
+
 async def test_two_apps_cannot_have_a_function_of_the_same_id(app: RoutedApp) -> None:
     serve(app, "a")
     await app.sync()

@@ -59,7 +59,7 @@ async def test_a_tick_starts_a_run_with_the_data_of_other_engines(app: RoutedApp
     assert [dict(call.event.data) for call in app.calls if call.event] == [
         {"cron": schedule.text, "fireAt": "2026-03-29T01:00:00Z", "scheduledAt": "2026-03-29T01:00:00Z"}
     ]
-    await app.engine._apps.set_paused(app.id_of("nightly"), True)
+    await app.engine.pause_function(app.id_of("nightly"))
     await activities.fire(msgspec.structs.replace(due, now=due.now + 48 * 60 * MINUTE))
     assert len(app.calls) == 1
 

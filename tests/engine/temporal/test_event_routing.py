@@ -132,7 +132,7 @@ async def test_a_paused_function_is_skipped_and_shown(app: RoutedApp) -> None:
         return steps.invoke("it", data_of(steps)["invoked"])
 
     await app.sync()
-    await app.engine._apps.set_paused(app.id_of("one"), True)
+    await app.engine.pause_function(app.id_of("one"))
     skipped = app.run_id(await app.send("go"), "one")
     assert (await app.result(skipped))["name"] == "FunctionSkippedError"
     run = await app.engine.get_run(skipped)
@@ -142,10 +142,10 @@ async def test_a_paused_function_is_skipped_and_shown(app: RoutedApp) -> None:
         with pytest.raises(WorkflowFailureError) as raised:
             await app.run_to_end("invoke", "invoker", invoked=app.id_of(function))
         assert error in str(raised.value.cause)
-    await app.engine._apps.set_paused(app.id_of("one"), False)
+    await app.engine.resume_function(app.id_of("one"))
     assert await app.run_to_end("go", "one", n=1) == 1
     with pytest.raises(FunctionNotFoundError):
-        await app.engine._apps.set_paused(app.id_of("unknown"), True)
+        await app.engine.pause_function(app.id_of("unknown"))
 
 
 async def test_functions_that_start_each_other_endlessly_are_stopped(app: RoutedApp) -> None:

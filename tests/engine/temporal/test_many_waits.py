@@ -100,10 +100,11 @@ async def test_long_lived_workflows_continue_as_new_with_all_that_they_hold(rest
         await app.sync()
         run_id = app.run_id(await app.send("wait"), "waiter")
         await app.wait_for_calls(2)
-        router, apps = app.engine._router, app.engine._apps
+        router = app.engine._router
         waits = [wait_for(app, 0, f"{app.app_id}-{number}") for number in range(5)]
         for number in range(6):
-            await apps.set_paused(app.id_of("f"), number % 2 == 0)
+            await app.engine.pause_function(app.id_of("f"))
+            await app.engine.resume_function(app.id_of("f"))
             await router.waits.add_path(app.event("go"), f'["data","{number}"]')
             unindexed = [WaitRecord(run_id=each.run_id, step_id="s", event=each.event, until=None) for each in waits]
             await asyncio.gather(*map(router.waits.register, [*waits, *unindexed]))
@@ -123,7 +124,6 @@ async def test_long_lived_workflows_continue_as_new_with_all_that_they_hold(rest
         ]
         for workflow_id in ids:
             await has_continued(app, workflow_id)
-        await apps.set_paused(app.id_of("f"), False)
         assert not (await app.sync()).modified
         assert await app.run_to_end("go", "f", n=5) == 5
         await app.send("reply", n=3)

@@ -9,8 +9,9 @@ import msgspec
 from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError
+from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.flow.config import read_flow
 from durably.engine.scheduling.registry import Function
 from durably.engine.views import SyncResult
@@ -27,6 +28,7 @@ from .wait_keys import path_of
 from .waits import Waits
 
 _PARALLEL_REQUESTS = 20
+_LONGEST_ERROR = 2000
 
 
 class AppSync:
@@ -111,14 +113,14 @@ class AppSync:
         if [each for each in topic.triggers if each.function_id in function_ids] != list(triggers):
             await self._waits.update_topic(name, "set_triggers", AppTriggers(function_ids, tuple(triggers)), topic)
 
-    # pauses
-
-    async def set_paused(self, function_id: str, is_paused: bool) -> None:
-        """Raises ``FunctionNotFoundError``."""
-        record = await self._records.find_function(function_id)
-        if record is None or not record.is_active:
-            raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
-        await self._update_function(function_id, record, "set_paused", is_paused)
+    async def note_refused(self, app_id: str, error: str) -> None:
+        """Keep the reason why the sync of an app that has synced before was refused."""
+        handle = self._client.get_workflow_handle(app_workflow_id(app_id))
+        try:
+            await handle.signal("note_refused", error[:_LONGEST_ERROR])
+        except RPCError as missing:
+            if missing.status is not RPCStatusCode.NOT_FOUND:
+                raise
 
     async def _update_function(self, function_id: str, record: FunctionRecord, update: str, argument: Any) -> None:
         start = WithStartWorkflowOperation(

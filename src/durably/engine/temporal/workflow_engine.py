@@ -17,6 +17,7 @@ from temporalio.worker import Worker
 from durably.engine.core.call_body import generation_of
 from durably.engine.core.errors import (
     CheckpointInvalidError,
+    ConfigInvalidError,
     EventInvalidError,
     NotSupportedError,
     RunNotFoundError,
@@ -171,10 +172,14 @@ class WorkflowEngine(LocalEngine):
             self._has_search_attributes = True
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
-        functions = read_sync(request, in_process=in_process)
-        check_support(functions)
-        await self.prepare()
-        return await self._apps.sync(request, functions, in_process=in_process)
+        try:
+            functions = read_sync(request, in_process=in_process)
+            check_support(functions)
+            await self.prepare()
+            return await self._apps.sync(request, functions, in_process=in_process)
+        except ConfigInvalidError as error:
+            await self._apps.note_refused(request.app_id, error.message)
+            raise
 
     async def receive_events(
         self, body: bytes, *, seed: str | None = None, sender: str | None = None, traceparent: str | None = None
