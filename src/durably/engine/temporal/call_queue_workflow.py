@@ -8,7 +8,7 @@ from temporalio.exceptions import FailureError
 
 from .call_queue import CallQueue
 from .call_queue_messages import CallQueueState, FunctionLimits, JoinRecord, LeaveRecord, QueueCounts
-from .gate_workflow import FIND_ENDED
+from .gate_workflow import FIND_ENDED, history_is_long
 from .ids import run_workflow_id
 
 QUEUE = "durably.Queue"
@@ -43,7 +43,7 @@ class CallQueueWorkflow:
             if not (self._granting or self._is_changed):
                 if self._queue.is_empty:
                     return
-                if workflow.info().is_continue_as_new_suggested():
+                if history_is_long():
                     workflow.continue_as_new(self._queue.state)
             self._set_timer()
             await workflow.wait_condition(lambda: self._is_changed)

@@ -5,8 +5,6 @@ import datetime as dt
 
 from temporalio import workflow
 
-from durably.engine.core.flow.buckets import BucketKind
-
 from .gate import Gate
 from .gate_messages import GateAnswer, GateOutcome, GateRequest, GateState
 
@@ -39,7 +37,7 @@ class GateWorkflow:
             await self._start_held()
             if self._is_idle and self._gate.is_empty:
                 return
-            if self._is_idle and workflow.info().is_continue_as_new_suggested():
+            if self._is_idle and history_is_long():
                 workflow.continue_as_new(self._gate.state)
             self._set_timer()
             await workflow.wait_condition(lambda: self._is_changed)
@@ -74,8 +72,8 @@ class GateWorkflow:
             )
             if answer.outcome is GateOutcome.SKIPPED:
                 return answer
-        holder = gate.holder
-        if request.option.kind is BucketKind.SINGLETON and holder is not None and holder.run_id != request.run_id:
+        singleton, holder = request.option.options.singleton, gate.holder
+        if singleton is not None and singleton.mode == "skip" and holder is not None:
             for ended in await workflow.execute_local_activity(
                 FIND_ENDED, [holder], result_type=list[str], start_to_close_timeout=_LOCAL_TIMEOUT
             ):
@@ -104,6 +102,10 @@ class GateWorkflow:
             self._gate.keep_answers(_now() + _REPEATS_AFTER_OUTAGE)
         self._timer = None
         self._is_changed = True
+
+
+def history_is_long() -> bool:
+    return workflow.info().is_continue_as_new_suggested()
 
 
 def _now() -> int:

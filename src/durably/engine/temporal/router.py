@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 
 import msgspec
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
@@ -63,6 +63,8 @@ from .wait_keys import cancel_waits
 from .waits import Waits
 
 _MOST_NAMED_FUNCTIONS = 8
+_MAX_DELIVERY_SECONDS = 3.0
+"""Seconds for which a sender waits for the delivery of an event that is durable already."""
 
 
 class Routes(msgspec.Struct, frozen=True):
@@ -151,7 +153,14 @@ class Router:
             )
         except WorkflowAlreadyStartedError:
             return
-        await self.deliver(delivery)
+        limit = asyncio.timeout(_MAX_DELIVERY_SECONDS)
+        try:
+            async with limit:
+                await self.deliver(delivery)
+        except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+            if not limit.expired():
+                raise
+            return  # Gates need a worker. If there is none, the workflow delivers the event later.
         await handle.signal(DELIVERED)
 
     # runs

@@ -147,9 +147,16 @@ class World:
         assert sorted(self.seen, key=repr) == sorted(expected, key=repr)
 
     async def open(self) -> None:
+        await self.start_workers()
+        await self.sync()
+
+    async def start_workers(self) -> None:
         for worker in self.engine.make_workers([app_queue(self.app_id)], self._call):
             await self._workers.enter_async_context(worker)
-        await self.sync()
+
+    async def stop_workers(self) -> None:
+        await self._workers.aclose()
+        self._workers = contextlib.AsyncExitStack()
 
     async def sync(self) -> None:
         self._handler = CommHandler(client=self.client, framework="test", functions=list(self.functions.values()))

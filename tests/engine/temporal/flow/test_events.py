@@ -4,8 +4,13 @@ import asyncio
 import datetime as dt
 from typing import Any
 
-from durably import Batch, Context, Debounce, Function, RateLimit, Singleton, StepError
+import pytest
 
+from durably import Batch, Context, Debounce, Function, RateLimit, Singleton, StepError
+from durably.engine.temporal import gate_workflow, router
+from durably.engine.views import RunStatus
+
+from ..serving import eventually
 from .conftest import World
 
 SECOND = dt.timedelta(seconds=1)
@@ -116,3 +121,33 @@ async def test_steps_that_invoke_a_function_with_gates_get_its_result(world: Wor
     await world.limit.wait_until(lambda: 1 in world.limit.entered)
     run = await world.engine.wait_for_run(world.run_ids["invoker"])
     assert bytes(run.output or b"") == b'["1","7","FunctionSkippedError"]'
+
+
+async def test_an_event_is_accepted_while_no_worker_asks_gates(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
+    monkeypatch.setattr(router, "_MAX_DELIVERY_SECONDS", 0.2)
+    world.recording("work", idempotency="event.data.order")
+    await world.open()
+    await world.stop_workers()
+    await world.send("work", n=1, order="a")
+    await world.start_workers()
+    await world.wait_for_seen(1)
+
+
+async def test_a_gate_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate_workflow, "history_is_long", lambda: True)
+    world.recording("work", batch_events=Batch(max_size=3, timeout=MINUTE))
+    await world.open()
+    for n in range(6):
+        await world.send("work", n=n)
+    await world.wait_for_seen([0, 1, 2], [3, 4, 5])
+
+
+async def test_a_batch_that_closes_while_its_function_is_paused_is_skipped(world: World) -> None:
+    world.recording("work", batch_events=Batch(max_size=2, timeout=SECOND))
+    await world.open()
+    event_id = await world.send("work", n=0)
+    await world.engine.pause_function(f"{world.app_id}-work")
+    runs = await eventually(lambda: world.engine.event_runs(event_id))
+    assert [run.status for run in runs] == [RunStatus.SKIPPED]
+    assert world.seen == []

@@ -3,9 +3,12 @@
 import asyncio
 import datetime as dt
 import time
+from collections import Counter
 from typing import Any
 
 import pytest
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowHandle
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
 from durably.engine.temporal import call_queue_workflow
@@ -138,3 +141,38 @@ async def test_throttled_runs_start_evenly_spaced(world: World) -> None:
         await world.send("work", n=n)
     await world.wait_for_seen(0, 1, 2)
     assert starts[2] - starts[0] > 0.3
+
+
+async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_queue_workflow, "history_is_long", lambda: True)
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    for n in range(3):
+        await world.send("work", n=n)
+    world.limit.open()
+    await world.limit.wait_until(lambda: len(world.limit.entered) == 3)
+    assert world.limit.most_inside == 1
+
+
+async def test_a_call_with_a_slot_costs_four_actions(world: World) -> None:
+    """Two signals to the queue, one to the run, and a local activity."""
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    await world.send("work", n=0)
+    await world.limit.wait_for(0)
+    await world.send("work", n=1)
+    await world.wait_for_queue("work", QueueCounts(waiting=1, under_way=1))
+    world.limit.open()
+    async with asyncio.timeout(PATIENCE):
+        await world.queue_of("work").result()
+    queue = await event_counts(world.queue_of("work"))
+    run = await event_counts(world.run(1))
+    signals, markers = EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED, EventType.EVENT_TYPE_MARKER_RECORDED
+    calls = run[EventType.EVENT_TYPE_ACTIVITY_TASK_COMPLETED]
+    assert queue[signals] == 2 * 2 * calls
+    assert (run[signals], run[markers]) == (calls, calls)
+
+
+async def event_counts(workflow: WorkflowHandle[Any, Any]) -> Counter[int]:
+    history = await workflow.fetch_history()
+    return Counter(event.event_type for event in history.events)
