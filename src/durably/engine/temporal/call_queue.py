@@ -28,15 +28,16 @@ class CallQueue:
         self._state = state
         self._rows = MemoryRows(state)
         self._keys = {holder.run_id: key for key, holder in state.runs.items()}
-        self._joined: dict[tuple[str, int], JoinRecord] = {}
-        self._left: list[LeaveRecord] = []
+        self._joined = {(record.call.run_id, record.call.generation): record for record in state.joined}
+        self._left = list(state.left)
         self._changed: dict[str, FunctionOptions] = {}
         self._flows: dict[str, Flow] = {}
 
     @property
     def state(self) -> CallQueueState:
-        """For another execution of the workflow, if nothing is to be settled."""
+        """The state for another execution of the workflow."""
         self._rows.write_to(self._state)
+        self._state.joined, self._state.left = list(self._joined.values()), self._left
         return self._state
 
     @property

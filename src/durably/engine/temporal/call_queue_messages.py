@@ -53,7 +53,7 @@ class ThrottleLevel(msgspec.Struct, frozen=True, array_like=True):
 class CallQueueState(msgspec.Struct, omit_defaults=True):
     """The state of a queue.
 
-    ``runs`` are by their keys, ``calls`` by the ids of their concurrency keys.
+    ``runs`` are by their keys, ``calls`` by the ids of their concurrency keys. ``joined`` and ``left`` are not settled.
     """
 
     options: dict[str, FunctionOptions] = {}
@@ -63,6 +63,8 @@ class CallQueueState(msgspec.Struct, omit_defaults=True):
     calls: dict[str, list[QueuedCall]] = {}
     made: list[HeldSlots] = []
     throttles: dict[str, ThrottleLevel] = {}
+    joined: list[JoinRecord] = []
+    left: list[LeaveRecord] = []
 
 
 class FunctionLimits(msgspec.Struct, frozen=True, omit_defaults=True):

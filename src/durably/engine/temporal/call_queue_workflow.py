@@ -40,11 +40,11 @@ class CallQueueWorkflow:
                 task = asyncio.create_task(self._grant(made))
                 self._granting.add(task)
                 task.add_done_callback(self._granting.discard)
-            if not (self._granting or self._is_changed):
-                if self._queue.is_empty:
-                    return
-                if history_is_long():
-                    workflow.continue_as_new(self._queue.state)
+            if history_is_long():
+                await workflow.wait_condition(lambda: not self._granting)
+                workflow.continue_as_new(self._queue.state)
+            if self._queue.is_empty and not (self._granting or self._is_changed):
+                return
             self._set_timer()
             await workflow.wait_condition(lambda: self._is_changed)
 

@@ -4,11 +4,13 @@ import asyncio
 import datetime as dt
 
 from temporalio import workflow
+from temporalio.exceptions import ApplicationError
 
 from .gate import Gate
 from .gate_messages import GateAnswer, GateOutcome, GateRequest, GateState
 
 ASK_RATE_LIMIT = "durably.ask_rate_limit"
+GATE_CONTINUES = "GateContinues"
 START_HELD = "durably.start_held"
 FIND_ENDED = "durably.find_ended"
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
@@ -25,6 +27,7 @@ class GateWorkflow:
         self._gate = Gate(state)
         self._turn = asyncio.Lock()
         self._is_changed = True
+        self._is_closing = False
         self._timer: asyncio.Task[None] | None = None
         self._timer_due = 0
 
@@ -37,7 +40,9 @@ class GateWorkflow:
             await self._start_held()
             if self._is_idle and self._gate.is_empty:
                 return
-            if self._is_idle and history_is_long():
+            if history_is_long():
+                self._is_closing = True
+                await workflow.wait_condition(workflow.all_handlers_finished)
                 workflow.continue_as_new(self._gate.state)
             self._set_timer()
             await workflow.wait_condition(lambda: self._is_changed)
@@ -52,6 +57,12 @@ class GateWorkflow:
                 answer = await self._decide(request)
         self._is_changed = True
         return answer
+
+    @admit.validator
+    def check_open(self, request: GateRequest) -> None:
+        """Refuse events while the workflow ends this execution. Senders ask again."""
+        if self._is_closing:
+            raise ApplicationError("the gate continues in another execution", type=GATE_CONTINUES)
 
     @workflow.signal(name="release")
     def release(self, run_id: str) -> None:

@@ -36,7 +36,7 @@ from .call_queue_messages import CallQueueState, FunctionLimits, JoinInput, Join
 from .call_queue_workflow import QUEUE, READ_LIMITS
 from .gate import GATED, has_option, option_of_gate
 from .gate_messages import GateAnswer, GateOption, GateRequest, GateState, HeldEvents, Holder
-from .gate_workflow import ASK_RATE_LIMIT, FIND_ENDED, START_HELD, GateWorkflow
+from .gate_workflow import ASK_RATE_LIMIT, FIND_ENDED, GATE_CONTINUES, START_HELD, GateWorkflow
 from .ids import WORKFLOWS_QUEUE, gate_workflow_id, run_workflow_id
 from .messages import EventRecord, FunctionRecord, RunFlow, RunInput, RunOutcome
 from .records import Records
@@ -45,6 +45,8 @@ from .run_flow import JOIN
 _ATTEMPTS = 10
 _MAX_START_DELAY = 600_000
 """Milliseconds after which a run has started that holds a singleton or a slot."""
+_PAUSE_SECONDS = 0.05
+_CONTINUED = (GATE_CONTINUES, "AcceptedUpdateCompletedWorkflow")
 _CLOSED = (RPCStatusCode.NOT_FOUND, RPCStatusCode.ABORTED)
 """Errors of an Update to a workflow that ends. The next attempt starts another."""
 
@@ -205,11 +207,12 @@ class Gates:
                 )
                 return answer
             except WorkflowUpdateFailedError as error:
-                if attempt == _ATTEMPTS - 1 or getattr(error.cause, "type", "") != "AcceptedUpdateCompletedWorkflow":
+                if attempt == _ATTEMPTS - 1 or getattr(error.cause, "type", "") not in _CONTINUED:
                     raise
             except RPCError as error:
                 if attempt == _ATTEMPTS - 1 or error.status not in _CLOSED:
                     raise
+            await asyncio.sleep(_PAUSE_SECONDS * attempt)
         raise AssertionError("the last attempt returns or raises")
 
     async def _fail_invokers(self, events: Sequence[EventRecord], function_id: str, reason: str) -> None:

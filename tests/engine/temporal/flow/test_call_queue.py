@@ -79,6 +79,8 @@ class Calls:
             else:
                 self.settle_and_leave(core)
                 core = Queue(self.reference, self.now)
+        if self.random.random() < 0.2:
+            self.continue_as_new()
         self.settle(core)
         self.now += self.random.randrange(3000)
         if self.random.random() < 0.2:
