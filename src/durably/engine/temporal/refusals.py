@@ -62,8 +62,9 @@ SUPPORT: Sequence[OptionSupport] = (
         Support.DIFFERENT,
         "It is exact. Each call takes its slot from one workflow for each key, or for the function if it has no key or "
         "several limits. That costs about four actions a call, and a queue serves some tens of calls a second. The "
-        "slots of a run that is terminated in Temporal's UI are free within a minute. A changed set of limits applies "
-        "to runs that start after the sync; changed numbers apply to waiting calls within a minute",
+        "slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not reach its "
+        "app keeps its slot until it does. A changed set of limits applies to runs that start after the sync; changed "
+        "numbers apply to waiting calls within a minute",
     ),
     OptionSupport(
         "concurrency of scope env or account, beside another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"
@@ -71,7 +72,7 @@ SUPPORT: Sequence[OptionSupport] = (
     OptionSupport("two limits of scope env or account", Support.REFUSED, f"It {_TWO_SHARED}"),
     OptionSupport("priority", Support.SAME, "The function has concurrency or throttle"),
     OptionSupport("priority without concurrency and throttle", Support.REFUSED, f"It {_PRIORITY_ALONE}"),
-    OptionSupport("timeouts.start", Support.SAME),
+    OptionSupport("timeouts", Support.SAME),
 )
 
 
