@@ -65,6 +65,7 @@ class CallQueueState(msgspec.Struct, omit_defaults=True):
     throttles: dict[str, ThrottleLevel] = {}
     joined: list[JoinRecord] = []
     left: list[LeaveRecord] = []
+    packed: bytes = b""
 
 
 class FunctionLimits(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -8,6 +8,7 @@ from temporalio.exceptions import FailureError
 
 from .call_queue import CallQueue
 from .call_queue_messages import CallQueueState, FunctionLimits, JoinRecord, LeaveRecord, QueueCounts
+from .gate_messages import pack, unpack
 from .gate_workflow import FIND_ENDED, history_is_long
 from .ids import run_workflow_id
 
@@ -22,7 +23,7 @@ _INSPECTION_PERIOD = 60_000
 class CallQueueWorkflow:
     @workflow.init
     def __init__(self, state: CallQueueState) -> None:
-        self._queue = CallQueue(state)
+        self._queue = CallQueue(unpack(state))
         self._granting: set[asyncio.Task[None]] = set()
         self._is_changed = False
         self._timer: asyncio.Task[None] | None = None
@@ -42,7 +43,7 @@ class CallQueueWorkflow:
                 task.add_done_callback(self._granting.discard)
             if history_is_long():
                 await workflow.wait_condition(lambda: not self._granting)
-                workflow.continue_as_new(self._queue.state)
+                workflow.continue_as_new(pack(self._queue.state))
             if self._queue.is_empty and not (self._granting or self._is_changed):
                 return
             self._set_timer()

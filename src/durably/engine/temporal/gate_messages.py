@@ -3,7 +3,9 @@
 They are in histories: fields are only ever added.
 """
 
+import zlib
 from enum import StrEnum
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -12,6 +14,24 @@ from durably.engine.core.flow.buckets import BucketKind
 from durably.protocol.options import FunctionOptions
 
 from .messages import EventRecord
+
+
+class PackableState(Protocol):
+    """A state with a field for all of the others, packed."""
+
+    packed: bytes
+
+
+S = TypeVar("S", bound=PackableState)
+
+
+def pack(state: S) -> S:
+    """The state for another execution of a workflow, whose input has at most 2 MB."""
+    return type(state)(packed=zlib.compress(msgspec.json.encode(state)))  # type: ignore[call-arg]
+
+
+def unpack(state: S) -> S:
+    return msgspec.json.decode(zlib.decompress(state.packed), type=type(state)) if state.packed else state
 
 
 class GateOption(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -104,3 +124,4 @@ class GateState(msgspec.Struct, omit_defaults=True):
     holders: dict[int, Holder] = {}
     answers: dict[str, AnsweredEvent] = {}
     releases: list[HeldEvents] = []
+    packed: bytes = b""

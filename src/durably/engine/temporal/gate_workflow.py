@@ -7,7 +7,7 @@ from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
 from .gate import Gate
-from .gate_messages import GateAnswer, GateOutcome, GateRequest, GateState
+from .gate_messages import GateAnswer, GateOutcome, GateRequest, GateState, pack, unpack
 
 ASK_RATE_LIMIT = "durably.ask_rate_limit"
 GATE_CONTINUES = "GateContinues"
@@ -24,7 +24,7 @@ _REPEATS_AFTER_OUTAGE = 60_000
 class GateWorkflow:
     @workflow.init
     def __init__(self, state: GateState) -> None:
-        self._gate = Gate(state)
+        self._gate = Gate(unpack(state))
         self._turn = asyncio.Lock()
         self._is_changed = True
         self._is_closing = False
@@ -43,7 +43,7 @@ class GateWorkflow:
             if history_is_long():
                 self._is_closing = True
                 await workflow.wait_condition(workflow.all_handlers_finished)
-                workflow.continue_as_new(self._gate.state)
+                workflow.continue_as_new(pack(self._gate.state))
             self._set_timer()
             await workflow.wait_condition(lambda: self._is_changed)
 

@@ -13,6 +13,7 @@ from durably.engine.core.flow.queue import Queue
 from durably.engine.core.flow.queue_entries import QueuedCall
 from durably.engine.temporal.call_queue import CallQueue, limits_of
 from durably.engine.temporal.call_queue_messages import CallQueueState, JoinInput, JoinRecord, LeaveRecord
+from durably.engine.temporal.gate_messages import pack, unpack
 
 from ...core.flow.configs import config_of, event
 from ...core.flow.sqlite_rows import SqliteRows
@@ -93,7 +94,7 @@ class Calls:
         self.settle(core)
 
     def continue_as_new(self) -> None:
-        self.queue = CallQueue(msgspec.json.decode(msgspec.json.encode(self.queue.state), type=CallQueueState))
+        self.queue = CallQueue(unpack(pack(self.queue.state)))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -124,3 +125,17 @@ def test_new_numbers_apply_to_waiting_calls() -> None:
     assert [call.run_id for call in queue.settle(0)] == ["a"]
     queue.update_options("shop-fn", limits_of(config_of(concurrency=[{"limit": 3}])))
     assert [call.run_id for call in queue.settle(0)] == ["b", "c"]
+
+
+def test_the_state_of_thousands_of_waiting_keys_fits_a_payload() -> None:
+    config = config_of(concurrency=[{"limit": 1, "key": "event.data.user"}, {"limit": 5}])
+    flow, queue = read_flow(config), CallQueue(CallQueueState())
+    for number in range(5000):
+        admitted = start(flow, event(user=number), lambda _: None, number).outcome
+        assert isinstance(admitted, Start)
+        call = JoinInput("queue", "shop-fn", f"01M8336NZCHFCZ56CWKF{number:06}", 1, admitted.queue_entry)
+        queue.join(JoinRecord(call, limits_of(config)))
+    queue.settle(0)
+    packed = pack(queue.state)
+    assert len(msgspec.json.encode(packed)) < 1_000_000
+    assert CallQueue(unpack(packed)).counts == queue.counts
