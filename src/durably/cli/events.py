@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import client_options, is_short_id, json_option, only_id, read_data, read_json, read_time
+from .options import client_options, echo_notes, is_short_id, json_option, only_id, read_data, read_json, read_time
 from .text import (
     coloured_status,
     describe_facts,
@@ -151,6 +151,7 @@ def list_events(
         echo("no events", err=True)
     else:
         echo(table(["EVENT", "NAME", "RECEIVED", "DATA"], [_row(event) for event in found]))
+        echo_notes(client)
 
 
 @events.command()

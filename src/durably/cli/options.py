@@ -3,6 +3,7 @@
 Keys belong in the environment: options appear in lists of processes.
 """
 
+import contextlib
 import datetime as dt
 import functools
 import json
@@ -11,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -37,7 +38,10 @@ from durably.settings import (
     parse_url,
 )
 
-from .text import CliError
+from .text import CliError, echo, style
+
+if TYPE_CHECKING:
+    from .engine_client import EngineClient
 
 T = TypeVar("T")
 _SHAPES: dict[type, str] = {dict: "a JSON object like '{\"id\": 1}'", list: "a JSON array like '[1]'"}
@@ -84,6 +88,15 @@ _ID_LENGTH = 26
 def is_short_id(text: str) -> bool:
     """Whether the text may be the end of an id, as `durably dev` prints it."""
     return len(text) < _ID_LENGTH and text.isascii() and text.isalnum()
+
+
+def echo_notes(client: "EngineClient") -> None:
+    """Print notes on the lists of this kind of engine, beside the output."""
+    from .engine_client import AnswerError
+
+    with contextlib.suppress(AnswerError):  # An engine of an earlier version has no notes.
+        for note in client.describe_engine_sync().notes:
+            echo(style(note, dim=True), err=True)
 
 
 def only_id(kind: str, text: str, found: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import click
 
 from durably.protocol.text import suggest
 
-from .options import Command, client_options, is_short_id, json_option, only_id, read_json, read_time
+from .options import Command, client_options, echo_notes, is_short_id, json_option, only_id, read_json, read_time
 from .text import (
     STATUS_COLOURS,
     CliError,
@@ -172,9 +172,11 @@ def list_runs(
         echo_json(found)
     elif not found:
         echo("no runs", err=True)
+        echo_notes(client)
     else:
         rows = [[run.id, run.function_id, coloured_status(run.status), *_times(run)] for run in found]
         echo(table(["RUN", "FUNCTION", "STATUS", "STARTED", "DURATION"], rows))
+        echo_notes(client)
 
 
 @runs.command()

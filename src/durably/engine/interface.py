@@ -29,6 +29,7 @@ from .operations import Access, Operation, blocking, operation
 from .reports import (
     AppReport,
     Changes,
+    EngineInfo,
     EventPage,
     FunctionLoad,
     FunctionReport,
@@ -298,6 +299,10 @@ class Engine:
         """
 
     # overviews
+
+    @operation("GET /v1/engine")
+    async def describe_engine(self) -> EngineInfo:
+        """The kind of the engine, and notes on what its lists cannot show."""
 
     @operation("GET /v1/overview")
     async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
@@ -585,6 +590,7 @@ class SyncEngine(Engine):
     cancel_run_sync = blocking(Engine.cancel_run)
     skip_delays_sync = blocking(Engine.skip_delays)
     rerun_sync = blocking(Engine.rerun)
+    describe_engine_sync = blocking(Engine.describe_engine)
     overview_sync = blocking(Engine.overview)
     function_loads_sync = blocking(Engine.function_loads)
     inspect_function_sync = blocking(Engine.inspect_function)

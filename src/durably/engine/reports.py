@@ -313,6 +313,18 @@ class MatchCount(msgspec.Struct, frozen=True, kw_only=True):
     is_complete: bool
 
 
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The kind of an engine, for people.
+
+    ``notes`` are sentences on what its lists cannot show. ``run_url`` is the URL of a run in Temporal's UI, with
+    ``{run_id}``, if its address is configured.
+    """
+
+    kind: str
+    notes: list[str] = []
+    run_url: str | None = None
+
+
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
     """The position in the engine's changes up to which a client knows them."""
 

@@ -94,7 +94,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     ``ai.infer`` reach them. ``retention`` is how long finished runs, and events that no run needs, are kept;
     ``None`` keeps them forever. ``alerts`` reports runs that have finally failed, to a webhook or by e-mail.
     ``tracing`` reports spans (see ``durably.otel``). ``log_runs`` logs the end of each run to ``durably.runs``.
-    Tests may replace ``clock`` and ``entropy``, which makes ids.
+    ``temporal_ui`` is the address of Temporal's UI, such as ``http://localhost:8233``, for links to runs. Tests may
+    replace ``clock`` and ``entropy``, which makes ids.
     """
 
     server_kind: ServerKind = ServerKind.DEV
@@ -116,6 +117,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     alerts: Alerts | None = None
     tracing: Tracing | None = None
     log_runs: bool = False
+    temporal_ui: str | None = None
     clock: Clock = msgspec.field(default_factory=SystemClock)
     entropy: Entropy = os.urandom
 

@@ -26,6 +26,7 @@ from durably.engine.metrics.gauges import EngineState, read_gauges
 from durably.engine.reports import (
     AppReport,
     Changes,
+    EngineInfo,
     EventPage,
     FunctionLoad,
     FunctionReport,
@@ -401,6 +402,9 @@ class SqliteEngine(LocalEngine):
         return await self._transactions.transact(lambda transaction: operations.signal(transaction, name, encoded))
 
     # overviews
+
+    async def describe_engine(self) -> EngineInfo:
+        return EngineInfo(kind="SQLite")
 
     async def overview(self, *, since: datetime | None = None, until: datetime | None = None) -> Overview:
         return await self._overviews.overview(since, until)

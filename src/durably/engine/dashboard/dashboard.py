@@ -13,6 +13,7 @@ from typing import Any
 from durably.engine.core import errors
 from durably.engine.interface import Engine
 from durably.engine.operations import ArgumentInvalidError
+from durably.engine.reports import EngineInfo
 from durably.protocol.errors import Error
 from durably.protocol.text import get_logger
 
@@ -89,6 +90,7 @@ class Dashboard:
             raise DashboardConfigError(f"{caller}: authorize= must be a function, not {authorize!r}")
         self._engine, self._authorize, self._raises = engine, authorize, raises
         self._permission_of = permission_of
+        self._info: EngineInfo | None = None
         self._is_async = inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(
             getattr(authorize, "__call__", None)  # noqa: B004 (an object with an asynchronous method)
         )
@@ -135,7 +137,13 @@ class Dashboard:
             form=form,
         )
         visit.live = await self._live_url(visit, route)
+        visit.info = await self._describe_engine()
         return await route.handle(visit)
+
+    async def _describe_engine(self) -> EngineInfo:
+        if self._info is None:
+            self._info = await self._engine.describe_engine()
+        return self._info
 
     async def _check(self, request: DashboardRequest, route: Route, arguments: Mapping[str, str]) -> dict[str, str]:
         """The fields of a form, which the person may send. Raises ``PageError``."""

@@ -46,6 +46,10 @@ def make_event_id(milliseconds: int, sender_id: str) -> str:
     return make_id(milliseconds, lambda _: digest)
 
 
+def bulk_workflow_id(bulk_id: str) -> str:
+    return f"durably/bulk/{bulk_id}"
+
+
 def app_workflow_id(app_id: str) -> str:
     return f"durably/app/{app_id}"
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 from temporalio.client import Client, WorkflowUpdateFailedError
@@ -33,6 +34,7 @@ from durably.engine.operations import Operation
 from durably.engine.reports import (
     AppReport,
     Changes,
+    EngineInfo,
     EventPage,
     FunctionLoad,
     FunctionReport,
@@ -41,17 +43,21 @@ from durably.engine.reports import (
     RunPage,
     ScheduleView,
 )
-from durably.engine.scheduling.bulk_operations import check_condition
+from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.settings import EngineSettings
 from durably.engine.views import (
     AppView,
+    CancellationView,
     EventView,
+    FromStep,
     FunctionView,
     InvokeReceipt,
+    ReplayView,
     RunStatus,
     RunView,
+    Selection,
     SyncResult,
     to_datetime,
 )
@@ -62,6 +68,8 @@ from durably.protocol.sync import SyncRequest
 from .activities import CallActivities, Caller, RoutingActivities
 from .app_sync import AppSync
 from .app_workflow import AppWorkflow
+from .bulk import Bulk
+from .bulk_workflow import BulkWorkflow
 from .call_queue_workflow import CallQueueWorkflow
 from .changes import ChangePoll
 from .cron_activities import CronActivities
@@ -76,6 +84,7 @@ from .ids import WORKFLOWS_QUEUE, run_workflow_id
 from .loads import Loads
 from .messages import CheckpointInput
 from .refusals import check_support
+from .reruns import Reruns
 from .router import Router
 from .run_lists import RunFilter, RunLists
 from .run_search import RunSearch
@@ -90,6 +99,7 @@ WORKFLOWS: Sequence[type] = (
     RunWorkflow,
     AppWorkflow,
     CronWorkflow,
+    BulkWorkflow,
     CallQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
@@ -101,6 +111,9 @@ WORKFLOWS: Sequence[type] = (
 
 _STICKY_TIMEOUT = dt.timedelta(seconds=3)
 """Time after which another worker takes a workflow over whose worker is gone."""
+
+_LAG_NOTE = "Lists and counts come from Temporal's index, which lags behind, usually by less than a second."
+_EVENTS_NOTE = "Events are shown if they started runs: Temporal stores no others."
 
 _CANCEL_SECONDS = 5.0
 """Time for which a cancellation waits for the run's end."""
@@ -125,6 +138,8 @@ class WorkflowEngine(LocalEngine):
         self._function_lists = FunctionLists(client, self._router.records, self._lists, self._views)
         self._loads = Loads(client, self._function_lists, self._lists)
         self._changes = ChangePoll(client, self._lists, self._views)
+        self._reruns = Reruns(self._router, self._function_lists, self._views)
+        self._bulk = Bulk(client, self._lists, self._search, self._views, self._function_lists, self._reruns)
         self._has_search_attributes = False
 
     def make_workers(self, calls_queues: Sequence[str], call: Caller) -> list[Worker]:
@@ -143,6 +158,7 @@ class WorkflowEngine(LocalEngine):
                     *routing.activities,
                     *self._router.gates.activities,
                     *CronActivities(self._router).activities,
+                    self._bulk.apply_page,
                 ],
                 sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
             ),
@@ -303,6 +319,72 @@ class WorkflowEngine(LocalEngine):
         memo = data_memo(b'{"data":' + msgspec.json.encode(data) + b',"signal":' + msgspec.json.encode(name) + b"}")
         return await self._router.waits.send_signal(name, memo)
 
+    async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
+        now = _now()
+        return await self._reruns.start(run_id, now, make_id(now, os.urandom), from_step)
+
+    # bulk operations
+
+    async def cancel_runs(
+        self,
+        function_id: str,
+        *,
+        started_before: dt.datetime,
+        started_after: dt.datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> CancellationView:
+        selection = await self._select(function_id, app_id, started_after, started_before, if_exp)
+        return await self._bulk.cancel(selection, _now())
+
+    async def _select(
+        self,
+        function_id: str,
+        app_id: str | None,
+        started_after: dt.datetime | None,
+        started_before: dt.datetime | None,
+        if_exp: str | None,
+    ) -> Selection:
+        if app_id and await self._router.records.find_function(function_id) is None:
+            function_id = f"{app_id}-{function_id}"
+        selection = Selection(
+            function_id=function_id,
+            started_after=started_after,
+            started_before=started_before or to_datetime(_now()),
+            expression=if_exp or None,
+        )
+        check_selection(selection)
+        return selection
+
+    async def list_cancellations(self) -> list[CancellationView]:
+        return await self._bulk.all(CancellationView)
+
+    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
+        return await self._bulk.find(cancellation_id, CancellationView)
+
+    async def delete_cancellation(self, cancellation_id: str) -> None:
+        await self._bulk.stop(cancellation_id)
+
+    async def replay_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus] = (RunStatus.FAILED,),
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> ReplayView:
+        check_statuses(statuses)
+        selection = await self._select(function_id, app_id, started_after, started_before, if_exp)
+        return await self._bulk.replay(selection, tuple(statuses), _now())
+
+    async def list_replays(self) -> list[ReplayView]:
+        return await self._bulk.all(ReplayView)
+
+    async def get_replay(self, replay_id: str) -> ReplayView | None:
+        return await self._bulk.find(replay_id, ReplayView)
+
     # events
 
     async def list_events(
@@ -359,6 +441,14 @@ class WorkflowEngine(LocalEngine):
         return await self._event_lists.runs(event_id)
 
     # overviews
+
+    async def describe_engine(self) -> EngineInfo:
+        url = self._settings.temporal_ui
+        if url is not None:
+            workflow_id = quote(run_workflow_id(""), safe="")
+            namespace = quote(self._client.namespace, safe="")
+            url = f"{url.rstrip('/')}/namespaces/{namespace}/workflows/{workflow_id}{{run_id}}"
+        return EngineInfo(kind="Temporal", notes=[_LAG_NOTE, _EVENTS_NOTE], run_url=url)
 
     async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
         return await self._loads.overview(since, until, _now())
