@@ -1,0 +1,80 @@
+"""Encryption of events, memos and outputs on a Temporal server."""
+
+import datetime as dt
+from collections.abc import AsyncIterator
+
+from temporalio.client import Client
+
+import durably
+from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.views import RunStatus
+from durably.temporal import Temporal
+from durably.temporal.encryption import EncryptionCodec, EncryptionKey
+
+from ...temporal.dev_server import DevServer
+from .serving import ended_runs, eventually, new_app, send, serving
+
+SECRET = "the-secret-of-a-customer"
+
+
+async def stored_bytes(client: Client, app_id: str) -> AsyncIterator[tuple[str, bytes]]:
+    """What the server stores of an app's workflows: their histories, memos and search attributes."""
+    async for each in client.list_workflows():
+        handle = client.get_workflow_handle(each.id)
+        history = [event.SerializeToString() async for event in handle.fetch_history_events()]
+        described = (await handle.describe()).raw_description.SerializeToString()
+        if app_id.encode() in each.id.encode() + described + b"".join(history):
+            yield each.id, described + b"".join(history)
+
+
+async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevServer) -> None:
+    app = new_app()
+    event, reply = f"{app.app_id}/go", f"{app.app_id}/reply"
+
+    @app.create_function(fn_id="go", name="Go", trigger=durably.TriggerEvent(event=event), retries=0)
+    async def go(ctx: durably.Context) -> str:
+        text = str(ctx.event.data["text"])
+        said: str = await ctx.step.run("say", lambda: f"{text}, said")
+        await ctx.step.sleep("nap", 10)
+        await ctx.step.wait_for_event("reply", event=reply, timeout=1, if_exp="event.data.text == async.data.text")
+        if ctx.event.data.get("fails"):
+            raise ValueError(f"refused {text}")
+        return said
+
+    temporal = Temporal(
+        server.address, data_converter=DATA_CONVERTER, encryption=EncryptionCodec(EncryptionKey.generate("k"))
+    )
+    converter = (await temporal.connect()).data_converter
+    async with serving(server.address, app, [go], converter=converter) as engine:
+        (run,) = await ended_runs(engine, await send(engine, event, {"text": SECRET}))
+        assert run.decode_output() == f"{SECRET}, said"
+        (failed,) = await ended_runs(engine, await send(engine, event, {"text": SECRET, "fails": True}))
+        assert (failed.status, failed.decode_output()["message"]) == (RunStatus.FAILED, f"refused {SECRET}")
+
+        # Lists and reports read what is encrypted.
+        runs = await eventually(lambda: engine.list_runs(function_id=f"{app.app_id}-go"), lambda runs: len(runs) == 2)
+        assert [each.decode_output() for each in runs][1] == f"{SECRET}, said"
+        page = await engine.search_events(name=event)
+        assert [each.event.data["text"] for each in page.events] == [SECRET, SECRET]
+        since = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1)
+        assert (await engine.search_runs(if_exp=f"event.data.text == '{SECRET}'", started_after=since)).runs
+
+        plain = await Client.connect(server.address)
+        stored = [found async for found in stored_bytes(plain, app.app_id)]
+        assert {each.split("/")[1] for each, _ in stored} >= {"run", "topic", "function", "app", "wait"}
+        assert [each for each, found in stored if SECRET.encode() in found] == []
+        # The search attributes are readable: they are ids and names.
+        assert [each for each, found in stored if f"{app.app_id}-go".encode() in found]
+
+
+async def test_without_encryption_the_server_sees_the_data(server: DevServer) -> None:
+    """The check above finds what is not encrypted."""
+    app = new_app()
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
+    async def go(ctx: durably.Context) -> None: ...
+
+    async with serving(server.address, app, [go]) as engine:
+        await ended_runs(engine, await send(engine, app.app_id, {"text": SECRET}))
+        stored = [found async for found in stored_bytes(await Client.connect(server.address), app.app_id)]
+        assert [each for each, found in stored if SECRET.encode() in found]
