@@ -95,6 +95,13 @@ class RequestFinished(msgspec.Struct, frozen=True):
     is_retriable: bool = False
 
 
+class RequestLost(msgspec.Struct, frozen=True):
+    """The options of a request are lost, with the process that had them."""
+
+    step_id: str
+    generation: int
+
+
 class CancelRequested(msgspec.Struct, frozen=True):
     """``reason`` becomes the message of the run's error."""
 
@@ -125,6 +132,7 @@ Input = (
     | WaitResolved
     | SignalConflicted
     | RequestFinished
+    | RequestLost
     | CancelRequested
     | DelaysSkipped
     | Recovered

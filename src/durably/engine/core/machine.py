@@ -34,6 +34,7 @@ from .inputs import (
     MakeRequest,
     Recovered,
     RequestFinished,
+    RequestLost,
     SignalConflicted,
     TimerFired,
     WaitResolved,
@@ -266,6 +267,14 @@ def _end_request(transition: Transition, run_input: RequestFinished) -> None:
     )
 
 
+def _lose_request(transition: Transition, run_input: RequestLost) -> None:
+    """Ask the app for the request again. A discovery that is under way may still report it."""
+    wait = transition.waits.get(run_input.step_id)
+    if wait is not None and wait.generation == run_input.generation:
+        transition.waits[wait.step_id] = msgspec.structs.replace(wait, needs_op=True)
+        transition.discover()
+
+
 # the run
 
 
@@ -335,6 +344,7 @@ TRANSITIONS: dict[type[Input], tuple[Handler, Handler, Handler, set[RunStatus]]]
     WaitResolved:     (_ignore,           _end_wait,        _ignore,         {FAILED}),
     SignalConflicted: (_ignore,           _fail_wait,       _ignore,         {FAILED}),
     RequestFinished:  (_ignore,           _end_request,     _ignore,         {FAILED}),
+    RequestLost:      (_ignore,           _lose_request,    _ignore,         set()),
     CancelRequested:  (_cancel,           _cancel,          _ignore,         {CANCELLED}),
     DelaysSkipped:    (_ignore,           _skip_delays,     _ignore,         {FAILED}),
     Recovered:        (_repeat_lost,      _repeat_lost,     _ignore,         set()),

@@ -5,41 +5,57 @@ import datetime as dt
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import msgspec
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.core.policy import unreached_backoff
+from durably.engine.core.inputs import CancelRequested
+from durably.protocol.errors import ErrorData
 
 from .app_sync import AppSync
 from .app_workflow import APPLY_SYNC, AppliedSync
 from .contents import CONTENTS, RunContent
 from .event_workflow import DELIVER
+from .heartbeats import heartbeats
 from .ids import run_workflow_id
 from .messages import (
+    END,
     CallInput,
     CallResult,
+    CheckpointInput,
     ContentPage,
+    ContentRequest,
     DeliveryRecord,
     InternalEvents,
     InvokeInput,
     LeaveInput,
+    MemosToCopy,
     ResolvedInvocation,
     SignalRecord,
     WaitRecord,
     result_of,
 )
 from .router import Router
+from .sizes import fit_answer
+from .step_requests import StepRequests
 
 CALL = "durably.call"
+CANCEL = "durably.cancel"
+COPY_MEMOS = "durably.copy_memos"
+READ_END = "durably.read_end"
 RESOLVE = "durably.resolve"
 SEND = "durably.send"
 WAIT_FOR_EVENT = "durably.wait_for_event"
 WAIT_FOR_SIGNAL = "durably.wait_for_signal"
 LEAVE = "durably.leave"
 LOCAL_TIMEOUT = dt.timedelta(seconds=10)
+CALL_RETURNED = "CallReturnedError"
+"""The type of the failure of a call whose process stops."""
+CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
+_MAX_UNREACHED_SECONDS = 60.0
 
 
 class Caller(Protocol):
@@ -54,9 +70,10 @@ class CallActivities:
     It is apart from the others, because its task queue is that of the app.
     """
 
-    def __init__(self, client: Client, call: Caller) -> None:
+    def __init__(self, client: Client, call: Caller, requests: StepRequests) -> None:
         self._client = client
         self._call = call
+        self._requests = requests
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
@@ -64,45 +81,60 @@ class CallActivities:
 
     @activity.defn(name=CALL)
     async def call(self, call: CallInput) -> CallResult:
+        try:
+            async with heartbeats():
+                answer = await self._call(call, await self._data_of(call))
+                if isinstance(answer, Unreached):
+                    raise _unreached(answer)
+                answer, has_requests = self._requests.keep(call.run_id, answer)
+                fitted = fit_answer(answer)
+                for steps in fitted.checkpoints:
+                    checkpoint = CheckpointInput(call.call.generation, steps)
+                    await self._run_of_activity(call).execute_update("checkpoint", checkpoint)
+        except asyncio.CancelledError:
+            if activity.is_worker_shutdown():
+                # Another process makes the call, with a new generation: this one's function may not have ended.
+                raise ApplicationError("the process stops", type=CALL_RETURNED, non_retryable=True) from None
+            raise
+        return result_of(fitted.answer, self._requests.queue if has_requests else None)
+
+    async def _data_of(self, call: CallInput) -> CallData:
         content = await self._content_of(call)
-        data = CallData(
+        memos = content.memos[: call.memos]
+        given = content.step_input
+        return CallData(
             run_id=call.run_id,
             function_id=call.function_id,
             call=call.call,
             max_attempts=call.max_attempts,
             disable_immediate=call.disable_immediate,
             events=content.events,
-            memos=content.memos[: call.memos],
+            memos=memos,
+            step_input=given if given is not None and all(step_id != given[0] for step_id, _ in memos) else None,
             defers=call.defers,
             traceparent=call.traceparent,
         )
-        heartbeat = asyncio.create_task(_heartbeat())
-        try:
-            answer = await self._call(call, data)
-        finally:
-            heartbeat.cancel()
-        if isinstance(answer, Unreached):
-            delay = unreached_backoff(activity.info().attempt - 1, 0)
-            raise ApplicationError(
-                answer.error.message or "", type=answer.error.name or "Unreached", next_retry_delay=delay
-            )
-        return result_of(answer)
 
     async def _content_of(self, call: CallInput) -> RunContent:
-        content = CONTENTS.find(call.run_id)
+        key = activity.info().workflow_run_id
+        assert key is not None, "calls are activities of runs"
+        content = CONTENTS.find(key)
         if content is None or not content.begins_with(call.memos, call.digest):
             content = await self._fetch_content(call, content)
-            CONTENTS.put(call.run_id, content)
+            CONTENTS.put(key, content)
         return content
 
     async def _fetch_content(self, call: CallInput, known: RunContent | None) -> RunContent:
         """The content of a call, based on what this process has if that fits."""
         if known is not None:
+            # The workflow's own content is not changed: its thread adds to it.
             content = await self._extend(call, known.copy())
             if content.begins_with(call.memos, call.digest):
                 return content
         page = await self._query_content(call, 0)
-        content = RunContent([bytes(event) for event in page.events])
+        given = page.step_input
+        step_input = None if given is None else (given.step_id, bytes(given.memo))
+        content = RunContent([bytes(event) for event in page.events], step_input)
         content.add_all(page.memos)
         return await self._extend(call, content)
 
@@ -115,22 +147,27 @@ class CallActivities:
         return content
 
     async def _query_content(self, call: CallInput, after: int) -> ContentPage:
-        handle = self._client.get_workflow_handle(run_workflow_id(call.run_id))
-        page: ContentPage = await handle.query("content", after, result_type=ContentPage)
-        return page
+        return await read_content(self._run_of_activity(call), ContentRequest(after))
+
+    def _run_of_activity(self, call: CallInput) -> WorkflowHandle[Any, Any]:
+        run_id = activity.info().workflow_run_id
+        return self._client.get_workflow_handle(run_workflow_id(call.run_id), run_id=run_id)
 
 
-async def _heartbeat() -> None:
-    """Send a heartbeat after each half of the time-out.
+async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -> ContentPage:
+    """A page of a run's memos. The run may have ended."""
+    page: ContentPage = await run.query("content", request, result_type=ContentPage)
+    return page
 
-    Heartbeats are billed, and most calls are shorter.
-    """
-    timeout = activity.info().heartbeat_timeout
-    assert timeout is not None
-    seconds = timeout.total_seconds() / 2
-    while True:
-        await asyncio.sleep(seconds)
-        activity.heartbeat()
+
+def _unreached(answer: Unreached) -> ApplicationError:
+    """The error by which the server repeats the call later, which adds no events to the run's history."""
+    seconds = min(2.0 ** min(activity.info().attempt - 1, 10), _MAX_UNREACHED_SECONDS)
+    return ApplicationError(
+        answer.error.message or "",
+        type=answer.error.name or "Unreached",
+        next_retry_delay=dt.timedelta(seconds=seconds),
+    )
 
 
 class RoutingActivities:
@@ -139,7 +176,8 @@ class RoutingActivities:
     They run as local activities. Each costs one event of history.
     """
 
-    def __init__(self, router: Router, apps: AppSync) -> None:
+    def __init__(self, client: Client, router: Router, apps: AppSync) -> None:
+        self._client = client
         self._router = router
         self._apps = apps
 
@@ -153,6 +191,9 @@ class RoutingActivities:
             self.leave,
             self.resolve,
             self.apply_sync,
+            self.cancel,
+            self.read_end,
+            self.copy_memos,
         ]
 
     @activity.defn(name=DELIVER)
@@ -182,3 +223,20 @@ class RoutingActivities:
     @activity.defn(name=APPLY_SYNC)
     async def apply_sync(self, sync: AppliedSync) -> None:
         await self._apps.apply(sync)
+
+    @activity.defn(name=CANCEL)
+    async def cancel(self, workflow_id: str) -> None:
+        """Cancel a run that has cancelled itself, so that Temporal shows it as cancelled."""
+        await self._client.get_workflow_handle(workflow_id).cancel()
+
+    @activity.defn(name=READ_END)
+    async def read_end(self, run_id: str) -> ErrorData:
+        """The error of a cancelled run."""
+        described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
+        error: ErrorData = await described.memo_value(END, CANCELLED_BY_TEMPORAL, type_hint=ErrorData)
+        return error
+
+    @activity.defn(name=COPY_MEMOS)
+    async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:
+        page = await read_content(self._client.get_workflow_handle(run_workflow_id(wanted.run_id)), wanted.request)
+        return msgspec.structs.replace(page, events=[], step_input=None)

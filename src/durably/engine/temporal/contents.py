@@ -4,6 +4,7 @@ The bytes never pass through the inputs of activities. The worker that executes 
 process that makes a call without having them asks the workflow, page by page.
 """
 
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from zlib import crc32
@@ -11,7 +12,7 @@ from zlib import crc32
 from .messages import MemoRecord
 
 MAX_PAGE_BYTES = 1024 * 1024
-"""The size of a page of memos. A message of Temporal has at most 4 MB."""
+"""The size of a page of memos. A payload of Temporal has at most 2 MB."""
 _MAX_CACHE_BYTES = 256 * 1024 * 1024
 
 
@@ -20,19 +21,22 @@ class RunContent:
 
     A process may have memos that were never committed, or in another order: it executed a workflow task whose result
     did not reach the server. So the first memos are known by their number and their digest.
+
+    ``step_input`` is the input that a person gave a step of a rerun: see ``CallData``.
     """
 
-    __slots__ = ("_digests", "events", "memos", "size")
+    __slots__ = ("_digests", "events", "memos", "size", "step_input")
 
-    def __init__(self, events: Sequence[bytes]) -> None:
+    def __init__(self, events: Sequence[bytes], step_input: tuple[str, bytes] | None = None) -> None:
         self.events = events
+        self.step_input = step_input
         self.memos: list[tuple[str, bytes]] = []
         self.size = sum(map(len, events))
         self._digests = [0]
 
     def add(self, step_id: str, memo: bytes) -> None:
-        self.memos.append((step_id, memo))
         self._digests.append(crc32(memo, crc32(step_id.encode(), self._digests[-1])))
+        self.memos.append((step_id, memo))
         self.size += len(memo)
 
     def add_all(self, memos: Iterable[MemoRecord]) -> None:
@@ -47,41 +51,59 @@ class RunContent:
         """Whether the first ``count`` memos are those with this digest."""
         return count <= len(self.memos) and self._digests[count] == digest
 
-    def copy(self) -> "RunContent":
-        copied = RunContent(self.events)
-        copied.memos, copied._digests, copied.size = [*self.memos], [*self._digests], self.size
-        return copied
-
-    def page(self, after: int) -> int:
-        """The end of a page of memos that begins at ``after``."""
+    def page(self, after: int, until: int) -> int:
+        """The end of a page of memos that begins at ``after``, at most ``until``."""
         size, end = 0, after
-        while end < len(self.memos) and (end == after or size + len(self.memos[end][1]) <= MAX_PAGE_BYTES):
+        until = min(until, len(self.memos))
+        while end < until and (end == after or size + len(self.memos[end][1]) <= MAX_PAGE_BYTES):
             size += len(self.memos[end][1])
             end += 1
         return end
 
+    def copy(self) -> "RunContent":
+        """The same content, to which another thread may add."""
+        copied = RunContent(self.events, self.step_input)
+        copied.memos, copied._digests = [*self.memos], [*self._digests]
+        copied.size = self.size
+        return copied
+
 
 class RunContents:
-    """The contents of the runs that this process used last."""
+    """The contents of the runs that this process used last.
 
-    def __init__(self) -> None:
-        self._by_run: OrderedDict[str, RunContent] = OrderedDict()
+    They are known by Temporal's id of a run, which a reset changes. Workflows and calls use this in several threads.
+    """
 
-    def put(self, run_id: str, content: RunContent) -> None:
-        is_new = run_id not in self._by_run
-        self._by_run[run_id] = content
-        self._by_run.move_to_end(run_id)
-        while is_new and len(self._by_run) > 1 and sum(each.size for each in self._by_run.values()) > _MAX_CACHE_BYTES:
-            self._by_run.popitem(last=False)
+    def __init__(self, max_bytes: int = _MAX_CACHE_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._by_run: OrderedDict[str, tuple[RunContent, int]] = OrderedDict()
+        self._bytes = 0
 
-    def find(self, run_id: str) -> RunContent | None:
-        content = self._by_run.get(run_id)
-        if content is not None:
-            self._by_run.move_to_end(run_id)
-        return content
+    def put(self, key: str, content: RunContent) -> None:
+        with self._lock:
+            self._drop(key)
+            self._by_run[key] = content, content.size
+            self._bytes += content.size
+            while self._bytes > self._max_bytes and len(self._by_run) > 1:
+                self._drop(next(iter(self._by_run)))
 
-    def forget(self, run_id: str) -> None:
-        self._by_run.pop(run_id, None)
+    def find(self, key: str) -> RunContent | None:
+        with self._lock:
+            found = self._by_run.get(key)
+            if found is None:
+                return None
+            self._by_run.move_to_end(key)
+            return found[0]
+
+    def forget(self, key: str) -> None:
+        with self._lock:
+            self._drop(key)
+
+    def _drop(self, key: str) -> None:
+        dropped = self._by_run.pop(key, None)
+        if dropped is not None:
+            self._bytes -= dropped[1]
 
 
 CONTENTS = RunContents()

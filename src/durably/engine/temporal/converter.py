@@ -13,6 +13,7 @@ from temporalio.converter import (
     CompositePayloadConverter,
     DataConverter,
     EncodingPayloadConverter,
+    JSONProtoPayloadConverter,
 )
 
 
@@ -31,10 +32,18 @@ class _JsonPayloadConverter(EncodingPayloadConverter):
 
 
 class EnginePayloadConverter(CompositePayloadConverter):
-    """Converts msgspec's structs, and ``Raw`` JSON as it is."""
+    """Converts msgspec's structs, and ``Raw`` JSON as it is.
+
+    The SDK's own answers about workflows are Protobuf.
+    """
 
     def __init__(self) -> None:
-        super().__init__(BinaryNullPayloadConverter(), BinaryPlainPayloadConverter(), _JsonPayloadConverter())
+        super().__init__(
+            BinaryNullPayloadConverter(),
+            BinaryPlainPayloadConverter(),
+            JSONProtoPayloadConverter(),
+            _JsonPayloadConverter(),
+        )
 
 
 DATA_CONVERTER = DataConverter(payload_converter_class=EnginePayloadConverter)

@@ -6,6 +6,7 @@ Each kind of workflow has a prefix of its own below ``durably/``.
 """
 
 import hashlib
+import uuid
 
 from durably.engine.scheduling.events import ENTROPY_BYTES, make_id
 
@@ -19,6 +20,11 @@ _RUN_PREFIX = "durably/run/"
 def app_queue(app_id: str) -> str:
     """The task queue of calls to functions in the app's own processes."""
     return f"durably/app/{app_id}"
+
+
+def process_queue() -> str:
+    """A task queue for activities that only this process can execute."""
+    return f"durably/process/{uuid.uuid4()}"
 
 
 def run_workflow_id(run_id: str) -> str:

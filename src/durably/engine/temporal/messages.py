@@ -3,6 +3,7 @@
 They are in histories, so a field may be added with a default, and none may be renamed or removed.
 """
 
+import datetime as dt
 from typing import Any
 
 import msgspec
@@ -11,9 +12,12 @@ from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Retu
 from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
 from durably.protocol.errors import ErrorData
-from durably.protocol.opcodes import Op
+from durably.protocol.limits import MAX_CALL_DURATION, MAX_COUNT, MAX_DEPTH, MAX_STEPS
+from durably.protocol.opcodes import Op, Opcode
 from durably.protocol.sync import FunctionConfig
 
+END = "end"
+"""The memo of a cancelled run with its error: Temporal stores no reason in the end of a cancelled workflow."""
 RUN_MEMO = "run"
 """The memo of a run's workflow with its ``RunMemo``."""
 
@@ -160,11 +164,42 @@ class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     start_by: int | None = None
 
 
+class RunPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The engine's settings that decide about a run, as they were when it started.
+
+    ``retry_delays`` are the least delay after each attempt, and what is added at random at most, in milliseconds; if
+    there are none, the protocol's schedule holds. ``call_timeout`` is in milliseconds.
+    """
+
+    retry_delays: tuple[tuple[int, int], ...] = ()
+    max_steps: int = MAX_STEPS
+    max_depth: int = MAX_DEPTH
+    call_timeout: int = MAX_CALL_DURATION // dt.timedelta(milliseconds=1)
+
+
+class MemoRecord(msgspec.Struct, frozen=True, array_like=True):
+    step_id: str
+    memo: msgspec.Raw
+
+
+class CopiedMemos(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The first memos of another run, which a rerun takes over.
+
+    ``size`` is their bytes. ``step_input`` is the input that a person gave a step: ``{"input": […]}``.
+    """
+
+    run_id: str
+    memos: int
+    size: int
+    step_input: MemoRecord | None = None
+
+
 class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The start of a run.
 
     ``events`` are several for a batch. ``parent`` is the run that started this one, by its step ``parent_step`` if it
     invoked it.
+    ``finish_timeout`` is the function's option ``timeouts.finish``.
     """
 
     run_id: str
@@ -180,6 +215,9 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     outcome: RunOutcome | None = None
     cancel_on: tuple[CancelRecord, ...] = ()
     flow: RunFlow | None = None
+    copied: CopiedMemos | None = None
+    finish_timeout: int | str | None = None
+    policy: RunPolicy = RunPolicy()
 
 
 class RunMemo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -252,10 +290,13 @@ class ReturnedResult(msgspec.Struct, frozen=True, tag="returned"):
 
 
 class OpsResult(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
+    """``requests_queue``: the task queue of the process that has the options of the requests among the ops."""
+
     ops: list[Op]
     no_retry: bool = False
     retry_at: int | None = None
     races: bool = False
+    requests_queue: str | None = None
 
 
 class FailedResult(msgspec.Struct, frozen=True, tag="failed", omit_defaults=True):
@@ -270,12 +311,12 @@ CallResult = ReturnedResult | OpsResult | FailedResult
 these."""
 
 
-def result_of(answer: Answer) -> CallResult:
+def result_of(answer: Answer, requests_queue: str | None = None) -> CallResult:
     match answer:
         case Returned(output):
             return ReturnedResult(msgspec.Raw(output))
         case ReportedOps(ops, no_retry, retry_at, races):
-            return OpsResult(ops, no_retry, retry_at, races)
+            return OpsResult(ops, no_retry, retry_at, races, requests_queue)
         case AttemptFailed(error, no_retry, retry_at, written):
             return FailedResult(error, no_retry, retry_at, msgspec.UNSET if written is None else msgspec.Raw(written))
         case Unreached(error):
@@ -302,20 +343,46 @@ class CheckpointInput(msgspec.Struct, frozen=True, omit_defaults=True):
     called_at: int | None = None
 
 
-class MemoRecord(msgspec.Struct, frozen=True, array_like=True):
-    step_id: str
-    memo: msgspec.Raw
-
-
 class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
     """A page of a run's memos, from the answer of the query ``content``.
 
-    ``events`` are in the page from 0 only. ``total`` is the number of memos.
+    ``events`` and ``step_input`` are in the page from 0 only. ``total`` is the number of memos.
     """
 
     total: int
     memos: list[MemoRecord] = []
     events: list[msgspec.Raw] = []
+    step_input: MemoRecord | None = None
+
+
+class ContentRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The argument of the query ``content``: a page of memos after a number of them, and up to another."""
+
+    after: int
+    until: int = MAX_COUNT
+
+
+class MemosToCopy(msgspec.Struct, frozen=True):
+    """A page of the memos of another run, which a rerun reads."""
+
+    run_id: str
+    request: ContentRequest
+
+
+class RequestInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A request for a step, without its options, which may hold credentials."""
+
+    run_id: str
+    step_id: str
+    name: str
+    op: Opcode
+    generation: int
+
+
+class RequestResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    memo: msgspec.Raw
+    failed: bool = False
+    is_retriable: bool = False
 
 
 class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -58,6 +58,7 @@ from .messages import (
     TopicRecord,
 )
 from .records import Records
+from .run_settings import finish_timeout_of, policy_of
 from .search_attributes import search_attributes_of
 from .wait_keys import cancel_waits
 from .waits import Waits
@@ -194,6 +195,8 @@ class Router:
                 for each in cancel_on
             ),
             flow=None if outcome is not None else run_flow_of(function.flow, events[0], _now()),
+            finish_timeout=finish_timeout_of(function),
+            policy=policy_of(self._settings, function.max_attempts),
         )
 
     def _outcome_of(self, record: FunctionRecord, event: EventRecord) -> RunOutcome | None:

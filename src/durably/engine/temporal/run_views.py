@@ -21,7 +21,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
 from .ids import run_id_of, run_workflow_id
-from .messages import RUN_MEMO, RunInput, RunMemo
+from .messages import END, RUN_MEMO, RunInput, RunMemo
 from .search_attributes import STATUS
 
 _STATUSES = {
@@ -82,10 +82,12 @@ class RunViews:
         run_id = run_id_of(execution.id)
         memo = await memo_of(execution)
         status = status_of(execution)
-        output = None
+        output: msgspec.Raw | None = None
         if has_output and status.has_ended:
-            async with self._slots:
-                output = await self.output(run_id)
+            output = await execution.memo_value(END, None, type_hint=msgspec.Raw)
+            if output is None:
+                async with self._slots:
+                    output = await self.output(run_id)
         return RunView(
             id=run_id,
             function_id=memo.function_id,

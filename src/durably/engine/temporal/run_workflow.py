@@ -1,6 +1,7 @@
 """A run as a workflow.
 
-It holds the run state, and executes the commands of the run machine.
+It holds the run state, and executes the commands of the run machine. Calls are in ``run_calls.py``, waits in
+``run_waits.py``.
 
 No user code runs here, so there is no sandbox. Everything in this file is workflow code: a change must replay the
 histories of released versions (``workflow.patched``; see CONTRIBUTING.md).
@@ -8,76 +9,63 @@ histories of released versions (``workflow.patched``; see CONTRIBUTING.md).
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 from temporalio import workflow
-from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, FailureError, TimeoutError
+from temporalio.exceptions import ApplicationError
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Unreached
-from durably.engine.core.errors import StaleCallError
-from durably.engine.core.expressions import compile_expression
+from durably.engine.core.flow.config import deadline
 from durably.engine.core.inputs import (
-    Answered,
+    AbortDeferred,
     AwaitEvent,
     AwaitSignal,
     CancelRequested,
     Checkpointed,
     CloseWait,
+    Defer,
     EndRun,
     Input,
     Invoke,
     MakeCall,
-    SignalConflicted,
+    MakeRequest,
+    RefuseDeferred,
     Sleep,
-    TimerFired,
     WaitResolved,
     WriteMemo,
 )
-from durably.engine.core.machine import advance, start
+from durably.engine.core.machine import advance
 from durably.engine.core.policy import Policy, standard_backoff, unreached_backoff
-from durably.engine.core.run_state import Call, RunStatus, origin_of
-from durably.engine.core.transition import data_memo, encode_error, error_memo
-from durably.engine.scheduling.events import ReceivedEvent, RunResult, run_end_events
+from durably.engine.core.run_state import RunStatus, origin_of
+from durably.engine.core.transition import encode_error
+from durably.engine.scheduling.events import RunResult, deferred_data, run_end_events
 from durably.protocol.errors import ErrorData
-from durably.protocol.limits import MAX_CALL_DURATION
-from durably.protocol.opcodes import Op
+from durably.protocol.events import InternalEvent
 
-from .activities import CALL, LEAVE, LOCAL_TIMEOUT, RESOLVE, SEND, WAIT_FOR_EVENT, WAIT_FOR_SIGNAL
-from .contents import CONTENTS, RunContent
-from .ids import run_workflow_id
-from .listening import Listening
+from .activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from .messages import (
-    RUN_MEMO,
-    CallInput,
-    CallResult,
+    END,
     CheckpointInput,
     ContentPage,
+    ContentRequest,
     Delivery,
     InternalEvents,
-    InvokeInput,
-    LeaveInput,
     MemoRecord,
-    ResolvedInvocation,
+    MemosToCopy,
     RunInput,
-    RunMemo,
-    SignalRecord,
-    WaitRecord,
-    answer_of,
+    RunPolicy,
     chain_after,
 )
-from .run_flow import RunFlowControl
-from .search_attributes import search_attributes_of
-from .wait_keys import cancel_position, wait_key
+from .run_calls import RunCalls
+from .run_context import RunContext, now
+from .run_timeline import RunTimeline
+from .run_waits import RUN, RunWaits
+from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES
 
-RUN = "durably.Run"
-_CALL_RESULT: Any = CallResult
+_FINISHED_LATE = "the run was cancelled: it had not ended by the time that timeouts.finish allows"
+_COPY_TIMEOUT = dt.timedelta(minutes=1)
 _MILLISECOND = dt.timedelta(milliseconds=1)
-_HEARTBEAT_TIMEOUT = dt.timedelta(seconds=20)
-_MAX_STEP_OUTPUT_BYTES = 1_500_000
-"""Temporal takes payloads of up to 2 MB; an op has its data and some more."""
 
 
 @workflow.defn(name=RUN, sandboxed=False)
@@ -85,58 +73,62 @@ class RunWorkflow:
     @workflow.init
     def __init__(self, run: RunInput) -> None:
         self._run = run
-        self._triggers = [
-            ReceivedEvent(each.id, each.name, bytes(each.body), origin=each.origin, traceparent=each.traceparent)
-            for each in run.events
-        ]
-        self._content = RunContent([event.body for event in self._triggers])
-        CONTENTS.put(run.run_id, self._content)
-        self._memoised: set[str] = set()
-        self._state = start(run.max_attempts, _now())
-        self._policy = Policy(
-            retry_delay=lambda attempt: standard_backoff(attempt, workflow.random().random()) // _MILLISECOND,
-            unreached_delay=lambda failures: unreached_backoff(failures, workflow.random().random()) // _MILLISECOND,
-            max_step_output_bytes=_MAX_STEP_OUTPUT_BYTES,
-        )
-        self._calls: dict[int, asyncio.Task[None]] = {}
-        self._waits: dict[str, asyncio.Task[None]] = {}
-        self._awaited: dict[str, AwaitEvent] = {}
-        self._early: dict[str, list[Delivery | WaitResolved]] = {}
-        """Messages for waits that are not known yet.
-
-        A worker registered the wait, and ended before it stored the op. So the next workflow task has the message
-        first."""
-        self._handling_early: set[asyncio.Task[None]] = set()
-        self._registrations: set[asyncio.Task[None]] = set()
-        self._listening = Listening(run)
-        self._leaving: set[asyncio.Task[None]] = set()
+        self._context = RunContext(run, self._apply)
+        self._calls = RunCalls(self._context)
+        self._waits = RunWaits(self._context)
+        self._timeline = RunTimeline()
+        self._policy = _make_policy(run.policy)
+        self._deferred: dict[str, tuple[str, bytes]] = {}
+        """Functions to start at the end, and their data, by step."""
         self._end: EndRun | None = None
-        self._flow = RunFlowControl(run, self._cancel_late)
+        self._is_cancelled = False
 
     @workflow.run
     async def run(self, run: RunInput) -> msgspec.Raw:
         """The function's return value. A failed run fails with its error."""
-        if run.outcome is not None:
-            self._end_run(EndRun(run.outcome.status, encode_error(run.outcome.error)))
-        else:
-            (call,) = self._state.calls
-            self._make_call(MakeCall(call))
         try:
-            await workflow.wait_condition(lambda: self._end is not None)
+            if run.outcome is not None:
+                self._end_at_once(run.outcome.status, run.outcome.error)
+            else:
+                await self._begin()
+            await workflow.wait_condition(lambda: self._end is not None or self._context.fault is not None)
         except asyncio.CancelledError:
-            self._apply(CancelRequested())
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        assert self._end is not None
-        await self._flow.end(self._end)
-        await self._leave_all()
-        await self._report_end(self._end)
-        CONTENTS.forget(run.run_id)
-        return self._finish(self._end)
+            self._is_cancelled = True
+            self._cancel(CancelRequested(workflow.cancellation_reason() or CancelRequested().reason))
+        if self._end is None:
+            assert self._context.fault is not None
+            raise self._context.fault
+        await self._conclude(self._end)
+        return self._result_of(self._end)
 
-    def _cancel_late(self, reason: str) -> None:
-        self._apply(CancelRequested(reason))
+    async def _begin(self) -> None:
+        if self._run.copied is not None:
+            await self._copy_memos(self._run.copied.run_id, self._run.copied.memos)
+        finish_by = deadline(self._run.finish_timeout, now())
+        if finish_by is not None:
+            self._context.spawn(self._end_late, finish_by)
+        for call in self._context.state.calls:
+            self._calls.make(MakeCall(call))
 
-    # what others send
+    async def _copy_memos(self, run_id: str, count: int) -> None:
+        content = self._context.content
+        while len(content.memos) < count:
+            request = MemosToCopy(run_id, ContentRequest(len(content.memos), count))
+            page: ContentPage = await workflow.execute_activity(
+                COPY_MEMOS,
+                request,
+                result_type=ContentPage,
+                start_to_close_timeout=_COPY_TIMEOUT,
+                summary=f"steps of {run_id}",
+            )
+            for memo in page.memos:
+                self._context.add_memo(memo.step_id, bytes(memo.memo))
+
+    async def _end_late(self, finish_by: int) -> None:
+        await workflow.sleep(max(finish_by - now(), 1) / 1000, summary="timeouts.finish")
+        self._apply(CancelRequested(_FINISHED_LATE))
+
+    # messages
 
     @workflow.update(name="checkpoint")
     def _checkpoint(self, checkpoint: CheckpointInput) -> None:
@@ -149,46 +141,19 @@ class RunWorkflow:
         Validators are not replayed, so it draws no random number.
         """
         policy = msgspec.structs.replace(self._policy, retry_delay=_no_delay, unreached_delay=_no_delay)
-        advance(self._state, self._checkpointed(checkpoint), _now(), policy)
+        advance(self._context.state, self._checkpointed(checkpoint), now(), policy)
+
+    def _checkpointed(self, checkpoint: CheckpointInput) -> Checkpointed:
+        known = self._context.known(checkpoint.steps)
+        return Checkpointed(checkpoint.generation, checkpoint.steps, known, checkpoint.called_at)
 
     @workflow.signal(name="deliver")
     def _deliver(self, delivery: Delivery) -> None:
-        position = cancel_position(delivery.step_id)
-        if position is not None:
-            if self._meets(delivery, self._run.cancel_on[position].expression):
-                self._apply(CancelRequested(f"the run was cancelled by the event {delivery.event.name!r}"))
-            return
-        wait = self._awaited.get(delivery.step_id)
-        if wait is None:
-            self._keep_early(delivery)
-        elif self._meets(delivery, wait.expression):
-            self._listening.note_delivered(delivery)
-            self._apply(WaitResolved(delivery.step_id, bytes(delivery.event.body)))
-
-    def _meets(self, delivery: Delivery, expression: str | None) -> bool:
-        if expression is None:
-            return True
-        fields = msgspec.json.decode(delivery.event.body)
-        return compile_expression(expression).matches(self._triggers[0].fields, fields, now=_now())
+        self._waits.deliver(delivery)
 
     @workflow.signal(name="resolve")
     def _resolve(self, resolved: WaitResolved) -> None:
-        if any(wait.step_id == resolved.step_id for wait in self._state.waits):
-            self._listening.forget(resolved.step_id)
-            self._apply(resolved)
-        else:
-            self._keep_early(resolved)
-
-    def _keep_early(self, message: Delivery | WaitResolved) -> None:
-        if message.step_id not in self._memoised and self._end is None:
-            self._early.setdefault(message.step_id, []).append(message)
-
-    async def _handle_early(self, step_id: str) -> None:
-        for message in self._early.pop(step_id, ()):
-            if isinstance(message, Delivery):
-                self._deliver(message)
-            else:
-                self._resolve(message)
+        self._waits.resolve(resolved)
 
     @workflow.signal(name="cancel")
     def _cancel(self, request: CancelRequested) -> None:
@@ -196,14 +161,21 @@ class RunWorkflow:
 
     @workflow.signal(name="granted")
     def _granted(self, generation: int) -> None:
-        self._flow.grant(generation)
+        self._context.flow.grant(generation)
 
     @workflow.query(name="content")
-    def _read_content(self, after: int) -> ContentPage:
-        end = self._content.page(after)
-        memos = [MemoRecord(step_id, msgspec.Raw(memo)) for step_id, memo in self._content.memos[after:end]]
-        events = [] if after else [msgspec.Raw(event) for event in self._content.events]
-        return ContentPage(len(self._content.memos), memos, events)
+    def _read_content(self, request: ContentRequest) -> ContentPage:
+        content, after = self._context.content, request.after
+        memos = content.memos[after : content.page(after, request.until)]
+        page = ContentPage(len(content.memos), [MemoRecord(step_id, msgspec.Raw(memo)) for step_id, memo in memos])
+        if after:
+            return page
+        given = (
+            None
+            if content.step_input is None
+            else MemoRecord(content.step_input[0], msgspec.Raw(content.step_input[1]))
+        )
+        return msgspec.structs.replace(page, events=[msgspec.Raw(event) for event in content.events], step_input=given)
 
     # the machine
 
@@ -212,303 +184,161 @@ class RunWorkflow:
 
         Raises ``StaleCallError`` and the errors of checkpoints.
         """
-        self._state, commands = advance(self._state, run_input, _now(), self._policy)
-        outstanding = {call.generation for call in self._state.calls}
-        for generation in [each for each in self._calls if each not in outstanding]:
-            self._stop(self._calls.pop(generation))
+        context = self._context
+        context.state, commands = advance(context.state, run_input, now(), self._policy)
+        self._calls.stop_given_up()
         for command in commands:
+            self._timeline.note(command)
             _COMMANDS[type(command)](self, command)
+        self._check_history()
 
-    def _apply_answer(self, answered: Answered) -> None:
-        try:
-            self._apply(answered)
-        except StaleCallError:
-            workflow.logger.debug("run %s: the answer of a call that was given up", self._run.run_id)
+    def _check_history(self) -> None:
+        """Fail a run whose history is near the limits of the server, which would terminate it."""
+        info = workflow.info()
+        events, size = info.get_current_history_length(), info.get_current_history_size()
+        if self._end is not None or (events < MAX_HISTORY_EVENTS and size < MAX_HISTORY_BYTES):
+            return
+        message = (
+            f"the run's history in Temporal has {events} events and {size} bytes; at most {MAX_HISTORY_EVENTS} and "
+            f"{MAX_HISTORY_BYTES} are possible: do more in each step, buffer steps, or spread the work over several "
+            "runs"
+        )
+        self._end_at_once(RunStatus.FAILED, ErrorData(name="HistoryTooLargeError", message=message))
 
-    def _checkpointed(self, checkpoint: CheckpointInput) -> Checkpointed:
-        memoised = self._known(checkpoint.steps)
-        return Checkpointed(checkpoint.generation, checkpoint.steps, memoised, checkpoint.called_at)
+    def _end_at_once(self, status: RunStatus, error: ErrorData) -> None:
+        """End the run for a reason that the machine does not know."""
+        self._context.state = msgspec.structs.replace(self._context.state, status=status, calls=(), waits=())
+        self._calls.stop_given_up()
+        self._end_run(EndRun(status, encode_error(error)))
 
-    def _known(self, ops: list[Op], target: str = "") -> frozenset[str]:
-        return frozenset({target, *(op.id for op in ops)} & self._memoised)
-
-    def _stop(self, task: "asyncio.Task[None]") -> None:
-        if task is not asyncio.current_task():
-            task.cancel()
-
-    # calls
+    # commands
 
     def _make_call(self, command: MakeCall) -> None:
-        self._calls[command.call.generation] = asyncio.create_task(self._call(command.call))
+        self._calls.make(command)
 
-    async def _call(self, call: Call) -> None:
-        if call.due > _now():
-            await workflow.sleep((call.due - _now()) / 1000, summary=f"retry of {call.name or self._run.function_id}")
-        while self._registrations:  # Waits of the same answer are registered before its steps run.
-            await asyncio.wait([*self._registrations])
-        if call.generation not in self._calls:
-            return
-        try:
-            await self._flow.acquire(call.generation)
-            answer = await self._make(call)
-        except (Exception, asyncio.CancelledError):  # No ``finally``: a workflow that leaves the cache sends nothing.
-            self._flow.release(call.generation)
-            raise
-        self._flow.release(call.generation)
-        self._calls.pop(call.generation, None)
-        ops = answer.ops if isinstance(answer, ReportedOps) else []
-        self._apply_answer(Answered(call.generation, answer, self._known(ops, call.step_id)))
-
-    async def _make(self, call: Call) -> Answer:
-        state = self._state
-        CONTENTS.put(self._run.run_id, self._content)
-        call_input = CallInput(
-            run_id=self._run.run_id,
-            function_id=self._run.function_id,
-            app_id=self._run.app_id,
-            call=call,
-            max_attempts=state.max_attempts,
-            disable_immediate=state.disable_immediate,
-            memos=len(self._content.memos),
-            digest=self._content.digest,
-            defers=state.defers,
-            traceparent=self._triggers[0].traceparent,
-        )
-        try:
-            result: CallResult = await workflow.execute_activity(
-                CALL,
-                call_input,
-                result_type=_CALL_RESULT,
-                task_queue=self._run.calls_queue,
-                start_to_close_timeout=MAX_CALL_DURATION,
-                heartbeat_timeout=_HEARTBEAT_TIMEOUT,
-                retry_policy=_CALL_RETRIES,
-                summary=call.name or "find steps",
-            )
-        except ActivityError as error:
-            return _lost_call(call, error)
-        return answer_of(result)
+    def _make_request(self, command: MakeRequest) -> None:
+        self._waits.add(command.step_id, self._calls.make_request(command))
 
     def _write_memo(self, command: WriteMemo) -> None:
-        self._content.add(command.step_id, command.memo)
-        self._memoised.add(command.step_id)
-
-    # waits
+        self._context.add_memo(command.step_id, command.memo)
 
     def _sleep(self, command: Sleep) -> None:
-        self._waits[command.step_id] = asyncio.create_task(self._time_out(command.step_id, command.until, command.name))
-
-    async def _time_out(self, step_id: str, until: int, summary: str) -> None:
-        await workflow.sleep(max(until - _now(), 1) / 1000, summary=summary)
-        self._listening.forget(step_id)
-        self._apply(TimerFired(step_id))
+        self._waits.sleep(command)
 
     def _await_event(self, command: AwaitEvent) -> None:
-        self._awaited[command.step_id] = command
-        self._begin_wait(command.step_id)
-        key = wait_key(command.expression, self._triggers[0].fields)
-        record = WaitRecord(
-            run_id=self._run.run_id,
-            step_id=command.step_id,
-            event=command.event,
-            until=command.until,
-            path=key.path,
-            value=key.value,
-            is_exact=key.is_exact,
-            ignored=self._listening.got,
-        )
-        self._listening.begin(record)
-        registered = self._register(
-            workflow.execute_local_activity(
-                WAIT_FOR_EVENT, record, start_to_close_timeout=LOCAL_TIMEOUT, summary=command.name
-            )
-        )
-        self._waits[command.step_id] = asyncio.create_task(
-            self._time_out_after(registered, command.step_id, command.until, command.name)
-        )
-
-    def _begin_wait(self, step_id: str) -> None:
-        if step_id in self._early:
-            self._handling_early.add(task := asyncio.create_task(self._handle_early(step_id)))
-            task.add_done_callback(self._handling_early.discard)
+        self._waits.await_event(command)
 
     def _await_signal(self, command: AwaitSignal) -> None:
-        self._begin_wait(command.step_id)
-        record = SignalRecord(
-            run_id=self._run.run_id,
-            step_id=command.step_id,
-            signal=command.signal,
-            replaces=command.replaces,
-            until=command.until,
-        )
-        self._listening.begin(record)
-        registered = self._register(self._register_signal(record))
-        self._waits[command.step_id] = asyncio.create_task(
-            self._time_out_after(registered, command.step_id, command.until, command.name)
-        )
-
-    async def _register_signal(self, record: SignalRecord) -> None:
-        taken = await workflow.execute_local_activity(
-            WAIT_FOR_SIGNAL, record, result_type=bool, start_to_close_timeout=LOCAL_TIMEOUT
-        )
-        if not taken:
-            self._listening.forget(record.step_id)
-            self._apply(SignalConflicted(record.step_id, record.signal))
-
-    def _register(self, registering: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.ensure_future(registering)
-        self._registrations.add(task)
-        task.add_done_callback(self._registrations.discard)
-        return task
-
-    async def _time_out_after(self, registered: "asyncio.Task[None]", step_id: str, until: int, name: str) -> None:
-        await asyncio.wait([registered])  # It goes on if the wait ends before, so that leaving comes after it.
-        await self._time_out(step_id, until, name)
+        self._waits.await_signal(command)
 
     def _invoke(self, command: Invoke) -> None:
-        self._waits[command.step_id] = asyncio.create_task(self._invoke_function(command))
-
-    async def _invoke_function(self, command: Invoke) -> None:
-        trigger = self._triggers[0]
-        invocation = InvokeInput(
-            run_id=self._run.run_id,
-            source_app_id=self._run.app_id,
-            source_function_id=self._run.function_id,
-            step_id=command.step_id,
-            name=command.name,
-            function_id=command.function_id,
-            payload=command.payload,
-            until=command.until,
-            at=_now(),
-            origin=origin_of(0, trigger.origin, _now(), is_invocation=True),
-            traceparent=trigger.traceparent,
-            chain=chain_after(self._run),
-        )
-        resolved = await workflow.execute_local_activity(
-            RESOLVE, invocation, result_type=ResolvedInvocation, start_to_close_timeout=LOCAL_TIMEOUT
-        )
-        if resolved.error is not None:
-            self._apply(WaitResolved(command.step_id, error_memo(resolved.error), failed=True))
-            return
-        if resolved.run is None:
-            await self._time_out(command.step_id, command.until, command.name)
-            return
-        child = asyncio.create_task(self._run_child(command, resolved.run))
-        done, _ = await workflow.wait([child], timeout=max(command.until - _now(), 1) / 1000)
-        if not done:
-            self._apply(TimerFired(command.step_id))
-
-    async def _run_child(self, command: Invoke, run: RunInput) -> None:
-        try:
-            output = await workflow.execute_child_workflow(
-                RUN,
-                run,
-                id=run_workflow_id(run.run_id),
-                result_type=msgspec.Raw,
-                parent_close_policy=workflow.ParentClosePolicy.ABANDON,
-                cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
-                memo={RUN_MEMO: RunMemo.of(run)},
-                search_attributes=search_attributes_of(run),
-                static_summary=command.name,
-            )
-        except ChildWorkflowError as error:
-            self._apply(WaitResolved(command.step_id, error_memo(_error_of(error)), failed=True))
-        else:
-            self._apply(WaitResolved(command.step_id, data_memo(bytes(output))))
+        self._waits.invoke(command)
 
     def _close_wait(self, command: CloseWait) -> None:
-        self._awaited.pop(command.step_id, None)
-        waiting = self._waits.pop(command.step_id, None)
-        if waiting is not None:
-            self._stop(waiting)
-        left = self._listening.close(command.step_id)
-        if left is not None:
-            self._leaving.add(task := asyncio.create_task(self._leave(left)))
-            task.add_done_callback(self._leaving.discard)
+        self._waits.close(command.step_id)
 
-    async def _leave(self, left: LeaveInput) -> None:
-        while self._registrations:
-            await asyncio.wait([*self._registrations])
-        await workflow.execute_local_activity(LEAVE, left, start_to_close_timeout=LOCAL_TIMEOUT)
+    def _defer(self, command: Defer) -> None:
+        self._deferred[command.step_id] = command.function_id, command.data
 
-    async def _leave_all(self) -> None:
-        left = self._listening.close_all()
-        if left is not None:
-            await self._leave(left)
-        while self._leaving:
-            await asyncio.wait([*self._leaving])
+    def _abort_deferred(self, command: AbortDeferred) -> None:
+        self._deferred.pop(command.step_id, None)
 
-    # the end
+    def _refuse_deferred(self, command: RefuseDeferred) -> None:
+        message = "run %s cannot defer %r: %s; it continues without"
+        workflow.logger.warning(message, self._run.run_id, command.name, command.reason)
 
     def _end_run(self, command: EndRun) -> None:
         self._end = command
-        for task in self._waits.values():
-            self._stop(task)
-        self._waits.clear()
-        self._awaited.clear()
+        self._waits.stop_all()
+
+    # the end
+
+    async def _conclude(self, end: EndRun) -> None:
+        """Report the end, even if the workflow is cancelled during the report."""
+        concluding = asyncio.create_task(self._report_end(end))
+        while not concluding.done():
+            try:
+                await asyncio.shield(concluding)
+            except asyncio.CancelledError:
+                self._is_cancelled = True
+        await concluding
+        self._context.forget_content()
+        if end.status is RunStatus.CANCELLED and not self._is_cancelled:
+            # Otherwise the workflow would not end as a cancelled one.
+            await workflow.execute_local_activity(
+                CANCEL, workflow.info().workflow_id, start_to_close_timeout=LOCAL_TIMEOUT
+            )
+            await workflow.wait_condition(lambda: False)
 
     async def _report_end(self, end: EndRun) -> None:
-        if end.status is RunStatus.SKIPPED:
-            return
-        result = RunResult(self._run.run_id, self._run.function_id, end.status, end.output)
-        named = run_end_events(result, self._triggers)
-        if not named:
-            return
-        trigger = self._triggers[0]
-        events = InternalEvents(
-            run_id=self._run.run_id,
-            at=_now(),
-            events=[(name.value, msgspec.Raw(data)) for name, data in named],
-            origin=origin_of(0, trigger.origin, _now()),
-            traceparent=trigger.traceparent,
-            chain=chain_after(self._run),
-        )
-        await workflow.execute_local_activity(SEND, events, start_to_close_timeout=LOCAL_TIMEOUT)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        await self._context.flow.end(end)
+        await self._waits.leave_all()
+        if end.status is RunStatus.CANCELLED:
+            workflow.upsert_memo({END: msgspec.Raw(end.output)})
+        events = self._end_events(end)
+        if events:
+            trigger = self._context.triggers[0]
+            sent = InternalEvents(
+                run_id=self._run.run_id,
+                at=now(),
+                events=events,
+                origin=origin_of(0, trigger.origin, now()),
+                traceparent=trigger.traceparent,
+                chain=chain_after(self._run),
+            )
+            await workflow.execute_local_activity(SEND, sent, start_to_close_timeout=LOCAL_TIMEOUT)
 
-    def _finish(self, end: EndRun) -> msgspec.Raw:
+    def _end_events(self, end: EndRun) -> list[tuple[str, msgspec.Raw]]:
+        """The events about the run's end, and those that start deferred functions."""
+        run, output = self._run, end.output
+        if end.status is RunStatus.SKIPPED:
+            return []
+        if end.status is not RunStatus.COMPLETED:
+            # A run keeps its error as the app wrote it. Events have it without nulls, as from official servers.
+            output = encode_error(msgspec.json.decode(output, type=ErrorData))
+        result = RunResult(run.run_id, run.function_id, end.status, output)
+        events = [(name.value, msgspec.Raw(data)) for name, data in run_end_events(result, self._context.triggers)]
+        for function_id, data in self._deferred.values():
+            deferred = deferred_data(data, function_id, run.run_id, run.function_id)
+            events.append((InternalEvent.DEFERRED_SCHEDULE.value, msgspec.Raw(deferred)))
+        return events
+
+    def _result_of(self, end: EndRun) -> msgspec.Raw:
         if end.status in (RunStatus.COMPLETED, RunStatus.SKIPPED):
             return msgspec.Raw(end.output)
         error = msgspec.json.decode(end.output, type=ErrorData)
+        if end.status is RunStatus.CANCELLED:
+            raise asyncio.CancelledError(error.message)
         raise ApplicationError(
             error.message or "", msgspec.Raw(end.output), type=error.name or "Error", non_retryable=True
         )
 
 
-def _error_of(error: FailureError) -> ErrorData:
-    cause = error.cause
-    if isinstance(cause, ApplicationError) and cause.details:
-        return msgspec.convert(cause.details[0], ErrorData)
-    return ErrorData(name=type(cause).__name__, message=str(cause))
+def _make_policy(run_policy: RunPolicy) -> Policy:
+    def retry_delay(attempt: int) -> int:
+        jitter = workflow.random().random()
+        if not run_policy.retry_delays:
+            return standard_backoff(attempt, jitter) // _MILLISECOND
+        least, spread = run_policy.retry_delays[min(attempt, len(run_policy.retry_delays) - 1)]
+        return least + round(spread * jitter)
 
+    def unreached_delay(failures: int) -> int:
+        """The first call after a lost worker, or one that stops, is made at once."""
+        return unreached_backoff(failures, workflow.random().random()) // _MILLISECOND if failures else 0
 
-def _lost_call(call: Call, error: ActivityError) -> Answer:
-    """The answer of a call whose worker was lost.
-
-    The next call has another generation, so that the lost worker's checkpoints are refused if it continues. A second
-    loss is a failed attempt, because the function may be what ends its workers. Raises errors that are no time-outs.
-    """
-    if not isinstance(error.cause, TimeoutError):
-        raise error
-    message = "the process that executed the call sent no heartbeat: it has ended, or does not respond"
-    lost = ErrorData(name="WorkerLostError", message=message)
-    return AttemptFailed(lost) if call.unreached else Unreached(lost)
-
-
-def _now() -> int:
-    return int(workflow.now().timestamp() * 1000)
+    return Policy(
+        retry_delay=retry_delay,
+        unreached_delay=unreached_delay,
+        max_steps=run_policy.max_steps,
+        max_depth=run_policy.max_depth,
+        max_step_output_bytes=MAX_OUTPUT_BYTES,
+    )
 
 
 def _no_delay(_: int) -> int:
     return 0
 
-
-_CALL_RETRIES = RetryPolicy(
-    initial_interval=dt.timedelta(seconds=1),
-    maximum_interval=dt.timedelta(minutes=1),
-    backoff_coefficient=2,
-    non_retryable_error_types=["TemporalTimeout:Heartbeat", "TemporalTimeout:StartToClose"],
-)
-"""Time-outs of a worker are not repeated: the next call needs a generation of its own."""
 
 _COMMANDS: dict[type[Any], Callable[[RunWorkflow, Any], None]] = {
     MakeCall: RunWorkflow._make_call,
@@ -517,6 +347,10 @@ _COMMANDS: dict[type[Any], Callable[[RunWorkflow, Any], None]] = {
     AwaitEvent: RunWorkflow._await_event,
     AwaitSignal: RunWorkflow._await_signal,
     Invoke: RunWorkflow._invoke,
+    MakeRequest: RunWorkflow._make_request,
     CloseWait: RunWorkflow._close_wait,
+    Defer: RunWorkflow._defer,
+    AbortDeferred: RunWorkflow._abort_deferred,
+    RefuseDeferred: RunWorkflow._refuse_deferred,
     EndRun: RunWorkflow._end_run,
 }

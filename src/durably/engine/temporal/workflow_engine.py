@@ -46,6 +46,7 @@ from durably.engine.reports import (
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
+from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.settings import EngineSettings
 from durably.engine.views import (
     AppView,
@@ -80,7 +81,7 @@ from .event_workflow import EventWorkflow
 from .function_lists import FunctionLists, function_view
 from .function_workflow import FunctionWorkflow
 from .gate_workflow import GateWorkflow
-from .ids import WORKFLOWS_QUEUE, run_workflow_id
+from .ids import WORKFLOWS_QUEUE, process_queue, run_workflow_id
 from .loads import Loads
 from .messages import CheckpointInput
 from .refusals import check_support
@@ -92,6 +93,8 @@ from .run_views import RunViews, status_of
 from .run_workflow import RunWorkflow
 from .search_attributes import register_search_attributes
 from .signal_workflow import SignalWorkflow
+from .sizes import MAX_OUTPUT_BYTES, check_step, split_steps, without_large_arguments
+from .step_requests import StepRequests
 from .topic_workflow import TopicWorkflow
 from .wait_workflow import WaitWorkflow
 
@@ -147,8 +150,10 @@ class WorkflowEngine(LocalEngine):
 
         One executes workflows, the others the calls of one task queue each.
         """
-        routing = RoutingActivities(self._router, self._apps)
-        calls = CallActivities(self._client, call)
+        routing = RoutingActivities(self._client, self._router, self._apps)
+        outbound = Outbound(allow_private_addresses=self._settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES)
+        requests = StepRequests(process_queue(), outbound)
+        calls = CallActivities(self._client, call, requests)
         return [
             Worker(
                 self._client,
@@ -172,6 +177,7 @@ class WorkflowEngine(LocalEngine):
                 )
                 for queue in calls_queues
             ),
+            Worker(self._client, task_queue=requests.queue, activities=requests.activities),
         ]
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
@@ -210,9 +216,12 @@ class WorkflowEngine(LocalEngine):
         if generation is None:
             raise CheckpointInvalidError("the checkpoint does not name its call")
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
-        checkpoint = CheckpointInput(generation, request.steps, request.request_started_at)
+        for step in request.steps:
+            check_step(step)
         try:
-            await handle.execute_update("checkpoint", checkpoint)
+            for steps in split_steps([without_large_arguments(step) for step in request.steps]):
+                checkpoint = CheckpointInput(generation, steps, request.request_started_at)
+                await handle.execute_update("checkpoint", checkpoint)
         except WorkflowUpdateFailedError as error:
             raise _error_of_checkpoint(error) from None
         except RPCError as error:
@@ -296,7 +305,7 @@ class WorkflowEngine(LocalEngine):
             return False
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
         try:
-            await handle.signal("cancel", CancelRequested())
+            await handle.cancel(reason=CancelRequested().reason)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:  # It ended after that.
                 return False

@@ -290,7 +290,7 @@ class Requests:
         self._clock.release()
 
     async def _make(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
-        outcome = await self._send(wanted.request, opts)
+        outcome = await perform(self._outbound, wanted.request, opts)
 
         def apply(transaction: Transaction) -> bool:
             """Whether the request is repeated."""
@@ -307,19 +307,6 @@ class Requests:
         if not is_repeated:
             self._drop(wanted, opts)
 
-    async def _send(self, request: MakeRequest, opts: dict[str, Any]) -> RequestFinished:
-        send = self._outbound.infer if request.op == Opcode.AI_GATEWAY else self._outbound.fetch
-        try:
-            return _worked(request, msgspec.json.encode(await send(opts)))
-        except OutboundError as error:
-            return _failed(request, error.name, error.message, is_retriable=error.retriable)
-        except Exception as error:
-            # Its text, and its traceback, may quote what was sent.
-            kind = type(error).__name__
-            _logger.error("the request of step %r could not be made: %s", request.name, kind)
-            message = f"the engine could not make the request of step {request.name!r}: {kind}"
-            return _failed(request, "RequestFailedError", message, is_retriable=False)
-
     def _drop(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
         of_run = self._opts.get(wanted.run_key, {})
         if of_run.get(wanted.request.step_id) is opts:
@@ -332,9 +319,23 @@ def _is_same_step(one: ScheduledRequest, other: ScheduledRequest) -> bool:
     return (one.run_key, one.request.step_id) == (other.run_key, other.request.step_id)
 
 
-def _worked(request: MakeRequest, data: bytes) -> RequestFinished:
-    if len(data) > MAX_STEP_OUTPUT_BYTES:
-        message = f"step {request.name!r} got {len(data)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible"
+async def perform(
+    outbound: Outbound, request: MakeRequest, opts: dict[str, Any], max_bytes: int = MAX_STEP_OUTPUT_BYTES
+) -> RequestFinished:
+    """Make the request of a step. ``max_bytes`` is the size of the largest result."""
+    send = outbound.infer if request.op == Opcode.AI_GATEWAY else outbound.fetch
+    try:
+        data = msgspec.json.encode(await send(opts))
+    except OutboundError as error:
+        return _failed(request, error.name, error.message, is_retriable=error.retriable)
+    except Exception as error:
+        # Its text, and its traceback, may quote what was sent.
+        kind = type(error).__name__
+        _logger.error("the request of step %r could not be made: %s", request.name, kind)
+        message = f"the engine could not make the request of step {request.name!r}: {kind}"
+        return _failed(request, "RequestFailedError", message, is_retriable=False)
+    if len(data) > max_bytes:
+        message = f"step {request.name!r} got {len(data)} bytes; at most {max_bytes} are possible"
         return _failed(request, "StepOutputTooLargeError", message, is_retriable=False)
     return RequestFinished(request.step_id, request.generation, data_memo(data))
 
