@@ -30,6 +30,7 @@ _numbers = itertools.count()
 QUICK = EngineSettings(
     backoff=lambda attempt, jitter: dt.timedelta(milliseconds=20),
     allow_private_addresses=True,
+    close_grace=dt.timedelta(milliseconds=100),
     max_event_bytes=1_000_000,
     max_steps=MAX_STEPS * 100,
 )
@@ -53,6 +54,7 @@ class RunningApp:
         self.engine = engine
         self.handler = CommHandler(client=app, framework="test", functions=[*functions])
         self.caller: Caller = self.call_function
+        self.workers: list[Worker] = []
         self._checkpoints = EngineCheckpoints(engine.checkpoint, _block)
 
     async def call_function(self, call: CallInput, data: CallData) -> Answer:
@@ -62,11 +64,11 @@ class RunningApp:
         return await self.caller(call, data)
 
     @asynccontextmanager
-    async def working(self, grace: float = 0.0) -> AsyncIterator[list[Worker]]:
+    async def working(self) -> AsyncIterator[None]:
         """Workers as in one process."""
-        workers = self.engine.make_workers([app_queue(self.id)], self.call)
-        async with _all_of(workers):
-            yield workers
+        self.workers = self.engine.make_workers([app_queue(self.id)], self.call)
+        async with _all_of(self.workers):
+            yield
 
     async def start(self, function: str, data: dict[str, Any] | None = None) -> "RunOfApp":
         """Send the event that triggers a function, and find its run."""

@@ -1,0 +1,178 @@
+"""Calls as activities: apps that are down, lost and stopping workers, stale and large checkpoints."""
+
+import asyncio
+import datetime as dt
+from typing import Any
+
+import msgspec
+import pytest
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ApplicationError
+
+import durably
+from durably.engine.core.answers import Answer, Unreached
+from durably.engine.core.call_body import CallData
+from durably.engine.core.errors import StaleCallError, TooLargeError
+from durably.engine.temporal import run_calls
+from durably.engine.temporal.messages import CallInput
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.errors import ErrorData
+from durably.protocol.opcodes import Op, Opcode, hash_step_id
+
+from ...temporal.dev_server import DevServer
+from .apps import QUICK, RunningApp, make_client, on, running
+
+
+def simple(app: durably.Client, *, retries: int = 0) -> durably.Function[Any]:
+    @app.create_function(fn_id="simple", trigger=on(app, "simple"), retries=retries)
+    async def function(ctx: durably.Context) -> str:
+        return "done"
+
+    return function
+
+
+async def test_an_app_that_is_down_adds_no_events_to_the_history(server: DevServer) -> None:
+    app = make_client()
+    async with running(server.address, app, simple(app)) as on_temporal:
+        attempts = 0
+
+        async def call(call_input: CallInput, data: CallData) -> Answer:
+            nonlocal attempts
+            attempts += 1
+            if attempts == 1:
+                return Unreached(ErrorData(name="ConnectError", message="connection refused"))
+            return await on_temporal.call_function(call_input, data)
+
+        on_temporal.caller = call
+        run = await on_temporal.start("simple")
+        assert await run.result() == "done"
+        assert attempts == 2
+        types = await run.event_types()
+        assert types.count("ACTIVITY_TASK_SCHEDULED") == 1
+        assert types.count("ACTIVITY_TASK_STARTED") == 1
+
+
+def checkpoint(generation: int, output: bytes) -> CheckpointRequest:
+    step = Op(id=hash_step_id("a"), op=Opcode.STEP_RUN, display_name="a", data=msgspec.Raw(output))
+    return CheckpointRequest(run_id="", steps=[step], generation_id=generation)
+
+
+async def _lose(on_temporal: RunningApp, losses: int) -> list[int]:
+    """Make calls end without a heartbeat. Returns the generations of all calls."""
+    generations: list[int] = []
+
+    async def call(call_input: CallInput, data: CallData) -> Answer:
+        generations.append(call_input.call.generation)
+        if len(generations) <= losses:
+            await asyncio.Event().wait()
+        return await on_temporal.call_function(call_input, data)
+
+    on_temporal.caller = call
+    return generations
+
+
+@pytest.mark.parametrize(("losses", "retries", "ends_well"), [(1, 0, True), (2, 0, False), (2, 1, True)])
+async def test_the_second_loss_of_a_call_costs_an_attempt(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch, losses: int, retries: int, ends_well: bool
+) -> None:
+    monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=200))
+    monkeypatch.setattr("durably.engine.temporal.heartbeats._send", lambda seconds: asyncio.Event().wait())
+    app = make_client()
+    async with running(server.address, app, simple(app, retries=retries)) as on_temporal:
+        generations = await _lose(on_temporal, losses)
+        run = await on_temporal.start("simple")
+        if ends_well:
+            assert await run.result() == "done"
+            assert generations == sorted(set(generations)), "each call has a generation of its own"
+            assert len(generations) == losses + 1
+        else:
+            with pytest.raises(WorkflowFailureError) as failure:
+                await run.result()
+            assert isinstance(failure.value.cause, ApplicationError)
+            assert failure.value.cause.type == "WorkerLostError"
+
+
+async def test_a_call_that_takes_too_long_fails_its_attempt(server: DevServer) -> None:
+    app = make_client()
+    settings = msgspec.structs.replace(QUICK, call_timeout=dt.timedelta(milliseconds=200))
+    async with running(server.address, app, simple(app), settings=settings) as on_temporal:
+        await _lose(on_temporal, 1)
+        with pytest.raises(WorkflowFailureError) as failure:
+            await (await on_temporal.start("simple")).result()
+        assert isinstance(failure.value.cause, ApplicationError)
+        assert failure.value.cause.type == "CallTimeoutError"
+
+
+async def test_a_worker_that_stops_returns_its_calls_to_another(server: DevServer) -> None:
+    app = make_client()
+    async with running(server.address, app, simple(app)) as on_temporal:
+        first, entered = True, asyncio.Event()
+        generations: list[int] = []
+
+        async def call(call_input: CallInput, data: CallData) -> Answer:
+            nonlocal first
+            generations.append(call_input.call.generation)
+            if first:
+                first = False
+                entered.set()
+                await asyncio.Event().wait()
+            return await on_temporal.call_function(call_input, data)
+
+        on_temporal.caller = call
+        run = await on_temporal.start("simple")
+        await entered.wait()
+        await asyncio.gather(*(worker.shutdown() for worker in on_temporal.workers))
+        async with on_temporal.working():
+            assert await run.result() == "done"
+        assert generations == [1, 2]
+
+
+async def test_the_function_of_a_cancelled_run_stops(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(seconds=1))
+    app = make_client()
+    entered, stopped = asyncio.Event(), asyncio.Event()
+
+    @app.create_function(fn_id="endless", trigger=on(app, "endless"))
+    async def endless(ctx: durably.Context) -> None:
+        entered.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+
+    async with running(server.address, app, endless) as on_temporal:
+        run = await on_temporal.start("endless")
+        await entered.wait()
+        await on_temporal.engine.cancel_run(run.id)
+        async with asyncio.timeout(30):
+            await stopped.wait()
+
+
+async def test_checkpoints_are_refused_when_stale_or_too_large_and_harmless_when_repeated(server: DevServer) -> None:
+    app = make_client()
+
+    @app.create_function(fn_id="steps", trigger=on(app, "steps"))
+    async def steps(ctx: durably.Context) -> Any:
+        return await ctx.step.run("a", lambda: "from the app")
+
+    async with running(server.address, app, steps) as on_temporal:
+
+        async def call(call_input: CallInput, data: CallData) -> Answer:
+            if call_input.call.generation == 1:
+                for _ in range(2):
+                    await on_temporal.engine.checkpoint(data.run_id, checkpoint(1, b'"first"'))
+                with pytest.raises(StaleCallError):
+                    await on_temporal.engine.checkpoint(data.run_id, checkpoint(9, b'"stale"'))
+                with pytest.raises(TooLargeError, match="step 'a' returned 1600002 bytes"):
+                    await on_temporal.engine.checkpoint(data.run_id, checkpoint(1, b'"' + b"x" * 1_600_000 + b'"'))
+                return await on_temporal.call_function(
+                    call_input, msgspec.structs.replace(data, memos=[(hash_step_id("a"), b'{"data":"first"}')])
+                )
+            return await on_temporal.call_function(call_input, data)
+
+        on_temporal.caller = call
+        run = await on_temporal.start("steps")
+        assert await run.result() == "first"
+        assert (await run.event_types()).count("WORKFLOW_EXECUTION_UPDATE_ACCEPTED") == 2
+        with pytest.raises(StaleCallError):
+            await on_temporal.engine.checkpoint(run.id, checkpoint(1, b'"late"'))
