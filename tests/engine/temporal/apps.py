@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from temporalio.client import Client, WorkflowHandle, WorkflowHistory
 from temporalio.worker import Worker
+from ulid import ULID
 
 import durably
 from durably.comm.handler import CommHandler
@@ -31,7 +32,7 @@ QUICK = EngineSettings(
     backoff=lambda attempt, jitter: dt.timedelta(milliseconds=20),
     allow_private_addresses=True,
     close_grace=dt.timedelta(milliseconds=100),
-    max_event_bytes=1_000_000,
+    max_event_bytes=10_000_000,
     max_steps=MAX_STEPS * 100,
 )
 
@@ -72,12 +73,9 @@ class RunningApp:
 
     async def start(self, function: str, data: dict[str, Any] | None = None) -> "RunOfApp":
         """Send the event that triggers a function, and find its run."""
-        event_id = f"e{next(_numbers)}-{self.id}"
-        name = f"{self.id}/{function}"
-        now = QUICK.clock.now()
-        event = {"id": event_id, "name": name, "data": data or {}, "ts": now}
-        receipt = await self.engine.receive_events(msgspec.json.encode(event))
-        run_id = make_run_id(now, receipt.ids[0], f"{self.id}-{function}")
+        event = {"name": f"{self.id}/{function}", "data": data or {}}
+        (event_id,) = (await self.engine.receive_events(msgspec.json.encode(event))).ids
+        run_id = make_run_id(ULID.from_str(event_id).milliseconds, event_id, f"{self.id}-{function}")
         return RunOfApp(run_id, self.client.get_workflow_handle(run_workflow_id(run_id), result_type=Any))
 
     async def sync(self) -> None:

@@ -100,6 +100,12 @@ class RunContents:
         with self._lock:
             self._drop(key)
 
+    def clear(self) -> None:
+        """Forget all, as a new process would not have it."""
+        with self._lock:
+            self._by_run.clear()
+            self._bytes = 0
+
     def _drop(self, key: str) -> None:
         dropped = self._by_run.pop(key, None)
         if dropped is not None:

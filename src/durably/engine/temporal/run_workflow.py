@@ -61,7 +61,7 @@ from .run_calls import RunCalls
 from .run_context import RunContext, now
 from .run_timeline import RunTimeline
 from .run_waits import RUN, RunWaits
-from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES
+from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, fit_end_event
 
 _FINISHED_LATE = "the run was cancelled: it had not ended by the time that timeouts.finish allows"
 _COPY_TIMEOUT = dt.timedelta(minutes=1)
@@ -298,7 +298,13 @@ class RunWorkflow:
             # A run keeps its error as the app wrote it. Events have it without nulls, as from official servers.
             output = encode_error(msgspec.json.decode(output, type=ErrorData))
         result = RunResult(run.run_id, run.function_id, end.status, output)
-        events = [(name.value, msgspec.Raw(data)) for name, data in run_end_events(result, self._context.triggers)]
+        events: list[tuple[str, msgspec.Raw]] = []
+        for name, data in run_end_events(result, self._context.triggers):
+            fitted, omitted = fit_end_event(data)
+            if omitted:
+                message = "run %s: the event %r is too large with %s, which it does not have"
+                workflow.logger.warning(message, run.run_id, name.value, ", ".join(omitted))
+            events.append((name.value, msgspec.Raw(fitted)))
         for function_id, data in self._deferred.values():
             deferred = deferred_data(data, function_id, run.run_id, run.function_id)
             events.append((InternalEvent.DEFERRED_SCHEDULE.value, msgspec.Raw(deferred)))

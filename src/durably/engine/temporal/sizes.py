@@ -4,6 +4,7 @@ The server takes payloads of up to 2 MB, messages of up to 4 MB, and histories o
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
@@ -15,7 +16,9 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
 MAX_OUTPUT_BYTES = 1_500_000
-"""The largest output of a step or of a run, and the largest event."""
+"""The largest output of a step or of a run."""
+MAX_EVENT_BYTES = 1_000_000
+"""The largest event, whatever the engine's settings allow."""
 MAX_PAYLOAD_BYTES = 1_900_000
 """The largest answer or checkpoint, with all that surrounds the outputs."""
 _MAX_ARGUMENT_BYTES = 256 * 1024
@@ -107,6 +110,22 @@ def split_steps(steps: list[Op]) -> list[list[Op]]:
         groups[-1].append(step)
         size += added
     return groups
+
+
+def fit_end_event(data: bytes) -> tuple[bytes, list[str]]:
+    """The data of an event about a run's end, and the names of fields that are left out because it is too large."""
+    omitted: list[str] = []
+    fields = None
+    for name in ("events", "result", "event", "error"):
+        if len(data) <= MAX_OUTPUT_BYTES:
+            break
+        fields = fields or msgspec.json.decode(data, type=dict[str, Any])
+        if name in fields:
+            omitted.append(name)
+            fields[name] = None
+            fields["_inngest"] = {**fields["_inngest"], "omitted": omitted}
+            data = msgspec.json.encode(fields)
+    return data, omitted
 
 
 def size_of(value: object) -> int:

@@ -93,7 +93,7 @@ from .run_views import RunViews, status_of
 from .run_workflow import RunWorkflow
 from .search_attributes import register_search_attributes
 from .signal_workflow import SignalWorkflow
-from .sizes import MAX_OUTPUT_BYTES, check_step, split_steps, without_large_arguments
+from .sizes import MAX_EVENT_BYTES, MAX_OUTPUT_BYTES, check_step, split_steps, without_large_arguments
 from .step_requests import StepRequests
 from .topic_workflow import TopicWorkflow
 from .wait_workflow import WaitWorkflow
@@ -129,6 +129,7 @@ class WorkflowEngine(LocalEngine):
     """The engine on Temporal. ``client`` has ``DATA_CONVERTER``."""
 
     def __init__(self, client: Client, settings: EngineSettings) -> None:
+        settings = msgspec.structs.replace(settings, max_event_bytes=min(settings.max_event_bytes, MAX_EVENT_BYTES))
         self._client = client
         self._settings = settings
         self._router = Router(client, settings)
