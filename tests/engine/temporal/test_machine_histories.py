@@ -50,7 +50,7 @@ from ..core.test_machine_histories import MAX_ATTEMPTS, World, build, run_to_end
 
 CALLS = "durably/app/random"
 LOST = ErrorData(name="CallLostError", message="lost")
-SEEDS = int(os.environ.get("MACHINE_SEEDS", "8"))
+SEEDS = int(os.environ.get("MACHINE_SEEDS", "5"))
 LEAVES = ("step", "step", "step", "flaky", "sleep", "event", "invoke", "fetch")
 
 

@@ -7,7 +7,11 @@ import pytest
 from aiohttp import web
 
 import durably
+from durably.engine.core.answers import Answer, ReportedOps
+from durably.engine.core.call_body import CallData
 from durably.engine.temporal import run_calls
+from durably.engine.temporal.messages import CallInput
+from durably.protocol.opcodes import Op, Opcode
 
 from ...temporal.dev_server import DevServer
 from .apps import make_client, on, running
@@ -100,3 +104,38 @@ async def test_the_handler_of_a_failed_run_gets_its_error(server: DevServer) -> 
         assert data["run_id"] == run.id
         assert data["error"]["message"] == "no"
         assert data["event"]["data"] == {"n": 1}
+
+
+async def test_deferred_functions_start_at_the_end_of_the_run(server: DevServer) -> None:
+    app = make_client()
+    got: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    condition = f"event.data._inngest.fn_slug == '{app.app_id}-later'"
+
+    @app.create_function(
+        fn_id="later", trigger=durably.TriggerEvent(event="inngest/deferred.schedule", expression=condition)
+    )
+    async def later(ctx: durably.Context) -> None:
+        got.put_nowait(ctx.event.data)
+
+    @app.create_function(fn_id="first", trigger=on(app, "first"))
+    async def first(ctx: durably.Context) -> None: ...
+
+    def defer(step_id: str, n: int) -> Op:
+        opts = {"fn_slug": f"{app.app_id}-later", "input": {"n": n}}
+        return Op(id=step_id, op=Opcode.DEFER_ADD, display_name=step_id, opts=opts)
+
+    async with running(server.address, app, later, first) as on_temporal:
+
+        async def call(call_input: CallInput, data: CallData) -> Answer:
+            if call_input.function_id.endswith("later"):
+                return await on_temporal.call_function(call_input, data)
+            abort = Op(id="x", op=Opcode.DEFER_ABORT, opts={"target_hashed_id": "b"})
+            return ReportedOps([defer("a", 1), defer("b", 2), abort, Op(id="", op=Opcode.RUN_COMPLETE)])
+
+        on_temporal.caller = call
+        run = await on_temporal.start("first")
+        await run.result()
+        data = await asyncio.wait_for(got.get(), 30)
+        assert data["n"] == 1
+        assert data["_inngest"]["parent_run_id"] == run.id
+        assert got.empty()

@@ -1,6 +1,7 @@
 """Sizes that Temporal limits: outputs, events, parallel steps, memos, histories."""
 
 import asyncio
+import os
 from typing import Any
 
 import msgspec
@@ -29,6 +30,8 @@ from .apps import make_client, on, running
 from .serving import eventually
 
 MEGABYTE = 1_000_000
+STATE = int(os.environ.get("STATE_MEGABYTES", "4"))
+"""More than a message of Temporal. ``STATE_MEGABYTES=31`` is nearly the most that a run may have."""
 
 
 def step(name: str, size: int, **opts: Any) -> Op:
@@ -132,11 +135,11 @@ async def test_a_large_state_survives_the_restart_of_its_worker(server: DevServe
 
     def large(number: int) -> str:
         executions.append(number)
-        return f"{number}" * MEGABYTE
+        return chr(97 + number % 26) * MEGABYTE
 
     @app.create_function(fn_id="large", trigger=on(app, "large"))
     async def function(ctx: durably.Context) -> list[str]:
-        found = [await ctx.step.run(f"s{n}", large, n) for n in range(6)]
+        found = [await ctx.step.run(f"s{n}", large, n) for n in range(STATE)]
         await ctx.step.wait_for_event("go", event=f"{app.app_id}/go", timeout="1h")
         return [text[:2] for text in found]
 
@@ -147,8 +150,8 @@ async def test_a_large_state_survives_the_restart_of_its_worker(server: DevServe
         CONTENTS.clear()
         async with on_temporal.working():
             await on_temporal.start("go")
-            assert await run.result() == ["00", "11", "22", "33", "44", "55"]
-    assert sorted(executions) == list(range(6))
+            assert await run.result() == [chr(97 + n % 26) * 2 for n in range(STATE)]
+    assert sorted(executions) == list(range(STATE))
 
 
 async def test_a_run_near_the_limit_of_histories_fails(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
