@@ -268,7 +268,10 @@ def _end_request(transition: Transition, run_input: RequestFinished) -> None:
 
 
 def _lose_request(transition: Transition, run_input: RequestLost) -> None:
-    """Ask the app for the request again. A discovery that is under way may still report it."""
+    """Ask the app for the request again.
+
+    A discovery that is under way may still report it.
+    """
     wait = transition.waits.get(run_input.step_id)
     if wait is not None and wait.generation == run_input.generation:
         transition.waits[wait.step_id] = msgspec.structs.replace(wait, needs_op=True)

@@ -161,7 +161,10 @@ async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -
 
 
 def _unreached(answer: Unreached) -> ApplicationError:
-    """The error by which the server repeats the call later, which adds no events to the run's history."""
+    """The error by which the server repeats the call later.
+
+    A repetition adds no events to the run's history.
+    """
     seconds = min(2.0 ** min(activity.info().attempt - 1, 10), _MAX_UNREACHED_SECONDS)
     return ApplicationError(
         answer.error.message or "",

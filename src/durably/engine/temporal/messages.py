@@ -290,7 +290,10 @@ class ReturnedResult(msgspec.Struct, frozen=True, tag="returned"):
 
 
 class OpsResult(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
-    """``requests_queue``: the task queue of the process that has the options of the requests among the ops."""
+    """An answer with ops.
+
+    ``requests_queue``: the task queue of the process that has the options of the requests among the ops.
+    """
 
     ops: list[Op]
     no_retry: bool = False
@@ -356,7 +359,10 @@ class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ContentRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The argument of the query ``content``: a page of memos after a number of them, and up to another."""
+    """A page of memos after a number of them, and up to another.
+
+    It is the argument of the query ``content``.
+    """
 
     after: int
     until: int = MAX_COUNT

@@ -1,4 +1,7 @@
-"""Calls and requests of a run, as activities. All of it is workflow code."""
+"""Calls and requests of a run, as activities.
+
+All of it is workflow code.
+"""
 
 import asyncio
 import datetime as dt

@@ -1,4 +1,7 @@
-"""The context that the parts of a run's workflow share. All of it is workflow code."""
+"""The context that the parts of a run's workflow share.
+
+All of it is workflow code.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable

@@ -1,4 +1,4 @@
-"""Settings of the engine and options of functions, as runs get them at their start. Pure."""
+"""Settings of the engine and options of functions for runs that start. Pure."""
 
 import datetime as dt
 

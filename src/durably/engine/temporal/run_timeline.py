@@ -1,4 +1,7 @@
-"""The timeline of a run in Temporal's UI, as Markdown. It is workflow code, but nothing depends on it."""
+"""The timeline of a run in Temporal's UI, as Markdown.
+
+It is workflow code, but nothing depends on it.
+"""
 
 from collections import deque
 
@@ -22,7 +25,10 @@ _MAX_CHARACTERS = 200
 
 
 class RunTimeline:
-    """The last lines of a run's timeline. ``workflow.set_current_details`` shows them; it adds nothing to histories."""
+    """The last lines of a run's timeline.
+
+    ``workflow.set_current_details`` shows them; it adds nothing to histories.
+    """
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_MAX_LINES)

@@ -1,4 +1,7 @@
-"""Waits of a run: sleeps, events, signals and invoked functions. All of it is workflow code."""
+"""Waits of a run: sleeps, events, signals and invoked functions.
+
+All of it is workflow code.
+"""
 
 import asyncio
 from collections.abc import Callable, Coroutine

@@ -193,7 +193,10 @@ class RunWorkflow:
         self._check_history()
 
     def _check_history(self) -> None:
-        """Fail a run whose history is near the limits of the server, which would terminate it."""
+        """Fail a run whose history is near the limits of the server.
+
+        Beyond them the server terminates it.
+        """
         info = workflow.info()
         events, size = info.get_current_history_length(), info.get_current_history_size()
         if self._end is not None or (events < MAX_HISTORY_EVENTS and size < MAX_HISTORY_BYTES):

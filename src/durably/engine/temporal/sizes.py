@@ -27,7 +27,10 @@ MAX_HISTORY_BYTES = 45_000_000
 
 
 class FittedAnswer(msgspec.Struct, frozen=True):
-    """An answer that fits into a payload. ``checkpoints`` are steps of it to be committed before it."""
+    """An answer that fits into a payload.
+
+    ``checkpoints`` are steps of it to be committed before it.
+    """
 
     answer: Answer
     checkpoints: Sequence[list[Op]] = ()
@@ -77,7 +80,10 @@ def check_step(op: Op) -> None:
 
 
 def without_large_arguments(op: Op) -> Op:
-    """The op of an executed step. Its arguments are only shown, so they are left out if they are large."""
+    """The op of an executed step, without arguments if they are large.
+
+    Arguments are only shown.
+    """
     opts = op.opts or {}
     if size_of(opts.get("input")) <= _MAX_ARGUMENT_BYTES:
         return op
@@ -113,7 +119,10 @@ def split_steps(steps: list[Op]) -> list[list[Op]]:
 
 
 def fit_end_event(data: bytes) -> tuple[bytes, list[str]]:
-    """The data of an event about a run's end, and the names of fields that are left out because it is too large."""
+    """The data of an event about a run's end, and the omitted fields.
+
+    Fields are omitted if the event would be too large.
+    """
     omitted: list[str] = []
     fields = None
     for name in ("events", "result", "event", "error"):

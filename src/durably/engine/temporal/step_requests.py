@@ -1,5 +1,6 @@
-"""Requests of the steps ``fetch`` and ``ai.infer``, made by the process that got their options from the app.
+"""Requests of the steps ``fetch`` and ``ai.infer``.
 
+The process that got their options from the app makes them.
 Options may hold credentials, so they are in no history: they stay in the memory of the process, whose own task queue
 gets the requests. If they are lost with the process, the run asks the app again.
 """
@@ -26,7 +27,7 @@ _MAX_KEPT_BYTES = 128 * 1024 * 1024
 
 
 class StepRequests:
-    """The options of requests, by run and step, and the activity that makes the requests.
+    """The options of requests by run and step, and the activity that makes them.
 
     ``queue`` is the task queue of this process. The oldest options are dropped when all are too large: they are asked
     for again.
