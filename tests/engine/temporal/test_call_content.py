@@ -10,9 +10,11 @@ from temporalio.testing import ActivityEnvironment
 from durably.engine.core.answers import Answer, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
+from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.temporal.activities import CallActivities
 from durably.engine.temporal.contents import CONTENTS, RunContent
-from durably.engine.temporal.messages import CallInput, ContentPage, MemoRecord
+from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest, MemoRecord
+from durably.engine.temporal.step_requests import StepRequests
 
 EVENT = b'{"name":"order"}'
 
@@ -24,10 +26,11 @@ class Workflow:
         self._content = content
         self.queries = 0
 
-    def get_workflow_handle(self, workflow_id: str) -> "Workflow":
+    def get_workflow_handle(self, workflow_id: str, *, run_id: str) -> "Workflow":
         return self
 
-    async def query(self, name: str, after: int, *, result_type: Any) -> ContentPage:
+    async def query(self, name: str, request: ContentRequest, *, result_type: Any) -> ContentPage:
+        after = request.after
         self.queries += 1
         memos = [MemoRecord(step, msgspec.Raw(memo)) for step, memo in self._content.memos[after : after + 1]]
         return ContentPage(len(self._content.memos), memos, [] if after else [msgspec.Raw(EVENT)])
@@ -51,7 +54,9 @@ async def memos_of_call(run_id: str, committed: RunContent, workflow: Workflow) 
         return Returned(b"null")
 
     environment = ActivityEnvironment()
-    environment.info = dataclasses.replace(environment.default_info(), heartbeat_timeout=dt.timedelta(seconds=20))
+    environment.info = dataclasses.replace(
+        environment.default_info(), heartbeat_timeout=dt.timedelta(seconds=20), workflow_run_id=run_id
+    )
     call = CallInput(
         run_id=run_id,
         function_id="shop-pay",
@@ -61,7 +66,8 @@ async def memos_of_call(run_id: str, committed: RunContent, workflow: Workflow) 
         memos=len(committed.memos),
         digest=committed.digest,
     )
-    await environment.run(CallActivities(workflow, make_call).call, call)  # type: ignore[arg-type]
+    requests = StepRequests("durably/process/test", Outbound())
+    await environment.run(CallActivities(workflow, make_call, requests).call, call)  # type: ignore[arg-type]
     [data] = seen
     return list(data.memos)
 

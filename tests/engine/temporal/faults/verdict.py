@@ -12,7 +12,7 @@ from temporalio.client import Client
 
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.messages import ContentPage
+from durably.engine.temporal.messages import ContentPage, ContentRequest
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
 
@@ -92,6 +92,6 @@ async def _memos(client: Client, run_id: str) -> dict[str, dict[str, object]]:
     handle, found = client.get_workflow_handle(run_workflow_id(run_id)), {}
     page = None
     while page is None or len(found) < page.total:
-        page = await handle.query("content", len(found), result_type=ContentPage)
+        page = await handle.query("content", ContentRequest(len(found)), result_type=ContentPage)
         found |= {memo.step_id: json.loads(bytes(memo.memo)) for memo in page.memos}
     return found
