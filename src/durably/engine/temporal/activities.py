@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -81,6 +82,7 @@ class CallActivities:
 
     @activity.defn(name=CALL)
     async def call(self, call: CallInput) -> CallResult:
+        called_at = time.time_ns() // 1_000_000
         try:
             async with heartbeats():
                 answer = await self._call(call, await self._data_of(call))
@@ -96,7 +98,8 @@ class CallActivities:
                 # Another process makes the call, with a new generation: this one's function may not have ended.
                 raise ApplicationError("the process stops", type=CALL_RETURNED, non_retryable=True) from None
             raise
-        return result_of(fitted.answer, self._requests.queue if has_requests else None)
+        result = result_of(fitted.answer, self._requests.queue if has_requests else None)
+        return msgspec.structs.replace(result, called_at=called_at)
 
     async def _data_of(self, call: CallInput) -> CallData:
         content = await self._content_of(call)

@@ -27,6 +27,10 @@ def process_queue() -> str:
     return f"durably/process/{uuid.uuid4()}"
 
 
+CALL_ID_PREFIX = "call/"
+"""The beginning of ids of activities that are calls. The generation follows."""
+
+
 def run_workflow_id(run_id: str) -> str:
     return _RUN_PREFIX + run_id
 

@@ -11,6 +11,7 @@ import msgspec
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
+from durably.engine.step_rows import MemoRow
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_COUNT, MAX_DEPTH, MAX_STEPS
 from durably.protocol.opcodes import Op, Opcode
@@ -287,6 +288,7 @@ class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 class ReturnedResult(msgspec.Struct, frozen=True, tag="returned"):
     output: msgspec.Raw
+    called_at: int | None = None
 
 
 class OpsResult(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
@@ -300,6 +302,7 @@ class OpsResult(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
     retry_at: int | None = None
     races: bool = False
     requests_queue: str | None = None
+    called_at: int | None = None
 
 
 class FailedResult(msgspec.Struct, frozen=True, tag="failed", omit_defaults=True):
@@ -307,11 +310,12 @@ class FailedResult(msgspec.Struct, frozen=True, tag="failed", omit_defaults=True
     no_retry: bool = False
     retry_at: int | None = None
     written: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    called_at: int | None = None
 
 
 CallResult = ReturnedResult | OpsResult | FailedResult
 """An answer as JSON that people can read. The activity repeats calls that do not reach the app, so it has none of
-these."""
+these. ``called_at`` is when the call was made, in milliseconds since the epoch."""
 
 
 def result_of(answer: Answer, requests_queue: str | None = None) -> CallResult:
@@ -356,16 +360,18 @@ class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
     memos: list[MemoRecord] = []
     events: list[msgspec.Raw] = []
     step_input: MemoRecord | None = None
+    steps: list[MemoRow] = []
 
 
 class ContentRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     """A page of memos after a number of them, and up to another.
 
-    It is the argument of the query ``content``.
+    It is the argument of the query ``content``. ``has_steps``: the page has the rows of the memos too.
     """
 
     after: int
     until: int = MAX_COUNT
+    has_steps: bool = False
 
 
 class MemosToCopy(msgspec.Struct, frozen=True):

@@ -19,6 +19,7 @@ from durably.engine.core.run_state import Call
 from durably.protocol.errors import ErrorData
 
 from .activities import CALL, CALL_RETURNED
+from .ids import CALL_ID_PREFIX
 from .messages import CallInput, CallResult, OpsResult, RequestInput, RequestResult, answer_of
 from .run_context import RunContext, now, stop
 from .step_requests import REQUEST
@@ -73,7 +74,7 @@ class RunCalls:
         flow = self._context.flow
         try:
             await flow.acquire(call.generation)
-            answer = await self._ask(call)
+            answer, called_at = await self._ask(call)
         except (Exception, asyncio.CancelledError):  # No ``finally``: a workflow that leaves the cache sends nothing.
             flow.release(call.generation)
             raise
@@ -82,11 +83,12 @@ class RunCalls:
             return
         ops = getattr(answer, "ops", ())
         try:
-            self._context.apply(Answered(call.generation, answer, self._context.known(ops, call.step_id)))
+            self._context.apply(Answered(call.generation, answer, self._context.known(ops, call.step_id), called_at))
         except StaleCallError:
             workflow.logger.debug("the answer of a call that was given up")
 
-    async def _ask(self, call: Call) -> Answer:
+    async def _ask(self, call: Call) -> tuple[Answer, int | None]:
+        """The answer, and when the call was made, if that is known."""
         run, state = self._context.run, self._context.state
         self._context.share_content()
         call_input = CallInput(
@@ -111,13 +113,14 @@ class RunCalls:
                 heartbeat_timeout=_HEARTBEAT_TIMEOUT,
                 retry_policy=_CALL_RETRIES,
                 summary=_summary(call),
+                activity_id=f"{CALL_ID_PREFIX}{call.generation}",
             )
         except ActivityError as error:
-            return self._answer_of_failure(call, error)
+            return self._answer_of_failure(call, error), None
         self._lost_before.discard(call.step_id)
         if isinstance(result, OpsResult) and result.requests_queue is not None:
             self._request_queues.update({op.id: result.requests_queue for op in result.ops if op.op in REQUESTS})
-        return answer_of(result)
+        return answer_of(result), result.called_at
 
     def _answer_of_failure(self, call: Call, error: ActivityError) -> Answer:
         """The answer of a call whose activity has failed.

@@ -25,6 +25,7 @@ from durably.engine.core.inputs import (
     Checkpointed,
     CloseWait,
     Defer,
+    DelaysSkipped,
     EndRun,
     Input,
     Invoke,
@@ -35,7 +36,7 @@ from durably.engine.core.inputs import (
     WaitResolved,
     WriteMemo,
 )
-from durably.engine.core.machine import advance
+from durably.engine.core.machine import advance, find_delays
 from durably.engine.core.policy import Policy, standard_backoff, unreached_backoff
 from durably.engine.core.run_state import RunStatus, origin_of
 from durably.engine.core.transition import encode_error
@@ -59,6 +60,7 @@ from .messages import (
 )
 from .run_calls import RunCalls
 from .run_context import RunContext, now
+from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
 from .run_timeline import RunTimeline
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, fit_end_event
@@ -82,6 +84,7 @@ class RunWorkflow:
         """Functions to start at the end, and their data, by step."""
         self._end: EndRun | None = None
         self._is_cancelled = False
+        self._record = RunRecord(run.run_id)
 
     @workflow.run
     async def run(self, run: RunInput) -> msgspec.Raw:
@@ -113,7 +116,7 @@ class RunWorkflow:
     async def _copy_memos(self, run_id: str, count: int) -> None:
         content = self._context.content
         while len(content.memos) < count:
-            request = MemosToCopy(run_id, ContentRequest(len(content.memos), count))
+            request = MemosToCopy(run_id, ContentRequest(len(content.memos), count, has_steps=True))
             page: ContentPage = await workflow.execute_activity(
                 COPY_MEMOS,
                 request,
@@ -121,6 +124,7 @@ class RunWorkflow:
                 start_to_close_timeout=_COPY_TIMEOUT,
                 summary=f"steps of {run_id}",
             )
+            self._record.copy(page.steps)
             for memo in page.memos:
                 self._context.add_memo(memo.step_id, bytes(memo.memo))
 
@@ -166,8 +170,11 @@ class RunWorkflow:
     @workflow.query(name="content")
     def _read_content(self, request: ContentRequest) -> ContentPage:
         content, after = self._context.content, request.after
-        memos = content.memos[after : content.page(after, request.until)]
-        page = ContentPage(len(content.memos), [MemoRecord(step_id, msgspec.Raw(memo)) for step_id, memo in memos])
+        end = content.page(after, request.until)
+        memos = [MemoRecord(step_id, msgspec.Raw(memo)) for step_id, memo in content.memos[after:end]]
+        steps = self._record.steps[after:end] if request.has_steps else ()
+        shown = [msgspec.structs.replace(step, arguments=None) for step in steps]
+        page = ContentPage(len(content.memos), memos, steps=shown)
         if after:
             return page
         given = (
@@ -177,6 +184,31 @@ class RunWorkflow:
         )
         return msgspec.structs.replace(page, events=[msgspec.Raw(event) for event in content.events], step_input=given)
 
+    # reports
+
+    @workflow.update(name="skip_delays")
+    def _skip_delays(self, step_id: str | None) -> int:
+        """The number of sleeps and delayed attempts."""
+        sleeps, calls = find_delays(self._context.state, step_id, now())
+        self._apply(DelaysSkipped(step_id))
+        return len(sleeps) + len(calls)
+
+    @workflow.update(name="annotate")
+    def _annotate(self, annotation: Annotation) -> bool:
+        return self._record.annotate(annotation)
+
+    @workflow.query(name="summary")
+    def _read_summary(self) -> RunSummary:
+        return self._record.summary(self._context.state)
+
+    @workflow.query(name="record")
+    def _read_record(self, after: int) -> RecordPage:
+        return self._record.page(self._context.state, after)
+
+    @workflow.query(name="steps")
+    def _read_steps(self, after: int) -> StepsPage:
+        return steps_page(self._record.steps, self._context.content.memos, after)
+
     # the machine
 
     def _apply(self, run_input: Input) -> None:
@@ -184,8 +216,9 @@ class RunWorkflow:
 
         Raises ``StaleCallError`` and the errors of checkpoints.
         """
-        context = self._context
-        context.state, commands = advance(context.state, run_input, now(), self._policy)
+        context, before = self._context, self._context.state
+        context.state, commands = advance(before, run_input, now(), self._policy)
+        self._record.note(before, run_input, commands, now())
         self._calls.stop_given_up()
         for command in commands:
             self._timeline.note(command)

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -38,9 +38,11 @@ from durably.engine.reports import (
     EventPage,
     FunctionLoad,
     FunctionReport,
+    LogPage,
     MatchCount,
     Overview,
     RunPage,
+    RunReport,
     ScheduleView,
 )
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
@@ -50,20 +52,27 @@ from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.settings import EngineSettings
 from durably.engine.views import (
     AppView,
+    AttemptView,
+    CallView,
     CancellationView,
     EventView,
     FromStep,
     FunctionView,
     InvokeReceipt,
+    MetadataView,
     ReplayView,
     RunStatus,
     RunView,
     Selection,
+    StepView,
     SyncResult,
+    TracesView,
     to_datetime,
 )
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import Event, EventReceipt, InternalEvent
+from durably.protocol.headers import ServerKind
+from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 
 from .activities import CallActivities, Caller, RoutingActivities
@@ -88,6 +97,8 @@ from .refusals import check_support
 from .reruns import Reruns
 from .router import Router
 from .run_lists import RunFilter, RunLists
+from .run_record import Annotation
+from .run_reports import RunReports
 from .run_search import RunSearch
 from .run_views import RunViews, status_of
 from .run_workflow import RunWorkflow
@@ -97,6 +108,8 @@ from .sizes import MAX_EVENT_BYTES, MAX_OUTPUT_BYTES, check_step, split_steps, w
 from .step_requests import StepRequests
 from .topic_workflow import TopicWorkflow
 from .wait_workflow import WaitWorkflow
+
+T = TypeVar("T", int, bool)
 
 WORKFLOWS: Sequence[type] = (
     RunWorkflow,
@@ -137,6 +150,7 @@ class WorkflowEngine(LocalEngine):
         self._events = EventReceiver(client, self._router, settings)
         self._views = RunViews(client)
         self._lists = RunLists(client)
+        self._reports = RunReports(client, self._router, self._lists, self._views)
         self._search = RunSearch(self._lists, self._views)
         self._event_lists = EventLists(self._lists, self._views)
         self._function_lists = FunctionLists(client, self._router.records, self._lists, self._views)
@@ -273,7 +287,78 @@ class WorkflowEngine(LocalEngine):
         return await self._search.search(wanted, condition, id or None, limit, cursor)
 
     async def get_run(self, run_id: str) -> RunView | None:
-        return await self._views.find(run_id)
+        return await self._reports.find(run_id)
+
+    async def run_steps(self, run_id: str) -> list[StepView]:
+        return await self._reports.steps(run_id)
+
+    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+        return await self._reports.attempts(run_id)
+
+    async def run_calls(self, run_id: str) -> list[CallView]:
+        return await self._reports.calls(run_id)
+
+    async def inspect_run(self, run_id: str) -> RunReport | None:
+        return await self._reports.report(run_id)
+
+    async def run_batch(self, run_id: str) -> msgspec.Raw | None:
+        return await self._reports.batch(run_id)
+
+    async def run_actions(self, run_id: str) -> msgspec.Raw | None:
+        return await self._reports.memos(run_id)
+
+    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
+        return await self._update_live(run_id, "skip_delays", step_id, 0)
+
+    async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
+        metadata = MetadataView(received_at=to_datetime(_now()), body=body)
+        return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
+
+    async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
+        if self._settings.server_kind is not ServerKind.DEV:
+            return False
+        return await self._update_live(run_id, "annotate", Annotation(lines=lines), False)
+
+    async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
+        """The result of an Update of a run; ``of_ended`` if the run has ended. Raises ``RunNotFoundError``."""
+        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
+        try:
+            result: T = await handle.execute_update(update, argument, result_type=type(of_ended))
+        except (RPCError, WorkflowUpdateFailedError) as error:
+            has_ended = isinstance(error, WorkflowUpdateFailedError) or error.status is RPCStatusCode.NOT_FOUND
+            if not has_ended:
+                raise
+            if await self._views.describe(run_id) is None:
+                raise RunNotFoundError(f"there is no run with the id {run_id!r}") from None
+            return of_ended
+        return result
+
+    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+        record = await self._reports.record(run_id)
+        return None if record is None else record.metadata
+
+    async def list_logs(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        position: int | None = None,
+        limit: int = 100,
+    ) -> LogPage:
+        """Lines of one run. Raises ``NotSupportedError`` without ``run_id``."""
+        if run_id is None:
+            raise NotSupportedError("an engine on Temporal has the log lines of one run at a time: name a run")
+        return await self._reports.logs(run_id, position, limit)
+
+    async def add_traces(self, body: bytes, content_type: str) -> bool:
+        """Spans are not kept: give apps an exporter of OpenTelemetry."""
+        return False
+
+    async def run_traces(self, run_id: str) -> list[TracesView]:
+        """Raises ``NotSupportedError``."""
+        raise NotSupportedError(
+            "an engine on Temporal keeps no spans of apps: give the apps an exporter of OpenTelemetry (durably.otel)"
+        )
 
     async def count_matching_runs(
         self,
@@ -289,10 +374,10 @@ class WorkflowEngine(LocalEngine):
         return await self._search.count(wanted, statuses, condition)
 
     async def wait_for_run(self, run_id: str) -> RunView:
-        run = await self.get_run(run_id)
+        run = await self._views.find(run_id)
         if run is not None and not run.status.has_ended:
             await self._views.output(run_id)
-            run = await self.get_run(run_id)
+            run = await self._views.find(run_id)
         if run is None:
             raise RunNotFoundError(f"no run has the id {run_id!r}")
         return run
