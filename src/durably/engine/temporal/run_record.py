@@ -80,7 +80,10 @@ class StepsPage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Annotation(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Lines of ``ctx.logger``, or metadata of an SDK: the argument of the Update ``annotate``."""
+    """The argument of the Update ``annotate``.
+
+    Lines of ``ctx.logger``, or metadata of an SDK.
+    """
 
     lines: list[LogLine] = []
     metadata: MetadataView | None = None

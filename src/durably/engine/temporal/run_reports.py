@@ -1,4 +1,7 @@
-"""Reports of a run, by queries of its workflow. A worker of the engine answers them, for ended runs too."""
+"""Reports of a run, by queries of its workflow.
+
+A worker of the engine answers them, for ended runs too.
+"""
 
 import datetime as dt
 import itertools
@@ -42,7 +45,10 @@ _NO_WORKERS = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStat
 
 
 class _Recorded(msgspec.Struct):
-    """The record of a run, and its finished steps with their memos. ``state`` is that of a live run."""
+    """The record of a run, and its finished steps with their memos.
+
+    ``state`` is that of a live run.
+    """
 
     record: RecordPage
     failed: list[AttemptRow]

@@ -320,7 +320,10 @@ class WorkflowEngine(LocalEngine):
         return await self._update_live(run_id, "annotate", Annotation(lines=lines), False)
 
     async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
-        """The result of an Update of a run; ``of_ended`` if the run has ended. Raises ``RunNotFoundError``."""
+        """The result of an Update of a run; ``of_ended`` if the run has ended.
+
+        Raises ``RunNotFoundError``.
+        """
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
         try:
             result: T = await handle.execute_update(update, argument, result_type=type(of_ended))
