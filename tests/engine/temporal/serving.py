@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -51,13 +51,18 @@ async def serving(
     async def checkpoint(run_id: str, request: CheckpointRequest) -> None:
         await engine.checkpoint(run_id, request)
 
-    checkpoints = EngineCheckpoints(checkpoint, None)
+    loop = asyncio.get_running_loop()
 
-    async def call(call_input: CallInput, data: CallData) -> Answer:
+    def block(coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    checkpoints = EngineCheckpoints(checkpoint, block)
+
+    async def make(call: CallInput, data: CallData) -> Answer:
         return await run_call(handler, data, checkpoints, clock)
 
     async with contextlib.AsyncExitStack() as stack:
-        for worker in engine.make_workers([app_queue(app.app_id)], call):
+        for worker in engine.make_workers([app_queue(app.app_id)], make):
             await stack.enter_async_context(worker)
         await engine.sync_app(sync_of(handler), in_process=True)
         yield engine

@@ -78,6 +78,10 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
         assert event_id in await page(f"/events?name={event}")
         for path in ("/functions", f"/functions/{app.app_id}-go", "/apps", "/cron"):
             assert app.app_id in await page(path) or path == "/cron"
+        of_run = await page(f"/runs/{run.id}")
+        assert "greet" in of_run
+        assert f"{UI}/namespaces/default/workflows/durably%2Frun%2F{run.id}" in of_run
+        assert "it is refused" in await page(f"/runs/{failed.id}")
         refused = await page("/events?unmatched=1", 501)
         assert "stores events in the runs that they start" in refused
         assert "Traceback" not in refused
@@ -91,6 +95,7 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
         assert lagging in listed.stderr
         assert event_id in (await durably_command(url, "events", "list", "--name", event)).stdout
         assert f"{app.app_id}-go" in (await durably_command(url, "functions", "list")).stdout
+        assert "greet" in (await durably_command(url, "runs", "show", run.id)).stdout
         assert "runs/min" in (await durably_command(url, "top", "--once")).stdout
 
 
