@@ -41,9 +41,10 @@ async def serving(
     *,
     settings: EngineSettings | None = None,
     converter: DataConverter = DATA_CONVERTER,
+    namespace: str = "default",
 ) -> AsyncIterator[WorkflowEngine]:
     """The engine, with workers for the functions."""
-    client = await Client.connect(address, data_converter=converter)
+    client = await Client.connect(address, namespace=namespace, data_converter=converter)
     engine = WorkflowEngine(client, settings or EngineSettings())
     handler = CommHandler(client=app, framework="test", functions=list(functions))
     clock = SystemClock()

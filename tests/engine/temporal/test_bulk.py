@@ -11,9 +11,11 @@ from durably.engine.core.errors import (
     FunctionNotFoundError,
     FunctionPausedError,
     RunNotFoundError,
+    StepNotFoundError,
 )
+from durably.engine.reports import Relation
 from durably.engine.temporal import bulk
-from durably.engine.views import RunStatus
+from durably.engine.views import FromStep, RunStatus
 
 from ...temporal.dev_server import DevServer
 from .serving import ended_runs, eventually, new_app, send, serving
@@ -40,6 +42,33 @@ async def test_a_rerun_has_the_same_events_and_names_its_run(server: DevServer) 
         await engine.pause_function(f"{app.app_id}-go")
         with pytest.raises(FunctionPausedError):
             await engine.rerun(run.id)
+
+
+async def test_a_rerun_from_a_step_has_the_results_before_it(server: DevServer) -> None:
+    app = new_app()
+    seen: list[str] = []
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
+    async def go(ctx: durably.Context) -> str:
+        def do(what: str) -> str:
+            seen.append(what)
+            return what.upper()
+
+        first: str = await ctx.step.run("first", do, "one")
+        return first + await ctx.step.run("second", do, "two")
+
+    async with serving(server.address, app, [go]) as engine:
+        (run,) = await ended_runs(engine, await send(engine, app.app_id))
+        again = await engine.rerun(run.id, from_step=FromStep.of("second", ["three"]))
+        assert (await engine.wait_for_run(again)).decode_output() == "ONETHREE"
+        assert seen == ["one", "two", "three"]
+        report = await engine.inspect_run(again)
+        assert report is not None
+        assert [(step.id, step.is_copied) for step in report.steps] == [("first", True), ("second", False)]
+        assert report.parent is not None
+        assert (report.parent.run_id, report.parent.relation) == (run.id, Relation.RERUN)
+        with pytest.raises(StepNotFoundError, match="has no finished step 'third': it has 'first', 'second'"):
+            await engine.rerun(run.id, from_step=FromStep("third"))
 
 
 async def test_failed_runs_are_replayed_once(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:

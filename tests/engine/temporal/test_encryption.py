@@ -11,7 +11,7 @@ from durably.engine.views import RunStatus
 from durably.temporal import Temporal
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 
-from ...temporal.dev_server import DevServer
+from ...temporal.dev_server import BILLING, DevServer
 from .serving import ended_runs, eventually, new_app, send, serving
 
 SECRET = "the-secret-of-a-customer"
@@ -42,10 +42,10 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
         return said
 
     temporal = Temporal(
-        server.address, data_converter=DATA_CONVERTER, encryption=EncryptionCodec(EncryptionKey.generate("k"))
+        server.address, BILLING, data_converter=DATA_CONVERTER, encryption=EncryptionCodec(EncryptionKey.generate("k"))
     )
     converter = (await temporal.connect()).data_converter
-    async with serving(server.address, app, [go], converter=converter) as engine:
+    async with serving(server.address, app, [go], converter=converter, namespace=BILLING) as engine:
         (run,) = await ended_runs(engine, await send(engine, event, {"text": SECRET}))
         assert run.decode_output() == f"{SECRET}, said"
         (failed,) = await ended_runs(engine, await send(engine, event, {"text": SECRET, "fails": True}))
@@ -59,7 +59,7 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
         since = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1)
         assert (await engine.search_runs(if_exp=f"event.data.text == '{SECRET}'", started_after=since)).runs
 
-        plain = await Client.connect(server.address)
+        plain = await Client.connect(server.address, namespace=BILLING)
         stored = [found async for found in stored_bytes(plain, app.app_id)]
         assert {each.split("/")[1] for each, _ in stored} >= {"run", "topic", "function", "app", "wait"}
         assert [each for each, found in stored if SECRET.encode() in found] == []

@@ -146,7 +146,8 @@ async def test_cancellations_and_invocations_return_the_run(server: DevServer) -
         assert await engine.cancel_run(run_id)
         run = await engine.get_run(run_id)
         assert run is not None
-        assert run.ended_at is not None
+        assert run.status is RunStatus.CANCELLED
+        assert "cancelled by request" in run.decode_output()["message"]
         assert not await engine.cancel_run(run_id)
         with pytest.raises(RunNotFoundError, match="nobody"):
             await engine.cancel_run("nobody")

@@ -184,11 +184,15 @@ class RunReports:
 
     async def memos(self, run_id: str) -> msgspec.Raw | None:
         """The run's memos by hashed step id, as the protocol has them."""
-        if await self._views.describe(run_id) is None:
+        given = await self._views.input(run_id)
+        if given is None:
             return None
         memos: list[tuple[str, bytes]] = []
         async for page in self.steps_pages(run_id):
             memos += [(row.step_id, bytes(memo)) for row, memo in zip(page.steps, page.memos, strict=True)]
+        step_input = None if given.copied is None else given.copied.step_input
+        if step_input is not None and all(step_id != step_input.step_id for step_id, _ in memos):
+            memos.append((step_input.step_id, bytes(step_input.memo)))
         return msgspec.Raw(join_memos(memos))
 
     async def steps_pages(self, run_id: str) -> AsyncIterator[StepsPage]:

@@ -156,7 +156,7 @@ class WorkflowEngine(LocalEngine):
         self._function_lists = FunctionLists(client, self._router.records, self._lists, self._views)
         self._loads = Loads(client, self._function_lists, self._lists)
         self._changes = ChangePoll(client, self._lists, self._views)
-        self._reruns = Reruns(self._router, self._function_lists, self._views)
+        self._reruns = Reruns(self._router, self._function_lists, self._reports, self._views)
         self._bulk = Bulk(client, self._lists, self._search, self._views, self._function_lists, self._reruns)
         self._has_search_attributes = False
 
