@@ -34,6 +34,11 @@ class RunFlowControl:
         self._has_started = False
         self._timeout: asyncio.Task[None] | None = None
 
+    @property
+    def has_started(self) -> bool:
+        """Whether the first call was made, or may be made without a slot."""
+        return self._has_started or self._flow.queue is None
+
     async def acquire(self, generation: int) -> None:
         """Wait until the call may be made. ``release`` it in any case."""
         entry, queue = self._flow.queue_entry, self._flow.queue

@@ -107,9 +107,8 @@ class RunWorkflow:
     async def _begin(self) -> None:
         if self._run.copied is not None:
             await self._copy_memos(self._run.copied.run_id, self._run.copied.memos)
-        finish_by = deadline(self._run.finish_timeout, now())
-        if finish_by is not None:
-            self._context.spawn(self._end_late, finish_by)
+        if self._run.finish_timeout is not None:
+            self._context.spawn(self._end_late)
         for call in self._context.state.calls:
             self._calls.make(MakeCall(call))
 
@@ -128,7 +127,12 @@ class RunWorkflow:
             for memo in page.memos:
                 self._context.add_memo(memo.step_id, bytes(memo.memo))
 
-    async def _end_late(self, finish_by: int) -> None:
+    async def _end_late(self) -> None:
+        """Cancel the run at its finish timeout, which begins with its first call if that has to queue."""
+        await workflow.wait_condition(lambda: self._context.flow.has_started)
+        finish_by = deadline(self._run.finish_timeout, now())
+        if finish_by is None:
+            return
         await workflow.sleep(max(finish_by - now(), 1) / 1000, summary="timeouts.finish")
         self._apply(CancelRequested(_FINISHED_LATE))
 

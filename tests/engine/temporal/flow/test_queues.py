@@ -12,7 +12,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHandle
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
-from durably.engine.temporal import call_queue_workflow
+from durably.engine.temporal import call_queue_workflow, run_calls
 from durably.engine.temporal.call_queue_messages import QueueCounts
 
 from .conftest import PATIENCE, World
@@ -113,6 +113,40 @@ async def test_a_run_that_waits_too_long_for_its_start_is_cancelled(world: World
     cancelled = await world.engine.wait_for_run(world.run_ids["invoker"])
     assert b"had not started by the time" in bytes(cancelled.output or b"")
     assert world.limit.entered == [1]
+
+
+async def test_the_finish_timeout_of_a_run_begins_with_its_first_call(world: World) -> None:
+    timeouts = Timeouts(finish=SECOND)
+    limit = Concurrency(limit=1, key=f"'{world.app_id}'", scope="account")
+    world.gated("first", concurrency=[limit])
+    world.gated("late", concurrency=[limit], timeouts=timeouts)
+    world.gated("other", timeouts=timeouts)
+    await world.open()
+    await world.send("first", n=1)
+    await world.limit.wait_for(1)
+    await world.send("late", n=2)
+    await world.send("other", n=3)
+    await world.limit.wait_for(1, 3)
+    await world.engine.wait_for_run(world.run_ids[3])
+    world.limit.let_go(1)
+    await world.limit.wait_until(lambda: 2 in world.limit.inside)
+    late = await world.engine.wait_for_run(world.run_ids[2])
+    assert b"timeouts.finish" in bytes(late.output or b"")
+
+
+async def test_a_call_whose_worker_is_lost_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=500))
+    monkeypatch.setattr("durably.engine.temporal.heartbeats._send", lambda seconds: asyncio.Event().wait())
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    await world.send("work", n=1)
+    await world.limit.wait_for(1)
+    await world.send("work", n=2)
+    await world.limit.wait_until(lambda: world.limit.entered.count(1) == 2)
+    assert 2 not in world.limit.entered, "the next call of the older run takes the slot"
+    monkeypatch.undo()
+    world.limit.open()
+    await world.limit.wait_until(lambda: 2 in world.limit.entered)
 
 
 async def test_waiting_runs_go_in_the_order_of_their_priority(world: World) -> None:
