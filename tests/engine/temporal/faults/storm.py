@@ -22,6 +22,7 @@ from durably.engine.settings import EngineSettings
 from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
+from ....crash.engine_process import backoff
 from ....crash.processes import Victim
 from ....temporal.dev_server import DevServer
 
@@ -30,6 +31,7 @@ LEASE = dt.timedelta(seconds=2)
 """The heartbeat time-out. A worker that is stopped for longer has lost its calls when it continues."""
 PATIENCE = dt.timedelta(seconds=10)
 """The time that a journey waits for an answer before it asks again. Too short, it asks faster than it is answered."""
+SETTINGS = EngineSettings(backoff=backoff)
 FUNCTIONS = ("child", "answer", "journey", "voyage", "doomed", "doomed-failure")
 BLOWS = ("kill worker", "stop worker", "kill all", "restart server", "stop server")
 EVENTS = ("journey", "voyage", "doomed")
@@ -165,7 +167,7 @@ class Storm:
         """The event is sent until it is acknowledged."""
         number = len(self.accepted)
         event = {"name": f"crash/{name}", "id": f"event-{number}", "data": {"number": number}}
-        engine = WorkflowEngine(client, EngineSettings())
+        engine = WorkflowEngine(client, SETTINGS)
         while True:
             with contextlib.suppress(RPCError):
                 receipt = await engine.receive_events(json.dumps(event).encode())
@@ -188,7 +190,7 @@ class Storm:
 
     async def _wait_ended(self, client: Client) -> None:
         """The index of workflows lags, so each event must have its run, too."""
-        engine = WorkflowEngine(client, EngineSettings())
+        engine = WorkflowEngine(client, SETTINGS)
         while True:
             await asyncio.sleep(_PACE_SECONDS)
             if not await self._count_left(client):

@@ -10,13 +10,12 @@ from pathlib import Path
 import msgspec
 from temporalio.client import Client
 
-from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import ContentPage, ContentRequest
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
 
-from .storm import APP, Storm
+from .storm import APP, SETTINGS, Storm
 
 FUNCTION_ENDS = {f"{APP}-doomed": RunStatus.FAILED}
 """All others complete."""
@@ -51,7 +50,7 @@ async def find_faults(storm: Storm, client: Client) -> list[str]:
 
 
 async def _of_acknowledged_events(storm: Storm, client: Client) -> AsyncIterator[str]:
-    engine = WorkflowEngine(client, EngineSettings())
+    engine = WorkflowEngine(client, SETTINGS)
     for accepted in storm.accepted:
         wanted = FUNCTION_ENDS.get(accepted.function, RunStatus.COMPLETED)
         runs = await engine.event_runs(accepted.event_id)

@@ -11,18 +11,17 @@ from pathlib import Path
 import tornado.web
 from tests.crash import app_process
 from tests.crash.app_process import Diary, define
-from tests.crash.engine_process import backoff
 
 import durably
 import durably.tornado
-from durably.engine.temporal import run_workflow
+from durably.engine.temporal import run_calls
 from durably.in_process import temporal_node
 
-from .storm import APP, FUNCTIONS, LEASE, PATIENCE, READY
+from .storm import APP, FUNCTIONS, LEASE, PATIENCE, READY, SETTINGS
 
 
 async def main(address: str, diary: Diary) -> None:
-    engine = durably.TemporalEngine(address)
+    engine = durably.TemporalEngine(address, settings=SETTINGS)
     client = durably.Client(app_id=APP, is_production=False, engine=engine)
     functions = [each for each in define(client, diary) if each.id.removeprefix(f"{APP}-") in FUNCTIONS]
     durably.tornado.serve(tornado.web.Application(), client, functions)
@@ -34,7 +33,6 @@ async def main(address: str, diary: Diary) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     app_process.PATIENCE = PATIENCE
-    run_workflow._HEARTBEAT_TIMEOUT = LEASE
-    run_workflow.standard_backoff = backoff
+    run_calls._HEARTBEAT_TIMEOUT = LEASE
     temporal_node.LONGEST_GAP_SECONDS, temporal_node._BEAT_SECONDS = LEASE.total_seconds() / 3, 0.1
     asyncio.run(main(sys.argv[1], Diary(Path(sys.argv[2]))))
