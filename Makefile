@@ -16,11 +16,12 @@ PORT ?= 8288
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help files demo demo-temporal dev pictures test test-failed soak fuzz-temporal lint format docs docs-links bench constraints clean
+.PHONY: help files demo demo-cluster demo-temporal dev pictures test test-failed soak fuzz-temporal lint format docs docs-links bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
+	@echo "make demo-cluster   the FastAPI example on two workers on Temporal; one is killed in the middle of a run"
 	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken"
 	@echo "make test           all tests"
 	@echo "make test-failed    those that failed in the last run, one after the other"
@@ -39,6 +40,9 @@ demo: $(READY)
 
 demo-temporal: $(READY)
 	$(BIN)/python -m examples.demo_temporal
+
+demo-cluster: $(READY)
+	$(BIN)/python -m examples.demo_cluster
 
 dev: $(READY)
 	$(BIN)/python -m examples.demo --stay --port $(PORT)

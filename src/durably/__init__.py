@@ -25,7 +25,7 @@ from durably.protocol.options import (
 
 from .client import Client
 from .context import Context, ContextSync, Group, GroupSync
-from .engines import InngestCloud
+from .engines import EngineHandle, InngestCloud, register_temporal
 from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError, StepError
 from .events import Event, EventType
 from .execution import StepMemos
@@ -42,6 +42,15 @@ if TYPE_CHECKING:
     from .in_process.temporal_engine import TemporalEngine
 
 register(check_config)
+
+
+def _engine_on_temporal(url: str, setting: str) -> EngineHandle:
+    from durably.in_process.temporal_engine import engine_at
+
+    return engine_at(url, setting)
+
+
+register_temporal(_engine_on_temporal)
 
 Inngest = Client
 JSON = bool | int | float | str | dict[str, object] | list[object] | None

@@ -15,7 +15,7 @@ from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
 from durably.protocol.options import Checkpointing, check_checkpointing
 from durably.protocol.signatures import check_signing_key
 
-from .engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine
+from .engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine, open_temporal_url
 from .errors import EngineNotConfiguredError, FunctionConfigInvalidError
 from .run_logger import Logger, as_logger
 from .serializers import Serializer
@@ -69,7 +69,6 @@ class App:
         environment = Environment()
         self.app_id = app_id
         self.app_version = app_version
-        self.engine = engine
         check_checkpointing(checkpointing, "Client")
         self.checkpointing = checkpointing
         self.warned_events: set[str] = set()
@@ -89,6 +88,8 @@ class App:
         self.send_step_input = environment.send_step_input if send_step_input is None else send_step_input
         self.strict_replay = environment.strict_replay if strict_replay is None else strict_replay
         self.request_timeout = _seconds(request_timeout)
+        has_origins = bool(api_base_url or event_api_base_url)
+        self.engine = engine = open_temporal_url(engine, self.mode, environment, has_origins=has_origins)
         self.in_process, self.origins = choose_engine(engine, api_base_url, event_api_base_url, self.mode, environment)
         self._has_inngest_keys = environment.has_inngest_keys
         warn_of_unknown_names(self.logger)

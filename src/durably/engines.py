@@ -4,7 +4,7 @@ Arguments, environment and mode choose the engine.
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -26,6 +26,8 @@ from .settings import (
     parse_origin,
 )
 
+TEMPORAL_SCHEME = "temporal://"
+"""The scheme of the URLs of Temporal servers, on which the app's own processes are the engine."""
 _CLOUD_API = "https://api.inngest.com"
 _CLOUD_EVENTS = "https://inn.gs"
 _CLOUD_HOSTS = frozenset({"api.inngest.com", "app.inngest.com", "inn.gs"})
@@ -120,7 +122,9 @@ class InngestCloud:
 
 
 Engine = EngineHandle | InngestCloud | str
-"""The values of ``Client(engine=…)``: an ``Embedded(…)``, a ``TemporalEngine(…)``, ``InngestCloud()``, or a URL."""
+"""The values of ``Client(engine=…)``: an ``Embedded(…)``, a ``TemporalEngine(…)``, ``InngestCloud()``, or a URL.
+
+URLs are those of engines, and those of Temporal servers: ``temporal://localhost:7233``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +171,37 @@ def choose_engine(
                 "Client.engine must be an Embedded(…), a TemporalEngine(…), an InngestCloud() or the engine's URL, "
                 f"not {engine!r}"
             )
+
+
+_make_engine_on_temporal: Callable[[str, str], EngineHandle] | None = None
+
+
+def register_temporal(make: Callable[[str, str], EngineHandle]) -> None:
+    """Set the factory of engines for URLs like ``temporal://localhost:7233``.
+
+    This module imports none. Its arguments are the URL, and the setting that gave it.
+    """
+    global _make_engine_on_temporal
+    _make_engine_on_temporal = make
+
+
+def open_temporal_url(
+    engine: Engine | None, mode: ServerKind, environment: Environment, *, has_origins: bool
+) -> Engine | None:
+    """The handle of an engine on Temporal, if its URL is given; otherwise ``engine``.
+
+    The URL is ``engine`` or in the environment. ``has_origins``: the client has URLs of its own. Raises
+    ``URLInvalidError``.
+    """
+    url, setting = engine, "Client.engine"
+    if engine is None and not has_origins:
+        url, setting = environment.read(ENGINE_URL), environment.name_of(ENGINE_URL)
+    if not isinstance(url, str) or not url.startswith(TEMPORAL_SCHEME):
+        return engine
+    if engine is not None and mode is ServerKind.DEV and _dev_origins(environment) is not None:
+        return environment.dev_url  # The code names the production engine; `durably dev` names its own.
+    assert _make_engine_on_temporal is not None, "durably/__init__.py registers it"
+    return _make_engine_on_temporal(url, setting)
 
 
 def _refuse_two_engines(engine: Engine | None, api_base_url: str | None, event_api_base_url: str | None) -> None:

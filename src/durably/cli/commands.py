@@ -16,6 +16,7 @@ from .sync import health, sync
 from .temporal import temporal
 from .text import Group, echo
 from .top import top
+from .worker import worker
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -41,6 +42,7 @@ for command in (
     functions,
     invoke,
     top,
+    worker,
     backup,
     check,
     temporal,

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from durably.engines import TEMPORAL_SCHEME
 from durably.errors import URLInvalidError
 from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.call import TooDeepError, check_nesting
@@ -132,6 +133,11 @@ def engine_url() -> str:
     """
     environment = Environment()
     for setting, url in ((ENGINE_URL, environment.read(ENGINE_URL)), (DEV, environment.dev_url)):
+        if url and url.startswith(TEMPORAL_SCHEME):
+            raise URLInvalidError(
+                f"{environment.name_of(setting)} names a Temporal server, with the engine in the app's own processes: "
+                "start an engine for commands, `durably start --temporal ADDRESS`, and give its URL by --url"
+            )
         if url:
             return parse_origin(url, environment.name_of(setting))
     return DEV_ORIGIN

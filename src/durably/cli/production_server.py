@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
@@ -13,7 +12,6 @@ from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.metrics import METRICS_PATH
 from durably.engine.http.server import EngineServer
 from durably.engine.http.syncs import AcceptedSync
-from durably.engine.settings import EngineSettings
 from durably.protocol.text import get_logger, redact_url
 from durably.settings import Environment
 
@@ -24,10 +22,16 @@ from .log_lines import log_fields, log_update
 _logger = get_logger("durably.start")
 
 
+OpenServer = Callable[..., Awaitable[EngineServer]]
+"""Opens the server with the arguments of ``ServerOptions``."""
+
+
 async def serve(
-    database: Path,
-    settings: EngineSettings,
+    open_server: OpenServer,
+    store: dict[str, str],
     *,
+    is_new: bool,
+    logs_runs: bool,
     event_keys: Sequence[str],
     host: str,
     port: int,
@@ -37,12 +41,13 @@ async def serve(
     poll_interval: float,
     sign_in: SignIn | None,
 ) -> None:
-    """Serve until cancelled. Raises the errors of ``EngineServer.open``."""
+    """Serve until cancelled. Raises the errors of ``open_server``.
+
+    ``store`` names where the engine's state is, for the log. ``is_new``: a database is created. ``logs_runs``: the
+    engine reports the changes of all runs.
+    """
     log = SyncLog()
-    is_new = not await asyncio.to_thread(database.exists)
-    server = await EngineServer.open(
-        database,
-        settings,
+    server = await open_server(
         event_keys=event_keys,
         host=host,
         port=port,
@@ -55,8 +60,8 @@ async def serve(
         with first_failure():
             async with server, asyncio.TaskGroup() as tasks:
                 if is_new:
-                    log_fields(_logger, "new database created", database=str(database))
-                started: dict[str, Any] = {"origin": server.origin, "database": str(database)}
+                    log_fields(_logger, "new database created", database=store["database"])
+                started: dict[str, Any] = {"origin": server.origin, **store}
                 if server.metrics_origin is not None:
                     started["metrics"] = f"{server.metrics_origin}{METRICS_PATH}"
                 log_fields(_logger, "engine started", **started)
@@ -65,7 +70,8 @@ async def serve(
                 notify_supervisor("READY=1")
                 for url in urls:
                     tasks.create_task(_keep_synced(url, server, poll_interval))
-                tasks.create_task(_log_runs(server))
+                if logs_runs:
+                    tasks.create_task(_log_runs(server))
     finally:
         notify_supervisor("STOPPING=1")
         _logger.info("engine stopped")

@@ -1,6 +1,7 @@
 """``durably start``."""
 
 import datetime as dt
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from .options import (
     setting_option,
     signing_key_options,
 )
+from .temporal_start import refuse_options, server_on_temporal
 from .text import CliError
 
 if TYPE_CHECKING:
@@ -31,10 +33,16 @@ _ADVICE = "; `durably keys` makes one of each"
 @click.option(
     "--db",
     "database",
-    required=True,
     type=click.Path(dir_okay=False, path_type=Path),
     metavar="PATH",
-    help="File that keeps the engine's state.",
+    help="File that keeps the engine's state. This or --temporal is required.",
+)
+@click.option(
+    "--temporal",
+    "temporal_address",
+    metavar="HOST:PORT",
+    help="Temporal server that keeps the engine's state, in place of --db. Namespace, TLS, API key and encryption come "
+    "from the TEMPORAL_… variables.",
 )
 @signing_key_options
 @setting_option(
@@ -111,7 +119,8 @@ def start(
     urls: tuple[str, ...],
     host: str,
     port: int,
-    database: Path,
+    database: Path | None,
+    temporal_address: str | None,
     signing_key: str | None,
     signing_key_fallback: str | None,
     event_keys: tuple[str, ...],
@@ -138,31 +147,31 @@ def start(
 ) -> None:
     """Run an engine for production.
 
-    The engine is one process, with its state in the file --db. Calls to apps and their answers are signed with the
-    signing key, which the API requires too. Events need an event key. `durably keys` makes both. Apps are synced by
-    `durably sync URL`, a part of their deployment, or every minute if -u names them. The log is on
-    stderr, one JSON object a line.
+    The engine is one process with its state in the file --db, or one of several on the Temporal server --temporal.
+    Calls to apps and their answers are signed with the signing key, which the API requires too. Events need an event
+    key. `durably keys` makes both. Apps are synced by `durably sync URL`, a part of their deployment, or every minute
+    if -u names them. The log is on stderr, one JSON object a line.
     """
-    if str(database) == ":memory:":
-        raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
-    database = database.absolute()
-    if not database.resolve().parent.is_dir():
-        raise CliError(
-            f"--db {database}: there is no directory {database.resolve().parent}: create it, or correct the path"
-        )
+    if (database is None) == (temporal_address is None):
+        raise click.UsageError("give one of --db PATH and --temporal HOST:PORT, where the engine's state is kept")
+    if database is not None:
+        database = _check_database(database)
+    else:
+        refuse_options(click.get_current_context())
     if not signing_key:
         raise CliError(f"no signing key: set {SIGNING_KEY.name}, the same as the apps'{_ADVICE}")
     if not event_keys or not all(event_keys):
         raise CliError(f"no event key: set {EVENT_KEY.name}, the same as the senders'{_ADVICE}")
     from durably.engine.core.policy import standard_backoff
     from durably.engine.http.connections import ConnectionLimits
+    from durably.engine.http.server import EngineServer
     from durably.engine.settings import EngineSettings
     from durably.protocol.headers import ServerKind
 
     from .dashboard_sign_in import read_sign_in
     from .event_loop import run_until_stopped
     from .log_lines import LogFormat, write_log
-    from .production_server import serve
+    from .production_server import OpenServer, serve
 
     keys = (signing_key, signing_key_fallback, *event_keys)
     sign_in = read_sign_in(
@@ -191,10 +200,18 @@ def start(
             alerts=alerts,
             tracing=tracing,
         )
+        open_server: OpenServer
+        if database is not None:
+            open_server, store = partial(EngineServer.open, database, settings), {"database": str(database)}
+        else:
+            assert temporal_address is not None
+            open_server, store = server_on_temporal(temporal_address, settings)
         run_until_stopped(
             serve(
-                database,
-                settings,
+                open_server,
+                store,
+                is_new=database is not None and not database.exists(),
+                logs_runs=database is not None,
                 event_keys=event_keys,
                 host=host,
                 port=port,
@@ -205,6 +222,18 @@ def start(
                 sign_in=sign_in,
             )
         )
+
+
+def _check_database(database: Path) -> Path:
+    """The absolute path. Raises ``CliError``."""
+    if str(database) == ":memory:":
+        raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
+    database = database.absolute()
+    if not database.resolve().parent.is_dir():
+        raise CliError(
+            f"--db {database}: there is no directory {database.resolve().parent}: create it, or correct the path"
+        )
+    return database
 
 
 def _read_alerts(

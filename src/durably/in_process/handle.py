@@ -28,6 +28,11 @@ class InProcessHandle(SyncEngine, Generic[P]):
         """See ``durably.engines``."""
         return self._process
 
+    @property
+    def function_ids(self) -> list[str]:
+        """The functions that the app serves in this process."""
+        return self._process.function_ids
+
     async def start(self) -> None:
         """Start in this process, on the running event loop, and take calls.
 
@@ -35,6 +40,10 @@ class InProcessHandle(SyncEngine, Generic[P]):
         ``ConfigInvalidError`` for invalid options of a function.
         """
         await self._process.start()
+
+    async def start_worker(self) -> None:
+        """``start`` in a process that only runs functions, for `durably worker`."""
+        await self.start()
 
     def start_sync(self) -> None:
         """``start`` for synchronous code: on a background event loop."""

@@ -320,6 +320,10 @@ class ProcessEngine(Generic[N]):
         """
         return False
 
+    @property
+    def function_ids(self) -> list[str]:
+        return [function_id for handler in self._handlers.values() for function_id in handler.function_ids]
+
     # inside
 
     def _is_test_run(self) -> bool:

@@ -1,10 +1,14 @@
 """``TemporalEngine``, the public handle of the engine on a Temporal cluster."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
 
 from durably.engine.settings import EngineSettings
+from durably.engines import TEMPORAL_SCHEME
+from durably.errors import URLInvalidError
 
 from .handle import InProcessHandle
 from .server_start import refuse_green_threads
@@ -104,3 +108,32 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
         ``durably.temporal.TemporalSettingsError``.
         """
         await super().start()
+
+    async def start_worker(self) -> None:
+        """``start`` in a process that runs functions in spite of ``workers=False``."""
+        self._process.runs_workers = True
+        await self.start()
+
+
+_USUAL_SHAPE = f"{TEMPORAL_SCHEME}localhost:7233, with /NAMESPACE and ?workers=false if needed"
+
+
+@cache
+def _shared_engine(address: str, namespace: str | None, workers: bool) -> TemporalEngine:
+    return TemporalEngine(address, namespace, workers=workers)
+
+
+def engine_at(url: str, setting: str) -> TemporalEngine:
+    """The engine of this process for a URL.
+
+    A URL is ``temporal://HOST:PORT[/NAMESPACE][?workers=false]``. Clients with the same URL share the engine. TLS, API
+    key and encryption come from the ``TEMPORAL_…`` variables. ``setting`` is what gives the URL. Raises
+    ``URLInvalidError``.
+    """
+    parts = urlsplit(url)
+    options = parse_qs(parts.query, keep_blank_values=True)
+    workers = options.pop("workers", ["true"])[-1]
+    namespace = parts.path.strip("/")
+    if not parts.netloc or "@" in parts.netloc or "/" in namespace or options or workers not in ("true", "false"):
+        raise URLInvalidError(f"{setting} is not the URL of a Temporal server: write it like {_USUAL_SHAPE}")
+    return _shared_engine(parts.netloc, namespace or None, workers == "true")

@@ -1,14 +1,13 @@
 """The connection of a process to the engine on Temporal, and its workers."""
 
 import asyncio
-import datetime as dt
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RetryConfig, RPCError
+from temporalio.service import RPCError
 
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
@@ -16,6 +15,7 @@ from durably.engine.core.errors import EngineError
 from durably.engine.interface import Engine
 from durably.engine.operations import operations_of
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.activities import CALL_RETURNED
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.unavailability import is_away
@@ -23,7 +23,8 @@ from durably.engine.temporal.worker_group import WorkerGroup
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
 from durably.protocol.text import get_logger
-from durably.temporal import Temporal, TemporalUnreachableError
+from durably.temporal import Temporal
+from durably.temporal.patience import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_patiently
 
 from .dispatcher import CallReturnedError
 from .link import Heartbeat
@@ -34,13 +35,11 @@ LONGEST_GAP_SECONDS = 5.0
 """Seconds without a sign of life of this process after which a call may have been given up. Temporal gives a call up
 20 s after its last heartbeat, which may have been sent 10 s before the process stalled."""
 _BEAT_SECONDS = 1.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 2.0
-"""Between two attempts to connect or to sync."""
 _REPEAT_SECONDS = 0.2
 """Before an operation is repeated that the server did not answer."""
-_AT_ONCE = dt.timedelta(milliseconds=1)
 
 _OPERATIONS = operations_of(Engine)
+_NEED_FUNCTIONS = ("receive_events", "invoke")
 
 _logger = get_logger("durably.engine")
 
@@ -48,7 +47,9 @@ _logger = get_logger("durably.engine")
 class TemporalNode:
     """An ``EngineNode``.
 
-    With functions it runs workers and syncs; without, it only makes requests.
+    With functions it runs workers and syncs; without, it only makes requests. ``run_elsewhere`` are apps of this
+    process whose functions other processes run. Events wait until the functions of this process's apps were synced,
+    because an event triggers those that the engine knows when it is sent.
     """
 
     def __init__(
@@ -57,12 +58,16 @@ class TemporalNode:
         settings: EngineSettings,
         worker: LocalWorker,
         loop: asyncio.AbstractEventLoop,
+        *,
+        run_elsewhere: Collection[str] = (),
     ) -> None:
         self.loop = loop
+        self._run_elsewhere = run_elsewhere
         self._temporal = temporal
         self._settings = settings
         self._worker = worker
         self._engine: asyncio.Future[WorkflowEngine] = loop.create_future()
+        self._synced: asyncio.Future[None] = loop.create_future()
         self._first_attempt: asyncio.Future[None] = loop.create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._workers: WorkerGroup | None = None
@@ -89,6 +94,8 @@ class TemporalNode:
     async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """See ``EngineNode``. Waits without a limit while the server is away."""
         engine = await asyncio.shield(self._engine)
+        if name in _NEED_FUNCTIONS:
+            await asyncio.shield(self._synced)
         while True:
             if self._is_closed:
                 raise NodeClosedError("the connection of this process is closed")
@@ -119,10 +126,7 @@ class TemporalNode:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for future in (self._engine, self._first_attempt):
-            if not future.done():
-                future.set_exception(NodeClosedError("the connection of this process is closed"))
-                future.exception()
+        self._give_up(NodeClosedError("the connection of this process is closed"))
         await self._stop_workers()
         await self._worker.wait_ended()
 
@@ -133,42 +137,51 @@ class TemporalNode:
 
     async def _run(self) -> None:
         try:
-            engine = WorkflowEngine(await self._connect(), self._settings)
+            engine = WorkflowEngine(await connect_patiently(self._temporal, self._note_absence), self._settings)
             self._engine.set_result(engine)
             await self._sync(engine)
+            self._report_start()
+            for app_id in self._run_elsewhere:
+                await self._wait_synced(engine, app_id)
         except Exception as error:
             self._last_error = error
-            for future in (self._engine, self._first_attempt):
-                if not future.done():
-                    future.set_exception(error)
-                    future.exception()
+            self._give_up(error)
             _logger.error("process %d runs no functions on Temporal: %s", os.getpid(), error)
         else:
             self._last_error = None
-            self._report_start()
+            self._synced.set_result(None)
 
-    async def _connect(self) -> Client:
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                return await self._temporal.connect(retry_config=RetryConfig(), interceptors=())
-            except TemporalUnreachableError as error:
-                self._note_absence(error, pause)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+    def _give_up(self, error: Exception) -> None:
+        for future in (self._engine, self._synced, self._first_attempt):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
 
     async def _sync(self, engine: WorkflowEngine) -> None:
-        pause = _FIRST_PAUSE_SECONDS
+        pause = FIRST_PAUSE_SECONDS
         while True:
             try:
                 await self._serve(engine)
                 return
             except RPCError as error:
-                self._note_absence(error, pause)
+                self._note_absence(error)
             await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
-    def _note_absence(self, error: Exception, pause: float) -> None:
+    async def _wait_synced(self, engine: WorkflowEngine, app_id: str) -> None:
+        while True:
+            try:
+                if await engine.has_synced(app_id):
+                    return
+                self._last_error = TransportError(
+                    f"no process has synced the functions of the app {app_id!r} yet: start one with workers, such as "
+                    "`durably worker module:client`"
+                )
+            except RPCError as error:
+                self._note_absence(error)
+            await asyncio.sleep(LONGEST_PAUSE_SECONDS / 4)
+
+    def _note_absence(self, error: Exception) -> None:
         if self._last_error is None or str(self._last_error) != str(error):
             _logger.warning("process %d: %s Trying again until it answers.", os.getpid(), error)
         self._last_error = error
@@ -205,11 +218,11 @@ class TemporalNode:
                 raise
 
     async def _call(self, call: CallInput, data: CallData) -> Answer:
-        """Run a call. One that is returned is given to another worker at once."""
+        """Run a call. Its run makes a returned one again, for another worker."""
         try:
             return await self._worker.run(call.app_id, data)
         except CallReturnedError as error:
-            raise ApplicationError(str(error), type="CallReturned", next_retry_delay=_AT_ONCE) from None
+            raise ApplicationError(str(error), type=CALL_RETURNED, non_retryable=True) from None
 
     async def _stop_workers(self, *, is_end: bool = True) -> None:
         workers, self._workers, self._served = self._workers, None, frozenset()

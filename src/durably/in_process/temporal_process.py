@@ -31,6 +31,7 @@ class TemporalProcess(ProcessEngine[TemporalNode]):
     def __init__(self, options: TemporalOptions) -> None:
         super().__init__(options.name, options.settings)
         self._options = options
+        self.runs_workers = options.workers
 
     @property
     def _test_run_text(self) -> str:
@@ -40,8 +41,10 @@ class TemporalProcess(ProcessEngine[TemporalNode]):
         options = self._options
         heartbeat = make_heartbeat()
         checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
-        handlers = self._handlers if self._is_serving and options.workers else {}
+        runs_functions = self._is_serving and self.runs_workers
+        handlers = self._handlers if runs_functions else {}
+        elsewhere = () if runs_functions else self._handlers
         settings = msgspec.structs.replace(self._engine_settings(), max_calls=options.max_calls)
         self._warn_of_long_delays(settings)
         worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
-        return TemporalNode(options.temporal, settings, worker, get_engine_loop())
+        return TemporalNode(options.temporal, settings, worker, get_engine_loop(), run_elsewhere=elsewhere)

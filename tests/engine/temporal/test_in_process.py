@@ -16,7 +16,7 @@ from durably import Client, Context, ContextSync, Event, Function, TemporalEngin
 from durably.comm import CommHandler
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.settings import EngineSettings
-from durably.errors import EngineNotStartedError, SendEventsError
+from durably.errors import EngineNotStartedError, SendEventsError, URLInvalidError
 from durably.temporal import TemporalSettingsError
 
 from ...temporal.dev_server import DevServer
@@ -131,7 +131,7 @@ async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(server: 
         await first.engine.stop()
     try:
         assert await second.reported() == "continued in attempt 0"  # and the first step does not run again
-        assert time.monotonic() - began < 10, "less than the heartbeat timeout of a call that is lost"
+        assert time.monotonic() - began < 19, "less than the heartbeat timeout of a call that is lost"
     finally:
         await second.engine.stop()
 
@@ -189,6 +189,48 @@ async def test_a_process_without_workers_sends_events_and_runs_none(server: DevS
         assert web.reports.empty()
 
 
+async def test_events_wait_until_another_process_has_synced_the_functions(server: DevServer) -> None:
+    web = App(TemporalEngine(server.address, workers=False), "early").serve(add_sync)
+    worker = App(TemporalEngine(server.address), "early").serve(add_sync)
+    hasty = App(TemporalEngine(server.address, workers=False), "early", request_timeout=100).serve(add_sync)
+    async with web.engine.running(), hasty.engine.running():
+        with pytest.raises(SendEventsError, match=r"no process has synced the functions of the app 'early' yet"):
+            await hasty.send("add-sync", n=0)
+        sending = asyncio.create_task(web.send("add-sync", n=1))
+        async with worker.engine.running():
+            await within(sending)
+            assert await worker.reported() == [1, 2]
+
+
+async def test_a_worker_process_runs_functions_that_web_processes_do_not(server: DevServer) -> None:
+    app = App(TemporalEngine(server.address, workers=False), "worker").serve(add_sync)
+    await app.engine.start_worker()
+    try:
+        await app.send("add-sync", n=1)
+        assert await app.reported() == [1, 2]
+    finally:
+        await app.engine.stop()
+
+
+async def test_a_url_names_a_temporal_server(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_argument = Client(app_id="url", engine=f"temporal://{server.address}/default?workers=false", is_production=True)
+    monkeypatch.setenv("DURABLY_ENGINE_URL", f"temporal://{server.address}/default?workers=false")
+    by_variable = Client(app_id="url")
+    assert isinstance(by_variable.engine, TemporalEngine)
+    assert by_variable.engine is by_argument.engine
+    assert by_variable.in_process is not None
+    assert by_variable.engine.temporal.settings.address == server.address
+    monkeypatch.setenv("DURABLY_DEV", "http://127.0.0.1:8288")
+    in_development = Client(app_id="url", engine=f"temporal://{server.address}")
+    assert (in_development.in_process, in_development.origins.api) == (None, "http://127.0.0.1:8288")
+
+
+@pytest.mark.parametrize("url", ["temporal://", "temporal://user@host:7233", "temporal://host?retries=1"])
+def test_a_malformed_url_of_a_temporal_server_is_refused(url: str) -> None:
+    with pytest.raises(URLInvalidError, match=r"engine is not the URL of a Temporal server: write it like temporal://"):
+        Client(app_id="url", engine=url, is_production=True)
+
+
 async def test_a_test_run_does_not_connect(server: DevServer) -> None:
     app = App(TemporalEngine(server.address), "test-run").serve(add_sync)
     with pytest.raises(SendEventsError, match=r"does not connect to the engine on Temporal at .*TestEngine"):
@@ -215,3 +257,39 @@ def test_its_arguments_are_checked() -> None:
 def test_secrets_are_not_shown() -> None:
     engine = TemporalEngine("localhost:7233", api_key="secret-key")
     assert "secret-key" not in f"{engine!r} {vars(engine)!r}"
+
+
+def fail_once(app: App) -> Function[Any]:
+    @app.client.create_function(fn_id="fail", trigger=TriggerEvent(event=f"{app.client.app_id}/fail"))
+    async def fail(ctx: Context) -> None:
+        if ctx.attempt == 0:
+            raise RuntimeError("once")
+        app.report(ctx.attempt)
+
+    return fail
+
+
+async def test_development_repeats_failed_attempts_soon(server: DevServer) -> None:
+    app = App(TemporalEngine(server.address), "dev-retries").serve(fail_once)
+    async with app.engine.running():
+        began = time.monotonic()
+        await app.send("fail")
+        assert await app.reported() == 1
+        assert time.monotonic() - began < 10, "less than production's first delay"
+
+
+async def test_a_limit_of_the_settings_is_kept(server: DevServer) -> None:
+    settings = EngineSettings(max_steps=1)
+    app = App(TemporalEngine(server.address, settings=settings), "max-steps").serve(add_sync)
+    async with app.engine.running():
+        [event_id] = await app.client.send(Event(name="max-steps/add-sync", data={"n": 1}))
+        run = await within(app.engine.wait_for_run(await within(run_of(app, event_id))))
+        assert "at most 1 steps" in run.decode_output()["message"]
+
+
+async def run_of(app: App, event_id: str) -> str:
+    """The id of the run that an event started. Lists of runs lag."""
+    while True:
+        for run in await app.engine.list_runs():
+            if event_id in run.event_ids:
+                return run.id

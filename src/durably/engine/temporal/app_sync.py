@@ -14,8 +14,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.flow.config import read_flow
 from durably.engine.scheduling.registry import Function
+from durably.engine.settings import EngineSettings
 from durably.engine.views import SyncResult
-from durably.protocol.sync import FunctionConfig, SyncRequest
+from durably.protocol.sync import SyncRequest
 
 from .app_workflow import APP, SYNC_REFUSED, AppliedSync, AppWorkflow, is_same_sync, result_of_sync
 from .cron_activities import put_schedules
@@ -23,6 +24,7 @@ from .function_workflow import FUNCTION, FunctionWorkflow
 from .ids import WORKFLOWS_QUEUE, app_workflow_id, function_workflow_id
 from .messages import AppRecord, FunctionRecord, SyncInput, TriggerRecord
 from .records import Records
+from .run_settings import policy_of
 from .topic_workflow import AppTriggers
 from .wait_keys import path_of
 from .waits import Waits
@@ -32,14 +34,19 @@ _LONGEST_ERROR = 2000
 
 
 class AppSync:
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
         self._client = client
+        self._settings = settings
         self._records = Records(client)
         self._waits = Waits(client)
 
+    async def has_synced(self, app_id: str) -> bool:
+        """Whether an app has ever synced: events find the triggers of its functions."""
+        return await self._records.read(app_workflow_id(app_id), APP, AppRecord) is not None
+
     async def sync(self, request: SyncRequest, functions: Sequence[Function], *, in_process: bool) -> SyncResult:
         """Make these the functions of an app. Raises ``ConfigInvalidError``."""
-        sync = _sync_input(request, functions, in_process)
+        sync = _sync_input(request, functions, in_process, self._settings)
         before = await self._records.read(app_workflow_id(sync.app_id), APP, AppRecord)
         if before is not None and is_same_sync(before, sync.app):
             return result_of_sync(sync, before)
@@ -145,19 +152,22 @@ async def _each(act: Callable[[Any], Awaitable[None]], items: Iterable[Any]) -> 
     await asyncio.gather(*map(limited, items))
 
 
-def _sync_input(request: SyncRequest, functions: Sequence[Function], in_process: bool) -> SyncInput:
+def _sync_input(
+    request: SyncRequest, functions: Sequence[Function], in_process: bool, settings: EngineSettings
+) -> SyncInput:
     records = tuple(
         FunctionRecord(
             app_id=function.app_id,
             config=function.config,
             app_version=function.app_version,
             in_process=in_process,
+            policy=policy_of(settings, function.max_attempts),
         )
         for function in functions
     )
     app = AppRecord(
         url=request.url,
-        functions={function.id: _digest(function.config) for function in functions},
+        functions={record.config.id: _digest(record) for record in records},
         sdk=request.sdk,
         framework=request.framework,
         version=request.app_version,
@@ -167,8 +177,8 @@ def _sync_input(request: SyncRequest, functions: Sequence[Function], in_process:
     return SyncInput(app_id=request.app_id, functions=records, app=app)
 
 
-def _digest(config: FunctionConfig) -> str:
-    return hashlib.sha256(msgspec.json.encode(config)).hexdigest()[:16]
+def _digest(record: FunctionRecord) -> str:
+    return hashlib.sha256(msgspec.json.encode((record.config, record.policy))).hexdigest()[:16]
 
 
 def _triggers_by_name(functions: Iterable[FunctionRecord]) -> Mapping[str, list[TriggerRecord]]:

@@ -1,4 +1,4 @@
-"""The engine on Temporal that calls its apps over HTTP, as ``durably start --temporal`` serves it."""
+"""The engine of ``durably start --temporal``, which calls its apps over HTTP."""
 
 import datetime as dt
 import time
@@ -30,7 +30,7 @@ _VERIFY_TIMEOUT = dt.timedelta(seconds=2)
 
 
 class HttpWorkflowEngine(WorkflowEngine):
-    """The engine of a process that executes workflows, and calls apps at the URLs that they synced.
+    """An engine that executes workflows, and calls apps at the URLs that they synced.
 
     Several processes may serve the same apps.
     """
@@ -43,7 +43,10 @@ class HttpWorkflowEngine(WorkflowEngine):
 
     @classmethod
     async def open(cls, client: Client, settings: EngineSettings) -> Self:
-        """Raises ``SearchAttributeError`` if the namespace cannot be prepared, and ``RPCError``."""
+        """Prepare the namespace, and run workers.
+
+        Raises ``SearchAttributeError`` if the namespace cannot be prepared, and ``RPCError``.
+        """
         engine = cls(client, settings)
         try:
             await engine.prepare()

@@ -23,6 +23,19 @@ RUN_MEMO = "run"
 """The memo of a run's workflow with its ``RunMemo``."""
 
 
+class RunPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """The engine's settings that decide about a run, as they were when it started.
+
+    ``retry_delays`` are the least delay after each attempt, and what is added at random at most, in milliseconds; if
+    there are none, the protocol's schedule holds. ``call_timeout`` is in milliseconds.
+    """
+
+    retry_delays: tuple[tuple[int, int], ...] = ()
+    max_steps: int = MAX_STEPS
+    max_depth: int = MAX_DEPTH
+    call_timeout: int = MAX_CALL_DURATION // dt.timedelta(milliseconds=1)
+
+
 class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A function as its app synced it: the memo ``function`` of its workflow.
 
@@ -35,6 +48,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     in_process: bool = False
     is_active: bool = True
     is_paused: bool = False
+    policy: RunPolicy = RunPolicy()
 
 
 class TriggerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -163,19 +177,6 @@ class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     queue: str | None = None
     queue_entry: QueueEntry | None = None
     start_by: int | None = None
-
-
-class RunPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The engine's settings that decide about a run, as they were when it started.
-
-    ``retry_delays`` are the least delay after each attempt, and what is added at random at most, in milliseconds; if
-    there are none, the protocol's schedule holds. ``call_timeout`` is in milliseconds.
-    """
-
-    retry_delays: tuple[tuple[int, int], ...] = ()
-    max_steps: int = MAX_STEPS
-    max_depth: int = MAX_DEPTH
-    call_timeout: int = MAX_CALL_DURATION // dt.timedelta(milliseconds=1)
 
 
 class MemoRecord(msgspec.Struct, frozen=True, array_like=True):

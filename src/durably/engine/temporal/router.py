@@ -58,7 +58,7 @@ from .messages import (
     TopicRecord,
 )
 from .records import Records
-from .run_settings import finish_timeout_of, policy_of
+from .run_settings import finish_timeout_of
 from .search_attributes import search_attributes_of
 from .wait_keys import cancel_waits
 from .waits import Waits
@@ -190,29 +190,29 @@ class Router:
             parent=events[0].sender,
             parent_step=None if events[0].invoker is None else events[0].invoker.name,
             outcome=outcome,
+            policy=record.policy,
             cancel_on=tuple(
                 CancelRecord(each.event, None if each.condition is None else each.condition.text, each.until)
                 for each in cancel_on
             ),
             flow=None if outcome is not None else run_flow_of(function.flow, events[0], _now()),
             finish_timeout=finish_timeout_of(function),
-            policy=policy_of(self._settings, function.max_attempts),
         )
 
     def _outcome_of(self, record: FunctionRecord, event: EventRecord) -> RunOutcome | None:
-        runaway = self._explain_runaway(record.config.id, event)
+        runaway = self._explain_runaway(record, event)
         if runaway is not None:
             return RunOutcome(RunStatus.FAILED, runaway)
         if record.is_paused:
             return RunOutcome(RunStatus.SKIPPED, skipped_error(record.config.id, PAUSED))
         return None
 
-    def _explain_runaway(self, function_id: str, event: EventRecord) -> ErrorData | None:
+    def _explain_runaway(self, record: FunctionRecord, event: EventRecord) -> ErrorData | None:
         is_run_end = event.name in RUN_END_EVENTS
-        reason = explain_runaway(event.origin, self._settings.max_depth, is_run_end=is_run_end)
+        reason = explain_runaway(event.origin, record.policy.max_depth, is_run_end=is_run_end)
         if reason is None:
             return None
-        named = [function_id, *event.chain][:_MOST_NAMED_FUNCTIONS]
+        named = [record.config.id, *event.chain][:_MOST_NAMED_FUNCTIONS]
         is_whole = event.origin is not None and event.origin.chain < _MOST_NAMED_FUNCTIONS
         chain = describe_chain(named, is_whole)
         return ErrorData(name=RUNAWAY_ERROR, message=f"functions start each other endlessly ({chain}): {reason}")
@@ -269,7 +269,7 @@ class Router:
             sender=invocation.run_id,
             chain=invocation.chain,
         )
-        runaway = self._explain_runaway(function_id, record)
+        runaway = self._explain_runaway(function, record)
         if runaway is not None:
             return ResolvedInvocation(error=runaway)
         await self._deliver_to_others(record, function_id)

@@ -146,7 +146,7 @@ class WorkflowEngine(LocalEngine):
         self._client = client
         self._settings = settings
         self._router = Router(client, settings)
-        self._apps = AppSync(client)
+        self._apps = AppSync(client, settings)
         self._events = EventReceiver(client, self._router, settings)
         self._views = RunViews(client)
         self._lists = RunLists(client)
@@ -207,6 +207,10 @@ class WorkflowEngine(LocalEngine):
         if not self._has_search_attributes:
             await register_search_attributes(self._client)
             self._has_search_attributes = True
+
+    async def has_synced(self, app_id: str) -> bool:
+        """Whether events find the triggers of an app's functions."""
+        return await self._apps.has_synced(app_id)
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         try:

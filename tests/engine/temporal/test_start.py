@@ -1,0 +1,130 @@
+"""``durably start --temporal`` and ``durably worker``: the commands, on a Temporal server."""
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import urllib3
+
+from durably.protocol.signatures import bearer_token
+
+from ...cli import apps
+from ...cli.conftest import Command, Run, Start, command_server, directory, environment, run, start, write
+from ...cli.test_start import EVENT_KEY, KEYS, SIGNING_KEY, logged
+from ...ports import free_port
+from ...temporal.dev_server import DevServer
+
+__all__ = ["command_server", "directory", "run", "start"]
+
+WORKER = """
+    import os
+    import durably
+    import durably.flask
+    import flask
+
+    client = durably.Client(app_id="worker", engine=durably.TemporalEngine(os.environ["ADDRESS"], workers=False))
+
+
+    @client.create_function(fn_id="greet", trigger=durably.TriggerEvent(event="worker/greet"))
+    def greet(ctx: durably.ContextSync) -> str:
+        return ctx.step.run("greet", lambda: print("hello from a worker", flush=True))
+
+
+    app = flask.Flask(__name__)
+    durably.flask.serve(app, client, [greet])
+"""
+NOT_FOR_WORKERS = """
+    import durably
+
+    unserved = durably.Client(app_id="unserved", engine=durably.Embedded("engine.db"))
+    remote = durably.Client(app_id="remote", engine="http://localhost:1")
+    app = object()
+"""
+
+
+def get(origin: str, path: str) -> Any:
+    headers = {"authorization": f"Bearer {bearer_token(SIGNING_KEY)}"}
+    return urllib3.request("GET", f"{origin}{path}", headers=headers, timeout=30).json()["data"]
+
+
+def ended_run(engine: Command, origin: str, function_id: str) -> Any:
+    while True:
+        for found in get(origin, f"/v1/runs?function_id={function_id}"):
+            if found["status"] not in ("Running", "Scheduled"):
+                return found
+        assert engine.process.poll() is None, engine.output
+
+
+def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, server: DevServer) -> None:
+    source = apps.FASTAPI.format(sdk="durably").replace("is_production=False", "is_production=True")
+    write(directory / "shop.py", source)
+    app_port, port = free_port(), free_port()
+    origin, url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{app_port}/api/inngest"
+    start_app = [sys.executable, "-m", "uvicorn", "--port", str(app_port), "shop:app"]
+    app = Command((), directory, {**environment(), **KEYS, "DURABLY_ENGINE_URL": origin}, program=start_app)
+    try:
+        arguments = ("start", "--temporal", server.address, "--port", str(port), "-u", url, "--poll-interval", "1")
+        engine = start(*arguments, **KEYS)
+        assert logged(engine, "engine started")["temporal"] == server.address
+        assert logged(engine, "app synced")["app_id"] == "shop"
+        event = json.dumps({"name": "order/placed", "data": {"total": 42}})
+        sent = urllib3.request("POST", f"{origin}/e/{EVENT_KEY}", body=event, timeout=30)
+        assert sent.status == 200, sent.data
+        found = ended_run(engine, origin, "shop-place")
+        assert found["status"] == "Completed", found
+        assert get(origin, f"/v1/runs/{found['run_id']}")["output"] == {"charged": 42}
+        assert engine.stop(signal.SIGTERM) == 0
+    finally:
+        app.stop(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (("--retention", "30d"), "namespace"),
+        (("--alert-url", "http://localhost:1"), "Temporal's metrics"),
+        (("--metrics-address", "127.0.0.1:1"), "metrics"),
+        (("--otel",), "not traced"),
+    ],
+)
+def test_options_without_an_effect_on_temporal_are_refused(run: Run, option: tuple[str, ...], reason: str) -> None:
+    result = run("start", "--temporal", "localhost:1", *option, **KEYS)
+    said = " ".join(result.stderr.split())
+    assert result.status == 1
+    assert f"{option[0]} cannot be used with --temporal" in said
+    assert reason in said
+
+
+def test_the_engines_state_is_kept_in_one_place(run: Run) -> None:
+    result = run("start", "--temporal", "localhost:1", "--db", "engine.db", **KEYS)
+    assert result.status == 2
+    assert "give one of --db PATH and --temporal HOST:PORT" in " ".join(result.stderr.split())
+
+
+def test_a_worker_runs_an_apps_functions(start: Start, directory: Path, server: DevServer) -> None:
+    write(directory / "shop.py", WORKER)
+    worker = start("worker", "shop:client", ADDRESS=server.address)
+    worker.until("runs the functions worker-greet")
+    send = "import shop, durably; shop.client.send_sync(durably.Event(name='worker/greet'))"
+    sender = Command((), directory, {**environment(), "ADDRESS": server.address}, program=[sys.executable, "-c", send])
+    assert sender.wait() == 0, sender.output
+    worker.until("hello from a worker")
+    assert worker.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("shop:unserved", "serves no functions"),
+        ("shop:remote", "needs no worker"),
+        ("shop:app", "not a durably.Client"),
+    ],
+)
+def test_a_worker_refuses_what_it_cannot_run(run: Run, directory: Path, target: str, reason: str) -> None:
+    write(directory / "shop.py", NOT_FOR_WORKERS)
+    result = run("worker", target, DURABLY_DEV="1")
+    assert result.status == 1
+    assert reason in " ".join(result.stderr.split())
