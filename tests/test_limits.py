@@ -181,6 +181,7 @@ def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
         "durability",
         "retention",
         "alerts",
+        "temporal_ui",
         "tracing",
         "log_runs",
         "clock",

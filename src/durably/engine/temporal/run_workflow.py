@@ -128,7 +128,10 @@ class RunWorkflow:
                 self._context.add_memo(memo.step_id, bytes(memo.memo))
 
     async def _end_late(self) -> None:
-        """Cancel the run at its finish timeout, which begins with its first call if that has to queue."""
+        """Cancel the run at its finish timeout.
+
+        The timeout begins with the first call if that has to queue.
+        """
         await workflow.wait_condition(lambda: self._context.flow.has_started)
         finish_by = deadline(self._run.finish_timeout, now())
         if finish_by is None:
