@@ -141,7 +141,7 @@ async def only_run(engine: durably.TemporalEngine) -> str:
 
 
 async def show_history(client: Client, run_id: str, workers: Mapping[int, str], until: str) -> None:
-    """Print the calls of a run, with their workers, and its timers, until the timer of the step ``until``."""
+    """Print the calls of a run, with their workers, and its timers, until that of the step ``until``."""
     handle = client.get_workflow_handle(run_workflow_id(run_id))
     summaries: dict[int, str] = {}
     async for event in handle.fetch_history_events(wait_new_event=True):
@@ -159,7 +159,7 @@ async def show_history(client: Client, run_id: str, workers: Mapping[int, str], 
             print("    its steps were stored")
         elif kind == "timer_started_event_attributes" and summary:
             print(f"    the run waits: {summary}")
-            if summary == until:
+            if summary.startswith(until):
                 return
 
 
