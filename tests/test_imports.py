@@ -158,7 +158,7 @@ def test_the_core_of_the_engine_reaches_nothing_outside() -> None:
 def test_the_engine_knows_apps_by_the_protocol_only() -> None:
     allowed = ("durably.engine", "durably.protocol")
     # Its lists use search attributes, which a Temporal server must know.
-    of_temporal = "engine/temporal/search_attributes.py imports durably.temporal.search_attributes"
+    of_temporal = "engine/temporal/reports/search_attributes.py imports durably.temporal.search_attributes"
     found = violations(modules("engine"), lambda m: not is_ours(m) or is_within(m, *allowed))
     assert [each for each in found if not each.startswith(of_temporal)] == []
 

@@ -9,9 +9,9 @@ import pytest
 
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.app_sync import AppSync
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id, topic_workflow_id
 from durably.engine.temporal.messages import AppRecord, SyncInput
+from durably.engine.temporal.routing.app_sync import AppSync
 from durably.engine.views import SyncResult
 
 from ...temporal.dev_server import DevServer

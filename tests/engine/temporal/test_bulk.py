@@ -14,7 +14,7 @@ from durably.engine.core.errors import (
     StepNotFoundError,
 )
 from durably.engine.reports import Relation
-from durably.engine.temporal import bulk
+from durably.engine.temporal.reports import bulk
 from durably.engine.views import FromStep, RunStatus
 
 from ...temporal.dev_server import DevServer

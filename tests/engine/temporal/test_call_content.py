@@ -11,10 +11,10 @@ from durably.engine.core.answers import Answer, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.requests.step_requests import Outbound
-from durably.engine.temporal.activities import CallActivities
-from durably.engine.temporal.contents import CONTENTS, RunContent
 from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest, MemoRecord
-from durably.engine.temporal.step_requests import StepRequests
+from durably.engine.temporal.runs.activities import CallActivities
+from durably.engine.temporal.runs.contents import CONTENTS, RunContent
+from durably.engine.temporal.runs.step_requests import StepRequests
 
 EVENT = b'{"name":"order"}'
 

@@ -13,8 +13,8 @@ import durably
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import StaleCallError, TooLargeError
-from durably.engine.temporal import run_calls
 from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs import run_calls
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
@@ -76,7 +76,7 @@ async def test_the_second_loss_of_a_call_costs_an_attempt(
     server: DevServer, monkeypatch: pytest.MonkeyPatch, losses: int, retries: int, ends_well: bool
 ) -> None:
     monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=200))
-    monkeypatch.setattr("durably.engine.temporal.heartbeats._send", lambda seconds: asyncio.Event().wait())
+    monkeypatch.setattr("durably.engine.temporal.runs.heartbeats._send", lambda seconds: asyncio.Event().wait())
     app = make_client()
     async with running(server.address, app, simple(app, retries=retries)) as on_temporal:
         generations = await _lose(on_temporal, losses)

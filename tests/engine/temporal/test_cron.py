@@ -13,8 +13,9 @@ from temporalio.worker import Worker
 
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.temporal.converter import DATA_CONVERTER
-from durably.engine.temporal.cron_activities import CronActivities
-from durably.engine.temporal.cron_workflow import (
+from durably.engine.temporal.ids import cron_workflow_id
+from durably.engine.temporal.routing.cron_activities import CronActivities
+from durably.engine.temporal.routing.cron_workflow import (
     FIRE_TICK,
     PLAN_TICKS,
     CronRecord,
@@ -22,7 +23,6 @@ from durably.engine.temporal.cron_workflow import (
     FireInput,
     PlanInput,
 )
-from durably.engine.temporal.ids import cron_workflow_id
 from durably.temporal.binaries import find_program
 
 from ...temporal.dev_server import DevServer

@@ -19,10 +19,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal import router
-from durably.engine.temporal.activities import RoutingActivities
 from durably.engine.temporal.converter import DATA_CONVERTER
-from durably.engine.temporal.cron_activities import CronActivities
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
     event_workflow_id,
@@ -30,8 +27,11 @@ from durably.engine.temporal.ids import (
     run_workflow_id,
 )
 from durably.engine.temporal.messages import Delivery, EventRecord, RunInput, WaitRecord
-from durably.engine.temporal.run_workflow import RunWorkflow
-from durably.engine.temporal.wait_keys import wait_key
+from durably.engine.temporal.routing import router
+from durably.engine.temporal.routing.cron_activities import CronActivities
+from durably.engine.temporal.routing.wait_keys import wait_key
+from durably.engine.temporal.runs.activities import RoutingActivities
+from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.workflow_engine import WORKFLOWS
 
 from ...temporal.dev_server import DevServer

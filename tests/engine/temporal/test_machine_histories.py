@@ -21,8 +21,6 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.events import make_id
 from durably.engine.scheduling.requests.step_requests import Outbound
-from durably.engine.temporal import activities
-from durably.engine.temporal.activities import CallActivities
 from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
@@ -39,8 +37,10 @@ from durably.engine.temporal.messages import (
     RunPolicy,
     WaitRecord,
 )
-from durably.engine.temporal.run_workflow import RunWorkflow
-from durably.engine.temporal.step_requests import REQUEST, StepRequests
+from durably.engine.temporal.runs import activities
+from durably.engine.temporal.runs.activities import CallActivities
+from durably.engine.temporal.runs.run_workflow import RunWorkflow
+from durably.engine.temporal.runs.step_requests import REQUEST, StepRequests
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 from durably.temporal.binaries import find_program

@@ -13,7 +13,7 @@ from durably.engine.temporal.ids import (
     wait_workflow_id,
 )
 from durably.engine.temporal.messages import WaitRecord
-from durably.engine.temporal.wait_keys import wait_key
+from durably.engine.temporal.routing.wait_keys import wait_key
 
 from ...temporal.dev_server import DevServer
 from ..small_app import Steps

@@ -115,7 +115,7 @@ async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypa
             return (load.live, created, *ends)
 
         assert await eventually(counted, lambda counts: counts == (1, 3, 1, 1))
-        monkeypatch.setattr("durably.engine.temporal.loads._MOST_READ", 0)
+        monkeypatch.setattr("durably.engine.temporal.reports.loads._MOST_READ", 0)
         assert await eventually(counted, lambda counts: counts == (1, 3, 1, 1))
         overview = await engine.overview(since=dt.datetime.now(dt.UTC) - dt.timedelta(hours=1))
         assert sum(each.failed for each in overview.counts) >= 1

@@ -6,7 +6,7 @@ import pytest
 
 import durably
 from durably.engine.core.errors import NotSupportedError, SelectionInvalidError
-from durably.engine.temporal import run_lists
+from durably.engine.temporal.reports import run_lists
 from durably.engine.views import RunStatus
 
 from ...temporal.dev_server import DevServer

@@ -12,9 +12,9 @@ from temporalio.exceptions import ApplicationError
 import durably
 from durably.engine.core.answers import ReportedOps
 from durably.engine.core.errors import EventInvalidError
-from durably.engine.temporal import run_workflow
-from durably.engine.temporal.contents import CONTENTS
-from durably.engine.temporal.sizes import (
+from durably.engine.temporal.runs import run_workflow
+from durably.engine.temporal.runs.contents import CONTENTS
+from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
     MAX_OUTPUT_BYTES,
     MAX_PAYLOAD_BYTES,

@@ -9,7 +9,7 @@ from temporalio.client import WorkflowFailureError
 
 from durably.engine.temporal.ids import run_workflow_id, signal_workflow_id, topic_workflow_id, wait_workflow_id
 from durably.engine.temporal.messages import EventRecord, RunInput
-from durably.engine.temporal.wait_keys import wait_key
+from durably.engine.temporal.routing.wait_keys import wait_key
 
 from ...temporal.dev_server import DevServer
 from ..small_app import Steps

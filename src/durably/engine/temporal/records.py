@@ -10,10 +10,11 @@ from typing import TypeVar
 from temporalio.client import Client
 from temporalio.service import RPCError, RPCStatusCode
 
-from .function_workflow import FUNCTION
+from durably.engine.temporal.routing.function_workflow import FUNCTION
+from durably.engine.temporal.routing.topic_workflow import TOPIC
+
 from .ids import function_workflow_id, run_workflow_id, topic_workflow_id
 from .messages import RUN_MEMO, FunctionRecord, RunMemo, TopicRecord
-from .topic_workflow import TOPIC
 
 T = TypeVar("T")
 

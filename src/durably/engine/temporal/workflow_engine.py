@@ -50,6 +50,42 @@ from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
+from durably.engine.temporal.flow.gate_workflow import GateWorkflow
+from durably.engine.temporal.flow.refusals import check_support
+from durably.engine.temporal.reports.bulk import Bulk
+from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
+from durably.engine.temporal.reports.changes import ChangePoll
+from durably.engine.temporal.reports.event_lists import EventFilter, EventLists
+from durably.engine.temporal.reports.function_lists import FunctionLists, function_view
+from durably.engine.temporal.reports.loads import Loads
+from durably.engine.temporal.reports.reruns import Reruns
+from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
+from durably.engine.temporal.reports.run_search import RunSearch
+from durably.engine.temporal.reports.run_views import RunViews, status_of
+from durably.engine.temporal.reports.search_attributes import register_search_attributes
+from durably.engine.temporal.routing.app_sync import AppSync
+from durably.engine.temporal.routing.app_workflow import AppWorkflow
+from durably.engine.temporal.routing.cron_activities import CronActivities
+from durably.engine.temporal.routing.cron_workflow import CronWorkflow
+from durably.engine.temporal.routing.event_receiver import EventReceiver
+from durably.engine.temporal.routing.event_workflow import EventWorkflow
+from durably.engine.temporal.routing.function_workflow import FunctionWorkflow
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
+from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
+from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
+from durably.engine.temporal.runs.activities import CallActivities, Caller, RoutingActivities
+from durably.engine.temporal.runs.run_record import Annotation
+from durably.engine.temporal.runs.run_workflow import RunWorkflow
+from durably.engine.temporal.runs.sizes import (
+    MAX_EVENT_BYTES,
+    MAX_OUTPUT_BYTES,
+    check_step,
+    split_steps,
+    without_large_arguments,
+)
+from durably.engine.temporal.runs.step_requests import StepRequests
 from durably.engine.views import (
     AppView,
     AttemptView,
@@ -75,39 +111,9 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 
-from .activities import CallActivities, Caller, RoutingActivities
-from .app_sync import AppSync
-from .app_workflow import AppWorkflow
-from .bulk import Bulk
-from .bulk_workflow import BulkWorkflow
-from .call_queue_workflow import CallQueueWorkflow
-from .changes import ChangePoll
-from .cron_activities import CronActivities
-from .cron_workflow import CronWorkflow
-from .event_lists import EventFilter, EventLists
-from .event_receiver import EventReceiver
-from .event_workflow import EventWorkflow
-from .function_lists import FunctionLists, function_view
-from .function_workflow import FunctionWorkflow
-from .gate_workflow import GateWorkflow
 from .ids import WORKFLOWS_QUEUE, process_queue, run_workflow_id
-from .loads import Loads
 from .messages import CheckpointInput
-from .refusals import check_support
-from .reruns import Reruns
-from .router import Router
-from .run_lists import RunFilter, RunLists
-from .run_record import Annotation
-from .run_reports import RunReports
-from .run_search import RunSearch
-from .run_views import RunViews, status_of
-from .run_workflow import RunWorkflow
-from .search_attributes import register_search_attributes
-from .signal_workflow import SignalWorkflow
-from .sizes import MAX_EVENT_BYTES, MAX_OUTPUT_BYTES, check_step, split_steps, without_large_arguments
-from .step_requests import StepRequests
-from .topic_workflow import TopicWorkflow
-from .wait_workflow import WaitWorkflow
+from .reports.run_reports import RunReports
 
 T = TypeVar("T", int, bool)
 

@@ -14,7 +14,7 @@ from tests.crash.app_process import Diary, define
 
 import durably
 import durably.tornado
-from durably.engine.temporal import run_calls
+from durably.engine.temporal.runs import run_calls
 from durably.in_process import temporal_node
 
 from .storm import APP, FUNCTIONS, LEASE, PATIENCE, READY, SETTINGS

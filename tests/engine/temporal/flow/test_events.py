@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from durably import Batch, Context, Debounce, Function, RateLimit, Singleton, StepError
-from durably.engine.temporal import gate_workflow, router
+from durably.engine.temporal.flow import gate_workflow
+from durably.engine.temporal.routing import router
 from durably.engine.views import RunStatus
 
 from ..serving import eventually

@@ -12,8 +12,9 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHandle
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
-from durably.engine.temporal import call_queue_workflow, run_calls
-from durably.engine.temporal.call_queue_messages import QueueCounts
+from durably.engine.temporal.flow import call_queue_workflow
+from durably.engine.temporal.flow.call_queue_messages import QueueCounts
+from durably.engine.temporal.runs import run_calls
 
 from .conftest import PATIENCE, World
 
@@ -136,7 +137,7 @@ async def test_the_finish_timeout_of_a_run_begins_with_its_first_call(world: Wor
 
 async def test_a_call_whose_worker_is_lost_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=500))
-    monkeypatch.setattr("durably.engine.temporal.heartbeats._send", lambda seconds: asyncio.Event().wait())
+    monkeypatch.setattr("durably.engine.temporal.runs.heartbeats._send", lambda seconds: asyncio.Event().wait())
     world.gated("work", concurrency=[Concurrency(limit=1)])
     await world.open()
     await world.send("work", n=1)

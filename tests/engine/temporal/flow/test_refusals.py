@@ -6,7 +6,7 @@ import pytest
 
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.scheduling.registry import Function
-from durably.engine.temporal.refusals import check_support
+from durably.engine.temporal.flow.refusals import check_support
 
 from ...core.flow.configs import config_of
 

@@ -1,0 +1,1 @@
+"""Flow control on Temporal: gates of events, and queues of calls."""

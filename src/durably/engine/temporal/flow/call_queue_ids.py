@@ -1,0 +1,47 @@
+"""The queue of a run's calls: all calls that share a limit wait in one queue."""
+
+import msgspec
+
+from durably.engine.core.flow.admission import Start, start
+from durably.engine.core.flow.config import Flow
+from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.temporal.ids import gate_workflow_id
+from durably.engine.temporal.messages import EventRecord, RunFlow
+
+_OPTION = "concurrency"
+
+
+def queue_workflow_id(flow: Flow, entry: QueueEntry) -> str:
+    """The workflow of the queue of a run's calls.
+
+    A function with one limit has a queue for each value of its key, one with several has one queue. If functions share
+    a limit, its queue is that of all their calls (see ``refusals``).
+    """
+    shared = [limit.name for limit in flow.concurrency if limit.scope != "fn"]
+    buckets = {slot.limit_name: slot.bucket_id for slot in entry.slots}
+    if shared:
+        return gate_workflow_id(shared[0].partition(":")[0], _OPTION, buckets[shared[0]])
+    if len(buckets) == 1 and entry.throttle is None:
+        return gate_workflow_id(flow.function_id, _OPTION, *buckets.values())
+    if not buckets and entry.throttle is not None:
+        return gate_workflow_id(flow.function_id, "throttle", entry.throttle)
+    return gate_workflow_id(flow.function_id, _OPTION, "")
+
+
+def run_flow_of(flow: Flow, event: EventRecord, now: int) -> RunFlow | None:
+    """The queue of the calls of a run that is admitted now.
+
+    ``None`` if its calls need not wait. Gates decide about singletons.
+    """
+    if flow.is_plain:
+        return None
+    admitted = start(flow, msgspec.json.decode(event.body), _no_state, now).outcome
+    assert isinstance(admitted, Start)
+    queue_entry = msgspec.structs.replace(admitted.queue_entry, singleton=None)
+    if not queue_entry.is_queued:
+        return None
+    return RunFlow(queue=queue_workflow_id(flow, queue_entry), queue_entry=queue_entry, start_by=admitted.start_by)
+
+
+def _no_state(bucket_id: str) -> None:
+    return None

@@ -1,0 +1,216 @@
+"""A gate: the decisions of an option about events with one value of its key.
+
+The decisions are those of ``engine.core.flow``. A gate keeps the state of one bucket, the events that a debounce or a
+batch holds, and the run that holds a singleton. Pure.
+"""
+
+import msgspec
+
+from durably.engine.core.flow.admission import (
+    Batched,
+    Debounced,
+    OpenBatch,
+    Skip,
+    Start,
+    Trigger,
+    admit,
+    end_batch,
+    end_debounce,
+    take_singleton,
+)
+from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
+from durably.engine.core.flow.config import Flow, read_flow
+from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.temporal.messages import EventRecord
+from durably.protocol.options import FunctionOptions
+from durably.protocol.sync import FunctionConfig
+
+from .gate_messages import (
+    AnsweredEvent,
+    GateAnswer,
+    GateBucket,
+    GateOption,
+    GateOutcome,
+    GateRequest,
+    GateState,
+    HeldEvents,
+    Holder,
+)
+
+MAX_BATCH_BYTES = 1024 * 1024
+"""The size at which a batch closes. With one more event it is below the 2 MB of Temporal's payloads."""
+KEPT_ANSWER = 600_000
+"""Milliseconds for which an answer is repeated for the same event, since a process may end before it acts on it."""
+_MAX_ANSWERS = 5000
+_OPTION_OF = {
+    BucketKind.BATCH: "batch_events",
+    BucketKind.IDEMPOTENCY: "idempotency",
+    BucketKind.RATE_LIMIT: "rate_limit",
+    BucketKind.DEBOUNCE: "debounce",
+    BucketKind.SINGLETON: "singleton",
+}
+GATED = tuple(_OPTION_OF.values())
+"""The options that decide about events."""
+
+
+def has_option(options: FunctionOptions, kind: BucketKind) -> bool:
+    return bool(getattr(options, _OPTION_OF[kind]))
+
+
+def option_of_gate(gate_id: str, flow: Flow, kind: BucketKind) -> GateOption:
+    name = _OPTION_OF[kind]
+    option = getattr(flow.options, name)
+    if kind is not BucketKind.IDEMPOTENCY:
+        unkeyed = {"if_exp": None} if kind is BucketKind.BATCH else {}
+        option = msgspec.structs.replace(option, key=None, **unkeyed)
+    return GateOption(gate_id, flow.function_id, kind, FunctionOptions(**{name: option}))
+
+
+class Gate:
+    def __init__(self, state: GateState) -> None:
+        self.state = state
+
+    @property
+    def holder(self) -> Holder | None:
+        """The run that holds the singleton."""
+        return next(iter(self.state.holders.values()), None)
+
+    def find_answer(self, event_id: str) -> GateAnswer | None:
+        answered = self.state.answers.get(event_id)
+        return None if answered is None else answered.answer
+
+    def check(self, request: GateRequest, now: int) -> GateAnswer:
+        """The answer to a request, without its effects."""
+        return Gate(msgspec.json.decode(msgspec.json.encode(self.state), type=GateState)).admit(request, now)
+
+    def admit(self, request: GateRequest, now: int) -> GateAnswer:
+        state = self.state
+        state.option = request.option
+        key, state.next_key = state.next_key, state.next_key + 1
+        trigger = Trigger(key, {"ts": self._ts(request)}, request.size)
+        admission = admit(_flow_of(request.option), trigger, self._read, now, max_batch_bytes=MAX_BATCH_BYTES)
+        self._put(admission.changes)
+        match admission.outcome:
+            case Skip(reason):
+                return self._answer(request, GateAnswer(GateOutcome.SKIPPED, reason), now)
+            case Debounced() as debounced:
+                self._hold(key, request.event)
+                self._drop_replaced(debounced.dropped)
+                return self._answer(request, GateAnswer(GateOutcome.HELD), now)
+            case Batched(is_full=is_full):
+                self._hold(key, request.event)
+                if is_full:
+                    self._release(self._take_events())
+                return self._answer(request, GateAnswer(GateOutcome.HELD), now)
+            case Start() as start:
+                before = None if start.cancels is None else state.holders.pop(start.cancels, None)
+                self._take_singleton(start.queue_entry, key, Holder(request.run_id, now))
+                cancelled = None if before is None else before.run_id
+                return self._answer(request, GateAnswer(GateOutcome.ADMITTED, cancels=cancelled), now)
+
+    def _ts(self, request: GateRequest) -> int:
+        """The event's time.
+
+        Of events with the same time, the one that was received last is the latest.
+        """
+        if request.event is None or request.option.kind is not BucketKind.DEBOUNCE:
+            return request.ts
+        is_late = any(event.place > request.event.place for event in self.state.events.values())
+        return request.ts - 1 if is_late else request.ts
+
+    def release_run(self, run_id: str) -> None:
+        """Free the singleton, if this run holds it."""
+        if self.holder is not None and self.holder.run_id == run_id:
+            self.state.holders = {}
+            self.state.bucket = None
+
+    def fire(self, now: int) -> None:
+        """End a debounce or batch that is due, and forget what is over."""
+        state, bucket = self.state, self._bucket()
+        if state.bucket is not None and state.bucket.fires_at is not None and state.bucket.fires_at <= now:
+            if bucket.kind is BucketKind.DEBOUNCE:
+                ended = end_debounce(bucket, self._read, now)
+                change = ended[1] if ended else None
+            else:
+                change = end_batch(bucket, OpenBatch.decode(state.bucket.state).id, self._read)
+            if change is not None:
+                self._put((change,))
+                self._release(self._take_events())
+        if state.bucket is not None and state.bucket.expires is not None and state.bucket.expires <= now:
+            state.bucket = None
+        state.answers = {event_id: each for event_id, each in state.answers.items() if each.until > now}
+
+    def due(self) -> int | None:
+        """The next time at which something changes by itself."""
+        bucket, answers = self.state.bucket, self.state.answers.values()
+        times = [max(each.until for each in answers)] if answers else []
+        if bucket is not None:
+            times += [each for each in (bucket.fires_at, bucket.expires) if each is not None]
+        return min(times, default=None)
+
+    def keep_answers(self, until: int) -> None:
+        """Keep answers for some time after an outage, for requests that it interrupted."""
+        for event_id, each in self.state.answers.items():
+            self.state.answers[event_id] = msgspec.structs.replace(each, until=max(each.until, until))
+
+    @property
+    def is_empty(self) -> bool:
+        state = self.state
+        return state.bucket is None and not (state.events or state.holders or state.answers or state.releases)
+
+    # states
+
+    def _bucket(self) -> Bucket:
+        option = self.state.option
+        assert option is not None
+        return Bucket(option.kind, option.function_id)
+
+    def _read(self, bucket_id: str) -> bytes | None:
+        return None if self.state.bucket is None else self.state.bucket.state
+
+    def _put(self, changes: tuple[StateChange, ...]) -> None:
+        for change in changes:
+            stored = None if change.state is None else GateBucket(change.state, change.fires_at, change.expires)
+            self.state.bucket = stored
+
+    def _answer(self, request: GateRequest, answer: GateAnswer, now: int) -> GateAnswer:
+        until = now + KEPT_ANSWER
+        if request.option.kind is BucketKind.IDEMPOTENCY and self.state.bucket is not None:
+            until = max(until, self.state.bucket.expires or 0) if answer.outcome is GateOutcome.ADMITTED else until
+        answers = self.state.answers
+        answers[request.event_id] = AnsweredEvent(answer, until)
+        if len(answers) > _MAX_ANSWERS:
+            del answers[next(iter(answers))]
+        return answer
+
+    def _take_singleton(self, queue_entry: QueueEntry, key: int, holder: Holder) -> None:
+        if queue_entry.singleton is not None:
+            self.state.holders[key] = holder
+            self._put(take_singleton(queue_entry, key))
+
+    # events that wait
+
+    def _hold(self, key: int, event: EventRecord | None) -> None:
+        assert event is not None
+        self.state.events[key] = event
+
+    def _drop_replaced(self, key: int | None) -> None:
+        dropped = None if key is None else self.state.events.pop(key, None)
+        if dropped is not None and dropped.invoker is not None:
+            self._release((dropped,), replaced=True)
+
+    def _take_events(self) -> tuple[EventRecord, ...]:
+        events = tuple(sorted(self.state.events.values(), key=lambda event: event.place))
+        self.state.events = {}
+        return events
+
+    def _release(self, events: tuple[EventRecord, ...], *, replaced: bool = False) -> None:
+        option = self.state.option
+        assert option is not None
+        self.state.releases.append(HeldEvents(option.function_id, events, replaced))
+
+
+def _flow_of(option: GateOption) -> Flow:
+    """A flow with one option. Its key is that of the gate, so it has no expression."""
+    config = FunctionConfig(id=option.function_id, triggers=[], steps={}, **msgspec.structs.asdict(option.options))
+    return msgspec.structs.replace(read_flow(config), expressions={})

@@ -1,0 +1,261 @@
+"""The path of an event through gates, from a trigger to the start of a run.
+
+Each option with a key has a gate for each value. The order is that of ``engine.core.flow.admission``: a batch, or
+idempotency, rate limit and debounce, and then singleton. Each question may be repeated for the same event.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+from temporalio import activity
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.engine.core.flow.admission import (
+    CANCELLED_BY_SINGLETON,
+    REPLACED,
+    SKIP_REASONS,
+    is_batched,
+    skipped_error,
+)
+from durably.engine.core.flow.buckets import BucketKind
+from durably.engine.core.flow.config import Flow
+from durably.engine.core.inputs import CancelRequested, WaitResolved
+from durably.engine.core.run_state import RunStatus
+from durably.engine.core.transition import error_memo
+from durably.engine.scheduling.registry import Function
+from durably.engine.temporal.ids import WORKFLOWS_QUEUE, gate_workflow_id, run_workflow_id
+from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlow, RunInput, RunOutcome
+from durably.engine.temporal.records import Records
+from durably.protocol.options import FunctionOptions
+from durably.protocol.sync import FunctionConfig
+
+from .call_queue import limits_of
+from .call_queue_messages import CallQueueState, FunctionLimits, JoinInput, JoinRecord
+from .call_queue_workflow import QUEUE, READ_LIMITS
+from .gate import GATED, has_option, option_of_gate
+from .gate_messages import GateAnswer, GateOption, GateRequest, GateState, HeldEvents, Holder
+from .gate_workflow import ASK_RATE_LIMIT, FIND_ENDED, GATE_CONTINUES, START_HELD, GateWorkflow
+from .run_flow import JOIN
+
+_ATTEMPTS = 10
+_MAX_START_DELAY = 600_000
+"""Milliseconds after which a run has started that holds a singleton or a slot."""
+_PAUSE_SECONDS = 0.05
+_CONTINUED = (GATE_CONTINUES, "AcceptedUpdateCompletedWorkflow")
+_CLOSED = (RPCStatusCode.NOT_FOUND, RPCStatusCode.ABORTED)
+"""Errors of an Update to a workflow that ends. The next attempt starts another."""
+
+
+def has_gates(config: FunctionConfig) -> bool:
+    return any(getattr(config, name) for name in GATED)
+
+
+class Gates:
+    """The gates of all functions.
+
+    ``make_run`` and ``start`` are those of the router: the input of a run for events, and its start.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        records: Records,
+        make_run: Callable[[FunctionRecord, tuple[EventRecord, ...]], RunInput],
+        start: Callable[[RunInput], Awaitable[str]],
+    ) -> None:
+        self._client = client
+        self._records = records
+        self._make_run = make_run
+        self._start = start
+
+    @property
+    def activities(self) -> Sequence[Callable[..., Any]]:
+        return [self.ask_rate_limit, self.start_held, self.find_ended, self.join, self.read_limits]
+
+    async def trigger(self, record: FunctionRecord, event: EventRecord) -> str | None:
+        """Start a run of a function for an event, at once or later.
+
+        The id of the run, or ``None`` if none starts now. Repeating this changes nothing.
+        """
+        run = self._make_run(record, (event,))
+        if run.outcome is not None or not has_gates(record.config):
+            return await self._start(run)
+        flow = Function.from_config(record.config, record.app_id).flow
+        options = flow.options
+        question = _Question(flow, event)
+        if options.batch_events is not None and is_batched(flow, question.fields, question.now):
+            await self._ask(question.hold(BucketKind.BATCH))
+            return None
+        reason = await self._find_reason(question)
+        if reason is not None:
+            await self._fail_invokers((event,), run.function_id, reason)
+            return None
+        if options.debounce is not None:
+            await self._ask(question.hold(BucketKind.DEBOUNCE))
+            return None
+        return await self.start(run, record)
+
+    async def start(self, run: RunInput, record: FunctionRecord) -> str:
+        """Start a run now, or one that is shown as skipped."""
+        flow = Function.from_config(record.config, record.app_id).flow
+        option = _Question(flow, run.events[0]).option(BucketKind.SINGLETON)
+        if option is None:
+            return await self._start(run)
+        answer = await self._ask(GateRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
+        if answer.reason is not None:
+            error = skipped_error(run.function_id, SKIP_REASONS[answer.reason])
+            outcome = RunOutcome(RunStatus.SKIPPED, error)
+            return await self._start(msgspec.structs.replace(run, outcome=outcome, flow=None, cancel_on=()))
+        held = msgspec.structs.replace(run.flow or RunFlow(), singleton=option.gate_id)
+        await self._start(msgspec.structs.replace(run, flow=held))
+        if answer.cancels is not None:
+            await self._signal_run(answer.cancels, "cancel", CancelRequested(CANCELLED_BY_SINGLETON))
+        return run.run_id
+
+    # activities of gates
+
+    @activity.defn(name=ASK_RATE_LIMIT)
+    async def ask_rate_limit(self, request: GateRequest) -> GateAnswer:
+        assert request.rate_limit is not None
+        return await self._ask(msgspec.structs.replace(request, option=request.rate_limit, rate_limit=None))
+
+    @activity.defn(name=START_HELD)
+    async def start_held(self, held: HeldEvents) -> None:
+        if held.replaced:
+            await self._fail_invokers(held.events, held.function_id, REPLACED)
+            return
+        record = await self._records.find_function(held.function_id)
+        if record is None:
+            return
+        run = self._make_run(record, held.events)
+        if run.outcome is not None:
+            await self._start(run)
+        else:
+            await self.start(run, record)
+
+    @activity.defn(name=FIND_ENDED)
+    async def find_ended(self, holders: list[Holder]) -> list[str]:
+        """The runs that have ended, by their ids."""
+        ended = await asyncio.gather(*map(self._has_ended, holders))
+        return [holder.run_id for holder, has_ended in zip(holders, ended, strict=True) if has_ended]
+
+    async def _has_ended(self, holder: Holder) -> bool:
+        """A run that does not exist either starts soon, or ended long ago."""
+        try:
+            described = await self._client.get_workflow_handle(run_workflow_id(holder.run_id)).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return holder.since + _MAX_START_DELAY < time.time_ns() // 1_000_000
+            raise
+        return described.status is not WorkflowExecutionStatus.RUNNING
+
+    # activities of runs and of queues of calls
+
+    @activity.defn(name=JOIN)
+    async def join(self, call: JoinInput) -> None:
+        (limits,) = await self.read_limits([call.function_id])
+        await self._client.start_workflow(
+            QUEUE,
+            CallQueueState(),
+            id=call.queue,
+            task_queue=WORKFLOWS_QUEUE,
+            start_signal="join",
+            start_signal_args=[JoinRecord(call, limits.options)],
+            static_summary=f"calls of {call.function_id}",
+        )
+
+    @activity.defn(name=READ_LIMITS)
+    async def read_limits(self, function_ids: list[str]) -> list[FunctionLimits]:
+        records = await asyncio.gather(*map(self._records.find_function, function_ids))
+        return [
+            FunctionLimits(function_id, FunctionOptions() if record is None else limits_of(record.config))
+            for function_id, record in zip(function_ids, records, strict=True)
+        ]
+
+    # questions
+
+    async def _find_reason(self, question: "_Question") -> str | None:
+        """The reason why idempotency or rate limit drop the event, if they do."""
+        rate_limit = question.option(BucketKind.RATE_LIMIT)
+        idempotency = question.option(BucketKind.IDEMPOTENCY)
+        if idempotency is not None:
+            answer = await self._ask(question.ask(idempotency, rate_limit=rate_limit))
+        elif rate_limit is not None:
+            answer = await self._ask(question.ask(rate_limit))
+        else:
+            return None
+        return None if answer.reason is None else SKIP_REASONS[answer.reason]
+
+    async def _ask(self, request: GateRequest) -> GateAnswer:
+        for attempt in range(_ATTEMPTS):
+            start = WithStartWorkflowOperation(
+                GateWorkflow.run,
+                GateState(),
+                id=request.option.gate_id,
+                task_queue=WORKFLOWS_QUEUE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                static_summary=f"{request.option.kind} of {request.option.function_id}",
+            )
+            try:
+                answer: GateAnswer = await self._client.execute_update_with_start_workflow(
+                    "admit", request, start_workflow_operation=start, result_type=GateAnswer
+                )
+                return answer
+            except WorkflowUpdateFailedError as error:
+                if attempt == _ATTEMPTS - 1 or getattr(error.cause, "type", "") not in _CONTINUED:
+                    raise
+            except RPCError as error:
+                if attempt == _ATTEMPTS - 1 or error.status not in _CLOSED:
+                    raise
+            await asyncio.sleep(_PAUSE_SECONDS * attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _fail_invokers(self, events: Sequence[EventRecord], function_id: str, reason: str) -> None:
+        memo = error_memo(skipped_error(function_id, reason))
+        for event in events:
+            if event.invoker is not None:
+                resolved = WaitResolved(event.invoker.step_id, memo, failed=True)
+                await self._signal_run(event.invoker.run_id, "resolve", resolved)
+
+    async def _signal_run(self, run_id: str, signal: str, argument: object) -> None:
+        """A run that has ended needs no signal."""
+        try:
+            await self._client.get_workflow_handle(run_workflow_id(run_id)).signal(signal, argument)
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+
+
+class _Question:
+    """The requests of an event to the gates of a function."""
+
+    def __init__(self, flow: Flow, event: EventRecord) -> None:
+        self.flow = flow
+        self.fields: dict[str, Any] = msgspec.json.decode(event.body)
+        self.now = time.time_ns() // 1_000_000
+        self._event = event
+        self._size = len(event.body)
+
+    def option(self, kind: BucketKind) -> GateOption | None:
+        """The gate of an option; ``None`` if the option does not apply to the event."""
+        if not has_option(self.flow.options, kind):
+            return None
+        bucket = self.flow.bucket(kind, self.fields, self.now)
+        if bucket is None:
+            return None
+        return option_of_gate(gate_workflow_id(self.flow.function_id, kind, bucket.key), self.flow, kind)
+
+    def ask(self, option: GateOption, *, rate_limit: GateOption | None = None) -> GateRequest:
+        event, ts = self._event, self.fields.get("ts") or self.now
+        return GateRequest(option=option, event_id=event.id, ts=ts, size=self._size, rate_limit=rate_limit)
+
+    def hold(self, kind: BucketKind) -> GateRequest:
+        """The question to a gate that holds the event."""
+        option = self.option(kind)
+        assert option is not None
+        return msgspec.structs.replace(self.ask(option), event=self._event)

@@ -1,0 +1,121 @@
+"""Flow control in a run's workflow: slots for its calls, and reports of its end."""
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from temporalio import workflow
+from temporalio.exceptions import FailureError
+
+from durably.engine.core.flow.admission import STARTED_LATE
+from durably.engine.core.inputs import EndRun, WaitResolved
+from durably.engine.core.run_state import RunStatus
+from durably.engine.core.transition import data_memo
+from durably.engine.temporal.ids import run_workflow_id
+from durably.engine.temporal.messages import InvokerRecord, RunFlow, RunInput
+
+from .call_queue_messages import JoinInput, LeaveRecord
+
+JOIN = "durably.join"
+_LOCAL_TIMEOUT = dt.timedelta(seconds=30)
+
+
+class RunFlowControl:
+    """A run's calls join their queue before they are made, and leave it afterwards."""
+
+    def __init__(self, run: RunInput, cancel: Callable[[str], None]) -> None:
+        self._run = run
+        self._cancel = cancel
+        self._flow = run.flow or RunFlow()
+        self._waiting: dict[int, asyncio.Future[None]] = {}
+        self._joining: dict[int, asyncio.Task[None]] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._has_started = False
+        self._timeout: asyncio.Task[None] | None = None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether the first call was made, or may be made without a slot."""
+        return self._has_started or self._flow.queue is None
+
+    async def acquire(self, generation: int) -> None:
+        """Wait until the call may be made. ``release`` it in any case."""
+        entry, queue = self._flow.queue_entry, self._flow.queue
+        starts_run = not self._has_started
+        if entry is None or queue is None or not entry.has_to_queue(starts_run=starts_run):
+            self._has_started = True
+            return
+        if starts_run and self._timeout is None and self._flow.start_by is not None:
+            self._timeout = asyncio.create_task(self._cancel_late(self._flow.start_by))
+        record = JoinInput(queue, self._run.function_id, self._run.run_id, generation, entry, starts_run=starts_run)
+        granted = self._waiting[generation] = asyncio.get_running_loop().create_future()
+        self._joining[generation] = asyncio.create_task(self._join(record))
+        await granted
+        self._has_started = True
+        self._stop_timeout()
+
+    async def _cancel_late(self, start_by: int) -> None:
+        seconds = start_by / 1000 - workflow.now().timestamp()
+        await workflow.sleep(max(seconds, 0.001), summary="timeouts.start")
+        self._timeout = None
+        if not self._has_started:
+            self._cancel(STARTED_LATE)
+
+    def _stop_timeout(self) -> None:
+        if self._timeout is not None:
+            self._timeout.cancel()
+
+    async def _join(self, record: JoinInput) -> None:
+        await workflow.execute_local_activity(JOIN, record, start_to_close_timeout=_LOCAL_TIMEOUT)
+
+    def grant(self, generation: int) -> None:
+        waiting = self._waiting.get(generation)
+        if waiting is None:
+            self._send(self._leave(generation))  # It was released, or joined once more by a process that had stalled.
+        elif not waiting.done():
+            waiting.set_result(None)
+
+    def release(self, generation: int) -> None:
+        """Leave the queue. Does nothing if the call did not join."""
+        if self._waiting.pop(generation, None) is not None:
+            self._send(self._leave(generation))
+
+    async def _leave(self, generation: int) -> None:
+        joining = self._joining.pop(generation, None)
+        if joining is not None:
+            await joining
+        if self._flow.queue is not None:
+            await _signal(self._flow.queue, "leave", LeaveRecord(self._run.run_id, generation))
+
+    async def end(self, end: EndRun) -> None:
+        """Release everything, and report the end to steps that invoked the run by a gate."""
+        self._stop_timeout()
+        for generation in list(self._waiting):
+            self.release(generation)
+        if self._flow.singleton is not None:
+            self._send(_signal(self._flow.singleton, "release", self._run.run_id))
+        for event in self._run.events:
+            if event.invoker is not None:
+                self._send(_resolve(event.invoker, end))
+        while self._sending:
+            await asyncio.wait([*self._sending])
+
+    def _send(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(sending)
+        self._sending.add(task)
+        task.add_done_callback(self._sending.discard)
+
+
+async def _resolve(invoker: InvokerRecord, end: EndRun) -> None:
+    failed = end.status is not RunStatus.COMPLETED
+    memo = b'{"error":' + end.output + b"}" if failed else data_memo(end.output)
+    await _signal(run_workflow_id(invoker.run_id), "resolve", WaitResolved(invoker.step_id, memo, failed=failed))
+
+
+async def _signal(workflow_id: str, signal: str, argument: object) -> None:
+    """A workflow that has ended needs no signal."""
+    try:
+        await workflow.get_external_workflow_handle(workflow_id).signal(signal, argument)
+    except FailureError as error:
+        workflow.logger.debug("%s: %s", workflow_id, error)

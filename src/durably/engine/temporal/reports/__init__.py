@@ -1,0 +1,1 @@
+"""Reports of runs, functions and events on Temporal, and bulk operations."""

@@ -1,0 +1,187 @@
+"""Bulk operations on Temporal: their start, their progress and their pages."""
+
+import asyncio
+import contextlib
+import os
+from typing import Any, TypeVar
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.engine.core.errors import (
+    CancellationNotFoundError,
+    FunctionNotFoundError,
+    FunctionPausedError,
+    RunNotFoundError,
+)
+from durably.engine.core.expressions import compile_expression
+from durably.engine.core.inputs import CancelRequested
+from durably.engine.core.run_state import RunStatus
+from durably.engine.scheduling.events import make_id
+from durably.engine.scheduling.registry import CANCELLED_IN_BULK
+from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bulk_workflow_id, run_id_of, run_workflow_id
+from durably.engine.views import (
+    CancellationView,
+    ReplayView,
+    Selection,
+    to_datetime,
+    to_milliseconds,
+    to_optional_datetime,
+    to_optional_milliseconds,
+)
+
+from .bulk_workflow import BULK, BULK_PAGE, BulkInput, BulkPage, BulkRecord, BulkWorkflow
+from .function_lists import FunctionLists
+from .reruns import Reruns
+from .run_lists import RunFilter, RunLists
+from .run_search import RunSearch
+from .run_views import RunViews, status_of
+
+View = TypeVar("View", CancellationView, ReplayView)
+
+_TOGETHER = 100
+"""Runs of one page."""
+
+
+class Bulk:
+    def __init__(
+        self,
+        client: Client,
+        lists: RunLists,
+        search: RunSearch,
+        views: RunViews,
+        functions: FunctionLists,
+        reruns: Reruns,
+    ) -> None:
+        self._client = client
+        self._lists = lists
+        self._search = search
+        self._views = views
+        self._functions = functions
+        self._reruns = reruns
+
+    async def cancel(self, selection: Selection, now: int) -> CancellationView:
+        """Raises ``FunctionNotFoundError``."""
+        await self._functions.get(selection.function_id)
+        return _view(await self._start(selection, (), now), CancellationView)
+
+    async def replay(self, selection: Selection, statuses: tuple[RunStatus, ...], now: int) -> ReplayView:
+        """Raises ``FunctionNotFoundError`` and ``FunctionPausedError``."""
+        record = await self._functions.get(selection.function_id)
+        if record.is_paused:
+            raise FunctionPausedError(
+                f"the function {selection.function_id!r} is paused; resume it before you run anything again"
+            )
+        return _view(await self._start(selection, statuses, now), ReplayView)
+
+    async def _start(self, selection: Selection, statuses: tuple[RunStatus, ...], now: int) -> BulkRecord:
+        record = BulkRecord(
+            id=make_id(now, os.urandom),
+            function_id=selection.function_id,
+            started_after=to_optional_milliseconds(selection.started_after),
+            started_before=to_milliseconds(selection.started_before),
+            expression=selection.expression,
+            statuses=statuses,
+            created_at=now,
+        )
+        await self._client.start_workflow(
+            BulkWorkflow.run,
+            BulkInput(record),
+            id=bulk_workflow_id(record.id),
+            task_queue=WORKFLOWS_QUEUE,
+            memo={BULK: record},
+            static_summary=f"{'replays' if statuses else 'cancels'} runs of {record.function_id}",
+        )
+        return record
+
+    async def find(self, bulk_id: str, view: type[View]) -> View | None:
+        record = await self._find(bulk_id)
+        if record is None or record.is_stopped or record.is_replay is not (view is ReplayView):
+            return None
+        return _view(record, view)
+
+    async def _find(self, bulk_id: str) -> BulkRecord | None:
+        try:
+            described = await self._client.get_workflow_handle(bulk_workflow_id(bulk_id)).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+        record: BulkRecord = await described.memo_value(BULK, type_hint=BulkRecord)
+        return record
+
+    async def all(self, view: type[View]) -> list[View]:
+        """Newest first. The index lags behind."""
+        ids = {each.id async for each in self._client.list_workflows("WorkflowType = 'durably.Bulk'")}
+        prefix = bulk_workflow_id("")
+        found = await asyncio.gather(
+            *(self.find(each.removeprefix(prefix), view) for each in sorted(ids, reverse=True))
+        )
+        return [each for each in found if each is not None]
+
+    async def stop(self, bulk_id: str) -> None:
+        """Raises ``CancellationNotFoundError``."""
+        if await self.find(bulk_id, CancellationView) is None:
+            raise CancellationNotFoundError(f"there is no bulk cancellation with the id {bulk_id!r}")
+        with contextlib.suppress(RPCError):  # It has ended.
+            await self._client.get_workflow_handle(bulk_workflow_id(bulk_id)).signal("stop")
+
+    @activity.defn(name=BULK_PAGE)
+    async def apply_page(self, work: BulkInput) -> BulkPage:
+        """Apply an operation to the next runs. Repeating this changes nothing."""
+        record = work.record
+        wanted = RunFilter(
+            status=None if record.is_replay else RunStatus.RUNNING,
+            function_id=record.function_id,
+            started_after=to_optional_datetime(record.started_after),
+            started_before=to_datetime(record.started_before),
+        )
+        condition = compile_expression(record.expression) if record.expression else None
+        after = None if work.cursor is None else await self._views.describe(work.cursor)
+        applied: list[str] = []
+        seen = 0
+        async for run in self._lists.walk(wanted, after):
+            activity.heartbeat()
+            seen += 1
+            run_id = run_id_of(run.id)
+            is_meant = not record.is_replay or status_of(run) in record.statuses
+            if is_meant and condition is not None:
+                is_meant = await self._search.matches(run, condition, record.created_at)
+            if is_meant and await self._apply(record, run_id):
+                applied.append(run_id)
+            if seen == _TOGETHER:
+                return BulkPage(applied, run_id)
+        return BulkPage(applied)
+
+    async def _apply(self, record: BulkRecord, run_id: str) -> bool:
+        if record.is_replay:
+            try:
+                await self._reruns.start(run_id, record.created_at, record.id)
+            except (RunNotFoundError, FunctionNotFoundError):
+                return False
+            return True
+        try:
+            await self._client.get_workflow_handle(run_workflow_id(run_id)).signal(
+                "cancel", CancelRequested(CANCELLED_IN_BULK)
+            )
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        return True
+
+
+def _view(record: BulkRecord, view: type[View]) -> View:
+    fields: dict[str, Any] = {
+        "id": record.id,
+        "function_id": record.function_id,
+        "started_after": to_optional_datetime(record.started_after),
+        "started_before": to_datetime(record.started_before),
+        "expression": record.expression,
+        "statuses": record.statuses,
+        "created_at": to_datetime(record.created_at),
+        "ended_at": to_optional_datetime(record.ended_at),
+        "affected": record.affected,
+    }
+    return view(**fields)

@@ -1,0 +1,181 @@
+"""Functions, apps and schedules, from the memos of their workflows.
+
+Which of them exist is known from Temporal's index, which lags; each is read by Describe, which is consistent.
+"""
+
+import asyncio
+import itertools
+
+import msgspec
+from temporalio.client import Client
+
+from durably.engine.core.errors import FunctionNotFoundError
+from durably.engine.reports import AppReport, RunLink, ScheduleView, SyncReport
+from durably.engine.scheduling.registry import Function
+from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
+from durably.engine.temporal.messages import AppRecord, FunctionRecord
+from durably.engine.temporal.records import Records
+from durably.engine.temporal.routing.app_workflow import APP
+from durably.engine.views import AppView, FunctionView, to_datetime
+from durably.protocol.events import InternalEvent
+from durably.protocol.text import redact_url
+
+from .run_lists import RunFilter, RunLists
+from .run_views import RunViews
+
+_MOST_AT_ONCE = 16
+_MOST_TICKS = 5
+_MOST_CRON_RUNS = 5
+_CRON_RUNS_LOOKED_AT = 30
+
+
+class FunctionLists:
+    def __init__(self, client: Client, records: Records, lists: RunLists, views: RunViews) -> None:
+        self._client = client
+        self._records = records
+        self._lists = lists
+        self._views = views
+        self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
+
+    async def functions(self) -> list[FunctionView]:
+        """The active functions, in the order of apps and of functions within them."""
+        apps = await self.app_records()
+        found = await asyncio.gather(*(self._of_app(app_id, record) for app_id, record in apps))
+        return list(itertools.chain.from_iterable(found))
+
+    async def of_app(self, app_id: str) -> list[FunctionView] | None:
+        record = await self._records.read(app_workflow_id(app_id), APP, AppRecord)
+        return None if record is None else await self._of_app(app_id, record)
+
+    async def _of_app(self, app_id: str, app: AppRecord) -> list[FunctionView]:
+        records = await asyncio.gather(*(self._function(function_id) for function_id in app.functions))
+        return [
+            function_view(function_id, record)
+            for function_id, record in zip(app.functions, records, strict=True)
+            if record is not None and record.is_active and record.app_id == app_id
+        ]
+
+    async def _function(self, function_id: str) -> FunctionRecord | None:
+        async with self._slots:
+            return await self._records.find_function(function_id)
+
+    async def get(self, function_id: str) -> FunctionRecord:
+        """An active function. Raises ``FunctionNotFoundError``."""
+        record = await self._records.find_function(function_id)
+        if record is None or not record.is_active:
+            raise FunctionNotFoundError(
+                f"no app has synced a function with the id {function_id!r}: its id is its app's id, a hyphen, and its "
+                "own"
+            )
+        return record
+
+    async def set_paused(self, function_id: str, is_paused: bool) -> None:
+        """Raises ``FunctionNotFoundError``."""
+        await self.get(function_id)
+        handle = self._client.get_workflow_handle(function_workflow_id(function_id))
+        await handle.execute_update("set_paused", is_paused)
+
+    async def app_records(self) -> list[tuple[str, AppRecord]]:
+        """The apps that have synced, by id."""
+        ids = await self._ids("durably.App", app_workflow_id(""))
+        records = await asyncio.gather(*(self._app(app_id) for app_id in ids))
+        return sorted((app_id, record) for app_id, record in zip(ids, records, strict=True) if record is not None)
+
+    async def _app(self, app_id: str) -> AppRecord | None:
+        async with self._slots:
+            return await self._records.read(app_workflow_id(app_id), APP, AppRecord)
+
+    async def _ids(self, workflow_type: str, prefix: str) -> list[str]:
+        query = f"WorkflowType = '{workflow_type}' AND ExecutionStatus = 'Running'"
+        return [each.id.removeprefix(prefix) async for each in self._client.list_workflows(query)]
+
+    async def apps(self) -> list[AppView]:
+        return [app_view(app_id, record) for app_id, record in await self.app_records()]
+
+    async def app_reports(self) -> list[AppReport]:
+        """Apps with their last syncs.
+
+        Calls to an app that is away show in Temporal as activities that are retried.
+        """
+        return [
+            AppReport(
+                app=app_view(app_id, record),
+                last_sync=SyncReport(
+                    at=to_datetime(record.synced_at),
+                    error=record.error,
+                    added=record.added,
+                    changed=record.changed,
+                    removed=record.removed,
+                ),
+                unreached_since=None,
+                unreached_error=None,
+            )
+            for app_id, record in await self.app_records()
+        ]
+
+    async def schedules(self, now: int) -> list[ScheduleView]:
+        """The schedules of active functions, by function."""
+        views: list[ScheduleView] = []
+        for view in await self.functions():
+            function = Function.from_config(view.config, view.app_id)
+            if not function.flow.schedules:
+                continue
+            runs = await self._cron_runs(view.id)
+            for schedule in function.flow.schedules:
+                ticks = itertools.islice(schedule.ticks_after(now), _MOST_TICKS)
+                views.append(
+                    ScheduleView(
+                        function_id=view.id,
+                        schedule=schedule.text,
+                        next_ticks=[to_datetime(tick) for tick in ticks],
+                        last_runs=runs.get(schedule.text, [])[:_MOST_CRON_RUNS],
+                        is_paused=view.is_paused,
+                    )
+                )
+        return sorted(views, key=lambda view: (view.function_id, view.schedule))
+
+    async def _cron_runs(self, function_id: str) -> dict[str, list[RunLink]]:
+        """The last runs that schedules of a function started, by schedule."""
+        wanted = RunFilter(function_id=function_id, event_name=InternalEvent.SCHEDULED_TIMER)
+        found: dict[str, list[RunLink]] = {}
+        seen = 0
+        async for each in self._lists.walk(wanted):
+            link = await self._views.link(each, has_relation=False)
+            given = await self._views.input(link.run_id)
+            if given is not None:
+                event = msgspec.json.decode(given.events[0].body)
+                found.setdefault(event.get("data", {}).get("cron", ""), []).append(link)
+            seen += 1
+            if seen == _CRON_RUNS_LOOKED_AT:
+                break
+        return found
+
+
+def function_view(function_id: str, record: FunctionRecord) -> FunctionView:
+    config = record.config
+    # URLs may contain an app's password.
+    steps = {
+        name: msgspec.structs.replace(
+            step, runtime=msgspec.structs.replace(step.runtime, url=redact_url(step.runtime.url))
+        )
+        for name, step in config.steps.items()
+    }
+    return FunctionView(
+        id=function_id,
+        name=config.name or function_id,
+        app_id=record.app_id,
+        config=msgspec.structs.replace(config, steps=steps),
+        is_paused=record.is_paused,
+    )
+
+
+def app_view(app_id: str, record: AppRecord) -> AppView:
+    return AppView(
+        id=app_id,
+        url=record.url,
+        sdk=record.sdk,
+        framework=record.framework,
+        version=record.version,
+        synced_at=to_datetime(record.synced_at),
+        function_count=len(record.functions),
+    )

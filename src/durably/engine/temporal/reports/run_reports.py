@@ -1,0 +1,269 @@
+"""Reports of a run, by queries of its workflow.
+
+A worker of the engine answers them, for ended runs too.
+"""
+
+import datetime as dt
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import msgspec
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowQueryFailedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.engine.core.call_body import join_memos
+from durably.engine.core.errors import RunUnavailableError
+from durably.engine.core.run_state import RunState
+from durably.engine.reports import LogEntry, LogPage, RunLink, RunReport
+from durably.engine.step_reports import RunFacts, StepReporter, report_run
+from durably.engine.step_rows import AttemptRow, MemoRow
+from durably.engine.step_views import call_views, called_step, finished_step, waiting_step
+from durably.engine.temporal.ids import CALL_ID_PREFIX, run_id_of, run_workflow_id
+from durably.engine.temporal.reports.event_lists import event_view
+from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
+from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.runs.run_record import RecordPage, RunSummary, StepsPage
+from durably.engine.views import (
+    AttemptView,
+    CallView,
+    RunStatus,
+    RunView,
+    StepView,
+    to_datetime,
+    to_milliseconds,
+    to_optional_datetime,
+)
+
+_QUERY_TIMEOUT = dt.timedelta(seconds=10)
+_SUMMARY_TIMEOUT = dt.timedelta(seconds=3)
+_MOST_CHILDREN = 200
+_NO_WORKERS = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStatusCode.FAILED_PRECONDITION)
+
+
+class _Recorded(msgspec.Struct):
+    """The record of a run, and its finished steps with their memos.
+
+    ``state`` is that of a live run.
+    """
+
+    record: RecordPage
+    failed: list[AttemptRow]
+    steps: list[tuple[MemoRow, bytes]]
+    state: RunState | None
+
+
+class RunReports:
+    def __init__(self, client: Client, router: Router, lists: RunLists, views: RunViews) -> None:
+        self._client = client
+        self._router = router
+        self._lists = lists
+        self._views = views
+
+    async def find(self, run_id: str) -> RunView | None:
+        """A run, with what it waits for now, if a worker answers."""
+        described = await self._views.describe(run_id)
+        if described is None:
+            return None
+        run = await self._views.view(described)
+        if run.status.has_ended:
+            return run
+        try:
+            summary: RunSummary = await self._query(run_id, "summary", result_type=RunSummary, timeout=_SUMMARY_TIMEOUT)
+        except RunUnavailableError:
+            return run
+        calls = _calls_under_way(described)
+        started_at = summary.started_at or min(calls.values(), default=None)
+        return msgspec.structs.replace(
+            run,
+            status=RunStatus.SCHEDULED if started_at is None else RunStatus.RUNNING,
+            started_at=to_optional_datetime(started_at),
+            attempt=summary.attempt,
+            waiting=summary.waiting,
+        )
+
+    async def steps(self, run_id: str) -> list[StepView]:
+        described = await self._views.describe(run_id)
+        if described is None:
+            return []
+        recorded = await self._read(described)
+        views = [
+            finished_step(
+                row.step_id,
+                row.name,
+                row.op,
+                row.attempts,
+                row.failed,
+                row.times.created_at,
+                row.times.ended_at,
+                memo,
+            )
+            for row, memo in recorded.steps
+        ]
+        state = recorded.state
+        if state is not None:
+            calls, waits = _calls_under_way(described), recorded.record.waits
+            views += [called_step(call, call.generation in calls) for call in state.calls if call.name]
+            views += [waiting_step(wait, waits[wait.step_id]) for wait in state.waits if wait.step_id in waits]
+        return views
+
+    async def attempts(self, run_id: str) -> list[AttemptView]:
+        if await self._views.describe(run_id) is None:
+            return []
+        _, failed = await self._read_record(run_id)
+        ordered = sorted(failed, key=lambda row: (row.ended_at, row.name, row.attempt))
+        return [
+            AttemptView(step=row.name or None, attempt=row.attempt, ended_at=to_datetime(row.ended_at), error=row.error)
+            for row in ordered
+        ]
+
+    async def calls(self, run_id: str) -> list[CallView]:
+        described = await self._views.describe(run_id)
+        if described is None:
+            return []
+        if status_of(described).has_ended:
+            return []
+        record, _ = await self._read_record(run_id)
+        assert record.state is not None
+        return call_views(run_id, record.state, _calls_under_way(described).__contains__)
+
+    async def report(self, run_id: str) -> RunReport | None:
+        described = await self._views.describe(run_id)
+        run = await self.find(run_id)
+        if described is None or run is None:
+            return None
+        memo = await memo_of(described)
+        recorded = await self._read(described)
+        calls = _calls_under_way(described)
+        children, has_more = await self._children(run_id)
+        reporter = StepReporter(run, calls.get, children, recorded.failed)
+        record = recorded.record
+        steps = reporter.report(recorded.steps, record.unfinished, recorded.state, record.waits)
+        function = await self._router.records.find_function(run.function_id)
+        given = await self._views.input(run_id)
+        facts = RunFacts(
+            function_name=(function.config.name if function is not None else None) or run.function_id,
+            app_version=memo.app_version,
+            last_called_at=record.last_called_at,
+            events=[] if given is None else [event_view(event) for event in given.events],
+            parent=await self._parent(described),
+            children=children,
+            has_more_children=has_more,
+            logs=record.logs,
+        )
+        return report_run(run, facts, reporter, steps)
+
+    async def record(self, run_id: str) -> RecordPage | None:
+        """The record of a run besides its steps; ``None`` if the run does not exist."""
+        if await self._views.describe(run_id) is None:
+            return None
+        record, _ = await self._read_record(run_id)
+        return record
+
+    async def logs(self, run_id: str, position: int | None, limit: int) -> LogPage:
+        """Lines from ``position`` on, which is 1 for the first; by default the latest."""
+        record = await self.record(run_id)
+        described = await self._views.describe(run_id)
+        if record is None or described is None:
+            return LogPage(entries=[], position=1)
+        function_id = (await memo_of(described)).function_id
+        first = max(len(record.logs) - limit, 0) if position is None else position - 1
+        lines = record.logs[first : first + limit]
+        entries = [LogEntry(run_id=run_id, function_id=function_id, line=line) for line in lines]
+        return LogPage(entries=entries, position=first + len(lines) + 1)
+
+    async def batch(self, run_id: str) -> msgspec.Raw | None:
+        """The run's events, as the protocol has them."""
+        given = await self._views.input(run_id)
+        if given is None:
+            return None
+        return msgspec.Raw(b"[" + b",".join(bytes(event.body) for event in given.events) + b"]")
+
+    async def memos(self, run_id: str) -> msgspec.Raw | None:
+        """The run's memos by hashed step id, as the protocol has them."""
+        given = await self._views.input(run_id)
+        if given is None:
+            return None
+        memos: list[tuple[str, bytes]] = []
+        async for page in self.steps_pages(run_id):
+            memos += [(row.step_id, bytes(memo)) for row, memo in zip(page.steps, page.memos, strict=True)]
+        step_input = None if given.copied is None else given.copied.step_input
+        if step_input is not None and all(step_id != step_input.step_id for step_id, _ in memos):
+            memos.append((step_input.step_id, bytes(step_input.memo)))
+        return msgspec.Raw(join_memos(memos))
+
+    async def steps_pages(self, run_id: str) -> AsyncIterator[StepsPage]:
+        """The finished steps of a run, with their memos. Raises ``RunUnavailableError``."""
+        after = 0
+        while True:
+            page: StepsPage = await self._query(run_id, "steps", after, result_type=StepsPage)
+            yield page
+            after += len(page.steps)
+            if after >= page.total or not page.steps:
+                return
+
+    async def _read(self, described: WorkflowExecution) -> _Recorded:
+        run_id = run_id_of(described.id)
+        record, failed = await self._read_record(run_id)
+        steps: list[tuple[MemoRow, bytes]] = []
+        async for page in self.steps_pages(run_id):
+            steps += [(row, bytes(memo)) for row, memo in zip(page.steps, page.memos, strict=True)]
+        return _Recorded(record, failed, steps, None if status_of(described).has_ended else record.state)
+
+    async def _read_record(self, run_id: str) -> tuple[RecordPage, list[AttemptRow]]:
+        """The record, and all failed attempts."""
+        first: RecordPage = await self._query(run_id, "record", 0, result_type=RecordPage)
+        failed = list(first.failed)
+        while len(failed) < first.total:
+            page: RecordPage = await self._query(run_id, "record", len(failed), result_type=RecordPage)
+            failed += page.failed
+        return first, failed
+
+    async def _query(self, run_id: str, name: str, *arguments: Any, result_type: Any, timeout: Any = None) -> Any:
+        """Raises ``RunUnavailableError``."""
+        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
+        try:
+            return await handle.query(
+                name, args=arguments, result_type=result_type, rpc_timeout=timeout or _QUERY_TIMEOUT
+            )
+        except RPCError as error:
+            if error.status not in _NO_WORKERS:
+                raise
+            reason = error.message
+        except WorkflowQueryFailedError as error:
+            reason = str(error)
+        raise RunUnavailableError(
+            f"no worker of the engine answers for run {run_id} ({reason}): its steps are known again when a process "
+            "with the app runs (the app itself, or `durably worker`)"
+        )
+
+    async def _children(self, run_id: str) -> tuple[list[RunLink], bool]:
+        """The runs that a run started, the earliest first, and whether there are more."""
+        started = await self._lists.read(RunFilter(parent=run_id))
+        links = [await self._views.link(each) for each in itertools.islice(reversed(started), _MOST_CHILDREN)]
+        return links, len(started) > _MOST_CHILDREN
+
+    async def _parent(self, described: WorkflowExecution) -> RunLink | None:
+        memo = await memo_of(described)
+        parent_id = memo.rerun_of or memo.parent
+        parent = None if parent_id is None else await self._views.describe(parent_id)
+        if parent is None:
+            return None
+        link = await self._views.link(described)
+        of_parent = await self._views.link(parent, has_relation=False)
+        return msgspec.structs.replace(of_parent, relation=link.relation, step=link.step)
+
+
+def _calls_under_way(described: WorkflowExecution) -> dict[int, int]:
+    """When calls were made that are under way, in milliseconds, by generation."""
+    if not isinstance(described, WorkflowExecutionDescription):
+        return {}
+    found = {}
+    for each in described.raw_description.pending_activities:
+        is_started = each.state == PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
+        if is_started and each.activity_id.startswith(CALL_ID_PREFIX):
+            started_at = each.last_started_time.ToDatetime(dt.UTC)
+            found[int(each.activity_id.removeprefix(CALL_ID_PREFIX))] = to_milliseconds(started_at)
+    return found

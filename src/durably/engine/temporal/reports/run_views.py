@@ -1,0 +1,165 @@
+"""Runs as Temporal describes them, without a worker: memo, status, output."""
+
+import asyncio
+from collections.abc import Iterable
+
+import msgspec
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import (
+    Client,
+    WorkflowExecution,
+    WorkflowExecutionStatus,
+    WorkflowFailureError,
+)
+from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.engine.core.transition import encode_error
+from durably.engine.reports import Relation, RunLink
+from durably.engine.temporal.ids import run_id_of, run_workflow_id
+from durably.engine.temporal.messages import END, RUN_MEMO, RunInput, RunMemo
+from durably.engine.views import RunStatus, RunView
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import InternalEvent
+
+from .search_attributes import STATUS
+
+_STATUSES = {
+    WorkflowExecutionStatus.RUNNING: RunStatus.RUNNING,
+    WorkflowExecutionStatus.COMPLETED: RunStatus.COMPLETED,
+    WorkflowExecutionStatus.CANCELED: RunStatus.CANCELLED,
+    WorkflowExecutionStatus.TERMINATED: RunStatus.CANCELLED,
+}
+_RELATIONS: dict[str, Relation] = {
+    InternalEvent.FUNCTION_INVOKED: Relation.INVOKED,
+    InternalEvent.DEFERRED_SCHEDULE: Relation.DEFERRED,
+    InternalEvent.FUNCTION_FINISHED: Relation.ENDED,
+    InternalEvent.FUNCTION_FAILED: Relation.ENDED,
+    InternalEvent.FUNCTION_CANCELLED: Relation.ENDED,
+}
+_MOST_AT_ONCE = 16
+"""Requests to the server that one page of runs makes at once."""
+
+
+def status_of(execution: WorkflowExecution) -> RunStatus:
+    """A live run counts as running.
+
+    The server does not know whether the app was called.
+    """
+    own = execution.typed_search_attributes.get(STATUS)
+    if own is not None:
+        return RunStatus(own)
+    return RunStatus.FAILED if execution.status is None else _STATUSES.get(execution.status, RunStatus.FAILED)
+
+
+def relation_of(memo: RunMemo) -> Relation:
+    if memo.rerun_of is not None:
+        return Relation.RERUN
+    return _RELATIONS.get(memo.event_name, Relation.SENT_EVENT)
+
+
+class RunViews:
+    """Reads runs from a Temporal server."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
+
+    async def find(self, run_id: str) -> RunView | None:
+        described = await self.describe(run_id)
+        return None if described is None else await self.view(described)
+
+    async def describe(self, run_id: str) -> WorkflowExecution | None:
+        """The run's workflow; ``None`` if there is none."""
+        try:
+            return await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def view(self, execution: WorkflowExecution, *, has_output: bool = True) -> RunView:
+        run_id = run_id_of(execution.id)
+        memo = await memo_of(execution)
+        status = status_of(execution)
+        output: msgspec.Raw | None = None
+        if has_output and status.has_ended:
+            output = await execution.memo_value(END, None, type_hint=msgspec.Raw)
+            if output is None:
+                async with self._slots:
+                    output = await self.output(run_id)
+        return RunView(
+            id=run_id,
+            function_id=memo.function_id,
+            app_id=memo.app_id,
+            status=status,
+            event_ids=list(memo.event_ids),
+            event_id=memo.event_ids[0],
+            created_at=execution.start_time,
+            started_at=execution.start_time,
+            ended_at=execution.close_time,
+            output=output,
+            attempt=0,
+            max_attempts=memo.max_attempts,
+            rerun_of=memo.rerun_of,
+        )
+
+    async def views(self, executions: Iterable[WorkflowExecution], *, has_output: bool = True) -> list[RunView]:
+        return list(await asyncio.gather(*(self.view(each, has_output=has_output) for each in executions)))
+
+    async def link(self, execution: WorkflowExecution, *, has_relation: bool = True) -> RunLink:
+        memo = await memo_of(execution)
+        return RunLink(
+            run_id=run_id_of(execution.id),
+            function_id=memo.function_id,
+            status=status_of(execution),
+            created_at=execution.start_time,
+            relation=relation_of(memo) if has_relation else None,
+            step=memo.parent_step if has_relation else None,
+        )
+
+    async def output(self, run_id: str) -> msgspec.Raw:
+        """The output of a run, once it has ended."""
+        handle = self._client.get_workflow_handle(run_workflow_id(run_id), result_type=msgspec.Raw)
+        try:
+            output: msgspec.Raw = await handle.result()
+            return output
+        except WorkflowFailureError as error:
+            return _error_output(error.cause)
+
+    async def input(self, run_id: str) -> RunInput | None:
+        """The input of a run, with its events, from the first event of its history."""
+        handle = self._client.get_workflow_handle(run_workflow_id(run_id))
+        try:
+            async for event in handle.fetch_history_events(page_size=1):
+                assert event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED
+                payloads = event.workflow_execution_started_event_attributes.input.payloads
+                (run,) = await self._client.data_converter.decode(payloads, [RunInput])
+                return run  # type: ignore[no-any-return]
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+        return None
+
+
+async def memo_of(execution: WorkflowExecution) -> RunMemo:
+    memo: RunMemo = await execution.memo_value(RUN_MEMO, type_hint=RunMemo)
+    return memo
+
+
+def _error_output(cause: BaseException | None) -> msgspec.Raw:
+    """The error of a run, as it wrote it, or as Temporal says."""
+    if isinstance(cause, ApplicationError) and cause.details:
+        return msgspec.Raw(msgspec.json.encode(cause.details[0]))
+    match cause:
+        case CancelledError():
+            if cause.details:
+                return msgspec.Raw(msgspec.json.encode(cause.details[0]))
+            name, message = "FunctionCancelledError", "the run was cancelled"
+        case TerminatedError():
+            name, message = "FunctionCancelledError", f"the run was terminated on Temporal: {cause}"
+        case TimeoutError():
+            name, message = "RunTimedOutError", "Temporal's timeout of the run's workflow is over"
+        case _:
+            name, message = type(cause).__name__, str(cause)
+    return msgspec.Raw(encode_error(ErrorData(name=name, message=message)))

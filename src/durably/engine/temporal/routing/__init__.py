@@ -1,0 +1,1 @@
+"""Routing of events, waits and syncs by the ids of workflows."""

@@ -1,0 +1,191 @@
+"""Syncs of apps: their functions, triggers, and paths of cancelling events."""
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.engine.core.errors import ConfigInvalidError
+from durably.engine.core.flow.config import read_flow
+from durably.engine.scheduling.registry import Function
+from durably.engine.settings import EngineSettings
+from durably.engine.temporal.ids import WORKFLOWS_QUEUE, app_workflow_id, function_workflow_id
+from durably.engine.temporal.messages import AppRecord, FunctionRecord, SyncInput, TriggerRecord
+from durably.engine.temporal.records import Records
+from durably.engine.temporal.runs.run_settings import policy_of
+from durably.engine.views import SyncResult
+from durably.protocol.sync import SyncRequest
+
+from .app_workflow import APP, SYNC_REFUSED, AppliedSync, AppWorkflow, is_same_sync, result_of_sync
+from .cron_activities import put_schedules
+from .function_workflow import FUNCTION, FunctionWorkflow
+from .topic_workflow import AppTriggers
+from .wait_keys import path_of
+from .waits import Waits
+
+_PARALLEL_REQUESTS = 20
+_LONGEST_ERROR = 2000
+
+
+class AppSync:
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self._records = Records(client)
+        self._waits = Waits(client)
+
+    async def has_synced(self, app_id: str) -> bool:
+        """Whether an app has ever synced: events find the triggers of its functions."""
+        return await self._records.read(app_workflow_id(app_id), APP, AppRecord) is not None
+
+    async def sync(self, request: SyncRequest, functions: Sequence[Function], *, in_process: bool) -> SyncResult:
+        """Make these the functions of an app. Raises ``ConfigInvalidError``."""
+        sync = _sync_input(request, functions, in_process, self._settings)
+        before = await self._records.read(app_workflow_id(sync.app_id), APP, AppRecord)
+        if before is not None and is_same_sync(before, sync.app):
+            return result_of_sync(sync, before)
+        start = WithStartWorkflowOperation(
+            AppWorkflow.run,
+            before,
+            id=app_workflow_id(sync.app_id),
+            task_queue=WORKFLOWS_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=sync.app_id,
+        )
+        try:
+            result: SyncResult = await self._client.execute_update_with_start_workflow(
+                "sync", sync, start_workflow_operation=start, result_type=SyncResult
+            )
+        except WorkflowUpdateFailedError as error:
+            if isinstance(error.cause, ApplicationError) and error.cause.type == SYNC_REFUSED:
+                raise ConfigInvalidError(error.cause.message) from None
+            raise
+        return result
+
+    # the activity of the app's workflow
+
+    async def apply(self, applied: AppliedSync) -> None:
+        """Apply a sync. Repeating it changes nothing.
+
+        An event finds the triggers of a function after the function, so that none is lost.
+        """
+        sync, before = applied.sync, applied.before
+        await self._check_owners(sync)
+        wanted = {record.config.id: record for record in sync.functions}
+        removed = [each for each in (before.functions if before is not None else ()) if each not in wanted]
+        await _each(self._configure, wanted.items())
+        schedules = {function_id: read_flow(record.config).schedules for function_id, record in wanted.items()}
+        await _each(lambda each: put_schedules(self._client, each, schedules.get(each, ())), [*wanted, *removed])
+        names = dict.fromkeys([*sync.app.names, *(before.names if before is not None else ())])
+        triggers = _triggers_by_name(sync.functions)
+        function_ids = (*wanted, *removed)
+        await _each(lambda name: self._set_triggers(name, function_ids, triggers.get(name, ())), names)
+        await _each(self._deactivate, removed)
+
+    async def _check_owners(self, sync: SyncInput) -> None:
+        found = await self._records.find_functions(record.config.id for record in sync.functions)
+        for function_id, record in found.items():
+            if record.is_active and record.app_id != sync.app_id:
+                raise ApplicationError(
+                    f"app {sync.app_id!r}: the function id {function_id!r} is taken by a function of app "
+                    f"{record.app_id!r}: an id is the app's id, a hyphen and the function's own, so that two apps may "
+                    "have the same id; rename the function",
+                    type=SYNC_REFUSED,
+                    non_retryable=True,
+                )
+
+    async def _configure(self, wanted: tuple[str, FunctionRecord]) -> None:
+        function_id, record = wanted
+        for cancel in record.config.cancel or ():
+            await self._waits.add_path(cancel.event, path_of(cancel.if_exp))
+        known = await self._records.find_function(function_id)
+        if known is not None and record == msgspec.structs.replace(known, is_paused=False):
+            return
+        await self._update_function(function_id, record, "configure", record)
+
+    async def _deactivate(self, function_id: str) -> None:
+        known = await self._records.find_function(function_id)
+        if known is not None and known.is_active:
+            inactive = msgspec.structs.replace(known, is_active=False)
+            await self._update_function(function_id, inactive, "configure", inactive)
+
+    async def _set_triggers(self, name: str, function_ids: tuple[str, ...], triggers: Sequence[TriggerRecord]) -> None:
+        topic = await self._records.find_topic(name)
+        if [each for each in topic.triggers if each.function_id in function_ids] != list(triggers):
+            await self._waits.update_topic(name, "set_triggers", AppTriggers(function_ids, tuple(triggers)), topic)
+
+    async def note_refused(self, app_id: str, error: str) -> None:
+        """Keep the reason why the sync of an app that has synced before was refused."""
+        handle = self._client.get_workflow_handle(app_workflow_id(app_id))
+        try:
+            await handle.signal("note_refused", error[:_LONGEST_ERROR])
+        except RPCError as missing:
+            if missing.status is not RPCStatusCode.NOT_FOUND:
+                raise
+
+    async def _update_function(self, function_id: str, record: FunctionRecord, update: str, argument: Any) -> None:
+        start = WithStartWorkflowOperation(
+            FunctionWorkflow.run,
+            record,
+            id=function_workflow_id(function_id),
+            task_queue=WORKFLOWS_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            memo={FUNCTION: record},
+            static_summary=function_id,
+        )
+        await self._client.execute_update_with_start_workflow(update, argument, start_workflow_operation=start)
+
+
+async def _each(act: Callable[[Any], Awaitable[None]], items: Iterable[Any]) -> None:
+    limit = asyncio.Semaphore(_PARALLEL_REQUESTS)
+
+    async def limited(item: Any) -> None:
+        async with limit:
+            await act(item)
+
+    await asyncio.gather(*map(limited, items))
+
+
+def _sync_input(
+    request: SyncRequest, functions: Sequence[Function], in_process: bool, settings: EngineSettings
+) -> SyncInput:
+    records = tuple(
+        FunctionRecord(
+            app_id=function.app_id,
+            config=function.config,
+            app_version=function.app_version,
+            in_process=in_process,
+            policy=policy_of(settings, function.max_attempts),
+        )
+        for function in functions
+    )
+    app = AppRecord(
+        url=request.url,
+        functions={record.config.id: _digest(record) for record in records},
+        sdk=request.sdk,
+        framework=request.framework,
+        version=request.app_version,
+        in_process=in_process,
+        names=tuple(sorted(_triggers_by_name(records))),
+    )
+    return SyncInput(app_id=request.app_id, functions=records, app=app)
+
+
+def _digest(record: FunctionRecord) -> str:
+    return hashlib.sha256(msgspec.json.encode((record.config, record.policy))).hexdigest()[:16]
+
+
+def _triggers_by_name(functions: Iterable[FunctionRecord]) -> Mapping[str, list[TriggerRecord]]:
+    found: dict[str, list[TriggerRecord]] = {}
+    for record in functions:
+        for trigger in record.config.triggers:
+            if trigger.event:
+                triggers = found.setdefault(trigger.event, [])
+                triggers.append(TriggerRecord(record.config.id, trigger.expression or None))
+    return found

@@ -1,0 +1,36 @@
+"""Functions: the configuration that an app synced. It is read by Describe."""
+
+import msgspec
+from temporalio import workflow
+
+from durably.engine.temporal.messages import FunctionRecord
+
+FUNCTION = "function"
+"""The memo with the record."""
+
+
+@workflow.defn(name="durably.Function", sandboxed=False)
+class FunctionWorkflow:
+    @workflow.init
+    def __init__(self, record: FunctionRecord) -> None:
+        self._record = record
+
+    @workflow.run
+    async def run(self, record: FunctionRecord) -> None:
+        await workflow.wait_condition(lambda: workflow.info().is_continue_as_new_suggested())
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(self._record, memo={FUNCTION: self._record})
+
+    @workflow.update(name="configure")
+    def configure(self, record: FunctionRecord) -> None:
+        """The pause stays: an app does not sync it."""
+        self._put(msgspec.structs.replace(record, is_paused=self._record.is_paused))
+
+    @workflow.update(name="set_paused")
+    def set_paused(self, is_paused: bool) -> None:
+        self._put(msgspec.structs.replace(self._record, is_paused=is_paused))
+
+    def _put(self, record: FunctionRecord) -> None:
+        if record != self._record:
+            self._record = record
+            workflow.upsert_memo({FUNCTION: record})

@@ -1,0 +1,356 @@
+"""Routing of events to runs, functions and waits, by the ids of workflows.
+
+An event that leads to one workflow goes straight to it. One that leads to several starts a workflow of its own first,
+so that it reaches all of them even if this process ends. Nothing is looked up by visibility queries, which lag.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+
+import msgspec
+from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from durably.engine.core.errors import EventInvalidError, FunctionNotFoundError
+from durably.engine.core.expressions import compile_expression
+from durably.engine.core.flow.admission import PAUSED, cancel_on_of, skipped_error
+from durably.engine.core.run_state import RunStatus, describe_chain, explain_runaway
+from durably.engine.scheduling.events import (
+    RUN_END_EVENTS,
+    check_event,
+    make_internal_event,
+    make_received_event,
+    value_at,
+)
+from durably.engine.scheduling.registry import Function, patterns_of
+from durably.engine.settings import EngineSettings
+from durably.engine.temporal.flow.call_queue_ids import run_flow_of
+from durably.engine.temporal.flow.gates import Gates, has_gates
+from durably.engine.temporal.ids import (
+    HTTP_QUEUE,
+    WORKFLOWS_QUEUE,
+    app_queue,
+    event_workflow_id,
+    make_event_id,
+    make_run_id,
+    run_workflow_id,
+)
+from durably.engine.temporal.messages import (
+    RUN_MEMO,
+    CancelRecord,
+    DeliveryRecord,
+    EventRecord,
+    FunctionRecord,
+    InternalEvents,
+    InvokeInput,
+    InvokerRecord,
+    LeaveInput,
+    ResolvedInvocation,
+    RunInput,
+    RunMemo,
+    RunOutcome,
+    TopicRecord,
+)
+from durably.engine.temporal.records import Records
+from durably.engine.temporal.reports.search_attributes import search_attributes_of
+from durably.engine.temporal.runs.run_settings import finish_timeout_of
+from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
+from durably.protocol.events import Event, InternalEvent
+
+from .event_workflow import DELIVERED, SENDERS_TIME, EventWorkflow
+from .wait_keys import cancel_waits
+from .waits import Waits
+
+_MOST_NAMED_FUNCTIONS = 8
+_MAX_DELIVERY_SECONDS = 3.0
+"""Seconds for which a sender waits for the delivery of an event that is durable already."""
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """The routes of an event.
+
+    ``is_known``: functions or waits listen for its name, even if it meets none of their conditions.
+    """
+
+    delivery: DeliveryRecord
+    is_known: bool
+
+
+class Router:
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
+        self._client = client
+        self._settings = settings
+        self.records = Records(client)
+        self.waits = Waits(client)
+        self.gates = Gates(client, self.records, self.run_input, self.start)
+
+    # events
+
+    async def route(self, event: EventRecord, *, is_deduplicated: bool = False) -> Routes:
+        """Bring an event to all that it leads to. It is durable when this returns.
+
+        ``is_deduplicated``: the event has an id of its sender, so that another with this id changes nothing.
+        """
+        routes = await self.find_routes(event)
+        delivery = routes.delivery
+        if is_deduplicated or len(delivery) > 1 or await self._needs_workflow(delivery.function_ids):
+            await self._deliver_surely(delivery)
+        else:
+            await self.deliver(delivery)
+        return routes
+
+    async def find_routes(self, event: EventRecord) -> Routes:
+        names = list(patterns_of(event.name))
+        topics = await self.records.find_topics(names)
+        fields = msgspec.json.decode(event.body)
+        function_ids = tuple(_triggered(topics, fields))
+        waits = tuple((path, value_at(path, fields)) for path in topics[0].paths)
+        is_known = bool(topics[0].paths) or any(topic.triggers for topic in topics)
+        return Routes(DeliveryRecord(event, function_ids, waits), is_known)
+
+    async def deliver(self, delivery: DeliveryRecord) -> None:
+        """Bring an event to what it leads to. Repeating this changes nothing.
+
+        Waits come first: an event does not cancel the runs that it starts, nor end their waits.
+        """
+        event = delivery.event
+        await asyncio.gather(*(self.waits.deliver(event, path, value) for path, value in delivery.waits))
+        await asyncio.gather(*(self._trigger(function_id, event) for function_id in delivery.function_ids))
+
+    async def send_internal(self, sent: InternalEvents) -> None:
+        """Route events of the engine. The caller repeats this until it succeeds."""
+        for index, (name, data) in enumerate(sent.events):
+            event_id = make_event_id(sent.at, f"{sent.run_id}\n{index}\n{name}")
+            received = make_internal_event(InternalEvent(name), bytes(data), event_id, sent.at)
+            record = EventRecord(
+                id=event_id,
+                name=name,
+                body=msgspec.Raw(received.body),
+                origin=sent.origin,
+                traceparent=sent.traceparent,
+                at=sent.at,
+                sender=sent.run_id,
+                chain=sent.chain,
+            )
+            await self.deliver((await self.find_routes(record)).delivery)
+
+    async def _needs_workflow(self, function_ids: Iterable[str]) -> bool:
+        """Whether a start of these functions takes several requests."""
+        found = await self.records.find_functions(function_ids)
+        return any(record.config.cancel or has_gates(record.config) for record in found.values())
+
+    async def _deliver_surely(self, delivery: DeliveryRecord) -> None:
+        try:
+            handle = await self._client.start_workflow(
+                EventWorkflow.run,
+                delivery,
+                id=event_workflow_id(delivery.event.id),
+                task_queue=WORKFLOWS_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                start_delay=SENDERS_TIME,
+                static_summary=delivery.event.name,
+            )
+        except WorkflowAlreadyStartedError:
+            return
+        limit = asyncio.timeout(_MAX_DELIVERY_SECONDS)
+        try:
+            async with limit:
+                await self.deliver(delivery)
+        except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
+            if not limit.expired():
+                raise
+            return  # Gates need a worker. If there is none, the workflow delivers the event later.
+        await handle.signal(DELIVERED)
+
+    # runs
+
+    async def _trigger(self, function_id: str, event: EventRecord) -> None:
+        function = await self.records.find_function(function_id)
+        if function is not None and function.is_active:
+            await self.gates.trigger(function, event)
+
+    def run_input(self, record: FunctionRecord, events: tuple[EventRecord, ...]) -> RunInput:
+        """The run of a function for events.
+
+        It is skipped, or fails at once, if the function must not start.
+        """
+        function = Function.from_config(record.config, record.app_id, record.app_version)
+        outcome = self._outcome_of(record, events[0])
+        cancel_on = () if outcome is not None else cancel_on_of(function.flow, _now())
+        return RunInput(
+            run_id=make_run_id(events[0].at, events[0].id, function.id),
+            function_id=function.id,
+            app_id=record.app_id,
+            max_attempts=function.max_attempts,
+            calls_queue=app_queue(record.app_id) if record.in_process else HTTP_QUEUE,
+            events=events,
+            app_version=record.app_version,
+            parent=events[0].sender,
+            parent_step=None if events[0].invoker is None else events[0].invoker.name,
+            outcome=outcome,
+            policy=record.policy,
+            cancel_on=tuple(
+                CancelRecord(each.event, None if each.condition is None else each.condition.text, each.until)
+                for each in cancel_on
+            ),
+            flow=None if outcome is not None else run_flow_of(function.flow, events[0], _now()),
+            finish_timeout=finish_timeout_of(function),
+        )
+
+    def _outcome_of(self, record: FunctionRecord, event: EventRecord) -> RunOutcome | None:
+        runaway = self._explain_runaway(record, event)
+        if runaway is not None:
+            return RunOutcome(RunStatus.FAILED, runaway)
+        if record.is_paused:
+            return RunOutcome(RunStatus.SKIPPED, skipped_error(record.config.id, PAUSED))
+        return None
+
+    def _explain_runaway(self, record: FunctionRecord, event: EventRecord) -> ErrorData | None:
+        is_run_end = event.name in RUN_END_EVENTS
+        reason = explain_runaway(event.origin, record.policy.max_depth, is_run_end=is_run_end)
+        if reason is None:
+            return None
+        named = [record.config.id, *event.chain][:_MOST_NAMED_FUNCTIONS]
+        is_whole = event.origin is not None and event.origin.chain < _MOST_NAMED_FUNCTIONS
+        chain = describe_chain(named, is_whole)
+        return ErrorData(name=RUNAWAY_ERROR, message=f"functions start each other endlessly ({chain}): {reason}")
+
+    async def start(self, run: RunInput) -> str:
+        """Start a run, unless it was started before."""
+        await self._listen_for_cancellations(run)
+        try:
+            await self._client.start_workflow(
+                "durably.Run",
+                run,
+                id=run_workflow_id(run.run_id),
+                task_queue=WORKFLOWS_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                memo={RUN_MEMO: RunMemo.of(run)},
+                search_attributes=search_attributes_of(run),
+                static_summary=run.function_id,
+            )
+        except WorkflowAlreadyStartedError:
+            if run.cancel_on and not await self.waits.is_running(run.run_id):
+                await self.waits.leave(LeaveInput(cancel_waits(run)))
+        return run.run_id
+
+    async def _listen_for_cancellations(self, run: RunInput) -> None:
+        await asyncio.gather(*map(self.waits.register, cancel_waits(run)))
+
+    # invocations
+
+    async def resolve_invocation(self, invocation: InvokeInput) -> ResolvedInvocation:
+        """The run to start for an invocation. The caller repeats this until it succeeds."""
+        function_id = invocation.function_id
+        function = await self.records.find_function(function_id)
+        if function is None or not function.is_active:
+            return _refused(
+                "FunctionNotFoundError",
+                f"step {invocation.name!r} invokes the function {function_id!r}, which no app has synced: its id is "
+                "its app's id, a hyphen, and its own",
+            )
+        event = _invocation(invocation)
+        try:
+            check_event(event, self._settings.max_event_bytes, is_internal=True)
+        except EventInvalidError as invalid:
+            return _refused(invalid.name, f"step {invocation.name!r} cannot invoke {function_id!r}: {invalid.message}")
+        event = msgspec.structs.replace(event, data={**event.data, "_inngest": _metadata_of(invocation)})
+        event_id = make_event_id(invocation.at, f"{invocation.run_id}\n{invocation.step_id}")
+        received = make_received_event(event, event_id, invocation.at)
+        record = EventRecord(
+            id=event_id,
+            name=event.name,
+            body=msgspec.Raw(received.body),
+            origin=invocation.origin,
+            traceparent=invocation.traceparent,
+            at=invocation.at,
+            sender=invocation.run_id,
+            chain=invocation.chain,
+        )
+        runaway = self._explain_runaway(function, record)
+        if runaway is not None:
+            return ResolvedInvocation(error=runaway)
+        await self._deliver_to_others(record, function_id)
+        run = self.run_input(function, (record,))
+        if run.outcome is not None:
+            await self.start(run)
+            return ResolvedInvocation(error=run.outcome.error)
+        if has_gates(function.config):
+            invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
+            await self.gates.trigger(function, msgspec.structs.replace(record, invoker=invoker))
+            return ResolvedInvocation()
+        await self._listen_for_cancellations(run)
+        return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
+
+    async def invoke(self, function_id: str, event: Event, event_id: str) -> str:
+        """Start a run of one function for an event, whatever its triggers.
+
+        Returns the run's id. Raises ``FunctionNotFoundError``.
+        """
+        function = await self.records.find_function(function_id)
+        if function is None or not function.is_active:
+            raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
+        now = _now()
+        event = msgspec.structs.replace(event, data={**event.data, "_inngest": {"fn_id": function_id}})
+        received = make_received_event(event, event_id, now)
+        record = EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), at=now)
+        found = (await self.find_routes(record)).delivery
+        others = tuple(each for each in found.function_ids if each != function_id)
+        await self._deliver_surely(msgspec.structs.replace(found, function_ids=(function_id, *others)))
+        return make_run_id(now, event_id, function_id)
+
+    async def route_to(self, function_id: str, event: EventRecord) -> None:
+        """Route an event that is meant for one function.
+
+        Other functions that it triggers start as well. The caller repeats this until it succeeds.
+        """
+        await self._deliver_to_others(event, function_id)
+        await self._trigger(function_id, event)
+
+    async def _deliver_to_others(self, event: EventRecord, function_id: str) -> None:
+        found = (await self.find_routes(event)).delivery
+        others = tuple(each for each in found.function_ids if each != function_id)
+        await self.deliver(msgspec.structs.replace(found, function_ids=others))
+
+
+def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict[str, None]:
+    now = _now()
+    return {
+        trigger.function_id: None
+        for topic in topics
+        for trigger in topic.triggers
+        if trigger.expression is None or compile_expression(trigger.expression).matches(fields, now=now)
+    }
+
+
+def _refused(name: str, message: str) -> ResolvedInvocation:
+    return ResolvedInvocation(error=ErrorData(name=name, message=message))
+
+
+def _invocation(invocation: InvokeInput) -> Event:
+    """The event of an invocation, without optional parts of a wrong type."""
+    payload = invocation.payload
+    version, user = payload.get("v"), payload.get("user")
+    return Event(
+        name=InternalEvent.FUNCTION_INVOKED,
+        data=payload.get("data") or {},
+        user=user,
+        v=version if isinstance(version, str) else None,
+    )
+
+
+def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
+    return {
+        "correlation_id": f"{invocation.run_id}.{invocation.step_id}",
+        "expire": invocation.until,
+        "fn_id": invocation.function_id,
+        "name": invocation.name,
+        "source_app_id": invocation.source_app_id,
+        "source_fn_id": invocation.source_function_id,
+    }
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,88 @@
+"""The keys by which events find the waits of runs. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.expressions import compile_expression
+from durably.engine.scheduling.events import index_key
+from durably.engine.temporal.messages import CancelRecord, RunInput, WaitRecord
+
+_EXACT_KEYS = ("text:", "hash:", "true", "false")
+"""The beginnings of keys that no different value shares. Null's key is that of missing fields too."""
+_NUMBER = "number:"
+_LARGEST_EXACT = 2**53
+"""Larger numbers are rounded in keys."""
+
+
+class WaitKey(msgspec.Struct, frozen=True):
+    """The path of the wait index, and the value that an event must have there.
+
+    Both are ``None`` if no value is required.
+    ``is_exact``: each event with this value meets the whole condition.
+    """
+
+    path: str | None = None
+    value: str | None = None
+    is_exact: bool = True
+
+
+def wait_key(expression: str | None, trigger: Mapping[str, Any]) -> WaitKey:
+    """The key of a wait with a condition. ``trigger`` is the event of the waiting run."""
+    if expression is None:
+        return WaitKey()
+    condition = compile_expression(expression)
+    path, value = index_key(condition, trigger)
+    return WaitKey(path, value, condition.is_equality and value is not None and _has_own_key(value))
+
+
+def _has_own_key(value: str) -> bool:
+    if value.startswith(_NUMBER):
+        number = value.removeprefix(_NUMBER)
+        return number != "large" and abs(float(number)) < _LARGEST_EXACT
+    return value.startswith(_EXACT_KEYS)
+
+
+def path_of(expression: str | None) -> str | None:
+    """The path in the key of every wait with this condition."""
+    return wait_key(expression, {}).path
+
+
+_CANCEL_PREFIX = "cancel:"
+
+
+def cancel_step_id(position: int) -> str:
+    """The id in place of a step's for an event that cancels a run.
+
+    ``position`` is that in ``cancel_on``.
+    """
+    return f"{_CANCEL_PREFIX}{position}"
+
+
+def cancel_position(step_id: str) -> int | None:
+    """The position that ``cancel_step_id`` was made of; ``None`` for the id of a step."""
+    return int(step_id.removeprefix(_CANCEL_PREFIX)) if step_id.startswith(_CANCEL_PREFIX) else None
+
+
+def cancel_waits(run: RunInput) -> tuple[WaitRecord, ...]:
+    """The waits for the events that cancel a run."""
+    if not run.cancel_on:
+        return ()
+    trigger = msgspec.json.decode(run.events[0].body)
+    return tuple(_cancel_wait(run, position, cancel, trigger) for position, cancel in enumerate(run.cancel_on))
+
+
+def _cancel_wait(run: RunInput, position: int, cancel: CancelRecord, trigger: Mapping[str, Any]) -> WaitRecord:
+    key = wait_key(cancel.expression, trigger)
+    return WaitRecord(
+        run_id=run.run_id,
+        step_id=cancel_step_id(position),
+        event=cancel.event,
+        until=cancel.until,
+        path=key.path,
+        value=key.value,
+        is_exact=key.is_exact,
+        is_early=True,
+        ignored=tuple(event.id for event in run.events),
+    )

@@ -1,0 +1,137 @@
+"""Waits of runs for events of one name with one value.
+
+A workflow exists as long as a run waits. An event for which no run waits finds no workflow, and costs nothing.
+"""
+
+import asyncio
+import datetime as dt
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+from temporalio import workflow
+from temporalio.exceptions import FailureError
+
+from durably.engine.temporal.ids import run_workflow_id
+from durably.engine.temporal.messages import Delivery, EventRecord, WaitRecord
+
+MAX_PARALLEL_DELIVERIES = 500
+"""The server refuses more than 2,000 signals of a workflow at once."""
+START_GRACE = dt.timedelta(minutes=1)
+"""The time within which the run of an early wait starts."""
+
+Key = tuple[str, str]
+"""A run and its step."""
+
+
+class Waiting(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """A wait as in ``WaitRecord``. ``since`` is when it was registered."""
+
+    run_id: str
+    step_id: str
+    since: int
+    until: int | None
+    is_exact: bool = True
+    is_early: bool = False
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return self.run_id, self.step_id
+
+
+class PendingDelivery(msgspec.Struct, frozen=True):
+    """An event, and the waits that have still to get it."""
+
+    event: EventRecord
+    targets: tuple[Waiting, ...]
+
+
+class WaitState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The state of a wait workflow when it continues as a new one."""
+
+    waits: tuple[Waiting, ...] = ()
+    deliveries: tuple[PendingDelivery, ...] = ()
+
+
+@workflow.defn(name="durably.Wait", sandboxed=False)
+class WaitWorkflow:
+    @workflow.init
+    def __init__(self, state: WaitState) -> None:
+        self._waits = {wait.key: wait for wait in state.waits}
+        self._deliveries = deque(state.deliveries)
+
+    @workflow.run
+    async def run(self, state: WaitState) -> None:
+        while self._waits or self._deliveries:
+            if workflow.info().is_continue_as_new_suggested():
+                workflow.continue_as_new(WaitState(tuple(self._waits.values()), tuple(self._deliveries)))
+            if self._deliveries:
+                await self._deliver_some()
+            else:
+                await self._sleep()
+        # A signal that arrives now makes the server refuse the end, so no wait is lost.
+
+    @workflow.signal(name="wait")
+    def add(self, wait: WaitRecord) -> None:
+        waiting = Waiting(wait.run_id, wait.step_id, _now(), wait.until, wait.is_exact, wait.is_early, wait.ignored)
+        self._waits[waiting.key] = waiting
+
+    @workflow.signal(name="leave")
+    def leave(self, run_id: str, step_id: str) -> None:
+        self._waits.pop((run_id, step_id), None)
+
+    @workflow.signal(name="event")
+    def deliver(self, event: EventRecord) -> None:
+        targets = tuple(wait for wait in self._waits.values() if not _is_over(wait) and event.id not in wait.ignored)
+        self._drop(wait for wait in targets if wait.is_exact)
+        if targets:
+            self._deliveries.append(PendingDelivery(event, targets))
+
+    async def _sleep(self) -> None:
+        """Wait for a signal, or for the time-out of a wait."""
+        waits, deliveries = len(self._waits), len(self._deliveries)
+        until = min((wait.until for wait in self._waits.values() if wait.until is not None), default=None)
+        seconds = None if until is None else max((until - _now()) / 1000, 0.001)
+        try:
+            await workflow.wait_condition(
+                lambda: (
+                    (len(self._waits), len(self._deliveries)) != (waits, deliveries)
+                    or workflow.info().is_continue_as_new_suggested()
+                ),
+                timeout=seconds,
+            )
+        except TimeoutError:
+            self._drop([wait for wait in self._waits.values() if _is_over(wait)])
+
+    async def _deliver_some(self) -> None:
+        pending = self._deliveries[0]
+        targets = pending.targets[:MAX_PARALLEL_DELIVERIES]
+        await asyncio.gather(*(self._deliver_to(wait, pending.event) for wait in targets))
+        rest = pending.targets[MAX_PARALLEL_DELIVERIES:]
+        if rest:
+            self._deliveries[0] = PendingDelivery(pending.event, rest)
+        else:
+            self._deliveries.popleft()
+
+    async def _deliver_to(self, wait: Waiting, event: EventRecord) -> None:
+        handle = workflow.get_external_workflow_handle(run_workflow_id(wait.run_id))
+        try:
+            await handle.signal("deliver", Delivery(step_id=wait.step_id, event=event))
+        except FailureError:
+            if wait.is_early and _now() - wait.since < START_GRACE // dt.timedelta(milliseconds=1):
+                self._waits.setdefault(wait.key, wait)
+            else:  # The run has ended.
+                self._drop([wait])
+
+    def _drop(self, waits: Iterable[Waiting]) -> None:
+        for wait in waits:
+            self._waits.pop(wait.key, None)
+
+
+def _is_over(wait: Waiting) -> bool:
+    return wait.until is not None and wait.until <= _now()
+
+
+def _now() -> int:
+    return int(workflow.now().timestamp() * 1000)

@@ -1,0 +1,167 @@
+"""Waits of runs for events and signals: their registration, and messages to them."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.engine.temporal.ids import (
+    WORKFLOWS_QUEUE,
+    run_workflow_id,
+    signal_workflow_id,
+    topic_workflow_id,
+    wait_workflow_id,
+)
+from durably.engine.temporal.messages import EventRecord, LeaveInput, SignalRecord, TopicRecord, WaitRecord
+from durably.engine.temporal.records import Records
+
+from .signal_workflow import SignalWorkflow
+from .topic_workflow import TopicWorkflow
+from .wait_workflow import WaitState, WaitWorkflow
+
+_MOST_TRIES = 5
+
+
+class Waits:
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._records = Records(client)
+
+    # events
+
+    async def register(self, wait: WaitRecord) -> None:
+        """Register a wait. Repeating it changes nothing.
+
+        All events that are sent afterwards find the wait.
+        """
+        is_indexed = await self.add_path(wait.event, wait.path)
+        wait = wait if is_indexed else _unindexed(wait)
+        if not is_indexed:
+            await self.add_path(wait.event, None)
+        await self._client.start_workflow(
+            WaitWorkflow.run,
+            WaitState(),
+            id=_id_of(wait),
+            task_queue=WORKFLOWS_QUEUE,
+            start_signal="wait",
+            start_signal_args=[wait],
+            static_summary=f"waits for {wait.event}",
+        )
+
+    async def add_path(self, event_name: str, path: str | None) -> bool:
+        """Make events of a name look for waits by a path.
+
+        False if they look for too many paths already.
+        """
+        topic = await self._records.find_topic(event_name)
+        return path in topic.paths or bool(await self.update_topic(event_name, "add_path", path, topic, bool))
+
+    async def update_topic(
+        self, event_name: str, update: str, argument: Any, before: TopicRecord, result_type: type | None = None
+    ) -> Any:
+        start = WithStartWorkflowOperation(
+            TopicWorkflow.run,
+            before,
+            id=topic_workflow_id(event_name),
+            task_queue=WORKFLOWS_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=event_name,
+        )
+        return await self._client.execute_update_with_start_workflow(
+            update, argument, start_workflow_operation=start, result_type=result_type
+        )
+
+    async def deliver(self, event: EventRecord, path: str | None, value: str | None) -> None:
+        """Send an event to the waits with a value at a path, if there are any."""
+        with _ignoring_not_found():
+            await self._client.get_workflow_handle(wait_workflow_id(event.name, path, value)).signal("event", event)
+
+    # signals
+
+    async def register_signal(self, wait: SignalRecord) -> bool:
+        """False if another step waits for the signal."""
+        for _ in range(_MOST_TRIES):
+            holder = await self._try_signal(wait)
+            if holder is None or await self.is_running(holder):
+                return holder is None
+            # Its run has ended without leaving, for example because somebody terminated it.
+            await self._leave_signal(wait.signal, holder)
+        return False
+
+    async def _try_signal(self, wait: SignalRecord) -> str | None:
+        """The id of the run that waits for the signal already."""
+        start = WithStartWorkflowOperation(
+            SignalWorkflow.run,
+            id=signal_workflow_id(wait.signal),
+            task_queue=WORKFLOWS_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary=f"waits for the signal {wait.signal}",
+        )
+        holder: str | None = await self._client.execute_update_with_start_workflow(
+            "wait", wait, start_workflow_operation=start, result_type=str
+        )
+        return holder
+
+    async def send_signal(self, name: str, memo: bytes) -> str | None:
+        """The id of the run that waited for the signal. Its step gets the memo."""
+        handle = self._client.get_workflow_handle(signal_workflow_id(name))
+        try:
+            result: str | None = await handle.execute_update("send", msgspec.Raw(memo), result_type=str)
+            return result
+        except WorkflowUpdateFailedError:
+            # The workflow ended at the same time, with the wait.
+            return None
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return None
+            raise
+
+    async def is_running(self, run_id: str) -> bool:
+        with _ignoring_not_found():
+            described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
+            return described.close_time is None
+        return False
+
+    # ends
+
+    async def leave(self, left: LeaveInput) -> None:
+        """End waits. Repeating it changes nothing."""
+        await asyncio.gather(
+            *map(self._leave_wait, left.waits),
+            *(self._leave_signal(wait.signal, wait.run_id, wait.step_id) for wait in left.signals),
+        )
+
+    async def _leave_wait(self, wait: WaitRecord) -> None:
+        topic = await self._records.find_topic(wait.event)
+        place = wait if wait.path in topic.paths else _unindexed(wait)
+        with _ignoring_not_found():
+            handle = self._client.get_workflow_handle(_id_of(place))
+            await handle.signal("leave", args=[wait.run_id, wait.step_id])
+
+    async def _leave_signal(self, name: str, run_id: str, step_id: str | None = None) -> None:
+        with _ignoring_not_found():
+            handle = self._client.get_workflow_handle(signal_workflow_id(name))
+            await handle.signal("leave", args=[run_id, step_id])
+
+
+def _unindexed(wait: WaitRecord) -> WaitRecord:
+    """The wait among those that require no value. Its run evaluates the condition."""
+    return msgspec.structs.replace(wait, path=None, value=None, is_exact=False)
+
+
+def _id_of(wait: WaitRecord) -> str:
+    return wait_workflow_id(wait.event, wait.path, wait.value)
+
+
+@contextlib.contextmanager
+def _ignoring_not_found() -> Iterator[None]:
+    try:
+        yield
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise

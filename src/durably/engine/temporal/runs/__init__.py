@@ -1,0 +1,1 @@
+"""Runs as workflows, and the activities that make their calls."""

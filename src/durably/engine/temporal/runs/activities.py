@@ -1,0 +1,248 @@
+"""Activities of the engine: calls to apps, and the routing that workflows ask for."""
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+from temporalio import activity
+from temporalio.client import Client, WorkflowHandle
+from temporalio.exceptions import ApplicationError
+
+from durably.engine.core.answers import Answer, Unreached
+from durably.engine.core.call_body import CallData
+from durably.engine.core.inputs import CancelRequested
+from durably.engine.temporal.ids import run_workflow_id
+from durably.engine.temporal.messages import (
+    END,
+    CallInput,
+    CallResult,
+    CheckpointInput,
+    ContentPage,
+    ContentRequest,
+    DeliveryRecord,
+    InternalEvents,
+    InvokeInput,
+    LeaveInput,
+    MemosToCopy,
+    ResolvedInvocation,
+    SignalRecord,
+    WaitRecord,
+    result_of,
+)
+from durably.engine.temporal.routing.app_sync import AppSync
+from durably.engine.temporal.routing.app_workflow import APPLY_SYNC, AppliedSync
+from durably.engine.temporal.routing.event_workflow import DELIVER
+from durably.engine.temporal.routing.router import Router
+from durably.protocol.errors import ErrorData
+
+from .contents import CONTENTS, RunContent
+from .heartbeats import heartbeats
+from .sizes import fit_answer
+from .step_requests import StepRequests
+
+CALL = "durably.call"
+CANCEL = "durably.cancel"
+COPY_MEMOS = "durably.copy_memos"
+READ_END = "durably.read_end"
+RESOLVE = "durably.resolve"
+SEND = "durably.send"
+WAIT_FOR_EVENT = "durably.wait_for_event"
+WAIT_FOR_SIGNAL = "durably.wait_for_signal"
+LEAVE = "durably.leave"
+LOCAL_TIMEOUT = dt.timedelta(seconds=10)
+CALL_RETURNED = "CallReturnedError"
+"""The type of the failure of a call whose process stops."""
+CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
+_MAX_UNREACHED_SECONDS = 60.0
+
+
+class Caller(Protocol):
+    """Makes calls to an app, in this process or over HTTP."""
+
+    async def __call__(self, call: CallInput, data: CallData) -> Answer: ...
+
+
+class CallActivities:
+    """The activity that calls apps.
+
+    It is apart from the others, because its task queue is that of the app.
+    """
+
+    def __init__(self, client: Client, call: Caller, requests: StepRequests) -> None:
+        self._client = client
+        self._call = call
+        self._requests = requests
+
+    @property
+    def activities(self) -> Sequence[Callable[..., Any]]:
+        return [self.call]
+
+    @activity.defn(name=CALL)
+    async def call(self, call: CallInput) -> CallResult:
+        called_at = time.time_ns() // 1_000_000
+        try:
+            async with heartbeats():
+                answer = await self._call(call, await self._data_of(call))
+                if isinstance(answer, Unreached):
+                    raise _unreached(answer)
+                answer, has_requests = self._requests.keep(call.run_id, answer)
+                fitted = fit_answer(answer)
+                for steps in fitted.checkpoints:
+                    checkpoint = CheckpointInput(call.call.generation, steps)
+                    await self._run_of_activity(call).execute_update("checkpoint", checkpoint)
+        except asyncio.CancelledError:
+            if activity.is_worker_shutdown():
+                # Another process makes the call, with a new generation: this one's function may not have ended.
+                raise ApplicationError("the process stops", type=CALL_RETURNED, non_retryable=True) from None
+            raise
+        result = result_of(fitted.answer, self._requests.queue if has_requests else None)
+        return msgspec.structs.replace(result, called_at=called_at)
+
+    async def _data_of(self, call: CallInput) -> CallData:
+        content = await self._content_of(call)
+        memos = content.memos[: call.memos]
+        given = content.step_input
+        return CallData(
+            run_id=call.run_id,
+            function_id=call.function_id,
+            call=call.call,
+            max_attempts=call.max_attempts,
+            disable_immediate=call.disable_immediate,
+            events=content.events,
+            memos=memos,
+            step_input=given if given is not None and all(step_id != given[0] for step_id, _ in memos) else None,
+            defers=call.defers,
+            traceparent=call.traceparent,
+        )
+
+    async def _content_of(self, call: CallInput) -> RunContent:
+        key = activity.info().workflow_run_id
+        assert key is not None, "calls are activities of runs"
+        content = CONTENTS.find(key)
+        if content is None or not content.begins_with(call.memos, call.digest):
+            content = await self._fetch_content(call, content)
+            CONTENTS.put(key, content)
+        return content
+
+    async def _fetch_content(self, call: CallInput, known: RunContent | None) -> RunContent:
+        """The content of a call, based on what this process has if that fits."""
+        if known is not None:
+            # The workflow's own content is not changed: its thread adds to it.
+            content = await self._extend(call, known.copy())
+            if content.begins_with(call.memos, call.digest):
+                return content
+        page = await self._query_content(call, 0)
+        given = page.step_input
+        step_input = None if given is None else (given.step_id, bytes(given.memo))
+        content = RunContent([bytes(event) for event in page.events], step_input)
+        content.add_all(page.memos)
+        return await self._extend(call, content)
+
+    async def _extend(self, call: CallInput, content: RunContent) -> RunContent:
+        while len(content.memos) < call.memos:
+            page = await self._query_content(call, len(content.memos))
+            if not page.memos:
+                raise ApplicationError(f"run {call.run_id} has fewer memos than its call", type="ContentMissingError")
+            content.add_all(page.memos)
+        return content
+
+    async def _query_content(self, call: CallInput, after: int) -> ContentPage:
+        return await read_content(self._run_of_activity(call), ContentRequest(after))
+
+    def _run_of_activity(self, call: CallInput) -> WorkflowHandle[Any, Any]:
+        run_id = activity.info().workflow_run_id
+        return self._client.get_workflow_handle(run_workflow_id(call.run_id), run_id=run_id)
+
+
+async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -> ContentPage:
+    """A page of a run's memos. The run may have ended."""
+    page: ContentPage = await run.query("content", request, result_type=ContentPage)
+    return page
+
+
+def _unreached(answer: Unreached) -> ApplicationError:
+    """The error by which the server repeats the call later.
+
+    A repetition adds no events to the run's history.
+    """
+    seconds = min(2.0 ** min(activity.info().attempt - 1, 10), _MAX_UNREACHED_SECONDS)
+    return ApplicationError(
+        answer.error.message or "",
+        type=answer.error.name or "Unreached",
+        next_retry_delay=dt.timedelta(seconds=seconds),
+    )
+
+
+class RoutingActivities:
+    """Activities by which workflows use the router.
+
+    They run as local activities. Each costs one event of history.
+    """
+
+    def __init__(self, client: Client, router: Router, apps: AppSync) -> None:
+        self._client = client
+        self._router = router
+        self._apps = apps
+
+    @property
+    def activities(self) -> Sequence[Callable[..., Any]]:
+        return [
+            self.send,
+            self.deliver,
+            self.wait_for_event,
+            self.wait_for_signal,
+            self.leave,
+            self.resolve,
+            self.apply_sync,
+            self.cancel,
+            self.read_end,
+            self.copy_memos,
+        ]
+
+    @activity.defn(name=DELIVER)
+    async def deliver(self, delivery: DeliveryRecord) -> None:
+        await self._router.deliver(delivery)
+
+    @activity.defn(name=SEND)
+    async def send(self, events: InternalEvents) -> None:
+        await self._router.send_internal(events)
+
+    @activity.defn(name=WAIT_FOR_EVENT)
+    async def wait_for_event(self, wait: WaitRecord) -> None:
+        await self._router.waits.register(wait)
+
+    @activity.defn(name=WAIT_FOR_SIGNAL)
+    async def wait_for_signal(self, wait: SignalRecord) -> bool:
+        return await self._router.waits.register_signal(wait)
+
+    @activity.defn(name=LEAVE)
+    async def leave(self, left: LeaveInput) -> None:
+        await self._router.waits.leave(left)
+
+    @activity.defn(name=RESOLVE)
+    async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
+        return await self._router.resolve_invocation(invocation)
+
+    @activity.defn(name=APPLY_SYNC)
+    async def apply_sync(self, sync: AppliedSync) -> None:
+        await self._apps.apply(sync)
+
+    @activity.defn(name=CANCEL)
+    async def cancel(self, workflow_id: str) -> None:
+        """Cancel a run that has cancelled itself, so that Temporal shows it as cancelled."""
+        await self._client.get_workflow_handle(workflow_id).cancel()
+
+    @activity.defn(name=READ_END)
+    async def read_end(self, run_id: str) -> ErrorData:
+        """The error of a cancelled run."""
+        described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
+        error: ErrorData = await described.memo_value(END, CANCELLED_BY_TEMPORAL, type_hint=ErrorData)
+        return error
+
+    @activity.defn(name=COPY_MEMOS)
+    async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:
+        page = await read_content(self._client.get_workflow_handle(run_workflow_id(wanted.run_id)), wanted.request)
+        return msgspec.structs.replace(page, events=[], step_input=None)
