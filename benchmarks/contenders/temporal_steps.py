@@ -81,6 +81,7 @@ async def open_engine(address: str, namespace: str, way: str, steps: int, stack:
     async def make_call(call: CallInput, data: CallData) -> Answer:
         return await run_call(handler, data, checkpoints, clock)
 
+    stack.push_async_callback(engine.close)
     for worker in engine.make_workers([app_queue(APP)], make_call):
         await stack.enter_async_context(worker)
     await engine.sync_app(sync_of(handler), in_process=True)

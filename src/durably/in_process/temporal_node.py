@@ -126,9 +126,12 @@ class TemporalNode:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        engine = self._engine.result() if self._engine.done() and not self._engine.exception() else None
         self._give_up(NodeClosedError("the connection of this process is closed"))
         await self._stop_workers()
         await self._worker.wait_ended()
+        if engine is not None:
+            await engine.close()
 
     def forget(self) -> None:
         """See ``EngineNode``. ``temporalio`` is left to ``durably.temporal.runtimes``."""

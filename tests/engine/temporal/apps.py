@@ -117,9 +117,12 @@ async def running(
     """The app is synced, and has workers."""
     client = await Client.connect(address, data_converter=DATA_CONVERTER)
     app_on_temporal = RunningApp(app, functions, client, WorkflowEngine(client, settings))
-    async with app_on_temporal.working():
-        await app_on_temporal.sync()
-        yield app_on_temporal
+    try:
+        async with app_on_temporal.working():
+            await app_on_temporal.sync()
+            yield app_on_temporal
+    finally:
+        await app_on_temporal.engine.close()
 
 
 def on(app: durably.Client, function: str) -> durably.TriggerEvent:

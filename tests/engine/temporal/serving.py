@@ -63,6 +63,7 @@ async def serving(
         return await run_call(handler, data, checkpoints, clock)
 
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(engine.close)
         for worker in engine.make_workers([app_queue(app.app_id)], make):
             await stack.enter_async_context(worker)
         await engine.sync_app(sync_of(handler), in_process=True)

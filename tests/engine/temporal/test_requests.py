@@ -27,6 +27,7 @@ class Api:
         self.tokens: list[str | None] = []
         self.failures = 0
         self.url = ""
+        self.transports: list[asyncio.Transport] = []
         self._runner: web.AppRunner | None = None
 
     async def __aenter__(self) -> "Api":
@@ -45,8 +46,9 @@ class Api:
 
     async def _answer(self, request: web.Request) -> web.Response:
         self.tokens.append(request.headers.get("authorization"))
+        assert request.transport is not None
+        self.transports.append(request.transport)
         if len(self.tokens) <= self.failures:
-            assert request.transport is not None
             request.transport.abort()
         return web.Response(text="answer")
 
@@ -139,3 +141,14 @@ async def test_deferred_functions_start_at_the_end_of_the_run(server: DevServer)
         assert data["n"] == 1
         assert data["_inngest"]["parent_run_id"] == run.id
         assert got.empty()
+
+
+async def test_connections_of_requests_are_closed_at_the_end(server: DevServer) -> None:
+    app = make_client()
+    async with Api() as api:
+        async with running(server.address, app, fetching(app, api)) as on_temporal:
+            await (await on_temporal.start("fetch")).result()
+            assert not api.transports[0].is_closing()
+        async with asyncio.timeout(5):  # An idle connection is closed after 15 s.
+            while not api.transports[0].is_closing():  # noqa: ASYNC110 - the transport reports no change
+                await asyncio.sleep(0.01)

@@ -51,7 +51,7 @@ class HttpWorkflowEngine(WorkflowEngine):
         try:
             await engine.prepare()
         except BaseException:
-            await engine._caller.close()
+            await engine.close()
             raise
         engine._workers.start()
         return engine
@@ -59,6 +59,7 @@ class HttpWorkflowEngine(WorkflowEngine):
     async def close(self) -> None:
         await self._workers.stop()
         await self._caller.close()
+        await super().close()
 
     def explain(self, error: Exception) -> Exception:
         """See ``LocalEngine``."""

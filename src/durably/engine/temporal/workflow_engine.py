@@ -111,6 +111,7 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 
+from .cancellation import with_cancellation
 from .ids import WORKFLOWS_QUEUE, process_queue, run_workflow_id
 from .messages import CheckpointInput
 from .reports.run_reports import RunReports
@@ -149,8 +150,10 @@ class WorkflowEngine(LocalEngine):
 
     def __init__(self, client: Client, settings: EngineSettings) -> None:
         settings = msgspec.structs.replace(settings, max_event_bytes=min(settings.max_event_bytes, MAX_EVENT_BYTES))
+        client = with_cancellation(client)
         self._client = client
         self._settings = settings
+        self._outbound = Outbound(allow_private_addresses=settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES)
         self._router = Router(client, settings)
         self._apps = AppSync(client, settings)
         self._events = EventReceiver(client, self._router, settings)
@@ -172,8 +175,7 @@ class WorkflowEngine(LocalEngine):
         One executes workflows, the others the calls of one task queue each.
         """
         routing = RoutingActivities(self._client, self._router, self._apps)
-        outbound = Outbound(allow_private_addresses=self._settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES)
-        requests = StepRequests(process_queue(), outbound)
+        requests = StepRequests(process_queue(), self._outbound)
         calls = CallActivities(self._client, call, requests)
         return [
             Worker(
@@ -200,6 +202,10 @@ class WorkflowEngine(LocalEngine):
             ),
             Worker(self._client, task_queue=requests.queue, activities=requests.activities),
         ]
+
+    async def close(self) -> None:
+        """Close the connections of steps' requests. Stop the workers before."""
+        await self._outbound.close()
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Refuse an operation that has no method here."""

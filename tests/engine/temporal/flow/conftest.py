@@ -165,6 +165,7 @@ class World:
     async def close(self) -> None:
         self.limit.open()
         await self._workers.aclose()
+        await self.engine.close()
 
     async def _call(self, call: CallInput, data: CallData) -> Answer:
         checkpoints = EngineCheckpoints(self._checkpoint, lambda coroutine: coroutine.close())

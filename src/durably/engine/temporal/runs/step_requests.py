@@ -69,9 +69,6 @@ class StepRequests:
             self._drop(key)
         return RequestResult(msgspec.Raw(finished.memo), finished.failed, finished.is_retriable)
 
-    async def close(self) -> None:
-        await self._outbound.close()
-
     def _put(self, key: tuple[str, str], opts: dict[str, Any]) -> None:
         self._drop(key)
         size = size_of(opts)
