@@ -72,6 +72,7 @@ async def serve(
                     tasks.create_task(_keep_synced(url, server, poll_interval))
                 if logs_runs:
                     tasks.create_task(_log_runs(server))
+                await asyncio.Event().wait()  # Until it is cancelled, which a task's failure does, too.
     finally:
         notify_supervisor("STOPPING=1")
         _logger.info("engine stopped")

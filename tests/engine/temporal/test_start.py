@@ -81,6 +81,16 @@ def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, ser
         app.stop(signal.SIGKILL)
 
 
+def test_an_engine_without_urls_of_apps_serves_until_it_is_stopped(start: Start, server: DevServer) -> None:
+    port = free_port()
+    engine = start("start", "--temporal", server.address, "--port", str(port), **KEYS)
+    logged(engine, "engine started")
+    event = json.dumps({"name": "order/nobody-listens"})
+    sent = urllib3.request("POST", f"http://127.0.0.1:{port}/e/{EVENT_KEY}", body=event, timeout=30)
+    assert sent.status == 200, sent.data
+    assert engine.stop(signal.SIGTERM) == 0
+
+
 @pytest.mark.parametrize(
     ("option", "reason"),
     [
