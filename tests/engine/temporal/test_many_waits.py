@@ -1,10 +1,14 @@
 """Many waits, and long-lived workflows that continue as new ones."""
 
 import asyncio
+import base64
+import os
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
+from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import (
     app_workflow_id,
     cron_workflow_id,
@@ -17,7 +21,7 @@ from durably.engine.temporal.routing.wait_keys import wait_key
 
 from ...temporal.dev_server import DevServer
 from ..small_app import Steps
-from .routed_app import RoutedApp, data_of, routed_app, until
+from .routed_app import RoutedApp, data_of, routed_app, running, until
 
 SAME = "event.data.n == async.data.n"
 
@@ -128,3 +132,26 @@ async def test_long_lived_workflows_continue_as_new_with_all_that_they_hold(rest
         assert await app.run_to_end("go", "f", n=5) == 5
         await app.send("reply", n=3)
         assert await app.result(run_id) == 3
+
+
+async def test_a_large_event_reaches_each_of_several_waits(restless: DevServer) -> None:
+    """Deliveries are larger than a message of the server, and pending events than the input of a workflow."""
+    async with routed_app(restless.address, EngineSettings(max_event_bytes=1_000_000)) as app:
+        anywhere = WaitRecord(run_id="", step_id="step", event=app.event("reply"), until=None, is_exact=False)
+        waits = [msgspec.structs.replace(anywhere, run_id=f"{app.app_id}-{n}") for n in range(9)]
+        await app.engine._router.waits.register(waits[0])
+    await asyncio.gather(*map(app.engine._router.waits.register, waits[1:]))
+    for _ in range(2):
+        await app.send("reply", large=base64.b64encode(os.urandom(660_000)).decode())
+    async with running(app), asyncio.timeout(30):
+        # There are no such runs, so a wait ends with its first delivery.
+        await app.client.get_workflow_handle(wait_workflow_id(app.event("reply"), None, None)).result()
+
+
+def test_long_names_have_ids_of_their_own_that_the_server_takes() -> None:
+    names = ["\U0001f9ea" * 512, "\U0001f9ea" * 511 + "x", "é" * 400, "é" * 400 + "x"]
+    names += [topic_workflow_id(name).removeprefix(topic_workflow_id("")) for name in names]
+    ids = {topic_workflow_id(name) for name in names}
+    assert len(ids) == len(set(names))
+    assert max(len(each.encode()) for each in ids) < 1000
+    assert topic_workflow_id("a/../b\n") == "durably/topic/a/../b\n"

@@ -15,11 +15,13 @@ WORKFLOWS_QUEUE = "durably"
 HTTP_QUEUE = "durably/http"
 """The task queue of calls over HTTP."""
 _RUN_PREFIX = "durably/run/"
+_MAX_NAME_BYTES = 800
+"""The largest name that is part of an id as it is. It may have 512 characters of up to 4 bytes."""
 
 
 def app_queue(app_id: str) -> str:
     """The task queue of calls to functions in the app's own processes."""
-    return f"durably/app/{app_id}"
+    return f"durably/app/{_bounded(app_id)}"
 
 
 def process_queue() -> str:
@@ -61,15 +63,15 @@ def bulk_workflow_id(bulk_id: str) -> str:
 
 
 def app_workflow_id(app_id: str) -> str:
-    return f"durably/app/{app_id}"
+    return f"durably/app/{_bounded(app_id)}"
 
 
 def function_workflow_id(function_id: str) -> str:
-    return f"durably/function/{function_id}"
+    return f"durably/function/{_bounded(function_id)}"
 
 
 def topic_workflow_id(event_name: str) -> str:
-    return f"durably/topic/{event_name}"
+    return f"durably/topic/{_bounded(event_name)}"
 
 
 def topic_name_of(workflow_id: str) -> str:
@@ -78,7 +80,7 @@ def topic_name_of(workflow_id: str) -> str:
 
 
 def cron_workflow_id(function_id: str) -> str:
-    return f"durably/cron/{function_id}"
+    return f"durably/cron/{_bounded(function_id)}"
 
 
 def event_workflow_id(event_id: str) -> str:
@@ -88,7 +90,7 @@ def event_workflow_id(event_id: str) -> str:
 def wait_workflow_id(event_name: str, path: str | None, value: str | None) -> str:
     """The workflow of waits for events of one name with one value at a path."""
     condition = f"{path}\n{value}"
-    return f"durably/wait/{event_name}/{_digest(condition)}"
+    return f"durably/wait/{_bounded(event_name)}/{_digest(condition)}"
 
 
 def signal_workflow_id(signal: str) -> str:
@@ -97,8 +99,19 @@ def signal_workflow_id(signal: str) -> str:
 
 def gate_workflow_id(function_id: str, option: str, key: str) -> str:
     """The workflow of one value of an option's key, of a function or of a scope."""
-    return f"durably/gate/{function_id}/{option}/{_digest(key)}"
+    return f"durably/gate/{_bounded(function_id)}/{option}/{_digest(key)}"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _bounded(name: str) -> str:
+    """A name as part of an id. The server takes ids of at most 1,000 bytes.
+
+    The result for a longer name is longer than each name that stays as it is, so no two names share an id.
+    """
+    encoded = name.encode()
+    if len(encoded) <= _MAX_NAME_BYTES:
+        return name
+    return f"{encoded[:_MAX_NAME_BYTES].decode(errors='ignore')}…{_digest(name)}"

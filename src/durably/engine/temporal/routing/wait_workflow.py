@@ -12,11 +12,18 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import FailureError
 
+from durably.engine.temporal.flow.gate_messages import pack, unpack
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import Delivery, EventRecord, WaitRecord
 
 MAX_PARALLEL_DELIVERIES = 500
 """The server refuses more than 2,000 signals of a workflow at once."""
+MAX_DELIVERED_BYTES = 2_000_000
+"""The size of parallel deliveries. The server refuses messages of more than 4 MB."""
+_DELIVERY_BYTES = 300
+"""The size of a delivery without its event, about."""
+_MAX_STATE_BYTES = 1_400_000
+"""The size of a packed state, which is a third larger in a payload of up to 2 MB."""
 START_GRACE = dt.timedelta(minutes=1)
 """The time within which the run of an early wait starts."""
 
@@ -52,25 +59,36 @@ class WaitState(msgspec.Struct, frozen=True, omit_defaults=True):
 
     waits: tuple[Waiting, ...] = ()
     deliveries: tuple[PendingDelivery, ...] = ()
+    packed: bytes = b""
 
 
 @workflow.defn(name="durably.Wait", sandboxed=False)
 class WaitWorkflow:
     @workflow.init
     def __init__(self, state: WaitState) -> None:
+        state = unpack(state)
         self._waits = {wait.key: wait for wait in state.waits}
         self._deliveries = deque(state.deliveries)
+        self._is_too_large = False
 
     @workflow.run
     async def run(self, state: WaitState) -> None:
         while self._waits or self._deliveries:
             if workflow.info().is_continue_as_new_suggested():
-                workflow.continue_as_new(WaitState(tuple(self._waits.values()), tuple(self._deliveries)))
+                self._continue_as_new()
             if self._deliveries:
                 await self._deliver_some()
             else:
                 await self._sleep()
         # A signal that arrives now makes the server refuse the end, so no wait is lost.
+
+    def _continue_as_new(self) -> None:
+        """Continue in another execution, unless its input would be too large: events are delivered first."""
+        if sum(len(each.event.body) for each in self._deliveries) <= _MAX_STATE_BYTES:
+            state = pack(WaitState(tuple(self._waits.values()), tuple(self._deliveries)))
+            if len(state.packed) <= _MAX_STATE_BYTES:
+                workflow.continue_as_new(state)
+        self._is_too_large = True
 
     @workflow.signal(name="wait")
     def add(self, wait: WaitRecord) -> None:
@@ -97,7 +115,7 @@ class WaitWorkflow:
             await workflow.wait_condition(
                 lambda: (
                     (len(self._waits), len(self._deliveries)) != (waits, deliveries)
-                    or workflow.info().is_continue_as_new_suggested()
+                    or (workflow.info().is_continue_as_new_suggested() and not self._is_too_large)
                 ),
                 timeout=seconds,
             )
@@ -106,9 +124,11 @@ class WaitWorkflow:
 
     async def _deliver_some(self) -> None:
         pending = self._deliveries[0]
-        targets = pending.targets[:MAX_PARALLEL_DELIVERIES]
+        size = len(msgspec.json.encode(pending.event)) + _DELIVERY_BYTES
+        count = max(1, min(MAX_PARALLEL_DELIVERIES, MAX_DELIVERED_BYTES // size))
+        targets = pending.targets[:count]
         await asyncio.gather(*(self._deliver_to(wait, pending.event) for wait in targets))
-        rest = pending.targets[MAX_PARALLEL_DELIVERIES:]
+        rest = pending.targets[count:]
         if rest:
             self._deliveries[0] = PendingDelivery(pending.event, rest)
         else:
