@@ -18,7 +18,8 @@ from durably.protocol.options import FunctionOptions
 class PackableState(Protocol):
     """A state with a field for all of the others, packed."""
 
-    packed: bytes
+    @property
+    def packed(self) -> bytes: ...
 
 
 S = TypeVar("S", bound=PackableState)
