@@ -44,6 +44,30 @@ def send(request):
 
 urlpatterns += [path("send", send)]
 """,
+    "Tornado": """
+import asyncio
+import signal
+import sys
+
+import durably
+
+class Send(tornado.web.RequestHandler):
+    async def get(self):
+        ids = await client.send(durably.Event(name="shop/visitor.came", data={"name": "Ada"}))
+        self.write({"ids": ids})
+
+app.add_handlers(".*", [("/send", Send)])
+
+async def main():
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    app.listen(int(sys.argv[1]), "127.0.0.1")
+    await ended.wait()
+    if client.in_process is not None:
+        await client.in_process.stop()
+
+asyncio.run(main())
+""",
 }
 """A view that sends an event, for each of the apps."""
 _OWN_CLIENT = 'client = durably.Client(app_id="shop")\n'
@@ -57,13 +81,19 @@ def code_of(page: str, heading: str) -> str:
     return found.group(1)
 
 
-def make_project(framework: str, directory: Path, *, is_installed_app: bool = False) -> None:
-    """``is_installed_app``: with ``durably.django`` in ``INSTALLED_APPS``, and the functions in an app's
-    ``durable.py``."""
+def with_embedded() -> str:
     in_process = code_of("run-inside-your-app.md", "# Run the engine inside your app")
     durable = code_of("serve.md", "Put these into `durable.py`")
     assert _OWN_CLIENT in durable
-    durable = durable.replace(_OWN_CLIENT, in_process)
+    return durable.replace(_OWN_CLIENT, in_process)
+
+
+def make_project(
+    framework: str, directory: Path, *, is_installed_app: bool = False, durable: str | None = None
+) -> None:
+    """``is_installed_app``: with ``durably.django`` in ``INSTALLED_APPS``, and the functions in an app's
+    ``durable.py``. ``durable`` is that module, by default with ``Embedded``; it has ``client`` and ``greet``."""
+    durable = with_embedded() if durable is None else durable
     main = code_of("serve.md", f"\n**{framework}**") + SENDING[framework]
     if framework != "Django":
         (directory / "durable.py").write_text(durable)

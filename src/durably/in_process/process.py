@@ -266,6 +266,8 @@ class ProcessEngine(Generic[N]):
         """Start without a caller that waits: the node logs errors, and tries again."""
         try:
             await self._start()
+        except NodeClosedError:
+            pass  # The process stops.
         except Exception:
             if self._node is None:
                 _logger.exception("%s cannot start in process %d", self._name, os.getpid())

@@ -6,7 +6,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from durably.engine.core.answers import Answer
@@ -17,7 +16,7 @@ from durably.engine.operations import operations_of
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.messages import CallInput
-from durably.engine.temporal.runs.activities import CALL_RETURNED
+from durably.engine.temporal.runs.activities import returned_call
 from durably.engine.temporal.unavailability import is_away
 from durably.engine.temporal.worker_group import WorkerGroup
 from durably.engine.temporal.workflow_engine import WorkflowEngine
@@ -225,7 +224,7 @@ class TemporalNode:
         try:
             return await self._worker.run(call.app_id, data)
         except CallReturnedError as error:
-            raise ApplicationError(str(error), type=CALL_RETURNED, non_retryable=True) from None
+            raise returned_call(str(error)) from None
 
     async def _stop_workers(self, *, is_end: bool = True) -> None:
         workers, self._workers, self._served = self._workers, None, frozenset()

@@ -28,7 +28,10 @@ class KnownNames(msgspec.Struct, frozen=True):
 
 
 class UnmatchedEvents:
-    def __init__(self) -> None:
+    """Explains events, and logs each name once. ``are_stored``: the engine stores events that match nothing."""
+
+    def __init__(self, *, are_stored: bool = True) -> None:
+        self._what = "stored" if are_stored else "received"
         self._said: set[str] = set()
 
     def explain(self, names: Iterable[str], known: KnownNames) -> dict[str, str]:
@@ -41,7 +44,7 @@ class UnmatchedEvents:
             found[name] = explain_unmatched(name, known)
             if name not in self._said and len(self._said) < _MOST_NAMES:
                 self._said.add(name)
-                _logger.warning("the event %r was stored, but %s", name[:_LONGEST], found[name])
+                _logger.warning("the event %r was %s, but %s", name[:_LONGEST], self._what, found[name])
         return found
 
 

@@ -30,7 +30,7 @@ class EventReceiver:
         self._client = client
         self._router = router
         self._settings = settings
-        self._unmatched = UnmatchedEvents()
+        self._unmatched = UnmatchedEvents(are_stored=False)
         self._names = KnownNames()
         self._names_read_at: float | None = None
 

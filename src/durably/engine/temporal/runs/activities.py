@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import msgspec
 from temporalio import activity
 from temporalio.client import Client, WorkflowHandle
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
@@ -37,6 +37,7 @@ from durably.engine.temporal.routing.app_workflow import APPLY_SYNC, AppliedSync
 from durably.engine.temporal.routing.event_workflow import DELIVER
 from durably.engine.temporal.routing.router import Router
 from durably.protocol.errors import ErrorData
+from durably.protocol.text import get_logger
 
 from .contents import CONTENTS, RunContent
 from .heartbeats import heartbeats
@@ -58,6 +59,8 @@ CALL_RETURNED = "CallReturnedError"
 CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
 _MAX_UNREACHED_SECONDS = 60.0
 
+_logger = get_logger("durably.engine")
+
 
 class Caller(Protocol):
     """Makes calls to an app, in this process or over HTTP."""
@@ -75,6 +78,7 @@ class CallActivities:
         self._client = client
         self._call = call
         self._requests = requests
+        self._away: set[str] = set()
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
@@ -86,6 +90,7 @@ class CallActivities:
         try:
             async with heartbeats():
                 answer = await self._call(call, await self._data_of(call))
+                self._note_reached(call.app_id, answer)
                 if isinstance(answer, Unreached):
                     raise _unreached(answer)
                 answer, has_requests = self._requests.keep(call.run_id, answer)
@@ -96,10 +101,19 @@ class CallActivities:
         except asyncio.CancelledError:
             if activity.is_worker_shutdown():
                 # Another process makes the call, with a new generation: this one's function may not have ended.
-                raise ApplicationError("the process stops", type=CALL_RETURNED, non_retryable=True) from None
+                raise returned_call("the process stops") from None
             raise
         result = result_of(fitted.answer, self._requests.queue if has_requests else None)
         return msgspec.structs.replace(result, called_at=called_at)
+
+    def _note_reached(self, app_id: str, answer: Answer) -> None:
+        """Log once that an app does not answer, and that it answers again."""
+        if isinstance(answer, Unreached) and app_id not in self._away:
+            self._away.add(app_id)
+            _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
+        elif not isinstance(answer, Unreached) and app_id in self._away:
+            self._away.remove(app_id)
+            _logger.warning("calls reach the app %r again", app_id)
 
     async def _data_of(self, call: CallInput) -> CallData:
         content = await self._content_of(call)
@@ -163,6 +177,11 @@ async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -
     return page
 
 
+def returned_call(reason: str) -> ApplicationError:
+    """The error by which a run repeats a call at once. The worker does not log it."""
+    return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
+
+
 def _unreached(answer: Unreached) -> ApplicationError:
     """The error by which the server repeats the call later.
 
@@ -173,6 +192,7 @@ def _unreached(answer: Unreached) -> ApplicationError:
         answer.error.message or "",
         type=answer.error.name or "Unreached",
         next_retry_delay=dt.timedelta(seconds=seconds),
+        category=ApplicationErrorCategory.BENIGN,  # The worker would log each repetition with a traceback.
     )
 
 
