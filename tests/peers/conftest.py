@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ..conformance.engine_under_test import Engine
+from ..temporal.dev_server import DevServer
 from .harness import running_engine
 
 
@@ -21,6 +22,22 @@ def dev_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 @pytest.fixture(scope="session")
 def cloud_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     with running_engine(tmp_path_factory.mktemp("engine") / "cloud.db", cloud=True) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def temporal_server() -> Iterator[DevServer]:
+    server = DevServer()
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def temporal_engine(temporal_server: DevServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """``durably start --temporal``."""
+    directory = tmp_path_factory.mktemp("engine")
+    with running_engine(directory / "none.db", cloud=True, temporal=temporal_server.address) as engine:
         yield engine
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from ..conformance import wire
 from ..conformance.client import request
 from ..conformance.engine_under_test import Engine, until
@@ -21,10 +23,11 @@ FUNCTION_PATH = "/api/inngest"
 
 
 @contextmanager
-def running_engine(database: Path, *, cloud: bool = False) -> Iterator[Engine]:
-    """``durably dev``, or ``durably start`` with the keys of ``wire``."""
+def running_engine(database: Path, *, cloud: bool = False, temporal: str | None = None) -> Iterator[Engine]:
+    """``durably dev``, or ``durably start`` with the keys of ``wire``; on a Temporal server with ``temporal``."""
     port = free_port()
-    common = ["--port", str(port), "--db", str(database), "--allow-private-addresses"]
+    store = ["--db", str(database)] if temporal is None else ["--temporal", temporal]
+    common = ["--port", str(port), *store, "--allow-private-addresses"]
     origin = f"http://127.0.0.1:{port}"
     if cloud:
         # The official Python SDK does not sign answers that it streams.
@@ -46,6 +49,7 @@ class PeerApp:
     engine: Engine
     id: str
     is_cloud: bool
+    is_on_temporal: bool = False
     event_ids: dict[str, str] = field(default_factory=dict)
 
     def start(self, names: Mapping[str, Any] | list[str], **data: Any) -> None:
@@ -102,7 +106,12 @@ def running_app(
         headers = {"x-inngest-server-kind": "cloud" if cloud else "dev"}
         answer = request("PUT", f"http://127.0.0.1:{port}{FUNCTION_PATH}", b"", headers)
         assert answer.status == 200, answer.body
-        yield PeerApp(engine, app_id, cloud)
+        yield PeerApp(engine, app_id, cloud, is_on_temporal=app_id.endswith("-temporal"))
+
+
+def with_soak(apps: Mapping[str, Any]) -> list[Any]:
+    """The apps as parameters. Those on Temporal belong to `make soak`; ``test_on_temporal.py`` has a part of them."""
+    return [pytest.param(name, marks=[pytest.mark.soak] if name.endswith("-temporal") else []) for name in apps]
 
 
 def uvicorn(module: str, directory: Path = HERE / "apps") -> list[str]:

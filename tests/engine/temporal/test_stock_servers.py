@@ -5,6 +5,7 @@ import os
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -60,8 +61,12 @@ SERVERS = [
     ("Django", "python manage.py runserver {port}"),
     ("Tornado", "python main.py {port}"),
 ]
-SEVERAL_WORKERS = [case for case in SERVERS if "2" in case[1]]
-QUICK = {"uvicorn main:app --port {port} --workers 2"}
+SEVERAL_WORKERS = [case for case in SERVERS if " 2" in case[1]]
+
+
+def cases(servers: list[tuple[str, str]], quick: tuple[str, str] | None = None) -> list[Any]:
+    """Parameters of a test; all but the quick one are tests of `make soak`."""
+    return [pytest.param(*case, id=" ".join(case), marks=[] if case == quick else pytest.mark.soak) for case in servers]
 
 
 class Project:
@@ -108,7 +113,7 @@ class Project:
         await WorkflowEngine(temporal, EngineSettings()).receive_events(body)
 
 
-@pytest.mark.parametrize(("framework", "command"), SERVERS, ids=lambda value: value)
+@pytest.mark.parametrize(("framework", "command"), cases(SERVERS))
 def test_a_run_goes_on_after_a_restart(framework: str, command: str, tmp_path: Path, server: DevServer) -> None:
     project = Project(framework, tmp_path, server.address)
     with running(command, tmp_path) as web:
@@ -119,7 +124,7 @@ def test_a_run_goes_on_after_a_restart(framework: str, command: str, tmp_path: P
     assert project.was_charged_once()
 
 
-@pytest.mark.parametrize(("framework", "command"), SEVERAL_WORKERS, ids=lambda value: value)
+@pytest.mark.parametrize(("framework", "command"), cases(SEVERAL_WORKERS, quick=SERVERS[0]))
 def test_a_run_goes_on_in_another_worker(framework: str, command: str, tmp_path: Path, server: DevServer) -> None:
     project = Project(framework, tmp_path, server.address)
     with running(command, tmp_path) as web:
@@ -130,7 +135,7 @@ def test_a_run_goes_on_in_another_worker(framework: str, command: str, tmp_path:
     assert project.was_charged_once()
 
 
-@pytest.mark.parametrize(("framework", "command"), SERVERS, ids=lambda value: value)
+@pytest.mark.parametrize(("framework", "command"), cases(SERVERS, quick=SERVERS[3]))
 def test_a_server_that_is_away_delays_the_start(framework: str, command: str, tmp_path: Path) -> None:
     late = DevServer()
     project = Project(framework, tmp_path, late.address)

@@ -28,7 +28,10 @@ class KnownNames(msgspec.Struct, frozen=True):
 
 
 class UnmatchedEvents:
-    """Explains events, and logs each name once. ``are_stored``: the engine stores events that match nothing."""
+    """Explains events, and logs each name once.
+
+    ``are_stored``: the engine stores events that match nothing.
+    """
 
     def __init__(self, *, are_stored: bool = True) -> None:
         self._what = "stored" if are_stored else "received"
