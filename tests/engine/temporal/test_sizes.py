@@ -169,3 +169,27 @@ async def test_a_run_near_the_limit_of_histories_fails(server: DevServer, monkey
         assert isinstance(failure.value.cause, ApplicationError)
         assert failure.value.cause.type == "HistoryTooLargeError"
         assert "events" in failure.value.cause.message
+
+
+async def test_a_run_that_soon_gets_no_events_any_more_fails(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_workflow, "MAX_SIGNALS", 3)
+    app = make_client()
+
+    @app.create_function(fn_id="wait", trigger=on(app, "wait"))
+    async def function(ctx: durably.Context) -> None:
+        await ctx.step.wait_for_event("w", event=f"{app.app_id}/tick", if_exp="async.data.n > 5", timeout="1h")
+
+    async with running(server.address, app, function) as on_temporal:
+        run = await on_temporal.start("wait")
+        await eventually(run.event_types, lambda types: "TIMER_STARTED" in types)
+        for _ in range(3):
+            await on_temporal.engine.receive_events(
+                msgspec.json.encode({"name": f"{app.app_id}/tick", "data": {"n": 1}})
+            )
+        with pytest.raises(WorkflowFailureError) as failure:
+            await asyncio.wait_for(run.result(), 30)
+        assert isinstance(failure.value.cause, ApplicationError)
+        assert failure.value.cause.type == "TooManySignalsError"
+        assert "equality" in failure.value.cause.message

@@ -63,7 +63,7 @@ from .run_context import RunContext, now
 from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
 from .run_timeline import RunTimeline
 from .run_waits import RUN, RunWaits
-from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, fit_end_event
+from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 
 _FINISHED_LATE = "the run was cancelled: it had not ended by the time that timeouts.finish allows"
 _COPY_TIMEOUT = dt.timedelta(minutes=1)
@@ -84,6 +84,7 @@ class RunWorkflow:
         """Functions to start at the end, and their data, by step."""
         self._end: EndRun | None = None
         self._is_cancelled = False
+        self._signals = 0
         self._record = RunRecord(run.run_id)
 
     @workflow.run
@@ -161,10 +162,12 @@ class RunWorkflow:
     @workflow.signal(name="deliver")
     def _deliver(self, delivery: Delivery) -> None:
         self._waits.deliver(delivery)
+        self._check_signals()
 
     @workflow.signal(name="resolve")
     def _resolve(self, resolved: WaitResolved) -> None:
         self._waits.resolve(resolved)
+        self._check_signals()
 
     @workflow.signal(name="cancel")
     def _cancel(self, request: CancelRequested) -> None:
@@ -173,6 +176,7 @@ class RunWorkflow:
     @workflow.signal(name="granted")
     def _granted(self, generation: int) -> None:
         self._context.flow.grant(generation)
+        self._check_signals()
 
     @workflow.query(name="content")
     def _read_content(self, request: ContentRequest) -> ContentPage:
@@ -247,6 +251,22 @@ class RunWorkflow:
             "runs"
         )
         self._end_at_once(RunStatus.FAILED, ErrorData(name="HistoryTooLargeError", message=message))
+
+    def _check_signals(self) -> None:
+        """Fail a run that soon gets no signals any more, so that no event for it is lost in silence.
+
+        Events that do not meet a condition are signals too, unless the condition is an equality.
+        """
+        self._signals += 1
+        self._check_history()
+        if self._end is not None or self._signals < MAX_SIGNALS:
+            return
+        message = (
+            f"the run got {self._signals} events, signals and slots, and Temporal allows few more: wait for events "
+            "with a condition that has an equality, such as event.data.id == async.data.id, so that other events do "
+            "not reach the run; or spread the work over several runs"
+        )
+        self._end_at_once(RunStatus.FAILED, ErrorData(name="TooManySignalsError", message=message))
 
     def _end_at_once(self, status: RunStatus, error: ErrorData) -> None:
         """End the run for a reason that the machine does not know."""

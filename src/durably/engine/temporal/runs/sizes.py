@@ -24,6 +24,8 @@ MAX_PAYLOAD_BYTES = 1_900_000
 _MAX_ARGUMENT_BYTES = 256 * 1024
 MAX_HISTORY_EVENTS = 50_000
 MAX_HISTORY_BYTES = 45_000_000
+MAX_SIGNALS = 9_000
+"""The server refuses more than 10,000 signals of a workflow."""
 
 
 class FittedAnswer(msgspec.Struct, frozen=True):
