@@ -16,7 +16,7 @@ PORT ?= 8288
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help files demo demo-cluster demo-temporal dev pictures test test-failed soak fuzz-temporal lint format docs docs-links bench constraints clean
+.PHONY: help files demo demo-cluster demo-temporal dev pictures test test-failed conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
@@ -25,6 +25,7 @@ help:
 	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken"
 	@echo "make test           all tests"
 	@echo "make test-failed    those that failed in the last run, one after the other"
+	@echo "make conformance-temporal  all tests of the protocol, on the engine on Temporal"
 	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"
 	@echo "make fuzz-temporal  ten thousand malformed requests to the gateway in each framework; FUZZ='--requests 500 --absent'"
 	@echo "make lint           formatting, lint, types"
@@ -64,6 +65,9 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+conformance-temporal: $(READY)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) -rs --engine temporal tests/conformance/test_engine_*.py
 
 soak: $(READY)
 	$(BIN)/python -m tests.crash.soak $(SOAK)

@@ -3,7 +3,6 @@ SDKs, which keeps the tests honest. The options point them at an app or an engin
 """
 
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -17,13 +16,12 @@ from ..ports import free_port
 from . import wire
 from .app_under_test import App
 from .engine_under_test import Engine
+from .engines import ENGINES, SQLITE, RestartableEngine, Store, open_store, running_cloud_engine, running_dev_engine
 from .fake_engine import FakeEngine, serving_fake_engine
 from .programs import clean_environment, running
 from .scripted_app import ScriptedApp, serving_scripted_app
 
-RestartableEngine = tuple[Engine, subprocess.Popen[bytes]]
 HERE = Path(__file__).parent
-DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
 DEFAULT_APPS = ("durably", "inngest", "inngest-npm")
 _OPTIONS = {
     "--app-url": "app under test, in dev mode (its functions' URL)",
@@ -38,6 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("conformance")
     for option, text in _OPTIONS.items():
         group.addoption(option, help=text)
+    group.addoption("--engine", choices=ENGINES, help="Durably's engine that is under test; the default is sqlite")
 
 
 def option(config: pytest.Config, name: str) -> str | None:
@@ -133,40 +132,46 @@ _COMMANDS: dict[str, Callable[[int], list[str]]] = {
 
 
 @pytest.fixture(scope="session")
-def engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine_name(pytestconfig: pytest.Config) -> str:
+    """Durably's engine that is under test."""
+    return option(pytestconfig, "--engine") or SQLITE
+
+
+@pytest.fixture(autouse=True)
+def _skip_differences(request: pytest.FixtureRequest, engine_name: str) -> None:
+    differs = request.node.get_closest_marker("differs")
+    if differs is not None and engine_name in differs.kwargs:
+        pytest.skip(f"the engine {engine_name!r} differs: {differs.kwargs[engine_name]}")
+
+
+@pytest.fixture(scope="session")
+def engine(pytestconfig: pytest.Config, engine_name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """The engine under test in dev mode."""
     _skip_unless_default_or(pytestconfig, "--engine-url")
     if url := option(pytestconfig, "--engine-url"):
         yield Engine(url.rstrip("/"))
         return
-    with running_dev_engine(tmp_path_factory.mktemp("engine") / "dev.db", free_port()) as (started, _):
+    with (
+        open_store(engine_name, tmp_path_factory.mktemp("engine")) as store,
+        running_dev_engine(store, free_port()) as (started, _),
+    ):
         yield started
 
 
-@contextmanager
-def running_dev_engine(database: Path, port: int) -> Iterator[RestartableEngine]:
-    command = [*DURABLY, "dev", "--port", str(port), "--db", str(database), "--allow-private-addresses"]
-    with running(command, port, clean_environment(), cwd=database.parent) as process:
-        yield Engine(f"http://127.0.0.1:{port}"), process
-
-
 @pytest.fixture(scope="session")
-def cloud_engine(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def cloud_engine(
+    pytestconfig: pytest.Config, engine_name: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
     """The engine under test in cloud mode, with the keys of ``wire``."""
     _skip_unless_default_or(pytestconfig, "--cloud-engine-url")
     if url := option(pytestconfig, "--cloud-engine-url"):
         yield Engine(url.rstrip("/"), wire.EVENT_KEY, wire.SIGNING_KEY)
         return
-    port, database = free_port(), tmp_path_factory.mktemp("engine") / "cloud.db"
-    environment = clean_environment(
-        INNGEST_SIGNING_KEY=wire.SIGNING_KEY,
-        INNGEST_SIGNING_KEY_FALLBACK=wire.FALLBACK_KEY,
-        INNGEST_EVENT_KEY=wire.EVENT_KEY,
-    )
-    with running(
-        [*DURABLY, "start", "--port", str(port), "--db", str(database)], port, environment, cwd=database.parent
+    with (
+        open_store(engine_name, tmp_path_factory.mktemp("engine")) as store,
+        running_cloud_engine(store, free_port()) as started,
     ):
-        yield Engine(f"http://127.0.0.1:{port}", wire.EVENT_KEY, wire.SIGNING_KEY)
+        yield started
 
 
 @pytest.fixture
@@ -184,10 +189,17 @@ def cloud_script(cloud_engine: Engine) -> Iterator[ScriptedApp]:
 
 
 @pytest.fixture
-def restartable(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[[], AbstractContextManager[RestartableEngine]]:
-    """Starts an engine, the same at each time: state and address stay."""
+def store(pytestconfig: pytest.Config, engine_name: str, tmp_path: Path) -> Iterator[Store]:
+    """The state of an engine of the test's own."""
     _skip_unless_default_or(pytestconfig, "nothing: engines that are given cannot be killed")
-    return partial(running_dev_engine, tmp_path / "dev.db", free_port())
+    with open_store(engine_name, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def restartable(store: Store) -> Callable[[], AbstractContextManager[RestartableEngine]]:
+    """Starts an engine, the same at each time: state and address stay."""
+    return partial(running_dev_engine, store, free_port())
 
 
 def _skip_unless_default_or(config: pytest.Config, name: str) -> None:

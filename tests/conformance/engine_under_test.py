@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import pytest
+
 from . import wire
 from .client import Answer, request
 
@@ -14,6 +16,9 @@ T = TypeVar("T")
 
 WAIT_SECONDS = 120.0
 ENDED = ("Completed", "Failed", "Cancelled", "Skipped")
+NO_EVENT_LOG = pytest.mark.differs(
+    temporal="it stores events in the runs that they start, and no others (docs/reference/engine-on-temporal.md)"
+)
 _pause = threading.Event()
 
 

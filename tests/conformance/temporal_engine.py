@@ -1,11 +1,11 @@
-"""An engine in development mode on Temporal's development server, for the tests to speak to.
+"""An engine in development mode on a Temporal server, for the tests to speak to.
 
-``python -m tests.conformance.temporal_engine PORT`` starts both.
+``python -m tests.conformance.temporal_engine --port PORT`` starts a development server, too.
 """
 
+import argparse
 import asyncio
 import signal
-import sys
 
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
@@ -16,25 +16,35 @@ from durably.temporal import Temporal
 from ..temporal.dev_server import DevServer
 
 
-async def serve(address: str, port: int) -> None:
+async def open_engine(address: str, port: int = 0) -> EngineServer:
     settings = EngineSettings(allow_private_addresses=True)
     client = await Temporal(address, data_converter=DATA_CONVERTER).connect()
+    return await EngineServer.open_on(lambda: HttpWorkflowEngine.open(client, settings), settings, port=port)
 
+
+async def serve(address: str, port: int) -> None:
     stopped = asyncio.Event()
     for each in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(each, stopped.set)
-    async with await EngineServer.open_on(lambda: HttpWorkflowEngine.open(client, settings), settings, port=port):
+    async with await open_engine(address, port):
         await stopped.wait()
 
 
-def main(port: int) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--temporal", metavar="HOST:PORT")
+    arguments = parser.parse_args()
+    if arguments.temporal is not None:
+        asyncio.run(serve(arguments.temporal, arguments.port))
+        return
     server = DevServer()
     server.start()
     try:
-        asyncio.run(serve(server.address, port))
+        asyncio.run(serve(server.address, arguments.port))
     finally:
         server.kill()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main()

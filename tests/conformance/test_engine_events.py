@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from . import wire
-from .engine_under_test import Engine, until
-from .scripted_app import ScriptedApp
+from .engine_under_test import NO_EVENT_LOG, Engine, until
+from .scripted_app import Function, ScriptedApp
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -24,11 +24,29 @@ def test_one_event_and_a_list_are_answered_with_ids(script: ScriptedApp, engine:
     one = engine.post_events({"name": name, "data": {}}).json
     several = engine.post_events([{"name": name, "data": {"n": n}} for n in range(3)]).json
     assert one["status"] == several["status"] == 200
-    ids = [*one["ids"], *several["ids"]]
-    assert len(set(ids)) == 4
+    assert len({*one["ids"], *several["ids"]}) == 4
+
+
+@NO_EVENT_LOG
+def test_events_are_listed_from_the_latest_whether_they_start_runs_or_not(script: ScriptedApp, engine: Engine) -> None:
+    name = f"{script.id}/x"
+    ids = engine.send(wire.event(name)) + engine.send(*(wire.event(name, {"n": n}) for n in range(3)))
     received = engine.data(f"/v1/events?name={name}")
     assert [event["internal_id"] for event in received] == list(reversed(ids))
     assert [event["data"] for event in received] == [{"n": 2}, {"n": 1}, {"n": 0}, {}]
+
+
+def test_events_that_start_runs_are_listed(script: ScriptedApp, engine: Engine) -> None:
+    fn = script.function()
+    sent = {fn.trigger({"n": n}): {"n": n} for n in range(2)}
+    for _ in sent:
+        fn.next_call().returns(None)
+
+    def listed() -> bool | None:
+        events = engine.data(f"/v1/events?name={fn.event}")
+        return {event["internal_id"]: event["data"] for event in events} == sent or None
+
+    until(listed, "the events to be listed")
 
 
 @pytest.mark.parametrize(
@@ -171,33 +189,52 @@ def test_a_trigger_may_end_in_a_wildcard(script: ScriptedApp, engine: Engine) ->
 # -- events that engines send
 
 
-def sent(engine: Engine, name: str, run_id: str) -> Any:
-    """The event of that name about the run, once it was sent."""
-
-    def find() -> Any:
-        events = engine.data(f"/v1/events?name={name}&limit=100")
-        return next((event for event in events if event["data"]["run_id"] == run_id), None)
-
-    return until(find, f"{name} of {run_id}")
+def listener(script: ScriptedApp, fn: Function, name: str) -> Function:
+    """A function that starts with an event of the engine about runs of another."""
+    trigger = {"event": name, "expression": f"event.data.function_id == '{fn.id}'"}
+    return script.function(f"hears-{name.rpartition('.')[2]}", triggers=[trigger])
 
 
-def test_a_completed_run_is_finished(script: ScriptedApp, engine: Engine) -> None:
+def heard(listener: Function, run_id: str) -> Any:
+    """The data of the event about the run, which starts the listener."""
+    call = listener.next_call()
+    data = call.body["event"]["data"]
+    assert data["run_id"] == run_id
+    call.returns(None)
+    return data
+
+
+def test_a_completed_run_is_finished(script: ScriptedApp) -> None:
     fn = script.function()
+    finished = listener(script, fn, "inngest/function.finished")
     call = fn.first_call({"n": 1})
     call.returns({"out": 1})
-    data = sent(engine, "inngest/function.finished", call.run_id)["data"]
+    data = heard(finished, call.run_id)
     assert data["function_id"] == fn.id
     assert data["result"] == {"out": 1}
     assert data["event"]["data"] == {"n": 1}
     assert not data.get("error")
 
 
-def test_a_failed_run_is_finished_and_failed(script: ScriptedApp, engine: Engine) -> None:
+@NO_EVENT_LOG
+def test_events_of_the_engine_are_listed(script: ScriptedApp, engine: Engine) -> None:
+    call = script.function().first_call()
+    call.returns(None)
+
+    def find() -> Any:
+        events = engine.data("/v1/events?name=inngest/function.finished&limit=100")
+        return next((event for event in events if event["data"]["run_id"] == call.run_id), None)
+
+    until(find, f"the event about the end of {call.run_id}")
+
+
+def test_a_failed_run_is_finished_and_failed(script: ScriptedApp) -> None:
     fn = script.function(retries=0)
+    listeners = [listener(script, fn, f"inngest/function.{name}") for name in ("finished", "failed")]
     call = fn.first_call({"n": 1})
     call.raises("boom")
-    for name in ("inngest/function.finished", "inngest/function.failed"):
-        data = sent(engine, name, call.run_id)["data"]
+    for each in listeners:
+        data = heard(each, call.run_id)
         assert data["function_id"] == fn.id
         assert data["event"]["data"] == {"n": 1}
         assert (data["error"]["name"], data["error"]["message"]) == ("ValueError", "boom")
@@ -224,11 +261,12 @@ def test_a_failure_handler_is_called_with_the_failure_and_the_event(script: Scri
 
 def test_a_cancelled_run_is_finished_and_cancelled(script: ScriptedApp, engine: Engine) -> None:
     fn = script.function()
+    listeners = [listener(script, fn, f"inngest/function.{name}") for name in ("finished", "cancelled")]
     call = fn.first_call({"n": 1})
     assert engine.api("DELETE", f"/v1/runs/{call.run_id}").status < 300
     assert engine.ended(call.run_id)["status"] == "Cancelled"
-    for name in ("inngest/function.finished", "inngest/function.cancelled"):
-        data = sent(engine, name, call.run_id)["data"]
+    for each in listeners:
+        data = heard(each, call.run_id)
         assert data["function_id"] == fn.id
         assert data["event"]["data"] == {"n": 1}
     call.returns("too late")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from . import wire
-from .conftest import RestartableEngine
 from .engine_under_test import until
+from .engines import RestartableEngine
 from .scripted_app import serving_scripted_app
 from .test_engine_checkpoints import checkpoint
 from .test_engine_waits import invoke_op, signal_op, wait_op, waiting

@@ -1,0 +1,49 @@
+"""Tests of the protocol on the engine on Temporal, one of each kind. ``make conformance-temporal`` runs all of them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from durably.io.background_loop import get_background_loop
+
+from ...conformance.conftest import script
+from ...conformance.engine_under_test import Engine
+from ...conformance.temporal_engine import open_engine
+from ...conformance.test_engine_api import test_a_function_that_is_synced_no_more_is_triggered_no_more
+from ...conformance.test_engine_calls import test_run_complete_completes_the_run_with_its_data
+from ...conformance.test_engine_checkpoints import test_steps_are_stored_while_the_call_goes_on
+from ...conformance.test_engine_defers import later, test_a_deferred_function_starts_once_the_run_has_ended
+from ...conformance.test_engine_events import (
+    test_a_completed_run_is_finished,
+    test_events_that_start_runs_are_listed,
+)
+from ...conformance.test_engine_steps import (
+    test_planned_steps_are_called_each_and_discovery_follows_once_all_have_ended,
+)
+from ...conformance.test_engine_waits import (
+    test_an_invoked_function_gets_the_data_and_its_output_is_the_memo,
+    test_the_event_that_was_waited_for_is_the_memo,
+)
+from ...temporal.dev_server import DevServer
+
+__all__ = [
+    "later",
+    "script",
+    "test_a_completed_run_is_finished",
+    "test_a_deferred_function_starts_once_the_run_has_ended",
+    "test_a_function_that_is_synced_no_more_is_triggered_no_more",
+    "test_an_invoked_function_gets_the_data_and_its_output_is_the_memo",
+    "test_events_that_start_runs_are_listed",
+    "test_planned_steps_are_called_each_and_discovery_follows_once_all_have_ended",
+    "test_run_complete_completes_the_run_with_its_data",
+    "test_steps_are_stored_while_the_call_goes_on",
+    "test_the_event_that_was_waited_for_is_the_memo",
+]
+
+
+@pytest.fixture(scope="module")
+def engine(server: DevServer) -> Iterator[Engine]:
+    loop = get_background_loop()
+    opened = loop.run(open_engine(server.address))
+    yield Engine(opened.origin)
+    loop.run(opened.close())
