@@ -23,6 +23,7 @@ WITHOUT_JSON = {
     "dev": "it runs until it is stopped; --log-format json is for its log",
     "start": "it runs until it is stopped; --log-format json is for its log",
     "temporal": "its commands for Temporal have options of their own",
+    "worker": "it runs until it is stopped",
 }
 
 

@@ -1,5 +1,6 @@
 """``--max-steps`` and ``--max-depth`` reach the engine, in production and in development."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ KEYS = ["--signing-key", "signkey-test-0123456789abcdef0123456789abcdef", "--eve
 def test_start_passes_limits_on(monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[EngineSettings] = []
 
-    async def serve(database: Any, settings: EngineSettings, **options: Any) -> None:
+    async def serve(open_server: partial[Any], store: object, **options: Any) -> None:
+        _, settings = open_server.args
         found.append(settings)
 
     monkeypatch.setattr(production_server, "serve", serve)

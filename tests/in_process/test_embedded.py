@@ -276,10 +276,11 @@ FOR_SDKS = {
     "receive_events",
     "run_actions",
     "run_batch",
+    "start_worker",
     "sync_app",
     "verify",
 }
-"""Methods that the HTTP API calls, and a web app's code does not."""
+"""Methods that the HTTP API and commands call, and a web app's code does not."""
 
 
 def test_every_method_has_a_synchronous_twin() -> None:

@@ -206,7 +206,7 @@ async def app(server: DevServer) -> AsyncIterator[RoutedApp]:
     client = await Client.connect(server.address, data_converter=DATA_CONVERTER)
     app = RoutedApp(client, EngineSettings())
     await app.engine.prepare()
-    routing = RoutingActivities(app.engine._router, app.engine._apps)
+    routing = RoutingActivities(client, app.engine._router, app.engine._apps)
     worker = Worker(
         client,
         task_queue=WORKFLOWS_QUEUE,

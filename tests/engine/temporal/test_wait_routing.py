@@ -10,6 +10,7 @@ from temporalio.client import WorkflowFailureError
 from durably.engine.temporal.ids import run_workflow_id, signal_workflow_id, topic_workflow_id, wait_workflow_id
 from durably.engine.temporal.messages import EventRecord, RunInput
 from durably.engine.temporal.routing.wait_keys import wait_key
+from durably.engine.views import RunStatus
 
 from ...temporal.dev_server import DevServer
 from ..small_app import Steps
@@ -199,9 +200,12 @@ async def test_an_event_cancels_the_runs_whose_condition_it_meets(app: RoutedApp
     runs = [app.run_id(await app.send("go", n=n), "work") for n in (1, 2, 3)]
     # Acknowledged, so the event cancels a run that has not begun yet.
     await app.send("stop", n=1)
-    with pytest.raises(WorkflowFailureError) as raised:
+    with pytest.raises(WorkflowFailureError):
         await app.result(runs[0])
-    assert "cancelled by the event" in str(raised.value.cause)
+    cancelled = await app.engine.get_run(runs[0])
+    assert cancelled is not None
+    assert cancelled.status is RunStatus.CANCELLED
+    assert "cancelled by the event" in cancelled.decode_output()["message"]
     assert await app.result(runs[2]) == "done"
     await has_left(app, wait_id(app, "stop", SAME, n=3))
     run = await app.engine.get_run(runs[1])
