@@ -83,7 +83,10 @@ class WaitWorkflow:
         # A signal that arrives now makes the server refuse the end, so no wait is lost.
 
     def _continue_as_new(self) -> None:
-        """Continue in another execution, unless its input would be too large: events are delivered first."""
+        """Continue in another execution, unless its input would be too large.
+
+        Then events are delivered first.
+        """
         if sum(len(each.event.body) for each in self._deliveries) <= _MAX_STATE_BYTES:
             state = pack(WaitState(tuple(self._waits.values()), tuple(self._deliveries)))
             if len(state.packed) <= _MAX_STATE_BYTES:

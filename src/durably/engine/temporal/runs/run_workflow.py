@@ -253,8 +253,9 @@ class RunWorkflow:
         self._end_at_once(RunStatus.FAILED, ErrorData(name="HistoryTooLargeError", message=message))
 
     def _check_signals(self) -> None:
-        """Fail a run that soon gets no signals any more, so that no event for it is lost in silence.
+        """Fail a run that soon gets no signals any more.
 
+        Otherwise, it would lose events in silence.
         Events that do not meet a condition are signals too, unless the condition is an equality.
         """
         self._signals += 1
