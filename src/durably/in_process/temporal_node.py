@@ -210,7 +210,9 @@ class TemporalNode:
             queues = frozenset(app_queue(sync.app_id) for sync in syncs)
             if queues != self._served:
                 await self._stop_workers(is_end=False)
-                self._workers = WorkerGroup(lambda: engine.make_workers(sorted(queues), self._call))
+                self._workers = WorkerGroup(
+                    lambda: engine.make_workers(sorted(queues), self._call), self._settings.close_grace
+                )
                 self._workers.start()
                 self._served = queues
             try:

@@ -22,6 +22,7 @@ from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
 from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.worker_group import ProcessWorkers
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.functions.function import Function
 from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
@@ -55,7 +56,7 @@ class RunningApp:
         self.engine = engine
         self.handler = CommHandler(client=app, framework="test", functions=[*functions])
         self.caller: Caller = self.call_function
-        self.workers: list[Worker] = []
+        self.workers = ProcessWorkers([], [])
         self._checkpoints = EngineCheckpoints(engine.checkpoint, _block)
 
     async def call_function(self, call: CallInput, data: CallData) -> Answer:

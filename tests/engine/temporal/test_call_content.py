@@ -11,6 +11,7 @@ from durably.engine.core.answers import Answer, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest, MemoRecord
 from durably.engine.temporal.runs.activities import CallActivities
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent
@@ -67,7 +68,7 @@ async def memos_of_call(run_id: str, committed: RunContent, workflow: Workflow) 
         digest=committed.digest,
     )
     requests = StepRequests("durably/process/test", Outbound())
-    await environment.run(CallActivities(workflow, make_call, requests).call, call)  # type: ignore[arg-type]
+    await environment.run(CallActivities(workflow, make_call, requests, CallSlots(1)).call, call)  # type: ignore[arg-type]
     [data] = seen
     return list(data.memos)
 

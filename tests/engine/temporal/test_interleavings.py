@@ -22,6 +22,7 @@ from durably.engine.settings import EngineSettings
 from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
+    app_queue,
     event_workflow_id,
     make_run_id,
     run_workflow_id,
@@ -119,7 +120,7 @@ class World:
             "durably.Run",
             RunInput(run_id=run_id, function_id="waiter", app_id="app", max_attempts=1, calls_queue="none", events=()),
             id=run_workflow_id(run_id),
-            task_queue=WORKFLOWS_QUEUE,
+            task_queue=app_queue(self.app.app_id),
         )
         await self.router.waits.register(wait)
         span.acknowledge()
@@ -210,14 +211,14 @@ async def app(server: DevServer) -> AsyncIterator[RoutedApp]:
     worker = Worker(
         client,
         task_queue=WORKFLOWS_QUEUE,
-        workflows=[*(each for each in WORKFLOWS if each is not RunWorkflow), RecordingRun],
+        workflows=[each for each in WORKFLOWS if each is not RunWorkflow],
         activities=[
             *routing.activities,
             *app.engine._router.gates.activities,
             *CronActivities(app.engine._router).activities,
         ],
     )
-    async with worker:
+    async with worker, Worker(client, task_queue=app_queue(app.app_id), workflows=[RecordingRun]):
         yield app
 
 

@@ -21,6 +21,7 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.events import make_id
 from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
@@ -127,7 +128,7 @@ class FakeWorld:
 async def _run(environment: WorkflowEnvironment, world: FakeWorld) -> Any:
     """The result of the run's workflow."""
     requests = StepRequests(f"durably/process/{uuid.uuid4()}", Outbound())
-    calls = CallActivities(environment.client, world.call, requests)
+    calls = CallActivities(environment.client, world.call, requests, CallSlots(100))
     event = msgspec.Raw(b'{"name":"go","data":{},"id":"e","ts":1}')
     run_id = make_id(1, random.randbytes)
     run = RunInput(

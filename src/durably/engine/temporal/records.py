@@ -15,6 +15,7 @@ from durably.engine.temporal.routing.topic_workflow import TOPIC
 
 from .ids import function_workflow_id, run_workflow_id, topic_workflow_id
 from .messages import RUN_MEMO, FunctionRecord, RunMemo, TopicRecord
+from .shared_reads import SharedReads
 
 T = TypeVar("T")
 
@@ -22,9 +23,15 @@ T = TypeVar("T")
 class Records:
     def __init__(self, client: Client) -> None:
         self._client = client
+        self._reads = SharedReads(self._describe)
 
     async def read(self, workflow_id: str, memo: str, as_type: type[T]) -> T | None:
         """A record in the memo of a workflow; ``None`` if there is none."""
+        found: T | None = await self._reads((workflow_id, memo, as_type))
+        return found
+
+    async def _describe(self, key: tuple[str, str, type[T]]) -> T | None:
+        workflow_id, memo, as_type = key
         try:
             described = await self._client.get_workflow_handle(workflow_id).describe()
         except RPCError as error:

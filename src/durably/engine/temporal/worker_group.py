@@ -5,23 +5,39 @@ They run until they are stopped, and are made again if one of them fails.
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import datetime as dt
+from collections.abc import Callable, Iterable, Sequence
 
 from temporalio.worker import Worker
 
 from durably.protocol.text import get_logger
 
+from .call_slots import CallSlots
+
 _RETRY_SECONDS = 1.0
+_RETURN_SECONDS = 5.0
 
 _logger = get_logger("durably.engine")
 
 
-class WorkerGroup:
-    """Runs workers of temporalio: the first executes workflows, the others make calls."""
+class ProcessWorkers(list[Worker]):
+    """Workers of temporalio, and the slots of the calls that they make."""
 
-    def __init__(self, make: Callable[[], Sequence[Worker]]) -> None:
+    def __init__(self, workers: Iterable[Worker], slots: Sequence[CallSlots]) -> None:
+        super().__init__(workers)
+        self.slots = slots
+
+
+class WorkerGroup:
+    """Runs the workers of a process.
+
+    A stop gives calls ``close_grace`` to end, and a little time to return the steps of calls that have not.
+    """
+
+    def __init__(self, make: Callable[[], ProcessWorkers], close_grace: dt.timedelta) -> None:
         self._make = make
-        self._workers: Sequence[Worker] = ()
+        self._grace_seconds = close_grace.total_seconds() + _RETURN_SECONDS
+        self._workers = ProcessWorkers([], [])
         self._task: asyncio.Task[None] | None = None
         self._is_stopping = False
 
@@ -35,13 +51,17 @@ class WorkerGroup:
         Workflows continue, so that the calls can hand over steps.
         """
         self._is_stopping = True
-        await asyncio.gather(*(worker.shutdown() for worker in self._workers[1:]))
+        for slots in self._workers.slots:
+            slots.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._grace_seconds):
+                await asyncio.gather(*(slots.wait_until_unused() for slots in self._workers.slots))
 
     async def stop(self) -> None:
         """``stop_calls``, then stop the execution of workflows."""
         await self.stop_calls()
         if self._task is not None:
-            await asyncio.gather(*(worker.shutdown() for worker in self._workers[:1]))
+            await asyncio.gather(*(worker.shutdown() for worker in self._workers))
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
@@ -70,4 +90,4 @@ class WorkerGroup:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            self._workers = ()
+            self._workers = ProcessWorkers([], [])

@@ -111,15 +111,16 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 
+from .call_slots import CallSlots, tuner_of
 from .cancellation import with_cancellation
 from .ids import WORKFLOWS_QUEUE, process_queue, run_workflow_id
 from .messages import CheckpointInput
 from .reports.run_reports import RunReports
+from .worker_group import ProcessWorkers
 
 T = TypeVar("T", int, bool)
 
-WORKFLOWS: Sequence[type] = (
-    RunWorkflow,
+_COMMON_WORKFLOWS: Sequence[type] = (
     AppWorkflow,
     CronWorkflow,
     BulkWorkflow,
@@ -131,18 +132,20 @@ WORKFLOWS: Sequence[type] = (
     TopicWorkflow,
     WaitWorkflow,
 )
+WORKFLOWS = (RunWorkflow, *_COMMON_WORKFLOWS)
 
 _STICKY_TIMEOUT = dt.timedelta(seconds=3)
 """Time after which another worker takes a workflow over whose worker is gone."""
+
+_CALL_POLLS = 2
+"""Polls for calls. Most calls need none: they come with the answers to workflow tasks. A poll of a worker that stops
+may bring a call that it has to return."""
 
 _LAG_NOTE = "Lists and counts come from Temporal's index, which lags behind, usually by less than a second."
 _EVENTS_NOTE = "Events are shown if they started runs: Temporal stores no others."
 
 _CANCEL_SECONDS = 5.0
 """Time for which a cancellation waits for the run's end."""
-
-_CANCEL_GRACE = dt.timedelta(seconds=5)
-"""Time for calls that were cancelled after the settings' ``close_grace``."""
 
 
 class WorkflowEngine(LocalEngine):
@@ -169,39 +172,45 @@ class WorkflowEngine(LocalEngine):
         self._bulk = Bulk(client, self._lists, self._search, self._views, self._function_lists, self._reruns)
         self._has_search_attributes = False
 
-    def make_workers(self, calls_queues: Sequence[str], call: Caller) -> list[Worker]:
+    def make_workers(self, calls_queues: Sequence[str], call: Caller) -> ProcessWorkers:
         """The workers of a process.
 
-        One executes workflows, the others the calls of one task queue each.
+        One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
+        calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
         """
         routing = RoutingActivities(self._client, self._router, self._apps)
         requests = StepRequests(process_queue(), self._outbound)
-        calls = CallActivities(self._client, call, requests)
-        return [
+        common = Worker(
+            self._client,
+            task_queue=WORKFLOWS_QUEUE,
+            workflows=_COMMON_WORKFLOWS,
+            activities=[
+                *routing.activities,
+                *self._router.gates.activities,
+                *CronActivities(self._router).activities,
+                self._bulk.apply_page,
+            ],
+            sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
+        )
+        slots = [CallSlots(self._settings.max_calls) for _ in calls_queues]
+        runs = [
             Worker(
                 self._client,
-                task_queue=WORKFLOWS_QUEUE,
-                workflows=WORKFLOWS,
+                task_queue=queue,
+                workflows=[RunWorkflow],
                 activities=[
+                    *CallActivities(self._client, call, requests, queue_slots).activities,
                     *routing.activities,
                     *self._router.gates.activities,
-                    *CronActivities(self._router).activities,
-                    self._bulk.apply_page,
                 ],
+                tuner=tuner_of(queue_slots),
+                max_concurrent_activity_task_polls=_CALL_POLLS,
                 sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
-            ),
-            *(
-                Worker(
-                    self._client,
-                    task_queue=queue,
-                    activities=calls.activities,
-                    max_concurrent_activities=self._settings.max_calls,
-                    graceful_shutdown_timeout=self._settings.close_grace + _CANCEL_GRACE,
-                )
-                for queue in calls_queues
-            ),
-            Worker(self._client, task_queue=requests.queue, activities=requests.activities),
+            )
+            for queue, queue_slots in zip(calls_queues, slots, strict=True)
         ]
+        of_requests = Worker(self._client, task_queue=requests.queue, activities=requests.activities)
+        return ProcessWorkers([common, *runs, of_requests], slots)
 
     async def close(self) -> None:
         """Close the connections of steps' requests. Stop the workers before."""

@@ -6,7 +6,7 @@ so that it reaches all of them even if this process ends. Nothing is looked up b
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
@@ -95,10 +95,14 @@ class Router:
         """
         routes = await self.find_routes(event)
         delivery = routes.delivery
-        if is_deduplicated or len(delivery) > 1 or await self._needs_workflow(delivery.function_ids):
+        if is_deduplicated or len(delivery) > 1:
             await self._deliver_surely(delivery)
         else:
-            await self.deliver(delivery)
+            functions = await self.records.find_functions(delivery.function_ids)
+            if any(_needs_workflow(function) for function in functions.values()):
+                await self._deliver_surely(delivery)
+            else:
+                await self._deliver(delivery, functions)
         return routes
 
     async def find_routes(self, event: EventRecord) -> Routes:
@@ -115,9 +119,15 @@ class Router:
 
         Waits come first: an event does not cancel the runs that it starts, nor end their waits.
         """
+        await self._deliver(delivery, {})
+
+    async def _deliver(self, delivery: DeliveryRecord, functions: Mapping[str, FunctionRecord]) -> None:
+        """``functions`` are those that are known already."""
         event = delivery.event
         await asyncio.gather(*(self.waits.deliver(event, path, value) for path, value in delivery.waits))
-        await asyncio.gather(*(self._trigger(function_id, event) for function_id in delivery.function_ids))
+        await asyncio.gather(
+            *(self._trigger(function_id, event, functions.get(function_id)) for function_id in delivery.function_ids)
+        )
 
     async def send_internal(self, sent: InternalEvents) -> None:
         """Route events of the engine. The caller repeats this until it succeeds."""
@@ -135,11 +145,6 @@ class Router:
                 chain=sent.chain,
             )
             await self.deliver((await self.find_routes(record)).delivery)
-
-    async def _needs_workflow(self, function_ids: Iterable[str]) -> bool:
-        """Whether a start of these functions takes several requests."""
-        found = await self.records.find_functions(function_ids)
-        return any(record.config.cancel or has_gates(record.config) for record in found.values())
 
     async def _deliver_surely(self, delivery: DeliveryRecord) -> None:
         try:
@@ -166,8 +171,8 @@ class Router:
 
     # runs
 
-    async def _trigger(self, function_id: str, event: EventRecord) -> None:
-        function = await self.records.find_function(function_id)
+    async def _trigger(self, function_id: str, event: EventRecord, known: FunctionRecord | None = None) -> None:
+        function = known or await self.records.find_function(function_id)
         if function is not None and function.is_active:
             await self.gates.trigger(function, event)
 
@@ -225,7 +230,8 @@ class Router:
                 "durably.Run",
                 run,
                 id=run_workflow_id(run.run_id),
-                task_queue=WORKFLOWS_QUEUE,
+                task_queue=run.calls_queue,
+                request_eager_start=True,
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 memo={RUN_MEMO: RunMemo.of(run)},
                 search_attributes=search_attributes_of(run),
@@ -323,6 +329,11 @@ def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict
         for trigger in topic.triggers
         if trigger.expression is None or compile_expression(trigger.expression).matches(fields, now=now)
     }
+
+
+def _needs_workflow(function: FunctionRecord) -> bool:
+    """Whether a start of the function takes several requests."""
+    return bool(function.config.cancel) or has_gates(function.config)
 
 
 def _refused(name: str, message: str) -> ResolvedInvocation:

@@ -14,6 +14,7 @@ from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import CancelRequested
+from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import (
     END,
@@ -58,6 +59,7 @@ CALL_RETURNED = "CallReturnedError"
 """The type of the failure of a call whose process stops."""
 CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
 _MAX_UNREACHED_SECONDS = 60.0
+_RETURN_DELAY = dt.timedelta(milliseconds=50)
 
 _logger = get_logger("durably.engine")
 
@@ -74,11 +76,12 @@ class CallActivities:
     It is apart from the others, because its task queue is that of the app.
     """
 
-    def __init__(self, client: Client, call: Caller, requests: StepRequests) -> None:
+    def __init__(self, client: Client, call: Caller, requests: StepRequests, slots: CallSlots) -> None:
         self._client = client
         self._call = call
         self._requests = requests
         self._away: set[str] = set()
+        self._slots = slots
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
@@ -86,6 +89,9 @@ class CallActivities:
 
     @activity.defn(name=CALL)
     async def call(self, call: CallInput) -> CallResult:
+        if self._slots.is_closed:
+            # Nothing of the call has happened, so that it keeps its generation.
+            raise _passed_on()
         called_at = time.time_ns() // 1_000_000
         try:
             async with heartbeats():
@@ -180,6 +186,16 @@ async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -
 def returned_call(reason: str) -> ApplicationError:
     """The error by which a run repeats a call at once. The worker does not log it."""
     return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
+
+
+def _passed_on() -> ApplicationError:
+    """The error by which the server gives a call to another worker."""
+    return ApplicationError(
+        "the process stops",
+        type=CALL_RETURNED,
+        next_retry_delay=_RETURN_DELAY,
+        category=ApplicationErrorCategory.BENIGN,
+    )
 
 
 def _unreached(answer: Unreached) -> ApplicationError:

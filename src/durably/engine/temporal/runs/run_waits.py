@@ -251,6 +251,7 @@ class RunWaits:
                 RUN,
                 run,
                 id=run_workflow_id(run.run_id),
+                task_queue=run.calls_queue,
                 result_type=msgspec.Raw,
                 parent_close_policy=workflow.ParentClosePolicy.ABANDON,
                 cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,

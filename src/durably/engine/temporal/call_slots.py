@@ -1,0 +1,87 @@
+"""Slots for the calls that a worker makes at a time.
+
+A worker's own slots cannot be closed: it would stop executing workflows too, and calls under way could not store their
+steps.
+"""
+
+import asyncio
+import contextlib
+import threading
+
+from temporalio.worker import (
+    CustomSlotSupplier,
+    FixedSizeSlotSupplier,
+    SlotMarkUsedContext,
+    SlotPermit,
+    SlotReleaseContext,
+    SlotReserveContext,
+    WorkerTuner,
+)
+
+_OTHER_SLOTS = FixedSizeSlotSupplier(100)
+"""Temporal's default."""
+
+
+class CallSlots(CustomSlotSupplier):
+    """``size`` slots, until ``close``.
+
+    Temporal's runtime uses them from threads of its own.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.is_closed = False
+        self._free = size
+        self._used = 0
+        self._lock = threading.Lock()
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+
+    def close(self) -> None:
+        """Give out no more slots.
+
+        A poll of the server that has begun has one, and may still bring a call.
+        """
+        with self._lock:
+            self.is_closed = True
+
+    async def wait_until_unused(self) -> None:
+        """Wait for the end of calls under way."""
+        while self._used:
+            await self._wait_for_change()
+
+    async def reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit:
+        while (permit := self.try_reserve_slot(ctx)) is None:
+            await self._wait_for_change()
+        return permit
+
+    def try_reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit | None:
+        with self._lock:
+            if self.is_closed or not self._free:
+                return None
+            self._free -= 1
+        return SlotPermit()
+
+    def mark_slot_used(self, ctx: SlotMarkUsedContext) -> None:
+        with self._lock:
+            self._used += 1
+
+    def release_slot(self, ctx: SlotReleaseContext) -> None:
+        with self._lock:
+            self._free += 1
+            if ctx.slot_info is not None:
+                self._used -= 1
+        with contextlib.suppress(RuntimeError):  # The event loop is closed.
+            self._loop.call_soon_threadsafe(self._changed.set)
+
+    async def _wait_for_change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
+
+def tuner_of(slots: CallSlots) -> WorkerTuner:
+    return WorkerTuner.create_composite(
+        workflow_supplier=_OTHER_SLOTS,
+        activity_supplier=slots,
+        local_activity_supplier=_OTHER_SLOTS,
+        nexus_supplier=_OTHER_SLOTS,
+    )

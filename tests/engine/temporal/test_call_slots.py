@@ -1,0 +1,97 @@
+"""Which worker makes the calls of a run, and workers that stop."""
+
+import asyncio
+
+import pytest
+from temporalio.worker import SlotPermit
+
+import durably
+from durably.engine.core.answers import Answer
+from durably.engine.core.call_body import CallData
+from durably.engine.temporal.call_slots import CallSlots
+from durably.engine.temporal.messages import CallInput
+
+from ...temporal.dev_server import DevServer
+from .apps import make_client, on, running
+from .test_calls import checkpoint
+
+
+async def test_a_call_comes_with_the_answer_to_a_workflow_task(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker need not ask the server for it."""
+
+    async def reserve_none(*_: object) -> SlotPermit:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(CallSlots, "reserve_slot", reserve_none)
+    app = make_client()
+
+    @app.create_function(fn_id="steps", trigger=on(app, "steps"), checkpointing=False)
+    async def steps(ctx: durably.Context) -> int:
+        return sum([await ctx.step.run(f"s{n}", lambda: 1) for n in range(3)])
+
+    async with running(server.address, app, steps) as on_temporal, asyncio.timeout(30):
+        assert await (await on_temporal.start("steps")).result() == 3
+
+
+async def test_a_worker_that_stops_executes_workflows_and_makes_no_more_calls(server: DevServer) -> None:
+    app = make_client()
+    entered, may_end = asyncio.Event(), asyncio.Event()
+    stopping, called_elsewhere = True, False
+
+    @app.create_function(fn_id="steps", trigger=on(app, "steps"))
+    async def steps(ctx: durably.Context) -> str:
+        return await ctx.step.run("a", lambda: "from the app")
+
+    async with running(server.address, app, steps) as on_temporal, asyncio.timeout(60):
+
+        async def call(call_input: CallInput, data: CallData) -> Answer:
+            nonlocal called_elsewhere
+            if not stopping:
+                called_elsewhere = True
+                return await on_temporal.call_function(call_input, data)
+            assert not entered.is_set(), "a second call"
+            entered.set()
+            await may_end.wait()
+            await on_temporal.engine.checkpoint(data.run_id, checkpoint(call_input.call.generation, b'"stored"'))
+            return await on_temporal.call_function(call_input, data)
+
+        on_temporal.caller = call
+        first = await on_temporal.start("steps")
+        await entered.wait()
+        (slots,) = on_temporal.workers.slots
+        slots.close()
+        unused = asyncio.create_task(slots.wait_until_unused())
+        second = await on_temporal.start("steps")
+        assert not unused.done()
+        may_end.set()
+        await unused
+        assert await first.result() in ("stored", "from the app")
+        assert "WORKFLOW_EXECUTION_UPDATE_ACCEPTED" in await first.event_types()
+        stopping = False
+        await asyncio.gather(*(worker.shutdown() for worker in on_temporal.workers))
+        async with on_temporal.working():
+            assert await second.result() == "from the app"
+        assert called_elsewhere
+
+
+async def test_a_slot_is_free_again_after_its_call() -> None:
+    slots = CallSlots(1)
+    context: object = None
+    permit = await slots.reserve_slot(context)  # type: ignore[arg-type]
+    assert slots.try_reserve_slot(context) is None  # type: ignore[arg-type]
+    waiting = asyncio.create_task(slots.reserve_slot(context))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    assert not waiting.done()
+
+    class Released:
+        slot_info = None
+
+        def __init__(self, permit: SlotPermit) -> None:
+            self.permit = permit
+
+    await asyncio.to_thread(slots.release_slot, Released(permit))  # type: ignore[arg-type]
+    async with asyncio.timeout(10):
+        await waiting
