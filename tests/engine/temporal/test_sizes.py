@@ -193,3 +193,22 @@ async def test_a_run_that_soon_gets_no_events_any_more_fails(
         assert isinstance(failure.value.cause, ApplicationError)
         assert failure.value.cause.type == "TooManySignalsError"
         assert "equality" in failure.value.cause.message
+
+
+async def test_a_run_with_more_steps_than_updates_are_possible_completes() -> None:
+    server = DevServer(settings={"history.maxTotalUpdates": 3})
+    server.start()
+    app, executions = make_client(), list[int]()
+
+    @app.create_function(fn_id="long", trigger=on(app, "long"))
+    async def function(ctx: durably.Context) -> int:
+        for n in range(6):
+            await ctx.step.run(f"s{n}", lambda n=n: executions.append(n))
+        return len(executions)
+
+    try:
+        async with running(server.address, app, function) as on_temporal:
+            assert await (await on_temporal.start("long")).result() == 6
+            assert executions == [*range(6)]
+    finally:
+        server.kill()

@@ -144,6 +144,11 @@ may bring a call that it has to return."""
 _LAG_NOTE = "Lists and counts come from Temporal's index, which lags behind, usually by less than a second."
 _EVENTS_NOTE = "Events are shown if they started runs: Temporal stores no others."
 
+_NO_MORE_CHECKPOINTS = (
+    "Temporal accepts no further checkpoint, so each further step needs a call of its own: buffer steps "
+    "(buffered_steps), or spread the work over several runs"
+)
+
 _CANCEL_SECONDS = 5.0
 """Time for which a cancellation waits for the run's end."""
 
@@ -267,6 +272,8 @@ class WorkflowEngine(LocalEngine):
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 raise StaleCallError("the call is stale: its run has ended") from None
+            if error.status is RPCStatusCode.FAILED_PRECONDITION:
+                raise CheckpointInvalidError(f"run {run_id}: {_NO_MORE_CHECKPOINTS} ({error.message})") from None
             raise
 
     # runs
