@@ -58,8 +58,9 @@ class PeerApp:
         self.event_ids |= dict(zip(names, ids, strict=True))
 
     def run_id(self, name: str) -> str:
-        """The run of a function that was started."""
-        (run,) = self.engine.data(f"/v1/events/{self.event_ids[name]}/runs")
+        """The run of a function that was started. Lists of runs on Temporal lag."""
+        path = f"/v1/events/{self.event_ids[name]}/runs"
+        (run,) = until(lambda: self.engine.data(path) or None, f"the run of {name}")
         return run["run_id"]  # type: ignore[no-any-return]
 
     def output(self, name: str) -> Any:

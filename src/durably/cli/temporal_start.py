@@ -30,6 +30,11 @@ _REFUSED = {
 }
 """Options that do nothing on Temporal, with the reasons."""
 
+_NOT_SEEN = (
+    "runs are executed by all processes on this Temporal server, so this one does not log them, and its /metrics has "
+    "only the number of live runs: Temporal's UI and metrics have the rest"
+)
+
 _logger = get_logger("durably.start")
 
 
@@ -72,6 +77,8 @@ def server_on_temporal(
         return await HttpWorkflowEngine.open(await connect_patiently(temporal, note), settings)
 
     async def open_server(**options: Any) -> EngineServer:
-        return await EngineServer.open_on(open_engine, settings, **options)
+        server = await EngineServer.open_on(open_engine, settings, **options)
+        _logger.info(_NOT_SEEN)
+        return server
 
     return open_server, {"temporal": connection.address, "namespace": connection.namespace}

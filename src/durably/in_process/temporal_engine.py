@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-from durably.engine.settings import EngineSettings
+from durably.engine.settings import EngineSettings, SystemClock
 from durably.engines import TEMPORAL_SCHEME
 from durably.errors import URLInvalidError
 
@@ -30,6 +30,28 @@ if TYPE_CHECKING:
 del temporalio
 
 
+_UNUSED_SETTINGS = {
+    "alerts": "Temporal stores the ends of runs. Alert on Temporal's metrics",
+    "clock": "the Temporal server has the timers",
+    "durability": "the Temporal server's database decides",
+    "entropy": "ids of runs are made from those of events",
+    "log_runs": "runs are executed by all processes, and none sees the ends of all. Temporal's UI and search show them",
+    "max_calls": "give TemporalEngine(max_calls=…)",
+    "retention": "that of Temporal's namespace decides: `temporal operator namespace update --retention`",
+    "tracing": "runs on Temporal are not traced by the engine yet. Spans of the app and its steps come from the client",
+    "unreached_backoff": "calls in process always reach their app",
+}
+"""Settings that do nothing here, with the reasons."""
+
+
+def _refuse_unused(settings: EngineSettings) -> None:
+    """Raises ``ValueError``."""
+    default = EngineSettings(clock=settings.clock if isinstance(settings.clock, SystemClock) else SystemClock())
+    for name, reason in _UNUSED_SETTINGS.items():
+        if getattr(settings, name) != getattr(default, name):
+            raise ValueError(f"EngineSettings({name}=…) has no effect in TemporalEngine: {reason}")
+
+
 class TemporalEngine(InProcessHandle[TemporalProcess]):
     """The engine on a Temporal cluster, and this app's functions in its own processes.
 
@@ -43,13 +65,15 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
 
     ``max_calls`` is the number of calls that this process takes at a time. With ``workers=False`` this process sends
     events and runs no functions; `durably worker module:client` runs them in a process apart. ``settings`` are those
-    of the engine: backoff of retries, limits, ``close_grace``.
+    of the engine: ``backoff``, ``call_timeout``, ``close_grace``, ``max_depth``, ``max_event_bytes``, ``max_steps``,
+    ``allow_private_addresses``, ``temporal_ui``.
 
     Its other methods are the operations of an engine, for any event loop; those ending in ``_sync`` are the same for
     synchronous code. They raise ``durably.errors.TransportError`` if the server does not answer within 30 s.
 
-    Raises ``ValueError`` for ``max_calls`` below 1, ``ImportError`` if an extra is not installed, and ``RuntimeError``
-    under gevent and eventlet. Wrong settings of the connection are reported at its start.
+    Raises ``ValueError`` for ``max_calls`` below 1 and for settings that have no effect on Temporal, ``ImportError``
+    if an extra is not installed, and ``RuntimeError`` under gevent and eventlet. Wrong settings of the connection are
+    reported at its start.
     """
 
     def __init__(
@@ -72,6 +96,8 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
         refuse_green_threads()
         if max_calls < 1:
             raise ValueError(f"TemporalEngine.max_calls must be 1 or more, not {max_calls}")
+        if settings is not None:
+            _refuse_unused(settings)
         self.temporal = Temporal(
             address,
             namespace,

@@ -15,7 +15,7 @@ import durably
 from durably import Client, Context, ContextSync, Event, Function, TemporalEngine, TriggerCron, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.core.errors import ConfigInvalidError
-from durably.engine.settings import EngineSettings
+from durably.engine.settings import Durability, EngineSettings
 from durably.errors import EngineNotStartedError, SendEventsError, URLInvalidError
 from durably.temporal import TemporalSettingsError
 
@@ -252,6 +252,25 @@ def test_its_arguments_are_checked() -> None:
         TemporalEngine(max_calls=0)
     with pytest.raises(durably.errors.FunctionConfigInvalidError, match=r"a TemporalEngine\(…\)"):
         Client(app_id="shop", engine=7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"retention": dt.timedelta(days=30)}, "namespace"),
+        ({"log_runs": True}, "Temporal's UI"),
+        ({"durability": Durability.OFF}, "server's database"),
+        ({"max_calls": 7}, r"TemporalEngine\(max_calls=…\)"),
+        ({"entropy": lambda size: bytes(size)}, "those of events"),
+    ],
+)
+def test_settings_without_an_effect_on_temporal_are_refused(settings: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=rf"EngineSettings\({next(iter(settings))}=…\) has no effect.*({reason})"):
+        TemporalEngine("localhost:1", settings=EngineSettings(**settings))
+
+
+def test_settings_with_an_effect_on_temporal_are_accepted() -> None:
+    TemporalEngine("localhost:1", settings=EngineSettings(max_steps=7, close_grace=dt.timedelta(0), max_depth=3))
 
 
 def test_secrets_are_not_shown() -> None:

@@ -69,6 +69,7 @@ def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, ser
         arguments = ("start", "--temporal", server.address, "--port", str(port), "-u", url, "--poll-interval", "1")
         engine = start(*arguments, **KEYS)
         assert logged(engine, "engine started")["temporal"] == server.address
+        assert "this one does not log them, and its /metrics has only the number of live runs" in engine.output
         assert logged(engine, "app synced")["app_id"] == "shop"
         event = json.dumps({"name": "order/placed", "data": {"total": 42}})
         sent = urllib3.request("POST", f"{origin}/e/{EVENT_KEY}", body=event, timeout=30)
