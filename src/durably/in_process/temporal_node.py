@@ -8,7 +8,7 @@ from typing import Any
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError
 
-from durably.engine.core.answers import Answer
+from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import EngineError
 from durably.engine.interface import Engine
@@ -21,6 +21,7 @@ from durably.engine.temporal.unavailability import is_away
 from durably.engine.temporal.worker_group import WorkerGroup
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
+from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 from durably.temporal import Temporal
 from durably.temporal.patience import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_patiently
@@ -222,7 +223,13 @@ class TemporalNode:
                 raise
 
     async def _call(self, call: CallInput, data: CallData) -> Answer:
-        """Run a call. Its run makes a returned one again, for another worker."""
+        """Run a call. Its run makes a returned one again, for another worker.
+
+        A process with other code of the app may lack the function, for example during a deployment. That uses up no
+        attempt.
+        """
+        if not self._worker.serves(call.function_id):
+            return _not_served(call.function_id)
         try:
             return await self._worker.run(call.app_id, data)
         except CallReturnedError as error:
@@ -239,6 +246,15 @@ class TemporalNode:
             await self._worker.finish(self._settings.close_grace.total_seconds())
             await stopped
         await workers.stop()
+
+
+def _not_served(function_id: str) -> Unreached:
+    message = (
+        f"process {os.getpid()} does not serve the function {function_id!r}; its call is repeated until a process that "
+        "does takes it: deploy the code with the function to all processes of the app, or cancel its runs"
+    )
+    _logger.warning("%s", message)
+    return Unreached(ErrorData(name="FunctionNotServedError", message=message))
 
 
 def make_heartbeat() -> Heartbeat:

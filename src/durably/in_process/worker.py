@@ -61,6 +61,9 @@ class LocalWorker:
         max_calls = 0 if self._is_stopping or not function_ids else self._max_calls
         return Capacity(os.getpid(), frozenset(function_ids), max_calls)
 
+    def serves(self, function_id: str) -> bool:
+        return any(function_id in handler.function_ids for handler in self._handlers.values())
+
     def syncs(self) -> list[SyncRequest]:
         """The sync requests with the functions of each app."""
         return [sync_of(handler) for handler in self._handlers.values()]

@@ -136,6 +136,27 @@ async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(server: 
         await second.engine.stop()
 
 
+async def test_a_process_that_lacks_the_function_uses_up_no_attempt(
+    server: DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = App(TemporalEngine(server.address), "deployed").serve(add_sync)
+    new = App(TemporalEngine(server.address), "deployed").serve(add_sync, hold_no_more)
+    await old.engine.start()
+    try:
+        await new.engine.start()
+        await new.engine.stop()
+        await old.send("hold")
+        async with asyncio.timeout(WAIT_SECONDS):
+            while "does not serve the function 'deployed-hold'" not in caplog.text:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await new.engine.start()
+        assert await new.reported() == "first"
+        assert await new.reported() == "continued in attempt 0"
+    finally:
+        await old.engine.stop()
+        await new.engine.stop()
+
+
 async def test_a_server_that_is_away_delays_the_start_and_fails_sends_in_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
