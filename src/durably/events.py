@@ -182,7 +182,7 @@ def _warn_of_unmatched(app: App, unmatched: Mapping[str, str]) -> None:
     for name, reason in unmatched.items():
         if name not in app.warned_events and len(app.warned_events) < _MOST_WARNED:
             app.warned_events.add(name)
-            app.logger.warning("the event %r was sent and stored, but %s", name, printable(reason))
+            app.logger.warning("the event %r was sent, but %s", name, printable(reason))
 
 
 async def _send_in_process(
