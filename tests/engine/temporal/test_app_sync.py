@@ -150,3 +150,15 @@ async def test_a_sync_survives_the_process_that_asked_for_it(app: RoutedApp, mon
     may_go_on.set()
     await until(is_synced)
     assert await app.run_to_end("go", "a", n=1) == 1
+
+
+async def test_an_app_that_is_served_in_two_ways_is_named(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
+    serve(app, "a")
+    await app.sync()
+    await app.sync()
+    assert "no longer" not in caplog.text
+    request = msgspec.structs.replace(app.sync_request(), url="http://127.0.0.1:1/")
+    for function in request.functions:
+        function.steps["step"].runtime.url = "http://127.0.0.1:1/"
+    await app.engine.sync_app(request)
+    assert f"app '{app.app_id}' are called at its URL from now on, and no longer in its own processes" in caplog.text

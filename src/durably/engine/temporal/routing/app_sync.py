@@ -21,6 +21,7 @@ from durably.engine.temporal.records import Records
 from durably.engine.temporal.runs.run_settings import policy_of
 from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
+from durably.protocol.text import get_logger
 
 from .app_workflow import APP, SYNC_REFUSED, AppliedSync, AppWorkflow, is_same_sync, result_of_sync
 from .cron_activities import put_schedules
@@ -28,6 +29,8 @@ from .function_workflow import FUNCTION, FunctionWorkflow
 from .topic_workflow import AppTriggers
 from .wait_keys import path_of
 from .waits import Waits
+
+_logger = get_logger("durably.engine")
 
 _PARALLEL_REQUESTS = 20
 _LONGEST_ERROR = 2000
@@ -66,6 +69,15 @@ class AppSync:
             if isinstance(error.cause, ApplicationError) and error.cause.type == SYNC_REFUSED:
                 raise ConfigInvalidError(error.cause.message) from None
             raise
+        if before is not None and before.in_process != in_process:
+            places = ["at its URL", "in its own processes"]
+            _logger.warning(
+                "the functions of the app %r are called %s from now on, and no longer %s: each sync decides that, so "
+                "serve an app in one of these ways only",
+                sync.app_id,
+                places[in_process],
+                places[before.in_process],
+            )
         return result
 
     # the activity of the app's workflow
