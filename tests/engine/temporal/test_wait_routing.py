@@ -214,3 +214,26 @@ async def test_an_event_cancels_the_runs_whose_condition_it_meets(app: RoutedApp
     await app.send("stop", n=2)
     with pytest.raises(WorkflowFailureError):
         await app.result(runs[1])
+
+
+async def test_signals_of_strangers_neither_stop_nor_end_a_run(app: RoutedApp) -> None:
+    """Other clients of the namespace may signal a run."""
+
+    @app.function("wait", event=app.event("go"))
+    def wait(steps: Steps) -> object:
+        steps.parallel(
+            steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h"),
+            steps.running("registered"),
+        )
+        return steps.wait_for_event("wait", app.event("reply"))["data"]["n"]
+
+    await app.sync()
+    run_id = app.run_id(await app.send("go"), "wait")
+    await app.wait_for_calls(2)
+    run = app.client.get_workflow_handle(run_workflow_id(run_id))
+    for step_id in ("cancel:99", "cancel:x", "unknown"):
+        await run.signal("deliver", {"step_id": step_id, "event": {"id": "x", "name": "x", "body": {}}})
+    for signal in ("deliver", "resolve", "granted", "unknown"):
+        await run.signal(signal, "malformed")
+    await app.send("reply", n=5)
+    assert await app.result(run_id) == 5

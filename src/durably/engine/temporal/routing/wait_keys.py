@@ -62,7 +62,8 @@ def cancel_step_id(position: int) -> str:
 
 def cancel_position(step_id: str) -> int | None:
     """The position that ``cancel_step_id`` was made of; ``None`` for the id of a step."""
-    return int(step_id.removeprefix(_CANCEL_PREFIX)) if step_id.startswith(_CANCEL_PREFIX) else None
+    position = step_id.removeprefix(_CANCEL_PREFIX)
+    return int(position) if position != step_id and position.isdecimal() else None
 
 
 def cancel_waits(run: RunInput) -> tuple[WaitRecord, ...]:

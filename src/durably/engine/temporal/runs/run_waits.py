@@ -103,7 +103,8 @@ class RunWaits:
     def deliver(self, delivery: Delivery) -> None:
         position = cancel_position(delivery.step_id)
         if position is not None:
-            if self._meets(delivery, self._context.run.cancel_on[position].expression):
+            cancel_on = self._context.run.cancel_on
+            if position < len(cancel_on) and self._meets(delivery, cancel_on[position].expression):
                 self._context.apply(CancelRequested(f"the run was cancelled by the event {delivery.event.name!r}"))
             return
         wait = self._awaited.get(delivery.step_id)
