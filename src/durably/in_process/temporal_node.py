@@ -176,10 +176,13 @@ class TemporalNode:
             try:
                 if await engine.has_synced(app_id):
                     return
-                self._last_error = TransportError(
+                missing = TransportError(
                     f"no process has synced the functions of the app {app_id!r} yet: start one with workers, such as "
                     "`durably worker module:client`"
                 )
+                if str(self._last_error) != str(missing):
+                    _logger.warning("process %d sends no events yet: %s", os.getpid(), missing)
+                self._last_error = missing
             except RPCError as error:
                 self._note_absence(error)
             await asyncio.sleep(LONGEST_PAUSE_SECONDS / 4)

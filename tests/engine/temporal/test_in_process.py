@@ -210,13 +210,16 @@ async def test_a_process_without_workers_sends_events_and_runs_none(server: DevS
         assert web.reports.empty()
 
 
-async def test_events_wait_until_another_process_has_synced_the_functions(server: DevServer) -> None:
+async def test_events_wait_until_another_process_has_synced_the_functions(
+    server: DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
     web = App(TemporalEngine(server.address, workers=False), "early").serve(add_sync)
     worker = App(TemporalEngine(server.address), "early").serve(add_sync)
     hasty = App(TemporalEngine(server.address, workers=False), "early", request_timeout=100).serve(add_sync)
     async with web.engine.running(), hasty.engine.running():
         with pytest.raises(SendEventsError, match=r"no process has synced the functions of the app 'early' yet"):
             await hasty.send("add-sync", n=0)
+        assert "sends no events yet: no process has synced the functions of the app 'early' yet" in caplog.text
         sending = asyncio.create_task(web.send("add-sync", n=1))
         async with worker.engine.running():
             await within(sending)
