@@ -170,13 +170,15 @@ class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Flow control of a run.
 
     ``singleton`` is the id of the gate that it holds, ``queue`` that of its calls' queue. If it waits there, its first
-    call is made until ``start_by``, or it is cancelled.
+    call is made until ``start_by``, or it is cancelled. A timeout that is a duration is ``start_within`` instead, in
+    milliseconds after the start of its workflow, because the clock of the sender may be wrong.
     """
 
     singleton: str | None = None
     queue: str | None = None
     queue_entry: QueueEntry | None = None
     start_by: int | None = None
+    start_within: int | None = None
 
 
 class MemoRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -10,10 +10,13 @@ import pytest
 from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowHandle
+from ulid import ULID
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
 from durably.engine.temporal.flow import call_queue_workflow
 from durably.engine.temporal.flow.call_queue_messages import QueueCounts
+from durably.engine.temporal.ids import make_run_id, run_workflow_id
+from durably.engine.temporal.routing import router
 from durably.engine.temporal.runs import run_calls
 
 from .conftest import PATIENCE, World
@@ -114,6 +117,24 @@ async def test_a_run_that_waits_too_long_for_its_start_is_cancelled(world: World
     cancelled = await world.engine.wait_for_run(world.run_ids["invoker"])
     assert b"had not started by the time" in bytes(cancelled.output or b"")
     assert world.limit.entered == [1]
+
+
+async def test_a_sender_with_a_wrong_clock_cancels_no_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "_now", lambda: time.time_ns() // 1_000_000 - 3_600_000)
+    world.gated("work", concurrency=[Concurrency(limit=1)], timeouts=Timeouts(start=60 * SECOND))
+    await world.open()
+    events = [await world.send("work", n=n) for n in range(2)]
+    await world.wait_for_queue("work", QueueCounts(waiting=1, under_way=1))
+    ids = [make_run_id(ULID.from_str(each).milliseconds, each, f"{world.app_id}-work") for each in events]
+    handles = [world.temporal.get_workflow_handle(run_workflow_id(each)) for each in ids]
+    timers = [
+        event.timer_started_event_attributes.start_to_fire_timeout.seconds
+        for handle in handles
+        for event in (await handle.fetch_history()).events
+        if event.HasField("timer_started_event_attributes")
+    ]
+    assert timers and min(timers) > 30
+    world.limit.open()
 
 
 async def test_the_finish_timeout_of_a_run_begins_with_its_first_call(world: World) -> None:

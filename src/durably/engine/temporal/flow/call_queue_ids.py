@@ -40,7 +40,11 @@ def run_flow_of(flow: Flow, event: EventRecord, now: int) -> RunFlow | None:
     queue_entry = msgspec.structs.replace(admitted.queue_entry, singleton=None)
     if not queue_entry.is_queued:
         return None
-    return RunFlow(queue=queue_workflow_id(flow, queue_entry), queue_entry=queue_entry, start_by=admitted.start_by)
+    run_flow = RunFlow(queue=queue_workflow_id(flow, queue_entry), queue_entry=queue_entry)
+    start_by = admitted.start_by
+    if start_by is None or start_by == flow.start_by(now + 1):  # It is a date.
+        return msgspec.structs.replace(run_flow, start_by=start_by)
+    return msgspec.structs.replace(run_flow, start_within=start_by - now)
 
 
 def _no_state(bucket_id: str) -> None:

@@ -46,14 +46,21 @@ class RunFlowControl:
         if entry is None or queue is None or not entry.has_to_queue(starts_run=starts_run):
             self._has_started = True
             return
-        if starts_run and self._timeout is None and self._flow.start_by is not None:
-            self._timeout = asyncio.create_task(self._cancel_late(self._flow.start_by))
+        start_by = self._start_by
+        if starts_run and self._timeout is None and start_by is not None:
+            self._timeout = asyncio.create_task(self._cancel_late(start_by))
         record = JoinInput(queue, self._run.function_id, self._run.run_id, generation, entry, starts_run=starts_run)
         granted = self._waiting[generation] = asyncio.get_running_loop().create_future()
         self._joining[generation] = asyncio.create_task(self._join(record))
         await granted
         self._has_started = True
         self._stop_timeout()
+
+    @property
+    def _start_by(self) -> int | None:
+        if self._flow.start_within is None:
+            return self._flow.start_by
+        return int(workflow.info().start_time.timestamp() * 1000) + self._flow.start_within
 
     async def _cancel_late(self, start_by: int) -> None:
         seconds = start_by / 1000 - workflow.now().timestamp()
