@@ -7,7 +7,7 @@ import pytest
 
 from durably.engine.scheduling.event_routing import EventOutcome, EventOutcomes
 from durably.engine.scheduling.registry import Function, Registry
-from durably.engine.scheduling.unmatched import explain_unmatched
+from durably.engine.scheduling.unmatched import KnownNames, UnmatchedEvents, explain_unmatched
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import EventView
 from durably.protocol.events import Event
@@ -39,6 +39,11 @@ async def test_an_event_that_matches_nothing_is_pointed_out_once_in_the_log(
             assert await unmatched(engine, "shop/odrer.placed", "shop/order.placed") == {"shop/odrer.placed": reason}
     assert caplog.messages == [f"the event 'shop/odrer.placed' was stored, but {reason}"]
     assert len(await engine.list_events(name="shop/odrer.placed")) == 3
+
+
+def test_an_engine_that_stores_no_unmatched_events_does_not_say_so(caplog: pytest.LogCaptureFixture) -> None:
+    UnmatchedEvents(are_stored=False).explain(["a"], KnownNames(has_functions=True))
+    assert caplog.messages == ["the event 'a' was received, but no function is triggered by it"]
 
 
 async def test_events_that_something_waits_for_or_is_cancelled_by_match(engine: SqliteEngine, app: SmallApp) -> None:

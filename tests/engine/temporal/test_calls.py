@@ -31,7 +31,9 @@ def simple(app: durably.Client, *, retries: int = 0) -> durably.Function[Any]:
     return function
 
 
-async def test_an_app_that_is_down_adds_no_events_to_the_history(server: DevServer) -> None:
+async def test_an_app_that_is_down_adds_no_events_to_the_history(
+    server: DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
     app = make_client()
     async with running(server.address, app, simple(app)) as on_temporal:
         attempts = 0
@@ -47,6 +49,9 @@ async def test_an_app_that_is_down_adds_no_events_to_the_history(server: DevServ
         run = await on_temporal.start("simple")
         assert await run.result() == "done"
         assert attempts == 2
+        assert f"calls do not reach the app '{app.app_id}', and are repeated: connection refused" in caplog.text
+        assert f"calls reach the app '{app.app_id}' again" in caplog.text
+        assert "Traceback" not in caplog.text
         types = await run.event_types()
         assert types.count("ACTIVITY_TASK_SCHEDULED") == 1
         assert types.count("ACTIVITY_TASK_STARTED") == 1

@@ -118,7 +118,9 @@ async def test_events_are_sent_and_operations_executed_in_any_thread(server: Dev
         assert await asyncio.to_thread(app.engine.get_run_sync, "01ARZ3NDEKTSV4RRFFQ69G5FAV") is None
 
 
-async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(server: DevServer) -> None:
+async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(
+    server: DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
     first = App(TemporalEngine(server.address, settings=NO_GRACE), "stops").serve(hold)
     second = App(TemporalEngine(server.address), "stops").serve(hold_no_more)
     await first.engine.start()
@@ -132,6 +134,7 @@ async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(server: 
     try:
         assert await second.reported() == "continued in attempt 0"  # and the first step does not run again
         assert time.monotonic() - began < 19, "less than the heartbeat timeout of a call that is lost"
+        assert "Traceback" not in caplog.text
     finally:
         await second.engine.stop()
 

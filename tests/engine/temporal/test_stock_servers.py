@@ -124,7 +124,7 @@ def test_a_run_goes_on_after_a_restart(framework: str, command: str, tmp_path: P
     assert project.was_charged_once()
 
 
-@pytest.mark.parametrize(("framework", "command"), cases(SEVERAL_WORKERS, quick=SERVERS[0]))
+@pytest.mark.parametrize(("framework", "command"), cases(SEVERAL_WORKERS))
 def test_a_run_goes_on_in_another_worker(framework: str, command: str, tmp_path: Path, server: DevServer) -> None:
     project = Project(framework, tmp_path, server.address)
     with running(command, tmp_path) as web:
@@ -135,7 +135,7 @@ def test_a_run_goes_on_in_another_worker(framework: str, command: str, tmp_path:
     assert project.was_charged_once()
 
 
-@pytest.mark.parametrize(("framework", "command"), cases(SERVERS, quick=SERVERS[3]))
+@pytest.mark.parametrize(("framework", "command"), cases(SERVERS, quick=SERVERS[1]))
 def test_a_server_that_is_away_delays_the_start(framework: str, command: str, tmp_path: Path) -> None:
     late = DevServer()
     project = Project(framework, tmp_path, late.address)
