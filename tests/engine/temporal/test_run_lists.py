@@ -3,10 +3,13 @@
 import datetime as dt
 
 import pytest
+from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 import durably
 from durably.engine.core.errors import NotSupportedError, SelectionInvalidError
 from durably.engine.temporal.reports import run_lists
+from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
+from durably.engine.temporal.reports.search_attributes import APP
 from durably.engine.views import RunStatus
 
 from ...temporal.dev_server import DevServer
@@ -105,3 +108,24 @@ async def test_an_invoked_run_names_its_parent(server: DevServer) -> None:
         children = await eventually(lambda: engine.list_runs(function_id=f"{app.app_id}-child"))
         assert [each.app_id for each in children] == [app.app_id]
         assert children[0].event_ids[0] != run.event_ids[0]
+
+
+async def test_workflows_of_others_are_not_listed_as_runs(server: DevServer) -> None:
+    app = new_app()
+
+    @app.create_function(fn_id="tell", trigger=durably.TriggerEvent(event=f"{app.app_id}/go"))
+    async def tell(ctx: durably.Context) -> None: ...
+
+    async with serving(server.address, app, [tell]) as engine:
+        [run] = await ended_runs(engine, await send(engine, f"{app.app_id}/go"))
+        attributes = TypedSearchAttributes([SearchAttributePair(APP, app.app_id)])
+        await engine._client.start_workflow(
+            "durably.Run", id=f"durably/run/{app.app_id}", task_queue="none", search_attributes=attributes
+        )
+
+        async def counted() -> int:
+            return await RunLists(engine._client).count(RunFilter(app_id=app.app_id))
+
+        await eventually(counted, lambda count: count == 2)
+        assert [each.id for each in (await engine.search_runs(app_id=app.app_id)).runs] == [run.id]
+        assert await engine.get_run(app.app_id) is None

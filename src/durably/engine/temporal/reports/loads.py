@@ -18,7 +18,7 @@ from durably.engine.views import FunctionView, to_datetime, to_milliseconds, to_
 
 from .function_lists import FunctionLists
 from .run_lists import RunFilter, RunLists, format_time
-from .run_views import memo_of, status_of
+from .run_views import is_run, memo_of, status_of
 
 _MOST_READ = 5_000
 """Runs that are read one by one for a report. Of more, the index counts them in longer intervals."""
@@ -138,7 +138,7 @@ class Loads:
         query = f"{wanted.query} AND ({query})"
         runs = None
         if (await self._client.count_workflows(query)).count <= _MOST_READ:
-            runs = [each async for each in self._client.list_workflows(query)]
+            runs = [each async for each in self._client.list_workflows(query) if is_run(each)]
         self._kept = {each: found for each, found in self._kept.items() if found[0] > time.monotonic()}
         self._kept[key] = time.monotonic() + _KEPT_SECONDS, runs
         return runs

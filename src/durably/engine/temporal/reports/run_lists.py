@@ -14,6 +14,7 @@ from temporalio.client import Client, WorkflowExecution
 from durably.engine.core.errors import NotSupportedError
 from durably.engine.views import RunStatus
 
+from .run_views import is_run
 from .search_attributes import APP, EVENT, EVENT_IDS, FUNCTION, PARENT, STATUS, keyword, short_event_id
 
 _MOST_SORTED = 500
@@ -106,7 +107,7 @@ class RunLists:
 
     async def read(self, wanted: RunFilter) -> list[WorkflowExecution]:
         """All of them, newest first."""
-        found = [each async for each in self._client.list_workflows(wanted.query)]
+        found = [each async for each in self._client.list_workflows(wanted.query) if is_run(each)]
         return sorted(found, key=_place, reverse=True)
 
     async def walk(self, wanted: RunFilter, after: WorkflowExecution | None = None) -> AsyncIterator[WorkflowExecution]:

@@ -72,7 +72,8 @@ class RunViews:
     async def describe(self, run_id: str) -> WorkflowExecution | None:
         """The run's workflow; ``None`` if there is none."""
         try:
-            return await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
+            described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
+            return described if is_run(described) else None
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
@@ -140,6 +141,14 @@ class RunViews:
             if error.status is not RPCStatusCode.NOT_FOUND:
                 raise
         return None
+
+
+def is_run(execution: WorkflowExecution) -> bool:
+    """Whether the engine started the workflow.
+
+    Other clients of the namespace can start workflows of any type and id.
+    """
+    return RUN_MEMO in execution.raw_info.memo.fields
 
 
 async def memo_of(execution: WorkflowExecution) -> RunMemo:
