@@ -7,6 +7,7 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError
 
 from durably.engine.temporal.ids import run_workflow_id
+from durably.engine.temporal.workflow_time import EarliestTimer, now
 
 from .call_queue import CallQueue
 from .call_queue_messages import CallQueueState, FunctionLimits, JoinRecord, LeaveRecord, QueueCounts
@@ -27,18 +28,17 @@ class CallQueueWorkflow:
         self._queue = CallQueue(unpack(state))
         self._granting: set[asyncio.Task[None]] = set()
         self._is_changed = False
-        self._timer: asyncio.Task[None] | None = None
-        self._timer_due = 0
+        self._timer = EarliestTimer(self._wake)
         self._inspection = 0
 
     @workflow.run
     async def run(self, state: CallQueueState) -> None:
-        self._inspection = _now() + _INSPECTION_PERIOD
+        self._inspection = now() + _INSPECTION_PERIOD
         while True:
             self._is_changed = False
-            if self._inspection <= _now():
+            if self._inspection <= now():
                 await self._inspect()
-            for made in self._queue.settle(_now()):
+            for made in self._queue.settle(now()):
                 task = asyncio.create_task(self._grant(made))
                 self._granting.add(task)
                 task.add_done_callback(self._granting.discard)
@@ -85,24 +85,11 @@ class CallQueueWorkflow:
                 READ_LIMITS, function_ids, result_type=list[FunctionLimits], start_to_close_timeout=_LOCAL_TIMEOUT
             ):
                 self._queue.update_options(limits.function_id, limits.options)
-        self._inspection = _now() + _INSPECTION_PERIOD
+        self._inspection = now() + _INSPECTION_PERIOD
 
     def _set_timer(self) -> None:
-        """Keep one timer. One that is too early costs less than to replace it."""
         times = [self._inspection] if self._queue.holders else []
-        due = min((each for each in (*times, self._queue.next_time()) if each is not None), default=None)
-        if due is None or (self._timer is not None and self._timer_due <= due):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_due = due
-        self._timer = asyncio.create_task(self._sleep(due))
+        self._timer.set(min((each for each in (*times, self._queue.next_time()) if each is not None), default=None))
 
-    async def _sleep(self, due: int) -> None:
-        await workflow.sleep(max(due - _now(), 1) / 1000)
-        self._timer = None
+    def _wake(self, due: int) -> None:
         self._is_changed = True
-
-
-def _now() -> int:
-    return int(workflow.now().timestamp() * 1000)

@@ -6,6 +6,8 @@ import datetime as dt
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from durably.engine.temporal.workflow_time import EarliestTimer, now
+
 from .gate import Gate
 from .gate_messages import GateAnswer, GateOutcome, GateRequest, GateState, pack, unpack
 
@@ -28,15 +30,14 @@ class GateWorkflow:
         self._turn = asyncio.Lock()
         self._is_changed = True
         self._is_closing = False
-        self._timer: asyncio.Task[None] | None = None
-        self._timer_due = 0
+        self._timer = EarliestTimer(self._wake)
 
     @workflow.run
     async def run(self, state: GateState) -> None:
         await workflow.wait_condition(lambda: self._gate.state.option is not None)
         while True:
             self._is_changed = False
-            self._gate.fire(_now())
+            self._gate.fire(now())
             await self._start_held()
             if self._is_idle and self._gate.is_empty:
                 return
@@ -44,7 +45,7 @@ class GateWorkflow:
                 self._is_closing = True
                 await workflow.wait_condition(workflow.all_handlers_finished)
                 workflow.continue_as_new(pack(self._gate.state))
-            self._set_timer()
+            self._timer.set(self._gate.due())
             await workflow.wait_condition(lambda: self._is_changed)
 
     @workflow.update(name="admit")
@@ -76,8 +77,8 @@ class GateWorkflow:
 
     async def _decide(self, request: GateRequest) -> GateAnswer:
         gate = self._gate
-        gate.fire(_now())
-        if request.rate_limit is not None and gate.check(request, _now()).outcome is GateOutcome.ADMITTED:
+        gate.fire(now())
+        if request.rate_limit is not None and gate.check(request, now()).outcome is GateOutcome.ADMITTED:
             answer: GateAnswer = await workflow.execute_local_activity(
                 ASK_RATE_LIMIT, request, result_type=GateAnswer, start_to_close_timeout=_LOCAL_TIMEOUT
             )
@@ -89,7 +90,7 @@ class GateWorkflow:
                 FIND_ENDED, [holder], result_type=list[str], start_to_close_timeout=_LOCAL_TIMEOUT
             ):
                 gate.release_run(ended)
-        return gate.admit(request, _now())
+        return gate.admit(request, now())
 
     async def _start_held(self) -> None:
         while self._gate.state.releases:
@@ -97,27 +98,11 @@ class GateWorkflow:
             await workflow.execute_local_activity(START_HELD, held, start_to_close_timeout=_LOCAL_TIMEOUT)
             self._gate.state.releases.pop(0)
 
-    def _set_timer(self) -> None:
-        """Keep one timer. One that is too early costs less than to replace it."""
-        due = self._gate.due()
-        if due is None or (self._timer is not None and self._timer_due <= due):
-            return
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_due = due
-        self._timer = asyncio.create_task(self._sleep(due))
-
-    async def _sleep(self, due: int) -> None:
-        await workflow.sleep(max(due - _now(), 1) / 1000)
-        if _now() > due + _LATE:
-            self._gate.keep_answers(_now() + _REPEATS_AFTER_OUTAGE)
-        self._timer = None
+    def _wake(self, due: int) -> None:
+        if now() > due + _LATE:
+            self._gate.keep_answers(now() + _REPEATS_AFTER_OUTAGE)
         self._is_changed = True
 
 
 def history_is_long() -> bool:
     return workflow.info().is_continue_as_new_suggested()
-
-
-def _now() -> int:
-    return int(workflow.now().timestamp() * 1000)

@@ -10,6 +10,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 from durably.engine.core.run_state import RunStatus
+from durably.engine.temporal.workflow_time import now
 
 BULK = "bulk"
 """The memo with the record."""
@@ -102,12 +103,12 @@ class BulkWorkflow:
         self._applied.update(new)
         record = msgspec.structs.replace(self._record, affected=self._record.affected + len(new))
         if page.cursor is None and record.ended_at is None:
-            record = msgspec.structs.replace(record, ended_at=_now())
+            record = msgspec.structs.replace(record, ended_at=now())
         self._put(record)
 
     async def _wait_for_more(self) -> bool:
         """Whether a cancellation has to look for runs again."""
-        if self._record.is_replay or _now() >= self._record.started_before + _LAG:
+        if self._record.is_replay or now() >= self._record.started_before + _LAG:
             return False
         try:
             await workflow.wait_condition(lambda: self._is_stopped, timeout=_PAUSE_SECONDS)
@@ -119,7 +120,3 @@ class BulkWorkflow:
         if record != self._record:
             self._record = record
             workflow.upsert_memo({BULK: record})
-
-
-def _now() -> int:
-    return int(workflow.now().timestamp() * 1000)

@@ -13,6 +13,7 @@ import msgspec
 from temporalio import workflow
 
 from durably.engine.core.flow.cron import Schedule, Tick
+from durably.engine.temporal.workflow_time import now
 
 CRON = "cron"
 """The memo with the record."""
@@ -85,7 +86,7 @@ class CronWorkflow:
         if new:
             ticks: dict[str, Tick | None] = await workflow.execute_local_activity(
                 PLAN_TICKS,
-                PlanInput(self._function_id, new, _now()),
+                PlanInput(self._function_id, new, now()),
                 result_type=dict[str, Tick | None],
                 start_to_close_timeout=_TIMEOUT,
             )
@@ -94,11 +95,11 @@ class CronWorkflow:
     async def _fire(self) -> None:
         for text, tick in [*self._planned.items()]:
             schedule = self._schedules.get(text)
-            if schedule is None or tick is None or tick.due > _now():
+            if schedule is None or tick is None or tick.due > now():
                 continue
             upcoming: Tick | None = await workflow.execute_local_activity(
                 FIRE_TICK,
-                FireInput(self._function_id, schedule, tick, _now()),
+                FireInput(self._function_id, schedule, tick, now()),
                 result_type=_UPCOMING,
                 start_to_close_timeout=_TIMEOUT,
                 summary=text,
@@ -108,11 +109,7 @@ class CronWorkflow:
 
     async def _sleep(self) -> None:
         due = min((tick.due for tick in self._planned.values() if tick is not None), default=None)
-        timeout = None if due is None else max(due - _now(), 0) * _MILLISECOND
+        timeout = None if due is None else max(due - now(), 0) * _MILLISECOND
         with contextlib.suppress(TimeoutError):
             await workflow.wait_condition(lambda: self._is_changed, timeout=timeout, timeout_summary="next tick")
         self._is_changed = False
-
-
-def _now() -> int:
-    return int(workflow.now().timestamp() * 1000)

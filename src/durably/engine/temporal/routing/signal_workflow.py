@@ -7,6 +7,7 @@ from temporalio.exceptions import FailureError
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import SignalRecord
+from durably.engine.temporal.workflow_time import now
 
 
 @workflow.defn(name="durably.Signal", sandboxed=False)
@@ -20,7 +21,7 @@ class SignalWorkflow:
         await workflow.wait_condition(lambda: not self._is_new)
         while (wait := self._wait) is not None:
             try:
-                seconds = max(wait.until - _now(), 1) / 1000
+                seconds = max(wait.until - now(), 1) / 1000
                 await workflow.wait_condition(lambda: self._wait is not wait, timeout=seconds)
             except TimeoutError:
                 self._wait = None
@@ -60,7 +61,3 @@ class SignalWorkflow:
 
 def _is_same(one: SignalRecord, other: SignalRecord) -> bool:
     return (one.run_id, one.step_id) == (other.run_id, other.step_id)
-
-
-def _now() -> int:
-    return int(workflow.now().timestamp() * 1000)

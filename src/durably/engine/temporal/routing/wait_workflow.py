@@ -15,6 +15,7 @@ from temporalio.exceptions import FailureError
 from durably.engine.temporal.flow.gate_messages import pack, unpack
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import Delivery, EventRecord, WaitRecord
+from durably.engine.temporal.workflow_time import now
 
 MAX_PARALLEL_DELIVERIES = 500
 """The server refuses more than 2,000 signals of a workflow at once."""
@@ -95,7 +96,7 @@ class WaitWorkflow:
 
     @workflow.signal(name="wait")
     def add(self, wait: WaitRecord) -> None:
-        waiting = Waiting(wait.run_id, wait.step_id, _now(), wait.until, wait.is_exact, wait.is_early, wait.ignored)
+        waiting = Waiting(wait.run_id, wait.step_id, now(), wait.until, wait.is_exact, wait.is_early, wait.ignored)
         self._waits[waiting.key] = waiting
 
     @workflow.signal(name="leave")
@@ -113,7 +114,7 @@ class WaitWorkflow:
         """Wait for a signal, or for the time-out of a wait."""
         waits, deliveries = len(self._waits), len(self._deliveries)
         until = min((wait.until for wait in self._waits.values() if wait.until is not None), default=None)
-        seconds = None if until is None else max((until - _now()) / 1000, 0.001)
+        seconds = None if until is None else max((until - now()) / 1000, 0.001)
         try:
             await workflow.wait_condition(
                 lambda: (
@@ -142,7 +143,7 @@ class WaitWorkflow:
         try:
             await handle.signal("deliver", Delivery(step_id=wait.step_id, event=event))
         except FailureError:
-            if wait.is_early and _now() - wait.since < START_GRACE // dt.timedelta(milliseconds=1):
+            if wait.is_early and now() - wait.since < START_GRACE // dt.timedelta(milliseconds=1):
                 self._waits.setdefault(wait.key, wait)
             else:  # The run has ended.
                 self._drop([wait])
@@ -153,8 +154,4 @@ class WaitWorkflow:
 
 
 def _is_over(wait: Waiting) -> bool:
-    return wait.until is not None and wait.until <= _now()
-
-
-def _now() -> int:
-    return int(workflow.now().timestamp() * 1000)
+    return wait.until is not None and wait.until <= now()

@@ -14,6 +14,7 @@ from durably.engine.core.machine import start
 from durably.engine.scheduling.events import ReceivedEvent
 from durably.engine.temporal.flow.run_flow import RunFlowControl
 from durably.engine.temporal.messages import CopiedMemos, RunInput
+from durably.engine.temporal.workflow_time import now
 from durably.protocol.opcodes import Op
 
 from .contents import CONTENTS, RunContent
@@ -75,7 +76,3 @@ class RunContext:
 def stop(task: "asyncio.Task[None]") -> None:
     if task is not asyncio.current_task():
         task.cancel()
-
-
-def now() -> int:
-    return int(workflow.now().timestamp() * 1000)

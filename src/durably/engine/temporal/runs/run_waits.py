@@ -41,10 +41,11 @@ from durably.engine.temporal.messages import (
 from durably.engine.temporal.reports.search_attributes import search_attributes_of
 from durably.engine.temporal.routing.listening import Listening
 from durably.engine.temporal.routing.wait_keys import cancel_position, wait_key
+from durably.engine.temporal.workflow_time import now
 from durably.protocol.errors import ErrorData
 
 from .activities import LEAVE, LOCAL_TIMEOUT, READ_END, RESOLVE, WAIT_FOR_EVENT, WAIT_FOR_SIGNAL
-from .run_context import RunContext, now, stop
+from .run_context import RunContext, stop
 
 RUN = "durably.Run"
 

@@ -54,12 +54,13 @@ from durably.engine.temporal.messages import (
     RunPolicy,
     chain_after,
 )
+from durably.engine.temporal.workflow_time import now
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
 from .activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from .run_calls import RunCalls
-from .run_context import RunContext, now
+from .run_context import RunContext
 from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
 from .run_timeline import RunTimeline
 from .run_waits import RUN, RunWaits

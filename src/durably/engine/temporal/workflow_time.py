@@ -1,0 +1,40 @@
+"""The clock and the timer of the engine's workflows. All of it is workflow code."""
+
+import asyncio
+from collections.abc import Callable
+
+from temporalio import workflow
+
+
+def now() -> int:
+    """Milliseconds since the epoch, the same in each replay."""
+    return int(workflow.now().timestamp() * 1000)
+
+
+class EarliestTimer:
+    """One timer, set to the earliest of the times that are asked for.
+
+    ``on_due`` gets the time that the timer was set to.
+    """
+
+    def __init__(self, on_due: Callable[[int], None]) -> None:
+        self._on_due = on_due
+        self._task: asyncio.Task[None] | None = None
+        self._due = 0
+
+    def set(self, due: int | None) -> None:
+        """Set the timer, unless an earlier one is set: that costs less than to replace it.
+
+        ``due`` is milliseconds since the epoch; ``None`` asks for nothing.
+        """
+        if due is None or (self._task is not None and self._due <= due):
+            return
+        if self._task is not None:
+            self._task.cancel()
+        self._due = due
+        self._task = asyncio.create_task(self._sleep(due))
+
+    async def _sleep(self, due: int) -> None:
+        await workflow.sleep(max(due - now(), 1) / 1000)
+        self._task = None
+        self._on_due(due)
