@@ -1,4 +1,4 @@
-"""Sends, registrations and syncs that overlap at random, of which some are cut off: nothing is lost once acknowledged.
+"""Random overlaps of sends, registrations and syncs lose nothing that was acknowledged. Some of them are cut off.
 
 Runs are workflows that only record what they get, so that many operations are cheap. All else is real.
 """
