@@ -9,6 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from durably.protocol.errors import ErrorData
+from durably.protocol.events import InternalEvent
 from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode
 
@@ -86,6 +87,20 @@ class Relation(StrEnum):
     RERUN = "rerun"
     ENDED = "ended"
     """The event of its end triggered the other, as it does failure handlers."""
+
+
+_RELATIONS: dict[str, Relation] = {
+    InternalEvent.FUNCTION_INVOKED: Relation.INVOKED,
+    InternalEvent.DEFERRED_SCHEDULE: Relation.DEFERRED,
+    InternalEvent.FUNCTION_FINISHED: Relation.ENDED,
+    InternalEvent.FUNCTION_FAILED: Relation.ENDED,
+    InternalEvent.FUNCTION_CANCELLED: Relation.ENDED,
+}
+
+
+def relation_by(event_name: str) -> Relation:
+    """The relation of a run to the run that sent the event that triggered it."""
+    return _RELATIONS.get(event_name, Relation.SENT_EVENT)
 
 
 class RunLink(msgspec.Struct, frozen=True, kw_only=True):

@@ -130,6 +130,17 @@ def make_received_event(
     return ReceivedEvent(event_id, event.name, msgspec.json.encode(encoded), fields, origin, traceparent)
 
 
+def invocation_event(payload: Mapping[str, Any]) -> Event:
+    """The event of an app's invocation, without optional parts of a wrong type."""
+    version, user = payload.get("v"), payload.get("user")
+    return Event(
+        name=InternalEvent.FUNCTION_INVOKED,
+        data=payload.get("data") or {},
+        user=user,
+        v=version if isinstance(version, str) else None,
+    )
+
+
 class RunResult(msgspec.Struct, frozen=True):
     run_id: str
     function_id: str

@@ -51,12 +51,20 @@ from durably.engine.step_records import (
     unfinished_steps,
 )
 from durably.protocol.errors import ErrorData
-from durably.protocol.events import Event, InternalEvent
+from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 
 from . import event_routing, subscriptions, triggers
-from .events import ReceivedEvent, RunResult, check_event, deferred_data, index_key, run_end_events
+from .events import (
+    ReceivedEvent,
+    RunResult,
+    check_event,
+    deferred_data,
+    index_key,
+    invocation_event,
+    run_end_events,
+)
 from .outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
 from .reruns import refuse_runaway
 from .subscriptions import ENDS, RunChange
@@ -314,7 +322,7 @@ def _invoke(transaction: Transaction, live: LiveRun, command: Invoke) -> None:
         )
         _fail_wait(transaction, live, command.step_id, ErrorData(name="FunctionNotFoundError", message=message))
         return
-    event = _invocation(command.payload)
+    event = invocation_event(command.payload)
     try:
         check_event(event, transaction.max_event_bytes, is_internal=True)
     except EventInvalidError as invalid:
@@ -501,14 +509,3 @@ def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
         traceparent=live.trigger.traceparent,
     )
     transaction.outbox[place] = msgspec.structs.replace(message, data=data)
-
-
-def _invocation(payload: dict[str, Any]) -> Event:
-    """The event of an app's invocation, without optional parts of a wrong type."""
-    version, user = payload.get("v"), payload.get("user")
-    return Event(
-        name=InternalEvent.FUNCTION_INVOKED,
-        data=payload.get("data") or {},
-        user=user,
-        v=version if isinstance(version, str) else None,
-    )

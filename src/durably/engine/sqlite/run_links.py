@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.run_state import RunStatus, decode_origin
-from durably.engine.reports import Relation, RunLink
+from durably.engine.reports import Relation, RunLink, relation_by
 from durably.engine.views import to_datetime
 from durably.protocol.events import InternalEvent
 
@@ -20,13 +20,6 @@ _LINK = "SELECT runs.key, runs.id, runs.function_id, runs.status, runs.created_a
 _SENDER = "CAST(substr(events.origin, 2) AS INTEGER)"
 """The run of an origin, as the index ``events_by_sender_run`` has it."""
 _SENT = f"{_SENDER} = ? AND events.origin IS NOT NULL AND events.name <> 'inngest/function.finished'"
-_RELATIONS: dict[str, Relation] = {
-    InternalEvent.FUNCTION_INVOKED: Relation.INVOKED,
-    InternalEvent.DEFERRED_SCHEDULE: Relation.DEFERRED,
-    InternalEvent.FUNCTION_FINISHED: Relation.ENDED,
-    InternalEvent.FUNCTION_FAILED: Relation.ENDED,
-    InternalEvent.FUNCTION_CANCELLED: Relation.ENDED,
-}
 
 
 class _Metadata(msgspec.Struct):
@@ -67,7 +60,7 @@ def parent_link(
     row = None if origin is None else connection.execute(f"{_LINK} WHERE key = ?", (origin.run_key,)).fetchone()
     if row is None:
         return None
-    relation = _RELATIONS.get(name, Relation.SENT_EVENT)
+    relation = relation_by(name)
     step = None
     if relation is Relation.INVOKED:
         (body,) = connection.execute("SELECT body FROM events WHERE key = ?", (event_key,)).fetchone()
@@ -94,7 +87,7 @@ def child_links(
             row = connection.execute(f"{_LINK} WHERE key = ? AND rerun_of IS NULL", (child_key,)).fetchone()
             if row:
                 step = None if body is None else _invoking_step(body)
-                relation = _RELATIONS.get(name, Relation.SENT_EVENT)
+                relation = relation_by(name)
                 links.append((child_key, _link(row, relation, step, first_call_at)))
     reruns = connection.execute(f"{_LINK} WHERE rerun_of = ? ORDER BY key LIMIT ?", (run_id, MAX_CHILDREN + 1))
     links += [(row[0], _link(row, Relation.RERUN, None, first_call_at)) for row in reruns.fetchall()]

@@ -15,12 +15,11 @@ from temporalio.exceptions import ApplicationError, CancelledError, TerminatedEr
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.transition import encode_error
-from durably.engine.reports import Relation, RunLink
+from durably.engine.reports import Relation, RunLink, relation_by
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
 from durably.engine.temporal.messages import END, RUN_MEMO, RunInput, RunMemo
 from durably.engine.views import RunStatus, RunView
 from durably.protocol.errors import ErrorData
-from durably.protocol.events import InternalEvent
 
 from .search_attributes import STATUS
 
@@ -29,13 +28,6 @@ _STATUSES = {
     WorkflowExecutionStatus.COMPLETED: RunStatus.COMPLETED,
     WorkflowExecutionStatus.CANCELED: RunStatus.CANCELLED,
     WorkflowExecutionStatus.TERMINATED: RunStatus.CANCELLED,
-}
-_RELATIONS: dict[str, Relation] = {
-    InternalEvent.FUNCTION_INVOKED: Relation.INVOKED,
-    InternalEvent.DEFERRED_SCHEDULE: Relation.DEFERRED,
-    InternalEvent.FUNCTION_FINISHED: Relation.ENDED,
-    InternalEvent.FUNCTION_FAILED: Relation.ENDED,
-    InternalEvent.FUNCTION_CANCELLED: Relation.ENDED,
 }
 _MOST_AT_ONCE = 16
 """Requests to the server that one page of runs makes at once."""
@@ -55,7 +47,7 @@ def status_of(execution: WorkflowExecution) -> RunStatus:
 def relation_of(memo: RunMemo) -> Relation:
     if memo.rerun_of is not None:
         return Relation.RERUN
-    return _RELATIONS.get(memo.event_name, Relation.SENT_EVENT)
+    return relation_by(memo.event_name)
 
 
 class RunViews:

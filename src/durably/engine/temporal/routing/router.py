@@ -20,6 +20,7 @@ from durably.engine.core.run_state import RunStatus, describe_chain, explain_run
 from durably.engine.scheduling.events import (
     RUN_END_EVENTS,
     check_event,
+    invocation_event,
     make_internal_event,
     make_received_event,
     value_at,
@@ -257,7 +258,7 @@ class Router:
                 f"step {invocation.name!r} invokes the function {function_id!r}, which no app has synced: its id is "
                 "its app's id, a hyphen, and its own",
             )
-        event = _invocation(invocation)
+        event = invocation_event(invocation.payload)
         try:
             check_event(event, self._settings.max_event_bytes, is_internal=True)
         except EventInvalidError as invalid:
@@ -278,7 +279,7 @@ class Router:
         runaway = self._explain_runaway(function, record)
         if runaway is not None:
             return ResolvedInvocation(error=runaway)
-        await self._deliver_to_others(record, function_id)
+        await self.deliver(await self._find_others(record, function_id))
         run = self.run_input(function, (record,))
         if run.outcome is not None:
             await self.start(run)
@@ -302,9 +303,9 @@ class Router:
         event = msgspec.structs.replace(event, data={**event.data, "_inngest": {"fn_id": function_id}})
         received = make_received_event(event, event_id, now)
         record = EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), at=now)
-        found = (await self.find_routes(record)).delivery
-        others = tuple(each for each in found.function_ids if each != function_id)
-        await self._deliver_surely(msgspec.structs.replace(found, function_ids=(function_id, *others)))
+        others = await self._find_others(record, function_id)
+        function_ids = (function_id, *others.function_ids)
+        await self._deliver_surely(msgspec.structs.replace(others, function_ids=function_ids))
         return make_run_id(now, event_id, function_id)
 
     async def route_to(self, function_id: str, event: EventRecord) -> None:
@@ -312,13 +313,14 @@ class Router:
 
         Other functions that it triggers start as well. The caller repeats this until it succeeds.
         """
-        await self._deliver_to_others(event, function_id)
+        await self.deliver(await self._find_others(event, function_id))
         await self._trigger(function_id, event)
 
-    async def _deliver_to_others(self, event: EventRecord, function_id: str) -> None:
+    async def _find_others(self, event: EventRecord, function_id: str) -> DeliveryRecord:
+        """The delivery of an event that is meant for one function, to all others."""
         found = (await self.find_routes(event)).delivery
         others = tuple(each for each in found.function_ids if each != function_id)
-        await self.deliver(msgspec.structs.replace(found, function_ids=others))
+        return msgspec.structs.replace(found, function_ids=others)
 
 
 def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict[str, None]:
@@ -338,18 +340,6 @@ def _needs_workflow(function: FunctionRecord) -> bool:
 
 def _refused(name: str, message: str) -> ResolvedInvocation:
     return ResolvedInvocation(error=ErrorData(name=name, message=message))
-
-
-def _invocation(invocation: InvokeInput) -> Event:
-    """The event of an invocation, without optional parts of a wrong type."""
-    payload = invocation.payload
-    version, user = payload.get("v"), payload.get("user")
-    return Event(
-        name=InternalEvent.FUNCTION_INVOKED,
-        data=payload.get("data") or {},
-        user=user,
-        v=version if isinstance(version, str) else None,
-    )
 
 
 def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
