@@ -11,9 +11,11 @@ import msgspec
 import re2
 import rfc8785
 
+from durably.protocol.call import CheckpointRequest
 from durably.protocol.limits import MAX_CALL_BODY_BYTES
 from durably.protocol.signatures import canonicalize
 
+from .errors import CheckpointInvalidError
 from .run_state import Call, Deferred
 
 _SDK_DECIDES = -1
@@ -58,6 +60,18 @@ def generation_of(request_id: str) -> int | None:
     """The generation in ``CallData.request_id``."""
     generation = request_id.rpartition(".")[2]
     return int(generation) if generation.isdecimal() and generation.isascii() else None
+
+
+def generation_of_checkpoint(request: CheckpointRequest) -> int:
+    """The generation of a checkpoint's call. Raises ``CheckpointInvalidError``."""
+    generation = request.generation_id
+    if generation is None:
+        generation = generation_of(request.request_id or request.qi_id or "")
+    if generation is None:
+        raise CheckpointInvalidError(
+            "the checkpoint does not name its call: generation_id, request_id or qi_id must be as in the call's context"
+        )
+    return generation
 
 
 def build_body(data: CallData, max_bytes: int = MAX_CALL_BODY_BYTES) -> bytes:

@@ -5,9 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import msgspec
 
 from durably.engine.core.answers import Answer, ReportedOps
-from durably.engine.core.call_body import generation_of
+from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.errors import (
-    CheckpointInvalidError,
     ConfigInvalidError,
     EngineError,
     RunNotFoundError,
@@ -90,13 +89,7 @@ def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction
 
     Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
     """
-    generation = request.generation_id
-    if generation is None:
-        generation = generation_of(request.request_id or request.qi_id or "")
-    if generation is None:
-        raise CheckpointInvalidError(
-            "the checkpoint does not name its call: generation_id, request_id or qi_id must be as in the call's context"
-        )
+    generation = generation_of_checkpoint(request)
     run_key = _find_run(transaction, run_id)
     memoised = transaction.memoised(run_key, {op.id for op in request.steps})
     return runs.apply(

@@ -15,7 +15,7 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
 
-from durably.engine.core.call_body import generation_of
+from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.errors import (
     CheckpointInvalidError,
     ConfigInvalidError,
@@ -255,11 +255,7 @@ class WorkflowEngine(LocalEngine):
         return await self._events.receive(events, seed=seed, sender=sender, traceparent=traceparent)
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
-        generation = request.generation_id
-        if generation is None:
-            generation = generation_of(request.request_id or request.qi_id or "")
-        if generation is None:
-            raise CheckpointInvalidError("the checkpoint does not name its call")
+        generation = generation_of_checkpoint(request)
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
         for step in request.steps:
             check_step(step)

@@ -11,8 +11,7 @@ from typing import Any
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus, WorkflowUpdateFailedError
-from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.flow.admission import (
@@ -29,6 +28,7 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import error_memo
 from durably.engine.scheduling.registry import Function
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, gate_workflow_id, run_workflow_id
+from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlow, RunInput, RunOutcome
 from durably.engine.temporal.records import Records
 from durably.protocol.options import FunctionOptions
@@ -193,17 +193,16 @@ class Gates:
 
     async def _ask(self, request: GateRequest) -> GateAnswer:
         for attempt in range(_ATTEMPTS):
-            start = WithStartWorkflowOperation(
-                GateWorkflow.run,
-                GateState(),
-                id=request.option.gate_id,
-                task_queue=WORKFLOWS_QUEUE,
-                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                static_summary=f"{request.option.kind} of {request.option.function_id}",
-            )
             try:
-                answer: GateAnswer = await self._client.execute_update_with_start_workflow(
-                    "admit", request, start_workflow_operation=start, result_type=GateAnswer
+                answer: GateAnswer = await update_with_start(
+                    self._client,
+                    "admit",
+                    request,
+                    workflow=GateWorkflow.run,
+                    state=[GateState()],
+                    id=request.option.gate_id,
+                    summary=f"{request.option.kind} of {request.option.function_id}",
+                    result_type=GateAnswer,
                 )
                 return answer
             except WorkflowUpdateFailedError as error:
@@ -224,11 +223,8 @@ class Gates:
 
     async def _signal_run(self, run_id: str, signal: str, argument: object) -> None:
         """A run that has ended needs no signal."""
-        try:
+        with ignoring_not_found():
             await self._client.get_workflow_handle(run_workflow_id(run_id)).signal(signal, argument)
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
 
 
 class _Question:

@@ -6,16 +6,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
-from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
-from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.flow.config import read_flow
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.ids import WORKFLOWS_QUEUE, app_workflow_id, function_workflow_id
+from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
+from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import AppRecord, FunctionRecord, SyncInput, TriggerRecord
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.runs.run_settings import policy_of
@@ -53,17 +52,16 @@ class AppSync:
         before = await self._records.read(app_workflow_id(sync.app_id), APP, AppRecord)
         if before is not None and is_same_sync(before, sync.app):
             return result_of_sync(sync, before)
-        start = WithStartWorkflowOperation(
-            AppWorkflow.run,
-            before,
-            id=app_workflow_id(sync.app_id),
-            task_queue=WORKFLOWS_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=sync.app_id,
-        )
         try:
-            result: SyncResult = await self._client.execute_update_with_start_workflow(
-                "sync", sync, start_workflow_operation=start, result_type=SyncResult
+            result: SyncResult = await update_with_start(
+                self._client,
+                "sync",
+                sync,
+                workflow=AppWorkflow.run,
+                state=[before],
+                id=app_workflow_id(sync.app_id),
+                summary=sync.app_id,
+                result_type=SyncResult,
             )
         except WorkflowUpdateFailedError as error:
             if isinstance(error.cause, ApplicationError) and error.cause.type == SYNC_REFUSED:
@@ -135,23 +133,20 @@ class AppSync:
     async def note_refused(self, app_id: str, error: str) -> None:
         """Keep the reason why the sync of an app that has synced before was refused."""
         handle = self._client.get_workflow_handle(app_workflow_id(app_id))
-        try:
+        with ignoring_not_found():
             await handle.signal("note_refused", error[:_LONGEST_ERROR])
-        except RPCError as missing:
-            if missing.status is not RPCStatusCode.NOT_FOUND:
-                raise
 
     async def _update_function(self, function_id: str, record: FunctionRecord, update: str, argument: Any) -> None:
-        start = WithStartWorkflowOperation(
-            FunctionWorkflow.run,
-            record,
+        await update_with_start(
+            self._client,
+            update,
+            argument,
+            workflow=FunctionWorkflow.run,
+            state=[record],
             id=function_workflow_id(function_id),
-            task_queue=WORKFLOWS_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            summary=function_id,
             memo={FUNCTION: record},
-            static_summary=function_id,
         )
-        await self._client.execute_update_with_start_workflow(update, argument, start_workflow_operation=start)
 
 
 async def _each(act: Callable[[Any], Awaitable[None]], items: Iterable[Any]) -> None:

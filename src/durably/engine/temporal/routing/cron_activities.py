@@ -5,14 +5,14 @@ from typing import Any
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionStatus
-from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.scheduling.events import make_internal_event, tick_data
-from durably.engine.temporal.ids import WORKFLOWS_QUEUE, cron_workflow_id, make_event_id
+from durably.engine.temporal.ids import cron_workflow_id, make_event_id
+from durably.engine.temporal.long_lived import update_with_start
 from durably.engine.temporal.messages import EventRecord
 from durably.protocol.events import InternalEvent
 
@@ -56,15 +56,15 @@ async def put_schedules(client: Client, function_id: str, schedules: tuple[Sched
     workflow_id = cron_workflow_id(function_id)
     if await _read_schedules(client, workflow_id) == schedules:
         return
-    start = WithStartWorkflowOperation(
-        CronWorkflow.run,
-        CronRecord(function_id),
+    await update_with_start(
+        client,
+        "configure",
+        schedules,
+        workflow=CronWorkflow.run,
+        state=[CronRecord(function_id)],
         id=workflow_id,
-        task_queue=WORKFLOWS_QUEUE,
-        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-        static_summary=f"schedules of {function_id}",
+        summary=f"schedules of {function_id}",
     )
-    await client.execute_update_with_start_workflow("configure", schedules, start_workflow_operation=start)
 
 
 async def _read_schedules(client: Client, workflow_id: str) -> tuple[Schedule, ...] | None:

@@ -1,13 +1,10 @@
 """Waits of runs for events and signals: their registration, and messages to them."""
 
 import asyncio
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from temporalio.client import Client, WithStartWorkflowOperation, WorkflowUpdateFailedError
-from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.temporal.ids import (
@@ -17,6 +14,7 @@ from durably.engine.temporal.ids import (
     topic_workflow_id,
     wait_workflow_id,
 )
+from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import EventRecord, LeaveInput, SignalRecord, TopicRecord, WaitRecord
 from durably.engine.temporal.records import Records
 
@@ -64,21 +62,20 @@ class Waits:
     async def update_topic(
         self, event_name: str, update: str, argument: Any, before: TopicRecord, result_type: type | None = None
     ) -> Any:
-        start = WithStartWorkflowOperation(
-            TopicWorkflow.run,
-            before,
+        return await update_with_start(
+            self._client,
+            update,
+            argument,
+            workflow=TopicWorkflow.run,
+            state=[before],
             id=topic_workflow_id(event_name),
-            task_queue=WORKFLOWS_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=event_name,
-        )
-        return await self._client.execute_update_with_start_workflow(
-            update, argument, start_workflow_operation=start, result_type=result_type
+            summary=event_name,
+            result_type=result_type,
         )
 
     async def deliver(self, event: EventRecord, path: str | None, value: str | None) -> None:
         """Send an event to the waits with a value at a path, if there are any."""
-        with _ignoring_not_found():
+        with ignoring_not_found():
             await self._client.get_workflow_handle(wait_workflow_id(event.name, path, value)).signal("event", event)
 
     # signals
@@ -95,15 +92,14 @@ class Waits:
 
     async def _try_signal(self, wait: SignalRecord) -> str | None:
         """The id of the run that waits for the signal already."""
-        start = WithStartWorkflowOperation(
-            SignalWorkflow.run,
+        holder: str | None = await update_with_start(
+            self._client,
+            "wait",
+            wait,
+            workflow=SignalWorkflow.run,
             id=signal_workflow_id(wait.signal),
-            task_queue=WORKFLOWS_QUEUE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary=f"waits for the signal {wait.signal}",
-        )
-        holder: str | None = await self._client.execute_update_with_start_workflow(
-            "wait", wait, start_workflow_operation=start, result_type=str
+            summary=f"waits for the signal {wait.signal}",
+            result_type=str,
         )
         return holder
 
@@ -122,7 +118,7 @@ class Waits:
             raise
 
     async def is_running(self, run_id: str) -> bool:
-        with _ignoring_not_found():
+        with ignoring_not_found():
             described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
             return described.close_time is None
         return False
@@ -139,12 +135,12 @@ class Waits:
     async def _leave_wait(self, wait: WaitRecord) -> None:
         topic = await self._records.find_topic(wait.event)
         place = wait if wait.path in topic.paths else _unindexed(wait)
-        with _ignoring_not_found():
+        with ignoring_not_found():
             handle = self._client.get_workflow_handle(_id_of(place))
             await handle.signal("leave", args=[wait.run_id, wait.step_id])
 
     async def _leave_signal(self, name: str, run_id: str, step_id: str | None = None) -> None:
-        with _ignoring_not_found():
+        with ignoring_not_found():
             handle = self._client.get_workflow_handle(signal_workflow_id(name))
             await handle.signal("leave", args=[run_id, step_id])
 
@@ -156,12 +152,3 @@ def _unindexed(wait: WaitRecord) -> WaitRecord:
 
 def _id_of(wait: WaitRecord) -> str:
     return wait_workflow_id(wait.event, wait.path, wait.value)
-
-
-@contextlib.contextmanager
-def _ignoring_not_found() -> Iterator[None]:
-    try:
-        yield
-    except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND:
-            raise

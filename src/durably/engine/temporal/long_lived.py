@@ -1,0 +1,52 @@
+"""Updates of the engine's long-lived workflows, which start with their first."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from temporalio.client import Client, WithStartWorkflowOperation
+from temporalio.common import WorkflowIDConflictPolicy
+from temporalio.service import RPCError, RPCStatusCode
+
+from .ids import WORKFLOWS_QUEUE
+
+
+async def update_with_start(
+    client: Client,
+    update: str,
+    argument: Any,
+    *,
+    workflow: Any,
+    state: Sequence[Any] = (),
+    id: str,
+    summary: str,
+    memo: Mapping[str, Any] | None = None,
+    result_type: type | None = None,
+) -> Any:
+    """The result of an Update of the workflow with an id.
+
+    ``workflow`` is its ``run`` method; it starts with ``state`` and ``memo`` if it does not run. Raises
+    ``WorkflowUpdateFailedError`` and ``RPCError``.
+    """
+    start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
+        workflow,
+        args=state,
+        id=id,
+        task_queue=WORKFLOWS_QUEUE,
+        id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        memo=memo,
+        static_summary=summary,
+    )
+    return await client.execute_update_with_start_workflow(
+        update, argument, start_workflow_operation=start, result_type=result_type
+    )
+
+
+@contextlib.contextmanager
+def ignoring_not_found() -> Iterator[None]:
+    """Ignore that a workflow has ended, or never ran."""
+    try:
+        yield
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
