@@ -3,10 +3,13 @@
 import importlib
 import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
+
+from durably.cli.commands import durably
 
 from .pages import ALL_PAGES, DOCS, PAGES, ROOT, anchors, prose
 
@@ -83,6 +86,23 @@ def test_what_the_site_generates_exists() -> None:
             assert importlib.import_module(module).__doc__
         for module, command in re.findall(r"\.\. click:: (\S+):(\w+)", page.read_text()):
             assert isinstance(getattr(importlib.import_module(module), command), click.Group)
+
+
+def test_the_site_reads_no_links_into_the_help_of_commands() -> None:
+    """Sphinx reads the help as reStructuredText, in which ``NAME_`` is a link to a place that must exist."""
+    helps = dict(helps_of(durably))
+    assert len(helps) > 100
+    assert {name: text for name, text in helps.items() if re.search(r"\w_(?![\w*`])|``?_", text)} == {}
+
+
+def helps_of(command: click.Command, name: str = "durably") -> Iterator[tuple[str, str]]:
+    """The names of a command, its options and its commands, each with its help."""
+    yield name, command.help or ""
+    for option in command.params:
+        yield f"{name} {option.name}", getattr(option, "help", None) or ""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            yield from helps_of(inner, f"{name} {inner.name}")
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "explanation" / "comparison.md"], ids=name)

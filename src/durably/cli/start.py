@@ -42,7 +42,7 @@ _ADVICE = "; `durably keys` makes one of each"
     "temporal_address",
     metavar="HOST:PORT",
     help="Temporal server that keeps the engine's state, in place of --db. Namespace, TLS, API key and encryption come "
-    "from the TEMPORAL_… variables.",
+    "from environment variables whose names begin with TEMPORAL.",
 )
 @signing_key_options
 @setting_option(
