@@ -16,14 +16,15 @@ PORT ?= 8288
 PROJECTS := $(wildcard examples/temporal_*)
 EXAMPLES := $(filter-out $(addsuffix /%,$(PROJECTS)),$(wildcard examples/*.py examples/*/*.py))
 
-.PHONY: help files demo demo-cluster demo-temporal dev pictures test test-failed conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
+.PHONY: help files demo demo-cluster demo-temporal dev pictures test test-slow test-failed conformance-temporal soak fuzz-temporal lint format docs docs-links bench constraints clean
 
 help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
 	@echo "make demo-cluster   the FastAPI example on two workers on Temporal; one is killed in the middle of a run"
 	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken"
-	@echo "make test           all tests"
+	@echo "make test           the tests, without costly variants"
+	@echo "make test-slow      the costly variants, which CI runs too"
 	@echo "make test-failed    those that failed in the last run, one after the other"
 	@echo "make conformance-temporal  all tests of the protocol, on the engine on Temporal"
 	@echo "make soak           hundreds of crashes under load, an hour of them; SOAK='--blows 1000 --seed 7'"
@@ -51,8 +52,11 @@ dev: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
+test-slow: $(READY)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal -m "slow and not soak"
+
 test-failed: $(READY)
-	$(BIN)/python -m pytest --last-failed
+	$(BIN)/python -m pytest --last-failed -m "not soak"
 
 lint: $(READY)
 	$(BIN)/ruff format --check .
@@ -75,7 +79,7 @@ soak: $(READY)
 	CRASH_SEED=$${CRASH_SEED:-$$(date +%s)} CRASH_CRON_BLOWS=100 $(BIN)/python -m pytest tests/crash/test_cron_crashes.py -o timeout=3600
 	$(BIN)/python -m pytest -m soak -o timeout=3600
 	DURABLY_EXAMPLES=40 $(BIN)/python -m pytest tests/engine/core tests/flow_control/test_histories.py -o timeout=3600
-	DURABLY_CHAOS_ROUNDS=200 $(BIN)/python -m pytest tests/in_process/test_chaos.py -o timeout=7200
+	DURABLY_CHAOS_ROUNDS=200 $(BIN)/python -m pytest -m "not soak" tests/in_process/test_chaos.py -o timeout=7200
 
 fuzz-temporal: $(READY)
 	$(BIN)/python -m tests.temporal.fuzz $(FUZZ)

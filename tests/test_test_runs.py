@@ -78,6 +78,7 @@ def test_pytest_runs_tests(pytester: pytest.Pytester, arguments: list[str]) -> N
     pytester.runpytest_subprocess(*arguments).assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_the_workers_of_pytest_xdist_run_tests(pytester: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     pytester.makeconftest(IN_PYTEST)

@@ -14,9 +14,10 @@ from durably.protocol.events import Event
 from ..conformance.client import request
 from ..conformance.programs import clean_environment, running
 from ..ports import free_port
+from ..variants import variants
 
 
-@pytest.mark.parametrize(("buffered", "repeated"), [(1, 0), (3, 2)])
+@pytest.mark.parametrize(("buffered", "repeated"), variants([(1, 0), (3, 2)], [(3, 2)]))
 @pytest.mark.parametrize("kind", ["async", "sync"])
 async def test_an_app_killed_in_a_step(
     engine: EngineServer, tmp_path: Path, kind: str, buffered: int, repeated: int

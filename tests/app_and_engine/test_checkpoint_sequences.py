@@ -92,6 +92,7 @@ async def test_after_its_max_runtime_a_call_ends_and_another_goes_on(app: App, i
     assert len(app.gate.checkpoints) == 4
 
 
+@pytest.mark.slow
 async def test_a_thousand_steps_are_one_call_and_each_is_sent_once(app: App) -> None:
     assert len(await app.run(durable(app, sequence(1000, is_async=True)))) == 1000
     assert len(app.calls) == 1

@@ -13,6 +13,7 @@ from durably import Context, ContextSync, Middleware, RetryAfterError
 from durably.engine.scheduling.requests.call_queue import RUN_REQUESTS
 from durably.functions import function
 
+from ..variants import variants
 from .conftest import App, durable
 
 Work = Callable[[int], int]
@@ -39,7 +40,7 @@ def in_sync_group(count: int, work: Work) -> Callable[..., Any]:
     return function
 
 
-KINDS = pytest.mark.parametrize("kind", [gathering, in_group, in_sync_group])
+KINDS = pytest.mark.parametrize("kind", variants([gathering, in_group, in_sync_group], [in_group]))
 
 
 @KINDS
@@ -106,7 +107,7 @@ async def test_each_step_that_failed_says_when_to_try_it_again(app: App) -> None
     assert sorted(round(wait / dt.timedelta(hours=1)) for wait in waits) == [2, 3]
 
 
-@pytest.mark.parametrize("kind", [gathering, in_sync_group])
+@pytest.mark.parametrize("kind", variants([gathering, in_sync_group], [in_sync_group]))
 async def test_branches_of_several_steps(app: App, kind: Callable[..., Any]) -> None:
     ran: Counter[str] = Counter()
 

@@ -8,6 +8,8 @@ from benchmarks.results import save
 from benchmarks.rows import ROWS
 from benchmarks.slopes import fit
 
+from ..variants import variants
+
 PEERS = {
     "throughput": ("dbos", "temporalio", "httptools"),
     "temporal": ("temporalio", "httptools"),
@@ -21,7 +23,11 @@ LONG = {"cost", "memory", "sleeping", "virtual", "soak"}
 
 @pytest.mark.timeout(300)  # A dozen processes one after another, on a machine that may be busy.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.soak if name in PEERS else ()) for name in sorted(set(ROWS) - LONG)]
+    "name",
+    [
+        *variants(sorted(set(ROWS) - LONG - set(PEERS)), ["latency"]),
+        *(pytest.param(name, marks=pytest.mark.soak) for name in sorted(PEERS)),
+    ],
 )
 def test_a_row_runs_and_writes_its_section(name: str, tmp_path: Path) -> None:
     missing = [package for package in PEERS.get(name, ()) if importlib.util.find_spec(package) is None]

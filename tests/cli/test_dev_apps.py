@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ..variants import variants
 from . import apps
 from .conftest import Run, Start, write
 
@@ -22,7 +23,11 @@ OFFICIAL = ("fastapi", "tornado")
 
 
 @pytest.mark.parametrize(
-    ("kind", "sdk"), [(kind, "durably") for kind in KINDS] + [(kind, "inngest") for kind in OFFICIAL]
+    ("kind", "sdk"),
+    variants(
+        [*((kind, "durably") for kind in KINDS), *((kind, "inngest") for kind in OFFICIAL)],
+        [("django-wsgi", "durably"), ("digital-ocean", "durably"), ("fastapi", "inngest")],
+    ),
 )
 def test_an_app_of_each_kind_runs(start: Start, run: Run, directory: Path, kind: str, sdk: str) -> None:
     write(directory / "shop.py", KINDS[kind].format(sdk=sdk))

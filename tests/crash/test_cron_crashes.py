@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from ..ports import free_port
 from .engine_process import FastClock
@@ -29,6 +30,7 @@ _LATE = 30_000 + 30_000
 because the machine is busy."""
 
 
+@pytest.mark.slow
 async def test_ticks_fire_once_each_in_a_storm(tmp_path: Path) -> None:
     seed = int(os.environ.get("CRASH_SEED", "1"))
     print(f"CRASH_SEED={seed}")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 
+import pytest
 from playwright.sync_api import expect
 
 from durably.engine.views import RunStatus
@@ -32,6 +33,7 @@ def paths(site: Site) -> list[str]:
     return [*PAGES, *of_runs, *of_functions, "/events/send", f"/events/{events[0].id}"]
 
 
+@pytest.mark.slow
 def test_accessibility(open_page: OpenPage, site: Site, check_accessibility: Callable[..., None]) -> None:
     page = open_page("/runs")
     for path in paths(site):

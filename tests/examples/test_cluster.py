@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_continues_in_another_worker_after_a_kill() -> None:
     command = [sys.executable, "-m", "examples.demo_cluster"]

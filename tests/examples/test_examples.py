@@ -117,6 +117,7 @@ async def test_digital_ocean_webhooks(tmp_path: Path) -> None:
         assert await example.output("webhooks-deliver") == f"delivered to {url}"
 
 
+@pytest.mark.slow
 async def test_showcase_has_runs_of_every_kind(tmp_path: Path) -> None:
     async with running("showcase.app:app", tmp_path) as example, asyncio.timeout(60):
         engine = example.dev.engine

@@ -100,6 +100,7 @@ def console_blocks(heading: str) -> list[list[tuple[str, str]]]:
     return [re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE) for block in blocks]
 
 
+@pytest.mark.slow
 def test_by_hand(directory: Path, variables: dict[str, str], here: Change) -> None:
     (_, make_keys), [read_keys], [start_engine], [name_engine, start_app], use = console_blocks("By hand")
     settings = f"{read_keys[0]}; {here(name_engine[0])}"

@@ -150,6 +150,7 @@ async def test_failed_runs_are_replayed_in_bulk(world: World) -> None:
     assert (replay.affected, replay.ended_at is not None) == (2, True)
 
 
+@pytest.mark.slow
 async def test_very_many_runs_are_replayed_once_each(world: World) -> None:
     world.recording("work", [])
     await world.open()

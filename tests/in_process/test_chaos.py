@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ..variants import variants
 from .cluster import Cluster, gunicorn, serving, uvicorn
 from .functions import STEPS
 
@@ -59,7 +60,7 @@ def runs_after_commit(cluster: Cluster) -> list[tuple[str, int]]:
 SERVERS = {"gunicorn": gunicorn("flask_app", WORKERS), "uvicorn": uvicorn("fast_api_app", WORKERS)}
 
 
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("server", variants(SERVERS, ["gunicorn"]))
 def test_workers_are_killed(server: str, tmp_path: Path) -> None:
     random_ = random.Random(7)
     with serving(SERVERS[server], tmp_path) as cluster:
@@ -72,7 +73,7 @@ def test_workers_are_killed(server: str, tmp_path: Path) -> None:
         assert runs_after_commit(cluster) == []
 
 
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("server", variants(SERVERS, []))
 def test_workers_are_stopped_and_revived(server: str, tmp_path: Path) -> None:
     random_ = random.Random(8)
     with serving(SERVERS[server], tmp_path) as cluster:

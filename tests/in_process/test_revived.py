@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ..variants import variants
 from .cluster import eventually, gunicorn, serving, uvicorn
 
 WORKERS = 3
@@ -14,7 +15,7 @@ SERVERS = {"between": gunicorn("flask_app", WORKERS, "--preload"), "between-asyn
 
 
 @pytest.mark.parametrize("is_leader", [True, False], ids=["the leader", "a follower"])
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", variants(SERVERS, ["between"]))
 def test_a_revived_process_begins_no_step(name: str, is_leader: bool, tmp_path: Path) -> None:
     # The process that takes over may get all calls beside its own. On two cores it has six threads by default.
     with serving(SERVERS[name], tmp_path, DURABLY_THREAD_POOL_MAX_WORKERS="32") as cluster:

@@ -11,6 +11,7 @@ import pytest
 
 from durably import Embedded
 
+from ..variants import variants
 from .cluster import ROOT, Cluster, eventually, gunicorn, serving, uvicorn
 
 TORNADO = """
@@ -69,7 +70,7 @@ AT_ONCE = {
 AT_THE_FIRST_REQUEST = {"flask-werkzeug": werkzeug, "tornado-outside-of-its-loop": tornado("outside")}
 
 
-@pytest.mark.parametrize("server", AT_ONCE)
+@pytest.mark.parametrize("server", variants(AT_ONCE, ["fast_api-uvicorn", "tornado-in-its-loop"]))
 def test_the_engine_starts_with_the_server(server: str, tmp_path: Path) -> None:
     with serving(AT_ONCE[server], tmp_path) as cluster:
         eventually(lambda: "is now the leader" in cluster.log(), "the engine starts without a request")
@@ -109,7 +110,7 @@ def python(code: str, directory: Path) -> str:
     return done.stdout.strip()
 
 
-@pytest.mark.parametrize("app", ["flask_app", "fast_api_app", "django_wsgi", "tornado_app"])
+@pytest.mark.parametrize("app", variants(["flask_app", "fast_api_app", "django_wsgi", "tornado_app"], ["django_wsgi"]))
 def test_importing_an_app_starts_nothing(app: str, tmp_path: Path) -> None:
     code = f"import threading; from tests.in_process import apps; apps.{app}(); print(threading.active_count())"
     assert python(code, tmp_path) == "1"

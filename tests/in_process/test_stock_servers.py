@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ..variants import variants
 from .stock import make_project, running
 
 SERVERS = {
@@ -32,9 +33,15 @@ SERVERS = {
 }
 """Those that the tests of restarts below do not start."""
 CASES = [(framework, command) for framework, commands in SERVERS.items() for command in commands]
+QUICK = [
+    ("FastAPI", "uvicorn main:app --port {port} --workers 3"),
+    ("Flask", "gunicorn main:app -b 127.0.0.1:{port} -w 2"),
+    ("Flask", "waitress-serve --listen 127.0.0.1:{port} main:app"),
+    ("Django", "daphne myproject.asgi:application -p {port}"),
+]
 
 
-@pytest.mark.parametrize(("framework", "command"), CASES, ids=lambda value: value)
+@pytest.mark.parametrize(("framework", "command"), variants(CASES, QUICK, name="-".join))
 def test_an_event_that_a_view_sends_runs(framework: str, command: str, tmp_path: Path) -> None:
     make_project(framework, tmp_path)
     with running(command, tmp_path) as server:
@@ -49,7 +56,7 @@ RESTARTED = [
 ]
 
 
-@pytest.mark.parametrize(("framework", "command"), RESTARTED, ids=lambda value: value)
+@pytest.mark.parametrize(("framework", "command"), variants(RESTARTED, RESTARTED[1:2], name="-".join))
 def test_a_sleeping_run_goes_on_after_a_restart_without_a_request(framework: str, command: str, tmp_path: Path) -> None:
     make_project(framework, tmp_path)
     with running(command, tmp_path) as server:
@@ -75,14 +82,14 @@ def test_a_sleeping_run_goes_on_with_the_first_request_of_any_url(tmp_path: Path
         assert server.log().count('write INSTALLED_APPS += ["durably.django"]') == 2  # once for each server
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "uvicorn myproject.asgi:application --port {port} --workers 2",
-        "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 2 --preload",
-        "python manage.py runserver {port}",
-    ],
-)
+INSTALLED = [
+    "uvicorn myproject.asgi:application --port {port} --workers 2",
+    "gunicorn myproject.wsgi -b 127.0.0.1:{port} -w 2 --preload",
+    "python manage.py runserver {port}",
+]
+
+
+@pytest.mark.parametrize("command", variants(INSTALLED, INSTALLED[2:]))
 def test_an_installed_app_starts_with_the_server(command: str, tmp_path: Path) -> None:
     make_project("Django", tmp_path, is_installed_app=True)
     with running(command, tmp_path) as server:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ..variants import variants
 from .cluster import Cluster, eventually, gunicorn, serving, uvicorn
 
 SERVERS = {
@@ -29,7 +30,7 @@ def assert_each_step_ran_once(cluster: Cluster) -> None:
     assert set(steps.values()) == {1}
 
 
-@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("server", variants(SERVERS, ["gunicorn-preloaded"]))
 def test_every_worker_runs_functions_and_one_owns_the_database(server: str, tmp_path: Path) -> None:
     with serving(SERVERS[server], tmp_path) as cluster:
         leader = cluster.wait_joined(3)
@@ -44,11 +45,14 @@ def test_every_worker_runs_functions_and_one_owns_the_database(server: str, tmp_
 
 @pytest.mark.parametrize(
     ("server", "how"),
-    [
-        ("gunicorn-flask", signal.SIGKILL),
-        ("uvicorn-fast_api", signal.SIGKILL),
-        ("uvicorn-fast_api", signal.SIGTERM),
-    ],
+    variants(
+        [
+            ("gunicorn-flask", signal.SIGKILL),
+            ("uvicorn-fast_api", signal.SIGKILL),
+            ("uvicorn-fast_api", signal.SIGTERM),
+        ],
+        [("gunicorn-flask", signal.SIGKILL)],
+    ),
 )
 def test_when_the_leader_ends_another_takes_over(server: str, how: signal.Signals, tmp_path: Path) -> None:
     with serving(SERVERS[server], tmp_path) as cluster:

@@ -83,6 +83,7 @@ def _without_ids(memo: Any) -> Any:
     return memo
 
 
+@pytest.mark.slow
 def test_the_orders_end_as_they_should(outcomes: dict[str, dict[str, Any]]) -> None:
     """So that two empty outcomes are not taken for equal ones."""
     outcome = outcomes["durably"]

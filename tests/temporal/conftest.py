@@ -10,6 +10,7 @@ import pytest
 from durably.temporal import Temporal
 
 from ..cli.conftest import command_server
+from ..variants import variants
 from .app_server import QUICK, AppServer, running
 from .dev_server import DevServer
 from .serve import SERVERS
@@ -57,6 +58,18 @@ def app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: 
 @pytest.fixture(params=SERVERS)
 def quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
     """In each framework; long polls and streams of events end at once."""
+    return apps(request.param, **QUICK)
+
+
+@pytest.fixture(params=variants(SERVERS, ["fastapi", "django-wsgi"]))
+def some_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
+    """Each framework, of which ``make test`` has two."""
+    return apps(request.param)
+
+
+@pytest.fixture(params=variants(SERVERS, ["fastapi", "django-wsgi"]))
+def some_quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
+    """Each framework, of which ``make test`` has two; long polls and streams of events end at once."""
     return apps(request.param, **QUICK)
 
 

@@ -224,6 +224,7 @@ def test_a_codec_server_needs_authorize_or_allow_anonymous(options: dict[str, An
         CodecServer(CODEC, **options)
 
 
+@pytest.mark.slow
 def test_temporals_command_line_reads_encrypted_payloads(
     apps: Callable[..., AppServer], server: DevServer, temporal: Temporal
 ) -> None:

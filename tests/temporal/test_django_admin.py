@@ -362,6 +362,7 @@ def test_a_server_that_is_away(site: DjangoSite) -> None:
     assert f"the Temporal server at {away} cannot be reached" in page.text
 
 
+@pytest.mark.slow
 def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
     queue = f"nobody-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("WaitingWorkflow", id=queue, task_queue=queue)
@@ -376,6 +377,7 @@ def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root
     handle.terminate()
 
 
+@pytest.mark.slow
 def test_the_page_tells_of_an_activity_that_is_retried_again_and_again(root: Browser, temporal: Temporal) -> None:
     queue = f"retrying-{uuid.uuid4().hex}"
     with working(temporal, queue, workflows=[RetryingWorkflow], activities=[call_bank]):

@@ -101,6 +101,7 @@ def site(tmp_path: Path, server: DevServer) -> Iterator[DjangoSite]:
     site.stop()
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_had_written_in_a_transaction_is_undone(site: DjangoSite, temporal: Temporal) -> None:
     note = uuid.uuid4().hex
     first = site.work()

@@ -93,6 +93,7 @@ def test_activities_run_in_the_apps_context(start: Start, temporal: Temporal, qu
     assert "Traceback" not in command.output
 
 
+@pytest.mark.slow
 def test_a_change_restarts_it(start: Start, directory: Path, temporal: Temporal, queue: str) -> None:
     command = start("worker", "--reload")
     command.until("working on")

@@ -10,6 +10,7 @@ import pytest
 
 from durably.temporal import Temporal
 
+from ..variants import variants
 from .app_server import AppServer, running
 from .apps import open_gateway
 from .dev_server import DevServer
@@ -20,6 +21,11 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 @pytest.fixture(params=ALIKE)
 def app(request: pytest.FixtureRequest, apps: Callable[..., AppServer]) -> AppServer:
+    return apps(request.param)
+
+
+@pytest.fixture(params=variants(ALIKE, ["fastapi", "django-wsgi"]))
+def some_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer]) -> AppServer:
     return apps(request.param)
 
 
@@ -161,23 +167,23 @@ def test_live_progress_can_be_resumed(app: AppServer, order: dict[str, object]) 
     assert rest == kinds[kinds.index("activity_task_scheduled") + 1 :]
 
 
-def test_live_progress_continues_from_run_to_run(app: AppServer) -> None:
+def test_live_progress_continues_from_run_to_run(some_app: AppServer) -> None:
     owner = {"X-User": "owner"}
-    place = app.post("/guarded/chains", {"steps": ["wait", "again", "fail", "wait"]}, owner).headers["Location"]
+    place = some_app.post("/guarded/chains", {"steps": ["wait", "again", "fail", "wait"]}, owner).headers["Location"]
     seen: list[dict[str, str]] = []
     causes: list[str | None] = []
-    for event in app.events(f"{place}/events", owner):
+    for event in some_app.events(f"{place}/events", owner):
         if "id" in event:
             seen.append(event)
         if event.get("event") != "run":
             continue
         causes.append(json.loads(event["data"]).get("cause"))
         if causes[-1] == "retry":
-            while app.get(f"{place}/history", owner).json["events"][-1]["type"] != "workflow_task_completed":
+            while some_app.get(f"{place}/history", owner).json["events"][-1]["type"] != "workflow_task_completed":
                 time.sleep(0.02)
-            assert app.post(f"{place}/reset", {"to": "last_workflow_task"}, owner).status == 202
+            assert some_app.post(f"{place}/reset", {"to": "last_workflow_task"}, owner).status == 202
         if causes[-1] in (None, "reset"):  # Each run goes on only while it is followed.
-            assert app.post(f"{place}/signals/go", {}, owner).status == 202
+            assert some_app.post(f"{place}/signals/go", {}, owner).status == 202
     assert causes == [None, "continue_as_new", "retry", "reset"]
     assert (seen[-1]["event"], json.loads(seen[-1]["data"])["result"]) == ("result", "done")
 
@@ -185,9 +191,9 @@ def test_live_progress_continues_from_run_to_run(app: AppServer) -> None:
     assert len(set(ids)) == len(ids)
     runs = [number for number, event in enumerate(seen) if event["event"] == "run"]
     for number in {number + step for number in runs for step in (-1, 0, 1)} - {-1}:
-        rest = app.events(f"{place}/events", {**owner, "Last-Event-ID": ids[number]})
+        rest = some_app.events(f"{place}/events", {**owner, "Last-Event-ID": ids[number]})
         assert [event["id"] for event in rest if "id" in event] == ids[number + 1 :], ids[number]
-    ended = app.get(f"{place}/events", {**owner, "Last-Event-ID": ids[-1]})
+    ended = some_app.get(f"{place}/events", {**owner, "Last-Event-ID": ids[-1]})
     assert (ended.status, ended.body) == (204, b"")
 
 
@@ -225,7 +231,7 @@ def test_errors_in_the_apps_own_endpoints_are_problem_documents(app: AppServer, 
     assert f"order-{order['order_id']}" in app.get(f"/direct/order-{order['order_id']}").body.decode()
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@pytest.mark.parametrize("name", variants(SERVERS, ["fastapi", "django-wsgi"]))
 def test_without_a_server_an_app_starts_and_answers_503(name: str) -> None:
     absent = DevServer()
     with running(name, absent.address) as app:

@@ -78,6 +78,7 @@ def minimal(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(site))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("minimal")
 def test_temporal_dev_runs_without_the_engine_extra(start: Start, directory: Path, server: DevServer) -> None:
     write_app(directory)

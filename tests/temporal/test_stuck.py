@@ -113,6 +113,7 @@ async def test_descriptions_tell_why_a_workflow_does_not_go_on(gateway: Gateway,
     assert await notices(gateway, stuck["PatientWorkflow"]) == []
 
 
+@pytest.mark.slow
 def test_the_command_lists_stuck_workflows(
     run: Run, directory: Path, server: DevServer, connection: Temporal, stuck: Handles
 ) -> None:

@@ -81,6 +81,7 @@ def test_one_command_starts_all_of_it(start: Start, directory: Path) -> None:
     assert "Traceback" not in command.output
 
 
+@pytest.mark.slow
 def test_several_connections_are_started_together(start: Start, directory: Path) -> None:
     write(directory / "workflows.py", WORKFLOWS)
     write(directory / "activities.py", ACTIVITIES)
@@ -105,6 +106,7 @@ def test_several_connections_are_started_together(start: Start, directory: Path)
     assert command.stop() == 0
 
 
+@pytest.mark.slow
 def test_workflows_are_paused_and_resumed_on_the_server(start: Start, directory: Path) -> None:
     write_app(directory)
     command = dev(start, "--worker", "main:temporal")
@@ -128,6 +130,7 @@ def test_a_namespace_is_made_in_a_server_of_ones_own_only(run: Run) -> None:
     assert "leave it out with --server" in result.stderr
 
 
+@pytest.mark.slow
 def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> None:
     site = DjangoSite(tmp_path, "127.0.0.1:1")  # What the environment says comes before the settings.
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")

@@ -242,6 +242,7 @@ def test_all_calls_are_noted(temporal_server: TemporalServer) -> None:
             assert noted == [started.id]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("server", ["wsgi", "asgi"])
 def test_django_logs_requests_too(tmp_path: Path, server: str) -> None:
     with TemporalServer() as temporal_server:

@@ -163,6 +163,7 @@ def test_a_server_that_is_away_is_waited_for(start: Start, shop: Path, tmp_path:
     assert command.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_change_restarts_it(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
     command = work(start, server, "--reload")
     end = len(command.output)

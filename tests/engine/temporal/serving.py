@@ -78,12 +78,14 @@ async def send(engine: WorkflowEngine, name: str, data: dict[str, Any] | None = 
 
 async def eventually(read: Callable[[], Awaitable[T]], is_right: Callable[[T], Any] = bool) -> T:
     """What ``read`` returns once it is right: lists lag behind."""
+    pause = 0.02
     async with asyncio.timeout(_PATIENCE):
         while True:
             value = await read()
             if is_right(value):
                 return value
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 0.3)
 
 
 async def ended_runs(engine: WorkflowEngine, event_id: str, count: int = 1) -> list[RunView]:

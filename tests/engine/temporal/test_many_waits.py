@@ -134,6 +134,7 @@ async def test_long_lived_workflows_continue_as_new_with_all_that_they_hold(rest
         assert await app.result(run_id) == 3
 
 
+@pytest.mark.slow
 async def test_a_large_event_reaches_each_of_several_waits(restless: DevServer) -> None:
     """Deliveries are larger than a message of the server, and pending events than the input of a workflow."""
     async with routed_app(restless.address, EngineSettings(max_event_bytes=1_000_000)) as app:

@@ -109,10 +109,11 @@ async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypa
 
         async def counted() -> tuple[int, ...]:
             engine._loads._kept.clear()
-            (load,) = [each for each in await engine.function_loads() if each.function_id == function_id]
-            created = sum(each.created for each in load.counts)
-            ends = (sum(each.completed for each in load.counts), sum(each.failed for each in load.counts))
-            return (load.live, created, *ends)
+            report = await engine.inspect_function(function_id)
+            assert report is not None
+            created = sum(each.created for each in report.load.counts)
+            ends = (sum(each.completed for each in report.load.counts), sum(each.failed for each in report.load.counts))
+            return (report.load.live, created, *ends)
 
         assert await eventually(counted, lambda counts: counts == (1, 3, 1, 1))
         monkeypatch.setattr("durably.engine.temporal.reports.loads._MOST_READ", 0)

@@ -135,6 +135,7 @@ def test_a_run_goes_on_in_another_worker(framework: str, command: str, tmp_path:
     assert project.was_charged_once()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("framework", "command"), cases(SERVERS, quick=SERVERS[1]))
 def test_a_server_that_is_away_delays_the_start(framework: str, command: str, tmp_path: Path) -> None:
     late = DevServer()

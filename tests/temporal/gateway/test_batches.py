@@ -110,41 +110,41 @@ class Shop:
         await until(has_status)
 
 
-def test_a_batch_in_each_framework(app: AppServer) -> None:
+def test_a_batch_in_each_framework(some_app: AppServer) -> None:
     mark = uuid.uuid4().hex[:12]
     query = {"query": f"WorkflowId STARTS_WITH 'order-{mark}'"}
     places = []
     for number in range(2):
         order = {"order_id": f"{mark}-{number}", "amount": 1, "lines": ["wait"]}
-        places.append(app.post("/open/orders", order).headers["Location"])
+        places.append(some_app.post("/open/orders", order).headers["Location"])
     end = time.monotonic() + 30
-    while (found := app.post("/open/orders/batch/signals/ship", {**query, "dry_run": True})).json["count"] < 2:
+    while (found := some_app.post("/open/orders/batch/signals/ship", {**query, "dry_run": True})).json["count"] < 2:
         assert time.monotonic() < end
         time.sleep(0.02)
     assert (found.status, sorted(found.json["workflows"])) == (200, [f"order-{mark}-0", f"order-{mark}-1"])
-    started = app.post("/open/orders/batch/signals/ship", query)
+    started = some_app.post("/open/orders/batch/signals/ship", query)
     assert (started.status, started.json["count"]) == (202, 2)
     for place in places:
-        assert app.get(f"{place}/result", wait=30).json["status"] == "completed"
-    while (job := app.get(started.headers["Location"])).json["state"] == "running":
+        assert some_app.get(f"{place}/result", wait=30).json["status"] == "completed"
+    while (job := some_app.get(started.headers["Location"])).json["state"] == "running":
         assert time.monotonic() < end
         time.sleep(0.02)
     assert (job.status, job.json["operation"], job.json["state"]) == (200, "signal", "completed")
     assert (job.json["total"], job.json["completed"], job.json["failed"]) == (2, 2, 0)
     assert job.json["links"] == {"self": started.headers["Location"]}
     key = {"Idempotency-Key": mark}
-    first, second = (app.post("/open/orders/batch/signals/ship", query, key) for _ in range(2))
+    first, second = (some_app.post("/open/orders/batch/signals/ship", query, key) for _ in range(2))
     assert (first.status, first.headers.get("Idempotent-Replayed")) == (202, None)
     assert (second.status, second.json, second.headers["Idempotent-Replayed"]) == (202, first.json, "true")
-    assert app.post("/open/orders/batch/signals/ship", {**query, "reason": "other"}, key).status == 422
+    assert some_app.post("/open/orders/batch/signals/ship", {**query, "reason": "other"}, key).status == 422
     for operation in ("cancel", "terminate"):
-        assert app.post(f"/open/orders/batch/{operation}", {**query, "dry_run": True}).status == 200
+        assert some_app.post(f"/open/orders/batch/{operation}", {**query, "dry_run": True}).status == 200
     for body in (None, {}, {"query": " "}):
-        assert app.post("/open/orders/batch/terminate", body).status == 400
-    assert app.get("/open/orders/batch/jobs/none").status == 404
-    assert app.post("/open/orders/batch/signals/secret", query).status == 404
+        assert some_app.post("/open/orders/batch/terminate", body).status == 400
+    assert some_app.get("/open/orders/batch/jobs/none").status == 404
+    assert some_app.post("/open/orders/batch/signals/secret", query).status == 404
     # This exposure has the operations of users only.
-    assert app.post("/open/sleeping/batch/terminate", query).status == 404
+    assert some_app.post("/open/sleeping/batch/terminate", query).status == 404
 
 
 async def test_a_batch_reaches_only_workflows_of_the_owner(temporal: Temporal) -> None:

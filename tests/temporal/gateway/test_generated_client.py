@@ -54,6 +54,7 @@ def generate(app: AppServer, directory: Path) -> None:
     shutil.copy(TOUR, directory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "others"), [("fastapi", []), ("flask", OTHERS)], ids=["fastapi", "others"])
 def test_a_generated_client_is_typed_and_takes_a_tour(
     name: str, others: list[str], apps: Callable[..., AppServer], tmp_path: Path

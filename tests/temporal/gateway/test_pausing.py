@@ -16,28 +16,31 @@ from .asking import ask
 pytestmark = pytest.mark.usefixtures("worker")
 
 
-def test_a_workflow_is_paused_and_resumed(app: AppServer) -> None:
+def test_a_workflow_is_paused_and_resumed(some_app: AppServer) -> None:
     order = {"order_id": uuid.uuid4().hex, "amount": 3, "lines": ["wait"]}
-    place = app.post("/open/orders", order).headers["Location"]
-    assert app.post(f"{place}/resume").json["type"] == "urn:durably:problem:workflow-not-paused"
-    assert app.post(f"{place}/pause", {"reason": "a look"}).status == 202
-    assert app.get(place).json["status"] == "paused"
+    place = some_app.post("/open/orders", order).headers["Location"]
+    assert some_app.post(f"{place}/resume").json["type"] == "urn:durably:problem:workflow-not-paused"
+    assert some_app.post(f"{place}/pause", {"reason": "a look"}).status == 202
+    assert some_app.get(place).json["status"] == "paused"
     for wait in ("0", "1"):
-        pending = app.get(f"{place}/result", wait=wait)
+        pending = some_app.get(f"{place}/result", wait=wait)
         assert (pending.status, pending.json["status"]) == (202, "paused")
-    assert app.post(f"{place}/pause").json["type"] == "urn:durably:problem:workflow-paused"
-    for refused in (app.get(f"{place}/queries/state"), app.post(f"{place}/updates/change_address", {"address": "x"})):
+    assert some_app.post(f"{place}/pause").json["type"] == "urn:durably:problem:workflow-paused"
+    for refused in (
+        some_app.get(f"{place}/queries/state"),
+        some_app.post(f"{place}/updates/change_address", {"address": "x"}),
+    ):
         assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-paused")
         assert "until it is resumed" in refused.json["detail"]
-    assert app.post(f"{place}/resume", {"reason": "seen"}).status == 202
-    assert app.get(place).json["status"] == "running"
-    assert app.get(f"{place}/result").json["status"] == "running"
-    assert app.post(f"{place}/terminate").status == 202
+    assert some_app.post(f"{place}/resume", {"reason": "seen"}).status == 202
+    assert some_app.get(place).json["status"] == "running"
+    assert some_app.get(f"{place}/result").json["status"] == "running"
+    assert some_app.post(f"{place}/terminate").status == 202
     for operation in ("pause", "resume"):
-        refused = app.post(f"{place}/{operation}")
+        refused = some_app.post(f"{place}/{operation}")
         assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:workflow-closed")
-    assert app.post("/open/sleeping/none/pause").status == 404
-    assert app.post("/open/orders/none/pause").status == 404
+    assert some_app.post("/open/sleeping/none/pause").status == 404
+    assert some_app.post("/open/orders/none/pause").status == 404
 
 
 async def test_a_start_that_attaches_to_a_paused_workflow_reports_its_status(temporal: Temporal) -> None:
