@@ -67,9 +67,9 @@ def some_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], wor
     return apps(request.param)
 
 
-@pytest.fixture(params=variants(SERVERS, ["fastapi", "django-wsgi"]))
+@pytest.fixture(params=variants(SERVERS, ["fastapi"]))
 def some_quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
-    """Each framework, of which ``make test`` has two; long polls and streams of events end at once."""
+    """Each framework, of which ``make test`` has one; long polls and streams of events end at once."""
     return apps(request.param, **QUICK)
 
 

@@ -107,6 +107,7 @@ def test_what_is_missing_is_registered(kind: str, shop: Path, server: DevServer,
     assert ask(shop, server, mark, *COMMANDS[kind], "--check").returncode == 0
 
 
+@pytest.mark.slow
 def test_another_type_is_refused(shop: Path, server: DevServer, mark: str) -> None:
     server.run("operator", "search-attribute", "create", "--name", f"Size{mark}", "--type", "Bool")
     for options in ((), ("--check",)):

@@ -393,6 +393,7 @@ FLASK_APP = """
 """
 
 
+@pytest.mark.slow
 def test_flasks_command(histories: Path, directory: Path) -> None:
     write_shop(directory, SOURCE.replace(*TIMER_CHANGE))
     write(directory / "app.py", FLASK_APP)

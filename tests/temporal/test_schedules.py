@@ -161,6 +161,7 @@ def test_arguments_fit_the_workflow(server: DevServer, app: str) -> None:
             temporal.add_schedule("c", SumWorkflow.run, *args, every=timedelta(hours=1))
 
 
+@pytest.mark.slow
 def test_the_command(run: Run, directory: Path, server: DevServer, app: str) -> None:
     source = """
         from durably.temporal import Temporal

@@ -214,6 +214,7 @@ def test_the_command_works_with_a_single_file_app(start: Start, directory: Path,
     assert command.stop() == 0
 
 
+@pytest.mark.slow
 def test_flasks_command_works_with_a_single_file_app(directory: Path, server: DevServer, queue: str) -> None:
     write_app(directory / "app.py", FLASK, queue)
     variables = environment() | {"TEMPORAL_ADDRESS": server.address}

@@ -189,6 +189,7 @@ def name_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
+@pytest.mark.slow
 def test_a_server_that_runs_already_is_used(start: Start, directory: Path, server: DevServer) -> None:
     write_app(directory)
     command = start("temporal", "dev", "main:app", "--server", server.address, "--app-port", "0", "--no-reload")

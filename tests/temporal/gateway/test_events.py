@@ -238,6 +238,7 @@ def page_server(page: str) -> Iterator[tuple[str, "Queue[tuple[str, str]]"]]:
         server.server_close()
 
 
+@pytest.mark.slow
 def test_a_browser_reads_each_event_once_and_stops(apps: Callable[..., AppServer], tmp_path: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:

@@ -61,6 +61,7 @@ class Waiting:
             return response.status, (await response.json()).get("result")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("polls", [200, pytest.param(MOST_POLLS, marks=pytest.mark.soak)])
 async def test_many_results_are_waited_for_at_one_process(app: AppServer, temporal: Temporal, polls: int) -> None:
     client, task_queue = await temporal.connect(), f"late-{uuid.uuid4()}"
