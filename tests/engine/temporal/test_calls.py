@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import itertools
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import StaleCallError, TooLargeError
 from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs import run_calls
+from durably.engine.temporal.runs.activities import unreached_seconds
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
@@ -55,6 +57,18 @@ async def test_an_app_that_is_down_adds_no_events_to_the_history(
         types = await run.event_types()
         assert types.count("ACTIVITY_TASK_SCHEDULED") == 1
         assert types.count("ACTIVITY_TASK_STARTED") == 1
+        scheduled = (await run.history()).events[types.index("ACTIVITY_TASK_SCHEDULED")]
+        attributes = scheduled.activity_task_scheduled_event_attributes
+        assert attributes.retry_policy.maximum_attempts == 0, "it is repeated for as long as the app is down"
+        assert attributes.schedule_to_close_timeout.ToSeconds() == 0
+
+
+def test_a_call_is_repeated_at_most_sixty_times_an_hour() -> None:
+    """Each attempt is an action of Temporal. Between attempts there is at least this time."""
+    at = list(itertools.accumulate(map(unreached_seconds, range(1, 200)), initial=0.0))
+    for start in at[:100]:
+        assert sum(start <= each < start + 3600 for each in at) <= 60
+    assert max(map(unreached_seconds, range(1, 2000))) < 70, "an app that is back gets its calls soon"
 
 
 def checkpoint(generation: int, output: bytes) -> CheckpointRequest:

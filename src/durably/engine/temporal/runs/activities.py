@@ -58,7 +58,8 @@ LOCAL_TIMEOUT = dt.timedelta(seconds=10)
 CALL_RETURNED = "CallReturnedError"
 """The type of the failure of a call whose process stops."""
 CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
-_MAX_UNREACHED_SECONDS = 60.0
+_MAX_UNREACHED_SECONDS = 66.0
+"""A call waits for an app that is down with at most 60 attempts in the first hour, the quick first ones included."""
 _RETURN_DELAY = dt.timedelta(milliseconds=50)
 
 _logger = get_logger("durably.engine")
@@ -203,13 +204,17 @@ def _unreached(answer: Unreached) -> ApplicationError:
 
     A repetition adds no events to the run's history.
     """
-    seconds = min(2.0 ** min(activity.info().attempt - 1, 10), _MAX_UNREACHED_SECONDS)
     return ApplicationError(
         answer.error.message or "",
         type=answer.error.name or "Unreached",
-        next_retry_delay=dt.timedelta(seconds=seconds),
+        next_retry_delay=dt.timedelta(seconds=unreached_seconds(activity.info().attempt)),
         category=ApplicationErrorCategory.BENIGN,  # The worker would log each repetition with a traceback.
     )
+
+
+def unreached_seconds(attempt: int) -> float:
+    """Seconds from an attempt to reach an app, of which the first has the number 1, to the next one."""
+    return min(2.0 ** min(attempt - 1, 10), _MAX_UNREACHED_SECONDS)
 
 
 class RoutingActivities:
