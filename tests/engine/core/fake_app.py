@@ -1,5 +1,6 @@
 """An app without I/O: functions as trees of steps, replayed against memos as an SDK would."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import msgspec
@@ -52,9 +53,9 @@ Leaf = Step | Sleep | WaitForEvent | Invoke | Fetch
 
 _OPS = {
     Sleep: (Opcode.SLEEP, {"duration": "10s"}),
-    WaitForEvent: (Opcode.WAIT_FOR_EVENT, {"event": "ready", "timeout": "1h"}),
-    Invoke: (Opcode.INVOKE_FUNCTION, {"function_id": "app-child", "payload": {"data": {}}}),
-    Fetch: (Opcode.GATEWAY, {"url": "https://example.com"}),
+    WaitForEvent: (Opcode.WAIT_FOR_EVENT, {"timeout": "1h"}),
+    Invoke: (Opcode.INVOKE_FUNCTION, {"function_id": "app-child"}),
+    Fetch: (Opcode.GATEWAY, {}),
 }
 
 
@@ -71,15 +72,21 @@ def leaves(nodes: tuple[Node, ...]) -> list[Leaf]:
 
 @dataclass
 class FakeApp:
-    """``run`` answers one call. How often each step was executed is counted."""
+    """``run`` answers one call. How often each step was executed is counted.
+
+    ``output`` makes the answer of a function whose steps have all ended, from the memos. A wait is for the event
+    ``ready/`` and the wait's id; an invocation's data name it. ``url`` is what ``Fetch`` requests.
+    """
 
     nodes: tuple[Node, ...]
     executions: dict[str, int] = field(default_factory=dict)
+    output: Callable[[dict[str, bytes]], Answer] = lambda memos: Returned(b'"done"')
+    url: str = "https://example.com"
 
     def run(self, step_id: str, memos: dict[str, bytes], disable_immediate: bool) -> Answer:
         found: list[tuple[Leaf, bool]] = []
         if self._replay(self.nodes, memos, found, race=False):
-            return Returned(b'"done"')
+            return self.output(memos)
         if step_id != DISCOVER:
             return self._run_target(step_id, found)
         if len(found) == 1 and not disable_immediate and isinstance(found[0][0], Step):
@@ -120,7 +127,12 @@ class FakeApp:
         if isinstance(leaf, Step):
             return _op(leaf.id, Opcode.STEP_PLANNED, race, {})
         kind, opts = _OPS[type(leaf)]
-        return _op(leaf.id, kind, race, opts)
+        own = {
+            WaitForEvent: {"event": f"ready/{leaf.id}"},
+            Invoke: {"payload": {"data": {"step": leaf.id}}},
+            Fetch: {"url": self.url},
+        }
+        return _op(leaf.id, kind, race, {**opts, **own.get(type(leaf), {})})
 
 
 def _op(step_id: str, kind: Opcode, race: bool, opts: dict[str, object], **more: object) -> Op:

@@ -211,6 +211,7 @@ def sequences(depth: int) -> st.SearchStrategy[tuple[object, ...]]:
 _LEAVES = {
     "step": Step,
     "flaky": lambda name: Step(name, failures=2),
+    "doomed": lambda name: Step(name, failures=99),
     "sleep": Sleep,
     "event": WaitForEvent,
     "invoke": Invoke,
