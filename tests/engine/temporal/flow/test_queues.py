@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import WorkflowHandle
+from temporalio.client import WorkflowHandle, WorkflowHistory
 from ulid import ULID
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
 from durably.engine.temporal.flow import call_queue_workflow
-from durably.engine.temporal.flow.call_queue_messages import QueueCounts
+from durably.engine.temporal.flow.call_queue_messages import JoinInput, QueueCounts
 from durably.engine.temporal.ids import make_run_id, run_workflow_id
+from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.runs import run_calls
 
+from ..serving import eventually
 from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
@@ -169,6 +171,42 @@ async def test_a_call_whose_worker_is_lost_frees_its_slot(world: World, monkeypa
     monkeypatch.undo()
     world.limit.open()
     await world.limit.wait_until(lambda: 2 in world.limit.entered)
+
+
+async def join_by_a_lost_worker(world: World, run_id: str, generation: int) -> None:
+    """Join the queue for a call of a run that has no workers, and wait until it has a slot."""
+    run = world.temporal.get_workflow_handle(run_workflow_id(run_id))
+    started = (await run.fetch_history()).events[0].workflow_execution_started_event_attributes
+    (given,) = await world.temporal.data_converter.decode(started.input.payloads, [RunInput])
+    assert given.flow.queue is not None
+    call = JoinInput(given.flow.queue, given.function_id, run_id, generation, given.flow.queue_entry, starts_run=True)
+    await world.engine._router.gates.join(call)
+    async with world.engine.make_workers([], world._call)[0]:
+        await eventually(
+            run.fetch_history, lambda history: has_event(history, "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED")
+        )
+
+
+def has_event(history: WorkflowHistory, name: str) -> bool:
+    return any(event.event_type == EventType.Value(name) for event in history.events)
+
+
+@pytest.mark.parametrize("generation", [1, 7])
+async def test_a_slot_that_a_lost_worker_asked_for_is_used_or_freed(world: World, generation: int) -> None:
+    """The run's first workflow task has the grant before its call, whose generation is 1, asks for a slot."""
+    world.gated("work", concurrency=[Concurrency(limit=1, key="event.data.user")])
+    await world.open()
+    await world.stop_workers()
+    event_id = await world.send("work", n=1, user="a")
+    run_id = make_run_id(ULID.from_str(event_id).milliseconds, event_id, f"{world.app_id}-work")
+    await join_by_a_lost_worker(world, run_id, generation)
+    await world.start_workers()
+    await world.limit.wait_for(1)
+    await world.send("work", n=2, user="a")
+    world.limit.let_go(1)
+    await world.limit.wait_for(2)
+    world.limit.open()
+    await world.engine.wait_for_run(world.run_ids[2])
 
 
 async def test_waiting_runs_go_in_the_order_of_their_priority(world: World) -> None:

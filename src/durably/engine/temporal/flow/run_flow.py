@@ -19,6 +19,9 @@ from .call_queue_messages import JoinInput, LeaveRecord
 
 JOIN = "durably.join"
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
+_EARLY_GRANTS = "early-grants"
+_EARLY_SECONDS = 1
+"""Time in which a call asks for a slot that it has already. Almost always it asks in the same workflow task."""
 
 
 class RunFlowControl:
@@ -31,6 +34,13 @@ class RunFlowControl:
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._joining: dict[int, asyncio.Task[None]] = {}
         self._sending: set[asyncio.Task[None]] = set()
+        self._asked: set[int] = set()
+        """Generations that have asked for a slot."""
+        self._early: dict[int, asyncio.Task[None]] = {}
+        """Slots of generations that have not asked yet.
+
+        A worker joined the queue, and ended before it stored its workflow task. So the next one has the grant first."""
+        self._has_ended = False
         self._has_started = False
         self._timeout: asyncio.Task[None] | None = None
 
@@ -51,7 +61,12 @@ class RunFlowControl:
             self._timeout = asyncio.create_task(self._cancel_late(start_by))
         record = JoinInput(queue, self._run.function_id, self._run.run_id, generation, entry, starts_run=starts_run)
         granted = self._waiting[generation] = asyncio.get_running_loop().create_future()
-        self._joining[generation] = asyncio.create_task(self._join(record))
+        self._asked.add(generation)
+        if generation in self._early:
+            self._early.pop(generation).cancel()
+            granted.set_result(None)
+        else:
+            self._joining[generation] = asyncio.create_task(self._join(record))
         await granted
         self._has_started = True
         self._stop_timeout()
@@ -78,10 +93,21 @@ class RunFlowControl:
 
     def grant(self, generation: int) -> None:
         waiting = self._waiting.get(generation)
-        if waiting is None:
+        if waiting is not None:
+            if not waiting.done():
+                waiting.set_result(None)
+        elif self._may_ask(generation) and workflow.patched(_EARLY_GRANTS):
+            self._early[generation] = asyncio.create_task(self._leave_unasked(generation))
+        else:
             self._send(self._leave(generation))  # It was released, or joined once more by a process that had stalled.
-        elif not waiting.done():
-            waiting.set_result(None)
+
+    def _may_ask(self, generation: int) -> bool:
+        return generation not in self._asked and generation not in self._early and not self._has_ended
+
+    async def _leave_unasked(self, generation: int) -> None:
+        await workflow.sleep(_EARLY_SECONDS, summary="slot of a lost worker")
+        del self._early[generation]
+        self._send(self._leave(generation))
 
     def release(self, generation: int) -> None:
         """Leave the queue. Does nothing if the call did not join."""
@@ -98,8 +124,12 @@ class RunFlowControl:
     async def end(self, end: EndRun) -> None:
         """Release everything, and report the end to steps that invoked the run by a gate."""
         self._stop_timeout()
+        self._has_ended = True
         for generation in list(self._waiting):
             self.release(generation)
+        for generation, task in self._early.items():
+            task.cancel()
+            self._send(self._leave(generation))
         if self._flow.singleton is not None:
             self._send(_signal(self._flow.singleton, "release", self._run.run_id))
         for event in self._run.events:
