@@ -1,5 +1,6 @@
 """Updates of the engine's long-lived workflows, which start with their first."""
 
+import asyncio
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -37,9 +38,19 @@ async def update_with_start(
         memo=memo,
         static_summary=summary,
     )
-    return await client.execute_update_with_start_workflow(
-        update, argument, start_workflow_operation=start, result_type=result_type
-    )
+    try:
+        return await client.execute_update_with_start_workflow(
+            update, argument, start_workflow_operation=start, result_type=result_type
+        )
+    except BaseException:
+        _read_error(start)
+        raise
+
+
+def _read_error(start: WithStartWorkflowOperation[Any, Any]) -> None:
+    """Read the error of the start, which the Update has raised. Otherwise asyncio would log it with a traceback."""
+    reading = asyncio.ensure_future(start.workflow_handle())
+    reading.add_done_callback(lambda done: done.cancelled() or done.exception())
 
 
 @contextlib.contextmanager

@@ -2,14 +2,18 @@
 
 import asyncio
 import datetime as dt
+import gc
 from typing import Any
 
 import pytest
 
 from durably import Batch, Context, Debounce, Function, RateLimit, Singleton, StepError
+from durably.engine.core.inputs import WaitResolved
 from durably.engine.temporal.flow import gate_workflow
+from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.routing import router
 from durably.engine.views import RunStatus
+from durably.protocol.opcodes import hash_step_id
 
 from ..serving import eventually
 from .conftest import World
@@ -124,13 +128,37 @@ async def test_steps_that_invoke_a_function_with_gates_get_its_result(world: Wor
     assert bytes(run.output or b"") == b'["1","7","FunctionSkippedError"]'
 
 
-async def test_an_event_is_accepted_while_no_worker_asks_gates(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_result_of_an_invocation_that_a_lost_worker_made_is_used(world: World) -> None:
+    """The worker invoked the function, and ended before it stored its workflow task. The run has the result first."""
+    held = world.recording("held", debounce=Debounce(period=60 * MINUTE))
+
+    @world.function("invoker")
+    async def invoker(ctx: Context) -> Any:
+        world.run_ids["invoker"] = ctx.run_id
+        await ctx.step.run("first", lambda: world.limit.pass_through(1))
+        return await ctx.step.invoke("it", function=held, data={"n": 1})
+
+    await world.open()
+    await world.send("invoker")
+    await world.limit.wait_for(1)
+    run_id = world.run_ids["invoker"]
+    result = WaitResolved(hash_step_id("it"), b'{"data":7}')
+    await world.temporal.get_workflow_handle(run_workflow_id(run_id)).signal("resolve", result)
+    world.limit.open()
+    assert bytes((await world.engine.wait_for_run(run_id)).output or b"") == b"7"
+
+
+async def test_an_event_is_accepted_while_no_worker_asks_gates(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
     monkeypatch.setattr(router, "_MAX_DELIVERY_SECONDS", 0.2)
     world.recording("work", idempotency="event.data.order")
     await world.open()
     await world.stop_workers()
     await world.send("work", n=1, order="a")
+    gc.collect()
+    assert "never retrieved" not in caplog.text
     await world.start_workers()
     await world.wait_for_seen(1)
 

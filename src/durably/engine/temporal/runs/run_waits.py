@@ -48,6 +48,7 @@ from .activities import LEAVE, LOCAL_TIMEOUT, READ_END, RESOLVE, WAIT_FOR_EVENT,
 from .run_context import RunContext, stop
 
 RUN = "durably.Run"
+_EARLY_RESULTS = "early-results"
 
 
 class RunWaits:
@@ -211,6 +212,8 @@ class RunWaits:
     # invocations
 
     def invoke(self, command: Invoke) -> None:
+        if command.step_id in self._early and workflow.patched(_EARLY_RESULTS):
+            self._begin(command.step_id)
         self.add(command.step_id, self._context.spawn(self._invoke, command))
 
     async def _invoke(self, command: Invoke) -> None:
