@@ -68,6 +68,23 @@ class Diary:
         return token
 
 
+async def ask(ctx: Context) -> None:
+    """Ask until there is an answer: it may come before the wait for it has begun."""
+    asked = 0
+    while True:
+        key = f"{ctx.run_id}-{asked}"
+        await ctx.step.send_event(f"ask {asked}", Event(name="crash/asked", id=key, data=ctx.event.data))
+        found = await ctx.step.wait_for_event(
+            f"wait {asked}",
+            event="crash/answered",
+            if_exp="async.data.number == event.data.number",
+            timeout=PATIENCE,
+        )
+        if found is not None:
+            return
+        asked += 1
+
+
 def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
     @client.create_function(fn_id="child", trigger=TriggerEvent(event="crash/never"), retries=RETRIES)
     async def child(ctx: Context) -> str:
@@ -105,22 +122,6 @@ def define(client: durably.Client, diary: Diary) -> list[Function[Any]]:
         await ask(ctx)
         tokens.append(await step("last"))
         return tokens
-
-    async def ask(ctx: Context) -> None:
-        """Ask until there is an answer: it may come before the wait for it has begun."""
-        asked = 0
-        while True:
-            key = f"{ctx.run_id}-{asked}"
-            await ctx.step.send_event(f"ask {asked}", Event(name="crash/asked", id=key, data=ctx.event.data))
-            found = await ctx.step.wait_for_event(
-                f"wait {asked}",
-                event="crash/answered",
-                if_exp="async.data.number == event.data.number",
-                timeout=PATIENCE,
-            )
-            if found is not None:
-                return
-            asked += 1
 
     @client.create_function(fn_id="journey", trigger=TriggerEvent(event="crash/journey"), retries=RETRIES)
     async def journey(ctx: Context) -> list[str]:

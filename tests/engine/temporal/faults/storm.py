@@ -14,8 +14,9 @@ import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError
 
 from durably.engine.settings import EngineSettings
@@ -25,6 +26,7 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from ....crash.engine_process import backoff
 from ....crash.processes import Victim
 from ....temporal.dev_server import DevServer
+from .limited_functions import KINDS, LIMITED
 
 APP = "crash"
 LEASE = dt.timedelta(seconds=2)
@@ -34,13 +36,14 @@ PATIENCE = dt.timedelta(seconds=10)
 SETTINGS = EngineSettings(backoff=backoff)
 FUNCTIONS = ("child", "answer", "journey", "voyage", "doomed", "doomed-failure")
 BLOWS = ("kill worker", "stop worker", "kill all", "restart server", "stop server")
-EVENTS = ("journey", "voyage", "doomed")
+EVENTS = (("journey", "watch"), ("crew",) * 3, ("voyage", "watch"), ("errand",) * 5, ("doomed", "watch"))
+"""Events that are sent together. Several runs of a function with a limit compete for its slots."""
 READY = "the app is synced"
 _LONGEST_STOP = 2 * LEASE.total_seconds()
 _MOST_LIVE = 12
 _PACE_SECONDS = 0.5
-_LONG_LIVED = ("durably.Topic", "durably.Function", "durably.App")
-"""Workflows that stay after the last run has ended."""
+_OF_RUNS = ("durably.Run", "durably.Event", "durably.Wait", "durably.Queue")
+"""Workflows that end with the last run."""
 
 
 async def connect(address: str) -> Client:
@@ -53,19 +56,25 @@ async def connect(address: str) -> Client:
 
 @dataclass(frozen=True)
 class Accepted:
-    """An event that was acknowledged, and the function that it triggers."""
+    """An event that was acknowledged, and the function that it triggers, whose run a singleton may skip."""
 
     event_id: str
     function: str
+    number: int
+    may_be_skipped: bool
 
 
 @dataclass
 class Storm:
-    """``accepted`` has a run for each event that was acknowledged; ``blows`` is what was done to whom."""
+    """``accepted`` has the events that were acknowledged; ``blows`` is what was done to whom.
+
+    The time between blows is ``pace`` times that on a quiet machine.
+    """
 
     directory: Path
     seed: int
     workers: int = 2
+    pace: float = 1.0
     accepted: list[Accepted] = field(default_factory=list)
     blows: list[str] = field(default_factory=list)
 
@@ -102,15 +111,27 @@ class Storm:
             group.create_task(self._send_events(client))
             try:
                 for _ in range(blows):
-                    await asyncio.sleep(self._random.uniform(0.2, 1.5))
+                    await asyncio.sleep(self._random.uniform(0.2, 1.5) * self.pace)
                     await self._strike(self._random.choice(BLOWS), self._random.choice(self._workers))
             finally:
                 self._is_over = True
         await self._wait_ended(client)
 
+    async def fill_slots(self, client: Client) -> None:
+        """Send as many events to each function with a limit as may run at a time, after the last blow.
+
+        Their runs complete only if all slots are free, because they wait for one another in their first step.
+        """
+        for function, limit in LIMITED.items():
+            for kind in range(KINDS if function == "errand" else 1):
+                meeting = self.directory / f"{function}-{kind}"
+                meeting.mkdir()
+                await self._send(client, *[function] * limit, meeting=str(meeting), number=kind)
+        await self._wait_ended(client)
+
     async def rage_briefly(self, client: Client) -> None:
-        """Send one event, and strike at once: a worker is stopped for a while, and the other one killed."""
-        await self._send_event(client, "voyage")
+        """Send events, and strike at once: a worker is stopped for a while, and the other one killed."""
+        await self._send(client, "voyage", "errand")
         first, second = self._workers
         await self._strike("stop worker", first)
         second.kill()
@@ -118,8 +139,8 @@ class Storm:
 
     async def left(self, client: Client) -> list[str]:
         """Ids of workflows that still run, although all runs have ended."""
-        found = [f"WorkflowType != '{name}'" for name in _LONG_LIVED]
-        query = " AND ".join(["ExecutionStatus = 'Running'", *found])
+        types = " OR ".join(f"WorkflowType = '{name}'" for name in _OF_RUNS)
+        query = f"ExecutionStatus = 'Running' AND ({types})"
         return [each.id async for each in client.list_workflows(query)]
 
     async def _strike(self, blow: str, worker: Victim) -> None:
@@ -156,22 +177,29 @@ class Storm:
 
     async def _send_events(self, client: Client) -> None:
         """Send events, and not more at a time than workers can keep up with."""
-        for name in itertools.cycle(EVENTS):
+        for names in itertools.cycle(EVENTS):
             await self._wait_for_room(client)
             if self._is_over:
                 return
-            await self._send_event(client, name)
+            await self._send(client, *names)
             await asyncio.sleep(_PACE_SECONDS)
 
-    async def _send_event(self, client: Client, name: str) -> None:
-        """The event is sent until it is acknowledged."""
-        number = len(self.accepted)
-        event = {"name": f"crash/{name}", "id": f"event-{number}", "data": {"number": number}}
+    async def _send(self, client: Client, *names: str, **data: Any) -> None:
+        """The events are sent until they are acknowledged."""
+        sent = [(name, {"number": number, **data}) for number, name in enumerate(names, len(self.accepted))]
+        events = [
+            {"name": f"crash/{name}", "id": f"event-{number}", "data": data}
+            for number, (name, data) in enumerate(sent, len(self.accepted))
+        ]
+        may_be_skipped = not self._is_over
         engine = WorkflowEngine(client, SETTINGS)
         while True:
-            with contextlib.suppress(RPCError):
-                receipt = await engine.receive_events(json.dumps(event).encode())
-                self.accepted.append(Accepted(receipt.ids[0], f"{APP}-{name}"))
+            with contextlib.suppress(RPCError, WorkflowUpdateRPCTimeoutOrCancelledError):
+                receipt = await engine.receive_events(json.dumps(events).encode())
+                self.accepted += [
+                    Accepted(event_id, f"{APP}-{name}", data["number"], may_be_skipped and name == "watch")
+                    for event_id, (name, data) in zip(receipt.ids, sent, strict=True)
+                ]
                 return
             await asyncio.sleep(0.1)
 

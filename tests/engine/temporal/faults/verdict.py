@@ -1,11 +1,13 @@
 """What must hold after a storm, read from the server's histories and the diary of the workers."""
 
 import hashlib
+import itertools
 import json
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from temporalio.client import Client
@@ -15,6 +17,7 @@ from durably.engine.temporal.messages import ContentPage, ContentRequest
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
 
+from .limited_functions import LIMITED, kind_of
 from .storm import APP, SETTINGS, Storm
 
 FUNCTION_ENDS = {f"{APP}-doomed": RunStatus.FAILED}
@@ -46,7 +49,7 @@ async def find_faults(storm: Storm, client: Client) -> list[str]:
     faults = [fault async for fault in _of_acknowledged_events(storm, client)]
     for run_id, steps in read_diary(storm.diary).items():
         faults += [fault async for fault in _of_run(client, run_id, steps)]
-    return faults
+    return faults + [fault async for fault in _of_limits(storm, client)]
 
 
 async def _of_acknowledged_events(storm: Storm, client: Client) -> AsyncIterator[str]:
@@ -57,7 +60,7 @@ async def _of_acknowledged_events(storm: Storm, client: Client) -> AsyncIterator
         if [run.function_id for run in runs] != [accepted.function]:
             yield f"event {accepted.event_id} for {accepted.function} started {runs}"
         for run in runs:
-            if run.status is not wanted:
+            if run.status is not wanted and not (accepted.may_be_skipped and run.status is RunStatus.SKIPPED):
                 yield f"run {run.id} of {run.function_id} is {run.status}, and not {wanted}: {run.output}"
 
 
@@ -68,7 +71,8 @@ async def _of_run(client: Client, run_id: str, steps: dict[str, list[Execution]]
         if memo is None:
             yield f"step {step} of run {run_id} was executed, and has no memo"
         elif "data" in memo:  # the others are errors
-            for fault in _of_step(run_id, step, memo["data"], executions):
+            result = memo["data"]
+            for fault in _of_step(run_id, step, result["token"] if isinstance(result, dict) else result, executions):
                 yield fault
 
 
@@ -86,7 +90,27 @@ def _of_step(run_id: str, step: str, token: object, executions: list[Execution])
     ]
 
 
-async def _memos(client: Client, run_id: str) -> dict[str, dict[str, object]]:
+async def _of_limits(storm: Storm, client: Client) -> AsyncIterator[str]:
+    """The committed steps of each limit never overlapped beyond it."""
+    engine = WorkflowEngine(client, SETTINGS)
+    times: dict[tuple[str, int], list[tuple[int, int]]] = defaultdict(list)
+    for accepted in storm.accepted:
+        function = accepted.function.removeprefix(f"{APP}-")
+        if function not in LIMITED:
+            continue
+        for run in await engine.event_runs(accepted.event_id):
+            for memo in (await _memos(client, run.id)).values():
+                result = memo.get("data") if isinstance(memo, dict) else None
+                if isinstance(result, dict) and "began" in result:
+                    limit = function, kind_of(function, accepted.number)
+                    times[limit] += [(result["began"], 1), (result["ended"], -1)]
+    for (function, kind), changes in times.items():
+        most = max(itertools.accumulate(change for _, change in sorted(changes)))
+        if most > LIMITED[function]:
+            yield f"{most} steps of {function} ran at a time for the key {kind}; its limit is {LIMITED[function]}"
+
+
+async def _memos(client: Client, run_id: str) -> dict[str, dict[str, Any]]:
     """By the hash of the step's id."""
     handle, found = client.get_workflow_handle(run_workflow_id(run_id)), {}
     page = None

@@ -1,6 +1,7 @@
 """A worker that is killed: ``python -m tests.engine.temporal.faults.worker_process ADDRESS DIARY``.
 
-It serves the app of the crash tests (``tests/crash/app_process.py``), whose diary has each execution of a step.
+It serves the app of the crash tests (``tests/crash/app_process.py``), whose diary has each execution of a step, and
+functions with limits.
 """
 
 import asyncio
@@ -17,6 +18,7 @@ import durably.tornado
 from durably.engine.temporal.runs import run_calls
 from durably.in_process import temporal_node
 
+from .limited_functions import define_limited
 from .storm import APP, FUNCTIONS, LEASE, PATIENCE, READY, SETTINGS
 
 
@@ -24,7 +26,7 @@ async def main(address: str, diary: Diary) -> None:
     engine = durably.TemporalEngine(address, settings=SETTINGS)
     client = durably.Client(app_id=APP, is_production=False, engine=engine)
     functions = [each for each in define(client, diary) if each.id.removeprefix(f"{APP}-") in FUNCTIONS]
-    durably.tornado.serve(tornado.web.Application(), client, functions)
+    durably.tornado.serve(tornado.web.Application(), client, [*functions, *define_limited(client, diary)])
     async with engine.running():
         print(READY, flush=True)
         await asyncio.Event().wait()
