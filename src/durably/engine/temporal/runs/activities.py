@@ -213,7 +213,10 @@ def _unreached(answer: Unreached) -> ApplicationError:
 
 
 def unreached_seconds(attempt: int) -> float:
-    """Seconds from an attempt to reach an app, of which the first has the number 1, to the next one."""
+    """Seconds after an attempt to reach an app until the next one.
+
+    The first attempt has the number 1.
+    """
     return min(2.0 ** min(attempt - 1, 10), _MAX_UNREACHED_SECONDS)
 
 
