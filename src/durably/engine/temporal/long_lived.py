@@ -48,7 +48,10 @@ async def update_with_start(
 
 
 def _read_error(start: WithStartWorkflowOperation[Any, Any]) -> None:
-    """Read the error of the start, which the Update has raised. Otherwise asyncio would log it with a traceback."""
+    """Read the error of the start, which the Update has raised.
+
+    Otherwise asyncio would log it with a traceback.
+    """
     reading = asyncio.ensure_future(start.workflow_handle())
     reading.add_done_callback(lambda done: done.cancelled() or done.exception())
 
