@@ -58,7 +58,8 @@ class InProcessEngine(Protocol):
         """Store events, a JSON list, and return after the commit.
 
         ``seed`` makes a repeated send harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is in seconds;
-        ``sender`` is the id of the run that sends them, if any; ``traceparent`` is the trace context of the sender.
+        ``sender`` is the id of the run that sends them, if any; ``traceparent`` is the trace context of the sender
+        (see ``durably.protocol.trace_context``).
         """
         ...
 

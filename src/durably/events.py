@@ -23,6 +23,7 @@ from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.options import TriggerEvent
 from durably.protocol.text import printable
+from durably.protocol.trace_context import trace_headers
 from durably.values.json_values import encode_checked
 
 from .app import App
@@ -230,8 +231,7 @@ def _build_request(app: App, body: bytes, seed: str, traceparent: str | None) ->
     headers[Header.EVENT_ID_SEED.value] = seed
     if (run_id := sending_run.get()) is not None:
         headers[Header.RUN_ID.value] = run_id
-    if traceparent is not None:
-        headers[Header.TRACEPARENT.value] = traceparent
+    headers |= trace_headers(traceparent)
     url = f"{origin}/e/{quote(key, safe='')}"
     return Request("POST", url, headers, body, app.request_timeout)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from aiohttp import ClientSession
+from opentelemetry import baggage
 
 import durably.otel
 from durably import Client, Context, ContextSync, Event
@@ -123,7 +124,10 @@ async def test_an_apps_failed_answer_marks_the_call(engine: EngineServer, spans:
 async def test_a_senders_trace_is_continued_without_its_sdk(app: App, spans: Spans) -> None:
     """Any program may send events with a ``traceparent``. An invalid one is ignored."""
 
-    def plain(ctx: ContextSync) -> None: ...
+    found: list[object] = []
+
+    def plain(ctx: ContextSync) -> None:
+        ctx.step.run("note", lambda: found.append(baggage.get_all()))
 
     app.serve(durable(app, plain))
     await sync(app)
@@ -131,7 +135,9 @@ async def test_a_senders_trace_is_continued_without_its_sdk(app: App, spans: Spa
         async with (
             ClientSession() as session,
             session.post(
-                f"{app.engine.origin}/e/key", json={"name": "go"}, headers={"traceparent": traceparent}
+                f"{app.engine.origin}/e/key",
+                json={"name": "go"},
+                headers={"traceparent": traceparent, "tracestate": "vendor=1", "baggage": "tenant=a"},
             ) as response,
         ):
             [event_id] = (await response.json())["ids"]
@@ -141,6 +147,9 @@ async def test_a_senders_trace_is_continued_without_its_sdk(app: App, spans: Spa
     assert sent.parent is not None
     assert (trace_of(sent), sent.parent.span_id) == (SENDER.trace_id, SENDER.span_id)
     assert unsent.parent is None
+    assert found == [{"tenant": "a"}, {}]
+    states = [span.context.trace_state.to_header() for span in spans.named("step note") if span.context is not None]
+    assert states == ["vendor=1", ""]
 
 
 async def test_events_of_an_untraced_app_continue_the_trace_of_their_run(engine: EngineServer, spans: Spans) -> None:

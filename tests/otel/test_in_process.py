@@ -5,9 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry import baggage, trace
+from opentelemetry.context import attach, detach
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
-from opentelemetry.trace import ProxyTracerProvider, SpanKind, StatusCode
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    ProxyTracerProvider,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 import durably.otel
 import durably.otel.spans
@@ -396,3 +407,46 @@ def test_a_client_is_instrumented_once(tmp_path: Path) -> None:
         durably.otel.instrument(client)
     with pytest.raises(FunctionConfigInvalidError, match=r"takes a durably\.Client"):
         durably.otel.instrument("shop")  # type: ignore[arg-type]
+
+
+async def test_state_and_baggage_of_the_trace_reach_steps_and_the_runs_that_they_start(app: App, spans: Spans) -> None:
+    seen: list[object] = []
+
+    async def order(ctx: Context) -> None:
+        await ctx.step.run("charge", note)
+        await ctx.step.sleep("nap", 1)
+        await ctx.step.send_event("tell", Event(name="told"))
+
+    async def told(ctx: Context) -> None:
+        await ctx.step.run("listen", note)
+
+    async def note() -> None:
+        seen.append(baggage.get_all())
+
+    app.serve(order, told)
+    state = TraceState([("vendor", "a:1;b")])
+    sender = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED), trace_state=state)
+    outside = baggage.set_baggage("tenant", "a b,é", trace.set_span_in_context(NonRecordingSpan(sender)))
+    token = attach(outside)
+    try:
+        async with app.engine.running():
+            await app.request("order")
+            [event] = await app.engine.list_events(name="told")
+            [run] = await app.engine.event_runs(event.id)
+            await app.engine.wait_for_run(run.id)
+    finally:
+        detach(token)
+    assert seen == [{"tenant": "a b,é"}] * 2
+    states = [span.context.trace_state.to_header() for span in spans.all if span.context is not None]
+    assert {trace_of(span) for span in spans.all} == {1}
+    assert set(states) == {"vendor=a:1;b"}
+    assert baggage.get_all() == {}
+
+
+async def test_baggage_stays_in_the_app_if_its_propagators_send_none(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opentelemetry.propagate.get_global_textmap", TraceContextTextMapPropagator)
+    assert app.client.tracing is not None
+    token = attach(baggage.set_baggage("tenant", "secret"))
+    with app.client.tracing.sending([Event(name="order")]) as span:
+        assert "secret" not in (span.traceparent or "secret")
+    detach(token)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from durably.protocol.trace_context import TraceContext, read_traceparent
+from durably.protocol.trace_context import MAX_BAGGAGE, TraceContext, read_trace, trace_headers
 
 IDS = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
 
@@ -27,9 +27,20 @@ IDS = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
     ],
 )
 def test_only_valid_contexts_are_stored(text: str | None, stored: str | None) -> None:
-    assert read_traceparent(text) == stored
+    assert read_trace({"traceparent": text}) == stored
 
 
 def test_a_context_is_written_as_it_is_read() -> None:
-    context = TraceContext(trace_id=1, span_id=2, is_sampled=False)
-    assert TraceContext.parse(str(context)) == context
+    for more in ({}, {"state": "a=1"}, {"baggage": "b=2;c"}, {"state": "a=1,b=2", "baggage": "b=2"}):
+        context = TraceContext(trace_id=1, span_id=2, is_sampled=False, **more)
+        assert TraceContext.parse(str(context)) == context
+        assert read_trace(trace_headers(str(context))) == str(context)
+
+
+def test_state_and_baggage_that_cannot_be_headers_are_left_out() -> None:
+    parent = f"00-{IDS}-01"
+    assert read_trace({"traceparent": f"{parent}\na=1"}) is None
+    for value in ("a=1\nx: y", "a=é", "\x00", "x" * (MAX_BAGGAGE + 1)):
+        assert read_trace({"traceparent": parent, "tracestate": value, "baggage": value}) == parent
+    assert read_trace({"tracestate": "a=1", "baggage": "b=2"}) is None
+    assert trace_headers(None) == {}

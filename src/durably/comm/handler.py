@@ -39,6 +39,7 @@ from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe, Query, SyncKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import printable
+from durably.protocol.trace_context import read_trace
 from durably.settings import SERVE_ORIGIN, Environment, Streaming
 
 from .requests import CommRequest, CommResponse, stream
@@ -367,7 +368,7 @@ class CommHandler:
             job_id=headers.get(Header.JOB_ID) or context.job_id,
             checkpoints=self._checkpoints_for(request) if function.sends_checkpoints else None,
             threads=self._threads,
-            traceparent=headers.get(Header.TRACEPARENT),
+            traceparent=read_trace(headers) if Header.TRACEPARENT in headers else None,
             is_engines_trace=headers.get(Header.USER_AGENT) != ENGINE_USER_AGENT,
             disable_immediate=context.disable_immediate_execution or headers.get(Header.FORCE_STEP_PLAN) == "true",
         )

@@ -140,17 +140,30 @@ class Engine:
         is_bare=True,
         show=_show_receipt,
         body="body",
-        headers={"seed": Header.EVENT_ID_SEED, "sender": Header.RUN_ID, "traceparent": Header.TRACEPARENT},
+        headers={
+            "seed": Header.EVENT_ID_SEED,
+            "sender": Header.RUN_ID,
+            "traceparent": Header.TRACEPARENT,
+            "tracestate": Header.TRACESTATE,
+            "baggage": Header.BAGGAGE,
+        },
     )
     async def receive_events(
-        self, body: bytes, *, seed: str | None = None, sender: str | None = None, traceparent: str | None = None
+        self,
+        body: bytes,
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
     ) -> EventReceipt:
         """Store events, and return their ids, in order, after the commit.
 
         ``body`` is JSON: an event, or a list. ``seed``: the same seed gives the same ids, so a repeated request changes
         nothing. ``sender`` is the id of the run that sends the events, if any. ``traceparent`` is the trace context
-        (W3C) that their runs continue; an invalid one is ignored. Stores all or none. Raises
-        ``EventInvalidError``, ``EventTooLargeError``.
+        (W3C) that their runs continue, with ``tracestate`` and ``baggage``; an invalid one is ignored. Stores all or
+        none. Raises ``EventInvalidError``, ``EventTooLargeError``.
         """
 
     @operation("GET /v1/events", http_defaults={"limit": 20})

@@ -74,7 +74,7 @@ from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind
 from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
-from durably.protocol.trace_context import read_traceparent
+from durably.protocol.trace_context import read_trace
 
 from .interface import LocalEngine
 from .json_bodies import decode_events
@@ -175,11 +175,18 @@ class SqliteEngine(LocalEngine):
     # events
 
     async def receive_events(
-        self, body: bytes, *, seed: str | None = None, sender: str | None = None, traceparent: str | None = None
+        self,
+        body: bytes,
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
     ) -> EventReceipt:
         events = await decode_events(body, self._settings.max_event_bytes)
         if traceparent is not None:
-            traceparent = read_traceparent(traceparent)
+            traceparent = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
         tracing = self._settings.tracing
         # The events of an untraced app's run continue the trace of the run.
         if tracing is None or (sender is not None and traceparent is None):

@@ -23,6 +23,7 @@ from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import EventReceipt
 from durably.protocol.logs import LogLine
 from durably.protocol.text import get_logger
+from durably.protocol.trace_context import trace_headers
 from durably.settings import is_test_run
 
 from .server_start import (
@@ -174,7 +175,7 @@ class ProcessEngine(Generic[N]):
         self, body: bytes, seed: str, timeout: float, sender: str | None, traceparent: str | None
     ) -> OnAnyLoop[EventReceipt]:
         self._refuse_in_test_run()
-        arguments = {"body": body, "seed": seed, "sender": sender, "traceparent": traceparent}
+        arguments = {"body": body, "seed": seed, "sender": sender, **trace_headers(traceparent)}
         return OnAnyLoop(get_engine_loop(), lambda: self._send_events(arguments, timeout))
 
     @property

@@ -7,7 +7,7 @@ import traceback
 from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.types import AttributeValue
 
 from durably.protocol.text import printable
@@ -81,14 +81,19 @@ def mark_failed(span: Span, error_type: str) -> None:
 
 def to_span_context(context: TraceContext, *, is_remote: bool = True) -> SpanContext:
     flags = TraceFlags(TraceFlags.SAMPLED if context.is_sampled else TraceFlags.DEFAULT)
-    return SpanContext(context.trace_id, context.span_id, is_remote, flags)
+    state = TraceState.from_header([context.state]) if context.state else None
+    return SpanContext(context.trace_id, context.span_id, is_remote, flags, state)
 
 
-def to_traceparent(context: SpanContext) -> str | None:
-    """``None`` without OpenTelemetry's SDK, which leaves ids empty."""
+def to_trace(context: SpanContext, baggage: str) -> str | None:
+    """The trace context as it is kept (see ``durably.protocol.trace_context``).
+
+    ``None`` without OpenTelemetry's SDK, which leaves ids empty.
+    """
     if not context.is_valid:
         return None
-    return str(TraceContext(context.trace_id, context.span_id, context.trace_flags.sampled))
+    state = context.trace_state.to_header() if context.trace_state else ""
+    return str(TraceContext(context.trace_id, context.span_id, context.trace_flags.sampled, state, baggage))
 
 
 def within(parent: SpanContext, base: Any) -> Any:

@@ -92,7 +92,7 @@ class EngineTracing:
         destination, described = names.describe_events([*event_names])
         span = start_span(tracer, f"receive {destination}", context=parent, kind=SpanKind.SERVER, attributes=described)
         try:
-            yield names.to_traceparent(span.get_span_context()) or traceparent
+            yield names.to_trace(span.get_span_context(), "" if sender is None else sender.baggage) or traceparent
         except Exception as error:
             names.record_error(span, error, with_text=False)
             raise
@@ -131,7 +131,7 @@ class EngineTracing:
         finally:
             _wanted.reset(token)
         try:
-            yield _Call(span, names.to_traceparent(span.get_span_context()) or data.traceparent)
+            yield _Call(span, names.to_trace(span.get_span_context(), run.baggage) or data.traceparent)
         finally:
             end_span(span)
             if (context := span.get_span_context()).is_valid:
@@ -244,7 +244,8 @@ def _run_context(tracer: Tracer, run_id: str, traceparent: str | None) -> TraceC
     except Exception as error:
         report(error)
         is_sampled = False
-    return TraceContext(trace_id, _run_span_id(run_id), is_sampled)
+    own = TraceContext(trace_id, _run_span_id(run_id), is_sampled)
+    return own if event is None else own._replace(state=event.state, baggage=event.baggage)
 
 
 def _links_of(tracer: Tracer, run: EndedRun) -> list[Link]:

@@ -7,7 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from opentelemetry import context as otel_context
-from opentelemetry import metrics, trace
+from opentelemetry import metrics, propagate, trace
+from opentelemetry.baggage.propagation import W3CBaggagePropagator
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 
@@ -24,6 +25,7 @@ from .spans import end_span, start_span
 _SCOPE = "durably"
 _logger = get_logger("durably.otel")
 _MOST_LINKS = 32
+_HEADER = "baggage"
 
 
 class AppTracing:
@@ -102,7 +104,7 @@ class _Send:
         self._metric = {key: described[key] for key in (names.SYSTEM, names.DESTINATION) if key in described}
         span = start_span(self._tracing.tracer, f"send {destination}", kind=SpanKind.PRODUCER, attributes=described)
         self._current = _Current(span, None)
-        self.traceparent = names.to_traceparent(span.get_span_context())
+        self.traceparent = names.to_trace(span.get_span_context(), _current_baggage())
         return self
 
     def sent(self, ids: Sequence[str]) -> None:
@@ -209,6 +211,21 @@ def _describe_outcome(ids: names.Attributes, error: BaseException | None) -> nam
     return described if error is None else {**described, names.ERROR_TYPE: type(error).__name__}
 
 
+_baggage = W3CBaggagePropagator()
+
+
+def _current_baggage() -> str:
+    """The header ``baggage`` of the current context.
+
+    ``""`` if the app's propagators send none.
+    """
+    if _HEADER not in propagate.get_global_textmap().fields:
+        return ""
+    headers: dict[str, str] = {}
+    _baggage.inject(headers)
+    return headers.get(_HEADER, "")
+
+
 def _parent_of(call: CallInfo) -> tuple[Context, list[Link]]:
     """The context that a call continues, and its link to a trace of the engine's own.
 
@@ -221,6 +238,8 @@ def _parent_of(call: CallInfo) -> tuple[Context, list[Link]]:
         return base, []
     if call.is_engines_trace:
         return base, [Link(names.to_span_context(sent), {names.LINK: "engine"})]
+    if sent.baggage and _HEADER in propagate.get_global_textmap().fields:
+        base = _baggage.extract({_HEADER: sent.baggage}, base)
     if trace.get_current_span(base).get_span_context().trace_id == sent.trace_id:
         return base, []
     return names.within(names.to_span_context(sent), base), []

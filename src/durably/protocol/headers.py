@@ -8,6 +8,7 @@ class Header(StrEnum):
 
     ANSWER_SIGNATURE = "x-durably-signature"
     AUTHORIZATION = "authorization"
+    BAGGAGE = "baggage"
     CONTENT_TYPE = "content-type"
     ENV = "x-inngest-env"
     EVENT_ID_SEED = "x-inngest-event-id-seed"
@@ -27,6 +28,7 @@ class Header(StrEnum):
     SIGNATURE = "x-inngest-signature"
     SYNC_KIND = "x-inngest-sync-kind"
     TRACEPARENT = "traceparent"
+    TRACESTATE = "tracestate"
     USER_AGENT = "user-agent"
 
 

@@ -24,6 +24,7 @@ from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import EventReceipt
 from durably.protocol.logs import LogLine
+from durably.protocol.trace_context import trace_headers
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ class TestLink:
     async def send_events(
         self, body: bytes, seed: str, timeout: float, sender: str | None, traceparent: str | None
     ) -> EventReceipt:
-        return await self._on_loop(self._engine.receive_events(body, sender=sender, traceparent=traceparent))
+        return await self._on_loop(self._engine.receive_events(body, sender=sender, **trace_headers(traceparent)))
 
     async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         await self._on_loop(self._engine.checkpoint(run_id, request))

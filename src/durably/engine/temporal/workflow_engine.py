@@ -110,6 +110,7 @@ from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind
 from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
+from durably.protocol.trace_context import read_trace
 
 from .call_slots import CallSlots, tuner_of
 from .cancellation import with_cancellation
@@ -249,10 +250,18 @@ class WorkflowEngine(LocalEngine):
             raise
 
     async def receive_events(
-        self, body: bytes, *, seed: str | None = None, sender: str | None = None, traceparent: str | None = None
+        self,
+        body: bytes,
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
     ) -> EventReceipt:
         events = await decode_events(body, self._settings.max_event_bytes)
-        return await self._events.receive(events, seed=seed, sender=sender, traceparent=traceparent)
+        trace = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
+        return await self._events.receive(events, seed=seed, sender=sender, traceparent=trace)
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         generation = generation_of_checkpoint(request)

@@ -22,6 +22,7 @@ from durably.protocol.headers import ENGINE_USER_AGENT, Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.signatures import SentSignatures, sign
 from durably.protocol.text import redact_url, redact_urls
+from durably.protocol.trace_context import trace_headers
 
 _CHUNK_BYTES = 64 * 1024
 _QUICK_BYTES = 1024 * 1024
@@ -48,7 +49,6 @@ acknowledgement fails after 60 s. (macOS calls ``TCP_KEEPIDLE`` ``TCP_KEEPALIVE`
 # Plain text: ``Enum.value`` is slow, and there are several for each call.
 _RUN_ID, _REQUEST_ID = Header.RUN_ID.value, Header.REQUEST_ID.value
 _GENERATION_ID, _JOB_ID = Header.GENERATION_ID.value, Header.JOB_ID.value
-_TRACEPARENT = Header.TRACEPARENT.value
 _SAME_FOR_ALL_CALLS = {
     kind: {
         Header.CONTENT_TYPE.value: "application/json",
@@ -148,8 +148,7 @@ class HttpCaller:
             _GENERATION_ID: str(data.call.generation),
             _JOB_ID: job_id_of(data.run_id, data.call.step_id),
         }
-        if data.traceparent is not None:
-            headers[_TRACEPARENT] = data.traceparent
+        headers |= trace_headers(data.traceparent)
         if self._settings.signing_key:
             body, signed = await self._to_sign(function, data, body)
             headers[Header.SIGNATURE.value] = sign_request(signed, self._settings.signing_key)
