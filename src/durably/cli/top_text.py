@@ -44,7 +44,7 @@ def _ended(counts: "Sequence[RunCounts]") -> int:
 
 
 def _failed(load: "FunctionLoad") -> int:
-    return sum(each.failed for each in load.counts)
+    return sum(each.open_failures for each in load.counts)
 
 
 _COLUMNS = (
@@ -81,9 +81,10 @@ def _totals(overview: "Overview", width: int) -> list[Styled]:
     recent = overview.counts[-_RATE_MINUTES - 1 : -1]
     minutes = max(len(recent) * overview.interval_seconds / 60, 1)
     failed, ended = sum(each.failed for each in overview.counts), _ended(overview.counts)
+    replayed = sum(each.replayed for each in overview.counts)
     facts = [
         f"{_ended(recent) / minutes:,.1f} runs/min",
-        f"{failed:,} of {ended:,} failed in 1 h",
+        f"{failed:,} of {ended:,} failed in 1 h{f' ({replayed:,} replayed since)' if replayed else ''}",
         *_calls(overview.functions),
         *(f"{count:,} {status.value.lower()}" for status, count in overview.live.items()),
     ]

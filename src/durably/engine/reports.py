@@ -194,7 +194,8 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
 class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of runs in an interval that begins ``at``.
 
-    They are of runs that were created in it, and of those that ended in it by status.
+    They are of runs that were created in it, and of those that ended in it by status. ``replayed`` are those of the
+    ``failed`` that have a completed rerun now.
     """
 
     at: dt.datetime
@@ -203,6 +204,12 @@ class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
     failed: int = 0
     cancelled: int = 0
     skipped: int = 0
+    replayed: int = 0
+
+    @property
+    def open_failures(self) -> int:
+        """Failed runs without a completed rerun."""
+        return max(self.failed - self.replayed, 0)
 
 
 class FunctionLoad(msgspec.Struct, frozen=True, kw_only=True):

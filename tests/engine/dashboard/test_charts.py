@@ -26,6 +26,15 @@ def test_parts_of_a_bar_are_stacked_in_proportion() -> None:
     ]
 
 
+def test_failures_that_a_rerun_has_mended_are_a_part_of_their_own() -> None:
+    [bar] = draw_chart([counts(completed=6, failed=4, replayed=3)], SINCE, SINCE + MINUTE).bars
+    assert [(part.outcome, part.height) for part in bar.parts] == [
+        ("completed", 60.0),
+        ("replayed", 30.0),
+        ("failed", 10.0),
+    ]
+
+
 def test_one_failure_among_thousands_is_visible_and_inside() -> None:
     [bar] = draw_chart([counts(completed=10_000, failed=1)], SINCE, SINCE + MINUTE).bars
     assert all(part.height >= 2 and 0 <= part.y <= HEIGHT for part in bar.parts)

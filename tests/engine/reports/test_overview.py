@@ -178,7 +178,10 @@ async def test_failures_that_a_rerun_has_mended_need_no_attention(engine: Sqlite
     await engine.wait_for_run(await engine.rerun(second.id))
     assert await attention(engine, ConcernKind.FAILING_FUNCTION) == []
     overview = await engine.overview()
-    assert sum(each.failed for each in overview.counts) == 3, "they did fail, and are shown so"
+    (load,) = [each for each in overview.functions if each.function_id == "app-mended"]
+    for counts in (overview.counts, load.counts):
+        assert sum(each.failed for each in counts) == 3, "they did fail, and are shown so"
+        assert [sum(getattr(each, name) for each in counts) for name in ("replayed", "open_failures")] == [3, 0]
 
 
 def test_few_failures_among_many_runs_need_no_attention() -> None:

@@ -91,11 +91,11 @@ async def test_events_are_those_that_started_runs(server: DevServer) -> None:
 async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     app = new_app()
     event = f"{app.app_id}/go"
-    waits = asyncio.Event()
+    waits, mended = asyncio.Event(), asyncio.Event()
 
     @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=event), retries=0)
     async def go(ctx: durably.Context) -> None:
-        if ctx.event.data.get("fails"):
+        if ctx.event.data.get("fails") and not mended.is_set():
             raise ValueError("refused")
         if ctx.event.data.get("waits"):
             await waits.wait()
@@ -103,7 +103,7 @@ async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypa
     async with serving(server.address, app, [go]) as engine:
         function_id = f"{app.app_id}-go"
         await ended_runs(engine, await send(engine, event))
-        await ended_runs(engine, await send(engine, event, {"fails": True}))
+        [failed] = await ended_runs(engine, await send(engine, event, {"fails": True}))
         await send(engine, event, {"waits": True})
         await eventually(lambda: engine.list_runs(function_id=function_id), lambda runs: len(runs) == 3)
 
@@ -124,6 +124,18 @@ async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypa
         report = await engine.inspect_function(function_id)
         assert report is not None
         assert report.sampled == 2
+        monkeypatch.undo()
+        mended.set()
+        await engine.rerun(failed.id)
+
+        async def left() -> tuple[int, int, list[str]]:
+            engine._loads._kept.clear()
+            overview = await engine.overview(since=dt.datetime.now(dt.UTC) - dt.timedelta(hours=1))
+            (load,) = [each for each in overview.functions if each.function_id == function_id]
+            concerns = [each.subject for each in overview.concerns if each.subject == function_id]
+            return sum(each.failed for each in load.counts), sum(each.open_failures for each in load.counts), concerns
+
+        assert await eventually(left, lambda found: found == (1, 0, []))
         metrics = {each.name: each for each in await engine.read_metrics()}
         assert (function_id,) in [sample.labels for sample in metrics["runs_live"].samples]
         waits.set()

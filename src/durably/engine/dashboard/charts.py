@@ -11,8 +11,8 @@ import msgspec
 
 from durably.engine.reports import RunCounts
 
-OUTCOMES = ("completed", "cancelled", "skipped", "failed")
-"""The parts of a bar, from the bottom."""
+OUTCOMES = ("completed", "cancelled", "skipped", "replayed", "failed")
+"""The parts of a bar, from the bottom. ``failed`` are those without a completed rerun."""
 HEIGHT = 100.0
 _SMALLEST = 2.0
 """The least height of a part that is not zero, so that one failure among thousands is visible."""
@@ -59,7 +59,7 @@ def ended(counts: RunCounts) -> int:
 def total(all_counts: Sequence[RunCounts]) -> RunCounts:
     """The sums. ``at`` is the first one's."""
     at = all_counts[0].at if all_counts else dt.datetime.fromtimestamp(0, dt.UTC)
-    names = ("created", *OUTCOMES)
+    names = ("created", "completed", "failed", "cancelled", "skipped", "replayed")
     return RunCounts(at=at, **{name: sum(getattr(each, name) for each in all_counts) for name in names})
 
 
@@ -77,7 +77,7 @@ def draw_chart(all_counts: Sequence[RunCounts], since: dt.datetime, until: dt.da
 def _stack(counts: RunCounts, top: int) -> list[Part]:
     parts, bottom = list[Part](), HEIGHT
     for outcome in OUTCOMES:
-        if number := getattr(counts, outcome):
+        if number := counts.open_failures if outcome == "failed" else getattr(counts, outcome):
             height = max(number / top * HEIGHT, _SMALLEST)
             bottom = max(bottom - height, 0.0)
             parts.append(Part(outcome, round(bottom, 2), round(height, 2)))

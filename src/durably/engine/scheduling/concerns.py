@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from durably.engine.core.run_state import RunStatus
 from durably.engine.reports import Concern, ConcernKind
-from durably.engine.sqlite.count_tables import ENDS, MINUTE
+from durably.engine.sqlite.count_tables import COMPLETED, FAILED, MINUTE
 from durably.engine.sqlite.load_queries import MOST_COUNTED, SkippedRuns, StuckSlot, UnmatchedName
 from durably.engine.views import to_datetime
 
@@ -13,7 +12,6 @@ from .statistics import UnreachedApp
 LEAST_FAILED_SHARE = 0.05
 """The share of failed runs of the last hour from which on a function needs attention."""
 _LONGEST_ERROR = 200
-_FAILED, _COMPLETED = ENDS[RunStatus.FAILED], ENDS[RunStatus.COMPLETED]
 
 
 def failing_functions(
@@ -29,10 +27,10 @@ def failing_functions(
         failures = {
             minute: left
             for minute, numbers in minutes.items()
-            if (left := numbers[_FAILED] - of_function.get(minute, 0)) > 0
+            if (left := numbers[FAILED] - of_function.get(minute, 0)) > 0
         }
         failed = sum(failures.values())
-        ended = failed + sum(numbers[_COMPLETED] for numbers in minutes.values())
+        ended = failed + sum(numbers[COMPLETED] for numbers in minutes.values())
         if failed and failed >= LEAST_FAILED_SHARE * ended:
             since = min(failures)
             message = (

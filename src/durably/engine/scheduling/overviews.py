@@ -27,7 +27,17 @@ from durably.engine.reports import (
 from durably.engine.settings import Clock
 from durably.engine.sqlite import load_queries
 from durably.engine.sqlite.app_tables import read_syncs
-from durably.engine.sqlite.count_tables import COLUMNS, DAY, DAYS_KEPT, HOUR, MINUTE, MINUTES_FOR, QUARTER, QUARTERS_FOR
+from durably.engine.sqlite.count_tables import (
+    COLUMNS,
+    DAY,
+    DAYS_KEPT,
+    FAILED,
+    HOUR,
+    MINUTE,
+    MINUTES_FOR,
+    QUARTER,
+    QUARTERS_FOR,
+)
 from durably.engine.sqlite.function_queries import PlannedSchedule, percentile, planned_schedules, sample_durations
 from durably.engine.sqlite.load_queries import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
 from durably.engine.sqlite.queries import awaited_names, list_apps
@@ -58,6 +68,10 @@ class Axis(msgspec.Struct, frozen=True):
     @property
     def minutes(self) -> range:
         return range(self.since, self.until, self.step)
+
+    def interval_of(self, minute: int) -> int:
+        """The first minute of the interval of ``minute``."""
+        return self.since + (minute - self.since) // self.step * self.step
 
 
 def plan_axis(since: int | None, until: int | None, now: int, most: int) -> Axis:
@@ -126,6 +140,7 @@ class Overviews:
 
         facts = await self._reader.read(read)
         counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step)
+        replayed = await self._replayed(counts, axis.since)
         functions = await self._loads(
             facts.queued,
             plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_OF_FUNCTION),
@@ -135,7 +150,7 @@ class Overviews:
             since=to_datetime(axis.since * MINUTE),
             until=to_datetime(axis.until * MINUTE),
             interval_seconds=axis.step * 60,
-            counts=run_counts(counts.values(), axis),
+            counts=run_counts(counts.values(), axis, replayed.values()),
             live={RunStatus.SCHEDULED: min(facts.scheduled, live), RunStatus.RUNNING: max(live - facts.scheduled, 0)},
             functions=functions,
             concerns=await self._concerns(facts, registry, now),
@@ -197,21 +212,34 @@ class Overviews:
         self, queued: Mapping[str, QueuedLoad], axis: Axis, function_id: str | None = None
     ) -> list[FunctionLoad]:
         counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step, function_id)
+        replayed = await self._replayed(counts, axis.since)
         live, calls, now = await self._statistics.live(), self._executor.loads(), self._clock.now()
         active = {each.id for each in self._transactions.registry.functions.values() if each.is_active}
         found = {function_id} if function_id is not None else {*active, *live, *calls, *queued, *counts}
         return [
-            _load(each, calls.get(each), queued.get(each), live, counts.get(each, {}), axis, now)
+            _load(
+                each,
+                calls.get(each),
+                queued.get(each),
+                live[each],
+                run_counts([counts.get(each, {})], axis, [replayed.get(each, {})]),
+                now,
+            )
             for each in sorted(found)
         ]
+
+    async def _replayed(
+        self, counts: Mapping[str, Mapping[int, Sequence[int]]], since: int
+    ) -> dict[str, dict[int, int]]:
+        """The failed runs since a minute with a completed rerun, by function and minute."""
+        if not any(numbers[FAILED] for minutes in counts.values() for numbers in minutes.values()):
+            return {}
+        return await self._reader.read(lambda connection: load_queries.replayed_failures(connection, since * MINUTE))
 
     async def _concerns(self, facts: _Facts, registry: Registry, now: int) -> list[Concern]:
         last = now // MINUTE + 1
         counts = await self._statistics.counts(self._reader, last - HOUR, last, 1)
-        replayed: dict[str, dict[int, int]] = {}
-        if concerns.failing_functions(counts):
-            since = (last - HOUR) * MINUTE
-            replayed = await self._reader.read(lambda connection: load_queries.replayed_failures(connection, since))
+        replayed = await self._replayed(counts, last - HOUR)
         reasons = {
             each.name: explain_unmatched(each.name, registry.known_names(facts.awaited))
             for each in facts.unmatched[:_MOST_CONCERNS]
@@ -237,9 +265,8 @@ def _load(
     function_id: str,
     calls: CallLoad | None,
     queued: QueuedLoad | None,
-    live: Counter[str],
-    counts: Mapping[int, Sequence[int]],
-    axis: Axis,
+    live: int,
+    counts: list[RunCounts],
     now: int,
 ) -> FunctionLoad:
     oldest = [each.oldest for each in (calls, queued) if each is not None and each.oldest is not None]
@@ -248,20 +275,31 @@ def _load(
         backlog=(calls.waiting if calls else 0) + (queued.calls if queued else 0),
         queue_delay=max(now - min(oldest), 0) / 1000 if oldest else None,
         in_flight=calls.in_flight if calls else 0,
-        live=live[function_id],
-        counts=run_counts([counts], axis),
+        live=live,
+        counts=counts,
     )
 
 
-def run_counts(counts: Iterable[Mapping[int, Sequence[int]]], axis: Axis) -> list[RunCounts]:
-    """The sums of counts by interval; intervals without runs have zeros."""
+def run_counts(
+    counts: Iterable[Mapping[int, Sequence[int]]], axis: Axis, replayed: Iterable[Mapping[int, int]] = ()
+) -> list[RunCounts]:
+    """The sums of counts by interval; intervals without runs have zeros.
+
+    ``replayed`` are numbers of failed runs with a completed rerun, by the minute of the failure.
+    """
     sums = {minute: [0] * len(COLUMNS) for minute in axis.minutes}
     for by_minute in counts:
         for minute, numbers in by_minute.items():
             into = sums[minute]
             for place, number in enumerate(numbers):
                 into[place] += number
+    repaired = Counter[int]()
+    for of_function in replayed:
+        for minute, count in of_function.items():
+            repaired[axis.interval_of(minute)] += count
     return [
-        RunCounts(at=to_datetime(minute * MINUTE), **dict(zip(COLUMNS, numbers, strict=True)))
+        RunCounts(
+            at=to_datetime(minute * MINUTE), replayed=repaired[minute], **dict(zip(COLUMNS, numbers, strict=True))
+        )
         for minute, numbers in sums.items()
     ]

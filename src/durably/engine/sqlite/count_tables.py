@@ -17,10 +17,10 @@ QUARTER, HOUR, DAY = 15, 60, 1440
 MINUTES_FOR, QUARTERS_FOR, DAYS_KEPT = 3 * HOUR, 3 * DAY, 30
 """Counts by minute are kept for three hours, those by quarters of an hour for three days."""
 COLUMNS = ("created", "completed", "failed", "cancelled", "skipped")
-CREATED = 0
+CREATED, COMPLETED, FAILED = range(3)
 ENDS = {
-    RunStatus.COMPLETED: 1,
-    RunStatus.FAILED: 2,
+    RunStatus.COMPLETED: COMPLETED,
+    RunStatus.FAILED: FAILED,
     RunStatus.CANCELLED: 3,
     RunStatus.SKIPPED: 4,
 }

@@ -38,14 +38,14 @@ def read_range(visit: Visit, default: str = DEFAULT_RANGE) -> tuple[str, dt.time
 
 
 def load_rows(loads: Sequence[FunctionLoad], functions: Sequence[FunctionView]) -> list[LoadRow]:
-    """A row for each function, those with failures and backlogs first."""
+    """A row for each function, those with open failures and backlogs first."""
     names = {function.id: function.name for function in functions}
     rows = [
         LoadRow(load.function_id, names.get(load.function_id, load.function_id), load, total(load.counts))
         for load in loads
     ]
     return sorted(
-        rows, key=lambda row: (-row.total.failed, -(row.load.backlog or 0), -row.total.created, row.function_id)
+        rows, key=lambda row: (-row.total.open_failures, -(row.load.backlog or 0), -row.total.created, row.function_id)
     )
 
 

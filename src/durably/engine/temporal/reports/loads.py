@@ -14,6 +14,7 @@ from durably.engine.scheduling import concerns
 from durably.engine.scheduling.overviews import Axis, plan_axis, run_counts
 from durably.engine.sqlite.count_tables import COLUMNS, CREATED, ENDS, HOUR, MINUTE
 from durably.engine.sqlite.function_queries import percentile
+from durably.engine.temporal.ids import run_id_of
 from durably.engine.views import FunctionView, to_datetime, to_milliseconds, to_optional_milliseconds
 
 from .function_lists import FunctionLists
@@ -30,6 +31,8 @@ _KEPT_SECONDS = 2.0
 
 Counts = dict[str, dict[int, list[int]]]
 """Numbers of runs (see ``COLUMNS``) by function and minute."""
+Replayed = dict[str, dict[int, int]]
+"""Numbers of failed runs with a completed rerun, by function and the interval of the failure."""
 
 
 class Loads:
@@ -46,20 +49,21 @@ class Loads:
         runs = await self._runs(axis)
         if runs is None:
             axis = plan_axis(*times, now, _MOST_COUNTED_INTERVALS)
-            total = await self._counted(axis, None)
+            total, replayed = await self._counted(axis, None), Replayed()
         else:
-            total = _sum((await _count(runs, axis)).values())
+            total, replayed = _sum((await _count(runs, axis)).values()), await _count_replayed(runs, axis)
         functions = await self.function_loads(since, until, now)
         hour = Axis(now // MINUTE - HOUR + 1, now // MINUTE + 1, HOUR)
         last_hour = await self._counts(hour, [function.function_id for function in functions])
+        replayed_since = await _count_replayed(await self._runs(hour) or [], hour)
         return Overview(
             since=to_datetime(axis.since * MINUTE),
             until=to_datetime(axis.until * MINUTE),
             interval_seconds=axis.step * 60,
-            counts=run_counts([total], axis),
+            counts=run_counts([total], axis, replayed.values()),
             live={RunStatus.RUNNING: sum(function.live for function in functions)},
             functions=functions,
-            concerns=concerns.failing_functions(last_hour),
+            concerns=concerns.failing_functions(last_hour, replayed_since),
         )
 
     async def function_loads(
@@ -71,6 +75,7 @@ class Loads:
         if runs is None:
             axis = Axis(axis.since, axis.until, axis.until - axis.since)
         counts = await self._counts(axis, ids, function_id)
+        replayed = await _count_replayed(runs or [], axis)
         live = await self._live(ids)
         return [
             FunctionLoad(
@@ -79,7 +84,7 @@ class Loads:
                 queue_delay=None,
                 in_flight=None,
                 live=live[each],
-                counts=run_counts([counts.get(each, {})], axis),
+                counts=run_counts([counts.get(each, {})], axis, [replayed.get(each, {})]),
             )
             for each in sorted({*ids, *counts})
         ]
@@ -173,10 +178,31 @@ async def _count(runs: list[WorkflowExecution], axis: Axis) -> Counts:
     return counts
 
 
+async def _count_replayed(runs: list[WorkflowExecution], axis: Axis) -> Replayed:
+    """The failed runs among ``runs`` that have a completed rerun.
+
+    A rerun of a rerun counts for both. The index cannot count them, so there are none if there are too many runs.
+    """
+    found = {run_id_of(each.id): each for each in runs}
+    pending = [each for each in runs if status_of(each) is RunStatus.COMPLETED]
+    replayed: Replayed = {}
+    while pending:
+        original = found.pop((await memo_of(pending.pop())).rerun_of or "", None)
+        if original is None:
+            continue
+        pending.append(original)
+        minute = to_milliseconds(original.close_time) // MINUTE if original.close_time is not None else axis.until
+        if status_of(original) is RunStatus.FAILED and axis.since <= minute < axis.until:
+            of_function = replayed.setdefault((await memo_of(original)).function_id, {})
+            interval = axis.interval_of(minute)
+            of_function[interval] = of_function.get(interval, 0) + 1
+    return replayed
+
+
 def _note(counts: dict[int, list[int]], axis: Axis, at: int, column: int) -> None:
     minute = at // MINUTE
     if axis.since <= minute < axis.until:
-        counts[axis.since + (minute - axis.since) // axis.step * axis.step][column] += 1
+        counts[axis.interval_of(minute)][column] += 1
 
 
 def _sum(all_counts: Iterable[Mapping[int, list[int]]]) -> dict[int, list[int]]:
