@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import quote
 
+from durably.engine.dashboard.commands import Finding, at_url, on_database
 from durably.engine.dashboard.dashboard import Dashboard, name_permission
 from durably.engine.dashboard.messages import Action, CallBlocking, DashboardRequest, DashboardResponse
 from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
@@ -15,6 +17,7 @@ from durably.engine.http.codec import HttpRequest, HttpResponse
 from durably.engine.interface import Engine
 from durably.io.calling_thread import run_with_callbacks
 from durably.io.http_client import AsyncIO, Request, request_with_keys
+from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES
 
 from .client import Client
@@ -26,6 +29,8 @@ __all__ = ["Action", "DashboardRequest", "MountedDashboard", "name_permission"]
 STREAM_SECONDS = 5.0
 """The longest stream of a dashboard in an app. Servers such as uvicorn wait for it when they stop."""
 _TIMEOUT_SECONDS = 30.0
+_OF_PATHS = "/:@!$&'()*+=~"
+"""Characters that browsers send as they are in a path. Commas and semicolons end cookies' paths."""
 
 
 class MountedDashboard:
@@ -58,11 +63,12 @@ class MountedDashboard:
             caller=caller,
             raises=raises,
             permission_of=permission_of,
+            finding_of=lambda request: _finding_of(client),
         )
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The response, on an event loop. Raises only errors of ``raises``."""
-        return await self._dashboard.handle(replace(request, stream_seconds=STREAM_SECONDS))
+        return await self._dashboard.handle(_prepare(request, stream_seconds=STREAM_SECONDS))
 
     def handle_sync(self, request: DashboardRequest) -> DashboardResponse:
         """The response, for a server that has a thread for each request.
@@ -71,10 +77,19 @@ class MountedDashboard:
         """
 
         def start(call_blocking: CallBlocking) -> Any:
-            return self._dashboard.handle(replace(request, call_blocking=call_blocking, stream_seconds=0.0))
+            return self._dashboard.handle(_prepare(request, call_blocking=call_blocking, stream_seconds=0.0))
 
         response: DashboardResponse = run_with_callbacks(start)
         return response
+
+
+def _prepare(request: DashboardRequest, **changes: Any) -> DashboardRequest:
+    """The request with a mount point as it is in URLs and in paths of cookies.
+
+    Frameworks decode it. It begins with one slash: links to ``//name`` would leave the site.
+    """
+    mount = quote(request.mount.strip("/"), safe=_OF_PATHS, errors="replace")
+    return replace(request, mount=f"/{mount}" if mount else "", **changes)
 
 
 def check_size(size: int) -> None:
@@ -112,3 +127,14 @@ def engine_of(client: Client) -> Engine:
         return HttpResponse(response.status, response.body)
 
     return HttpEngine(exchange, event_key=client.event_key or ANY_EVENT_KEY)
+
+
+def _finding_of(client: Client) -> Finding:
+    """The options by which commands find a client's engine.
+
+    There are none for one on Temporal in process.
+    """
+    if client.in_process is None:
+        return at_url(client.api_origin, is_dev=client.mode is ServerKind.DEV)
+    path = getattr(client.engine, "path", None)
+    return Finding() if path is None else on_database(str(path))

@@ -17,7 +17,8 @@ import durably
 import durably.fast_api
 import durably.flask
 import durably.tornado
-from durably.dashboard import Action
+from durably.dashboard import Action, DashboardRequest
+from durably.engine.dashboard.commands import at_address_of
 from durably.engine.dashboard.dashboard import DashboardConfigError
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
@@ -71,6 +72,41 @@ async def test_a_test_run_without_an_engine_gets_a_page_that_says_so(client: dur
     assert "TestEngine" in answer.text
 
 
+async def test_commands_of_an_empty_dashboard_find_its_engine(client: durably.Client) -> None:
+    app = fastapi.FastAPI()
+    durably.fast_api.dashboard(app, client, allow_anonymous=True)
+    assert isinstance(client.engine, durably.Embedded)
+    await client.engine.start()
+    empty = (await ask(app, "/durably/")).text
+    assert "durably.fast_api.serve(app, client, [a_function])" in empty
+    assert "DURABLY_DEV" not in empty
+    assert f"--db {client.engine.path}</pre>" in (await ask(app, "/durably/events")).text
+    await client.engine.stop()
+
+
+@pytest.mark.parametrize(
+    ("is_dev", "host", "mount", "option", "variable"),
+    [
+        (True, "127.0.0.1:8288", "", "", "DURABLY_DEV=1"),
+        (True, "localhost:9000", "", " --url http://localhost:9000", "DURABLY_DEV=http://localhost:9000"),
+        (
+            False,
+            "127.0.0.1:8288",
+            "/ops",
+            " --url http://127.0.0.1:8288/ops",
+            "DURABLY_ENGINE_URL=http://127.0.0.1:8288/ops",
+        ),
+        (True, "a;reboot", "", " --url 'http://a;reboot'", "DURABLY_DEV='http://a;reboot'"),
+    ],
+)
+def test_commands_find_the_engine_at_the_address_of_its_dashboard(
+    is_dev: bool, host: str, mount: str, option: str, variable: str
+) -> None:
+    request = DashboardRequest(method="GET", path="/", mount=mount, headers={"host": host})
+    finding = at_address_of(request, is_dev=is_dev)
+    assert (finding.option, finding.variable, finding.needs_keys) == (option, variable, not is_dev)
+
+
 PATHS = {"/durably": "/durably", "tools/durably/": "/tools/durably", "/": "", "": ""}
 
 
@@ -94,6 +130,15 @@ async def test_links_begin_with_the_mount_point_and_the_prefix(path: str, client
     for text in (behind, rooted, inner):
         assert f'href="/shop{mount}/static/' in text
         assert f'href="{mount}/static/' not in text
+
+
+def test_links_with_a_prefix_of_two_slashes_stay_on_the_site(client: durably.Client) -> None:
+    app = flask.Flask(__name__)
+    durably.flask.dashboard(app, client, allow_anonymous=True)
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_prefix=1)  # type: ignore[method-assign]
+    answer = app.test_client().get("/durably/nothing", headers={"x-forwarded-prefix": "//evil.example/a;b"})
+    assert 'href="/evil.example/a%3Bb/durably/static/' in answer.text
+    assert 'href="//' not in answer.text
 
 
 def test_cookies_are_secure_behind_a_proxy_with_https(client: durably.Client) -> None:

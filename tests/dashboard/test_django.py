@@ -52,6 +52,7 @@ def dashboard(authorize, name):
 urlpatterns = [
     dashboard(by_header, "plain"),
     dashboard(by_header_async, "async"),
+    path("<str:tenant>/runs-of/", durably.django.dashboard(client, allow_anonymous=True, namespace="tenant")),
     path("open/", durably.django.dashboard(client, allow_anonymous=True)),
 ]
 
@@ -75,6 +76,10 @@ for user, status in EXPECTED.items():
 asyncio.run(check_async())
 browser = Client(enforce_csrf_checks=True)
 assert browser.get("/open/events/send").cookies["durably-csrf"]["path"] == "/shop/open"
+answer = Client().get("/a;b é/runs-of/events/send")
+assert answer.status_code == 200, (answer.status_code, answer.content)
+assert answer.cookies["durably-csrf"]["path"] == "/shop/a%3Bb%20%C3%A9/runs-of", answer.cookies
+assert b'href="/shop/a%3Bb%20%C3%A9/runs-of/static/' in answer.content
 assert browser.post("/open/runs/x/cancel", "x", content_type="application/x-www-form-urlencoded").status_code == 403
 assert Client().post("/open/runs/x/cancel", "x" * 3_000_000, content_type="text/plain").status_code == 413
 print("done")

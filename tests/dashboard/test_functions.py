@@ -50,9 +50,12 @@ def test_an_empty_start_teaches_the_next_step(open_page: OpenPage, empty_site: S
     page = open_page(f"{empty_site.origin}/")
     expect(page.get_by_role("heading", name="No app has synced yet")).to_be_visible()
     expect(page.locator("pre").first).to_have_text("durably dev main:app")
+    expect(page.locator("pre").last).to_have_text(f"DURABLY_DEV={empty_site.origin} uvicorn main:app")
     for path in ("/runs", "/functions", "/events"):
         page.goto(empty_site.origin + path)
         expect(page.locator(".empty h2")).to_be_visible()
+    command = f"durably send shop/order.placed --data '{{\"id\": 1}}' --url {empty_site.origin}"
+    expect(page.locator("pre").first).to_have_text(command)
 
 
 def test_functions_have_triggers_and_options_in_words(open_page: OpenPage) -> None:

@@ -99,6 +99,19 @@ def test_an_operator_cancels_a_run(app: Mounted) -> None:
     assert status_of(app, run_id) == "Cancelled"
 
 
+def test_a_form_after_the_end_of_the_session_leads_to_the_login_and_back_to_its_page(app: Mounted) -> None:
+    run_id = app.new_run()
+    path = f"/durably/runs/{run_id}"
+    token, cookie = app.form_of("operator", path)
+    for referer, back in ((f"{app.server.origin}{path}?a=1", f"{path}%3Fa%3D1"), ("http://evil.example/", "/durably/")):
+        answer = app.post("anonymous", f"{path}/cancel", cookie, {"referer": referer}, csrf=token)
+        if app.is_django:
+            assert (answer.status, answer.headers["Location"]) == (302, f"/admin/login/?next={back}")
+        else:
+            assert answer.status == 403
+    assert status_of(app, run_id) != "Cancelled"
+
+
 def test_forms_of_other_sites_are_refused(app: Mounted) -> None:
     run_id = app.new_run()
     path = f"/durably/runs/{run_id}"

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import django.urls
 from asgiref.sync import sync_to_async
@@ -63,21 +64,21 @@ def dashboard(
         permission_of=_describe_permission if is_default else name_permission,
     )
 
-    def answer(request: Any, path: str) -> Any:
+    def answer(request: Any, path: str, **of_prefix: Any) -> Any:
         try:
             return to_response(server.handle_sync(_read(request, path)))
         except UNREADABLE as error:
             return to_response(refuse(error))
         except _LoginNeededError:
-            return _to_login(request)
+            return _to_login(request, path)
 
-    async def answer_async(request: Any, path: str) -> Any:
+    async def answer_async(request: Any, path: str, **of_prefix: Any) -> Any:
         try:
             return to_response(await server.handle(_read(request, path)))
         except UNREADABLE as error:
             return to_response(refuse(error))
         except _LoginNeededError:
-            return _to_login(request)
+            return _to_login(request, path)
 
     view: Any = SyncAndAsyncView(answer, answer_async, csrf_exempt=True)  # the dashboard checks a token of its own
     return [django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="dashboard")], "durably", namespace
@@ -127,15 +128,24 @@ def _with_login(authorize: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda action: check(action, authorize(action))
 
 
-def _to_login(request: Any) -> Any:
-    """The login page: the admin's, if the project has it."""
+def _to_login(request: Any, path: str) -> Any:
+    """The login page: the admin's, if the project has it.
+
+    It leads back to a page, and not to an action.
+    """
     from django.contrib.auth.views import redirect_to_login
 
     try:
         login = django.urls.reverse("admin:login")
     except django.urls.NoReverseMatch:
         login = settings.LOGIN_URL
-    return redirect_to_login(request.get_full_path(), login)
+    back = request.get_full_path()
+    if request.method not in ("GET", "HEAD"):
+        back = request.path.removesuffix(path)
+        sender = urlsplit(request.headers.get("referer", ""))
+        if sender.netloc == request.get_host() and sender.path.startswith(back):
+            back = urlunsplit(("", "", sender.path, sender.query, ""))
+    return redirect_to_login(back, login)
 
 
 def _read(request: Any, path: str) -> Any:

@@ -18,6 +18,7 @@ from durably.protocol.errors import Error
 from durably.protocol.text import get_logger
 
 from . import live, pages
+from .commands import Finding, FindingOf
 from .messages import Action, DashboardRequest, DashboardResponse
 from .protection import HEADERS, describe_forgery
 from .routing import VIEW, Live, Route, find_route, first_segments
@@ -68,7 +69,8 @@ class Dashboard:
     ``authorize`` gets an ``Action``, and returns or resolves to whether it is allowed. Raises ``DashboardConfigError``
     unless exactly one of ``authorize`` and ``allow_anonymous`` is given. ``caller`` is the name of the function that
     users call, for that error. ``raises`` are errors of ``authorize`` that the caller of ``handle`` answers.
-    ``permission_of`` names the permission that an action needs, for people who lack it.
+    ``permission_of`` names the permission that an action needs, for people who lack it. ``finding_of`` says how
+    commands find the engine.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Dashboard:
         caller: str = "Dashboard",
         raises: tuple[type[Exception], ...] = (),
         permission_of: Callable[[str], str] = name_permission,
+        finding_of: FindingOf = lambda request: Finding(),
     ) -> None:
         if not isinstance(allow_anonymous, bool) or (authorize is None) is not allow_anonymous:
             raise DashboardConfigError(
@@ -89,7 +92,7 @@ class Dashboard:
         if authorize is not None and not callable(authorize):
             raise DashboardConfigError(f"{caller}: authorize= must be a function, not {authorize!r}")
         self._engine, self._authorize, self._raises = engine, authorize, raises
-        self._permission_of = permission_of
+        self._permission_of, self._finding_of = permission_of, finding_of
         self._info: EngineInfo | None = None
         self._is_async = inspect.iscoroutinefunction(authorize) or inspect.iscoroutinefunction(
             getattr(authorize, "__call__", None)  # noqa: B004 (an object with an asynchronous method)
@@ -97,7 +100,12 @@ class Dashboard:
 
     def for_viewers(self) -> "Dashboard":
         """The dashboard of the same engine, for people who may see all and change nothing."""
-        return Dashboard(self._engine, authorize=lambda action: not action.is_change, permission_of=_of_operators)
+        return Dashboard(
+            self._engine,
+            authorize=lambda action: not action.is_change,
+            permission_of=_of_operators,
+            finding_of=self._finding_of,
+        )
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The answer to a request."""
@@ -137,7 +145,7 @@ class Dashboard:
             form=form,
         )
         visit.live = await self._live_url(visit, route)
-        visit.info = await self._describe_engine()
+        visit.info, visit.finding = await self._describe_engine(), self._finding_of(request)
         return await route.handle(visit)
 
     async def _describe_engine(self) -> EngineInfo:

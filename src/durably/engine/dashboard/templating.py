@@ -4,6 +4,7 @@ The environment of Jinja2, with the functions that templates call.
 """
 
 import datetime as dt
+import shlex
 from functools import cache
 from typing import Any
 from urllib.parse import quote
@@ -65,6 +66,7 @@ def environment() -> jinja2.Environment:
         "redacted": redact_url,
         "segment": lambda text: quote(text, safe=""),
         "short_id": formats.short_id,
+        "shell_word": shlex.quote,
         "shown": printable,
         "size": formats.format_size,
         "utc": formats.format_utc,

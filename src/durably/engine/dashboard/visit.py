@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from durably.engine.interface import Engine
 from durably.engine.reports import EngineInfo
 
+from .commands import Finding
 from .messages import DashboardRequest, DashboardResponse
 from .protection import CSRF_FIELD, make_token, read_token, token_cookie
 from .templating import render
@@ -40,7 +41,8 @@ class Visit:
     """A request, and the means to answer it.
 
     ``arguments`` are those of the path, ``query`` and ``form`` the fields that are not empty. ``live`` is the URL of
-    the stream of changes that updates the page, if it is live. ``info`` describes the engine.
+    the stream of changes that updates the page, if it is live. ``info`` describes the engine, ``finding`` how commands
+    find it.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class Visit:
         self.engine, self.request, self.arguments, self.form = engine, request, arguments, form
         self.query = parse_fields(request.query)
         self.live: str | None = None
-        self.info = EngineInfo(kind="")
+        self.info, self.finding = EngineInfo(kind=""), Finding()
         self._may = may
         self._token = read_token(request)
         self._headers: list[tuple[str, str]] = []
@@ -85,6 +87,7 @@ class Visit:
             "csrf_field": CSRF_FIELD,
             "live": self.live,
             "info": self.info,
+            "finding": self.finding,
             "sign_out": self.request.sign_out,
         }
         # A page of a thousand steps takes tens of milliseconds. The event loop may be the app's own.

@@ -9,12 +9,14 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Self, TypedDict, Unpack
 
 from aiohttp import web
 
 from durably.engine.core.errors import EngineError
+from durably.engine.dashboard.commands import at_address_of
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.sign_in import SignIn
 from durably.engine.interface import LocalEngine
@@ -133,8 +135,9 @@ class EngineServer:
             engine = await open_engine()
             listeners.pop_all()  # They are open as long as the server.
         origin = _origin_of(host, listener)
-        dashboard = Dashboard(engine, allow_anonymous=True)
         is_dev = settings.server_kind is ServerKind.DEV
+        finding_of = partial(at_address_of, is_dev=is_dev)
+        dashboard = Dashboard(engine, allow_anonymous=True, finding_of=finding_of)
         discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
         api = create_api(
             engine,
