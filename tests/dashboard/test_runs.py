@@ -40,6 +40,7 @@ def test_each_part_of_a_row_opens_the_run(open_page: OpenPage, site: Site) -> No
     run_id = failed_run(site)
     for part in (".id", "time"):
         page = open_page("/runs?function=back-office-settle-invoice&status=Failed")
+        expect(page.locator(f"#run-{run_id} .open")).to_have_text("Settle an invoice")
         page.locator(f"#run-{run_id} {part}").first.click()
         page.wait_for_url(f"**/runs/{run_id}")
 

@@ -55,6 +55,7 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         notice=read_notice(query),
         error=error,
         functions=functions,
+        names={function.id: function.name for function in functions},
         apps=sorted({function.app_id for function in functions}),
         periods=PERIODS,
         is_filtered=any(name in query for name in _FILTERS),
