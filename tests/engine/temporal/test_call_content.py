@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime as dt
+import tracemalloc
+import uuid
 from typing import Any
 
 import msgspec
@@ -14,7 +16,7 @@ from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest, MemoRecord
 from durably.engine.temporal.runs.activities import CallActivities
-from durably.engine.temporal.runs.contents import CONTENTS, RunContent
+from durably.engine.temporal.runs.contents import CONTENTS, RunContent, RunContents
 from durably.engine.temporal.runs.step_requests import StepRequests
 
 EVENT = b'{"name":"order"}'
@@ -104,3 +106,20 @@ async def test_reading_memos_does_not_change_those_that_the_workflow_holds() -> 
     CONTENTS.put("run-6", held)
     await memos_of_call("run-6", content(A, B), Workflow(content(A, B)))
     assert held.memos == [A]
+
+
+def test_the_cache_of_contents_is_bounded_however_small_they_are() -> None:
+    """A process that makes calls of runs of other processes' workflows does not hear of their ends."""
+    most = 1_000_000
+    cache = RunContents(most)
+    tracemalloc.start()
+    try:
+        for run in range(2000):
+            held = RunContent([str(run).encode()])
+            for step in range(run % 10):
+                held.add(f"{run:020}{step:020}", str(step).encode())
+            cache.put(str(uuid.UUID(int=run)), held)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most / 2 < used < most * 1.2

@@ -14,6 +14,8 @@ from durably.engine.temporal.messages import MemoRecord
 MAX_PAGE_BYTES = 1024 * 1024
 """The size of a page of memos. A payload of Temporal has at most 2 MB."""
 _MAX_CACHE_BYTES = 256 * 1024 * 1024
+_RUN_BYTES, _MEMO_BYTES = 600, 230
+"""Memory of a run and of a memo in the cache, besides their JSON. Most are small."""
 
 
 class RunContent:
@@ -22,7 +24,8 @@ class RunContent:
     A process may have memos that were never committed, or in another order: it executed a workflow task whose result
     did not reach the server. So the first memos are known by their number and their digest.
 
-    ``step_input`` is the input that a person gave a step of a rerun: see ``CallData``.
+    ``step_input`` is the input that a person gave a step of a rerun: see ``CallData``. ``size`` is the bytes of memory,
+    roughly.
     """
 
     __slots__ = ("_digests", "events", "memos", "size", "step_input")
@@ -31,13 +34,13 @@ class RunContent:
         self.events = events
         self.step_input = step_input
         self.memos: list[tuple[str, bytes]] = []
-        self.size = sum(map(len, events))
+        self.size = _RUN_BYTES + sum(map(len, events))
         self._digests = [0]
 
     def add(self, step_id: str, memo: bytes) -> None:
         self._digests.append(crc32(memo, crc32(step_id.encode(), self._digests[-1])))
         self.memos.append((step_id, memo))
-        self.size += len(memo)
+        self.size += _MEMO_BYTES + len(memo)
 
     def add_all(self, memos: Iterable[MemoRecord]) -> None:
         for each in memos:
