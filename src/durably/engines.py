@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import ServerKind
 from durably.protocol.logs import LogLine
 
-from .errors import FunctionConfigInvalidError
+from .errors import FunctionConfigInvalidError, URLInvalidError
 from .settings import (
     API_BASE_URL,
     DEV,
@@ -28,9 +28,30 @@ from .settings import (
 
 TEMPORAL_SCHEME = "temporal://"
 """The scheme of the URLs of Temporal servers, on which the app's own processes are the engine."""
+_TEMPORAL_URL_SHAPE = f"{TEMPORAL_SCHEME}localhost:7233, with /NAMESPACE and ?workers=false if needed"
 _CLOUD_API = "https://api.inngest.com"
 _CLOUD_EVENTS = "https://inn.gs"
 _CLOUD_HOSTS = frozenset({"api.inngest.com", "app.inngest.com", "inn.gs"})
+
+
+@dataclass(frozen=True)
+class TemporalURL:
+    """The parts of ``temporal://HOST:PORT[/NAMESPACE][?workers=false]``."""
+
+    address: str
+    namespace: str | None
+    workers: bool
+
+
+def parse_temporal_url(url: str, setting: str) -> TemporalURL:
+    """``setting`` is what gives the URL. Raises ``URLInvalidError``."""
+    parts = urlsplit(url)
+    options = parse_qs(parts.query, keep_blank_values=True)
+    workers = options.pop("workers", ["true"])[-1]
+    namespace = parts.path.strip("/")
+    if not parts.netloc or "@" in parts.netloc or "/" in namespace or options or workers not in ("true", "false"):
+        raise URLInvalidError(f"{setting} is not the URL of a Temporal server: write it like {_TEMPORAL_URL_SHAPE}")
+    return TemporalURL(parts.netloc, namespace or None, workers == "true")
 
 
 class EngineHandle(Protocol):

@@ -113,7 +113,7 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     import durably.cli.commands
-    import durably.cli.engine_client
+    import durably.cli.http_client
     import durably.cli.local_engine
     import durably.cli.production_server
     import durably.cli.start

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from durably.engine.reports import LogEntry, LogPage
-from durably.engine.views import RunStatus, RunUpdate, RunView, UpdateKind, describe_error
+from durably.engine.run_updates import UPDATES_OF_ENDS
+from durably.engine.views import RunUpdate, RunView, UpdateKind
 
 from .engine_client import EngineClient, existing
 from .run_text import describe_update
@@ -20,14 +21,8 @@ _DETAIL_WIDTH = 500
 _INTERRUPT_SECONDS = 0.5
 """On Windows, Ctrl-C has no effect while a thread waits for a queue."""
 
-_ENDS = {
-    RunStatus.COMPLETED: UpdateKind.RUN_COMPLETED,
-    RunStatus.FAILED: UpdateKind.RUN_FAILED,
-    RunStatus.CANCELLED: UpdateKind.RUN_CANCELLED,
-    RunStatus.SKIPPED: UpdateKind.RUN_SKIPPED,
-}
 _FAILED_ATTEMPTS = {UpdateKind.RETRYING, UpdateKind.STEP_FAILED, UpdateKind.UNREACHED}
-_SHOWN = {UpdateKind.RUN_STARTED, *_ENDS.values(), *_FAILED_ATTEMPTS}
+_SHOWN = {UpdateKind.RUN_STARTED, *UPDATES_OF_ENDS.values(), *_FAILED_ATTEMPTS}
 _COLOURS = {
     UpdateKind.RUN_COMPLETED: "green",
     UpdateKind.RUN_FAILED: "red",
@@ -77,30 +72,6 @@ def followed_updates(
         if update.kind in shown and (run is None or update.run_id == run.id):
             yield update
     raise CliError("the engine stopped")
-
-
-def start_of(run: RunView) -> RunUpdate:
-    """The update that a run's start was."""
-    return RunUpdate(
-        kind=UpdateKind.RUN_STARTED, at=run.created_at, run_id=run.id, function_id=run.function_id, app_id=run.app_id
-    )
-
-
-def end_of(run: RunView) -> RunUpdate:
-    """The update that the end of a run was, which has ended."""
-    assert run.ended_at is not None
-    is_completed = run.status is RunStatus.COMPLETED
-    return RunUpdate(
-        kind=_ENDS[run.status],
-        at=run.ended_at,
-        run_id=run.id,
-        function_id=run.function_id,
-        app_id=run.app_id,
-        output=run.output if is_completed else None,
-        error=None if is_completed or run.output is None else describe_error(run.output),
-        created_at=run.created_at,
-        event_id=run.event_id,
-    )
 
 
 def describe_change(update: RunUpdate) -> Styled:

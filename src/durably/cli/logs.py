@@ -87,8 +87,9 @@ def _follow(
     as_json: bool,
 ) -> None:
     from durably.engine.reports import LogEntry
+    from durably.engine.run_updates import end_of, start_of
 
-    from .log_stream import describe_change, end_of, followed_lines, followed_updates, merge, start_of
+    from .log_stream import describe_change, followed_lines, followed_updates, merge
 
     def show(value: "LogEntry | RunUpdate") -> None:
         if as_json:

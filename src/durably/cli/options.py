@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import click
+from click.core import ParameterSource
 
-from durably.engines import TEMPORAL_SCHEME
+from durably.engines import TEMPORAL_SCHEME, parse_temporal_url
 from durably.errors import URLInvalidError
 from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.call import TooDeepError, check_nesting
@@ -133,18 +134,21 @@ def engine_url() -> str:
     """
     environment = Environment()
     for setting, url in ((ENGINE_URL, environment.read(ENGINE_URL)), (DEV, environment.dev_url)):
-        if url and url.startswith(TEMPORAL_SCHEME):
-            raise URLInvalidError(
-                f"{environment.name_of(setting)} names a Temporal server, with the engine in the app's own processes: "
-                "start an engine for commands, `durably start --temporal ADDRESS`, and give its URL by --url"
-            )
         if url:
-            return parse_origin(url, environment.name_of(setting))
+            name = environment.name_of(setting)
+            return _checked_temporal_url(url, name) if url.startswith(TEMPORAL_SCHEME) else parse_origin(url, name)
     return DEV_ORIGIN
+
+
+def _checked_temporal_url(url: str, setting: str) -> str:
+    parse_temporal_url(url, setting)
+    return url
 
 
 def _check_engine_url(context: click.Context, parameter: click.Parameter, url: str) -> str:
     try:
+        if url.startswith(TEMPORAL_SCHEME):
+            return _checked_temporal_url(url, "it")
         url = parse_origin(url, "it")
     except URLInvalidError as error:
         raise click.BadParameter(error.message) from None
@@ -284,7 +288,9 @@ def client_options(command: Command) -> Command:
         default=engine_url,
         callback=_check_engine_url,
         metavar="URL",
-        help=f"The engine to connect to.  [env var: {ENGINE_URL.name}, {DEV.name}; default: {DEV_ORIGIN}]",
+        help=f"The engine to connect to: its origin, or {TEMPORAL_SCHEME}HOST:PORT[/NAMESPACE] for one on a Temporal "
+        f"server, with TLS, API key and encryption from the TEMPORAL_… variables.  "
+        f"[env var: {ENGINE_URL.name}, {DEV.name}; default: {DEV_ORIGIN}]",
     )
     @click.option(
         "--db",
@@ -305,17 +311,40 @@ def client_options(command: Command) -> Command:
         event_key: str | None,
         **options: Any,
     ) -> Any:
-        from .engine_client import EngineClient
-
         _check_text(options)
+        if database is None and url.startswith(TEMPORAL_SCHEME):
+            return command(client=_temporal_client(url), **options)
+        from .http_client import HttpClient
+
         keys = [key for key in (signing_key, signing_key_fallback) if key]
         is_development = not keys and Environment().read(ENGINE_URL) is None
-        client = EngineClient(
+        client = HttpClient(
             url, signing_keys=keys, event_key=event_key, database=database, is_development=is_development
         )
         return command(client=client, **options)
 
     return with_client
+
+
+_KEY_OPTIONS = ("signing_key", "signing_key_fallback", "event_key")
+
+
+def _temporal_client(url: str) -> "EngineClient":
+    """Raises ``CliError`` for keys of the command line, which have no effect."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        if name in _KEY_OPTIONS and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise CliError(
+                f"{option.opts[0]} has no effect on a Temporal server, which has an API key and TLS: set "
+                "TEMPORAL_API_KEY and the variables TEMPORAL_TLS_…"
+            )
+    from .temporal import require_temporal
+
+    require_temporal()
+    from .temporal_client import TemporalClient
+
+    return TemporalClient(url)
 
 
 _OTLP_PROTOCOLS = ("OTEL_EXPORTER_OTLP_PROTOCOL", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL")

@@ -260,7 +260,7 @@ def cancel(
         echo(f"cancellation {begun.id} is still under way")
     else:
         echo(f"{count_runs(begun.affected)} cancelled")
-    if begun.started_before > now:
+    if until is not None and until > now:
         echo(
             f"runs that start until {format_local(begun.started_before)} will be cancelled too: "
             f"`durably cancellations delete {begun.id}` ends that",

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qs, urlsplit
 
 from durably.engine.settings import EngineSettings, SystemClock
-from durably.engines import TEMPORAL_SCHEME
-from durably.errors import URLInvalidError
+from durably.engines import parse_temporal_url
 
 from .handle import InProcessHandle
 from .server_start import refuse_green_threads
@@ -141,9 +139,6 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
         await self.start()
 
 
-_USUAL_SHAPE = f"{TEMPORAL_SCHEME}localhost:7233, with /NAMESPACE and ?workers=false if needed"
-
-
 @cache
 def _shared_engine(address: str, namespace: str | None, workers: bool) -> TemporalEngine:
     return TemporalEngine(address, namespace, workers=workers)
@@ -156,10 +151,5 @@ def engine_at(url: str, setting: str) -> TemporalEngine:
     key and encryption come from the ``TEMPORAL_…`` variables. ``setting`` is what gives the URL. Raises
     ``URLInvalidError``.
     """
-    parts = urlsplit(url)
-    options = parse_qs(parts.query, keep_blank_values=True)
-    workers = options.pop("workers", ["true"])[-1]
-    namespace = parts.path.strip("/")
-    if not parts.netloc or "@" in parts.netloc or "/" in namespace or options or workers not in ("true", "false"):
-        raise URLInvalidError(f"{setting} is not the URL of a Temporal server: write it like {_USUAL_SHAPE}")
-    return _shared_engine(parts.netloc, namespace or None, workers == "true")
+    parts = parse_temporal_url(url, setting)
+    return _shared_engine(parts.address, parts.namespace, parts.workers)

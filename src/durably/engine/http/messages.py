@@ -160,6 +160,11 @@ _STATUSES: dict[type[errors.EngineError], int] = {
 }
 
 
+def status_of(error: errors.EngineError) -> int:
+    """The HTTP status of an engine's error."""
+    return _STATUSES.get(type(error), 500)
+
+
 def answer_error(request: web.Request, error: Exception) -> web.Response:
     """The answer to a request that has failed.
 
@@ -173,7 +178,7 @@ def answer_error(request: web.Request, error: Exception) -> web.Response:
         case errors.EngineError():
             if isinstance(error, errors.DatabaseUnavailableError):
                 _log_unavailable(request.app, error)
-            status = _STATUSES.get(type(error), 500)
+            status = status_of(error)
             data = dict(request.match_info) if status in (409, 413) else None
             return error_response(status, error.message, code=type(error).__name__, data=data)
         case web.HTTPMethodNotAllowed():

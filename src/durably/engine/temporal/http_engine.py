@@ -1,15 +1,13 @@
 """The engine of ``durably start --temporal``, which calls its apps over HTTP."""
 
-import datetime as dt
 import time
 from typing import Self
 
-from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.core.errors import EngineError, FunctionNotFoundError, ServerUnavailableError
+from durably.engine.core.errors import EngineError, FunctionNotFoundError
 from durably.engine.scheduling.registry import Function
 from durably.engine.scheduling.requests.http_call import HttpCaller
 from durably.engine.settings import EngineSettings
@@ -19,14 +17,11 @@ from durably.protocol.sync import SyncRequest
 
 from .ids import HTTP_QUEUE
 from .messages import CallInput
-from .unavailability import is_away
 from .worker_group import WorkerGroup
 from .workflow_engine import WorkflowEngine
 
 _FUNCTION_SECONDS = 1.0
 """Seconds for which a function's URL is used without another look. An app's move to another URL is seen after it."""
-
-_VERIFY_TIMEOUT = dt.timedelta(seconds=2)
 
 
 class HttpWorkflowEngine(WorkflowEngine):
@@ -57,23 +52,10 @@ class HttpWorkflowEngine(WorkflowEngine):
         return engine
 
     async def close(self) -> None:
+        self._closed.set()  # Streams of changes end before the calls do.
         await self._workers.stop()
         await self._caller.close()
         await super().close()
-
-    def explain(self, error: Exception) -> Exception:
-        """See ``LocalEngine``."""
-        if is_away(error):
-            return ServerUnavailableError(f"the Temporal server does not answer: {error}")
-        return error
-
-    async def verify(self) -> None:
-        """See ``LocalEngine``. Raises ``ServerUnavailableError``."""
-        request = DescribeNamespaceRequest(namespace=self._client.namespace)
-        try:
-            await self._client.workflow_service.describe_namespace(request, timeout=_VERIFY_TIMEOUT)
-        except Exception as error:
-            raise self.explain(error) from None
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         result = await super().sync_app(request, in_process=in_process)

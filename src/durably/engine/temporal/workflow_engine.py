@@ -5,12 +5,13 @@ import contextlib
 import datetime as dt
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 import msgspec
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 from temporalio.worker import Worker
@@ -22,6 +23,7 @@ from durably.engine.core.errors import (
     EventInvalidError,
     NotSupportedError,
     RunNotFoundError,
+    ServerUnavailableError,
     StaleCallError,
     TooLargeError,
 )
@@ -98,6 +100,7 @@ from durably.engine.views import (
     MetadataView,
     ReplayView,
     RunStatus,
+    RunUpdate,
     RunView,
     Selection,
     StepView,
@@ -117,6 +120,8 @@ from .cancellation import with_cancellation
 from .ids import WORKFLOWS_QUEUE, process_queue, run_workflow_id
 from .messages import CheckpointInput
 from .reports.run_reports import RunReports
+from .reports.run_watch import RunWatch
+from .unavailability import is_away
 from .worker_group import ProcessWorkers
 
 T = TypeVar("T", int, bool)
@@ -150,6 +155,8 @@ _NO_MORE_CHECKPOINTS = (
     "(buffered_steps), or spread the work over several runs"
 )
 
+_VERIFY_TIMEOUT = dt.timedelta(seconds=2)
+
 _CANCEL_SECONDS = 5.0
 """Time for which a cancellation waits for the run's end."""
 
@@ -177,6 +184,7 @@ class WorkflowEngine(LocalEngine):
         self._reruns = Reruns(self._router, self._function_lists, self._reports, self._views)
         self._bulk = Bulk(client, self._lists, self._search, self._views, self._function_lists, self._reruns)
         self._has_search_attributes = False
+        self._closed = asyncio.Event()
 
     def make_workers(self, calls_queues: Sequence[str], call: Caller) -> ProcessWorkers:
         """The workers of a process.
@@ -219,8 +227,28 @@ class WorkflowEngine(LocalEngine):
         return ProcessWorkers([common, *runs, of_requests], slots)
 
     async def close(self) -> None:
-        """Close the connections of steps' requests. Stop the workers before."""
+        """Close the connections of steps' requests, and end watches. Stop the workers before."""
+        self._closed.set()
         await self._outbound.close()
+
+    async def verify(self) -> None:
+        """See ``LocalEngine``. Raises ``ServerUnavailableError``."""
+        request = DescribeNamespaceRequest(namespace=self._client.namespace)
+        try:
+            await self._client.workflow_service.describe_namespace(request, timeout=_VERIFY_TIMEOUT)
+        except Exception as error:
+            raise self.explain(error) from None
+
+    def explain(self, error: Exception) -> Exception:
+        """See ``LocalEngine``."""
+        if is_away(error):
+            return ServerUnavailableError(f"the Temporal server does not answer: {error}")
+        return error
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
+        """Starts and ends of runs, about a second later. Updates of steps are not in Temporal's index."""
+        yield RunWatch(self._lists, self._views, self._closed)
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Refuse an operation that has no method here."""
@@ -295,7 +323,7 @@ class WorkflowEngine(LocalEngine):
     ) -> list[RunView]:
         """Lists lag behind, usually below a second."""
         wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
-        return await self._search.list_runs(wanted, limit, cursor, id_suffix)
+        return await self._search.list_runs(wanted, limit, cursor, id_suffix and id_suffix.upper())
 
     async def search_runs(
         self,

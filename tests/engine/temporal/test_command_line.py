@@ -1,0 +1,121 @@
+"""Commands that are given the URL of a Temporal server: ``durably … --url temporal://HOST:PORT``."""
+
+import asyncio
+import datetime as dt
+import json
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+import durably
+from durably.cli.commands import durably as durably_command
+from durably.engine.views import RunUpdate, UpdateKind
+
+from ...temporal.dev_server import DevServer
+from .serving import ended_runs, eventually, new_app, send, serving
+
+AWAY = "temporal://127.0.0.1:1"
+
+
+def run(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(durably_command, arguments, env={"COLUMNS": "160", **environment})
+
+
+async def run_on(server: DevServer, *arguments: str) -> str:
+    """What a command prints on stdout. Its engine is in the variable that apps use."""
+    variables = {"DURABLY_ENGINE_URL": f"temporal://{server.address}/default"}
+    done = await asyncio.to_thread(run, *arguments, **variables)
+    assert done.exit_code == 0, done.output
+    return click.unstyle(done.stdout)
+
+
+async def test_commands_ask_the_server(server: DevServer) -> None:
+    app = new_app()
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
+    async def go(ctx: durably.Context) -> str:
+        if ctx.event.data.get("naps"):
+            await ctx.step.sleep("nap", dt.timedelta(hours=1))
+        return await ctx.step.run("greet", lambda: "hello")
+
+    async with serving(server.address, app, [go]) as engine:
+        event_id = (await run_on(server, "send", app.app_id, "--data", '{"naps": true}')).strip()
+        (napping,) = await eventually(lambda: engine.event_runs(event_id))
+        function_id = f"{app.app_id}-go"
+        assert json.loads(await run_on(server, "invoke", function_id)) == "hello"
+        assert function_id in await run_on(server, "functions", "list")
+        listed = json.loads(await run_on(server, "runs", "list", "--function", function_id, "--json"))
+        assert napping.id in {each["run_id"] for each in listed}
+        assert "nap" in await run_on(server, "runs", "show", napping.id[-8:].lower())
+        assert "1 delay skipped" in await run_on(server, "runs", "wake", napping.id)
+        assert (await engine.wait_for_run(napping.id)).status == "Completed"
+        again = (await run_on(server, "runs", "rerun", napping.id)).strip()
+        assert "Cancelled" in await run_on(server, "runs", "cancel", again)
+        assert event_id in await run_on(server, "events", "list", "--name", app.app_id)
+        assert function_id in await run_on(server, "top", "--once")
+        assert "ready" in await run_on(server, "health")
+
+
+async def test_starts_and_ends_of_runs_are_followed(server: DevServer) -> None:
+    app = new_app()
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id), retries=0)
+    async def go(ctx: durably.Context) -> str:
+        if ctx.event.data.get("fails"):
+            raise durably.NonRetriableError("refused")
+        return "done"
+
+    async with serving(server.address, app, [go]) as engine:
+        await ended_runs(engine, await send(engine, app.app_id))
+        with engine.watch() as updates:
+            event_ids = [await send(engine, app.app_id, {"fails": fails}) for fails in (False, True)]
+            found: list[RunUpdate] = []
+            async with asyncio.timeout(30):
+                while len(found) < 4:
+                    update = await anext(updates)
+                    if update.app_id == app.app_id:
+                        found.append(update)
+            runs = [(await ended_runs(engine, event_id))[0].id for event_id in event_ids]
+    kinds = {(each.run_id, each.kind): each for each in found}
+    assert bytes(kinds[runs[0], UpdateKind.RUN_COMPLETED].output or b"") == b'"done"'
+    assert "refused" in (kinds[runs[1], UpdateKind.RUN_FAILED].error or "")
+    assert {run_id for run_id, kind in kinds if kind is UpdateKind.RUN_STARTED} == set(runs)
+    with pytest.raises(StopAsyncIteration):  # The engine was closed.
+        await anext(updates)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "reason"),
+    [
+        (("runs", "list", "--url", AWAY), 1, "the Temporal server at 127.0.0.1:1 cannot be reached"),
+        (("runs", "list", "--follow", "--url", AWAY), 1, "the Temporal server at 127.0.0.1:1 cannot be reached"),
+        (("health", "--url", AWAY), 1, "the Temporal server at 127.0.0.1:1 cannot be reached"),
+        (("runs", "list", "--url", "temporal://host:7233/a/b"), 2, "not the URL of a Temporal server"),
+        (("runs", "list", "--url", AWAY, "--signing-key", "signkey-test-0123456789abcdef"), 1, "TEMPORAL_API_KEY"),
+        (("send", "a/b", "--url", AWAY, "--event-key", "key"), 1, "--event-key has no effect on a Temporal server"),
+        (("sync", "http://127.0.0.1:1/api", "--url", AWAY), 1, "durably start --temporal"),
+    ],
+)
+def test_errors_name_the_server_and_the_remedy(arguments: tuple[str, ...], status: int, reason: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == status, done.output
+    assert reason in " ".join(done.stderr.split())
+
+
+async def test_refusals_are_the_engines(server: DevServer) -> None:
+    url = f"temporal://{server.address}"
+    for arguments, reason in (
+        (("runs", "show", "01ARZ3NDEKTSV4RRFFQ69G5FAV"), "no run has the id"),
+        (("functions", "pause", "nobody-here"), "no app has synced a function with the id 'nobody-here'"),
+        (("logs",), "name a run"),
+    ):
+        done = await asyncio.to_thread(run, *arguments, "--url", url)
+        assert done.exit_code == 1, done.output
+        assert reason in " ".join(done.stderr.split())
+
+
+async def test_the_servers_answer_is_shown_for_an_unknown_namespace(server: DevServer) -> None:
+    done = await asyncio.to_thread(run, "runs", "list", "--url", f"temporal://{server.address}/nowhere")
+    assert done.exit_code == 1, done.output
+    assert "nowhere" in done.stderr
