@@ -335,16 +335,24 @@ class MatchCount(msgspec.Struct, frozen=True, kw_only=True):
     is_complete: bool
 
 
+class Feature(StrEnum):
+    """A filter of lists that some kinds of engines lack."""
+
+    SCHEDULED_RUNS = "scheduled runs"
+    UNMATCHED_EVENTS = "unmatched events"
+
+
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The kind of an engine, for people.
 
-    ``notes`` are sentences on what its lists cannot show. ``run_url`` is the URL of a run in Temporal's UI, with
-    ``{run_id}``, if its address is configured.
+    ``notes`` are sentences on what its lists cannot show, and ``missing`` the features that it refuses. ``run_url`` is
+    the URL of a run in Temporal's UI, with ``{run_id}``, if its address is configured.
     """
 
     kind: str
     notes: list[str] = []
     run_url: str | None = None
+    missing: list[Feature] = []
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):

@@ -73,9 +73,16 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
                 return text
 
         lagging = "which lags behind"
-        assert run.id in await page(f"/runs?function={app.app_id}-go")
-        assert lagging in await page("/")
-        assert event_id in await page(f"/events?name={event}")
+        runs, overview, events = [
+            await page(path) for path in (f"/runs?function={app.app_id}-go", "/", f"/events?name={event}")
+        ]
+        assert run.id in runs
+        assert lagging in overview
+        assert event_id in events
+        # What this engine refuses is not offered.
+        assert ('value="Running"' in runs, 'value="Scheduled"' in runs) == (True, False)
+        assert ("status=Running" in overview, "status=Scheduled" in overview) == (True, False)
+        assert "Anything or nothing" not in events
         for path in ("/functions", f"/functions/{app.app_id}-go", "/apps", "/cron"):
             assert app.app_id in await page(path) or path == "/cron"
         of_run = await page(f"/runs/{run.id}")

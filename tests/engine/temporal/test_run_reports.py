@@ -168,3 +168,32 @@ async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -
         assert not await engine.add_run_logs(run_id, lines)
         with pytest.raises(RunNotFoundError):
             await engine.add_run_logs("nobody", lines)
+
+
+async def test_the_time_until_the_first_call_is_shown_as_queued(server: DevServer) -> None:
+    app = new_app()
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    @app.create_function(
+        fn_id="one", trigger=durably.TriggerEvent(event=app.app_id), concurrency=[durably.Concurrency(limit=1)]
+    )
+    async def one(ctx: durably.Context) -> None:
+        began.set()
+        await goes_on.wait()
+
+    async with serving(server.address, app, [one]) as engine:
+        first = (await engine.invoke(f"{app.app_id}-one")).run_id
+        await began.wait()
+        second = (await engine.invoke(f"{app.app_id}-one")).run_id
+        assert first is not None
+        assert second is not None
+        queued_from = dt.datetime.now(dt.UTC)
+        await asyncio.sleep(0.2)  # The length of the bar.
+        waited = dt.datetime.now(dt.UTC) - queued_from
+        goes_on.set()
+        await engine.wait_for_run(second)
+        report = await engine.inspect_run(second)
+    assert report is not None
+    assert report.spans[0].kind is SpanKind.QUEUED
+    assert report.spans[0].end is not None
+    assert report.spans[0].end - report.spans[0].start >= waited

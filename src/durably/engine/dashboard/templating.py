@@ -12,7 +12,6 @@ from urllib.parse import quote
 import jinja2
 import msgspec
 
-from durably.engine.views import RunStatus
 from durably.protocol.text import keep_ends, printable, printable_lines, redact_url
 
 from . import formats
@@ -74,7 +73,6 @@ def environment() -> jinja2.Environment:
     made.globals |= {
         "navigation": NAVIGATION,
         "share": formats.format_share,
-        "statuses": list(RunStatus),
         "static_path": static_path,
         "zip": zip,
     }

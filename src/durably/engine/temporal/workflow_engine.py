@@ -38,6 +38,7 @@ from durably.engine.reports import (
     Changes,
     EngineInfo,
     EventPage,
+    Feature,
     FunctionLoad,
     FunctionReport,
     LogPage,
@@ -611,7 +612,7 @@ class WorkflowEngine(LocalEngine):
             workflow_id = quote(run_workflow_id(""), safe="")
             namespace = quote(self._client.namespace, safe="")
             url = f"{url.rstrip('/')}/namespaces/{namespace}/workflows/{workflow_id}{{run_id}}"
-        return EngineInfo(kind="Temporal", notes=[_LAG_NOTE, _EVENTS_NOTE], run_url=url)
+        return EngineInfo(kind="Temporal", notes=[_LAG_NOTE, _EVENTS_NOTE], run_url=url, missing=list(Feature))
 
     async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
         return await self._loads.overview(since, until, _now())

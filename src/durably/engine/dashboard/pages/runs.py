@@ -13,8 +13,8 @@ from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.interface import Engine
 from durably.engine.operations import read_status
-from durably.engine.reports import RunPage
-from durably.engine.views import FunctionView
+from durably.engine.reports import EngineInfo, Feature, RunPage
+from durably.engine.views import FunctionView, RunStatus
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 
 from .selected_runs import read_notice
@@ -50,6 +50,7 @@ async def show_runs(visit: Visit) -> DashboardResponse:
     return await visit.page(
         "runs.html",
         found=found,
+        statuses=_statuses(visit.info),
         kept=kept,
         may={action: await visit.may(action) for action in ("cancel_run", "rerun")},
         notice=read_notice(query),
@@ -63,6 +64,11 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         failure_of=_failure_of,
         an_event=next((trigger.event for each in functions for trigger in each.config.triggers if trigger.event), None),
     )
+
+
+def _statuses(info: EngineInfo) -> list[RunStatus]:
+    """The statuses for which the engine can filter."""
+    return [each for each in RunStatus if each is not RunStatus.SCHEDULED or Feature.SCHEDULED_RUNS not in info.missing]
 
 
 async def _search(engine: Engine, conditions: Mapping[str, Any], cursor: str | None) -> RunPage:

@@ -136,6 +136,8 @@ class RunReports:
             return None
         memo = await memo_of(described)
         recorded = await self._read(described)
+        if run.status.has_ended and recorded.record.started_at is not None:
+            run = msgspec.structs.replace(run, started_at=to_datetime(recorded.record.started_at))
         calls = _calls_under_way(described)
         children, has_more = await self._children(run_id)
         reporter = StepReporter(run, calls.get, children, recorded.failed)

@@ -55,7 +55,8 @@ class RunSummary(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class RecordPage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A page of failed attempts, from the answer of the query ``record``.
 
-    ``total`` is the number of failed attempts. The first page also has the rest of the record.
+    ``total`` is the number of failed attempts. The first page also has the rest of the record. ``started_at`` is the
+    time of the first call.
     """
 
     total: int
@@ -63,6 +64,7 @@ class RecordPage(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     state: RunState | None = None
     waits: dict[str, OpenWait] = {}
     unfinished: list[UnfinishedStep] = []
+    started_at: int | None = None
     last_called_at: int | None = None
     logs: list[LogLine] = []
     metadata: list[MetadataView] = []
@@ -229,6 +231,7 @@ class RunRecord:
             state=state,
             waits=self._waits,
             unfinished=self._unfinished,
+            started_at=self.started_at,
             last_called_at=self._last_called_at,
             logs=self.logs,
             metadata=self.metadata,
