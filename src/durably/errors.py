@@ -121,6 +121,10 @@ class CheckpointRefusedError(Error):
     include_stack = False
 
 
+class EngineStoppingError(CheckpointRefusedError):
+    """The engine stops in this process. The answer of the call has its steps."""
+
+
 class EngineNotConfiguredError(Error):
     """A production client has no engine configured. There is no default."""
 

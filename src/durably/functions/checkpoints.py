@@ -10,7 +10,13 @@ from urllib.parse import quote
 import msgspec
 
 from durably.app import App
-from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
+from durably.errors import (
+    CallStaleError,
+    CheckpointRefusedError,
+    EngineStoppingError,
+    OutputUnserializableError,
+    TransportError,
+)
 from durably.execution import Checkpointed, Ending, Found, Memo, Outcome, Raised, Returned, StepReport
 from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
 from durably.protocol.call import CheckpointRequest
@@ -218,6 +224,13 @@ class StepCheckpointer:
             await self._checkpoints.commit(request, io)
         except CallStaleError as error:
             self._stale, self._must_stop = error, True
+        except EngineStoppingError:
+            self._must_stop = True
+            self._logger.info(
+                "run %s: this process stops, so the call ends and its answer has the finished steps; the run continues "
+                "in another process, or after a restart",
+                request.run_id,
+            )
         except CheckpointRefusedError as error:
             self._must_stop = True
             self._logger.warning(

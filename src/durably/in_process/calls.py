@@ -27,7 +27,13 @@ from durably.engine.core.policy import clip_retry_after
 from durably.engine.settings import Clock
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime
-from durably.errors import CallStaleError, CheckpointRefusedError, OutputUnserializableError, TransportError
+from durably.errors import (
+    CallStaleError,
+    CheckpointRefusedError,
+    EngineStoppingError,
+    OutputUnserializableError,
+    TransportError,
+)
 from durably.execution import Found, Outcome, Raised, StandIn, drive
 from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
@@ -219,6 +225,8 @@ class EngineCheckpoints:
             await self._checkpoint(request.run_id, request)
         except (StaleCallError, RunNotFoundError) as error:
             raise CallStaleError(error.message) from None
+        except EngineStoppingError:
+            raise
         except (EngineError, TransportError) as error:
             raise CheckpointRefusedError(error.message) from None
 

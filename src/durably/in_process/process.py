@@ -15,9 +15,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from durably.comm import CommHandler
+from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.policy import dev_backoff, standard_backoff
 from durably.engine.settings import EngineSettings
-from durably.errors import EngineNotStartedError, Error, TransportError
+from durably.errors import EngineNotStartedError, EngineStoppingError, Error, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.events import EventReceipt
@@ -236,22 +237,29 @@ class ProcessEngine(Generic[N]):
     async def _checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         """Commit steps of a function, from any event loop.
 
-        Waits without a limit while there is no leader. Raises ``TransportError`` if the node was closed: a sync
-        function cannot be stopped, and may still run.
+        Waits without a limit while there is no leader. Raises ``EngineStoppingError`` if the node is closed or closes:
+        a sync function cannot be stopped, and may still run.
         """
         if (node := self._node) is None:
-            raise TransportError("the engine has been stopped in this process")
+            raise EngineStoppingError("the engine has been stopped in this process")
         arguments = {"run_id": run_id, "request": request}
         try:
             await submit(node.request("checkpoint", arguments))
         except NodeClosedError:
-            raise TransportError("the engine has been stopped in this process") from None
+            raise EngineStoppingError("the engine has been stopped in this process") from None
 
     # on the engine's thread
 
     async def _start_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Raises the error that prevents the start.
+
+        A refused function is the app's mistake: the traceback of the engine's own code would hide the message.
+        """
         self._app_loop.loop = loop
-        await submit(self._start())
+        try:
+            await submit(self._start())
+        except ConfigInvalidError as error:
+            raise error.with_traceback(None) from None
 
     async def _start(self) -> None:
         """Raises the error that prevents the start."""

@@ -141,6 +141,13 @@ class TemporalNode:
     async def _run(self) -> None:
         try:
             engine = WorkflowEngine(await connect_patiently(self._temporal, self._note_absence), self._settings)
+            connection = self._temporal.settings
+            _logger.info(
+                "process %d is connected to Temporal at %s, namespace %s",
+                os.getpid(),
+                connection.address,
+                connection.namespace,
+            )
             self._engine.set_result(engine)
             await self._sync(engine)
             self._report_start()
@@ -224,6 +231,9 @@ class TemporalNode:
             except EngineError:
                 await self._stop_workers(is_end=False)
                 raise
+            for sync in syncs:
+                functions = ", ".join(function.id for function in sync.functions) or "no functions"
+                _logger.info("process %d synced the app %s with Temporal: %s", os.getpid(), sync.app_id, functions)
 
     async def _call(self, call: CallInput, data: CallData) -> Answer:
         """Run a call. Its run makes a returned one again, for another worker.

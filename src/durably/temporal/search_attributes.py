@@ -88,6 +88,11 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
     except RPCError as error:
         if error.status in (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
             raise
+        if error.status is RPCStatusCode.NOT_FOUND:
+            raise SearchAttributeError(
+                f'the Temporal server has no namespace "{client.namespace}": check TEMPORAL_NAMESPACE, or create it: '
+                f"`temporal operator namespace create {client.namespace}`"
+            ) from error
         steps = "; ".join(commands(client, name, indexed) for name, indexed in attributes.items())
         raise SearchAttributeError(
             f"the search attribute {', '.join(attributes)} must be registered in the namespace {client.namespace}, and "

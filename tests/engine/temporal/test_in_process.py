@@ -6,6 +6,7 @@ import datetime as dt
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -139,6 +140,42 @@ async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(
         await second.engine.stop()
 
 
+async def test_a_stop_hands_over_finished_steps_and_says_so(
+    server: DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    goes_on = asyncio.Event()
+
+    def two_steps(app: App) -> Function[Any]:
+        @app.client.create_function(fn_id="two", trigger=TriggerEvent(event="handover/two"))
+        async def two(ctx: Context) -> None:
+            async def first() -> None:
+                app.report("first")
+                await goes_on.wait()
+
+            await ctx.step.run("first", first)
+            await ctx.step.run("second", app.report, "second")
+
+        return two
+
+    caplog.set_level(logging.INFO)
+    app = App(TemporalEngine(server.address), "handover").serve(two_steps)
+    await app.engine.start()
+    await app.send("two")
+    assert await app.reported() == "first"
+    stopping = asyncio.create_task(app.engine.stop())
+    async with asyncio.timeout(WAIT_SECONDS):
+        while app.engine._process._node is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    goes_on.set()
+    await stopping
+    assert "this process stops, so the call ends and its answer has the finished steps" in caplog.text
+    assert "refused" not in caplog.text
+    assert f"is connected to Temporal at {server.address}, namespace default" in caplog.text
+    assert "synced the app handover with Temporal: handover-two" in caplog.text
+    async with app.engine.running():
+        assert await app.reported() == "second"
+
+
 async def test_a_process_that_lacks_the_function_uses_up_no_attempt(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -193,8 +230,10 @@ async def test_invalid_options_prevent_the_start(server: DevServer) -> None:
     async def bad(ctx: Context) -> None: ...
 
     CommHandler(client=app.client, framework="test", functions=[bad])
-    with pytest.raises(ConfigInvalidError, match=r"'invalid-bad'.*@daily"):
+    with pytest.raises(ConfigInvalidError, match=r"'invalid-bad'.*@daily") as refused:
         await app.engine.start()
+    # What servers print of it: not the code of the engine.
+    assert "workflow_engine" not in "".join(traceback.format_exception(refused.value))
 
 
 async def test_invalid_settings_prevent_the_start() -> None:
