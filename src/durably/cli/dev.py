@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from .options import open_tracing, read_allowed_hosts, server_options
+from .temporal_start import refuse_options
 
 
 @click.command()
@@ -36,6 +37,13 @@ from .options import open_tracing, read_allowed_hosts, server_options
     metavar="PATH",
     help="File that keeps the engine's state; :memory: keeps none.  [default: .durably/dev.db]",
 )
+@click.option(
+    "--temporal",
+    "temporal_address",
+    metavar="HOST:PORT",
+    help="Temporal server that keeps the engine's state, in place of --db. `temporal server start-dev` starts one. "
+    "Namespace, TLS, API key and encryption come from environment variables whose names begin with TEMPORAL.",
+)
 @click.option("--no-reload", is_flag=True, help="Do not restart MODULE:APP when its source changes.")
 def dev(
     target: str | None,
@@ -47,6 +55,7 @@ def dev(
     app_port: int,
     app_path: str | None,
     database: Path | None,
+    temporal_address: str | None,
     no_reload: bool,
     max_connections: int,
     allow_private_addresses: bool,
@@ -62,8 +71,13 @@ def dev(
     the working directory changes, and is synced. For an app that runs separately, give the URL of its endpoint with -u,
     like http://127.0.0.1:3000/api/inngest.
 
-    Updates of runs are printed. The state is kept between starts, so that runs continue.
+    Updates of runs are printed, on Temporal starts and ends of runs. The state is kept between starts, so that runs
+    continue.
     """
+    if temporal_address is not None:
+        if database is not None:
+            raise click.UsageError("give one of --db and --temporal, where the engine's state is kept")
+        refuse_options(click.get_current_context())
     from .dev_server import DevOptions, DevServer
     from .event_loop import run_until_stopped
     from .log_lines import LogFormat
@@ -78,6 +92,7 @@ def dev(
         app_port=app_port,
         app_path=app_path,
         database=database,
+        temporal_address=temporal_address,
         reload=not no_reload,
         max_connections=max_connections,
         allow_private_addresses=allow_private_addresses,

@@ -9,8 +9,9 @@ A script can use it too::
 import asyncio
 import datetime as dt
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -35,6 +36,7 @@ from .child_process import AppFailedError, SourceChanges, free_port, restart_on_
 from .event_loop import first_failure
 from .log_lines import LogConsole, LogFormat, log_update, write_log
 from .run_text import Activity
+from .temporal_start import dev_engine_on_temporal
 from .text import Console
 
 IN_MEMORY = Path(":memory:")
@@ -46,11 +48,11 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Options of ``durably dev``.
 
     ``target`` is the ``module:app`` to serve. ``urls`` are separate apps, synced every ``poll_interval`` seconds. Port
-    0 takes a free port. Without ``database``, the state is in ``.durably/dev.db`` below the working directory; with
-    ``Path(":memory:")``, in a temporary file. ``allowed_hosts`` are hosts besides those of this machine that the engine
-    answers to. ``app_path`` is the path of the app's endpoint, if it is not a usual one. With ``reload``, the app
-    restarts when Python source below the working directory changes. ``log_format`` JSON writes all output as a log, to
-    stderr.
+    0 takes a free port. With ``temporal_address``, a ``host:port``, the state is on that Temporal server. Without
+    ``database``, the state is in ``.durably/dev.db`` below the working directory; with ``Path(":memory:")``, in a
+    temporary file. ``allowed_hosts`` are hosts besides those of this machine that the engine answers to. ``app_path``
+    is the path of the app's endpoint, if it is not a usual one. With ``reload``, the app restarts when Python source
+    below the working directory changes. ``log_format`` JSON writes all output as a log, to stderr.
     """
 
     target: str | None = None
@@ -62,6 +64,7 @@ class DevOptions(msgspec.Struct, frozen=True, kw_only=True):
     app_port: int = DEFAULT_APP_PORT
     app_path: str | None = None
     database: Path | None = None
+    temporal_address: str | None = None
     reload: bool = False
     max_connections: int = 1000
     allow_private_addresses: bool = True
@@ -127,11 +130,9 @@ class DevServer:
         options = self.options
         if self._is_log:
             write_log(options.log_format)
-        is_kept = options.database != IN_MEMORY
-        database = (options.database or state_directory() / "dev.db") if is_kept else self._temporary_database()
         settings = EngineSettings(
             server_kind=ServerKind.DEV,
-            durability=Durability.FULL if is_kept else Durability.OFF,
+            durability=Durability.OFF if options.database == IN_MEMORY else Durability.FULL,
             allow_private_addresses=options.allow_private_addresses,
             max_steps=options.max_steps,
             max_depth=options.max_depth,
@@ -139,10 +140,9 @@ class DevServer:
             max_event_bytes=MAX_DEV_EVENT_BYTES,
             tracing=self._tracing,
         )
+        open_server, where = self._make_engine(settings)
         try:
-            self._server = await EngineServer.open(
-                database,
-                settings,
+            self._server = await open_server(
                 host=options.host,
                 port=options.port,
                 allowed_hosts=options.allowed_hosts,
@@ -156,7 +156,6 @@ class DevServer:
             raise
         self._cleanup.push_async_callback(self._server.close)
         self._updates = self._cleanup.enter_context(self.engine.watch())
-        where = f"state in {database}" if is_kept else "state is lost when it ends"
         self.console.note(f"engine at {self.server.origin}, {where}")
         self.console.note(f"dashboard: {self.server.origin}/")
         if options.host not in LOOPBACK_HOSTS:
@@ -167,6 +166,17 @@ class DevServer:
             self.console.note(
                 f"start apps with DURABLY_DEV={self.server.origin} (other SDKs: INNGEST_DEV), or name them with -u"
             )
+
+    def _make_engine(self, settings: EngineSettings) -> tuple[Callable[..., Awaitable[EngineServer]], str]:
+        """A function that opens the server, and the place of the state in words."""
+        options = self.options
+        if options.temporal_address is not None:
+            open_engine, where = dev_engine_on_temporal(options.temporal_address, settings)
+            return partial(EngineServer.open_on, open_engine, settings), f"state on {where}"
+        if options.database == IN_MEMORY:
+            return partial(EngineServer.open, self._temporary_database(), settings), "state is lost when it ends"
+        database = options.database or state_directory() / "dev.db"
+        return partial(EngineServer.open, database, settings), f"state in {database}"
 
     def _temporary_database(self) -> Path:
         """The path of a database in a temporary directory.

@@ -1,4 +1,7 @@
-"""``HttpClient``, the connection of a command to an engine's HTTP API, by TCP or over a Unix socket."""
+"""``HttpClient``, the connection of a command to an engine's HTTP API.
+
+The connection is TCP or a Unix socket.
+"""
 
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from http import HTTPStatus

@@ -289,7 +289,7 @@ def client_options(command: Command) -> Command:
         callback=_check_engine_url,
         metavar="URL",
         help=f"The engine to connect to: its origin, or {TEMPORAL_SCHEME}HOST:PORT[/NAMESPACE] for one on a Temporal "
-        f"server, with TLS, API key and encryption from the TEMPORAL_… variables.  "
+        f"server, with TLS, API key and encryption from variables whose names begin with TEMPORAL.  "
         f"[env var: {ENGINE_URL.name}, {DEV.name}; default: {DEV_ORIGIN}]",
     )
     @click.option(

@@ -1,4 +1,4 @@
-"""``TemporalClient``, the connection of a command to an engine on a Temporal server."""
+"""``TemporalClient``, the connection of a command to a Temporal server."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -21,6 +21,7 @@ from durably.io.background_loop import get_background_loop
 from durably.protocol.api import AppSyncBody
 from durably.protocol.text import printable
 from durably.temporal import Temporal, TemporalUnreachableError
+from durably.temporal.connect_failures import explain_refusal
 
 from .engine_client import TIMEOUT_SECONDS, AnswerError, EngineClient, EngineUnreachedError
 from .text import CliError
@@ -113,7 +114,7 @@ class TemporalClient(EngineClient):
             case TimeoutError():
                 raise EngineUnreachedError(f"no answer to {what!r} within {TIMEOUT_SECONDS:.0f} s. {_NO_WORKER}")
             case RPCError() if not is_away(error):
-                raise CliError(f"the Temporal server refuses {what!r}: {printable(error.message)}") from None
+                raise CliError(printable(explain_refusal(error.message, self._temporal.settings))) from None
         if is_away(error):
             raise EngineUnreachedError(f"no answer to {what!r} ({printable(str(error))}). {_NO_WORKER}") from None
         raise error

@@ -1,4 +1,7 @@
-"""The engine of ``durably start --temporal``, and the options that it refuses."""
+"""Engines of ``durably start`` and ``durably dev`` with ``--temporal``.
+
+The options that they refuse are here too.
+"""
 
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from durably.engine.http.server import EngineServer
     from durably.engine.interface import LocalEngine
     from durably.engine.settings import EngineSettings
+    from durably.temporal import Temporal
 
 _ALERTS = "Temporal stores the ends of runs, and this process does not see those of others. Alert on Temporal's metrics"
 _REFUSED = {
@@ -53,18 +57,11 @@ def server_on_temporal(
 
     Raises ``CliError`` for invalid settings of the connection.
     """
-    require_temporal()
+    temporal = _connection_to(address)
     from durably.engine.http.server import EngineServer
-    from durably.engine.temporal.converter import DATA_CONVERTER
     from durably.engine.temporal.http_engine import HttpWorkflowEngine
-    from durably.temporal import Temporal, TemporalSettingsError, TemporalUnreachableError
+    from durably.temporal import TemporalUnreachableError
     from durably.temporal.patience import connect_patiently
-
-    temporal = Temporal(address, data_converter=DATA_CONVERTER)
-    try:
-        connection = temporal.settings
-    except TemporalSettingsError as error:
-        raise CliError(error.message) from None
 
     def note(error: TemporalUnreachableError) -> None:
         if str(error) not in known:
@@ -81,4 +78,40 @@ def server_on_temporal(
         _logger.info(_NOT_SEEN)
         return server
 
-    return open_server, {"temporal": connection.address, "namespace": connection.namespace}
+    return open_server, {"temporal": temporal.settings.address, "namespace": temporal.settings.namespace}
+
+
+def dev_engine_on_temporal(
+    address: str, settings: "EngineSettings"
+) -> "tuple[Callable[[], Awaitable[LocalEngine]], str]":
+    """A function that opens the engine, and the place of its state in words.
+
+    Raises ``CliError`` for invalid settings of the connection. The function raises it if no server answers.
+    """
+    temporal = _connection_to(address)
+    from durably.engine.temporal.http_engine import HttpWorkflowEngine
+    from durably.temporal import TemporalUnreachableError
+    from durably.temporal.errors import SearchAttributeError
+
+    async def open_engine() -> "LocalEngine":
+        try:
+            return await HttpWorkflowEngine.open(await temporal.connect(interceptors=()), settings)
+        except (TemporalUnreachableError, SearchAttributeError) as error:
+            raise CliError(error.message) from None
+
+    where = f"the Temporal server at {temporal.settings.address}, namespace {temporal.settings.namespace}"
+    return open_engine, where
+
+
+def _connection_to(address: str) -> "Temporal":
+    """Raises ``CliError`` for invalid settings, or if the extra is not installed."""
+    require_temporal()
+    from durably.engine.temporal.converter import DATA_CONVERTER
+    from durably.temporal import Temporal, TemporalSettingsError
+
+    temporal = Temporal(address, data_converter=DATA_CONVERTER)
+    try:
+        _ = temporal.settings
+    except TemporalSettingsError as error:
+        raise CliError(error.message) from None
+    return temporal

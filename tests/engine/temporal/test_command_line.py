@@ -10,10 +10,24 @@ from click.testing import CliRunner, Result
 
 import durably
 from durably.cli.commands import durably as durably_command
+from durably.cli.dev_server import DevOptions
+from durably.cli.dev_server import DevServer as CommandDevServer
+from durably.cli.text import Console
 from durably.engine.views import RunUpdate, UpdateKind
 
 from ...temporal.dev_server import DevServer
 from .serving import ended_runs, eventually, new_app, send, serving
+
+
+class Notes(Console):
+    """Keeps the lines of ``durably dev``."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
 
 AWAY = "temporal://127.0.0.1:1"
 
@@ -118,4 +132,40 @@ async def test_refusals_are_the_engines(server: DevServer) -> None:
 async def test_the_servers_answer_is_shown_for_an_unknown_namespace(server: DevServer) -> None:
     done = await asyncio.to_thread(run, "runs", "list", "--url", f"temporal://{server.address}/nowhere")
     assert done.exit_code == 1, done.output
-    assert "nowhere" in done.stderr
+    assert 'has no namespace "nowhere"' in done.stderr
+
+
+async def test_the_development_engine_keeps_its_state_on_the_server(server: DevServer) -> None:
+    app = new_app()
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
+    async def go(ctx: durably.Context) -> None: ...
+
+    console = Notes()
+    options = DevOptions(temporal_address=server.address, port=0)
+    async with serving(server.address, app, [go]) as engine, CommandDevServer(options, console) as dev:
+        assert f"state on the Temporal server at {server.address}, namespace default" in console.lines[0]
+        (run_id,) = [each.id for each in await ended_runs(engine, await send(engine, app.app_id))]
+        assert await dev.engine.get_run(run_id) is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "namespace", "status", "reason"),
+    [
+        (("--db", "x.db"), "default", 2, "give one of --db and --temporal"),
+        (("--otel",), "default", 1, "--otel cannot be used with --temporal"),
+        ((), "nowhere", 1, 'no namespace "nowhere"'),
+    ],
+)
+def test_the_development_engine_says_what_prevents_its_start(
+    server: DevServer, arguments: tuple[str, ...], namespace: str, status: int, reason: str
+) -> None:
+    done = run("dev", "--temporal", server.address, "--port", "0", *arguments, TEMPORAL_NAMESPACE=namespace)
+    assert done.exit_code == status, done.output
+    assert reason in " ".join(done.stderr.split())
+
+
+def test_the_development_engine_does_not_wait_for_a_server() -> None:
+    done = run("dev", "--temporal", "127.0.0.1:1", "--port", "0")
+    assert done.exit_code == 1, done.output
+    assert "`temporal server start-dev` starts one" in " ".join(done.stderr.split())

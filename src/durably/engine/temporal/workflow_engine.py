@@ -228,7 +228,10 @@ class WorkflowEngine(LocalEngine):
         return ProcessWorkers([common, *runs, of_requests], slots)
 
     async def close(self) -> None:
-        """Close the connections of steps' requests, and end watches. Stop the workers before."""
+        """Close the connections of steps' requests, and end watches.
+
+        Stop the workers before.
+        """
         self._closed.set()
         await self._outbound.close()
 
@@ -248,7 +251,10 @@ class WorkflowEngine(LocalEngine):
 
     @contextlib.contextmanager
     def watch(self) -> Iterator[AsyncIterator[RunUpdate]]:
-        """Starts and ends of runs, about a second later. Updates of steps are not in Temporal's index."""
+        """Starts and ends of runs, about a second later.
+
+        Temporal's index has no steps.
+        """
         yield RunWatch(self._lists, self._views, self._closed)
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:

@@ -26,7 +26,10 @@ _logger = get_logger("durably.engine")
 
 
 class _Progress(msgspec.Struct, frozen=True):
-    """The changes that were reported: the time of the latest, and the ids of runs with one since ``since``."""
+    """The changes that were reported.
+
+    ``latest`` is the time of the last one, ``ids`` are the runs with a change since ``since``.
+    """
 
     latest: dt.datetime
     ids: frozenset[str] = frozenset()
@@ -97,7 +100,7 @@ class RunWatch(AsyncIterator[RunUpdate]):
         self._pending.extend(sorted(updates, key=lambda update: update.at))
 
     async def _first_progress(self) -> tuple[_Progress, _Progress]:
-        """What lies before this iteration: the changes until the newest run's start."""
+        """The changes before this iteration."""
         newest = await anext(self._lists.walk(RunFilter()), None)
         latest = _EARLIEST if newest is None else newest.start_time
         ends = await self._lists.read(RunFilter(ended_after=latest - _LAG))
