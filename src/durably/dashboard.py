@@ -3,6 +3,7 @@
 ``Action`` is the argument of a user's ``authorize``. The adapters translate a request and a response, nothing else.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from http import HTTPStatus
@@ -10,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from durably.engine.dashboard.commands import Finding, at_url, on_database
-from durably.engine.dashboard.dashboard import Dashboard, name_permission
+from durably.engine.dashboard.dashboard import SEGMENTS, Dashboard, name_permission
 from durably.engine.dashboard.messages import Action, CallBlocking, DashboardRequest, DashboardResponse
 from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
 from durably.engine.http.codec import HttpRequest, HttpResponse
@@ -29,6 +30,8 @@ __all__ = ["Action", "DashboardRequest", "MountedDashboard", "name_permission"]
 STREAM_SECONDS = 5.0
 """The longest stream of a dashboard in an app. Servers such as uvicorn wait for it when they stop."""
 _TIMEOUT_SECONDS = 30.0
+ROOT_PATHS = rf"(?:(?:{'|'.join(sorted(map(re.escape, SEGMENTS - {''})))})(?:/[\s\S]*)?)?"
+"""The paths of a dashboard at the root, without the first slash. All others are the app's."""
 _OF_PATHS = "/:@!$&'()*+=~"
 """Characters that browsers send as they are in a path. Commas and semicolons end cookies' paths."""
 

@@ -23,7 +23,7 @@ from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, read_chunks
 from durably.web import lower_headers
-from durably.web.starlette import ANY_PATH, AnyMethod, mount_point, read_body, to_response
+from durably.web.starlette import ANY_PATH, AnyMethod, mount_point, path_of, read_body, to_response
 
 from .client import Client
 from .comm import CommHandler, CommRequest
@@ -84,7 +84,7 @@ def dashboard(
     data to every visitor, who can change runs too. Raises ``DashboardConfigError`` unless exactly one of
     them is given.
     """
-    from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
+    from durably.dashboard import ROOT_PATHS, DashboardRequest, MountedDashboard, check_size, refuse
 
     server = MountedDashboard(
         client,
@@ -115,7 +115,7 @@ def dashboard(
         )
         return to_response(await server.handle(made))
 
-    for pattern in ([server.mount] if server.mount else []) + [f"{server.mount}/{ANY_PATH}"]:
+    for pattern in (server.mount, f"{server.mount}/{ANY_PATH}") if server.mount else (path_of(ROOT_PATHS),):
         app.router.routes.append(Route(pattern, AnyMethod(view), include_in_schema=False, name="durably-dashboard"))
 
 

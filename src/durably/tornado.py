@@ -97,7 +97,7 @@ def dashboard(
     ``authorize`` runs on the event loop, as handlers do. ``base`` is the
     application's own handler class, so that ``action.request.current_user`` is the user of its ``get_current_user``.
     """
-    from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
+    from durably.dashboard import ROOT_PATHS, DashboardRequest, MountedDashboard, check_size, refuse
 
     raises = (tornado.web.HTTPError, tornado.web.Finish)
     server = MountedDashboard(
@@ -141,7 +141,9 @@ def dashboard(
 
         get = head = post = put = patch = delete = options = trace = _answer
 
-    app.add_handlers(r".*", [(rf"{re.escape(server.mount)}(/[\s\S]*)?", DashboardHandler)])
+    # Handlers that are added come before the app's own.
+    paths = rf"{re.escape(server.mount)}(/[\s\S]*)?" if server.mount else f"(/{ROOT_PATHS})"
+    app.add_handlers(r".*", [(paths, DashboardHandler)])
 
 
 async def _call(function: Callable[[], Any]) -> Any:

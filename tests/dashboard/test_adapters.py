@@ -10,7 +10,9 @@ import flask
 import httpx
 import pytest
 import tornado.httpclient
+import tornado.httputil
 import tornado.web
+from starlette.routing import Match
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 import durably
@@ -118,18 +120,18 @@ async def test_links_begin_with_the_mount_point_and_the_prefix(path: str, client
     flask_app = flask.Flask(__name__)
     durably.flask.dashboard(flask_app, client, path, allow_anonymous=True)
     flask_app.wsgi_app = ProxyFix(flask_app.wsgi_app, x_prefix=1)  # type: ignore[method-assign]
-    asked = f"{mount}/nothing"
+    asked = f"{mount}/runs/no/such/page"
     plain = (await ask(app, asked)).text, flask_app.test_client().get(asked).text
     for text in plain:
-        assert f'href="{mount}/static/' in text
+        assert f'href="{mount}/assets/' in text
     behind = flask_app.test_client().get(asked, headers={"x-forwarded-prefix": "/shop"}).text
     rooted = (await ask(app, f"/shop{asked}", root_path="/shop")).text
     outer = fastapi.FastAPI()
     outer.mount("/shop", app)
     inner = (await ask(outer, f"/shop{asked}")).text
     for text in (behind, rooted, inner):
-        assert f'href="/shop{mount}/static/' in text
-        assert f'href="{mount}/static/' not in text
+        assert f'href="/shop{mount}/assets/' in text
+        assert f'href="{mount}/assets/' not in text
 
 
 def test_links_with_a_prefix_of_two_slashes_stay_on_the_site(client: durably.Client) -> None:
@@ -137,7 +139,7 @@ def test_links_with_a_prefix_of_two_slashes_stay_on_the_site(client: durably.Cli
     durably.flask.dashboard(app, client, allow_anonymous=True)
     app.wsgi_app = ProxyFix(app.wsgi_app, x_prefix=1)  # type: ignore[method-assign]
     answer = app.test_client().get("/durably/nothing", headers={"x-forwarded-prefix": "//evil.example/a;b"})
-    assert 'href="/evil.example/a%3Bb/durably/static/' in answer.text
+    assert 'href="/evil.example/a%3Bb/durably/assets/' in answer.text
     assert 'href="//' not in answer.text
 
 
@@ -234,6 +236,48 @@ async def test_tornado_has_the_apps_own_handler_and_its_errors(client: durably.C
         assert answer.code == status, user
     http.close()
     server.stop()
+
+
+def test_a_dashboard_at_the_root_leaves_other_paths_to_the_app(client: durably.Client) -> None:
+    async def home(request: Any) -> Any: ...
+
+    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="f"))(lambda ctx: None)
+    fast_api, flask_app = fastapi.FastAPI(), flask.Flask(__name__)
+    app = tornado.web.Application([("/own", tornado.web.RequestHandler)], static_path="/tmp")
+    durably.fast_api.dashboard(fast_api, client, "/", allow_anonymous=True)
+    durably.flask.dashboard(flask_app, client, "/", allow_anonymous=True)
+    durably.tornado.dashboard(app, client, "/", allow_anonymous=True)
+    durably.fast_api.serve(fast_api, client, [function])
+    durably.tornado.serve(app, client, [function])
+    fast_api.add_route("/static/own.css", home)
+
+    def handler_in_tornado(path: str) -> str:
+        start = tornado.httputil.RequestStartLine("GET", path, "HTTP/1.1")
+        headers = tornado.httputil.HTTPHeaders({"Host": "app"})
+        request = tornado.httputil.HTTPServerRequest(start_line=start, headers=headers, connection=NotConnected())
+        return app.find_handler(request).handler_class.__name__  # type: ignore[attr-defined]
+
+    def route_in_fast_api(path: str) -> str:
+        scope = {"type": "http", "path": path, "method": "GET"}
+        return next(route.name for route in fast_api.routes if route.matches(scope)[0] is Match.FULL)
+
+    ours = ("/", "/runs", "/runs/x", "/assets/1/app.js")
+    assert [handler_in_tornado(path) for path in ours] == ["DashboardHandler"] * 4
+    assert [route_in_fast_api(path) for path in ours] == ["durably-dashboard"] * 4
+    theirs = ("/own", "/api/inngest", "/static/own.css")
+    assert [handler_in_tornado(path) for path in theirs] == ["RequestHandler", "DurablyHandler", "StaticFileHandler"]
+    assert [route_in_fast_api(path) for path in theirs[1:]] == ["durably", "home"]
+    page = flask_app.test_client().get("/runs").text
+    style = next(part for part in page.split('"') if part.endswith(".css"))
+    assert flask_app.test_client().get(style).headers["content-type"] == "text/css; charset=utf-8"
+
+
+class NotConnected:
+    """What Tornado's requests have in place of a connection."""
+
+    context = None
+
+    def set_close_callback(self, callback: object) -> None: ...
 
 
 async def test_the_apps_own_routes_come_first(client: durably.Client) -> None:

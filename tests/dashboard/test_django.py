@@ -72,14 +72,14 @@ for user, status in EXPECTED.items():
         assert b"hunter2" not in answer.content
         assert (b"It needs the permission view" in answer.content) == (user == "grace")
         if status == 200:
-            assert f'href="/shop/{name}/static/'.encode() in answer.content
+            assert f'href="/shop/{name}/assets/'.encode() in answer.content
 asyncio.run(check_async())
 browser = Client(enforce_csrf_checks=True)
 assert browser.get("/open/events/send").cookies["durably-csrf"]["path"] == "/shop/open"
 answer = Client().get("/a;b é/runs-of/events/send")
 assert answer.status_code == 200, (answer.status_code, answer.content)
 assert answer.cookies["durably-csrf"]["path"] == "/shop/a%3Bb%20%C3%A9/runs-of", answer.cookies
-assert b'href="/shop/a%3Bb%20%C3%A9/runs-of/static/' in answer.content
+assert b'href="/shop/a%3Bb%20%C3%A9/runs-of/assets/' in answer.content
 assert browser.post("/open/runs/x/cancel", "x", content_type="application/x-www-form-urlencoded").status_code == 403
 assert Client().post("/open/runs/x/cancel", "x" * 3_000_000, content_type="text/plain").status_code == 413
 print("done")

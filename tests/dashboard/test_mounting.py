@@ -59,12 +59,12 @@ def test_the_mount_point_leads_to_the_dashboard_with_and_without_a_slash(app: Mo
 
 
 def test_styles_are_kept_and_files_outside_are_not_found(app: Mounted) -> None:
-    [style, *_] = re.findall(r'href="(/durably/static/[^"]+\.css)"', app.ask("viewer", "/durably/runs").text)
+    [style, *_] = re.findall(r'href="(/durably/assets/[^"]+\.css)"', app.ask("viewer", "/durably/runs").text)
     answer = app.ask("viewer", style)
     assert (answer.status, answer.headers["Content-Type"]) == (200, "text/css; charset=utf-8")
     assert "immutable" in answer.headers["Cache-Control"]
     for trick in ("../dashboard.py", "..%2fdashboard.py", "%2e%2e/dashboard.py", "/etc/passwd", "%00", "x%0a", ".."):
-        assert app.ask("viewer", f"/durably/static/x/{trick}").status in (400, 404), trick
+        assert app.ask("viewer", f"/durably/assets/x/{trick}").status in (400, 404), trick
 
 
 def test_others_see_nothing(app: Mounted) -> None:

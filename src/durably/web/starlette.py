@@ -1,5 +1,6 @@
 """Requests and responses of Starlette, and of FastAPI, which is based on it."""
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,17 @@ class _AnyPath(Convertor[str]):
 register_url_convertor("durably_any_path", _AnyPath())
 ANY_PATH = "{path:durably_any_path}"
 """The part of a route's path that matches everything below a mount point."""
+
+
+def path_of(regex: str) -> str:
+    """A route's path below the root, which matches an expression."""
+
+    class Matching(_AnyPath): ...
+
+    Matching.regex = regex
+    name = f"durably_path_{hashlib.sha256(regex.encode()).hexdigest()[:16]}"
+    register_url_convertor(name, Matching())
+    return f"/{{path:{name}}}"
 
 
 class AnyMethod:

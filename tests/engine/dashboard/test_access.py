@@ -176,7 +176,7 @@ async def test_paths_cannot_forge_headers_or_lead_elsewhere(app: SmallApp, engin
         "x" * 50_000,
     ]
     for name in names:
-        for path in (f"/runs/{name}/cancel", f"/runs/{name}/rerun", f"/{name}", f"/static/{name}/app.js"):
+        for path in (f"/runs/{name}/cancel", f"/runs/{name}/rerun", f"/{name}", f"/assets/{name}/app.js"):
             for answer in (await post(dashboard, path, token, cookie), await get(dashboard, path)):
                 assert_safe(answer)
     for query in (

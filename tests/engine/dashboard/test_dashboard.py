@@ -37,7 +37,7 @@ async def test_a_dashboard_needs_exactly_one_policy(engine: SqliteEngine, policy
 
 
 async def test_each_answer_has_a_strict_policy(dashboard: Dashboard) -> None:
-    for path in ("/runs", "/nowhere", "/static/x/app.js"):
+    for path in ("/runs", "/nowhere", "/assets/x/app.js"):
         response = await get(dashboard, path)
         policy = header(response, "content-security-policy")
         assert policy is not None
@@ -53,18 +53,18 @@ async def test_pages_are_not_kept_by_caches(dashboard: Dashboard) -> None:
 
 async def test_static_files_have_a_hash_and_are_kept(dashboard: Dashboard) -> None:
     text = await page(dashboard, "/runs", mount="/durably")
-    paths = re.findall(r'(?:href|src)="/durably(/static/[^"]+)"', text)
+    paths = re.findall(r'(?:href|src)="/durably(/assets/[^"]+)"', text)
     assert {path.rpartition(".")[2] for path in paths} == {"css", "js", "svg"}
     for path in paths:
         response = await get(dashboard, path)
         assert response.status_code == 200
         assert "immutable" in (header(response, "cache-control") or "")
-    other = await get(dashboard, "/static/another-version/app.js")
+    other = await get(dashboard, "/assets/another-version/app.js")
     assert (other.status_code, header(other, "cache-control")) == (200, "no-store")
 
 
 @pytest.mark.parametrize(
-    "address", ["/static/x/nothing.js", "/static/x/../dashboard.py", "/static/app.js", "/runs/a/b/c"]
+    "address", ["/assets/x/nothing.js", "/assets/x/../dashboard.py", "/assets/app.js", "/runs/a/b/c"]
 )
 async def test_what_does_not_exist_is_a_page_with_404(dashboard: Dashboard, address: str) -> None:
     response = await get(dashboard, address)

@@ -251,12 +251,12 @@ async def test_a_form_of_another_site_does_not_sign_in(server: KeySignIn) -> Non
 
 async def test_nothing_but_files_is_shown_before_the_sign_in(server: KeySignIn) -> None:
     browser = Browser(server)
-    for path in ("/", "/runs", "/runs/x", "/live", "/sign-in/x", "/SIGN-IN", "//runs", "/static/../runs"):
+    for path in ("/", "/runs", "/runs/x", "/live", "/sign-in/x", "/SIGN-IN", "//runs", "/assets/../runs"):
         response = await browser.ask("GET", path)
         assert response.status_code in (303, 404), path
     for method, path in (("POST", "/runs/x/cancel"), ("DELETE", "/runs"), ("GET", "/sign-out")):
         assert (await browser.ask(method, path, **{CSRF_FIELD: TOKEN})).status_code == 403, path
-    [style, *_] = re.findall(r'href="(/static/[^"]+\.css)"', (await browser.ask("GET", "/sign-in")).body.decode())
+    [style, *_] = re.findall(r'href="(/assets/[^"]+\.css)"', (await browser.ask("GET", "/sign-in")).body.decode())
     assert (await browser.ask("GET", style)).status_code == 200
 
 
@@ -340,7 +340,7 @@ def production() -> EngineSettings:
 async def test_an_engine_in_production_has_no_dashboard_unless_it_is_configured(tmp_path: Path) -> None:
     server = await EngineServer.open(tmp_path / "engine.db", production(), event_keys=["e"], port=0)
     async with server, aiohttp.ClientSession(server.origin) as session:
-        for path in ("/", "/runs", "/sign-in", "/static/x/app.js"):
+        for path in ("/", "/runs", "/sign-in", "/assets/x/app.js"):
             async with session.get(path, allow_redirects=False) as response:
                 assert response.status in (401, 404)
 

@@ -22,13 +22,13 @@ from .commands import Finding, FindingOf
 from .messages import Action, DashboardRequest, DashboardResponse
 from .protection import HEADERS, describe_forgery
 from .routing import VIEW, Live, Route, find_route, first_segments
-from .static_files import answer_static
+from .static_files import ASSETS, answer_static
 from .visit import PageError, Visit, parse_fields
 
 Authorize = Callable[[Action], bool | Awaitable[bool]]
 
 ROUTES = (*pages.ROUTES, *live.ROUTES)
-SEGMENTS = first_segments(ROUTES) | {"", "static"}
+SEGMENTS = first_segments(ROUTES) | {"", ASSETS.strip("/")}
 """The first parts of the paths that a dashboard answers.
 
 For a server that has other paths too."""
@@ -128,7 +128,7 @@ class Dashboard:
         return _protected(await visit.page(template, status=status, **values))
 
     async def _answer(self, request: DashboardRequest) -> DashboardResponse:
-        if request.path.startswith("/static/"):
+        if request.path.startswith(ASSETS):
             return _answer_static(request)
         if _UNUSUAL.search(request.path) is not None:
             raise _not_routed(request, frozenset())
@@ -217,7 +217,7 @@ async def _may_nothing(action: str, subject: str | None) -> bool:
 
 
 def _answer_static(request: DashboardRequest) -> DashboardResponse:
-    version, _, name = request.path.removeprefix("/static/").partition("/")
+    version, _, name = request.path.removeprefix(ASSETS).partition("/")
     answer = answer_static(name, version)
     if answer is None or request.method not in ("GET", "HEAD"):
         raise _not_routed(request, frozenset())

@@ -22,6 +22,7 @@ from .cookies import make_cookie, read_cookie
 from .dashboard import Dashboard
 from .messages import DashboardRequest, DashboardResponse
 from .protection import describe_forgery
+from .static_files import ASSETS
 from .visit import PageError, parse_fields
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
@@ -121,7 +122,7 @@ class KeySignIn:
         session, role = self._session_of(request)
         if request.path == SIGN_OUT and request.method == "POST":
             return await self._sign_out(request, session)
-        if session is not None or request.path.startswith("/static/"):
+        if session is not None or request.path.startswith(ASSETS):
             return await role.dashboard.handle(replace(request, sign_out=SIGN_OUT if session else None))
         if request.method not in ("GET", "HEAD") or request.path == SIGN_OUT:
             raise PageError(403, "You are not signed in", "Your session has ended. Sign in again.")

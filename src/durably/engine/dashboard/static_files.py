@@ -14,6 +14,8 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+ASSETS = "/assets/"
+"""The beginning of the files' paths. Apps and frameworks have files of their own below ``/static/``."""
 _FOR_A_YEAR = "public, max-age=31536000, immutable"
 
 
@@ -39,7 +41,7 @@ def static_path(name: str) -> str:
     Raises ``KeyError`` if there is no such file.
     """
     _ = _contents()[name]
-    return f"/static/{version()}/{name}"
+    return f"{ASSETS}{version()}/{name}"
 
 
 def answer_static(name: str, requested_version: str) -> DashboardResponse | None:
