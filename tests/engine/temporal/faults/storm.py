@@ -122,6 +122,7 @@ class Storm:
 
         Their runs complete only if all slots are free, because they wait for one another in their first step.
         """
+        self._is_over = True
         for function, limit in LIMITED.items():
             for kind in range(KINDS if function == "errand" else 1):
                 meeting = self.directory / f"{function}-{kind}"
@@ -129,9 +130,9 @@ class Storm:
                 await self._send(client, *[function] * limit, meeting=str(meeting), number=kind)
         await self._wait_ended(client)
 
-    async def rage_briefly(self, client: Client) -> None:
+    async def rage_briefly(self, client: Client, *names: str) -> None:
         """Send events, and strike at once: a worker is stopped for a while, and the other one killed."""
-        await self._send(client, "voyage", "errand")
+        await self._send(client, *names)
         first, second = self._workers
         await self._strike("stop worker", first)
         second.kill()
