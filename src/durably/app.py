@@ -14,6 +14,7 @@ from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
 from durably.protocol.options import Checkpointing, check_checkpointing
 from durably.protocol.signatures import check_signing_key
+from durably.protocol.text import is_name
 
 from .engines import Engine, choose_engine, explain_half_an_engine, explain_no_engine, open_temporal_url
 from .errors import EngineNotConfiguredError, FunctionConfigInvalidError
@@ -59,8 +60,10 @@ class App:
         signing_key: str | None = None,
         strict_replay: bool | None = None,
     ) -> None:
-        if not isinstance(app_id, str) or not app_id.strip():
-            raise FunctionConfigInvalidError(f"Client.app_id must be text that names the app, not {app_id!r}")
+        if not is_name(app_id):
+            raise FunctionConfigInvalidError(
+                f"Client.app_id must be text that names the app, without control characters, not {app_id!r}"
+            )
         if isinstance(serializer, type):
             raise FunctionConfigInvalidError(
                 f"Client.serializer takes an instance, {serializer.__name__}(), not the class"

@@ -112,9 +112,10 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fn_id": ""}, "fn_id must be text that names the function, not ''"),
+        ({"fn_id": ""}, "fn_id must be text that names the function, without control characters, not ''"),
+        ({"fn_id": "ship\norder"}, r"without control characters, not 'ship\norder'"),
         ({"fn_id": 7}, "fn_id must be text"),
-        ({"fn_id": " "}, "fn_id must be text that names the function, not ' '"),
+        ({"fn_id": " "}, "without control characters, not ' '"),
         ({"name": 5}, 'function "fn": name takes str, not 5'),
         ({"trigger": [TRIGGER] * 11}, 'function "fn": trigger takes at most 10, not 11'),
         ({"trigger": [TRIGGER, TRIGGER]}, "trigger has TriggerEvent(event='e', if_exp=None) twice"),

@@ -14,6 +14,7 @@ from durably.protocol.events import InternalEvent
 from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.limits import MAX_RETRIES, MAX_TRIGGERS
 from durably.protocol.options import Checkpointing, FunctionOptions, Trigger, TriggerEvent, check_checkpointing
+from durably.protocol.text import is_name
 from durably.serializers import Serializer, Unset
 from durably.values.codecs import Codec
 from durably.values.outputs import function_codec
@@ -41,8 +42,10 @@ class FunctionOpts:
     strict_replay: bool | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.local_id, str) or not self.local_id.strip():
-            raise FunctionConfigInvalidError(f"fn_id must be text that names the function, not {self.local_id!r}")
+        if not is_name(self.local_id):
+            raise FunctionConfigInvalidError(
+                f"fn_id must be text that names the function, without control characters, not {self.local_id!r}"
+            )
         if len(self.triggers) > MAX_TRIGGERS:
             raise self._invalid("trigger", f"takes at most {MAX_TRIGGERS}, not {len(self.triggers)}")
         for trigger in self.triggers:

@@ -42,6 +42,14 @@ def printable(value: object) -> str:
     return _UNSAFE.sub(_escape, str(value))
 
 
+def is_name(value: object) -> bool:
+    """Whether a value is text that can name something.
+
+    It is not blank, and all of its characters are printable.
+    """
+    return isinstance(value, str) and bool(value.strip()) and printable(value) == value
+
+
 def printable_lines(value: object) -> str:
     """The text of a value as printable lines.
 
