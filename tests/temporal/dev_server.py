@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import urllib3
+
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal
 
@@ -39,6 +41,7 @@ class DevServer:
 
     def __init__(self, database: Path | None = None, *, settings: Mapping[str, Any] | None = None) -> None:
         self.port = free_port()
+        self._metrics_port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._database = database
         self._settings = {**SETTINGS, **(settings or {})}
@@ -47,6 +50,7 @@ class DevServer:
     def start(self) -> None:
         command = [_binary(), "server", "start-dev", "--headless"]
         command += ["--ip", "127.0.0.1", "--port", str(self.port), "--log-level", "never"]
+        command += ["--metrics-port", str(self._metrics_port)]
         command += ["--namespace", BILLING]
         for name, value in self._settings.items():
             command += ["--dynamic-config-value", f"{name}={json.dumps(value)}"]
@@ -66,6 +70,13 @@ class DevServer:
                 return
             time.sleep(0.02)
         raise AssertionError("the development server does not start")
+
+    def count_writes(self, operation: str, namespace: str = "default") -> int:
+        """Operations of the server's database so far, such as ``CreateTasks``."""
+        metrics = urllib3.request("GET", f"http://127.0.0.1:{self._metrics_port}/metrics").data.decode()
+        labels = f'namespace="{namespace}"', f'operation="{operation}"'
+        found = [line for line in metrics.splitlines() if line.startswith("persistence_requests{")]
+        return sum(int(line.split()[-1]) for line in found if all(label in line for label in labels))
 
     def run(self, *arguments: str) -> str:
         """What ``temporal …`` prints of this server."""

@@ -1,5 +1,6 @@
 """Events and billed actions of runs, counted from their histories."""
 
+import asyncio
 import os
 from typing import Any
 
@@ -66,6 +67,24 @@ async def test_a_step_costs_at_most(
     print(f"{events:.2f} events and {actions:.3f} actions a step; {len(before.events)} events without steps")
     assert events <= most_events
     assert actions <= most_actions
+
+
+async def test_workflow_tasks_of_busy_runs_find_waiting_polls(server: DevServer) -> None:
+    """Otherwise the server writes tasks to its database, and reads them again."""
+    app, runs = make_client(), 20
+
+    @app.create_function(fn_id="steps", trigger=on(app, "steps"), checkpointing=False)
+    async def steps(ctx: durably.Context) -> None:
+        for number in range(3):
+            await ctx.step.run(f"s{number}", lambda: 1)
+
+    async with running(server.address, app, steps) as on_temporal:
+        before = server.count_writes("CreateTasks")
+        started = await asyncio.gather(*(on_temporal.start("steps") for _ in range(runs)))
+        await asyncio.gather(*(run.result() for run in started))
+        written = server.count_writes("CreateTasks") - before
+    print(f"{written} of {4 * runs} tasks were written")
+    assert written < runs
 
 
 async def test_a_small_run_costs_little(server: DevServer) -> None:
