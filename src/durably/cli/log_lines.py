@@ -72,7 +72,7 @@ def write_log(log_format: LogFormat, level: int = logging.INFO) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level)
     # Its lines about a stop speak of cancelled activities. Calls are given back before, and the engine says so.
-    logging.getLogger("temporalio.worker").setLevel(max(level, logging.WARNING))
+    get_logger("temporalio.worker").setLevel(max(level, logging.WARNING))
 
 
 def log_update(update: RunUpdate) -> None:
