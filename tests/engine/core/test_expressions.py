@@ -37,11 +37,37 @@ NOW = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 
 
 def value(expression: str) -> Any:
-    return compile_expression(expression).value(EVENT, LATER, now=round(NOW.timestamp() * 1000))
+    """The value, which is the same if only the part of the event is known that the expression reads."""
+    compiled, now = compile_expression(expression), round(NOW.timestamp() * 1000)
+    found = compiled.value(EVENT, LATER, now=now)
+    assert repr(compiled.value(compiled.part_of(EVENT), LATER, now=now)) == repr(found)
+    return found
 
 
 def matches(expression: str) -> bool:
-    return compile_expression(expression).matches(EVENT, LATER, now=round(NOW.timestamp() * 1000))
+    compiled, now = compile_expression(expression), round(NOW.timestamp() * 1000)
+    found = compiled.matches(EVENT, LATER, now=now)
+    assert compiled.matches(compiled.part_of(EVENT), LATER, now=now) is found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("expression", "part"),
+    [
+        ("async.data.n > 1", {}),
+        ("event.data.int > 1 || event.data.map.n == 1", {"data": {"int": 9, "map": {"n": 1}}}),
+        ("event.data.list[0] == 3 && has(event.data.other)", {"data": {"list": [3, "ok?", True]}}),
+        (
+            "event.data.rows.exists(row, row.id == event.ts)",
+            {"data": {"rows": [{"id": 1}, {"id": 2}]}, "ts": 1774512121538},
+        ),
+        ("event.data.text.other == 1", {"data": {"text": "hi"}}),
+        ("event.data[async.name] == 1 && event.data.int == 1", {"data": EVENT["data"]}),
+        ("size(event) > 1", EVENT),
+    ],
+)
+def test_an_expression_knows_the_part_of_the_trigger_that_it_reads(expression: str, part: Any) -> None:
+    assert compile_expression(expression).part_of(EVENT) == part
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,53 @@ async def test_a_wait_with_more_than_an_equality_stays_until_its_condition_holds
     await has_left(app, wait_id(app, "reply", ANOTHER, n=1))
 
 
+async def test_events_that_do_not_meet_a_condition_do_not_reach_the_run(app: RoutedApp) -> None:
+    larger = "async.data.n > event.data.n"
+
+    @app.function("wait", event=app.event("go"), cancel=[{"event": app.event("stop"), "if": larger}])
+    def wait(steps: Steps) -> object:
+        steps.parallel(
+            steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h", **{"if": larger}),
+            steps.running("registered"),
+        )
+        return steps.wait_for_event("wait", app.event("reply"), expression=larger)["data"]["n"]
+
+    await app.sync()
+    runs = {n: app.run_id(await app.send("go", n=n, other="x" * 5000), "wait") for n in (1, 2)}
+    await app.wait_for_calls(4)
+    for n in (0, 1, 1, 2):
+        await app.send("reply", n=n)
+    assert await app.result(runs[1]) == 2
+    for n in (0, 2, 3):
+        await app.send("stop", n=n)
+    with pytest.raises(WorkflowFailureError):
+        await app.result(runs[2])
+    for run_id in runs.values():
+        history = await app.client.get_workflow_handle(run_workflow_id(run_id)).fetch_history()
+        assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history.events) == 1
+    await has_left(app, wait_id(app, "reply"))
+    await has_left(app, wait_id(app, "stop"))
+
+
+async def test_a_run_evaluates_a_condition_that_reads_much_of_its_event(app: RoutedApp) -> None:
+    longer = "size(async.data.text) > size(event.data.text)"
+
+    @app.function("wait", event=app.event("go"))
+    def wait(steps: Steps) -> object:
+        steps.parallel(
+            steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h", **{"if": longer}),
+            steps.running("registered"),
+        )
+        return len(steps.wait_for_event("wait", app.event("reply"), expression=longer)["data"]["text"])
+
+    await app.sync()
+    run_id = app.run_id(await app.send("go", text="x" * 5000), "wait")
+    await app.wait_for_calls(2)
+    for length in (10, 6000):
+        await app.send("reply", text="x" * length)
+    assert await app.result(run_id) == 6000
+
+
 async def test_waits_leave_when_they_lose_a_race_time_out_or_their_run_ends(app: RoutedApp) -> None:
     @app.function("race", event=app.event("race"))
     def race(steps: Steps) -> object:

@@ -400,12 +400,24 @@ class RequestResult(msgspec.Struct, frozen=True, omit_defaults=True):
     is_retriable: bool = False
 
 
+class Condition(msgspec.Struct, frozen=True, array_like=True):
+    """The condition of a wait.
+
+    ``trigger`` is the part of the run's event that the expression reads.
+    """
+
+    expression: str
+    trigger: msgspec.Raw
+
+
 class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A run's wait for an event.
 
-    ``is_exact``: the value at the path is its whole condition, so that the first event ends it. ``until`` is
-    milliseconds since the epoch; ``None``: until the run ends. ``is_early``: it is registered before its run starts.
-    ``ignored`` are events that the run got before. One of them may be delivered again after a crash.
+    ``is_exact``: the value at the path is its whole condition, so that the first event ends it. If it is not, events
+    that do not meet the ``condition`` do not reach the run. Without one, the run gets each event with the value, and
+    evaluates the condition itself. ``until`` is milliseconds since the epoch; ``None``: until the run ends.
+    ``is_early``: it is registered before its run starts. ``ignored`` are events that the run got before. One of them
+    may be delivered again after a crash.
     """
 
     run_id: str
@@ -417,6 +429,7 @@ class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     is_exact: bool = True
     is_early: bool = False
     ignored: tuple[str, ...] = ()
+    condition: Condition | None = None
 
 
 class LeaveInput(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -424,6 +437,13 @@ class LeaveInput(msgspec.Struct, frozen=True, omit_defaults=True):
 
     waits: tuple[WaitRecord, ...] = ()
     signals: tuple["SignalRecord", ...] = ()
+
+
+class MatchInput(msgspec.Struct, frozen=True):
+    """An event, and the conditions of waits for it."""
+
+    event: EventRecord
+    conditions: tuple[Condition, ...]
 
 
 class Delivery(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -4,7 +4,7 @@ import datetime as dt
 import functools
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
@@ -17,9 +17,12 @@ from .syntax import (
     Conditional,
     ExpressionInvalidError,
     FaultError,
+    Field,
+    Index,
     ListOf,
     Literal,
     MapOf,
+    Name,
     Node,
     Unary,
     parse,
@@ -76,6 +79,20 @@ def _read_equality(async_side: Node, other: Node) -> Equality | None:
     if other_path is None or other_path[0] != "event":
         return None
     return Equality(path[1], event_path=other_path[1])
+
+
+def read_trigger_paths(node: object) -> Iterator[Path]:
+    """The paths in the trigger that a tree reads, up to their first computed keys."""
+    path = split_path(node) if isinstance(node, Field | Index | Name) else None
+    if path is not None:
+        if path[0] == "event":
+            yield path[1]
+    elif isinstance(node, tuple):
+        for each in node:
+            yield from read_trigger_paths(each)
+    elif isinstance(node, Node):
+        for field in fields(node):
+            yield from read_trigger_paths(getattr(node, field.name))
 
 
 class Kind(StrEnum):
@@ -141,7 +158,16 @@ class Expression:
     may give. ``is_equality``: it is a single one of its ``equalities``, and nothing else.
     """
 
-    __slots__ = ("_equalities", "_evaluate", "_variables", "is_equality", "kinds", "missing_field", "text")
+    __slots__ = (
+        "_equalities",
+        "_evaluate",
+        "_trigger_paths",
+        "_variables",
+        "is_equality",
+        "kinds",
+        "missing_field",
+        "text",
+    )
 
     def __init__(self, text: str, compiler: Compiler, node: Node) -> None:
         self.text = text
@@ -149,6 +175,7 @@ class Expression:
         self._variables = compiler.variables
         self.missing_field = _explain_missing_field(compiler.event_fields)
         self._equalities = tuple(read_equalities(node))
+        self._trigger_paths = frozenset(read_trigger_paths(node))
         self.is_equality = isinstance(node, Binary) and len(self._equalities) == 1
         self.kinds: frozenset[Kind] = possible_kinds(node)
 
@@ -182,12 +209,37 @@ class Expression:
         """
         return list(self._equalities)
 
+    def part_of(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of a trigger that the expression reads.
+
+        It gives the same result as the whole.
+        """
+        part: dict[str, Any] = {}
+        for path in self._trigger_paths:
+            if not path:
+                return event
+            _copy_path(path, event, part)
+        return part
+
     def _run(self, event: object, later: object, now: int) -> Any:
         frame = Frame(event, UNKNOWN if later is None else later, now, self._variables)
         try:
             return self._evaluate(frame)
         except (FuelExhaustedError, RecursionError):  # too many elements, or data nested too deeply to compare
             return UNKNOWN
+
+
+def _copy_path(path: Path, event: Mapping[Any, Any], part: dict[Any, Any]) -> None:
+    """Copy a path as far as it leads through maps, and all that is below."""
+    *parents, last = path
+    for key in parents:
+        below = event.get(key)
+        if not isinstance(below, dict):
+            last = key
+            break
+        event, part = below, part.setdefault(key, {})
+    if last in event:
+        part[last] = event[last]
 
 
 def _explain_missing_field(fields: Mapping[str, str]) -> str | None:

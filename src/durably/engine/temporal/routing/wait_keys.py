@@ -7,13 +7,16 @@ import msgspec
 
 from durably.engine.core.expressions import compile_expression
 from durably.engine.scheduling.events import index_key
-from durably.engine.temporal.messages import CancelRecord, RunInput, WaitRecord
+from durably.engine.temporal.messages import CancelRecord, Condition, MatchInput, RunInput, WaitRecord
 
 _EXACT_KEYS = ("text:", "hash:", "true", "false")
 """The beginnings of keys that no different value shares. Null's key is that of missing fields too."""
 _NUMBER = "number:"
 _LARGEST_EXACT = 2**53
 """Larger numbers are rounded in keys."""
+
+MAX_CONDITION_BYTES = 4096
+"""The largest condition with the part of the trigger that it reads. A wait workflow holds those of all its waits."""
 
 
 class WaitKey(msgspec.Struct, frozen=True):
@@ -35,6 +38,26 @@ def wait_key(expression: str | None, trigger: Mapping[str, Any]) -> WaitKey:
     condition = compile_expression(expression)
     path, value = index_key(condition, trigger)
     return WaitKey(path, value, condition.is_equality and value is not None and _has_own_key(value))
+
+
+def condition_of(expression: str | None, trigger: Mapping[str, Any]) -> Condition | None:
+    """The condition of a wait; ``None`` if it reads too much of the trigger."""
+    if expression is None:
+        return None
+    part = msgspec.json.encode(compile_expression(expression).part_of(trigger))
+    if len(expression.encode()) + len(part) > MAX_CONDITION_BYTES:
+        return None
+    return Condition(expression, msgspec.Raw(part))
+
+
+def matching(wanted: MatchInput, now: int) -> list[int]:
+    """The indexes of the conditions that an event meets."""
+    fields = msgspec.json.decode(wanted.event.body)
+    return [
+        index
+        for index, condition in enumerate(wanted.conditions)
+        if compile_expression(condition.expression).matches(msgspec.json.decode(condition.trigger), fields, now=now)
+    ]
 
 
 def _has_own_key(value: str) -> bool:
@@ -86,4 +109,5 @@ def _cancel_wait(run: RunInput, position: int, cancel: CancelRecord, trigger: Ma
         is_exact=key.is_exact,
         is_early=True,
         ignored=tuple(event.id for event in run.events),
+        condition=condition_of(cancel.expression, trigger),
     )

@@ -14,7 +14,7 @@ from temporalio.exceptions import FailureError
 
 from durably.engine.temporal.flow.gate_messages import pack, unpack
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.messages import Delivery, EventRecord, WaitRecord
+from durably.engine.temporal.messages import Condition, Delivery, EventRecord, MatchInput, WaitRecord
 from durably.engine.temporal.workflow_time import now
 
 MAX_PARALLEL_DELIVERIES = 500
@@ -25,6 +25,11 @@ _DELIVERY_BYTES = 300
 """The size of a delivery without its event, about."""
 _MAX_STATE_BYTES = 1_400_000
 """The size of a packed state, which is a third larger in a payload of up to 2 MB."""
+MATCH = "durably.match"
+"""The local activity that evaluates conditions: histories have its result, whatever a later version would answer."""
+_MAX_CONDITIONS = 1000
+"""Conditions that one activity evaluates. Each may be another expression, which takes milliseconds to compile."""
+_MATCH_TIMEOUT = dt.timedelta(seconds=30)
 START_GRACE = dt.timedelta(minutes=1)
 """The time within which the run of an early wait starts."""
 
@@ -42,6 +47,7 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     is_exact: bool = True
     is_early: bool = False
     ignored: tuple[str, ...] = ()
+    condition: Condition | None = None
 
     @property
     def key(self) -> Key:
@@ -49,10 +55,14 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
 
 
 class PendingDelivery(msgspec.Struct, frozen=True):
-    """An event, and the waits that have still to get it."""
+    """An event, and the waits that have still to get it.
+
+    It reaches ``unmatched`` ones only if it meets their conditions.
+    """
 
     event: EventRecord
     targets: tuple[Waiting, ...]
+    unmatched: tuple[Waiting, ...] = ()
 
 
 class WaitState(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -96,7 +106,10 @@ class WaitWorkflow:
 
     @workflow.signal(name="wait")
     def add(self, wait: WaitRecord) -> None:
-        waiting = Waiting(wait.run_id, wait.step_id, now(), wait.until, wait.is_exact, wait.is_early, wait.ignored)
+        condition = None if wait.is_exact else wait.condition
+        waiting = Waiting(
+            wait.run_id, wait.step_id, now(), wait.until, wait.is_exact, wait.is_early, wait.ignored, condition
+        )
         self._waits[waiting.key] = waiting
 
     @workflow.signal(name="leave")
@@ -108,7 +121,9 @@ class WaitWorkflow:
         targets = tuple(wait for wait in self._waits.values() if not _is_over(wait) and event.id not in wait.ignored)
         self._drop(wait for wait in targets if wait.is_exact)
         if targets:
-            self._deliveries.append(PendingDelivery(event, targets))
+            sure = tuple(wait for wait in targets if wait.condition is None)
+            unmatched = tuple(wait for wait in targets if wait.condition is not None)
+            self._deliveries.append(PendingDelivery(event, sure, unmatched))
 
     async def _sleep(self) -> None:
         """Wait for a signal, or for the time-out of a wait."""
@@ -128,6 +143,9 @@ class WaitWorkflow:
 
     async def _deliver_some(self) -> None:
         pending = self._deliveries[0]
+        if pending.unmatched:
+            self._deliveries[0] = await self._match_some(pending)
+            return
         size = len(msgspec.json.encode(pending.event)) + _DELIVERY_BYTES
         count = max(1, min(MAX_PARALLEL_DELIVERIES, MAX_DELIVERED_BYTES // size))
         targets = pending.targets[:count]
@@ -137,6 +155,14 @@ class WaitWorkflow:
             self._deliveries[0] = PendingDelivery(pending.event, rest)
         else:
             self._deliveries.popleft()
+
+    async def _match_some(self, pending: PendingDelivery) -> PendingDelivery:
+        some, rest = pending.unmatched[:_MAX_CONDITIONS], pending.unmatched[_MAX_CONDITIONS:]
+        conditions = tuple(wait.condition for wait in some if wait.condition is not None)
+        found: list[int] = await workflow.execute_local_activity(
+            MATCH, MatchInput(pending.event, conditions), result_type=list[int], start_to_close_timeout=_MATCH_TIMEOUT
+        )
+        return PendingDelivery(pending.event, (*pending.targets, *(some[index] for index in found)), rest)
 
     async def _deliver_to(self, wait: Waiting, event: EventRecord) -> None:
         handle = workflow.get_external_workflow_handle(run_workflow_id(wait.run_id))

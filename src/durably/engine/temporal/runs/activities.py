@@ -27,6 +27,7 @@ from durably.engine.temporal.messages import (
     InternalEvents,
     InvokeInput,
     LeaveInput,
+    MatchInput,
     MemosToCopy,
     ResolvedInvocation,
     SignalRecord,
@@ -37,6 +38,8 @@ from durably.engine.temporal.routing.app_sync import AppSync
 from durably.engine.temporal.routing.app_workflow import APPLY_SYNC, AppliedSync
 from durably.engine.temporal.routing.event_workflow import DELIVER
 from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.routing.wait_keys import matching
+from durably.engine.temporal.routing.wait_workflow import MATCH
 from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 
@@ -239,6 +242,7 @@ class RoutingActivities:
             self.wait_for_event,
             self.wait_for_signal,
             self.leave,
+            self.match,
             self.resolve,
             self.apply_sync,
             self.cancel,
@@ -265,6 +269,10 @@ class RoutingActivities:
     @activity.defn(name=LEAVE)
     async def leave(self, left: LeaveInput) -> None:
         await self._router.waits.leave(left)
+
+    @activity.defn(name=MATCH)
+    async def match(self, wanted: MatchInput) -> list[int]:
+        return await asyncio.to_thread(matching, wanted, time.time_ns() // 1_000_000)
 
     @activity.defn(name=RESOLVE)
     async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:

@@ -40,7 +40,7 @@ from durably.engine.temporal.messages import (
 )
 from durably.engine.temporal.reports.search_attributes import search_attributes_of
 from durably.engine.temporal.routing.listening import Listening
-from durably.engine.temporal.routing.wait_keys import cancel_position, wait_key
+from durably.engine.temporal.routing.wait_keys import cancel_position, condition_of, wait_key
 from durably.engine.temporal.workflow_time import now
 from durably.protocol.errors import ErrorData
 
@@ -168,6 +168,7 @@ class RunWaits:
             value=key.value,
             is_exact=key.is_exact,
             ignored=self._listening.got,
+            condition=condition_of(command.expression, self._context.triggers[0].fields),
         )
         self._listening.begin(record)
         registered = self._register(self._register_event, record, command.name)

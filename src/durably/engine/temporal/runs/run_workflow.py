@@ -257,16 +257,14 @@ class RunWorkflow:
         """Fail a run that soon gets no signals any more.
 
         Otherwise, it would lose events in silence.
-        Events that do not meet a condition are signals too, unless the condition is an equality.
         """
         self._signals += 1
         self._check_history()
         if self._end is not None or self._signals < MAX_SIGNALS:
             return
         message = (
-            f"the run got {self._signals} events, signals and slots, and Temporal allows few more: wait for events "
-            "with a condition that has an equality, such as event.data.id == async.data.id, so that other events do "
-            "not reach the run; or spread the work over several runs"
+            f"the run got {self._signals} events, signals and slots, and Temporal allows few more: spread the work "
+            "over several runs"
         )
         self._end_at_once(RunStatus.FAILED, ErrorData(name="TooManySignalsError", message=message))
 
