@@ -11,7 +11,7 @@ from temporalio.exceptions import ApplicationError
 
 import durably
 from durably.engine.core.answers import ReportedOps
-from durably.engine.core.errors import EventInvalidError
+from durably.engine.core.errors import EventInvalidError, NotSupportedError
 from durably.engine.temporal.runs import run_workflow
 from durably.engine.temporal.runs.contents import CONTENTS
 from durably.engine.temporal.runs.sizes import (
@@ -179,10 +179,11 @@ async def test_a_run_that_soon_gets_no_events_any_more_fails(
 
     @app.create_function(fn_id="wait", trigger=on(app, "wait"))
     async def function(ctx: durably.Context) -> None:
-        await ctx.step.wait_for_event("w", event=f"{app.app_id}/tick", if_exp="async.data.n > 5", timeout="1h")
+        longer = "async.data.n > size(event.data.text)"  # Reads too much of the event for the workflow of the wait.
+        await ctx.step.wait_for_event("w", event=f"{app.app_id}/tick", if_exp=longer, timeout="1h")
 
     async with running(server.address, app, function) as on_temporal:
-        run = await on_temporal.start("wait")
+        run = await on_temporal.start("wait", {"text": "x" * 5000})
         await eventually(run.event_types, lambda types: "TIMER_STARTED" in types)
         for _ in range(3):
             await on_temporal.engine.receive_events(
@@ -192,7 +193,7 @@ async def test_a_run_that_soon_gets_no_events_any_more_fails(
             await asyncio.wait_for(run.result(), 30)
         assert isinstance(failure.value.cause, ApplicationError)
         assert failure.value.cause.type == "TooManySignalsError"
-        assert "equality" in failure.value.cause.message
+        assert "several runs" in failure.value.cause.message
 
 
 async def test_a_run_with_more_steps_than_updates_are_possible_completes() -> None:
@@ -204,11 +205,23 @@ async def test_a_run_with_more_steps_than_updates_are_possible_completes() -> No
     async def function(ctx: durably.Context) -> int:
         for n in range(6):
             await ctx.step.run(f"s{n}", lambda n=n: executions.append(n))
-        return len(executions)
+        texts = await asyncio.gather(*(ctx.step.run(f"large{n}", large, n) for n in range(3)))
+        assert "no further change" in await ctx.step.run("skip", skip)
+        return len("".join(texts))
+
+    def large(number: int) -> str:
+        executions.append(number)
+        return "x" * MEGABYTE
+
+    async def skip() -> str:
+        with pytest.raises(NotSupportedError) as refused:
+            await on_temporal.engine.skip_delays(run.id)
+        return str(refused.value)
 
     try:
         async with running(server.address, app, function) as on_temporal:
-            assert await (await on_temporal.start("long")).result() == 6
-            assert executions == [*range(6)]
+            run = await on_temporal.start("long")
+            assert await run.result() == 3 * MEGABYTE
+            assert sorted(executions) == [0, 0, 1, 1, 2, 2, 3, 4, 5]
     finally:
         server.kill()

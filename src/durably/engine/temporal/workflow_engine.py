@@ -399,12 +399,15 @@ class WorkflowEngine(LocalEngine):
     async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
         """The result of an Update of a run; ``of_ended`` if the run has ended.
 
-        Raises ``RunNotFoundError``.
+        Raises ``RunNotFoundError``, and ``NotSupportedError`` after too many Updates.
         """
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
         try:
             result: T = await handle.execute_update(update, argument, result_type=type(of_ended))
         except (RPCError, WorkflowUpdateFailedError) as error:
+            if isinstance(error, RPCError) and error.status is RPCStatusCode.FAILED_PRECONDITION:
+                message = f"run {run_id}: Temporal accepts no further change of this run ({error.message})"
+                raise NotSupportedError(message) from None
             has_ended = isinstance(error, WorkflowUpdateFailedError) or error.status is RPCStatusCode.NOT_FOUND
             if not has_ended:
                 raise

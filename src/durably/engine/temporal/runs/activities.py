@@ -8,10 +8,11 @@ from typing import Any, Protocol
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WorkflowHandle
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.answers import Answer, Unreached
+from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.temporal.call_slots import CallSlots
@@ -45,7 +46,7 @@ from durably.protocol.text import get_logger
 
 from .contents import CONTENTS, RunContent
 from .heartbeats import heartbeats
-from .sizes import fit_answer
+from .sizes import FittedAnswer, fit_answer
 from .step_requests import StepRequests
 
 CALL = "durably.call"
@@ -54,6 +55,8 @@ COPY_MEMOS = "durably.copy_memos"
 READ_END = "durably.read_end"
 RESOLVE = "durably.resolve"
 SEND = "durably.send"
+STEPS = "steps"
+"""The signal with steps of an answer that follows."""
 WAIT_FOR_EVENT = "durably.wait_for_event"
 WAIT_FOR_SIGNAL = "durably.wait_for_signal"
 LEAVE = "durably.leave"
@@ -104,17 +107,34 @@ class CallActivities:
                 if isinstance(answer, Unreached):
                     raise _unreached(answer)
                 answer, has_requests = self._requests.keep(call.run_id, answer)
-                fitted = fit_answer(answer)
-                for steps in fitted.checkpoints:
-                    checkpoint = CheckpointInput(call.call.generation, steps)
-                    await self._run_of_activity(call).execute_update("checkpoint", checkpoint)
+                answer = await self._commit_steps(call, fit_answer(answer))
         except asyncio.CancelledError:
             if activity.is_worker_shutdown():
                 # Another process makes the call, with a new generation: this one's function may not have ended.
                 raise returned_call("the process stops") from None
             raise
-        result = result_of(fitted.answer, self._requests.queue if has_requests else None)
+        result = result_of(answer, self._requests.queue if has_requests else None)
         return msgspec.structs.replace(result, called_at=called_at)
+
+    async def _commit_steps(self, call: CallInput, fitted: FittedAnswer) -> Answer:
+        """Commit the steps of an answer that is too large for one payload.
+
+        Returns the rest of the answer, or a failure if the run refuses the steps. They are signals if the server
+        accepts no further Update: unlike an app, the run may learn from the rest that they were refused.
+        """
+        run = self._run_of_activity(call)
+        for steps in fitted.checkpoints:
+            checkpoint = CheckpointInput(call.call.generation, steps)
+            try:
+                await run.execute_update("checkpoint", checkpoint)
+            except RPCError as error:
+                if error.status is not RPCStatusCode.FAILED_PRECONDITION:
+                    raise
+                await run.signal(STEPS, checkpoint)
+            except WorkflowUpdateFailedError as error:
+                cause = error.cause
+                return failed(getattr(cause, "type", None) or "Error", getattr(cause, "message", ""), no_retry=True)
+        return fitted.answer
 
     def _note_reached(self, app_id: str, answer: Answer) -> None:
         """Log once that an app does not answer, and that it answers again."""

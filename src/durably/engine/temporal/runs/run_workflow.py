@@ -16,6 +16,7 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from durably.engine.core.errors import EngineError, StaleCallError
 from durably.engine.core.flow.config import deadline
 from durably.engine.core.inputs import (
     AbortDeferred,
@@ -58,7 +59,7 @@ from durably.engine.temporal.workflow_time import now
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
-from .activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
+from .activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND, STEPS
 from .run_calls import RunCalls
 from .run_context import RunContext
 from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
@@ -159,6 +160,20 @@ class RunWorkflow:
     def _checkpointed(self, checkpoint: CheckpointInput) -> Checkpointed:
         known = self._context.known(checkpoint.steps)
         return Checkpointed(checkpoint.generation, checkpoint.steps, known, checkpoint.called_at)
+
+    @workflow.signal(name=STEPS)
+    def _take_steps(self, checkpoint: CheckpointInput) -> None:
+        """Apply steps of a large answer.
+
+        The answer has the same generation, so it is stale if they are.
+        """
+        try:
+            self._apply(self._checkpointed(checkpoint))
+        except StaleCallError:
+            workflow.logger.debug("steps of a call that was given up")
+        except EngineError as error:
+            self._end_at_once(RunStatus.FAILED, ErrorData(name=type(error).__name__, message=error.message))
+        self._check_signals()
 
     @workflow.signal(name="deliver")
     def _deliver(self, delivery: Delivery) -> None:
