@@ -3,10 +3,14 @@
 import asyncio
 import datetime as dt
 import itertools
+import uuid
 from typing import Any
 
 import msgspec
 import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.enums.v1 import EventType
+from temporalio.api.workflowservice.v1 import ResetWorkflowExecutionRequest
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 
@@ -14,6 +18,7 @@ import durably
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import StaleCallError, TooLargeError
+from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs import run_calls
 from durably.engine.temporal.runs.activities import unreached_seconds
@@ -22,7 +27,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 
 from ...temporal.dev_server import DevServer
-from .apps import QUICK, RunningApp, make_client, on, running
+from .apps import QUICK, RunningApp, RunOfApp, make_client, on, running
 
 
 def simple(app: durably.Client, *, retries: int = 0) -> durably.Function[Any]:
@@ -195,3 +200,42 @@ async def test_checkpoints_are_refused_when_stale_or_too_large_and_harmless_when
         assert (await run.event_types()).count("WORKFLOW_EXECUTION_UPDATE_ACCEPTED") == 2
         with pytest.raises(StaleCallError):
             await on_temporal.engine.checkpoint(run.id, checkpoint(1, b'"late"'))
+
+
+async def test_a_call_from_before_a_reset_cannot_checkpoint(server: DevServer) -> None:
+    app = make_client()
+    calls = asyncio.Queue[tuple[CallData, asyncio.Event]]()
+
+    async with running(server.address, app, simple(app)) as on_temporal, asyncio.timeout(60):
+
+        async def call(call_input: CallInput, data: CallData) -> Answer:
+            may_end = asyncio.Event()
+            await calls.put((data, may_end))
+            await may_end.wait()
+            return await on_temporal.call_function(call_input, data)
+
+        on_temporal.caller = call
+        run = await on_temporal.start("simple")
+        before, _ = await calls.get()
+        await reset(on_temporal, run)
+        after, may_end = await calls.get()
+        with pytest.raises(StaleCallError, match="reset"):
+            await on_temporal.engine.checkpoint(run.id, checkpoint(before.call.generation, b'"late"'))
+        await on_temporal.engine.checkpoint(run.id, checkpoint(after.call.generation, b'"kept"'))
+        may_end.set()
+        assert await on_temporal.client.get_workflow_handle(run_workflow_id(run.id)).result() == "done"
+
+
+async def reset(on_temporal: RunningApp, run: RunOfApp) -> None:
+    """Reset a run to its beginning, as a person does in Temporal's UI."""
+    events = (await run.history()).events
+    first = next(event.event_id for event in events if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED)
+    await on_temporal.client.workflow_service.reset_workflow_execution(
+        ResetWorkflowExecutionRequest(
+            namespace="default",
+            workflow_execution=WorkflowExecution(workflow_id=run_workflow_id(run.id)),
+            reason="test",
+            workflow_task_finish_event_id=first,
+            request_id=str(uuid.uuid4()),
+        )
+    )

@@ -7,6 +7,7 @@ Each kind of workflow has a prefix of its own below ``durably/``.
 
 import hashlib
 import uuid
+import zlib
 
 from durably.engine.scheduling.events import ENTROPY_BYTES, make_id
 
@@ -56,6 +57,32 @@ def make_event_id(milliseconds: int, sender_id: str) -> str:
     """The engine's id of an event to which its sender gave an id."""
     digest = hashlib.sha256(sender_id.encode()).digest()[:ENTROPY_BYTES]
     return make_id(milliseconds, lambda _: digest)
+
+
+_EXECUTION_BITS = 20
+_GENERATION_BITS = 32
+"""Together they are below 2 to the power of 53, which JavaScript reads exactly."""
+
+
+def execution_of(workflow_run_id: str) -> int:
+    """A number above 0 for an execution of a run's workflow. A reset begins another one."""
+    return 1 + zlib.crc32(workflow_run_id.encode()) % ((1 << _EXECUTION_BITS) - 1)
+
+
+def app_generation(generation: int, execution: int) -> int:
+    """The generation of a call as its app gets it.
+
+    Generations of an execution that was reset begin again from an earlier one.
+    """
+    return (execution << _GENERATION_BITS) + generation
+
+
+def split_generation(generation: int) -> tuple[int, int]:
+    """The generation and the execution of an ``app_generation``.
+
+    The execution is 0 if it has none.
+    """
+    return generation & ((1 << _GENERATION_BITS) - 1), generation >> _GENERATION_BITS
 
 
 def bulk_workflow_id(bulk_id: str) -> str:

@@ -346,11 +346,15 @@ def answer_of(result: CallResult) -> Answer:
 
 
 class CheckpointInput(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Steps that a call has finished: the argument of the Update ``checkpoint``."""
+    """Steps that a call has finished: the argument of the Update ``checkpoint``.
+
+    ``execution`` is the ``execution_of`` the workflow that made the call; 0 if the request names it otherwise.
+    """
 
     generation: int
     steps: list[Op]
     called_at: int | None = None
+    execution: int = 0
 
 
 class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):

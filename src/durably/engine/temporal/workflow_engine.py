@@ -118,7 +118,7 @@ from durably.protocol.trace_context import read_trace
 
 from .call_slots import CallSlots, tuner_of
 from .cancellation import with_cancellation
-from .ids import WORKFLOWS_QUEUE, process_queue, run_workflow_id
+from .ids import WORKFLOWS_QUEUE, process_queue, run_workflow_id, split_generation
 from .messages import CheckpointInput
 from .reports.run_reports import RunReports
 from .reports.run_watch import RunWatch
@@ -304,13 +304,13 @@ class WorkflowEngine(LocalEngine):
         return await self._events.receive(events, seed=seed, sender=sender, traceparent=trace)
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
-        generation = generation_of_checkpoint(request)
+        generation, execution = split_generation(generation_of_checkpoint(request))
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
         for step in request.steps:
             check_step(step)
         try:
             for steps in split_steps([without_large_arguments(step) for step in request.steps]):
-                checkpoint = CheckpointInput(generation, steps, request.request_started_at)
+                checkpoint = CheckpointInput(generation, steps, request.request_started_at, execution)
                 await handle.execute_update("checkpoint", checkpoint)
         except WorkflowUpdateFailedError as error:
             raise _error_of_checkpoint(error) from None

@@ -16,7 +16,7 @@ from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.temporal.call_slots import CallSlots
-from durably.engine.temporal.ids import run_workflow_id
+from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.messages import (
     END,
     CallInput,
@@ -149,10 +149,11 @@ class CallActivities:
         content = await self._content_of(call)
         memos = content.memos[: call.memos]
         given = content.step_input
+        execution = execution_of(activity.info().workflow_run_id or "")
         return CallData(
             run_id=call.run_id,
             function_id=call.function_id,
-            call=call.call,
+            call=msgspec.structs.replace(call.call, generation=app_generation(call.call.generation, execution)),
             max_attempts=call.max_attempts,
             disable_immediate=call.disable_immediate,
             events=content.events,

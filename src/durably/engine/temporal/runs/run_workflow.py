@@ -42,6 +42,7 @@ from durably.engine.core.policy import Policy, standard_backoff, unreached_backo
 from durably.engine.core.run_state import RunStatus, origin_of
 from durably.engine.core.transition import encode_error
 from durably.engine.scheduling.events import RunResult, deferred_data, run_end_events
+from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import (
     END,
     CheckpointInput,
@@ -152,8 +153,10 @@ class RunWorkflow:
     def _check_checkpoint(self, checkpoint: CheckpointInput) -> None:
         """Refuse a checkpoint that the machine refuses.
 
-        Validators are not replayed, so it draws no random number.
+        Validators are not replayed, so it draws no random number, and may ask which execution this is.
         """
+        if checkpoint.execution not in (0, execution_of(workflow.info().run_id)):
+            raise StaleCallError("the call is stale: its run was reset in Temporal")
         policy = msgspec.structs.replace(self._policy, retry_delay=_no_delay, unreached_delay=_no_delay)
         advance(self._context.state, self._checkpointed(checkpoint), now(), policy)
 
