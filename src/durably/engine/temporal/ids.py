@@ -65,7 +65,10 @@ _GENERATION_BITS = 32
 
 
 def execution_of(workflow_run_id: str) -> int:
-    """A number above 0 for an execution of a run's workflow. A reset begins another one."""
+    """A number above 0 for an execution of a run's workflow.
+
+    A reset begins another one.
+    """
     return 1 + zlib.crc32(workflow_run_id.encode()) % ((1 << _EXECUTION_BITS) - 1)
 
 

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from temporalio.client import Client as TemporalClient
 from temporalio.client import WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler
@@ -126,18 +127,20 @@ class World:
         async with self._noted:
             self._noted.notify_all()
 
-    def queue_of(self, fn_id: str) -> WorkflowHandle[Any, Any]:
-        """The queue of a function with one limit without a key."""
+    def queue_of(self, fn_id: str, **data: Any) -> WorkflowHandle[Any, Any]:
+        """The queue of a function with one limit, for an event with some data."""
         function_id = f"{self.app_id}-{fn_id}"
         (config,) = (each for each in sync_of(self._handler).functions if each.id == function_id)
         (limit,) = read_flow(config).concurrency
-        queue_id = gate_workflow_id(function_id, "concurrency", limit.bucket_id(function_id, {}, 0))
+        queue_id = gate_workflow_id(function_id, "concurrency", limit.bucket_id(function_id, {"data": data}, 0))
         return self.temporal.get_workflow_handle(queue_id)
 
     async def wait_for_queue(self, fn_id: str, counts: QueueCounts) -> None:
-        queue = self.queue_of(fn_id)
+        await self.wait_for_counts(self.queue_of(fn_id), counts)
+
+    async def wait_for_counts(self, queue: WorkflowHandle[Any, Any], counts: QueueCounts) -> None:
         async with asyncio.timeout(PATIENCE):
-            while await queue.query("counts", result_type=QueueCounts) != counts:  # noqa: ASYNC110 - a query
+            while await _counts_of(queue) != counts:  # noqa: ASYNC110 - a query
                 await asyncio.sleep(0.02)
 
     async def wait_for_seen(self, *expected: Any) -> None:
@@ -182,6 +185,17 @@ class World:
     def run(self, n: Any) -> WorkflowHandle[Any, Any]:
         """The workflow of the gated function's run for an event."""
         return self.temporal.get_workflow_handle(run_workflow_id(self.run_ids[n]))
+
+
+async def _counts_of(queue: WorkflowHandle[Any, Any]) -> QueueCounts | None:
+    """``None`` before the first call has joined."""
+    try:
+        found: QueueCounts = await queue.query("counts", result_type=QueueCounts)
+    except RPCError as error:
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise
+        return None
+    return found
 
 
 @pytest.fixture

@@ -76,6 +76,26 @@ async def test_a_cancelled_run_frees_its_slot_and_the_queue_ends(world: World) -
         await world.queue_of("work").result()
 
 
+async def test_a_terminated_queue_continues_with_what_it_held(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1, key="event.data.user")])
+    await world.open()
+    queue = world.queue_of("work", user="a")
+    await world.send("work", n=1, user="a")
+    await world.limit.wait_for(1)
+    await world.send("work", n=2, user="a")
+    await world.wait_for_counts(queue, QueueCounts(1, 1))
+    await queue.terminate()
+    world.limit.let_go(1)  # A call that ends finds the queue terminated.
+    await world.limit.wait_for(2)
+    await queue.terminate()
+    await world.send("work", n=3, user="a")  # So does one that begins.
+    await world.wait_for_counts(queue, QueueCounts(1, 1))
+    world.limit.let_go(2)
+    await world.limit.wait_for(3)
+    assert world.limit.most_inside == 1
+    assert caplog.text.count("continues with what it held") == 2
+
+
 async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_queue_workflow, "_INSPECTION_PERIOD", 300)
     world.gated("work", concurrency=[Concurrency(limit=1)])

@@ -40,7 +40,8 @@ from .call_queue_workflow import QUEUE, READ_LIMITS
 from .gate import GATED, has_option, option_of_gate
 from .gate_messages import GateAnswer, GateOption, GateRequest, GateState, HeldEvents, Holder
 from .gate_workflow import ASK_RATE_LIMIT, FIND_ENDED, GATE_CONTINUES, START_HELD, GateWorkflow
-from .run_flow import JOIN
+from .restored import restore_terminated
+from .run_flow import JOIN, RESTORE_QUEUE
 
 _ATTEMPTS = 10
 _MAX_START_DELAY = 600_000
@@ -75,7 +76,7 @@ class Gates:
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
-        return [self.ask_rate_limit, self.start_held, self.find_ended, self.join, self.read_limits]
+        return [self.ask_rate_limit, self.start_held, self.find_ended, self.join, self.restore_queue, self.read_limits]
 
     async def trigger(self, record: FunctionRecord, event: EventRecord) -> str | None:
         """Start a run of a function for an event, at once or later.
@@ -158,6 +159,7 @@ class Gates:
 
     @activity.defn(name=JOIN)
     async def join(self, call: JoinInput) -> None:
+        await restore_terminated(self._client, call.queue)
         (limits,) = await self.read_limits([call.function_id])
         await self._client.start_workflow(
             QUEUE,
@@ -168,6 +170,10 @@ class Gates:
             start_signal_args=[JoinRecord(call, limits.options)],
             static_summary=f"calls of {call.function_id}",
         )
+
+    @activity.defn(name=RESTORE_QUEUE)
+    async def restore_queue(self, queue: str) -> None:
+        await restore_terminated(self._client, queue)
 
     @activity.defn(name=READ_LIMITS)
     async def read_limits(self, function_ids: list[str]) -> list[FunctionLimits]:

@@ -18,6 +18,7 @@ from durably.engine.temporal.messages import InvokerRecord, RunFlow, RunInput
 from .call_queue_messages import JoinInput, LeaveRecord
 
 JOIN = "durably.join"
+RESTORE_QUEUE = "durably.restore_queue"
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
 _EARLY_GRANTS = "early-grants"
 _EARLY_SECONDS = 1
@@ -33,7 +34,7 @@ class RunFlowControl:
         self._flow = run.flow or RunFlow()
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._joining: dict[int, asyncio.Task[None]] = {}
-        self._sending: set[asyncio.Task[None]] = set()
+        self._sending: set[asyncio.Future[object]] = set()
         self._asked: set[int] = set()
         """Generations that have asked for a slot."""
         self._early: dict[int, asyncio.Task[None]] = {}
@@ -118,8 +119,12 @@ class RunFlowControl:
         joining = self._joining.pop(generation, None)
         if joining is not None:
             await joining
-        if self._flow.queue is not None:
-            await _signal(self._flow.queue, "leave", LeaveRecord(self._run.run_id, generation))
+        queue, left = self._flow.queue, LeaveRecord(self._run.run_id, generation)
+        if queue is None or await _signal(queue, "leave", left) or not workflow.patched("restore-queue"):
+            return
+        # The queue ends when nothing needs it, so somebody has terminated it. Other runs may wait there.
+        await workflow.execute_local_activity(RESTORE_QUEUE, queue, start_to_close_timeout=_LOCAL_TIMEOUT)
+        await _signal(queue, "leave", left)
 
     async def end(self, end: EndRun) -> None:
         """Release everything, and report the end to steps that invoked the run by a gate."""
@@ -138,8 +143,8 @@ class RunFlowControl:
         while self._sending:
             await asyncio.wait([*self._sending])
 
-    def _send(self, sending: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(sending)
+    def _send(self, sending: Coroutine[Any, Any, object]) -> None:
+        task: asyncio.Future[object] = asyncio.ensure_future(sending)
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
 
@@ -150,9 +155,11 @@ async def _resolve(invoker: InvokerRecord, end: EndRun) -> None:
     await _signal(run_workflow_id(invoker.run_id), "resolve", WaitResolved(invoker.step_id, memo, failed=failed))
 
 
-async def _signal(workflow_id: str, signal: str, argument: object) -> None:
-    """A workflow that has ended needs no signal."""
+async def _signal(workflow_id: str, signal: str, argument: object) -> bool:
+    """False if the workflow has ended, and needs no signal."""
     try:
         await workflow.get_external_workflow_handle(workflow_id).signal(signal, argument)
     except FailureError as error:
         workflow.logger.debug("%s: %s", workflow_id, error)
+        return False
+    return True
