@@ -6,12 +6,17 @@ from typing import Any
 
 import msgspec
 import pytest
+from temporalio.api.common.v1 import WorkflowExecution
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.ids import app_workflow_id, function_workflow_id, topic_workflow_id
+from durably.engine.temporal.ids import app_workflow_id, cron_workflow_id, function_workflow_id, topic_workflow_id
 from durably.engine.temporal.messages import AppRecord, SyncInput
 from durably.engine.temporal.routing.app_sync import AppSync
+from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import SyncResult
 
 from ...temporal.dev_server import DevServer
@@ -162,3 +167,55 @@ async def test_an_app_that_is_served_in_two_ways_is_named(app: RoutedApp, caplog
         function.steps["step"].runtime.url = "http://127.0.0.1:1/"
     await app.engine.sync_app(request)
     assert f"app '{app.app_id}' are called at its URL from now on, and no longer in its own processes" in caplog.text
+
+
+async def test_what_somebody_terminates_is_started_again(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
+    serve(app, "a")
+    await app.sync()
+    ended = [topic_workflow_id(app.event("go")), function_workflow_id(app.id_of("a"))]
+    for each in ended:
+        await app.client.get_workflow_handle(each).terminate()
+    assert await app.run_to_end("go", "a", n=1) == 1
+    assert caplog.text.count("was ended on Temporal, and is started again with what it held") == 2
+    for each in ended:
+        assert (await app.client.get_workflow_handle(each).describe()).status is WorkflowExecutionStatus.RUNNING
+
+
+async def test_a_process_that_starts_restores_what_was_deleted(
+    app: RoutedApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    serve(app, "a")
+    app.functions[app.id_of("a")][1]["triggers"].append({"cron": "0 1 * * *"})
+    await app.sync()
+    cron = app.client.get_workflow_handle(cron_workflow_id(app.id_of("a")))
+
+    async def restart() -> None:
+        await WorkflowEngine(app.client, EngineSettings()).sync_app(app.sync_request(), in_process=True)
+
+    for deleted in (topic_workflow_id(app.event("go")), function_workflow_id(app.id_of("a"))):
+        await delete(app, deleted)
+        await restart()
+        assert await app.run_to_end("go", "a", n=1) == 1
+    await cron.terminate()
+    await restart()
+    assert (await cron.describe()).status is WorkflowExecutionStatus.RUNNING
+    await restart()
+    assert caplog.text.count("were deleted on Temporal, and are restored") == 3
+
+
+async def delete(app: RoutedApp, workflow_id: str) -> None:
+    """As the server does some time after a workflow has ended."""
+    await app.client.workflow_service.delete_workflow_execution(
+        DeleteWorkflowExecutionRequest(
+            namespace="default", workflow_execution=WorkflowExecution(workflow_id=workflow_id)
+        )
+    )
+
+    async def is_gone() -> bool:
+        try:
+            await app.client.get_workflow_handle(workflow_id).describe()
+        except RPCError as error:
+            return error.status is RPCStatusCode.NOT_FOUND
+        return False
+
+    await until(is_gone)

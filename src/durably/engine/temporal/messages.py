@@ -81,11 +81,15 @@ class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class SyncInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A sync of an app: its functions, and what its record has besides."""
+    """A sync of an app: its functions, and what its record has besides.
+
+    ``restores``: it is applied even if the app's record has it already.
+    """
 
     app_id: str
     functions: tuple[FunctionRecord, ...]
     app: AppRecord
+    restores: bool = False
 
 
 class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -421,7 +425,8 @@ class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     that do not meet the ``condition`` do not reach the run. Without one, the run gets each event with the value, and
     evaluates the condition itself. ``until`` is milliseconds since the epoch; ``None``: until the run ends.
     ``is_early``: it is registered before its run starts. ``ignored`` are events that the run got before. One of them
-    may be delivered again after a crash.
+    may be delivered again after a crash. Events for a run that has not started are kept for ``start_within``
+    milliseconds.
     """
 
     run_id: str
@@ -434,6 +439,7 @@ class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     is_early: bool = False
     ignored: tuple[str, ...] = ()
     condition: Condition | None = None
+    start_within: int = 0
 
 
 class LeaveInput(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -477,11 +483,13 @@ class InvokeInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The run to start for an invocation, or the error of its step.
 
-    If it has neither, the function has gates: they start the run, which reports its end to the step.
+    If it has neither, the function has gates: they start the run, which reports its end to the step. Its id is then
+    ``run_id``, unless it is the run of a batch.
     """
 
     run: RunInput | None = None
     error: ErrorData | None = None
+    run_id: str | None = None
 
 
 class SignalRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -1,23 +1,32 @@
 """Records of long-lived workflows, in their memos.
 
-They are read by Describe, which is consistent and costs no action.
+They are read by Describe, which is consistent and costs no action. A workflow that somebody terminated is started
+again with the record that it had.
 """
 
 import asyncio
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.temporal.routing.function_workflow import FUNCTION
-from durably.engine.temporal.routing.topic_workflow import TOPIC
+from durably.engine.temporal.routing.app_workflow import APP, AppWorkflow
+from durably.engine.temporal.routing.function_workflow import FUNCTION, FunctionWorkflow
+from durably.engine.temporal.routing.topic_workflow import TOPIC, TopicWorkflow
+from durably.protocol.text import get_logger
 
-from .ids import function_workflow_id, run_workflow_id, topic_workflow_id
+from .ids import WORKFLOWS_QUEUE, function_workflow_id, run_workflow_id, topic_workflow_id
 from .messages import RUN_MEMO, FunctionRecord, RunMemo, TopicRecord
 from .shared_reads import SharedReads
 
 T = TypeVar("T")
+
+_logger = get_logger("durably.engine")
+
+_ENDLESS: Mapping[str, Any] = {APP: AppWorkflow.run, FUNCTION: FunctionWorkflow.run, TOPIC: TopicWorkflow.run}
+"""Workflows that never end by themselves, by the memo with their record."""
 
 
 class Records:
@@ -38,7 +47,22 @@ class Records:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return None
             raise
-        return await described.memo_value(memo, None, type_hint=as_type)
+        record: T | None = await described.memo_value(memo, None, type_hint=as_type)
+        if memo in _ENDLESS and record is not None and described.status is not WorkflowExecutionStatus.RUNNING:
+            await self._restore(workflow_id, memo, record)
+        return record
+
+    async def _restore(self, workflow_id: str, memo: str, record: object) -> None:
+        _logger.warning("the workflow %r was ended on Temporal, and is started again with what it held", workflow_id)
+        await self._client.start_workflow(
+            _ENDLESS[memo],
+            record,
+            id=workflow_id,
+            task_queue=WORKFLOWS_QUEUE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            memo={memo: record},
+            static_summary=workflow_id.rpartition("/")[2],
+        )
 
     async def find_function(self, function_id: str) -> FunctionRecord | None:
         return await self.read(function_workflow_id(function_id), FUNCTION, FunctionRecord)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
 from .app_workflow import APP, SYNC_REFUSED, AppliedSync, AppWorkflow, is_same_sync, result_of_sync
-from .cron_activities import put_schedules
+from .cron_activities import has_schedules, put_schedules
 from .function_workflow import FUNCTION, FunctionWorkflow
 from .topic_workflow import AppTriggers
 from .wait_keys import path_of
@@ -33,6 +34,8 @@ _logger = get_logger("durably.engine")
 
 _PARALLEL_REQUESTS = 20
 _LONGEST_ERROR = 2000
+_CHECK_SECONDS = 600.0
+"""Seconds between two checks of an app, whose sync may be repeated every few seconds."""
 
 
 class AppSync:
@@ -41,6 +44,7 @@ class AppSync:
         self._settings = settings
         self._records = Records(client)
         self._waits = Waits(client)
+        self._checked_at: dict[str, float] = {}
 
     async def has_synced(self, app_id: str) -> bool:
         """Whether an app has ever synced: events find the triggers of its functions."""
@@ -51,7 +55,12 @@ class AppSync:
         sync = _sync_input(request, functions, in_process, self._settings)
         before = await self._records.read(app_workflow_id(sync.app_id), APP, AppRecord)
         if before is not None and is_same_sync(before, sync.app):
-            return result_of_sync(sync, before)
+            if await self._is_intact(sync):
+                return result_of_sync(sync, before)
+            _logger.warning(
+                "functions, triggers or schedules of the app %r were deleted on Temporal, and are restored", sync.app_id
+            )
+            sync = msgspec.structs.replace(sync, restores=True)
         try:
             result: SyncResult = await update_with_start(
                 self._client,
@@ -77,6 +86,28 @@ class AppSync:
                 places[before.in_process],
             )
         return result
+
+    async def _is_intact(self, sync: SyncInput) -> bool:
+        """Whether events find the functions of an app.
+
+        Somebody may have deleted workflows. Repeated syncs check this once in a while.
+        """
+        checked_at = self._checked_at.get(sync.app_id)
+        if checked_at is not None and time.monotonic() - checked_at < _CHECK_SECONDS:
+            return True
+        self._checked_at[sync.app_id] = time.monotonic()
+        known = await self._records.find_functions(record.config.id for record in sync.functions)
+        if any(known.get(record.config.id) is None for record in sync.functions):
+            return False
+        triggers = _triggers_by_name(sync.functions)
+        topics = await self._records.find_topics(triggers)
+        wanted = {(name, trigger) for name, each in triggers.items() for trigger in each}
+        if wanted - {
+            (name, trigger) for name, topic in zip(triggers, topics, strict=True) for trigger in topic.triggers
+        }:
+            return False
+        schedules = [(record.config.id, read_flow(record.config).schedules) for record in sync.functions]
+        return all([await has_schedules(self._client, *each) for each in schedules if each[1]])
 
     # the activity of the app's workflow
 

@@ -46,7 +46,7 @@ class AppWorkflow:
         async with self._turn:
             before = self._record
             result = result_of_sync(sync, before)
-            if before is None or not is_same_sync(before, sync.app):
+            if before is None or sync.restores or not is_same_sync(before, sync.app):
                 await self._apply(sync, before, result)
             return result
 

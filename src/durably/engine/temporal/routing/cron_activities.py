@@ -67,6 +67,10 @@ async def put_schedules(client: Client, function_id: str, schedules: tuple[Sched
     )
 
 
+async def has_schedules(client: Client, function_id: str, schedules: tuple[Schedule, ...]) -> bool:
+    return await _read_schedules(client, cron_workflow_id(function_id)) in (schedules, None)
+
+
 async def _read_schedules(client: Client, workflow_id: str) -> tuple[Schedule, ...] | None:
     """``None`` if the workflow has just been started."""
     try:
