@@ -6,17 +6,20 @@ import gc
 from typing import Any
 
 import pytest
+from ulid import ULID
 
-from durably import Batch, Context, Debounce, Function, RateLimit, Singleton, StepError
+from durably import Batch, Cancel, Context, Debounce, Function, RateLimit, Singleton, StepError
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.temporal.flow import gate_workflow
-from durably.engine.temporal.ids import run_workflow_id
+from durably.engine.temporal.ids import make_run_id, run_workflow_id, wait_workflow_id
 from durably.engine.temporal.routing import router
+from durably.engine.temporal.routing.wait_keys import wait_key
+from durably.engine.temporal.runs import run_waits
 from durably.engine.views import RunStatus
 from durably.protocol.opcodes import hash_step_id
 
 from ..serving import eventually
-from .conftest import World
+from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
 MINUTE = dt.timedelta(minutes=1)
@@ -161,6 +164,53 @@ async def test_an_event_is_accepted_while_no_worker_asks_gates(
     assert "never retrieved" not in caplog.text
     await world.start_workers()
     await world.wait_for_seen(1)
+
+
+async def test_an_event_cancels_a_run_that_starts_when_a_worker_asks_its_gates(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
+    monkeypatch.setattr(router, "_MAX_DELIVERY_SECONDS", 0.2)
+    stop = Cancel(event=world.event("stop"), if_exp="event.data.n == async.data.n")
+    world.gated("work", idempotency="event.data.order", cancel=[stop])
+    await world.open()
+    await world.send("work", n=0, order="a")
+    await world.limit.wait_for(0)
+    await world.stop_workers()
+    accepted = await world.send("work", n=1, order="b")
+    await world.send("work", n=2, order="a")  # Its gate drops this one.
+    await world.send("stop", n=1)
+    await world.start_workers()
+    run_id = make_run_id(ULID.from_str(accepted).milliseconds, accepted, f"{world.app_id}-work")
+    async with asyncio.timeout(PATIENCE):
+        while await world.engine.get_run(run_id) is None:  # noqa: ASYNC110 - a query
+            await asyncio.sleep(0.05)
+        assert (await world.engine.wait_for_run(run_id)).status is RunStatus.CANCELLED
+    for n in (1, 2):
+        key = wait_key(stop.if_exp, {"data": {"n": n}})
+        left = world.temporal.get_workflow_handle(wait_workflow_id(stop.event, key.path, key.value))
+        async with asyncio.timeout(PATIENCE):
+            await left.result()
+
+
+async def test_a_step_whose_invoked_run_was_terminated_fails(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_waits, "_FIRST_CHECK", 200)
+    single = world.gated("single", singleton=Singleton(mode="skip"))
+
+    @world.function("invoker")
+    async def invoker(ctx: Context) -> object:
+        world.run_ids["invoker"] = ctx.run_id
+        try:
+            return await ctx.step.invoke("call", function=single, data={"n": 1})
+        except StepError as error:
+            return error.message
+
+    await world.open()
+    await world.send("invoker")
+    await world.limit.wait_for(1)
+    await world.run(1).terminate()
+    run = await world.engine.wait_for_run(world.run_ids["invoker"])
+    assert bytes(run.output or b"").decode() == f'"the run {world.run_ids[1]} was terminated on Temporal"'
 
 
 async def test_a_gate_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ from durably.engine.temporal.reports.search_attributes import search_attributes_
 from durably.engine.temporal.runs.run_settings import finish_timeout_of
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent
+from durably.protocol.text import get_logger
 
 from .event_workflow import DELIVERED, SENDERS_TIME, EventWorkflow
 from .wait_keys import cancel_waits
@@ -67,6 +68,10 @@ from .waits import Waits
 _MOST_NAMED_FUNCTIONS = 8
 _MAX_DELIVERY_SECONDS = 3.0
 """Seconds for which a sender waits for the delivery of an event that is durable already."""
+_MAX_START_DELAY = 600_000
+"""Milliseconds after which a run has started whose event could not be delivered at once."""
+
+_logger = get_logger("durably.engine")
 
 
 class Routes(msgspec.Struct, frozen=True):
@@ -167,8 +172,38 @@ class Router:
         except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
             if not limit.expired():
                 raise
-            return  # Gates need a worker. If there is none, the workflow delivers the event later.
+            # Gates need a worker. If there is none, the workflow delivers the event later.
+            await self._expect_cancellations(delivery)
+            return
         await handle.signal(DELIVERED)
+
+    async def finish_delivery(self, delivery: DeliveryRecord) -> None:
+        """Deliver an event whose sender did not."""
+        await self.deliver(delivery)
+        for run in await self._cancellable_runs(delivery):
+            if not await self.waits.is_running(run.run_id):  # A gate has dropped the event, or it has ended already.
+                await self.waits.leave(LeaveInput(cancel_waits(run)))
+
+    async def _expect_cancellations(self, delivery: DeliveryRecord) -> None:
+        """Let events cancel the runs that the event starts later."""
+        waits = [wait for run in await self._cancellable_runs(delivery) for wait in cancel_waits(run)]
+        try:
+            async with asyncio.timeout(_MAX_DELIVERY_SECONDS):
+                for wait in waits:
+                    await self.waits.register(msgspec.structs.replace(wait, start_within=_MAX_START_DELAY))
+        except TimeoutError:
+            _logger.warning(
+                "the event %s (%s) starts its runs when a worker runs; events that would cancel them have no effect "
+                "before",
+                delivery.event.id,
+                delivery.event.name,
+            )
+
+    async def _cancellable_runs(self, delivery: DeliveryRecord) -> list[RunInput]:
+        """The runs that an event starts now, or would if their gates had a worker."""
+        functions = (await self.records.find_functions(delivery.function_ids)).values()
+        starts = [each for each in functions if each.is_active and each.config.cancel and not _is_held(each)]
+        return [self.run_input(function, (delivery.event,)) for function in starts]
 
     # runs
 
@@ -287,7 +322,7 @@ class Router:
         if has_gates(function.config):
             invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
             await self.gates.trigger(function, msgspec.structs.replace(record, invoker=invoker))
-            return ResolvedInvocation()
+            return ResolvedInvocation(run_id=None if function.config.batch_events else run.run_id)
         await self._listen_for_cancellations(run)
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
 
@@ -336,6 +371,11 @@ def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict
 def _needs_workflow(function: FunctionRecord) -> bool:
     """Whether a start of the function takes several requests."""
     return bool(function.config.cancel) or has_gates(function.config)
+
+
+def _is_held(function: FunctionRecord) -> bool:
+    """Whether runs start some time after their events, which others cancel no earlier."""
+    return bool(function.config.debounce or function.config.batch_events)
 
 
 def _refused(name: str, message: str) -> ResolvedInvocation:

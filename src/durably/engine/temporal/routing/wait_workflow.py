@@ -4,6 +4,7 @@ A workflow exists as long as a run waits. An event for which no run waits finds 
 """
 
 import asyncio
+import contextlib
 import datetime as dt
 from collections import deque
 from collections.abc import Iterable
@@ -30,6 +31,8 @@ MATCH = "durably.match"
 _MAX_CONDITIONS = 1000
 """Conditions that one activity evaluates. Each may be another expression, which takes milliseconds to compile."""
 _MATCH_TIMEOUT = dt.timedelta(seconds=30)
+_KEPT_PAUSE = 1.0
+"""Seconds between two deliveries to a run that has not started."""
 START_GRACE = dt.timedelta(minutes=1)
 """The time within which the run of an early wait starts."""
 
@@ -48,6 +51,7 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
     is_early: bool = False
     ignored: tuple[str, ...] = ()
     condition: Condition | None = None
+    start_within: int = 0
 
     @property
     def key(self) -> Key:
@@ -80,15 +84,19 @@ class WaitWorkflow:
         state = unpack(state)
         self._waits = {wait.key: wait for wait in state.waits}
         self._deliveries = deque(state.deliveries)
+        self._kept: list[PendingDelivery] = []
+        """Deliveries to runs that have still to start."""
         self._is_too_large = False
 
     @workflow.run
     async def run(self, state: WaitState) -> None:
-        while self._waits or self._deliveries:
+        while self._waits or self._deliveries or self._kept:
             if workflow.info().is_continue_as_new_suggested():
                 self._continue_as_new()
             if self._deliveries:
                 await self._deliver_some()
+            elif self._kept:
+                await self._repeat_kept()
             else:
                 await self._sleep()
         # A signal that arrives now makes the server refuse the end, so no wait is lost.
@@ -98,8 +106,9 @@ class WaitWorkflow:
 
         Then events are delivered first.
         """
-        if sum(len(each.event.body) for each in self._deliveries) <= _MAX_STATE_BYTES:
-            state = pack(WaitState(tuple(self._waits.values()), tuple(self._deliveries)))
+        deliveries = (*self._deliveries, *self._kept)
+        if sum(len(each.event.body) for each in deliveries) <= _MAX_STATE_BYTES:
+            state = pack(WaitState(tuple(self._waits.values()), deliveries))
             if len(state.packed) <= _MAX_STATE_BYTES:
                 workflow.continue_as_new(state)
         self._is_too_large = True
@@ -108,7 +117,15 @@ class WaitWorkflow:
     def add(self, wait: WaitRecord) -> None:
         condition = None if wait.is_exact else wait.condition
         waiting = Waiting(
-            wait.run_id, wait.step_id, now(), wait.until, wait.is_exact, wait.is_early, wait.ignored, condition
+            wait.run_id,
+            wait.step_id,
+            now(),
+            wait.until,
+            wait.is_exact,
+            wait.is_early,
+            wait.ignored,
+            condition,
+            wait.start_within,
         )
         self._waits[waiting.key] = waiting
 
@@ -169,10 +186,19 @@ class WaitWorkflow:
         try:
             await handle.signal("deliver", Delivery(step_id=wait.step_id, event=event))
         except FailureError:
-            if wait.is_early and now() - wait.since < START_GRACE // dt.timedelta(milliseconds=1):
+            since = now() - wait.since
+            if since < wait.start_within:
+                self._kept.append(PendingDelivery(event, (wait,)))
+            if wait.is_early and since < max(wait.start_within, START_GRACE // dt.timedelta(milliseconds=1)):
                 self._waits.setdefault(wait.key, wait)
             else:  # The run has ended.
                 self._drop([wait])
+
+    async def _repeat_kept(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(lambda: bool(self._deliveries), timeout=_KEPT_PAUSE)
+        self._deliveries.extend(self._kept)
+        self._kept.clear()
 
     def _drop(self, waits: Iterable[Waiting]) -> None:
         for wait in waits:

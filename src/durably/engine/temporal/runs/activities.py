@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -17,6 +17,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
+from durably.engine.temporal.long_lived import ignoring_not_found
 from durably.engine.temporal.messages import (
     END,
     CallInput,
@@ -52,6 +53,7 @@ from .step_requests import StepRequests
 CALL = "durably.call"
 CANCEL = "durably.cancel"
 COPY_MEMOS = "durably.copy_memos"
+FIND_LOST = "durably.find_lost"
 READ_END = "durably.read_end"
 RESOLVE = "durably.resolve"
 SEND = "durably.send"
@@ -64,6 +66,7 @@ LOCAL_TIMEOUT = dt.timedelta(seconds=10)
 CALL_RETURNED = "CallReturnedError"
 """The type of the failure of a call whose process stops."""
 CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
+_LOST = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
 _MAX_UNREACHED_SECONDS = 66.0
 """A call waits for an app that is down with at most 60 attempts in the first hour, the quick first ones included."""
 _RETURN_DELAY = dt.timedelta(milliseconds=50)
@@ -208,6 +211,10 @@ async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -
     return page
 
 
+def terminated_error(run_id: str) -> ErrorData:
+    return ErrorData(name="FunctionCancelledError", message=f"the run {run_id} was terminated on Temporal")
+
+
 def returned_call(reason: str) -> ApplicationError:
     """The error by which a run repeats a call at once. The worker does not log it."""
     return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
@@ -268,12 +275,13 @@ class RoutingActivities:
             self.apply_sync,
             self.cancel,
             self.read_end,
+            self.find_lost,
             self.copy_memos,
         ]
 
     @activity.defn(name=DELIVER)
     async def deliver(self, delivery: DeliveryRecord) -> None:
-        await self._router.deliver(delivery)
+        await self._router.finish_delivery(delivery)
 
     @activity.defn(name=SEND)
     async def send(self, events: InternalEvents) -> None:
@@ -314,6 +322,15 @@ class RoutingActivities:
         described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
         error: ErrorData = await described.memo_value(END, CANCELLED_BY_TEMPORAL, type_hint=ErrorData)
         return error
+
+    @activity.defn(name=FIND_LOST)
+    async def find_lost(self, run_id: str) -> ErrorData | None:
+        """The error of a run that ended without its code, and reported nothing."""
+        with ignoring_not_found():
+            described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
+            if described.status in _LOST:
+                return terminated_error(run_id)
+        return None
 
     @activity.defn(name=COPY_MEMOS)
     async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:

@@ -44,11 +44,24 @@ from durably.engine.temporal.routing.wait_keys import cancel_position, condition
 from durably.engine.temporal.workflow_time import now
 from durably.protocol.errors import ErrorData
 
-from .activities import LEAVE, LOCAL_TIMEOUT, READ_END, RESOLVE, WAIT_FOR_EVENT, WAIT_FOR_SIGNAL
+from .activities import (
+    FIND_LOST,
+    LEAVE,
+    LOCAL_TIMEOUT,
+    READ_END,
+    RESOLVE,
+    WAIT_FOR_EVENT,
+    WAIT_FOR_SIGNAL,
+    terminated_error,
+)
 from .run_context import RunContext, stop
 
 RUN = "durably.Run"
 _EARLY_RESULTS = "early-results"
+_FIRST_CHECK = 60_000
+_LONGEST_CHECK = 43_200_000
+"""Milliseconds between checks of an invoked run, from a minute to half a day."""
+_ERROR_OR_NONE: Any = ErrorData | None
 
 
 class RunWaits:
@@ -244,12 +257,31 @@ class RunWaits:
             self._context.apply(WaitResolved(command.step_id, error_memo(resolved.error), failed=True))
             return
         if resolved.run is None:
+            if resolved.run_id is not None and not await self._is_to_report(command, resolved.run_id):
+                return
             await self._time_out(command.step_id, command.until, f"{command.name} times out")
             return
         child = self._context.spawn(self._run_child, command, resolved.run)
         done, _ = await workflow.wait([child], timeout=max(command.until - now(), 1) / 1000)
         if not done:
             self._context.apply(TimerFired(command.step_id))
+
+    async def _is_to_report(self, command: Invoke, run_id: str) -> bool:
+        """Check from time to time that a run was not terminated.
+
+        Such a run reports no end. Returns shortly before the timeout of the step.
+        """
+        pause = _FIRST_CHECK
+        while command.until - now() > pause:
+            await workflow.sleep(pause / 1000, summary=f"{command.name} checks its run")
+            error: ErrorData | None = await workflow.execute_local_activity(
+                FIND_LOST, run_id, result_type=_ERROR_OR_NONE, start_to_close_timeout=LOCAL_TIMEOUT
+            )
+            if error is not None:
+                self._context.apply(WaitResolved(command.step_id, error_memo(error), failed=True))
+                return False
+            pause = min(2 * pause, _LONGEST_CHECK)
+        return True
 
     async def _run_child(self, command: Invoke, run: RunInput) -> None:
         try:
@@ -284,6 +316,5 @@ class RunWaits:
             )
             return reported
         if isinstance(cause, TerminatedError):
-            message = f"the run {run.run_id} was terminated on Temporal"
-            return ErrorData(name="FunctionCancelledError", message=message)
+            return terminated_error(run.run_id)
         return ErrorData(name=type(cause).__name__, message=str(cause))
