@@ -10,6 +10,7 @@ from ..ports import free_port
 class Proxy:
     def __init__(self, target: int) -> None:
         self.opened = 0
+        self._is_away = False
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._target = target
@@ -23,6 +24,14 @@ class Proxy:
         for end in cut:
             shut(end)
 
+    def leave(self) -> None:
+        """Cut all connections, and those that come, until ``come_back``."""
+        self._is_away = True
+        self.cut()
+
+    def come_back(self) -> None:
+        self._is_away = False
+
     def close(self) -> None:
         self._listener.close()
 
@@ -32,6 +41,9 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
+            if self._is_away:
+                near.close()
+                continue
             self.opened += 1
             far = socket.create_connection(("127.0.0.1", self._target))
             self._open += [near, far]

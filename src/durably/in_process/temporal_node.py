@@ -75,6 +75,7 @@ class TemporalNode:
         self._changing = asyncio.Lock()
         self._last_error: Exception | None = None
         self._is_closed = False
+        self._is_away = False
 
     @property
     def last_error(self) -> Exception | None:
@@ -100,16 +101,34 @@ class TemporalNode:
             if self._is_closed:
                 raise NodeClosedError("the connection of this process is closed")
             try:
-                return await getattr(engine, name)(**arguments)
+                result = await getattr(engine, name)(**arguments)
             except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
                 if not is_away(error):
                     raise TransportError(f"the Temporal server refused {name!r}: {error}") from error
-                self._last_error = error
+                self._note_outage(error)
                 if not _OPERATIONS[name].is_repeatable:
                     raise TransportError(
                         f"the Temporal server did not answer {name!r}: it is unclear whether it was executed ({error})"
                     ) from None
+            else:
+                self._note_answer()
+                return result
             await asyncio.sleep(_REPEAT_SECONDS)
+
+    def _note_outage(self, error: Exception) -> None:
+        self._last_error = error
+        if not self._is_away:
+            self._is_away = True
+            _logger.warning(
+                "process %d: the Temporal server does not answer, and requests are repeated until it does: %s",
+                os.getpid(),
+                error,
+            )
+
+    def _note_answer(self) -> None:
+        if self._is_away:
+            self._is_away, self._last_error = False, None
+            _logger.warning("process %d: the Temporal server answers again", os.getpid())
 
     async def update(self) -> None:
         """See ``EngineNode``."""

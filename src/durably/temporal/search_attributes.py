@@ -17,11 +17,12 @@ from typing import Any, TypeAlias
 
 from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
-from .errors import SearchAttributeError, TemporalSettingsError
+from .errors import SearchAttributeError, TemporalCredentialsError, TemporalSettingsError
 
 REGISTER_COMMANDS = (
     "run `durably temporal register module:gateway` (in Django `manage.py register_search_attributes`, in Flask `flask "
@@ -212,11 +213,35 @@ async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> N
 async def register_and_wait(client: Client, attributes: Mapping[str, IndexedType], rpc_timeout: timedelta) -> None:
     """Register attributes that the server does not know.
 
-    Waits until the server accepts them. Raises the errors of ``register``.
+    Waits until the server accepts them. Raises the errors of ``register``, and ``TemporalCredentialsError`` if the
+    server denies the namespace.
     """
-    await register(client, attributes, rpc_timeout)
+    try:
+        await register(client, attributes, rpc_timeout)
+    except SearchAttributeError:
+        await _check_access(client, rpc_timeout)
+        raise
     for name, indexed in attributes.items():
         await _until_accepted(client, name, indexed, f"`{name}` IS NULL", rpc_timeout)
+
+
+async def _check_access(client: Client, rpc_timeout: timedelta) -> None:
+    """Raises ``TemporalCredentialsError``.
+
+    It omits the server's text, which may have credentials.
+    """
+    request = DescribeNamespaceRequest(namespace=client.namespace)
+    try:
+        await client.workflow_service.describe_namespace(request, timeout=rpc_timeout)
+    except RPCError as error:
+        if error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
+            address = client.service_client.config.target_host
+            raise TemporalCredentialsError(
+                f"the Temporal server at {address} denies this app the namespace {client.namespace!r} "
+                f"({error.status.name}): give its API key or certificate access to the namespace, or set another by "
+                "TEMPORAL_NAMESPACE",
+                address,
+            ) from None
 
 
 async def _until_accepted(

@@ -269,7 +269,8 @@ class WorkflowEngine(LocalEngine):
     async def prepare(self) -> None:
         """Prepare the namespace for runs. Each process does so before it serves functions.
 
-        Raises ``SearchAttributeError`` with the commands to run, if the server does not let this client do it.
+        Raises ``SearchAttributeError`` with the commands to run, if the server does not let this client do it, and
+        ``TemporalCredentialsError`` if it denies the namespace.
         """
         if not self._has_search_attributes:
             await register_search_attributes(self._client)

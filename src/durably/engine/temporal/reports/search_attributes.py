@@ -63,6 +63,7 @@ def search_attributes_of(run: RunInput) -> TypedSearchAttributes:
 async def register_search_attributes(client: Client) -> None:
     """Register the attributes that the server lacks, and wait until it accepts them.
 
-    Raises ``SearchAttributeError`` with the commands to run, if the server does not let this client register them.
+    Raises ``SearchAttributeError`` with the commands to run, if the server does not let this client register them, and
+    ``TemporalCredentialsError`` if it denies the whole namespace.
     """
     await register_and_wait(client, {key.name: indexed_type(key) for key in _KEYS}, _RPC_TIMEOUT)

@@ -1,0 +1,107 @@
+"""Servers that refuse the namespace, or are away for a while."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.exceptions
+import pytest
+
+from durably import Context, TemporalEngine, TriggerEvent
+from durably.comm import CommHandler
+from durably.temporal import TemporalCredentialsError
+
+from ...temporal.dev_server import DevServer
+from ...temporal.proxy import Proxy
+from .test_in_process import WAIT_SECONDS, App, add_sync, within
+
+_DENIED = 7
+
+
+class DenyingServer:
+    """It describes itself, and denies all requests for a namespace, as Temporal does without a permission."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        connection.initiate_connection()
+        with contextlib.suppress(OSError, h2.exceptions.ProtocolError), near:  # Clients give requests up.
+            while data := near.recv(65536):
+                for event in connection.receive_data(data):
+                    if isinstance(event, h2.events.RequestReceived):
+                        self._answer(connection, event)
+                near.sendall(connection.data_to_send())
+
+    def _answer(self, connection: h2.connection.H2Connection, request: h2.events.RequestReceived) -> None:
+        stream, headers = request.stream_id, [(":status", "200"), ("content-type", "application/grpc")]
+        if dict(request.headers)[b":path"].endswith(b"/GetSystemInfo"):
+            connection.send_headers(stream, headers)
+            connection.send_data(stream, bytes(5))
+            connection.send_headers(stream, [("grpc-status", "0")], end_stream=True)
+        else:
+            denial = [("grpc-status", str(_DENIED)), ("grpc-message", "Request unauthorized.")]
+            connection.send_headers(stream, [*headers, *denial], end_stream=True)
+
+
+@pytest.fixture
+def denying() -> Iterator[DenyingServer]:
+    server = DenyingServer()
+    yield server
+    server.close()
+
+
+async def test_a_denied_namespace_prevents_the_start_and_is_named(denying: DenyingServer) -> None:
+    app = App(TemporalEngine(denying.address, "orders"), "denied").serve(add_sync)
+    with pytest.raises(TemporalCredentialsError, match=r"denies this app the namespace 'orders' \(PERMISSION_DENIED\)"):
+        await within(app.engine.start())
+
+
+async def test_runs_and_events_continue_after_their_server_was_away(
+    server: DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy = Proxy(server.port)
+    app = App(TemporalEngine(proxy.address), "outage")
+    may_end = asyncio.Event()
+
+    @app.client.create_function(fn_id="work", trigger=TriggerEvent(event="outage/work"))
+    async def work(ctx: Context) -> None:
+        await ctx.step.run("begin", app.report, f"begun {ctx.event.data['n']}")
+        await ctx.step.run("wait", may_end.wait)
+        await ctx.step.run("end", app.report, f"ended {ctx.event.data['n']}")
+
+    CommHandler(client=app.client, framework="test", functions=[work])
+    with closing(proxy):
+        async with app.engine.running():
+            await app.send("work", n=1)
+            assert await app.reported() == "begun 1"
+            proxy.leave()
+            may_end.set()
+            sending = asyncio.create_task(app.send("work", n=2))
+            async with asyncio.timeout(WAIT_SECONDS):
+                while "the Temporal server does not answer" not in caplog.text:  # noqa: ASYNC110 - a log
+                    await asyncio.sleep(0.02)
+            proxy.come_back()
+            await within(sending)
+            assert sorted([await app.reported() for _ in range(3)]) == ["begun 2", "ended 1", "ended 2"]
+    assert app.reports.empty()
+    assert caplog.text.count("the Temporal server does not answer") == 1
+    assert "the Temporal server answers again" in caplog.text
