@@ -94,7 +94,7 @@ def _suggest(name: str, found: object) -> str:
     public = [each for each in vars(found) if not each.startswith("_")] if hasattr(found, "__dict__") else []
     if close := difflib.get_close_matches(name, public, n=1):
         return f"; did you mean {close[0]!r}?"
-    return "; name the app in it: module:name"
+    return f"; name the {'app' if name in USUAL_NAMES else 'object'} in it: module:name"
 
 
 class AppKind(StrEnum):

@@ -106,7 +106,20 @@ def _load(target: str, usual_names: tuple[str, ...]) -> object:
     try:
         return import_app(target, usual_names)
     except AppImportError as error:
-        raise CliError(str(error)) from None
+        raise CliError(f"{error}{_hint_for_step_functions(target)}") from None
+
+
+def _hint_for_step_functions(target: str) -> str:
+    """The way to run the step functions of a module that declares no workflows."""
+    from durably.client import Client
+
+    module = sys.modules.get(target.partition(":")[0])
+    if module is None or not any(isinstance(each, Client) for each in vars(module).values()):
+        return ""
+    return (
+        "\nIt has a durably.Client. Step functions need no worker of this kind: `durably dev --temporal HOST:PORT "
+        "MODULE:APP` runs them, and `durably worker MODULE:CLIENT` those of an app with TemporalEngine"
+    )
 
 
 def _unexpected(target: str, found: object, wanted: str) -> CliError:
@@ -305,7 +318,8 @@ def dev(
     """
     if app is None and not worker_targets and manage is None:
         raise CliError(
-            "nothing to run: name the app, MODULE:APP, or the worker, --worker MODULE:TEMPORAL, or --django manage.py"
+            "nothing to run: name the app, MODULE:APP, or the worker, --worker MODULE:TEMPORAL, or --django manage.py. "
+            "`temporal server start-dev` starts the server alone"
         )
     if manage is not None and (app or worker_targets):
         raise CliError("--django runs the project's own server and worker: leave out MODULE:APP and --worker")

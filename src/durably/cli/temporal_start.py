@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from durably.engine.settings import EngineSettings
     from durably.temporal import Temporal
 
-_ALERTS = "Temporal stores the ends of runs, and this process does not see those of others. Alert on Temporal's metrics"
+_ALERTS = (
+    "Temporal stores the ends of runs, and this process does not see those of others. Alert on Temporal's metrics, or "
+    "from a function's on_failure"
+)
 _REFUSED = {
     "retention": "the retention of Temporal's namespace decides: `temporal operator namespace update --retention`",
     "alert_url": _ALERTS,
@@ -36,7 +39,8 @@ _REFUSED = {
 
 _NOT_SEEN = (
     "runs are executed by all processes on this Temporal server, so this one does not log them, and its /metrics has "
-    "only the number of live runs: Temporal's UI and metrics have the rest"
+    "only the number of live runs: Temporal's UI and metrics have the rest, and `durably runs list --follow --json "
+    "--url temporal://…` prints starts and ends of runs"
 )
 
 _logger = get_logger("durably.start")

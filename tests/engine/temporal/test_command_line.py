@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import json
+from pathlib import Path
 
 import click
 import pytest
@@ -163,6 +164,16 @@ def test_the_development_engine_says_what_prevents_its_start(
     done = run("dev", "--temporal", server.address, "--port", "0", *arguments, TEMPORAL_NAMESPACE=namespace)
     assert done.exit_code == status, done.output
     assert reason in " ".join(done.stderr.split())
+
+
+def test_native_workers_name_the_way_to_run_step_functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_steps.py").write_text("import durably\nclient = durably.Client(app_id='a', engine='http://x')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = run("temporal", "worker", "only_steps")
+    assert done.exit_code == 1, done.output
+    said = " ".join(done.stderr.split())
+    assert "only_steps has no 'temporal'; name the object in it" in said
+    assert "`durably dev --temporal HOST:PORT MODULE:APP`" in said
 
 
 def test_the_development_engine_does_not_wait_for_a_server() -> None:

@@ -73,6 +73,17 @@ SUPPORT: Sequence[OptionSupport] = (
     OptionSupport("priority", Support.SAME, "The function has concurrency or throttle"),
     OptionSupport("priority without concurrency and throttle", Support.REFUSED, f"It {_PRIORITY_ALONE}"),
     OptionSupport("timeouts", Support.SAME),
+    OptionSupport(
+        "cancel",
+        Support.SAME,
+        "Each entry is a wait for its event, which is registered before the run starts",
+    ),
+    OptionSupport(
+        "cron triggers",
+        Support.SAME,
+        "A workflow of the function fires the ticks, not a Schedule of Temporal. It needs a process with workers: "
+        "after a time without one, it fires the last of the missed ticks",
+    ),
 )
 
 
