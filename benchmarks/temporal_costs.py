@@ -27,7 +27,7 @@ from .tables import table
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "engine-on-temporal.md"
 _BEGIN, _END = "<!-- costs: begin -->\n", "<!-- costs: end -->\n"
 STEPS = 20
-_GATES = ("durably.Gate", "durably.CallQueue")
+_GATES = ("durably.Gate", "durably.Queue", "durably.Wait")
 
 _BILLED = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED,
@@ -63,6 +63,7 @@ CASES = [
     Case("an invocation of a function of one step", "invoke"),
     Case("a wait for an event that arrives", "wait"),
     Case("an event that starts two functions of one step each", "two"),
+    Case("an event that nothing matches", "nothing"),
     Case("a singleton of one step", "single"),
     Case("one step, `concurrency` of 1 for each customer", "slots"),
     Case("one step, `throttle`", "throttled"),
@@ -70,7 +71,6 @@ CASES = [
     Case("one step, `debounce`", "debounced"),
     Case("one step, `idempotency`", "once"),
     Case("one step, a `cancel` entry", "cancellable"),
-    Case("an event that nothing matches", "nothing"),
 ]
 
 
@@ -175,7 +175,7 @@ async def _settle(temporal: Client) -> None:
 
 
 async def _costs(temporal: Client, began: dt.datetime | None = None) -> Cost:
-    """Of all workflows of the server, but for gates of cases before ``began``: they end some time after their run."""
+    """Of all workflows of the server, but for gates and waits of cases before ``began``: they end some time after their run."""
     events = actions = 0
     async for each in temporal.list_workflows("StartTime > '2020-01-01T00:00:00Z'"):
         is_of_before = began is not None and each.workflow_type in _GATES and each.start_time < began
