@@ -175,7 +175,7 @@ async def _settle(temporal: Client) -> None:
 
 
 async def _costs(temporal: Client, began: dt.datetime | None = None) -> Cost:
-    """Of all workflows of the server, but for gates and waits of cases before ``began``: they end some time after their run."""
+    """Of all workflows of the server, but for gates and waits of before ``began``: they end later than their run."""
     events = actions = 0
     async for each in temporal.list_workflows("StartTime > '2020-01-01T00:00:00Z'"):
         is_of_before = began is not None and each.workflow_type in _GATES and each.start_time < began
