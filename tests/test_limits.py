@@ -18,6 +18,10 @@ from durably.engine.scheduling import annotations, changes
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite import count_tables as counts
 from durably.engine.sqlite import event_search, run_search, search_pages, walks
+from durably.engine.temporal import workflow_engine
+from durably.engine.temporal.flow import gate, refusals
+from durably.engine.temporal.routing import topic_workflow, wait_keys, wait_workflow
+from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_connections, loop_watch
 from durably.protocol import limits, options
@@ -144,6 +148,17 @@ EXPECTED = {
     "an output that `durably.remote_state` leaves in the run": size(remote_state.DEFAULT_THRESHOLD_BYTES),
     "silence of a process with an engine in it": time(lease()),
     "calls that such a process takes at a time": f"{default(Embedded.__init__, 'max_calls')}",
+    "an event on Temporal": f"{sizes.MAX_EVENT_BYTES:,} bytes",
+    "an output of a step or a run on Temporal": f"{sizes.MAX_OUTPUT_BYTES:,} bytes",
+    "history of a run": f"{sizes.MAX_HISTORY_EVENTS:,} events, {sizes.MAX_HISTORY_BYTES:,} bytes",
+    "events, signals and slots that reach a run": f"{sizes.MAX_SIGNALS:,}",
+    "bytes of a batch on Temporal": size(gate.MAX_BATCH_BYTES),
+    "slashes and dots before the wildcard of a trigger": f"{refusals.MAX_PATTERNS}",
+    "paths of waits for one event name that are indexed": f"{topic_workflow.MAX_PATHS}",
+    "a condition, with what it reads of the run's event": size(wait_keys.MAX_CONDITION_BYTES),
+    "waits for one event and one value, or none": f"about {wait_workflow.FULL_BYTES // 25:,}",
+    "runs that a process keeps in memory, for each app": f"{workflow_engine.MAX_CACHED_RUNS:,}",
+    "events and outputs that a process keeps for calls": size(contents.MAX_CACHE_BYTES),
 }
 OF_PYTHON = {"threads for sync functions and handlers": "CPUs plus 4, at most 32"}
 """``concurrent.futures.ThreadPoolExecutor``'s default."""

@@ -3,12 +3,16 @@
 import asyncio
 import base64
 import os
+import re
 from collections.abc import Iterator
 
 import msgspec
 import pytest
 
+import durably
+from durably.engine.scheduling.events import make_id
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.flow.gate_messages import pack
 from durably.engine.temporal.ids import (
     app_workflow_id,
     cron_workflow_id,
@@ -16,11 +20,16 @@ from durably.engine.temporal.ids import (
     topic_workflow_id,
     wait_workflow_id,
 )
-from durably.engine.temporal.messages import WaitRecord
+from durably.engine.temporal.messages import LeaveInput, WaitRecord
+from durably.engine.temporal.routing import wait_workflow
 from durably.engine.temporal.routing.wait_keys import wait_key
+from durably.engine.temporal.routing.wait_workflow import FULL_BYTES, Waiting, WaitState
+from durably.protocol.opcodes import hash_step_id
 
 from ...temporal.dev_server import DevServer
 from ..small_app import Steps
+from . import apps
+from .apps import make_client, on
 from .routed_app import RoutedApp, data_of, routed_app, running, until
 
 SAME = "event.data.n == async.data.n"
@@ -147,6 +156,47 @@ async def test_a_large_event_reaches_each_of_several_waits(restless: DevServer) 
     async with running(app), asyncio.timeout(30):
         # There are no such runs, so a wait ends with its first delivery.
         await app.client.get_workflow_handle(wait_workflow_id(app.event("reply"), None, None)).result()
+
+
+async def test_a_wait_that_a_workflow_cannot_hold_fails_its_step(
+    restless: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wait_workflow, "FULL_BYTES", 0)
+    app = make_client()
+    reply = f"{app.app_id}/reply"
+
+    @app.create_function(fn_id="wait", trigger=on(app, "wait"))
+    async def function(ctx: durably.Context) -> str:
+        try:
+            await ctx.step.wait_for_event("w", event=reply, timeout="1h")
+        except durably.StepError as error:
+            return error.message
+        return "got it"
+
+    async with apps.running(restless.address, app, function) as on_temporal:
+        waits = on_temporal.engine._router.waits
+        others = [WaitRecord(run_id=f"{app.app_id}-{n}", step_id="s", event=reply, until=None) for n in range(12)]
+        await asyncio.gather(*map(waits.register, others))
+        queue = on_temporal.client.get_workflow_handle(wait_workflow_id(reply, None, None))
+
+        async def has_continued() -> bool:
+            info = (await queue.describe()).raw_description.workflow_execution_info
+            return info.first_run_id != info.execution.run_id
+
+        await until(has_continued)
+        message = await (await on_temporal.start("wait")).result()
+        assert re.match(
+            r"\d+ waits for the event '.*/reply' have the same value, or none, and Temporal can hold", message
+        )
+        await waits.leave(LeaveInput(tuple(others)))
+        await queue.result()
+
+
+def test_a_workflow_holds_tens_of_thousands_of_waits() -> None:
+    state = WaitState(
+        tuple(Waiting(make_id(n, os.urandom), hash_step_id("wait"), n * 997, n * 999_983) for n in range(5000))
+    )
+    assert len(pack(state).packed) * 5 < FULL_BYTES
 
 
 def test_long_names_have_ids_of_their_own_that_the_server_takes() -> None:

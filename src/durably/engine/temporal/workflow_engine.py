@@ -151,6 +151,8 @@ may bring a call that it has to return."""
 _RUN_POLLS = 16
 """Polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read again:
 with Temporal's default of 5 that happens to most tasks of 20 busy runs."""
+MAX_CACHED_RUNS = 1000
+"""Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs."""
 
 _LAG_NOTE = "Lists and counts come from Temporal's index, which lags behind, usually by less than a second."
 _EVENTS_NOTE = "Events are shown if they started runs: Temporal stores no others."
@@ -225,6 +227,7 @@ class WorkflowEngine(LocalEngine):
                 tuner=tuner_of(queue_slots),
                 max_concurrent_workflow_task_polls=_RUN_POLLS,
                 max_concurrent_activity_task_polls=_CALL_POLLS,
+                max_cached_workflows=MAX_CACHED_RUNS,
                 sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
             )
             for queue, queue_slots in zip(calls_queues, slots, strict=True)

@@ -24,6 +24,7 @@ def check(**options: Any) -> None:
         ({"priority": {"run": "event.data.n"}}, "priority orders calls"),
         ({"concurrency": [LIMIT, SHARED]}, r"concurrency\[1\] counts calls of several functions"),
         ({"concurrency": [SHARED], "throttle": {"limit": 1, "period": "1s"}}, r"concurrency\[0\] counts calls"),
+        ({"triggers": [{"event": "a/" * 17 + "*"}]}, r"triggers\[0\] has a wildcard after 17 slashes and dots"),
         ({"concurrency": [SHARED | {"key": "'a'"}, SHARED]}, r"concurrency\[1\] is a second limit"),
     ],
 )
@@ -38,6 +39,7 @@ def test_an_option_that_cannot_be_exact_is_refused(options: dict[str, Any], plac
         {},
         {"priority": {"run": "event.data.n"}, "concurrency": [LIMIT]},
         {"priority": {"run": "event.data.n"}, "throttle": {"limit": 1, "period": "1s"}},
+        {"triggers": [{"event": "a/" * 16 + "*"}, {"event": "a/" * 17}]},
         {"concurrency": [SHARED]},
         {"concurrency": [LIMIT, SHARED | {"key": "'payments'"}]},
         {"concurrency": [LIMIT | {"key": "event.data.user"}, SHARED]},

@@ -13,6 +13,7 @@ from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.expressions.syntax import Literal, parse
 from durably.engine.core.flow.config import Flow
 from durably.engine.scheduling.registry import Function
+from durably.protocol.sync import FunctionConfig
 
 
 class Support(StrEnum):
@@ -85,12 +86,14 @@ SUPPORT: Sequence[OptionSupport] = (
         "after a time without one, it fires the last of the missed ticks",
     ),
 )
+MAX_PATTERNS = 16
+"""Wildcards that an event of a long name may meet. Each costs every such event a request."""
 
 
 def check_support(functions: Sequence[Function]) -> None:
     """Raises ``ConfigInvalidError``, which names the function and the option."""
     for function in functions:
-        for option, problem in find_refusals(function.flow):
+        for option, problem in (*find_refusals(function.flow), *_find_long_patterns(function.config)):
             raise ConfigInvalidError.at(function.id, option, problem)
 
 
@@ -109,6 +112,16 @@ def find_refusals(flow: Flow) -> Iterator[tuple[str, str]]:
             others.add(flow.options.throttle.key)
         if not _is_constant(key) and others - {key}:
             yield f"concurrency[{shared[0]}]", _TWO_SCOPES
+
+
+def _find_long_patterns(config: FunctionConfig) -> Iterator[tuple[str, str]]:
+    for index, trigger in enumerate(config.triggers):
+        depth = sum(character in "/." for character in trigger.event or "")
+        if (trigger.event or "").endswith("*") and depth > MAX_PATTERNS:
+            yield (
+                f"triggers[{index}]",
+                f"has a wildcard after {depth} slashes and dots; on Temporal at most {MAX_PATTERNS} are possible",
+            )
 
 
 def _is_constant(key: str) -> bool:

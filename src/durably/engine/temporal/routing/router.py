@@ -7,6 +7,7 @@ so that it reaches all of them even if this process ends. Nothing is looked up b
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
+from itertools import islice
 
 import msgspec
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
@@ -29,6 +30,7 @@ from durably.engine.scheduling.registry import Function, patterns_of
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.call_queue_ids import run_flow_of
 from durably.engine.temporal.flow.gates import Gates, has_gates
+from durably.engine.temporal.flow.refusals import MAX_PATTERNS
 from durably.engine.temporal.ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
@@ -112,7 +114,7 @@ class Router:
         return routes
 
     async def find_routes(self, event: EventRecord) -> Routes:
-        names = list(patterns_of(event.name))
+        names = list(islice(patterns_of(event.name), 1 + MAX_PATTERNS))
         topics = await self.records.find_topics(names)
         fields = msgspec.json.decode(event.body)
         function_ids = tuple(_triggered(topics, fields))

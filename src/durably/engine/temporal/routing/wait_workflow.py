@@ -13,10 +13,15 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import FailureError
 
+from durably.engine.core.inputs import WaitResolved
+from durably.engine.core.transition import error_memo
 from durably.engine.temporal.flow.gate_messages import pack, unpack
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import Condition, Delivery, EventRecord, MatchInput, WaitRecord
 from durably.engine.temporal.workflow_time import now
+from durably.protocol.errors import ErrorData
+
+from .wait_keys import cancel_position
 
 MAX_PARALLEL_DELIVERIES = 500
 """The server refuses more than 2,000 signals of a workflow at once."""
@@ -33,6 +38,8 @@ _MAX_CONDITIONS = 1000
 _MATCH_TIMEOUT = dt.timedelta(seconds=30)
 _KEPT_PAUSE = 1.0
 """Seconds between two deliveries to a run that has not started."""
+FULL_BYTES = 1_000_000
+"""The packed state from which no further wait is taken. Those that arrive before the next execution need the rest."""
 START_GRACE = dt.timedelta(minutes=1)
 """The time within which the run of an early wait starts."""
 
@@ -70,11 +77,15 @@ class PendingDelivery(msgspec.Struct, frozen=True):
 
 
 class WaitState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The state of a wait workflow when it continues as a new one."""
+    """The state of a wait workflow when it continues as a new one.
+
+    ``capacity`` is the number of waits that it takes, if it had nearly too many.
+    """
 
     waits: tuple[Waiting, ...] = ()
     deliveries: tuple[PendingDelivery, ...] = ()
     packed: bytes = b""
+    capacity: int | None = None
 
 
 @workflow.defn(name="durably.Wait", sandboxed=False)
@@ -84,16 +95,20 @@ class WaitWorkflow:
         state = unpack(state)
         self._waits = {wait.key: wait for wait in state.waits}
         self._deliveries = deque(state.deliveries)
+        self._capacity = state.capacity
+        self._refused: list[WaitRecord] = []
         self._kept: list[PendingDelivery] = []
         """Deliveries to runs that have still to start."""
         self._is_too_large = False
 
     @workflow.run
     async def run(self, state: WaitState) -> None:
-        while self._waits or self._deliveries or self._kept:
-            if workflow.info().is_continue_as_new_suggested():
+        while self._waits or self._deliveries or self._kept or self._refused:
+            if workflow.info().is_continue_as_new_suggested() and not self._refused:
                 self._continue_as_new()
-            if self._deliveries:
+            if self._refused:
+                await self._refuse_some()
+            elif self._deliveries:
                 await self._deliver_some()
             elif self._kept:
                 await self._repeat_kept()
@@ -106,9 +121,11 @@ class WaitWorkflow:
 
         Then events are delivered first.
         """
-        deliveries = (*self._deliveries, *self._kept)
+        waits, deliveries = tuple(self._waits.values()), (*self._deliveries, *self._kept)
         if sum(len(each.event.body) for each in deliveries) <= _MAX_STATE_BYTES:
-            state = pack(WaitState(tuple(self._waits.values()), deliveries))
+            state = pack(WaitState(waits, deliveries))
+            if len(state.packed) > FULL_BYTES:
+                state = pack(WaitState(waits, deliveries, capacity=len(waits)))
             if len(state.packed) <= _MAX_STATE_BYTES:
                 workflow.continue_as_new(state)
         self._is_too_large = True
@@ -127,7 +144,10 @@ class WaitWorkflow:
             condition,
             wait.start_within,
         )
-        self._waits[waiting.key] = waiting
+        if self._capacity is not None and len(self._waits) >= self._capacity and waiting.key not in self._waits:
+            self._refused.append(wait)
+        else:
+            self._waits[waiting.key] = waiting
 
     @workflow.signal(name="leave")
     def leave(self, run_id: str, step_id: str) -> None:
@@ -151,6 +171,7 @@ class WaitWorkflow:
             await workflow.wait_condition(
                 lambda: (
                     (len(self._waits), len(self._deliveries)) != (waits, deliveries)
+                    or bool(self._refused)
                     or (workflow.info().is_continue_as_new_suggested() and not self._is_too_large)
                 ),
                 timeout=seconds,
@@ -172,6 +193,23 @@ class WaitWorkflow:
             self._deliveries[0] = PendingDelivery(pending.event, rest)
         else:
             self._deliveries.popleft()
+
+    async def _refuse_some(self) -> None:
+        some, self._refused = self._refused[:MAX_PARALLEL_DELIVERIES], self._refused[MAX_PARALLEL_DELIVERIES:]
+        await asyncio.gather(*map(self._refuse, some))
+
+    async def _refuse(self, wait: WaitRecord) -> None:
+        problem = (
+            f"{self._capacity} waits for the event {wait.event!r} have the same value, or none, and Temporal can hold "
+            "no more: give the wait a condition with an equality, such as event.data.id == async.data.id"
+        )
+        if cancel_position(wait.step_id) is not None:
+            workflow.logger.warning("the run %s cannot be cancelled by an event: %s", wait.run_id, problem)
+            return
+        error = error_memo(ErrorData(name="TooManyWaitsError", message=problem))
+        with contextlib.suppress(FailureError):  # The run has ended.
+            handle = workflow.get_external_workflow_handle(run_workflow_id(wait.run_id))
+            await handle.signal("resolve", WaitResolved(wait.step_id, error, failed=True))
 
     async def _match_some(self, pending: PendingDelivery) -> PendingDelivery:
         some, rest = pending.unmatched[:_MAX_CONDITIONS], pending.unmatched[_MAX_CONDITIONS:]

@@ -13,7 +13,7 @@ from durably.engine.temporal.messages import MemoRecord
 
 MAX_PAGE_BYTES = 1024 * 1024
 """The size of a page of memos. A payload of Temporal has at most 2 MB."""
-_MAX_CACHE_BYTES = 256 * 1024 * 1024
+MAX_CACHE_BYTES = 256 * 1024 * 1024
 _RUN_BYTES, _MEMO_BYTES = 600, 230
 """Memory of a run and of a memo in the cache, besides their JSON. Most are small."""
 
@@ -77,7 +77,7 @@ class RunContents:
     They are known by Temporal's id of a run, which a reset changes. Workflows and calls use this in several threads.
     """
 
-    def __init__(self, max_bytes: int = _MAX_CACHE_BYTES) -> None:
+    def __init__(self, max_bytes: int = MAX_CACHE_BYTES) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._by_run: OrderedDict[str, tuple[RunContent, int]] = OrderedDict()
