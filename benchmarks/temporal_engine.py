@@ -176,7 +176,7 @@ def report(directory: Path, *, is_quick: bool) -> str:
     parts += [
         judge(f"{way.label}, {steps} steps a run", _ratio(samples, way), at_least=way.aim)
         for way in WAYS
-        if way.aim is not None
+        if way.aim is not None and not is_quick  # One run in one round shows nothing about the aims.
     ]
     parts += [
         "\nWith checkpoints by Update, 40 steps a run, by the number of worker processes:\n",
