@@ -61,7 +61,7 @@ async def test_a_worker_that_stops_executes_workflows_and_makes_no_more_calls(se
         on_temporal.caller = call
         first = await on_temporal.start("steps")
         await entered.wait()
-        (slots,) = on_temporal.workers.slots
+        slots, *_ = on_temporal.workers.slots
         slots.close()
         unused = asyncio.create_task(slots.wait_until_unused())
         second = await on_temporal.start("steps")

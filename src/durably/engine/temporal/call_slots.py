@@ -7,6 +7,7 @@ steps.
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 
 from temporalio.worker import (
     CustomSlotSupplier,
@@ -28,8 +29,10 @@ class CallSlots(CustomSlotSupplier):
     Temporal's runtime uses them from threads of its own.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, on_close: Callable[[], None] = lambda: None) -> None:
         self.is_closed = False
+        self._on_close = on_close
+        self._size = size
         self._free = size
         self._used = 0
         self._lock = threading.Lock()
@@ -43,6 +46,14 @@ class CallSlots(CustomSlotSupplier):
         """
         with self._lock:
             self.is_closed = True
+        self._on_close()
+
+    def resize(self, size: int) -> None:
+        """Give out another number of slots from now on."""
+        with self._lock:
+            self._free += size - self._size
+            self._size = size
+        self._changed.set()
 
     async def wait_until_unused(self) -> None:
         """Wait for the end of calls under way."""
@@ -56,7 +67,7 @@ class CallSlots(CustomSlotSupplier):
 
     def try_reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit | None:
         with self._lock:
-            if self.is_closed or not self._free:
+            if self.is_closed or self._free <= 0:
                 return None
             self._free -= 1
         return SlotPermit()

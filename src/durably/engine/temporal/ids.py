@@ -132,6 +132,16 @@ def gate_workflow_id(function_id: str, option: str, key: str) -> str:
     return f"durably/gate/{_bounded(function_id)}/{option}/{_digest(key)}"
 
 
+def slots_workflow_id(app_id: str) -> str:
+    """The workflow that leases the slots of an app's functions to its processes."""
+    return f"durably/slots/{_bounded(app_id)}"
+
+
+def slots_queue(function_id: str) -> str:
+    """The task queue of calls that need a leased slot."""
+    return f"durably/calls/{_bounded(function_id)}"
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

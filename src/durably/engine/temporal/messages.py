@@ -63,7 +63,7 @@ class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     ``functions`` are digests of the configurations by ids, in the app's order. ``names`` are those of all events that
     trigger its functions, or did so before. ``synced_at`` is milliseconds since the epoch. ``error`` is why a later
-    sync was refused.
+    sync was refused. ``leased`` are the functions whose calls need leased slots, or did so before.
     """
 
     url: str
@@ -78,6 +78,7 @@ class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     changed: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
     error: str | None = None
+    leased: tuple[str, ...] = ()
 
 
 class SyncInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -175,7 +176,8 @@ class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     ``singleton`` is the id of the gate that it holds, ``queue`` that of its calls' queue. If it waits there, its first
     call is made until ``start_by``, or it is cancelled. A timeout that is a duration is ``start_within`` instead, in
-    milliseconds after the start of its workflow, because the clock of the sender may be wrong.
+    milliseconds after the start of its workflow, because the clock of the sender may be wrong. ``calls_queue`` is the
+    task queue of its calls if they need leased slots.
     """
 
     singleton: str | None = None
@@ -183,6 +185,7 @@ class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     queue_entry: QueueEntry | None = None
     start_by: int | None = None
     start_within: int | None = None
+    calls_queue: str | None = None
 
 
 class MemoRecord(msgspec.Struct, frozen=True, array_like=True):

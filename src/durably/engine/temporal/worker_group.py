@@ -7,12 +7,9 @@ import asyncio
 import contextlib
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
-
-from temporalio.worker import Worker
+from typing import Any, Protocol
 
 from durably.protocol.text import get_logger
-
-from .call_slots import CallSlots
 
 _RETRY_SECONDS = 1.0
 _RETURN_SECONDS = 5.0
@@ -20,10 +17,30 @@ _RETURN_SECONDS = 5.0
 _logger = get_logger("durably.engine")
 
 
-class ProcessWorkers(list[Worker]):
-    """Workers of temporalio, and the slots of the calls that they make."""
+class AnyWorker(Protocol):
+    """A worker of temporalio, or several that act as one."""
 
-    def __init__(self, workers: Iterable[Worker], slots: Sequence[CallSlots]) -> None:
+    async def run(self) -> None: ...
+
+    async def shutdown(self) -> None: ...
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(self, *_: Any) -> None: ...
+
+
+class Slots(Protocol):
+    """See ``CallSlots``."""
+
+    def close(self) -> None: ...
+
+    async def wait_until_unused(self) -> None: ...
+
+
+class ProcessWorkers(list[AnyWorker]):
+    """Workers, and the slots of the calls that they make."""
+
+    def __init__(self, workers: Iterable[AnyWorker], slots: Sequence[Slots]) -> None:
         super().__init__(workers)
         self.slots = slots
 

@@ -89,6 +89,9 @@ from durably.engine.temporal.runs.sizes import (
     without_large_arguments,
 )
 from durably.engine.temporal.runs.step_requests import StepRequests
+from durably.engine.temporal.slots.leased_workers import LeasedFunctions, LeasedWorkers
+from durably.engine.temporal.slots.slot_leases import SlotLeases
+from durably.engine.temporal.slots.slots_workflow import SlotsWorkflow
 from durably.engine.views import (
     AppView,
     AttemptView,
@@ -136,6 +139,7 @@ _COMMON_WORKFLOWS: Sequence[type] = (
     FunctionWorkflow,
     GateWorkflow,
     SignalWorkflow,
+    SlotsWorkflow,
     TopicWorkflow,
     WaitWorkflow,
 )
@@ -190,6 +194,7 @@ class WorkflowEngine(LocalEngine):
         self._changes = ChangePoll(client, self._lists, self._views)
         self._reruns = Reruns(self._router, self._function_lists, self._reports, self._views)
         self._bulk = Bulk(client, self._lists, self._search, self._views, self._function_lists, self._reruns)
+        self._leased = LeasedFunctions(self._apps.find_leased)
         self._has_search_attributes = False
         self._closed = asyncio.Event()
 
@@ -214,6 +219,17 @@ class WorkflowEngine(LocalEngine):
             sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
         )
         slots = [CallSlots(self._settings.max_calls) for _ in calls_queues]
+
+        def worker_of(queue: str, queue_slots: CallSlots, leases: SlotLeases) -> Worker:
+            return Worker(
+                self._client,
+                task_queue=queue,
+                activities=CallActivities(self._client, call, requests, queue_slots, leases).activities,
+                tuner=tuner_of(queue_slots),
+                max_concurrent_activity_task_polls=_CALL_POLLS,
+            )
+
+        leased = LeasedWorkers(self._leased, self._router.records, self._client, worker_of, self._settings.max_calls)
         runs = [
             Worker(
                 self._client,
@@ -233,7 +249,7 @@ class WorkflowEngine(LocalEngine):
             for queue, queue_slots in zip(calls_queues, slots, strict=True)
         ]
         of_requests = Worker(self._client, task_queue=requests.queue, activities=requests.activities)
-        return ProcessWorkers([common, *runs, of_requests], slots)
+        return ProcessWorkers([common, *runs, of_requests, leased], [*slots, leased.slots])
 
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches.
@@ -288,7 +304,10 @@ class WorkflowEngine(LocalEngine):
             functions = read_sync(request, in_process=in_process)
             check_support(functions)
             await self.prepare()
-            return await self._apps.sync(request, functions, in_process=in_process)
+            result = await self._apps.sync(request, functions, in_process=in_process)
+            if in_process:
+                await self._leased.serve(request.app_id)
+            return result
         except ConfigInvalidError as error:
             await self._apps.note_refused(request.app_id, error.message)
             raise

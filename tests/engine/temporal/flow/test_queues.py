@@ -24,10 +24,12 @@ from ..serving import eventually
 from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
+ONE = "'one'"
+"""A key with one value: processes lease the slots of limits without a key."""
 
 
 async def test_at_most_the_limit_of_calls_is_under_way(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=2)])
+    world.gated("work", concurrency=[Concurrency(limit=2, key=ONE)])
     await world.open()
     for n in range(4):
         await world.send("work", n=n)
@@ -64,7 +66,7 @@ async def test_functions_share_the_slots_of_a_scope(world: World) -> None:
 
 
 async def test_a_cancelled_run_frees_its_slot_and_the_queue_ends(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=1)])
+    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
     await world.open()
     await world.send("work", n=1)
     await world.limit.wait_for(1)
@@ -98,7 +100,7 @@ async def test_a_terminated_queue_continues_with_what_it_held(world: World, capl
 
 async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(call_queue_workflow, "_INSPECTION_PERIOD", 300)
-    world.gated("work", concurrency=[Concurrency(limit=1)])
+    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
     await world.open()
     await world.send("work", n=1)
     await world.limit.wait_for(1)
@@ -108,7 +110,7 @@ async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest
 
 
 async def test_a_failed_attempt_frees_its_slot(world: World) -> None:
-    @world.function("work", concurrency=[Concurrency(limit=1)], retries=1)
+    @world.function("work", concurrency=[Concurrency(limit=1, key=ONE)], retries=1)
     async def work(ctx: Context) -> None:
         world.seen.append([ctx.event.data["n"], ctx.attempt])
         await world.note()
@@ -123,7 +125,7 @@ async def test_a_failed_attempt_frees_its_slot(world: World) -> None:
 
 
 async def test_a_run_that_waits_too_long_for_its_start_is_cancelled(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=1)], timeouts=Timeouts(start=SECOND))
+    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)], timeouts=Timeouts(start=SECOND))
 
     @world.function("invoker")
     async def invoker(ctx: Context) -> Any:
@@ -143,7 +145,7 @@ async def test_a_run_that_waits_too_long_for_its_start_is_cancelled(world: World
 
 async def test_a_sender_with_a_wrong_clock_cancels_no_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(router, "_now", lambda: time.time_ns() // 1_000_000 - 3_600_000)
-    world.gated("work", concurrency=[Concurrency(limit=1)], timeouts=Timeouts(start=60 * SECOND))
+    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)], timeouts=Timeouts(start=60 * SECOND))
     await world.open()
     events = [await world.send("work", n=n) for n in range(2)]
     await world.wait_for_queue("work", QueueCounts(waiting=1, under_way=1))
@@ -181,7 +183,7 @@ async def test_the_finish_timeout_of_a_run_begins_with_its_first_call(world: Wor
 async def test_a_call_whose_worker_is_lost_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=500))
     monkeypatch.setattr("durably.engine.temporal.runs.heartbeats._send", lambda seconds: asyncio.Event().wait())
-    world.gated("work", concurrency=[Concurrency(limit=1)])
+    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
     await world.open()
     await world.send("work", n=1)
     await world.limit.wait_for(1)
@@ -230,7 +232,7 @@ async def test_a_slot_that_a_lost_worker_asked_for_is_used_or_freed(world: World
 
 
 async def test_waiting_runs_go_in_the_order_of_their_priority(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=1)], priority=Priority(run="event.data.n * 60"))
+    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)], priority=Priority(run="event.data.n * 60"))
     await world.open()
     await world.send("work", n=0)
     await world.limit.wait_for(0)
@@ -262,7 +264,7 @@ async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkey
     monkeypatch.setattr(
         call_queue_workflow, "history_is_long", lambda: workflow.info().get_current_history_length() > 12
     )
-    world.gated("work", concurrency=[Concurrency(limit=2)])
+    world.gated("work", concurrency=[Concurrency(limit=2, key=ONE)])
     await world.open()
     for n in range(8):
         await world.send("work", n=n)
@@ -276,7 +278,7 @@ async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkey
 
 async def test_a_call_with_a_slot_costs_four_actions(world: World) -> None:
     """Two signals to the queue, one to the run, and a local activity."""
-    world.gated("work", concurrency=[Concurrency(limit=1)])
+    world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
     await world.open()
     await world.send("work", n=0)
     await world.limit.wait_for(0)

@@ -5,7 +5,7 @@ import msgspec
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow
 from durably.engine.core.flow.queue_entries import QueueEntry
-from durably.engine.temporal.ids import gate_workflow_id
+from durably.engine.temporal.ids import gate_workflow_id, slots_queue
 from durably.engine.temporal.messages import EventRecord, RunFlow
 
 _OPTION = "concurrency"
@@ -28,13 +28,33 @@ def queue_workflow_id(flow: Flow, entry: QueueEntry) -> str:
     return gate_workflow_id(flow.function_id, _OPTION, "")
 
 
-def run_flow_of(flow: Flow, event: EventRecord, now: int) -> RunFlow | None:
+def has_leased_slots(flow: Flow) -> bool:
+    """Whether processes lease the slots of a function's calls.
+
+    The only limit must be one without a key. Priorities and throttles need an order of all calls, and timeouts the time
+    of the first call, which only a queue knows.
+    """
+    options = flow.options
+    if options.priority is not None or flow.throttle is not None or options.timeouts is not None:
+        return False
+    return len(flow.concurrency) == 1 and leased_limit(flow) is not None
+
+
+def leased_limit(flow: Flow) -> int | None:
+    """The number of slots that processes lease; ``None`` if there is no limit without a key."""
+    limits = (each.limit for each in flow.concurrency if each.scope == "fn" and each.key is None)
+    return next(limits, None) or None
+
+
+def run_flow_of(flow: Flow, event: EventRecord, now: int, *, in_process: bool) -> RunFlow | None:
     """The queue of the calls of a run that is admitted now.
 
     ``None`` if its calls need not wait. Gates decide about singletons.
     """
     if flow.is_plain:
         return None
+    if in_process and has_leased_slots(flow):
+        return RunFlow(calls_queue=slots_queue(flow.function_id))
     admitted = start(flow, msgspec.json.decode(event.body), _no_state, now).outcome
     assert isinstance(admitted, Start)
     queue_entry = msgspec.structs.replace(admitted.queue_entry, singleton=None)

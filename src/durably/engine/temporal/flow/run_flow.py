@@ -46,6 +46,11 @@ class RunFlowControl:
         self._timeout: asyncio.Task[None] | None = None
 
     @property
+    def calls_queue(self) -> str:
+        """The task queue of the run's calls."""
+        return self._flow.calls_queue or self._run.calls_queue
+
+    @property
     def has_started(self) -> bool:
         """Whether the first call was made, or may be made without a slot."""
         return self._has_started or self._flow.queue is None

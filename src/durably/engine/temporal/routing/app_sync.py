@@ -14,6 +14,7 @@ from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.flow.config import read_flow
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.flow.call_queue_ids import has_leased_slots
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import AppRecord, FunctionRecord, SyncInput, TriggerRecord
@@ -49,6 +50,11 @@ class AppSync:
     async def has_synced(self, app_id: str) -> bool:
         """Whether an app has ever synced: events find the triggers of its functions."""
         return await self._records.read(app_workflow_id(app_id), APP, AppRecord) is not None
+
+    async def find_leased(self, app_id: str) -> tuple[str, ...]:
+        """The functions of an app whose calls need leased slots, or did so before."""
+        record = await self._records.read(app_workflow_id(app_id), APP, AppRecord)
+        return () if record is None else record.leased
 
     async def sync(self, request: SyncRequest, functions: Sequence[Function], *, in_process: bool) -> SyncResult:
         """Make these the functions of an app. Raises ``ConfigInvalidError``."""
@@ -211,6 +217,7 @@ def _sync_input(
         version=request.app_version,
         in_process=in_process,
         names=tuple(sorted(_triggers_by_name(records))),
+        leased=tuple(sorted(each.id for each in functions if in_process and has_leased_slots(each.flow))),
     )
     return SyncInput(app_id=request.app_id, functions=records, app=app)
 

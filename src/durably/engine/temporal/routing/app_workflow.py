@@ -62,7 +62,8 @@ class AppWorkflow:
             raise ApplicationError(str(error.cause), type=SYNC_REFUSED) from error
         synced_at = int(workflow.now().timestamp() * 1000)
         changes = {"added": result.added, "changed": result.changed, "removed": result.removed}
-        self._put(msgspec.structs.replace(sync.app, synced_at=synced_at, **changes))
+        leased = tuple(sorted({*sync.app.leased, *(() if before is None else before.leased)}))
+        self._put(msgspec.structs.replace(sync.app, synced_at=synced_at, leased=leased, **changes))
 
     @workflow.signal(name="note_refused")
     def note_refused(self, error: str) -> None:
@@ -82,7 +83,8 @@ def is_same_sync(before: AppRecord, now: AppRecord) -> bool:
     """Whether a sync would change nothing."""
     has_same_functions = list(before.functions.items()) == list(now.functions.items())
     is_same = all(getattr(before, field) == getattr(now, field) for field in _COMPARED)
-    return before.error is None and has_same_functions and is_same
+    has_same_leases = set(now.leased) <= set(before.leased)
+    return before.error is None and has_same_functions and has_same_leases and is_same
 
 
 def result_of_sync(sync: SyncInput, before: AppRecord | None) -> SyncResult:

@@ -238,7 +238,9 @@ class Router:
                 CancelRecord(each.event, None if each.condition is None else each.condition.text, each.until)
                 for each in cancel_on
             ),
-            flow=None if outcome is not None else run_flow_of(function.flow, events[0], _now()),
+            flow=None
+            if outcome is not None
+            else run_flow_of(function.flow, events[0], _now(), in_process=record.in_process),
             finish_timeout=finish_timeout_of(function),
         )
 

@@ -4,6 +4,7 @@ import asyncio
 import datetime as dt
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Protocol
 
 import msgspec
@@ -42,6 +43,7 @@ from durably.engine.temporal.routing.event_workflow import DELIVER
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.wait_keys import matching
 from durably.engine.temporal.routing.wait_workflow import MATCH
+from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
 from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 
@@ -69,6 +71,8 @@ CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelR
 _LOST = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
 _MAX_UNREACHED_SECONDS = 66.0
 """A call waits for an app that is down with at most 60 attempts in the first hour, the quick first ones included."""
+_MAX_SLOT_SECONDS = 60.0
+"""Seconds for which a process holds a call that has no slot. It sends heartbeats, which are billed."""
 _RETURN_DELAY = dt.timedelta(milliseconds=50)
 
 _logger = get_logger("durably.engine")
@@ -86,12 +90,20 @@ class CallActivities:
     It is apart from the others, because its task queue is that of the app.
     """
 
-    def __init__(self, client: Client, call: Caller, requests: StepRequests, slots: CallSlots) -> None:
+    def __init__(
+        self,
+        client: Client,
+        call: Caller,
+        requests: StepRequests,
+        slots: CallSlots,
+        leases: SlotLeases | None = None,
+    ) -> None:
         self._client = client
         self._call = call
         self._requests = requests
         self._away: set[str] = set()
         self._slots = slots
+        self._leases = leases
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
@@ -101,16 +113,21 @@ class CallActivities:
     async def call(self, call: CallInput) -> CallResult:
         if self._slots.is_closed:
             # Nothing of the call has happened, so that it keeps its generation.
-            raise _passed_on()
-        called_at = time.time_ns() // 1_000_000
+            raise _passed_on("the process stops")
         try:
-            async with heartbeats():
+            async with heartbeats(), self._leased_slot(call.function_id):
+                called_at = time.time_ns() // 1_000_000
                 answer = await self._call(call, await self._data_of(call))
                 self._note_reached(call.app_id, answer)
                 if isinstance(answer, Unreached):
                     raise _unreached(answer)
                 answer, has_requests = self._requests.keep(call.run_id, answer)
                 answer = await self._commit_steps(call, fit_answer(answer))
+        except SlotsClosedError:
+            raise _passed_on("the process has no free slot") from None
+        except SlotLostError:
+            # Other processes may use the slot. This one's function may not have ended.
+            raise returned_call("the process has lost the lease of the call's slot") from None
         except asyncio.CancelledError:
             if activity.is_worker_shutdown():
                 # Another process makes the call, with a new generation: this one's function may not have ended.
@@ -138,6 +155,13 @@ class CallActivities:
                 cause = error.cause
                 return failed(getattr(cause, "type", None) or "Error", getattr(cause, "message", ""), no_retry=True)
         return fitted.answer
+
+    def _leased_slot(self, function_id: str) -> AbstractAsyncContextManager[None]:
+        if self._leases is None:
+            return nullcontext()
+        timeout = activity.info().start_to_close_timeout
+        assert timeout is not None
+        return self._leases.slot(function_id, min(_MAX_SLOT_SECONDS, timeout.total_seconds() / 10))
 
     def _note_reached(self, app_id: str, answer: Answer) -> None:
         """Log once that an app does not answer, and that it answers again."""
@@ -220,10 +244,10 @@ def returned_call(reason: str) -> ApplicationError:
     return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
 
 
-def _passed_on() -> ApplicationError:
+def _passed_on(reason: str) -> ApplicationError:
     """The error by which the server gives a call to another worker."""
     return ApplicationError(
-        "the process stops",
+        reason,
         type=CALL_RETURNED,
         next_retry_delay=_RETURN_DELAY,
         category=ApplicationErrorCategory.BENIGN,

@@ -109,7 +109,7 @@ class RunCalls:
                 CALL,
                 call_input,
                 result_type=_CALL_RESULT,
-                task_queue=run.calls_queue,
+                task_queue=self._context.flow.calls_queue,
                 start_to_close_timeout=dt.timedelta(milliseconds=run.policy.call_timeout),
                 heartbeat_timeout=_HEARTBEAT_TIMEOUT,
                 retry_policy=_CALL_RETRIES,

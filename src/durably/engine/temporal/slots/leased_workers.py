@@ -1,0 +1,169 @@
+"""Workers for the calls of functions whose slots this process leases: one for each function."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Self
+
+from temporalio.client import Client
+from temporalio.service import RPCError
+from temporalio.worker import Worker
+
+from durably.engine.core.flow.config import read_flow
+from durably.engine.temporal.call_slots import CallSlots
+from durably.engine.temporal.flow.call_queue_ids import leased_limit
+from durably.engine.temporal.ids import slots_queue, slots_workflow_id
+from durably.engine.temporal.long_lived import update_with_start
+from durably.engine.temporal.records import Records
+
+from .slot_leases import SlotLeases
+from .slot_messages import LeaseAnswer, LeaseRequest
+from .slots_workflow import SlotsWorkflow
+
+_REFRESH_SECONDS = 60.0
+"""Seconds after which a process sees that another process has synced a function with such a limit."""
+
+MakeWorker = Callable[[str, CallSlots, SlotLeases], Worker]
+"""A worker for a task queue."""
+
+
+class LeasedFunctions:
+    """The functions with leased slots of the apps that this process has synced."""
+
+    def __init__(self, find: Callable[[str], Awaitable[Sequence[str]]]) -> None:
+        self._find = find
+        self._found: dict[str, Sequence[str]] = {}
+        self.changed = asyncio.Event()
+
+    @property
+    def by_app(self) -> dict[str, Sequence[str]]:
+        return self._found
+
+    async def serve(self, app_id: str) -> None:
+        """Make the calls of an app's functions, besides those that it had before."""
+        self._found[app_id] = await self._find(app_id)
+        self.changed.set()
+
+    async def refresh(self) -> None:
+        for app_id in [*self._found]:
+            with contextlib.suppress(RPCError):  # The server is away.
+                await self.serve(app_id)
+
+
+class LeasedWorkers:
+    """Has the methods of a worker. Functions are added while it runs."""
+
+    def __init__(
+        self, functions: LeasedFunctions, records: Records, client: Client, make: MakeWorker, max_calls: int
+    ) -> None:
+        self.slots = AllSlots()
+        self._functions = functions
+        self._records = records
+        self._client = client
+        self._make = make
+        self._max_calls = max_calls
+        self._leases: dict[str, SlotLeases] = {}
+        self._workers: dict[str, Worker] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._stopping = asyncio.Event()
+        self._stopped = asyncio.Event()
+        self._has_begun = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Run until ``shutdown``. Raises the error of a worker that fails."""
+        self._has_begun = True
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            while not stopping.done():
+                self._add_workers()
+                self._functions.changed.clear()
+                changed = asyncio.create_task(self._functions.changed.wait())
+                done, _ = await asyncio.wait(
+                    {stopping, changed, *self._running},
+                    timeout=_REFRESH_SECONDS,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                changed.cancel()
+                for task in done & self._running:
+                    task.result()
+                if not done:
+                    await self._functions.refresh()
+        finally:
+            stopping.cancel()
+            await self._stop()
+
+    async def shutdown(self) -> None:
+        self._stopping.set()
+        if self._has_begun:
+            await self._stopped.wait()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task is not None
+        self._stopping.set()
+        await self._task
+
+    def _add_workers(self) -> None:
+        for app_id, function_ids in self._functions.by_app.items():
+            for function_id in function_ids:
+                if function_id not in self._workers:
+                    self._add(app_id, function_id)
+
+    def _add(self, app_id: str, function_id: str) -> None:
+        leases = self._leases.get(app_id)
+        if leases is None:
+            leases = self._leases[app_id] = SlotLeases(self._sender(app_id), self._read_limit, self._max_calls)
+        slots = leases.add(function_id)
+        self.slots.add(slots)
+        worker = self._workers[function_id] = self._make(slots_queue(function_id), slots, leases)
+        self._running.add(asyncio.create_task(worker.run()))
+
+    async def _stop(self) -> None:
+        await asyncio.gather(*(worker.shutdown() for worker in self._workers.values()), return_exceptions=True)
+        await asyncio.gather(*self._running, return_exceptions=True)
+        await asyncio.gather(*(leases.close() for leases in self._leases.values()))
+        self._stopped.set()
+
+    def _sender(self, app_id: str) -> Callable[[LeaseRequest], Awaitable[LeaseAnswer]]:
+        async def send(request: LeaseRequest) -> LeaseAnswer:
+            answer: LeaseAnswer = await update_with_start(
+                self._client,
+                "lease",
+                request,
+                workflow=SlotsWorkflow.run,
+                id=slots_workflow_id(app_id),
+                summary=f"slots of {app_id}",
+                result_type=LeaseAnswer,
+            )
+            return answer
+
+        return send
+
+    async def _read_limit(self, function_id: str) -> int | None:
+        record = await self._records.find_function(function_id)
+        return None if record is None else leased_limit(read_flow(record.config))
+
+
+class AllSlots:
+    """The slots of all functions, which are closed together."""
+
+    def __init__(self) -> None:
+        self._slots: list[CallSlots] = []
+        self._is_closed = False
+
+    def add(self, slots: CallSlots) -> None:
+        self._slots.append(slots)
+        if self._is_closed:
+            slots.close()
+
+    def close(self) -> None:
+        self._is_closed = True
+        for slots in self._slots:
+            slots.close()
+
+    async def wait_until_unused(self) -> None:
+        await asyncio.gather(*(slots.wait_until_unused() for slots in self._slots))

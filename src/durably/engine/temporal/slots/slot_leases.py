@@ -1,0 +1,328 @@
+"""The slots that this process holds for the functions of one app."""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from durably.engine.temporal.call_slots import CallSlots
+from durably.protocol.limits import MAX_COUNT
+from durably.protocol.text import get_logger
+
+from .slot_messages import LeaseAnswer, LeaseRequest, WantedSlots
+
+USE_SECONDS = 20.0
+"""Seconds after a request for which the process uses the slots of its answer. A third of it is the time of renewals."""
+LEASE_SECONDS = 45.0
+"""Seconds for which the slots count as held: ``USE_SECONDS``, the heartbeat time-out of calls, and 5 s more. So the
+server has given up the calls of a process that does not respond when others get its slots."""
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
+"""Between requests without an answer, or without a free slot."""
+_RELEASE_SECONDS = 2.0
+
+_logger = get_logger("durably.engine")
+
+Send = Callable[[LeaseRequest], Awaitable[LeaseAnswer]]
+"""Sends a request to the workflow of the app's slots."""
+ReadLimit = Callable[[str], Awaitable[int | None]]
+"""The present limit of a function; ``None`` if it has none."""
+
+
+class SlotLostError(Exception):
+    """The lease of a call's slot has ended."""
+
+
+class SlotsClosedError(Exception):
+    """The process stops, or a call has waited for long. Nothing of the call has happened."""
+
+
+class _Lease:
+    """A lease of this process: ``end`` is a time of ``time.monotonic``."""
+
+    def __init__(self) -> None:
+        self.process = str(uuid.uuid4())
+        self.number = 0
+        self.end = 0.0
+        self.next_renewal = 0.0
+        self.next_return = 0.0
+        """The time at which slots are returned that were not used since the time before."""
+        self.scopes: set[asyncio.Timeout] = set()
+        """The calls with slots."""
+
+
+class _Pool:
+    """The slots of a function under one lease."""
+
+    def __init__(self, calls: CallSlots, most: int) -> None:
+        self.calls = calls
+        self.most = most
+        self.held = 0
+        self.in_use = 0
+        self.most_used = 0
+        self.share: int | None = None
+        self.limit: int | None = MAX_COUNT
+        self.unlimited_until = 0.0
+        self.waiting: deque[asyncio.Future[None]] = deque()
+
+    @property
+    def usable(self) -> int:
+        return self.held if self.share is None else min(self.held, self.share)
+
+    @property
+    def has_to_return(self) -> bool:
+        return self.share is not None and self.held > max(self.in_use, self.share)
+
+    @property
+    def needed(self) -> int:
+        """Slots to ask for: as many as are in use, so that a process under load doubles what it has."""
+        if not self.waiting or self.in_use < self.usable or self.held > self.usable:
+            return 0
+        needed = max(len(self.waiting), self.in_use)
+        return needed if self.limit is None else min(needed, max(0, self.limit - self.held))
+
+    def wake(self) -> None:
+        """Let waiting calls look whether they may start."""
+        for future in self.waiting:
+            if not future.done():
+                future.set_result(None)
+
+    def resize(self) -> None:
+        """Ask the server for as many calls as there are slots, and one more."""
+        self.calls.resize(self.most if self.unlimited_until else min(self.most, max(self.held, self.in_use) + 1))
+
+
+class SlotLeases:
+    """Belongs to one event loop. ``most`` is the largest number of slots of the process."""
+
+    def __init__(self, send: Send, read_limit: ReadLimit, most: int) -> None:
+        self._send = send
+        self._read_limit = read_limit
+        self._most = most
+        self._lease = _Lease()
+        self._pools: dict[str, _Pool] = {}
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    def add(self, function_id: str) -> CallSlots:
+        """The slots of a temporalio worker that makes the calls of a function."""
+        pool = _Pool(CallSlots(1, on_close=self._stop_waiting), self._most)
+        self._pools[function_id] = pool
+        return pool.calls
+
+    @asynccontextmanager
+    async def slot(self, function_id: str, patience: float) -> AsyncIterator[None]:
+        """A slot for a call, while its lease lasts.
+
+        Raises ``SlotLostError`` if the lease ends before the call, even if the process notices it later, and
+        ``SlotsClosedError`` after ``patience`` seconds without a slot.
+        """
+        pool = self._pools[function_id]
+        await self._wait(pool, patience)
+        if pool.unlimited_until:
+            yield
+            return
+        lease = self._lease
+        pool.in_use += 1
+        pool.most_used = max(pool.most_used, pool.in_use)
+        try:
+            async with asyncio.timeout_at(_loop_time(lease.end)) as scope:
+                lease.scopes.add(scope)
+                yield
+                if time.monotonic() >= lease.end:
+                    raise SlotLostError
+        except TimeoutError:
+            if scope.expired():
+                raise SlotLostError from None
+            raise
+        finally:
+            lease.scopes.discard(scope)
+            if lease is self._lease:
+                pool.in_use -= 1
+                pool.wake()
+                if pool.has_to_return:
+                    self._changed.set()
+
+    async def close(self) -> None:
+        """Return all slots. No call has one any more."""
+        self._is_closed = True
+        self._stop_waiting()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if any(pool.held for pool in self._pools.values()):
+            self._lease.number += 1
+            request = LeaseRequest(self._lease.process, self._lease.number, round(LEASE_SECONDS * 1000), {})
+            with contextlib.suppress(Exception):  # Otherwise the slots are free at the end of the lease.
+                await asyncio.wait_for(self._send(request), _RELEASE_SECONDS)
+
+    # calls
+
+    async def _wait(self, pool: _Pool, patience: float) -> None:
+        try:
+            async with asyncio.timeout(patience):
+                while not (self._is_closed or pool.calls.is_closed):
+                    if self._may_start(pool):
+                        return
+                    await self._wait_for_change(pool)
+        except TimeoutError:
+            pass
+        raise SlotsClosedError
+
+    async def _wait_for_change(self, pool: _Pool) -> None:
+        future = asyncio.get_running_loop().create_future()
+        pool.waiting.append(future)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        self._changed.set()
+        try:
+            await future
+        finally:
+            pool.waiting.remove(future)
+
+    def _may_start(self, pool: _Pool) -> bool:
+        now = time.monotonic()
+        return now < pool.unlimited_until or (now < self._lease.end and pool.in_use < pool.usable)
+
+    def _stop_waiting(self) -> None:
+        for pool in self._pools.values():
+            pool.wake()
+
+    # requests
+
+    async def _run(self) -> None:
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            await self._wait_until_due()
+            has_progress = await self._ask()
+            if has_progress:
+                pause = _FIRST_PAUSE_SECONDS
+            else:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    async def _wait_until_due(self) -> None:
+        while not self._is_due():
+            self._changed.clear()
+            timeout = self._lease.next_renewal - time.monotonic() if self._has_lease else None
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), timeout)
+
+    @property
+    def _has_lease(self) -> bool:
+        return any(pool.held for pool in self._pools.values())
+
+    def _is_due(self, asked: LeaseRequest | None = None) -> bool:
+        """Whether a request is due, beside one that has no answer yet."""
+        if self._has_lease and time.monotonic() >= self._lease.next_renewal:
+            return True
+        room = self._most - sum(pool.held for pool in self._pools.values())
+        return any(
+            pool.has_to_return or (room and pool.needed and not _asks_for(asked, function_id))
+            for function_id, pool in self._pools.items()
+        )
+
+    async def _ask(self) -> bool:
+        """Whether something has changed."""
+        if self._lease.end and time.monotonic() >= self._lease.end:
+            self._lose()
+        try:
+            await self._read_limits()
+            sent_at = time.monotonic()
+            request = self._make_request(sent_at)
+            if not request.functions and not self._lease.end:
+                return True
+            answer = await self._answer_of(request)
+        except Exception as error:  # The server is away, or the workflow continues elsewhere.
+            self._lease.next_renewal = 0.0
+            _logger.debug("a request for slots is repeated: %s", error)
+            return False
+        return answer is None or self._apply(answer, request, sent_at)
+
+    async def _read_limits(self) -> None:
+        pools = {each: pool for each, pool in self._pools.items() if pool.held or pool.waiting}
+        limits = await asyncio.gather(*map(self._read_limit, pools))
+        for pool, limit in zip(pools.values(), limits, strict=True):
+            pool.limit = limit
+            pool.unlimited_until = 0.0 if limit is not None else time.monotonic() + USE_SECONDS / 3
+            if limit is None:
+                pool.resize()
+                pool.wake()
+
+    def _make_request(self, now: float) -> LeaseRequest:
+        """Slots that are returned are not used from now on."""
+        lease = self._lease
+        returns_unused = now >= lease.next_return
+        if returns_unused:
+            lease.next_return = now + USE_SECONDS / 3
+        functions = {}
+        room = self._most - sum(pool.held for pool in self._pools.values())
+        for function_id, pool in self._pools.items():
+            if pool.share is not None:
+                pool.held = max(pool.in_use, min(pool.held, pool.share))
+            if returns_unused:
+                pool.held = max(pool.in_use, min(pool.held, pool.most_used))
+                pool.most_used = pool.in_use
+            pool.share = None
+            wanted = 0 if pool.limit is None else min(pool.needed, room)
+            room -= wanted
+            pool.resize()
+            if pool.held or wanted:
+                functions[function_id] = WantedSlots(pool.held, wanted, pool.limit or pool.held)
+        lease.number += 1
+        lease.next_renewal = now + USE_SECONDS / 3
+        return LeaseRequest(lease.process, lease.number, round(LEASE_SECONDS * 1000), functions)
+
+    async def _answer_of(self, request: LeaseRequest) -> LeaseAnswer | None:
+        """The answer; ``None`` if another request is due before it arrives."""
+        asking = asyncio.ensure_future(self._send(request))
+        try:
+            while not asking.done():
+                if self._is_due(request) or time.monotonic() >= self._lease.next_renewal:
+                    return None
+                self._changed.clear()
+                change = asyncio.ensure_future(self._changed.wait())
+                timeout = self._lease.next_renewal - time.monotonic()
+                await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                change.cancel()
+            return asking.result()
+        finally:
+            asking.cancel()
+
+    def _apply(self, answer: LeaseAnswer, request: LeaseRequest, sent_at: float) -> bool:
+        end = sent_at + USE_SECONDS
+        if answer.is_lost or time.monotonic() >= end or (self._lease.end and time.monotonic() >= self._lease.end):
+            self._lose()
+            return False
+        lease = self._lease
+        for function_id, pool in self._pools.items():
+            held = answer.functions.get(function_id)
+            pool.held = 0 if held is None else held.slots
+            pool.share = None if held is None else held.share
+            pool.resize()
+            pool.wake()
+        lease.end = end if self._has_lease else 0.0
+        for scope in lease.scopes:
+            scope.reschedule(_loop_time(end))
+        wanted = {each: wanted for each, wanted in request.functions.items() if wanted.wanted}
+        return not wanted or any(self._pools[each].held > before.kept for each, before in wanted.items())
+
+    def _lose(self) -> None:
+        """The lease has ended: its calls are cancelled by their scopes, and no slot is used."""
+        self._lease = _Lease()
+        for pool in self._pools.values():
+            pool.held, pool.in_use, pool.most_used, pool.share = 0, 0, 0, None
+            pool.resize()
+            pool.wake()
+
+
+def _asks_for(request: LeaseRequest | None, function_id: str) -> bool:
+    wanted = None if request is None else request.functions.get(function_id)
+    return wanted is not None and wanted.wanted > 0
+
+
+def _loop_time(monotonic: float) -> float:
+    return asyncio.get_running_loop().time() + monotonic - time.monotonic()

@@ -1,0 +1,119 @@
+"""The slots of an app's functions, and the processes that hold them. Pure; a workflow drives it."""
+
+from collections.abc import Collection
+
+from .slot_messages import HeldSlots, Holding, LeaseAnswer, LeaseRequest, ProcessLease, SlotsState
+
+_TURNS = 6
+"""A process keeps slots for this part of its lease before it has to share them, or each call would move a slot."""
+
+
+class SlotPools:
+    def __init__(self, state: SlotsState) -> None:
+        self.state = state
+
+    @property
+    def is_empty(self) -> bool:
+        return not self.state.processes
+
+    def next_end(self) -> int | None:
+        """The time at which a lease ends."""
+        return min((lease.ends for lease in self.state.processes.values()), default=None)
+
+    def expire(self, now: int) -> None:
+        """Free the slots of processes whose leases have ended."""
+        for process in [each for each, lease in self.state.processes.items() if lease.ends <= now]:
+            del self.state.processes[process]
+
+    def number_of(self, process: str) -> int | None:
+        """The number of a process's last request."""
+        lease = self.state.processes.get(process)
+        return None if lease is None else lease.number
+
+    def accept(self, request: LeaseRequest, now: int) -> bool:
+        """Note what a process keeps and needs.
+
+        False if it keeps slots that it does not hold, as after the end of its lease. A request that arrives late, or
+        again, changes nothing.
+        """
+        lease = self.state.processes.get(request.process)
+        if lease is not None and request.number <= lease.number:
+            return True
+        before = {} if lease is None else lease.holdings
+        if any(wanted.kept > _slots(before, function_id) for function_id, wanted in request.functions.items()):
+            return False
+        holdings = {}
+        for function_id, wanted in request.functions.items():
+            self.state.limits[function_id] = wanted.limit
+            old = before.get(function_id, Holding())
+            waits_since = old.waits_since if old.wanted and wanted.wanted else now
+            if wanted.kept or wanted.wanted:
+                holdings[function_id] = Holding(wanted.kept, wanted.wanted, old.granted_at, waits_since)
+        if holdings:
+            self.state.processes[request.process] = ProcessLease(
+                now + request.lease, request.lease, request.number, holdings
+            )
+        else:
+            self.state.processes.pop(request.process, None)
+        self._forget_limits()
+        return True
+
+    def grant(self, listening: Collection[str], now: int) -> None:
+        """Give free slots to processes that wait for an answer: first to those with the fewest."""
+        for function_id, limit in self.state.limits.items():
+            free = limit - sum(holding.slots for holding in self._holdings(function_id).values())
+            while free > 0 and (found := self._neediest(function_id, listening)) is not None:
+                found.slots, found.wanted, found.granted_at = found.slots + 1, found.wanted - 1, now
+                free -= 1
+
+    def waits(self, request: LeaseRequest) -> bool:
+        """Whether the process needs slots, and got none since its request."""
+        lease = self.state.processes.get(request.process)
+        if lease is None or lease.number != request.number:
+            return False
+        needed = [each for each, wanted in request.functions.items() if wanted.wanted]
+        return bool(needed) and all(lease.holdings[each].slots == request.functions[each].kept for each in needed)
+
+    def answer(self, process: str, now: int) -> LeaseAnswer:
+        lease = self.state.processes.get(process)
+        if lease is None:
+            return LeaseAnswer()
+        return LeaseAnswer(
+            {
+                function_id: HeldSlots(holding.slots, self._share(function_id, lease, holding, now))
+                for function_id, holding in lease.holdings.items()
+            }
+        )
+
+    def _holdings(self, function_id: str) -> dict[str, Holding]:
+        """By process."""
+        processes = self.state.processes.items()
+        return {each: lease.holdings[function_id] for each, lease in processes if function_id in lease.holdings}
+
+    def _neediest(self, function_id: str, listening: Collection[str]) -> Holding | None:
+        waiting = (
+            holding
+            for process, holding in self._holdings(function_id).items()
+            if holding.wanted > 0 and process in listening
+        )
+        return min(waiting, key=lambda holding: (holding.slots, holding.waits_since), default=None)
+
+    def _share(self, function_id: str, lease: ProcessLease, holding: Holding, now: int) -> int | None:
+        limit, holdings = self.state.limits[function_id], list(self._holdings(function_id).values())
+        share = limit // len(holdings)
+        if sum(each.slots for each in holdings) > limit:
+            return share
+        others = [each for each in holdings if each is not holding]
+        if not any(each.wanted > 0 and each.slots < max(share, 1) for each in others):
+            return None
+        return share if now - holding.granted_at >= lease.lease // _TURNS else None
+
+    def _forget_limits(self) -> None:
+        used = {function_id for lease in self.state.processes.values() for function_id in lease.holdings}
+        for function_id in [each for each in self.state.limits if each not in used]:
+            del self.state.limits[function_id]
+
+
+def _slots(holdings: dict[str, Holding], function_id: str) -> int:
+    holding = holdings.get(function_id)
+    return 0 if holding is None else holding.slots

@@ -1,0 +1,80 @@
+"""The workflow that leases the slots of an app's functions to processes. It ends when no process holds a slot.
+
+Somebody who terminates it frees slots that processes use until their next renewal, some seconds later.
+"""
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError
+
+from durably.engine.temporal.flow.gate_workflow import history_is_long
+from durably.engine.temporal.workflow_time import EarliestTimer, now
+
+from .slot_messages import LeaseAnswer, LeaseRequest, SlotsState
+from .slot_pools import SlotPools
+
+SLOTS_CONTINUE = "SlotsContinue"
+_MOST_WAITING = 4
+"""Requests that wait for slots at a time. Others get an answer at once, and are repeated: the server allows ten Updates
+of a workflow at a time, and renewals must not wait."""
+
+
+@workflow.defn(name="durably.Slots", sandboxed=False)
+class SlotsWorkflow:
+    @workflow.init
+    def __init__(self, state: SlotsState | None = None) -> None:
+        self._pools = SlotPools(state or SlotsState())
+        self._waiting: dict[str, int] = {}
+        """Numbers of the requests that wait, by process."""
+        self._has_begun = state is not None
+        self._is_due = False
+        self._is_closing = False
+        self._timer = EarliestTimer(self._wake)
+
+    @workflow.run
+    async def run(self, state: SlotsState | None = None) -> None:
+        await workflow.wait_condition(lambda: self._has_begun)
+        while True:
+            self._is_due = False
+            self._pools.expire(now())
+            self._grant()
+            if self._pools.is_empty and workflow.all_handlers_finished():
+                return
+            if history_is_long():
+                self._is_closing = True
+                await workflow.wait_condition(workflow.all_handlers_finished)
+                workflow.continue_as_new(self._pools.state)
+            self._timer.set(self._pools.next_end())
+            await workflow.wait_condition(lambda: self._is_due or self._pools.is_empty or history_is_long())
+
+    @workflow.update(name="lease")
+    async def lease(self, request: LeaseRequest) -> LeaseAnswer:
+        """The slots of a process from now on. Waits while the process needs slots and none is free."""
+        self._has_begun = True
+        self._pools.expire(now())
+        if not self._pools.accept(request, now()):
+            return LeaseAnswer(is_lost=True)
+        if self._pools.number_of(request.process) in (None, request.number):
+            self._waiting.pop(request.process, None)
+            self._grant(request.process)
+        if len(self._waiting) < _MOST_WAITING and self._pools.waits(request):
+            self._waiting[request.process] = request.number
+            await workflow.wait_condition(lambda: self._is_closing or not self._pools.waits(request))
+            if self._waiting.get(request.process) == request.number:
+                del self._waiting[request.process]
+        return self._pools.answer(request.process, now())
+
+    @lease.validator
+    def check_open(self, request: LeaseRequest) -> None:
+        """Refuse requests while the workflow ends this execution. Processes ask again."""
+        if self._is_closing:
+            raise ApplicationError("the slots continue in another execution", type=SLOTS_CONTINUE)
+
+    @workflow.query(name="state")
+    def read_state(self) -> SlotsState:
+        return self._pools.state
+
+    def _grant(self, *processes: str) -> None:
+        self._pools.grant({*self._waiting, *processes}, now())
+
+    def _wake(self, due: int) -> None:
+        self._is_due = True
