@@ -249,7 +249,7 @@ class WorkflowEngine(LocalEngine):
             for queue, queue_slots in zip(calls_queues, slots, strict=True)
         ]
         of_requests = Worker(self._client, task_queue=requests.queue, activities=requests.activities)
-        return ProcessWorkers([common, *runs, of_requests, leased], [*slots, leased.slots])
+        return ProcessWorkers([common, *runs, of_requests, leased], [*slots, leased])
 
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches.

@@ -41,7 +41,7 @@ def has_leased_slots(flow: Flow) -> bool:
 
 
 def leased_limit(flow: Flow) -> int | None:
-    """The number of slots that processes lease; ``None`` if there is no limit without a key."""
+    """The limit without a key; ``None`` if there is none."""
     limits = (each.limit for each in flow.concurrency if each.scope == "fn" and each.key is None)
     return next(limits, None) or None
 

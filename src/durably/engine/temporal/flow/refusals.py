@@ -61,11 +61,19 @@ SUPPORT: Sequence[OptionSupport] = (
     OptionSupport(
         "concurrency",
         Support.DIFFERENT,
-        "It is exact. Each call takes its slot from one workflow for each key, or for the function if it has no key or "
-        "several limits. That costs about four actions a call, and a queue serves some tens of calls a second. The "
+        "It is exact. With a key, each call takes its slot from one workflow for each value, or for the function if it "
+        "has several limits. That costs about four actions a call, and a queue serves some tens of calls a second. The "
         "slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not reach its "
         "app keeps its slot until it does. A changed set of limits applies to runs that start after the sync; changed "
         "numbers apply to waiting calls within a minute",
+    ),
+    OptionSupport(
+        "concurrency of one limit without a key, in process",
+        Support.DIFFERENT,
+        "It is exact. Processes lease slots in blocks, so it costs few actions whatever the number of calls. Calls "
+        "wait in Temporal, roughly in their order. The slots of a process that dies are free after 45 s. A cancelled "
+        "run frees its slot within 10 s. A changed number applies within 7 s and as calls end. With a priority, a "
+        "throttle, a timeout or a second limit, and over HTTP, calls take their slots from a workflow as with a key",
     ),
     OptionSupport(
         "concurrency of scope env or account, beside another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"

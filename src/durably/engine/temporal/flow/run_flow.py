@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from temporalio import workflow
+from temporalio.common import Priority
 from temporalio.exceptions import FailureError
 
 from durably.engine.core.flow.admission import STARTED_LATE
@@ -23,6 +24,8 @@ _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
 _EARLY_GRANTS = "early-grants"
 _EARLY_SECONDS = 1
 """Time in which a call asks for a slot that it has already. Almost always it asks in the same workflow task."""
+_OF_BEGUN_RUNS = Priority(priority_key=2)
+"""Others have 3."""
 
 
 class RunFlowControl:
@@ -49,6 +52,14 @@ class RunFlowControl:
     def calls_queue(self) -> str:
         """The task queue of the run's calls."""
         return self._flow.calls_queue or self._run.calls_queue
+
+    def priority_of(self, generation: int) -> Priority:
+        """The place of a call in its task queue.
+
+        Runs that have begun come before new ones. Servers without priorities ignore it.
+        """
+        has_begun = self._flow.calls_queue is not None and generation > 1
+        return _OF_BEGUN_RUNS if has_begun else Priority.default
 
     @property
     def has_started(self) -> bool:

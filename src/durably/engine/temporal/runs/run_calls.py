@@ -115,6 +115,7 @@ class RunCalls:
                 retry_policy=_CALL_RETRIES,
                 summary=_summary(call),
                 activity_id=f"{CALL_ID_PREFIX}{call.generation}",
+                priority=self._context.flow.priority_of(call.generation),
             )
         except ActivityError as error:
             return self._answer_of_failure(call, error), None

@@ -1,4 +1,7 @@
-"""Workers for the calls of functions whose slots this process leases: one for each function."""
+"""Workers for the calls of functions whose slots this process leases.
+
+Each function has one.
+"""
 
 import asyncio
 import contextlib
@@ -51,12 +54,16 @@ class LeasedFunctions:
 
 
 class LeasedWorkers:
-    """Has the methods of a worker. Functions are added while it runs."""
+    """Has the methods of a worker, and of its slots.
+
+    Functions are added while it runs.
+    """
 
     def __init__(
         self, functions: LeasedFunctions, records: Records, client: Client, make: MakeWorker, max_calls: int
     ) -> None:
-        self.slots = AllSlots()
+        self._slots: list[CallSlots] = []
+        self._is_closed = False
         self._functions = functions
         self._records = records
         self._client = client
@@ -98,6 +105,20 @@ class LeasedWorkers:
         if self._has_begun:
             await self._stopped.wait()
 
+    def close(self) -> None:
+        """Make no more calls. Calls that wait for a slot are returned to the server."""
+        self._is_closed = True
+        for slots in self._slots:
+            slots.close()
+
+    async def wait_until_unused(self) -> None:
+        """Wait for the end of calls, and return the slots while workflows are executed."""
+        await asyncio.gather(*(slots.wait_until_unused() for slots in self._slots))
+        await self._return_slots()
+
+    async def _return_slots(self) -> None:
+        await asyncio.gather(*(leases.close() for leases in self._leases.values()))
+
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self.run())
         return self
@@ -118,14 +139,16 @@ class LeasedWorkers:
         if leases is None:
             leases = self._leases[app_id] = SlotLeases(self._sender(app_id), self._read_limit, self._max_calls)
         slots = leases.add(function_id)
-        self.slots.add(slots)
+        self._slots.append(slots)
+        if self._is_closed:
+            slots.close()
         worker = self._workers[function_id] = self._make(slots_queue(function_id), slots, leases)
         self._running.add(asyncio.create_task(worker.run()))
 
     async def _stop(self) -> None:
         await asyncio.gather(*(worker.shutdown() for worker in self._workers.values()), return_exceptions=True)
         await asyncio.gather(*self._running, return_exceptions=True)
-        await asyncio.gather(*(leases.close() for leases in self._leases.values()))
+        await self._return_slots()
         self._stopped.set()
 
     def _sender(self, app_id: str) -> Callable[[LeaseRequest], Awaitable[LeaseAnswer]]:
@@ -146,24 +169,3 @@ class LeasedWorkers:
     async def _read_limit(self, function_id: str) -> int | None:
         record = await self._records.find_function(function_id)
         return None if record is None else leased_limit(read_flow(record.config))
-
-
-class AllSlots:
-    """The slots of all functions, which are closed together."""
-
-    def __init__(self) -> None:
-        self._slots: list[CallSlots] = []
-        self._is_closed = False
-
-    def add(self, slots: CallSlots) -> None:
-        self._slots.append(slots)
-        if self._is_closed:
-            slots.close()
-
-    def close(self) -> None:
-        self._is_closed = True
-        for slots in self._slots:
-            slots.close()
-
-    async def wait_until_unused(self) -> None:
-        await asyncio.gather(*(slots.wait_until_unused() for slots in self._slots))

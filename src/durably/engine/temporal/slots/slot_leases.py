@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import logging
+import os
 import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from durably.engine.sparse_log import SparseLog
 from durably.engine.temporal.call_slots import CallSlots
 from durably.protocol.limits import MAX_COUNT
 from durably.protocol.text import get_logger
@@ -23,7 +26,10 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 """Between requests without an answer, or without a free slot."""
 _RELEASE_SECONDS = 2.0
 
-_logger = get_logger("durably.engine")
+_SILENT_SECONDS = 3.0
+"""Seconds of failed requests before a log line."""
+
+_log = SparseLog(get_logger("durably.engine"))
 
 Send = Callable[[LeaseRequest], Awaitable[LeaseAnswer]]
 """Sends a request to the workflow of the app's slots."""
@@ -36,7 +42,10 @@ class SlotLostError(Exception):
 
 
 class SlotsClosedError(Exception):
-    """The process stops, or a call has waited for long. Nothing of the call has happened."""
+    """The process stops, or a call has waited for long.
+
+    Nothing of the call has happened.
+    """
 
 
 class _Lease:
@@ -77,7 +86,10 @@ class _Pool:
 
     @property
     def needed(self) -> int:
-        """Slots to ask for: as many as are in use, so that a process under load doubles what it has."""
+        """Slots to ask for.
+
+        They are as many as are in use, so that a process under load doubles what it has.
+        """
         if not self.waiting or self.in_use < self.usable or self.held > self.usable:
             return 0
         needed = max(len(self.waiting), self.in_use)
@@ -95,7 +107,10 @@ class _Pool:
 
 
 class SlotLeases:
-    """Belongs to one event loop. ``most`` is the largest number of slots of the process."""
+    """The slots of the functions of an app, for calls of one event loop.
+
+    ``most`` is the largest number of slots of the process.
+    """
 
     def __init__(self, send: Send, read_limit: ReadLimit, most: int) -> None:
         self._send = send
@@ -105,6 +120,8 @@ class SlotLeases:
         self._pools: dict[str, _Pool] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Future[LeaseAnswer]] = set()
+        self._failing_since: float | None = None
         self._is_closed = False
 
     def add(self, function_id: str) -> CallSlots:
@@ -128,9 +145,10 @@ class SlotLeases:
         lease = self._lease
         pool.in_use += 1
         pool.most_used = max(pool.most_used, pool.in_use)
+        scope = asyncio.timeout_at(_loop_time(lease.end))
+        lease.scopes.add(scope)
         try:
-            async with asyncio.timeout_at(_loop_time(lease.end)) as scope:
-                lease.scopes.add(scope)
+            async with scope:
                 yield
                 if time.monotonic() >= lease.end:
                     raise SlotLostError
@@ -153,7 +171,11 @@ class SlotLeases:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        if any(pool.held for pool in self._pools.values()):
+        for asking in self._asking:
+            asking.cancel()
+        if self._has_lease:
+            for pool in self._pools.values():
+                pool.held = 0
             self._lease.number += 1
             request = LeaseRequest(self._lease.process, self._lease.number, round(LEASE_SECONDS * 1000), {})
             with contextlib.suppress(Exception):  # Otherwise the slots are free at the end of the lease.
@@ -228,6 +250,9 @@ class SlotLeases:
     async def _ask(self) -> bool:
         """Whether something has changed."""
         if self._lease.end and time.monotonic() >= self._lease.end:
+            _log.log(
+                logging.WARNING, "process %d has lost the lease of its slots: their calls are repeated", os.getpid()
+            )
             self._lose()
         try:
             await self._read_limits()
@@ -238,9 +263,19 @@ class SlotLeases:
             answer = await self._answer_of(request)
         except Exception as error:  # The server is away, or the workflow continues elsewhere.
             self._lease.next_renewal = 0.0
-            _logger.debug("a request for slots is repeated: %s", error)
+            self._note_error(error)
             return False
+        self._failing_since = None
         return answer is None or self._apply(answer, request, sent_at)
+
+    def _note_error(self, error: Exception) -> None:
+        """Log an error that lasts: calls of functions with a limit wait."""
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        elif now - self._failing_since > _SILENT_SECONDS:
+            message = "process %d gets no slots for functions with a concurrency limit, and asks again: %s"
+            _log.log(logging.WARNING, message, os.getpid(), error)
 
     async def _read_limits(self) -> None:
         pools = {each: pool for each, pool in self._pools.items() if pool.held or pool.waiting}
@@ -279,18 +314,22 @@ class SlotLeases:
     async def _answer_of(self, request: LeaseRequest) -> LeaseAnswer | None:
         """The answer; ``None`` if another request is due before it arrives."""
         asking = asyncio.ensure_future(self._send(request))
-        try:
-            while not asking.done():
-                if self._is_due(request) or time.monotonic() >= self._lease.next_renewal:
-                    return None
-                self._changed.clear()
-                change = asyncio.ensure_future(self._changed.wait())
-                timeout = self._lease.next_renewal - time.monotonic()
-                await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                change.cancel()
-            return asking.result()
-        finally:
-            asking.cancel()
+        self._asking.add(asking)
+        asking.add_done_callback(self._forget)
+        while not asking.done():
+            if self._is_due(request) or time.monotonic() >= self._lease.next_renewal:
+                return None  # The workflow answers both, and only the second counts.
+            self._changed.clear()
+            change = asyncio.ensure_future(self._changed.wait())
+            timeout = self._lease.next_renewal - time.monotonic()
+            await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            change.cancel()
+        return asking.result()
+
+    def _forget(self, asking: asyncio.Future[LeaseAnswer]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()
 
     def _apply(self, answer: LeaseAnswer, request: LeaseRequest, sent_at: float) -> bool:
         end = sent_at + USE_SECONDS
@@ -306,12 +345,13 @@ class SlotLeases:
             pool.wake()
         lease.end = end if self._has_lease else 0.0
         for scope in lease.scopes:
-            scope.reschedule(_loop_time(end))
+            if not scope.expired():
+                scope.reschedule(_loop_time(end))
         wanted = {each: wanted for each, wanted in request.functions.items() if wanted.wanted}
         return not wanted or any(self._pools[each].held > before.kept for each, before in wanted.items())
 
     def _lose(self) -> None:
-        """The lease has ended: its calls are cancelled by their scopes, and no slot is used."""
+        """Use no slot any more. The calls of the lease are cancelled by their scopes."""
         self._lease = _Lease()
         for pool in self._pools.values():
             pool.held, pool.in_use, pool.most_used, pool.share = 0, 0, 0, None

@@ -63,7 +63,10 @@ class Holding(msgspec.Struct, omit_defaults=True):
 
 
 class ProcessLease(msgspec.Struct, omit_defaults=True):
-    """The lease of a process: ``number`` is that of its last request, ``holdings`` are by function."""
+    """The lease of a process.
+
+    ``ends`` is milliseconds since the epoch. ``number`` is that of its last request, ``holdings`` are by function.
+    """
 
     ends: int
     lease: int

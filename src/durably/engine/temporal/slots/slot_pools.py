@@ -1,4 +1,7 @@
-"""The slots of an app's functions, and the processes that hold them. Pure; a workflow drives it."""
+"""The slots of an app's functions, and the processes that hold them.
+
+Pure; a workflow drives it.
+"""
 
 from collections.abc import Collection
 
@@ -59,7 +62,10 @@ class SlotPools:
         return True
 
     def grant(self, listening: Collection[str], now: int) -> None:
-        """Give free slots to processes that wait for an answer: first to those with the fewest."""
+        """Give free slots to processes that wait for an answer.
+
+        Those with the fewest come first.
+        """
         for function_id, limit in self.state.limits.items():
             free = limit - sum(holding.slots for holding in self._holdings(function_id).values())
             while free > 0 and (found := self._neediest(function_id, listening)) is not None:

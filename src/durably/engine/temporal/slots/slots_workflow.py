@@ -1,6 +1,6 @@
-"""The workflow that leases the slots of an app's functions to processes. It ends when no process holds a slot.
+"""The workflow that leases the slots of an app's functions to processes.
 
-Somebody who terminates it frees slots that processes use until their next renewal, some seconds later.
+It ends when no process holds a slot. If it is terminated, slots are free that processes use until their next renewal.
 """
 
 from temporalio import workflow
@@ -48,7 +48,10 @@ class SlotsWorkflow:
 
     @workflow.update(name="lease")
     async def lease(self, request: LeaseRequest) -> LeaseAnswer:
-        """The slots of a process from now on. Waits while the process needs slots and none is free."""
+        """The slots of a process from now on.
+
+        Waits while the process needs slots and none is free.
+        """
         self._has_begun = True
         self._pools.expire(now())
         if not self._pools.accept(request, now()):

@@ -1,0 +1,93 @@
+"""Concurrency limits without a key: processes lease their slots."""
+
+import asyncio
+from collections import Counter
+
+from temporalio.api.enums.v1 import EventType
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
+
+from durably import Concurrency, Context
+from durably.engine.temporal.ids import app_queue, slots_workflow_id
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+
+from .conftest import PATIENCE, World
+from .test_queues import event_counts
+
+
+def slots_of(world: World) -> WorkflowHandle[None, None]:
+    return world.temporal.get_workflow_handle(slots_workflow_id(world.app_id))
+
+
+async def test_at_most_the_limit_of_calls_is_under_way(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=2)])
+    await world.open()
+    for n in range(4):
+        await world.send("work", n=n)
+    for left in range(4, 0, -1):
+        await world.limit.wait_until(lambda left=left: len(world.limit.inside) == min(2, left))
+        first = world.limit.inside[0]
+        world.limit.let_go(first)
+        await world.limit.wait_until(lambda first=first: first not in world.limit.inside)
+    assert world.limit.most_inside == 2
+
+
+async def test_a_call_costs_one_action_and_slots_cost_few(world: World) -> None:
+    calls = 20
+
+    @world.function("work", concurrency=[Concurrency(limit=2)], checkpointing=False)
+    async def work(ctx: Context) -> None:
+        world.run_ids["one"] = ctx.run_id
+        for number in range(calls):
+            await ctx.step.run(f"s{number}", lambda: 1)
+
+    await world.open()
+    await world.send("work")
+    async with asyncio.timeout(PATIENCE):
+        while "one" not in world.run_ids:  # noqa: ASYNC110 - set by the call
+            await asyncio.sleep(0.02)
+        await world.run("one").result()
+    run: Counter[int] = await event_counts(world.run("one"))
+    assert run[EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED] >= calls
+    assert run[EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED] == 0
+    assert run[EventType.EVENT_TYPE_MARKER_RECORDED] == 1, "the report of the run's end"
+    slots = await event_counts(slots_of(world))
+    assert slots[EventType.EVENT_TYPE_WORKFLOW_EXECUTION_UPDATE_ACCEPTED] <= 4
+
+
+async def test_a_process_that_stops_returns_its_slots_and_its_waiting_calls(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    for n in range(3):
+        await world.send("work", n=n)
+    await world.limit.wait_until(lambda: len(world.limit.inside) == 1)
+    world.limit.open()
+    await world.stop_workers()
+    await world.start_workers()
+    await world.limit.wait_until(lambda: set(world.limit.entered) == {0, 1, 2})
+    await world.stop_workers()
+    async with world.engine.make_workers([app_queue("other")], world._call)[0], asyncio.timeout(PATIENCE):
+        await slots_of(world).result()
+    described = await slots_of(world).describe()
+    assert described.status is WorkflowExecutionStatus.COMPLETED
+
+
+async def test_calls_of_a_removed_limit_are_made_by_a_new_process(world: World) -> None:
+    """They wait in the task queue of the limit."""
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    await world.stop_workers()
+    await world.send("work", n=1)
+    world.functions.clear()
+    world.gated("work")
+    world.engine = WorkflowEngine(world.temporal, world.engine._settings)
+    await world.open()
+    await world.limit.wait_for(1)
+
+
+async def test_a_limit_with_other_options_stays_with_the_queue(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1), Concurrency(limit=1, key="event.data.user")])
+    await world.open()
+    await world.send("work", n=1, user="a")
+    await world.limit.wait_for(1)
+    signals = (await event_counts(world.run(1)))[EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED]
+    assert signals == 1, "granted"
