@@ -216,6 +216,21 @@ def test_a_call_ends_with_the_lease_of_its_process() -> None:
     run_in_virtual_time(main())
 
 
+def test_calls_are_repeated_if_the_owner_has_lost_its_state() -> None:
+    async def main() -> None:
+        world = World(limit=1)
+        leases = world.process("p")
+        call = asyncio.create_task(world.call("p", leases, 10))
+        await asyncio.sleep(1)
+        world.owner.pools = SlotPools(SlotsState())
+        await asyncio.sleep(USE_SECONDS / 3)
+        assert world.lost == 1
+        await call
+        assert world.most == 1
+
+    run_in_virtual_time(main())
+
+
 def test_two_processes_share_one_slot() -> None:
     async def main() -> None:
         world = World(limit=1)

@@ -352,6 +352,10 @@ class SlotLeases:
 
     def _lose(self) -> None:
         """Use no slot any more. The calls of the lease are cancelled by their scopes."""
+        self._lease.end = min(self._lease.end, time.monotonic())
+        for scope in self._lease.scopes:
+            if not scope.expired():
+                scope.reschedule(_loop_time(self._lease.end))
         self._lease = _Lease()
         for pool in self._pools.values():
             pool.held, pool.in_use, pool.most_used, pool.share = 0, 0, 0, None
