@@ -153,6 +153,7 @@ def test_an_engine_that_does_not_answer_gets_the_advice_of_its_mode(run: Run, ur
     assert "`durably dev`" in run("runs", "list", "--url", url).stderr
 
 
+@pytest.mark.slow
 def test_apps_of_u_are_synced_again_after_a_deployment(
     start: Start, keys: dict[str, str], run_app: RunApp, variables: dict[str, str], directory: Path
 ) -> None:

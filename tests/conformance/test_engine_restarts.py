@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+import pytest
+
 from . import wire
 from .engine_under_test import until
 from .engines import RestartableEngine
@@ -93,6 +95,7 @@ def _retry_of(jobs: list[dict[str, object]]) -> bool | None:
     return True if any(job["attempt"] == 1 for job in jobs) else None
 
 
+@pytest.mark.slow
 def test_a_sleep_that_ended_while_the_engine_was_down_ends_at_its_start(restartable: Start) -> None:
     with restartable() as (engine, process), serving_scripted_app(engine) as app:
         fn = app.function()

@@ -44,6 +44,7 @@ def test_accessibility(open_page: OpenPage, site: Site, check_accessibility: Cal
         check_accessibility(page, "color-contrast")
 
 
+@pytest.mark.slow
 def test_no_page_scrolls_sideways(open_page: OpenPage, site: Site) -> None:
     [failed, *_] = site.runs("settle-invoice", RunStatus.FAILED)
     site.run(site.engine.rerun(failed.id))  # so that an event has started two runs

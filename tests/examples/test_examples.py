@@ -67,6 +67,7 @@ def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
 
 
+@pytest.mark.slow
 async def test_fastapi_orders(tmp_path: Path) -> None:
     async with running("fastapi_orders.app:app", tmp_path) as example:
         await example.post("/orders", {"id": "A-1", "total": 42})

@@ -185,6 +185,7 @@ def test_units_are_valid(name: str, directory: Path, here: Change) -> None:
         assert not [line for line in verified.stderr.splitlines() if name in line], verified.stderr
 
 
+@pytest.mark.slow
 def test_under_systemd(directory: Path, variables: dict[str, str], keys: dict[str, str], here: Change) -> None:
     engine_unit, shop_unit = read_unit("durably.service")["Service"], read_unit("shop.service")["Service"]
     assert engine_unit["EnvironmentFile"] == shop_unit["EnvironmentFile"] == "/etc/durably.env"
@@ -203,6 +204,7 @@ def test_under_systemd(directory: Path, variables: dict[str, str], keys: dict[st
 # -- containers
 
 
+@pytest.mark.slow
 def test_the_services_of_the_compose_file(
     directory: Path, variables: dict[str, str], keys: dict[str, str], here: Change
 ) -> None:

@@ -131,13 +131,13 @@ def shops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
         yield get
 
 
-@pytest.fixture(params=WITH_SIGNALS)
+@pytest.fixture(params=variants(WITH_SIGNALS, ["fastapi"]))
 def shop(request: pytest.FixtureRequest, shops: Callable[[str], Shop]) -> Shop:
     """Those whose orders wait to be shipped."""
     return shops(request.param)
 
 
-@pytest.fixture(params=list(SHOPS))
+@pytest.fixture(params=variants(SHOPS, ["fastapi"]))
 def any_shop(request: pytest.FixtureRequest, shops: Callable[[str], Shop]) -> Shop:
     return shops(request.param)
 
@@ -305,6 +305,7 @@ def test_what_is_to_be_installed_exists() -> None:
     assert {"temporal", "fast-api", "flask", "django"} <= named <= extras
 
 
+@pytest.mark.slow
 def test_django_starts_what_is_stored(shops: Callable[[str], Shop]) -> None:
     shop = shops("django")
     ada = {"username": uuid.uuid4().hex, "email": "ada@example.com"}
@@ -324,6 +325,7 @@ def test_djangos_admin_leads_from_an_order_to_its_workflow(shops: Callable[[str]
     assert "Terminate…" in workflow.body
 
 
+@pytest.mark.slow
 def test_djangos_permissions_open_the_gateway(shops: Callable[[str], Shop]) -> None:
     shop = shops("django")
     code = """
@@ -465,7 +467,7 @@ def test_the_page_shows_all_three_in_under_twenty_lines() -> None:
     assert all(len(code.splitlines()) < 20 for code in SNIPPETS.values())
 
 
-@pytest.mark.parametrize("framework", variants(WRITE, ["django"]))
+@pytest.mark.parametrize("framework", variants(WRITE, ["fastapi"]))
 def test_the_endpoints_of_the_page(framework: str, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()

@@ -17,7 +17,7 @@ from .cluster import eventually, gunicorn, serving, uvicorn
 SECONDS = 2 * LEASE.total_seconds()
 
 
-@pytest.mark.parametrize("blocks_loop", [False, True], ids=["sync-handler", "blocked-loop"])
+@pytest.mark.parametrize("blocks_loop", variants([False, True], [True]))
 def test_a_step_that_blocks_for_longer_than_the_lease_runs_once(blocks_loop: bool, tmp_path: Path) -> None:
     with serving(uvicorn("fast_api_app", 2), tmp_path) as cluster:
         leader = cluster.wait_joined(2)

@@ -89,7 +89,9 @@ def test_tornado_starts_the_engine_once_its_loop_runs_after_listen(tmp_path: Pat
         eventually(lambda: "is now the leader" in cluster.log(), "the engine starts without a request")
 
 
-@pytest.mark.parametrize("options", [(), ("--debug",)], ids=["plain", "with reloader"])
+@pytest.mark.parametrize(
+    "options", [(), pytest.param(("--debug",), marks=pytest.mark.slow)], ids=["plain", "with reloader"]
+)
 def test_flask_run_starts_the_engine_once(options: tuple[str, ...], tmp_path: Path) -> None:
     with serving(flask_run(*options), tmp_path) as cluster:
         leader = cluster.wait_leader()
@@ -128,6 +130,7 @@ print(os.getpid())
 """
 
 
+@pytest.mark.slow
 def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> None:
     """Whether the app is running or not; what it sends waits for the app."""
     with serving(AT_ONCE["flask-gunicorn"], tmp_path) as cluster:

@@ -76,6 +76,7 @@ def test_takeover_takes_less_than_a_second(tmp_path: Path) -> None:
         assert min(took) < 1, took
 
 
+@pytest.mark.slow
 def test_a_stopped_leader_loses_the_database_and_follows_once_revived(tmp_path: Path) -> None:
     with serving(PRELOADED, tmp_path) as cluster:
         stopped = cluster.wait_joined(3)
@@ -116,7 +117,7 @@ def test_the_calls_of_a_lost_worker_are_made_elsewhere(how: signal.Signals, tmp_
         assert memo == b'{"data":%d}' % again["process"]
 
 
-@pytest.mark.parametrize("is_leader", [True, False], ids=["the leader", "a follower"])
+@pytest.mark.parametrize("is_leader", variants([True, False], [True]))
 def test_a_worker_that_gets_sigterm_returns_its_calls(is_leader: bool, tmp_path: Path) -> None:
     with serving(PRELOADED, tmp_path) as cluster:
         leader = cluster.wait_joined(3)

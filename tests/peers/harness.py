@@ -1,7 +1,7 @@
 """Apps of official SDKs on our engine: starting both, syncing, and following runs."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from ..conformance.client import request
 from ..conformance.engine_under_test import Engine, until
 from ..conformance.programs import clean_environment, running
 from ..ports import free_port
+from ..variants import variants
 
 HERE = Path(__file__).parent
 DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
@@ -110,9 +111,13 @@ def running_app(
         yield PeerApp(engine, app_id, cloud, is_on_temporal=app_id.endswith("-temporal"))
 
 
-def with_soak(apps: Mapping[str, Any]) -> list[Any]:
+def with_soak(apps: Mapping[str, Any], quick: Container[str]) -> list[Any]:
     """The apps as parameters. Those on Temporal belong to `make soak`; ``test_on_temporal.py`` has a part of them."""
-    return [pytest.param(name, marks=[pytest.mark.soak] if name.endswith("-temporal") else []) for name in apps]
+    on_temporal = [name for name in apps if name.endswith("-temporal")]
+    return [
+        *variants([name for name in apps if name not in on_temporal], quick),
+        *(pytest.param(name, marks=pytest.mark.soak) for name in on_temporal),
+    ]
 
 
 def uvicorn(module: str, directory: Path = HERE / "apps") -> list[str]:

@@ -66,7 +66,7 @@ APPS = {
 _starts = itertools.count()
 
 
-@pytest.fixture(scope="module", params=with_soak(APPS))
+@pytest.fixture(scope="module", params=with_soak(APPS, quick=["on", "on-cloud"]))
 def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]:
     """An app whose functions have all been started.
 

@@ -11,6 +11,8 @@ from ..conformance import wire
 from ..conformance.engine_under_test import until
 from .harness import PeerApp, running_app, running_engine, uvicorn
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("inngest", "durably")
 
@@ -83,7 +85,6 @@ def _without_ids(memo: Any) -> Any:
     return memo
 
 
-@pytest.mark.slow
 def test_the_orders_end_as_they_should(outcomes: dict[str, dict[str, Any]]) -> None:
     """So that two empty outcomes are not taken for equal ones."""
     outcome = outcomes["durably"]

@@ -44,7 +44,7 @@ APPS = {
 }
 
 
-@pytest.fixture(scope="module", params=with_soak(APPS))
+@pytest.fixture(scope="module", params=with_soak(APPS, quick=["flask", "fast-api-cloud-streaming"]))
 def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]:
     """An app whose functions have all been started."""
     name = request.param

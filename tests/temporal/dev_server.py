@@ -56,7 +56,8 @@ class DevServer:
             command += ["--dynamic-config-value", f"{name}={json.dumps(value)}"]
         if self._database is not None:
             command += ["--db-filename", str(self._database)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        environment = {**os.environ, "GOGC": "400"}  # fewer garbage collections: memory for time
+        self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         self._wait_until_it_is_healthy()
 
     def _wait_until_it_is_healthy(self) -> None:

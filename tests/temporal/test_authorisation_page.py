@@ -75,6 +75,7 @@ def test_each_tenant(serve_example: Any) -> None:
         assert shop.ask("eve", "POST", f"/api/orders/other-{order_id}/cancel").status == 202
 
 
+@pytest.mark.slow
 def test_staff(serve_example: Any) -> None:
     with serve_example("Staff") as shop:
         place = shop.place("ada").headers["Location"]
@@ -103,6 +104,7 @@ def test_djangos_permissions(serve_example: Any) -> None:
         assert shop.statuses("POST", f"{place}/cancel", "bob", "ada") == [403, 202]
 
 
+@pytest.mark.slow
 def test_fast_apis_dependencies(serve_example: Any) -> None:
     with serve_example("FastAPI's dependencies") as shop:
         place = shop.place("ada").headers["Location"]

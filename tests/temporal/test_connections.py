@@ -288,6 +288,7 @@ init_app(app, billing)
 """
 
 
+@pytest.mark.slow
 def test_the_command_of_each_connection(start: Start, directory: Path, server: DevServer, billing: Temporal) -> None:
     id = uuid.uuid4().hex[:8]
     write_shop(directory, id)

@@ -91,6 +91,7 @@ def test_the_connection_is_that_of_the_settings(server: DevServer, database: Pat
     run(server, database, code, before)
 
 
+@pytest.mark.slow
 def test_a_wrong_key_of_the_settings_is_named(server: DevServer, database: Path) -> None:
     code = """
         from durably.temporal import TemporalSettingsError
@@ -199,6 +200,7 @@ def test_permissions_decide_and_errors_are_problems(server: DevServer, database:
     )
 
 
+@pytest.mark.slow
 def test_nobody_is_asked_for_where_all_are_allowed(server: DevServer, database: Path) -> None:
     """A session and its user would cost each request a thread and a query."""
     code = """
@@ -225,6 +227,7 @@ def test_nobody_is_asked_for_where_all_are_allowed(server: DevServer, database: 
     )
 
 
+@pytest.mark.slow
 def test_the_codec_server_is_for_users_with_a_permission(server: DevServer, database: Path) -> None:
     code = """
         import json

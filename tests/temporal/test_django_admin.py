@@ -354,6 +354,7 @@ def test_a_workflow_that_does_not_exist(root: Browser) -> None:
     assert (page.status_code, 'class="errornote"' in page.text) == (404, True)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away(site: DjangoSite) -> None:
     away = f"127.0.0.1:{free_port()}"
     browser = Browser(serve(site, TEST_TEMPORAL_SERVER=away), "root")

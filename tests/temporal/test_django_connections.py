@@ -52,6 +52,7 @@ def test_the_worker_of_each_connection(site: DjangoSite, billing: Temporal) -> N
     assert "not working for the connection billing: its worker is --connection billing" in default.output
 
 
+@pytest.mark.slow
 def test_commands_know_the_connection(site: DjangoSite) -> None:
     code = """
 import io
@@ -86,6 +87,7 @@ result = [
     assert "set TEMPORAL_BILLING_DEPLOYMENT_NAME" in described.stderr
 
 
+@pytest.mark.slow
 def test_the_admin_shows_the_workflows_of_the_connection_that_is_chosen(
     site: DjangoSite, temporal: Temporal, billing: Temporal
 ) -> None:
@@ -134,6 +136,7 @@ result = [
     assert log[0].endswith(", connection billing.")
 
 
+@pytest.mark.slow
 def test_the_address_of_temporals_ui(site: DjangoSite) -> None:
     code = """
 from durably.temporal.django.workflow_pages import run_in_ui
@@ -158,6 +161,7 @@ result = [
     assert "UI_URL for Temporal begins with http:// or https://" in wrong[0]
 
 
+@pytest.mark.slow
 def test_connections_are_found_by_name(site: DjangoSite, server: DevServer) -> None:
     code = """
 from durably.temporal.django import connections, get_temporal, temporal
@@ -175,6 +179,7 @@ result = [connections[name].settings.address + " " + connections[name].settings.
     assert site.shell(code) == [f"{server.address} default", f"{server.address} billing"]
 
 
+@pytest.mark.slow
 def test_bad_settings_are_errors_of_the_check(site: DjangoSite) -> None:
     code = """
 result = [check(checks.check_settings, each) for each in [
@@ -190,6 +195,7 @@ result = [check(checks.check_settings, each) for each in [
     assert found[4] == "durably_temporal.E001: settings.TEMPORAL_CONNECTIONS is not a dictionary but list"
 
 
+@pytest.mark.slow
 def test_a_module_without_its_apps_connection_is_an_error_of_the_check(site: DjangoSite) -> None:
     code = """
 from invoices import activities, workflows
@@ -212,6 +218,7 @@ result.append(check(checks.check_workers, {"billing": {}}))
     assert [each.partition(" without")[0] for each in without_queue] == ["durably_temporal.E003: a worker is declared"]
 
 
+@pytest.mark.slow
 def test_an_open_connection_of_any_is_warned_of(site: DjangoSite) -> None:
     code = """
 result = [check(checks.check_transport, {"billing": {"SERVER": "a.example.com:7233", "TLS": tls}})

@@ -88,6 +88,7 @@ def test_rollbacks_savepoints_and_databases(server: DevServer, tmp_path: Path) -
     check(server, tmp_path, code, SECOND_DATABASE)
 
 
+@pytest.mark.slow
 def test_async_views_start_workflows_and_are_told_how(server: DevServer, tmp_path: Path) -> None:
     """Under an ASGI server and under WSGI, where Django runs the view on a loop of its own."""
     code = """
@@ -154,6 +155,7 @@ def test_async_views_start_workflows_and_are_told_how(server: DevServer, tmp_pat
     check(server, tmp_path, code)
 
 
+@pytest.mark.slow
 def test_the_event_loop_goes_on_while_a_server_does_not_answer(server: DevServer, tmp_path: Path) -> None:
     code = """
         import socket

@@ -58,6 +58,7 @@ def execute(temporal: Temporal, site: DjangoSite, *calls: str) -> list[Any]:
     )
 
 
+@pytest.mark.slow
 def test_the_seeds_sign_up(site: DjangoSite, working: Command, temporal: Temporal) -> None:
     user_id = site.shell(SIGNUP)
     assert start_workflow(temporal, site, "UserSignupWorkflow", user_id).result() == "Email sent to ada@example.com"
@@ -148,6 +149,7 @@ class UserWorkflow:
 """
 
 
+@pytest.mark.slow
 def test_models_in_the_modules_of_workflows_are_an_error(fresh_site: DjangoSite) -> None:
     (fresh_site.directory / "mails" / "workflows.py").write_text(IMPORTS_A_MODEL)
     for command in ("check", "run_temporal_worker"):
@@ -201,6 +203,7 @@ urlpatterns += [path("api/", urls(Gateway(temporal, [exposed], allow_anonymous=T
 """
 
 
+@pytest.mark.slow
 def test_a_check_before_deployment_names_search_attributes_that_are_not_registered(fresh_site: DjangoSite) -> None:
     check = ("check", "--deploy", "--tag", "temporal")
     path = fresh_site.directory / "project" / "urls.py"
@@ -215,11 +218,13 @@ def test_a_check_before_deployment_names_search_attributes_that_are_not_register
     assert "Traceback" not in done.stderr + away.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_run_says_so(fresh_site: DjangoSite) -> None:
     done = fresh_site.run("run_temporal_worker", "--task-queue", "none")
     assert done.returncode == 1
     assert 'CommandError: no worker is declared for the task queue "none"' in done.stderr
 
 
+@pytest.mark.slow
 def test_there_are_no_migrations_to_make(fresh_site: DjangoSite) -> None:
     assert fresh_site.run("makemigrations", "--check", "--dry-run").returncode == 0

@@ -13,6 +13,8 @@ from .outage import FOR_WORKERS, Load, wait_for
 from .serve import SERVERS
 from .worker_process import WorkerProcess
 
+pytestmark = pytest.mark.slow
+
 WORKER = """
     from durably.temporal import Temporal
     from tests.temporal.workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS

@@ -110,6 +110,7 @@ def test_errors_are_one_line(start: Start) -> None:
     assert "Traceback" not in command.output
 
 
+@pytest.mark.slow
 def test_schedules_are_synced(start: Start, queue: str) -> None:
     for expected in ("created", "unchanged"):
         command = start("sync-schedules")

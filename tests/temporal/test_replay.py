@@ -404,6 +404,7 @@ def test_flasks_command(histories: Path, directory: Path) -> None:
     assert "TimerStarted: the code schedules an activity (charge) instead" in command.output
 
 
+@pytest.mark.slow
 def test_djangos_command(histories: Path, tmp_path: Path, server: DevServer) -> None:
     site = DjangoSite(tmp_path, server.address)
     module = site.directory / "temporal_app" / "workflows.py"

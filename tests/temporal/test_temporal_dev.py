@@ -163,6 +163,7 @@ def test_a_django_project_that_cannot_list_its_connections_is_said(
     assert "manage.py does not list the connections to Temporal (exit status 1): only the worker" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_crash_of_the_server_ends_it(start: Start, directory: Path) -> None:
     write_app(directory)
     command = dev(start, "main:app")
@@ -173,6 +174,7 @@ def test_a_crash_of_the_server_ends_it(start: Start, directory: Path) -> None:
     assert "the process that serves Temporal ended" in command.output
 
 
+@pytest.mark.slow
 def test_nothing_outlives_a_killed_command(start: Start, directory: Path) -> None:
     write_app(directory)
     command = dev(start, "main:app")

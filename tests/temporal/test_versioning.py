@@ -141,6 +141,7 @@ WORKER = """
 """
 
 
+@pytest.mark.slow
 def test_the_environment_gives_workers_their_version(
     server: DevServer, name: str, directory: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def test_the_environment_gives_workers_their_version(
         worker.kill()
 
 
+@pytest.mark.slow
 def test_flask_and_django_have_the_same_commands_and_settings(server: DevServer, name: str, tmp_path: Path) -> None:
     first = connection(server, name, "1", FirstVersion, "pinned")
     with running(first):

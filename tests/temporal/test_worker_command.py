@@ -92,6 +92,7 @@ def test_a_second_signal_ends_it_at_once(
     assert "interrupted; activities that ran will be retried" in command.output
 
 
+@pytest.mark.slow
 def test_activities_that_do_not_end_are_left_to_be_retried(
     start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
 ) -> None:
@@ -102,6 +103,7 @@ def test_activities_that_do_not_end_are_left_to_be_retried(
     assert "activities do not end though cancelled; the process ends without them" in command.output
 
 
+@pytest.mark.slow
 def test_another_worker_goes_on_where_one_was_killed(
     start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
 ) -> None:
@@ -113,6 +115,7 @@ def test_another_worker_goes_on_where_one_was_killed(
     assert handle.result(timeout=timedelta(seconds=30)) == "attempt 2"
 
 
+@pytest.mark.slow
 def test_a_blocked_event_loop_is_told_of(
     start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
 ) -> None:

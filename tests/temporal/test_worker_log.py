@@ -123,6 +123,7 @@ def test_an_attempt_that_will_be_repeated_is_a_warning(connection: Temporal, lin
     assert (failed.activity_type, failed.attempt, failed.error) == ("charge", 1, "the bank is away")
 
 
+@pytest.mark.slow
 def test_cancelled_and_continued_workflows_are_told_apart(connection: Temporal, lines: Lines) -> None:
     id = buy(connection, "again")
     outcomes = [outcome for _, outcome in lines.of(id)]
@@ -173,6 +174,7 @@ def test_the_requests_id_is_in_the_log_of_all_that_it_starts(
     assert all(each.request_id == request for each in lines.records if each.name == "durably.temporal.requests")
 
 
+@pytest.mark.slow
 def test_an_id_that_could_forge_lines_is_replaced(connection: Temporal, lines: Lines) -> None:
     id = post_fast_api(connection, {"X-Request-ID": "a b" * 100})
     connection.sync.get_workflow_handle(id).result()
@@ -182,6 +184,7 @@ def test_an_id_that_could_forge_lines_is_replaced(connection: Temporal, lines: L
     assert " " not in request.request_id
 
 
+@pytest.mark.slow
 def test_structlog_writes_the_fields_as_json(connection: Temporal) -> None:
     output = io.StringIO()
     handler = logging.StreamHandler(output)

@@ -50,6 +50,7 @@ def test_the_fixture_for_async_tests(app: pytest.Pytester) -> None:
     app.runpytest_subprocess().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_the_fixture_for_sync_tests_closes_what_it_opened_and_tells_of_failures(app: pytest.Pytester) -> None:
     app.makepyfile("""
         from naps import client, nap, tired
@@ -70,6 +71,7 @@ def test_the_fixture_for_sync_tests_closes_what_it_opened_and_tells_of_failures(
     )
 
 
+@pytest.mark.slow
 def test_an_error_that_leaves_an_engine_tells_of_its_runs(app: pytest.Pytester) -> None:
     app.makepyfile("""
         from naps import client, nap, tired
@@ -84,6 +86,7 @@ def test_an_error_that_leaves_an_engine_tells_of_its_runs(app: pytest.Pytester) 
     result.stdout.fnmatch_lines(["*The test engine's runs, at *", "*run * of app-nap: Completed after 30d"])
 
 
+@pytest.mark.slow
 def test_a_failed_assertion_tells_of_its_run_once_and_of_mocks_that_no_step_met(app: pytest.Pytester) -> None:
     app.makepyfile("""
         from naps import client, nap, tired

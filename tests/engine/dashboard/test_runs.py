@@ -56,7 +56,7 @@ async def test_an_engine_without_apps_shows_the_next_step(tmp_path: object) -> N
     client = durably.Client(app_id="none")
     async with TestEngine(client, []) as engine:
         text = await page(Dashboard(engine._engine, allow_anonymous=True), "/runs")
-        assert "durably dev module:app" in text
+        assert "How to start an app" in text
 
 
 async def test_an_app_without_runs_shows_an_event_to_send(dashboard: Dashboard) -> None:

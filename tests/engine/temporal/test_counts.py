@@ -69,6 +69,7 @@ async def test_a_step_costs_at_most(
     assert actions <= most_actions
 
 
+@pytest.mark.slow
 async def test_workflow_tasks_of_busy_runs_find_waiting_polls(server: DevServer) -> None:
     """Otherwise the server writes tasks to its database, and reads them again."""
     app, runs = make_client(), 20

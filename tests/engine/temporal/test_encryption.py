@@ -3,6 +3,7 @@
 import datetime as dt
 from collections.abc import AsyncIterator
 
+import pytest
 from temporalio.client import Client
 
 import durably
@@ -67,6 +68,7 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
         assert [each for each, found in stored if f"{app.app_id}-go".encode() in found]
 
 
+@pytest.mark.slow
 async def test_without_encryption_the_server_sees_the_data(server: DevServer) -> None:
     """The check above finds what is not encrypted."""
     app = new_app()

@@ -95,6 +95,7 @@ async def has_continued(app: RoutedApp, workflow_id: str) -> None:
     await until(is_so)
 
 
+@pytest.mark.slow
 async def test_long_lived_workflows_continue_as_new_with_all_that_they_hold(restless: DevServer) -> None:
     async with routed_app(restless.address) as app:
 

@@ -88,6 +88,7 @@ async def test_events_are_those_that_started_runs(server: DevServer) -> None:
         assert await engine.event_runs(unmatched) == []
 
 
+@pytest.mark.slow
 async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     app = new_app()
     event = f"{app.app_id}/go"

@@ -46,6 +46,7 @@ async def durably_command(url: str, *arguments: str) -> "subprocess.CompletedPro
     return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
 
 
+@pytest.mark.slow
 async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
     app = new_app()
     event = f"{app.app_id}/go"

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from temporalio.worker import Worker
 
 import durably
 from durably.engine.core.answers import Answer, ReportedOps
@@ -79,7 +80,11 @@ async def test_a_request_whose_process_has_ended_is_asked_for_again(
     monkeypatch.setattr(run_calls, "_PICK_UP_TIMEOUT", run_calls._PICK_UP_TIMEOUT / 60)
     app = make_client()
     async with Api() as api, running(server.address, app, fetching(app, api)) as on_temporal:
-        requests = on_temporal.workers[-1]
+        (requests,) = [
+            worker
+            for worker in on_temporal.workers
+            if isinstance(worker, Worker) and worker.task_queue.startswith("durably/process/")
+        ]
         await requests.shutdown()
         run = await on_temporal.start("fetch")
         await eventually(run.event_types, lambda types: "ACTIVITY_TASK_TIMED_OUT" in types)
