@@ -18,8 +18,8 @@ from durably.engine.settings import Durability, EngineSettings
 from ..paths import CallPath, Tracer, usual_path
 
 ROUNDS = 9
-MAX_FUNCTIONS = 107
-MAX_MODULES = 40
+MAX_FUNCTIONS = 108
+MAX_MODULES = 41
 """Lower them when the path gets shorter: the aim is 100 functions in 22 modules. Counting takes eight functions."""
 
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,11 +113,13 @@ def histories(played: dict[str, str], temporal: Temporal, tmp_path_factory: pyte
     """The three histories, saved."""
     path = tmp_path_factory.mktemp("histories")
 
-    async def save() -> None:
-        async for each in fetch_histories(await temporal.client(), "ReplayedWorkflow", HistoryQuery()):
-            save_history(each, path)
+    async def fetch() -> list[Any]:
+        return [each async for each in fetch_histories(await temporal.client(), "ReplayedWorkflow", HistoryQuery())]
 
-    get_background_loop().run(save())
+    while len(found := get_background_loop().run(fetch())) < 3:  # The index lags.
+        time.sleep(0.1)
+    for each in found:
+        save_history(each, path)
     return path
 
 

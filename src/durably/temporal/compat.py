@@ -22,7 +22,7 @@ from temporalio.api.common.v1 import Payload
 from temporalio.api.workflowservice.v1 import UpdateWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
-from temporalio.worker import WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
+from temporalio.worker import Worker, WorkflowInstance, WorkflowInstanceDetails, WorkflowRunner
 
 from .errors import TemporalVersionError
 
@@ -259,6 +259,20 @@ def never_free(native: object) -> None:
     The interpreter's shutdown does not free it either.
     """
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
+
+
+# Workers that never ran. The client keeps the task queue of a worker until the worker stops, and one whose server did
+# not answer at its start never does: no other worker of the client could be made for the task queue.
+
+
+def release_task_queue(worker: Worker) -> None:
+    """Let other workers have the task queue of a worker that never ran.
+
+    Does nothing if it did.
+    """
+    with _private("Worker._bridge_worker"):
+        if not worker._started:
+            worker._bridge_worker.initiate_shutdown()
 
 
 # The sandbox.

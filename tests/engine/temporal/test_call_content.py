@@ -1,5 +1,6 @@
 """Memos that a call gets: those that were committed before it, whatever this process has in memory."""
 
+import asyncio
 import dataclasses
 import datetime as dt
 import tracemalloc
@@ -70,7 +71,7 @@ async def memos_of_call(run_id: str, committed: RunContent, workflow: Workflow) 
         digest=committed.digest,
     )
     requests = StepRequests("durably/process/test", Outbound())
-    await environment.run(CallActivities(workflow, make_call, requests, CallSlots(1)).call, call)  # type: ignore[arg-type]
+    await environment.run(CallActivities(workflow, make_call, requests, CallSlots(1), asyncio.Semaphore(1)).call, call)  # type: ignore[arg-type]
     [data] = seen
     return list(data.memos)
 

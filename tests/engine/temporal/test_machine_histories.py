@@ -184,7 +184,7 @@ class FakeWorld:
 async def _run(environment: WorkflowEnvironment, world: FakeWorld, *, caches: bool) -> Ending:
     """The run's end. A worker that does not cache workflows executes each one from the start, as after a loss."""
     requests = StepRequests(f"durably/process/{uuid.uuid4()}", Outbound())
-    calls = CallActivities(environment.client, world.call, requests, CallSlots(100))
+    calls = CallActivities(environment.client, world.call, requests, CallSlots(100), asyncio.Semaphore(100))
     event = msgspec.Raw(b'{"name":"go","data":{},"id":"e","ts":1}')
     run_id = make_id(1, random.randbytes)
     run = RunInput(

@@ -9,7 +9,10 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from temporalio.worker import Worker
+
 from durably.protocol.text import get_logger
+from durably.temporal.compat import release_task_queue
 
 _RETRY_SECONDS = 1.0
 _RETURN_SECONDS = 5.0
@@ -91,9 +94,10 @@ class WorkerGroup:
                 await self._run_once()
                 return
             except Exception as error:
-                if str(error) != known:
-                    _logger.error("the workers of this process have stopped, and start again: %s", error)
-                known = str(error)
+                reason = str(error).partition("\n\nStack backtrace:")[0]
+                if reason != known:
+                    _logger.error("the workers of this process have stopped, and start again: %s", reason)
+                known = reason
             if self._is_stopping:
                 return
             await asyncio.sleep(_RETRY_SECONDS)
@@ -107,4 +111,7 @@ class WorkerGroup:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+            for worker in self._workers:
+                if isinstance(worker, Worker):
+                    release_task_queue(worker)
             self._workers = ProcessWorkers([], [])

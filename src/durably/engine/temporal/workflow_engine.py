@@ -219,12 +219,13 @@ class WorkflowEngine(LocalEngine):
             sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
         )
         slots = [CallSlots(self._settings.max_calls) for _ in calls_queues]
+        at_once = asyncio.Semaphore(self._settings.max_calls)
 
         def worker_of(queue: str, queue_slots: CallSlots, leases: SlotLeases) -> Worker:
             return Worker(
                 self._client,
                 task_queue=queue,
-                activities=CallActivities(self._client, call, requests, queue_slots, leases).activities,
+                activities=CallActivities(self._client, call, requests, queue_slots, at_once, leases).activities,
                 tuner=tuner_of(queue_slots),
                 max_concurrent_activity_task_polls=_CALL_POLLS,
             )
@@ -236,7 +237,7 @@ class WorkflowEngine(LocalEngine):
                 task_queue=queue,
                 workflows=[RunWorkflow],
                 activities=[
-                    *CallActivities(self._client, call, requests, queue_slots).activities,
+                    *CallActivities(self._client, call, requests, queue_slots, at_once).activities,
                     *routing.activities,
                     *self._router.gates.activities,
                 ],

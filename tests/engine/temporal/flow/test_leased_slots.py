@@ -8,6 +8,7 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 
 from durably import Concurrency, Context
+from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import app_queue, slots_workflow_id
 from durably.engine.temporal.slots.slot_leases import USE_SECONDS
 from durably.engine.temporal.workflow_engine import WorkflowEngine
@@ -25,6 +26,22 @@ async def test_at_most_the_limit_of_calls_is_under_way(world: World) -> None:
     await world.open()
     for n in range(4):
         await world.send("work", n=n)
+    for left in range(4, 0, -1):
+        await world.limit.wait_until(lambda left=left: len(world.limit.inside) == min(2, left))
+        first = world.limit.inside[0]
+        world.limit.let_go(first)
+        await world.limit.wait_until(lambda first=first: first not in world.limit.inside)
+    assert world.limit.most_inside == 2
+
+
+async def test_calls_with_and_without_slots_are_together_at_most_max_calls(world: World) -> None:
+    world.engine = WorkflowEngine(world.temporal, EngineSettings(max_calls=2))
+    world.gated("limited", concurrency=[Concurrency(limit=2)])
+    world.gated("free")
+    await world.open()
+    for n in range(2):
+        await world.send("limited", n=n)
+        await world.send("free", n=n + 2)
     for left in range(4, 0, -1):
         await world.limit.wait_until(lambda left=left: len(world.limit.inside) == min(2, left))
         first = world.limit.inside[0]

@@ -87,7 +87,8 @@ class Caller(Protocol):
 class CallActivities:
     """The activity that calls apps.
 
-    It is apart from the others, because its task queue is that of the app.
+    It is apart from the others, because its task queue is that of the app. ``at_once`` limits the calls of the process:
+    those with leased slots come from workers of their own.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class CallActivities:
         call: Caller,
         requests: StepRequests,
         slots: CallSlots,
+        at_once: asyncio.Semaphore,
         leases: SlotLeases | None = None,
     ) -> None:
         self._client = client
@@ -103,6 +105,7 @@ class CallActivities:
         self._requests = requests
         self._away: set[str] = set()
         self._slots = slots
+        self._at_once = at_once
         self._leases = leases
 
     @property
@@ -115,7 +118,7 @@ class CallActivities:
             # Nothing of the call has happened, so that it keeps its generation.
             raise _passed_on("the process stops")
         try:
-            async with heartbeats(), self._leased_slot(call.function_id):
+            async with heartbeats(), self._leased_slot(call.function_id), self._at_once:
                 called_at = time.time_ns() // 1_000_000
                 answer = await self._call(call, await self._data_of(call))
                 self._note_reached(call.app_id, answer)

@@ -18,6 +18,7 @@ from durably.engine.temporal.flow.call_queue_ids import leased_limit
 from durably.engine.temporal.ids import slots_queue, slots_workflow_id
 from durably.engine.temporal.long_lived import update_with_start
 from durably.engine.temporal.records import Records
+from durably.temporal.compat import release_task_queue
 
 from .slot_leases import SlotLeases
 from .slot_messages import LeaseAnswer, LeaseRequest
@@ -148,6 +149,8 @@ class LeasedWorkers:
     async def _stop(self) -> None:
         await asyncio.gather(*(worker.shutdown() for worker in self._workers.values()), return_exceptions=True)
         await asyncio.gather(*self._running, return_exceptions=True)
+        for worker in self._workers.values():
+            release_task_queue(worker)
         await self._return_slots()
         self._stopped.set()
 
