@@ -95,6 +95,18 @@ async def test_an_error_of_the_policy_is_a_page_without_details(
     assert "hunter2" in caplog.text
 
 
+async def test_a_policy_that_fails_for_a_button_hides_it(
+    engine: SqliteEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def authorize(action: Action) -> bool:
+        return action.name == "view" or action.subject.startswith("shop-")  # type: ignore[union-attr]
+
+    answer = await get(Dashboard(engine, authorize=authorize), "/runs")
+    assert answer.status_code == 200
+    assert "authorize= of the dashboard failed for the action" in caplog.text
+    assert "'NoneType' object has no attribute 'startswith'" in caplog.text
+
+
 async def test_errors_of_the_framework_are_for_the_caller(engine: SqliteEngine) -> None:
     class HTTPException(Exception):
         pass

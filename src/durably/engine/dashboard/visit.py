@@ -65,9 +65,12 @@ class Visit:
     async def may(self, action: str, subject: str | None = None) -> bool:
         """Whether the person may do something.
 
-        A page hides the buttons that may not be used.
+        A page hides the buttons that may not be used. A policy that fails, which is logged, hides them too.
         """
-        return await self._may(action, subject)
+        try:
+            return await self._may(action, subject)
+        except PageError:
+            return False
 
     def url(self, path: str, **query: Any) -> str:
         """A URL of the dashboard.

@@ -4,6 +4,8 @@
 import { fetchPage } from "./page.js";
 
 const LEAST_MILLISECONDS = 1000;
+// For as long the page may be without a stream before it says so.
+const QUIET_MILLISECONDS = 8000;
 
 let fetching = false;
 let pending = false;
@@ -68,10 +70,14 @@ export function followChanges() {
   keepGrowing();
   if (!path) return;
   let stream = null;
+  let opened = 0;
   const connection = document.getElementById("connection");
   const open = () => {
     stream = new EventSource(path);
-    stream.onopen = () => connection.replaceChildren();
+    stream.onopen = () => {
+      opened = Date.now();
+      connection.replaceChildren();
+    };
     stream.onmessage = (event) => {
       const next = new URL(path, location.href);
       next.searchParams.set("after", event.data);
@@ -79,11 +85,13 @@ export function followChanges() {
       schedule();
     };
     stream.onerror = () => {
-      // The browser opens the stream again by itself, unless the server refuses it.
+      // The browser opens the stream again by itself, unless the server refuses it. A server under WSGI ends each
+      // stream at once, and the browser waits for some seconds between two.
       if (stream.readyState === EventSource.CLOSED) connection.textContent = "Not live: reload the page";
       else setTimeout(() => {
-        if (stream && stream.readyState !== EventSource.OPEN) connection.textContent = "Reconnecting…";
-      }, 4000);
+        const isOpen = stream?.readyState === EventSource.OPEN || Date.now() - opened < QUIET_MILLISECONDS;
+        if (stream && !isOpen) connection.textContent = "Reconnecting…";
+      }, QUIET_MILLISECONDS);
     };
   };
   const close = () => {
