@@ -305,7 +305,8 @@ async def test_a_step_that_does_not_exist_is_not_rerun(shop: Shop) -> None:
 
 async def test_the_event_is_sent_again(shop: Shop) -> None:
     run = await shop.order()
-    await shop.act(run.id, "send-event")
+    location = await shop.act(run.id, "send-event")
+    assert re.fullmatch(r"/events/\w+", location), "the page of the new event shows what it starts"
     first, second = shop.engine.runs()
     assert second.events[0].data == first.events[0].data
     assert second.events[0].id != first.events[0].id

@@ -37,7 +37,6 @@ _NOTICES = {
     "rerun": "This is the new run.",
     "woken": "The run goes on now.",
     "awake": "The run does not sleep, and waits for no other attempt: nothing was changed.",
-    "sent": "The event was sent again.",
 }
 """Notices after actions. The URL has the name of one, so that no other text can be shown."""
 

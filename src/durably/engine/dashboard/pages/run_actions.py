@@ -51,7 +51,10 @@ def read_arguments(text: str) -> list[msgspec.Raw]:
 
 
 async def send_event(visit: Visit) -> DashboardResponse:
-    """Send the events of the run again, with new ids."""
+    """Send the events of the run again, with new ids.
+
+    The first one's page shows what it starts.
+    """
     report = await read_report(visit)
     events = [
         {"name": event.name, "data": event.data}
@@ -62,8 +65,8 @@ async def send_event(visit: Visit) -> DashboardResponse:
     ]
     if not events:
         raise PageError(400, "The event cannot be sent", "An engine made it: rerun the run instead.")
-    await visit.engine.receive_events(msgspec.json.encode(events))
-    return visit.redirect(f"/runs/{report.run.id}", notice="sent")
+    receipt = await visit.engine.receive_events(msgspec.json.encode(events))
+    return visit.redirect(f"/events/{receipt.ids[0]}")
 
 
 ROUTES = (
