@@ -105,6 +105,22 @@ async def test_calls_of_a_removed_limit_are_made_by_a_new_process(world: World) 
     await world.limit.wait_for(1)
 
 
+async def test_calls_of_a_limit_that_gets_a_key_stay_limited(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    await world.stop_workers()
+    for n in range(3):
+        await world.send("work", n=n)
+    world.functions.clear()
+    world.gated("work", concurrency=[Concurrency(limit=1, key="event.data.n")])
+    world.engine = WorkflowEngine(world.temporal, world.engine._settings)
+    await world.open()
+    await world.limit.wait_until(lambda: len(world.limit.inside) == 1)
+    world.limit.open()
+    await world.limit.wait_until(lambda: set(world.limit.entered) == {0, 1, 2})
+    assert world.limit.most_inside == 1
+
+
 async def test_a_limit_with_other_options_stays_with_the_queue(world: World) -> None:
     world.gated("work", concurrency=[Concurrency(limit=1), Concurrency(limit=1, key="event.data.user")])
     await world.open()

@@ -129,6 +129,33 @@ def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot_leases, "time", Clock)
 
 
+@pytest.mark.parametrize(
+    ("limit", "processes", "seconds"), [(4, 2, 0.5), (3, 3, 2.0), (1, 3, 0.5), (2, 2, 30.0), (4, 4, 30.0)]
+)
+def test_processes_under_load_keep_their_leases(limit: int, processes: int, seconds: float) -> None:
+    """They always need more slots than are free, so their renewals wait for slots."""
+
+    async def main() -> None:
+        world = World(limit)
+        expiring = asyncio.create_task(world.owner.expire())
+
+        async def work(name: str, leases: SlotLeases) -> None:
+            while True:
+                await world.call(name, leases, seconds)
+
+        all_leases = {f"p{n}": world.process(f"p{n}") for n in range(processes)}
+        working = [asyncio.create_task(work(*each)) for each in all_leases.items() for _ in range(limit + 1)]
+        await asyncio.sleep(150)
+        assert world.lost == 0
+        assert world.most == limit
+        assert world.ended.total() >= 0.9 * limit * (150 // seconds - 1)
+        for task in [expiring, *working]:
+            task.cancel()
+        await asyncio.gather(expiring, *working, return_exceptions=True)
+
+    run_in_virtual_time(main())
+
+
 @pytest.mark.parametrize("seed", [0, 2, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(3, 60))])
 def test_the_limit_is_never_passed(seed: int) -> None:
     async def main() -> None:
@@ -199,6 +226,32 @@ async def _kill(world: World, leases: SlotLeases, calls: list[asyncio.Task[None]
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
     await leases.close()
+
+
+def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_lease() -> None:
+    async def main() -> None:
+        world = World(2)
+        expiring = asyncio.create_task(world.owner.expire())
+        first, second = world.process("first"), world.process("second")
+        calls = [asyncio.create_task(world.call("first", first, seconds)) for seconds in (5, 100)]
+        await asyncio.sleep(6)
+        first._pools[FUNCTION].calls.close()
+        calls[1].cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+        await first.close()
+        others = [asyncio.create_task(world.call("second", second, 1)) for _ in range(4)]
+        await asyncio.sleep(LEASE_SECONDS - 10)
+        assert world.most <= 2
+        assert world.owner.pools.answer("second", world.owner.now).functions.keys() <= {FUNCTION}
+        in_use = [each.holdings[FUNCTION].slots for each in world.owner.pools.state.processes.values()]
+        assert in_use[0] == 1, "the step that may go on"
+        await asyncio.gather(*others)
+        await asyncio.sleep(15)
+        assert len(world.owner.pools.state.processes) <= 1
+        await second.close()
+        expiring.cancel()
+
+    run_in_virtual_time(main())
 
 
 def test_a_call_ends_with_the_lease_of_its_process() -> None:

@@ -170,5 +170,12 @@ class LeasedWorkers:
         return send
 
     async def _read_limit(self, function_id: str) -> int | None:
+        """The limit of calls that wait in the function's task queue.
+
+        If it has been replaced by limits with keys, the smallest of these.
+        """
         record = await self._records.find_function(function_id)
-        return None if record is None else leased_limit(read_flow(record.config))
+        if record is None:
+            return None
+        flow = read_flow(record.config)
+        return leased_limit(flow) or min((each.limit for each in flow.concurrency if each.limit), default=None)

@@ -9,6 +9,7 @@ import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from durably.engine.sparse_log import SparseLog
 from durably.engine.temporal.call_slots import CallSlots
@@ -71,6 +72,8 @@ class _Pool:
         self.held = 0
         self.in_use = 0
         self.most_used = 0
+        self.cancelled_at_stop = 0
+        """Calls whose steps may go on in a thread."""
         self.share: int | None = None
         self.limit: int | None = MAX_COUNT
         self.unlimited_until = 0.0
@@ -156,6 +159,9 @@ class SlotLeases:
             if scope.expired():
                 raise SlotLostError from None
             raise
+        except asyncio.CancelledError:
+            pool.cancelled_at_stop += pool.calls.is_closed
+            raise
         finally:
             lease.scopes.discard(scope)
             if lease is self._lease:
@@ -165,7 +171,7 @@ class SlotLeases:
                     self._changed.set()
 
     async def close(self) -> None:
-        """Return all slots. No call has one any more."""
+        """Return the slots, but for those that steps may still use, which are free at the end of the lease."""
         self._is_closed = True
         self._stop_waiting()
         if self._task is not None:
@@ -174,10 +180,13 @@ class SlotLeases:
         for asking in self._asking:
             asking.cancel()
         if self._has_lease:
-            for pool in self._pools.values():
-                pool.held = 0
+            kept = {}
+            for function_id, pool in self._pools.items():
+                pool.held = min(pool.held, pool.cancelled_at_stop)
+                if pool.held:
+                    kept[function_id] = WantedSlots(pool.held, 0, pool.limit or pool.held)
             self._lease.number += 1
-            request = LeaseRequest(self._lease.process, self._lease.number, round(LEASE_SECONDS * 1000), {})
+            request = LeaseRequest(self._lease.process, self._lease.number, round(LEASE_SECONDS * 1000), kept)
             with contextlib.suppress(Exception):  # Otherwise the slots are free at the end of the lease.
                 await asyncio.wait_for(self._send(request), _RELEASE_SECONDS)
 
@@ -250,17 +259,19 @@ class SlotLeases:
     async def _ask(self) -> bool:
         """Whether something has changed."""
         if self._lease.end and time.monotonic() >= self._lease.end:
-            _log.log(
-                logging.WARNING, "process %d has lost the lease of its slots: their calls are repeated", os.getpid()
-            )
-            self._lose()
+            if self._has_lease or self._lease.scopes:
+                message = "process %d has lost its slots, which it could not renew for %.0f s: their calls are repeated"
+                _log.log(logging.WARNING, message, os.getpid(), USE_SECONDS)
+                self._lose()
+            else:
+                self._lease.end = 0.0  # It had returned all slots.
         try:
             await self._read_limits()
             sent_at = time.monotonic()
             request = self._make_request(sent_at)
             if not request.functions and not self._lease.end:
                 return True
-            answer = await self._answer_of(request)
+            answer = await self._answer_of(request, sent_at)
         except Exception as error:  # The server is away, or the workflow continues elsewhere.
             self._lease.next_renewal = 0.0
             self._note_error(error)
@@ -311,20 +322,47 @@ class SlotLeases:
         lease.next_renewal = now + USE_SECONDS / 3
         return LeaseRequest(lease.process, lease.number, round(LEASE_SECONDS * 1000), functions)
 
-    async def _answer_of(self, request: LeaseRequest) -> LeaseAnswer | None:
-        """The answer; ``None`` if another request is due before it arrives."""
+    async def _answer_of(self, request: LeaseRequest, sent_at: float) -> LeaseAnswer | None:
+        """The answer; ``None`` if another request is due before it arrives.
+
+        The workflow answers a request that waits for slots at the next one. The lease is renewed by both answers.
+        """
         asking = asyncio.ensure_future(self._send(request))
         self._asking.add(asking)
         asking.add_done_callback(self._forget)
         while not asking.done():
             if self._is_due(request) or time.monotonic() >= self._lease.next_renewal:
-                return None  # The workflow answers both, and only the second counts.
+                asking.add_done_callback(partial(self._renew_late, self._lease, sent_at))
+                return None
             self._changed.clear()
             change = asyncio.ensure_future(self._changed.wait())
             timeout = self._lease.next_renewal - time.monotonic()
             await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             change.cancel()
         return asking.result()
+
+    def _renew_late(self, lease: _Lease, sent_at: float, asking: asyncio.Future[LeaseAnswer]) -> None:
+        """Renew by the answer to a request that another one has followed, which decides about the slots."""
+        if asking.cancelled() or asking.exception() is not None or lease is not self._lease:
+            return
+        held = asking.result().functions
+        is_held = all(
+            function_id in held and held[function_id].slots >= pool.held
+            for function_id, pool in self._pools.items()
+            if pool.held
+        )
+        if is_held and self._has_lease and time.monotonic() < lease.end:
+            self._extend(sent_at + USE_SECONDS)
+
+    def _extend(self, end: float) -> None:
+        """Move the end of the lease, and that of its calls."""
+        lease = self._lease
+        if end <= lease.end:
+            return
+        lease.end = end
+        for scope in lease.scopes:
+            if not scope.expired():
+                scope.reschedule(_loop_time(end))
 
     def _forget(self, asking: asyncio.Future[LeaseAnswer]) -> None:
         self._asking.discard(asking)
@@ -343,10 +381,10 @@ class SlotLeases:
             pool.share = None if held is None else held.share
             pool.resize()
             pool.wake()
-        lease.end = end if self._has_lease else 0.0
-        for scope in lease.scopes:
-            if not scope.expired():
-                scope.reschedule(_loop_time(end))
+        if self._has_lease:
+            self._extend(end)
+        else:
+            lease.end = 0.0
         wanted = {each: wanted for each, wanted in request.functions.items() if wanted.wanted}
         return not wanted or any(self._pools[each].held > before.kept for each, before in wanted.items())
 
