@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from .engine_client import EngineClient
 
 
+_NOT_LISTED = (
+    "no run of it is listed yet: an engine on Temporal lists runs about a second after their start, and does not list "
+    "what else an event does, such as the end of a wait"
+)
+
+
 @click.command()
 @click.argument("name")
 @click.option("--data", metavar="JSON|@FILE|-", help="The event's data: a JSON object, a file, or - for stdin.")
@@ -74,11 +80,15 @@ def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[RunView] | 
     """
     from .engine_client import AnswerError, existing
 
+    runs: list[RunView] = []
     try:
-        return client.event_runs_sync(event_id), existing(client.get_event_sync(event_id)).notes
+        runs = client.event_runs_sync(event_id)
+        return runs, existing(client.get_event_sync(event_id)).notes
     except AnswerError as error:
-        if error.status in (401, 403):
+        if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return None, None
+        if error.status == HTTPStatus.NOT_IMPLEMENTED:  # The engine keeps events in the runs that they start.
+            return runs, [_NOT_LISTED]
         raise
 
 

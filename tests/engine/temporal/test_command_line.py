@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import json
+from functools import partial
 from pathlib import Path
 
 import click
@@ -70,6 +71,23 @@ async def test_commands_ask_the_server(server: DevServer) -> None:
         assert event_id in await run_on(server, "events", "list", "--name", app.app_id)
         assert function_id in await run_on(server, "top", "--once")
         assert "ready" in await run_on(server, "health")
+
+
+async def test_an_event_that_starts_no_run_is_sent(server: DevServer) -> None:
+    app = new_app()
+    event = f"{app.app_id}/stop"
+    cancel = [durably.Cancel(event=event)]
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id), cancel=cancel)
+    async def go(ctx: durably.Context) -> None:
+        await ctx.step.sleep("nap", dt.timedelta(hours=1))
+
+    async with serving(server.address, app, [go]) as engine:
+        (run_,) = await eventually(partial(engine.event_runs, await send(engine, app.app_id)))
+        sent = json.loads(await run_on(server, "send", event, "--json"))
+        assert (sent["unmatched"], sent["runs"]) == (None, [])
+        assert "an engine on Temporal lists runs about a second after their start" in sent["notes"][0]
+        assert (await engine.wait_for_run(run_.id)).status == "Cancelled"
 
 
 async def test_starts_and_ends_of_runs_are_followed(server: DevServer) -> None:
