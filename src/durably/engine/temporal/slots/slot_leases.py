@@ -171,7 +171,10 @@ class SlotLeases:
                     self._changed.set()
 
     async def close(self) -> None:
-        """Return the slots, but for those that steps may still use, which are free at the end of the lease."""
+        """Return the slots, but for those that steps may still use.
+
+        These are free at the end of the lease.
+        """
         self._is_closed = True
         self._stop_waiting()
         if self._task is not None:
@@ -342,7 +345,10 @@ class SlotLeases:
         return asking.result()
 
     def _renew_late(self, lease: _Lease, sent_at: float, asking: asyncio.Future[LeaseAnswer]) -> None:
-        """Renew by the answer to a request that another one has followed, which decides about the slots."""
+        """Renew by the answer to a request that another one has followed.
+
+        That one decides about the slots.
+        """
         if asking.cancelled() or asking.exception() is not None or lease is not self._lease:
             return
         held = asking.result().functions
