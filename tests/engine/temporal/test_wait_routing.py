@@ -8,8 +8,8 @@ import pytest
 from temporalio.client import WorkflowFailureError
 
 from durably.engine.temporal.ids import run_workflow_id, signal_workflow_id, topic_workflow_id, wait_workflow_id
-from durably.engine.temporal.messages import EventRecord, RunInput
-from durably.engine.temporal.routing.wait_keys import wait_key
+from durably.engine.temporal.messages import Condition, EventRecord, MatchInput, RunInput
+from durably.engine.temporal.routing.wait_keys import matching, wait_key
 from durably.engine.views import RunStatus
 
 from ...temporal.dev_server import DevServer
@@ -284,3 +284,11 @@ async def test_signals_of_strangers_neither_stop_nor_end_a_run(app: RoutedApp) -
         await run.signal(signal, "malformed")
     await app.send("reply", n=5)
     assert await app.result(run_id) == 5
+
+
+def test_conditions_for_which_no_time_is_left_are_evaluated_by_the_runs() -> None:
+    conditions = tuple(Condition(f"async.data.n == {number}", msgspec.Raw(b"{}")) for number in range(3))
+    event = EventRecord(id="e", name="n", body=msgspec.Raw(b'{"data": {"n": 1}}'))
+    wanted = MatchInput(event, conditions)
+    assert matching(wanted, 0) == [1]
+    assert matching(wanted, 0, seconds=0) == [0, 1, 2]

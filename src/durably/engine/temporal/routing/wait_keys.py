@@ -1,5 +1,6 @@
 """The keys by which events find the waits of runs. Pure."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -50,13 +51,22 @@ def condition_of(expression: str | None, trigger: Mapping[str, Any]) -> Conditio
     return Condition(expression, msgspec.Raw(part))
 
 
-def matching(wanted: MatchInput, now: int) -> list[int]:
-    """The indexes of the conditions that an event meets."""
+_MATCH_SECONDS = 5.0
+"""Time for the conditions of one event, which may be slow and many."""
+
+
+def matching(wanted: MatchInput, now: int, seconds: float = _MATCH_SECONDS) -> list[int]:
+    """The indexes of the conditions that an event may meet.
+
+    After ``seconds`` the others are taken to be met: their runs evaluate them again.
+    """
     fields = msgspec.json.decode(wanted.event.body)
+    end = time.monotonic() + seconds
     return [
         index
         for index, condition in enumerate(wanted.conditions)
-        if compile_expression(condition.expression).matches(msgspec.json.decode(condition.trigger), fields, now=now)
+        if time.monotonic() >= end
+        or compile_expression(condition.expression).matches(msgspec.json.decode(condition.trigger), fields, now=now)
     ]
 
 

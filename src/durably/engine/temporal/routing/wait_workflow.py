@@ -160,6 +160,9 @@ class WaitWorkflow:
         if targets:
             sure = tuple(wait for wait in targets if wait.condition is None)
             unmatched = tuple(wait for wait in targets if wait.condition is not None)
+            if sure and unmatched:
+                self._deliveries.append(PendingDelivery(event, sure))  # It does not wait for slow conditions.
+                sure = ()
             self._deliveries.append(PendingDelivery(event, sure, unmatched))
 
     async def _sleep(self) -> None:
