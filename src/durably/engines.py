@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import ServerKind
@@ -45,13 +45,18 @@ class TemporalURL:
 
 def parse_temporal_url(url: str, setting: str) -> TemporalURL:
     """``setting`` is what gives the URL. Raises ``URLInvalidError``."""
-    parts = urlsplit(url)
+    invalid = URLInvalidError(f"{setting} is not the URL of a Temporal server: write it like {_TEMPORAL_URL_SHAPE}")
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise invalid from None
     options = parse_qs(parts.query, keep_blank_values=True)
-    workers = options.pop("workers", ["true"])[-1]
-    namespace = parts.path.strip("/")
-    if not parts.netloc or "@" in parts.netloc or "/" in namespace or options or workers not in ("true", "false"):
-        raise URLInvalidError(f"{setting} is not the URL of a Temporal server: write it like {_TEMPORAL_URL_SHAPE}")
-    return TemporalURL(parts.netloc, namespace or None, workers == "true")
+    workers = options.pop("workers", ["true"])
+    namespace = unquote(parts.path).strip("/")
+    is_shaped = parts.netloc and "@" not in parts.netloc and "/" not in namespace and not parts.fragment
+    if not is_shaped or options or workers not in (["true"], ["false"]):
+        raise invalid
+    return TemporalURL(parts.netloc, namespace or None, workers == ["true"])
 
 
 class EngineHandle(Protocol):

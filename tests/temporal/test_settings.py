@@ -233,3 +233,22 @@ def test_settings_are_read_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None
     assert temporal.settings.address == "f:1"
     with pytest.raises(TemporalSettingsError, match="in use already"):
         temporal.configure(dict)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("localhost", "'localhost'"),
+        ("localhost:0", "'localhost:0'"),
+        ("localhost:99999", "'localhost:99999'"),
+        ("local host:7233", "'local host:7233'"),
+        ("[::1:7233", r"'\[::1:7233'"),
+        ("user:secret@localhost:7233", r"'\*\*\*@localhost:7233'"),
+        ("http://localhost:7233", "'http://localhost:7233'"),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(address: str, shown: str) -> None:
+    with pytest.raises(TemporalSettingsError, match=f"such as localhost:7233, and not {shown}$"):
+        Temporal(address).settings  # noqa: B018
+    for valid in ("localhost:7233", "10.0.0.1:7233", "[::1]:7233", "shop.a1b2.tmprl.cloud:7233"):
+        assert Temporal(valid).settings.address == valid

@@ -410,8 +410,14 @@ def _check_tls(tls: TLSConfig) -> None:
             )
 
 
+_HOST = re.compile(r"[^\s:/@?#\[\]]+|\[[0-9A-Fa-f:.%]+\]")
+"""A name or an IPv4 address, or an IPv6 address in brackets."""
+
+
 def check_address(address: str, what: str) -> None:
     """Raises ``TemporalSettingsError`` unless it is ``host:port``."""
     host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise TemporalSettingsError(f"{what} is host:port, such as {DEFAULT_ADDRESS}, and not {address!r}")
+    is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
+    if not (_HOST.fullmatch(host) and is_port):
+        shown = f"***@{address.rpartition('@')[2]}" if "@" in address else address
+        raise TemporalSettingsError(f"{what} is host:port, such as {DEFAULT_ADDRESS}, and not {shown!r}")

@@ -291,7 +291,17 @@ async def test_a_url_names_a_temporal_server(server: DevServer, monkeypatch: pyt
     assert (in_development.in_process, in_development.origins.api) == (None, "http://127.0.0.1:8288")
 
 
-@pytest.mark.parametrize("url", ["temporal://", "temporal://user@host:7233", "temporal://host?retries=1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "temporal://",
+        "temporal://[::1",
+        "temporal://user@host:7233",
+        "temporal://host?retries=1",
+        "temporal://host?workers=true&workers=false",
+        "temporal://host:7233/orders#shop",
+    ],
+)
 def test_a_malformed_url_of_a_temporal_server_is_refused(url: str) -> None:
     with pytest.raises(URLInvalidError, match=r"engine is not the URL of a Temporal server: write it like temporal://"):
         Client(app_id="url", engine=url, is_production=True)
