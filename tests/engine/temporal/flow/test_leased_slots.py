@@ -21,17 +21,21 @@ def slots_of(world: World) -> WorkflowHandle[None, None]:
     return world.temporal.get_workflow_handle(slots_workflow_id(world.app_id))
 
 
-async def test_at_most_the_limit_of_calls_is_under_way(world: World) -> None:
-    world.gated("work", concurrency=[Concurrency(limit=2)])
-    await world.open()
-    for n in range(4):
-        await world.send("work", n=n)
+async def end_four_calls_of_at_most_two(world: World) -> None:
     for left in range(4, 0, -1):
         await world.limit.wait_until(lambda left=left: len(world.limit.inside) == min(2, left))
         first = world.limit.inside[0]
         world.limit.let_go(first)
         await world.limit.wait_until(lambda first=first: first not in world.limit.inside)
     assert world.limit.most_inside == 2
+
+
+async def test_at_most_the_limit_of_calls_is_under_way(world: World) -> None:
+    world.gated("work", concurrency=[Concurrency(limit=2)])
+    await world.open()
+    for n in range(4):
+        await world.send("work", n=n)
+    await end_four_calls_of_at_most_two(world)
 
 
 async def test_calls_with_and_without_slots_are_together_at_most_max_calls(world: World) -> None:
@@ -42,12 +46,7 @@ async def test_calls_with_and_without_slots_are_together_at_most_max_calls(world
     for n in range(2):
         await world.send("limited", n=n)
         await world.send("free", n=n + 2)
-    for left in range(4, 0, -1):
-        await world.limit.wait_until(lambda left=left: len(world.limit.inside) == min(2, left))
-        first = world.limit.inside[0]
-        world.limit.let_go(first)
-        await world.limit.wait_until(lambda first=first: first not in world.limit.inside)
-    assert world.limit.most_inside == 2
+    await end_four_calls_of_at_most_two(world)
 
 
 async def test_a_call_costs_one_action_and_slots_cost_few(world: World) -> None:
