@@ -1,5 +1,6 @@
 """Spans in memory, of an app and its engine."""
 
+import asyncio
 import datetime as dt
 import os
 from collections.abc import Callable
@@ -42,6 +43,13 @@ class Spans:
         found = self.named(name)
         assert len(found) == 1, (name, [span.name for span in self.all])
         return found[0]
+
+    async def wait_for(self, name: str) -> ReadableSpan:
+        """The span of this name, which may end a little after what it is about."""
+        async with asyncio.timeout(30):
+            while not self.named(name):  # noqa: ASYNC110 - spans of other threads
+                await asyncio.sleep(0.01)
+        return self.one(name)
 
     def path(self, span: ReadableSpan) -> list[str]:
         """The names of the span and of those that it is within, the outermost first."""

@@ -117,8 +117,8 @@ async def test_an_apps_failed_answer_marks_the_call(engine: EngineServer, spans:
         app.serve(durable(app, fail, retries=0))
         await sync(app)
         await send(app, spans)
-    assert attribute(spans.one("call app-fail"), "error.type") == "ValueError"
-    assert attribute(spans.one("run app-fail"), "error.type") == "ValueError"
+        assert attribute(await spans.wait_for("call app-fail"), "error.type") == "ValueError"
+        assert attribute(await spans.wait_for("run app-fail"), "error.type") == "ValueError"
 
 
 async def test_a_senders_trace_is_continued_without_its_sdk(app: App, spans: Spans) -> None:
