@@ -157,13 +157,12 @@ class WaitWorkflow:
     def deliver(self, event: EventRecord) -> None:
         targets = tuple(wait for wait in self._waits.values() if not _is_over(wait) and event.id not in wait.ignored)
         self._drop(wait for wait in targets if wait.is_exact)
-        if targets:
-            sure = tuple(wait for wait in targets if wait.condition is None)
-            unmatched = tuple(wait for wait in targets if wait.condition is not None)
-            if sure and unmatched:
-                self._deliveries.append(PendingDelivery(event, sure))  # It does not wait for slow conditions.
-                sure = ()
-            self._deliveries.append(PendingDelivery(event, sure, unmatched))
+        sure = tuple(wait for wait in targets if wait.condition is None)
+        unmatched = tuple(wait for wait in targets if wait.condition is not None)
+        if sure:
+            self._deliveries.append(PendingDelivery(event, sure))
+        if unmatched:
+            self._deliveries.append(PendingDelivery(event, (), unmatched))  # Conditions may be slow.
 
     async def _sleep(self) -> None:
         """Wait for a signal, or for the time-out of a wait."""
