@@ -1,16 +1,18 @@
 """Which cases of a test are in ``make test``. ``make test-slow`` runs the others, and CI both."""
 
 from collections.abc import Callable, Container, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
-from _pytest.mark import ParameterSet
 
 T = TypeVar("T")
 
 
-def variants(cases: Iterable[T], quick: Container[T], *, name: Callable[[T], str] | None = None) -> list[ParameterSet]:
-    """The cases of a test; those that are not ``quick`` have the mark ``slow``. A tuple is several arguments."""
+def variants(cases: Iterable[T], quick: Container[T], *, name: Callable[[T], str] | None = None) -> list[Any]:
+    """Parameters for the cases of a test. Cases that are not ``quick`` get the mark ``slow``.
+
+    A tuple has several arguments.
+    """
     return [
         pytest.param(
             *(case if isinstance(case, tuple) else (case,)),

@@ -63,13 +63,13 @@ def quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], wo
 
 @pytest.fixture(params=variants(SERVERS, ["fastapi", "django-wsgi"]))
 def some_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
-    """Each framework, of which ``make test`` has two."""
+    """An app in each framework. ``make test`` tests two of them."""
     return apps(request.param)
 
 
 @pytest.fixture(params=variants(SERVERS, ["fastapi"]))
 def some_quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
-    """Each framework, of which ``make test`` has one; long polls and streams of events end at once."""
+    """Like ``some_app``, but ``make test`` tests one of them. Long polls and streams of events end at once."""
     return apps(request.param, **QUICK)
 
 
