@@ -39,13 +39,9 @@ def open_store(engine: str, directory: Path) -> Iterator[Store]:
         return
     from ..temporal.dev_server import DevServer
 
-    server = DevServer()
-    server.start()
-    try:
+    with DevServer() as server:
         dev = (sys.executable, "-m", "tests.conformance.temporal_engine", "--temporal", server.address, "--port")
         yield Store(dev, (*_DURABLY, "start", "--temporal", server.address, "--port"), _ROOT)
-    finally:
-        server.kill()
 
 
 @contextmanager

@@ -38,12 +38,8 @@ def main() -> None:
     if arguments.temporal is not None:
         asyncio.run(serve(arguments.temporal, arguments.port))
         return
-    server = DevServer()
-    server.start()
-    try:
+    with DevServer() as server:
         asyncio.run(serve(server.address, arguments.port))
-    finally:
-        server.kill()
 
 
 if __name__ == "__main__":

@@ -27,10 +27,8 @@ def cloud_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def temporal_server() -> Iterator[DevServer]:
-    server = DevServer()
-    server.start()
-    yield server
-    server.kill()
+    with DevServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -22,10 +22,8 @@ __all__ = ["command_server"]
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[DevServer]:
-    server = DevServer()
-    server.start()
-    yield server
-    server.kill()
+    with DevServer() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -40,10 +40,8 @@ def proxy(server: DevServer) -> Iterator[Proxy]:
 @pytest.fixture
 def hanging() -> Iterator[DevServer]:
     """A server of its own, to be stopped."""
-    server = DevServer()
-    server.start()
-    yield server
-    server.kill()
+    with DevServer() as server:
+        yield server
 
 
 def gateway_at(address: str, limits: Limits | None = None, **options: Any) -> Gateway:

@@ -263,7 +263,7 @@ class Temporal:
         """
         if self._own_runtime is not plain_runtime:
             raise TemporalSettingsError("Temporal(runtime=…) decides on metrics itself: add a PrometheusConfig there")
-        check_address(address, "the address to serve metrics at")
+        check_address(address, "the address to serve metrics at", to_listen_at=True)
         if processes < 1:
             raise TemporalSettingsError(f"metrics are served by one process or more, and not by {processes}")
         self._own_runtime = measured_runtime(address, processes)

@@ -414,10 +414,11 @@ _HOST = re.compile(r"[^\s:/@?#\[\]]+|\[[0-9A-Fa-f:.%]+\]")
 """A name or an IPv4 address, or an IPv6 address in brackets."""
 
 
-def check_address(address: str, what: str) -> None:
-    """Raises ``TemporalSettingsError`` unless it is ``host:port``."""
+def check_address(address: str, what: str, *, to_listen_at: bool = False) -> None:
+    """Raises ``TemporalSettingsError`` unless it is ``host:port``; port 0, any free one, is only for listening."""
     host, _, port = address.rpartition(":")
-    is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
+    lowest = 0 if to_listen_at else 1
+    is_port = port.isascii() and port.isdigit() and lowest <= int(port[:6]) < 65536
     if not (_HOST.fullmatch(host) and is_port):
         shown = f"***@{address.rpartition('@')[2]}" if "@" in address else address
         raise TemporalSettingsError(f"{what} is host:port, such as {DEFAULT_ADDRESS}, and not {shown!r}")

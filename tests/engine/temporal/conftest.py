@@ -9,7 +9,5 @@ from ...temporal.dev_server import DevServer
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[DevServer]:
-    server = DevServer()
-    server.start()
-    yield server
-    server.kill()
+    with DevServer() as server:
+        yield server

@@ -38,10 +38,8 @@ SAME = "event.data.n == async.data.n"
 @pytest.fixture(scope="module")
 def restless() -> Iterator[DevServer]:
     """A server that suggests soon to continue as new."""
-    server = DevServer(settings={"limit.historyCount.suggestContinueAsNew": 12})
-    server.start()
-    yield server
-    server.kill()
+    with DevServer(settings={"limit.historyCount.suggestContinueAsNew": 12}) as server:
+        yield server
 
 
 def wait_for(app: RoutedApp, value: int, run_id: str, step_id: str = "step") -> WaitRecord:

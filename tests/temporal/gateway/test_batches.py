@@ -338,10 +338,8 @@ def test_a_batch_that_does_not_exist_is_not_taken_for_a_workflow(app: AppServer)
 
 @pytest.fixture
 def limited_server(request: pytest.FixtureRequest) -> Iterator[DevServer]:
-    server = DevServer(settings=request.param)
-    server.start()
-    yield server
-    server.kill()
+    with DevServer(settings=request.param) as server:
+        yield server
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,8 @@ def test_only_operators_pause() -> None:
 
 @pytest.fixture
 def server_without_pauses() -> Iterator[DevServer]:
-    server = DevServer(settings={"frontend.WorkflowPauseEnabled": False})
-    server.start()
-    yield server
-    server.kill()
+    with DevServer(settings={"frontend.WorkflowPauseEnabled": False}) as server:
+        yield server
 
 
 async def test_a_server_that_cannot_pause(server_without_pauses: DevServer) -> None:

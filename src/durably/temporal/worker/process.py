@@ -150,7 +150,7 @@ class HealthServer:
     """
 
     def __init__(self, address: str, workers: Workers) -> None:
-        check_address(address, "the address of the health endpoint")
+        check_address(address, "the address of the health endpoint", to_listen_at=True)
         self.address = address
         self._workers = workers
         self._server: ThreadingHTTPServer | None = None
