@@ -415,7 +415,10 @@ _HOST = re.compile(r"[^\s:/@?#\[\]]+|\[[0-9A-Fa-f:.%]+\]")
 
 
 def check_address(address: str, what: str, *, to_listen_at: bool = False) -> None:
-    """Raises ``TemporalSettingsError`` unless it is ``host:port``; port 0, any free one, is only for listening."""
+    """Raises ``TemporalSettingsError`` unless it is ``host:port``.
+
+    Port 0, any free one, is only for listening.
+    """
     host, _, port = address.rpartition(":")
     lowest = 0 if to_listen_at else 1
     is_port = port.isascii() and port.isdigit() and lowest <= int(port[:6]) < 65536

@@ -7,6 +7,7 @@ steps.
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 
 from temporalio.worker import (
@@ -22,6 +23,9 @@ from temporalio.worker import (
 _OTHER_SLOTS = FixedSizeSlotSupplier(100)
 """Temporal's default."""
 
+_RETURN_SECONDS = 1.0
+"""Time for the server to give a returned call to another poll."""
+
 
 class CallSlots(CustomSlotSupplier):
     """``size`` slots, until ``close``.
@@ -35,6 +39,7 @@ class CallSlots(CustomSlotSupplier):
         self._size = size
         self._free = size
         self._used = 0
+        self._last_return = 0.0
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
@@ -60,6 +65,20 @@ class CallSlots(CustomSlotSupplier):
         while self._used:
             await self._wait_for_change()
 
+    async def wait_until_polls_are_quiet(self) -> None:
+        """Wait until returned calls have gone elsewhere.
+
+        The server may give one to a poll of this worker that has begun. If the worker is shut down at that moment, the
+        call is lost until its heartbeat time-out.
+        """
+        while self._has_polls and (left := self._last_return + _RETURN_SECONDS - time.monotonic()) > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wait_for_change(), left)
+
+    @property
+    def _has_polls(self) -> bool:
+        return self._size - self._free > self._used
+
     async def reserve_slot(self, ctx: SlotReserveContext) -> SlotPermit:
         while (permit := self.try_reserve_slot(ctx)) is None:
             await self._wait_for_change()
@@ -81,6 +100,8 @@ class CallSlots(CustomSlotSupplier):
             self._free += 1
             if ctx.slot_info is not None:
                 self._used -= 1
+                if self.is_closed:
+                    self._last_return = time.monotonic()
         with contextlib.suppress(RuntimeError):  # The event loop is closed.
             self._loop.call_soon_threadsafe(self._changed.set)
 

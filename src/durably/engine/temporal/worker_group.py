@@ -39,6 +39,8 @@ class Slots(Protocol):
 
     async def wait_until_unused(self) -> None: ...
 
+    async def wait_until_polls_are_quiet(self) -> None: ...
+
 
 class ProcessWorkers(list[AnyWorker]):
     """Workers, and the slots of the calls that they make."""
@@ -81,6 +83,7 @@ class WorkerGroup:
         """``stop_calls``, then stop the execution of workflows."""
         await self.stop_calls()
         if self._task is not None:
+            await asyncio.gather(*(slots.wait_until_polls_are_quiet() for slots in self._workers.slots))
             await asyncio.gather(*(worker.shutdown() for worker in self._workers))
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -117,6 +117,10 @@ class LeasedWorkers:
         await asyncio.gather(*(slots.wait_until_unused() for slots in self._slots))
         await self._return_slots()
 
+    async def wait_until_polls_are_quiet(self) -> None:
+        """See ``CallSlots``."""
+        await asyncio.gather(*(slots.wait_until_polls_are_quiet() for slots in self._slots))
+
     async def _return_slots(self) -> None:
         await asyncio.gather(*(leases.close() for leases in self._leases.values()))
 
