@@ -71,7 +71,10 @@ def test_a_program_that_a_test_starts_runs_no_tests(tmp_path: Path) -> None:
     run("-m", "server", "test", cwd=tmp_path)
 
 
-@pytest.mark.parametrize("arguments", [[], ["-p", "no:durably"]], ids=["plugin", "no-plugin"])
+@pytest.mark.parametrize(
+    "arguments",
+    [pytest.param([], id="plugin"), pytest.param(["-p", "no:durably"], id="no-plugin", marks=pytest.mark.slow)],
+)
 def test_pytest_runs_tests(pytester: pytest.Pytester, arguments: list[str]) -> None:
     pytester.makeconftest(IN_PYTEST)
     pytester.makepyfile(IN_PYTEST)

@@ -95,6 +95,7 @@ def run_app(directory: Path, variables: dict[str, str]) -> RunApp:
     return running
 
 
+@pytest.mark.slow
 def test_each_deployment_syncs(engine: Command, run: Run, run_app: RunApp, variables: dict[str, str]) -> None:
     with run_app(APP.replace("VERSION", "1.0")) as url:
         synced = run("sync", url, "--wait", "80s", **variables)

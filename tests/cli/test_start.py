@@ -22,6 +22,7 @@ from durably.cli.dashboard_sign_in import read_sign_in
 from durably.cli.text import CliError
 from durably.protocol.signatures import bearer_token, sign
 
+from ..variants import variants
 from . import apps
 from .conftest import TIMEOUT_SECONDS, Command, Run, Start, write
 
@@ -84,7 +85,7 @@ def test_a_new_database_is_logged(start: Start, directory: Path) -> None:
         engine.stop()
 
 
-@pytest.mark.parametrize("sdk", ["durably", "inngest"])
+@pytest.mark.parametrize("sdk", variants(["durably", "inngest"], ["durably"]))
 def test_an_app_is_synced_called_and_logged(start: Start, run: Run, directory: Path, sdk: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

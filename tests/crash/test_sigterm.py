@@ -11,6 +11,7 @@ import pytest
 
 from ..engine.small_app import SmallApp, Steps, serve
 from ..ports import free_port
+from ..variants import variants
 from .processes import Victim
 
 
@@ -56,7 +57,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
         engine.process.kill()
 
 
-@pytest.mark.parametrize("finishes", [True, False])
+@pytest.mark.parametrize("finishes", variants([True, False], [False]))
 async def test_what_is_under_way_finishes_or_is_handed_back(engine: Engine, finishes: bool) -> None:
     app = SmallApp()
 

@@ -28,6 +28,7 @@ def run_path(site: Site, function: str) -> str:
     return f"/runs/{run.id}"
 
 
+@pytest.mark.slow
 def test_hostile_names_are_shown_as_they_are(open_page: OpenPage, hostile: Site) -> None:
     page = open_page("/runs")
     [event] = hostile.run(hostile.engine.list_events(name="hostile/names", limit=1))

@@ -9,6 +9,7 @@ import pytest
 
 from durably.protocol.limits import MAX_FORM_BYTES
 
+from ..variants import variants
 from .mounted import COMMANDS, Mounted, mounted
 
 HEADERS = {
@@ -20,7 +21,7 @@ HEADERS = {
 }
 
 
-@pytest.fixture(scope="module", params=COMMANDS)
+@pytest.fixture(scope="module", params=variants(COMMANDS, ["flask", "django-asgi", "tornado"]))
 def app(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mounted]:
     # Both servers of Django have one project: its users are expensive to make.
     directory = tmp_path_factory.getbasetemp() / f"mounted-{request.param.partition('-')[0]}"

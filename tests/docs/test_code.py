@@ -66,6 +66,7 @@ def test_each_block_is_of_a_kind_that_is_checked() -> None:
     assert {block.language for block in BLOCKS} - kinds == set()
 
 
+@pytest.mark.slow
 def test_python() -> None:
     found = subprocess.run([sys.executable, "-m", "tests.docs.python_blocks"], cwd=ROOT, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")

@@ -82,6 +82,7 @@ def with_port(command: str, option: str, folder: Folder) -> str:
     return f"{command} {option} {folder.here('8288')}"
 
 
+@pytest.mark.slow
 def test_the_tutorial(folder: Folder) -> None:
     write_files(folder.path)
 

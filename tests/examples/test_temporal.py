@@ -239,7 +239,7 @@ def wait_for_event(shop: Shop, order: str, event: str) -> None:
     raise AssertionError(f"the order ended without {event}")
 
 
-@pytest.mark.parametrize("framework", ["fastapi", "flask"])
+@pytest.mark.parametrize("framework", variants(["fastapi", "flask"], ["fastapi"]))
 def test_customers_reach_their_own_orders(framework: str, shops: Callable[[str], Shop]) -> None:
     shop, order_id = shops(framework), uuid.uuid4().hex
     api = f"{shop.origin}/api/orders"
@@ -315,6 +315,7 @@ def test_django_starts_what_is_stored(shops: Callable[[str], Shop]) -> None:
     assert call("GET", f"{shop.origin}/signup/").status == 405
 
 
+@pytest.mark.slow
 def test_djangos_admin_leads_from_an_order_to_its_workflow(shops: Callable[[str], Shop]) -> None:
     shop = shops("django")
     order = place(shop)
@@ -467,7 +468,8 @@ def test_the_page_shows_all_three_in_under_twenty_lines() -> None:
     assert all(len(code.splitlines()) < 20 for code in SNIPPETS.values())
 
 
-@pytest.mark.parametrize("framework", variants(WRITE, ["fastapi"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", WRITE)
 def test_the_endpoints_of_the_page(framework: str, tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()

@@ -46,6 +46,7 @@ async def test_a_blocked_event_loop_delays_no_timer_and_no_sync_function(tmp_pat
         assert engine.wait_for_run_sync(run.id, timeout=dt.timedelta(seconds=20)).decode_output() == "awake"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", variants([signal.SIGKILL, signal.SIGSTOP], [signal.SIGKILL]))
 def test_a_step_that_brings_its_process_down_uses_up_its_attempts(how: signal.Signals, tmp_path: Path) -> None:
     """The killed processes may be two leaders, or a leader and a follower."""

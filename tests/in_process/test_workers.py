@@ -95,7 +95,7 @@ def test_a_stopped_leader_loses_the_database_and_follows_once_revived(tmp_path: 
         assert_each_step_ran_once(cluster)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("how", variants([signal.SIGKILL, signal.SIGSTOP], [signal.SIGKILL]))
 def test_the_calls_of_a_lost_worker_are_made_elsewhere(how: signal.Signals, tmp_path: Path) -> None:
     with serving(PRELOADED, tmp_path) as cluster:
         leader = cluster.wait_joined(3)

@@ -58,6 +58,7 @@ def test_events_invokes_and_outputs_are_read_by_the_other(apps: dict[str, PeerAp
     assert not any(SECRET.encode() in body for body in shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"), variants([("inngest", "durably"), ("durably", "inngest")], [("inngest", "durably")])
 )

@@ -13,6 +13,7 @@ import pytest
 
 from ..conformance import wire
 from ..conformance.engine_under_test import Engine
+from ..variants import variants
 from . import node
 from .both_sdks import BothSdks
 from .conftest import Provider
@@ -87,7 +88,7 @@ def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]
         yield started
 
 
-@pytest.mark.parametrize("name", COMPLETED)
+@pytest.mark.parametrize("name", variants(COMPLETED, COMPLETED.keys() - {"race"}))
 def test_a_function_completes(app: PeerApp, name: str) -> None:
     if app.is_cloud and name in SLOW_IN_CLOUD:
         pytest.skip("production's backoff is long")

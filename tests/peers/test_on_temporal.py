@@ -6,6 +6,7 @@ import pytest
 
 from ..conformance import wire
 from ..conformance.engine_under_test import Engine
+from ..variants import variants
 from . import node, test_javascript_sdk, test_python_sdk
 from .conftest import Provider
 from .harness import PeerApp, running_app, uvicorn
@@ -16,7 +17,7 @@ NAMES = ["run", "wait", "invoke", "parallel", "infer", "step-fail", "non-retriab
 SDKS = {"python": test_python_sdk, "javascript": test_javascript_sdk}
 
 
-@pytest.fixture(scope="module", params=SDKS)
+@pytest.fixture(scope="module", params=variants(SDKS, ["javascript"]))
 def app(request: pytest.FixtureRequest, temporal_engine: Engine, provider: Provider) -> Iterator[PeerApp]:
     if request.param == "javascript":
         node.install_packages()

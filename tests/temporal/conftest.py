@@ -19,6 +19,9 @@ from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS
 
 __all__ = ["command_server"]
 
+SOME = ["fastapi", "flask", "django-wsgi"]
+"""The frameworks of ``make test``."""
+
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[DevServer]:
@@ -47,15 +50,15 @@ def apps(server: DevServer) -> Iterator[Callable[..., AppServer]]:
         yield get
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture(params=variants(SERVERS, SOME))
 def app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
-    """In each framework."""
+    """In each framework. ``make test`` has three of them."""
     return apps(request.param)
 
 
-@pytest.fixture(params=SERVERS)
+@pytest.fixture(params=variants(SERVERS, SOME))
 def quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
-    """In each framework; long polls and streams of events end at once."""
+    """Like ``app``. Long polls and streams of events end at once."""
     return apps(request.param, **QUICK)
 
 

@@ -63,6 +63,7 @@ def test_each_user(serve_example: Any) -> None:
         assert shop.statuses("POST", f"{place}/cancel", "bob", "ada") == [404, 202]
 
 
+@pytest.mark.slow
 def test_each_tenant(serve_example: Any) -> None:
     order_id = uuid.uuid4().hex
     with serve_example("Each tenant has its own workflows") as shop:
@@ -84,6 +85,7 @@ def test_staff(serve_example: Any) -> None:
         assert shop.statuses("POST", f"{operators}/terminate", "ada", "bob", "staff") == [403, 403, 202]
 
 
+@pytest.mark.slow
 def test_workflows_that_the_app_starts(serve_example: Any) -> None:
     with serve_example("Workflows that your own code starts") as shop:
         order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}

@@ -18,6 +18,7 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 from durably.temporal import Temporal, TemporalUnreachableError
 
 from ..ports import free_port
+from ..variants import variants
 from .dev_server import DevServer
 from .proxy import Proxy
 
@@ -173,7 +174,7 @@ FORK = """
 """
 
 
-@pytest.mark.parametrize("before", ["used", "unused"])
+@pytest.mark.parametrize("before", variants(["used", "unused"], ["used"]))
 def test_forked_children_connect_by_themselves_and_end(server: DevServer, before: str) -> None:
     """As under ``gunicorn --preload``. A child that frees its parent's runtime would never end."""
     command = [sys.executable, "-c", textwrap.dedent(FORK), server.address, before]
@@ -205,6 +206,7 @@ Temporal(sys.argv[1]).sync.count_workflows()
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_exits_right_after_its_last_call_ends_well(server: DevServer) -> None:
     """Without a pause at exit, about one in four dies of a native thread that meets the interpreter's end."""
     processes = [subprocess.Popen([sys.executable, "-c", ASK_AND_EXIT, server.address]) for _ in range(6)]

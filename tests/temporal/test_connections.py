@@ -210,6 +210,7 @@ def test_each_gateway_knows_the_workflows_of_its_namespace(
     assert (health.ok, health.namespace) == (True, BILLING)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker", "billing")
 def test_each_gateway_of_a_django_project_knows_the_workflows_of_its_namespace(
     server: DevServer, tmp_path: Path

@@ -134,6 +134,7 @@ def test_a_workflow_starts_with_the_commit_and_not_after_a_rollback(server: DevS
     run(server, database, code)
 
 
+@pytest.mark.slow
 def test_permissions_decide_and_errors_are_problems(server: DevServer, database: Path) -> None:
     code = """
         import asyncio

@@ -16,6 +16,7 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
 from durably.temporal import SyncWorkflowHandle, Temporal
 
 from ..ports import free_port
+from ..variants import variants
 from .dev_server import DevServer
 from .django_site import DjangoSite
 from .stuck_workflows import RetryingWorkflow, call_bank
@@ -67,7 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, server: DevServer) -> Iterato
     site.stop()
 
 
-@pytest.fixture(scope="module", params=["wsgi", "asgi"])
+@pytest.fixture(scope="module", params=variants(["wsgi", "asgi"], ["asgi"]))
 def origin(site: DjangoSite, request: pytest.FixtureRequest) -> str:
     return serve(site, request.param)
 

@@ -38,6 +38,7 @@ def billing(temporal: Temporal) -> Temporal:
     return Temporal(namespace=BILLING, name="billing", same_server_as=temporal)
 
 
+@pytest.mark.slow
 def test_the_worker_of_each_connection(site: DjangoSite, billing: Temporal) -> None:
     worker = site.start("run_temporal_worker", "--connection", "billing")
     default = site.work()

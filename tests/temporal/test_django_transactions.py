@@ -180,6 +180,7 @@ def test_the_event_loop_goes_on_while_a_server_does_not_answer(server: DevServer
     check(server, tmp_path, code)
 
 
+@pytest.mark.slow
 def test_a_test_case_sees_what_would_start(server: DevServer, tmp_path: Path) -> None:
     code = """
         import unittest

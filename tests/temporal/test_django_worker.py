@@ -14,6 +14,7 @@ from temporalio.client import WorkflowFailureError
 from durably.temporal import SyncWorkflowHandle, Temporal
 
 from ..cli.conftest import Command
+from ..variants import variants
 from .commands import change_source
 from .dev_server import DevServer
 from .django_site import DjangoSite
@@ -80,6 +81,7 @@ def test_connections_are_closed_around_an_activity(site: DjangoSite, working: Co
     assert [file for file in files if "db.sqlite3" in file] == []
 
 
+@pytest.mark.slow
 def test_connections_may_last_and_are_closed_when_too_old(fresh_site: DjangoSite, temporal: Temporal) -> None:
     fresh_site.migrate()
     declare = "\nfrom durably.temporal.django import temporal\ntemporal.add_worker(max_concurrent_activities=1)\n"
@@ -160,22 +162,22 @@ def test_models_in_the_modules_of_workflows_are_an_error(fresh_site: DjangoSite)
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("variables", "message"),
-    [
-        (
-            {"TEST_TEMPORAL_SERVER": "http://example.com"},
-            "E001) the address of the Temporal server is",
-        ),
-        (
-            {"TEST_TEMPORAL": '{"COLOUR": "red"}'},
-            "E001) settings.TEMPORAL has an unknown key 'COLOUR'",
-        ),
-        ({"TEST_TEMPORAL": '{"OPTIONS": {"colour": "red"}}'}, "E001)"),
-        ({"TEST_TEMPORAL": '{"ENCRYPTION_KEYS": "x"}'}, "E001) encryption key 1 of 1"),
-        ({"TEST_TASK_QUEUE": ""}, "E003) a worker is declared without a task queue"),
-    ],
-)
+BAD_SETTINGS = [
+    (
+        {"TEST_TEMPORAL_SERVER": "http://example.com"},
+        "E001) the address of the Temporal server is",
+    ),
+    (
+        {"TEST_TEMPORAL": '{"COLOUR": "red"}'},
+        "E001) settings.TEMPORAL has an unknown key 'COLOUR'",
+    ),
+    ({"TEST_TEMPORAL": '{"OPTIONS": {"colour": "red"}}'}, "E001)"),
+    ({"TEST_TEMPORAL": '{"ENCRYPTION_KEYS": "x"}'}, "E001) encryption key 1 of 1"),
+    ({"TEST_TASK_QUEUE": ""}, "E003) a worker is declared without a task queue"),
+]
+
+
+@pytest.mark.parametrize(("variables", "message"), variants(BAD_SETTINGS, BAD_SETTINGS[:1]))
 def test_bad_settings_are_errors_of_the_check(fresh_site: DjangoSite, variables: dict[str, str], message: str) -> None:
     done = fresh_site.run("check", **variables)
     assert done.returncode == 1
@@ -183,6 +185,7 @@ def test_bad_settings_are_errors_of_the_check(fresh_site: DjangoSite, variables:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_check_before_deployment_warns_of_an_open_connection(fresh_site: DjangoSite) -> None:
     done = fresh_site.run("check", "--deploy", "--tag", "temporal", TEST_TEMPORAL_SERVER="temporal.example.com:7233")
     assert "(durably_temporal.W001) The connection to the Temporal server at temporal.example.com:7233" in done.stderr

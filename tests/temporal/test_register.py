@@ -14,7 +14,6 @@ from temporalio.common import SearchAttributeKey
 from durably.temporal import SearchAttributeError, Temporal
 from durably.temporal.search_attributes import declared_types
 
-from ..variants import variants
 from .dev_server import PATIENCE, DevServer
 
 DECLARED = """
@@ -91,7 +90,8 @@ def mark(server: DevServer) -> Iterator[str]:
             server.run("operator", "search-attribute", "remove", "--name", f"{name}{mark}", "--yes")
 
 
-@pytest.mark.parametrize("kind", variants(COMMANDS, ["durably"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_what_is_missing_is_registered(kind: str, shop: Path, server: DevServer, mark: str) -> None:
     types = {f"Due{mark}": "Datetime", f"Owner{mark}": "Keyword", f"Size{mark}": "Int"}
     checked = ask(shop, server, mark, *COMMANDS[kind], "--check")

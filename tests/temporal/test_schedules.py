@@ -194,6 +194,7 @@ temporal.add_schedule("{app}-report", ReportWorkflow.run, cron="0 3 * * *")
 """
 
 
+@pytest.mark.slow
 def test_djangos_command_and_a_workflow_beside_its_schedule(tmp_path: Path, server: DevServer, app: str) -> None:
     site = DjangoSite(tmp_path, server.address)
     (site.directory / "mails" / "workflows.py").write_text(DECLARES.format(app=app))

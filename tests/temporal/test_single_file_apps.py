@@ -207,6 +207,7 @@ def test_a_web_process_runs_the_worker_of_a_single_file_app(load: Callable[[str]
         assert result.json()["result"] == "Processed order 7"
 
 
+@pytest.mark.slow
 def test_the_command_works_with_a_single_file_app(start: Start, directory: Path, server: DevServer, queue: str) -> None:
     write_app(directory / "app.py", FAST_API, queue)
     command = start("temporal", "worker", "app:temporal", TEMPORAL_ADDRESS=server.address)

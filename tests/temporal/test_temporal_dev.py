@@ -62,6 +62,7 @@ def dev(start: Start, *arguments: str) -> Command:
     return start("temporal", "dev", *arguments, "--port", "0", "--ui-port", "0", "--app-port", "0")
 
 
+@pytest.mark.slow
 def test_one_command_starts_all_of_it(start: Start, directory: Path) -> None:
     write_app(directory)
     command = dev(start, "main:app")

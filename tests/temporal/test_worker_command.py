@@ -15,6 +15,7 @@ from durably.temporal import Temporal
 
 from ..cli.conftest import Command, Run, Start, directory, run, start, write
 from ..ports import free_port
+from ..variants import variants
 from .commands import write_shop
 from .dev_server import DevServer
 
@@ -149,6 +150,7 @@ def test_health_and_metrics(start: Start, shop: Path, server: DevServer, tempora
     assert command.stop() == 0
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_waited_for(start: Start, shop: Path, tmp_path: Path) -> None:
     server = DevServer(tmp_path / "temporal.db")
     command = start("temporal", "worker", "shop", "--health", "127.0.0.1:0", TEMPORAL_ADDRESS=server.address)
@@ -179,22 +181,23 @@ def test_a_change_restarts_it(start: Start, shop: Path, server: DevServer, tempo
     assert command.stop() == 0
 
 
+@pytest.mark.slow
 def test_grace_beside_reload_is_refused(run: Run, shop: Path) -> None:
     result = run("temporal", "worker", "shop", "--reload", "--grace", "5")
     assert result.status == 1
     assert "--reload cancels activities after 1 second: leave out --grace" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("target", "message"),
-    [
-        ("absent:temporal", "there is no module 'absent'"),
-        ("shop:tempral", "shop has no 'tempral'; did you mean 'temporal'?"),
-        ("shop:other", "shop:other is an object of type builtins.int, not a durably.temporal.Temporal"),
-        ("empty:temporal", "there is nothing to run: declare workers with temporal.add_worker"),
-        ("broken:temporal", "importing broken failed: ZeroDivisionError"),
-    ],
-)
+BAD_TARGETS = [
+    ("absent:temporal", "there is no module 'absent'"),
+    ("shop:tempral", "shop has no 'tempral'; did you mean 'temporal'?"),
+    ("shop:other", "shop:other is an object of type builtins.int, not a durably.temporal.Temporal"),
+    ("empty:temporal", "there is nothing to run: declare workers with temporal.add_worker"),
+    ("broken:temporal", "importing broken failed: ZeroDivisionError"),
+]
+
+
+@pytest.mark.parametrize(("target", "message"), variants(BAD_TARGETS, BAD_TARGETS[:1]))
 def test_what_cannot_be_run_is_said(run: Run, shop: Path, target: str, message: str) -> None:
     write(shop / "empty.py", "from durably.temporal import Temporal\ntemporal = Temporal()\n")
     write(shop / "broken.py", "1 / 0\n")
@@ -204,7 +207,9 @@ def test_what_cannot_be_run_is_said(run: Run, shop: Path, target: str, message: 
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(("command", "status"), [("worker", 1), ("check", 2), ("sync-schedules", 1)])
+@pytest.mark.parametrize(
+    ("command", "status"), variants([("worker", 1), ("check", 2), ("sync-schedules", 1)], [("worker", 1)])
+)
 def test_a_namespace_that_the_server_does_not_have_is_said(
     run: Run, shop: Path, server: DevServer, command: str, status: int
 ) -> None:

@@ -77,6 +77,12 @@ async def test_a_worker_that_stops_executes_workflows_and_makes_no_more_calls(se
         assert called_elsewhere
 
 
+class Released:
+    def __init__(self, permit: SlotPermit, slot_info: object = None) -> None:
+        self.permit = permit
+        self.slot_info = slot_info
+
+
 async def test_a_slot_is_free_again_after_its_call() -> None:
     slots = CallSlots(1)
     context: object = None
@@ -85,13 +91,24 @@ async def test_a_slot_is_free_again_after_its_call() -> None:
     waiting = asyncio.create_task(slots.reserve_slot(context))  # type: ignore[arg-type]
     await asyncio.sleep(0)
     assert not waiting.done()
-
-    class Released:
-        slot_info = None
-
-        def __init__(self, permit: SlotPermit) -> None:
-            self.permit = permit
-
     await asyncio.to_thread(slots.release_slot, Released(permit))  # type: ignore[arg-type]
     async with asyncio.timeout(10):
+        await waiting
+
+
+async def test_a_stop_waits_for_polls_after_a_returned_call() -> None:
+    """They may have got the returned call."""
+    slots = CallSlots(2)
+    context: object = None
+    call, poll = [await slots.reserve_slot(context) for _ in range(2)]  # type: ignore[arg-type]
+    slots.mark_slot_used(context)  # type: ignore[arg-type]
+    slots.close()
+    async with asyncio.timeout(0.5):
+        await slots.wait_until_polls_are_quiet()  # no call was returned
+    slots.release_slot(Released(call, "a call"))  # type: ignore[arg-type]
+    waiting = asyncio.create_task(slots.wait_until_polls_are_quiet())
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    slots.release_slot(Released(poll))  # type: ignore[arg-type]
+    async with asyncio.timeout(0.5):
         await waiting

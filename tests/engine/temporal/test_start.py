@@ -82,6 +82,7 @@ def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, ser
         app.stop(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_an_engine_without_urls_of_apps_serves_until_it_is_stopped(start: Start, server: DevServer) -> None:
     port = free_port()
     engine = start("start", "--temporal", server.address, "--port", str(port), **KEYS)

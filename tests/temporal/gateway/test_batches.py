@@ -110,6 +110,7 @@ class Shop:
         await until(has_status)
 
 
+@pytest.mark.slow
 def test_a_batch_in_each_framework(some_app: AppServer) -> None:
     mark = uuid.uuid4().hex[:12]
     query = {"query": f"WorkflowId STARTS_WITH 'order-{mark}'"}

@@ -11,6 +11,7 @@ import pytest
 
 from durably.temporal import Temporal
 
+from ...variants import variants
 from ..app_server import QUICK, Answer, AppServer, running
 from ..apps import LIMITS
 from ..dev_server import DevServer
@@ -75,7 +76,7 @@ DOCUMENTED = [name for name in ALIKE if name != "fastapi"]
 _answers: dict[str, dict[int, object]] = {}
 
 
-@pytest.fixture(scope="module", params=ALIKE)
+@pytest.fixture(scope="module", params=variants(ALIKE, ["fastapi", "flask", "django-wsgi", "tornado"]))
 def app(request: pytest.FixtureRequest, server: DevServer) -> Iterator[AppServer]:
     with running(request.param, server.address, **QUICK) as app:
         yield app

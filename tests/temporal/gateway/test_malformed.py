@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse
 
-from ...variants import variants
 from ..app_server import QUICK, AppServer, running
 from ..apps import exposures
 from ..bad_bytes import BAD_BYTES, CHUNKED, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
@@ -141,6 +140,7 @@ def test_ids_do_not_break_lines_of_logs(gateway: Gateway, character: str) -> Non
     refused(gateway, f"orders/a{character}b")
 
 
+@pytest.mark.slow
 def test_requests_made_from_the_document_reveal_nothing_of_other_users(some_quick_app: AppServer) -> None:
     from ..fuzz import fuzz, make_attempts  # schemathesis takes long to import
 
@@ -152,7 +152,8 @@ def test_requests_made_from_the_document_reveal_nothing_of_other_users(some_quic
     assert set(report.foreign) <= {400, 404, 413, 415}, report.foreign
 
 
-@pytest.mark.parametrize("name", variants(SERVERS, ["django-wsgi"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVERS)
 def test_malformed_requests_without_a_server_are_refused_or_get_503(name: str) -> None:
     from ..fuzz import fuzz, make_attempts  # schemathesis takes long to import
 

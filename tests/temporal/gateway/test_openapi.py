@@ -15,6 +15,7 @@ from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.gateway.openapi import openapi, swagger_page
 
+from ...variants import variants
 from ..app_server import AppServer
 from ..serve import SERVERS
 from ..workflows import OrderWorkflow
@@ -52,7 +53,7 @@ def documents(made: Gateway) -> list[dict[str, Any]]:
     return [own, app.openapi()]
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["own", "fastapi"])
+@pytest.mark.parametrize("number", variants([0, 1], [0], name=["own", "fastapi"].__getitem__))
 def test_names_of_types_are_good_stable_and_unique(number: int) -> None:
     document = documents(gateway())[number]
     names = document["components"]["schemas"].keys()
@@ -64,7 +65,7 @@ def test_names_of_types_are_good_stable_and_unique(number: int) -> None:
     assert sorted(list(schema["properties"]) for schema in same) == [["left"], ["right"]]
 
 
-@pytest.mark.parametrize("number", [0, 1], ids=["own", "fastapi"])
+@pytest.mark.parametrize("number", variants([0, 1], [0], name=["own", "fastapi"].__getitem__))
 def test_security_schemes_are_documented(number: int) -> None:
     document = documents(gateway(security_schemes=SCHEMES))[number]
     assert document["components"]["securitySchemes"] == SCHEMES

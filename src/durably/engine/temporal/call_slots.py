@@ -68,7 +68,7 @@ class CallSlots(CustomSlotSupplier):
     async def wait_until_polls_are_quiet(self) -> None:
         """Wait until returned calls have gone elsewhere.
 
-        The server may give one to a poll of this worker that has begun. If the worker is shut down at that moment, the
+        The server may give one to a poll of this worker that has begun. If the worker is shut down at that time, the
         call is lost until its heartbeat time-out.
         """
         while self._has_polls and (left := self._last_return + _RETURN_SECONDS - time.monotonic()) > 0:

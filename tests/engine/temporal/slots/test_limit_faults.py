@@ -25,6 +25,7 @@ async def storm(server: DevServer, tmp_path: Path) -> AsyncIterator[LimitStorm]:
         storm.close()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_a_stopped_and_a_killed_worker_do_not_pass_the_limit(storm: LimitStorm) -> None:
     async with asyncio.timeout(150):
