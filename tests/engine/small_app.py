@@ -71,6 +71,15 @@ class Steps:
     def running(self, step_id: str, work: Callable[[], Any] = lambda: None, *, race: bool = False) -> "Branch":
         return Branch(step_id, {"op": "StepRun", "opts": {"parallelMode": "race"} if race else None}, work)
 
+    def wait_registered(self, step_id: str, event: str, expression: str | None = None) -> Any:
+        """Wait for an event beside a step whose call follows the registration of the wait.
+
+        A test that has seen the calls can send the event.
+        """
+        opts = {"event": event, "timeout": "1h", **({"if": expression} if expression else {})}
+        self.parallel(self.asking(step_id, "WaitForEvent", **opts), self.running("registered"))
+        return self.wait_for_event(step_id, event, expression=expression)
+
     def asking(self, step_id: str, op: str, **opts: Any) -> "Branch":
         return Branch(step_id, {"op": op, "opts": opts}, None)
 

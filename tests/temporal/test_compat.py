@@ -1,5 +1,6 @@
 """The private parts of ``temporalio`` that Durably uses: each fits the installed version, or its error says so."""
 
+import asyncio
 import importlib.metadata
 import inspect
 import logging
@@ -17,6 +18,7 @@ from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest, St
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+from temporalio.worker import Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from durably.temporal import Temporal, TemporalVersionError, compat
@@ -27,6 +29,7 @@ from durably.temporal.compat import (
     activity_definition,
     connect_failure,
     handler_name,
+    release_task_queue,
     request_id,
     says_connection_broke,
     workflow_parts,
@@ -221,6 +224,23 @@ def test_an_id_that_no_request_got_is_logged(caplog: pytest.LogCaptureFixture) -
         pass
     assert f"temporalio {INSTALLED}" in caplog.text
     assert "had no effect" in caplog.text
+
+
+async def test_a_worker_that_never_ran_leaves_its_task_queue_to_others(temporal: Temporal) -> None:
+    client = await temporal.client()
+
+    def make() -> Worker:
+        return Worker(client, task_queue=f"left-{id(client)}", activities=[weigh_anything])
+
+    first = make()
+    with pytest.raises(RuntimeError, match="multiple workers"):
+        make()
+    release_task_queue(first)
+    async with make() as running:
+        while not running.is_running:
+            await asyncio.sleep(0.01)
+        release_task_queue(running)
+        assert not running.is_shutdown
 
 
 def test_texts_of_a_broken_connection_are_recognised() -> None:

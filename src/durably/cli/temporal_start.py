@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
 from durably.protocol.text import get_logger
 
 from .temporal import require_temporal
@@ -20,20 +21,14 @@ if TYPE_CHECKING:
     from durably.engine.settings import EngineSettings
     from durably.temporal import Temporal
 
-_ALERTS = (
-    "Temporal stores the ends of runs, and this process does not see those of others. Alert on Temporal's metrics, or "
-    "from a function's on_failure"
-)
 _REFUSED = {
-    "retention": "the retention of Temporal's namespace decides: `temporal operator namespace update --retention`",
-    "alert_url": _ALERTS,
-    "alert_emails": _ALERTS,
-    "smtp_url": _ALERTS,
-    "alert_from": _ALERTS,
-    "alert_interval": _ALERTS,
-    "dashboard_url": _ALERTS,
+    "retention": UNUSED_SETTINGS["retention"],
+    **dict.fromkeys(
+        ("alert_url", "alert_emails", "smtp_url", "alert_from", "alert_interval", "dashboard_url"),
+        UNUSED_SETTINGS["alerts"],
+    ),
     "metrics_address": "Temporal's server has the metrics of workflows and activities",
-    "otel": "runs on Temporal are not traced by the engine yet; spans of the app and its steps are",
+    "otel": UNUSED_SETTINGS["tracing"],
 }
 """Options that do nothing on Temporal, with the reasons."""
 

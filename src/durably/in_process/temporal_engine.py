@@ -17,6 +17,7 @@ except ImportError as missing:
     raise ImportError('durably.TemporalEngine needs temporalio: pip install "durably[engine,temporal]"') from missing
 
 from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
 from durably.temporal import Temporal
 
 from .temporal_process import TemporalOptions, TemporalProcess
@@ -28,15 +29,8 @@ if TYPE_CHECKING:
 del temporalio
 
 
-_UNUSED_SETTINGS = {
-    "alerts": "Temporal stores the ends of runs. Alert on Temporal's metrics",
-    "clock": "the Temporal server has the timers",
-    "durability": "the Temporal server's database decides",
-    "entropy": "ids of runs are made from those of events",
-    "log_runs": "runs are executed by all processes, and none sees the ends of all. Temporal's UI and search show them",
+_UNUSED_SETTINGS = UNUSED_SETTINGS | {
     "max_calls": "give TemporalEngine(max_calls=…)",
-    "retention": "that of Temporal's namespace decides: `temporal operator namespace update --retention`",
-    "tracing": "runs on Temporal are not traced by the engine yet. Spans of the app and its steps come from the client",
     "unreached_backoff": "calls in process always reach their app",
 }
 """Settings that do nothing here, with the reasons."""

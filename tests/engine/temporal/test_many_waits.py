@@ -103,11 +103,7 @@ async def test_long_lived_workflows_continue_as_new_with_all_that_they_hold(rest
 
         @app.function("waiter", event=app.event("wait"))
         def waiter(steps: Steps) -> object:
-            steps.parallel(
-                steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h"),
-                steps.running("registered"),
-            )
-            return steps.wait_for_event("wait", app.event("reply"))["data"]["n"]
+            return steps.wait_registered("wait", app.event("reply"))["data"]["n"]
 
         await app.sync()
         run_id = app.run_id(await app.send("wait"), "waiter")

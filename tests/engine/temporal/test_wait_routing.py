@@ -40,11 +40,7 @@ async def has_left(app: RoutedApp, workflow_id: str) -> None:
 async def test_an_event_ends_the_wait_with_its_value_and_no_other(app: RoutedApp) -> None:
     @app.function("wait", event=app.event("go"))
     def wait(steps: Steps) -> object:
-        steps.parallel(
-            steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h", **{"if": SAME}),
-            steps.running("registered"),
-        )
-        return steps.wait_for_event("wait", app.event("reply"), expression=SAME)["data"]
+        return steps.wait_registered("wait", app.event("reply"), SAME)["data"]
 
     await app.sync()
     runs = {n: app.run_id(await app.send("go", n=n), "wait") for n in (1, 2)}
@@ -63,11 +59,7 @@ async def test_an_event_ends_the_wait_with_its_value_and_no_other(app: RoutedApp
 async def test_a_wait_with_more_than_an_equality_stays_until_its_condition_holds(app: RoutedApp) -> None:
     @app.function("wait", event=app.event("go"))
     def wait(steps: Steps) -> object:
-        steps.parallel(
-            steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h", **{"if": ANOTHER}),
-            steps.running("registered"),
-        )
-        return steps.wait_for_event("wait", app.event("reply"), expression=ANOTHER)["data"]["ok"]
+        return steps.wait_registered("wait", app.event("reply"), ANOTHER)["data"]["ok"]
 
     await app.sync()
     run_id = app.run_id(await app.send("go", n=1), "wait")
@@ -83,11 +75,7 @@ async def test_events_that_do_not_meet_a_condition_do_not_reach_the_run(app: Rou
 
     @app.function("wait", event=app.event("go"), cancel=[{"event": app.event("stop"), "if": larger}])
     def wait(steps: Steps) -> object:
-        steps.parallel(
-            steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h", **{"if": larger}),
-            steps.running("registered"),
-        )
-        return steps.wait_for_event("wait", app.event("reply"), expression=larger)["data"]["n"]
+        return steps.wait_registered("wait", app.event("reply"), larger)["data"]["n"]
 
     await app.sync()
     runs = {n: app.run_id(await app.send("go", n=n, other="x" * 5000), "wait") for n in (1, 2)}
@@ -111,11 +99,7 @@ async def test_a_run_evaluates_a_condition_that_reads_much_of_its_event(app: Rou
 
     @app.function("wait", event=app.event("go"))
     def wait(steps: Steps) -> object:
-        steps.parallel(
-            steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h", **{"if": longer}),
-            steps.running("registered"),
-        )
-        return len(steps.wait_for_event("wait", app.event("reply"), expression=longer)["data"]["text"])
+        return len(steps.wait_registered("wait", app.event("reply"), longer)["data"]["text"])
 
     await app.sync()
     run_id = app.run_id(await app.send("go", text="x" * 5000), "wait")
@@ -268,11 +252,7 @@ async def test_signals_of_strangers_neither_stop_nor_end_a_run(app: RoutedApp) -
 
     @app.function("wait", event=app.event("go"))
     def wait(steps: Steps) -> object:
-        steps.parallel(
-            steps.asking("wait", "WaitForEvent", event=app.event("reply"), timeout="1h"),
-            steps.running("registered"),
-        )
-        return steps.wait_for_event("wait", app.event("reply"))["data"]["n"]
+        return steps.wait_registered("wait", app.event("reply"))["data"]["n"]
 
     await app.sync()
     run_id = app.run_id(await app.send("go"), "wait")

@@ -3,6 +3,8 @@
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Sequence
+from typing import Self
 
 import pytest
 
@@ -78,16 +80,26 @@ class World:
         self.lost = 0
         self.disturbance = 0.0
         self.away: set[str] = set()
+        self._expiring: asyncio.Task[None] | None = None
 
-    def process(self, name: str) -> SlotLeases:
+    async def __aenter__(self) -> Self:
+        self._expiring = asyncio.create_task(self.owner.expire())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._expiring is not None
+        self._expiring.cancel()
+
+    def process(self, name: str, most: int = 100, functions: Sequence[str] = (FUNCTION,)) -> SlotLeases:
         async def send(request: LeaseRequest) -> LeaseAnswer:
             answering = asyncio.ensure_future(self._deliver(name, request))  # It goes on if the process gives up.
             answer = await asyncio.shield(answering)
             await self._travel(name)
             return answer
 
-        leases = SlotLeases(send, self.owner.read_limit, 100)
-        leases.add(FUNCTION)
+        leases = SlotLeases(send, self.owner.read_limit, most)
+        for function in functions:
+            leases.add(function)
         return leases
 
     async def _deliver(self, name: str, request: LeaseRequest) -> LeaseAnswer:
@@ -100,11 +112,11 @@ class World:
         is_late = self.random.random() < self.disturbance
         await asyncio.sleep(self.random.uniform(0, 70) if is_late else 0.01)
 
-    async def call(self, name: str, leases: SlotLeases, seconds: float) -> None:
+    async def call(self, name: str, leases: SlotLeases, seconds: float, function: str = FUNCTION) -> None:
         """One call: it is repeated until it ends with its slot."""
         while True:
             try:
-                async with leases.slot(FUNCTION, 60):
+                async with leases.slot(function, 60):
                     self.inside[name] += 1
                     self.most = max(self.most, self.inside.total())
                     try:
@@ -121,12 +133,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Clock:
-        @staticmethod
-        def monotonic() -> float:
-            return asyncio.get_running_loop().time()
-
-    monkeypatch.setattr(slot_leases, "time", Clock)
+    monkeypatch.setattr(slot_leases, "read_clock", lambda: asyncio.get_running_loop().time())
 
 
 @pytest.mark.parametrize(
@@ -136,22 +143,21 @@ def test_processes_under_load_keep_their_leases(limit: int, processes: int, seco
     """They always need more slots than are free, so their renewals wait for slots."""
 
     async def main() -> None:
-        world = World(limit)
-        expiring = asyncio.create_task(world.owner.expire())
+        async with World(limit) as world:
 
-        async def work(name: str, leases: SlotLeases) -> None:
-            while True:
-                await world.call(name, leases, seconds)
+            async def work(name: str, leases: SlotLeases) -> None:
+                while True:
+                    await world.call(name, leases, seconds)
 
-        all_leases = {f"p{n}": world.process(f"p{n}") for n in range(processes)}
-        working = [asyncio.create_task(work(*each)) for each in all_leases.items() for _ in range(limit + 1)]
-        await asyncio.sleep(150)
-        assert world.lost == 0
-        assert world.most == limit
-        assert world.ended.total() >= 0.9 * limit * (150 // seconds - 1)
-        for task in [expiring, *working]:
-            task.cancel()
-        await asyncio.gather(expiring, *working, return_exceptions=True)
+            all_leases = {f"p{n}": world.process(f"p{n}") for n in range(processes)}
+            working = [asyncio.create_task(work(*each)) for each in all_leases.items() for _ in range(limit + 1)]
+            await asyncio.sleep(150)
+            assert world.lost == 0
+            assert world.most == limit
+            assert world.ended.total() >= 0.9 * limit * (150 // seconds - 1)
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
 
     run_in_virtual_time(main())
 
@@ -159,30 +165,29 @@ def test_processes_under_load_keep_their_leases(limit: int, processes: int, seco
 @pytest.mark.parametrize("seed", [0, 2, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(3, 60))])
 def test_the_limit_is_never_passed(seed: int) -> None:
     async def main() -> None:
-        world = World(limit := 1 + seed % 5, seed)
-        expiring = asyncio.create_task(world.owner.expire())
-        processes = {f"p{n}": world.process(f"p{n}") for n in range(3)}
-        world.disturbance = 0.3 * (seed % 3)
+        limit = 1 + seed % 5
+        async with World(limit, seed) as world:
+            processes = {f"p{n}": world.process(f"p{n}") for n in range(3)}
+            world.disturbance = 0.3 * (seed % 3)
 
-        async def work(name: str) -> None:
-            for _ in range(6):
-                await asyncio.sleep(world.random.choice([0, 0, 0.5, 30]))
-                seconds = world.random.choice([0.01, 0.5, 8, 25])
-                await world.call(name, processes[name], seconds)
+            async def work(name: str) -> None:
+                for _ in range(6):
+                    await asyncio.sleep(world.random.choice([0, 0, 0.5, 30]))
+                    seconds = world.random.choice([0.01, 0.5, 8, 25])
+                    await world.call(name, processes[name], seconds)
 
-        async def cut_off() -> None:
-            while True:
-                await asyncio.sleep(world.random.uniform(5, 60))
-                world.away = set(world.random.sample(sorted(processes), 1))
-                await asyncio.sleep(world.random.uniform(5, 60))
-                world.away = set()
+            async def cut_off() -> None:
+                while True:
+                    await asyncio.sleep(world.random.uniform(5, 60))
+                    world.away = set(world.random.sample(sorted(processes), 1))
+                    await asyncio.sleep(world.random.uniform(5, 60))
+                    world.away = set()
 
-        cutting = asyncio.create_task(cut_off())
-        await asyncio.gather(*(work(name) for name in processes for _ in range(3)))
-        cutting.cancel()
-        expiring.cancel()
-        assert world.most <= limit
-        assert world.ended.total() == 3 * 3 * 6
+            cutting = asyncio.create_task(cut_off())
+            await asyncio.gather(*(work(name) for name in processes for _ in range(3)))
+            cutting.cancel()
+            assert world.most <= limit
+            assert world.ended.total() == 3 * 3 * 6
 
     run_in_virtual_time(main())
 
@@ -206,16 +211,14 @@ def test_requests_depend_on_processes_and_not_on_calls() -> None:
 
 def test_the_slots_of_a_dead_process_come_back() -> None:
     async def main() -> None:
-        world = World(limit=2)
-        expiring = asyncio.create_task(world.owner.expire())
-        dead, alive = world.process("dead"), world.process("alive")
-        calls = [asyncio.create_task(world.call("dead", dead, 1000)) for _ in range(2)]
-        await asyncio.sleep(1)
-        await _kill(world, dead, calls)
-        before = asyncio.get_running_loop().time()
-        await asyncio.gather(*(world.call("alive", alive, 1) for _ in range(2)))
-        assert asyncio.get_running_loop().time() - before < LEASE_SECONDS + 10
-        expiring.cancel()
+        async with World(limit=2) as world:
+            dead, alive = world.process("dead"), world.process("alive")
+            calls = [asyncio.create_task(world.call("dead", dead, 1000)) for _ in range(2)]
+            await asyncio.sleep(1)
+            await _kill(world, dead, calls)
+            before = asyncio.get_running_loop().time()
+            await asyncio.gather(*(world.call("alive", alive, 1) for _ in range(2)))
+            assert asyncio.get_running_loop().time() - before < LEASE_SECONDS + 10
 
     run_in_virtual_time(main())
 
@@ -230,26 +233,26 @@ async def _kill(world: World, leases: SlotLeases, calls: list[asyncio.Task[None]
 
 def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_lease() -> None:
     async def main() -> None:
-        world = World(2)
-        expiring = asyncio.create_task(world.owner.expire())
-        first, second = world.process("first"), world.process("second")
-        calls = [asyncio.create_task(world.call("first", first, seconds)) for seconds in (5, 100)]
-        await asyncio.sleep(6)
-        first._pools[FUNCTION].calls.close()
-        calls[1].cancel()
-        await asyncio.gather(*calls, return_exceptions=True)
-        await first.close()
-        others = [asyncio.create_task(world.call("second", second, 1)) for _ in range(4)]
-        await asyncio.sleep(LEASE_SECONDS - 10)
-        assert world.most <= 2
-        assert world.owner.pools.answer("second", world.owner.now).functions.keys() <= {FUNCTION}
-        in_use = [each.holdings[FUNCTION].slots for each in world.owner.pools.state.processes.values()]
-        assert in_use[0] == 1, "the step that may go on"
-        await asyncio.gather(*others)
-        await asyncio.sleep(15)
-        assert len(world.owner.pools.state.processes) <= 1
-        await second.close()
-        expiring.cancel()
+        async with World(2) as world:
+            first, second = world.process("first"), world.process("second")
+            calls = [asyncio.create_task(world.call("first", first, seconds)) for seconds in (5, 100)]
+            await asyncio.sleep(6)
+            first._pools[FUNCTION].calls.close()
+            calls[1].cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+            await first.close()
+            world.most = 0
+            others = [asyncio.create_task(world.call("second", second, 1)) for _ in range(4)]
+            await asyncio.sleep(LEASE_SECONDS - 10)
+            assert world.most == 1, "the step that may go on has the other slot"
+            others += [asyncio.create_task(world.call("second", second, 1)) for _ in range(4)]
+            await asyncio.sleep(20)
+            others += [asyncio.create_task(world.call("second", second, 1)) for _ in range(4)]
+            await asyncio.gather(*others)
+            assert world.most == 2
+            await asyncio.sleep(15)
+            assert world.owner.pools.is_empty
+            await second.close()
 
     run_in_virtual_time(main())
 
@@ -335,5 +338,42 @@ def test_a_process_without_calls_holds_no_slot() -> None:
         updates = world.owner.updates
         await asyncio.sleep(3600)
         assert world.owner.updates == updates
+
+    run_in_virtual_time(main())
+
+
+OTHERS = [f"app-other-{n}" for n in range(4)]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 30])
+@pytest.mark.parametrize(("most", "functions"), [(4, OTHERS[:1]), (4, OTHERS), (2, OTHERS)])
+def test_a_function_with_a_backlog_leaves_slots_of_its_process_to_others(
+    most: int, functions: list[str], seconds: float
+) -> None:
+    """The process may make fewer calls at a time than its functions have slots."""
+
+    async def main() -> None:
+        async with World(limit=10) as world:
+            leases = world.process("p", most, [FUNCTION, *functions])
+
+            async def work(function: str) -> None:
+                while True:
+                    await world.call("p", leases, seconds, function)
+                    started[function] += 1
+
+            started: Counter[str] = Counter()
+            backlog = [asyncio.create_task(work(FUNCTION)) for _ in range(most + 1)]
+            await asyncio.sleep(20 * seconds)
+            assert started[FUNCTION] >= 0.9 * most * 20 - most
+            started.clear()
+            others = [asyncio.create_task(work(function)) for function in functions]
+            await asyncio.sleep(100 * seconds)
+            assert world.most == most
+            assert started.total() >= 0.8 * most * 100
+            fair = min(1, most / (1 + len(functions))) * 100
+            assert min(started[function] for function in functions) >= 0.6 * fair
+            for task in [*backlog, *others]:
+                task.cancel()
+            await asyncio.gather(*backlog, *others, return_exceptions=True)
 
     run_in_virtual_time(main())

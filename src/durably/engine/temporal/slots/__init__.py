@@ -10,15 +10,18 @@ processes and not with calls.
   of a process states all slots that it keeps, and how many more it needs, for all functions of the app. The answer is
   what it holds from then on. A process without calls holds nothing and sends nothing.
 - **A lease has two ends.** The process stops to use its slots ``USE_SECONDS`` after it sent the last request that was
-  answered, by its own monotonic clock. The workflow counts them as free ``LEASE_SECONDS`` after the request arrived.
-  Between the two the server gives up the calls of a process that was stopped, because their heartbeats are missing:
-  their generations are stale, and checkpoints are refused, before the slots are free.
+  answered, by a clock of its own that goes on while the machine is suspended. The workflow counts them as free
+  ``LEASE_SECONDS`` after the request arrived. Between the two the server gives up the calls of a process that was
+  stopped, because their heartbeats are missing: their generations are stale, and checkpoints are refused, before the
+  slots are free.
 - **A call looks at the clock before its function starts and after it has ended**, and is cancelled at the end of the
   lease. Its run makes it again with a new generation, which uses no attempt.
 - **Requests are numbered.** A request that arrives late changes nothing. A process lowers what it uses before it sends
   a request that returns slots, so the workflow never counts fewer slots than are used.
 - **Shares.** A process that needs slots doubles what it has, and returns slots that it did not use between two
-  renewals. If others wait, the answer to a renewal limits it to its share, which it applies as calls end.
+  renewals. If others wait, the answer to a renewal limits it to its share, which it applies as calls end. If the
+  functions of a process want more slots than it may make calls (``max_calls``), it divides them among the functions
+  (``function_slots.py``).
 
 Limits with a key, several limits, throttles, priorities and timeouts stay with the queue of calls (``flow/``): they
 need an order of all calls, or must know when a run's first call begins. So do limits of apps over HTTP.

@@ -6,16 +6,15 @@ import logging
 import os
 import time
 import uuid
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
 from durably.engine.sparse_log import SparseLog
 from durably.engine.temporal.call_slots import CallSlots
-from durably.protocol.limits import MAX_COUNT
 from durably.protocol.text import get_logger
 
+from .function_slots import FunctionSlots, fair_shares
 from .slot_messages import LeaseAnswer, LeaseRequest, WantedSlots
 
 USE_SECONDS = 20.0
@@ -29,6 +28,9 @@ _RELEASE_SECONDS = 2.0
 
 _SILENT_SECONDS = 3.0
 """Seconds of failed requests before a log line."""
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+"""A clock that goes on while the machine is suspended, where there is one."""
 
 _log = SparseLog(get_logger("durably.engine"))
 
@@ -50,7 +52,7 @@ class SlotsClosedError(Exception):
 
 
 class _Lease:
-    """A lease of this process: ``end`` is a time of ``time.monotonic``."""
+    """A lease of this process. Times are those of ``read_clock``."""
 
     def __init__(self) -> None:
         self.process = str(uuid.uuid4())
@@ -61,52 +63,6 @@ class _Lease:
         """The time at which slots are returned that were not used since the time before."""
         self.scopes: set[asyncio.Timeout] = set()
         """The calls with slots."""
-
-
-class _Pool:
-    """The slots of a function under one lease."""
-
-    def __init__(self, calls: CallSlots, most: int) -> None:
-        self.calls = calls
-        self.most = most
-        self.held = 0
-        self.in_use = 0
-        self.most_used = 0
-        self.cancelled_at_stop = 0
-        """Calls whose steps may go on in a thread."""
-        self.share: int | None = None
-        self.limit: int | None = MAX_COUNT
-        self.unlimited_until = 0.0
-        self.waiting: deque[asyncio.Future[None]] = deque()
-
-    @property
-    def usable(self) -> int:
-        return self.held if self.share is None else min(self.held, self.share)
-
-    @property
-    def has_to_return(self) -> bool:
-        return self.share is not None and self.held > max(self.in_use, self.share)
-
-    @property
-    def needed(self) -> int:
-        """Slots to ask for.
-
-        They are as many as are in use, so that a process under load doubles what it has.
-        """
-        if not self.waiting or self.in_use < self.usable or self.held > self.usable:
-            return 0
-        needed = max(len(self.waiting), self.in_use)
-        return needed if self.limit is None else min(needed, max(0, self.limit - self.held))
-
-    def wake(self) -> None:
-        """Let waiting calls look whether they may start."""
-        for future in self.waiting:
-            if not future.done():
-                future.set_result(None)
-
-    def resize(self) -> None:
-        """Ask the server for as many calls as there are slots, and one more."""
-        self.calls.resize(self.most if self.unlimited_until else min(self.most, max(self.held, self.in_use) + 1))
 
 
 class SlotLeases:
@@ -120,7 +76,7 @@ class SlotLeases:
         self._read_limit = read_limit
         self._most = most
         self._lease = _Lease()
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, FunctionSlots] = {}
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._asking: set[asyncio.Future[LeaseAnswer]] = set()
@@ -129,7 +85,7 @@ class SlotLeases:
 
     def add(self, function_id: str) -> CallSlots:
         """The slots of a temporalio worker that makes the calls of a function."""
-        pool = _Pool(CallSlots(1, on_close=self._stop_waiting), self._most)
+        pool = FunctionSlots(CallSlots(1, on_close=self._stop_waiting), self._most)
         self._pools[function_id] = pool
         return pool.calls
 
@@ -153,7 +109,7 @@ class SlotLeases:
         try:
             async with scope:
                 yield
-                if time.monotonic() >= lease.end:
+                if read_clock() >= lease.end:
                     raise SlotLostError
         except TimeoutError:
             if scope.expired():
@@ -166,6 +122,9 @@ class SlotLeases:
             lease.scopes.discard(scope)
             if lease is self._lease:
                 pool.in_use -= 1
+                pool.last_end = read_clock()
+                if pool.local_share is not None:
+                    self._divide()
                 pool.wake()
                 if pool.has_to_return:
                     self._changed.set()
@@ -195,7 +154,7 @@ class SlotLeases:
 
     # calls
 
-    async def _wait(self, pool: _Pool, patience: float) -> None:
+    async def _wait(self, pool: FunctionSlots, patience: float) -> None:
         try:
             async with asyncio.timeout(patience):
                 while not (self._is_closed or pool.calls.is_closed):
@@ -206,7 +165,7 @@ class SlotLeases:
             pass
         raise SlotsClosedError
 
-    async def _wait_for_change(self, pool: _Pool) -> None:
+    async def _wait_for_change(self, pool: FunctionSlots) -> None:
         future = asyncio.get_running_loop().create_future()
         pool.waiting.append(future)
         if self._task is None:
@@ -217,8 +176,8 @@ class SlotLeases:
         finally:
             pool.waiting.remove(future)
 
-    def _may_start(self, pool: _Pool) -> bool:
-        now = time.monotonic()
+    def _may_start(self, pool: FunctionSlots) -> bool:
+        now = read_clock()
         return now < pool.unlimited_until or (now < self._lease.end and pool.in_use < pool.usable)
 
     def _stop_waiting(self) -> None:
@@ -241,7 +200,7 @@ class SlotLeases:
     async def _wait_until_due(self) -> None:
         while not self._is_due():
             self._changed.clear()
-            timeout = self._lease.next_renewal - time.monotonic() if self._has_lease else None
+            timeout = self._lease.next_renewal - read_clock() if self._has_lease else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), timeout)
 
@@ -251,17 +210,31 @@ class SlotLeases:
 
     def _is_due(self, asked: LeaseRequest | None = None) -> bool:
         """Whether a request is due, beside one that has no answer yet."""
-        if self._has_lease and time.monotonic() >= self._lease.next_renewal:
+        if self._has_lease and read_clock() >= self._lease.next_renewal:
             return True
-        room = self._most - sum(pool.held for pool in self._pools.values())
+        room = self._divide()
         return any(
             pool.has_to_return or (room and pool.needed and not _asks_for(asked, function_id))
             for function_id, pool in self._pools.items()
         )
 
+    def _divide(self) -> int:
+        """Divide the slots of the process among its functions if they want more than it may have.
+
+        The result is the number of slots that it may still ask for.
+        """
+        pools = [pool for pool in self._pools.values() if pool.demand or pool.held]
+        is_short = sum(max(pool.demand, pool.held) for pool in pools) > self._most
+        shares = fair_shares(pools, self._most) if is_short else {}
+        for pool in pools:
+            usable, pool.local_share = pool.usable, shares.get(pool)
+            if pool.usable > usable:
+                pool.wake()
+        return self._most - sum(pool.held for pool in pools)
+
     async def _ask(self) -> bool:
         """Whether something has changed."""
-        if self._lease.end and time.monotonic() >= self._lease.end:
+        if self._lease.end and read_clock() >= self._lease.end:
             if self._has_lease or self._lease.scopes:
                 message = "process %d has lost its slots, which it could not renew for %.0f s: their calls are repeated"
                 _log.log(logging.WARNING, message, os.getpid(), USE_SECONDS)
@@ -270,7 +243,7 @@ class SlotLeases:
                 self._lease.end = 0.0  # It had returned all slots.
         try:
             await self._read_limits()
-            sent_at = time.monotonic()
+            sent_at = read_clock()
             request = self._make_request(sent_at)
             if not request.functions and not self._lease.end:
                 return True
@@ -284,7 +257,7 @@ class SlotLeases:
 
     def _note_error(self, error: Exception) -> None:
         """Log an error that lasts: calls of functions with a limit wait."""
-        now = time.monotonic()
+        now = read_clock()
         if self._failing_since is None:
             self._failing_since = now
         elif now - self._failing_since > _SILENT_SECONDS:
@@ -296,7 +269,7 @@ class SlotLeases:
         limits = await asyncio.gather(*map(self._read_limit, pools))
         for pool, limit in zip(pools.values(), limits, strict=True):
             pool.limit = limit
-            pool.unlimited_until = 0.0 if limit is not None else time.monotonic() + USE_SECONDS / 3
+            pool.unlimited_until = 0.0 if limit is not None else read_clock() + USE_SECONDS / 3
             if limit is None:
                 pool.resize()
                 pool.wake()
@@ -307,15 +280,15 @@ class SlotLeases:
         returns_unused = now >= lease.next_return
         if returns_unused:
             lease.next_return = now + USE_SECONDS / 3
-        functions = {}
-        room = self._most - sum(pool.held for pool in self._pools.values())
-        for function_id, pool in self._pools.items():
-            if pool.share is not None:
-                pool.held = max(pool.in_use, min(pool.held, pool.share))
+        for pool in self._pools.values():
+            pool.held = max(pool.in_use, pool.usable)
             if returns_unused:
                 pool.held = max(pool.in_use, min(pool.held, pool.most_used))
                 pool.most_used = pool.in_use
             pool.share = None
+        functions = {}
+        room = self._divide()
+        for function_id, pool in self._pools.items():
             wanted = 0 if pool.limit is None else min(pool.needed, room)
             room -= wanted
             pool.resize()
@@ -334,12 +307,12 @@ class SlotLeases:
         self._asking.add(asking)
         asking.add_done_callback(self._forget)
         while not asking.done():
-            if self._is_due(request) or time.monotonic() >= self._lease.next_renewal:
+            if self._is_due(request) or read_clock() >= self._lease.next_renewal:
                 asking.add_done_callback(partial(self._renew_late, self._lease, sent_at))
                 return None
             self._changed.clear()
             change = asyncio.ensure_future(self._changed.wait())
-            timeout = self._lease.next_renewal - time.monotonic()
+            timeout = self._lease.next_renewal - read_clock()
             await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             change.cancel()
         return asking.result()
@@ -357,7 +330,7 @@ class SlotLeases:
             for function_id, pool in self._pools.items()
             if pool.held
         )
-        if is_held and self._has_lease and time.monotonic() < lease.end:
+        if is_held and self._has_lease and read_clock() < lease.end:
             self._extend(sent_at + USE_SECONDS)
 
     def _extend(self, end: float) -> None:
@@ -377,7 +350,7 @@ class SlotLeases:
 
     def _apply(self, answer: LeaseAnswer, request: LeaseRequest, sent_at: float) -> bool:
         end = sent_at + USE_SECONDS
-        if answer.is_lost or time.monotonic() >= end or (self._lease.end and time.monotonic() >= self._lease.end):
+        if answer.is_lost or read_clock() >= end or (self._lease.end and read_clock() >= self._lease.end):
             self._lose()
             return False
         lease = self._lease
@@ -396,15 +369,20 @@ class SlotLeases:
 
     def _lose(self) -> None:
         """Use no slot any more. The calls of the lease are cancelled by their scopes."""
-        self._lease.end = min(self._lease.end, time.monotonic())
+        self._lease.end = min(self._lease.end, read_clock())
         for scope in self._lease.scopes:
             if not scope.expired():
                 scope.reschedule(_loop_time(self._lease.end))
         self._lease = _Lease()
         for pool in self._pools.values():
-            pool.held, pool.in_use, pool.most_used, pool.share = 0, 0, 0, None
+            pool.held, pool.in_use, pool.most_used, pool.share, pool.local_share = 0, 0, 0, None, None
             pool.resize()
             pool.wake()
+
+
+def read_clock() -> float:
+    """Seconds of a clock that is never set."""
+    return time.clock_gettime(_CLOCK)
 
 
 def _asks_for(request: LeaseRequest | None, function_id: str) -> bool:
@@ -412,5 +390,5 @@ def _asks_for(request: LeaseRequest | None, function_id: str) -> bool:
     return wanted is not None and wanted.wanted > 0
 
 
-def _loop_time(monotonic: float) -> float:
-    return asyncio.get_running_loop().time() + monotonic - time.monotonic()
+def _loop_time(time_: float) -> float:
+    return asyncio.get_running_loop().time() + time_ - read_clock()
