@@ -38,6 +38,7 @@ def reported(events: list[dict[str, Any]]) -> list[tuple[str, str | None, str]]:
     return [(each["durably.function"], each.get("durably.step"), each["durably.attempt"]) for each in tags]
 
 
+@pytest.mark.slow
 def test_each_failed_run_is_reported_once(events: list[dict[str, Any]]) -> None:
     own = of_app(events, "run")
     assert reported(own) == [("run-step-fails", None, "0"), ("run-function-fails", None, "1")]

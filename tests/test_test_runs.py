@@ -61,6 +61,7 @@ def test_a_forked_child_of_a_test_run_runs_tests() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.slow
 def test_a_program_that_a_test_starts_runs_no_tests(tmp_path: Path) -> None:
     """Although it inherits pytest's variables, imports pytest and even Django's test client."""
     assert os.environ["PYTEST_CURRENT_TEST"]

@@ -25,7 +25,7 @@ LONG = {"cost", "memory", "sleeping", "virtual", "soak"}
 @pytest.mark.parametrize(
     "name",
     [
-        *variants(sorted(set(ROWS) - LONG - set(PEERS)), ["latency"]),
+        *variants(sorted(set(ROWS) - LONG - set(PEERS)), []),
         *(pytest.param(name, marks=pytest.mark.soak) for name in sorted(PEERS)),
     ],
 )

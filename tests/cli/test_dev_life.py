@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from ..variants import variants
 from . import apps
 from .conftest import TIMEOUT_SECONDS, Command, Run, Start, write
 
@@ -73,7 +74,7 @@ def test_without_reload_a_crash_of_the_app_ends_all(start: Start, directory: Pat
     assert "Traceback" not in dev.output
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", variants([signal.SIGINT, signal.SIGTERM], [signal.SIGTERM]))
 def test_a_signal_ends_the_app_too_in_its_own_way(start: Start, directory: Path, how: signal.Signals) -> None:
     lifespan = """
     import contextlib
@@ -143,6 +144,7 @@ def test_an_engine_whose_database_was_deleted_ends_and_says_why(start: Start, di
     assert "Error: the engine stopped by itself: the database was deleted" in dev.output
 
 
+@pytest.mark.slow
 def test_an_app_that_runs_elsewhere_is_synced_whenever_it_comes_up(start: Start, directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]

@@ -38,7 +38,7 @@ class Windows:
         self._free: dict[bool, list[Page]] = {True: [], False: []}
 
     def take(self, *, javascript: bool) -> Page:
-        """A page that no test uses now. It may still show another test's page."""
+        """A page that no test uses now."""
         return self._free[javascript].pop() if self._free[javascript] else self._open(javascript)
 
     def _open(self, javascript: bool) -> Page:
@@ -49,6 +49,7 @@ class Windows:
         return context.new_page()
 
     def give_back(self, page: Page, *, javascript: bool) -> None:
+        page.goto("about:blank")  # A live page has requests under way, whose answers would set its cookie again.
         page.context.clear_cookies()
         self._free[javascript].append(page)
 
@@ -130,8 +131,6 @@ def open_page(browser: BrowserThread, windows: Windows, site: Site) -> Iterator[
             page.remove_listener("console", on_console)
             page.remove_listener("pageerror", on_error)
             page.remove_listener("request", on_request)
-            if not page.url.startswith(site.origin):
-                page.goto(site.origin)  # the other server is about to stop, which a live page would report
             windows.give_back(page, javascript=javascript)
 
         done.append(close)

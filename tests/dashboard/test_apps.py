@@ -4,6 +4,7 @@ import datetime as dt
 import re
 from zoneinfo import ZoneInfo
 
+import pytest
 from playwright.sync_api import expect
 
 from .conftest import OpenPage
@@ -45,6 +46,7 @@ def test_no_schedules_and_no_apps(open_page: OpenPage, empty_site: Site) -> None
     expect(page.locator(".empty h2")).to_have_text("No app has synced yet")
 
 
+@pytest.mark.slow
 def test_an_app_that_does_not_answer_needs_attention(open_page: OpenPage, site: Site) -> None:
     site.add("tests.dashboard.hostile_app:app")
     site.stop("tests.dashboard.hostile_app:app")

@@ -1,5 +1,6 @@
 """The pages of events: what they started, and sending of events."""
 
+import pytest
 from playwright.sync_api import expect
 
 from .conftest import OpenPage
@@ -47,6 +48,7 @@ def test_an_event_is_sent_and_sent_again(open_page: OpenPage, site: Site) -> Non
     expect(page.get_by_label("Data, a JSON object")).to_have_value('{\n  "week": 12\n}')
 
 
+@pytest.mark.slow
 def test_events_are_filtered_by_their_url(open_page: OpenPage, site: Site) -> None:
     page = open_page("/events")
     expect(page.locator("[data-row]").first).to_be_visible()

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from playwright.sync_api import expect
 
 from durably.engine.views import RunStatus
@@ -34,6 +35,7 @@ def test_the_overview_is_live_and_keeps_what_is_open(open_page: OpenPage, site: 
     expect(page.locator("#chart-table")).to_have_attribute("open", "")
 
 
+@pytest.mark.slow
 def test_ranges_of_time_are_links(open_page: OpenPage) -> None:
     page = open_page("/", javascript=False)
     page.get_by_role("navigation", name="Range of time").get_by_role("link", name="7d").click()
@@ -135,6 +137,7 @@ def test_durations_of_steps(open_page: OpenPage, site: Site) -> None:
     expect(times.get_by_role("row").filter(has_text="Whole run")).to_contain_text(" s")
 
 
+@pytest.mark.slow
 def test_runs_are_counted_before_they_are_cancelled_together(open_page: OpenPage, site: Site) -> None:
     events = [site.send("refund/requested", {"order": order, "amount": 7777}) for order in ("B-1", "B-2")]
     for event_id in events:

@@ -45,6 +45,7 @@ def test_hostile_names_are_shown_as_they_are(open_page: OpenPage, hostile: Site)
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
 
 
+@pytest.mark.slow
 def test_an_output_of_4_mb_is_fetched_when_it_is_asked_for(open_page: OpenPage, hostile: Site) -> None:
     path = run_path(hostile, "large")
     page = open_page(path)
@@ -53,6 +54,7 @@ def test_an_output_of_4_mb_is_fetched_when_it_is_asked_for(open_page: OpenPage, 
     expect(page.locator("main")).to_contain_text("100,000 items")
 
 
+@pytest.mark.slow
 def test_a_run_of_1000_steps(open_page: OpenPage, hostile: Site) -> None:
     path = run_path(hostile, "steps")
     began = time.monotonic()

@@ -56,6 +56,7 @@ def test_no_page_scrolls_sideways(open_page: OpenPage, site: Site) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
 
 
+@pytest.mark.slow
 def test_pages_without_javascript(open_page: OpenPage) -> None:
     page = open_page("/runs", javascript=False)
     for path, heading in PAGES.items():

@@ -1,5 +1,6 @@
 """Modules of a run's page: choosing steps, zooming, updates, values that are loaded later."""
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from durably.engine.views import RunStatus, RunView
@@ -90,6 +91,7 @@ def test_the_time_axis_is_zoomed(open_page: OpenPage, site: Site) -> None:
     page.wait_for_url("**step=*")
 
 
+@pytest.mark.slow
 def test_a_run_can_be_read_without_javascript(open_page: OpenPage, site: Site) -> None:
     run = ended(site, "settle-invoice", RunStatus.FAILED)
     page = open_page(f"/runs/{run.id}", javascript=False)
@@ -101,6 +103,7 @@ def test_a_run_can_be_read_without_javascript(open_page: OpenPage, site: Site) -
     expect(page.locator("#detail h2").first).to_have_text("convert-to-euros")
 
 
+@pytest.mark.slow
 def test_the_rest_of_a_value_is_loaded_when_it_is_asked_for(open_page: OpenPage, site: Site) -> None:
     data = {"order": "L-4", "amount": 1, "reason": "x" * 3000, "items": [{"n": n, "in": [n] * 3} for n in range(350)]}
     run = site.run_of(site.send("refund/requested", data), until=lambda run: True)

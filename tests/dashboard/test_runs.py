@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from playwright.sync_api import Page, expect
 
 from durably.engine.views import RunStatus
@@ -36,6 +37,7 @@ def test_the_list_is_filtered_by_its_url(open_page: OpenPage, site: Site) -> Non
     expect(page.get_by_role("heading", name="No run matches the filter")).to_be_visible()
 
 
+@pytest.mark.slow
 def test_each_part_of_a_row_opens_the_run(open_page: OpenPage, site: Site) -> None:
     run_id = failed_run(site)
     for part in (".id", "time"):

@@ -183,6 +183,7 @@ def test_each_error_has_its_status(any_shop: Shop) -> None:
         assert call("POST", f"{origin}/orders", body).status == any_shop.invalid
 
 
+@pytest.mark.slow
 def test_an_order_is_placed_once(shop: Shop) -> None:
     again = call("POST", f"{shop.origin}/orders", {"order_id": place(shop).removeprefix("order-")})
     assert (again.status, again.type) == (409, "application/problem+json")
@@ -197,6 +198,7 @@ def test_the_gateway_is_for_the_staff(any_shop: Shop) -> None:
     assert call("GET", url, headers=any_shop.staff).status in (200, 202)
 
 
+@pytest.mark.slow
 def test_an_order_is_shipped(shop: Shop) -> None:
     order = place(shop)
     api = f"{shop.origin}/api/orders/{order}"
@@ -209,6 +211,7 @@ def test_an_order_is_shipped(shop: Shop) -> None:
     assert call("GET", api, headers=shop.staff).body[STATUS] == "completed"
 
 
+@pytest.mark.slow
 def test_an_order_is_cancelled(shop: Shop) -> None:
     order = place(shop)
     cancelled = call("POST", f"{shop.origin}/orders/{order}/cancel")
@@ -218,6 +221,7 @@ def test_an_order_is_cancelled(shop: Shop) -> None:
     assert call("GET", f"{shop.origin}/orders/{order}").body[STATUS] == "CANCELED"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", ["activity_task_scheduled", "activity_task_completed"])
 def test_what_a_cancelled_order_had_reserved_is_put_back(event: str, shop: Shop) -> None:
     order = place(shop)
@@ -239,7 +243,8 @@ def wait_for_event(shop: Shop, order: str, event: str) -> None:
     raise AssertionError(f"the order ended without {event}")
 
 
-@pytest.mark.parametrize("framework", variants(["fastapi", "flask"], ["fastapi"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("framework", ["fastapi", "flask"])
 def test_customers_reach_their_own_orders(framework: str, shops: Callable[[str], Shop]) -> None:
     shop, order_id = shops(framework), uuid.uuid4().hex
     api = f"{shop.origin}/api/orders"

@@ -60,7 +60,7 @@ def runs_after_commit(cluster: Cluster) -> list[tuple[str, int]]:
 SERVERS = {"gunicorn": gunicorn("flask_app", WORKERS), "uvicorn": uvicorn("fast_api_app", WORKERS)}
 
 
-@pytest.mark.parametrize("server", variants(SERVERS, ["gunicorn"]))
+@pytest.mark.parametrize("server", variants(SERVERS, []))
 def test_workers_are_killed(server: str, tmp_path: Path) -> None:
     random_ = random.Random(7)
     with serving(SERVERS[server], tmp_path) as cluster:

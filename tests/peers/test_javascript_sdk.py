@@ -88,7 +88,7 @@ def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]
         yield started
 
 
-@pytest.mark.parametrize("name", variants(COMPLETED, COMPLETED.keys() - {"race"}))
+@pytest.mark.parametrize("name", variants(COMPLETED, COMPLETED.keys() - {"race", "group-race"}))
 def test_a_function_completes(app: PeerApp, name: str) -> None:
     if app.is_cloud and name in SLOW_IN_CLOUD:
         pytest.skip("production's backoff is long")

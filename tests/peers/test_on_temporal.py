@@ -6,18 +6,17 @@ import pytest
 
 from ..conformance import wire
 from ..conformance.engine_under_test import Engine
-from ..variants import variants
 from . import node, test_javascript_sdk, test_python_sdk
 from .conftest import Provider
 from .harness import PeerApp, running_app, uvicorn
 
-pytestmark = pytest.mark.timeout(node.INSTALL_SECONDS + 100)
+pytestmark = [pytest.mark.timeout(node.INSTALL_SECONDS + 100), pytest.mark.slow]
 
 NAMES = ["run", "wait", "invoke", "parallel", "infer", "step-fail", "non-retriable"]
 SDKS = {"python": test_python_sdk, "javascript": test_javascript_sdk}
 
 
-@pytest.fixture(scope="module", params=variants(SDKS, ["javascript"]))
+@pytest.fixture(scope="module", params=SDKS)
 def app(request: pytest.FixtureRequest, temporal_engine: Engine, provider: Provider) -> Iterator[PeerApp]:
     if request.param == "javascript":
         node.install_packages()

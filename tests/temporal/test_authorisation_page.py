@@ -53,6 +53,7 @@ def test_each_example_has_its_test() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_each_user(serve_example: Any) -> None:
     with serve_example("Each user has their own workflows") as shop:
         place = shop.place("ada").headers["Location"]

@@ -237,7 +237,7 @@ async def test_a_worker_that_never_ran_leaves_its_task_queue_to_others(temporal:
         make()
     release_task_queue(first)
     async with make() as running:
-        while not running.is_running:
+        while not running.is_running:  # noqa: ASYNC110  Nobody tells.
             await asyncio.sleep(0.01)
         release_task_queue(running)
         assert not running.is_shutdown

@@ -65,6 +65,7 @@ def describe(server: DevServer, task_queue: str) -> Callable[[str], Any]:
     return describe
 
 
+@pytest.mark.slow
 def test_an_activity_whose_worker_was_killed_is_done_by_another(
     work: Callable[[], WorkerProcess],
     describe: Callable[[str], Any],

@@ -103,6 +103,7 @@ def test_a_change_restarts_it(start: Start, directory: Path, temporal: Temporal,
     assert greet(temporal, queue) == ["good day you", "good day you, asynchronously"]
 
 
+@pytest.mark.slow
 def test_errors_are_one_line(start: Start) -> None:
     command = start("worker", "--task-queue", "none")
     assert command.wait() == 1

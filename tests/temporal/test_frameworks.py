@@ -19,7 +19,7 @@ from .serve import ALIKE, SERVERS
 pytestmark = pytest.mark.usefixtures("worker")
 
 
-@pytest.fixture(params=ALIKE)
+@pytest.fixture(params=variants(ALIKE, ["fastapi", "flask", "django-wsgi"]))
 def app(request: pytest.FixtureRequest, apps: Callable[..., AppServer]) -> AppServer:
     return apps(request.param)
 

@@ -32,6 +32,7 @@ def process():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("worker")
 def test_workers_forked_from_a_connected_app_serve_and_end(server: DevServer, tmp_path: Path) -> None:
     (tmp_path / "preloaded_app.py").write_text(textwrap.dedent(APP))

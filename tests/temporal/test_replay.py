@@ -262,6 +262,7 @@ async def test_encrypted_histories_need_their_key(
         replay_histories(offline(module, EncryptionCodec(EncryptionKey.generate("b"))), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_fetches_and_saves_histories_and_finds_changed_code(
     played: dict[str, str], server: DevServer, directory: Path, run: Run
 ) -> None:

@@ -101,6 +101,7 @@ async def notices(gateway: Gateway, handle: SyncWorkflowHandle[None, None]) -> l
     return found
 
 
+@pytest.mark.slow
 async def test_descriptions_tell_why_a_workflow_does_not_go_on(gateway: Gateway, stuck: Handles) -> None:
     [broken] = await notices(gateway, stuck["BrokenWorkflow"])
     assert broken.startswith("the workflow's task fails, attempt ")

@@ -10,6 +10,7 @@ pytest_plugins = ["pytester"]
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "test.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_examples(pytester: pytest.Pytester) -> None:
     files = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
     assert set(files) == {

@@ -197,6 +197,7 @@ async def test_a_process_that_lacks_the_function_uses_up_no_attempt(
         await new.engine.stop()
 
 
+@pytest.mark.slow
 async def test_a_server_that_is_away_delays_the_start_and_fails_sends_in_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

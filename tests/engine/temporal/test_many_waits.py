@@ -153,6 +153,7 @@ async def test_a_large_event_reaches_each_of_several_waits(restless: DevServer) 
         await app.client.get_workflow_handle(wait_workflow_id(app.event("reply"), None, None)).result()
 
 
+@pytest.mark.slow
 async def test_a_wait_that_a_workflow_cannot_hold_fails_its_step(
     restless: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

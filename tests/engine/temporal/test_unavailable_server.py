@@ -75,6 +75,7 @@ async def test_a_denied_namespace_prevents_the_start_and_is_named(denying: Denyi
         await within(app.engine.start())
 
 
+@pytest.mark.slow
 async def test_runs_and_events_continue_after_their_server_was_away(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:

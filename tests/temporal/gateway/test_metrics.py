@@ -110,6 +110,7 @@ def two_free_ports() -> int:
             return port
 
 
+@pytest.mark.slow
 def test_each_process_serves_its_own(server: DevServer) -> None:
     """A fork after the parent has counted, as under gunicorn with --preload. It exits without a delay."""
     code = """

@@ -90,7 +90,7 @@ def test_an_invalid_security_scheme_is_refused(scheme: dict[str, str], words: st
         gateway(security_schemes={"token": scheme})
 
 
-@pytest.mark.parametrize("name", [*(name for name in SERVERS if name != "fastapi"), "starlette"])
+@pytest.mark.parametrize("name", variants([*(name for name in SERVERS if name != "fastapi"), "starlette"], ["flask"]))
 def test_the_docs_page_shows_the_document(name: str, apps: Callable[..., AppServer]) -> None:
     app = apps(name)
     page = app.get("/open/docs")

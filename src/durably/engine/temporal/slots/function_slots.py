@@ -1,4 +1,4 @@
-"""The slots of a function that this process holds, and their division among functions."""
+"""The slots of a function that this process holds, and their division."""
 
 import asyncio
 from collections import deque
@@ -65,9 +65,10 @@ class FunctionSlots:
 
 
 def fair_shares(pools: list[FunctionSlots], most: int) -> dict[FunctionSlots, int]:
-    """Equal shares of ``most`` slots, but no more than a pool has calls for, or holds if others need none.
+    """Equal shares of ``most`` slots, but none without a use.
 
-    If there are more pools than slots, those without calls take turns.
+    A pool gets no more than it has calls for, or holds while others need none. If there are more pools than slots,
+    those without calls take turns.
     """
     waiting = [pool for pool in pools if pool.demand]
     if len(waiting) > most:

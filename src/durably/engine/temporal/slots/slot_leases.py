@@ -219,7 +219,7 @@ class SlotLeases:
         )
 
     def _divide(self) -> int:
-        """Divide the slots of the process among its functions if they want more than it may have.
+        """Divide the slots among functions that want more than the process may have.
 
         The result is the number of slots that it may still ask for.
         """
