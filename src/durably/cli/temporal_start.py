@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
 from durably.protocol.text import get_logger
 
 from .temporal import require_temporal
@@ -21,16 +20,14 @@ if TYPE_CHECKING:
     from durably.engine.settings import EngineSettings
     from durably.temporal import Temporal
 
-_REFUSED = {
-    "retention": UNUSED_SETTINGS["retention"],
+_SETTINGS = {
+    "retention": "retention",
     **dict.fromkeys(
-        ("alert_url", "alert_emails", "smtp_url", "alert_from", "alert_interval", "dashboard_url"),
-        UNUSED_SETTINGS["alerts"],
+        ("alert_url", "alert_emails", "smtp_url", "alert_from", "alert_interval", "dashboard_url"), "alerts"
     ),
-    "metrics_address": "Temporal's server has the metrics of workflows and activities",
-    "otel": UNUSED_SETTINGS["tracing"],
+    "otel": "tracing",
 }
-"""Options that do nothing on Temporal, with the reasons."""
+"""Options that give settings of an engine."""
 
 _NOT_SEEN = (
     "runs are executed by all processes on this Temporal server, so this one does not log them, and its /metrics has "
@@ -43,10 +40,14 @@ _logger = get_logger("durably.start")
 
 def refuse_options(context: click.Context) -> None:
     """Raises ``CliError`` for an option that the engine on Temporal does not have."""
+    from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
+
+    reasons = {option: UNUSED_SETTINGS[setting] for option, setting in _SETTINGS.items()}
+    reasons["metrics_address"] = "Temporal's server has the metrics of workflows and activities"
     for parameter in context.command.params:
         name = parameter.name or ""
-        if name in _REFUSED and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            raise CliError(f"{parameter.opts[0]} cannot be used with --temporal: {_REFUSED[name]}")
+        if name in reasons and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            raise CliError(f"{parameter.opts[0]} cannot be used with --temporal: {reasons[name]}")
 
 
 def server_on_temporal(
