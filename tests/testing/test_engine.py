@@ -313,13 +313,17 @@ async def test_wrong_options_are_refused_as_by_any_engine() -> None:
     def odd(ctx: durably.ContextSync) -> None: ...
 
     engine = TestEngine(client, [odd])
+    before = threading.enumerate()
     with pytest.raises(durably.errors.Error, match="shop-odd"):
         async with engine:
             pass
     with pytest.raises(RuntimeError, match="is not open"):
         engine.runs()
     assert client.in_process is None
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("durably-writer")]
+    for thread in set(threading.enumerate()).difference(before):
+        if thread.name.startswith("durably-writer"):
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 async def test_calls_that_are_too_large_for_one_body() -> None:
