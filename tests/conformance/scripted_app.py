@@ -6,7 +6,6 @@ import queue
 import socket
 import threading
 import uuid
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,7 +98,7 @@ class Function:
     def next_call(self) -> Call:
         """The next call of this function, which the engine has to make within ``CALL_SECONDS``."""
         try:
-            return self.app.calls[self.id].get(timeout=CALL_SECONDS)
+            return self.app.calls_of(self.id).get(timeout=CALL_SECONDS)
         except queue.Empty:
             raise AssertionError(f"the engine did not call {self.id} within {CALL_SECONDS} s") from None
 
@@ -119,7 +118,7 @@ class Function:
 
     @property
     def has_call(self) -> bool:
-        return not self.app.calls[self.id].empty()
+        return not self.app.calls_of(self.id).empty()
 
 
 class ScriptedApp:
@@ -128,8 +127,12 @@ class ScriptedApp:
     def __init__(self, engine: Engine, url: str) -> None:
         self.engine, self.url = engine, url
         self.id = f"conf-{uuid.uuid4().hex[:8]}"
-        self.calls: dict[str, queue.Queue[Call]] = defaultdict(queue.Queue)
+        self.calls: dict[str, queue.Queue[Call]] = {}
         self._configs: list[dict[str, Any]] = []
+
+    def calls_of(self, function_id: str) -> "queue.Queue[Call]":
+        """For any thread. (A ``defaultdict`` may make two queues for threads that ask at the same time.)"""
+        return self.calls.setdefault(function_id, queue.Queue())
 
     def function(self, name: str = "fn", *, retries: int | None = None, **config: Any) -> Function:
         """Register a function, triggered by an event of its own unless ``triggers`` says otherwise."""
@@ -177,7 +180,7 @@ def serving_scripted_app(
             raw = self.rfile.read(int(self.headers.get("content-length") or 0))
             query = {name: values[0] for name, values in parse_qs(urlsplit(self.path).query).items()}
             call = Call(query, {name.lower(): value for name, value in self.headers.items()}, raw)
-            app.calls[query.get("fnId", "")].put(call)
+            app.calls_of(query.get("fnId", "")).put(call)
             try:
                 answer = call._answered.get(timeout=60)
             except queue.Empty:
