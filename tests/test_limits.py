@@ -17,7 +17,7 @@ from durably.engine.interface import EventLimit, RunLimit
 from durably.engine.scheduling import annotations, changes
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite import count_tables as counts
-from durably.engine.sqlite import event_search, run_search, search_pages, walks
+from durably.engine.sqlite import event_search, run_search, search_pages, status_counts, walks
 from durably.engine.temporal import workflow_engine
 from durably.engine.temporal.flow import gate, refusals
 from durably.engine.temporal.routing import topic_workflow, wait_keys, wait_workflow
@@ -120,6 +120,9 @@ EXPECTED = {
     "runs that one request of a search looks at": f"{walks.PORTION:,}, or {walks.ID_PORTION:,} ids",
     "runs for which a search evaluates an expression": (
         f"{search_pages.MOST_EVALUATED:,} in {search_pages.LONGEST_SECONDS} s"
+    ),
+    "runs that the list of runs counts for each status": (
+        f"{status_counts.MOST_COUNTED:,}, of {status_counts.PORTION:,} that it looks at"
     ),
     "an output in the page of a search": size(run_search.LONGEST_OUTPUT),
     "runs of an event in the page of a search": f"{event_search.MOST_RUNS}",

@@ -88,8 +88,11 @@ def test_a_run_is_found_by_the_end_of_its_id(open_page: OpenPage, site: Site) ->
 def test_the_list_shows_new_runs_by_itself(open_page: OpenPage, site: Site) -> None:
     page = open_page("/runs?function=back-office-report-sales")
     page.evaluate("window.wasNotReloaded = true")
+    completed = page.get_by_role("navigation", name="Numbers of runs").get_by_role("link", name="Completed")
+    before = int(completed.locator(".number").inner_text())
     run = site.run_of(site.send("report/requested"))
     expect(page.locator(f"#run-{run.id}")).to_contain_text("Completed")
+    expect(completed).to_have_text(f"Completed {before + 1}")
     assert page.evaluate("window.wasNotReloaded")
 
 
@@ -176,6 +179,19 @@ def test_steps_are_bars_with_attempts_and_values(open_page: OpenPage, site: Site
     step = page.locator("#detail")
     expect(step).to_contain_text("the carrier's van has left")
     expect(step).to_contain_text("JD014600003SE")
+
+
+def test_a_status_is_chosen_by_its_number(open_page: OpenPage, site: Site) -> None:
+    failed_run(site)
+    page = open_page("/runs?function=back-office-settle-invoice", javascript=False)
+    link = page.get_by_role("navigation", name="Numbers of runs").get_by_role("link", name="Failed")
+    number = link.locator(".number").inner_text()
+    link.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/runs?function=back-office-settle-invoice&status=Failed")
+    expect(page.locator("[data-row]")).to_have_count(int(number))
+    expect(link).to_have_attribute("aria-current", "true")
+    expect(page.get_by_label("Status")).to_have_value("Failed")
 
 
 def test_a_run_is_read_without_javascript(open_page: OpenPage, site: Site) -> None:

@@ -39,6 +39,7 @@ from .reports import (
     RunPage,
     RunReport,
     ScheduleView,
+    StatusCounts,
 )
 from .views import (
     AppView,
@@ -247,6 +248,21 @@ class Engine:
 
         A search looks at a limited number of runs: a page may have fewer runs than ``limit``, or none, and a cursor.
         Outputs of more than 16 KiB are left out. Raises ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/search/runs/counts")
+    async def count_runs(
+        self,
+        *,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+    ) -> StatusCounts:
+        """Count runs by status; see ``search_runs`` for the conditions.
+
+        Counts may stop at 1,000 runs of a status, or after a limited number of other runs. They are then not complete.
         """
 
     @operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
@@ -597,6 +613,7 @@ class SyncEngine(Engine):
     event_runs_sync = blocking(Engine.event_runs)
     list_runs_sync = blocking(Engine.list_runs)
     search_runs_sync = blocking(Engine.search_runs)
+    count_runs_sync = blocking(Engine.count_runs)
     get_run_sync = blocking(Engine.get_run)
     wait_for_run_sync = blocking(Engine.wait_for_run)
     run_steps_sync = blocking(Engine.run_steps)

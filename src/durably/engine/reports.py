@@ -326,13 +326,22 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MatchCount(msgspec.Struct, frozen=True, kw_only=True):
-    """The number of runs that a bulk operation would apply to.
+    """A number of runs, such as that which a bulk operation would apply to.
 
     ``is_complete`` is false if it is at least that many.
     """
 
     count: int
     is_complete: bool
+
+
+class StatusCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of runs by status.
+
+    Statuses that the engine does not distinguish are missing.
+    """
+
+    counts: dict[RunStatus, MatchCount]
 
 
 class Feature(StrEnum):

@@ -34,6 +34,7 @@ from durably.engine.reports import (
     Overview,
     RunPage,
     ScheduleView,
+    StatusCounts,
 )
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.event_routing import EventOutcomes
@@ -48,6 +49,7 @@ from durably.engine.sqlite.function_queries import count_matching_runs
 from durably.engine.sqlite.run_search import RunFilter, search_runs
 from durably.engine.sqlite.run_tables import find_run_key
 from durably.engine.sqlite.search_pages import Budget
+from durably.engine.sqlite.status_counts import count_by_status
 from durably.engine.views import (
     AppView,
     AttemptView,
@@ -347,6 +349,25 @@ class SqliteEngine(LocalEngine):
         return await self._reader.read(
             lambda connection: search_runs(connection, wanted, limit, cursor, first_call_at, budget)
         )
+
+    async def count_runs(
+        self,
+        *,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+    ) -> StatusCounts:
+        wanted = RunFilter(
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=to_optional_milliseconds(started_after),
+            started_before=to_optional_milliseconds(started_before),
+        )
+        first_call_at = self._runtime.executor.first_call_at
+        return await self._reader.read(lambda connection: count_by_status(connection, wanted, first_call_at))
 
     async def get_run(self, run_id: str) -> RunView | None:
         first_call_at = self._runtime.executor.first_call_at

@@ -1,6 +1,7 @@
 """The list of runs, and the search by an id."""
 
 import datetime as dt
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
@@ -8,14 +9,17 @@ from urllib.parse import quote
 import pytest
 
 import durably
+from durably.engine.core.errors import NotSupportedError
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.messages import Action
-from durably.engine.reports import RunPage
+from durably.engine.reports import RunPage, StatusCounts
+from durably.engine.views import RunStatus
 from durably.testing import TestEngine
 
 from .pages import get, header, page, post, token_of
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+STATUSES = [status.lower() for status in RunStatus]
 
 
 @pytest.fixture
@@ -183,6 +187,47 @@ async def test_a_search_is_continued_until_a_run_is_found(
     monkeypatch.setattr(engine._engine, "search_runs", search_runs)
     assert shown(await page(dashboard, "/runs", "if=true"), run_id) == [True]
     assert cursors == [None, "cursor 1", "cursor 2"]
+
+
+async def test_statuses_have_links_with_the_number_of_their_runs(
+    engine: TestEngine, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await counts_of(dashboard) == {"all": "0"} | dict.fromkeys(STATUSES, "0")
+    await place(engine, 5, 6, 500)
+    await engine.send(durably.Event(name="order/shipped"))
+    everything = {"all": "4", "scheduled": "0", "running": "1", "completed": "2", "failed": "1"}
+    assert await counts_of(dashboard) == {**everything, "cancelled": "0", "skipped": "0"}
+    found = await counts_of(dashboard, "function=shop-ship&status=failed&cursor=1&did=rerun")
+    assert found == {**dict.fromkeys(STATUSES, "0"), "all": "3", "completed": "2", "failed": "1"}
+    text = await page(dashboard, "/runs", "function=shop-ship&status=failed&event=order/placed")
+    assert re.findall(r'id="count-(\w+)" href="([^"]*)" aria-current', text) == [
+        ("failed", "/runs?event=order%2Fplaced&amp;function=shop-ship&amp;status=Failed")
+    ]
+    assert 'id="count-all" href="/runs?event=order%2Fplaced&amp;function=shop-ship"' in text
+    for query in ("if=true", "id=ABC"):
+        assert await counts_of(dashboard, query) == {}, "they are not counted"
+    monkeypatch.setattr("durably.engine.sqlite.status_counts.MOST_COUNTED", 1)
+    found = await counts_of(dashboard)
+    assert (found["all"], found["completed"], found["failed"]) == ("3+", "1+", "1")
+
+
+async def test_an_engine_that_counts_no_runs_has_its_list(
+    engine: TestEngine, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def count_runs(**options: object) -> StatusCounts:
+        raise NotSupportedError("not here")
+
+    monkeypatch.setattr(engine._engine, "count_runs", count_runs)
+    [run_id] = await place(engine, 5)
+    assert shown(await page(dashboard, "/runs"), run_id) == [True]
+    assert await counts_of(dashboard) == {}
+
+
+async def counts_of(dashboard: Dashboard, query: str = "") -> dict[str, str]:
+    """The numbers of the links by status."""
+    text = await page(dashboard, "/runs", query)
+    links = re.findall(r'id="count-(\w+)".*?<span class="number">([^<]*)(?:<abbr[^>]*>(\+))?', text, re.DOTALL)
+    return {status: number + plus for status, number, plus in links}
 
 
 async def test_the_overview_links_to_the_runs_of_its_range(engine: TestEngine, dashboard: Dashboard) -> None:

@@ -2,19 +2,23 @@
 
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.client import HttpEngine
-from durably.engine.sqlite import run_search, search_pages, walks
+from durably.engine.reports import MatchCount
+from durably.engine.sqlite import run_search, search_pages, status_counts, walks
 from durably.engine.sqlite.run_search import RunFilter, search_runs
 from durably.engine.sqlite.search_pages import Budget
+from durably.engine.sqlite.status_counts import count_by_status
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView
 
@@ -95,6 +99,29 @@ def test_a_search_finds_what_a_look_at_each_run_finds(
     connection.close()
 
 
+@pytest.mark.parametrize(("portion_of_counts", "most"), [(3, 1000), (17, 4), (10_000, 1000)])
+def test_counts_are_those_of_a_look_at_each_run_or_less(
+    tmp_path: Path, portion_of_counts: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_search, "_MOST_OF_EVENT_NAME", 10)
+    monkeypatch.setattr(status_counts, "PORTION", portion_of_counts)
+    monkeypatch.setattr(status_counts, "MOST_COUNTED", most)
+    history = RandomHistory(5)
+    connection = history.write(tmp_path / "engine.db")
+    chosen, complete = random.Random(5), 0
+    for _ in range(40):
+        wanted = msgspec.structs.replace(random_filter(history, chosen)[0], status=None, condition=None)
+        expected = Counter(run.status for run in history.runs if matches(run, wanted, None))
+        counts = count_by_status(connection, wanted, lambda key: None).counts
+        assert [*counts] == [*RunStatus]
+        for status, found in counts.items():
+            assert found.count <= min(expected[status], most), (wanted, status)
+            assert not found.is_complete or found.count == expected[status], (wanted, status)
+            complete += found.is_complete
+    assert (complete == 40 * len(RunStatus)) is (portion_of_counts == 10_000)
+    connection.close()
+
+
 def test_runs_are_found_by_their_ids_and_by_those_of_their_events(tmp_path: Path, portion: int) -> None:
     history = RandomHistory(7)
     connection = history.write(tmp_path / "engine.db")
@@ -171,6 +198,9 @@ async def test_runs_are_searched_over_http(engine: SqliteEngine, app: SmallApp, 
     rest = await client.search_runs(function_id="app-work", if_exp="output.total > 0", limit=1, cursor=page.cursor)
     assert [run.id for run in rest.runs] == [runs[1].id]
     assert (await client.search_runs(id=runs[0].id[-8:])).runs == [await engine.get_run(runs[0].id)]
+    found = await client.count_runs(function_id="app-work", started_after=runs[1].created_at)
+    assert found.counts[RunStatus.COMPLETED] == MatchCount(count=2, is_complete=True)
+    assert sum(each.count for each in found.counts.values()) == 2
     for expression, problem in {
         "event.data.": "not valid",
         "async.data.n == 1": "over `event` and `output`",
@@ -193,4 +223,6 @@ async def test_a_run_is_scheduled_until_its_first_call(engine: SqliteEngine, app
     second = await only_run(engine, await send(engine, "work"))
     assert [run.id for run in (await engine.search_runs(status=RunStatus.RUNNING)).runs] == [first]
     assert [run.id for run in (await engine.search_runs(status=RunStatus.SCHEDULED)).runs] == [second]
+    counts = (await engine.count_runs()).counts
+    assert (counts[RunStatus.RUNNING].count, counts[RunStatus.SCHEDULED].count) == (1, 1)
     app.gate.set()

@@ -75,6 +75,40 @@ async def test_runs_are_found_by_function_status_event_time_and_condition(
         assert (counted.count, counted.is_complete) == (2, True)
 
 
+async def test_runs_are_counted_by_status(server: DevServer) -> None:
+    app = new_app()
+    event = f"{app.app_id}/go"
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=event), retries=0)
+    async def go(ctx: durably.Context) -> None:
+        if ctx.event.data.get("fails"):
+            raise ValueError("refused")
+        if ctx.event.data.get("waits"):
+            await ctx.step.wait_for_event("wait", event=f"{event}/on", timeout="1h")
+
+    async with serving(server.address, app, [go]) as engine:
+        for data in ({}, {}, {"fails": True}):
+            await ended_runs(engine, await send(engine, event, data))
+        for _ in range(2):
+            waiting = await send(engine, event, {"waits": True})
+        (run, *_) = await eventually(lambda: engine.event_runs(waiting))
+        await engine.cancel_run(run.id)
+        await engine.pause_function(f"{app.app_id}-go")
+        await ended_runs(engine, await send(engine, event))
+
+        async def counted(**wanted: str) -> dict[str, int]:
+            found = (await engine.count_runs(**wanted)).counts
+            assert all(each.is_complete for each in found.values())
+            return {status: each.count for status, each in found.items()}
+
+        expected = {"Running": 1, "Completed": 2, "Failed": 1, "Cancelled": 1, "Skipped": 1}
+        assert await eventually(lambda: counted(app_id=app.app_id), lambda found: found == expected)
+        assert await counted(function_id=f"{app.app_id}-go", event_name=event) == expected
+        assert set((await counted(app_id="none")).values()) == {0}
+        for status, number in expected.items():
+            assert len(await engine.list_runs(function_id=f"{app.app_id}-go", status=RunStatus(status))) == number
+
+
 async def test_what_the_index_cannot_tell_is_refused(server: DevServer) -> None:
     app = new_app()
 

@@ -4,7 +4,7 @@ They run in the reader's threads. Results are newest first.
 """
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -77,7 +77,7 @@ def search_runs(
     """Raises ``SelectionInvalidError`` for a cursor of another search."""
     rows = _Rows(connection, wanted, first_call_at, budget)
     if wanted.id is None:
-        return rows.search(list(_walks(connection, wanted)), limit, cursor)
+        return rows.search(index_walks(connection, wanted), limit, cursor)
     events = _events_of_id(connection, wanted.id)
     if events is None and not is_key_cursor(cursor):
         found = _search_by_part_of_id(connection, wanted.id.upper(), limit, cursor, rows)
@@ -89,24 +89,30 @@ def search_runs(
     return rows.search([_walk_of_events(_LISTED, (listed, listed))], limit, cursor)
 
 
-def _walks(connection: sqlite3.Connection, wanted: RunFilter) -> Iterator[Walk]:
+def index_walks(connection: sqlite3.Connection, wanted: RunFilter) -> list[Walk]:
     """The indexes that fit a filter, the narrowest first."""
+    walks: list[Walk] = []
     if wanted.status is not None and not wanted.status.has_ended:
         rows = "heads AS live CROSS JOIN runs ON runs.key = live.run_key"
-        yield Walk(key="live.run_key", source="heads AS live", rows=rows)
+        walks.append(Walk(key="live.run_key", source="heads AS live", rows=rows))
     elif wanted.status not in (None, RunStatus.COMPLETED):
         rare, clause = "runs INDEXED BY runs_by_rare_end", f"status = ? AND {_HAS_RARE_END}"
-        yield Walk(
-            key="runs.key", source=rare, clause=clause, parts=[(wanted.status,)], rows=rare, rows_clause=_HAS_RARE_END
+        parts = [(wanted.status,)]
+        walks.append(
+            Walk(key="runs.key", source=rare, clause=clause, parts=parts, rows=rare, rows_clause=_HAS_RARE_END)
         )
     if wanted.event_name is not None and _is_rare_event(connection, wanted.event_name):
-        yield _walk_of_events("SELECT key FROM events WHERE name = ?", (wanted.event_name, wanted.event_name))
+        named = (wanted.event_name, wanted.event_name)
+        walks.append(_walk_of_events("SELECT key FROM events WHERE name = ?", named))
     if wanted.function_id is not None:
-        yield _walk_of_functions([wanted.function_id])
+        walks.append(_walk_of_functions([wanted.function_id]))
     elif wanted.app_id is not None:
         found = connection.execute("SELECT id FROM functions WHERE app_id = ?", (wanted.app_id,))
-        yield _walk_of_functions([function_id for (function_id,) in found])
-    yield Walk(key="runs.key", source="runs NOT INDEXED", rows="runs NOT INDEXED")
+        walks.append(_walk_of_functions([function_id for (function_id,) in found]))
+    # A portion of an index reaches as far as one of all runs, unless the index has several parts.
+    if all(len(walk.parts) > 1 for walk in walks):
+        walks.append(Walk(key="runs.key", source="runs NOT INDEXED", rows="runs NOT INDEXED"))
+    return walks
 
 
 def _walk_of_events(events: str, values: Sequence[object]) -> Walk:
@@ -133,6 +139,32 @@ def _is_rare_event(connection: sqlite3.Connection, name: str) -> bool:
     return int(count) <= _MOST_OF_EVENT_NAME
 
 
+def row_conditions(wanted: RunFilter, walk: Walk, end: int, high: int) -> tuple[str, list[object]]:
+    """The WHERE clause for rows of a walk, and its values.
+
+    The rows are those from ``end`` until before ``high``. With an event name they are joined with ``events``. All live
+    runs are in the rows of each of their statuses.
+    """
+    clauses = [walk.rows_clause, f"{walk.key} >= ?", f"{walk.key} < ?"]
+    values = [*walk.values, end, high]
+    named = None if wanted.event_name is None else (wanted.event_name, wanted.event_name)
+    ended = wanted.status if wanted.status is not None and wanted.status.has_ended else None
+    if wanted.status is not None and not wanted.status.has_ended:
+        clauses.append("ended_at IS NULL")
+    for clause, value in (
+        ("status = ?", ended),
+        ("function_id = ?", wanted.function_id),
+        ("app_id = ?", wanted.app_id),
+        ("created_at >= ?", wanted.started_after),
+        ("created_at < ?", wanted.started_before),
+        (_HAS_EVENT_NAME, named),
+    ):
+        if value is not None:
+            clauses.append(clause)
+            values += value if isinstance(value, tuple) else (value,)
+    return " AND ".join(clauses), values
+
+
 class _Rows:
     """The rows of a walk that match a filter."""
 
@@ -157,30 +189,13 @@ class _Rows:
         return read_page(self._connection, self._read(walk, end, high), self._match, searched, limit, self._budget)
 
     def _read(self, walk: Walk, end: int, high: int) -> sqlite3.Cursor:
-        wanted = self._wanted
-        clauses = [walk.rows_clause, f"{walk.key} >= ?", f"{walk.key} < ?"]
-        values = [*walk.values, end, high]
-        named = None if wanted.event_name is None else (wanted.event_name, wanted.event_name)
-        ended = wanted.status if wanted.status is not None and wanted.status.has_ended else None
-        if wanted.status is not None and not wanted.status.has_ended:
-            clauses.append("ended_at IS NULL")
-        for clause, value in (
-            ("status = ?", ended),
-            ("function_id = ?", wanted.function_id),
-            ("app_id = ?", wanted.app_id),
-            ("created_at >= ?", wanted.started_after),
-            ("created_at < ?", wanted.started_before),
-            (_HAS_EVENT_NAME, named),
-        ):
-            if value is not None:
-                clauses.append(clause)
-                values += value if isinstance(value, tuple) else (value,)
+        where, values = row_conditions(self._wanted, walk, end, high)
         short_output = f"CASE WHEN length(output) <= {LONGEST_OUTPUT} THEN output END"
-        output = short_output if wanted.condition is None else "output"
+        output = short_output if self._wanted.condition is None else "output"
         return self._connection.execute(
             f"SELECT {RUN_COLUMNS}, {output}, events.body FROM {walk.rows} "
             "CROSS JOIN events ON events.key = runs.event_key LEFT JOIN heads ON heads.run_key = runs.key "
-            f"WHERE {' AND '.join(clauses)} ORDER BY {walk.key} DESC",
+            f"WHERE {where} ORDER BY {walk.key} DESC",
             values,
         )
 

@@ -45,7 +45,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
     rows_clause: str = "1"
     values: Sequence[object] = ()
 
-    def reach(self, connection: sqlite3.Connection, low: int, high: int) -> int:
+    def reach(self, connection: sqlite3.Connection, low: int, high: int, portion: int) -> int:
         """The key that a portion of the rows below ``high`` reaches down to.
 
         ``low`` if that is all of them.
@@ -54,7 +54,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
             f"SELECT {self.key} FROM {self.source} WHERE {self.clause} AND {self.key} >= ? AND {self.key} < ? "
             f"ORDER BY {self.key} DESC LIMIT 1 OFFSET ?"
         )
-        offset = PORTION - 1 if len(self.parts) < 2 else PARTS_PORTION // len(self.parts)
+        offset = portion - 1 if len(self.parts) < 2 else PARTS_PORTION // len(self.parts)
         reached = low
         for values in self.parts:
             row = connection.execute(query, (*values, low, high, offset)).fetchone()
@@ -73,11 +73,16 @@ def listed_walk(table: str, keys: Sequence[int]) -> Walk:
     return short_walk(f"{table}.key", rows, (msgspec.json.encode(keys).decode(),))
 
 
-def farthest(connection: sqlite3.Connection, walks: Sequence[Walk], low: int, high: int) -> tuple[Walk, int]:
-    """The walk whose portion reaches furthest back, and its end. The first of equals."""
+def farthest(
+    connection: sqlite3.Connection, walks: Sequence[Walk], low: int, high: int, portion: int | None = None
+) -> tuple[Walk, int]:
+    """The walk whose portion reaches furthest back, and its end. The first of equals.
+
+    A portion has ``PORTION`` rows by default.
+    """
     found: tuple[Walk, int] | None = None
     for walk in walks:
-        end = walk.reach(connection, low, high)
+        end = walk.reach(connection, low, high, PORTION if portion is None else portion)
         if found is None or end < found[1]:
             found = walk, end
         if end == low:

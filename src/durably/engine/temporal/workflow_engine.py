@@ -47,6 +47,7 @@ from durably.engine.reports import (
     RunPage,
     RunReport,
     ScheduleView,
+    StatusCounts,
 )
 from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.events import check_event, make_id
@@ -386,6 +387,31 @@ class WorkflowEngine(LocalEngine):
         )
         condition = await asyncio.to_thread(check_condition, if_exp, has_output=True) if if_exp else None
         return await self._search.search(wanted, condition, id or None, limit, cursor)
+
+    async def count_runs(
+        self,
+        *,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+    ) -> StatusCounts:
+        """Running runs include scheduled ones.
+
+        Raises ``NotSupportedError`` if the server counts no groups.
+        """
+        wanted = RunFilter(
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=started_after,
+            started_before=started_before,
+        )
+        counts = await self._lists.count_by_status(wanted)
+        return StatusCounts(
+            counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
+        )
 
     async def get_run(self, run_id: str) -> RunView | None:
         return await self._reports.find(run_id)

@@ -1,5 +1,6 @@
 """The list of runs: newest first, filtered by the URL."""
 
+import asyncio
 import datetime as dt
 import re
 import time
@@ -7,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from durably.engine.core.errors import SelectionInvalidError
+from durably.engine.core.errors import NotSupportedError, SelectionInvalidError
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.interface import Engine
 from durably.engine.operations import read_status
-from durably.engine.reports import EngineInfo, Feature, RunPage
+from durably.engine.reports import EngineInfo, Feature, MatchCount, RunPage
 from durably.engine.views import FunctionView, RunStatus
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 
@@ -33,24 +34,27 @@ PERIODS = (
     ("30d", "30 days"),
 )
 _MORE_FILTERS = ("app", "event", "from", "until", "if")
+_COUNTED = ("function_id", "app_id", "event_name", "started_after", "started_before")
+"""The conditions that counts can have."""
 _FILTERS = ("status", "function", "since", "id", *_MORE_FILTERS)
 
 
 async def show_runs(visit: Visit) -> DashboardResponse:
-    query, error = visit.query, None
-    found = RunPage(runs=[], cursor=None)
-    try:
-        found = await _search(visit.engine, read_filter(query), query.get("cursor"))
-    except SelectionInvalidError as invalid:
-        error = invalid.message
+    query, conditions = visit.query, read_filter(visit.query)
+    (found, error), counts, functions = await asyncio.gather(
+        _find(visit.engine, conditions, query.get("cursor")),
+        _count(visit.engine, conditions),
+        visit.engine.list_functions(),
+    )
     if "if" in query or "cursor" in query:  # An older page does not change, and an expression costs more.
         visit.live = None
-    functions = await visit.engine.list_functions()
     kept = {name: value for name, value in query.items() if name in (*_FILTERS, "cursor")}
     return await visit.page(
         "runs.html",
         found=found,
+        current=conditions["status"],
         statuses=_statuses(visit.info),
+        counts=counts if functions or found.runs else None,
         kept=kept,
         may={action: await visit.may(action) for action in ("cancel_run", "rerun")},
         notice=read_notice(query),
@@ -69,6 +73,28 @@ async def show_runs(visit: Visit) -> DashboardResponse:
 def _statuses(info: EngineInfo) -> list[RunStatus]:
     """The statuses for which the engine can filter."""
     return [each for each in RunStatus if each is not RunStatus.SCHEDULED or Feature.SCHEDULED_RUNS not in info.missing]
+
+
+async def _find(engine: Engine, conditions: Mapping[str, Any], cursor: str | None) -> tuple[RunPage, str | None]:
+    """The next runs that meet the conditions, or none and the reason."""
+    try:
+        return await _search(engine, conditions, cursor), None
+    except SelectionInvalidError as invalid:
+        return RunPage(runs=[], cursor=None), invalid.message
+
+
+async def _count(engine: Engine, conditions: Mapping[str, Any]) -> dict[RunStatus, MatchCount] | None:
+    """Numbers of the runs that meet the conditions besides the status, by status.
+
+    ``None`` if the engine does not count them, as for an expression or an id.
+    """
+    if conditions["if_exp"] or conditions["id"]:
+        return None
+    try:
+        found = await engine.count_runs(**{name: conditions[name] for name in _COUNTED})
+    except NotSupportedError:
+        return None
+    return found.counts
 
 
 async def _search(engine: Engine, conditions: Mapping[str, Any], cursor: str | None) -> RunPage:

@@ -5,11 +5,13 @@ The index lags behind, usually below a second.
 SQL stores of Temporal do not sort. So a list reads intervals of time, each short enough to be sorted here.
 """
 
+import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator
 
 import msgspec
-from temporalio.client import Client, WorkflowExecution
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionCount
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.errors import NotSupportedError
 from durably.engine.views import RunStatus
@@ -33,6 +35,17 @@ _ENDED: dict[RunStatus, str] = {
     RunStatus.CANCELLED: f"(ExecutionStatus IN ('Canceled', 'Terminated') OR {STATUS.name} = 'Cancelled')",
     RunStatus.SKIPPED: f"{STATUS.name} = 'Skipped'",
 }
+_OF_ENGINE = (RunStatus.CANCELLED, RunStatus.SKIPPED)
+"""The statuses that the search attribute has."""
+_STATUSES = {
+    "Running": RunStatus.RUNNING,
+    "Completed": RunStatus.COMPLETED,
+    "Failed": RunStatus.FAILED,
+    "TimedOut": RunStatus.FAILED,
+    "Canceled": RunStatus.CANCELLED,
+    "Terminated": RunStatus.CANCELLED,
+}
+"""By Temporal's names of statuses, for workflows without the search attribute."""
 
 
 def quote(text: str) -> str:
@@ -104,6 +117,32 @@ class RunLists:
 
     async def count(self, wanted: RunFilter) -> int:
         return (await self._client.count_workflows(wanted.query)).count
+
+    async def count_by_status(self, wanted: RunFilter) -> dict[RunStatus, int]:
+        """Numbers of runs by status; running ones include scheduled ones.
+
+        Raises ``NotSupportedError`` if the server counts no groups.
+        """
+        by_temporal, *by_engine = await asyncio.gather(
+            self._count_groups(f"{wanted.query} AND {STATUS.name} IS NULL"),
+            *(self._client.count_workflows(f"{wanted.query} AND {STATUS.name} = {quote(each)}") for each in _OF_ENGINE),
+        )
+        counts = dict.fromkeys(_ENDED, 0)
+        for of_engine, found in zip(_OF_ENGINE, by_engine, strict=True):
+            counts[of_engine] += found.count
+        for group in by_temporal.groups:
+            status = _STATUSES.get(str(group.group_values[0]))
+            if status is not None:  # Lists by status have no others either.
+                counts[status] += group.count
+        return counts
+
+    async def _count_groups(self, query: str) -> WorkflowExecutionCount:
+        try:
+            return await self._client.count_workflows(f"{query} GROUP BY ExecutionStatus")
+        except RPCError as error:
+            if error.status is RPCStatusCode.INVALID_ARGUMENT:
+                raise NotSupportedError(f"the Temporal server counts no runs by status: {error}") from None
+            raise
 
     async def read(self, wanted: RunFilter) -> list[WorkflowExecution]:
         """All of them, newest first."""
