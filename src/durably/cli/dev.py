@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from .options import open_tracing, read_allowed_hosts, server_options
-from .temporal_start import refuse_options
 
 
 @click.command()
@@ -74,10 +73,8 @@ def dev(
     Updates of runs are printed, on Temporal starts and ends of runs. The state is kept between starts, so that runs
     continue.
     """
-    if temporal_address is not None:
-        if database is not None:
-            raise click.UsageError("give one of --db and --temporal, where the engine's state is kept")
-        refuse_options(click.get_current_context())
+    if temporal_address is not None and database is not None:
+        raise click.UsageError("give one of --db and --temporal, where the engine's state is kept")
     from .dev_server import DevOptions, DevServer
     from .event_loop import run_until_stopped
     from .log_lines import LogFormat

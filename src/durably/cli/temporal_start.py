@@ -25,7 +25,6 @@ _SETTINGS = {
     **dict.fromkeys(
         ("alert_url", "alert_emails", "smtp_url", "alert_from", "alert_interval", "dashboard_url"), "alerts"
     ),
-    "otel": "tracing",
 }
 """Options that give settings of an engine."""
 

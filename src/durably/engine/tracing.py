@@ -55,10 +55,22 @@ class Tracing(Protocol):
         """The trace context of a run whose event has this one. Called in any thread."""
         ...
 
-    def calling(self, data: CallData) -> AbstractContextManager[CallSpan]:
-        """The span of a call."""
+    def calling(self, data: CallData, *, execution: int = 0, repetition: int = 0) -> AbstractContextManager[CallSpan]:
+        """The span of a call.
+
+        An engine of several processes gives ``execution``, the number of an execution of the run: another one has calls
+        of the same generations. ``repetition`` counts repetitions of a call with the same generation.
+        """
         ...
 
     def run_ended(self, run: EndedRun) -> None:
         """Report the span of a run."""
         ...
+
+
+def trace_of_run(tracing: Tracing | None, run_id: str, traceparent: str | None) -> str | None:
+    """The trace context that a run's events and invocations continue.
+
+    ``traceparent`` is that of the run's event.
+    """
+    return traceparent if tracing is None else tracing.run_context(run_id, traceparent)

@@ -23,7 +23,7 @@ def instrument(
 ) -> None:
     """Report the client's sends, calls and steps to OpenTelemetry.
 
-    An engine in the same process (``Embedded``) also reports its runs and calls.
+    An engine in the same process (``Embedded``, ``TemporalEngine``) also reports its runs and calls.
 
     ``tracer_provider`` and ``meter_provider`` are by default the global ones, which may be set later.
     ``record_exceptions=False`` leaves out the messages and tracebacks of errors, and keeps their types. Spans have no

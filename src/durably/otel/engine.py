@@ -63,8 +63,9 @@ def _run_span_id(run_id: str) -> int:
     return _derive(8, "run", run_id)
 
 
-def _call_span_id(run_id: str, generation: int) -> int:
-    return _derive(8, "call", run_id, generation)
+def _call_span_id(run_id: str, generation: int, execution: int, repetition: int = 0) -> int:
+    rest = (execution, repetition) if execution or repetition else ()
+    return _derive(8, "call", run_id, generation, *rest)
 
 
 class EngineTracing:
@@ -77,7 +78,8 @@ class EngineTracing:
         self._provider = tracer_provider
         self._tracer: Tracer | None = None
         self._has_warned = False
-        self._latest_calls: OrderedDict[str, SpanContext] = OrderedDict()
+        self._latest_calls: OrderedDict[str, tuple[int, SpanContext]] = OrderedDict()
+        """Generations and spans, by run."""
         meter = metrics.get_meter(_SCOPE, VERSION, meter_provider)
         self._runs = meter.create_histogram("durably.run.duration", "s", "Duration of runs from trigger to end")
 
@@ -104,7 +106,7 @@ class EngineTracing:
         return traceparent if tracer is None else str(_run_context(tracer, run_id, traceparent))
 
     @contextmanager
-    def calling(self, data: CallData) -> Iterator[CallSpan]:
+    def calling(self, data: CallData, *, execution: int = 0, repetition: int = 0) -> Iterator[CallSpan]:
         tracer = self._find_tracer()
         if tracer is None:
             yield _NoSpan(data.traceparent)
@@ -118,7 +120,7 @@ class EngineTracing:
             names.ATTEMPT: data.call.attempt,
             names.GENERATION: generation,
         }
-        token = _wanted.set((None, _call_span_id(data.run_id, generation)))
+        token = _wanted.set((None, _call_span_id(data.run_id, generation, execution, repetition)))
         try:
             span = start_span(
                 tracer,
@@ -126,7 +128,7 @@ class EngineTracing:
                 context=names.within(names.to_span_context(run), Context()),
                 kind=SpanKind.CLIENT,
                 attributes=described,
-                links=self._links_to_before(data, run),
+                links=self._links_to_before(data, run, execution),
             )
         finally:
             _wanted.reset(token)
@@ -135,7 +137,7 @@ class EngineTracing:
         finally:
             end_span(span)
             if (context := span.get_span_context()).is_valid:
-                self._latest_calls[data.run_id] = context
+                self._latest_calls[data.run_id] = generation, context
                 self._latest_calls.move_to_end(data.run_id)
             if len(self._latest_calls) > _MOST_RUNS:
                 self._latest_calls.popitem(last=False)
@@ -169,16 +171,21 @@ class EngineTracing:
             names.mark_failed(span, run.error or "Error")
         end_span(span, run.ended_at * 1_000_000)
 
-    def _links_to_before(self, data: CallData, run: TraceContext) -> list[Link]:
+    def _links_to_before(self, data: CallData, run: TraceContext, execution: int) -> list[Link]:
         """A link to the call that ended last.
 
-        After a restart, it is to the call with the generation before.
+        After a restart, or if another process may have made a later one, it is to the call with the generation before.
         """
-        latest = self._latest_calls.get(data.run_id)
-        if latest is None and data.call.generation > 1:
-            before = TraceContext(run.trace_id, _call_span_id(data.run_id, data.call.generation - 1), run.is_sampled)
-            latest = names.to_span_context(before)
-        return [] if latest is None else [Link(latest, {names.LINK: "previous call"})]
+        generation = data.call.generation
+        known = self._latest_calls.get(data.run_id)
+        if known is not None and (not execution or known[0] >= generation - 1):
+            before = known[1]
+        elif generation > 1:
+            span_id = _call_span_id(data.run_id, generation - 1, execution)
+            before = names.to_span_context(TraceContext(run.trace_id, span_id, run.is_sampled))
+        else:
+            return []
+        return [Link(before, {names.LINK: "previous call"})]
 
     def _find_tracer(self) -> Tracer | None:
         """The tracer; ``None`` while the app has no provider of OpenTelemetry's SDK."""

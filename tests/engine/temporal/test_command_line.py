@@ -172,7 +172,6 @@ async def test_the_development_engine_keeps_its_state_on_the_server(server: DevS
     ("arguments", "namespace", "status", "reason"),
     [
         (("--db", "x.db"), "default", 2, "give one of --db and --temporal"),
-        (("--otel",), "default", 1, "--otel cannot be used with --temporal"),
         ((), "nowhere", 1, 'no namespace "nowhere"'),
     ],
 )

@@ -99,7 +99,6 @@ def test_an_engine_without_urls_of_apps_serves_until_it_is_stopped(start: Start,
         (("--retention", "30d"), "namespace"),
         (("--alert-url", "http://localhost:1"), "Temporal's metrics"),
         (("--metrics-address", "127.0.0.1:1"), "metrics"),
-        (("--otel",), "not traced"),
     ],
 )
 def test_options_without_an_effect_on_temporal_are_refused(run: Run, option: tuple[str, ...], reason: str) -> None:

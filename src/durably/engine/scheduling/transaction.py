@@ -20,7 +20,7 @@ from durably.engine.core.step_times import CallTimes
 from durably.engine.sqlite.flow_tables import SqliteQueueRows
 from durably.engine.sqlite.run_tables import RunRow, Store
 from durably.engine.step_rows import EndedWait
-from durably.engine.tracing import EndedRun, Tracing
+from durably.engine.tracing import EndedRun, Tracing, trace_of_run
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -300,9 +300,7 @@ class Transaction:
 
     def trace_of(self, run: RunRow, trigger: ReceivedEvent) -> str | None:
         """The trace context that the run's events and invocations continue."""
-        if self.tracing is None:
-            return trigger.traceparent
-        return self.tracing.run_context(run.id, trigger.traceparent)
+        return trace_of_run(self.tracing, run.id, trigger.traceparent)
 
     def note_end(self, run: RunRow, status: RunStatus, output: bytes, triggers: Sequence[ReceivedEvent]) -> None:
         """Report the end of a run to ``tracing``, after the commit."""

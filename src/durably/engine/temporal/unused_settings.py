@@ -8,6 +8,5 @@ UNUSED_SETTINGS = {
     "entropy": "ids of runs are made from those of events",
     "log_runs": "runs are executed by all processes, and none sees the ends of all. Temporal's UI and search show them",
     "retention": "that of Temporal's namespace decides: `temporal operator namespace update --retention`",
-    "tracing": "runs on Temporal are not traced by the engine yet. Spans of the app and its steps are",
 }
 """Each with the reason."""

@@ -81,6 +81,7 @@ from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
 from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
 from durably.engine.temporal.runs.activities import CallActivities, Caller, RoutingActivities
 from durably.engine.temporal.runs.run_record import Annotation
+from durably.engine.temporal.runs.run_traces import TracedCaller, report_ends
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
@@ -205,6 +206,9 @@ class WorkflowEngine(LocalEngine):
         One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
         calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
         """
+        if self._settings.tracing is not None:
+            call = TracedCaller(call, self._settings.tracing)
+        report_ends(calls_queues, self._settings.tracing)
         routing = RoutingActivities(self._client, self._router, self._apps)
         requests = StepRequests(process_queue(), self._outbound)
         common = Worker(
@@ -326,7 +330,12 @@ class WorkflowEngine(LocalEngine):
     ) -> EventReceipt:
         events = await decode_events(body, self._settings.max_event_bytes)
         trace = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
-        return await self._events.receive(events, seed=seed, sender=sender, traceparent=trace)
+        tracing = self._settings.tracing
+        # The events of an untraced app's run continue the trace of the run.
+        if tracing is None or (sender is not None and trace is None):
+            return await self._events.receive(events, seed=seed, sender=sender, traceparent=trace)
+        with tracing.receiving([event.name for event in events], trace) as received:
+            return await self._events.receive(events, seed=seed, sender=sender, traceparent=received)
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         generation, execution = split_generation(generation_of_checkpoint(request))

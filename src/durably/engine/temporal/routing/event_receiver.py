@@ -15,6 +15,7 @@ from durably.engine.scheduling.unmatched import KnownNames, UnmatchedEvents
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import make_event_id, topic_name_of
 from durably.engine.temporal.messages import EventRecord, TopicRecord
+from durably.engine.tracing import trace_of_run
 from durably.protocol.events import Event, EventReceipt
 
 from .router import Router
@@ -73,7 +74,8 @@ class EventReceiver:
         run = await self._router.records.find_run(run_id)
         if run is None:
             return _Sender(run_id, traceparent)
-        return _Sender(run_id, traceparent or run.traceparent, origin_of(0, run.origin, now), run.chain)
+        traceparent = traceparent or trace_of_run(self._settings.tracing, run_id, run.traceparent)
+        return _Sender(run_id, traceparent, origin_of(0, run.origin, now), run.chain)
 
     async def _known_names(self) -> KnownNames:
         """The names for explanations. They may lag, unlike the routes of events."""

@@ -59,6 +59,7 @@ from durably.engine.temporal.messages import (
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.search_attributes import search_attributes_of
 from durably.engine.temporal.runs.run_settings import finish_timeout_of
+from durably.engine.tracing import trace_of_run
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.text import get_logger
@@ -147,7 +148,7 @@ class Router:
                 name=name,
                 body=msgspec.Raw(received.body),
                 origin=sent.origin,
-                traceparent=sent.traceparent,
+                traceparent=trace_of_run(self._settings.tracing, sent.run_id, sent.traceparent),
                 at=sent.at,
                 sender=sent.run_id,
                 chain=sent.chain,
@@ -310,7 +311,7 @@ class Router:
             name=event.name,
             body=msgspec.Raw(received.body),
             origin=invocation.origin,
-            traceparent=invocation.traceparent,
+            traceparent=trace_of_run(self._settings.tracing, invocation.run_id, invocation.traceparent),
             at=invocation.at,
             sender=invocation.run_id,
             chain=invocation.chain,

@@ -65,6 +65,7 @@ from .run_calls import RunCalls
 from .run_context import RunContext
 from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
 from .run_timeline import RunTimeline
+from .run_traces import note_end
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 
@@ -344,6 +345,7 @@ class RunWorkflow:
                 self._is_cancelled = True
         await concluding
         self._context.forget_content()
+        note_end(self._run, end)
         if end.status is RunStatus.CANCELLED and not self._is_cancelled:
             # Otherwise the workflow would not end as a cancelled one.
             await workflow.execute_local_activity(
