@@ -205,7 +205,7 @@ class RunView(
 
     ``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``. ``started_at`` is
     when the first call was made. ``attempt`` is that of the call under way, from 0. ``event_id`` is the first of
-    ``event_ids``. ``waiting`` is the earliest sleep, wait or retry of an idle run.
+    ``event_ids``, and ``event_name`` its name. ``waiting`` is the earliest sleep, wait or retry of an idle run.
     """
 
     id: str
@@ -214,6 +214,7 @@ class RunView(
     status: RunStatus
     event_ids: list[str]
     event_id: str | None = None
+    event_name: str | None = None
     created_at: dt.datetime
     started_at: dt.datetime | None
     ended_at: dt.datetime | None

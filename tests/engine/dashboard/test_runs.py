@@ -274,6 +274,29 @@ async def test_each_selected_run_needs_a_permission(engine: TestEngine) -> None:
     answer = await post(dashboard, "/runs/rerun-selected", token, cookie, **{f"run-{mine}": "1", f"run-{other}": "1"})
     assert header(answer, "location") == "/runs?did=rerun&done=1&refused=1"
     viewers = Dashboard(engine._engine, authorize=lambda action: not action.is_change)
-    assert "checkbox" not in await page(viewers, "/runs")
+    assert 'form="selection"' not in await page(viewers, "/runs")
     refused = await post(viewers, "/runs/rerun-selected", token, cookie, **{f"run-{mine}": "1"})
     assert refused.status_code == 403
+
+
+async def test_the_reader_chooses_columns(engine: TestEngine, dashboard: Dashboard) -> None:
+    await place(engine, 5)
+    assert await columns_of(dashboard, None) == ["Status", "Function", "Run", "Created", "Duration"]
+    chosen = await get(dashboard, "/runs/columns", "status=Completed&column-output=1&column-event=1&path=x&cursor=1")
+    assert (chosen.status_code, header(chosen, "location")) == (303, "/runs?status=Completed")
+    cookie = header(chosen, "set-cookie") or ""
+    assert cookie == "durably-columns=event.output; Path=/; HttpOnly; SameSite=Lax; Max-Age=31536000"
+    assert await columns_of(dashboard, cookie.partition(";")[0]) == ["Status", "Function", "Event", "Output"]
+    text = await page(dashboard, "/runs", headers={"host": "localhost", "cookie": "durably-columns=<b>.output.event"})
+    assert 'title="order/placed">order/placed</td>' in text
+    assert "<code>{&#34;weight&#34;:5}</code>" in text
+    assert re.findall(r'name="column-(\w+)" value="1" checked', text) == ["event", "output"]
+    assert await columns_of(dashboard, "durably-columns=") == ["Status", "Function"]
+    everything = "app.created.duration.event.output.run.started"
+    assert len(await columns_of(dashboard, f"durably-columns={everything}")) == 9
+
+
+async def columns_of(dashboard: Dashboard, cookie: str | None) -> list[str]:
+    headers = {"host": "localhost"} | ({} if cookie is None else {"cookie": cookie})
+    text = await page(dashboard, "/runs", headers=headers)
+    return re.findall(r"<th scope=\"col\"[^>]*>(\w+)</th>", text)

@@ -9,11 +9,13 @@ from durably.engine.interface import Engine
 from durably.engine.reports import EngineInfo
 
 from .commands import Finding
+from .cookies import make_cookie
 from .messages import DashboardRequest, DashboardResponse
 from .protection import CSRF_FIELD, make_token, read_token, token_cookie
 from .templating import render
 
 _MOST_FIELDS = 200
+_YEAR_SECONDS = 365 * 86_400
 _OF_URLS = "%/?&=#:;,+@!$'()*~"
 
 
@@ -72,7 +74,7 @@ class Visit:
         except PageError:
             return False
 
-    def url(self, path: str, **query: Any) -> str:
+    def url(self, path: str, /, **query: Any) -> str:
         """A URL of the dashboard.
 
         ``path`` begins with a slash; fields that are ``None`` or empty are left out.
@@ -98,11 +100,15 @@ class Visit:
         headers = [("content-type", "text/html; charset=utf-8"), ("cache-control", "no-store"), *self._headers]
         return DashboardResponse(status_code=status, headers=headers, body=body)
 
-    def redirect(self, path: str, **query: Any) -> DashboardResponse:
+    def redirect(self, path: str, /, **query: Any) -> DashboardResponse:
         """The answer to an action: the page to show next."""
         location = quote(self.url(path, **query), safe=_OF_URLS)
         headers = [("location", location), ("cache-control", "no-store"), *self._headers]
         return DashboardResponse(status_code=303, headers=headers)
+
+    def keep_cookie(self, name: str, value: str) -> None:
+        """Have the browser keep a choice of the reader for a year."""
+        self._headers.append(make_cookie(self.request, name, value, max_age=_YEAR_SECONDS))
 
     def _csrf(self) -> str:
         """The token of the page's forms. The first one of a browser is sent as a cookie."""

@@ -55,7 +55,7 @@ _MOST_NAMES = 1000
 _EVENT = "SELECT id, received_at, body FROM events"
 RUN_COLUMNS = (
     "runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, rerun_of, "
-    "events.id, is_batch, heads.head"
+    "events.id, events.name, is_batch, heads.head"
 )
 """The columns of ``run_view``, without the output, which follows them."""
 _RUN = (
@@ -257,7 +257,7 @@ def list_runs(
 def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: FirstCallAt) -> RunView:
     """The run of a row of ``RUN_COLUMNS`` and the output."""
     key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
-    rerun_of, event_id, is_batch, encoded, output = row[9:]
+    rerun_of, event_id, event_name, is_batch, encoded, output = row[9:]
     state = _readable(encoded) if encoded else None
     if state is not None and started_at is None:
         started_at = first_call_at(key)
@@ -270,6 +270,7 @@ def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: 
         status=RunStatus(status),
         event_ids=event_ids,
         event_id=event_ids[0] if event_ids else None,
+        event_name=event_name,
         created_at=to_datetime(created_at),
         started_at=to_optional_datetime(started_at),
         ended_at=to_optional_datetime(ended_at),

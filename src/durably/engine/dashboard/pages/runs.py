@@ -18,6 +18,7 @@ from durably.engine.reports import EngineInfo, Feature, MatchCount, RunPage
 from durably.engine.views import FunctionView, RunStatus
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 
+from .run_columns import COOKIE, Column, describe_output, read_columns, write_columns
 from .selected_runs import read_notice
 
 PAGE_SIZE = 50
@@ -55,6 +56,9 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         current=conditions["status"],
         statuses=_statuses(visit.info),
         counts=counts if functions or found.runs else None,
+        columns=read_columns(visit.request),
+        all_columns=[*Column],
+        describe_output=describe_output,
         kept=kept,
         may={action: await visit.may(action) for action in ("cancel_run", "rerun")},
         notice=read_notice(query),
@@ -68,6 +72,12 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         failure_of=_failure_of,
         an_event=next((trigger.event for each in functions for trigger in each.config.triggers if trigger.event), None),
     )
+
+
+async def choose_columns(visit: Visit) -> DashboardResponse:
+    """Keep the reader's choice of columns, and go back to the list with its filter."""
+    visit.keep_cookie(COOKIE, write_columns(visit.query))
+    return visit.redirect("/runs", **{name: value for name, value in visit.query.items() if name in _FILTERS})
 
 
 def _statuses(info: EngineInfo) -> list[RunStatus]:
@@ -198,4 +208,5 @@ async def find(visit: Visit) -> DashboardResponse:
 ROUTES = (
     Route("GET", "/search", find),
     Route("GET", "/runs", show_runs, live=Live.ALL),
+    Route("GET", "/runs/columns", choose_columns),
 )

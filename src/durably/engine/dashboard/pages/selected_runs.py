@@ -80,7 +80,7 @@ async def _act(visit: Visit, action: str, did: str, change: Callable[[str], Awai
         except EngineError:
             refused += 1
     counts = {"done": done, "ended": ended or None, "refused": refused or None}
-    return visit.redirect("/runs", **dict(visit.query), did=did, **counts)
+    return visit.redirect("/runs", **{**visit.query, "did": did, **counts})
 
 
 ROUTES = (

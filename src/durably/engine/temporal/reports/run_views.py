@@ -88,6 +88,7 @@ class RunViews:
             status=status,
             event_ids=list(memo.event_ids),
             event_id=memo.event_ids[0],
+            event_name=memo.event_name,
             created_at=execution.start_time,
             started_at=execution.start_time,
             ended_at=execution.close_time,
