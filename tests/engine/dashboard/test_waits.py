@@ -1,15 +1,27 @@
 """What the pages say of a run that is retried, sleeps or waits."""
 
+import datetime as dt
 import re
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.sqlite_engine import SqliteEngine
 
-from ..conftest import only_run, send, step_is
+from ..conftest import QUICK, only_run, opened, send, step_is
 from ..small_app import SmallApp, Steps
 from .pages import page
+
+
+@pytest.fixture
+async def engine(path: Path) -> AsyncIterator[SqliteEngine]:
+    """Retries are a minute later: the pages show them before."""
+    settings = msgspec.structs.replace(QUICK, backoff=lambda attempt, jitter: dt.timedelta(minutes=1))
+    async with opened(path, settings) as engine:
+        yield engine
 
 
 @pytest.fixture
