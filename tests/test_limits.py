@@ -122,7 +122,8 @@ EXPECTED = {
         f"{search_pages.MOST_EVALUATED:,} in {search_pages.LONGEST_SECONDS} s"
     ),
     "runs that the list of runs counts for each status": (
-        f"{status_counts.MOST_COUNTED:,}, of {status_counts.PORTION:,} that it looks at"
+        f"{status_counts.MOST_COUNTED:,}, of {status_counts.PORTION:,} that it looks at, or "
+        f"{status_counts.ROWS_PORTION:,} if an event name has more than {run_search.MOST_OF_EVENT_NAME:,} events"
     ),
     "an output in the page of a search": size(run_search.LONGEST_OUTPUT),
     "runs of an event in the page of a search": f"{event_search.MOST_RUNS}",

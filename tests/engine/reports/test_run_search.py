@@ -88,7 +88,7 @@ def random_filter(history: RandomHistory, chosen: random.Random) -> tuple[RunFil
 def test_a_search_finds_what_a_look_at_each_run_finds(
     tmp_path: Path, portion: int, seed: int, is_short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_search, "_MOST_OF_EVENT_NAME", 1000 if is_short else 10)
+    monkeypatch.setattr(run_search, "MOST_OF_EVENT_NAME", 1000 if is_short else 10)
     history = RandomHistory(seed)
     connection = history.write(tmp_path / "engine.db")
     chosen = random.Random(seed)
@@ -99,17 +99,18 @@ def test_a_search_finds_what_a_look_at_each_run_finds(
     connection.close()
 
 
-@pytest.mark.parametrize(("portion_of_counts", "most"), [(3, 1000), (17, 4), (10_000, 1000)])
+@pytest.mark.parametrize(("portion_of_counts", "most"), [(4, 1000), (18, 4), (10_000, 1000)])
 def test_counts_are_those_of_a_look_at_each_run_or_less(
     tmp_path: Path, portion_of_counts: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_search, "_MOST_OF_EVENT_NAME", 10)
+    monkeypatch.setattr(run_search, "MOST_OF_EVENT_NAME", 10)
     monkeypatch.setattr(status_counts, "PORTION", portion_of_counts)
+    monkeypatch.setattr(status_counts, "ROWS_PORTION", portion_of_counts // 2)
     monkeypatch.setattr(status_counts, "MOST_COUNTED", most)
     history = RandomHistory(5)
     connection = history.write(tmp_path / "engine.db")
     chosen, complete = random.Random(5), 0
-    for _ in range(40):
+    for _ in range(100):
         wanted = msgspec.structs.replace(random_filter(history, chosen)[0], status=None, condition=None)
         expected = Counter(run.status for run in history.runs if matches(run, wanted, None))
         counts = count_by_status(connection, wanted, lambda key: None).counts
@@ -118,7 +119,7 @@ def test_counts_are_those_of_a_look_at_each_run_or_less(
             assert found.count <= min(expected[status], most), (wanted, status)
             assert not found.is_complete or found.count == expected[status], (wanted, status)
             complete += found.is_complete
-    assert (complete == 40 * len(RunStatus)) is (portion_of_counts == 10_000)
+    assert (complete == 100 * len(RunStatus)) is (portion_of_counts == 10_000)
     connection.close()
 
 

@@ -32,7 +32,7 @@ from .walks import (
 
 LONGEST_OUTPUT = 16 * 1024
 """Bytes of the longest output that a page of runs has."""
-_MOST_OF_EVENT_NAME = 5_000
+MOST_OF_EVENT_NAME = 5_000
 """Events of a name whose runs are read at once."""
 _MOST_EVENTS_OF_ID = 100
 
@@ -135,8 +135,8 @@ def _walk_of_functions(function_ids: Sequence[str]) -> Walk:
 
 def _is_rare_event(connection: sqlite3.Connection, name: str) -> bool:
     query = "SELECT count(*) FROM (SELECT 1 FROM events WHERE name = ? LIMIT ?)"
-    (count,) = connection.execute(query, (name, _MOST_OF_EVENT_NAME + 1)).fetchone()
-    return int(count) <= _MOST_OF_EVENT_NAME
+    (count,) = connection.execute(query, (name, MOST_OF_EVENT_NAME + 1)).fetchone()
+    return int(count) <= MOST_OF_EVENT_NAME
 
 
 def row_conditions(wanted: RunFilter, walk: Walk, end: int, high: int) -> tuple[str, list[object]]:

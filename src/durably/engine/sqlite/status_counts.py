@@ -1,6 +1,6 @@
-"""Numbers of runs by status.
+"""Numbers of runs by status, for the list of runs.
 
-No table has them for each filter. So the runs of each status are counted along the index that fits best, up to a limit.
+No table has them for each filter. So the runs of each status are counted along indexes, up to a limit.
 """
 
 import sqlite3
@@ -17,7 +17,9 @@ from .walks import Walk, farthest, key_range
 MOST_COUNTED = 1_000
 """The largest number of runs of a status."""
 PORTION = 10_000
-"""Rows that are looked at for a status."""
+"""Entries of an index that are looked at for a status."""
+ROWS_PORTION = 2_000
+"""Runs that are looked at for a status if the filter needs their rows."""
 
 
 def count_by_status(connection: sqlite3.Connection, wanted: RunFilter, first_call_at: FirstCallAt) -> StatusCounts:
@@ -27,7 +29,7 @@ def count_by_status(connection: sqlite3.Connection, wanted: RunFilter, first_cal
     for status in RunStatus:
         if status.has_ended:
             rows = _Rows(connection, msgspec.structs.replace(wanted, status=status), low, high)
-            counts[status] = _limited(rows.count(), rows.are_all)
+            counts[status] = _limited(rows.count("1"), rows.are_all)
     return StatusCounts(counts=counts)
 
 
@@ -55,15 +57,30 @@ class _Rows:
     """The newest rows of a filter. ``are_all``: the filter has no older ones."""
 
     def __init__(self, connection: sqlite3.Connection, wanted: RunFilter, low: int, high: int) -> None:
-        walk, end = farthest(connection, index_walks(connection, wanted), low, high, PORTION)
-        self.are_all = end <= low
         self._connection = connection
+        walks = index_walks(connection, wanted)
+        walk, end = farthest(connection, walks, low, high, ROWS_PORTION)
+        narrowing: Walk | None = None
+        if end > low and wanted.event_name is None:
+            walk = walks[0]
+            end = walk.reach(connection, low, high, PORTION)
+            if len(walks) > 1:
+                # Few runs of a function may have the status, and few with the status be the function's.
+                narrowing = walks[1]
+                end = max(end, narrowing.reach(connection, low, high, PORTION))
+        self.are_all = end <= low
         self._source = _source_of(walk, wanted)
         self._where, self._values = row_conditions(wanted, walk, end, high)
+        if narrowing is not None:
+            keys = f"SELECT runs.key FROM {narrowing.rows} WHERE {narrowing.rows_clause} AND runs.key >= ?"
+            self._where += f" AND {walk.key} IN ({keys})"
+            self._values += [*narrowing.values, end]
 
-    def count(self, condition: str = "1") -> int:
+    def count(self, condition: str) -> int:
         """The number of rows that meet a condition, up to one more than ``MOST_COUNTED``."""
-        return len(self.keys(condition, MOST_COUNTED + 1))
+        query = f"SELECT count(*) FROM (SELECT 1 FROM {self._source} WHERE {self._where} AND {condition} LIMIT ?)"
+        (count,) = self._connection.execute(query, (*self._values, MOST_COUNTED + 1)).fetchone()
+        return int(count)
 
     def keys(self, condition: str, limit: int) -> list[int]:
         query = f"SELECT runs.key FROM {self._source} WHERE {self._where} AND {condition} LIMIT ?"

@@ -54,7 +54,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
             f"SELECT {self.key} FROM {self.source} WHERE {self.clause} AND {self.key} >= ? AND {self.key} < ? "
             f"ORDER BY {self.key} DESC LIMIT 1 OFFSET ?"
         )
-        offset = portion - 1 if len(self.parts) < 2 else PARTS_PORTION // len(self.parts)
+        offset = max(portion // max(len(self.parts), 1) - 1, 0)
         reached = low
         for values in self.parts:
             row = connection.execute(query, (*values, low, high, offset)).fetchone()
@@ -78,11 +78,12 @@ def farthest(
 ) -> tuple[Walk, int]:
     """The walk whose portion reaches furthest back, and its end. The first of equals.
 
-    A portion has ``PORTION`` rows by default.
+    A portion has by default ``PORTION`` rows, or ``PARTS_PORTION``.
     """
     found: tuple[Walk, int] | None = None
     for walk in walks:
-        end = walk.reach(connection, low, high, PORTION if portion is None else portion)
+        rows = PORTION if len(walk.parts) < 2 else PARTS_PORTION
+        end = walk.reach(connection, low, high, rows if portion is None else portion)
         if found is None or end < found[1]:
             found = walk, end
         if end == low:
