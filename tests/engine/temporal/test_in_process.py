@@ -119,6 +119,32 @@ async def test_events_are_sent_and_operations_executed_in_any_thread(server: Dev
         assert await asyncio.to_thread(app.engine.get_run_sync, "01ARZ3NDEKTSV4RRFFQ69G5FAV") is None
 
 
+@pytest.mark.slow
+async def test_a_call_whose_run_was_cancelled_ends_without_a_traceback(
+    server: DevServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = App(TemporalEngine(server.address), "cancels")
+    ended = asyncio.Event()
+
+    def wait(app: App) -> Function[Any]:
+        @app.client.create_function(fn_id="wait", trigger=TriggerEvent(event="cancels/wait"))
+        async def wait(ctx: Context) -> None:
+            app.report(ctx.run_id)
+            try:
+                await asyncio.sleep(WAIT_SECONDS)
+            finally:
+                ended.set()
+
+        return wait
+
+    app.serve(wait)
+    async with app.engine.running():
+        await app.send("wait")
+        await app.engine.cancel_run(await app.reported())
+        await within(ended.wait())  # At the next heartbeat the server says that there is no such call any more.
+    assert "Traceback" not in caplog.text
+
+
 async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -23,7 +23,7 @@ from temporalio.worker import (
 _OTHER_SLOTS = FixedSizeSlotSupplier(100)
 """Temporal's default."""
 
-_RETURN_SECONDS = 1.0
+_RETURN_SECONDS = 2.0
 """Time for the server to give a returned call to another poll."""
 
 

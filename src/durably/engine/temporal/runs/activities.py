@@ -135,6 +135,10 @@ class CallActivities:
             if activity.is_worker_shutdown():
                 # Another process makes the call, with a new generation: this one's function may not have ended.
                 raise returned_call("the process stops") from None
+            details = activity.cancellation_details()
+            if details is not None and not details.cancel_requested:
+                # Nobody waits for the call: its run was cancelled, say. Otherwise the worker would log a traceback.
+                raise returned_call("the call's run has ended, or has given it up") from None
             raise
         result = result_of(answer, self._requests.queue if has_requests else None)
         return msgspec.structs.replace(result, called_at=called_at)
