@@ -8,6 +8,7 @@ from typing import Self
 
 import pytest
 
+from durably.engine.temporal.runs.activities import returned_call
 from durably.engine.temporal.slots import slot_leases
 from durably.engine.temporal.slots.slot_leases import (
     LEASE_SECONDS,
@@ -79,6 +80,7 @@ class World:
         self.ended: Counter[str] = Counter()
         self.lost = 0
         self.disturbance = 0.0
+        self.delay = 0.01
         self.away: set[str] = set()
         self._expiring: asyncio.Task[None] | None = None
 
@@ -97,7 +99,11 @@ class World:
             await self._travel(name)
             return answer
 
-        leases = SlotLeases(send, self.owner.read_limit, most)
+        async def read_limit(function_id: str) -> int | None:
+            await asyncio.sleep(2 * self.delay)
+            return await self.owner.read_limit(function_id)
+
+        leases = SlotLeases(send, read_limit, most)
         for function in functions:
             leases.add(function)
         return leases
@@ -110,7 +116,7 @@ class World:
         if name in self.away or self.random.random() < self.disturbance / 4:
             raise ConnectionError("lost")
         is_late = self.random.random() < self.disturbance
-        await asyncio.sleep(self.random.uniform(0, 70) if is_late else 0.01)
+        await asyncio.sleep(self.random.uniform(0, 70) if is_late else self.delay)
 
     async def call(self, name: str, leases: SlotLeases, seconds: float, function: str = FUNCTION) -> None:
         """One call: it is repeated until it ends with its slot."""
@@ -231,14 +237,23 @@ async def _kill(world: World, leases: SlotLeases, calls: list[asyncio.Task[None]
     await leases.close()
 
 
-def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_lease() -> None:
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), returned_call("the process stops")])
+def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_lease(error: BaseException) -> None:
+    """The call was cancelled, or returned because it had not ended in time."""
+
     async def main() -> None:
         async with World(2) as world:
             first, second = world.process("first"), world.process("second")
-            calls = [asyncio.create_task(world.call("first", first, seconds)) for seconds in (5, 100)]
+            cut_off: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            async def long_call() -> None:
+                async with first.slot(FUNCTION, 60):
+                    await cut_off
+
+            calls = [asyncio.create_task(world.call("first", first, 5)), asyncio.create_task(long_call())]
             await asyncio.sleep(6)
             first._pools[FUNCTION].calls.close()
-            calls[1].cancel()
+            cut_off.set_exception(error)
             await asyncio.gather(*calls, return_exceptions=True)
             await first.close()
             world.most = 0
@@ -253,6 +268,41 @@ def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_le
             await asyncio.sleep(15)
             assert world.owner.pools.is_empty
             await second.close()
+
+    run_in_virtual_time(main())
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_call_that_waits_no_more_gets_no_slot(stops: bool) -> None:
+    """It was cancelled, or its process stops."""
+
+    async def main() -> None:
+        async with World(1) as world:
+            first, second, third = (world.process(name) for name in ("first", "second", "third"))
+            call = asyncio.create_task(world.call("first", first, 10))
+            await asyncio.sleep(1)
+            waiting = asyncio.create_task(world.call("second", second, 10))
+            await asyncio.sleep(1)
+            waiting.cancel()
+            if stops:
+                await second.close()
+            await call
+            await first.close()
+            before = asyncio.get_running_loop().time()
+            await world.call("third", third, 1)
+            assert asyncio.get_running_loop().time() - before < 2
+
+    run_in_virtual_time(main())
+
+
+def test_a_process_with_a_slow_network_keeps_its_lease() -> None:
+    async def main() -> None:
+        async with World(2) as world:
+            world.delay = 4.0
+            leases = world.process("p")
+            await asyncio.gather(*(world.call("p", leases, 50) for _ in range(4)))
+            assert world.lost == 0
+            assert asyncio.get_running_loop().time() < 150
 
     run_in_virtual_time(main())
 
@@ -324,6 +374,36 @@ def test_a_changed_limit_applies_with_the_next_renewal() -> None:
             assert world.most == (limit or 10)
         for task in working:
             task.cancel()
+
+    run_in_virtual_time(main())
+
+
+def test_calls_take_slots_again_if_a_missing_limit_was_not_read_again() -> None:
+    async def main() -> None:
+        async with World(limit=1) as world:
+            leases = world.process("p")
+
+            async def work() -> None:
+                while True:
+                    await world.call("p", leases, 0.3)
+
+            working = [asyncio.create_task(work()) for _ in range(3)]
+            await asyncio.sleep(1)
+            world.owner.limit = None
+            await asyncio.sleep(USE_SECONDS / 3)
+            assert world.most == 3
+
+            async def read_no_more(_: str) -> int | None:
+                return await asyncio.Event().wait() and None
+
+            leases._limits._read_limit = read_no_more
+            await asyncio.sleep(USE_SECONDS / 3)
+            world.most = 0
+            await asyncio.sleep(USE_SECONDS / 3 - 2)
+            assert world.most == 1
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
 
     run_in_virtual_time(main())
 

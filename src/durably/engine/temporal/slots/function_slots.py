@@ -1,6 +1,7 @@
 """The slots of a function that this process holds, and their division."""
 
 import asyncio
+import math
 from collections import deque
 
 from durably.engine.temporal.call_slots import CallSlots
@@ -24,6 +25,7 @@ class FunctionSlots:
         """The slots that other functions of this process leave to this one."""
         self.last_end = 0.0
         self.limit: int | None = MAX_COUNT
+        self.limit_read_at = -math.inf
         self.unlimited_until = 0.0
         self.waiting: deque[asyncio.Future[None]] = deque()
 

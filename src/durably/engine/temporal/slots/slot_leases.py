@@ -14,6 +14,7 @@ from durably.engine.sparse_log import SparseLog
 from durably.engine.temporal.call_slots import CallSlots
 from durably.protocol.text import get_logger
 
+from .function_limits import FunctionLimits, ReadLimit
 from .function_slots import FunctionSlots, fair_shares
 from .slot_messages import LeaseAnswer, LeaseRequest, WantedSlots
 
@@ -36,8 +37,6 @@ _log = SparseLog(get_logger("durably.engine"))
 
 Send = Callable[[LeaseRequest], Awaitable[LeaseAnswer]]
 """Sends a request to the workflow of the app's slots."""
-ReadLimit = Callable[[str], Awaitable[int | None]]
-"""The present limit of a function; ``None`` if it has none."""
 
 
 class SlotLostError(Exception):
@@ -61,6 +60,8 @@ class _Lease:
         self.next_renewal = 0.0
         self.next_return = 0.0
         """The time at which slots are returned that were not used since the time before."""
+        self.may_get_slots = False
+        """Whether a request for slots has no answer yet."""
         self.scopes: set[asyncio.Timeout] = set()
         """The calls with slots."""
 
@@ -73,7 +74,7 @@ class SlotLeases:
 
     def __init__(self, send: Send, read_limit: ReadLimit, most: int) -> None:
         self._send = send
-        self._read_limit = read_limit
+        self._limits = FunctionLimits(read_limit, self._note_limit, lambda: read_clock(), USE_SECONDS)
         self._most = most
         self._lease = _Lease()
         self._pools: dict[str, FunctionSlots] = {}
@@ -115,7 +116,7 @@ class SlotLeases:
             if scope.expired():
                 raise SlotLostError from None
             raise
-        except asyncio.CancelledError:
+        except BaseException:  # The call was cancelled, or returned.
             pool.cancelled_at_stop += pool.calls.is_closed
             raise
         finally:
@@ -141,12 +142,14 @@ class SlotLeases:
             await asyncio.gather(self._task, return_exceptions=True)
         for asking in self._asking:
             asking.cancel()
-        if self._has_lease:
+        self._limits.close()
+        if self._has_lease or self._lease.may_get_slots:
             kept = {}
             for function_id, pool in self._pools.items():
                 pool.held = min(pool.held, pool.cancelled_at_stop)
                 if pool.held:
                     kept[function_id] = WantedSlots(pool.held, 0, pool.limit or pool.held)
+            self._lease.may_get_slots = False
             self._lease.number += 1
             request = LeaseRequest(self._lease.process, self._lease.number, round(LEASE_SECONDS * 1000), kept)
             with contextlib.suppress(Exception):  # Otherwise the slots are free at the end of the lease.
@@ -175,10 +178,15 @@ class SlotLeases:
             await future
         finally:
             pool.waiting.remove(future)
+            if self._asks_in_vain:
+                self._changed.set()
 
     def _may_start(self, pool: FunctionSlots) -> bool:
         now = read_clock()
-        return now < pool.unlimited_until or (now < self._lease.end and pool.in_use < pool.usable)
+        if now < pool.unlimited_until:
+            return True
+        pool.unlimited_until = 0.0
+        return now < self._lease.end and pool.in_use < pool.usable
 
     def _stop_waiting(self) -> None:
         for pool in self._pools.values():
@@ -208,9 +216,17 @@ class SlotLeases:
     def _has_lease(self) -> bool:
         return any(pool.held for pool in self._pools.values())
 
+    @property
+    def _asks_in_vain(self) -> bool:
+        """Whether the workflow may give slots that no call needs any more."""
+        is_waiting = any(pool.waiting for pool in self._pools.values())
+        return self._lease.may_get_slots and not self._has_lease and not is_waiting
+
     def _is_due(self, asked: LeaseRequest | None = None) -> bool:
         """Whether a request is due, beside one that has no answer yet."""
         if self._has_lease and read_clock() >= self._lease.next_renewal:
+            return True
+        if self._asks_in_vain and (asked is None or _asks_for_any(asked)):
             return True
         room = self._divide()
         return any(
@@ -242,10 +258,10 @@ class SlotLeases:
             else:
                 self._lease.end = 0.0  # It had returned all slots.
         try:
-            await self._read_limits()
+            await self._limits.refresh({each: pool for each, pool in self._pools.items() if pool.held or pool.waiting})
             sent_at = read_clock()
             request = self._make_request(sent_at)
-            if not request.functions and not self._lease.end:
+            if not (request.functions or self._lease.end or self._lease.may_get_slots):
                 return True
             answer = await self._answer_of(request, sent_at)
         except Exception as error:  # The server is away, or the workflow continues elsewhere.
@@ -264,15 +280,13 @@ class SlotLeases:
             message = "process %d gets no slots for functions with a concurrency limit, and asks again: %s"
             _log.log(logging.WARNING, message, os.getpid(), error)
 
-    async def _read_limits(self) -> None:
-        pools = {each: pool for each, pool in self._pools.items() if pool.held or pool.waiting}
-        limits = await asyncio.gather(*map(self._read_limit, pools))
-        for pool, limit in zip(pools.values(), limits, strict=True):
-            pool.limit = limit
-            pool.unlimited_until = 0.0 if limit is not None else read_clock() + USE_SECONDS / 3
-            if limit is None:
-                pool.resize()
-                pool.wake()
+    def _note_limit(self, pool: FunctionSlots, has_changed: bool) -> None:
+        if pool.limit is None:
+            pool.resize()
+            pool.wake()
+        if has_changed:
+            self._lease.next_renewal = 0.0  # The workflow learns the number at once.
+            self._changed.set()
 
     def _make_request(self, now: float) -> LeaseRequest:
         """Slots that are returned are not used from now on."""
@@ -303,17 +317,18 @@ class SlotLeases:
 
         The workflow answers a request that waits for slots at the next one. The lease is renewed by both answers.
         """
+        self._lease.may_get_slots |= _asks_for_any(request)
         asking = asyncio.ensure_future(self._send(request))
         self._asking.add(asking)
         asking.add_done_callback(self._forget)
         while not asking.done():
-            if self._is_due(request) or read_clock() >= self._lease.next_renewal:
+            next_at = self._lease.next_renewal if self._has_lease else sent_at + USE_SECONDS / 2
+            if self._is_due(request) or read_clock() >= next_at:
                 asking.add_done_callback(partial(self._renew_late, self._lease, sent_at))
                 return None
             self._changed.clear()
             change = asyncio.ensure_future(self._changed.wait())
-            timeout = self._lease.next_renewal - read_clock()
-            await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({asking, change}, timeout=next_at - read_clock(), return_when=asyncio.FIRST_COMPLETED)
             change.cancel()
         return asking.result()
 
@@ -354,6 +369,7 @@ class SlotLeases:
             self._lose()
             return False
         lease = self._lease
+        lease.may_get_slots = False
         for function_id, pool in self._pools.items():
             held = answer.functions.get(function_id)
             pool.held = 0 if held is None else held.slots
@@ -388,6 +404,10 @@ def read_clock() -> float:
 def _asks_for(request: LeaseRequest | None, function_id: str) -> bool:
     wanted = None if request is None else request.functions.get(function_id)
     return wanted is not None and wanted.wanted > 0
+
+
+def _asks_for_any(request: LeaseRequest) -> bool:
+    return any(wanted.wanted > 0 for wanted in request.functions.values())
 
 
 def _loop_time(time_: float) -> float:
