@@ -18,7 +18,8 @@ from durably.engine.temporal.slots.slot_leases import (
     SlotsClosedError,
 )
 from durably.engine.temporal.slots.slot_messages import LeaseAnswer, LeaseRequest, SlotsState
-from durably.engine.temporal.slots.slot_pools import SlotPools
+from durably.engine.temporal.slots.slot_pools import SlotPools, WaitingRequests
+from durably.engine.temporal.slots.slots_workflow import MOST_WAITING
 
 from .virtual_time import run_in_virtual_time
 
@@ -32,7 +33,7 @@ class Owner:
         self.limit = limit
         self.pools = SlotPools(SlotsState())
         self.updates = 0
-        self._waiting: dict[str, int] = {}
+        self._waiting = WaitingRequests(self.pools, MOST_WAITING)
         self._changed = asyncio.Condition()
 
     async def lease(self, request: LeaseRequest) -> LeaseAnswer:
@@ -40,13 +41,17 @@ class Owner:
         self.pools.expire(self.now)
         if not self.pools.accept(request, self.now):
             return LeaseAnswer(is_lost=True)
-        self._waiting[request.process] = request.number
-        self._grant()
+        if self.pools.number_of(request.process) in (None, request.number):
+            self._waiting.remove(request.process)
+            self._grant(request.process)
         async with self._changed:
             self._changed.notify_all()
-            await self._changed.wait_for(lambda: not self.pools.waits(request))
-        if self._waiting.get(request.process) == request.number:
-            del self._waiting[request.process]
+            if self.pools.waits(request):
+                self._waiting.add(request)
+                self._changed.notify_all()
+                await self._changed.wait_for(lambda: not (self._waiting.has(request) and self.pools.waits(request)))
+                if self._waiting.has(request):
+                    self._waiting.remove(request.process)
         return self.pools.answer(request.process, self.now)
 
     async def expire(self) -> None:
@@ -58,11 +63,15 @@ class Owner:
             async with self._changed:
                 self._changed.notify_all()
 
+    def forget(self) -> None:
+        self.pools = SlotPools(SlotsState())
+        self._waiting = WaitingRequests(self.pools, MOST_WAITING)
+
     async def read_limit(self, _: str) -> int | None:
         return self.limit
 
-    def _grant(self) -> None:
-        self.pools.grant(self._waiting, self.now)
+    def _grant(self, *processes: str) -> None:
+        self.pools.grant({*self._waiting.processes, *processes}, self.now)
 
     @property
     def now(self) -> int:
@@ -272,6 +281,33 @@ def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_le
     run_in_virtual_time(main())
 
 
+def test_a_slot_whose_step_may_go_on_after_the_stop_is_not_given_to_a_process_that_waits() -> None:
+    async def main() -> None:
+        async with World(1) as world:
+            first, second = world.process("first"), world.process("second")
+            cut_off: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+            async def long_call() -> None:
+                async with first.slot(FUNCTION, 60):
+                    await cut_off
+
+            call = asyncio.create_task(long_call())
+            await asyncio.sleep(1)
+            waiting = asyncio.create_task(world.call("second", second, 1))
+            await asyncio.sleep(USE_SECONDS)
+            first._pools[FUNCTION].calls.close()
+            cut_off.set_exception(returned_call("the process stops"))
+            await asyncio.gather(call, return_exceptions=True)
+            await asyncio.sleep(1)
+            await first.close()
+            await asyncio.sleep(LEASE_SECONDS - 10)
+            assert not world.ended
+            await waiting
+            await second.close()
+
+    run_in_virtual_time(main())
+
+
 @pytest.mark.parametrize("stops", [False, True])
 def test_a_call_that_waits_no_more_gets_no_slot(stops: bool) -> None:
     """It was cancelled, or its process stops."""
@@ -328,7 +364,7 @@ def test_calls_are_repeated_if_the_owner_has_lost_its_state() -> None:
         leases = world.process("p")
         call = asyncio.create_task(world.call("p", leases, 10))
         await asyncio.sleep(1)
-        world.owner.pools = SlotPools(SlotsState())
+        world.owner.forget()
         await asyncio.sleep(USE_SECONDS / 3)
         assert world.lost == 1
         await call
@@ -455,5 +491,50 @@ def test_a_function_with_a_backlog_leaves_slots_of_its_process_to_others(
             for task in [*backlog, *others]:
                 task.cancel()
             await asyncio.gather(*backlog, *others, return_exceptions=True)
+
+    run_in_virtual_time(main())
+
+
+def test_functions_whose_slots_others_hold_leave_the_calls_of_the_process_to_others() -> None:
+    async def main() -> None:
+        async with World(limit=1) as world:
+            stuck, free = [f"app-stuck-{n}" for n in range(4)], [f"app-free-{n}" for n in range(2)]
+            holder, leases = world.process("holder", functions=stuck), world.process("p", 2, [*stuck, *free])
+            ended: Counter[str] = Counter()
+
+            async def work(function: str) -> None:
+                while True:
+                    await world.call("p", leases, 1, function)
+                    ended[function] += 1
+
+            working = [asyncio.create_task(world.call("holder", holder, 1000, function)) for function in stuck]
+            await asyncio.sleep(1)
+            working += [asyncio.create_task(work(function)) for function in [*stuck, *free] for _ in range(2)]
+            await asyncio.sleep(60)
+            assert min(ended[function] for function in free) > 20
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+
+    run_in_virtual_time(main())
+
+
+def test_many_processes_that_wait_send_few_requests() -> None:
+    async def main() -> None:
+        async with World(limit=2) as world:
+
+            async def work(name: str, leases: SlotLeases) -> None:
+                while True:
+                    await world.call(name, leases, 0.5)
+
+            processes = {f"p{n}": world.process(f"p{n}") for n in range(8)}
+            working = [asyncio.create_task(work(*each)) for each in processes.items() for _ in range(3)]
+            await asyncio.sleep(120)
+            assert world.ended.total() > 0.9 * 2 * 120 / 0.5
+            assert min(world.ended[name] for name in processes) > 0
+            assert world.owner.updates < 8 * 120 / 2
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
 
     run_in_virtual_time(main())

@@ -21,7 +21,9 @@ processes and not with calls.
 - **Shares.** A process that needs slots doubles what it has, and returns slots that it did not use between two
   renewals. If others wait, the answer to a renewal limits it to its share, which it applies as calls end. If the
   functions of a process want more slots than it may make calls (``max_calls``), it divides them among the functions
-  (``function_slots.py``).
+  (``function_slots.py``). A function whose slots other processes hold leaves its part to others after a while.
+- **Waiting.** A few requests wait in the workflow: those of the processes that need slots most. Others get an answer at
+  once, and are repeated after a pause.
 
 Limits with a key, several limits, throttles, priorities and timeouts stay with the queue of calls (``flow/``): they
 need an order of all calls, or must know when a run's first call begins. So do limits of apps over HTTP.

@@ -38,7 +38,10 @@ class FunctionLimits:
         self._reading: dict[str, asyncio.Task[None]] = {}
 
     async def refresh(self, functions: Mapping[str, FunctionSlots]) -> None:
-        """Read limits again. Waits for those that are not known, and for those that have become old."""
+        """Read limits again.
+
+        Waits for those that are not known, and for those that were read long ago.
+        """
         now, unknown = self._clock(), []
         for function_id, pool in functions.items():
             age = now - pool.limit_read_at

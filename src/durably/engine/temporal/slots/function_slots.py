@@ -7,6 +7,13 @@ from collections import deque
 from durably.engine.temporal.call_slots import CallSlots
 from durably.protocol.limits import MAX_COUNT
 
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
+"""Between requests for slots that other processes hold."""
+_RENEWAL_SECONDS = 10.0
+"""The same for a process that has slots. It asks for more when it renews them."""
+_TURN_SECONDS = 2.0
+"""Time for which a function keeps its turn, or each call would move a slot."""
+
 
 class FunctionSlots:
     """The slots of a function under one lease."""
@@ -16,18 +23,22 @@ class FunctionSlots:
         self.most = most
         self.held = 0
         self.in_use = 0
+        """Calls with a slot. At a stop, those that were cancelled or returned count on: their steps may go on."""
         self.most_used = 0
-        self.cancelled_at_stop = 0
-        """Calls whose steps may go on in a thread."""
         self.share: int | None = None
         """The slots that other processes leave to this one."""
         self.local_share: int | None = None
         """The slots that other functions of this process leave to this one."""
-        self.last_end = 0.0
+        self.last_turn = 0.0
+        """The time at which its last call ended, or a request got no slot."""
+        self.turn_end = 0.0
         self.limit: int | None = MAX_COUNT
         self.limit_read_at = -math.inf
         self.unlimited_until = 0.0
         self.waiting: deque[asyncio.Future[None]] = deque()
+        self.next_request = 0.0
+        """The time of the next request for slots, if there were none."""
+        self._pause = 0.0
 
     @property
     def usable(self) -> int:
@@ -43,6 +54,10 @@ class FunctionSlots:
         calls = self.in_use + len(self.waiting)
         return calls if self.limit is None else min(calls, self.limit)
 
+    def demand_at(self, now: float) -> int:
+        """The slots that it can use, if it does not wait for other processes."""
+        return self.demand if now >= self.next_request else self.in_use
+
     @property
     def needed(self) -> int:
         """Slots to ask for.
@@ -55,6 +70,26 @@ class FunctionSlots:
         most = min(each for each in (MAX_COUNT, self.limit, self.local_share) if each is not None)
         return min(needed, max(0, most - self.held))
 
+    def begin_call(self, now: float) -> None:
+        if now >= self.turn_end:
+            self.turn_end = now + _TURN_SECONDS
+        self.in_use += 1
+        self.most_used = max(self.most_used, self.in_use)
+
+    def end_call(self, now: float) -> None:
+        self.in_use -= 1
+        self.last_turn = now
+
+    def note_request(self, now: float, *, has_slots: bool) -> None:
+        """Note whether a request for slots has brought some."""
+        if has_slots:
+            self._pause = self.next_request = 0.0
+            self.most_used = max(self.most_used, self.held)  # Their calls start now.
+        else:
+            self._pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self._pause), _LONGEST_PAUSE_SECONDS)
+            self.next_request = now + (_RENEWAL_SECONDS if self.held else self._pause)
+            self.last_turn = now
+
     def wake(self) -> None:
         """Let waiting calls look whether they may start."""
         for future in self.waiting:
@@ -66,19 +101,20 @@ class FunctionSlots:
         self.calls.resize(self.most if self.unlimited_until else min(self.most, max(self.held, self.in_use) + 1))
 
 
-def fair_shares(pools: list[FunctionSlots], most: int) -> dict[FunctionSlots, int]:
+def fair_shares(pools: list[FunctionSlots], most: int, now: float) -> dict[FunctionSlots, int]:
     """Equal shares of ``most`` slots, but none without a use.
 
-    A pool gets no more than it has calls for, or holds while others need none. If there are more pools than slots,
-    those without calls take turns.
+    A pool gets no more than it has calls for, or holds while others need none. If there are more pools than slots, they
+    take turns.
     """
-    waiting = [pool for pool in pools if pool.demand]
-    if len(waiting) > most:
-        waiting = sorted(waiting, key=lambda pool: (pool.in_use == 0, pool.last_end))[:most]
+    demands = {pool: demand for pool in pools if (demand := pool.demand_at(now))}
+    if len(demands) > most:
+        turns = sorted(demands, key=lambda pool: (pool.in_use == 0 and now >= pool.turn_end, pool.last_turn))[:most]
+        demands = {pool: demands[pool] for pool in turns}
     shares = dict.fromkeys(pools, 0)
     left = most
-    for index, pool in enumerate(sorted(waiting, key=lambda pool: pool.demand)):
-        shares[pool] = min(pool.demand, left // (len(waiting) - index))
+    for index, pool in enumerate(sorted(demands, key=demands.__getitem__)):
+        shares[pool] = min(demands[pool], left // (len(demands) - index))
         left -= shares[pool]
     for pool in pools:
         kept = min(left, max(0, pool.held - shares[pool]))

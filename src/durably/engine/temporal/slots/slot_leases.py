@@ -24,8 +24,11 @@ LEASE_SECONDS = 45.0
 """Seconds for which the slots count as held: ``USE_SECONDS``, the heartbeat time-out of calls, and 5 s more. So the
 server has given up the calls of a process that does not respond when others get its slots."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
-"""Between requests without an answer, or without a free slot."""
+"""Between requests without an answer."""
 _RELEASE_SECONDS = 2.0
+
+_PATIENCE_SECONDS = 1.0
+"""Time that a request waits for slots, if other functions could use them."""
 
 _SILENT_SECONDS = 3.0
 """Seconds of failed requests before a log line."""
@@ -83,6 +86,8 @@ class SlotLeases:
         self._asking: set[asyncio.Future[LeaseAnswer]] = set()
         self._failing_since: float | None = None
         self._is_closed = False
+        self._is_short = False
+        """Whether functions want more slots than the process may have."""
 
     def add(self, function_id: str) -> CallSlots:
         """The slots of a temporalio worker that makes the calls of a function."""
@@ -102,9 +107,8 @@ class SlotLeases:
         if pool.unlimited_until:
             yield
             return
-        lease = self._lease
-        pool.in_use += 1
-        pool.most_used = max(pool.most_used, pool.in_use)
+        lease, is_cut_off = self._lease, False
+        pool.begin_call(read_clock())
         scope = asyncio.timeout_at(_loop_time(lease.end))
         lease.scopes.add(scope)
         try:
@@ -117,13 +121,12 @@ class SlotLeases:
                 raise SlotLostError from None
             raise
         except BaseException:  # The call was cancelled, or returned.
-            pool.cancelled_at_stop += pool.calls.is_closed
+            is_cut_off = pool.calls.is_closed
             raise
         finally:
             lease.scopes.discard(scope)
-            if lease is self._lease:
-                pool.in_use -= 1
-                pool.last_end = read_clock()
+            if lease is self._lease and not is_cut_off:
+                pool.end_call(read_clock())
                 if pool.local_share is not None:
                     self._divide()
                 pool.wake()
@@ -146,7 +149,7 @@ class SlotLeases:
         if self._has_lease or self._lease.may_get_slots:
             kept = {}
             for function_id, pool in self._pools.items():
-                pool.held = min(pool.held, pool.cancelled_at_stop)
+                pool.held = min(pool.held, pool.in_use)
                 if pool.held:
                     kept[function_id] = WantedSlots(pool.held, 0, pool.limit or pool.held)
             self._lease.may_get_slots = False
@@ -178,7 +181,7 @@ class SlotLeases:
             await future
         finally:
             pool.waiting.remove(future)
-            if self._asks_in_vain:
+            if self._needs_no_slots:
                 self._changed.set()
 
     def _may_start(self, pool: FunctionSlots) -> bool:
@@ -208,7 +211,11 @@ class SlotLeases:
     async def _wait_until_due(self) -> None:
         while not self._is_due():
             self._changed.clear()
-            timeout = self._lease.next_renewal - read_clock() if self._has_lease else None
+            now = read_clock()
+            times = [pool.next_request for pool in self._pools.values() if pool.waiting and pool.next_request > now]
+            if self._has_lease:
+                times.append(self._lease.next_renewal)
+            timeout = min(times) - now if times else None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._changed.wait(), timeout)
 
@@ -217,8 +224,8 @@ class SlotLeases:
         return any(pool.held for pool in self._pools.values())
 
     @property
-    def _asks_in_vain(self) -> bool:
-        """Whether the workflow may give slots that no call needs any more."""
+    def _needs_no_slots(self) -> bool:
+        """Whether no call needs the slots for which it has asked."""
         is_waiting = any(pool.waiting for pool in self._pools.values())
         return self._lease.may_get_slots and not self._has_lease and not is_waiting
 
@@ -226,11 +233,12 @@ class SlotLeases:
         """Whether a request is due, beside one that has no answer yet."""
         if self._has_lease and read_clock() >= self._lease.next_renewal:
             return True
-        if self._asks_in_vain and (asked is None or _asks_for_any(asked)):
+        if self._needs_no_slots and (asked is None or _asks_for_any(asked)):
             return True
-        room = self._divide()
+        room, now = self._divide(), read_clock()
         return any(
-            pool.has_to_return or (room and pool.needed and not _asks_for(asked, function_id))
+            pool.has_to_return
+            or (room and pool.needed and now >= pool.next_request and not _asks_for(asked, function_id))
             for function_id, pool in self._pools.items()
         )
 
@@ -240,8 +248,8 @@ class SlotLeases:
         The result is the number of slots that it may still ask for.
         """
         pools = [pool for pool in self._pools.values() if pool.demand or pool.held]
-        is_short = sum(max(pool.demand, pool.held) for pool in pools) > self._most
-        shares = fair_shares(pools, self._most) if is_short else {}
+        self._is_short = sum(max(pool.demand, pool.held) for pool in pools) > self._most
+        shares = fair_shares(pools, self._most, read_clock()) if self._is_short else {}
         for pool in pools:
             usable, pool.local_share = pool.usable, shares.get(pool)
             if pool.usable > usable:
@@ -321,15 +329,24 @@ class SlotLeases:
         asking = asyncio.ensure_future(self._send(request))
         self._asking.add(asking)
         asking.add_done_callback(self._forget)
+        unanswered_at, is_noted = sent_at + _PATIENCE_SECONDS, False
         while not asking.done():
             next_at = self._lease.next_renewal if self._has_lease else sent_at + USE_SECONDS / 2
             if self._is_due(request) or read_clock() >= next_at:
                 asking.add_done_callback(partial(self._renew_late, self._lease, sent_at))
                 return None
+            if self._is_short and not is_noted and read_clock() >= unanswered_at:
+                is_noted = True
+                self._note_slots(request)
+                continue
             self._changed.clear()
             change = asyncio.ensure_future(self._changed.wait())
-            await asyncio.wait({asking, change}, timeout=next_at - read_clock(), return_when=asyncio.FIRST_COMPLETED)
-            change.cancel()
+            now = read_clock()
+            timeout = (min(next_at, unanswered_at) if now < unanswered_at else next_at) - now
+            try:
+                await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                change.cancel()
         return asking.result()
 
     def _renew_late(self, lease: _Lease, sent_at: float, asking: asyncio.Future[LeaseAnswer]) -> None:
@@ -380,8 +397,15 @@ class SlotLeases:
             self._extend(end)
         else:
             lease.end = 0.0
-        wanted = {each: wanted for each, wanted in request.functions.items() if wanted.wanted}
-        return not wanted or any(self._pools[each].held > before.kept for each, before in wanted.items())
+        self._note_slots(request)
+        return True
+
+    def _note_slots(self, request: LeaseRequest) -> None:
+        """Note for which functions a request has brought slots, if for any."""
+        wanted = {each: wanted.kept for each, wanted in request.functions.items() if wanted.wanted}
+        given = [each for each, kept in wanted.items() if self._pools[each].held > kept]
+        for function_id in given or wanted:
+            self._pools[function_id].note_request(read_clock(), has_slots=bool(given))
 
     def _lose(self) -> None:
         """Use no slot any more. The calls of the lease are cancelled by their scopes."""
@@ -392,6 +416,7 @@ class SlotLeases:
         self._lease = _Lease()
         for pool in self._pools.values():
             pool.held, pool.in_use, pool.most_used, pool.share, pool.local_share = 0, 0, 0, None, None
+            pool.next_request = 0.0
             pool.resize()
             pool.wake()
 

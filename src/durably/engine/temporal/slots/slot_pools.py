@@ -5,6 +5,8 @@ Pure; a workflow drives it.
 
 from collections.abc import Collection
 
+from durably.protocol.limits import MAX_COUNT
+
 from .slot_messages import HeldSlots, Holding, LeaseAnswer, LeaseRequest, ProcessLease, SlotsState
 
 _TURNS = 6
@@ -49,7 +51,8 @@ class SlotPools:
         for function_id, wanted in request.functions.items():
             self.state.limits[function_id] = wanted.limit
             old = before.get(function_id, Holding())
-            waits_since = old.waits_since if old.wanted and wanted.wanted else now
+            waits_on = old.wanted and wanted.wanted and wanted.kept >= old.slots
+            waits_since = old.waits_since if waits_on else now
             if wanted.kept or wanted.wanted:
                 holdings[function_id] = Holding(wanted.kept, wanted.wanted, old.granted_at, waits_since)
         if holdings:
@@ -79,6 +82,16 @@ class SlotPools:
             return False
         needed = [each for each, wanted in request.functions.items() if wanted.wanted]
         return bool(needed) and all(lease.holdings[each].slots == request.functions[each].kept for each in needed)
+
+    def urgency(self, process: str) -> tuple[int, int]:
+        """The rank of a process that needs slots.
+
+        The value is lower if it has fewer, or has waited longer.
+        """
+        lease = self.state.processes.get(process)
+        holdings = () if lease is None else lease.holdings.values()
+        waiting = [(holding.slots, holding.waits_since) for holding in holdings if holding.wanted > 0]
+        return min(waiting, default=(MAX_COUNT, 0))
 
     def answer(self, process: str, now: int) -> LeaseAnswer:
         lease = self.state.processes.get(process)
@@ -118,6 +131,34 @@ class SlotPools:
         used = {function_id for lease in self.state.processes.values() for function_id in lease.holdings}
         for function_id in [each for each in self.state.limits if each not in used]:
             del self.state.limits[function_id]
+
+
+class WaitingRequests:
+    """Requests that wait for slots, at most ``most`` of them.
+
+    They are those of the processes that need slots most. Others get an answer at once, and are repeated.
+    """
+
+    def __init__(self, pools: SlotPools, most: int) -> None:
+        self._pools = pools
+        self._most = most
+        self._numbers: dict[str, int] = {}
+
+    @property
+    def processes(self) -> Collection[str]:
+        return self._numbers
+
+    def has(self, request: LeaseRequest) -> bool:
+        return self._numbers.get(request.process) == request.number
+
+    def add(self, request: LeaseRequest) -> None:
+        """Add a request that needs slots, unless all others are more urgent."""
+        self._numbers[request.process] = request.number
+        if len(self._numbers) > self._most:
+            del self._numbers[max(self._numbers, key=self._pools.urgency)]
+
+    def remove(self, process: str) -> None:
+        self._numbers.pop(process, None)
 
 
 def _slots(holdings: dict[str, Holding], function_id: str) -> int:

@@ -10,12 +10,12 @@ from durably.engine.temporal.flow.gate_workflow import history_is_long
 from durably.engine.temporal.workflow_time import EarliestTimer, now
 
 from .slot_messages import LeaseAnswer, LeaseRequest, SlotsState
-from .slot_pools import SlotPools
+from .slot_pools import SlotPools, WaitingRequests
 
 SLOTS_CONTINUE = "SlotsContinue"
-_MOST_WAITING = 4
-"""Requests that wait for slots at a time. Others get an answer at once, and are repeated: the server allows ten Updates
-of a workflow at a time, and renewals must not wait."""
+MOST_WAITING = 4
+"""Requests that wait for slots at a time: the server allows ten Updates of a workflow at a time, and renewals must not
+wait."""
 
 
 @workflow.defn(name="durably.Slots", sandboxed=False)
@@ -23,8 +23,7 @@ class SlotsWorkflow:
     @workflow.init
     def __init__(self, state: SlotsState | None = None) -> None:
         self._pools = SlotPools(state or SlotsState())
-        self._waiting: dict[str, int] = {}
-        """Numbers of the requests that wait, by process."""
+        self._waiting = WaitingRequests(self._pools, MOST_WAITING)
         self._has_begun = state is not None
         self._is_due = False
         self._is_closing = False
@@ -57,13 +56,13 @@ class SlotsWorkflow:
         if not self._pools.accept(request, now()):
             return LeaseAnswer(is_lost=True)
         if self._pools.number_of(request.process) in (None, request.number):
-            self._waiting.pop(request.process, None)
+            self._waiting.remove(request.process)
             self._grant(request.process)
-        if len(self._waiting) < _MOST_WAITING and self._pools.waits(request):
-            self._waiting[request.process] = request.number
-            await workflow.wait_condition(lambda: self._is_closing or not self._pools.waits(request))
-            if self._waiting.get(request.process) == request.number:
-                del self._waiting[request.process]
+        if self._pools.waits(request):
+            self._waiting.add(request)
+            await workflow.wait_condition(lambda: self._is_closing or not self._is_waiting(request))
+            if self._waiting.has(request):
+                self._waiting.remove(request.process)
         return self._pools.answer(request.process, now())
 
     @lease.validator
@@ -77,7 +76,10 @@ class SlotsWorkflow:
         return self._pools.state
 
     def _grant(self, *processes: str) -> None:
-        self._pools.grant({*self._waiting, *processes}, now())
+        self._pools.grant({*self._waiting.processes, *processes}, now())
+
+    def _is_waiting(self, request: LeaseRequest) -> bool:
+        return self._waiting.has(request) and self._pools.waits(request)
 
     def _wake(self, due: int) -> None:
         self._is_due = True
