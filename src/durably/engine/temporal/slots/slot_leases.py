@@ -28,7 +28,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 _RELEASE_SECONDS = 2.0
 
 _PATIENCE_SECONDS = 1.0
-"""Time that a request waits for slots, if other functions could use them."""
+"""The least time that a request waits for slots if other functions could use them. It is longer if answers are slow."""
 
 _SILENT_SECONDS = 3.0
 """Seconds of failed requests before a log line."""
@@ -88,6 +88,7 @@ class SlotLeases:
         self._is_closed = False
         self._is_short = False
         """Whether functions want more slots than the process may have."""
+        self._patience = _PATIENCE_SECONDS
 
     def add(self, function_id: str) -> CallSlots:
         """The slots of a temporalio worker that makes the calls of a function."""
@@ -329,7 +330,7 @@ class SlotLeases:
         asking = asyncio.ensure_future(self._send(request))
         self._asking.add(asking)
         asking.add_done_callback(self._forget)
-        unanswered_at, is_noted = sent_at + _PATIENCE_SECONDS, False
+        unanswered_at, is_noted = sent_at + self._patience, False
         while not asking.done():
             next_at = self._lease.next_renewal if self._has_lease else sent_at + USE_SECONDS / 2
             if self._is_due(request) or read_clock() >= next_at:
@@ -337,6 +338,7 @@ class SlotLeases:
                 return None
             if self._is_short and not is_noted and read_clock() >= unanswered_at:
                 is_noted = True
+                self._patience = min(2 * self._patience, USE_SECONDS / 3)
                 self._note_slots(request)
                 continue
             self._changed.clear()
@@ -347,6 +349,7 @@ class SlotLeases:
                 await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 change.cancel()
+        self._patience = min(max(_PATIENCE_SECONDS, 2 * (read_clock() - sent_at)), USE_SECONDS / 3)
         return asking.result()
 
     def _renew_late(self, lease: _Lease, sent_at: float, asking: asyncio.Future[LeaseAnswer]) -> None:
