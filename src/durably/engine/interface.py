@@ -454,9 +454,10 @@ class Engine:
         Applies to runs that were created from ``started_after`` until before ``started_before`` and whose event meets
         ``if_exp`` (CEL, over ``event``).
 
-        A ``started_before`` in the future also applies to runs that start until then. With ``app_id``, ``function_id``
-        may be the id within the app. ``get_cancellation`` shows the progress. Raises ``FunctionNotFoundError``,
-        ``SelectionInvalidError``.
+        A ``started_before`` in the future also applies to runs that start until then. For an hour, the cancellation
+        also applies to runs of the function that descend from a cancelled run, by events or invocations. With
+        ``app_id``, ``function_id`` may be the id within the app. ``get_cancellation`` shows the progress. Raises
+        ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
 
     @operation("GET /v1/cancellations")

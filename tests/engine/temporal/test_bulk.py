@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 
+import msgspec
 import pytest
 
 import durably
@@ -14,10 +15,14 @@ from durably.engine.core.errors import (
     StepNotFoundError,
 )
 from durably.engine.reports import Relation
-from durably.engine.temporal.reports import bulk
+from durably.engine.scheduling.registry import CANCELLED_IN_BULK
+from durably.engine.temporal.ids import bulk_workflow_id
+from durably.engine.temporal.reports import bulk, bulk_workflow
 from durably.engine.views import FromStep, RunStatus
 
 from ...temporal.dev_server import DevServer
+from ..small_app import Steps
+from .routed_app import RoutedApp, routed_app, until
 from .serving import ended_runs, eventually, new_app, send, serving
 
 
@@ -117,10 +122,10 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
         ended = [run for event_id in ids[1:] for run in await ended_runs(engine, event_id)]
         assert len(ended) == 2
         (later,) = await ended_runs(engine, await send(engine, app.app_id, {"n": 9}))
-        assert "bulk cancellation" in later.decode_output()["message"]
+        assert later.decode_output()["message"] == CANCELLED_IN_BULK
         (spared,) = await engine.event_runs(ids[0])
         assert spared.ended_at is None
-        view = await eventually(lambda: engine.get_cancellation(started.id), lambda view: view and view.affected == 3)
+        view = await eventually(lambda: engine.get_cancellation(started.id), lambda view: view and view.affected == 2)
         assert view is not None
         assert view.ended_at is not None
         await engine.delete_cancellation(started.id)
@@ -128,3 +133,79 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
         with pytest.raises(CancellationNotFoundError):
             await engine.delete_cancellation("nobody")
         await asyncio.gather(*(engine.cancel_run(run.id) for run in await engine.event_runs(ids[0])))
+
+
+async def start(app: RoutedApp, name: str, sender: str | None = None) -> str:
+    """Send an event, from a run or not. Returns the id of the run that it starts."""
+    body = msgspec.json.encode({"name": app.event(name), "data": {}})
+    return app.run_id(await app.engine.receive_events(body, sender=sender), name)
+
+
+async def wait_for_call(app: RoutedApp, run_id: str) -> None:
+    async with app.called:
+        await app.called.wait_for(lambda: any(call.ctx.run_id == run_id for call in app.calls))
+
+
+async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_workflow, "_PAUSE", 100)
+    async with routed_app(server.address) as app:
+
+        @app.function("loop", event=app.event("loop"))
+        def loop(steps: Steps) -> object:
+            return steps.sleep("nap", "1h")
+
+        @app.function("other", event=app.event("other"), retries=0)
+        def other(steps: Steps) -> object:
+            return steps.invoke("again", app.id_of("loop"))
+
+        await app.sync()
+        first = await start(app, "loop")
+        run = await app.engine.get_run(first)
+        assert run is not None
+        before = run.created_at + dt.timedelta(milliseconds=1)
+        while dt.datetime.now(dt.UTC) <= before:
+            pass
+        second = await start(app, "loop", first)
+        cancellation = await app.engine.cancel_runs(app.id_of("loop"), started_before=before)
+        for run_id in (first, second):
+            assert (await app.engine.wait_for_run(run_id)).status is RunStatus.CANCELLED
+
+        app.function("loop", event=app.event("loop"), retries=1)(loop)
+        await app.sync()
+        late = await start(app, "loop", second)
+        run = await app.engine.wait_for_run(late)
+        assert (run.status, run.decode_output()["message"]) == (RunStatus.CANCELLED, CANCELLED_IN_BULK)
+        invoking = await app.engine.wait_for_run(await start(app, "other", late))
+        assert CANCELLED_IN_BULK in invoking.decode_output()["message"]
+        assert late not in {call.ctx.run_id for call in app.calls}
+
+        again = await app.engine.rerun(first)
+        spared = [again, await start(app, "loop"), await start(app, "loop", again)]
+        await app.engine.delete_cancellation(cancellation.id)
+        await eventually(lambda: app.engine.get_cancellation(cancellation.id), lambda view: view is None)
+        spared.append(await start(app, "loop", second))
+        for run_id in spared:
+            await wait_for_call(app, run_id)
+            await app.engine.cancel_run(run_id)
+
+
+@pytest.mark.slow  # The server takes half a minute.
+async def test_a_bulk_cancellation_that_is_over_can_be_deleted(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_workflow, "_LAG", 0)
+    monkeypatch.setattr(bulk_workflow, "FOLLOWED_FOR", 0)
+    async with routed_app(server.address) as app:
+        app.function("go", event=app.event("go"))(lambda steps: None)
+        await app.sync()
+        now = dt.datetime.now(dt.UTC)
+        view = await app.engine.cancel_runs(app.id_of("go"), started_before=now)
+        await app.client.get_workflow_handle(bulk_workflow_id(view.id)).result()
+        await app.engine.delete_cancellation(view.id)
+
+        async def is_gone() -> bool:
+            return await app.engine.get_cancellation(view.id) is None
+
+        await until(is_gone)

@@ -11,6 +11,7 @@ import msgspec
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
+from durably.engine.scheduling.registry import FOLLOWED_FOR
 from durably.engine.step_rows import MemoRow
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_COUNT, MAX_DEPTH, MAX_STEPS
@@ -36,10 +37,27 @@ class RunPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     call_timeout: int = MAX_CALL_DURATION // dt.timedelta(milliseconds=1)
 
 
+class CancellationRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """A bulk cancellation, as it applies to new runs of its function.
+
+    Times are milliseconds since the epoch. ``created_at`` is by the clock of the server, as are the ends of runs.
+    """
+
+    id: str
+    started_before: int
+    created_at: int
+    started_after: int | None = None
+    expression: str | None = None
+
+    def is_over(self, now: int) -> bool:
+        return now >= max(self.started_before, self.created_at + FOLLOWED_FOR)
+
+
 class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A function as its app synced it: the memo ``function`` of its workflow.
 
     ``in_process``: calls go to the processes of its app, and not to its URL.
+    ``cancellations`` are those in bulk that apply to its new runs; some may be over.
     """
 
     app_id: str
@@ -49,6 +67,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     is_active: bool = True
     is_paused: bool = False
     policy: RunPolicy = RunPolicy()
+    cancellations: tuple[CancellationRecord, ...] = ()
 
 
 class TriggerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -154,7 +173,7 @@ class DeliveryRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RunOutcome(msgspec.Struct, frozen=True):
-    """The end of a run that makes no call, because it is skipped or fails at once."""
+    """The end of a run that makes no call: it is skipped, cancelled, or fails at once."""
 
     status: RunStatus
     error: ErrorData

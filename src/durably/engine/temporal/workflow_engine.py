@@ -195,7 +195,15 @@ class WorkflowEngine(LocalEngine):
         self._loads = Loads(client, self._function_lists, self._lists)
         self._changes = ChangePoll(client, self._lists, self._views)
         self._reruns = Reruns(self._router, self._function_lists, self._reports, self._views)
-        self._bulk = Bulk(client, self._lists, self._search, self._views, self._function_lists, self._reruns)
+        self._bulk = Bulk(
+            client,
+            self._lists,
+            self._search,
+            self._views,
+            self._function_lists,
+            self._reruns,
+            self._router.cancellations,
+        )
         self._leased = LeasedFunctions(self._apps.find_leased)
         self._has_search_attributes = False
         self._closed = asyncio.Event()

@@ -67,7 +67,7 @@ class Gates:
         client: Client,
         records: Records,
         make_run: Callable[[FunctionRecord, tuple[EventRecord, ...]], RunInput],
-        start: Callable[[RunInput], Awaitable[str]],
+        start: Callable[[RunInput, FunctionRecord], Awaitable[str]],
     ) -> None:
         self._client = client
         self._records = records
@@ -85,7 +85,7 @@ class Gates:
         """
         run = self._make_run(record, (event,))
         if run.outcome is not None or not has_gates(record.config):
-            return await self._start(run)
+            return await self._start(run, record)
         flow = Function.from_config(record.config, record.app_id).flow
         options = flow.options
         question = _Question(flow, event)
@@ -106,14 +106,14 @@ class Gates:
         flow = Function.from_config(record.config, record.app_id).flow
         option = _Question(flow, run.events[0]).option(BucketKind.SINGLETON)
         if option is None:
-            return await self._start(run)
+            return await self._start(run, record)
         answer = await self._ask(GateRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
         if answer.reason is not None:
             error = skipped_error(run.function_id, SKIP_REASONS[answer.reason])
             outcome = RunOutcome(RunStatus.SKIPPED, error)
-            return await self._start(msgspec.structs.replace(run, outcome=outcome, flow=None, cancel_on=()))
+            return await self._start(msgspec.structs.replace(run, outcome=outcome, flow=None, cancel_on=()), record)
         held = msgspec.structs.replace(run.flow or RunFlow(), singleton=option.gate_id)
-        await self._start(msgspec.structs.replace(run, flow=held))
+        await self._start(msgspec.structs.replace(run, flow=held), record)
         if answer.cancels is not None:
             await self._signal_run(answer.cancels, "cancel", CancelRequested(CANCELLED_BY_SINGLETON))
         return run.run_id
@@ -135,7 +135,7 @@ class Gates:
             return
         run = self._make_run(record, held.events)
         if run.outcome is not None:
-            await self._start(run)
+            await self._start(run, record)
         else:
             await self.start(run, record)
 

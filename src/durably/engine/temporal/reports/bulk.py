@@ -1,12 +1,14 @@
 """Bulk operations on Temporal: their start, their progress and their pages."""
 
 import asyncio
-import contextlib
 import os
 from typing import Any, TypeVar
 
+import msgspec
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.api.common.v1 import WorkflowExecution as WorkflowId
+from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
+from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.errors import (
@@ -14,13 +16,16 @@ from durably.engine.core.errors import (
     FunctionNotFoundError,
     FunctionPausedError,
     RunNotFoundError,
+    SelectionInvalidError,
 )
-from durably.engine.core.expressions import compile_expression
+from durably.engine.core.expressions import Expression, compile_expression
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.events import make_id
 from durably.engine.scheduling.registry import CANCELLED_IN_BULK
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bulk_workflow_id, run_id_of, run_workflow_id
+from durably.engine.temporal.messages import FunctionRecord
+from durably.engine.temporal.routing.bulk_cancellations import BulkCancellations
 from durably.engine.views import (
     CancellationView,
     ReplayView,
@@ -36,12 +41,14 @@ from .function_lists import FunctionLists
 from .reruns import Reruns
 from .run_lists import RunFilter, RunLists
 from .run_search import RunSearch
-from .run_views import RunViews, status_of
+from .run_views import RunViews, memo_of, status_of
 
 View = TypeVar("View", CancellationView, ReplayView)
 
 _TOGETHER = 100
 """Runs of one page."""
+_MAX_PRESENT_BYTES = 400_000
+"""The size of the present cancellations of a function. Its record is in a memo, which each event reads."""
 
 
 class Bulk:
@@ -53,6 +60,7 @@ class Bulk:
         views: RunViews,
         functions: FunctionLists,
         reruns: Reruns,
+        cancellations: BulkCancellations,
     ) -> None:
         self._client = client
         self._lists = lists
@@ -60,10 +68,11 @@ class Bulk:
         self._views = views
         self._functions = functions
         self._reruns = reruns
+        self._cancellations = cancellations
 
     async def cancel(self, selection: Selection, now: int) -> CancellationView:
-        """Raises ``FunctionNotFoundError``."""
-        await self._functions.get(selection.function_id)
+        """Raises ``FunctionNotFoundError`` and ``SelectionInvalidError``."""
+        _check_room(await self._functions.get(selection.function_id), now)
         return _view(await self._start(selection, (), now), CancellationView)
 
     async def replay(self, selection: Selection, statuses: tuple[RunStatus, ...], now: int) -> ReplayView:
@@ -124,35 +133,49 @@ class Bulk:
         """Raises ``CancellationNotFoundError``."""
         if await self.find(bulk_id, CancellationView) is None:
             raise CancellationNotFoundError(f"there is no bulk cancellation with the id {bulk_id!r}")
-        with contextlib.suppress(RPCError):  # It has ended.
-            await self._client.get_workflow_handle(bulk_workflow_id(bulk_id)).signal("stop")
+        workflow_id = bulk_workflow_id(bulk_id)
+        try:
+            await self._client.get_workflow_handle(workflow_id).signal("stop")
+        except RPCError as error:
+            if error.status is not RPCStatusCode.NOT_FOUND:
+                raise
+            # It applies to no new runs any more. Only its record is left.
+            await self._client.workflow_service.delete_workflow_execution(
+                DeleteWorkflowExecutionRequest(
+                    namespace=self._client.namespace, workflow_execution=WorkflowId(workflow_id=workflow_id)
+                )
+            )
 
     @activity.defn(name=BULK_PAGE)
     async def apply_page(self, work: BulkInput) -> BulkPage:
         """Apply an operation to the next runs. Repeating this changes nothing."""
         record = work.record
-        wanted = RunFilter(
-            status=None if record.is_replay else RunStatus.RUNNING,
-            function_id=record.function_id,
-            started_after=to_optional_datetime(record.started_after),
-            started_before=to_datetime(record.started_before),
-        )
+        began_at = 0 if record.is_replay else await self._cancellations.begin(record)
         condition = compile_expression(record.expression) if record.expression else None
         after = None if work.cursor is None else await self._views.describe(work.cursor)
         applied: list[str] = []
         seen = 0
-        async for run in self._lists.walk(wanted, after):
+        async for run in self._lists.walk(_filter_of(record), after):
             activity.heartbeat()
             seen += 1
             run_id = run_id_of(run.id)
-            is_meant = not record.is_replay or status_of(run) in record.statuses
-            if is_meant and condition is not None:
-                is_meant = await self._search.matches(run, condition, record.created_at)
-            if is_meant and await self._apply(record, run_id):
+            if await self._is_meant(record, run, condition, began_at) and await self._apply(record, run_id):
                 applied.append(run_id)
             if seen == _TOGETHER:
                 return BulkPage(applied, run_id)
         return BulkPage(applied)
+
+    async def _is_meant(
+        self, record: BulkRecord, run: WorkflowExecution, condition: Expression | None, began_at: int
+    ) -> bool:
+        if record.is_replay:
+            if status_of(run) not in record.statuses:
+                return False
+        elif run.start_time >= to_datetime(record.started_before):
+            sender = (await memo_of(run)).parent
+            if await self._cancellations.ancestor_cancelled_at(record.function_id, sender) < began_at:
+                return False
+        return condition is None or await self._search.matches(run, condition, record.created_at)
 
     async def _apply(self, record: BulkRecord, run_id: str) -> bool:
         if record.is_replay:
@@ -185,3 +208,28 @@ def _view(record: BulkRecord, view: type[View]) -> View:
         "affected": record.affected,
     }
     return view(**fields)
+
+
+def _filter_of(record: BulkRecord) -> RunFilter:
+    """The runs that an operation looks at.
+
+    A cancellation also looks at those that other runs have started since.
+    """
+    until = to_datetime(record.started_before)
+    return RunFilter(
+        status=None if record.is_replay else RunStatus.RUNNING,
+        function_id=record.function_id,
+        started_after=to_optional_datetime(record.started_after),
+        started_before=until if record.is_replay else None,
+        only_children_from=None if record.is_replay else until,
+    )
+
+
+def _check_room(function: FunctionRecord, now: int) -> None:
+    """Raises ``SelectionInvalidError``."""
+    present = [each for each in function.cancellations if not each.is_over(now)]
+    if len(msgspec.json.encode(present)) > _MAX_PRESENT_BYTES:
+        raise SelectionInvalidError(
+            f"{len(present)} bulk cancellations apply to new runs of the function {function.config.id!r}, each for an "
+            "hour or until its range ends, and Temporal can hold no more: wait, or use one for more runs"
+        )

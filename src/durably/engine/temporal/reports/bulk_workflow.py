@@ -1,8 +1,10 @@
 """Bulk cancellations and replays, each as a workflow.
 
-It applies the operation to some runs of the function at a time.
+It applies the operation to some runs of the function at a time. Runs that start later find a cancellation in the record
+of their function. Its workflow runs as long as it applies to them, so that it can be deleted.
 """
 
+import contextlib
 import datetime as dt
 
 import msgspec
@@ -10,6 +12,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 from durably.engine.core.run_state import RunStatus
+from durably.engine.scheduling.registry import FOLLOWED_FOR
 from durably.engine.temporal.workflow_time import now
 
 BULK = "bulk"
@@ -18,10 +21,13 @@ BULK_PAGE = "durably.bulk_page"
 
 _PAGE_TIMEOUT = dt.timedelta(minutes=5)
 _HEARTBEAT_TIMEOUT = dt.timedelta(seconds=30)
-_PAUSE_SECONDS = 5.0
-"""Time between two looks for runs that were started since."""
+_PAUSE = 5_000
+"""Milliseconds between two looks for runs that the index did not have."""
 _LAG = 30_000
 """Milliseconds after which the index has a run. It lags by less, usually below a second."""
+_STARTS_CHECK = "starts-check-cancellations"
+_LONGEST_WAIT = 30 * 24 * 3600 * 1000
+"""Milliseconds of one timer."""
 
 
 class BulkRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -108,13 +114,23 @@ class BulkWorkflow:
 
     async def _wait_for_more(self) -> bool:
         """Whether a cancellation has to look for runs again."""
-        if self._record.is_replay or now() >= self._record.started_before + _LAG:
+        if self._record.is_replay:
             return False
-        try:
-            await workflow.wait_condition(lambda: self._is_stopped, timeout=_PAUSE_SECONDS)
-        except TimeoutError:
-            return True
+        if not workflow.patched(_STARTS_CHECK):
+            return now() < self._record.started_before + _LAG and not await self._is_stopped_within(_PAUSE)
+        assert self._record.ended_at is not None
+        if now() < self._record.ended_at + _LAG:
+            return not await self._is_stopped_within(_PAUSE)
+        until = max(self._record.started_before, self._record.created_at + FOLLOWED_FOR)
+        while (left := until - now()) > 0:
+            if await self._is_stopped_within(min(left, _LONGEST_WAIT)):
+                break
         return False
+
+    async def _is_stopped_within(self, milliseconds: int) -> bool:
+        with contextlib.suppress(TimeoutError):
+            await workflow.wait_condition(lambda: self._is_stopped, timeout=milliseconds / 1000)
+        return self._is_stopped
 
     def _put(self, record: BulkRecord) -> None:
         if record != self._record:

@@ -62,7 +62,8 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     """The runs that a list is for, by conditions of the index.
 
     They were created from ``started_after`` until before ``started_before``, and ended likewise. ``id_prefix`` is the
-    beginning of their ids.
+    beginning of their ids. Of runs that were created from ``only_children_from``, only those count that another run
+    started.
     """
 
     status: RunStatus | None = None
@@ -76,6 +77,7 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
     started_before: dt.datetime | None = None
     ended_after: dt.datetime | None = None
     ended_before: dt.datetime | None = None
+    only_children_from: dt.datetime | None = None
 
     @property
     def query(self) -> str:
@@ -98,6 +100,8 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
             clauses.append(f"{EVENT_IDS.name} IN ({ids})")
         if self.id_prefix is not None:
             clauses.append(f"WorkflowId STARTS_WITH {quote('durably/run/' + self.id_prefix)}")
+        if self.only_children_from is not None:
+            clauses.append(f"(StartTime < {format_time(self.only_children_from)} OR {PARENT.name} IS NOT NULL)")
         for condition, time in (
             ("StartTime >=", self.started_after),
             ("StartTime <", self.started_before),

@@ -3,7 +3,8 @@
 import msgspec
 from temporalio import workflow
 
-from durably.engine.temporal.messages import FunctionRecord
+from durably.engine.temporal.messages import CancellationRecord, FunctionRecord
+from durably.engine.temporal.workflow_time import now
 
 FUNCTION = "function"
 """The memo with the record."""
@@ -23,12 +24,27 @@ class FunctionWorkflow:
 
     @workflow.update(name="configure")
     def configure(self, record: FunctionRecord) -> None:
-        """The pause stays: an app does not sync it."""
-        self._put(msgspec.structs.replace(record, is_paused=self._record.is_paused))
+        """The pause and the cancellations stay: an app does not sync them."""
+        before = self._record
+        self._put(msgspec.structs.replace(record, is_paused=before.is_paused, cancellations=before.cancellations))
 
     @workflow.update(name="set_paused")
     def set_paused(self, is_paused: bool) -> None:
         self._put(msgspec.structs.replace(self._record, is_paused=is_paused))
+
+    @workflow.update(name="add_cancellation")
+    def add_cancellation(self, cancellation: CancellationRecord) -> int:
+        """Apply a bulk cancellation to new runs. Repeating this changes nothing.
+
+        Returns when it began.
+        """
+        for known in self._record.cancellations:
+            if known.id == cancellation.id:
+                return known.created_at
+        present = [each for each in self._record.cancellations if not each.is_over(now())]
+        added = msgspec.structs.replace(cancellation, created_at=now())
+        self._put(msgspec.structs.replace(self._record, cancellations=(*present, added)))
+        return added.created_at
 
     def _put(self, record: FunctionRecord) -> None:
         if record != self._record:

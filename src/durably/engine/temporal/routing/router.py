@@ -64,6 +64,7 @@ from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.text import get_logger
 
+from .bulk_cancellations import BulkCancellations
 from .event_workflow import DELIVERED, SENDERS_TIME, EventWorkflow
 from .wait_keys import cancel_waits
 from .waits import Waits
@@ -92,6 +93,7 @@ class Router:
         self._client = client
         self._settings = settings
         self.records = Records(client)
+        self.cancellations = BulkCancellations(client, self.records)
         self.waits = Waits(client)
         self.gates = Gates(client, self.records, self.run_input, self.start)
 
@@ -263,8 +265,9 @@ class Router:
         chain = describe_chain(named, is_whole)
         return ErrorData(name=RUNAWAY_ERROR, message=f"functions start each other endlessly ({chain}): {reason}")
 
-    async def start(self, run: RunInput) -> str:
-        """Start a run, unless it was started before."""
+    async def start(self, run: RunInput, function: FunctionRecord) -> str:
+        """Start a run of a function, unless it was started before."""
+        run = await self.cancellations.apply(run, function)
         await self._listen_for_cancellations(run)
         try:
             await self._client.start_workflow(
@@ -321,8 +324,10 @@ class Router:
             return ResolvedInvocation(error=runaway)
         await self.deliver(await self._find_others(record, function_id))
         run = self.run_input(function, (record,))
+        if not has_gates(function.config):
+            run = await self.cancellations.apply(run, function)
         if run.outcome is not None:
-            await self.start(run)
+            await self.start(run, function)
             return ResolvedInvocation(error=run.outcome.error)
         if has_gates(function.config):
             invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)

@@ -1,0 +1,125 @@
+"""Bulk cancellations, as they apply to runs that start later.
+
+A function's record has them, so a start of another function looks for none. Those of the range of a cancellation are
+cancelled, and so are descendants of cancelled runs, for an hour. Descendants are found by the senders of events.
+"""
+
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from durably.engine.core.expressions import compile_expression
+from durably.engine.core.run_state import RunStatus
+from durably.engine.scheduling.registry import CANCELLED_IN_BULK, BulkCancellation
+from durably.engine.scheduling.reruns import MOST_ANCESTORS
+from durably.engine.temporal.ids import bulk_workflow_id, function_workflow_id
+from durably.engine.temporal.messages import CancellationRecord, FunctionRecord, RunInput, RunMemo, RunOutcome
+from durably.engine.temporal.records import Records
+from durably.engine.temporal.reports.bulk_workflow import BULK, BulkRecord
+from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
+from durably.engine.views import to_milliseconds
+from durably.protocol.errors import ErrorData
+
+_CANCELLED = RunOutcome(RunStatus.CANCELLED, ErrorData(name="FunctionCancelledError", message=CANCELLED_IN_BULK))
+_ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
+
+
+class BulkCancellations:
+    def __init__(self, client: Client, records: Records) -> None:
+        self._client = client
+        self._records = records
+        self._views = RunViews(client)
+
+    async def begin(self, record: BulkRecord) -> int:
+        """Apply a cancellation to runs that start from now on.
+
+        Repeating this changes nothing. Returns when it began, by the server's clock.
+        """
+        cancellation = CancellationRecord(
+            id=record.id,
+            started_before=record.started_before,
+            created_at=record.created_at,
+            started_after=record.started_after,
+            expression=record.expression,
+        )
+        function = await self._records.find_function(record.function_id)
+        if function is None or cancellation.is_over(_now()):
+            return record.created_at
+        for known in function.cancellations:
+            if known.id == record.id:
+                return known.created_at
+        handle = self._client.get_workflow_handle(function_workflow_id(record.function_id))
+        began_at: int = await handle.execute_update("add_cancellation", cancellation, result_type=int)
+        return began_at
+
+    async def apply(self, run: RunInput, function: FunctionRecord) -> RunInput:
+        """The run; if a cancellation applies to it, it ends without a call."""
+        if not function.cancellations or run.outcome is not None or not await self._is_cancelled(run, function):
+            return run
+        return msgspec.structs.replace(run, outcome=_CANCELLED, cancel_on=())
+
+    async def _is_cancelled(self, run: RunInput, function: FunctionRecord) -> bool:
+        now, event = _now(), run.events[0]
+        fields = msgspec.json.decode(event.body)
+        cancelled_at: int | None = None
+        for record in function.cancellations:
+            cancellation = _decode(record)
+            if record.is_over(now) or not cancellation.holds_for(fields, now):
+                continue
+            is_meant = cancellation.is_in_time(now)
+            if not is_meant and cancellation.is_followed(now):
+                if cancelled_at is None:
+                    cancelled_at = await self.ancestor_cancelled_at(run.function_id, event.sender)
+                is_meant = cancelled_at >= record.created_at
+            if is_meant and await self._is_in_force(record.id):
+                return True
+        return False
+
+    async def _is_in_force(self, cancellation_id: str) -> bool:
+        """False if somebody deleted the cancellation, or ended its workflow in Temporal."""
+        try:
+            described = await self._client.get_workflow_handle(bulk_workflow_id(cancellation_id)).describe()
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise
+        record: BulkRecord = await described.memo_value(BULK, type_hint=BulkRecord)
+        return described.status not in _ENDED_BY_HAND and not record.is_stopped
+
+    async def ancestor_cancelled_at(self, function_id: str, sender: str | None) -> int:
+        """When the last cancelled run of a function ended that led to an event.
+
+        ``sender`` is the event's. Returns 0 if there is none.
+        """
+        ends = [
+            to_milliseconds(run.close_time)
+            async for run, memo in self._ancestors(sender)
+            if memo.function_id == function_id and status_of(run) is RunStatus.CANCELLED and run.close_time is not None
+        ]
+        return max(ends, default=0)
+
+    async def _ancestors(self, sender: str | None) -> AsyncIterator[tuple[WorkflowExecution, RunMemo]]:
+        """The runs that led to an event, the latest first, until one is no longer known."""
+        run_id, is_ancestor = sender, True
+        for _ in range(MOST_ANCESTORS):
+            described = None if run_id is None else await self._views.describe(run_id)
+            if described is None:
+                return
+            memo = await memo_of(described)
+            if is_ancestor:
+                yield described, memo
+            # A rerun has the event of the run that it repeats. That run's sender led to it, the run itself did not.
+            is_ancestor = memo.rerun_of is None
+            run_id = memo.parent if is_ancestor else memo.rerun_of
+
+
+def _decode(record: CancellationRecord) -> BulkCancellation:
+    condition = compile_expression(record.expression) if record.expression else None
+    return BulkCancellation(record.started_after, record.started_before, condition, record.created_at)
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
