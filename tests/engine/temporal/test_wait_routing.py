@@ -14,7 +14,7 @@ from durably.engine.views import RunStatus
 
 from ...temporal.dev_server import DevServer
 from ..small_app import Steps
-from .routed_app import PATIENCE, RoutedApp, data_of, routed_app
+from .routed_app import PATIENCE, RoutedApp, data_of, routed_app, until
 
 SAME = "event.data.n == async.data.n"
 ANOTHER = f"{SAME} && async.data.ok"
@@ -272,3 +272,52 @@ def test_conditions_for_which_no_time_is_left_are_evaluated_by_the_runs() -> Non
     wanted = MatchInput(event, conditions)
     assert matching(wanted, 0) == [1]
     assert matching(wanted, 0, seconds=0) == [0, 1, 2]
+
+
+async def ended_by_hand(app: RoutedApp, workflow_id: str, how: str) -> None:
+    handle = app.client.get_workflow_handle(workflow_id)
+    await getattr(handle, how)()
+
+    async def has_ended() -> bool:
+        return (await handle.describe()).close_time is not None
+
+    await until(has_ended)
+
+
+@pytest.mark.parametrize("how", ["terminate", "cancel"])
+async def test_waits_that_somebody_ends_continue(app: RoutedApp, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    @app.function("wait", event=app.event("go"))
+    def wait(steps: Steps) -> object:
+        return steps.wait_registered("wait", app.event("reply"), SAME)["data"]["text"]
+
+    await app.sync()
+    workflow_id = wait_id(app, "reply", SAME, n=1)
+    runs = [app.run_id(await app.send("go", n=1), "wait")]
+    await app.wait_for_calls(2)
+    await app.history_length(workflow_id)  # A worker has executed it.
+    await ended_by_hand(app, workflow_id, how)
+    runs.append(app.run_id(await app.send("go", n=1), "wait"))  # A further wait continues it, ...
+    await app.wait_for_calls(4)
+    await ended_by_hand(app, workflow_id, how)
+    await app.send("reply", n=1, text="yes")  # ... and so does an event.
+    assert [await app.result(run_id) for run_id in runs] == ["yes", "yes"]
+    assert caplog.text.count(f"the workflow '{workflow_id}' was ended on Temporal, and continues") == 2
+
+
+async def test_waits_for_signals_that_somebody_ends_continue(app: RoutedApp) -> None:
+    @app.function("wait", event=app.event("go"), retries=0)
+    def wait(steps: Steps) -> object:
+        options = {"signal": app.event("x"), "timeout": "1h"}
+        steps.parallel(steps.asking("wait", "WaitForSignal", **options), steps.running("registered"))
+        return steps.options("wait", "WaitForSignal", **options)["data"]
+
+    await app.sync()
+    first = app.run_id(await app.send("go"), "wait")
+    await app.wait_for_calls(2)
+    await ended_by_hand(app, signal_workflow_id(app.event("x")), "terminate")
+    with pytest.raises(WorkflowFailureError) as raised:
+        await app.run_to_end("go", "wait")
+    assert getattr(raised.value.cause, "type", None) == "SignalConflictError"
+    await ended_by_hand(app, signal_workflow_id(app.event("x")), "terminate")
+    assert await app.engine.signal(app.event("x"), 5) == first
+    assert await app.result(first) == 5

@@ -25,6 +25,7 @@ from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
 from durably.protocol.call import CheckpointRequest
+from durably.protocol.sync import FunctionConfig, SyncRequest
 
 from ....temporal.dev_server import DevServer
 
@@ -129,11 +130,17 @@ class World:
 
     def queue_of(self, fn_id: str, **data: Any) -> WorkflowHandle[Any, Any]:
         """The queue of a function with one limit, for an event with some data."""
-        function_id = f"{self.app_id}-{fn_id}"
-        (config,) = (each for each in sync_of(self._handler).functions if each.id == function_id)
+        config = self.config_of(fn_id)
         (limit,) = read_flow(config).concurrency
-        queue_id = gate_workflow_id(function_id, "concurrency", limit.bucket_id(function_id, {"data": data}, 0))
+        queue_id = gate_workflow_id(config.id, "concurrency", limit.bucket_id(config.id, {"data": data}, 0))
         return self.temporal.get_workflow_handle(queue_id)
+
+    def config_of(self, fn_id: str) -> FunctionConfig:
+        (config,) = (each for each in self.sync_request().functions if each.id == f"{self.app_id}-{fn_id}")
+        return config
+
+    def sync_request(self) -> SyncRequest:
+        return sync_of(self._handler)
 
     async def wait_for_queue(self, fn_id: str, counts: QueueCounts) -> None:
         await self.wait_for_counts(self.queue_of(fn_id), counts)
@@ -163,7 +170,7 @@ class World:
 
     async def sync(self) -> None:
         self._handler = CommHandler(client=self.client, framework="test", functions=list(self.functions.values()))
-        await self.engine.sync_app(sync_of(self._handler), in_process=True)
+        await self.engine.sync_app(self.sync_request(), in_process=True)
 
     async def close(self) -> None:
         self.limit.open()

@@ -6,15 +6,20 @@ import gc
 from typing import Any
 
 import pytest
+from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from ulid import ULID
 
 from durably import Batch, Cancel, Context, Debounce, Function, RateLimit, Singleton, StepError
+from durably.engine.core.flow.buckets import BucketKind
+from durably.engine.core.flow.config import read_flow
 from durably.engine.core.inputs import WaitResolved
+from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow import gate_workflow
-from durably.engine.temporal.ids import make_run_id, run_workflow_id, wait_workflow_id
+from durably.engine.temporal.ids import gate_workflow_id, make_run_id, run_workflow_id, wait_workflow_id
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.wait_keys import wait_key
 from durably.engine.temporal.runs import run_waits
+from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
 from durably.protocol.opcodes import hash_step_id
 
@@ -230,3 +235,40 @@ async def test_a_batch_that_closes_while_its_function_is_paused_is_skipped(world
     runs = await eventually(lambda: world.engine.event_runs(event_id))
     assert [run.status for run in runs] == [RunStatus.SKIPPED]
     assert world.seen == []
+
+
+def gate_of(world: World, fn_id: str, kind: BucketKind) -> WorkflowHandle[Any, Any]:
+    bucket = read_flow(world.config_of(fn_id)).bucket(kind, {"data": {}}, 0)
+    assert bucket is not None
+    return world.temporal.get_workflow_handle(gate_workflow_id(bucket.function_id, kind, bucket.key))
+
+
+async def test_gates_that_somebody_terminates_continue_with_what_they_held(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.recording("limited", rate_limit=RateLimit(limit=1, period=MINUTE))
+    world.recording("batched", batch_events=Batch(max_size=2, timeout=MINUTE))
+    await world.open()
+    limited, batched = gate_of(world, "limited", BucketKind.RATE_LIMIT), gate_of(world, "batched", BucketKind.BATCH)
+    await world.send("batched", n=0)
+    await world.send("limited", n=1)
+    for gate in (limited, batched):
+        await gate.terminate()
+    await world.send("limited", n=2)  # The limit counts the event before.
+    await world.send("batched", n=3)
+    await world.wait_for_seen(1, [0, 3])
+    assert caplog.text.count("was ended on Temporal, and continues with what it held") == 2
+
+
+async def test_a_process_that_starts_continues_gates_that_no_event_reaches(world: World) -> None:
+    world.recording("work", batch_events=Batch(max_size=2, timeout=MINUTE))
+    await world.open()
+    await world.send("work", n=0)
+    gate = gate_of(world, "work", BucketKind.BATCH)
+    await gate.terminate()
+
+    async def restart() -> WorkflowExecutionStatus | None:
+        await WorkflowEngine(world.temporal, EngineSettings()).sync_app(world.sync_request(), in_process=True)
+        return (await gate.describe()).status
+
+    await eventually(restart, lambda status: status is WorkflowExecutionStatus.RUNNING)

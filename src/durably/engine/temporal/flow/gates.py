@@ -40,7 +40,7 @@ from .call_queue_workflow import QUEUE, READ_LIMITS
 from .gate import GATED, has_option, option_of_gate
 from .gate_messages import GateAnswer, GateOption, GateRequest, GateState, HeldEvents, Holder
 from .gate_workflow import ASK_RATE_LIMIT, FIND_ENDED, GATE_CONTINUES, START_HELD, GateWorkflow
-from .restored import restore_terminated
+from .restored import Restorer
 from .run_flow import JOIN, RESTORE_QUEUE
 
 _ATTEMPTS = 10
@@ -73,6 +73,7 @@ class Gates:
         self._records = records
         self._make_run = make_run
         self._start = start
+        self._restorer = Restorer(client)
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
@@ -159,7 +160,7 @@ class Gates:
 
     @activity.defn(name=JOIN)
     async def join(self, call: JoinInput) -> None:
-        await restore_terminated(self._client, call.queue)
+        await self._restorer.restore(call.queue)
         (limits,) = await self.read_limits([call.function_id])
         await self._client.start_workflow(
             QUEUE,
@@ -173,7 +174,7 @@ class Gates:
 
     @activity.defn(name=RESTORE_QUEUE)
     async def restore_queue(self, queue: str) -> None:
-        await restore_terminated(self._client, queue)
+        await self._restorer.restore(queue)
 
     @activity.defn(name=READ_LIMITS)
     async def read_limits(self, function_ids: list[str]) -> list[FunctionLimits]:
@@ -199,6 +200,7 @@ class Gates:
 
     async def _ask(self, request: GateRequest) -> GateAnswer:
         for attempt in range(_ATTEMPTS):
+            await self._restorer.restore(request.option.gate_id)
             try:
                 answer: GateAnswer = await update_with_start(
                     self._client,

@@ -1,60 +1,142 @@
-"""Queues of calls that somebody terminated: they continue with what they held.
+"""Workflows that somebody has ended in Temporal, restored with what they held.
 
-A new queue would not know which calls are under way, and would make more of them than the limit.
+A new workflow in the place of one would not know what waits there, is held or is under way. So they are restored before
+anybody needs them: by the next event, signal, wait or call.
 """
 
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+
 from temporalio.api.common.v1 import WorkflowExecution
-from temporalio.api.enums.v1 import EventType
+from temporalio.api.enums.v1 import EventType, ResetReapplyExcludeType, ResetReapplyType
+from temporalio.api.history.v1 import HistoryEvent
 from temporalio.api.workflowservice.v1 import (
     GetWorkflowExecutionHistoryReverseRequest,
     ResetWorkflowExecutionRequest,
 )
 from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.service import RPCError
 
 from durably.engine.temporal.long_lived import ignoring_not_found
+from durably.engine.temporal.shared_reads import SharedReads
 from durably.protocol.text import get_logger
 
 _PAGE = 100
+_LAST_DAYS = dt.timedelta(days=7)
+_MOST_ENDED = 1000
+"""Workflows of one look."""
+_MOST_AT_ONCE = 16
+_ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
 
 _logger = get_logger("durably.engine")
 
 
-async def restore_terminated(client: Client, workflow_id: str) -> None:
-    """Reset a workflow to its last task, if it was terminated.
+class Restorer:
+    """Restores workflows that end by themselves when they hold nothing."""
 
-    The server applies the signals after that task again.
-    """
-    with ignoring_not_found():
-        described = await client.get_workflow_handle(workflow_id).describe()
-        if described.status is not WorkflowExecutionStatus.TERMINATED:
-            return
-        execution = WorkflowExecution(workflow_id=workflow_id, run_id=described.run_id)
-        last_task = await _find_last_task(client, execution)
-        if last_task is None:
-            return
-        _logger.warning("the workflow %r was terminated on Temporal, and continues with what it held", workflow_id)
-        await client.workflow_service.reset_workflow_execution(
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._reads: SharedReads[str] = SharedReads(self._restore)
+
+    async def restore(self, workflow_id: str) -> bool:
+        """Continue a workflow if somebody has ended it. Returns whether it runs."""
+        is_running: bool = await self._reads(workflow_id)
+        return is_running
+
+    async def restore_all(self) -> None:
+        """Continue the gates and queues that somebody has ended in the last days.
+
+        Their next event or call does that too, but it may never come, and they hold events and calls until a time.
+        """
+        since = dt.datetime.now(dt.UTC) - _LAST_DAYS
+        query = (
+            "WorkflowType IN ('durably.Gate', 'durably.Queue') AND ExecutionStatus IN ('Terminated', 'Canceled') "
+            f"AND CloseTime > '{since:%Y-%m-%dT%H:%M:%SZ}'"
+        )
+        at_once = asyncio.Semaphore(_MOST_AT_ONCE)
+
+        async def restore(workflow_id: str) -> None:
+            async with at_once:
+                await self.restore(workflow_id)
+
+        try:
+            ids = {each.id async for each in self._client.list_workflows(query, limit=_MOST_ENDED)}
+            await asyncio.gather(*map(restore, ids))
+            if len(ids) == _MOST_ENDED:
+                _logger.warning(
+                    "somebody has ended more gates and queues on Temporal than the %d that continue now; the others "
+                    "continue with their next event or call",
+                    _MOST_ENDED,
+                )
+        except RPCError as error:
+            _logger.warning("gates and queues that were ended on Temporal cannot be looked for: %s", error)
+
+    async def _restore(self, workflow_id: str) -> bool:
+        with ignoring_not_found():
+            described = await self._client.get_workflow_handle(workflow_id).describe()
+            if described.status not in _ENDED_BY_HAND:
+                return described.status is WorkflowExecutionStatus.RUNNING
+            execution = WorkflowExecution(workflow_id=workflow_id, run_id=described.run_id)
+            task_end = await self._find_last_task_end(
+                execution, was_cancelled=described.status is WorkflowExecutionStatus.CANCELED
+            )
+            if task_end is None:
+                _logger.warning(
+                    "the workflow %r was ended on Temporal before a worker had executed it, and what it held is lost: "
+                    "rerun the runs that wait for it, and send its events again",
+                    workflow_id,
+                )
+                return False
+            _logger.warning("the workflow %r was ended on Temporal, and continues with what it held", workflow_id)
+            await self._reset(execution, task_end)
+            return True
+        return False
+
+    async def _reset(self, execution: WorkflowExecution, task_end: int) -> None:
+        """Execute a task again.
+
+        The server applies the signals and Updates after it again.
+        """
+        await self._client.workflow_service.reset_workflow_execution(
             ResetWorkflowExecutionRequest(
-                namespace=client.namespace,
+                namespace=self._client.namespace,
                 workflow_execution=execution,
-                reason="its runs wait for it",
-                workflow_task_finish_event_id=last_task,
-                request_id=f"restore-{described.run_id}",  # The server executes requests of several processes once.
+                reason="runs or events wait for it",
+                workflow_task_finish_event_id=task_end,
+                request_id=f"restore-{execution.run_id}",  # The server executes requests of several processes once.
+                reset_reapply_type=ResetReapplyType.RESET_REAPPLY_TYPE_ALL_ELIGIBLE,
+                reset_reapply_exclude_types=[ResetReapplyExcludeType.RESET_REAPPLY_EXCLUDE_TYPE_CANCEL_REQUEST],
             )
         )
 
+    async def _find_last_task_end(self, execution: WorkflowExecution, *, was_cancelled: bool) -> int | None:
+        """The end of the last task; if the workflow was cancelled, of the one before that.
 
-async def _find_last_task(client: Client, execution: WorkflowExecution) -> int | None:
-    token = b""
-    while True:
-        page = await client.workflow_service.get_workflow_execution_history_reverse(
-            GetWorkflowExecutionHistoryReverseRequest(
-                namespace=client.namespace, execution=execution, maximum_page_size=_PAGE, next_page_token=token
+        A task that has started need not have ended.
+        """
+        is_past = not was_cancelled
+        async for event in self._events(execution):
+            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_CANCEL_REQUESTED:
+                is_past = True
+            elif is_past and event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_STARTED:
+                return event.event_id + 1
+        return None
+
+    async def _events(self, execution: WorkflowExecution) -> AsyncIterator[HistoryEvent]:
+        """The history, the latest event first."""
+        token = b""
+        while True:
+            page = await self._client.workflow_service.get_workflow_execution_history_reverse(
+                GetWorkflowExecutionHistoryReverseRequest(
+                    namespace=self._client.namespace,
+                    execution=execution,
+                    maximum_page_size=_PAGE,
+                    next_page_token=token,
+                )
             )
-        )
-        for event in page.history.events:
-            if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED:
-                return event.event_id
-        token = page.next_page_token
-        if not token:
-            return None
+            for event in page.history.events:
+                yield event
+            token = page.next_page_token
+            if not token:
+                return

@@ -15,6 +15,7 @@ from durably.engine.core.flow.config import read_flow
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.call_queue_ids import has_leased_slots
+from durably.engine.temporal.flow.restored import Restorer
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import AppRecord, FunctionRecord, SyncInput, TriggerRecord
@@ -45,6 +46,7 @@ class AppSync:
         self._settings = settings
         self._records = Records(client)
         self._waits = Waits(client)
+        self._restorer = Restorer(client)
         self._checked_at: dict[str, float] = {}
 
     async def has_synced(self, app_id: str) -> bool:
@@ -59,9 +61,12 @@ class AppSync:
     async def sync(self, request: SyncRequest, functions: Sequence[Function], *, in_process: bool) -> SyncResult:
         """Make these the functions of an app. Raises ``ConfigInvalidError``."""
         sync = _sync_input(request, functions, in_process, self._settings)
+        is_check_due = self._is_check_due(sync.app_id)
+        if is_check_due:
+            await self._restorer.restore_all()
         before = await self._records.read(app_workflow_id(sync.app_id), APP, AppRecord)
         if before is not None and is_same_sync(before, sync.app):
-            if await self._is_intact(sync):
+            if not is_check_due or await self._is_intact(sync):
                 return result_of_sync(sync, before)
             _logger.warning(
                 "functions, triggers or schedules of the app %r were deleted on Temporal, and are restored", sync.app_id
@@ -93,15 +98,16 @@ class AppSync:
             )
         return result
 
-    async def _is_intact(self, sync: SyncInput) -> bool:
-        """Whether events find the functions of an app.
-
-        Somebody may have deleted workflows. Repeated syncs check this once in a while.
-        """
-        checked_at = self._checked_at.get(sync.app_id)
+    def _is_check_due(self, app_id: str) -> bool:
+        """Whether to look for workflows that somebody has ended or deleted."""
+        checked_at = self._checked_at.get(app_id)
         if checked_at is not None and time.monotonic() - checked_at < _CHECK_SECONDS:
-            return True
-        self._checked_at[sync.app_id] = time.monotonic()
+            return False
+        self._checked_at[app_id] = time.monotonic()
+        return True
+
+    async def _is_intact(self, sync: SyncInput) -> bool:
+        """Whether events find the functions of an app: somebody may delete workflows."""
         known = await self._records.find_functions(record.config.id for record in sync.functions)
         if any(known.get(record.config.id) is None for record in sync.functions):
             return False

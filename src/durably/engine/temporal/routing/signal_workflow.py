@@ -19,14 +19,17 @@ class SignalWorkflow:
     @workflow.run
     async def run(self) -> None:
         await workflow.wait_condition(lambda: not self._is_new)
-        while (wait := self._wait) is not None:
+        while (wait := await self._next()) is not None:
             try:
                 seconds = max(wait.until - now(), 1) / 1000
                 await workflow.wait_condition(lambda: self._wait is not wait, timeout=seconds)
             except TimeoutError:
                 self._wait = None
-            if self._wait is None:
-                await workflow.wait_condition(workflow.all_handlers_finished)
+
+    async def _next(self) -> SignalRecord | None:
+        """The wait; ``None`` once there is none, and no Update is under way."""
+        await workflow.wait_condition(lambda: self._wait is not None or workflow.all_handlers_finished())
+        return self._wait
 
     @workflow.update(name="wait")
     def wait(self, wait: SignalRecord) -> str | None:

@@ -7,6 +7,7 @@ import msgspec
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.temporal.flow.restored import Restorer
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
     run_workflow_id,
@@ -23,12 +24,15 @@ from .topic_workflow import TopicWorkflow
 from .wait_workflow import WaitState, WaitWorkflow
 
 _MOST_TRIES = 5
+_NEVER_RAN = "not found"
+"""Part of the server's error for a workflow that does not exist. That of one that has ended has another text."""
 
 
 class Waits:
     def __init__(self, client: Client) -> None:
         self._client = client
         self._records = Records(client)
+        self._restorer = Restorer(client)
 
     # events
 
@@ -37,10 +41,11 @@ class Waits:
 
         All events that are sent afterwards find the wait.
         """
-        is_indexed = await self.add_path(wait.event, wait.path)
-        wait = wait if is_indexed else _unindexed(wait)
+        is_indexed, _ = await asyncio.gather(self.add_path(wait.event, wait.path), self._restorer.restore(_id_of(wait)))
         if not is_indexed:
+            wait = _unindexed(wait)
             await self.add_path(wait.event, None)
+            await self._restorer.restore(_id_of(wait))
         await self._client.start_workflow(
             WaitWorkflow.run,
             WaitState(),
@@ -75,13 +80,26 @@ class Waits:
 
     async def deliver(self, event: EventRecord, path: str | None, value: str | None) -> None:
         """Send an event to the waits with a value at a path, if there are any."""
-        with ignoring_not_found():
-            await self._client.get_workflow_handle(wait_workflow_id(event.name, path, value)).signal("event", event)
+        handle = self._client.get_workflow_handle(wait_workflow_id(event.name, path, value))
+        try:
+            await handle.signal("event", event)
+        except RPCError as error:
+            if await self._is_restored(handle.id, error):
+                with ignoring_not_found():
+                    await handle.signal("event", event)
+
+    async def _is_restored(self, workflow_id: str, error: RPCError) -> bool:
+        """Whether a workflow runs again that did not get a message. Raises other errors."""
+        if error.status is not RPCStatusCode.NOT_FOUND:
+            raise error
+        # Most often nothing ever waited for the value. Then the server has no such workflow.
+        return _NEVER_RAN not in error.message.lower() and await self._restorer.restore(workflow_id)
 
     # signals
 
     async def register_signal(self, wait: SignalRecord) -> bool:
         """False if another step waits for the signal."""
+        await self._restorer.restore(signal_workflow_id(wait.signal))
         for _ in range(_MOST_TRIES):
             holder = await self._try_signal(wait)
             if holder is None or await self.is_running(holder):
@@ -106,16 +124,17 @@ class Waits:
     async def send_signal(self, name: str, memo: bytes) -> str | None:
         """The id of the run that waited for the signal. Its step gets the memo."""
         handle = self._client.get_workflow_handle(signal_workflow_id(name))
-        try:
-            result: str | None = await handle.execute_update("send", msgspec.Raw(memo), result_type=str)
-            return result
-        except WorkflowUpdateFailedError:
-            # The workflow ended at the same time, with the wait.
-            return None
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
+        for _ in range(_MOST_TRIES):
+            try:
+                result: str | None = await handle.execute_update("send", msgspec.Raw(memo), result_type=str)
+                return result
+            except WorkflowUpdateFailedError:
+                # The workflow ended at the same time, with the wait.
                 return None
-            raise
+            except RPCError as error:
+                if not await self._is_restored(handle.id, error):
+                    return None
+        return None
 
     async def is_running(self, run_id: str) -> bool:
         with ignoring_not_found():
