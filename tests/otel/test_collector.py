@@ -4,6 +4,7 @@ import signal
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from click.testing import CliRunner
 from durably.cli.dev import dev
 
 from ..cli.conftest import Command, environment, write
+from ..temporal.dev_server import DevServer
+from ..variants import variants
 from .collector import Collector, collecting
 
 APP = """
@@ -55,7 +58,13 @@ def collector() -> Iterator[Collector]:
         yield collector
 
 
-def test_engine_and_app_export_one_trace(tmp_path: Path, collector: Collector) -> None:
+@pytest.mark.parametrize("state", variants(["SQLite", "Temporal"], ["SQLite"]))
+def test_engine_and_app_export_one_trace(tmp_path: Path, collector: Collector, state: str) -> None:
+    with DevServer() if state == "Temporal" else nullcontext() as server:
+        _check_trace(tmp_path, collector, () if server is None else ("--temporal", server.address))
+
+
+def _check_trace(tmp_path: Path, collector: Collector, options: tuple[str, ...]) -> None:
     write(tmp_path / "shop.py", APP)
     variables = {
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint,
@@ -63,7 +72,7 @@ def test_engine_and_app_export_one_trace(tmp_path: Path, collector: Collector) -
         "OTEL_EXPORTER_OTLP_COMPRESSION": "gzip",
         "PYTHONPATH": str(tmp_path),
     }
-    arguments = ("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload", "--otel")
+    arguments = ("dev", "shop:app", "--port", "0", "--app-port", "0", "--no-reload", "--otel", *options)
     command = Command(arguments, tmp_path, environment() | variables)
     try:
         origin = command.until(r"shop:app is up at (http://[\d.:]+)")[1]
