@@ -13,18 +13,23 @@ from ulid import ULID
 import durably.otel
 from durably import Client, Context, ContextSync, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
+from durably.engine.core.answers import Answer, Unreached
+from durably.engine.core.call_body import CallData
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.http_engine import HttpWorkflowEngine
 from durably.engine.temporal.ids import make_run_id
+from durably.engine.temporal.messages import CallInput
 from durably.engine.views import RunView
 from durably.otel.engine import EngineTracing
+from durably.protocol.errors import ErrorData
 
 from ...app_and_engine.conftest import durable
 from ...otel.conftest import Spans, attribute, id_of, linked, trace_of
 from ...otel.test_http import served, sync
 from ...temporal.dev_server import DevServer
+from .apps import make_client, on, running
 
 SETTINGS = EngineSettings(
     backoff=lambda attempt, jitter: dt.timedelta(milliseconds=20),
@@ -162,3 +167,28 @@ async def test_one_trace_of_an_app_that_is_called_over_http(server: DevServer, s
     calls = spans.named("call app-order")
     assert [linked(call) for call in calls] == [[], *([id_of(before)] for before in calls[:-1])]
     assert {trace_of(span) for span in spans.all} == {trace_of(spans.one("POST /orders"))}
+
+
+async def test_a_call_that_does_not_reach_its_app_is_repeated_in_a_span_of_its_own(
+    server: DevServer, spans: Spans
+) -> None:
+    app = make_client()
+
+    @app.create_function(fn_id="go", trigger=on(app, "go"))
+    async def go(ctx: Context) -> None: ...
+
+    settings = msgspec.structs.replace(SETTINGS, tracing=EngineTracing(spans.provider))
+    async with running(server.address, app, go, settings=settings) as on_temporal:
+
+        async def refuse_once(call: CallInput, data: CallData) -> Answer:
+            on_temporal.caller = on_temporal.call_function
+            return Unreached(ErrorData(name="ConnectError", message="connection refused"))
+
+        on_temporal.caller = refuse_once
+        await (await on_temporal.start("go")).result()
+        await spans.wait_for(f"run {app.app_id}-go")
+    first, second = spans.named(f"call {app.app_id}-go")
+    assert [attribute(call, "error.type") for call in (first, second)] == ["ConnectError", None]
+    assert [attribute(call, "durably.call.generation") for call in (first, second)] == [1, 1]
+    assert id_of(first) != id_of(second)
+    assert (linked(first), linked(second)) == ([], [id_of(first)])
