@@ -208,7 +208,7 @@ def test_columns_are_chosen_and_kept(open_page: OpenPage, check_accessibility: C
     page = open_page("/runs?function=back-office-report-sales", width=360)
     columns = page.locator(".columns")
     columns.get_by_text("Columns", exact=True).click()
-    for name in ("App", "Event", "Started", "Output"):
+    for name in ("App", "Event", "Started", "Failed attempts", "Output"):
         columns.get_by_label(name, exact=True).check()
     check_accessibility(page, "color-contrast", "label")
     columns.get_by_role("button", name="Show").click()

@@ -205,7 +205,8 @@ class RunView(
 
     ``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``. ``started_at`` is
     when the first call was made. ``attempt`` is that of the call under way, from 0. ``event_id`` is the first of
-    ``event_ids``, and ``event_name`` its name. ``waiting`` is the earliest sleep, wait or retry of an idle run.
+    ``event_ids``, and ``event_name`` its name. ``failed_attempts`` is the number of attempts that another followed,
+    ``None`` on Temporal. ``waiting`` is the earliest sleep, wait or retry of an idle run.
     """
 
     id: str
@@ -222,6 +223,7 @@ class RunView(
     attempt: int
     max_attempts: int
     rerun_of: str | None
+    failed_attempts: int | None = None
     waiting: RunWait | None = None
 
     def decode_output(self) -> Any:

@@ -227,3 +227,20 @@ async def test_a_run_is_scheduled_until_its_first_call(engine: SqliteEngine, app
     counts = (await engine.count_runs()).counts
     assert (counts[RunStatus.RUNNING].count, counts[RunStatus.SCHEDULED].count) == (1, 1)
     app.gate.set()
+
+
+async def test_a_run_has_its_event_name_and_the_number_of_repeated_attempts(
+    engine: SqliteEngine, app: SmallApp
+) -> None:
+    @app.function("work", retries=2)
+    def work(steps: Any) -> None:
+        steps.run("fail", fail)
+
+    def fail() -> None:
+        raise ValueError
+
+    await engine.sync_app(app.sync_request())
+    run = await run_to_end(engine, "work")
+    assert (run.event_name, run.failed_attempts) == ("work", len(await engine.run_attempts(run.id)))
+    assert run.failed_attempts
+    assert (await engine.search_runs()).runs == [run]

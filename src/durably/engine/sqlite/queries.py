@@ -55,7 +55,7 @@ _MOST_NAMES = 1000
 _EVENT = "SELECT id, received_at, body FROM events"
 RUN_COLUMNS = (
     "runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, rerun_of, "
-    "events.id, events.name, is_batch, heads.head"
+    "events.id, events.name, is_batch, (SELECT count(*) FROM failed_attempts WHERE run_key = runs.key), heads.head"
 )
 """The columns of ``run_view``, without the output, which follows them."""
 _RUN = (
@@ -257,7 +257,7 @@ def list_runs(
 def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: FirstCallAt) -> RunView:
     """The run of a row of ``RUN_COLUMNS`` and the output."""
     key, run_id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at = row[:9]
-    rerun_of, event_id, event_name, is_batch, encoded, output = row[9:]
+    rerun_of, event_id, event_name, is_batch, failed_attempts, encoded, output = row[9:]
     state = _readable(encoded) if encoded else None
     if state is not None and started_at is None:
         started_at = first_call_at(key)
@@ -277,6 +277,7 @@ def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: 
         output=None if output is None else msgspec.Raw(output),
         attempt=max((call.attempt for call in state.calls), default=0) if state else 0,
         max_attempts=max_attempts,
+        failed_attempts=failed_attempts,
         rerun_of=rerun_of,
         waiting=None if state is None else _wait_of(connection, key, state),
     )

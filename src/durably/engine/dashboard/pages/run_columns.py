@@ -25,7 +25,12 @@ class Column(StrEnum):
     CREATED = "created"
     STARTED = "started"
     DURATION = "duration"
+    FAILED_ATTEMPTS = "failed-attempts"
     OUTPUT = "output"
+
+    @property
+    def heading(self) -> str:
+        return self.replace("-", " ").capitalize()
 
 
 DEFAULT_COLUMNS = (Column.RUN, Column.CREATED, Column.DURATION)
