@@ -137,7 +137,7 @@ class CallActivities:
                 raise returned_call("the process stops") from None
             details = activity.cancellation_details()
             if details is not None and not details.cancel_requested:
-                # Nobody waits for the call: its run was cancelled, say. Otherwise the worker would log a traceback.
+                # No run waits for the call: it was cancelled, for example. Otherwise the worker would log a traceback.
                 raise returned_call("the call's run has ended, or has given it up") from None
             raise
         result = result_of(answer, self._requests.queue if has_requests else None)
