@@ -91,6 +91,19 @@ async def test_a_server_that_does_not_list_them_is_a_warning(
     assert (warning.levelname, "PERMISSION_DENIED" in warning.getMessage()) == ("WARNING", True)
 
 
+async def test_a_server_that_restarts_during_a_registration_refuses_nothing(
+    temporal: Temporal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = await Temporal(temporal.settings.address).client()
+
+    async def break_off(*args: Any, **options: Any) -> Any:
+        raise RPCError("transport error", RPCStatusCode.UNKNOWN, b"")
+
+    monkeypatch.setattr(client.operator_service, "list_search_attributes", break_off)
+    with pytest.raises(RPCError, match="transport error"):
+        await search_attributes.register(client, {KNOWN.name: search_attributes.KEYWORD}, timedelta(seconds=10))
+
+
 async def test_values_are_made_by_key(temporal: Temporal, caplog: pytest.LogCaptureFixture) -> None:
     await register_known(temporal)
     functions: dict[SearchAttributeKey[Any], Callable[..., Any]] = {

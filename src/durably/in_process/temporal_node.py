@@ -192,7 +192,7 @@ class TemporalNode:
             try:
                 await self._serve(engine)
                 return
-            except RPCError as error:
+            except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
                 self._note_absence(error)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

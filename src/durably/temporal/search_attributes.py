@@ -22,6 +22,7 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
+from .compat import says_connection_broke
 from .errors import SearchAttributeError, TemporalCredentialsError, TemporalSettingsError
 
 REGISTER_COMMANDS = (
@@ -39,6 +40,14 @@ _PATIENCE = timedelta(seconds=15)
 
 _PAUSE = 0.1
 """Seconds between two checks whether the server accepts an attribute."""
+
+_AWAY = (
+    RPCStatusCode.UNAVAILABLE,
+    RPCStatusCode.DEADLINE_EXCEEDED,
+    RPCStatusCode.CANCELLED,
+    RPCStatusCode.RESOURCE_EXHAUSTED,
+)
+"""Statuses of a server that is away or busy, and refuses nothing."""
 
 _logger = logging.getLogger("durably.temporal")
 
@@ -87,7 +96,7 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
             if await _add(client, name, attributes[name], rpc_timeout):
                 new.append(name)
     except RPCError as error:
-        if error.status in (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED):
+        if error.status in _AWAY or says_connection_broke(error):
             raise
         if error.status is RPCStatusCode.NOT_FOUND:
             raise SearchAttributeError(

@@ -6,15 +6,19 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from typing import Any
 
 import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
 import pytest
+from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 
 from durably import Context, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.views import SyncResult
 from durably.temporal import TemporalCredentialsError
 
 from ...temporal.dev_server import DevServer
@@ -73,6 +77,24 @@ async def test_a_denied_namespace_prevents_the_start_and_is_named(denying: Denyi
     app = App(TemporalEngine(denying.address, "orders"), "denied").serve(add_sync)
     with pytest.raises(TemporalCredentialsError, match=r"denies this app the namespace 'orders' \(PERMISSION_DENIED\)"):
         await within(app.engine.start())
+
+
+async def test_a_sync_without_an_answer_is_repeated(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server restarts when a process starts."""
+    sync, syncs = WorkflowEngine.sync_app, 0
+
+    async def sync_app(engine: WorkflowEngine, *args: Any, **options: Any) -> SyncResult:
+        nonlocal syncs
+        syncs += 1
+        if syncs == 1:
+            raise WorkflowUpdateRPCTimeoutOrCancelledError
+        return await sync(engine, *args, **options)
+
+    monkeypatch.setattr(WorkflowEngine, "sync_app", sync_app)
+    app = App(TemporalEngine(server.address), "resynced").serve(add_sync)
+    async with app.engine.running():
+        await within(app.send("add", a=1, b=2))
+    assert syncs == 2
 
 
 @pytest.mark.slow
