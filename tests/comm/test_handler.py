@@ -506,3 +506,28 @@ def test_functions_of_another_apps_client_are_reported(
 ) -> None:
     make_handler(make_client(), make_function(make_client(app_id=app_id), "f"))
     assert bool([one for one in caplog.messages if f"serves the function '{app_id}-f'" in one]) is is_warned
+
+
+@pytest.mark.parametrize("is_sync", [True, False])
+def test_what_comes_before_an_async_call_runs_on_its_loop(is_sync: bool) -> None:
+    client = make_client()
+    seen: list[object] = []
+
+    async def prepare() -> None:
+        seen.append(asyncio.get_running_loop())
+
+    @client.create_function(fn_id="plain", trigger=EVENT)
+    async def function(ctx: Context) -> None:
+        seen.append(asyncio.get_running_loop())
+
+    handler = make_handler(client, function, make_function(client, "sync"), before_async_call=prepare)
+    for function_id in ("app-plain", "app-sync"):
+        call = make_call(function_id)
+        response = handler.post_sync(call) if is_sync else asyncio.run(_post(handler, call))
+        assert response.status_code == 200
+    assert len(seen) == 2
+    assert seen[0] is seen[1]
+
+
+async def _post(handler: CommHandler, call: CommRequest) -> CommResponse:
+    return await handler.post(call)

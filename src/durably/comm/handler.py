@@ -83,6 +83,7 @@ class CommHandler:
     sync handlers of async functions, if they would block an event loop; by default it has
     ``DURABLY_THREAD_POOL_MAX_WORKERS`` threads. ``request_context`` returns the framework's context of a request, for
     calls without a request; ``thread_context`` returns the context for everything that runs in the pool.
+    ``before_async_call`` is awaited before each call of an async function, on its event loop.
 
     Raises ``EngineNotConfiguredError`` and ``SigningKeyMissingError`` in production mode without an engine or a
     signing key, ``URLInvalidError`` for an invalid ``serve_origin``, and ``FunctionConfigInvalidError`` for two
@@ -103,6 +104,7 @@ class CommHandler:
         thread_pool: Executor | None = None,
         request_context: RequestContext = nullcontext,
         thread_context: RequestContext = nullcontext,
+        before_async_call: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         check_arguments(client, functions)
         environment = Environment()
@@ -135,6 +137,7 @@ class CommHandler:
             thread_pool = ThreadPoolExecutor(size, thread_name_prefix="durably-call")
         self._threads = None if thread_pool is None else WorkerThreads(thread_pool, thread_context, size)
         self._request_context = request_context
+        self._before_async_call = before_async_call
         if client.in_process is not None:
             client.in_process.add_handler(self)
         elif client.is_production:
@@ -409,10 +412,15 @@ class CommHandler:
         token = sending_run.set(call.context.run_id)
         try:
             with self._request_context() if call.raw_request is None else _NO_CONTEXT:
-                outcome = function.call(self.client, call, _ASYNC_IO)
+                outcome = self._call_async(function, call)
                 return await (io.resolve(outcome) if isinstance(io, BlockingIO) else outcome)
         finally:
             sending_run.reset(token)
+
+    async def _call_async(self, function: Function[Any], call: FunctionCall) -> Outcome:
+        if self._before_async_call is not None:
+            await self._before_async_call()
+        return await function.call(self.client, call, _ASYNC_IO)
 
     def _call_sync(self, function: Function[Any], call: FunctionCall) -> Outcome:
         token = sending_run.set(call.context.run_id)

@@ -11,6 +11,8 @@ try:
 except ImportError as error:
     raise ImportError('durably.django needs Django: pip install "durably[django]"') from error
 
+from asgiref.sync import sync_to_async
+
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.serve_options import StreamingOption, mount_path, serves
@@ -71,7 +73,12 @@ def serve(
 def make_handler(client: Client, functions: Sequence[Function[Any]], **options: Any) -> CommHandler:
     """``options`` are those of ``CommHandler``."""
     handler = CommHandler(
-        client=client, framework=FRAMEWORK, functions=functions, thread_context=_usable_connections, **options
+        client=client,
+        framework=FRAMEWORK,
+        functions=functions,
+        thread_context=_usable_connections,
+        before_async_call=_drop_broken_connections,
+        **options,
     )
     if client.in_process is not None:
         start_with_project(client, client.in_process)
@@ -129,6 +136,19 @@ def _to_django(response: CommResponse, chunks: Any) -> Any:
     if chunks is not None:
         return django.http.StreamingHttpResponse(chunks, status=response.status_code, headers=response.headers)
     return django.http.HttpResponse(response.body, status=response.status_code, headers=response.headers)
+
+
+@sync_to_async
+def _drop_broken_connections() -> None:
+    """Close the connections that a database has ended.
+
+    It is called in the thread in which async functions use the ORM. Django does that around a request, and calls of
+    an engine in process have none. Other connections stay open, because async functions that run at the same time may
+    be reading from them.
+    """
+    for connection in django.db.connections.all(initialized_only=True):
+        if connection.errors_occurred:
+            connection.close_if_unusable_or_obsolete()
 
 
 @contextmanager
