@@ -75,6 +75,8 @@ class App:
         check_checkpointing(checkpointing, "Client")
         self.checkpointing = checkpointing
         self.warned_events: set[str] = set()
+        self.is_served = False
+        """Whether a handler of this process has functions of the app."""
         self.logger: Logger = _default_logger(environment) if logger is None else as_logger(logger)
         mode = environment.mode  # A value that is not allowed is an error, although is_production overrides it.
         if is_production is not None:

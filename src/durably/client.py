@@ -9,6 +9,7 @@ from typing import Any, Never
 from durably.functions.config import FunctionOpts
 from durably.functions.function import Function, Handler, T
 from durably.functions.middleware import MiddlewareFactory, MiddlewareStack, check_middleware
+from durably.functions.unserved import note_made
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.events import Event
 from durably.protocol.options import (
@@ -133,7 +134,9 @@ class Client(App):
             check_middleware([*self.middleware, *middleware], f'function "{fn_id}": middleware')
 
         def decorate(handler: Handler[T]) -> Function[T]:
-            return Function(opts, handler, on_failure=on_failure, middleware=middleware or ())
+            function = Function(opts, handler, on_failure=on_failure, middleware=middleware or ())
+            note_made(function, self.in_process)
+            return function
 
         return decorate
 

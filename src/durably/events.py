@@ -18,6 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from durably.functions.middleware import MiddlewareStack, SendEventsResult
+from durably.functions.unserved import find_unserved, is_triggered_by, report
 from durably.io.http_client import IO, Request, Response
 from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import Header, ServerKind
@@ -29,6 +30,7 @@ from durably.values.json_values import encode_checked
 from .app import App
 from .engines import InProcessEngine
 from .errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
+from .settings import is_test_run
 
 _ENGINES_FIELD = "_inngest"
 
@@ -166,6 +168,7 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
         # The engine adds the time to the events, by its own clock.
         receipt = await _send_in_process(app, app.in_process, _encode(events, now=0), io, seed, traceparent)
         _warn_of_unmatched(app, receipt.unmatched)
+        _warn_of_unserved(app, receipt.unmatched)
         return receipt.ids
     request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed, traceparent)
     answer = await _attempt(request, io, advice=_DEV_ADVICE if app.mode is ServerKind.DEV else "")
@@ -173,8 +176,9 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
         # An engine may quote the path that it was asked for.
         message = answer.error.replace(app.event_key, "***") if app.event_key else answer.error
         raise SendEventsError(message, answer.ids or [])
-    if isinstance(answer.unmatched, dict):
-        _warn_of_unmatched(app, answer.unmatched)
+    unmatched = answer.unmatched if isinstance(answer.unmatched, dict) else {}
+    _warn_of_unmatched(app, unmatched)
+    _warn_of_unserved(app, unmatched)
     return answer.ids or []
 
 
@@ -184,6 +188,19 @@ def _warn_of_unmatched(app: App, unmatched: Mapping[str, str]) -> None:
         if name not in app.warned_events and len(app.warned_events) < _MOST_WARNED:
             app.warned_events.add(name)
             app.logger.warning("the event %r was sent, but %s", name, printable(reason))
+
+
+def _warn_of_unserved(app: App, unmatched: Mapping[str, str]) -> None:
+    """Warn of functions that this process has made and does not serve.
+
+    It is certain if the process serves other functions of the app, or if the engine knows no function for an event that
+    triggers one of them.
+    """
+    unserved = find_unserved(app_id=app.app_id)
+    if not app.is_served:
+        unserved = [function for function in unserved if is_triggered_by(function, unmatched)]
+    if unserved and not is_test_run():
+        app.logger.warning("some functions do not run: %s", report(unserved))
 
 
 async def _send_in_process(

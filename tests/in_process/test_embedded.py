@@ -314,3 +314,17 @@ async def test_a_database_without_functions_is_warned_of_when_something_is_sent(
         assert "was sent and stored" not in caplog.text  # The line on the database says it.
         await client.send(Event(name="h"))
     assert caplog.text.count(f"the database {tmp_path}/wrong.db has no functions") == 1
+    assert "or correct the path" in caplog.text
+
+
+async def test_functions_that_are_not_served_are_named_and_the_path_is_not_blamed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Embedded(tmp_path / "durably.db")
+    client = Client(app_id="app", engine=engine)
+    _kept = client.create_function(fn_id="f", trigger=TriggerEvent(event="f"))(lambda ctx: None)
+    async with engine.running():
+        for _ in range(2):
+            await client.send(Event(name="f"))
+    assert caplog.text.count(f"this process has made the function 'app-f' ({__file__}, line ") == 1
+    assert "correct the path" not in caplog.text

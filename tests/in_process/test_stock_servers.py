@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ..variants import variants
+from .cluster import eventually
 from .stock import make_project, running
 
 SERVERS = {
@@ -80,6 +81,23 @@ def test_a_sleeping_run_goes_on_with_the_first_request_of_any_url(tmp_path: Path
         server.wait_completed()
         assert server.get("/nowhere") == 404
         assert server.log().count('write INSTALLED_APPS += ["durably.django"]') == 2  # once for each server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["/send", "/nowhere"])
+def test_functions_that_django_does_not_find_are_named(path: str, tmp_path: Path) -> None:
+    """Whether the first request sends an event or not."""
+    make_project("Django", tmp_path, is_installed_app=True)
+    app, urls = tmp_path / "greetings", tmp_path / "myproject" / "urls.py"
+    (app / "durable.py").rename(app / "tasks.py")
+    urls.write_text(urls.read_text().replace("greetings.durable", "greetings.tasks"))
+    with running("python manage.py runserver --noreload {port}", tmp_path) as server:
+        for _ in range(2):
+            eventually(lambda: server.get(path) in (200, 404), "the server answers")
+        eventually(lambda: "tasks.py, line" in server.log(), "the functions are named")
+        assert server.log().count(f"the function 'shop-greet' ({app}/tasks.py, line") == 1
+        assert f"(found: none). Import the functions and their client in {app}/durable.py, or" in server.log()
+        assert "correct the path" not in server.log()
 
 
 INSTALLED = [

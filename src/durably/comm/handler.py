@@ -30,6 +30,7 @@ from durably.events import sending_run
 from durably.execution import Found, Outcome, Raised, Returned, drive
 from durably.functions.checkpoints import HttpCheckpoints
 from durably.functions.function import Function, FunctionCall
+from durably.functions.unserved import find_unserved, note_served, report
 from durably.io.bodies import check_size
 from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.io.worker_threads import RequestContext, WorkerThreads
@@ -40,7 +41,7 @@ from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe,
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import printable
 from durably.protocol.trace_context import read_trace
-from durably.settings import SERVE_ORIGIN, Environment, Streaming
+from durably.settings import SERVE_ORIGIN, Environment, Streaming, is_test_run
 
 from .requests import CommRequest, CommResponse, stream
 from .serve_options import (
@@ -123,6 +124,8 @@ class CommHandler:
         )
         self._by_id = index_functions(self.functions)
         warn_of_other_apps(client, self.functions)
+        note_served(self.functions)
+        client.is_served |= bool(self.functions)
         self._methods: dict[str, Method] = {"GET": self._get, "POST": self._post, "PUT": self._put}
         self._is_production = client.is_production
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
@@ -277,6 +280,8 @@ class CommHandler:
 
     async def _put(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         self._refuse_strangers(req)
+        if (unserved := find_unserved(app_id=self.client.app_id)) and not is_test_run():
+            self.client.logger.warning("some functions do not run: %s", report(unserved))
         is_in_band = self._allows_in_band and req.headers.get(Header.SYNC_KIND) == SyncKind.IN_BAND
         if isinstance(key, SignatureError) and (is_in_band or self._needs_signature(req)):
             raise key

@@ -13,6 +13,7 @@ from durably.app import App
 from durably.client import Client
 from durably.errors import FunctionConfigInvalidError, SigningKeyMissingError, URLInvalidError
 from durably.functions.function import Function
+from durably.functions.unserved import CALLS_OF_SERVE
 from durably.protocol.text import redact_url
 from durably.settings import (
     DEFAULT_SERVE_PATH,
@@ -36,14 +37,6 @@ _APPS = {
 }
 """The classes of apps, the names of their frameworks, and the adapters that serve them."""
 
-_USES = {
-    "durably.fast_api": "durably.fast_api.serve(app, client, functions)",
-    "durably.flask": "durably.flask.serve(app, client, functions)",
-    "durably.tornado": "durably.tornado.serve(app, client, functions)",
-    "durably.django": "urlpatterns.append(durably.django.serve(client, functions))",
-    "durably.digital_ocean": "main = durably.digital_ocean.serve(client, functions)",
-}
-
 
 def serves(adapter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorate an adapter's ``serve`` to refuse an app of another framework.
@@ -65,19 +58,21 @@ def serves(adapter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _check(adapter: str, first: Any) -> None:
-    takes_app = "(app, " in _USES[adapter]
+    takes_app = "(app, " in CALLS_OF_SERVE[adapter]
     if isinstance(first, Client):
         if takes_app:
-            raise FunctionConfigInvalidError(f"{adapter}.serve takes the app first: {_USES[adapter]}")
+            raise FunctionConfigInvalidError(f"{adapter}.serve takes the app first: {CALLS_OF_SERVE[adapter]}")
         return
     framework, right = _framework_of(first)
     if takes_app and right == adapter:
         return
     if right is not None and right != adapter:
         raise FunctionConfigInvalidError(
-            f"{adapter}.serve was given an app of {framework}; serve it with {right}: {_USES[right]}"
+            f"{adapter}.serve was given an app of {framework}; serve it with {right}: {CALLS_OF_SERVE[right]}"
         )
-    raise FunctionConfigInvalidError(f"{adapter}.serve does not take {type(first).__name__} first: {_USES[adapter]}")
+    raise FunctionConfigInvalidError(
+        f"{adapter}.serve does not take {type(first).__name__} first: {CALLS_OF_SERVE[adapter]}"
+    )
 
 
 def _framework_of(app: Any) -> tuple[str | None, str | None]:

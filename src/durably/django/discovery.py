@@ -4,7 +4,9 @@ The engine starts in the project's processes.
 """
 
 import importlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,9 +17,14 @@ from django.utils.module_loading import module_has_submodule
 from durably.client import Client
 from durably.engines import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
+from durably.functions.config import FunctionDefinition
 from durably.functions.function import Function
+from durably.functions.unserved import find_unserved, report
+from durably.settings import is_test_run
 
 MODULE = "durable"
+
+_logger = logging.getLogger("durably.django")
 
 
 class Discovered:
@@ -25,6 +32,7 @@ class Discovered:
 
     def __init__(self) -> None:
         self.clients: list[Client] = []
+        self.modules: list[ModuleType] = []
         self._functions: dict[str, list[Function[Any]]] = {}
 
     def find(self) -> None:
@@ -34,19 +42,29 @@ class Discovered:
         """
         self.clients.clear()
         self._functions.clear()
-        modules = list(_modules())
+        self.modules = list(_modules())
         clients = {
-            id(value): value for module in modules for value in vars(module).values() if isinstance(value, Client)
+            id(value): value for module in self.modules for value in vars(module).values() if isinstance(value, Client)
         }
         self.clients.extend(clients.values())
         app_ids = {client.app_id for client in self.clients}
-        for module in modules:
+        for module in self.modules:
             for name, value in vars(module).items():
                 if isinstance(value, Function):
                     self._add(value, f"{module.__name__}.{name}", app_ids)
 
     def functions_of(self, client: Client) -> list[Function[Any]]:
         return list(self._functions.get(client.app_id, ()))
+
+    def explain_unserved(self, functions: Sequence[FunctionDefinition[Any]]) -> str:
+        """The places that were searched, and those for functions that were not found."""
+        found = ", ".join(module.__name__ for module in self.modules) or "none"
+        places = dict.fromkeys(_place_for(function.handler.__module__) for function in functions)
+        return (
+            f"durably.django finds functions in the {MODULE}.py of each app in INSTALLED_APPS (found: {found}). Import "
+            f"the functions and their client in {' and '.join(places)}, or write durably.django.serve(client, "
+            "functions) in urls.py"
+        )
 
     def _add(self, function: Function[Any], name: str, app_ids: set[str]) -> None:
         app_id = function.opts.app_id
@@ -64,6 +82,26 @@ def _modules() -> Iterator[ModuleType]:
     for config in django.apps.apps.get_app_configs():
         if module_has_submodule(config.module, MODULE):
             yield importlib.import_module(f"{config.name}.{MODULE}")
+
+
+def _place_for(module: str) -> str:
+    """The file in which functions of a module are found."""
+    for config in django.apps.apps.get_app_configs():
+        if f"{module}.".startswith(f"{config.name}."):
+            return str(Path(config.path, f"{MODULE}.py"))
+    return f"the {MODULE}.py of an installed app ({module} is in none)"
+
+
+def report_unserved(**_: Any) -> None:
+    """Warn of functions that are in no ``durable.py`` and no ``serve``.
+
+    It is called after the first request, which has loaded ``urls.py``. Without functions the engine of this process
+    does not start, and sleeping runs do not continue.
+    """
+    django.core.signals.request_finished.disconnect(report_unserved)
+    unserved = find_unserved(is_in_process=True)
+    if unserved and not is_test_run():
+        _logger.warning("some functions do not run: %s", report(unserved))
 
 
 discovered = Discovered()

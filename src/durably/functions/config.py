@@ -187,6 +187,11 @@ class FunctionDefinition(Generic[T]):
             )
 
     @property
+    def handler(self) -> Callable[..., Any]:
+        """The user's code."""
+        return self._handler
+
+    @property
     def id(self) -> str:
         """The id under which engines know the function: ``<app>-<fn_id>``."""
         return self.opts.id

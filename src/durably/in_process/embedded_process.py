@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.settings import EngineSettings
+from durably.functions.unserved import find_unserved, report
 from durably.io.background_loop import get_engine_loop
 from durably.protocol.events import EventReceipt
 from durably.protocol.text import get_logger
@@ -61,21 +62,24 @@ class EmbeddedProcess(ProcessEngine[Node]):
 
         This process runs no functions. Returns whether the database has no functions at all.
         """
-        if not await self._request("list_functions", {}, TIMEOUT_SECONDS):
-            _logger.warning(
-                "the database %s has no functions: events that are sent to it are stored and start no runs. Start the "
-                "app that serves functions with Embedded(%r) first, or correct the path",
-                self._options.path,
-                str(self._options.path),
-            )
-            return True
-        if self._node is not None and self._node.runs_nothing:
-            _logger.warning(
+        has_functions = bool(await self._request("list_functions", {}, TIMEOUT_SECONDS))
+        if has_functions and (self._node is None or not self._node.runs_nothing):
+            return False
+        path, unserved = self._options.path, find_unserved(engine=self)
+        advice = ""
+        if unserved:
+            advice = f". But {report(unserved)}. If another process serves with this path, start it first"
+        elif not has_functions:
+            advice = f". Start the app that serves functions with Embedded({str(path)!r}) first, or correct the path"
+        if has_functions:
+            text = (
                 "no process that serves functions is running: events are stored in %s, and their functions run once "
-                "the app starts",
-                self._options.path,
+                "the app starts%s"
             )
-        return False
+        else:
+            text = "the database %s has no functions: events that are sent to it are stored and start no runs%s"
+        _logger.warning(text, path, advice)
+        return not has_functions
 
     @property
     def _test_run_text(self) -> str:

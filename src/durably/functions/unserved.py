@@ -1,0 +1,105 @@
+"""Functions that this process has made and does not serve.
+
+The engine does not know such a function, so no event starts it, and nothing fails. The process says so at a point where
+it is certain: it sends an event, or its app syncs. Each function is reported once.
+"""
+
+import inspect
+import sys
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from durably.protocol.options import TriggerEvent
+
+from .config import FunctionDefinition
+
+CALLS_OF_SERVE = {
+    "durably.fast_api": "durably.fast_api.serve(app, client, functions)",
+    "durably.flask": "durably.flask.serve(app, client, functions)",
+    "durably.tornado": "durably.tornado.serve(app, client, functions)",
+    "durably.django": "urlpatterns.append(durably.django.serve(client, functions))",
+    "durably.digital_ocean": "main = durably.digital_ocean.serve(client, functions)",
+}
+"""The call by which each adapter serves functions, for error messages."""
+
+_MOST_NAMED = 5
+
+Made = FunctionDefinition[Any]
+Explain = Callable[[Sequence[Made]], str]
+"""Returns the end of a sentence: where a framework looks for functions, and where to put these."""
+
+_made: dict[int, tuple[weakref.ref[Made], object]] = {}
+"""Functions without a handler, with the engine of their client if it is in this process."""
+_explain: Explain | None = None
+
+
+def note_made(function: Made, engine: object) -> None:
+    """Expect a handler for a function.
+
+    ``engine`` is the one in this process, or ``None``.
+    """
+    key = id(function)
+    _made[key] = weakref.ref(function, lambda _: _made.pop(key, None)), engine
+
+
+def note_served(functions: Iterable[Made]) -> None:
+    for function in functions:
+        _made.pop(id(function), None)
+
+
+def set_explanation(explain: Explain) -> None:
+    """Set the explanation of a framework that finds functions by itself."""
+    global _explain
+    _explain = explain
+
+
+def find_unserved(*, app_id: str | None = None, engine: object = None, is_in_process: bool = False) -> list[Made]:
+    """The functions without a handler.
+
+    They are those of an app, of an engine in this process, or of any engine in this process.
+    """
+    if not _made:
+        return []
+    found = ((reference(), its_engine) for reference, its_engine in list(_made.values()))
+    return [
+        function
+        for function, its_engine in found
+        if function is not None
+        and app_id in (None, function.opts.app_id)
+        and engine in (None, its_engine)
+        and not (is_in_process and its_engine is None)
+    ]
+
+
+def is_triggered_by(function: Made, names: Iterable[str]) -> bool:
+    events = [trigger.event for trigger in function.opts.triggers if isinstance(trigger, TriggerEvent)]
+    return any(
+        name == event or (event.endswith("*") and name.startswith(event[:-1])) for name in names for event in events
+    )
+
+
+def report(functions: Sequence[Made]) -> str:
+    """A sentence on functions without a handler, with the remedy.
+
+    ``find_unserved`` does not find them again.
+    """
+    note_served(functions)
+    named = ", ".join(f"{function.id!r} ({_place_of(function)})" for function in functions[:_MOST_NAMED])
+    if len(functions) > _MOST_NAMED:
+        named = f"{named} and {len(functions) - _MOST_NAMED} more"
+    what, them = ("the function", "it") if len(functions) == 1 else ("the functions", "them")
+    explain = _explain or _explain_serve
+    return f"this process has made {what} {named} and does not serve {them}: {explain(functions)}"
+
+
+def _place_of(function: Made) -> str:
+    code = getattr(inspect.unwrap(function.handler), "__code__", None)
+    return function.handler.__module__ if code is None else f"{code.co_filename}, line {code.co_firstlineno}"
+
+
+def _explain_serve(functions: Sequence[Made]) -> str:
+    them = "it" if len(functions) == 1 else "them"
+    used = [call for adapter, call in CALLS_OF_SERVE.items() if adapter in sys.modules]
+    calls = used or [CALLS_OF_SERVE["durably.fast_api"]]
+    return f"add {them} to the functions of {' or '.join(calls)}{'' if used else ', or of another framework'}"
