@@ -53,6 +53,26 @@ DJANGO = (
 DJANGO_ASGI = DJANGO.replace("{gateway}", "asgi")
 DJANGO_WSGI = DJANGO.replace("{gateway}", "wsgi")
 
+DJANGO_EMBEDDED = """
+    import sys
+    from types import ModuleType
+
+    import durably
+    from django.conf import settings
+    from django.core.wsgi import get_wsgi_application
+
+    class Urls(ModuleType):
+        def __getattr__(self, name):
+            if name != "urlpatterns":
+                raise AttributeError(name)
+            self.client = durably.Client(app_id="shop", engine=durably.Embedded("durably.db"))
+            return []
+
+    sys.modules["urls"] = Urls("urls")
+    settings.configure(ROOT_URLCONF="urls", ALLOWED_HOSTS=["*"], SECRET_KEY="none")
+    app = get_wsgi_application()
+"""
+
 TORNADO = (
     FUNCTIONS
     + """

@@ -53,6 +53,18 @@ def test_the_app_serves_no_functions(run: Run, directory: Path) -> None:
     check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), "serves no functions at .*--app-path")
 
 
+def test_the_app_has_its_engine_in_its_own_processes(run: Run, directory: Path) -> None:
+    """Django needs no endpoint then, and loads the client with the first request."""
+    write(directory / "shop.py", apps.DJANGO_EMBEDDED)
+    result = run("dev", "shop:app", "--port", "0", "--app-port", "0")
+    assert result.status == 1
+    explained = (
+        r"shop:app has an engine in its own processes \(the engine on .*/durably\.db\).*DURABLY_DEV=1 python manage\.py"
+    )
+    assert re.search(explained, result.stderr), result.stderr
+    assert "--app-path" not in result.stderr
+
+
 def test_the_app_serves_its_functions_elsewhere(start: Start, directory: Path) -> None:
     source = apps.FLASK.format(sdk="durably").replace("client, [place])", 'client, [place], serve_path="/durable")')
     write(directory / "shop.py", source)

@@ -6,6 +6,7 @@ end it with ``EXIT_REPORTED`` after one or two lines on stderr.
 """
 
 import argparse
+import contextlib
 import logging
 import signal
 import socketserver
@@ -17,7 +18,7 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from .app_loading import ACCEPTED, AppImportError, AppKind, NotAnAppError, detect_kind, import_app
-from .guard import EXIT_REPORTED, GRACE_SECONDS, follow_parent
+from .guard import EXIT_REPORTED, EXPLANATION, GRACE_SECONDS, follow_parent
 from .text import Styled, echo, fit_lines, style
 
 Server = Callable[[Any, str, int], None]
@@ -88,12 +89,22 @@ SERVERS: dict[AppKind, Server] = {
 }
 
 
+_SERVER_COMMANDS = {
+    AppKind.ASGI: "uvicorn {target} --reload",
+    AppKind.WSGI: "flask --app {target} run --debug",
+    AppKind.TORNADO: "python main.py",
+    AppKind.DIGITAL_OCEAN: "python main.py",
+}
+"""Commands of servers for development, as examples."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Serve an app.")
     parser.add_argument("target")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--check", action="store_true", help="Only see whether there is such an app.")
+    parser.add_argument("--explain", action="store_true", help="Only print why there is no endpoint.")
     arguments = parser.parse_args()
     follow_parent()
     logging.lastResort = _ProminentWarnings(logging.WARNING)
@@ -101,7 +112,27 @@ def main() -> None:
     serve, app = _load(arguments.target)
     if arguments.check:
         return
+    if arguments.explain:
+        print(f"{EXPLANATION}{_explain_missing_endpoint(arguments.target, detect_kind(app))}")
+        return
     serve(app, arguments.host, arguments.port)
+
+
+def _explain_missing_endpoint(target: str, kind: AppKind) -> str:
+    """The reason why an engine cannot call the app; empty if it is not known."""
+    django = sys.modules.get("django.urls")
+    if django is not None:  # It loads urls.py with the first request.
+        with contextlib.suppress(Exception):
+            _ = django.get_resolver().url_patterns
+    process = sys.modules.get("durably.in_process.process")
+    names = [] if process is None else process.names_of_engines()
+    if not names:
+        return ""
+    command = "python manage.py runserver" if django is not None else _SERVER_COMMANDS[kind].format(target=target)
+    return (
+        f"{target} has an engine in its own processes ({', '.join(names)}), which calls its functions without HTTP: "
+        f"start the app by its own server, and not by `durably dev`, for example: DURABLY_DEV=1 {command}"
+    )
 
 
 def _load(target: str) -> tuple[Server, object]:

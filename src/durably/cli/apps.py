@@ -14,7 +14,7 @@ from durably.protocol.text import reachable, redact_url
 from durably.settings import development_variables
 
 from .child_process import AppFailedError, ChildProcess, check_port_free
-from .guard import EXIT_REPORTED
+from .guard import EXIT_REPORTED, EXPLANATION
 
 USUAL_PATHS = ("/api/inngest", "/x/inngest", "/")
 """Usual paths of endpoints: the default of all SDKs, a former default, and that of DigitalOcean functions."""
@@ -66,11 +66,30 @@ class AppProcess(ChildProcess):
             with contextlib.suppress(NoAppError):
                 await discovery.sync(url)
                 return url
+        if explanation := await self._explain():
+            raise AppFailedError(explanation)
         tried = ", ".join(self._urls)
         raise AppFailedError(
             f"{self.target} answers, but serves no functions at {tried}:\n"
             "mount them with serve(), and name the path with --app-path if it is another"
         )
+
+    async def _explain(self) -> str:
+        """The reason why the app has no endpoint; empty if it is not known.
+
+        Another process imports the app, because this one must not.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            "--explain",
+            env=self._environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        output, _ = await process.communicate()
+        lines = output.decode(errors="replace").splitlines()
+        return lines[-1].removeprefix(EXPLANATION) if lines and lines[-1].startswith(EXPLANATION) else ""
 
 
 async def check_importable(target: str) -> None:

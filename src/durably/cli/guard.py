@@ -14,6 +14,8 @@ from collections.abc import Callable
 
 EXIT_REPORTED = 3
 """Exit status of a child process that has printed its error."""
+EXPLANATION = "explanation: "
+"""The beginning of the last line that a child process prints for its parent. The app may print others before."""
 GRACE_SECONDS = 2
 PARENT_VARIABLE = "_DURABLY_PARENT_PID"
 """Environment variable with the id of the process that starts another one, which must end with it.

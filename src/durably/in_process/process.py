@@ -118,7 +118,7 @@ class ProcessEngine(Generic[N]):
     """
 
     def __init__(self, name: str, settings: EngineSettings | None) -> None:
-        self._name = name
+        self.name = name
         self._settings = settings
         self._handlers: dict[str, CommHandler] = {}
         self._stops_at_exit = False
@@ -279,7 +279,7 @@ class ProcessEngine(Generic[N]):
             pass  # The process stops.
         except Exception:
             if self._node is None:
-                _logger.exception("%s cannot start in process %d", self._name, os.getpid())
+                _logger.exception("%s cannot start in process %d", self.name, os.getpid())
 
     async def _replace_node(self) -> N:
         before, node = self._node, self._prepare_node()
@@ -307,7 +307,7 @@ class ProcessEngine(Generic[N]):
                         return await node.request(operation, arguments)
         except TimeoutError:
             reason = f": {node.last_error}" if node is not None and node.last_error else ""
-            raise TransportError(f"{self._name} did not answer within {timeout:g} s{reason}") from None
+            raise TransportError(f"{self.name} did not answer within {timeout:g} s{reason}") from None
 
     async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
         """Send events through the node, which is started if necessary.
@@ -431,6 +431,11 @@ class ProcessEngine(Generic[N]):
 
     def _note_fork(self, node: N) -> None:
         """``node`` is the parent's."""
+
+
+def names_of_engines() -> list[str]:
+    """The engines that this process has, like "the engine on shop.db"."""
+    return sorted({engine.name for engine in list(_instances)})
 
 
 def _before_fork() -> None:

@@ -35,7 +35,7 @@ class TemporalProcess(ProcessEngine[TemporalNode]):
 
     @property
     def _test_run_text(self) -> str:
-        return f"a test run does not connect to {self._name}"
+        return f"a test run does not connect to {self.name}"
 
     def _make_node(self) -> TemporalNode:
         options = self._options
