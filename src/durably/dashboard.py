@@ -6,6 +6,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
@@ -59,19 +60,25 @@ class MountedDashboard:
             raise FunctionConfigInvalidError(f"{caller} takes a durably.Client as its client, not {client!r}")
         self.mount = "/" + check_serve_path(path, f"{caller}(path=…)").strip("/") if path.strip("/") else ""
         self.mount = self.mount.rstrip("/")
-        self._dashboard = Dashboard(
-            engine_of(client),
+        self._client = client
+        self._make = partial(
+            Dashboard,
             authorize=authorize,
             allow_anonymous=allow_anonymous,
             caller=caller,
             raises=raises,
             permission_of=permission_of,
-            finding_of=lambda request: _finding_of(client),
         )
+        self._dashboard = self._make(engine_of(client), finding_of=lambda request: _finding_of(client))
+
+    def _current(self) -> Dashboard:
+        """The dashboard of the client's engine, or of the test engine that replaces it."""
+        engine = getattr(self._client.in_process, "operations", None)
+        return self._make(engine) if isinstance(engine, Engine) else self._dashboard
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The response, on an event loop. Raises only errors of ``raises``."""
-        return await self._dashboard.handle(_prepare(request, stream_seconds=STREAM_SECONDS))
+        return await self._current().handle(_prepare(request, stream_seconds=STREAM_SECONDS))
 
     def handle_sync(self, request: DashboardRequest) -> DashboardResponse:
         """The response, for a server that has a thread for each request.
@@ -79,8 +86,11 @@ class MountedDashboard:
         ``authorize`` runs in this thread. The response never lasts: it would occupy the thread.
         """
 
+        if self._client.in_process is not None:
+            self._client.in_process.refuse_to_block()
+
         def start(call_blocking: CallBlocking) -> Any:
-            return self._dashboard.handle(_prepare(request, call_blocking=call_blocking, stream_seconds=0.0))
+            return self._current().handle(_prepare(request, call_blocking=call_blocking, stream_seconds=0.0))
 
         response: DashboardResponse = run_with_callbacks(start)
         return response
@@ -115,7 +125,7 @@ def engine_of(client: Client) -> Engine:
     """The engine of a client: its ``Embedded``, or the one at its URL."""
     if isinstance(client.engine, Engine):
         return client.engine
-    if client.in_process is not None:
+    if hasattr(client.engine, "__in_process__"):
         raise FunctionConfigInvalidError(f"the engine of the app {client.app_id!r} has no operations for a dashboard")
 
     async def exchange(request: HttpRequest) -> HttpResponse:

@@ -1,6 +1,7 @@
 """What the adapters of the dashboard pass on, without a server: policies, prefixes, errors, engines."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.headers import ServerKind
+from durably.testing import TestEngine
 
 from ..ports import free_port
 
@@ -72,6 +74,53 @@ async def test_a_test_run_without_an_engine_gets_a_page_that_says_so(client: dur
     answer = await ask(app, "/durably/runs")
     assert answer.status_code == 503
     assert "TestEngine" in answer.text
+
+
+def make_greet(client: durably.Client) -> durably.Function[Any]:
+    @client.create_function(fn_id="greet", trigger=durably.TriggerEvent(event="came"))
+    def greet(ctx: durably.ContextSync) -> str:
+        return ctx.step.run("greet", lambda: "Hello!")
+
+    return greet
+
+
+async def test_an_open_test_engine_shows_its_runs(client: durably.Client) -> None:
+    app = fastapi.FastAPI()
+    durably.fast_api.dashboard(app, client, allow_anonymous=True)
+    async with TestEngine(client, [make_greet(client)]) as engine:
+        run = await engine.send(durably.Event(name="came"))
+        page = await ask(app, f"/durably/runs/{run.id}")
+        assert page.status_code == 200
+        assert "Completed" in page.text
+        assert "durably.db" not in (await ask(app, "/durably/events?name=none")).text
+    assert (await ask(app, f"/durably/runs/{run.id}")).status_code == 503
+
+
+@pytest.mark.parametrize("is_embedded", [True, False])
+def test_an_open_sync_test_engine_shows_its_runs(is_embedded: bool, client: durably.Client) -> None:
+    """Also if the app is loaded while it is open, and if its engine is at a URL."""
+    client = client if is_embedded else durably.Client(app_id="shop", is_production=False)
+    with TestEngine(client, [make_greet(client)]).sync() as engine:
+        app = flask.Flask(__name__)
+        durably.flask.dashboard(app, client, allow_anonymous=True)
+        run = engine.send(durably.Event(name="came"))
+        browser = app.test_client()
+        page = browser.get(f"/durably/runs/{run.id}")
+        assert (page.status_code, "Completed" in page.text) == (200, True)
+        assert browser.get("/durably/live").status_code == 200
+        form = browser.get("/durably/events/send")
+        [token] = set(re.findall(r'name="csrf" value="([^"]+)"', form.text))
+        assert browser.post("/durably/events/send", data={"csrf": token, "name": "came"}).status_code == 303
+        assert len(engine.runs()) == 2
+
+
+async def test_a_sync_dashboard_does_not_block_the_loop_of_a_test_engine(client: durably.Client) -> None:
+    app = flask.Flask(__name__)
+    app.testing = True
+    durably.flask.dashboard(app, client, allow_anonymous=True)
+    async with TestEngine(client, [make_greet(client)]):
+        with pytest.raises(RuntimeError, match=r"TestEngine\(…\)\.sync\(\)"):
+            app.test_client().get("/durably/runs")
 
 
 async def test_commands_of_an_empty_dashboard_find_its_engine(client: durably.Client) -> None:

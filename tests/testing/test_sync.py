@@ -8,9 +8,11 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+import flask
 import pytest
 
 import durably
+import durably.flask
 from durably.testing import RunStuckError, TestEngine
 
 from .shop import DAY, approve, billing, client, mail, onboard, order
@@ -70,6 +72,20 @@ def test_sync_functions_run_in_the_tests_own_thread_and_async_ones_do_not() -> N
     assert threads["async"] is not threading.current_thread()
 
 
+def test_an_app_that_is_loaded_while_the_engine_is_open_changes_no_threads() -> None:
+    """As Django loads ``urls.py`` with the first request."""
+    threads: list[threading.Thread] = []
+
+    @client.create_function(fn_id="where", trigger=durably.TriggerEvent(event="where"))
+    def where(ctx: durably.ContextSync) -> None:
+        threads.append(threading.current_thread())
+
+    with TestEngine(client, [where]).sync() as engine:
+        durably.flask.serve(flask.Flask(__name__), client, [where])
+        engine.send(durably.Event(name="where")).wait().assert_completed()
+    assert threads == [threading.current_thread()]
+
+
 def test_what_a_view_sends_is_there_when_the_engine_is_asked() -> None:
     with TestEngine(client, [approve]).sync() as engine:
         client.send_sync(durably.Event(name="approval/asked"))
@@ -111,4 +127,4 @@ def test_in_djangos_test_case() -> None:
         [sys.executable, "manage.py", "test"], cwd=project, capture_output=True, text=True, timeout=100, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "Ran 4 tests" in done.stderr
+    assert "Ran 5 tests" in done.stderr

@@ -5,7 +5,7 @@ See ``durably.engines``.
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -13,6 +13,8 @@ from durably.client import Client
 from durably.comm import CommHandler
 from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
+from durably.engine.interface import Engine
+from durably.engine.operations import Operation
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import Clock, EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
@@ -78,6 +80,19 @@ def refuse_inside_calls() -> None:
         )
 
 
+class LinkedOperations(Engine):
+    """The operations of an open test engine, for the dashboard.
+
+    They may be awaited on any event loop.
+    """
+
+    def __init__(self, run: Callable[[Operation, Mapping[str, Any]], Awaitable[Any]]) -> None:
+        self._run = run
+
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        return await self._run(operation, arguments)
+
+
 class TestLink:
     """Connects clients with a test engine on one event loop.
 
@@ -87,6 +102,12 @@ class TestLink:
     def __init__(self, *, checkpointing: bool) -> None:
         self.handlers: dict[str, CommHandler] = {}
         self._checkpoints = EngineCheckpoints(self._checkpoint, get_background_loop().run, are_default=checkpointing)
+        self.operations = LinkedOperations(self._execute)
+
+    async def _execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        work = operation.execute(self._engine, arguments)
+        # A test that advances the clock must not wait for a page that waits for changes.
+        return await (await_on(self._loop, work) if operation.name == "wait_for_changes" else self._on_loop(work))
 
     def open(self, engine: SqliteEngine, clock: Clock) -> None:
         """Connect the clients with ``engine``, which runs on this event loop."""
@@ -97,7 +118,12 @@ class TestLink:
         return self._checkpoints
 
     def add_handler(self, handler: CommHandler) -> None:
-        self.handlers[handler.client.app_id] = handler
+        """Take the handler of the test engine itself, which is the first.
+
+        A later one is that of an app which is loaded while the engine is open, such as by the first request to Django.
+        It would run the functions in threads of its own.
+        """
+        self.handlers.setdefault(handler.client.app_id, handler)
 
     async def send_events(
         self, body: bytes, seed: str, timeout: float, sender: str | None, traceparent: str | None
@@ -118,8 +144,8 @@ class TestLink:
     def refuse_to_block(self) -> None:
         if running_loop() is self._loop:
             raise RuntimeError(
-                "client.send_sync would block the event loop on which the test engine runs: await client.send, or use "
-                "the test engine's sync flavour, TestEngine(…).sync()"
+                "synchronous code (client.send_sync, or a sync view) would block the event loop on which the test "
+                "engine runs: await client.send, or use the test engine's sync flavour, TestEngine(…).sync()"
             )
 
     def running_with_server(self) -> AbstractAsyncContextManager[None]:

@@ -11,4 +11,8 @@ def ask(request: HttpRequest) -> HttpResponse:
     return HttpResponse(status=202)
 
 
-urlpatterns = [path("ask", ask), durably.django.serve(client, [report, report_async])]
+urlpatterns = [
+    path("ask", ask),
+    path("durably/", durably.django.dashboard(client, allow_anonymous=True)),
+    durably.django.serve(client, [report, report_async]),
+]

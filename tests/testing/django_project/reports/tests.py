@@ -30,6 +30,11 @@ class ReportTest(TestCase):
         (run,) = self.engine.runs(report)
         run.assert_completed(output=Report.objects.get(title="Stock", is_ready=True).pk)
 
+    def test_the_dashboard_shows_the_run(self) -> None:
+        run = self.engine.send(durably.Event(name="report/asked", data={"title": "Sales"}))
+        answer = self.client.get(f"/durably/runs/{run.id}")
+        self.assertContains(answer, "overnight")
+
 
 class AsyncReportTest(TestCase):
     async def test_an_async_function_sees_the_tests_transaction(self) -> None:
