@@ -343,3 +343,25 @@ async def test_large_values_are_written_outside_the_event_loop(
     await get(shop.dashboard, f"/runs/{run.id}/{path}", f"of=event:{report.events[0].id}")
     assert len(threads) == 1
     assert threads[0] is not threading.current_thread()
+
+
+async def test_an_event_that_is_sent_again_says_why_it_starts_nothing() -> None:
+    client = durably.Client(app_id="shop")
+
+    @client.create_function(
+        fn_id="bill", trigger=durably.TriggerEvent(event="order/placed"), idempotency="event.data.order"
+    )
+    async def bill(ctx: durably.Context) -> None: ...
+
+    async with TestEngine(client, [bill]) as engine:
+        run = await engine.send(durably.Event(name="order/placed", data={"order": 7}, id="order-7"))
+        dashboard = Dashboard(engine._engine, allow_anonymous=True)
+        token, cookie = await token_of(dashboard, f"/runs/{run.id}")
+        path = f"/runs/{run.id}/send-event"
+        for _ in range(2):  # the button of the run, and then that of the new event
+            sent = header(await post(dashboard, path, token, cookie), "location")
+            assert sent is not None
+            path = f"{sent}/send"
+            text = await page(dashboard, sent)
+            assert "It started no run." in text
+            assert "an event with the same value of its idempotency expression came less than 24 hours before" in text

@@ -127,6 +127,27 @@ async def test_conditions_that_are_false_are_told(engine: SqliteEngine, app: Sma
     assert note.endswith("is false: app-large")
 
 
+async def test_functions_that_an_event_did_not_start_are_told_with_the_reason(
+    engine: SqliteEngine, app: SmallApp
+) -> None:
+    app.function("bill", event="order", idempotency="event.data.order")(lambda steps: None)
+    app.function("mail", event="order", rateLimit={"limit": 1, "period": "1h"})(lambda steps: None)
+    app.function("index", event="order", debounce={"period": "1h"})(lambda steps: None)
+    app.function("waiter", event="go")(lambda steps: steps.wait_for_event("paid", "order"))
+    await engine.sync_app(app.sync_request())
+    (run,) = await engine.event_runs(await send(engine, "go"))
+    await step_is(engine, run.id, "paid", "waiting")
+    first = await send(engine, "order", order=7)
+    ended = f"it ended the wait 'paid' of the run {run.id}"
+    assert await notes_of(engine, first) == [ended]
+    again = await send(engine, "order", order=7)
+    bill, mail = (f"no run of the function 'app-{name}' was started: " for name in ("bill", "mail"))
+    seen = f"{bill}an event with the same value of its idempotency expression came less than 24 hours before"
+    assert await notes_of(engine, again) == [seen, f"{mail}the event is over its rate limit"]
+    index = "no run of the function 'app-index' was started: a later event took the place of this one (debounce)"
+    assert await notes_of(engine, first) == [ended, index]
+
+
 async def test_a_restarted_engine_does_not_claim_to_know(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter", event="go")
     def waiter(steps: Steps) -> object:

@@ -22,13 +22,11 @@ from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from .events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
 from .outbox import EventsStored
 from .registry import Function, Registry
-from .transaction import EventOutcome, Transaction
+from .transaction import NO_OUTCOME, EventOutcome, Transaction
 from .triggers import trigger_function
 from .unmatched import explain_unmatched
 
 _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
-
-_NO_OUTCOME = EventOutcome([], 0)
 
 _Listened = tuple[str | None, str | None]
 """A path of the wait index, and the value that the event has there."""
@@ -156,8 +154,8 @@ def route(
             trigger_function(transaction, function, key)
     for path, value in listened:
         _wake(transaction, received, path, value)
-    if listened and received.id in transaction.outcomes:
-        transaction.store.put_event_effects(key, transaction.outcomes[received.id].count)
+    if listened and (effects := transaction.outcomes.get(received.id, NO_OUTCOME).count):
+        transaction.store.put_event_effects(key, effects)
     return key
 
 
@@ -195,9 +193,9 @@ def _note(transaction: Transaction, received: ReceivedEvent, describe: Callable[
 
     Only the first few effects are described, because a description costs queries.
     """
-    known = transaction.outcomes.get(received.id, _NO_OUTCOME)
+    known = transaction.outcomes.get(received.id, NO_OUTCOME)
     ended = known.ended if known.count >= MOST_NOTED else [*known.ended, describe()]
-    transaction.outcomes[received.id] = EventOutcome(ended, known.count + 1)
+    transaction.outcomes[received.id] = EventOutcome(ended, known.count + 1, known.dropped)
 
 
 def _matches(transaction: Transaction, run_key: int, expression: str, received: ReceivedEvent) -> bool:
@@ -233,9 +231,15 @@ class EventOutcomes:
         self._forgotten = ""
 
     def note(self, outcomes: dict[str, EventOutcome]) -> None:
-        self._outcomes.update(outcomes)
+        for event_id, outcome in outcomes.items():
+            # A later event drops the trigger of an earlier one in a debounce.
+            before = self._outcomes.get(event_id, NO_OUTCOME)
+            self._outcomes[event_id] = EventOutcome(
+                [*before.ended, *outcome.ended], before.count + outcome.count, [*before.dropped, *outcome.dropped]
+            )
         while len(self._outcomes) > _MOST_EVENTS:
-            self._forgotten, _ = self._outcomes.popitem(last=False)
+            forgotten, _ = self._outcomes.popitem(last=False)
+            self._forgotten = max(self._forgotten, forgotten)
 
     def explain(self, view: EventView, registry: Registry, awaited: Collection[str]) -> list[str]:
         """Sentences on the event.
@@ -248,7 +252,7 @@ class EventOutcomes:
             said = self._explain_no_outcome(view, awaited)
         else:
             more = outcome.count - len(outcome.ended)
-            said = [*outcome.ended, *([f"it ended {more} more waits or runs"] if more else [])]
+            said = [*outcome.ended, *([f"it ended {more} more waits or runs"] if more else []), *outcome.dropped]
         if name not in awaited and not registry.knows_event(name):
             said.append(explain_unmatched(name, registry.known_names(awaited)))
         return said + _explain_conditions(view, registry)

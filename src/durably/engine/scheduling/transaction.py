@@ -173,10 +173,19 @@ class RunQueue:
 
 
 class EventOutcome(msgspec.Struct, frozen=True):
-    """``ended`` are sentences on waits and runs, at most ``MOST_NOTED`` of ``count``."""
+    """``ended`` are sentences on waits and runs, at most ``MOST_NOTED`` of ``count``.
+
+    ``dropped`` are sentences on the functions that the event triggered, and that started no run.
+    """
 
     ended: list[str]
     count: int
+    dropped: list[str] = []
+
+
+NO_OUTCOME = EventOutcome([], 0)
+_MOST_DROPPED = 5
+"""The maximum number of functions that are named for one event."""
 
 
 class CancelRun(Protocol):
@@ -290,6 +299,12 @@ class Transaction:
             event_id, name, body, origin, traceparent = self.store.event(event_key)
             event = self.events[event_key] = ReceivedEvent(event_id, name, body, origin=origin, traceparent=traceparent)
         return event
+
+    def note_dropped(self, event_id: str, sentence: str) -> None:
+        """Keep the reason why a function starts no run for an event."""
+        known = self.outcomes.get(event_id, NO_OUTCOME)
+        if len(known.dropped) < _MOST_DROPPED:
+            self.outcomes[event_id] = msgspec.structs.replace(known, dropped=[*known.dropped, sentence])
 
     def emit(self, name: InternalEvent, data: bytes, origin: Origin | None, traceparent: str | None) -> None:
         """Send one of the engine's own events. ``data`` is JSON.

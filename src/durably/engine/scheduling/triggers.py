@@ -155,8 +155,13 @@ def _start_held(transaction: Transaction, function: Function, bucket_id: str) ->
 
 
 def _drop(transaction: Transaction, function: Function, event_key: int, reason: str) -> None:
-    """Drop the trigger. Report it to the invoking step, if there is one."""
-    _fail_invokers(transaction, (event_key,), skipped_error(function.id, reason))
+    """Drop the trigger.
+
+    Report it to the invoking step, if there is one, and to people who look at the event.
+    """
+    error = skipped_error(function.id, reason)
+    transaction.note_dropped(transaction.event(event_key).id, error.message or reason)
+    _fail_invokers(transaction, (event_key,), error)
 
 
 def _skip_run(

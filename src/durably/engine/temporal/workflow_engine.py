@@ -678,7 +678,8 @@ class WorkflowEngine(LocalEngine):
         if event is None:
             raise NotSupportedError(
                 f"no run was started by an event with the id {event_id!r}: an engine on Temporal stores events in the "
-                "runs that they start, and no others; lists of new runs lag behind by about a second"
+                "runs that they start, and no others. Idempotency, a rate limit or a debounce of a function may have "
+                "dropped the event, or a debounce or a batch holds it; lists of new runs lag behind by about a second"
             )
         return event
 
