@@ -124,7 +124,20 @@ def argument(declared: Argument) -> str:
     else:
         values = [str(each) for each in default] if isinstance(default, tuple) else [str(default)]
         note = f", default {', '.join(f'`{value}`' for value in values)}"
-    return f"- `{declared.wire_name}` ({place}{note})"
+    text = f"- `{declared.wire_name}` ({place}{note})"
+    return text if (parts := parts_of(declared)) is None else fill_item(f"{text}: {parts}")
+
+
+def parts_of(declared: Argument) -> str | None:
+    """The fields of an argument that is an object or a list of objects, and what its docstring says of them."""
+    is_list = typing.get_origin(declared.type) is list
+    kind = typing.get_args(declared.type)[0] if is_list else declared.type
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return None
+    fields = [f"`{each.encode_name}`{' (required)' if each.required else ''}" for each in msgspec.structs.fields(kind)]
+    _, *about = paragraphs(kind)
+    named = f"{'a list of objects' if is_list else 'an object'} with {', '.join(fields)}."
+    return " ".join(" ".join([named, *about]).split())
 
 
 def fill(text: str) -> str:
