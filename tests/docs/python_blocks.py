@@ -26,6 +26,8 @@ ONLY_COMPILED = {
     "# settings.py": "settings of a Django project, which need its apps",
     "class ReportTest(django.test.TestCase)": "a test that needs the database of a Django project",
     "class SignUpTest(TransactionTestCase)": "the same",
+    "# myproject/": "a file of the project that test_django_page.py runs",
+    "# shop/": "the same",
 }
 """Beginnings of lines in blocks that are not executed, and the reasons."""
 
@@ -34,7 +36,8 @@ def configure() -> None:
     os.environ |= {"DURABLY_DEV": "1", "APP_ENCRYPTION_KEY": "key", "TEMPORAL_API_KEY": "key"}
     contributed = ["admin", "auth", "contenttypes", "messages", "sessions"]
     apps = [*(f"django.contrib.{name}" for name in contributed), "durably.temporal.django"]
-    settings.configure(INSTALLED_APPS=apps, SECRET_KEY="x", TEMPORAL_TASK_QUEUE="orders", ROOT_URLCONF="django.urls")
+    of_pages = {"TEMPORAL_TASK_QUEUE": "orders", "BASE_DIR": ROOT, "METRICS_TOKEN": None}
+    settings.configure(INSTALLED_APPS=apps, SECRET_KEY="x", ROOT_URLCONF="django.urls", **of_pages)
     django.setup()
 
 

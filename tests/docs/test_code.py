@@ -37,6 +37,7 @@ OTHER_PROGRAMS = {
     *(
         "celery",
         "curl",
+        "django-admin",
         "docker",
         "git",
         "gunicorn",
@@ -163,12 +164,14 @@ def check_manage(arguments: list[str]) -> None:
         command = load_command_class("durably.temporal.django", arguments[0])
         command.create_parser("manage.py", arguments[0]).parse_args(arguments[1:])
     else:
-        assert arguments[0] in {"migrate", "runserver", "check"}
+        known = {"check", "createsuperuser", "makemigrations", "migrate", "runserver", "startapp", "test"}
+        assert arguments[0] in known
 
 
 @pytest.mark.parametrize("block", of("console"), ids=place)
 def test_commands_exist(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "manage.py").touch()
+    for name in ("manage.py", "durably.db"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     found = list(commands(block.text))
     assert found
