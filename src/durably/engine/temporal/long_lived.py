@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,12 +23,13 @@ async def update_with_start(
     id: str,
     summary: str,
     memo: Mapping[str, Any] | None = None,
+    task_timeout: dt.timedelta | None = None,
     result_type: type | None = None,
 ) -> Any:
     """The result of an Update of the workflow with an id.
 
-    ``workflow`` is its ``run`` method; it starts with ``state`` and ``memo`` if it does not run. Raises
-    ``WorkflowUpdateFailedError`` and ``RPCError``.
+    ``workflow`` is its ``run`` method; it starts with ``state``, ``memo`` and ``task_timeout`` if it does not run.
+    Raises ``WorkflowUpdateFailedError`` and ``RPCError``.
     """
     start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
         workflow,
@@ -36,6 +38,7 @@ async def update_with_start(
         task_queue=WORKFLOWS_QUEUE,
         id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         memo=memo,
+        task_timeout=task_timeout,
         static_summary=summary,
     )
     try:

@@ -89,6 +89,8 @@ async def test_a_process_that_stops_returns_its_slots_and_its_waiting_calls(worl
         await slots_of(world).result()
     described = await slots_of(world).describe()
     assert described.status is WorkflowExecutionStatus.COMPLETED
+    task_timeout = described.raw_description.execution_config.default_workflow_task_timeout
+    assert task_timeout.seconds < USE_SECONDS / 3
 
 
 async def test_calls_of_a_removed_limit_are_made_by_a_new_process(world: World) -> None:

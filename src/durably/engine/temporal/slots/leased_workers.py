@@ -5,6 +5,7 @@ Each function has one.
 
 import asyncio
 import contextlib
+import datetime as dt
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Self
 
@@ -26,6 +27,10 @@ from .slots_workflow import SlotsWorkflow
 
 _REFRESH_SECONDS = 60.0
 """Seconds after which a process sees that another process has synced a function with such a limit."""
+
+_TASK_TIMEOUT = dt.timedelta(seconds=5)
+"""Time until another process gets a task of the workflow whose process has ended. Temporal's default of 10 s is half of
+the time for which a lease lasts without an answer."""
 
 MakeWorker = Callable[[str, CallSlots, SlotLeases], Worker]
 """A worker for a task queue."""
@@ -167,6 +172,7 @@ class LeasedWorkers:
                 workflow=SlotsWorkflow.run,
                 id=slots_workflow_id(app_id),
                 summary=f"slots of {app_id}",
+                task_timeout=_TASK_TIMEOUT,
                 result_type=LeaseAnswer,
             )
             return answer
