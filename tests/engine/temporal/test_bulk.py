@@ -22,7 +22,7 @@ from durably.engine.views import FromStep, RunStatus
 
 from ...temporal.dev_server import DevServer
 from ..small_app import Steps
-from .routed_app import RoutedApp, routed_app, until
+from .routed_app import PATIENCE, RoutedApp, routed_app, until
 from .serving import ended_runs, eventually, new_app, send, serving
 
 
@@ -169,8 +169,9 @@ async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
             pass
         second = await start(app, "loop", first)
         cancellation = await app.engine.cancel_runs(app.id_of("loop"), started_before=before)
-        for run_id in (first, second):
-            assert (await app.engine.wait_for_run(run_id)).status is RunStatus.CANCELLED
+        async with asyncio.timeout(PATIENCE):
+            for run_id in (first, second):
+                assert (await app.engine.wait_for_run(run_id)).status is RunStatus.CANCELLED
 
         app.function("loop", event=app.event("loop"), retries=1)(loop)
         await app.sync()
