@@ -12,6 +12,7 @@ from durably import Client, Context, ContextSync, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.in_process.calls import sync_of
 from durably.testing import TestEngine
+from durably.testing.link import TestLink
 
 from .engine import FakeEngine, Run, engine_for, named
 
@@ -299,6 +300,9 @@ class Deployments:
         """Functions of these ids, which sleep for a day and return their id."""
         functions = [self._function(fn_id, trigger) for fn_id, trigger in triggers.items()]
         handler = CommHandler(client=self._client, framework="testing", functions=functions)
+        link = self._client.in_process
+        assert isinstance(link, TestLink)
+        link.handlers[self._client.app_id] = handler
         await self._engine._engine.sync_app(sync_of(handler), in_process=True)
 
     def _function(self, fn_id: str, trigger: Any) -> Any:
