@@ -18,7 +18,7 @@ from urllib.parse import quote
 import msgspec
 
 from durably.functions.middleware import MiddlewareStack, SendEventsResult
-from durably.functions.unserved import find_unserved, is_triggered_by, report
+from durably.functions.unserved import find_unserved, is_triggered_by, warn_of_unserved
 from durably.io.http_client import IO, Request, Response
 from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import Header, ServerKind
@@ -30,7 +30,6 @@ from durably.values.json_values import encode_checked
 from .app import App
 from .engines import InProcessEngine
 from .errors import Error, EventKeyUnspecifiedError, EventUnserializableError, SendEventsError, TransportError
-from .settings import is_test_run
 
 _ENGINES_FIELD = "_inngest"
 
@@ -167,8 +166,7 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
     if app.in_process is not None:
         # The engine adds the time to the events, by its own clock.
         receipt = await _send_in_process(app, app.in_process, _encode(events, now=0), io, seed, traceparent)
-        _warn_of_unmatched(app, receipt.unmatched)
-        _warn_of_unserved(app, receipt.unmatched)
+        _warn(app, receipt.unmatched)
         return receipt.ids
     request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed, traceparent)
     answer = await _attempt(request, io, advice=_DEV_ADVICE if app.mode is ServerKind.DEV else "")
@@ -176,31 +174,25 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
         # An engine may quote the path that it was asked for.
         message = answer.error.replace(app.event_key, "***") if app.event_key else answer.error
         raise SendEventsError(message, answer.ids or [])
-    unmatched = answer.unmatched if isinstance(answer.unmatched, dict) else {}
-    _warn_of_unmatched(app, unmatched)
-    _warn_of_unserved(app, unmatched)
+    _warn(app, answer.unmatched if isinstance(answer.unmatched, dict) else {})
     return answer.ids or []
 
 
-def _warn_of_unmatched(app: App, unmatched: Mapping[str, str]) -> None:
-    """Warn once for each name, because it is probably misspelt."""
+def _warn(app: App, unmatched: Mapping[str, str]) -> None:
+    """Warn of events that matched no function, and of functions that this process has made and does not serve.
+
+    An event's name is reported once, because it is probably misspelt. That a function is not served is certain if the
+    process serves other functions of the app, or if the engine knows no function for an event that triggers it.
+    """
     for name, reason in unmatched.items():
         if name not in app.warned_events and len(app.warned_events) < _MOST_WARNED:
             app.warned_events.add(name)
             app.logger.warning("the event %r was sent, but %s", name, printable(reason))
 
-
-def _warn_of_unserved(app: App, unmatched: Mapping[str, str]) -> None:
-    """Warn of functions that this process has made and does not serve.
-
-    It is certain if the process serves other functions of the app, or if the engine knows no function for an event that
-    triggers one of them.
-    """
     unserved = find_unserved(app_id=app.app_id)
     if not app.is_served:
         unserved = [function for function in unserved if is_triggered_by(function, unmatched)]
-    if unserved and not is_test_run():
-        app.logger.warning("some functions do not run: %s", report(unserved))
+    warn_of_unserved(unserved, app.logger)
 
 
 async def _send_in_process(

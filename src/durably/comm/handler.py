@@ -30,7 +30,7 @@ from durably.events import sending_run
 from durably.execution import Found, Outcome, Raised, Returned, drive
 from durably.functions.checkpoints import HttpCheckpoints
 from durably.functions.function import Function, FunctionCall
-from durably.functions.unserved import find_unserved, note_served, report
+from durably.functions.unserved import find_unserved, note_served, warn_of_unserved
 from durably.io.bodies import check_size
 from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.io.worker_threads import RequestContext, WorkerThreads
@@ -41,7 +41,7 @@ from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe,
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import printable
 from durably.protocol.trace_context import read_trace
-from durably.settings import SERVE_ORIGIN, Environment, Streaming, is_test_run
+from durably.settings import SERVE_ORIGIN, Environment, Streaming
 
 from .requests import CommRequest, CommResponse, stream
 from .serve_options import (
@@ -280,11 +280,10 @@ class CommHandler:
 
     async def _put(self, req: CommRequest, key: Key, io: IO) -> CommResponse:
         self._refuse_strangers(req)
-        if (unserved := find_unserved(app_id=self.client.app_id)) and not is_test_run():
-            self.client.logger.warning("some functions do not run: %s", report(unserved))
         is_in_band = self._allows_in_band and req.headers.get(Header.SYNC_KIND) == SyncKind.IN_BAND
         if isinstance(key, SignatureError) and (is_in_band or self._needs_signature(req)):
             raise key
+        warn_of_unserved(find_unserved(app_id=self.client.app_id), self.client.logger)
         syncer = Syncer(self.endpoint, self.unsigned_syncs)
         if is_in_band and key is not None:
             return syncer.in_band(req)

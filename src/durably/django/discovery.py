@@ -19,8 +19,7 @@ from durably.engines import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.config import FunctionDefinition
 from durably.functions.function import Function
-from durably.functions.unserved import find_unserved, report
-from durably.settings import is_test_run
+from durably.functions.unserved import find_unserved, warn_of_unserved
 
 MODULE = "durable"
 
@@ -99,9 +98,7 @@ def report_unserved(**_: Any) -> None:
     does not start, and sleeping runs do not continue.
     """
     django.core.signals.request_finished.disconnect(report_unserved)
-    unserved = find_unserved(is_in_process=True)
-    if unserved and not is_test_run():
-        _logger.warning("some functions do not run: %s", report(unserved))
+    warn_of_unserved(find_unserved(is_in_process=True), _logger)
 
 
 discovered = Discovered()

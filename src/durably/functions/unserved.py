@@ -5,12 +5,14 @@ it is certain: it sends an event, or its app syncs. Each function is reported on
 """
 
 import inspect
+import logging
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from durably.protocol.options import TriggerEvent
+from durably.settings import is_test_run
 
 from .config import FunctionDefinition
 
@@ -77,6 +79,12 @@ def is_triggered_by(function: Made, names: Iterable[str]) -> bool:
     return any(
         name == event or (event.endswith("*") and name.startswith(event[:-1])) for name in names for event in events
     )
+
+
+def warn_of_unserved(functions: Sequence[Made], logger: logging.Logger) -> None:
+    """Warn of functions without a handler, but not in a run of pytest: tests import without serving."""
+    if functions and not is_test_run():
+        logger.warning("some functions do not run: %s", report(functions))
 
 
 def report(functions: Sequence[Made]) -> str:
