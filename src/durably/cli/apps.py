@@ -6,7 +6,8 @@
 import asyncio
 import contextlib
 import sys
-from collections.abc import Callable
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Callable, Mapping, Sequence
 
 from durably.engine.core.errors import EngineError
 from durably.engine.http.discovery import AppDiscovery, AppUnreachedError, NoAppError
@@ -79,24 +80,36 @@ class AppProcess(ChildProcess):
 
         Another process imports the app, because this one must not.
         """
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            "--explain",
-            env=self._environment,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )
-        output, _ = await process.communicate()
+        command = (*self._command, "--explain")
+        _, output = await _run(command, self._environment, stdout=PIPE, stderr=DEVNULL)
         lines = output.decode(errors="replace").splitlines()
         return lines[-1].removeprefix(EXPLANATION) if lines and lines[-1].startswith(EXPLANATION) else ""
 
 
 async def check_importable(target: str) -> None:
     """Raises ``AppFailedError`` if there is no such app."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", _PROGRAM, target, "--check")
-    if await process.wait() == EXIT_REPORTED:
+    status, _ = await _run((sys.executable, "-m", _PROGRAM, target, "--check"))
+    if status == EXIT_REPORTED:
         raise AppFailedError("")
+
+
+async def _run(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> tuple[int | None, bytes]:
+    """The exit status of a command, and its output if ``stdout`` is a pipe. A cancelled command is killed."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdin=DEVNULL, stdout=stdout, stderr=stderr
+    )
+    try:
+        output, _ = await process.communicate()
+        return process.returncode, output
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 UNREACHED_PAUSE_SECONDS = 1.0
