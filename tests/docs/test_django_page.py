@@ -9,7 +9,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.cookiejar import CookieJar
-from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
@@ -17,8 +16,8 @@ import pytest
 from ..cli.conftest import Command
 from ..in_process.cluster import eventually
 from ..otel.collector import Collector, collecting
+from .conftest import Folder
 from .pages import DOCS, blocks
-from .test_tutorial import Folder
 
 PAGE = DOCS / "how-to" / "use-django.md"
 BLOCKS = list(blocks(PAGE))
@@ -96,13 +95,6 @@ def serving(folder: Folder, *lines: str) -> Iterator[Site]:
     site.wait_up()
     yield site
     server.stop(signal.SIGTERM)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Folder]:
-    folder = Folder(tmp_path)
-    yield folder
-    folder.stop()
 
 
 @pytest.fixture
