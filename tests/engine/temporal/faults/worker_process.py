@@ -16,7 +16,7 @@ from tests.crash.app_process import Diary, define
 import durably
 import durably.tornado
 from durably.engine.temporal.runs import run_calls
-from durably.engine.temporal.slots import slot_leases
+from durably.engine.temporal.slots import lease_time
 from durably.in_process import temporal_node
 
 from .limited_functions import define_limited
@@ -37,6 +37,6 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING)
     app_process.PATIENCE = PATIENCE
     run_calls._HEARTBEAT_TIMEOUT = LEASE
-    slot_leases.USE_SECONDS, slot_leases.LEASE_SECONDS = LEASE.total_seconds(), 2 * LEASE.total_seconds() + 1
+    lease_time.USE_SECONDS, lease_time.LEASE_SECONDS = LEASE.total_seconds(), 2 * LEASE.total_seconds() + 1
     temporal_node.LONGEST_GAP_SECONDS, temporal_node._BEAT_SECONDS = LEASE.total_seconds() / 3, 0.1
     asyncio.run(main(sys.argv[1], Diary(Path(sys.argv[2]))))

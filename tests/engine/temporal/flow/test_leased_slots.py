@@ -10,7 +10,7 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 from durably import Concurrency, Context
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import app_queue, slots_workflow_id
-from durably.engine.temporal.slots.slot_leases import USE_SECONDS
+from durably.engine.temporal.slots.lease_time import USE_SECONDS
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
 from .conftest import PATIENCE, World

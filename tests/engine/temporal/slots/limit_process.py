@@ -21,7 +21,7 @@ import durably
 import durably.tornado
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.runs import run_calls
-from durably.engine.temporal.slots import slot_leases
+from durably.engine.temporal.slots import lease_time
 from durably.in_process import temporal_node
 
 from ....crash.engine_process import backoff
@@ -66,7 +66,7 @@ async def run_worker(address: str, app: str, stamps: str, limit: str) -> None:
 
 
 def main() -> None:
-    slot_leases.USE_SECONDS, slot_leases.LEASE_SECONDS = USE_SECONDS, LEASE_SECONDS
+    lease_time.USE_SECONDS, lease_time.LEASE_SECONDS = USE_SECONDS, LEASE_SECONDS
     run_calls._HEARTBEAT_TIMEOUT = HEARTBEAT
     temporal_node.LONGEST_GAP_SECONDS, temporal_node._BEAT_SECONDS = USE_SECONDS / 2, 0.1
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

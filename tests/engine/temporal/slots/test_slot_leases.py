@@ -9,14 +9,9 @@ from typing import Self
 import pytest
 
 from durably.engine.temporal.runs.activities import returned_call
-from durably.engine.temporal.slots import slot_leases
-from durably.engine.temporal.slots.slot_leases import (
-    LEASE_SECONDS,
-    USE_SECONDS,
-    SlotLeases,
-    SlotLostError,
-    SlotsClosedError,
-)
+from durably.engine.temporal.slots import lease_time
+from durably.engine.temporal.slots.lease_time import LEASE_SECONDS, USE_SECONDS
+from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
 from durably.engine.temporal.slots.slot_messages import LeaseAnswer, LeaseRequest, SlotsState
 from durably.engine.temporal.slots.slot_pools import SlotPools, WaitingRequests
 from durably.engine.temporal.slots.slots_workflow import MOST_WAITING
@@ -148,7 +143,7 @@ class World:
 
 @pytest.fixture(autouse=True)
 def virtual_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slot_leases, "read_clock", lambda: asyncio.get_running_loop().time())
+    monkeypatch.setattr(lease_time, "now", lambda: asyncio.get_running_loop().time())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from functools import partial
 from durably.engine.sparse_log import SparseLog
 from durably.protocol.text import get_logger
 
+from . import lease_time
 from .function_slots import FunctionSlots
 
 ReadLimit = Callable[[str], Awaitable[int | None]]
@@ -24,17 +25,9 @@ class FunctionLimits:
     slots of the function, and whether the limit has changed.
     """
 
-    def __init__(
-        self,
-        read: ReadLimit,
-        on_read: Callable[[FunctionSlots, bool], None],
-        clock: Callable[[], float],
-        use_seconds: float,
-    ) -> None:
+    def __init__(self, read: ReadLimit, on_read: Callable[[FunctionSlots, bool], None]) -> None:
         self._read_limit = read
         self._on_read = on_read
-        self._clock = clock
-        self._use_seconds = use_seconds
         self._reading: dict[str, asyncio.Task[None]] = {}
 
     async def refresh(self, functions: Mapping[str, FunctionSlots]) -> None:
@@ -42,11 +35,11 @@ class FunctionLimits:
 
         Waits for those that are not known, and for those that were read long ago.
         """
-        now, unknown = self._clock(), []
+        now, unknown = lease_time.now(), []
         for function_id, pool in functions.items():
             age = now - pool.limit_read_at
-            is_known = pool.limit is not None and age < self._use_seconds
-            if is_known and age < self._use_seconds / 20:
+            is_known = pool.limit is not None and age < lease_time.USE_SECONDS
+            if is_known and age < lease_time.USE_SECONDS / 20:
                 continue
             task = self._reading.get(function_id) or self._begin(function_id, pool)
             if not is_known:
@@ -63,15 +56,15 @@ class FunctionLimits:
         return task
 
     async def _read(self, function_id: str, pool: FunctionSlots) -> None:
-        began = self._clock()
+        began = lease_time.now()
         limit = await self._read_limit(function_id)
-        now = self._clock()
-        if now - began > self._use_seconds / 3:
+        now = lease_time.now()
+        if now - began > lease_time.USE_SECONDS / 3:
             message = "Temporal answered process %d after %.1f s: calls of functions with a concurrency limit may wait"
             _log.log(logging.WARNING, message, os.getpid(), now - began)
         has_changed = limit != pool.limit
         pool.limit, pool.limit_read_at = limit, began
-        pool.unlimited_until = 0.0 if limit is not None else now + self._use_seconds / 3
+        pool.unlimited_until = 0.0 if limit is not None else now + lease_time.USE_SECONDS / 3
         self._on_read(pool, has_changed)
 
     def _end(self, function_id: str, task: "asyncio.Task[None]") -> None:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -14,15 +13,11 @@ from durably.engine.sparse_log import SparseLog
 from durably.engine.temporal.call_slots import CallSlots
 from durably.protocol.text import get_logger
 
+from . import lease_time
 from .function_limits import FunctionLimits, ReadLimit
 from .function_slots import FunctionSlots, fair_shares
 from .slot_messages import LeaseAnswer, LeaseRequest, WantedSlots
 
-USE_SECONDS = 20.0
-"""Seconds after a request for which the process uses the slots of its answer. A third of it is the time of renewals."""
-LEASE_SECONDS = 45.0
-"""Seconds for which the slots count as held: ``USE_SECONDS``, the heartbeat time-out of calls, and 5 s more. So the
-server has given up the calls of a process that does not respond when others get its slots."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 """Between requests without an answer."""
 _RELEASE_SECONDS = 2.0
@@ -32,9 +27,6 @@ _PATIENCE_SECONDS = 1.0
 
 _SILENT_SECONDS = 3.0
 """Seconds of failed requests before a log line."""
-
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-"""A clock that goes on while the machine is suspended, where there is one."""
 
 _log = SparseLog(get_logger("durably.engine"))
 
@@ -54,7 +46,7 @@ class SlotsClosedError(Exception):
 
 
 class _Lease:
-    """A lease of this process. Times are those of ``read_clock``."""
+    """A lease of this process. Times are those of ``lease_time.now``."""
 
     def __init__(self) -> None:
         self.process = str(uuid.uuid4())
@@ -77,7 +69,7 @@ class SlotLeases:
 
     def __init__(self, send: Send, read_limit: ReadLimit, most: int) -> None:
         self._send = send
-        self._limits = FunctionLimits(read_limit, self._note_limit, lambda: read_clock(), USE_SECONDS)
+        self._limits = FunctionLimits(read_limit, self._note_limit)
         self._most = most
         self._lease = _Lease()
         self._pools: dict[str, FunctionSlots] = {}
@@ -109,13 +101,13 @@ class SlotLeases:
             yield
             return
         lease, is_cut_off = self._lease, False
-        pool.begin_call(read_clock())
+        pool.begin_call(lease_time.now())
         scope = asyncio.timeout_at(_loop_time(lease.end))
         lease.scopes.add(scope)
         try:
             async with scope:
                 yield
-                if read_clock() >= lease.end:
+                if lease_time.now() >= lease.end:
                     raise SlotLostError
         except TimeoutError:
             if scope.expired():
@@ -127,7 +119,7 @@ class SlotLeases:
         finally:
             lease.scopes.discard(scope)
             if lease is self._lease and not is_cut_off:
-                pool.end_call(read_clock())
+                pool.end_call(lease_time.now())
                 if pool.local_share is not None:
                     self._divide()
                 pool.wake()
@@ -155,7 +147,9 @@ class SlotLeases:
                     kept[function_id] = WantedSlots(pool.held, 0, pool.limit or pool.held)
             self._lease.may_get_slots = False
             self._lease.number += 1
-            request = LeaseRequest(self._lease.process, self._lease.number, round(LEASE_SECONDS * 1000), kept)
+            request = LeaseRequest(
+                self._lease.process, self._lease.number, round(lease_time.LEASE_SECONDS * 1000), kept
+            )
             with contextlib.suppress(Exception):  # Otherwise the slots are free at the end of the lease.
                 await asyncio.wait_for(self._send(request), _RELEASE_SECONDS)
 
@@ -186,7 +180,7 @@ class SlotLeases:
                 self._changed.set()
 
     def _may_start(self, pool: FunctionSlots) -> bool:
-        now = read_clock()
+        now = lease_time.now()
         if now < pool.unlimited_until:
             return True
         pool.unlimited_until = 0.0
@@ -212,7 +206,7 @@ class SlotLeases:
     async def _wait_until_due(self) -> None:
         while not self._is_due():
             self._changed.clear()
-            now = read_clock()
+            now = lease_time.now()
             times = [pool.next_request for pool in self._pools.values() if pool.waiting and pool.next_request > now]
             if self._has_lease:
                 times.append(self._lease.next_renewal)
@@ -232,11 +226,11 @@ class SlotLeases:
 
     def _is_due(self, asked: LeaseRequest | None = None) -> bool:
         """Whether a request is due, beside one that has no answer yet."""
-        if self._has_lease and read_clock() >= self._lease.next_renewal:
+        if self._has_lease and lease_time.now() >= self._lease.next_renewal:
             return True
         if self._needs_no_slots and (asked is None or _asks_for_any(asked)):
             return True
-        room, now = self._divide(), read_clock()
+        room, now = self._divide(), lease_time.now()
         return any(
             pool.has_to_return
             or (room and pool.needed and now >= pool.next_request and not _asks_for(asked, function_id))
@@ -250,7 +244,7 @@ class SlotLeases:
         """
         pools = [pool for pool in self._pools.values() if pool.demand or pool.held]
         self._is_short = sum(max(pool.demand, pool.held) for pool in pools) > self._most
-        shares = fair_shares(pools, self._most, read_clock()) if self._is_short else {}
+        shares = fair_shares(pools, self._most, lease_time.now()) if self._is_short else {}
         for pool in pools:
             usable, pool.local_share = pool.usable, shares.get(pool)
             if pool.usable > usable:
@@ -259,16 +253,16 @@ class SlotLeases:
 
     async def _ask(self) -> bool:
         """Whether something has changed."""
-        if self._lease.end and read_clock() >= self._lease.end:
+        if self._lease.end and lease_time.now() >= self._lease.end:
             if self._has_lease or self._lease.scopes:
                 message = "process %d has lost its slots, which it could not renew for %.0f s: their calls are repeated"
-                _log.log(logging.WARNING, message, os.getpid(), USE_SECONDS)
+                _log.log(logging.WARNING, message, os.getpid(), lease_time.USE_SECONDS)
                 self._lose()
             else:
                 self._lease.end = 0.0  # It had returned all slots.
         try:
             await self._limits.refresh({each: pool for each, pool in self._pools.items() if pool.held or pool.waiting})
-            sent_at = read_clock()
+            sent_at = lease_time.now()
             request = self._make_request(sent_at)
             if not (request.functions or self._lease.end or self._lease.may_get_slots):
                 return True
@@ -282,7 +276,7 @@ class SlotLeases:
 
     def _note_error(self, error: Exception) -> None:
         """Log an error that lasts: calls of functions with a limit wait."""
-        now = read_clock()
+        now = lease_time.now()
         if self._failing_since is None:
             self._failing_since = now
         elif now - self._failing_since > _SILENT_SECONDS:
@@ -302,7 +296,7 @@ class SlotLeases:
         lease = self._lease
         returns_unused = now >= lease.next_return
         if returns_unused:
-            lease.next_return = now + USE_SECONDS / 3
+            lease.next_return = now + lease_time.USE_SECONDS / 3
         for pool in self._pools.values():
             pool.held = max(pool.in_use, pool.usable)
             if returns_unused:
@@ -318,8 +312,8 @@ class SlotLeases:
             if pool.held or wanted:
                 functions[function_id] = WantedSlots(pool.held, wanted, pool.limit or pool.held)
         lease.number += 1
-        lease.next_renewal = now + USE_SECONDS / 3
-        return LeaseRequest(lease.process, lease.number, round(LEASE_SECONDS * 1000), functions)
+        lease.next_renewal = now + lease_time.USE_SECONDS / 3
+        return LeaseRequest(lease.process, lease.number, round(lease_time.LEASE_SECONDS * 1000), functions)
 
     async def _answer_of(self, request: LeaseRequest, sent_at: float) -> LeaseAnswer | None:
         """The answer; ``None`` if another request is due before it arrives.
@@ -332,24 +326,24 @@ class SlotLeases:
         asking.add_done_callback(self._forget)
         unanswered_at, is_noted = sent_at + self._patience, False
         while not asking.done():
-            next_at = self._lease.next_renewal if self._has_lease else sent_at + USE_SECONDS / 2
-            if self._is_due(request) or read_clock() >= next_at:
+            next_at = self._lease.next_renewal if self._has_lease else sent_at + lease_time.USE_SECONDS / 2
+            if self._is_due(request) or lease_time.now() >= next_at:
                 asking.add_done_callback(partial(self._renew_late, self._lease, sent_at))
                 return None
-            if self._is_short and not is_noted and read_clock() >= unanswered_at:
+            if self._is_short and not is_noted and lease_time.now() >= unanswered_at:
                 is_noted = True
-                self._patience = min(2 * self._patience, USE_SECONDS / 3)
+                self._patience = min(2 * self._patience, lease_time.USE_SECONDS / 3)
                 self._note_slots(request)
                 continue
             self._changed.clear()
             change = asyncio.ensure_future(self._changed.wait())
-            now = read_clock()
+            now = lease_time.now()
             timeout = (min(next_at, unanswered_at) if now < unanswered_at else next_at) - now
             try:
                 await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 change.cancel()
-        self._patience = min(max(_PATIENCE_SECONDS, 2 * (read_clock() - sent_at)), USE_SECONDS / 3)
+        self._patience = min(max(_PATIENCE_SECONDS, 2 * (lease_time.now() - sent_at)), lease_time.USE_SECONDS / 3)
         return asking.result()
 
     def _renew_late(self, lease: _Lease, sent_at: float, asking: asyncio.Future[LeaseAnswer]) -> None:
@@ -365,8 +359,8 @@ class SlotLeases:
             for function_id, pool in self._pools.items()
             if pool.held
         )
-        if is_held and self._has_lease and read_clock() < lease.end:
-            self._extend(sent_at + USE_SECONDS)
+        if is_held and self._has_lease and lease_time.now() < lease.end:
+            self._extend(sent_at + lease_time.USE_SECONDS)
 
     def _extend(self, end: float) -> None:
         """Move the end of the lease, and that of its calls."""
@@ -384,8 +378,8 @@ class SlotLeases:
             asking.exception()
 
     def _apply(self, answer: LeaseAnswer, request: LeaseRequest, sent_at: float) -> bool:
-        end = sent_at + USE_SECONDS
-        if answer.is_lost or read_clock() >= end or (self._lease.end and read_clock() >= self._lease.end):
+        end = sent_at + lease_time.USE_SECONDS
+        if answer.is_lost or lease_time.now() >= end or (self._lease.end and lease_time.now() >= self._lease.end):
             self._lose()
             return False
         lease = self._lease
@@ -408,11 +402,11 @@ class SlotLeases:
         wanted = {each: wanted.kept for each, wanted in request.functions.items() if wanted.wanted}
         given = [each for each, kept in wanted.items() if self._pools[each].held > kept]
         for function_id in given or wanted:
-            self._pools[function_id].note_request(read_clock(), has_slots=bool(given))
+            self._pools[function_id].note_request(lease_time.now(), has_slots=bool(given))
 
     def _lose(self) -> None:
         """Use no slot any more. The calls of the lease are cancelled by their scopes."""
-        self._lease.end = min(self._lease.end, read_clock())
+        self._lease.end = min(self._lease.end, lease_time.now())
         for scope in self._lease.scopes:
             if not scope.expired():
                 scope.reschedule(_loop_time(self._lease.end))
@@ -422,11 +416,6 @@ class SlotLeases:
             pool.next_request = 0.0
             pool.resize()
             pool.wake()
-
-
-def read_clock() -> float:
-    """Seconds of a clock that is never set."""
-    return time.clock_gettime(_CLOCK)
 
 
 def _asks_for(request: LeaseRequest | None, function_id: str) -> bool:
@@ -439,4 +428,4 @@ def _asks_for_any(request: LeaseRequest) -> bool:
 
 
 def _loop_time(time_: float) -> float:
-    return asyncio.get_running_loop().time() + time_ - read_clock()
+    return asyncio.get_running_loop().time() + time_ - lease_time.now()
