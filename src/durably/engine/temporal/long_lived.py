@@ -1,4 +1,4 @@
-"""Updates of the engine's long-lived workflows, which start with their first."""
+"""Requests to workflows by their ids, which may have ended or never started."""
 
 import asyncio
 import contextlib
@@ -6,11 +6,21 @@ import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from temporalio.client import Client, WithStartWorkflowOperation
+from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
 
 from .ids import WORKFLOWS_QUEUE
+
+ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
+"""Ends that no workflow of the engine but a run has by itself."""
+
+
+async def describe(client: Client, workflow_id: str) -> WorkflowExecutionDescription | None:
+    """The workflow with an id, running or ended; ``None`` if there is none. Raises ``RPCError``."""
+    with ignoring_not_found():
+        return await client.get_workflow_handle(workflow_id).describe()
+    return None
 
 
 async def update_with_start(

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
-from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.temporal.routing.app_workflow import APP, AppWorkflow
 from durably.engine.temporal.routing.function_workflow import FUNCTION, FunctionWorkflow
@@ -18,6 +17,7 @@ from durably.engine.temporal.routing.topic_workflow import TOPIC, TopicWorkflow
 from durably.protocol.text import get_logger
 
 from .ids import WORKFLOWS_QUEUE, function_workflow_id, run_workflow_id, topic_workflow_id
+from .long_lived import describe
 from .messages import RUN_MEMO, FunctionRecord, RunMemo, TopicRecord
 from .shared_reads import SharedReads
 
@@ -41,12 +41,9 @@ class Records:
 
     async def _describe(self, key: tuple[str, str, type[T]]) -> T | None:
         workflow_id, memo, as_type = key
-        try:
-            described = await self._client.get_workflow_handle(workflow_id).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+        described = await describe(self._client, workflow_id)
+        if described is None:
+            return None
         record: T | None = await described.memo_value(memo, None, type_hint=as_type)
         if memo in _ENDLESS and record is not None and described.status is not WorkflowExecutionStatus.RUNNING:
             await self._restore(workflow_id, memo, record)

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import datetime as dt
 import os
-import time
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -129,6 +128,7 @@ from .reports.run_reports import RunReports
 from .reports.run_watch import RunWatch
 from .unavailability import is_away
 from .worker_group import ProcessWorkers
+from .workflow_time import wall_clock
 
 T = TypeVar("T", int, bool)
 
@@ -455,7 +455,7 @@ class WorkflowEngine(LocalEngine):
         return await self._update_live(run_id, "skip_delays", step_id, 0)
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        metadata = MetadataView(received_at=to_datetime(_now()), body=body)
+        metadata = MetadataView(received_at=to_datetime(wall_clock()), body=body)
         return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
@@ -557,7 +557,7 @@ class WorkflowEngine(LocalEngine):
             raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
         event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
         check_event(event, self._settings.max_event_bytes, is_internal=True)
-        event_id = make_id(_now(), os.urandom)
+        event_id = make_id(wall_clock(), os.urandom)
         return InvokeReceipt(event_id=event_id, run_id=await self._router.invoke(function_id, event, event_id))
 
     async def signal(self, name: str, data: Any = None) -> str | None:
@@ -565,7 +565,7 @@ class WorkflowEngine(LocalEngine):
         return await self._router.waits.send_signal(name, memo)
 
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
-        now = _now()
+        now = wall_clock()
         return await self._reruns.start(run_id, now, make_id(now, os.urandom), from_step)
 
     # bulk operations
@@ -580,7 +580,7 @@ class WorkflowEngine(LocalEngine):
         app_id: str | None = None,
     ) -> CancellationView:
         selection = await self._select(function_id, app_id, started_after, started_before, if_exp)
-        return await self._bulk.cancel(selection, _now())
+        return await self._bulk.cancel(selection, wall_clock())
 
     async def _select(
         self,
@@ -595,7 +595,7 @@ class WorkflowEngine(LocalEngine):
         selection = Selection(
             function_id=function_id,
             started_after=started_after,
-            started_before=started_before or to_datetime(_now()),
+            started_before=started_before or to_datetime(wall_clock()),
             expression=if_exp or None,
         )
         check_selection(selection)
@@ -622,7 +622,7 @@ class WorkflowEngine(LocalEngine):
     ) -> ReplayView:
         check_statuses(statuses)
         selection = await self._select(function_id, app_id, started_after, started_before, if_exp)
-        return await self._bulk.replay(selection, tuple(statuses), _now())
+        return await self._bulk.replay(selection, tuple(statuses), wall_clock())
 
     async def list_replays(self) -> list[ReplayView]:
         return await self._bulk.all(ReplayView)
@@ -697,31 +697,31 @@ class WorkflowEngine(LocalEngine):
         return EngineInfo(kind="Temporal", notes=[_LAG_NOTE, _EVENTS_NOTE], run_url=url, missing=list(Feature))
 
     async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
-        return await self._loads.overview(since, until, _now())
+        return await self._loads.overview(since, until, wall_clock())
 
     async def function_loads(
         self, *, since: dt.datetime | None = None, until: dt.datetime | None = None
     ) -> list[FunctionLoad]:
-        return await self._loads.function_loads(since, until, _now())
+        return await self._loads.function_loads(since, until, wall_clock())
 
     async def inspect_function(self, function_id: str, *, since: dt.datetime | None = None) -> FunctionReport | None:
         record = await self._router.records.find_function(function_id)
         if record is None or not record.is_active:
             return None
-        return await self._loads.function_report(function_view(function_id, record), since, _now())
+        return await self._loads.function_report(function_view(function_id, record), since, wall_clock())
 
     async def inspect_apps(self) -> list[AppReport]:
         return await self._function_lists.app_reports()
 
     async def list_schedules(self) -> list[ScheduleView]:
-        return await self._function_lists.schedules(_now())
+        return await self._function_lists.schedules(wall_clock())
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
         return await self._changes.wait(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
         """Live runs by function. Temporal and its workers have metrics of their own."""
-        loads = await self._loads.function_loads(to_datetime(_now() - 60_000), None, _now())
+        loads = await self._loads.function_loads(to_datetime(wall_clock() - 60_000), None, wall_clock())
         return [
             Metric("runs_live", [Sample((load.function_id,), load.live) for load in loads]),
             Metric("build_info", [Sample((version("durably"),), 1)]),
@@ -750,7 +750,3 @@ def _error_of_checkpoint(error: WorkflowUpdateFailedError) -> Exception:
     kinds = {each.__name__: each for each in (StaleCallError, CheckpointInvalidError, TooLargeError)}
     kind = kinds.get(getattr(cause, "type", ""), CheckpointInvalidError)
     return kind(getattr(cause, "message", str(cause)))
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -1,6 +1,10 @@
-"""The clock and the timer of the engine's workflows. All of it is workflow code."""
+"""The clock and the timer of the engine's workflows, and the clock of all else.
+
+All but ``wall_clock`` is workflow code.
+"""
 
 import asyncio
+import time
 from collections.abc import Callable
 
 from temporalio import workflow
@@ -9,6 +13,11 @@ from temporalio import workflow
 def now() -> int:
     """Milliseconds since the epoch, the same in each replay."""
     return int(workflow.now().timestamp() * 1000)
+
+
+def wall_clock() -> int:
+    """Milliseconds since the epoch, by this process. Workflow code uses ``now``."""
+    return time.time_ns() // 1_000_000
 
 
 class EarliestTimer:

@@ -5,7 +5,6 @@ idempotency, rate limit and debounce, and then singleton. Each question may be r
 """
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -28,9 +27,10 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import error_memo
 from durably.engine.scheduling.registry import Function
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, gate_workflow_id, run_workflow_id
-from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
+from durably.engine.temporal.long_lived import describe, ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlow, RunInput, RunOutcome
 from durably.engine.temporal.records import Records
+from durably.engine.temporal.workflow_time import wall_clock
 from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
@@ -148,12 +148,9 @@ class Gates:
 
     async def _has_ended(self, holder: Holder) -> bool:
         """A run that does not exist either starts soon, or ended long ago."""
-        try:
-            described = await self._client.get_workflow_handle(run_workflow_id(holder.run_id)).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return holder.since + _MAX_START_DELAY < time.time_ns() // 1_000_000
-            raise
+        described = await describe(self._client, run_workflow_id(holder.run_id))
+        if described is None:
+            return holder.since + _MAX_START_DELAY < wall_clock()
         return described.status is not WorkflowExecutionStatus.RUNNING
 
     # activities of runs and of queues of calls
@@ -241,7 +238,7 @@ class _Question:
     def __init__(self, flow: Flow, event: EventRecord) -> None:
         self.flow = flow
         self.fields: dict[str, Any] = msgspec.json.decode(event.body)
-        self.now = time.time_ns() // 1_000_000
+        self.now = wall_clock()
         self._event = event
         self._size = len(event.body)
 

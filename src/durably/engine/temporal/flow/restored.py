@@ -18,7 +18,7 @@ from temporalio.api.workflowservice.v1 import (
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.service import RPCError
 
-from durably.engine.temporal.long_lived import ignoring_not_found
+from durably.engine.temporal.long_lived import ENDED_BY_HAND, describe, ignoring_not_found
 from durably.engine.temporal.shared_reads import SharedReads
 from durably.protocol.text import get_logger
 
@@ -27,7 +27,6 @@ _LAST_DAYS = dt.timedelta(days=7)
 _MOST_ENDED = 1000
 """Workflows of one look."""
 _MOST_AT_ONCE = 16
-_ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
 
 _logger = get_logger("durably.engine")
 
@@ -74,8 +73,10 @@ class Restorer:
 
     async def _restore(self, workflow_id: str) -> bool:
         with ignoring_not_found():
-            described = await self._client.get_workflow_handle(workflow_id).describe()
-            if described.status not in _ENDED_BY_HAND:
+            described = await describe(self._client, workflow_id)
+            if described is None:
+                return False
+            if described.status not in ENDED_BY_HAND:
                 return described.status is WorkflowExecutionStatus.RUNNING
             execution = WorkflowExecution(workflow_id=workflow_id, run_id=described.run_id)
             task_end = await self._find_last_task_end(

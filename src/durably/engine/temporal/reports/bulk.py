@@ -24,6 +24,7 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.events import make_id
 from durably.engine.scheduling.registry import CANCELLED_IN_BULK
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bulk_workflow_id, run_id_of, run_workflow_id
+from durably.engine.temporal.long_lived import describe, ignoring_not_found
 from durably.engine.temporal.messages import FunctionRecord
 from durably.engine.temporal.routing.bulk_cancellations import BulkCancellations
 from durably.engine.views import (
@@ -111,12 +112,9 @@ class Bulk:
         return _view(record, view)
 
     async def _find(self, bulk_id: str) -> BulkRecord | None:
-        try:
-            described = await self._client.get_workflow_handle(bulk_workflow_id(bulk_id)).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+        described = await describe(self._client, bulk_workflow_id(bulk_id))
+        if described is None:
+            return None
         record: BulkRecord = await described.memo_value(BULK, type_hint=BulkRecord)
         return record
 
@@ -184,15 +182,12 @@ class Bulk:
             except (RunNotFoundError, FunctionNotFoundError):
                 return False
             return True
-        try:
+        with ignoring_not_found():
             await self._client.get_workflow_handle(run_workflow_id(run_id)).signal(
                 "cancel", CancelRequested(CANCELLED_IN_BULK)
             )
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return False
-            raise
-        return True
+            return True
+        return False
 
 
 def _view(record: BulkRecord, view: type[View]) -> View:

@@ -12,6 +12,7 @@ from durably.engine.core.errors import NotSupportedError, SelectionInvalidError
 from durably.engine.core.expressions import Expression
 from durably.engine.reports import MatchCount, RunPage
 from durably.engine.temporal.ids import run_id_of
+from durably.engine.temporal.workflow_time import wall_clock
 from durably.engine.views import RunStatus, RunView
 
 from .run_lists import RunFilter, RunLists
@@ -67,7 +68,7 @@ class RunSearch:
                 for status in {_listed(status) for status in statuses}
             ]
             return MatchCount(count=sum(counts), is_complete=True)
-        now, count = _now(), 0
+        now, count = wall_clock(), 0
         accepted = {_listed(status) for status in statuses}
         seen = 0
         async for each in self._lists.walk(wanted):
@@ -92,7 +93,7 @@ class RunSearch:
         return condition.matches(fields, output, now=now)
 
     async def _page(self, wanted: RunFilter, condition: Expression | None, limit: int, cursor: str | None) -> RunPage:
-        now = _now()
+        now = wall_clock()
         found: list[WorkflowExecution] = []
         last: WorkflowExecution | None = None
         seen = 0
@@ -161,7 +162,3 @@ def _shortened(run: RunView) -> RunView:
     if run.output is None or len(bytes(run.output)) <= _LONGEST_OUTPUT:
         return run
     return msgspec.structs.replace(run, output=None)
-
-
-def _now() -> int:
-    return round(dt.datetime.now(dt.UTC).timestamp() * 1000)

@@ -12,11 +12,11 @@ from temporalio.client import (
     WorkflowFailureError,
 )
 from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
-from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.transition import encode_error
 from durably.engine.reports import Relation, RunLink, relation_by
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
+from durably.engine.temporal.long_lived import describe, ignoring_not_found
 from durably.engine.temporal.messages import END, RUN_MEMO, RunInput, RunMemo
 from durably.engine.views import RunStatus, RunView
 from durably.protocol.errors import ErrorData
@@ -63,13 +63,8 @@ class RunViews:
 
     async def describe(self, run_id: str) -> WorkflowExecution | None:
         """The run's workflow; ``None`` if there is none."""
-        try:
-            described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
-            return described if is_run(described) else None
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return None
-            raise
+        described = await describe(self._client, run_workflow_id(run_id))
+        return described if described is not None and is_run(described) else None
 
     async def view(self, execution: WorkflowExecution, *, has_output: bool = True) -> RunView:
         run_id = run_id_of(execution.id)
@@ -124,15 +119,12 @@ class RunViews:
     async def input(self, run_id: str) -> RunInput | None:
         """The input of a run, with its events, from the first event of its history."""
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
-        try:
+        with ignoring_not_found():
             async for event in handle.fetch_history_events(page_size=1):
                 assert event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED
                 payloads = event.workflow_execution_started_event_attributes.input.payloads
                 (run,) = await self._client.data_converter.decode(payloads, [RunInput])
                 return run  # type: ignore[no-any-return]
-        except RPCError as error:
-            if error.status is not RPCStatusCode.NOT_FOUND:
-                raise
         return None
 
 

@@ -4,27 +4,26 @@ A function's record has them, so a start of another function looks for none. Tho
 cancelled, and so are descendants of cancelled runs, for an hour. Descendants are found by the senders of events.
 """
 
-import time
 from collections.abc import AsyncIterator
 
 import msgspec
-from temporalio.client import Client, WorkflowExecution, WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.client import Client, WorkflowExecution
 
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.registry import CANCELLED_IN_BULK, BulkCancellation
 from durably.engine.scheduling.reruns import MOST_ANCESTORS
 from durably.engine.temporal.ids import bulk_workflow_id, function_workflow_id
+from durably.engine.temporal.long_lived import ENDED_BY_HAND, describe
 from durably.engine.temporal.messages import CancellationRecord, FunctionRecord, RunInput, RunMemo, RunOutcome
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.bulk_workflow import BULK, BulkRecord
 from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
+from durably.engine.temporal.workflow_time import wall_clock
 from durably.engine.views import to_milliseconds
 from durably.protocol.errors import ErrorData
 
 _CANCELLED = RunOutcome(RunStatus.CANCELLED, ErrorData(name="FunctionCancelledError", message=CANCELLED_IN_BULK))
-_ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
 
 
 class BulkCancellations:
@@ -46,7 +45,7 @@ class BulkCancellations:
             expression=record.expression,
         )
         function = await self._records.find_function(record.function_id)
-        if function is None or cancellation.is_over(_now()):
+        if function is None or cancellation.is_over(wall_clock()):
             return record.created_at
         for known in function.cancellations:
             if known.id == record.id:
@@ -62,7 +61,7 @@ class BulkCancellations:
         return msgspec.structs.replace(run, outcome=_CANCELLED, cancel_on=())
 
     async def _is_cancelled(self, run: RunInput, function: FunctionRecord) -> bool:
-        now, event = _now(), run.events[0]
+        now, event = wall_clock(), run.events[0]
         fields = msgspec.json.decode(event.body)
         cancelled_at: int | None = None
         for record in function.cancellations:
@@ -80,14 +79,11 @@ class BulkCancellations:
 
     async def _is_in_force(self, cancellation_id: str) -> bool:
         """False if somebody deleted the cancellation, or ended its workflow in Temporal."""
-        try:
-            described = await self._client.get_workflow_handle(bulk_workflow_id(cancellation_id)).describe()
-        except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:
-                return False
-            raise
+        described = await describe(self._client, bulk_workflow_id(cancellation_id))
+        if described is None:
+            return False
         record: BulkRecord = await described.memo_value(BULK, type_hint=BulkRecord)
-        return described.status not in _ENDED_BY_HAND and not record.is_stopped
+        return described.status not in ENDED_BY_HAND and not record.is_stopped
 
     async def ancestor_cancelled_at(self, function_id: str, sender: str | None) -> int:
         """When the last cancelled run of a function ended that led to an event.
@@ -119,7 +115,3 @@ class BulkCancellations:
 def _decode(record: CancellationRecord) -> BulkCancellation:
     condition = compile_expression(record.expression) if record.expression else None
     return BulkCancellation(record.started_after, record.started_before, condition, record.created_at)
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

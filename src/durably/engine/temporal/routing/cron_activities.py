@@ -6,13 +6,12 @@ from typing import Any
 import msgspec
 from temporalio import activity
 from temporalio.client import Client, WorkflowExecutionStatus
-from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.scheduling.events import make_internal_event, tick_data
 from durably.engine.temporal.ids import cron_workflow_id, make_event_id
-from durably.engine.temporal.long_lived import update_with_start
+from durably.engine.temporal.long_lived import describe, update_with_start
 from durably.engine.temporal.messages import EventRecord
 from durably.protocol.events import InternalEvent
 
@@ -73,13 +72,8 @@ async def has_schedules(client: Client, function_id: str, schedules: tuple[Sched
 
 async def _read_schedules(client: Client, workflow_id: str) -> tuple[Schedule, ...] | None:
     """``None`` if the workflow has just been started."""
-    try:
-        described = await client.get_workflow_handle(workflow_id).describe()
-    except RPCError as error:
-        if error.status is RPCStatusCode.NOT_FOUND:
-            return ()
-        raise
-    if described.status is not WorkflowExecutionStatus.RUNNING:
+    described = await describe(client, workflow_id)
+    if described is None or described.status is not WorkflowExecutionStatus.RUNNING:
         return ()
     record: CronRecord | None = await described.memo_value(CRON, None, type_hint=CronRecord)
     return None if record is None else record.schedules

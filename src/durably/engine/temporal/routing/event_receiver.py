@@ -15,6 +15,7 @@ from durably.engine.scheduling.unmatched import KnownNames, UnmatchedEvents
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import make_event_id, topic_name_of
 from durably.engine.temporal.messages import EventRecord, TopicRecord
+from durably.engine.temporal.workflow_time import wall_clock
 from durably.engine.tracing import trace_of_run
 from durably.protocol.events import Event, EventReceipt
 
@@ -50,7 +51,7 @@ class EventReceiver:
         """
         checked = [check_event(event, self._settings.max_event_bytes) for event in events]
         id_seed = IdSeed(seed) if seed else None
-        now = time.time_ns() // 1_000_000
+        now = wall_clock()
         sent_by = (
             _Sender(traceparent=traceparent) if sender is None else await self._find_sender(sender, now, traceparent)
         )

@@ -5,7 +5,6 @@ so that it reaches all of them even if this process ends. Nothing is looked up b
 """
 
 import asyncio
-import time
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
@@ -59,6 +58,7 @@ from durably.engine.temporal.messages import (
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.search_attributes import search_attributes_of
 from durably.engine.temporal.runs.run_settings import finish_timeout_of
+from durably.engine.temporal.workflow_time import wall_clock
 from durably.engine.tracing import trace_of_run
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent
@@ -224,7 +224,7 @@ class Router:
         """
         function = Function.from_config(record.config, record.app_id, record.app_version)
         outcome = self._outcome_of(record, events[0])
-        cancel_on = () if outcome is not None else cancel_on_of(function.flow, _now())
+        cancel_on = () if outcome is not None else cancel_on_of(function.flow, wall_clock())
         return RunInput(
             run_id=make_run_id(events[0].at, events[0].id, function.id),
             function_id=function.id,
@@ -243,7 +243,7 @@ class Router:
             ),
             flow=None
             if outcome is not None
-            else run_flow_of(function.flow, events[0], _now(), in_process=record.in_process),
+            else run_flow_of(function.flow, events[0], wall_clock(), in_process=record.in_process),
             finish_timeout=finish_timeout_of(function),
         )
 
@@ -344,7 +344,7 @@ class Router:
         function = await self.records.find_function(function_id)
         if function is None or not function.is_active:
             raise FunctionNotFoundError(f"no app that has synced has a function with the id {function_id!r}")
-        now = _now()
+        now = wall_clock()
         event = msgspec.structs.replace(event, data={**event.data, "_inngest": {"fn_id": function_id}})
         received = make_received_event(event, event_id, now)
         record = EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), at=now)
@@ -369,7 +369,7 @@ class Router:
 
 
 def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict[str, None]:
-    now = _now()
+    now = wall_clock()
     return {
         trigger.function_id: None
         for topic in topics
@@ -401,7 +401,3 @@ def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
         "source_app_id": invocation.source_app_id,
         "source_fn_id": invocation.source_function_id,
     }
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -15,7 +15,7 @@ from durably.engine.temporal.ids import (
     topic_workflow_id,
     wait_workflow_id,
 )
-from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
+from durably.engine.temporal.long_lived import describe, ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import EventRecord, LeaveInput, SignalRecord, TopicRecord, WaitRecord
 from durably.engine.temporal.records import Records
 
@@ -137,10 +137,8 @@ class Waits:
         return None
 
     async def is_running(self, run_id: str) -> bool:
-        with ignoring_not_found():
-            described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
-            return described.close_time is None
-        return False
+        described = await describe(self._client, run_workflow_id(run_id))
+        return described is not None and described.close_time is None
 
     # ends
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
-from durably.engine.temporal.long_lived import ignoring_not_found
+from durably.engine.temporal.long_lived import describe
 from durably.engine.temporal.messages import (
     END,
     CallInput,
@@ -44,6 +43,7 @@ from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.wait_keys import matching
 from durably.engine.temporal.routing.wait_workflow import MATCH
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
+from durably.engine.temporal.workflow_time import wall_clock
 from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 
@@ -119,7 +119,7 @@ class CallActivities:
             raise _passed_on("the process stops")
         try:
             async with heartbeats(), self._leased_slot(call.function_id), self._at_once:
-                called_at = time.time_ns() // 1_000_000
+                called_at = wall_clock()
                 answer = await self._call(call, await self._data_of(call))
                 self._note_reached(call.app_id, answer)
                 if isinstance(answer, Unreached):
@@ -332,7 +332,7 @@ class RoutingActivities:
 
     @activity.defn(name=MATCH)
     async def match(self, wanted: MatchInput) -> list[int]:
-        return await asyncio.to_thread(matching, wanted, time.time_ns() // 1_000_000)
+        return await asyncio.to_thread(matching, wanted, wall_clock())
 
     @activity.defn(name=RESOLVE)
     async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
@@ -357,11 +357,8 @@ class RoutingActivities:
     @activity.defn(name=FIND_LOST)
     async def find_lost(self, run_id: str) -> ErrorData | None:
         """The error of a run that ended without its code, and reported nothing."""
-        with ignoring_not_found():
-            described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
-            if described.status in _LOST:
-                return terminated_error(run_id)
-        return None
+        described = await describe(self._client, run_workflow_id(run_id))
+        return terminated_error(run_id) if described is not None and described.status in _LOST else None
 
     @activity.defn(name=COPY_MEMOS)
     async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:
