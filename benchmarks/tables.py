@@ -13,15 +13,17 @@ def table(header: list[str], rows: Iterable[Row]) -> str:
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
-def judge(what: str, found: float, *, at_least: float | None = None, at_most: float | None = None) -> str:
-    """One line of a list: a ratio, its aim, and by how much that was missed, if it was."""
+def judge(
+    what: str, found: float, *, at_least: float | None = None, at_most: float | None = None, unit: str = "×"
+) -> str:
+    """One line of a list: a figure, its aim, and by how much that was missed, if it was."""
     if at_least is not None:
-        aim, missed = f"at least {at_least:g} ×", at_least / found
+        aim, missed = f"at least {at_least:g} {unit}", at_least / found
     else:
         assert at_most is not None
-        aim, missed = f"at most {at_most:g} ×", found / at_most
+        aim, missed = f"at most {at_most:g} {unit}", found / at_most
     verdict = "met" if missed <= 1 else f"missed by a factor of {missed:.2f}"
-    return f"- {what}: {found:.2f} ×. Aim: {aim}, {verdict}."
+    return f"- {what}: {found:.2f} {unit}. Aim: {aim}, {verdict}."
 
 
 def describe_machine(packages: Iterable[str] = ()) -> str:
