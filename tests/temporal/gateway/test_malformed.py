@@ -97,6 +97,12 @@ def refused(gateway: Gateway, path: str, body: bytes = b"") -> GatewayResponse:
     return response
 
 
+@pytest.mark.parametrize("amount", ["1e999", "Infinity", '"inf"', "9" * 400])
+def test_a_number_that_cannot_be_stored_is_refused(gateway: Gateway, amount: str) -> None:
+    body = b'{"order_id": "info", "amount": %b}' % amount.encode()
+    assert b"infinite" in refused(gateway, "orders", body).body
+
+
 def test_the_problem_of_a_body_with_many_errors_is_short(gateway: Gateway) -> None:
     order = {"order_id": "a", "amount": 1}
     many = refused(gateway, "orders", json.dumps({**order, "lines": [1] * 90_000}).encode())

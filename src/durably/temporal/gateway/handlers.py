@@ -8,21 +8,27 @@ with a member for each parameter. A handler without parameters takes no body or 
 import dataclasses
 import datetime as dt
 import inspect
+import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import Enum
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, create_model
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError, create_model
+from pydantic_core import to_json
 
 from durably.temporal.compat import HandlerDefinition, workflow_parts
 from durably.temporal.errors import TemporalSettingsError
 
 from .problems import bad_request
+
+T = TypeVar("T")
+_MAY_BE_INFINITE = re.compile(rb"nan|inf|e\+?\d{3}|\d{300}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,7 @@ class Arguments:
             if self.is_required:
                 raise bad_request("a JSON body is needed")
             body = b"{}"
-        return self._adapter.validate_json(body)
+        return _finite(self._adapter.validate_json, body)
 
     def parse_strings(self, values: Mapping[str, str]) -> Any:
         """The value of query parameters. Raises pydantic's ``ValidationError``."""
@@ -181,6 +187,31 @@ class Arguments:
         if len(self.parameters) == 1 and self.parameters[0].name not in fields_of(value):
             return [value]
         return [getattr(value, parameter.name) for parameter in self.parameters]
+
+
+def _finite(validate: Callable[[bytes], T], body: bytes) -> T:
+    """The validated body, whose numbers a workflow can read again.
+
+    Pydantic writes ``inf`` and ``nan`` as ``null``, unless a model says otherwise. A workflow whose input cannot be
+    read repeats its first task without end.
+    """
+    value = validate(body)
+    if _MAY_BE_INFINITE.search(body) and _has_infinite(value):
+        try:
+            validate(to_json(value))
+        except ValidationError:
+            raise bad_request(
+                "the input has a number that is infinite or not a number (NaN), which cannot be stored"
+            ) from None
+    return value
+
+
+def _has_infinite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_has_infinite, value))
+    return any(map(_has_infinite, fields_of(value).values()))
 
 
 def fields_of(value: Any) -> Mapping[str, Any]:
@@ -271,4 +302,4 @@ class ModelBody:
         return any(each.is_required() for each in self.type.model_fields.values())
 
     def parse(self, body: bytes) -> BaseModel:
-        return self.type.model_validate_json(body.strip() or b"{}")
+        return _finite(self.type.model_validate_json, body.strip() or b"{}")
