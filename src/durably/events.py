@@ -179,10 +179,10 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
 
 
 def _warn(app: App, unmatched: Mapping[str, str]) -> None:
-    """Warn of events that matched no function, and of functions that this process has made and does not serve.
+    """Warn of events that matched no function, and of functions that are not served.
 
-    An event's name is reported once, because it is probably misspelt. That a function is not served is certain if the
-    process serves other functions of the app, or if the engine knows no function for an event that triggers it.
+    An event's name is reported once, because it is probably misspelt. That a function of this process is not served is
+    certain if it serves other functions of the app, or if the engine knows no function for an event that triggers it.
     """
     for name, reason in unmatched.items():
         if name not in app.warned_events and len(app.warned_events) < _MOST_WARNED:

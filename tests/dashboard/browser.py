@@ -144,7 +144,7 @@ class BrowserThread:
 
     def _launch(self) -> Browser:
         chromium = find_chromium()
-        environment = {**os.environ, **chromium.variables}
+        environment: dict[str, str | float | bool] = {**os.environ, **chromium.variables}
         return self._playwright.chromium.launch(executable_path=chromium.path, args=["--disable-gpu"], env=environment)
 
     def _serve(self) -> None:

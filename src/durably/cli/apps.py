@@ -100,7 +100,10 @@ async def _run(
     stdout: int | None = None,
     stderr: int | None = None,
 ) -> tuple[int | None, bytes]:
-    """The exit status of a command, and its output if ``stdout`` is a pipe. A cancelled command is killed."""
+    """The exit status of a command, and its output if ``stdout`` is a pipe.
+
+    A cancelled command is killed.
+    """
     process = await asyncio.create_subprocess_exec(
         *command, env=environment, stdin=DEVNULL, stdout=stdout, stderr=stderr
     )

@@ -81,8 +81,11 @@ def is_triggered_by(function: Made, names: Iterable[str]) -> bool:
     )
 
 
-def warn_of_unserved(functions: Sequence[Made], logger: logging.Logger) -> None:
-    """Warn of functions without a handler, but not in a run of pytest: tests import without serving."""
+def warn_of_unserved(functions: Sequence[Made], logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+    """Warn of functions without a handler.
+
+    Tests import functions without serving them, so a run of pytest gets no warning.
+    """
     if functions and not is_test_run():
         logger.warning("some functions do not run: %s", report(functions))
 

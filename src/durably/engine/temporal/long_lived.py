@@ -17,7 +17,10 @@ ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CAN
 
 
 async def describe(client: Client, workflow_id: str) -> WorkflowExecutionDescription | None:
-    """The workflow with an id, running or ended; ``None`` if there is none. Raises ``RPCError``."""
+    """The workflow with an id, running or ended; ``None`` if there is none.
+
+    Raises ``RPCError``.
+    """
     with ignoring_not_found():
         return await client.get_workflow_handle(workflow_id).describe()
     return None

@@ -145,7 +145,7 @@ async def test_a_run_that_waits_too_long_for_its_start_is_cancelled(world: World
 
 
 async def test_a_sender_with_a_wrong_clock_cancels_no_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(router, "_now", lambda: time.time_ns() // 1_000_000 - 3_600_000)
+    monkeypatch.setattr(router, "wall_clock", lambda: time.time_ns() // 1_000_000 - 3_600_000)
     world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)], timeouts=Timeouts(start=60 * SECOND))
     await world.open()
     events = [await world.send("work", n=n) for n in range(2)]
