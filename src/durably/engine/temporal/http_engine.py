@@ -31,7 +31,7 @@ class HttpWorkflowEngine(WorkflowEngine):
     """
 
     def __init__(self, client: Client, settings: EngineSettings) -> None:
-        super().__init__(client, settings)
+        super().__init__(client, settings, in_process=False)
         self._caller = HttpCaller(settings)
         self._workers = WorkerGroup(lambda: self.make_workers([HTTP_QUEUE], self._call_app), settings.close_grace)
         self._functions: dict[str, tuple[float, Function]] = {}

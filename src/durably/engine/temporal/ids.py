@@ -137,9 +137,12 @@ def slots_workflow_id(app_id: str) -> str:
     return f"durably/slots/{_bounded(app_id)}"
 
 
-def slots_queue(function_id: str) -> str:
-    """The task queue of calls that need a leased slot."""
-    return f"durably/calls/{_bounded(function_id)}"
+def slots_queue(function_id: str, *, in_process: bool) -> str:
+    """The task queue of calls that need a leased slot.
+
+    They are made in the app's own processes or over HTTP.
+    """
+    return f"durably/{'calls' if in_process else 'http-calls'}/{_bounded(function_id)}"
 
 
 def _digest(text: str) -> str:

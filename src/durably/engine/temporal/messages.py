@@ -82,7 +82,8 @@ class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
     ``functions`` are digests of the configurations by ids, in the app's order. ``names`` are those of all events that
     trigger its functions, or did so before. ``synced_at`` is milliseconds since the epoch. ``error`` is why a later
-    sync was refused. ``leased`` are the functions whose calls need leased slots, or did so before.
+    sync was refused. ``leased`` and ``leased_http`` are the functions whose calls in process and over HTTP need leased
+    slots, or did so before.
     """
 
     url: str
@@ -98,6 +99,7 @@ class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     removed: tuple[str, ...] = ()
     error: str | None = None
     leased: tuple[str, ...] = ()
+    leased_http: tuple[str, ...] = ()
 
 
 class SyncInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):

@@ -90,7 +90,8 @@ from durably.engine.temporal.runs.sizes import (
     without_large_arguments,
 )
 from durably.engine.temporal.runs.step_requests import StepRequests
-from durably.engine.temporal.slots.leased_workers import LeasedFunctions, LeasedWorkers
+from durably.engine.temporal.slots.leased_functions import LeasedFunctions
+from durably.engine.temporal.slots.leased_workers import LeasedWorkers
 from durably.engine.temporal.slots.slot_leases import SlotLeases
 from durably.engine.temporal.slots.slots_workflow import SlotsWorkflow
 from durably.engine.views import (
@@ -175,9 +176,12 @@ _CANCEL_SECONDS = 5.0
 
 
 class WorkflowEngine(LocalEngine):
-    """The engine on Temporal. ``client`` has ``DATA_CONVERTER``."""
+    """The engine on Temporal. ``client`` has ``DATA_CONVERTER``.
 
-    def __init__(self, client: Client, settings: EngineSettings) -> None:
+    ``in_process``: its workers make the calls of apps in this process, and not those over HTTP.
+    """
+
+    def __init__(self, client: Client, settings: EngineSettings, *, in_process: bool = True) -> None:
         settings = msgspec.structs.replace(settings, max_event_bytes=min(settings.max_event_bytes, MAX_EVENT_BYTES))
         client = with_cancellation(client)
         self._client = client
@@ -204,7 +208,9 @@ class WorkflowEngine(LocalEngine):
             self._reruns,
             self._router.cancellations,
         )
-        self._leased = LeasedFunctions(self._apps.find_leased)
+        self._leased = LeasedFunctions(
+            client, self._router.records, self._function_lists, self._lists, in_process=in_process
+        )
         self._has_search_attributes = False
         self._closed = asyncio.Event()
 
@@ -319,8 +325,7 @@ class WorkflowEngine(LocalEngine):
             check_support(functions)
             await self.prepare()
             result = await self._apps.sync(request, functions, in_process=in_process)
-            if in_process:
-                await self._leased.serve(request.app_id)
+            await self._leased.note_synced(request, in_process=in_process)
             return result
         except ConfigInvalidError as error:
             await self._apps.note_refused(request.app_id, error.message)

@@ -53,8 +53,8 @@ def run_flow_of(flow: Flow, event: EventRecord, now: int, *, in_process: bool) -
     """
     if flow.is_plain:
         return None
-    if in_process and has_leased_slots(flow):
-        return RunFlow(calls_queue=slots_queue(flow.function_id))
+    if has_leased_slots(flow):
+        return RunFlow(calls_queue=slots_queue(flow.function_id, in_process=in_process))
     admitted = start(flow, msgspec.json.decode(event.body), _no_state, now).outcome
     assert isinstance(admitted, Start)
     queue_entry = msgspec.structs.replace(admitted.queue_entry, singleton=None)

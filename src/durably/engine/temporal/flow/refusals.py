@@ -68,12 +68,12 @@ SUPPORT: Sequence[OptionSupport] = (
         "numbers apply to waiting calls within a minute",
     ),
     OptionSupport(
-        "concurrency of one limit without a key, in process",
+        "concurrency of one limit without a key",
         Support.DIFFERENT,
         "It is exact. Processes lease slots in blocks, so it costs few actions whatever the number of calls. Calls "
         "wait in Temporal, roughly in their order. The slots of a process that dies are free after 45 s. A cancelled "
         "run frees its slot within 10 s. A changed number applies within 7 s and as calls end. With a priority, a "
-        "throttle, a timeout or a second limit, and over HTTP, calls take their slots from a workflow as with a key",
+        "throttle, a timeout or a second limit, calls take their slots from a workflow as with a key",
     ),
     OptionSupport(
         "concurrency of scope env or account, beside another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"

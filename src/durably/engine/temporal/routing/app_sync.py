@@ -53,11 +53,6 @@ class AppSync:
         """Whether an app has ever synced: events find the triggers of its functions."""
         return await self._records.read(app_workflow_id(app_id), APP, AppRecord) is not None
 
-    async def find_leased(self, app_id: str) -> tuple[str, ...]:
-        """The functions of an app whose calls need leased slots, or did so before."""
-        record = await self._records.read(app_workflow_id(app_id), APP, AppRecord)
-        return () if record is None else record.leased
-
     async def sync(self, request: SyncRequest, functions: Sequence[Function], *, in_process: bool) -> SyncResult:
         """Make these the functions of an app. Raises ``ConfigInvalidError``."""
         sync = _sync_input(request, functions, in_process, self._settings)
@@ -215,6 +210,7 @@ def _sync_input(
         )
         for function in functions
     )
+    leased = tuple(sorted(each.id for each in functions if has_leased_slots(each.flow)))
     app = AppRecord(
         url=request.url,
         functions={record.config.id: _digest(record) for record in records},
@@ -223,7 +219,8 @@ def _sync_input(
         version=request.app_version,
         in_process=in_process,
         names=tuple(sorted(_triggers_by_name(records))),
-        leased=tuple(sorted(each.id for each in functions if in_process and has_leased_slots(each.flow))),
+        leased=leased if in_process else (),
+        leased_http=() if in_process else leased,
     )
     return SyncInput(app_id=request.app_id, functions=records, app=app)
 

@@ -62,8 +62,9 @@ class AppWorkflow:
             raise ApplicationError(str(error.cause), type=SYNC_REFUSED) from error
         synced_at = int(workflow.now().timestamp() * 1000)
         changes = {"added": result.added, "changed": result.changed, "removed": result.removed}
-        leased = tuple(sorted({*sync.app.leased, *(() if before is None else before.leased)}))
-        self._put(msgspec.structs.replace(sync.app, synced_at=synced_at, leased=leased, **changes))
+        if before is not None:
+            changes |= {field: tuple(sorted({*getattr(sync.app, field), *getattr(before, field)})) for field in _LEASED}
+        self._put(msgspec.structs.replace(sync.app, synced_at=synced_at, **changes))
 
     @workflow.signal(name="note_refused")
     def note_refused(self, error: str) -> None:
@@ -76,6 +77,7 @@ class AppWorkflow:
         workflow.upsert_memo({APP: record})
 
 
+_LEASED = ("leased", "leased_http")
 _COMPARED = ("url", "sdk", "framework", "version", "in_process", "names")
 
 
@@ -83,7 +85,7 @@ def is_same_sync(before: AppRecord, now: AppRecord) -> bool:
     """Whether a sync would change nothing."""
     has_same_functions = list(before.functions.items()) == list(now.functions.items())
     is_same = all(getattr(before, field) == getattr(now, field) for field in _COMPARED)
-    has_same_leases = set(now.leased) <= set(before.leased)
+    has_same_leases = all(set(getattr(now, field)) <= set(getattr(before, field)) for field in _LEASED)
     return before.error is None and has_same_functions and has_same_leases and is_same
 
 

@@ -26,5 +26,8 @@ processes and not with calls.
   once, and are repeated after a pause.
 
 Limits with a key, several limits, throttles, priorities and timeouts stay with the queue of calls (``flow/``): they
-need an order of all calls, or must know when a run's first call begins. So do limits of apps over HTTP.
+need an order of all calls, or must know when a run's first call begins.
+
+In process, a process leases slots for the functions that it serves. Over HTTP, each process of ``durably start`` does
+so for all functions of all apps.
 """

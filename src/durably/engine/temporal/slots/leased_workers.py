@@ -6,7 +6,7 @@ Each function has one.
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 from temporalio.client import Client
@@ -16,17 +16,19 @@ from temporalio.worker import Worker
 from durably.engine.core.flow.config import read_flow
 from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.flow.call_queue_ids import leased_limit
-from durably.engine.temporal.ids import slots_queue, slots_workflow_id
+from durably.engine.temporal.ids import slots_workflow_id
 from durably.engine.temporal.long_lived import update_with_start
 from durably.engine.temporal.records import Records
 from durably.temporal.compat import release_task_queue
 
+from .leased_functions import LeasedFunctions
 from .slot_leases import SlotLeases
 from .slot_messages import LeaseAnswer, LeaseRequest
 from .slots_workflow import SlotsWorkflow
 
-_REFRESH_SECONDS = 60.0
-"""Seconds after which a process sees that another process has synced a function with such a limit."""
+_REFRESH_SECONDS, _RETRY_SECONDS = 60.0, 2.0
+"""Seconds after which a process sees that another process has synced a function with such a limit, and until it looks
+again if the server did not answer."""
 
 _TASK_TIMEOUT = dt.timedelta(seconds=5)
 """Time until another process gets a task of the workflow whose process has ended. Temporal's default of 10 s is half of
@@ -34,29 +36,6 @@ the time for which a lease lasts without an answer."""
 
 MakeWorker = Callable[[str, CallSlots, SlotLeases], Worker]
 """A worker for a task queue."""
-
-
-class LeasedFunctions:
-    """The functions with leased slots of the apps that this process has synced."""
-
-    def __init__(self, find: Callable[[str], Awaitable[Sequence[str]]]) -> None:
-        self._find = find
-        self._found: dict[str, Sequence[str]] = {}
-        self.changed = asyncio.Event()
-
-    @property
-    def by_app(self) -> dict[str, Sequence[str]]:
-        return self._found
-
-    async def serve(self, app_id: str) -> None:
-        """Make the calls of an app's functions, besides those that it had before."""
-        self._found[app_id] = await self._find(app_id)
-        self.changed.set()
-
-    async def refresh(self) -> None:
-        for app_id in [*self._found]:
-            with contextlib.suppress(RPCError):  # The server is away.
-                await self.serve(app_id)
 
 
 class LeasedWorkers:
@@ -88,23 +67,31 @@ class LeasedWorkers:
         self._has_begun = True
         stopping = asyncio.create_task(self._stopping.wait())
         try:
+            pause = await self._refresh()
             while not stopping.done():
                 self._add_workers()
                 self._functions.changed.clear()
                 changed = asyncio.create_task(self._functions.changed.wait())
                 done, _ = await asyncio.wait(
                     {stopping, changed, *self._running},
-                    timeout=_REFRESH_SECONDS,
+                    timeout=pause,
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 changed.cancel()
                 for task in done & self._running:
                     task.result()
                 if not done:
-                    await self._functions.refresh()
+                    pause = await self._refresh()
         finally:
             stopping.cancel()
             await self._stop()
+
+    async def _refresh(self) -> float:
+        """Look for functions. Returns the seconds until the next look."""
+        with contextlib.suppress(RPCError):  # The server is away.
+            await self._functions.refresh()
+            return _REFRESH_SECONDS
+        return _RETRY_SECONDS
 
     async def shutdown(self) -> None:
         self._stopping.set()
@@ -152,7 +139,7 @@ class LeasedWorkers:
         self._slots.append(slots)
         if self._is_closed:
             slots.close()
-        worker = self._workers[function_id] = self._make(slots_queue(function_id), slots, leases)
+        worker = self._workers[function_id] = self._make(self._functions.queue_of(function_id), slots, leases)
         self._running.add(asyncio.create_task(worker.run()))
 
     async def _stop(self) -> None:

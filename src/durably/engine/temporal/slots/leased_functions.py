@@ -1,0 +1,110 @@
+"""The functions with leased slots whose calls a process makes."""
+
+import asyncio
+import datetime as dt
+from collections.abc import Iterable, Sequence
+
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
+from temporalio.client import Client
+
+from durably.engine.temporal.ids import app_workflow_id, slots_queue
+from durably.engine.temporal.messages import AppRecord
+from durably.engine.temporal.records import Records
+from durably.engine.temporal.reports.function_lists import FunctionLists
+from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
+from durably.engine.temporal.routing.app_workflow import APP
+from durably.engine.views import RunStatus
+from durably.protocol.sync import SyncRequest
+from durably.protocol.text import get_logger
+
+_POLL_AGE = dt.timedelta(minutes=2)
+"""A process that runs has polled a task queue since. Its polls wait for a minute."""
+
+_logger = get_logger("durably.engine")
+
+
+class LeasedFunctions:
+    """In process they are those that it serves itself, over HTTP those of all apps.
+
+    Calls of a function that left its app's code wait in its task queue until a process serves it.
+    """
+
+    def __init__(
+        self, client: Client, records: Records, functions: FunctionLists, runs: RunLists, *, in_process: bool
+    ) -> None:
+        self._client = client
+        self._records = records
+        self._functions = functions
+        self._runs = runs
+        self._in_process = in_process
+        self._served: dict[str, frozenset[str]] = {}
+        self._checked: set[str] = set()
+        self.by_app: dict[str, Sequence[str]] = {}
+        self.changed = asyncio.Event()
+
+    def queue_of(self, function_id: str) -> str:
+        return slots_queue(function_id, in_process=self._in_process)
+
+    async def note_synced(self, request: SyncRequest, *, in_process: bool) -> None:
+        """Make the calls of an app's functions, besides those that it had before.
+
+        Raises ``RPCError``.
+        """
+        if in_process is self._in_process:
+            self._served[request.app_id] = frozenset(function.id for function in request.functions)
+            await self._read(request.app_id)
+
+    async def refresh(self) -> None:
+        """See functions that other processes have synced, and those that none serves.
+
+        Raises ``RPCError``.
+        """
+        if not self._in_process:
+            for app_id, app in await self._functions.app_records():
+                self._set(app_id, app.leased_http)
+            return
+        for app_id, served in list(self._served.items()):
+            record = await self._read(app_id)
+            for function_id in () if record is None else set(record.leased) - served - self._checked:
+                await self._check_unserved(function_id)
+
+    async def _read(self, app_id: str) -> AppRecord | None:
+        record: AppRecord | None = await self._records.read(app_workflow_id(app_id), APP, AppRecord)
+        if record is not None and self._in_process:
+            self._set(app_id, self._served[app_id].intersection(record.leased))
+        elif record is not None:
+            self._set(app_id, record.leased_http)
+        return record
+
+    def _set(self, app_id: str, function_ids: Iterable[str]) -> None:
+        found = sorted(function_ids)
+        if self.by_app.get(app_id) != found:
+            self.by_app[app_id] = found
+            self.changed.set()
+
+    async def _check_unserved(self, function_id: str) -> None:
+        """Warn once if runs wait for a function that no process serves."""
+        if await self._is_polled(self.queue_of(function_id)):
+            return  # Another process serves it.
+        self._checked.add(function_id)
+        waiting = await self._runs.count(RunFilter(function_id=function_id, status=RunStatus.RUNNING))
+        if waiting:
+            _logger.warning(
+                "%d runs of the function %r do not continue, because no process of its app serves it: deploy code with "
+                "the function, or cancel the runs",
+                waiting,
+                function_id,
+            )
+
+    async def _is_polled(self, queue: str) -> bool:
+        described = await self._client.workflow_service.describe_task_queue(
+            DescribeTaskQueueRequest(
+                namespace=self._client.namespace,
+                task_queue=TaskQueue(name=queue),
+                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+            )
+        )
+        since = dt.datetime.now(dt.UTC) - _POLL_AGE
+        return any(poller.last_access_time.ToDatetime(dt.UTC) > since for poller in described.pollers)
