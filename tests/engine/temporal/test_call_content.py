@@ -8,6 +8,9 @@ import uuid
 from typing import Any
 
 import msgspec
+import pytest
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError, RPCStatusCode
 from temporalio.testing import ActivityEnvironment
 
 from durably.engine.core.answers import Answer, Returned
@@ -107,6 +110,20 @@ async def test_reading_memos_does_not_change_those_that_the_workflow_holds() -> 
     CONTENTS.put("run-6", held)
     await memos_of_call("run-6", content(A, B), Workflow(content(A, B)))
     assert held.memos == [A]
+
+
+async def test_a_call_whose_memos_cannot_be_read_is_repeated_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class StoppedWorker(Workflow):
+        async def query(self, name: str, request: ContentRequest, *, result_type: Any) -> ContentPage:
+            raise RPCError("no poller seen for task queue recently", RPCStatusCode.FAILED_PRECONDITION, b"")
+
+    with pytest.raises(ApplicationError, match="run run-7: its steps cannot be read now") as raised:
+        await memos_of_call("run-7", content(A), StoppedWorker(content(A)))
+    assert not raised.value.non_retryable
+    assert raised.value.category is ApplicationErrorCategory.BENIGN, "the worker logs no traceback"
+    assert [record.exc_info for record in caplog.records] == [None]
 
 
 def test_the_cache_of_contents_is_bounded_however_small_they_are() -> None:

@@ -229,7 +229,15 @@ class CallActivities:
         return content
 
     async def _query_content(self, call: CallInput, after: int) -> ContentPage:
-        return await read_content(self._run_of_activity(call), ContentRequest(after))
+        try:
+            return await read_content(self._run_of_activity(call), ContentRequest(after))
+        except RPCError as error:
+            # The process that executed the run has just stopped, for example. The server repeats the call.
+            message = f"run {call.run_id}: its steps cannot be read now, and its call is repeated: {error}"
+            _logger.warning("%s", message)
+            raise ApplicationError(
+                message, type="ContentUnreadableError", category=ApplicationErrorCategory.BENIGN
+            ) from None
 
     def _run_of_activity(self, call: CallInput) -> WorkflowHandle[Any, Any]:
         run_id = activity.info().workflow_run_id
