@@ -1,18 +1,24 @@
 """Concurrency limits without a key: processes lease their slots."""
 
 import asyncio
+import datetime as dt
 import time
 from collections import Counter
 
+import pytest
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 
 from durably import Concurrency, Context
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.ids import app_queue, slots_workflow_id
+from durably.engine.temporal.reports.run_lists import RunFilter
+from durably.engine.temporal.slots import leased_functions
 from durably.engine.temporal.slots.lease_time import USE_SECONDS
 from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.views import RunStatus
 
+from ..serving import eventually
 from .conftest import PATIENCE, World
 from .test_queues import event_counts
 
@@ -104,6 +110,28 @@ async def test_calls_of_a_removed_limit_are_made_by_a_new_process(world: World) 
     world.engine = WorkflowEngine(world.temporal, world.engine._settings)
     await world.open()
     await world.limit.wait_for(1)
+
+
+async def test_runs_of_a_function_that_no_process_serves_are_reported_once(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(leased_functions, "_POLL_AGE", dt.timedelta(0))
+    world.gated("old", concurrency=[Concurrency(limit=1)])
+    await world.open()
+    await world.stop_workers()
+    await world.send("old", n=1)
+    world.functions.clear()
+    world.gated("new", concurrency=[Concurrency(limit=1)])
+    world.engine = WorkflowEngine(world.temporal, world.engine._settings)
+    await world.open()
+    running = RunFilter(function_id=f"{world.app_id}-old", status=RunStatus.RUNNING)
+    await eventually(lambda: world.engine._lists.count(running))
+    for _ in range(2):
+        await world.engine._leased.refresh()
+    warnings = [record.getMessage() for record in caplog.records if record.name == "durably.engine"]
+    [warning] = [text for text in warnings if text.startswith("no process of its app serves")]
+    assert f"the function '{world.app_id}-old', so its running runs (1) do not continue" in warning
+    assert world.engine._leased.by_app[world.app_id] == [f"{world.app_id}-new"]
 
 
 async def test_calls_of_a_limit_that_gets_a_key_stay_limited(world: World) -> None:

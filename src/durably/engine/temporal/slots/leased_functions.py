@@ -92,10 +92,10 @@ class LeasedFunctions:
         waiting = await self._runs.count(RunFilter(function_id=function_id, status=RunStatus.RUNNING))
         if waiting:
             _logger.warning(
-                "%d runs of the function %r do not continue, because no process of its app serves it: deploy code with "
-                "the function, or cancel the runs",
-                waiting,
+                "no process of its app serves the function %r, so its running runs (%d) do not continue: deploy code with "
+                "the function, or cancel them",
                 function_id,
+                waiting,
             )
 
     async def _is_polled(self, queue: str) -> bool:
