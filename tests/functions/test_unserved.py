@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import durably
-from durably import Client, Event, events
-from durably.comm import CommHandler, CommRequest, handler
+from durably import Client, Event
+from durably.comm import CommHandler, CommRequest
 from durably.functions import unserved
 
 from ..frameworks.engine import Answer, FakeEngine, serving_engine
@@ -28,8 +28,7 @@ def engine() -> Iterator[FakeEngine]:
 @pytest.fixture(autouse=True)
 def _server(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a server: without it, this process is a test run. Functions of other tests are left out."""
-    monkeypatch.setattr(events, "is_test_run", lambda: False)
-    monkeypatch.setattr(handler, "is_test_run", lambda: False)
+    monkeypatch.setattr(unserved, "is_test_run", lambda: False)
     monkeypatch.setattr(unserved, "_made", {})
 
 

@@ -92,8 +92,8 @@ class LeasedFunctions:
         waiting = await self._runs.count(RunFilter(function_id=function_id, status=RunStatus.RUNNING))
         if waiting:
             _logger.warning(
-                "no process of its app serves the function %r, so its running runs (%d) do not continue: deploy code with "
-                "the function, or cancel them",
+                "no process of its app serves the function %r, so its running runs (%d) do not continue: deploy code "
+                "with the function, or cancel them",
                 function_id,
                 waiting,
             )
