@@ -40,7 +40,7 @@ def measure(directory: Path, *, steps: int, repetitions: int) -> Costs:
     with Child("benchmarks.engine_process", directory / "run") as engine:
         origin = engine.ready["origin"]
         [run] = json.loads(_get(f"{origin}/v1/search/runs?limit=1"))["data"]["runs"]
-        url = f"{origin}/runs/{run['id']}"
+        url = f"{origin}/runs/{run['run_id']}"
         page = _get(url)  # the templates are compiled
         if page.count(b"w-row") < steps:
             raise RuntimeError(f"the page at {url} does not show {steps} steps")
