@@ -81,7 +81,7 @@ class AppProcess(ChildProcess):
         Another process imports the app, because this one must not.
         """
         command = (*self._command, "--explain")
-        _, output = await _run(command, self._environment, stdout=PIPE, stderr=DEVNULL)
+        _, output = await _run(command, self._environment, stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
         lines = output.decode(errors="replace").splitlines()
         return lines[-1].removeprefix(EXPLANATION) if lines and lines[-1].startswith(EXPLANATION) else ""
 
@@ -97,6 +97,7 @@ async def _run(
     command: Sequence[str],
     environment: Mapping[str, str] | None = None,
     *,
+    stdin: int | None = None,
     stdout: int | None = None,
     stderr: int | None = None,
 ) -> tuple[int | None, bytes]:
@@ -104,15 +105,14 @@ async def _run(
 
     A cancelled command is killed.
     """
-    process = await asyncio.create_subprocess_exec(
-        *command, env=environment, stdin=DEVNULL, stdout=stdout, stderr=stderr
-    )
+    process = await asyncio.create_subprocess_exec(*command, env=environment, stdin=stdin, stdout=stdout, stderr=stderr)
     try:
         output, _ = await process.communicate()
         return process.returncode, output
     finally:
         if process.returncode is None:
             process.kill()
+            await process.wait()
 
 
 UNREACHED_PAUSE_SECONDS = 1.0
