@@ -72,13 +72,13 @@ class Restorer:
             _logger.warning("gates and queues that were ended on Temporal cannot be looked for: %s", error)
 
     async def _restore(self, workflow_id: str) -> bool:
+        described = await describe(self._client, workflow_id)
+        if described is None:
+            return False
+        if described.status not in ENDED_BY_HAND:
+            return described.status is WorkflowExecutionStatus.RUNNING
+        execution = WorkflowExecution(workflow_id=workflow_id, run_id=described.run_id)
         with ignoring_not_found():
-            described = await describe(self._client, workflow_id)
-            if described is None:
-                return False
-            if described.status not in ENDED_BY_HAND:
-                return described.status is WorkflowExecutionStatus.RUNNING
-            execution = WorkflowExecution(workflow_id=workflow_id, run_id=described.run_id)
             task_end = await self._find_last_task_end(
                 execution, was_cancelled=described.status is WorkflowExecutionStatus.CANCELED
             )

@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime as dt
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.api.taskqueue.v1 import TaskQueue
@@ -54,7 +54,7 @@ class LeasedFunctions:
         """
         if in_process is self._in_process:
             self._served[request.app_id] = frozenset(function.id for function in request.functions)
-            await self._read(request.app_id)
+            self._add(request.app_id, await self._read(request.app_id))
 
     async def refresh(self) -> None:
         """See functions that other processes have synced, and those that none serves.
@@ -62,24 +62,22 @@ class LeasedFunctions:
         Raises ``RPCError``.
         """
         if not self._in_process:
-            for app_id, app in await self._functions.app_records():
-                self._set(app_id, app.leased_http)
+            for app_id, record in await self._functions.app_records():
+                self._add(app_id, record)
             return
         for app_id, served in list(self._served.items()):
-            record = await self._read(app_id)
-            for function_id in () if record is None else set(record.leased) - served - self._checked:
+            app = await self._read(app_id)
+            self._add(app_id, app)
+            for function_id in set(app.leased) - served - self._checked:
                 await self._check_unserved(function_id)
 
-    async def _read(self, app_id: str) -> AppRecord | None:
+    async def _read(self, app_id: str) -> AppRecord:
+        """The record of an app that has synced."""
         record: AppRecord | None = await self._records.read(app_workflow_id(app_id), APP, AppRecord)
-        if record is not None and self._in_process:
-            self._set(app_id, self._served[app_id].intersection(record.leased))
-        elif record is not None:
-            self._set(app_id, record.leased_http)
-        return record
+        return AppRecord(url="", functions={}) if record is None else record
 
-    def _set(self, app_id: str, function_ids: Iterable[str]) -> None:
-        found = sorted(function_ids)
+    def _add(self, app_id: str, record: AppRecord) -> None:
+        found = sorted(self._served[app_id].intersection(record.leased) if self._in_process else record.leased_http)
         if self.by_app.get(app_id) != found:
             self.by_app[app_id] = found
             self.changed.set()
