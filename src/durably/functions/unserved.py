@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from durably.protocol.events import patterns_of
 from durably.protocol.options import TriggerEvent
 from durably.settings import is_test_run
 
@@ -75,10 +76,8 @@ def find_unserved(*, app_id: str | None = None, engine: object = None, is_in_pro
 
 
 def is_triggered_by(function: Made, names: Iterable[str]) -> bool:
-    events = [trigger.event for trigger in function.opts.triggers if isinstance(trigger, TriggerEvent)]
-    return any(
-        name == event or (event.endswith("*") and name.startswith(event[:-1])) for name in names for event in events
-    )
+    events = {trigger.event for trigger in function.opts.triggers if isinstance(trigger, TriggerEvent)}
+    return any(not events.isdisjoint(patterns_of(name)) for name in names)
 
 
 def warn_of_unserved(functions: Sequence[Made], logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:

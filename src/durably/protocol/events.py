@@ -1,6 +1,6 @@
 """Events, as sent, stored and handed to functions (spec §1.3.4)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Self
 
@@ -57,6 +57,17 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     def model_copy(self, *, update: Mapping[str, Any] | None = None) -> Self:
         """A copy, with other values for some fields."""
         return msgspec.structs.replace(self, **(update or {}))
+
+
+def patterns_of(name: str) -> Iterator[str]:
+    """The trigger names that match an event's.
+
+    They are its own, and ``a/*``, ``a/b.*`` for each of its prefixes that ends in a slash or a dot.
+    """
+    yield name
+    for index, character in enumerate(name):
+        if character in "/.":
+            yield f"{name[: index + 1]}*"
 
 
 class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):

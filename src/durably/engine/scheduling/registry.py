@@ -3,7 +3,7 @@
 Functions are found by id and by trigger.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +13,7 @@ from yarl import URL
 from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.engine.core.flow.config import Flow, check_triggers, read_flow
+from durably.protocol.events import patterns_of
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_FUNCTION_ID_LENGTH, MAX_RETRIES
 from durably.protocol.signatures import VERSION as WHOLE_ANSWERS
@@ -264,17 +265,6 @@ class Registry:
             if triggered.expression is None or triggered.expression.matches(fields, now=now)
         }
         return sorted({triggered.function.id for triggered in named} - matching)
-
-
-def patterns_of(name: str) -> Iterator[str]:
-    """The trigger names that match an event's.
-
-    They are its own, and ``a/*``, ``a/b.*`` for each of its prefixes that ends in a slash or a dot.
-    """
-    yield name
-    for index, character in enumerate(name):
-        if character in "/.":
-            yield f"{name[: index + 1]}*"
 
 
 _LONGEST_QUOTE = 200

@@ -15,7 +15,7 @@ from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.reports import EventPage
 from durably.engine.views import EventView
-from durably.protocol.events import INTERNAL_PREFIX
+from durably.protocol.events import INTERNAL_PREFIX, patterns_of
 
 from .run_values import answer_value
 
@@ -81,8 +81,7 @@ async def show_event(visit: Visit) -> DashboardResponse:
 
 
 def _may_trigger(function: Any, name: str) -> bool:
-    patterns = [trigger.event for trigger in function.config.triggers if trigger.event]
-    return any(each == name or (each.endswith("*") and name.startswith(each[:-1])) for each in patterns)
+    return not {trigger.event for trigger in function.config.triggers}.isdisjoint(patterns_of(name))
 
 
 async def show_value(visit: Visit) -> DashboardResponse:

@@ -25,7 +25,7 @@ from durably.engine.scheduling.events import (
     make_received_event,
     value_at,
 )
-from durably.engine.scheduling.registry import Function, patterns_of
+from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.call_queue_ids import run_flow_of
 from durably.engine.temporal.flow.gates import Gates, has_gates
@@ -61,7 +61,7 @@ from durably.engine.temporal.runs.run_settings import finish_timeout_of
 from durably.engine.temporal.workflow_time import wall_clock
 from durably.engine.tracing import trace_of_run
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
-from durably.protocol.events import Event, InternalEvent
+from durably.protocol.events import Event, InternalEvent, patterns_of
 from durably.protocol.text import get_logger
 
 from .bulk_cancellations import BulkCancellations
