@@ -241,7 +241,7 @@ async def _check_access(client: Client, rpc_timeout: timedelta) -> None:
     """
     request = DescribeNamespaceRequest(namespace=client.namespace)
     try:
-        await client.workflow_service.describe_namespace(request, timeout=rpc_timeout)
+        await client.workflow_service.describe_namespace(request, retry=True, timeout=rpc_timeout)
     except RPCError as error:
         if error.status in (RPCStatusCode.PERMISSION_DENIED, RPCStatusCode.UNAUTHENTICATED):
             address = client.service_client.config.target_host

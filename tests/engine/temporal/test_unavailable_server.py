@@ -48,16 +48,20 @@ class DenyingServer:
     def _serve(self, near: socket.socket) -> None:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         connection.initiate_connection()
+        paths: dict[int, bytes] = {}
         with contextlib.suppress(OSError, h2.exceptions.ProtocolError), near:  # Clients give requests up.
             while data := near.recv(65536):
                 for event in connection.receive_data(data):
                     if isinstance(event, h2.events.RequestReceived):
-                        self._answer(connection, event)
+                        paths[event.stream_id] = dict(event.headers)[b":path"]
+                    elif isinstance(event, h2.events.StreamEnded):
+                        self._answer(connection, event.stream_id, paths.pop(event.stream_id))
                 near.sendall(connection.data_to_send())
 
-    def _answer(self, connection: h2.connection.H2Connection, request: h2.events.RequestReceived) -> None:
-        stream, headers = request.stream_id, [(":status", "200"), ("content-type", "application/grpc")]
-        if dict(request.headers)[b":path"].endswith(b"/GetSystemInfo"):
+    def _answer(self, connection: h2.connection.H2Connection, stream: int, path: bytes) -> None:
+        """Answer a request that has ended: the rest of one that is answered early is a protocol error."""
+        headers = [(":status", "200"), ("content-type", "application/grpc")]
+        if path.endswith(b"/GetSystemInfo"):
             connection.send_headers(stream, headers)
             connection.send_data(stream, bytes(5))
             connection.send_headers(stream, [("grpc-status", "0")], end_stream=True)
