@@ -16,8 +16,8 @@ from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit
 from durably.engine.scheduling import annotations, changes
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite import count_tables as counts
-from durably.engine.sqlite import event_search, run_search, search_pages, status_counts, walks
+from durably.engine.sqlite.queries import event_search, run_search, search_pages, status_counts, walks
+from durably.engine.sqlite.tables import counts as counts
 from durably.engine.temporal import workflow_engine
 from durably.engine.temporal.flow import gate, refusals
 from durably.engine.temporal.routing import topic_workflow, wait_keys, wait_workflow

@@ -27,7 +27,7 @@ from durably.engine.scheduling.reruns import FromStep
 from durably.engine.scheduling.timers import load_timers
 from durably.engine.scheduling.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.migrations import MIGRATIONS
-from durably.engine.sqlite.run_tables import Store
+from durably.engine.sqlite.tables.runs import Store
 from durably.engine.views import to_datetime
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData

@@ -47,7 +47,7 @@ from durably.engine.scheduling.transaction import RunCache, Transaction, Transac
 from durably.engine.sqlite.database import explain, is_busy, open_database, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.run_tables import Store
+from durably.engine.sqlite.tables.runs import Store
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.text import get_logger
 

@@ -44,12 +44,12 @@ from durably.engine.scheduling.overviews import Overviews
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
 from durably.engine.scheduling.unmatched import UnmatchedEvents
-from durably.engine.sqlite.event_search import EventFilter, EventSearch
-from durably.engine.sqlite.function_queries import count_matching_runs
-from durably.engine.sqlite.run_search import RunFilter, search_runs
-from durably.engine.sqlite.run_tables import find_run_key
-from durably.engine.sqlite.search_pages import Budget
-from durably.engine.sqlite.status_counts import count_by_status
+from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
+from durably.engine.sqlite.queries.functions import count_matching_runs
+from durably.engine.sqlite.queries.run_search import RunFilter, search_runs
+from durably.engine.sqlite.queries.search_pages import Budget
+from durably.engine.sqlite.queries.status_counts import count_by_status
+from durably.engine.sqlite.tables.runs import find_run_key
 from durably.engine.views import (
     AppView,
     AttemptView,
@@ -84,7 +84,7 @@ from .reports import LogPage, RunReport
 from .runtime import Runtime
 from .scheduling import annotations, bulk_operations, event_routing, operations
 from .settings import EngineSettings
-from .sqlite import queries, run_logs, run_report
+from .sqlite.queries import run_logs, run_report, views
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
@@ -226,7 +226,7 @@ class SqliteEngine(LocalEngine):
             self._outcomes.note(sent.outcomes)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
-        awaited = await self._reader.read(queries.awaited_names)
+        awaited = await self._reader.read(views.awaited_names)
         unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry.known_names(awaited))
         return EventReceipt(ids=sent.ids, unmatched=unmatched)
 
@@ -255,7 +255,7 @@ class SqliteEngine(LocalEngine):
         id_suffix: str | None = None,
     ) -> list[EventView]:
         return await self._reader.read(
-            lambda connection: queries.list_events(
+            lambda connection: views.list_events(
                 connection, name, received_after, received_before, limit, cursor, id_suffix
             )
         )
@@ -287,7 +287,7 @@ class SqliteEngine(LocalEngine):
         )
 
     async def get_event(self, event_id: str) -> EventView | None:
-        event = await self._reader.read(lambda connection: queries.find_event(connection, event_id))
+        event = await self._reader.read(lambda connection: views.find_event(connection, event_id))
         return None if event is None else replace(event, notes=await self.explain_event(event))
 
     async def explain_event(self, event: EventView) -> list[str]:
@@ -295,12 +295,12 @@ class SqliteEngine(LocalEngine):
 
         They also give the reason if it started none.
         """
-        awaited = await self._reader.read(queries.awaited_names)
+        awaited = await self._reader.read(views.awaited_names)
         return self._outcomes.explain(event, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[RunView]:
         first_call_at = self._runtime.executor.first_call_at
-        return await self._reader.read(lambda connection: queries.event_runs(connection, event_id, first_call_at))
+        return await self._reader.read(lambda connection: views.event_runs(connection, event_id, first_call_at))
 
     # runs
 
@@ -316,7 +316,7 @@ class SqliteEngine(LocalEngine):
     ) -> list[RunView]:
         first_call_at = self._runtime.executor.first_call_at
         return await self._reader.read(
-            lambda connection: queries.list_runs(
+            lambda connection: views.list_runs(
                 connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
             )
         )
@@ -371,7 +371,7 @@ class SqliteEngine(LocalEngine):
 
     async def get_run(self, run_id: str) -> RunView | None:
         first_call_at = self._runtime.executor.first_call_at
-        return await self._reader.read(lambda connection: queries.find_run(connection, run_id, first_call_at))
+        return await self._reader.read(lambda connection: views.find_run(connection, run_id, first_call_at))
 
     async def wait_for_run(self, run_id: str) -> RunView:
         """Also raises ``EngineClosedError`` if the engine closes first."""
@@ -388,14 +388,14 @@ class SqliteEngine(LocalEngine):
 
     async def run_steps(self, run_id: str) -> list[StepView]:
         is_under_way = self._runtime.executor.is_under_way
-        return await self._reader.read(lambda connection: queries.run_steps(connection, run_id, is_under_way))
+        return await self._reader.read(lambda connection: views.run_steps(connection, run_id, is_under_way))
 
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
-        return await self._reader.read(lambda connection: queries.run_attempts(connection, run_id))
+        return await self._reader.read(lambda connection: views.run_attempts(connection, run_id))
 
     async def run_calls(self, run_id: str) -> list[CallView]:
         is_under_way = self._runtime.executor.is_under_way
-        return await self._reader.read(lambda connection: queries.run_calls(connection, run_id, is_under_way))
+        return await self._reader.read(lambda connection: views.run_calls(connection, run_id, is_under_way))
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
         executor = self._runtime.executor
@@ -443,7 +443,7 @@ class SqliteEngine(LocalEngine):
         return await self._overviews.function_loads(since, until)
 
     async def inspect_function(self, function_id: str, *, since: datetime | None = None) -> FunctionReport | None:
-        functions = await self._reader.read(queries.list_functions)
+        functions = await self._reader.read(views.list_functions)
         function = next((each for each in functions if each.id == function_id), None)
         return None if function is None else await self._overviews.function_report(function, since)
 
@@ -509,7 +509,7 @@ class SqliteEngine(LocalEngine):
         return result
 
     async def list_functions(self) -> list[FunctionView]:
-        return await self._reader.read(queries.list_functions)
+        return await self._reader.read(views.list_functions)
 
     async def pause_function(self, function_id: str) -> None:
         await self._transactions.transact(
@@ -522,10 +522,10 @@ class SqliteEngine(LocalEngine):
         )
 
     async def list_apps(self) -> list[AppView]:
-        return await self._reader.read(queries.list_apps)
+        return await self._reader.read(views.list_apps)
 
     async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
-        return await self._reader.read(lambda connection: queries.list_app_functions(connection, app_id))
+        return await self._reader.read(lambda connection: views.list_app_functions(connection, app_id))
 
     # bulk operations
 
@@ -542,7 +542,7 @@ class SqliteEngine(LocalEngine):
         started = await self._transactions.transact(
             lambda transaction: bulk_operations.cancel_runs(transaction, selection)
         )
-        return queries.bulk_operation_view(started, CancellationView)
+        return views.bulk_operation_view(started, CancellationView)
 
     def _select(
         self,
@@ -564,7 +564,7 @@ class SqliteEngine(LocalEngine):
         return selection
 
     async def list_cancellations(self) -> list[CancellationView]:
-        return await self._reader.read(queries.list_cancellations)
+        return await self._reader.read(views.list_cancellations)
 
     async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
         return next((each for each in await self.list_cancellations() if each.id == cancellation_id), None)
@@ -589,10 +589,10 @@ class SqliteEngine(LocalEngine):
         started = await self._transactions.transact(
             lambda transaction: bulk_operations.replay_runs(transaction, selection, statuses)
         )
-        return queries.bulk_operation_view(started, ReplayView)
+        return views.bulk_operation_view(started, ReplayView)
 
     async def list_replays(self) -> list[ReplayView]:
-        return await self._reader.read(queries.list_replays)
+        return await self._reader.read(views.list_replays)
 
     async def get_replay(self, replay_id: str) -> ReplayView | None:
         return next((each for each in await self.list_replays() if each.id == replay_id), None)
@@ -604,10 +604,10 @@ class SqliteEngine(LocalEngine):
             raise StaleCallError("the call is stale: its run has failed")
 
     async def run_batch(self, run_id: str) -> msgspec.Raw | None:
-        return _raw(await self._reader.read(lambda connection: queries.run_batch(connection, run_id)))
+        return _raw(await self._reader.read(lambda connection: views.run_batch(connection, run_id)))
 
     async def run_actions(self, run_id: str) -> msgspec.Raw | None:
-        return _raw(await self._reader.read(lambda connection: queries.run_actions(connection, run_id)))
+        return _raw(await self._reader.read(lambda connection: views.run_actions(connection, run_id)))
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
         return await self._transactions.transact(

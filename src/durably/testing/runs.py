@@ -15,8 +15,8 @@ import msgspec
 
 from durably.engine.core.errors import EngineClosedError
 from durably.engine.scheduling.requests.call_dispatch import Executor
-from durably.engine.sqlite import queries
 from durably.engine.sqlite.database import connect_reader
+from durably.engine.sqlite.queries import views
 from durably.engine.views import RunStatus, RunView, StepStatus, StepView, to_datetime
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
@@ -58,12 +58,12 @@ class Inspector:
             self._connection.close()
 
     def run(self, run_id: str) -> RunView:
-        run = self._read(lambda connection: queries.find_run(connection, run_id, self._executor.first_call_at))
+        run = self._read(lambda connection: views.find_run(connection, run_id, self._executor.first_call_at))
         assert run is not None, f"the engine no longer has run {run_id}"
         return run
 
     def runs_of_event(self, event_id: str) -> list[RunView]:
-        return self._read(lambda connection: queries.event_runs(connection, event_id, self._executor.first_call_at))
+        return self._read(lambda connection: views.event_runs(connection, event_id, self._executor.first_call_at))
 
     def runs(self, function_id: str | None) -> list[RunView]:
         """Oldest first."""
@@ -81,14 +81,14 @@ class Inspector:
     def _page(self, function_id: str | None, cursor: str | None, limit: int) -> list[RunView]:
         first_call_at = self._executor.first_call_at
         return self._read(
-            lambda connection: queries.list_runs(connection, None, function_id, limit, cursor, first_call_at)
+            lambda connection: views.list_runs(connection, None, function_id, limit, cursor, first_call_at)
         )
 
     def steps(self, run_id: str) -> list[StepView]:
-        return self._read(lambda connection: queries.run_steps(connection, run_id, self._executor.is_under_way))
+        return self._read(lambda connection: views.run_steps(connection, run_id, self._executor.is_under_way))
 
     def events(self, run_id: str) -> list[Event]:
-        batch = self._read(lambda connection: queries.run_batch(connection, run_id))
+        batch = self._read(lambda connection: views.run_batch(connection, run_id))
         return msgspec.json.decode(batch or b"[]", type=list[Event])
 
     def waits(self, run_id: str) -> dict[str, OutstandingWait]:

@@ -11,7 +11,7 @@ from durably.engine.metrics.catalogue import CATALOGUE, OTHER_FUNCTIONS, MetricK
 from durably.engine.metrics.counters import EngineCounters
 from durably.engine.metrics.exposition import write_text
 from durably.engine.scheduling.subscriptions import RunChange
-from durably.engine.sqlite.run_tables import RunRow
+from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.sqlite.writer import Group
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, UpdateKind

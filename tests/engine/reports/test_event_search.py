@@ -12,9 +12,9 @@ from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.http.client import HttpEngine
 from durably.engine.reports import EventReport
-from durably.engine.sqlite import search_pages, walks
-from durably.engine.sqlite.event_search import EventFilter, EventSearch
-from durably.engine.sqlite.search_pages import Budget
+from durably.engine.sqlite.queries import search_pages, walks
+from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
+from durably.engine.sqlite.queries.search_pages import Budget
 from durably.engine.sqlite_engine import SqliteEngine
 
 from ..conftest import only_run, send, step_is

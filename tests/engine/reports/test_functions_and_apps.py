@@ -11,9 +11,9 @@ from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.client import HttpEngine
 from durably.engine.reports import MatchCount
-from durably.engine.sqlite import function_queries
-from durably.engine.sqlite.count_tables import HOUR, MINUTE
-from durably.engine.sqlite.function_queries import percentile
+from durably.engine.sqlite.queries import functions
+from durably.engine.sqlite.queries.functions import percentile
+from durably.engine.sqlite.tables.counts import HOUR, MINUTE
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime
 
@@ -182,5 +182,5 @@ async def test_a_count_of_many_runs_is_a_lower_limit(
     for _ in range(5):
         await run_to_end(engine, "work")
     completed = [RunStatus.COMPLETED]
-    monkeypatch.setattr(function_queries, "MOST_MATCHED", 3)
+    monkeypatch.setattr(functions, "MOST_MATCHED", 3)
     assert await client.count_matching_runs("app-work", statuses=completed) == MatchCount(count=3, is_complete=False)

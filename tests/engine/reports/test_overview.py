@@ -14,8 +14,8 @@ from durably.engine.http.client import HttpEngine
 from durably.engine.reports import Concern, ConcernKind, FunctionLoad
 from durably.engine.scheduling import concerns
 from durably.engine.scheduling.overviews import plan_axis
-from durably.engine.sqlite import load_queries
-from durably.engine.sqlite.count_tables import DAY, HOUR, MINUTE
+from durably.engine.sqlite.queries import loads
+from durably.engine.sqlite.tables.counts import DAY, HOUR, MINUTE
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime
 
@@ -220,7 +220,7 @@ async def test_a_slot_that_is_held_for_long_needs_attention_if_calls_wait(path: 
         app.gate.clear()
         holder = await only_run(engine, await send(engine, "narrow", user="a"))
         await app.wait_for_calls(1)
-        clock.offset += load_queries.STUCK_MILLISECONDS + MINUTE
+        clock.offset += loads.STUCK_MILLISECONDS + MINUTE
         assert await attention(engine, ConcernKind.STUCK_KEY) == []
         await send(engine, "narrow", user="b")
         assert await attention(engine, ConcernKind.STUCK_KEY) == []
@@ -250,5 +250,5 @@ def test_names_of_events_are_found_without_those_of_the_engine(tmp_path: Path) -
         connection.execute("CREATE INDEX events_by_name ON events (name, key)")
         names = ["a", "inngest/function.failed", "inngest/z", "inngest", "z", "\U0001f600"]
         connection.executemany("INSERT INTO events (name) VALUES (?)", [(name,) for name in names * 3])
-        assert load_queries.event_names(connection) == ["a", "inngest", "z", "\U0001f600"]
-        assert load_queries.event_names(connection, 2) == ["a", "inngest"]
+        assert loads.event_names(connection) == ["a", "inngest", "z", "\U0001f600"]
+        assert loads.event_names(connection, 2) == ["a", "inngest"]

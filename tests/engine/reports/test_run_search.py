@@ -15,10 +15,10 @@ from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.client import HttpEngine
 from durably.engine.reports import MatchCount
-from durably.engine.sqlite import run_search, search_pages, status_counts, walks
-from durably.engine.sqlite.run_search import RunFilter, search_runs
-from durably.engine.sqlite.search_pages import Budget
-from durably.engine.sqlite.status_counts import count_by_status
+from durably.engine.sqlite.queries import run_search, search_pages, status_counts, walks
+from durably.engine.sqlite.queries.run_search import RunFilter, search_runs
+from durably.engine.sqlite.queries.search_pages import Budget
+from durably.engine.sqlite.queries.status_counts import count_by_status
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView
 

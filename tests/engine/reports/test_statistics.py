@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from durably.engine.core.run_state import RunStatus
 from durably.engine.settings import Durability
-from durably.engine.sqlite.count_tables import DAY, HOUR, MINUTE, join_counts, put_counts, stored_counts
 from durably.engine.sqlite.database import open_database
+from durably.engine.sqlite.tables.counts import DAY, HOUR, MINUTE, join_counts, put_counts, stored_counts
 from durably.engine.sqlite_engine import SqliteEngine
 
 from ..conftest import QUICK, ShiftedClock, only_run, opened, run_to_end, send

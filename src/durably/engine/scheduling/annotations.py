@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from durably.engine.core.errors import RunNotFoundError
-from durably.engine.sqlite.run_tables import find_run_key
+from durably.engine.sqlite.tables.runs import find_run_key
 from durably.engine.views import MetadataView, TracesView, to_datetime, to_microseconds
 from durably.protocol.logs import LogLine
 from durably.protocol.text import get_logger

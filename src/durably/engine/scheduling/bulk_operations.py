@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection
 from durably.engine.core.errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.sqlite.app_tables import BulkOperation, BulkOperationKind
-from durably.engine.sqlite.run_tables import Store
+from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind
+from durably.engine.sqlite.tables.runs import Store
 from durably.engine.views import Selection, to_milliseconds
 
 from . import triggers

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from durably.engine.reports import Concern, ConcernKind
-from durably.engine.sqlite.count_tables import COMPLETED, FAILED, MINUTE
-from durably.engine.sqlite.load_queries import MOST_COUNTED, SkippedRuns, StuckSlot, UnmatchedName
+from durably.engine.sqlite.queries.loads import MOST_COUNTED, SkippedRuns, StuckSlot, UnmatchedName
+from durably.engine.sqlite.tables.counts import COMPLETED, FAILED, MINUTE
 from durably.engine.views import to_datetime
 
 from .statistics import UnreachedApp

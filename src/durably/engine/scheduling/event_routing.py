@@ -14,7 +14,7 @@ from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin
-from durably.engine.sqlite.run_tables import RunRow
+from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.views import EventView, to_milliseconds
 from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD

@@ -26,7 +26,7 @@ from durably.engine.core.inputs import (
 from durably.engine.core.machine import find_delays
 from durably.engine.core.transition import data_memo
 from durably.engine.reports import SyncReport
-from durably.engine.sqlite.flow_tables import DeadlineKind
+from durably.engine.sqlite.tables.flow import DeadlineKind
 from durably.engine.views import FromStep, InvokeReceipt, SyncResult, to_datetime
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData

@@ -8,7 +8,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.run_state import Call
-from durably.engine.sqlite.run_tables import RunRow
+from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.tracing import EndedRun
 
 from .registry import Function, FunctionControls

@@ -25,9 +25,13 @@ from durably.engine.reports import (
     SyncReport,
 )
 from durably.engine.settings import Clock
-from durably.engine.sqlite import load_queries
-from durably.engine.sqlite.app_tables import read_syncs
-from durably.engine.sqlite.count_tables import (
+from durably.engine.sqlite.queries import loads
+from durably.engine.sqlite.queries.functions import PlannedSchedule, percentile, planned_schedules, sample_durations
+from durably.engine.sqlite.queries.loads import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
+from durably.engine.sqlite.queries.views import awaited_names, list_apps
+from durably.engine.sqlite.reader import Reader
+from durably.engine.sqlite.tables.apps import read_syncs
+from durably.engine.sqlite.tables.counts import (
     COLUMNS,
     DAY,
     DAYS_KEPT,
@@ -38,10 +42,6 @@ from durably.engine.sqlite.count_tables import (
     QUARTER,
     QUARTERS_FOR,
 )
-from durably.engine.sqlite.function_queries import PlannedSchedule, percentile, planned_schedules, sample_durations
-from durably.engine.sqlite.load_queries import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
-from durably.engine.sqlite.queries import awaited_names, list_apps
-from durably.engine.sqlite.reader import Reader
 from durably.engine.views import AppView, FunctionView, to_datetime, to_optional_milliseconds
 
 from . import concerns
@@ -125,17 +125,15 @@ class Overviews:
             awaited = awaited_names(connection)
             known = set(awaited)
             unknown = [
-                name
-                for name in load_queries.event_names(connection)
-                if name not in known and not registry.knows_event(name)
+                name for name in loads.event_names(connection) if name not in known and not registry.knows_event(name)
             ]
             return _Facts(
-                queued=load_queries.queued_loads(connection),
-                scheduled=load_queries.count_scheduled(connection, first_call_at),
-                stuck=load_queries.stuck_slots(connection, now),
-                unmatched=load_queries.count_events(connection, unknown, now - HOUR * MINUTE),
+                queued=loads.queued_loads(connection),
+                scheduled=loads.count_scheduled(connection, first_call_at),
+                stuck=loads.stuck_slots(connection, now),
+                unmatched=loads.count_events(connection, unknown, now - HOUR * MINUTE),
                 awaited=awaited,
-                paused=load_queries.skipped_runs(connection),
+                paused=loads.skipped_runs(connection),
             )
 
         facts = await self._reader.read(read)
@@ -161,11 +159,11 @@ class Overviews:
         axis = plan_axis(
             to_optional_milliseconds(since), to_optional_milliseconds(until), self._clock.now(), _MOST_OF_FUNCTION
         )
-        return await self._loads(await self._reader.read(load_queries.queued_loads), axis)
+        return await self._loads(await self._reader.read(loads.queued_loads), axis)
 
     async def function_report(self, function: FunctionView, since: dt.datetime | None) -> FunctionReport:
         axis = plan_axis(to_optional_milliseconds(since), None, self._clock.now(), _MOST_INTERVALS)
-        queued = await self._reader.read(load_queries.queued_loads)
+        queued = await self._reader.read(loads.queued_loads)
         (load,) = await self._loads(queued, axis, function.id)
         sample = await self._reader.read(lambda connection: sample_durations(connection, function.id))
         return FunctionReport(
@@ -234,7 +232,7 @@ class Overviews:
         """The failed runs since a minute with a completed rerun, by function and minute."""
         if not any(numbers[FAILED] for minutes in counts.values() for numbers in minutes.values()):
             return {}
-        return await self._reader.read(lambda connection: load_queries.replayed_failures(connection, since * MINUTE))
+        return await self._reader.read(lambda connection: loads.replayed_failures(connection, since * MINUTE))
 
     async def _concerns(self, facts: _Facts, registry: Registry, now: int) -> list[Concern]:
         last = now // MINUTE + 1

@@ -42,7 +42,7 @@ from durably.engine.core.run_state import (
     origin_of,
 )
 from durably.engine.core.transition import data_memo, encode_error, error_memo
-from durably.engine.sqlite.run_tables import RunRow, WaitRow
+from durably.engine.sqlite.tables.runs import RunRow, WaitRow
 from durably.engine.step_records import (
     arguments_to_keep,
     failed_call_row,

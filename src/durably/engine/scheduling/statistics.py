@@ -15,7 +15,9 @@ import msgspec
 
 from durably.engine.core.errors import EngineClosedError
 from durably.engine.settings import Clock
-from durably.engine.sqlite.count_tables import (
+from durably.engine.sqlite.database import connect_reader
+from durably.engine.sqlite.reader import Reader
+from durably.engine.sqlite.tables.counts import (
     COLUMNS,
     CREATED,
     DAY,
@@ -31,8 +33,6 @@ from durably.engine.sqlite.count_tables import (
     put_counts,
     stored_counts,
 )
-from durably.engine.sqlite.database import connect_reader
-from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.writer import Group
 from durably.engine.views import UpdateKind
 from durably.protocol.opcodes import Opcode

@@ -9,7 +9,7 @@ import msgspec
 from durably.engine.core.errors import EngineClosedError
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import Call, RunStatus
-from durably.engine.sqlite.run_tables import RunRow
+from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.views import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
 from durably.protocol.opcodes import Opcode
 

@@ -17,8 +17,8 @@ from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import Call, Origin, RunState, RunStatus, origin_of
 from durably.engine.core.step_times import CallTimes
-from durably.engine.sqlite.flow_tables import SqliteQueueRows
-from durably.engine.sqlite.run_tables import RunRow, Store
+from durably.engine.sqlite.tables.flow import SqliteQueueRows
+from durably.engine.sqlite.tables.runs import RunRow, Store
 from durably.engine.step_rows import EndedWait
 from durably.engine.tracing import EndedRun, Tracing, trace_of_run
 from durably.protocol.errors import ErrorData

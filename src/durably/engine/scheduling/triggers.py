@@ -29,8 +29,8 @@ from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.machine import start as start_machine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import encode_error, error_memo
-from durably.engine.sqlite.flow_tables import CancelRow, DeadlineKind
-from durably.engine.sqlite.run_tables import NewRun, RunRow
+from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
+from durably.engine.sqlite.tables.runs import NewRun, RunRow
 from durably.engine.views import UpdateKind
 from durably.protocol.errors import ErrorData
 

@@ -3,8 +3,8 @@
 import sqlite3
 from pathlib import Path
 
-from durably.engine.sqlite.flow_tables import SqliteQueueRows
 from durably.engine.sqlite.migrations import MIGRATIONS
+from durably.engine.sqlite.tables.flow import SqliteQueueRows
 
 
 class SqliteRows(SqliteQueueRows):

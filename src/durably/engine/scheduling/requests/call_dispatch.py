@@ -24,9 +24,9 @@ from durably.engine.scheduling.observers import EndedCall, Observers
 from durably.engine.scheduling.outbox import ScheduledCall
 from durably.engine.scheduling.transact import Transactions
 from durably.engine.settings import Clock
-from durably.engine.sqlite.queries import pending_input, read_batch
+from durably.engine.sqlite.queries.views import pending_input, read_batch
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.run_tables import read_run_state
+from durably.engine.sqlite.tables.runs import read_run_state
 from durably.protocol.text import get_logger
 
 from .call_queue import CallLoad, CallQueue

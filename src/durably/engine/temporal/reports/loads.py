@@ -12,8 +12,8 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.reports import FunctionLoad, FunctionReport, Overview
 from durably.engine.scheduling import concerns
 from durably.engine.scheduling.overviews import Axis, plan_axis, run_counts
-from durably.engine.sqlite.count_tables import COLUMNS, CREATED, ENDS, HOUR, MINUTE
-from durably.engine.sqlite.function_queries import percentile
+from durably.engine.sqlite.queries.functions import percentile
+from durably.engine.sqlite.tables.counts import COLUMNS, CREATED, ENDS, HOUR, MINUTE
 from durably.engine.temporal.ids import run_id_of
 from durably.engine.views import FunctionView, to_datetime, to_milliseconds, to_optional_milliseconds
 

@@ -13,9 +13,9 @@ from durably.engine.core.expressions import Expression
 from durably.engine.reports import EventPage, EventReport, RunLink
 from durably.protocol.events import INTERNAL_PREFIX
 
-from .queries import FirstCallAt, event_view
 from .run_links import run_links
 from .search_pages import Budget, Page, Searched, page_of_ids, read_page
+from .views import FirstCallAt, event_view
 from .walks import (
     AFTER_KEYS,
     Walk,

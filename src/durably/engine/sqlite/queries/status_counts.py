@@ -10,8 +10,8 @@ import msgspec
 from durably.engine.core.run_state import RunStatus
 from durably.engine.reports import MatchCount, StatusCounts
 
-from .queries import FirstCallAt
 from .run_search import RunFilter, index_walks, row_conditions
+from .views import FirstCallAt
 from .walks import Walk, farthest, key_range
 
 MOST_COUNTED = 1_000

@@ -6,7 +6,7 @@ from durably.engine.reports import LogEntry, LogPage
 from durably.engine.views import from_microseconds
 from durably.protocol.logs import LogLine
 
-from .queries import Conditions
+from .views import Conditions
 
 _LINE = "at, level, message, step, attempt"
 

@@ -11,7 +11,7 @@ import msgspec
 from durably.engine.core.run_state import RunStatus
 from durably.protocol.events import INTERNAL_PREFIX
 
-from .queries import FirstCallAt, read_run_state_of
+from .views import FirstCallAt, read_run_state_of
 from .walks import key_at
 
 STUCK_MILLISECONDS = 600_000

@@ -20,8 +20,8 @@ from durably.engine.core.run_state import (
 from durably.engine.step_rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 from durably.protocol.opcodes import Opcode
 
-from .app_tables import AppStore
-from .flow_tables import FlowStore
+from .apps import AppStore
+from .flow import FlowStore
 
 _RUN_COLUMNS = "key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of"
 """As in ``RunRow``."""

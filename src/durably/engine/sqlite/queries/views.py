@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from durably.engine.core.call_body import join_memos
 from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.run_state import RunState, RunStatus
-from durably.engine.sqlite.app_tables import BulkOperation, BulkOperationKind, read_bulk_operations
-from durably.engine.sqlite.run_tables import open_waits, read_run_state
+from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
+from durably.engine.sqlite.tables.runs import open_waits, read_run_state
 from durably.engine.step_views import (
     AwaitedStep,
     call_views,

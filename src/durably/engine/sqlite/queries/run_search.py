@@ -14,8 +14,8 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.reports import RunPage
 from durably.engine.views import RunView
 
-from .queries import RUN_COLUMNS, FirstCallAt, run_view
 from .search_pages import Budget, Page, Searched, page_of_ids, read_page
+from .views import RUN_COLUMNS, FirstCallAt, run_view
 from .walks import (
     AFTER_IDS,
     AFTER_KEYS,

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from durably.engine.reports import RunReport
+from durably.engine.sqlite.tables.runs import open_waits
 from durably.engine.step_reports import RunFacts, StepReporter, report_run
 from durably.engine.step_rows import AttemptRow, MemoRow, MemoTimes, UnfinishedStep
 from durably.engine.views import EventView, RunView
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import decode_function
 
-from .queries import FirstCallAt, find_event, find_run, read_run_state_of
 from .run_links import child_links, parent_link
 from .run_logs import run_lines
-from .run_tables import open_waits
+from .views import FirstCallAt, find_event, find_run, read_run_state_of
 
 CalledAt = Callable[[int, int], int | None]
 """Maps a run's key and a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""

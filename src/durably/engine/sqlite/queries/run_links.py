@@ -11,7 +11,7 @@ from durably.engine.reports import Relation, RunLink, relation_by
 from durably.engine.views import to_datetime
 from durably.protocol.events import InternalEvent
 
-from .queries import FirstCallAt
+from .views import FirstCallAt
 
 MAX_CHILDREN = 200
 """The maximum number of children that a report has."""

@@ -1,0 +1,1 @@
+"""Queries for views, reports and searches; they only read."""

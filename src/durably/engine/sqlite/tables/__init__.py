@@ -1,0 +1,1 @@
+"""Statements that write and read rows: of apps, runs, flow control and counts."""
