@@ -14,7 +14,8 @@ from durably.engine.dashboard import sign_in
 from durably.engine.http import discovery, messages, routes
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit
-from durably.engine.scheduling import annotations, changes
+from durably.engine.scheduling.monitoring import changes
+from durably.engine.scheduling.transactions import annotations
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.queries import event_search, run_search, search_pages, status_counts, walks
 from durably.engine.sqlite.tables import counts as counts

@@ -19,13 +19,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
 from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import RunStatus, decode_run_state
-from durably.engine.scheduling import bulk_operations, event_routing, operations, runs
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.scheduling.registry import Function, Registry
-from durably.engine.scheduling.reruns import FromStep
 from durably.engine.scheduling.timers import load_timers
-from durably.engine.scheduling.transaction import RunCache, Transaction, TransactionContext
+from durably.engine.scheduling.transactions import bulk_operations, event_routing, operations, runs
+from durably.engine.scheduling.transactions.reruns import FromStep
+from durably.engine.scheduling.transactions.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.tables.runs import Store
 from durably.engine.views import to_datetime

@@ -19,8 +19,8 @@ from durably.engine.core.errors import (
     EngineError,
 )
 from durably.engine.metrics.counters import EngineCounters
-from durably.engine.scheduling.bulk_operations import read_controls
-from durably.engine.scheduling.changes import ChangeFeed
+from durably.engine.scheduling.monitoring.changes import ChangeFeed
+from durably.engine.scheduling.monitoring.statistics import Statistics
 from durably.engine.scheduling.observers import Observers
 from durably.engine.scheduling.outbox import (
     ContinueBulkOperation,
@@ -39,11 +39,11 @@ from durably.engine.scheduling.requests.call_dispatch import Executor
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller, TracedCaller
 from durably.engine.scheduling.requests.step_requests import Outbound, Requests
 from durably.engine.scheduling.retention import PurgeStore, Retention
-from durably.engine.scheduling.statistics import Statistics
 from durably.engine.scheduling.subscriptions import CompletionWaiters, RunChange, Subscriptions
 from durably.engine.scheduling.timers import Loaded, Timers, load_timers
-from durably.engine.scheduling.transact import Transactions
-from durably.engine.scheduling.transaction import RunCache, Transaction, TransactionContext
+from durably.engine.scheduling.transactions.bulk_operations import read_controls
+from durably.engine.scheduling.transactions.transact import Transactions
+from durably.engine.scheduling.transactions.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.database import explain, is_busy, open_database, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
@@ -52,7 +52,7 @@ from durably.engine.sqlite.writer import Writer
 from durably.protocol.text import get_logger
 
 from .run_log import RunEndLog
-from .scheduling import bulk_operations, operations, runs
+from .scheduling.transactions import bulk_operations, operations, runs
 from .settings import EngineSettings, make_policy
 from .tracing import EndedRun
 

@@ -36,13 +36,13 @@ from durably.engine.reports import (
     ScheduleView,
     StatusCounts,
 )
-from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
-from durably.engine.scheduling.event_routing import EventOutcomes
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_event
+from durably.engine.scheduling.monitoring.overviews import Overviews
 from durably.engine.scheduling.observers import Observer
-from durably.engine.scheduling.overviews import Overviews
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller
+from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
+from durably.engine.scheduling.transactions.event_routing import EventOutcomes
 from durably.engine.scheduling.unmatched import UnmatchedEvents
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
 from durably.engine.sqlite.queries.functions import count_matching_runs
@@ -82,7 +82,7 @@ from .interface import LocalEngine
 from .json_bodies import decode_events
 from .reports import LogPage, RunReport
 from .runtime import Runtime
-from .scheduling import annotations, bulk_operations, event_routing, operations
+from .scheduling.transactions import annotations, bulk_operations, event_routing, operations
 from .settings import EngineSettings
 from .sqlite.queries import run_logs, run_report, views
 

@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from durably.engine.scheduling import annotations
+from durably.engine.scheduling.transactions import annotations
 
 from .conftest import Harness
 

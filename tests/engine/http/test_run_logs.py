@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 import durably
-from durably.engine.scheduling import annotations
+from durably.engine.scheduling.transactions import annotations
 from durably.engine.settings import EngineSettings
 from durably.functions import log_sender
 from durably.protocol.headers import ServerKind

@@ -9,8 +9,8 @@ import pytest
 from durably.engine.core.errors import EngineClosedError, TooManyWaitersError
 from durably.engine.http.client import HttpEngine
 from durably.engine.reports import Changes
-from durably.engine.scheduling import changes
-from durably.engine.scheduling.changes import ChangeFeed
+from durably.engine.scheduling.monitoring import changes
+from durably.engine.scheduling.monitoring.changes import ChangeFeed
 from durably.engine.sqlite.writer import Group
 from durably.engine.sqlite_engine import SqliteEngine
 

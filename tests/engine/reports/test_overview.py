@@ -12,8 +12,8 @@ from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.client import HttpEngine
 from durably.engine.reports import Concern, ConcernKind, FunctionLoad
-from durably.engine.scheduling import concerns
-from durably.engine.scheduling.overviews import plan_axis
+from durably.engine.scheduling.monitoring import concerns
+from durably.engine.scheduling.monitoring.overviews import plan_axis
 from durably.engine.sqlite.queries import loads
 from durably.engine.sqlite.tables.counts import DAY, HOUR, MINUTE
 from durably.engine.sqlite_engine import SqliteEngine

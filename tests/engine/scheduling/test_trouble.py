@@ -13,12 +13,12 @@ import pytest
 from aiohttp import web
 
 from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
-from durably.engine.scheduling import event_routing
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.requests import http_call
 from durably.engine.scheduling.requests.http_call import open_socket
-from durably.engine.scheduling.transaction import Transaction
+from durably.engine.scheduling.transactions import event_routing
+from durably.engine.scheduling.transactions.transaction import Transaction
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
 from durably.protocol.call import CallRequest

@@ -5,8 +5,8 @@ import logging
 
 import pytest
 
-from durably.engine.scheduling.event_routing import EventOutcome, EventOutcomes
 from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.transactions.event_routing import EventOutcome, EventOutcomes
 from durably.engine.scheduling.unmatched import KnownNames, UnmatchedEvents, explain_unmatched
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import EventView

@@ -13,7 +13,7 @@ from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 
-from .transact import Transactions
+from .transactions.transact import Transactions
 
 _RUNS_AT_ONCE = 100
 _EVENTS_AT_ONCE = 500

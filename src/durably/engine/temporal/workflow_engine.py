@@ -48,10 +48,10 @@ from durably.engine.reports import (
     ScheduleView,
     StatusCounts,
 )
-from durably.engine.scheduling.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
 from durably.engine.temporal.flow.gate_workflow import GateWorkflow

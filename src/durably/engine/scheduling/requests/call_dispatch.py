@@ -19,10 +19,10 @@ from durably.engine.core.errors import (
     EngineClosedError,
     StaleCallError,
 )
-from durably.engine.scheduling import operations
 from durably.engine.scheduling.observers import EndedCall, Observers
 from durably.engine.scheduling.outbox import ScheduledCall
-from durably.engine.scheduling.transact import Transactions
+from durably.engine.scheduling.transactions import operations
+from durably.engine.scheduling.transactions.transact import Transactions
 from durably.engine.settings import Clock
 from durably.engine.sqlite.queries.views import pending_input, read_batch
 from durably.engine.sqlite.reader import Reader

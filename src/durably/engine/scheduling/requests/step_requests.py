@@ -15,10 +15,10 @@ import msgspec
 from durably.engine.core.errors import EngineClosedError, EngineError
 from durably.engine.core.inputs import MakeRequest, RequestFinished
 from durably.engine.core.transition import data_memo, error_memo
-from durably.engine.scheduling import runs
 from durably.engine.scheduling.outbox import ScheduledRequest
-from durably.engine.scheduling.transact import Transactions
-from durably.engine.scheduling.transaction import Transaction
+from durably.engine.scheduling.transactions import runs
+from durably.engine.scheduling.transactions.transact import Transactions
+from durably.engine.scheduling.transactions.transaction import Transaction
 from durably.engine.settings import Clock
 from durably.protocol.call import decode
 from durably.protocol.errors import ErrorData

@@ -10,8 +10,8 @@ from temporalio.client import Client, WorkflowExecution
 
 from durably.engine.core.run_state import RunStatus
 from durably.engine.reports import FunctionLoad, FunctionReport, Overview
-from durably.engine.scheduling import concerns
-from durably.engine.scheduling.overviews import Axis, plan_axis, run_counts
+from durably.engine.scheduling.monitoring import concerns
+from durably.engine.scheduling.monitoring.overviews import Axis, plan_axis, run_counts
 from durably.engine.sqlite.queries.functions import percentile
 from durably.engine.sqlite.tables.counts import COLUMNS, CREATED, ENDS, HOUR, MINUTE
 from durably.engine.temporal.ids import run_id_of

@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowExecution
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.registry import CANCELLED_IN_BULK, BulkCancellation
-from durably.engine.scheduling.reruns import MOST_ANCESTORS
+from durably.engine.scheduling.transactions.reruns import MOST_ANCESTORS
 from durably.engine.temporal.ids import bulk_workflow_id, function_workflow_id
 from durably.engine.temporal.long_lived import ENDED_BY_HAND, describe
 from durably.engine.temporal.messages import CancellationRecord, FunctionRecord, RunInput, RunMemo, RunOutcome

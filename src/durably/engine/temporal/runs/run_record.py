@@ -24,7 +24,7 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.core.step_times import CallTimes
-from durably.engine.scheduling.annotations import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
+from durably.engine.scheduling.transactions.annotations import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
 from durably.engine.step_records import (
     arguments_to_keep,
     failed_call_row,

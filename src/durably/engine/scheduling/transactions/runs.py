@@ -42,6 +42,18 @@ from durably.engine.core.run_state import (
     origin_of,
 )
 from durably.engine.core.transition import data_memo, encode_error, error_memo
+from durably.engine.scheduling import subscriptions
+from durably.engine.scheduling.events import (
+    ReceivedEvent,
+    RunResult,
+    check_event,
+    deferred_data,
+    index_key,
+    invocation_event,
+    run_end_events,
+)
+from durably.engine.scheduling.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
+from durably.engine.scheduling.subscriptions import ENDS, RunChange
 from durably.engine.sqlite.tables.runs import RunRow, WaitRow
 from durably.engine.step_records import (
     arguments_to_keep,
@@ -55,19 +67,8 @@ from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 
-from . import event_routing, subscriptions, triggers
-from .events import (
-    ReceivedEvent,
-    RunResult,
-    check_event,
-    deferred_data,
-    index_key,
-    invocation_event,
-    run_end_events,
-)
-from .outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
+from . import event_routing, triggers
 from .reruns import refuse_runaway
-from .subscriptions import ENDS, RunChange
 from .transaction import CachedRun, LiveRun, Transaction, with_memo
 
 _logger = get_logger("durably.engine")

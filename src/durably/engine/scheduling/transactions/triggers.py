@@ -29,16 +29,16 @@ from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.machine import start as start_machine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import encode_error, error_memo
+from durably.engine.scheduling.events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
+from durably.engine.scheduling.outbox import BucketTimer, DeadlineTimer, schedule_call
+from durably.engine.scheduling.registry import CANCELLED_IN_BULK, Function
+from durably.engine.scheduling.subscriptions import ENDS, RunChange
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
 from durably.engine.sqlite.tables.runs import NewRun, RunRow
 from durably.engine.views import UpdateKind
 from durably.protocol.errors import ErrorData
 
-from .events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
-from .outbox import BucketTimer, DeadlineTimer, schedule_call
-from .registry import CANCELLED_IN_BULK, Function
 from .reruns import Rerun, descends_from_cancelled, refuse_runaway
-from .subscriptions import ENDS, RunChange
 from .transaction import MOST_TRIGGER_BYTES, CachedRun, Transaction
 
 

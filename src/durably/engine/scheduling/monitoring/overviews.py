@@ -24,6 +24,11 @@ from durably.engine.reports import (
     ScheduleView,
     SyncReport,
 )
+from durably.engine.scheduling.registry import Registry
+from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.scheduling.requests.call_queue import CallLoad
+from durably.engine.scheduling.transactions.transact import Transactions
+from durably.engine.scheduling.unmatched import explain_unmatched
 from durably.engine.settings import Clock
 from durably.engine.sqlite.queries import loads
 from durably.engine.sqlite.queries.functions import PlannedSchedule, percentile, planned_schedules, sample_durations
@@ -45,12 +50,7 @@ from durably.engine.sqlite.tables.counts import (
 from durably.engine.views import AppView, FunctionView, to_datetime, to_optional_milliseconds
 
 from . import concerns
-from .registry import Registry
-from .requests.call_dispatch import Executor
-from .requests.call_queue import CallLoad
 from .statistics import Statistics
-from .transact import Transactions
-from .unmatched import explain_unmatched
 
 _STEPS = (1, 5, QUARTER, HOUR, 3 * HOUR, 6 * HOUR, DAY)
 _MOST_INTERVALS, _MOST_OF_FUNCTION = 150, 30

@@ -10,13 +10,19 @@ from collections.abc import Callable, Collection
 from durably.engine.core.errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
 from durably.engine.core.run_state import RunStatus
+from durably.engine.scheduling.outbox import ContinueBulkOperation, ControlsChanged
+from durably.engine.scheduling.registry import (
+    CANCELLED_IN_BULK,
+    FOLLOWED_FOR,
+    BulkCancellation,
+    Function,
+    FunctionControls,
+)
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind
 from durably.engine.sqlite.tables.runs import Store
 from durably.engine.views import Selection, to_milliseconds
 
 from . import triggers
-from .outbox import ContinueBulkOperation, ControlsChanged
-from .registry import CANCELLED_IN_BULK, FOLLOWED_FOR, BulkCancellation, Function, FunctionControls
 from .reruns import descends_from_cancelled, plan_rerun
 from .transaction import Transaction
 

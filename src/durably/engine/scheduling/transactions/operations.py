@@ -26,6 +26,18 @@ from durably.engine.core.inputs import (
 from durably.engine.core.machine import find_delays
 from durably.engine.core.transition import data_memo
 from durably.engine.reports import SyncReport
+from durably.engine.scheduling.events import make_internal_event, tick_data
+from durably.engine.scheduling.outbox import (
+    BucketTimer,
+    CronTimer,
+    DeadlineTimer,
+    ScheduledCall,
+    StepTimer,
+    StoredTimer,
+    Synced,
+    ThrottleTimer,
+)
+from durably.engine.scheduling.registry import Function
 from durably.engine.sqlite.tables.flow import DeadlineKind
 from durably.engine.views import FromStep, InvokeReceipt, SyncResult, to_datetime
 from durably.protocol.call import CheckpointRequest
@@ -36,9 +48,6 @@ from durably.protocol.sync import SyncRequest
 
 from . import event_routing, runs, triggers
 from .bulk_operations import refuse_paused
-from .events import make_internal_event, tick_data
-from .outbox import BucketTimer, CronTimer, DeadlineTimer, ScheduledCall, StepTimer, StoredTimer, Synced, ThrottleTimer
-from .registry import Function
 from .reruns import plan_rerun
 from .transaction import Transaction
 

@@ -14,6 +14,10 @@ from pathlib import Path
 import msgspec
 
 from durably.engine.core.errors import EngineClosedError
+from durably.engine.scheduling.observers import Observer
+from durably.engine.scheduling.subscriptions import ENDS as END_UPDATES
+from durably.engine.scheduling.subscriptions import RunChange
+from durably.engine.scheduling.transactions.transact import Transactions
 from durably.engine.settings import Clock
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.reader import Reader
@@ -37,11 +41,6 @@ from durably.engine.sqlite.writer import Group
 from durably.engine.views import UpdateKind
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
-
-from .observers import Observer
-from .subscriptions import ENDS as END_UPDATES
-from .subscriptions import RunChange
-from .transact import Transactions
 
 _SETTLE_MILLISECONDS = 5_000
 """A minute is complete after this time: the commits of its transactions have been counted by then."""

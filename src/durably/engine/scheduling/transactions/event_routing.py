@@ -14,17 +14,17 @@ from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin
+from durably.engine.scheduling.events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
+from durably.engine.scheduling.outbox import EventsStored
+from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.unmatched import explain_unmatched
 from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.views import EventView, to_milliseconds
 from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 
-from .events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
-from .outbox import EventsStored
-from .registry import Function, Registry
 from .transaction import NO_OUTCOME, EventOutcome, Transaction
 from .triggers import trigger_function
-from .unmatched import explain_unmatched
 
 _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
 

@@ -1,0 +1,1 @@
+"""Counts, overviews and changes for people; no run depends on them."""

@@ -1,0 +1,1 @@
+"""Functions of a transaction: events, triggers, inputs of runs, operations."""
