@@ -9,7 +9,7 @@ from durably.engine.reports import RunReport, SpanKind
 from durably.execution.async_call import install_task_factory
 from durably.io.background_loop import get_background_loop
 
-from ..engine.test_run_reports import assert_in_order
+from ..engine.steps.test_run_reports import assert_in_order
 
 SECONDS = 0.003
 

@@ -12,7 +12,7 @@ from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Retu
 from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.core.run_state import Call, Deferred, Origin, RunStatus
 from durably.engine.scheduling.registry import FOLLOWED_FOR
-from durably.engine.step_rows import MemoRow
+from durably.engine.steps.rows import MemoRow
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_COUNT, MAX_DEPTH, MAX_STEPS
 from durably.protocol.opcodes import Op, Opcode

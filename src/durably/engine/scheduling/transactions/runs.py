@@ -55,7 +55,7 @@ from durably.engine.scheduling.events import (
 from durably.engine.scheduling.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
 from durably.engine.scheduling.subscriptions import ENDS, RunChange
 from durably.engine.sqlite.tables.runs import RunRow, WaitRow
-from durably.engine.step_records import (
+from durably.engine.steps.records import (
     arguments_to_keep,
     failed_call_row,
     failed_request_row,

@@ -22,7 +22,7 @@ from durably.engine.scheduling.outbox import Outbox, ThrottleTimer, schedule_cal
 from durably.engine.scheduling.registry import Registry
 from durably.engine.sqlite.tables.flow import SqliteQueueRows
 from durably.engine.sqlite.tables.runs import RunRow, Store
-from durably.engine.step_rows import EndedWait
+from durably.engine.steps.rows import EndedWait
 from durably.engine.tracing import EndedRun, Tracing, trace_of_run
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent

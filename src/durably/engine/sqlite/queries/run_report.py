@@ -7,8 +7,8 @@ import msgspec
 
 from durably.engine.reports import RunReport
 from durably.engine.sqlite.tables.runs import open_waits
-from durably.engine.step_reports import RunFacts, StepReporter, report_run
-from durably.engine.step_rows import AttemptRow, MemoRow, MemoTimes, UnfinishedStep
+from durably.engine.steps.reports import RunFacts, StepReporter, report_run
+from durably.engine.steps.rows import AttemptRow, MemoRow, MemoTimes, UnfinishedStep
 from durably.engine.views import EventView, RunView
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import decode_function

@@ -17,7 +17,7 @@ from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.engine.sqlite.tables.runs import open_waits, read_run_state
-from durably.engine.step_views import (
+from durably.engine.steps.views import (
     AwaitedStep,
     call_views,
     called_step,

@@ -17,7 +17,7 @@ from durably.engine.core.run_state import (
     encode_origin,
     encode_run_state,
 )
-from durably.engine.step_rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
+from durably.engine.steps.rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 from durably.protocol.opcodes import Opcode
 
 from .apps import AppStore

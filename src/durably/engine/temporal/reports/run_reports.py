@@ -17,9 +17,9 @@ from durably.engine.core.call_body import join_memos
 from durably.engine.core.errors import RunUnavailableError
 from durably.engine.core.run_state import RunState
 from durably.engine.reports import LogEntry, LogPage, RunLink, RunReport
-from durably.engine.step_reports import RunFacts, StepReporter, report_run
-from durably.engine.step_rows import AttemptRow, MemoRow
-from durably.engine.step_views import call_views, called_step, finished_step, waiting_step
+from durably.engine.steps.reports import RunFacts, StepReporter, report_run
+from durably.engine.steps.rows import AttemptRow, MemoRow
+from durably.engine.steps.views import call_views, called_step, finished_step, waiting_step
 from durably.engine.temporal.ids import CALL_ID_PREFIX, run_id_of, run_workflow_id
 from durably.engine.temporal.reports.event_lists import event_view
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists

@@ -10,10 +10,7 @@ import msgspec
 from durably.engine.core.call_body import job_id_of
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, RunState, Wait
-from durably.protocol.opcodes import Opcode, hash_step_id
-
-from .step_rows import OpenWait
-from .views import (
+from durably.engine.views import (
     CallView,
     RunWait,
     StepStatus,
@@ -22,6 +19,9 @@ from .views import (
     to_datetime,
     to_optional_datetime,
 )
+from durably.protocol.opcodes import Opcode, hash_step_id
+
+from .rows import OpenWait
 
 
 def finished_step(

@@ -11,16 +11,16 @@ import msgspec
 
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, RunState, Wait
+from durably.engine.reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
+from durably.engine.views import EventView, RunView, StepStatus, to_datetime, to_milliseconds, to_optional_datetime
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode, hash_step_id
 
-from .reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
+from .rows import AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep
 from .spans import AttemptTimes, Interval, attempt_spans, make_span, run_spans
-from .step_rows import AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep
-from .step_views import call_status, called_step_id, wait_status
-from .views import EventView, RunView, StepStatus, to_datetime, to_milliseconds, to_optional_datetime
+from .views import call_status, called_step_id, wait_status
 
 CalledAt = Callable[[int], int | None]
 """Maps a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""

@@ -17,7 +17,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode, Timing, hash_step_id, read_timing
 from durably.protocol.text import get_logger, keep_ends
 
-from .step_rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
+from .rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 
 MAX_ARGUMENT_BYTES = 256 * 1024
 """The largest arguments of a step that are kept."""

@@ -3,7 +3,7 @@
 import datetime as dt
 
 from durably.engine.reports import Span, SpanKind
-from durably.engine.spans import AttemptTimes, Interval, attempt_spans, make_span, merge, run_spans
+from durably.engine.steps.spans import AttemptTimes, Interval, attempt_spans, make_span, merge, run_spans
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from .reports import Span, SpanKind
-from .views import from_microseconds
+from durably.engine.reports import Span, SpanKind
+from durably.engine.views import from_microseconds
 
 _SHORTEST = 1000
 """The engine's times are milliseconds, so shorter times in a queue are none."""

@@ -11,12 +11,12 @@ from aiohttp import web
 from durably.engine.http.codec import decoder_of, from_wire
 from durably.engine.reports import Relation, RunReport, Span, SpanKind
 from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.step_records import MAX_ERROR_TEXT
+from durably.engine.steps.records import MAX_ERROR_TEXT
 from durably.engine.views import FromStep, RunStatus, StepStatus
 from durably.protocol.opcodes import hash_step_id
 
-from .conftest import ended, only_run, opened, run_to_end, send, step_is
-from .small_app import Found, SmallApp, StepFailed, Steps
+from ..conftest import ended, only_run, opened, run_to_end, send, step_is
+from ..small_app import Found, SmallApp, StepFailed, Steps
 
 
 async def inspect(engine: SqliteEngine, run_id: str) -> RunReport:

@@ -1,0 +1,1 @@
+"""Steps of runs: their stored times, and views, reports and spans of them."""
