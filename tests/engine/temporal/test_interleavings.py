@@ -19,6 +19,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.apps.cron_activities import CronActivities
 from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
@@ -29,7 +30,6 @@ from durably.engine.temporal.ids import (
 )
 from durably.engine.temporal.messages import Delivery, EventRecord, RunInput, WaitRecord
 from durably.engine.temporal.routing import router
-from durably.engine.temporal.routing.cron_activities import CronActivities
 from durably.engine.temporal.routing.wait_keys import wait_key
 from durably.engine.temporal.runs.activities import RoutingActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow

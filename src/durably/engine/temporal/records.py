@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
 
-from durably.engine.temporal.routing.app_workflow import APP, AppWorkflow
-from durably.engine.temporal.routing.function_workflow import FUNCTION, FunctionWorkflow
+from durably.engine.temporal.apps.app_workflow import APP, AppWorkflow
+from durably.engine.temporal.apps.function_workflow import FUNCTION, FunctionWorkflow
 from durably.engine.temporal.routing.topic_workflow import TOPIC, TopicWorkflow
 from durably.protocol.text import get_logger
 

@@ -53,6 +53,11 @@ from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.apps.app_sync import AppSync
+from durably.engine.temporal.apps.app_workflow import AppWorkflow
+from durably.engine.temporal.apps.cron_activities import CronActivities
+from durably.engine.temporal.apps.cron_workflow import CronWorkflow
+from durably.engine.temporal.apps.function_workflow import FunctionWorkflow
 from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
 from durably.engine.temporal.flow.gate_workflow import GateWorkflow
 from durably.engine.temporal.flow.refusals import check_support
@@ -67,13 +72,8 @@ from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
 from durably.engine.temporal.reports.search_attributes import register_search_attributes
-from durably.engine.temporal.routing.app_sync import AppSync
-from durably.engine.temporal.routing.app_workflow import AppWorkflow
-from durably.engine.temporal.routing.cron_activities import CronActivities
-from durably.engine.temporal.routing.cron_workflow import CronWorkflow
 from durably.engine.temporal.routing.event_receiver import EventReceiver
 from durably.engine.temporal.routing.event_workflow import EventWorkflow
-from durably.engine.temporal.routing.function_workflow import FunctionWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
 from durably.engine.temporal.routing.topic_workflow import TopicWorkflow

@@ -1,1 +1,1 @@
-"""Routing of events, waits and syncs by the ids of workflows."""
+"""Routing of events and waits by the ids of workflows."""

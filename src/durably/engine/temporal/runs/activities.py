@@ -15,6 +15,8 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import CancelRequested
+from durably.engine.temporal.apps.app_sync import AppSync
+from durably.engine.temporal.apps.app_workflow import APPLY_SYNC, AppliedSync
 from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.long_lived import describe
@@ -36,8 +38,6 @@ from durably.engine.temporal.messages import (
     WaitRecord,
     result_of,
 )
-from durably.engine.temporal.routing.app_sync import AppSync
-from durably.engine.temporal.routing.app_workflow import APPLY_SYNC, AppliedSync
 from durably.engine.temporal.routing.event_workflow import DELIVER
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.wait_keys import matching

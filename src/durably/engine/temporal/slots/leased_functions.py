@@ -9,12 +9,12 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 
+from durably.engine.temporal.apps.app_workflow import APP
 from durably.engine.temporal.ids import app_workflow_id, slots_queue
 from durably.engine.temporal.messages import AppRecord
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.function_lists import FunctionLists
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
-from durably.engine.temporal.routing.app_workflow import APP
 from durably.engine.views import RunStatus
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger

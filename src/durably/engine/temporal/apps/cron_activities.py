@@ -13,10 +13,10 @@ from durably.engine.scheduling.events import make_internal_event, tick_data
 from durably.engine.temporal.ids import cron_workflow_id, make_event_id
 from durably.engine.temporal.long_lived import describe, update_with_start
 from durably.engine.temporal.messages import EventRecord
+from durably.engine.temporal.routing.router import Router
 from durably.protocol.events import InternalEvent
 
 from .cron_workflow import CRON, FIRE_TICK, PLAN_TICKS, CronRecord, CronWorkflow, FireInput, PlanInput
-from .router import Router
 
 
 class CronActivities:

@@ -20,6 +20,9 @@ from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import AppRecord, FunctionRecord, SyncInput, TriggerRecord
 from durably.engine.temporal.records import Records
+from durably.engine.temporal.routing.topic_workflow import AppTriggers
+from durably.engine.temporal.routing.wait_keys import path_of
+from durably.engine.temporal.routing.waits import Waits
 from durably.engine.temporal.runs.run_settings import policy_of
 from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
@@ -28,9 +31,6 @@ from durably.protocol.text import get_logger
 from .app_workflow import APP, SYNC_REFUSED, AppliedSync, AppWorkflow, is_same_sync, result_of_sync
 from .cron_activities import has_schedules, put_schedules
 from .function_workflow import FUNCTION, FunctionWorkflow
-from .topic_workflow import AppTriggers
-from .wait_keys import path_of
-from .waits import Waits
 
 _logger = get_logger("durably.engine")
 

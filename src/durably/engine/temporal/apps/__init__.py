@@ -1,0 +1,1 @@
+"""Apps: their syncs, functions and cron schedules."""
