@@ -1,6 +1,7 @@
 """Syncs of apps: their functions, triggers, and paths of cancelling events."""
 
 import asyncio
+import datetime as dt
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -12,18 +13,18 @@ from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.flow.config import read_flow
+from durably.engine.core.policy import standard_backoff
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.call_queue_ids import has_leased_slots
 from durably.engine.temporal.flow.restored import Restorer
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
-from durably.engine.temporal.messages import AppRecord, FunctionRecord, SyncInput, TriggerRecord
+from durably.engine.temporal.messages import AppRecord, FunctionRecord, RunPolicy, SyncInput, TriggerRecord
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.routing.topic_workflow import AppTriggers
 from durably.engine.temporal.routing.wait_keys import path_of
 from durably.engine.temporal.routing.waits import Waits
-from durably.engine.temporal.runs.run_settings import policy_of
 from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
@@ -36,6 +37,7 @@ _logger = get_logger("durably.engine")
 
 _PARALLEL_REQUESTS = 20
 _LONGEST_ERROR = 2000
+_MILLISECOND = dt.timedelta(milliseconds=1)
 _CHECK_SECONDS = 600.0
 """Seconds between two checks of an app, whose sync may be repeated every few seconds."""
 
@@ -206,7 +208,7 @@ def _sync_input(
             config=function.config,
             app_version=function.app_version,
             in_process=in_process,
-            policy=policy_of(settings, function.max_attempts),
+            policy=_policy_of(settings, function.max_attempts),
         )
         for function in functions
     )
@@ -223,6 +225,21 @@ def _sync_input(
         leased_http=() if in_process else leased,
     )
     return SyncInput(app_id=request.app_id, functions=records, app=app)
+
+
+def _policy_of(settings: EngineSettings, max_attempts: int) -> RunPolicy:
+    """The engine's settings for runs that start."""
+    delays: list[tuple[int, int]] = []
+    if settings.backoff is not standard_backoff:
+        for attempt in range(max_attempts - 1):
+            least, most = (settings.backoff(attempt, jitter) // _MILLISECOND for jitter in (0.0, 1.0))
+            delays.append((least, most - least))
+    return RunPolicy(
+        retry_delays=tuple(delays),
+        max_steps=settings.max_steps,
+        max_depth=settings.max_depth,
+        call_timeout=settings.call_timeout // _MILLISECOND,
+    )
 
 
 def _digest(record: FunctionRecord) -> str:

@@ -5,6 +5,7 @@ so that it reaches all of them even if this process ends. Nothing is looked up b
 """
 
 import asyncio
+import datetime as dt
 from collections.abc import Iterable, Mapping
 from itertools import islice
 
@@ -57,11 +58,11 @@ from durably.engine.temporal.messages import (
 )
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.search_attributes import search_attributes_of
-from durably.engine.temporal.runs.run_settings import finish_timeout_of
 from durably.engine.temporal.workflow_time import wall_clock
 from durably.engine.tracing import trace_of_run
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent, patterns_of
+from durably.protocol.options import milliseconds
 from durably.protocol.text import get_logger
 
 from .bulk_cancellations import BulkCancellations
@@ -244,7 +245,7 @@ class Router:
             flow=None
             if outcome is not None
             else run_flow_of(function.flow, events[0], wall_clock(), in_process=record.in_process),
-            finish_timeout=finish_timeout_of(function),
+            finish_timeout=_finish_timeout_of(function),
         )
 
     def _outcome_of(self, record: FunctionRecord, event: EventRecord) -> RunOutcome | None:
@@ -401,3 +402,10 @@ def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
         "source_app_id": invocation.source_app_id,
         "source_fn_id": invocation.source_function_id,
     }
+
+
+def _finish_timeout_of(function: Function) -> int | str | None:
+    """The option ``timeouts.finish`` as text, or in milliseconds."""
+    timeouts = function.flow.options.timeouts
+    finish = None if timeouts is None else timeouts.finish
+    return milliseconds(finish) if isinstance(finish, dt.timedelta) else finish
