@@ -1,7 +1,4 @@
-"""Overviews.
-
-The load of functions, numbers of runs over time, and what needs attention.
-"""
+"""Overviews: loads of functions, runs over time, and what needs attention."""
 
 import datetime as dt
 import itertools
