@@ -36,7 +36,7 @@ from .steps import FetchResponse, Signal, Step, StepSync
 
 if TYPE_CHECKING:
     from durably.engine.alerts.settings import Alerts
-    from durably.engine.settings import EngineSettings
+    from durably.engine.settings import Durability, EngineSettings
 
     from .in_process.embedded import Embedded
     from .in_process.temporal_engine import TemporalEngine
@@ -66,6 +66,7 @@ __all__ = [
     "Context",
     "ContextSync",
     "Debounce",
+    "Durability",
     "Embedded",
     "EngineNotConfiguredError",
     "EngineSettings",
@@ -106,6 +107,7 @@ __all__ = [
 
 _IMPORTED_AT_FIRST_USE = {
     "Alerts": "durably.engine.alerts.settings",
+    "Durability": "durably.engine.settings",
     "Embedded": "durably.in_process.embedded",
     "EngineSettings": "durably.engine.settings",
     "TemporalEngine": "durably.in_process.temporal_engine",

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from types import NoneType
 from typing import Protocol
 
 import msgspec
@@ -18,6 +19,7 @@ from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTE
 from durably.protocol.signatures import check_signing_key
 
 from .alerts.settings import Alerts
+from .setting_checks import check_count, check_texts, check_time_span, check_type
 from .tracing import Tracing
 
 
@@ -122,9 +124,32 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     entropy: Entropy = os.urandom
 
     def __post_init__(self) -> None:
-        """Check the signing keys. Raises ``SigningKeyInvalidError``."""
+        """Check each setting.
+
+        Raises ``SigningKeyInvalidError``, ``TypeError`` and ``ValueError``, which name the setting.
+        """
+        for name in ("signing_key", "signing_key_fallback", "temporal_ui"):
+            if (text := getattr(self, name)) is not None and not isinstance(text, str):
+                # Without the value, which may be a key.
+                raise TypeError(f"EngineSettings({name}=…) must be a text, not a value of type {type(text).__name__}")
         check_signing_key(self.signing_key, "EngineSettings(signing_key=…)")
         check_signing_key(self.signing_key_fallback, "EngineSettings(signing_key_fallback=…)")
+        for name in ("call_timeout", "connect_timeout"):
+            check_time_span(getattr(self, name), f"EngineSettings.{name}")
+        check_time_span(self.close_grace, "EngineSettings.close_grace", may_be_zero=True)
+        if self.retention is not None:
+            check_time_span(self.retention, "EngineSettings.retention")
+        for name in ("max_calls", "max_event_bytes", "max_steps", "max_depth"):
+            check_count(getattr(self, name), f"EngineSettings.{name}")
+        for name in ("allow_private_addresses", "log_runs"):
+            check_type(getattr(self, name), f"EngineSettings.{name}", bool, "True or False")
+        for name in ("backoff", "unreached_backoff", "entropy"):
+            if not callable(function := getattr(self, name)):
+                raise TypeError(f"EngineSettings.{name} must be a function, not {function!r}")
+        check_texts(self.unsigned_apps, "EngineSettings.unsigned_apps", 'frozenset({"shop"})')
+        check_type(self.server_kind, "EngineSettings.server_kind", ServerKind, "a ServerKind")
+        check_type(self.durability, "EngineSettings.durability", Durability, "a Durability, such as Durability.NORMAL")
+        check_type(self.alerts, "EngineSettings.alerts", (Alerts, NoneType), "Alerts(…) or None")
 
     def __repr__(self) -> str:
         """Without the keys: settings end up in logs and in assertion errors."""

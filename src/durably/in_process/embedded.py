@@ -4,10 +4,12 @@ import datetime as dt
 import os
 import sys
 from collections.abc import Mapping
+from types import NoneType
 from typing import Never
 
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.exposition import EngineCollector
+from durably.engine.setting_checks import check_count, check_type
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import resolve_path
 from durably.errors import Error
@@ -41,9 +43,10 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
     synchronous code. They raise ``durably.errors.TransportError`` if no engine answers within 30 s, or if the leader
     ended during an operation that starts something: it is then unclear whether it was executed.
 
-    Raises ``ValueError`` for a lease that is too short, ``max_calls`` below 1 or ``":memory:"``, ``ImportError`` if the
-    extra is not installed, ``OSError`` on Windows, ``RuntimeError`` under gevent and eventlet, and
-    ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a symbolic link of another user or a loop of links.
+    Raises ``ValueError`` for a lease that is too short, ``max_calls`` below 1 or ``":memory:"``, ``TypeError`` for a
+    value of another type, ``ImportError`` if the extra is not installed, ``OSError`` on Windows, ``RuntimeError`` under
+    gevent and eventlet, and ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a symbolic link of another user or
+    a loop of links.
     """
 
     def __init__(
@@ -67,8 +70,8 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
                 'Embedded(":memory:") cannot be: its database is a file that the processes of an app share. Give a '
                 "path; tests use durably.testing.TestEngine, which keeps nothing"
             )
-        if max_calls < 1:
-            raise ValueError(f"Embedded.max_calls must be 1 or more, not {max_calls}")
+        check_count(max_calls, "Embedded.max_calls")
+        check_type(settings, "Embedded.settings", (EngineSettings, NoneType), "EngineSettings(…)")
         self.path = resolve_path(path)
         self._process = EmbeddedProcess(
             Options(

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING
 
+from durably.engine.setting_checks import check_count, check_type
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engines import parse_temporal_url
 
@@ -63,9 +65,9 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
     Its other methods are the operations of an engine, for any event loop; those ending in ``_sync`` are the same for
     synchronous code. They raise ``durably.errors.TransportError`` if the server does not answer within 30 s.
 
-    Raises ``ValueError`` for ``max_calls`` below 1 and for settings that have no effect on Temporal, ``ImportError``
-    if an extra is not installed, and ``RuntimeError`` under gevent and eventlet. Wrong settings of the connection are
-    reported at its start.
+    Raises ``ValueError`` for ``max_calls`` below 1 and for settings that have no effect on Temporal, ``TypeError`` for
+    a value of another type, ``ImportError`` if an extra is not installed, and ``RuntimeError`` under gevent and
+    eventlet. Wrong settings of the connection are reported at its start.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
         settings: EngineSettings | None = None,
     ) -> None:
         refuse_green_threads()
-        if max_calls < 1:
-            raise ValueError(f"TemporalEngine.max_calls must be 1 or more, not {max_calls}")
+        check_count(max_calls, "TemporalEngine.max_calls")
+        check_type(workers, "TemporalEngine.workers", bool, "True or False")
+        check_type(settings, "TemporalEngine.settings", (EngineSettings, NoneType), "EngineSettings(…)")
         if settings is not None:
             _refuse_unused(settings)
         self.temporal = Temporal(

@@ -7,6 +7,8 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
+from durably.engine.setting_checks import check_texts, check_type
+
 DEFAULT_INTERVAL = dt.timedelta(minutes=15)
 _SHORTEST_INTERVAL = dt.timedelta(seconds=1)
 _SMTP_PORTS = {"smtp": 587, "smtps": 465}
@@ -59,7 +61,7 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
     runs.
 
     The URLs are the operator's, so they may have private addresses. Redirects are not followed. Raises
-    ``AlertsInvalidError``.
+    ``AlertsInvalidError``, and ``TypeError`` for a value of another type.
     """
 
     url: str | None = None
@@ -70,6 +72,14 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
     dashboard_url: str | None = None
 
     def __post_init__(self) -> None:
+        check_texts(self.emails, "Alerts.emails", '("ops@example.com",)')
+        check_type(
+            self.interval, "Alerts.interval", dt.timedelta, "a datetime.timedelta, such as timedelta(minutes=15)"
+        )
+        for name in ("url", "smtp_url", "email_from", "dashboard_url"):
+            if (text := getattr(self, name)) is not None and not isinstance(text, str):
+                # Without the value, which may hold a token or a password.
+                raise TypeError(f"Alerts({name}=…) must be a text, not a value of type {type(text).__name__}")
         if not self.emails and (self.smtp_url is not None or self.email_from is not None):
             raise AlertsInvalidError("alerts have an SMTP server or a sender, and no e-mail address to send to")
         if self.url is None and not self.emails:

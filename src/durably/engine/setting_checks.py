@@ -1,0 +1,47 @@
+"""Checks of the types and ranges of settings, which would otherwise fail late."""
+
+import datetime as dt
+from collections.abc import Collection
+
+_ZERO = dt.timedelta(0)
+
+
+def check_type(value: object, setting: str, kind: type | tuple[type, ...], article_and_kind: str) -> None:
+    """Check a value's type. ``True`` is not a number. Raises ``TypeError``."""
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{setting} must be {article_and_kind}, not {value!r}")
+
+
+def check_time_span(value: object, setting: str, *, may_be_zero: bool = False) -> None:
+    """Check a ``timedelta``.
+
+    Raises ``TypeError`` for another type, and ``ValueError`` for one that is too short.
+    """
+    check_type(value, setting, dt.timedelta, "a datetime.timedelta, such as timedelta(seconds=30)")
+    assert isinstance(value, dt.timedelta)
+    if value < _ZERO or (value == _ZERO and not may_be_zero):
+        raise ValueError(f"{setting} must be {'0 or more' if may_be_zero else 'more than 0'}, not {value}")
+
+
+def check_count(value: object, setting: str) -> None:
+    """Check a number.
+
+    Raises ``TypeError`` for what is not an ``int``, and ``ValueError`` for one below 1.
+    """
+    check_type(value, setting, int, "a whole number")
+    assert isinstance(value, int)
+    if value < 1:
+        raise ValueError(f"{setting} must be 1 or more, not {value}")
+
+
+def check_texts(value: object, setting: str, example: str) -> None:
+    """Check a collection of texts.
+
+    One text alone would be taken as a collection of letters. Raises ``TypeError``.
+    """
+    if (
+        isinstance(value, str | bytes)
+        or not isinstance(value, Collection)
+        or not all(isinstance(text, str) for text in value)
+    ):
+        raise TypeError(f"{setting} must be a collection of texts, such as {example}, not {value!r}")
