@@ -254,6 +254,35 @@ async def test_stopping_and_starting_again(app: App) -> None:
             assert output_of(await app.run(Event(name="f"))) == "done"
 
 
+async def test_a_send_during_a_stop_stores_the_event_and_does_not_start_again(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Functions and requests that are still ending may send events."""
+    monkeypatch.setattr("durably.in_process.process.is_test_run", lambda: False)
+    began, sent = asyncio.Event(), list[str]()
+
+    @app.function("ending")
+    async def ending(ctx: Context) -> None:
+        began.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            sent.extend(await app.client.send(Event(name="later")))
+            raise
+
+    @app.function("later")
+    async def later(ctx: Context) -> str:
+        return "done"
+
+    async with app.running():
+        await app.client.send(Event(name="ending"))
+        await began.wait()
+    assert not app.engine._process._is_serving
+    assert [run.ended_at for run in await app.engine.event_runs(sent[0])] == [None]
+    async with app.engine.running():
+        assert output_of(await app.ended(sent[0])) == "done"
+
+
 async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durably.functions.config._check", None)  # as with a stricter engine
 

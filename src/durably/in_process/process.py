@@ -114,7 +114,8 @@ class ProcessEngine(Generic[N]):
 
     A process that does not serve can make requests: it stores events, and runs no functions. It serves after it was
     started by ``start``, by a hook of its framework, by its first request, or by the first event that it sends. In a
-    test run only ``start`` starts anything.
+    test run only ``start`` starts anything. Once it has been stopped, only ``start`` and the server's hook start it
+    again: functions and requests that are still ending may send events.
     """
 
     def __init__(self, name: str, settings: EngineSettings | None) -> None:
@@ -130,6 +131,7 @@ class ProcessEngine(Generic[N]):
         self._node: N | None = None
         self._is_serving = False
         self._was_started_by_user = False
+        self._was_stopped = False
         self._waits_for_lifespan = False
         self._background_start: BackgroundStart | None = None
         self._has_warned = False
@@ -142,11 +144,13 @@ class ProcessEngine(Generic[N]):
             await self._start_on(asyncio.get_running_loop())
         except BaseException:
             await self.stop()
+            self._was_stopped = False
             raise
 
     async def stop(self) -> None:
         """See ``Embedded.stop``."""
         self._was_started_by_user = False
+        self._was_stopped = True
         await submit(self._stop())
 
     @contextlib.asynccontextmanager
@@ -216,7 +220,7 @@ class ProcessEngine(Generic[N]):
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
         if self._is_serving and (loop is None or self._app_loop.is_usable):
             return not self._was_started_by_user
-        if self._is_test_run():
+        if self._was_stopped or self._is_test_run():
             return False
         if loop is not None:
             self._app_loop.loop = loop
@@ -256,6 +260,7 @@ class ProcessEngine(Generic[N]):
         A refused function is the app's mistake: the traceback of the engine's own code would hide the message.
         """
         self._app_loop.loop = loop
+        self._was_stopped = False
         try:
             await submit(self._start())
         except ConfigInvalidError as error:
@@ -357,7 +362,8 @@ class ProcessEngine(Generic[N]):
 
     @property
     def _starts_with_send(self) -> bool:
-        return self._has_functions and not self._waits_for_lifespan and this_program() is not Program.COMMAND
+        may_start = not self._was_stopped and not self._waits_for_lifespan
+        return may_start and self._has_functions and this_program() is not Program.COMMAND
 
     def _end_background_start(self) -> None:
         if self._background_start is not None:
@@ -406,6 +412,7 @@ class ProcessEngine(Generic[N]):
 
     def _stop_at_exit(self) -> None:
         """Without a hook of the server for its end, stop at the exit of the process."""
+        self._was_stopped = True
         if self._node is None:
             return
         grace = self._engine_settings().close_grace.total_seconds()

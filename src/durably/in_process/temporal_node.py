@@ -1,8 +1,9 @@
 """The connection of a process to the engine on Temporal, and its workers."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from typing import Any
 
 from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
@@ -76,6 +77,7 @@ class TemporalNode:
         self._last_error: Exception | None = None
         self._is_closed = False
         self._is_away = False
+        self._unanswered: set[asyncio.Timeout] = set()
 
     @property
     def last_error(self) -> Exception | None:
@@ -93,7 +95,10 @@ class TemporalNode:
         await asyncio.shield(self._first_attempt)
 
     async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
-        """See ``EngineNode``. Waits without a limit while the server is away."""
+        """See ``EngineNode``.
+
+        Waits without a limit while the server is away, and until the node is closed.
+        """
         engine = await asyncio.shield(self._engine)
         if name in _NEED_FUNCTIONS:
             await asyncio.shield(self._synced)
@@ -101,7 +106,8 @@ class TemporalNode:
             if self._is_closed:
                 raise NodeClosedError("the connection of this process is closed")
             try:
-                result = await getattr(engine, name)(**arguments)
+                async with self._answered_before_close(name):
+                    result = await getattr(engine, name)(**arguments)
             except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
                 if not is_away(error):
                     raise TransportError(f"the Temporal server refused {name!r}: {error}") from error
@@ -114,6 +120,29 @@ class TemporalNode:
                 self._note_answer()
                 return result
             await asyncio.sleep(_REPEAT_SECONDS)
+
+    @contextlib.asynccontextmanager
+    async def _answered_before_close(self, name: str) -> AsyncIterator[None]:
+        """End the wait when the node is closed.
+
+        Temporal answers some requests only once a worker has taken a task, and no worker may be left. Raises
+        ``NodeClosedError``, and ``TransportError`` if an operation that must not be repeated may have been executed.
+        """
+        try:
+            async with asyncio.timeout(None) as wait:
+                self._unanswered.add(wait)
+                try:
+                    yield
+                finally:
+                    self._unanswered.discard(wait)
+        except TimeoutError:
+            if not wait.expired():
+                raise
+            if _OPERATIONS[name].is_repeatable:
+                raise NodeClosedError("the connection of this process is closed") from None
+            raise TransportError(
+                f"this process stopped during {name!r}: it is unclear whether the operation was executed"
+            ) from None
 
     def _note_outage(self, error: Exception) -> None:
         self._last_error = error
@@ -148,6 +177,8 @@ class TemporalNode:
         engine = self._engine.result() if self._engine.done() and not self._engine.exception() else None
         self._give_up(NodeClosedError("the connection of this process is closed"))
         await self._stop_workers()
+        for wait in self._unanswered:
+            wait.reschedule(self.loop.time())
         await self._worker.wait_ended()
         if engine is not None:
             await engine.close()

@@ -40,6 +40,8 @@ class TestCaller:
     engine is idle. ``handlers``, by app id, may grow.
     """
 
+    __test__ = False  # Otherwise pytest would collect it, for its name.
+
     def __init__(
         self,
         handlers: Mapping[str, CommHandler],

@@ -17,7 +17,9 @@ from durably import Client, Context, ContextSync, Event, Function, TemporalEngin
 from durably.comm import CommHandler
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.settings import Durability, EngineSettings
-from durably.errors import EngineNotStartedError, SendEventsError, URLInvalidError
+from durably.errors import EngineNotStartedError, SendEventsError, TransportError, URLInvalidError
+from durably.in_process.process import NodeClosedError
+from durably.in_process.temporal_node import TemporalNode
 from durably.temporal import TemporalSettingsError
 
 from ...temporal.dev_server import DevServer
@@ -200,6 +202,63 @@ async def test_a_stop_hands_over_finished_steps_and_says_so(
     assert "synced the app handover with Temporal: handover-two" in caplog.text
     async with app.engine.running():
         assert await app.reported() == "second"
+
+
+async def test_a_send_during_a_stop_does_not_start_the_process_again(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Functions and requests that are still ending may send events."""
+    monkeypatch.setattr("durably.in_process.process.is_test_run", lambda: False)
+
+    def ending(app: App) -> Function[Any]:
+        @app.client.create_function(fn_id="ending", trigger=TriggerEvent(event="late-send/ending"))
+        async def ending(ctx: Context) -> None:
+            app.report("began")
+            try:
+                await asyncio.sleep(WAIT_SECONDS)
+            except asyncio.CancelledError:
+                await app.client.send(Event(name="late-send/add", data={"n": 1}))
+                app.report("sent")
+                raise
+
+        return ending
+
+    app = App(TemporalEngine(server.address, settings=NO_GRACE), "late-send").serve(ending, add)
+    async with app.engine.running():
+        await app.send("ending")
+        assert await app.reported() == "began"
+    assert await app.reported() == "sent"
+    assert not app.engine._process._is_serving
+    assert app.reports.empty()
+    await app.engine.stop()
+
+
+async def test_a_request_that_only_a_worker_can_answer_ends_with_the_process(server: DevServer) -> None:
+    """A thread that waits for it would otherwise keep the process alive for ever."""
+    app = App(TemporalEngine(server.address, settings=NO_GRACE), "unanswered").serve(add)
+    await app.engine.start()
+    node = app.engine._process._node
+    assert node is not None
+    engine = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_engine_of(node), node.loop))
+
+    async def never(**_: Any) -> None:
+        await asyncio.Event().wait()
+
+    for name, error in (("checkpoint", NodeClosedError), ("invoke", TransportError)):
+        setattr(engine, name, never)
+        request = asyncio.run_coroutine_threadsafe(node.request(name, {}), node.loop)
+        await asyncio.sleep(0.1)
+        assert not request.done()
+        app.reports.put_nowait((request, error))
+    await within(app.engine.stop())
+    while not app.reports.empty():
+        request, error = app.reports.get_nowait()
+        with pytest.raises(error):
+            await within(asyncio.wrap_future(request))
+
+
+async def _engine_of(node: TemporalNode) -> Any:
+    return await asyncio.shield(node._engine)
 
 
 async def test_a_process_that_lacks_the_function_uses_up_no_attempt(

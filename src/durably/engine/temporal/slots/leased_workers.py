@@ -72,12 +72,14 @@ class LeasedWorkers:
                 self._add_workers()
                 self._functions.changed.clear()
                 changed = asyncio.create_task(self._functions.changed.wait())
-                done, _ = await asyncio.wait(
-                    {stopping, changed, *self._running},
-                    timeout=pause,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                changed.cancel()
+                try:
+                    done, _ = await asyncio.wait(
+                        {stopping, changed, *self._running},
+                        timeout=pause,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                finally:
+                    changed.cancel()
                 for task in done & self._running:
                     task.result()
                 if not done:
