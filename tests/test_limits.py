@@ -18,9 +18,10 @@ from durably.engine.scheduling.monitoring import changes
 from durably.engine.scheduling.transactions import annotations
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.queries import event_search, run_search, search_pages, status_counts, walks
-from durably.engine.sqlite.tables import counts as counts
+from durably.engine.sqlite.tables import counts
 from durably.engine.temporal import workflow_engine
 from durably.engine.temporal.flow import gate, refusals
+from durably.engine.temporal.reports import bulk
 from durably.engine.temporal.routing import topic_workflow, wait_keys, wait_workflow
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
@@ -162,6 +163,7 @@ EXPECTED = {
     "paths of waits for one event name that are indexed": f"{topic_workflow.MAX_PATHS}",
     "a condition, with what it reads of the run's event": size(wait_keys.MAX_CONDITION_BYTES),
     "waits for one event and one value, or none": f"about {wait_workflow.FULL_BYTES // 25:,}",
+    "bulk cancellations of a function that apply to new runs": f"{bulk.MAX_PRESENT_BYTES:,} bytes",
     "runs that a process keeps in memory, for each app": f"{workflow_engine.MAX_CACHED_RUNS:,}",
     "events and outputs that a process keeps for calls": size(contents.MAX_CACHE_BYTES),
 }

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import functools
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ from durably.engine.core.errors import (
     FunctionNotFoundError,
     FunctionPausedError,
     RunNotFoundError,
+    SelectionInvalidError,
     StepNotFoundError,
 )
 from durably.engine.reports import Relation
@@ -133,6 +135,29 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
         with pytest.raises(CancellationNotFoundError):
             await engine.delete_cancellation("nobody")
         await asyncio.gather(*(engine.cancel_run(run.id) for run in await engine.event_runs(ids[0])))
+
+
+async def test_a_bulk_cancellation_for_which_there_is_no_room_is_refused(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "MAX_PRESENT_BYTES", 10)
+    app = new_app()
+
+    @app.create_function(fn_id="full", trigger=durably.TriggerEvent(event=app.app_id))
+    async def full(ctx: durably.Context) -> None: ...
+
+    async with serving(server.address, app, [full]) as engine:
+        cancel = functools.partial(
+            engine.cancel_runs,
+            "full",
+            app_id=app.app_id,
+            started_before=dt.datetime.now(dt.UTC) + dt.timedelta(hours=1),
+        )
+        first = await cancel()
+        await eventually(lambda: engine.get_cancellation(first.id), lambda view: view and view.ended_at is not None)
+        with pytest.raises(SelectionInvalidError, match=r"than the 1 that apply .* Wait until one is over"):
+            await cancel()
+        assert await engine.get_cancellation(first.id) is not None
 
 
 async def start(app: RoutedApp, name: str, sender: str | None = None) -> str:

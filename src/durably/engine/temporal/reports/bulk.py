@@ -48,7 +48,7 @@ View = TypeVar("View", CancellationView, ReplayView)
 
 _TOGETHER = 100
 """Runs of one page."""
-_MAX_PRESENT_BYTES = 400_000
+MAX_PRESENT_BYTES = 400_000
 """The size of the present cancellations of a function. Its record is in a memo, which each event reads."""
 
 
@@ -223,8 +223,9 @@ def _filter_of(record: BulkRecord) -> RunFilter:
 def _check_room(function: FunctionRecord, now: int) -> None:
     """Raises ``SelectionInvalidError``."""
     present = [each for each in function.cancellations if not each.is_over(now)]
-    if len(msgspec.json.encode(present)) > _MAX_PRESENT_BYTES:
+    if len(msgspec.json.encode(present)) > MAX_PRESENT_BYTES:
         raise SelectionInvalidError(
-            f"{len(present)} bulk cancellations apply to new runs of the function {function.config.id!r}, each for an "
-            "hour or until its range ends, and Temporal can hold no more: wait, or use one for more runs"
+            f"there is no room for another bulk cancellation of the function {function.config.id!r}: Temporal holds no "
+            f"more than the {len(present)} that apply to its new runs, each for an hour or until its range ends. "
+            "Wait until one is over, or select more runs with a single one"
         )
