@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from durably.cli.output.text import CliError
+from durably.cli.processes.app_loading import AppImportError, import_app
 from durably.protocol.text import get_logger
-
-from .app_loading import AppImportError, import_app
-from .text import CliError
 
 if TYPE_CHECKING:
     from durably.in_process.handle import InProcessHandle
@@ -40,8 +39,8 @@ def worker(target: str, log_format: str) -> None:
     temporal://localhost:7233. The module must serve the functions, or import what does. Web processes that shall run
     none have TemporalEngine(workers=False). SIGTERM ends it: calls have 5 seconds to end, and continue elsewhere then.
     """
-    from .event_loop import run_until_stopped
-    from .log_lines import LogFormat, write_log
+    from durably.cli.output.log_lines import LogFormat, write_log
+    from durably.cli.servers.event_loop import run_until_stopped
 
     write_log(LogFormat(log_format))
     run_until_stopped(_work(_load_engine(target)))

@@ -4,19 +4,19 @@ import click
 
 from durably.settings import Environment, describe_unknown_name
 
-from .database import backup, check
-from .dev import dev
-from .events import events, send, signal
-from .functions import functions, invoke
-from .keys import keys
-from .logs import logs
-from .runs import cancellations, runs
-from .start import start
-from .sync import health, sync
-from .temporal import temporal
-from .text import Group, echo
-from .top import top
-from .worker import worker
+from .commands.database import backup, check
+from .commands.dev import dev
+from .commands.events import events, send, signal
+from .commands.functions import functions, invoke
+from .commands.keys import keys
+from .commands.logs import logs
+from .commands.runs import cancellations, runs
+from .commands.start import start
+from .commands.sync import health, sync
+from .commands.temporal import temporal
+from .commands.top import top
+from .commands.worker import worker
+from .output.text import Group, echo
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

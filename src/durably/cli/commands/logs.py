@@ -5,16 +5,25 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import client_options, json_option
-from .text import CliError, Styled, echo, echo_json, echo_json_line, fit, format_clock, short_id, style
+from durably.cli.options import client_options, json_option
+from durably.cli.output.text import (
+    CliError,
+    Styled,
+    echo,
+    echo_json,
+    echo_json_line,
+    fit,
+    format_clock,
+    short_id,
+    style,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from durably.cli.clients.engine_client import EngineClient
     from durably.engine.reports import LogEntry, LogPage
     from durably.engine.views import RunUpdate, RunView
-
-    from .engine_client import EngineClient
 
 _PAGE = 500
 
@@ -86,10 +95,9 @@ def _follow(
     lines_only: bool,
     as_json: bool,
 ) -> None:
+    from durably.cli.output.log_stream import describe_change, followed_lines, followed_updates, merge
     from durably.engine.reports import LogEntry
     from durably.engine.run_updates import end_of, start_of
-
-    from .log_stream import describe_change, followed_lines, followed_updates, merge
 
     def show(value: "LogEntry | RunUpdate") -> None:
         if as_json:

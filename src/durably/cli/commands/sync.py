@@ -8,17 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
+from durably.cli.options import client_options, json_option, read_age, read_app_url
+from durably.cli.output.text import Styled, echo, echo_json
 from durably.protocol.text import printable, redact_url
-
-from .options import client_options, json_option, read_age, read_app_url
-from .text import Styled, echo, echo_json
 
 if TYPE_CHECKING:
     import datetime as dt
 
+    from durably.cli.clients.engine_client import EngineClient
     from durably.protocol.api import AppSyncBody
-
-    from .engine_client import EngineClient
 
 _PAUSE_SECONDS = 0.5
 _APP_UNREACHED = 502
@@ -51,7 +49,7 @@ def sync(client: "EngineClient", app_url: str, wait: "dt.timedelta | None", as_j
 
 
 def _sync(client: "EngineClient", app_url: str, patience: float) -> "AppSyncBody":
-    from .engine_client import AnswerError, EngineUnreachedError
+    from durably.cli.clients.engine_client import AnswerError, EngineUnreachedError
 
     deadline = time.monotonic() + patience
     while True:

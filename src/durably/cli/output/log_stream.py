@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
+from durably.cli.clients.engine_client import EngineClient, existing
 from durably.engine.reports import LogEntry, LogPage
 from durably.engine.run_updates import UPDATES_OF_ENDS
 from durably.engine.views import RunUpdate, RunView, UpdateKind
 
-from .engine_client import EngineClient, existing
 from .run_text import describe_update
 from .text import CliError, Styled, fit, format_clock, short_id, shorten, style
 

@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from durably.cli.options import client_options, json_option, read_data
+from durably.cli.output.text import CliError, echo, echo_json, fit, format_json, style, table
 from durably.protocol.text import printable
 
-from .options import client_options, json_option, read_data
-from .text import CliError, echo, echo_json, fit, format_json, style, table
-
 if TYPE_CHECKING:
+    from durably.cli.clients.engine_client import EngineClient
     from durably.engine.views import FunctionView, RunView
-
-    from .engine_client import EngineClient
 
 
 @click.group()
@@ -92,7 +90,7 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
 
     Exit code 1 if the run fails or is cancelled.
     """
-    from .engine_client import existing
+    from durably.cli.clients.engine_client import existing
 
     receipt = client.invoke_sync(function_id, read_data(data))
     if receipt.run_id is None:
@@ -114,7 +112,7 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
 
 
 def _wait_for_end(client: "EngineClient", run_id: str) -> "RunView":
-    from .engine_client import existing
+    from durably.cli.clients.engine_client import existing
 
     pause = _FIRST_POLL_SECONDS
     while (run := existing(client.get_run_sync(run_id))).ended_at is None:

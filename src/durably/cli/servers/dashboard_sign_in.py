@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from durably.cli.output.text import CliError
 from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
@@ -17,8 +18,6 @@ from durably.engine.dashboard.sign_in import (
     read_network,
 )
 from durably.settings import DASHBOARD_KEY
-
-from .text import CliError
 
 
 class _BehindPrefix:

@@ -11,10 +11,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from durably.protocol.text import suggest
-
-from .options import Command, client_options, echo_notes, is_short_id, json_option, only_id, read_json, read_time
-from .text import (
+from durably.cli.options import (
+    Command,
+    client_options,
+    echo_notes,
+    is_short_id,
+    json_option,
+    only_id,
+    read_json,
+    read_time,
+)
+from durably.cli.output.text import (
     STATUS_COLOURS,
     CliError,
     Styled,
@@ -29,11 +36,11 @@ from .text import (
     style,
     table,
 )
+from durably.protocol.text import suggest
 
 if TYPE_CHECKING:
+    from durably.cli.clients.engine_client import EngineClient
     from durably.engine.views import CancellationView, ReplayView
-
-    from .engine_client import EngineClient
 
     Body = TypeVar("Body", CancellationView, ReplayView)
     from durably.engine.views import RunView
@@ -188,10 +195,16 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 
     The error of each failed attempt is shown. RUN is a run's id, or the end of it, as `durably dev` prints it.
     """
-    from .engine_client import existing
-    from .run_text import describe_attempts, describe_events, describe_links, describe_logs, describe_metadata
-    from .run_text import describe_run as describe
-    from .waterfall_text import draw
+    from durably.cli.clients.engine_client import existing
+    from durably.cli.output.run_text import (
+        describe_attempts,
+        describe_events,
+        describe_links,
+        describe_logs,
+        describe_metadata,
+    )
+    from durably.cli.output.run_text import describe_run as describe
+    from durably.cli.output.waterfall_text import draw
 
     run_id = find_run_id(client, run_id)
     report = existing(client.inspect_run_sync(run_id))
@@ -239,7 +252,7 @@ def cancel(
     if run_id is not None:
         if since or until or expression:
             raise click.UsageError("--since, --until and --if are for the runs of a --function")
-        from .engine_client import existing
+        from durably.cli.clients.engine_client import existing
 
         run_id = find_run_id(client, run_id)
         client.cancel_run_sync(run_id)
@@ -275,7 +288,7 @@ def cancel(
 @client_options
 def wake(client: "EngineClient", run_id: str, step_id: str | None, as_json: bool) -> None:
     """End the sleeps of a run now, and make its delayed attempts now."""
-    from .engine_client import existing
+    from durably.cli.clients.engine_client import existing
 
     run_id = find_run_id(client, run_id)
     count = client.skip_delays_sync(run_id, step_id=step_id)
@@ -375,7 +388,7 @@ def check_function(client: "EngineClient", function_id: str) -> None:
 
 
 def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> None:
-    from .run_text import Activity
+    from durably.cli.output.run_text import Activity
 
     if function_id is not None:
         check_function(client, function_id)

@@ -7,6 +7,7 @@ from typing import Any, NoReturn, TypeVar
 
 from temporalio.service import RPCError
 
+from durably.cli.output.text import CliError
 from durably.engine.core.errors import EngineError
 from durably.engine.http.messages import status_of
 from durably.engine.operations import Operation
@@ -24,7 +25,6 @@ from durably.temporal import Temporal, TemporalUnreachableError
 from durably.temporal.connect_failures import explain_refusal
 
 from .engine_client import TIMEOUT_SECONDS, AnswerError, EngineClient, EngineUnreachedError
-from .text import CliError
 
 T = TypeVar("T")
 _NO_WORKER = (

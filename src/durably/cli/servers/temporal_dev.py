@@ -11,10 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from durably.protocol.text import reachable
-from durably.temporal.binaries import find_program
-
-from .child_process import (
+from durably.cli.output.text import Console
+from durably.cli.processes.child_process import (
     AppFailedError,
     ChildProcess,
     SourceChanges,
@@ -23,11 +21,14 @@ from .child_process import (
     restart_on_changes,
     state_directory,
 )
+from durably.protocol.text import reachable
+from durably.temporal.binaries import find_program
+
 from .event_loop import first_failure
-from .text import Console
 
 START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
+_APP_SERVER = "durably.cli.processes.app_server"
 _FREE_PORT_TRIES = 3
 
 _SERVER_SETTINGS = {"frontend.WorkflowPauseEnabled": "true"}
@@ -144,7 +145,7 @@ class TemporalDev:
 
     def _app(self, target: str, variables: dict[str, str]) -> "ServedProcess":
         host, port = self._options.host, self._options.app_port or free_port(self._options.host)
-        command = (sys.executable, "-m", "durably.cli.app_server", target, "--host", host, "--port", str(port))
+        command = (sys.executable, "-m", _APP_SERVER, target, "--host", host, "--port", str(port))
         return ServedProcess(target, command, variables, host=host, port=port, option="--app-port")
 
     def _django(self, manage: Path, variables: dict[str, str]) -> list[ChildProcess]:
@@ -242,7 +243,7 @@ class ServerProcess(ServedProcess):
         for name, value in _SERVER_SETTINGS.items():
             arguments += ["--dynamic-config-value", f"{name}={value}"]
         arguments += [part for namespace in namespaces for part in ("--namespace", namespace)]
-        command = (sys.executable, "-m", "durably.cli.guard", str(find_program("temporal")), *arguments)
+        command = (sys.executable, "-m", "durably.cli.processes.guard", str(find_program("temporal")), *arguments)
         super().__init__("Temporal", command, {}, host=host, port=port, option="--port, or use what runs with --server")
         self.address = f"{self.host}:{port}"
         self.ui = f"http://{self.host}:{ui_port}"
@@ -251,7 +252,7 @@ class ServerProcess(ServedProcess):
 
 
 def _manage(manage: Path, *arguments: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "durably.cli.guard", sys.executable, str(manage), *arguments)
+    return (sys.executable, "-m", "durably.cli.processes.guard", sys.executable, str(manage), *arguments)
 
 
 async def _migrate(manage: Path, variables: dict[str, str]) -> None:

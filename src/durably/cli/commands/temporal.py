@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.core import ParameterSource
 
-from .app_loading import AppImportError, import_app
-from .text import CliError, Console
+from durably.cli.output.text import CliError, Console
+from durably.cli.processes.app_loading import AppImportError, import_app
 
 if TYPE_CHECKING:
     from durably.temporal import Temporal
@@ -223,15 +223,15 @@ def _run_worker(
     if reload:
         if click.get_current_context().get_parameter_source("grace") is not ParameterSource.DEFAULT:
             raise CliError("--reload cancels activities after 1 second: leave out --grace, or --reload")
-        from .event_loop import run_until_stopped
-        from .temporal_dev import run_reloaded_worker
+        from durably.cli.servers.event_loop import run_until_stopped
+        from durably.cli.servers.temporal_dev import run_reloaded_worker
 
         options = [("--task-queue", each) for each in task_queues] + [("--log-level", log_level)]
         options += [(name, value) for name, value in (("--health", health), ("--metrics", metrics)) if value]
         run_until_stopped(run_reloaded_worker(target, [part for option in options for part in option]))
         return
     if guarded:
-        from .guard import follow_parent
+        from durably.cli.processes.guard import follow_parent
 
         follow_parent()
     log_plain_lines(log_level)
@@ -328,8 +328,8 @@ def dev(
     if migrate and manage is None:
         raise CliError("--migrate applies a Django project's migrations: say which, --django manage.py")
     require_temporal()
-    from .event_loop import run_until_stopped
-    from .temporal_dev import TemporalDev, TemporalDevOptions
+    from durably.cli.servers.event_loop import run_until_stopped
+    from durably.cli.servers.temporal_dev import TemporalDev, TemporalDevOptions
 
     options = TemporalDevOptions(
         app=app,

@@ -1,7 +1,7 @@
 """Processes that end with their parent process.
 
-``python -m durably.cli.guard program argument…`` ends a program with its parent. The guarded program also ends by
-SIGTERM. Ctrl-C, which the terminal sends to all processes, does not reach it: the parent ends it.
+``python -m durably.cli.processes.guard program argument…`` ends a program with its parent. The guarded program also
+ends by SIGTERM. Ctrl-C, which the terminal sends to all processes, does not reach it: the parent ends it.
 """
 
 import os

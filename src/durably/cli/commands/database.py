@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from .options import database_option, json_option
-from .text import echo, echo_json, progress_line
+from durably.cli.options import database_option, json_option
+from durably.cli.output.text import echo, echo_json, progress_line
 
 
 @click.command()

@@ -21,7 +21,7 @@ USUAL_PATHS = ("/api/inngest", "/x/inngest", "/")
 """Usual paths of endpoints: the default of all SDKs, a former default, and that of DigitalOcean functions."""
 START_SECONDS = 60.0
 _PAUSE_SECONDS = 0.05
-_PROGRAM = "durably.cli.app_server"
+_PROGRAM = "durably.cli.processes.app_server"
 
 
 class AppProcess(ChildProcess):

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from durably.protocol.text import get_logger
-from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
-
-from .options import (
+from durably.cli.options import (
     dashboard_options,
     open_tracing,
     read_address,
@@ -19,8 +16,10 @@ from .options import (
     setting_option,
     signing_key_options,
 )
-from .temporal_start import refuse_options, server_on_temporal
-from .text import CliError
+from durably.cli.output.text import CliError
+from durably.cli.servers.temporal_start import refuse_options, server_on_temporal
+from durably.protocol.text import get_logger
+from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
 if TYPE_CHECKING:
     from durably.engine.alerts.settings import Alerts
@@ -162,16 +161,15 @@ def start(
         raise CliError(f"no signing key: set {SIGNING_KEY.name}, the same as the apps'{_ADVICE}")
     if not event_keys or not all(event_keys):
         raise CliError(f"no event key: set {EVENT_KEY.name}, the same as the senders'{_ADVICE}")
+    from durably.cli.output.log_lines import LogFormat, write_log
+    from durably.cli.servers.dashboard_sign_in import read_sign_in
+    from durably.cli.servers.event_loop import run_until_stopped
+    from durably.cli.servers.production_server import OpenServer, serve
     from durably.engine.core.policy import standard_backoff
     from durably.engine.http.connections import ConnectionLimits
     from durably.engine.http.server import EngineServer
     from durably.engine.settings import EngineSettings
     from durably.protocol.headers import ServerKind
-
-    from .dashboard_sign_in import read_sign_in
-    from .event_loop import run_until_stopped
-    from .log_lines import LogFormat, write_log
-    from .production_server import OpenServer, serve
 
     keys = (signing_key, signing_key_fallback, *event_keys)
     sign_in = read_sign_in(

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import watchfiles
 
+from durably.cli.output.text import Console
 from durably.protocol.errors import Error
 from durably.protocol.text import describe_os_error
 
 from .guard import EXIT_REPORTED, GRACE_SECONDS, PARENT_VARIABLE
-from .text import Console
 
 
 class AppFailedError(Error):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import open_tracing, read_allowed_hosts, server_options
+from durably.cli.options import open_tracing, read_allowed_hosts, server_options
 
 
 @click.command()
@@ -75,9 +75,9 @@ def dev(
     """
     if temporal_address is not None and database is not None:
         raise click.UsageError("give one of --db and --temporal, where the engine's state is kept")
-    from .dev_server import DevOptions, DevServer
-    from .event_loop import run_until_stopped
-    from .log_lines import LogFormat
+    from durably.cli.output.log_lines import LogFormat
+    from durably.cli.servers.dev_server import DevOptions, DevServer
+    from durably.cli.servers.event_loop import run_until_stopped
 
     options = DevOptions(
         target=target,

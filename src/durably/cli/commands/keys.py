@@ -6,10 +6,9 @@ from pathlib import Path
 
 import click
 
+from durably.cli.options import json_option
+from durably.cli.output.text import CliError, echo_json
 from durably.settings import DASHBOARD_KEY, EVENT_KEY, SIGNING_KEY
-
-from .options import json_option
-from .text import CliError, echo_json
 
 _KEY_BYTES = 32
 

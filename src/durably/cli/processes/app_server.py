@@ -1,8 +1,8 @@
 """A program that serves a user's app in a process of its own.
 
-The command is ``python -m durably.cli.app_server module:app``. ``durably dev`` starts it, and restarts it when the
-source changes. It imports the user's code and its framework's server. It finds the engine by its environment. Errors
-end it with ``EXIT_REPORTED`` after one or two lines on stderr.
+The command is ``python -m durably.cli.processes.app_server module:app``. ``durably dev`` starts it, and restarts it
+when the source changes. It imports the user's code and its framework's server. It finds the engine by its environment.
+Errors end it with ``EXIT_REPORTED`` after one or two lines on stderr.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from types import FrameType
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
+from durably.cli.output.text import Styled, echo, fit_lines, style
+
 from .app_loading import ACCEPTED, AppImportError, AppKind, NotAnAppError, detect_kind, import_app
 from .guard import EXIT_REPORTED, EXPLANATION, GRACE_SECONDS, follow_parent
-from .text import Styled, echo, fit_lines, style
 
 Server = Callable[[Any, str, int], None]
 """Serves an app at a host and port until SIGTERM."""

@@ -7,8 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .options import client_options, echo_notes, is_short_id, json_option, only_id, read_data, read_json, read_time
-from .text import (
+from durably.cli.options import (
+    client_options,
+    echo_notes,
+    is_short_id,
+    json_option,
+    only_id,
+    read_data,
+    read_json,
+    read_time,
+)
+from durably.cli.output.text import (
     coloured_status,
     describe_facts,
     echo,
@@ -24,9 +33,8 @@ from .text import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from durably.cli.clients.engine_client import EngineClient
     from durably.engine.views import EventView, RunView
-
-    from .engine_client import EngineClient
 
 
 _NOT_LISTED = (
@@ -78,7 +86,7 @@ def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[RunView] | 
 
     In production, an event key allows only to send.
     """
-    from .engine_client import AnswerError, existing
+    from durably.cli.clients.engine_client import AnswerError, existing
 
     runs: list[RunView] = []
     try:
@@ -195,7 +203,7 @@ def _find_event(client: "EngineClient", text: str) -> "EventView":
 
     Raises ``CliError``.
     """
-    from .engine_client import AnswerError, existing
+    from durably.cli.clients.engine_client import AnswerError, existing
 
     try:
         return existing(client.get_event_sync(text))

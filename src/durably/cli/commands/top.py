@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .options import client_options, json_option
-from .text import Styled, alternate_screen, draw, echo, echo_json, fit, style
-from .top_text import RANGE, render
+from durably.cli.options import client_options, json_option
+from durably.cli.output.text import Styled, alternate_screen, draw, echo, echo_json, fit, style
+from durably.cli.output.top_text import RANGE, render
 
 if TYPE_CHECKING:
+    from durably.cli.clients.engine_client import EngineClient
     from durably.engine.reports import Overview
-
-    from .engine_client import EngineClient
 
 _INTERVAL_SECONDS = 1.0
 _PLAIN_WIDTH = 120

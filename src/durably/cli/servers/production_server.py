@@ -6,6 +6,8 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+from durably.cli.output.log_lines import log_fields, log_update
+from durably.cli.processes.apps import keep_synced
 from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
 from durably.engine.dashboard.sign_in import SignIn
 from durably.engine.http.connections import ConnectionLimits
@@ -15,9 +17,7 @@ from durably.engine.http.syncs import AcceptedSync
 from durably.protocol.text import get_logger, redact_url
 from durably.settings import Environment
 
-from .apps import keep_synced
 from .event_loop import first_failure
-from .log_lines import log_fields, log_update
 
 _logger = get_logger("durably.start")
 

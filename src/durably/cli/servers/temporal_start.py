@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from durably.cli.commands.temporal import require_temporal
+from durably.cli.output.text import CliError
 from durably.protocol.text import get_logger
-
-from .temporal import require_temporal
-from .text import CliError
 
 if TYPE_CHECKING:
     from durably.engine.http.server import EngineServer

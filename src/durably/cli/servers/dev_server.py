@@ -18,6 +18,17 @@ from typing import Self
 
 import msgspec
 
+from durably.cli.output.log_lines import LogConsole, LogFormat, log_update, write_log
+from durably.cli.output.run_text import Activity
+from durably.cli.output.text import Console
+from durably.cli.processes.apps import AppProcess, check_importable, keep_synced
+from durably.cli.processes.child_process import (
+    AppFailedError,
+    SourceChanges,
+    free_port,
+    restart_on_changes,
+    state_directory,
+)
 from durably.engine.core.errors import DatabaseLockedError, EngineClosedError
 from durably.engine.http.access import LOOPBACK_HOSTS
 from durably.engine.http.connections import ConnectionLimits
@@ -31,13 +42,8 @@ from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 
-from .apps import AppProcess, check_importable, keep_synced
-from .child_process import AppFailedError, SourceChanges, free_port, restart_on_changes, state_directory
 from .event_loop import first_failure
-from .log_lines import LogConsole, LogFormat, log_update, write_log
-from .run_text import Activity
 from .temporal_start import dev_engine_on_temporal
-from .text import Console
 
 IN_MEMORY = Path(":memory:")
 DEFAULT_APP_PORT = 8000

@@ -12,6 +12,7 @@ from urllib.parse import urlencode
 import msgspec
 import urllib3
 
+from durably.cli.output.text import CliError
 from durably.engine.core.errors import EngineError
 from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
 from durably.engine.http.codec import HttpRequest, HttpResponse, NotAnEngineError, decoder_of, from_wire
@@ -24,7 +25,6 @@ from durably.protocol.text import printable, redact_url, redact_urls
 from durably.settings import ENGINE_URL
 
 from .engine_client import NOT_UNICODE, TIMEOUT_SECONDS, AnswerError, EngineClient, EngineUnreachedError
-from .text import CliError
 
 T = TypeVar("T")
 _DEVELOPMENT_ADVICE = "Start one with `durably dev`, or say where it is with --url."

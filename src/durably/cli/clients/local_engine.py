@@ -11,9 +11,8 @@ import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
+from durably.cli.output.text import CliError
 from durably.in_process import sockets
-
-from .text import CliError
 
 
 class _SocketConnection(HTTPConnection):
