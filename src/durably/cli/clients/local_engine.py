@@ -12,7 +12,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
 from durably.cli.output.text import CliError
-from durably.in_process import sockets
+from durably.in_process.nodes import sockets
 
 
 class _SocketConnection(HTTPConnection):

@@ -3,13 +3,13 @@
 import msgspec
 
 from durably.engine.settings import EngineSettings
+from durably.in_process.calls import EngineCheckpoints
+from durably.in_process.process import ProcessEngine
+from durably.in_process.worker import LocalWorker
 from durably.io.background_loop import get_engine_loop
 from durably.temporal import Temporal
 
-from .calls import EngineCheckpoints
-from .process import ProcessEngine
-from .temporal_node import TemporalNode, make_heartbeat
-from .worker import LocalWorker
+from .node import TemporalNode, make_heartbeat
 
 
 class TemporalOptions(msgspec.Struct, frozen=True, kw_only=True):

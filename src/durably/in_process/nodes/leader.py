@@ -24,16 +24,16 @@ from durably.engine.operations import Operation
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import DatabaseLock
 from durably.engine.sqlite_engine import SqliteEngine
+from durably.in_process.dispatcher import Dispatcher, WorkerSlots
+from durably.in_process.worker import LocalWorker
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger
 
 from . import sockets
-from .dispatcher import Dispatcher, WorkerSlots
 from .follower import OPERATIONS, EngineMovedError, FollowerWorker, JoinRequest, answer_operation
 from .in_flight import InFlightCalls
 from .link import Link, Timing
 from .sockets import Entrance
-from .worker import LocalWorker
 
 LOCK_NOTE = "in-process"
 """The note in the lock file. It says that the leader has a socket."""

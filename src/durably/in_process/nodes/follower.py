@@ -20,13 +20,13 @@ from durably.engine.http.codec import decoder_of, from_wire
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation, base_of, operations_of
 from durably.errors import Error
+from durably.in_process.dispatcher import CallReturnedError, Capacity, WorkerLostError, WorkerSlots
+from durably.in_process.worker import LocalWorker
 from durably.protocol.opcodes import Op
 from durably.protocol.sync import SyncRequest
 
 from . import sockets
-from .dispatcher import CallReturnedError, Capacity, WorkerLostError, WorkerSlots
 from .link import AnswerError, Link, LinkLostError, Timing
-from .worker import LocalWorker
 
 
 class EngineMovedError(Error):

@@ -20,14 +20,14 @@ from durably.engine.core.errors import (
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, make_directory, read_note
 from durably.errors import TransportError
+from durably.in_process.process import NodeClosedError
+from durably.in_process.worker import LocalWorker
 from durably.protocol.text import get_logger
 
 from . import sockets
 from .follower import OPERATIONS, EngineMovedError, Follower
 from .leader import LOCK_NOTE, Leader
 from .link import Timing
-from .process import NodeClosedError
-from .worker import LocalWorker
 from .write_lock import find_write_lock_holder
 
 _SEARCH_SECONDS = 0.025

@@ -21,15 +21,14 @@ from durably.engine.temporal.unavailability import is_away
 from durably.engine.temporal.worker_group import WorkerGroup
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
+from durably.in_process.dispatcher import CallReturnedError
+from durably.in_process.nodes.link import Heartbeat
+from durably.in_process.process import NodeClosedError
+from durably.in_process.worker import LocalWorker
 from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 from durably.temporal import Temporal
 from durably.temporal.patience import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_patiently
-
-from .dispatcher import CallReturnedError
-from .link import Heartbeat
-from .process import NodeClosedError
-from .worker import LocalWorker
 
 LONGEST_GAP_SECONDS = 5.0
 """Seconds without a sign of life of this process after which a call may have been given up. Temporal gives a call up

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engines import parse_temporal_url
-
-from .handle import InProcessHandle
-from .server_start import refuse_green_threads
+from durably.in_process.handle import InProcessHandle
+from durably.in_process.server_start import refuse_green_threads
 
 try:
     import temporalio
@@ -20,7 +19,7 @@ from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
 from durably.temporal import Temporal
 
-from .temporal_process import TemporalOptions, TemporalProcess
+from .process import TemporalOptions, TemporalProcess
 
 if TYPE_CHECKING:
     from temporalio.converter import PayloadCodec
