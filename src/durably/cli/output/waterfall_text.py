@@ -9,7 +9,7 @@ import shutil
 
 import msgspec
 
-from durably.engine.dashboard.waterfall import Bar, Row, Tick, lay_out
+from durably.engine.dashboard.rendering.waterfall import Bar, Row, Tick, lay_out
 from durably.engine.reports import RunReport, SpanKind, StepReport
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode
 

@@ -10,10 +10,10 @@ import re
 import secrets
 from collections.abc import Mapping
 
+from durably.engine.dashboard.messages import DashboardRequest
 from durably.protocol.origins import is_of_another_site
 
 from .cookies import make_cookie, read_cookie
-from .messages import DashboardRequest
 
 CSRF_COOKIE = "durably-csrf"
 CSRF_FIELD = "csrf"

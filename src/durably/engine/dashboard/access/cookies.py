@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from .messages import DashboardRequest
+from durably.engine.dashboard.messages import DashboardRequest
 
 
 def read_cookie(headers: Mapping[str, str], name: str) -> str | None:
