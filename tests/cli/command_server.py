@@ -112,11 +112,11 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    import durably.cli.commands
-    import durably.cli.http_client
-    import durably.cli.local_engine
-    import durably.cli.production_server
-    import durably.cli.start
+    import durably.cli.clients.http_client
+    import durably.cli.clients.local_engine
+    import durably.cli.commands.start
+    import durably.cli.group
+    import durably.cli.servers.production_server
 
     gc.freeze()  # Otherwise the collection at a command's end copies all pages that it shares with this process.
     _serve()

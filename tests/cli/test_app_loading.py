@@ -18,7 +18,7 @@ import tornado.web
 from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
 
-from durably.cli.app_loading import AppImportError, AppKind, NotAnAppError, detect_kind, import_app
+from durably.cli.processes.app_loading import AppImportError, AppKind, NotAnAppError, detect_kind, import_app
 
 Write = Callable[[str], None]
 

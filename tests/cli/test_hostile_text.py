@@ -15,12 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import durably
-from durably.cli import text
-from durably.cli.functions import _state, _triggers, describe_failure
-from durably.cli.log_lines import JsonFormatter, TextFormatter
-from durably.cli.run_text import Activity, describe_attempts, describe_links, describe_logs, describe_run
-from durably.cli.text import CliError, Console
-from durably.cli.waterfall_text import draw
+from durably.cli.commands.functions import _state, _triggers, describe_failure
+from durably.cli.output import text
+from durably.cli.output.log_lines import JsonFormatter, TextFormatter
+from durably.cli.output.run_text import Activity, describe_attempts, describe_links, describe_logs, describe_run
+from durably.cli.output.text import CliError, Console
+from durably.cli.output.waterfall_text import draw
 from durably.engine.reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
 from durably.engine.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, UpdateKind
 from durably.protocol.errors import ErrorData

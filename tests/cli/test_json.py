@@ -12,7 +12,7 @@ from typing import Any
 import click
 import pytest
 
-from durably.cli.commands import durably
+from durably.cli.group import durably
 from durably.engine.settings import Durability
 from durably.engine.sqlite.database import open_database
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from durably.cli import dev_server, log_lines, production_server
-from durably.cli.dev import dev
-from durably.cli.start import start
+from durably.cli.commands.dev import dev
+from durably.cli.commands.start import start
+from durably.cli.output import log_lines
+from durably.cli.servers import dev_server, production_server
 from durably.engine.settings import EngineSettings
 
 LIMITS = ["--max-steps", "7", "--max-depth", "3"]

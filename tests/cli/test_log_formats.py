@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from durably.cli.log_lines import JsonFormatter, LogFormat, TextFormatter, write_log
+from durably.cli.output.log_lines import JsonFormatter, LogFormat, TextFormatter, write_log
 
 from .conftest import APP, Run, Start, write
 

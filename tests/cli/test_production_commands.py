@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from durably.cli.production_server import SyncLog
+from durably.cli.servers.production_server import SyncLog
 from durably.engine.http.syncs import AcceptedSync
 from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest

@@ -7,7 +7,7 @@ import click
 import msgspec
 import pytest
 
-from durably.cli.run_text import Activity, describe_memo
+from durably.cli.output.run_text import Activity, describe_memo
 from durably.engine.views import RunUpdate, UpdateKind
 from durably.protocol.opcodes import Opcode
 

@@ -18,8 +18,8 @@ from urllib.parse import urlencode
 import pytest
 import urllib3
 
-from durably.cli.dashboard_sign_in import read_sign_in
-from durably.cli.text import CliError
+from durably.cli.output.text import CliError
+from durably.cli.servers.dashboard_sign_in import read_sign_in
 from durably.protocol.signatures import bearer_token, sign
 
 from ..variants import variants

@@ -5,7 +5,7 @@ import sys
 import click
 import pytest
 
-from durably.cli.text import format_seconds, progress_line, shorten, style, table
+from durably.cli.output.text import format_seconds, progress_line, shorten, style, table
 
 
 @pytest.mark.parametrize(

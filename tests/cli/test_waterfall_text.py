@@ -7,7 +7,7 @@ import click
 import msgspec
 import pytest
 
-from durably.cli.waterfall_text import draw
+from durably.cli.output.waterfall_text import draw
 from durably.engine.core.run_state import RunStatus
 from durably.engine.reports import AttemptReport, RunReport, Span, SpanKind, StepReport
 from durably.engine.views import RunView, StepStatus

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from durably.cli.event_loop import run_until_stopped
+from durably.cli.servers.event_loop import run_until_stopped
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings, SystemClock, Timer
 

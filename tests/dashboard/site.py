@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from durably import Event
-from durably.cli.apps import AppProcess
-from durably.cli.dev_server import DevOptions, DevServer
-from durably.cli.text import Console
+from durably.cli.output.text import Console
+from durably.cli.processes.apps import AppProcess
+from durably.cli.servers.dev_server import DevOptions, DevServer
 from durably.engine.interface import Engine
 from durably.engine.views import RunStatus, RunView
 from durably.io.background_loop import BackgroundLoop

@@ -19,7 +19,7 @@ import flask
 import pytest
 import yaml
 
-from durably.cli.commands import durably
+from durably.cli.group import durably
 from durably.temporal import Temporal
 from durably.temporal.flask import init_app
 

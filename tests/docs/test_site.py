@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from durably.cli.commands import durably
+from durably.cli.group import durably
 
 from .pages import ALL_PAGES, DOCS, PAGES, ROOT, anchors, prose
 

@@ -16,7 +16,7 @@ import pytest
 from examples.showcase.events import send_events
 
 from durably import Event
-from durably.cli.dev_server import DevOptions, DevServer
+from durably.cli.servers.dev_server import DevOptions, DevServer
 from durably.engine.views import RunStatus, RunUpdate, StepStatus, UpdateKind
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-from durably.cli.child_process import free_port
+from durably.cli.processes.child_process import free_port
 
 from ..cli.conftest import TIMEOUT_SECONDS, Command, environment
 

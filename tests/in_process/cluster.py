@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import urllib3
 
-from durably.in_process import sockets
-from durably.in_process.write_lock import find_write_lock_holder
+from durably.in_process.nodes import sockets
+from durably.in_process.nodes.write_lock import find_write_lock_holder
 
 from .functions import Diary
 

@@ -14,7 +14,7 @@ from durably.engine.settings import SystemClock
 from durably.execution import Found, Outcome, Raised, StepReport
 from durably.execution import Returned as FunctionReturned
 from durably.in_process.calls import answer_of
-from durably.in_process.follower import decode_answer, encode_answer
+from durably.in_process.nodes.follower import decode_answer, encode_answer
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import Header
 from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from durably.in_process import sockets
+from durably.in_process.nodes import sockets
 
 from .cluster import ROOT, gunicorn, serving
 

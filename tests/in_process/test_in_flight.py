@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from durably.in_process.in_flight import CallKey, InFlightCalls, identity_of
+from durably.in_process.nodes.in_flight import CallKey, InFlightCalls, identity_of
 
 GONE, HERE, DONE = CallKey("run-1", "step", 0), CallKey("run-2", "step", 0), CallKey("run-3", "a" * 40, 2)
 

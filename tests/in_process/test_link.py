@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from durably.engine.core.errors import RunNotFoundError
-from durably.in_process.link import AnswerError, Heartbeat, Link, LinkLostError, Timing
+from durably.in_process.nodes.link import AnswerError, Heartbeat, Link, LinkLostError, Timing
 
 QUICK = Timing(lease=0.3, heartbeat=0.05)
 

@@ -16,11 +16,11 @@ import pytest
 import urllib3
 
 from durably import Embedded
-from durably.cli.local_engine import SocketPool
+from durably.cli.clients.local_engine import SocketPool
 from durably.engine.core.errors import EngineError
 from durably.engine.sparse_log import SparseLog
-from durably.in_process import link, sockets
-from durably.in_process.sockets import Entrance
+from durably.in_process.nodes import link, sockets
+from durably.in_process.nodes.sockets import Entrance
 
 
 def test_beside_the_database_where_the_path_is_short(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from durably import Embedded
-from durably.in_process.write_lock import LockHolder, find_write_lock_holder
+from durably.in_process.nodes.write_lock import LockHolder, find_write_lock_holder
 
 from .cluster import Cluster, eventually, gunicorn, serving, state_of
 

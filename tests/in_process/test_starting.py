@@ -183,7 +183,7 @@ def test_a_process_that_has_sent_before_it_starts_goes_on_as_one_that_serves(tmp
 
 
 NO_ANSWER = """
-import durably.in_process.node
+import durably.in_process.nodes.node
 from durably import Embedded
 from durably.errors import TransportError
 engine = Embedded({database!r})

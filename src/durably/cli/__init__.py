@@ -13,7 +13,7 @@ def main() -> None:
     """Entry point of the ``durably`` command."""
     gc.disable()  # Imports leave no garbage, and garbage collections would take a fifth of the time.
     try:
-        from .commands import durably
+        from .group import durably
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise

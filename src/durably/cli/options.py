@@ -40,10 +40,10 @@ from durably.settings import (
     parse_url,
 )
 
-from .text import CliError, echo, style
+from .output.text import CliError, echo, style
 
 if TYPE_CHECKING:
-    from .engine_client import EngineClient
+    from .clients.engine_client import EngineClient
 
 T = TypeVar("T")
 _SHAPES: dict[type, str] = {dict: "a JSON object like '{\"id\": 1}'", list: "a JSON array like '[1]'"}
@@ -94,7 +94,7 @@ def is_short_id(text: str) -> bool:
 
 def echo_notes(client: "EngineClient") -> None:
     """Print notes on the lists of this kind of engine, beside the output."""
-    from .engine_client import AnswerError
+    from .clients.engine_client import AnswerError
 
     with contextlib.suppress(AnswerError):  # An engine of an earlier version has no notes.
         for note in client.describe_engine_sync().notes:
@@ -314,7 +314,7 @@ def client_options(command: Command) -> Command:
         _check_text(options)
         if database is None and url.startswith(TEMPORAL_SCHEME):
             return command(client=_temporal_client(url), **options)
-        from .http_client import HttpClient
+        from .clients.http_client import HttpClient
 
         keys = [key for key in (signing_key, signing_key_fallback) if key]
         is_development = not keys and Environment().read(ENGINE_URL) is None
@@ -339,10 +339,10 @@ def _temporal_client(url: str) -> "EngineClient":
                 f"{option.opts[0]} has no effect on a Temporal server, which has an API key and TLS: set "
                 "TEMPORAL_API_KEY and the variables TEMPORAL_TLS_…"
             )
-    from .temporal import require_temporal
+    from .commands.temporal import require_temporal
 
     require_temporal()
-    from .temporal_client import TemporalClient
+    from .clients.temporal_client import TemporalClient
 
     return TemporalClient(url)
 

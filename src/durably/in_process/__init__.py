@@ -1,6 +1,6 @@
 """In-process mode: the engine in the web app's own processes.
 
-``embedded.Embedded`` is its public class.
+``embedded.Embedded`` and ``temporal.engine.TemporalEngine`` are its public classes.
 """
 
 from collections.abc import Mapping

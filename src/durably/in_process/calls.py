@@ -47,7 +47,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
 from durably.protocol.sync import SyncRequest
 from durably.values.outputs import encode_output, finish
 
-from .link import Heartbeat
+from .nodes.link import Heartbeat
 
 _ASYNC_IO, _BLOCKING_IO = AsyncIO(), BlockingIO()
 _event_decoder = msgspec.json.Decoder(Event)

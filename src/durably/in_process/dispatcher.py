@@ -13,7 +13,7 @@ from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
 from durably.protocol.errors import Error, ErrorData
 
-from .in_flight import CallKey, InFlightCalls, identity_of
+from .nodes.in_flight import CallKey, InFlightCalls, identity_of
 
 
 class CallReturnedError(Error):

@@ -14,9 +14,9 @@ from durably.protocol.events import EventReceipt
 from durably.protocol.text import get_logger
 
 from .calls import EngineCheckpoints
-from .follower import EngineMovedError
-from .link import Heartbeat, Timing
-from .node import Node
+from .nodes.follower import EngineMovedError
+from .nodes.link import Heartbeat, Timing
+from .nodes.node import Node
 from .process import TIMEOUT_SECONDS, ProcessEngine
 from .worker import LocalWorker
 

@@ -21,7 +21,7 @@ from durably.protocol.sync import SyncRequest
 
 from .calls import EngineCheckpoints, run_call, run_call_sync, sync_of
 from .dispatcher import CallReturnedError, Capacity
-from .link import Heartbeat
+from .nodes.link import Heartbeat
 
 T = TypeVar("T")
 P = ParamSpec("P")

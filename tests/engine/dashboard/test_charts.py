@@ -4,7 +4,7 @@ import datetime as dt
 
 import pytest
 
-from durably.engine.dashboard.charts import HEIGHT, RANGES, Window, draw_chart, ended, fitting_range, total
+from durably.engine.dashboard.rendering.charts import HEIGHT, RANGES, Window, draw_chart, ended, fitting_range, total
 from durably.engine.reports import RunCounts
 
 SINCE = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)

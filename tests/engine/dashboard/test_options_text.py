@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.engine.dashboard.options_text import describe_options, describe_trigger, split_zone
+from durably.engine.dashboard.rendering.options_text import describe_options, describe_trigger, split_zone
 from durably.protocol.options import OPTIONS
 from durably.protocol.sync import FunctionConfig, Trigger
 

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 import durably
-from durably.cli.run_text import describe_run
+from durably.cli.output.run_text import describe_run
 from durably.engine.dashboard.dashboard import Dashboard
-from durably.engine.dashboard.json_tree import PointerError
+from durably.engine.dashboard.rendering.json_tree import PointerError
 from durably.protocol.opcodes import hash_step_id
 from durably.testing import TestEngine
 from durably.testing.engine_base import TestRun

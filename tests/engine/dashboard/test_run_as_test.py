@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import durably
-from durably.engine.dashboard.run_as_test import write_test
+from durably.engine.dashboard.rendering.run_as_test import write_test
 from durably.engine.reports import RunReport
 from durably.testing import TestEngine
 from durably.testing.engine_base import TestRun

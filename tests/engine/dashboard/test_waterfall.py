@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.dashboard.waterfall import Waterfall, Window, _ticks, lay_out
+from durably.engine.dashboard.rendering.waterfall import Waterfall, Window, _ticks, lay_out
 from durably.engine.reports import RunReport, Span, SpanKind
 from durably.testing import TestEngine
 

@@ -11,7 +11,8 @@ page:
    with ``return visit.redirect(…)``.
 3. Write ``templates/things.html``, which extends ``base.html``. ``macros.html`` has the parts: badges, times,
    durations, JSON trees, tables, filters, empty states, forms and charts. Everything is escaped. Nothing may have a
-   ``style`` or ``on…`` attribute: the content security policy refuses them.
+   ``style`` or ``on…`` attribute: the content security policy refuses them. Charts, waterfalls and trees are laid out
+   in ``rendering/``.
 4. Give the page an entry in ``NAVIGATION`` of ``templating.py``, if it is one of the first level.
 
 An element with the attribute ``data-live`` and an ``id`` is updated while the page is open if the route has

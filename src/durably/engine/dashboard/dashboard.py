@@ -18,9 +18,9 @@ from durably.protocol.errors import Error
 from durably.protocol.text import get_logger
 
 from . import live, pages
+from .access.protection import HEADERS, describe_forgery
 from .commands import Finding, FindingOf
 from .messages import Action, DashboardRequest, DashboardResponse
-from .protection import HEADERS, describe_forgery
 from .routing import VIEW, Live, Route, find_route, first_segments
 from .static_files import ASSETS, answer_static
 from .visit import PageError, Visit, parse_fields

@@ -14,7 +14,7 @@ import msgspec
 
 from durably.protocol.text import keep_ends, printable, printable_lines, redact_url
 
-from . import formats
+from .rendering import formats
 from .static_files import static_path
 
 

@@ -8,10 +8,10 @@ from urllib.parse import parse_qsl, quote, urlencode
 from durably.engine.interface import Engine
 from durably.engine.reports import EngineInfo
 
+from .access.cookies import make_cookie
+from .access.protection import CSRF_FIELD, make_token, read_token, token_cookie
 from .commands import Finding
-from .cookies import make_cookie
 from .messages import DashboardRequest, DashboardResponse
-from .protection import CSRF_FIELD, make_token, read_token, token_cookie
 from .templating import render
 
 _MOST_FIELDS = 200

@@ -2,7 +2,7 @@
 
 The connection is TCP or a Unix socket. ``HttpEngine`` implements ``Engine`` by the table of operations. The exchange of
 a request is a function that it is given, such as one of an aiohttp session with a ``UnixConnector``, or that of the
-command line, which uses urllib3 and never suspends (``cli/http_client.py``).
+command line, which uses urllib3 and never suspends (``cli/clients/http_client.py``).
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from durably.engine.dashboard.charts import RANGES, Window, fitting_range
 from durably.engine.dashboard.messages import DashboardResponse
-from durably.engine.dashboard.options_text import split_zone
+from durably.engine.dashboard.rendering.charts import RANGES, Window, fitting_range
+from durably.engine.dashboard.rendering.options_text import split_zone
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import Visit
 from durably.engine.reports import RunLink, ScheduleView

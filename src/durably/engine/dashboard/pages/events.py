@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.errors import EngineError, SelectionInvalidError
-from durably.engine.dashboard import json_tree
-from durably.engine.dashboard.charts import RANGES
 from durably.engine.dashboard.forms import FormError, read_object, write_last, write_object
 from durably.engine.dashboard.messages import DashboardResponse
+from durably.engine.dashboard.rendering import json_tree
+from durably.engine.dashboard.rendering.charts import RANGES
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.reports import EventPage

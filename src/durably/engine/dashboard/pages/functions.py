@@ -3,10 +3,10 @@
 import datetime as dt
 
 from durably.engine.core.errors import EngineError
-from durably.engine.dashboard.charts import draw_chart, ended, total
 from durably.engine.dashboard.forms import FormError, read_object, write_last
 from durably.engine.dashboard.messages import DashboardResponse
-from durably.engine.dashboard.options_text import describe_options, describe_trigger
+from durably.engine.dashboard.rendering.charts import draw_chart, ended, total
+from durably.engine.dashboard.rendering.options_text import describe_options, describe_trigger
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.views import FunctionView

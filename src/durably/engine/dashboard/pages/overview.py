@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.dashboard.charts import RANGES, draw_chart, ended, total
 from durably.engine.dashboard.messages import DashboardResponse
+from durably.engine.dashboard.rendering.charts import RANGES, draw_chart, ended, total
 from durably.engine.dashboard.routing import Live, Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.reports import Concern, ConcernKind, FunctionLoad, Overview, RunCounts

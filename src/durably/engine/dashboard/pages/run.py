@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 import msgspec
 
-from durably.engine.dashboard import json_tree
 from durably.engine.dashboard.messages import DashboardResponse
+from durably.engine.dashboard.rendering import json_tree
+from durably.engine.dashboard.rendering.run_as_test import write_test
+from durably.engine.dashboard.rendering.waterfall import KIND_WORDS, Waterfall, lay_out
 from durably.engine.dashboard.routing import Live, Route
-from durably.engine.dashboard.run_as_test import write_test
 from durably.engine.dashboard.visit import PageError, Visit
-from durably.engine.dashboard.waterfall import KIND_WORDS, Waterfall, lay_out
 from durably.engine.reports import Relation, RunReport, StepReport
 from durably.engine.views import EventView, StepStatus
 from durably.protocol.events import InternalEvent

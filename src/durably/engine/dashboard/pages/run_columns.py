@@ -6,7 +6,7 @@ A cookie keeps the choice.
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 
-from durably.engine.dashboard.cookies import read_cookie
+from durably.engine.dashboard.access.cookies import read_cookie
 from durably.engine.dashboard.messages import DashboardRequest
 from durably.engine.views import RunStatus, RunView
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.dashboard import json_tree
 from durably.engine.dashboard.messages import DashboardResponse
+from durably.engine.dashboard.rendering import json_tree
 from durably.engine.dashboard.routing import Route
 from durably.engine.dashboard.visit import PageError, Visit
 from durably.engine.reports import RunReport

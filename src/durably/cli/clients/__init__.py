@@ -1,0 +1,1 @@
+"""Connections of commands to an engine: HTTP, a Unix socket, or Temporal."""

@@ -1,0 +1,183 @@
+"""``HttpClient``, the connection of a command to an engine's HTTP API.
+
+The connection is TCP or a Unix socket.
+"""
+
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlencode
+
+import msgspec
+import urllib3
+
+from durably.cli.output.text import CliError
+from durably.engine.core.errors import EngineError
+from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
+from durably.engine.http.codec import HttpRequest, HttpResponse, NotAnEngineError, decoder_of, from_wire
+from durably.engine.operations import Operation
+from durably.engine.views import RunUpdate
+from durably.io.http_connections import failure_reason
+from durably.protocol.api import AppSyncBody, Envelope, ErrorBody
+from durably.protocol.signatures import bearer_token
+from durably.protocol.text import printable, redact_url, redact_urls
+from durably.settings import ENGINE_URL
+
+from .engine_client import NOT_UNICODE, TIMEOUT_SECONDS, AnswerError, EngineClient, EngineUnreachedError
+
+T = TypeVar("T")
+_DEVELOPMENT_ADVICE = "Start one with `durably dev`, or say where it is with --url."
+_PRODUCTION_ADVICE = f"Is `durably start` running there? Its URL comes from --url or {ENGINE_URL.name}."
+
+
+class HttpClient(HttpEngine, EngineClient):
+    """An ``EngineClient`` over HTTP.
+
+    ``signing_keys`` are tried in order while the engine answers 401 or 403. ``database`` is that of an engine in an
+    app's own processes, which is reached by a socket in place of ``url``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        signing_keys: Sequence[str] = (),
+        event_key: str | None = None,
+        database: Path | None = None,
+        is_development: bool = True,
+    ) -> None:
+        super().__init__(self._exchange_blocking, event_key=event_key or ANY_EVENT_KEY)
+        self.url = url.rstrip("/")
+        self._place = f"at {redact_url(self.url)}" if database is None else f"on {database}"
+        self._tokens = [bearer_token(key) for key in signing_keys]
+        # Advice if no engine answers.
+        self._advice = _DEVELOPMENT_ADVICE if is_development else _PRODUCTION_ADVICE
+        timeout = urllib3.Timeout(connect=5.0, read=TIMEOUT_SECONDS)
+        self._pool: urllib3.PoolManager | urllib3.HTTPConnectionPool
+        if database is None:
+            self._pool = urllib3.PoolManager(retries=False, timeout=timeout)
+        else:
+            from .local_engine import SocketPool
+
+            self.url, self._pool = "", SocketPool(database, timeout)
+            self._advice = "Start the app that has its Embedded(…) there."
+
+    def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of a coroutine that never suspends."""
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        raise AssertionError("an exchange of the command line does not suspend")
+
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        try:
+            result = await super().execute(operation, arguments)
+        except NotAnEngineError:
+            raise self._foreign() from None
+        except EngineError as error:
+            raise AnswerError(printable(error.message), getattr(error, "status", 0)) from None
+        except UnicodeEncodeError:  # "\ud800" is valid in JSON, but half of a character
+            raise CliError(NOT_UNICODE) from None
+        if result is None and operation.missing is not None:
+            raise AnswerError(operation.missing.format_map(arguments), HTTPStatus.NOT_FOUND)
+        return result
+
+    def sync_app_at(self, url: str) -> AppSyncBody:
+        """See ``EngineClient``."""
+        headers, body = {"content-type": "application/json"}, msgspec.json.encode({"url": url})
+        request = HttpRequest("POST", "/v1/apps/sync", headers, body)
+        return self._decode(self._send(request).data, Envelope[AppSyncBody]).data
+
+    def check_ready(self) -> None:
+        """See ``EngineClient``."""
+        self._send(HttpRequest("GET", "/ready"))
+
+    def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
+        """See ``EngineClient``."""
+        query = f"?{urlencode({'function_id': function_id})}" if function_id else ""
+        response = self._send(HttpRequest("GET", f"/v1/updates{query}"), preload_content=False)
+        on_connected()
+        decode = decoder_of(RunUpdate).decode
+        try:
+            for line in _lines(response):
+                if line:
+                    yield from_wire(decode(line))
+        except urllib3.exceptions.HTTPError as error:
+            raise self._unreached(redact_urls(error)) from None
+        finally:
+            response.release_conn()
+            response.close()
+
+    # exchanges
+
+    async def _exchange_blocking(self, request: HttpRequest) -> HttpResponse:
+        response = self._send(request, may_raise=False)
+        return HttpResponse(response.status, response.data)
+
+    def _send(
+        self, request: HttpRequest, *, preload_content: bool = True, may_raise: bool = True
+    ) -> urllib3.BaseHTTPResponse:
+        """Send a request; try each signing key in turn while the engine refuses it.
+
+        With ``may_raise``, raises ``AnswerError`` if the last answer is an error.
+        """
+        first, *others = [{"authorization": f"Bearer {token}"} for token in self._tokens] or [{}]
+        response = self._attempt(request, first, preload_content)
+        for headers in others:
+            if response.status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                break
+            response = self._attempt(request, headers, preload_content)
+        if may_raise and response.status >= 400:
+            raise self._read_error(response)
+        return response
+
+    def _attempt(
+        self, request: HttpRequest, headers: dict[str, str], preload_content: bool
+    ) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._pool.request(
+                request.method,
+                self.url + request.target,
+                body=request.body,
+                headers=request.headers | headers,
+                preload_content=preload_content,
+            )
+        except (
+            urllib3.exceptions.NewConnectionError,
+            urllib3.exceptions.SSLError,
+        ) as error:  # Before the timeouts: urllib3 has it among them.
+            raise self._unreached(failure_reason(error)) from None
+        except urllib3.exceptions.TimeoutError:
+            raise self._unreached(f"no answer within {TIMEOUT_SECONDS:.0f} s") from None
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            raise self._unreached(redact_urls(error)) from None
+
+    def _unreached(self, reason: str) -> EngineUnreachedError:
+        return EngineUnreachedError(f"no engine answers {self._place} ({reason})\n{self._advice}")
+
+    def _read_error(self, response: urllib3.BaseHTTPResponse) -> AnswerError:
+        try:
+            body = msgspec.json.decode(response.data, type=ErrorBody)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise self._foreign() from None
+        return AnswerError(printable(body.error), response.status)
+
+    def _foreign(self) -> CliError:
+        return CliError(f"what answers {self._place} is not an engine of Durably")
+
+    def _decode(self, answer: bytes, as_type: type[T]) -> T:
+        try:
+            return msgspec.json.decode(answer, type=as_type)
+        except msgspec.DecodeError:
+            raise self._foreign() from None
+
+
+def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
+    """The lines of a streamed body. Empty lines keep the connection alive."""
+    rest = b""
+    for chunk in response.stream(65_536):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines

@@ -1,0 +1,124 @@
+"""``TemporalClient``, the connection of a command to a Temporal server."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from http import HTTPStatus
+from typing import Any, NoReturn, TypeVar
+
+from temporalio.service import RPCError
+
+from durably.cli.output.text import CliError
+from durably.engine.core.errors import EngineError
+from durably.engine.http.messages import status_of
+from durably.engine.operations import Operation
+from durably.engine.settings import EngineSettings
+from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.unavailability import is_away
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.views import RunUpdate
+from durably.engines import parse_temporal_url
+from durably.errors import Error
+from durably.io.background_loop import get_background_loop
+from durably.protocol.api import AppSyncBody
+from durably.protocol.text import printable
+from durably.temporal import Temporal, TemporalUnreachableError
+from durably.temporal.connect_failures import explain_refusal
+
+from .engine_client import TIMEOUT_SECONDS, AnswerError, EngineClient, EngineUnreachedError
+
+T = TypeVar("T")
+_NO_WORKER = (
+    "Some commands need a process that runs the workflows of the engine: the app, `durably worker`, or `durably start "
+    "--temporal`. Does one run?"
+)
+
+
+class TemporalClient(EngineClient):
+    """An ``EngineClient`` that is an engine itself, without workers.
+
+    It connects at the first operation. ``url`` is that of ``durably.engines.parse_temporal_url``; further settings of
+    the connection are ``TEMPORAL_…`` variables.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = parse_temporal_url(url, "the engine's URL")
+        self._temporal = Temporal(parts.address, parts.namespace, data_converter=DATA_CONVERTER)
+        self._engine: WorkflowEngine | None = None
+
+    def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return get_background_loop().run(coroutine)
+
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        try:
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                engine = await self._connected()
+                result = await operation.execute(engine, arguments)
+                is_missing = not result and await operation.is_missing(engine, arguments, result)
+        except Exception as error:
+            self._explain(error, operation.name)
+        if is_missing:
+            assert operation.missing is not None
+            raise AnswerError(operation.missing.format_map(arguments), HTTPStatus.NOT_FOUND)
+        return result
+
+    def sync_app_at(self, url: str) -> AppSyncBody:
+        """Raises ``CliError``: a Temporal server calls no apps."""
+        raise CliError(
+            "a Temporal server calls no apps. For apps over HTTP, give the URL of their engine, `durably start "
+            "--temporal`, by --url. Apps with the engine in process sync when they start"
+        )
+
+    def check_ready(self) -> None:
+        """Raises an error if the server does not answer, or does not know the namespace.
+
+        Workers are not checked.
+        """
+        self.block(self._verify())
+
+    async def _verify(self) -> None:
+        try:
+            await (await self._connected()).verify()
+        except Exception as error:
+            self._explain(error, "health")
+
+    def updates(self, *, function_id: str | None, on_connected: Callable[[], None]) -> Iterator[RunUpdate]:
+        """See ``EngineClient``. They are starts and ends of runs."""
+        self.check_ready()
+        assert self._engine is not None
+        with self._engine.watch() as updates:
+            on_connected()
+            while True:
+                try:
+                    update = self.block(_next(updates))
+                except RPCError as error:
+                    self._explain(error, "updates")
+                if function_id in (None, update.function_id):
+                    yield update
+
+    async def _connected(self) -> WorkflowEngine:
+        if self._engine is None:
+            self._engine = WorkflowEngine(await self._temporal.connect(interceptors=()), EngineSettings())
+        return self._engine
+
+    def _explain(self, error: Exception, what: str) -> NoReturn:
+        """Raise the command's error for an engine's."""
+        match error:
+            case CliError():
+                raise error
+            case EngineError():
+                raise AnswerError(printable(error.message), status_of(error)) from None
+            case TemporalUnreachableError():
+                raise EngineUnreachedError(printable(error.message)) from None
+            case Error():
+                raise CliError(printable(error.message)) from None
+            case TimeoutError():
+                raise EngineUnreachedError(f"no answer to {what!r} within {TIMEOUT_SECONDS:.0f} s. {_NO_WORKER}")
+            case RPCError() if not is_away(error):
+                raise CliError(printable(explain_refusal(error.message, self._temporal.settings))) from None
+        if is_away(error):
+            raise EngineUnreachedError(f"no answer to {what!r} ({printable(str(error))}). {_NO_WORKER}") from None
+        raise error
+
+
+async def _next(updates: AsyncIterator[RunUpdate]) -> RunUpdate:
+    return await anext(updates)

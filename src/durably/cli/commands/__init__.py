@@ -1,0 +1,1 @@
+"""The commands of ``durably``: a file for each word that a user types first."""

@@ -1,0 +1,260 @@
+"""``durably start``."""
+
+import datetime as dt
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from durably.cli.options import (
+    dashboard_options,
+    open_tracing,
+    read_address,
+    read_age,
+    server_options,
+    setting_option,
+    signing_key_options,
+)
+from durably.cli.output.text import CliError
+from durably.cli.servers.temporal_start import refuse_options, server_on_temporal
+from durably.protocol.text import get_logger
+from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
+
+if TYPE_CHECKING:
+    from durably.engine.alerts.settings import Alerts
+
+_ADVICE = "; `durably keys` makes one of each"
+
+
+@click.command()
+@server_options(poll_interval=60, allow_private_addresses=False, log_format="json")
+@click.option(
+    "--db",
+    "database",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PATH",
+    help="File that keeps the engine's state. This or --temporal is required.",
+)
+@click.option(
+    "--temporal",
+    "temporal_address",
+    metavar="HOST:PORT",
+    help="Temporal server that keeps the engine's state, in place of --db. Namespace, TLS, API key and encryption come "
+    "from environment variables whose names begin with TEMPORAL.",
+)
+@signing_key_options
+@setting_option(
+    "--event-key",
+    "event_keys",
+    setting=EVENT_KEY,
+    read=str.split,
+    multiple=True,
+    metavar="KEY",
+    help="A key that senders of events must have. May be repeated; in the environment, separated by spaces.",
+)
+@click.option(
+    "--unsigned-answers-of",
+    "unsigned_apps",
+    multiple=True,
+    metavar="APP",
+    help="Accept unsigned answers of the app with this id, if its SDK does not sign. May be repeated.",
+)
+@dashboard_options
+@click.option(
+    "--metrics-address",
+    callback=read_address,
+    envvar="DURABLY_METRICS_ADDRESS",
+    show_envvar=True,
+    metavar="HOST:PORT",
+    help="Serve the metrics for Prometheus, /metrics, without a key at this address too, like 127.0.0.1:9464. Every "
+    "client that can connect to it can read them.",
+)
+@click.option(
+    "--alert-url",
+    envvar="DURABLY_ALERT_URL",
+    show_envvar=True,
+    metavar="URL",
+    help="A webhook, such as one of Slack, that gets alerts about failed runs. It holds a secret: use the environment.",
+)
+@click.option(
+    "--alert-email",
+    "alert_emails",
+    multiple=True,
+    metavar="ADDRESS",
+    help="An address that gets alerts about failed runs by e-mail. May be repeated. Needs --smtp-url.",
+)
+@click.option(
+    "--smtp-url",
+    envvar="DURABLY_SMTP_URL",
+    show_envvar=True,
+    metavar="URL",
+    help="The server for alerts by e-mail, like smtps://user:password@smtp.example.com. Use the environment.",
+)
+@click.option(
+    "--alert-from", metavar="ADDRESS", help="The sender of alerts by e-mail.  [default: the first --alert-email]"
+)
+@click.option(
+    "--alert-interval",
+    callback=read_age,
+    metavar="TIME",
+    help="Time between two alerts about the same function. Failures in between are reported together.  [default: 15m]",
+)
+@click.option(
+    "--dashboard-url",
+    envvar="DURABLY_DASHBOARD_URL",
+    show_envvar=True,
+    metavar="URL",
+    help="The dashboard's address as people reach it, to which alerts link. Its path is a prefix that a proxy "
+    "removes.  [default: alerts name the run's id]",
+)
+@click.option(
+    "--retention",
+    callback=read_age,
+    metavar="AGE",
+    help="Purge finished runs, and events that no run needs, at this age, like 30d or 12h.  [default: keep them]",
+)
+def start(
+    urls: tuple[str, ...],
+    host: str,
+    port: int,
+    database: Path | None,
+    temporal_address: str | None,
+    signing_key: str | None,
+    signing_key_fallback: str | None,
+    event_keys: tuple[str, ...],
+    poll_interval: float,
+    max_connections: int,
+    allow_private_addresses: bool,
+    max_steps: int,
+    max_depth: int,
+    unsigned_apps: tuple[str, ...],
+    metrics_address: tuple[str, int] | None,
+    alert_url: str | None,
+    alert_emails: tuple[str, ...],
+    smtp_url: str | None,
+    alert_from: str | None,
+    alert_interval: dt.timedelta | None,
+    dashboard_url: str | None,
+    retention: dt.timedelta | None,
+    otel: bool,
+    log_format: str,
+    dashboard_key: str | None,
+    dashboard_viewer_key: str | None,
+    dashboard_proxy_header: str | None,
+    dashboard_proxies: tuple[str, ...],
+) -> None:
+    """Run an engine for production.
+
+    The engine is one process with its state in the file --db, or one of several on the Temporal server --temporal.
+    Calls to apps and their answers are signed with the signing key, which the API requires too. Events need an event
+    key. `durably keys` makes both. Apps are synced by `durably sync URL`, a part of their deployment, or every minute
+    if -u names them. The log is on stderr, one JSON object a line.
+    """
+    if (database is None) == (temporal_address is None):
+        raise click.UsageError("give one of --db PATH and --temporal HOST:PORT, where the engine's state is kept")
+    if database is not None:
+        database = _check_database(database)
+    else:
+        refuse_options(click.get_current_context())
+    if not signing_key:
+        raise CliError(f"no signing key: set {SIGNING_KEY.name}, the same as the apps'{_ADVICE}")
+    if not event_keys or not all(event_keys):
+        raise CliError(f"no event key: set {EVENT_KEY.name}, the same as the senders'{_ADVICE}")
+    from durably.cli.output.log_lines import LogFormat, write_log
+    from durably.cli.servers.dashboard_sign_in import read_sign_in
+    from durably.cli.servers.event_loop import run_until_stopped
+    from durably.cli.servers.production_server import OpenServer, serve
+    from durably.engine.core.policy import standard_backoff
+    from durably.engine.http.connections import ConnectionLimits
+    from durably.engine.http.server import EngineServer
+    from durably.engine.settings import EngineSettings
+    from durably.protocol.headers import ServerKind
+
+    keys = (signing_key, signing_key_fallback, *event_keys)
+    sign_in = read_sign_in(
+        dashboard_key,
+        dashboard_proxy_header,
+        dashboard_proxies,
+        viewer_key=dashboard_viewer_key,
+        url=dashboard_url,
+        other_keys=keys,
+    )
+    alerts = _read_alerts(alert_url, alert_emails, smtp_url, alert_from, alert_interval, dashboard_url)
+    write_log(LogFormat(log_format))
+    warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
+    limits = ConnectionLimits(max_connections=max_connections)
+    with open_tracing(otel) as tracing:
+        settings = EngineSettings(
+            server_kind=ServerKind.CLOUD,
+            signing_key=signing_key,
+            signing_key_fallback=signing_key_fallback,
+            unsigned_apps=frozenset(unsigned_apps),
+            backoff=standard_backoff,
+            allow_private_addresses=allow_private_addresses,
+            max_steps=max_steps,
+            max_depth=max_depth,
+            retention=retention,
+            alerts=alerts,
+            tracing=tracing,
+        )
+        open_server: OpenServer
+        if database is not None:
+            open_server, store = partial(EngineServer.open, database, settings), {"database": str(database)}
+        else:
+            assert temporal_address is not None
+            open_server, store = server_on_temporal(temporal_address, settings)
+        run_until_stopped(
+            serve(
+                open_server,
+                store,
+                is_new=database is not None and not database.exists(),
+                logs_runs=database is not None,
+                event_keys=event_keys,
+                host=host,
+                port=port,
+                metrics_address=metrics_address,
+                limits=limits,
+                urls=urls,
+                poll_interval=poll_interval,
+                sign_in=sign_in,
+            )
+        )
+
+
+def _check_database(database: Path) -> Path:
+    """The absolute path. Raises ``CliError``."""
+    if str(database) == ":memory:":
+        raise CliError("--db :memory: would lose all runs at the end: give a file, or use `durably dev --db :memory:`")
+    database = database.absolute()
+    if not database.resolve().parent.is_dir():
+        raise CliError(
+            f"--db {database}: there is no directory {database.resolve().parent}: create it, or correct the path"
+        )
+    return database
+
+
+def _read_alerts(
+    url: str | None,
+    emails: tuple[str, ...],
+    smtp_url: str | None,
+    sender: str | None,
+    interval: dt.timedelta | None,
+    dashboard_url: str | None,
+) -> "Alerts | None":
+    """Raises ``CliError``."""
+    from durably.engine.alerts.settings import DEFAULT_INTERVAL, Alerts, AlertsInvalidError
+
+    if not (url or emails or smtp_url or sender or interval):
+        return None
+    try:
+        return Alerts(
+            url=url or None,
+            emails=emails,
+            smtp_url=smtp_url or None,
+            email_from=sender or None,
+            interval=interval or DEFAULT_INTERVAL,
+            dashboard_url=dashboard_url or None,
+        )
+    except AlertsInvalidError as error:
+        raise CliError(f"{error}; see --alert-url, --alert-email, --smtp-url and --dashboard-url") from None

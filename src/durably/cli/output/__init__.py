@@ -1,0 +1,1 @@
+"""The output of commands: text for terminals, and lines of logs."""

@@ -1,0 +1,1 @@
+"""The servers of ``durably dev``, ``durably start`` and ``durably temporal dev``."""

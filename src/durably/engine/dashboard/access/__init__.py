@@ -1,0 +1,1 @@
+"""Access to the dashboard: the sign-in, its cookies, and the protection of forms."""

@@ -1,0 +1,1 @@
+"""Parts of pages, as data for templates: charts, waterfalls, trees, text."""

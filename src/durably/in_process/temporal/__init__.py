@@ -1,0 +1,1 @@
+"""The engine on a Temporal cluster, in the processes of an app."""
