@@ -127,8 +127,9 @@ class TemporalNode:
         Temporal answers some requests only once a worker has taken a task, and no worker may be left. Raises
         ``NodeClosedError``, and ``TransportError`` if an operation that must not be repeated may have been executed.
         """
+        wait = asyncio.timeout(None)
         try:
-            async with asyncio.timeout(None) as wait:
+            async with wait:
                 self._unanswered.add(wait)
                 try:
                     yield
