@@ -84,3 +84,9 @@ def test_a_wrong_setting_of_an_engine_in_process_is_named(tmp_path: Path, option
 def test_settings_at_the_edge_of_their_range() -> None:
     settings = EngineSettings(close_grace=dt.timedelta(0), retention=None, max_calls=1, durability=Durability.OFF)
     assert settings.durability is Durability.OFF
+
+
+@pytest.mark.parametrize("encryption", ["", 0, [], "key"])
+def test_an_encryption_that_is_none_is_refused(encryption: Any) -> None:
+    with pytest.raises(TypeError, match="encryption must be a PayloadCodec"):
+        durably.TemporalEngine("localhost:7233", encryption=encryption)

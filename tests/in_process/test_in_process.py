@@ -283,6 +283,52 @@ async def test_a_send_during_a_stop_stores_the_event_and_does_not_start_again(
         assert output_of(await app.ended(sent[0])) == "done"
 
 
+async def test_a_stop_that_is_cancelled_closes_the_engine(app: App) -> None:
+    began, goes_on = threading.Event(), threading.Event()
+
+    @app.function("slow")
+    def slow(ctx: ContextSync) -> str:
+        began.set()
+        goes_on.wait(20)
+        return "done"
+
+    app.serve()
+    await app.engine.start()
+    [event_id] = await app.client.send(Event(name="slow"))
+    await asyncio.to_thread(began.wait)
+    node = app.engine._process._node
+    assert node is not None
+    first = asyncio.create_task(app.engine.stop())
+    await asyncio.sleep(0)
+    first.cancel()
+    goes_on.set()
+    await app.engine.stop()
+    assert not node.holds_database
+    async with app.engine.running():
+        assert output_of(await app.ended(event_id)) == "done"
+
+
+async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be one of another server, or the process was only started for a moment."""
+    monkeypatch.setattr("durably.in_process.process.is_test_run", lambda: False)
+
+    @app.function("f")
+    async def f(ctx: Context) -> str:
+        return "done"
+
+    async with app.running():
+        pass
+    app.engine._process.start_with_request(asyncio.get_running_loop())
+    assert output_of(await app.run(Event(name="f"))) == "done"
+    await app.engine.stop()
+    assert output_of(await app.run(Event(name="f"))) == "done"
+    async with app.engine._process.running_with_server():
+        pass
+    await app.client.send(Event(name="f"))
+    assert not app.engine._process._is_serving
+    await app.engine.stop()
+
+
 async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durably.functions.config._check", None)  # as with a stricter engine
 

@@ -114,8 +114,8 @@ class ProcessEngine(Generic[N]):
 
     A process that does not serve can make requests: it stores events, and runs no functions. It serves after it was
     started by ``start``, by a hook of its framework, by its first request, or by the first event that it sends. In a
-    test run only ``start`` starts anything. Once it has been stopped, only ``start`` and the server's hook start it
-    again: functions and requests that are still ending may send events.
+    test run only ``start`` starts anything. What is still ending does not start it again: a function, a request during
+    a stop, or a send after the end of its server.
     """
 
     def __init__(self, name: str, settings: EngineSettings | None) -> None:
@@ -131,7 +131,9 @@ class ProcessEngine(Generic[N]):
         self._node: N | None = None
         self._is_serving = False
         self._was_started_by_user = False
-        self._was_stopped = False
+        self._server_ended = False
+        self._process_ends = False
+        self._closing: asyncio.Task[None] | None = None
         self._waits_for_lifespan = False
         self._background_start: BackgroundStart | None = None
         self._has_warned = False
@@ -144,13 +146,11 @@ class ProcessEngine(Generic[N]):
             await self._start_on(asyncio.get_running_loop())
         except BaseException:
             await self.stop()
-            self._was_stopped = False
             raise
 
     async def stop(self) -> None:
         """See ``Embedded.stop``."""
         self._was_started_by_user = False
-        self._was_stopped = True
         await submit(self._stop())
 
     @contextlib.asynccontextmanager
@@ -205,7 +205,10 @@ class ProcessEngine(Generic[N]):
             return
         try:
             await self._start_on(asyncio.get_running_loop())
-            yield
+            try:
+                yield
+            finally:
+                self._server_ended = True
         finally:
             self._waits_for_lifespan = False
             await self.stop()
@@ -220,8 +223,9 @@ class ProcessEngine(Generic[N]):
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
         if self._is_serving and (loop is None or self._app_loop.is_usable):
             return not self._was_started_by_user
-        if self._was_stopped or self._is_test_run():
+        if self._is_stopping or self._process_ends or self._is_test_run():
             return False
+        self._server_ended = False
         if loop is not None:
             self._app_loop.loop = loop
         if not self._is_serving:
@@ -260,7 +264,7 @@ class ProcessEngine(Generic[N]):
         A refused function is the app's mistake: the traceback of the engine's own code would hide the message.
         """
         self._app_loop.loop = loop
-        self._was_stopped = False
+        self._server_ended = False
         try:
             await submit(self._start())
         except ConfigInvalidError as error:
@@ -300,7 +304,13 @@ class ProcessEngine(Generic[N]):
         self._end_background_start()
         node, self._node, self._is_serving = self._node, None, False
         if node is not None:
-            await node.close()
+            self._closing = asyncio.create_task(_close(node, self._closing))
+        if self._closing is not None:  # A stop that is cancelled closes the node all the same.
+            await asyncio.shield(self._closing)
+
+    @property
+    def _is_stopping(self) -> bool:
+        return self._closing is not None and not self._closing.done()
 
     async def _request(self, operation: str, arguments: Mapping[str, Any], timeout: float | None) -> Any:
         node: N | None = None
@@ -319,7 +329,7 @@ class ProcessEngine(Generic[N]):
 
         Acknowledged events must run, so a process with functions starts with the first event that it sends.
         """
-        if not self._is_serving and self._starts_with_send:
+        if not self._is_serving and arguments["sender"] is None and self._starts_with_send:
             self._starting = asyncio.create_task(self._start_in_background())
             await asyncio.sleep(0)
         receipt: EventReceipt = await self._request("receive_events", arguments, timeout)
@@ -362,7 +372,8 @@ class ProcessEngine(Generic[N]):
 
     @property
     def _starts_with_send(self) -> bool:
-        may_start = not self._was_stopped and not self._waits_for_lifespan
+        ends = self._is_stopping or self._server_ended or self._process_ends
+        may_start = not ends and not self._waits_for_lifespan
         return may_start and self._has_functions and this_program() is not Program.COMMAND
 
     def _end_background_start(self) -> None:
@@ -373,9 +384,22 @@ class ProcessEngine(Generic[N]):
     def _prepare_node(self) -> N:
         refuse_green_threads()
         if not self._stops_at_exit:
-            call_before_threads_end(self._stop_at_exit)
             self._stops_at_exit = True
+            try:
+                call_before_threads_end(self._stop_at_exit)
+            except RuntimeError:  # The main thread has ended.
+                self._process_ends = True
+        if self._process_ends and not self._is_stopping and self._needs_threads:
+            raise TransportError(
+                f"{self.name} cannot start: the main thread of this process has ended. Let it wait for the threads "
+                "that send events"
+            )
         return self._make_node()
+
+    @property
+    def _needs_threads(self) -> bool:
+        """Whether a node needs pools of threads, which end with the main thread."""
+        return True
 
     def _make_node(self) -> N:
         raise NotImplementedError
@@ -412,8 +436,8 @@ class ProcessEngine(Generic[N]):
 
     def _stop_at_exit(self) -> None:
         """Without a hook of the server for its end, stop at the exit of the process."""
-        self._was_stopped = True
-        if self._node is None:
+        self._process_ends = True
+        if self._node is None and not self._is_stopping:
             return
         grace = self._engine_settings().close_grace.total_seconds()
         with contextlib.suppress(Exception):
@@ -438,6 +462,12 @@ class ProcessEngine(Generic[N]):
 
     def _note_fork(self, node: N) -> None:
         """``node`` is the parent's."""
+
+
+async def _close(node: EngineNode, before: asyncio.Task[None] | None) -> None:
+    await node.close()
+    if before is not None:
+        await asyncio.wait({before})
 
 
 def names_of_engines() -> list[str]:

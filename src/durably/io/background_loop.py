@@ -58,6 +58,7 @@ class BackgroundLoop:
             )
         future = self.submit(_await(awaitable))
         try:
+            _refuse_at_exit()
             return future.result()
         except BaseException:
             future.cancel()
@@ -77,12 +78,22 @@ class Remote(Generic[T]):
         return asyncio.wrap_future(self._future).__await__()
 
     def result(self) -> T:
-        """Raises the coroutine's exception."""
+        """Raises the coroutine's exception; ``RuntimeError`` at the interpreter's end."""
         try:
+            _refuse_at_exit()
             return self._future.result()
         except BaseException:
             self._future.cancel()
             raise
+
+
+def _refuse_at_exit() -> None:
+    """Refuse to wait, in a ``__del__`` say, for threads that no longer run.
+
+    Raises ``RuntimeError``.
+    """
+    if sys.is_finalizing():
+        raise RuntimeError("the interpreter ends, and Durably's threads with it: send events and stop engines earlier")
 
 
 def await_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:

@@ -139,6 +139,8 @@ class Temporal:
         self._config_file = config_file
         self._configuration = configuration
         self._given_converter = data_converter
+        if encryption is not None and not isinstance(encryption, PayloadCodec):  # Nothing would be encrypted.
+            raise TypeError(f"encryption must be a PayloadCodec, such as EncryptionCodec(…), not {type(encryption)!r}")
         self._encryption = encryption
         traced = [tracing_interceptor()] if tracing else []
         self.interceptors = [CallInterceptor(self.client, rpc_timeout), *traced, *interceptors]

@@ -37,6 +37,10 @@ class TemporalProcess(ProcessEngine[TemporalNode]):
     def _test_run_text(self) -> str:
         return f"a test run does not connect to {self.name}"
 
+    @property
+    def _needs_threads(self) -> bool:
+        return False
+
     def _make_node(self) -> TemporalNode:
         options = self._options
         heartbeat = make_heartbeat()
