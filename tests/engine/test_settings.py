@@ -8,6 +8,7 @@ import pytest
 
 import durably
 from durably import Alerts, Durability, EngineSettings
+from durably.comm import CommHandler
 from durably.protocol.signatures import SigningKeyInvalidError
 
 SECOND = dt.timedelta(seconds=1)
@@ -90,3 +91,9 @@ def test_settings_at_the_edge_of_their_range() -> None:
 def test_an_encryption_that_is_none_is_refused(encryption: Any) -> None:
     with pytest.raises(TypeError, match="encryption must be a PayloadCodec"):
         durably.TemporalEngine("localhost:7233", encryption=encryption)
+
+
+def test_a_text_does_not_allow_unsigned_syncs() -> None:
+    client = durably.Client(app_id="shop", is_production=False)
+    with pytest.raises(TypeError, match="enable_unauthed_sync must be True or False, not 'false'"):
+        CommHandler(client=client, framework="test", functions=[], enable_unauthed_sync="false")  # type: ignore[arg-type]

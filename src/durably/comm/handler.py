@@ -108,6 +108,8 @@ class CommHandler:
         before_async_call: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         check_arguments(client, functions)
+        if enable_unauthed_sync not in (None, True, False):  # A text such as "false" would allow them.
+            raise TypeError(f"enable_unauthed_sync must be True or False, not {enable_unauthed_sync!r}")
         environment = Environment()
         self.client = client
         self.framework = framework
