@@ -3,16 +3,16 @@
 All of these come from arguments and the environment.
 """
 
-import datetime as dt
 import importlib.metadata
 import logging
 from collections.abc import Sequence
 from typing import Any
 
-from durably.functions.middleware import MiddlewareFactory, check_middleware
+from durably.functions.middleware import MiddlewareFactory, check_middleware, list_middleware
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
 from durably.protocol.options import Checkpointing, check_checkpointing
+from durably.protocol.setting_checks import check_switch, check_text, check_type
 from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import is_name
 
@@ -68,6 +68,18 @@ class App:
             raise FunctionConfigInvalidError(
                 f"Client.serializer takes an instance, {serializer.__name__}(), not the class"
             )
+        _check_texts(
+            api_base_url=api_base_url,
+            app_version=app_version,
+            env=env,
+            event_api_base_url=event_api_base_url,
+            event_key=event_key,
+            signing_key=signing_key,
+        )
+        _check_switches(is_production=is_production, send_step_input=send_step_input, strict_replay=strict_replay)
+        if serializer is not None:
+            expected = "an object with serialize and deserialize, such as PydanticSerializer()"
+            check_type(serializer, "Client.serializer", Serializer, expected, FunctionConfigInvalidError)
         check_signing_key(signing_key, "Client(signing_key=…)")
         environment = Environment()
         self.app_id = app_id
@@ -86,7 +98,7 @@ class App:
         self.event_key = event_key or environment.event_key
         self.signing_key = signing_key or environment.signing_key
         self.signing_key_fallback = environment.signing_key_fallback
-        self.middleware: list[MiddlewareFactory] = list(middleware or ())
+        self.middleware = list_middleware(middleware, "Client.middleware")
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
         self.tracing: Tracing | None = None
@@ -159,4 +171,19 @@ def _default_logger(environment: Environment) -> logging.Logger:
 def _seconds(timeout: Duration | None) -> float:
     if timeout is None:
         return 30.0
-    return dt.timedelta.total_seconds(to_timedelta(timeout))
+    seconds = to_timedelta(timeout, "Client.request_timeout").total_seconds()
+    if not seconds:
+        raise FunctionConfigInvalidError("Client.request_timeout must be more than 0")
+    return seconds
+
+
+def _check_texts(**arguments: object) -> None:
+    """Raises ``FunctionConfigInvalidError``."""
+    for name, value in arguments.items():
+        check_text(value, f"Client.{name}", FunctionConfigInvalidError)
+
+
+def _check_switches(**arguments: object) -> None:
+    """Raises ``FunctionConfigInvalidError``."""
+    for name, value in arguments.items():
+        check_switch(value, f"Client.{name}", FunctionConfigInvalidError)

@@ -8,7 +8,7 @@ from typing import Any, Never
 
 from durably.functions.config import FunctionOpts
 from durably.functions.function import Function, Handler, T
-from durably.functions.middleware import MiddlewareFactory, MiddlewareStack, check_middleware
+from durably.functions.middleware import MiddlewareFactory, MiddlewareStack, check_middleware, list_middleware
 from durably.functions.unserved import note_made
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.events import Event
@@ -130,11 +130,12 @@ class Client(App):
             strict_replay=strict_replay,
         )
 
-        if middleware:
-            check_middleware([*self.middleware, *middleware], f'function "{fn_id}": middleware')
+        own_middleware = list_middleware(middleware, f'function "{fn_id}": middleware')
+        if own_middleware:
+            check_middleware([*self.middleware, *own_middleware], f'function "{fn_id}": middleware')
 
         def decorate(handler: Handler[T]) -> Function[T]:
-            function = Function(opts, handler, on_failure=on_failure, middleware=middleware or ())
+            function = Function(opts, handler, on_failure=on_failure, middleware=own_middleware)
             note_made(function, self.in_process)
             return function
 

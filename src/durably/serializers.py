@@ -3,9 +3,10 @@
 They are for outputs with an ``output_type``.
 """
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Serializer(Protocol):
     """Used for the outputs of functions and steps that are given an ``output_type``."""
 

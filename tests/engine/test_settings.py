@@ -1,15 +1,18 @@
 """A setting of another type or range is an error that names it, at once."""
 
 import datetime as dt
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from temporalio.service import TLSConfig
 
 import durably
 from durably import Alerts, Durability, EngineSettings
-from durably.comm import CommHandler
+from durably.engine.settings import SystemClock
 from durably.protocol.signatures import SigningKeyInvalidError
+from durably.temporal import Temporal
 
 SECOND = dt.timedelta(seconds=1)
 
@@ -35,6 +38,11 @@ SECOND = dt.timedelta(seconds=1)
         ("durability", "full", TypeError, "Durability.NORMAL"),
         ("alerts", "https://hooks.example.com", TypeError, "Alerts(…)"),
         ("temporal_ui", 8233, TypeError, "a text"),
+        ("temporal_ui", "localhost:8233", ValueError, "http://localhost:8233"),
+        ("temporal_ui", "http://[", ValueError, "http://localhost:8233"),
+        ("clock", 5, TypeError, "the methods of SystemClock"),
+        ("clock", SystemClock, TypeError, "not the class SystemClock"),
+        ("tracing", "otel", TypeError, "durably.otel"),
         ("signing_key", "", SigningKeyInvalidError, "is empty"),
     ],
 )
@@ -56,7 +64,7 @@ def test_a_key_of_another_type_is_not_shown() -> None:
     [
         ({"emails": "ops@shop.example"}, "Alerts.emails must be a collection of texts"),
         ({"url": "https://hooks.example.com", "interval": 60}, "Alerts.interval must be a datetime.timedelta"),
-        ({"url": b"https://hooks.example.com/s3cret"}, "Alerts(url=…) must be a text"),
+        ({"url": b"https://hooks.example.com/s3cret"}, "Alerts.url must be a text"),
     ],
 )
 def test_a_wrong_setting_of_alerts_is_named(options: dict[str, Any], text: str) -> None:
@@ -93,7 +101,45 @@ def test_an_encryption_that_is_none_is_refused(encryption: Any) -> None:
         durably.TemporalEngine("localhost:7233", encryption=encryption)
 
 
-def test_a_text_does_not_allow_unsigned_syncs() -> None:
-    client = durably.Client(app_id="shop", is_production=False)
-    with pytest.raises(TypeError, match="enable_unauthed_sync must be True or False, not 'false'"):
-        CommHandler(client=client, framework="test", functions=[], enable_unauthed_sync="false")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("path", "options", "text"),
+    [
+        (5, {}, "Embedded.path must be the path of a file"),
+        (b"durably.db", {}, "Embedded.path must be the path of a file"),
+        ("durably.db", {"lease": "2,5s"}, "Embedded.lease: invalid duration '2,5s'"),
+    ],
+)
+def test_a_wrong_path_or_lease_is_named(path: Any, options: dict[str, Any], text: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=re.escape(text)):
+        durably.Embedded(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("address", 7233),
+        ("namespace", ["shop"]),
+        ("api_key", b"key-5ec2e7"),
+        ("tls", "false"),
+        ("tls", TLSConfig),
+        ("rpc_metadata", "header=value"),
+        ("profile", 1),
+        ("config_file", 1),
+        ("name", 1),
+        ("same_server_as", "localhost:7233"),
+    ],
+)
+def test_a_wrong_argument_of_a_connection_is_named(argument: str, value: Any) -> None:
+    for connection in (durably.TemporalEngine, Temporal):
+        with pytest.raises(TypeError, match=f"^{argument} must be") as raised:
+            connection(**{argument: value})
+        assert "5ec2e7" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("tracing", "yes"), ("connect_timeout", 5), ("rpc_timeout", "5s"), ("task_queue", 5), ("build_id", 12)],
+)
+def test_a_wrong_argument_of_temporal_is_named(argument: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"^{argument} must be"):
+        Temporal(**{argument: value})

@@ -19,6 +19,7 @@ from durably.app import App
 from durably.errors import (
     BodyInvalidError,
     Error,
+    FunctionConfigInvalidError,
     FunctionNotServedError,
     MethodUnsupportedError,
     QueryParamMissingError,
@@ -39,6 +40,7 @@ from durably.protocol.errors import RUNAWAY_ERROR, StepError, is_quiet
 from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe, Query, SyncKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.setting_checks import check_switch, check_text
 from durably.protocol.text import printable
 from durably.protocol.trace_context import read_trace
 from durably.settings import SERVE_ORIGIN, Environment, Streaming
@@ -108,8 +110,9 @@ class CommHandler:
         before_async_call: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         check_arguments(client, functions)
-        if enable_unauthed_sync not in (None, True, False):  # A text such as "false" would allow them.
-            raise TypeError(f"enable_unauthed_sync must be True or False, not {enable_unauthed_sync!r}")
+        check_switch(enable_unauthed_sync, "serve(enable_unauthed_sync=…)", FunctionConfigInvalidError)
+        for name, text in (("serve_origin", serve_origin), ("serve_path", serve_path), ("public_path", public_path)):
+            check_text(text, f"serve({name}=…)", FunctionConfigInvalidError)
         environment = Environment()
         self.client = client
         self.framework = framework

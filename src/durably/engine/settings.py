@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable
 from enum import StrEnum
 from types import NoneType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -16,10 +17,11 @@ from durably.engine.core.policy import Backoff, Policy, dev_backoff, unreached_b
 from durably.engine.scheduling.events import Entropy
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
+from durably.protocol.setting_checks import check_count, check_text, check_texts, check_time_span, check_type
 from durably.protocol.signatures import check_signing_key
+from durably.protocol.text import show_url
 
 from .alerts.settings import Alerts
-from .setting_checks import check_count, check_texts, check_time_span, check_type
 from .tracing import Tracing
 
 
@@ -27,6 +29,7 @@ class Timer(Protocol):
     def cancel(self) -> None: ...
 
 
+@runtime_checkable
 class Clock(Protocol):
     """The clock of an engine, and its timers.
 
@@ -129,9 +132,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         Raises ``SigningKeyInvalidError``, ``TypeError`` and ``ValueError``, which name the setting.
         """
         for name in ("signing_key", "signing_key_fallback", "temporal_ui"):
-            if (text := getattr(self, name)) is not None and not isinstance(text, str):
-                # Without the value, which may be a key.
-                raise TypeError(f"EngineSettings({name}=…) must be a text, not a value of type {type(text).__name__}")
+            check_text(getattr(self, name), f"EngineSettings.{name}")
         check_signing_key(self.signing_key, "EngineSettings(signing_key=…)")
         check_signing_key(self.signing_key_fallback, "EngineSettings(signing_key_fallback=…)")
         for name in ("call_timeout", "connect_timeout"):
@@ -150,6 +151,10 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         check_type(self.server_kind, "EngineSettings.server_kind", ServerKind, "a ServerKind")
         check_type(self.durability, "EngineSettings.durability", Durability, "a Durability, such as Durability.NORMAL")
         check_type(self.alerts, "EngineSettings.alerts", (Alerts, NoneType), "Alerts(…) or None")
+        check_type(self.clock, "EngineSettings.clock", Clock, "a clock with the methods of SystemClock")
+        check_type(self.tracing, "EngineSettings.tracing", (Tracing, NoneType), "what reports spans (see durably.otel)")
+        if self.temporal_ui is not None:
+            _check_web_address(self.temporal_ui, "EngineSettings.temporal_ui", "http://localhost:8233")
 
     def __repr__(self) -> str:
         """Without the keys: settings end up in logs and in assertion errors."""
@@ -157,6 +162,17 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _MILLISECOND = dt.timedelta(milliseconds=1)
+
+
+def _check_web_address(text: str, setting: str, example: str) -> None:
+    """Raises ``ValueError`` for a text to which a browser cannot go."""
+    try:
+        parts = urlsplit(text)
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable()
+    except ValueError:
+        is_valid = False
+    if not is_valid:
+        raise ValueError(f"{setting} must be a web address, such as {example}, not {show_url(text)!r}")
 
 
 def make_policy(settings: EngineSettings) -> Policy:

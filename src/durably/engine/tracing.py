@@ -5,7 +5,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -41,6 +41,7 @@ class CallSpan(Protocol):
         ...
 
 
+@runtime_checkable
 class Tracing(Protocol):
     """Reports spans of an engine. The methods are quick, and raise nothing."""
 

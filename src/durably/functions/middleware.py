@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar
@@ -134,6 +134,18 @@ _ENGINE_OPS = frozenset(
     )
 )
 """Ops of the steps that the engine executes."""
+
+
+def list_middleware(middleware: object, where: str) -> list[MiddlewareFactory]:
+    """The argument ``middleware``; empty for ``None``.
+
+    Raises ``FunctionConfigInvalidError`` for what is no list. The message begins with ``where``.
+    """
+    if middleware is None:
+        return []
+    if isinstance(middleware, str | type) or not isinstance(middleware, Iterable):
+        raise FunctionConfigInvalidError(f"{where}: give a list, such as [MyMiddleware], not {middleware!r}")
+    return list(middleware)
 
 
 def check_middleware(factories: Sequence[MiddlewareFactory], where: str) -> None:

@@ -9,11 +9,11 @@ from typing import Never
 
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.exposition import EngineCollector
-from durably.engine.setting_checks import check_count, check_type
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import resolve_path
 from durably.errors import Error
 from durably.protocol.durations import Duration, to_timedelta
+from durably.protocol.setting_checks import check_count, check_type
 from durably.protocol.text import get_logger
 
 from .embedded_process import EmbeddedProcess, Options
@@ -62,7 +62,8 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         if sys.platform == "win32":
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
-        lease = to_timedelta(lease)
+        check_type(path, "Embedded.path", (str, os.PathLike), "the path of a file")
+        lease = to_timedelta(lease, "Embedded.lease")
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
         if os.fspath(path) == ":memory:":

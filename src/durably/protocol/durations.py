@@ -23,11 +23,21 @@ class DurationInvalidError(Error, ValueError):
     is_retriable = False
 
 
-def to_timedelta(value: Duration) -> dt.timedelta:
+def to_timedelta(value: Duration, setting: str | None = None) -> dt.timedelta:
     """A user's duration as a ``timedelta``.
 
-    Raises ``DurationInvalidError`` for other types (``bool`` included) and for negative values.
+    Raises ``DurationInvalidError`` for other types (``bool`` included) and for negative values. Its message begins with
+    ``setting``, if that is given.
     """
+    try:
+        return _to_timedelta(value)
+    except DurationInvalidError as error:
+        if setting is None:
+            raise
+        raise DurationInvalidError(f"{setting}: {error}") from None
+
+
+def _to_timedelta(value: Duration) -> dt.timedelta:
     if isinstance(value, bool) or not isinstance(value, int | str | dt.timedelta):
         raise DurationInvalidError(
             f'a duration is text like "1h30m", a datetime.timedelta, or a number of milliseconds (int), not {value!r}'

@@ -26,6 +26,7 @@ from temporalio.converter import DataConverter, DefaultFailureConverterWithEncod
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
 from durably.io.background_loop import get_background_loop
+from durably.protocol.setting_checks import check_switch, check_text, check_time_span, check_type
 from durably.protocol.text import get_logger
 
 from .compat import never_free
@@ -121,7 +122,7 @@ class Temporal:
         name: str | None = None,
         same_server_as: "Temporal | None" = None,
     ) -> None:
-        self.variable_prefix = prefix_of(name)
+        texts = {"name": name, "profile": profile, "identity": identity}
         self.name = name
         self._same_server_as = same_server_as
         self._arguments = {
@@ -135,6 +136,15 @@ class Temporal:
             "build_id": build_id,
             "versioning_behavior": versioning_behavior,
         }
+        for argument, value in (texts | self._arguments).items():
+            if argument not in ("tls", "rpc_metadata"):
+                check_text(value, argument)
+        self._check_types(tls, rpc_metadata, config_file, same_server_as)
+        check_switch(tracing, "tracing")
+        check_time_span(connect_timeout, "connect_timeout")
+        if rpc_timeout is not None:
+            check_time_span(rpc_timeout, "rpc_timeout")
+        self.variable_prefix = prefix_of(name)
         self._profile = profile
         self._config_file = config_file
         self._configuration = configuration
@@ -158,6 +168,18 @@ class Temporal:
         self._override: Client | None = None
         self._reset()
         _connections.add(self)
+
+    @staticmethod
+    def _check_types(tls: object, rpc_metadata: object, config_file: object, same_server_as: object) -> None:
+        """Raises ``TypeError``. A text such as ``"false"`` would turn TLS on."""
+        if tls is not None and not isinstance(tls, bool):
+            check_type(tls, "tls", TLSConfig, "True, False or a TLSConfig(…)")
+        if rpc_metadata is not None:
+            check_type(rpc_metadata, "rpc_metadata", Mapping, 'a mapping, such as {"header": "value"}')
+        if config_file is not None:
+            check_type(config_file, "config_file", (str, os.PathLike), "the path of a file")
+        if same_server_as is not None:
+            check_type(same_server_as, "same_server_as", Temporal, "a Temporal(…)")
 
     def _reset(self) -> None:
         self._lock = threading.Lock()

@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
-from durably.engine.setting_checks import check_texts, check_type
+from durably.protocol.setting_checks import check_text, check_texts, check_type
 
 DEFAULT_INTERVAL = dt.timedelta(minutes=15)
 _SHORTEST_INTERVAL = dt.timedelta(seconds=1)
@@ -77,9 +77,7 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
             self.interval, "Alerts.interval", dt.timedelta, "a datetime.timedelta, such as timedelta(minutes=15)"
         )
         for name in ("url", "smtp_url", "email_from", "dashboard_url"):
-            if (text := getattr(self, name)) is not None and not isinstance(text, str):
-                # Without the value, which may hold a token or a password.
-                raise TypeError(f"Alerts({name}=…) must be a text, not a value of type {type(text).__name__}")
+            check_text(getattr(self, name), f"Alerts.{name}")
         if not self.emails and (self.smtp_url is not None or self.email_from is not None):
             raise AlertsInvalidError("alerts have an SMTP server or a sender, and no e-mail address to send to")
         if self.url is None and not self.emails:

@@ -6,11 +6,11 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
-from durably.engine.setting_checks import check_count, check_type
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engines import parse_temporal_url
 from durably.in_process.handle import InProcessHandle
 from durably.in_process.server_start import refuse_green_threads
+from durably.protocol.setting_checks import check_count, check_type
 
 try:
     import temporalio

@@ -1,4 +1,7 @@
-"""Checks of the types and ranges of settings, which would otherwise fail late."""
+"""Checks of the types and ranges of settings, which would otherwise fail late.
+
+``setting`` is the name in the message, such as ``Client.env``. ``error`` is raised for a value of another type.
+"""
 
 import datetime as dt
 from collections.abc import Collection
@@ -6,10 +9,30 @@ from collections.abc import Collection
 _ZERO = dt.timedelta(0)
 
 
-def check_type(value: object, setting: str, kind: type | tuple[type, ...], article_and_kind: str) -> None:
-    """Check a value's type. ``True`` is not a number. Raises ``TypeError``."""
+def check_type(
+    value: object,
+    setting: str,
+    kind: type | tuple[type, ...],
+    article_and_kind: str,
+    error: type[Exception] = TypeError,
+) -> None:
+    """Check a value's type. ``True`` is not a number, and a class is not an instance of itself."""
+    if isinstance(value, type):  # It has the methods that a protocol asks for.
+        raise error(f"{setting} must be {article_and_kind}, not the class {value.__name__}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{setting} must be {article_and_kind}, not {value!r}")
+        raise error(f"{setting} must be {article_and_kind}, not {value!r}")
+
+
+def check_text(value: object, setting: str, error: type[Exception] = TypeError) -> None:
+    """Check a text, or ``None``. The message does not show the value, which may be a key."""
+    if not (value is None or isinstance(value, str)):
+        raise error(f"{setting} must be a text, not a value of type {type(value).__name__}")
+
+
+def check_switch(value: object, setting: str, error: type[Exception] = TypeError) -> None:
+    """Check ``True``, ``False`` or ``None``. A text such as ``"false"`` would count as true."""
+    if not (value is None or isinstance(value, bool)):
+        raise error(f"{setting} must be True or False, not {value!r}")
 
 
 def check_time_span(value: object, setting: str, *, may_be_zero: bool = False) -> None:
