@@ -166,7 +166,11 @@ async def test_one_trace_of_an_app_that_is_called_over_http(server: DevServer, s
     assert spans.path(spans.one("step ship")) == [*around, "step ship"]
     calls = spans.named("call app-order")
     assert [linked(call) for call in calls] == [[], *([id_of(before)] for before in calls[:-1])]
-    assert {trace_of(span) for span in spans.all} == {trace_of(spans.one("POST /orders"))}
+    # The engine also continues runs that other tests have left on the server, and calls their apps.
+    own = [
+        span for span in spans.all if span.name.endswith(" app-order") or span.name.split()[0] not in ("call", "run")
+    ]
+    assert {trace_of(span) for span in own} == {trace_of(spans.one("POST /orders"))}
 
 
 async def test_a_call_that_does_not_reach_its_app_is_repeated_in_a_span_of_its_own(
