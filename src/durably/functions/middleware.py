@@ -139,7 +139,7 @@ _ENGINE_OPS = frozenset(
 def list_middleware(middleware: object, where: str) -> list[MiddlewareFactory]:
     """The argument ``middleware``; empty for ``None``.
 
-    Raises ``FunctionConfigInvalidError`` for what is no list. The message begins with ``where``.
+    Raises ``FunctionConfigInvalidError`` for anything else. The message begins with ``where``.
     """
     if middleware is None:
         return []

@@ -16,7 +16,10 @@ def check_type(
     article_and_kind: str,
     error: type[Exception] = TypeError,
 ) -> None:
-    """Check a value's type. ``True`` is not a number, and a class is not an instance of itself."""
+    """Check a value's type.
+
+    ``True`` is not a number, and a class is not an instance of itself.
+    """
     if isinstance(value, type):  # It has the methods that a protocol asks for.
         raise error(f"{setting} must be {article_and_kind}, not the class {value.__name__}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
@@ -24,13 +27,19 @@ def check_type(
 
 
 def check_text(value: object, setting: str, error: type[Exception] = TypeError) -> None:
-    """Check a text, or ``None``. The message does not show the value, which may be a key."""
+    """Check a text, or ``None``.
+
+    The message does not show the value, which may be a key.
+    """
     if not (value is None or isinstance(value, str)):
         raise error(f"{setting} must be a text, not a value of type {type(value).__name__}")
 
 
 def check_switch(value: object, setting: str, error: type[Exception] = TypeError) -> None:
-    """Check ``True``, ``False`` or ``None``. A text such as ``"false"`` would count as true."""
+    """Check ``True``, ``False`` or ``None``.
+
+    A text such as ``"false"`` would count as true.
+    """
     if not (value is None or isinstance(value, bool)):
         raise error(f"{setting} must be True or False, not {value!r}")
 
