@@ -100,8 +100,10 @@ def metrics() -> str:
         for each in CATALOGUE
         if each.buckets
     ]
+    missing = ", ".join(f"`{each.full_name}`" for each in CATALOGUE if each.is_sqlite_only)
+    on_temporal = textwrap.fill(f"The engine on Temporal has all of them except {missing}.", 120)
     table = "\n".join(["| metric | kind | labels | meaning |", "|---|---|---|---|", *rows])
-    return f"{table}\n\nUpper bounds of the buckets:\n\n" + "\n".join(map(fill_item, buckets)) + "\n"
+    return f"{table}\n\n{on_temporal}\n\nUpper bounds of the buckets:\n\n" + "\n".join(map(fill_item, buckets)) + "\n"
 
 
 def fill_item(text: str) -> str:

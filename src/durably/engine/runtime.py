@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from durably.engine.alerts.failure_alerts import FailureAlerts
 from durably.engine.core.errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
@@ -18,10 +17,8 @@ from durably.engine.core.errors import (
     DatabaseUnavailableError,
     EngineError,
 )
-from durably.engine.metrics.counters import EngineCounters
 from durably.engine.scheduling.monitoring.changes import ChangeFeed
 from durably.engine.scheduling.monitoring.statistics import Statistics
-from durably.engine.scheduling.observers import Observers
 from durably.engine.scheduling.outbox import (
     ContinueBulkOperation,
     ControlsChanged,
@@ -51,7 +48,7 @@ from durably.engine.sqlite.tables.runs import Store
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.text import get_logger
 
-from .run_log import RunEndLog
+from .run_observers import RunObservers
 from .scheduling.transactions import bulk_operations, operations, runs
 from .settings import EngineSettings, make_policy
 from .tracing import EndedRun
@@ -107,19 +104,11 @@ class Runtime:
             Registry.from_rows(store.apps.all_functions(), read_controls(store, settings.clock.now())),
             settings.clock,
         )
-        self.counters = EngineCounters()
-        self.observers = Observers()
+        self.observers = RunObservers(settings)
         self.changes = ChangeFeed(settings.clock.now(), asyncio.get_running_loop())
         self.statistics = Statistics(path, self.transactions, settings.clock)
         self.observers.add(self.changes)
         self.observers.add(self.statistics)
-        self.observers.add(self.counters)
-        if settings.log_runs:
-            self.observers.add(RunEndLog())
-        self.alerts: FailureAlerts | None = None
-        if settings.alerts is not None:
-            self.alerts = FailureAlerts(settings.alerts, settings.clock)
-            self.observers.add(self.alerts)
         self._caller = make_caller(settings)
         if settings.tracing is not None:
             self._caller = TracedCaller(self._caller, settings.tracing)
@@ -203,8 +192,7 @@ class Runtime:
         self.transactions.close()
         await self._writer.close()
         await self.statistics.close()
-        if self.alerts is not None:
-            await self.alerts.close()
+        await self.observers.close()
         await self.reader.close()
         await self._caller.close()
         await asyncio.to_thread(self._connection.close)
@@ -277,7 +265,7 @@ class Runtime:
                     self._requests.forget(message.run_key)
                     self.completion_waiters.resolve(message.run_key)
                 case EventsStored():
-                    self.counters.received += len(message.names)
+                    self.observers.counters.received += len(message.names)
                     if message.unmatched:
                         self.observers.on_unmatched([name for name in message.names if name in message.unmatched])
                 case ScheduledRequest():

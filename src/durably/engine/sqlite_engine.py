@@ -644,9 +644,9 @@ class SqliteEngine(LocalEngine):
             await self._overviews.function_loads(to_datetime(self._settings.clock.now() - _SECOND), None),
             self.count_followers(),
         )
-        gauges = read_gauges(state, runtime.counters)
-        alerts = Metric("alerts", []) if runtime.alerts is None else runtime.alerts.read()
-        return [*runtime.counters.read(), *gauges, alerts]
+        counters = runtime.observers.counters
+        gauges = read_gauges(state, counters)
+        return [*runtime.observers.read(), *counters.read_store(), *gauges]
 
     # updates
 

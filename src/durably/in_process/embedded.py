@@ -11,19 +11,12 @@ from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.exposition import EngineCollector
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.files import resolve_path
-from durably.errors import Error
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.setting_checks import check_count, check_type
-from durably.protocol.text import get_logger
 
 from .embedded_process import EmbeddedProcess, Options
 from .handle import InProcessHandle
 from .server_start import refuse_green_threads
-
-_SCRAPE_SECONDS = 5.0
-"""The time for the engine's metrics, shorter than Prometheus' own (10 s)."""
-
-_logger = get_logger("durably.engine")
 
 _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
 
@@ -108,14 +101,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         return EngineCollector(lambda: self._read_metrics(in_leader_only=in_leader_only))
 
     def _read_metrics(self, *, in_leader_only: bool) -> list[Metric] | None:
-        if in_leader_only and not self._process.is_leader:
-            return []
-        try:
-            metrics: list[Metric] = self._process.request("read_metrics", {}, _SCRAPE_SECONDS).result()
-            return metrics
-        except Error as error:
-            _logger.warning("the metrics could not be read: %s", error)
-            return None
+        return [] if in_leader_only and not self._process.is_leader else self.scrape()
 
 
 def _refuse_arguments(arguments: Mapping[str, object]) -> None:

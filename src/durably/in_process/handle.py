@@ -7,13 +7,21 @@ from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Seque
 from typing import Any, Generic, TypeVar
 
 from durably.engine.interface import SyncEngine
+from durably.engine.metrics.catalogue import Metric
 from durably.engine.operations import Operation, blocking
 from durably.engine.views import CancellationView, FromStep, InvokeReceipt, ReplayView, RunStatus, RunView
 from durably.engines import InProcessEngine
+from durably.errors import Error
 from durably.events import as_data
 from durably.io.background_loop import get_background_loop
+from durably.protocol.text import get_logger
 
 from .process import TIMEOUT_SECONDS, ProcessEngine
+
+_SCRAPE_SECONDS = 5.0
+"""The time for the engine's metrics, shorter than Prometheus' own (10 s)."""
+
+_logger = get_logger("durably.engine")
 
 T = TypeVar("T")
 P = TypeVar("P", bound=ProcessEngine[Any])
@@ -66,6 +74,15 @@ class InProcessHandle(SyncEngine, Generic[P]):
         """``async with engine.running():`` starts the engine, and stops it at the end."""
         async with self._process.running():
             yield
+
+    def scrape(self) -> list[Metric] | None:
+        """The engine's metrics, for a collector; ``None`` if it does not answer."""
+        try:
+            metrics: list[Metric] = self._process.request("read_metrics", {}, _SCRAPE_SECONDS).result()
+            return metrics
+        except Error as error:
+            _logger.warning("the metrics could not be read: %s", error)
+            return None
 
     # operations
 

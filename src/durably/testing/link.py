@@ -101,6 +101,8 @@ class TestLink:
     It is an ``InProcessEngine`` for the clients of ``handlers``, by app id. Its methods may be awaited on any loop.
     """
 
+    __test__ = False
+
     def __init__(self, *, checkpointing: bool) -> None:
         self.handlers: dict[str, CommHandler] = {}
         self._checkpoints = EngineCheckpoints(self._checkpoint, get_background_loop().run, are_default=checkpointing)

@@ -67,7 +67,7 @@ async def test_an_observer_gets_each_call_with_its_delay_and_time(engine: Sqlite
     engine.observe(recorder)
     await engine.sync_app(app.sync_request())
     await run_to_end(engine, "order")
-    assert [call.function.id for call in recorder.calls] == ["app-order", "app-order"]
+    assert [call.function_id for call in recorder.calls] == ["app-order", "app-order"]
     assert all(call.delay >= 0 and call.seconds > 0 for call in recorder.calls)
 
 

@@ -420,7 +420,6 @@ def test_its_arguments_are_checked() -> None:
     ("settings", "reason"),
     [
         ({"retention": dt.timedelta(days=30)}, "namespace"),
-        ({"log_runs": True}, "Temporal's UI"),
         ({"durability": Durability.OFF}, "server's database"),
         ({"max_calls": 7}, r"TemporalEngine\(max_calls=…\)"),
         ({"entropy": lambda size: bytes(size)}, "those of events"),

@@ -67,9 +67,10 @@ def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, ser
     app = Command((), directory, {**environment(), **KEYS, "DURABLY_ENGINE_URL": origin}, program=start_app)
     try:
         arguments = ("start", "--temporal", server.address, "--port", str(port), "-u", url, "--poll-interval", "1")
-        engine = start(*arguments, **KEYS)
-        assert logged(engine, "engine started")["temporal"] == server.address
-        assert "this one does not log them, and its /metrics has only the number of live runs" in engine.output
+        engine = start(*arguments, "--metrics-address", "127.0.0.1:0", **KEYS)
+        started = logged(engine, "engine started")
+        assert started["temporal"] == server.address
+        assert "each logs, counts and alerts for those that it executes" in engine.output
         assert logged(engine, "app synced")["app_id"] == "shop"
         event = json.dumps({"name": "order/placed", "data": {"total": 42}})
         sent = urllib3.request("POST", f"{origin}/e/{EVENT_KEY}", body=event, timeout=30)
@@ -77,6 +78,10 @@ def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, ser
         found = ended_run(engine, origin, "shop-place")
         assert found["status"] == "Completed", found
         assert get(origin, f"/v1/runs/{found['run_id']}")["output"] == {"charged": 42}
+        assert logged(engine, "step completed")["run_id"] == found["run_id"]
+        assert logged(engine, "run completed")["run_id"] == found["run_id"]
+        metrics = urllib3.request("GET", str(started["metrics"]), timeout=30).data.decode()
+        assert 'durably_runs_ended_total{function="shop-place",outcome="completed"} 1.0' in metrics
         assert engine.stop(signal.SIGTERM) == 0
     finally:
         app.stop(signal.SIGKILL)
@@ -97,8 +102,6 @@ def test_an_engine_without_urls_of_apps_serves_until_it_is_stopped(start: Start,
     ("option", "reason"),
     [
         (("--retention", "30d"), "namespace"),
-        (("--alert-url", "http://localhost:1"), "Temporal's metrics"),
-        (("--metrics-address", "127.0.0.1:1"), "metrics"),
     ],
 )
 def test_options_without_an_effect_on_temporal_are_refused(run: Run, option: tuple[str, ...], reason: str) -> None:

@@ -19,18 +19,12 @@ if TYPE_CHECKING:
     from durably.engine.settings import EngineSettings
     from durably.temporal import Temporal
 
-_SETTINGS = {
-    "retention": "retention",
-    **dict.fromkeys(
-        ("alert_url", "alert_emails", "smtp_url", "alert_from", "alert_interval", "dashboard_url"), "alerts"
-    ),
-}
+_SETTINGS = {"retention": "retention"}
 """Options that give settings of an engine."""
 
-_NOT_SEEN = (
-    "runs are executed by all processes on this Temporal server, so this one does not log them, and its /metrics has "
-    "only the number of live runs: Temporal's UI and metrics have the rest, and `durably runs list --follow --json "
-    "--url temporal://…` prints starts and ends of runs"
+_SHARED = (
+    "the processes on this Temporal server share its runs: each logs, counts and alerts for those that it executes, so "
+    "collect the logs and metrics of all"
 )
 
 _logger = get_logger("durably.start")
@@ -41,7 +35,6 @@ def refuse_options(context: click.Context) -> None:
     from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
 
     reasons = {option: UNUSED_SETTINGS[setting] for option, setting in _SETTINGS.items()}
-    reasons["metrics_address"] = "Temporal's server has the metrics of workflows and activities"
     for parameter in context.command.params:
         name = parameter.name or ""
         if name in reasons and context.get_parameter_source(name) is not ParameterSource.DEFAULT:
@@ -56,6 +49,7 @@ def server_on_temporal(
     Raises ``CliError`` for invalid settings of the connection.
     """
     temporal = _connection_to(address)
+    from durably.cli.output.log_lines import UpdateLog
     from durably.engine.http.server import EngineServer
     from durably.engine.temporal.http_engine import HttpWorkflowEngine
     from durably.temporal import TemporalUnreachableError
@@ -69,11 +63,11 @@ def server_on_temporal(
     known: set[str] = set()
 
     async def open_engine() -> "LocalEngine":
-        return await HttpWorkflowEngine.open(await connect_patiently(temporal, note), settings)
+        return await HttpWorkflowEngine.open(await connect_patiently(temporal, note), settings, [UpdateLog()])
 
     async def open_server(**options: Any) -> EngineServer:
         server = await EngineServer.open_on(open_engine, settings, **options)
-        _logger.info(_NOT_SEEN)
+        _logger.info(_SHARED)
         return server
 
     return open_server, {"temporal": temporal.settings.address, "namespace": temporal.settings.namespace}

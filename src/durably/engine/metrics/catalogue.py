@@ -21,7 +21,7 @@ class Family(msgspec.Struct, frozen=True):
     """A metric's declaration.
 
     ``name`` is without the prefix, and without the ``_total`` of a counter. ``buckets`` are the upper bounds of a
-    histogram.
+    histogram. ``is_sqlite_only``: an engine on Temporal does not have it.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Family(msgspec.Struct, frozen=True):
     meaning: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    is_sqlite_only: bool = False
 
     @property
     def full_name(self) -> str:
@@ -99,27 +100,56 @@ CATALOGUE: Sequence[Family] = (
         _GAUGE,
         "Calls that are due and wait: for limits of their function, or for a free slot.",
         _FUNCTION,
+        is_sqlite_only=True,
     ),
     Family("calls_in_flight", _GAUGE, "Calls that are under way.", _FUNCTION),
-    Family("oldest_call_wait_seconds", _GAUGE, "Time that the oldest waiting call has waited.", _FUNCTION),
+    Family(
+        "oldest_call_wait_seconds",
+        _GAUGE,
+        "Time that the oldest waiting call has waited.",
+        _FUNCTION,
+        is_sqlite_only=True,
+    ),
     Family("runs_live", _GAUGE, "Runs that have not ended, sleeping and waiting ones included.", _FUNCTION),
     Family("events_received", _COUNTER, "Events that the engine has stored for senders."),
     Family("events_unmatched", _COUNTER, "Events for which no function has a trigger, and which no run waits for."),
-    Family("commits", _COUNTER, "Commits to the database."),
-    Family("commit_transactions", _HISTOGRAM, "Transactions that shared a commit.", (), COMMIT_SIZES),
-    Family("commit_duration_seconds", _HISTOGRAM, "Time of a commit with its transactions.", (), COMMIT_SECONDS),
-    Family("transactions_failed", _COUNTER, "Transactions that failed, refused requests included."),
+    Family("commits", _COUNTER, "Commits to the database.", is_sqlite_only=True),
+    Family(
+        "commit_transactions", _HISTOGRAM, "Transactions that shared a commit.", (), COMMIT_SIZES, is_sqlite_only=True
+    ),
+    Family(
+        "commit_duration_seconds",
+        _HISTOGRAM,
+        "Time of a commit with its transactions.",
+        (),
+        COMMIT_SECONDS,
+        is_sqlite_only=True,
+    ),
+    Family(
+        "transactions_failed", _COUNTER, "Transactions that failed, refused requests included.", is_sqlite_only=True
+    ),
     Family(
         "timer_lag_seconds",
         _HISTOGRAM,
         "Time by which a timer fired late: sleeps, timeouts, schedules, retries.",
         (),
         SECONDS,
+        is_sqlite_only=True,
     ),
     Family(
-        "database_size_bytes", _GAUGE, "Size of the database's files: main, and wal, the write-ahead log.", ("file",)
+        "database_size_bytes",
+        _GAUGE,
+        "Size of the database's files: main, and wal, the write-ahead log.",
+        ("file",),
+        is_sqlite_only=True,
     ),
-    Family("processes", _GAUGE, "Processes of the engine by role: leader, or follower in in-process mode.", ("role",)),
+    Family(
+        "processes",
+        _GAUGE,
+        "Processes of the engine by role: leader, or follower in in-process mode.",
+        ("role",),
+        is_sqlite_only=True,
+    ),
     Family("alerts", _COUNTER, "Alerts about failed runs by channel: sent or failed.", ("channel", "outcome")),
     Family("start_time_seconds", _GAUGE, "Time at which the engine started, in seconds since the epoch."),
     Family("build_info", _GAUGE, "Always 1, with the version of Durably.", ("version",)),

@@ -132,7 +132,7 @@ class EngineCounters(Observer):
             self._commit_seconds.add(group.seconds)
 
     def on_call(self, call: EndedCall) -> None:
-        counters = self._functions.get(call.function.id) or self._add(call.function.id)
+        counters = self._functions.get(call.function_id) or self._add(call.function_id)
         counters.queue_delay.add(call.delay / 1000)
         if isinstance(call.answer, Unreached):
             counters.calls[_UNREACHED] += 1
@@ -171,7 +171,7 @@ class EngineCounters(Observer):
     # reading
 
     def read(self) -> list[Metric]:
-        """The present values."""
+        """The present values, without those of the database."""
         return [
             self._of_functions("runs_started", lambda name, each: [Sample((name,), each.started)]),
             self._by_outcome("runs_ended", _RUN_OUTCOMES, lambda each: each.ended),
@@ -184,6 +184,11 @@ class EngineCounters(Observer):
             self._histograms("queue_delay_seconds", lambda each: each.queue_delay),
             Metric("events_received", [Sample((), self.received)]),
             Metric("events_unmatched", [Sample((), self._unmatched)]),
+        ]
+
+    def read_store(self) -> list[Metric]:
+        """The present values of the database and the timers."""
+        return [
             Metric("commits", [Sample((), self._commits)]),
             Metric("commit_transactions", [self._commit_sizes.sample()]),
             Metric("commit_duration_seconds", [self._commit_seconds.sample()]),

@@ -8,8 +8,6 @@ from durably.engine.core.answers import Answer
 from durably.engine.sqlite.writer import Group
 from durably.protocol.text import get_logger
 
-from .outbox import ScheduledCall
-from .registry import Function
 from .subscriptions import RunChange
 
 _logger = get_logger("durably.engine")
@@ -21,8 +19,7 @@ class EndedCall(msgspec.Struct, frozen=True, gc=False):
     ``delay`` is the time from its due time to its start in milliseconds, ``seconds`` the time that it took.
     """
 
-    function: Function
-    scheduled: ScheduledCall
+    function_id: str
     delay: int
     seconds: float
     answer: Answer

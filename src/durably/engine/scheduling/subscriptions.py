@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import msgspec
 
 from durably.engine.core.errors import EngineClosedError
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import Call, RunStatus
-from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.views import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
 from durably.protocol.opcodes import Opcode
 
@@ -22,6 +22,22 @@ ENDS = {
 """The update about a run's end, by its status."""
 
 
+class ChangedRun(Protocol):
+    """The run of a change. ``created_at`` is milliseconds since the epoch."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def function_id(self) -> str: ...
+
+    @property
+    def app_id(self) -> str: ...
+
+    @property
+    def created_at(self) -> int: ...
+
+
 class RunChange(msgspec.Struct, frozen=True, gc=False):
     """A change of a run, for subscribers.
 
@@ -32,7 +48,7 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
 
     kind: UpdateKind
     at: int
-    run: RunRow
+    run: ChangedRun
     step: str | None = None
     op: Opcode | None = None
     attempt: int | None = None
@@ -67,7 +83,7 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
         return describe_failed_memo(self.memo) if self.memo is not None else describe_error(self.output or b"{}")
 
 
-def call_repeated(run: RunRow, call: Call, at: int) -> RunChange:
+def call_repeated(run: ChangedRun, call: Call, at: int) -> RunChange:
     if call.unreached:
         return RunChange(UpdateKind.UNREACHED, at, run, due=call.due, error=call.error)
     return RunChange(
@@ -75,12 +91,12 @@ def call_repeated(run: RunRow, call: Call, at: int) -> RunChange:
     )
 
 
-def step_waits(run: RunRow, step: str, op: Opcode, until: int, at: int) -> RunChange:
+def step_waits(run: ChangedRun, step: str, op: Opcode, until: int, at: int) -> RunChange:
     kind = UpdateKind.SLEEPING if op == Opcode.SLEEP else UpdateKind.WAITING
     return RunChange(kind, at, run, step=step, op=op, due=until)
 
 
-def step_ended(run: RunRow, written: WriteMemo, began: int, ran_for: int | None, at: int) -> RunChange:
+def step_ended(run: ChangedRun, written: WriteMemo, began: int, ran_for: int | None, at: int) -> RunChange:
     return RunChange(
         UpdateKind.STEP_FAILED if written.failed else UpdateKind.STEP_COMPLETED,
         at,

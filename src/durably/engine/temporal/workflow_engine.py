@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import datetime as dt
 import os
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -48,11 +50,15 @@ from durably.engine.reports import (
     ScheduleView,
     StatusCounts,
 )
+from durably.engine.run_observers import RunObservers
 from durably.engine.scheduling.events import check_event, make_id
+from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
+from durably.engine.sqlite.writer import Group
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.app_workflow import AppWorkflow
 from durably.engine.temporal.apps.cron_activities import CronActivities
@@ -79,8 +85,10 @@ from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
 from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
 from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
 from durably.engine.temporal.runs.activities import CallActivities, Caller, RoutingActivities
+from durably.engine.temporal.runs.call_metrics import CallsInFlight, CountedCaller
+from durably.engine.temporal.runs.run_changes import CHANGES
 from durably.engine.temporal.runs.run_record import Annotation
-from durably.engine.temporal.runs.run_traces import TracedCaller, report_ends
+from durably.engine.temporal.runs.run_traces import ENDS, TracedCaller
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
@@ -119,6 +127,7 @@ from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind
 from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
+from durably.protocol.text import get_logger
 from durably.protocol.trace_context import read_trace
 
 from .call_slots import CallSlots, tuner_of
@@ -171,6 +180,11 @@ _NO_MORE_CHECKPOINTS = (
 
 _VERIFY_TIMEOUT = dt.timedelta(seconds=2)
 
+_NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
+"""Changes of runs are those of workflows, which no transaction of ours commits."""
+
+_logger = get_logger("durably.engine")
+
 _CANCEL_SECONDS = 5.0
 """Time for which a cancellation waits for the run's end."""
 
@@ -211,6 +225,9 @@ class WorkflowEngine(LocalEngine):
         self._leased = LeasedFunctions(
             client, self._router.records, self._function_lists, self._lists, in_process=in_process
         )
+        self._observers = RunObservers(settings)
+        self._calls_in_flight = CallsInFlight()
+        self._started_at = time.time()
         self._has_search_attributes = False
         self._closed = asyncio.Event()
 
@@ -220,9 +237,12 @@ class WorkflowEngine(LocalEngine):
         One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
         calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
         """
-        if self._settings.tracing is not None:
-            call = TracedCaller(call, self._settings.tracing)
-        report_ends(calls_queues, self._settings.tracing)
+        tracing = self._settings.tracing
+        if tracing is not None:
+            call = TracedCaller(call, tracing)
+        ENDS.listen(calls_queues, None if tracing is None else tracing.run_ended)
+        call = CountedCaller(call, self._observers, self._calls_in_flight)
+        CHANGES.listen(calls_queues, self._note_changes)
         routing = RoutingActivities(self._client, self._router, self._apps)
         requests = StepRequests(process_queue(), self._outbound)
         common = Worker(
@@ -271,12 +291,20 @@ class WorkflowEngine(LocalEngine):
         of_requests = Worker(self._client, task_queue=requests.queue, activities=requests.activities)
         return ProcessWorkers([common, *runs, of_requests, leased], [*slots, leased])
 
+    def observe(self, observer: Observer) -> None:
+        """Let ``observer`` get the changes of runs that this process executes.
+
+        It also gets the calls of this process.
+        """
+        self._observers.add(observer)
+
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches.
 
         Stop the workers before.
         """
         self._closed.set()
+        await self._observers.close()
         await self._outbound.close()
 
     async def verify(self) -> None:
@@ -344,11 +372,19 @@ class WorkflowEngine(LocalEngine):
         events = await decode_events(body, self._settings.max_event_bytes)
         trace = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
         tracing = self._settings.tracing
+        names = [event.name for event in events]
         # The events of an untraced app's run continue the trace of the run.
+        receiving: contextlib.AbstractContextManager[str | None]
         if tracing is None or (sender is not None and trace is None):
-            return await self._events.receive(events, seed=seed, sender=sender, traceparent=trace)
-        with tracing.receiving([event.name for event in events], trace) as received:
-            return await self._events.receive(events, seed=seed, sender=sender, traceparent=received)
+            receiving = contextlib.nullcontext(trace)
+        else:
+            receiving = tracing.receiving(names, trace)
+        with receiving as received:
+            receipt = await self._events.receive(events, seed=seed, sender=sender, traceparent=received)
+        self._observers.counters.received += len(names)
+        if receipt.unmatched:
+            self._observers.on_unmatched([name for name in names if name in receipt.unmatched])
+        return receipt
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
         generation, execution = split_generation(generation_of_checkpoint(request))
@@ -725,12 +761,34 @@ class WorkflowEngine(LocalEngine):
         return await self._changes.wait(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
-        """Live runs by function. Temporal and its workers have metrics of their own."""
-        loads = await self._loads.function_loads(to_datetime(wall_clock() - 60_000), None, wall_clock())
+        """Counts of what this process has done, and of all live runs.
+
+        Temporal and its workers have metrics of their own.
+        """
         return [
-            Metric("runs_live", [Sample((load.function_id,), load.live) for load in loads]),
+            *self._observers.read(),
+            self._calls_in_flight.read(self._observers.counters),
+            *await self._read_live_runs(),
+            Metric("start_time_seconds", [Sample((), self._started_at)]),
             Metric("build_info", [Sample((version("durably"),), 1)]),
         ]
+
+    async def _read_live_runs(self) -> list[Metric]:
+        """Nothing if the server does not answer: the other metrics are of use then."""
+        now, by_label = wall_clock(), Counter[str]()
+        try:
+            loads = await self._loads.function_loads(to_datetime(now - 60_000), None, now)
+        except RPCError as error:
+            _logger.warning("durably_runs_live is left out of the metrics: %s", self.explain(error))
+            return []
+        for load in loads:
+            by_label[self._observers.counters.label_of(load.function_id)] += load.live
+        return [Metric("runs_live", [Sample((label,), live) for label, live in by_label.items()])]
+
+    def _note_changes(self, changes: list[RunChange]) -> None:
+        """Workflows of this process report what has happened to runs."""
+        self._observers.changes += changes
+        self._observers.on_commit(_NO_COMMIT)
 
     # functions and apps
 

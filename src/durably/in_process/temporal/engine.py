@@ -6,6 +6,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
+from durably.engine.metrics.exposition import EngineCollector
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engines import parse_temporal_url
 from durably.in_process.handle import InProcessHandle
@@ -58,8 +59,8 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
 
     ``max_calls`` is the number of calls that this process takes at a time. With ``workers=False`` this process sends
     events and runs no functions; `durably worker module:client` runs them in a process apart. ``settings`` are those
-    of the engine: ``backoff``, ``call_timeout``, ``close_grace``, ``max_depth``, ``max_event_bytes``, ``max_steps``,
-    ``allow_private_addresses``, ``temporal_ui``.
+    of the engine: ``alerts`` and ``log_runs`` for runs that this process executes, ``backoff``, ``call_timeout``,
+    ``close_grace``, ``max_depth``, ``max_event_bytes``, ``max_steps``, ``allow_private_addresses``, ``temporal_ui``.
 
     Its other methods are the operations of an engine, for any event loop; those ending in ``_sync`` are the same for
     synchronous code. They raise ``durably.errors.TransportError`` if the server does not answer within 30 s.
@@ -133,6 +134,18 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
         """``start`` in a process that runs functions in spite of ``workers=False``."""
         self._process.runs_workers = True
         await self.start()
+
+    # metrics
+
+    def prometheus_collector(self) -> EngineCollector:
+        """A collector of the metrics for ``prometheus_client``::
+
+            prometheus_client.REGISTRY.register(engine.prometheus_collector())
+
+        They count what this process has done; only ``durably_runs_live`` is that of all processes. So scrape each
+        process at a port of its own. If the engine does not answer within 5 s, ``durably_up`` is 0.
+        """
+        return EngineCollector(self.scrape)
 
 
 @cache

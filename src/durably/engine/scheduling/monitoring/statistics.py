@@ -158,7 +158,7 @@ class Statistics(Observer):
             numbers[place] += 1
             if place == CREATED:
                 self._live[run.function_id] += 1
-            elif run.status in _ENDED:
+            elif change.began is None:
                 numbers[CREATED] += 1  # The run ended when it was created.
             else:
                 self._live[run.function_id] -= 1

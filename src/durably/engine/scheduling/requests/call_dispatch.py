@@ -241,7 +241,7 @@ class Executor:
             answer = failed("CallFailedError", f"the call could not be made: {type(error).__name__}: {error}")
         if self._observers.are_of_calls:
             delay = max(0, now - data.call.due)
-            self._observers.on_call(EndedCall(function, scheduled, delay, time.perf_counter() - began, answer))
+            self._observers.on_call(EndedCall(function.id, delay, time.perf_counter() - began, answer))
         return answer
 
 

@@ -1,12 +1,7 @@
 """Spans of calls, and of runs at their ends.
 
-Calls are activities, so their spans have nothing to do with replays. Workflows report the ends of runs, and have no
-other access to their process than a module.
+Calls are activities, so their spans have nothing to do with replays. Workflows report the ends of runs.
 """
-
-import asyncio
-import contextlib
-from collections.abc import Callable, Iterable
 
 import msgspec
 from temporalio import activity, workflow
@@ -22,9 +17,9 @@ from durably.engine.tracing import EndedRun, Tracing
 from durably.protocol.errors import ErrorData
 
 from .activities import Caller
+from .process_reports import ProcessReports
 
-_reports: dict[str, Callable[[EndedRun], None]] = {}
-"""Functions that report ends of runs, by the task queue of the runs."""
+ENDS = ProcessReports[EndedRun]()
 
 
 class TracedCaller:
@@ -44,29 +39,10 @@ class TracedCaller:
             return answer
 
 
-def report_ends(queues: Iterable[str], tracing: Tracing | None) -> None:
-    """Report the runs that end in workflows of these task queues.
-
-    Reports are made on the running event loop.
-    """
-    if tracing is None:
-        for queue in queues:
-            _reports.pop(queue, None)
-        return
-    loop, run_ended = asyncio.get_running_loop(), tracing.run_ended
-
-    def report(ended: EndedRun) -> None:
-        with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
-            loop.call_soon_threadsafe(run_ended, ended)
-
-    _reports.update(dict.fromkeys(queues, report))
-
-
 def note_end(run: RunInput, end: EndRun) -> None:
     """Report the end of a run, unless its workflow is replayed. Workflow code."""
-    info = workflow.info()
-    report = _reports.get(info.task_queue)
-    if report is None or workflow.unsafe.is_replaying():
+    report = ENDS.listener
+    if report is None:
         return
     is_completed = end.status is RunStatus.COMPLETED
     report(
@@ -75,7 +51,7 @@ def note_end(run: RunInput, end: EndRun) -> None:
             function_id=run.function_id,
             app_id=run.app_id,
             status=end.status,
-            created_at=int(info.start_time.timestamp() * 1000),
+            created_at=int(workflow.info().start_time.timestamp() * 1000),
             ended_at=now(),
             traceparents=tuple(event.traceparent for event in run.events),
             rerun_of=run.rerun_of,

@@ -62,6 +62,7 @@ from durably.protocol.events import InternalEvent
 
 from .activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND, STEPS
 from .run_calls import RunCalls
+from .run_changes import RunChanges
 from .run_context import RunContext
 from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
 from .run_timeline import RunTimeline
@@ -90,6 +91,7 @@ class RunWorkflow:
         self._is_cancelled = False
         self._signals = 0
         self._record = RunRecord(run.run_id)
+        self._changes = RunChanges(run, self._record)
 
     @workflow.run
     async def run(self, run: RunInput) -> msgspec.Raw:
@@ -110,6 +112,7 @@ class RunWorkflow:
         return self._result_of(self._end)
 
     async def _begin(self) -> None:
+        self._changes.note_start()
         if self._run.copied is not None:
             await self._copy_memos(self._run.copied.run_id, self._run.copied.memos)
         if self._run.finish_timeout is not None:
@@ -250,6 +253,7 @@ class RunWorkflow:
         context, before = self._context, self._context.state
         context.state, commands = advance(before, run_input, now(), self._policy)
         self._record.note(before, run_input, commands, now())
+        self._changes.note(commands)
         self._calls.stop_given_up()
         for command in commands:
             self._timeline.note(command)
@@ -346,6 +350,7 @@ class RunWorkflow:
         await concluding
         self._context.forget_content()
         note_end(self._run, end)
+        self._changes.note_end(end)
         if end.status is RunStatus.CANCELLED and not self._is_cancelled:
             # Otherwise the workflow would not end as a cancelled one.
             await workflow.execute_local_activity(
