@@ -600,6 +600,10 @@ class LocalEngine(Engine):
         """
         raise NotImplementedError
 
+    def watch_process(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """``watch``, and only for runs that this process executes."""
+        return self.watch()
+
 
 class SyncEngine(Engine):
     """An engine with methods for synchronous code too, except those for SDKs."""

@@ -88,6 +88,18 @@ def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, ser
 
 
 @pytest.mark.slow
+def test_the_development_engine_prints_the_steps_of_runs(start: Start, directory: Path, server: DevServer) -> None:
+    write(directory / "shop.py", apps.FLASK.format(sdk="durably").replace('"shop"', '"devshop"'))
+    dev = start("dev", "--temporal", server.address, "shop:app", "--port", "0", "--app-port", "0")
+    dev.until("synced devshop: devshop-place")
+    event = json.dumps({"name": "order/placed", "data": {"total": 42}})
+    assert urllib3.request("POST", f"{dev.origin}/e/dev", body=event, timeout=30).status == 200
+    dev.until(r"devshop-place.*✓  charge")
+    dev.until(r"devshop-place.*run completed")
+    assert dev.stop() == 0
+
+
+@pytest.mark.slow
 def test_an_engine_without_urls_of_apps_serves_until_it_is_stopped(start: Start, server: DevServer) -> None:
     port = free_port()
     engine = start("start", "--temporal", server.address, "--port", str(port), **KEYS)

@@ -209,7 +209,6 @@ def start(
                 open_server,
                 store,
                 is_new=database is not None and not database.exists(),
-                logs_runs=database is not None,
                 event_keys=event_keys,
                 host=host,
                 port=port,

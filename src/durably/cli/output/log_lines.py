@@ -12,9 +12,6 @@ from typing import Any
 import msgspec
 
 from durably.engine.run_log import RUN_LOGGER, fields_of, level_of
-from durably.engine.scheduling.observers import Observer
-from durably.engine.scheduling.subscriptions import RunChange
-from durably.engine.sqlite.writer import Group
 from durably.engine.views import RunUpdate
 from durably.protocol.text import get_logger, printable, printable_json, printable_lines
 
@@ -76,14 +73,6 @@ def write_log(log_format: LogFormat, level: int = logging.INFO) -> None:
     root.setLevel(level)
     # Its lines about a stop speak of cancelled activities. Calls are given back before, and the engine says so.
     get_logger("temporalio.worker").setLevel(max(level, logging.WARNING))
-
-
-class UpdateLog(Observer):
-    """Logs the updates of the runs that a process executes, among other processes."""
-
-    def on_commit(self, changes: list[RunChange], group: Group) -> None:
-        for change in changes:
-            log_update(change.to_update())
 
 
 def log_update(update: RunUpdate) -> None:

@@ -161,7 +161,7 @@ class DevServer:
                 await check_importable(options.target)
             raise
         self._cleanup.push_async_callback(self._server.close)
-        self._updates = self._cleanup.enter_context(self.engine.watch())
+        self._updates = self._cleanup.enter_context(self.engine.watch_process())
         self.console.note(f"engine at {self.server.origin}, {where}")
         self.console.note(f"dashboard: {self.server.origin}/")
         if options.host not in LOOPBACK_HOSTS:

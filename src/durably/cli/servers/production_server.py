@@ -31,7 +31,6 @@ async def serve(
     store: dict[str, str],
     *,
     is_new: bool,
-    logs_runs: bool,
     event_keys: Sequence[str],
     host: str,
     port: int,
@@ -43,8 +42,7 @@ async def serve(
 ) -> None:
     """Serve until cancelled. Raises the errors of ``open_server``.
 
-    ``store`` names where the engine's state is, for the log. ``is_new``: a database is created. ``logs_runs``: the
-    engine reports the changes of all runs.
+    ``store`` names where the engine's state is, for the log. ``is_new``: a database is created.
     """
     log = SyncLog()
     server = await open_server(
@@ -70,8 +68,7 @@ async def serve(
                 notify_supervisor("READY=1")
                 for url in urls:
                     tasks.create_task(_keep_synced(url, server, poll_interval))
-                if logs_runs:
-                    tasks.create_task(_log_runs(server))
+                tasks.create_task(_log_runs(server))
                 await asyncio.Event().wait()  # Until it is cancelled, which a task's failure does, too.
     finally:
         notify_supervisor("STOPPING=1")
@@ -79,7 +76,7 @@ async def serve(
 
 
 async def _log_runs(server: EngineServer) -> None:
-    with server.engine.watch() as updates:
+    with server.engine.watch_process() as updates:
         async for update in updates:
             log_update(update)
     if isinstance(server.engine.stop_error, DatabaseReplacedError):

@@ -49,7 +49,6 @@ def server_on_temporal(
     Raises ``CliError`` for invalid settings of the connection.
     """
     temporal = _connection_to(address)
-    from durably.cli.output.log_lines import UpdateLog
     from durably.engine.http.server import EngineServer
     from durably.engine.temporal.http_engine import HttpWorkflowEngine
     from durably.temporal import TemporalUnreachableError
@@ -63,7 +62,7 @@ def server_on_temporal(
     known: set[str] = set()
 
     async def open_engine() -> "LocalEngine":
-        return await HttpWorkflowEngine.open(await connect_patiently(temporal, note), settings, [UpdateLog()])
+        return await HttpWorkflowEngine.open(await connect_patiently(temporal, note), settings)
 
     async def open_server(**options: Any) -> EngineServer:
         server = await EngineServer.open_on(open_engine, settings, **options)

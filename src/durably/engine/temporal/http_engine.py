@@ -1,7 +1,6 @@
 """The engine of ``durably start --temporal``, which calls its apps over HTTP."""
 
 import time
-from collections.abc import Sequence
 from typing import Self
 
 from temporalio.client import Client
@@ -9,7 +8,6 @@ from temporalio.client import Client
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.core.errors import EngineError, FunctionNotFoundError
-from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.registry import Function
 from durably.engine.scheduling.requests.http_call import HttpCaller
 from durably.engine.settings import EngineSettings
@@ -39,14 +37,12 @@ class HttpWorkflowEngine(WorkflowEngine):
         self._functions: dict[str, tuple[float, Function]] = {}
 
     @classmethod
-    async def open(cls, client: Client, settings: EngineSettings, observers: Sequence[Observer] = ()) -> Self:
-        """Prepare the namespace, and run workers. ``observers`` are those of ``observe``.
+    async def open(cls, client: Client, settings: EngineSettings) -> Self:
+        """Prepare the namespace, and run workers.
 
         Raises ``SearchAttributeError`` if the namespace cannot be prepared, and ``RPCError``.
         """
         engine = cls(client, settings)
-        for observer in observers:
-            engine.observe(observer)
         try:
             await engine.prepare()
         except BaseException:

@@ -52,10 +52,9 @@ from durably.engine.reports import (
 )
 from durably.engine.run_observers import RunObservers
 from durably.engine.scheduling.events import check_event, make_id
-from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.step_requests import Outbound
-from durably.engine.scheduling.subscriptions import RunChange
+from durably.engine.scheduling.subscriptions import RunChange, Subscriptions
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.writer import Group
@@ -227,6 +226,7 @@ class WorkflowEngine(LocalEngine):
         )
         self._observers = RunObservers(settings)
         self._calls_in_flight = CallsInFlight()
+        self._executed = Subscriptions()
         self._started_at = time.time()
         self._has_search_attributes = False
         self._closed = asyncio.Event()
@@ -291,19 +291,13 @@ class WorkflowEngine(LocalEngine):
         of_requests = Worker(self._client, task_queue=requests.queue, activities=requests.activities)
         return ProcessWorkers([common, *runs, of_requests, leased], [*slots, leased])
 
-    def observe(self, observer: Observer) -> None:
-        """Let ``observer`` get the changes of runs that this process executes.
-
-        It also gets the calls of this process.
-        """
-        self._observers.add(observer)
-
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches.
 
         Stop the workers before.
         """
         self._closed.set()
+        self._executed.close()
         await self._observers.close()
         await self._outbound.close()
 
@@ -328,6 +322,10 @@ class WorkflowEngine(LocalEngine):
         Temporal's index has no steps.
         """
         yield RunWatch(self._lists, self._views, self._closed)
+
+    def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """See ``LocalEngine``. Workflows report what they do to their process."""
+        return self._executed.watch()
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Refuse an operation that has no method here."""
@@ -789,6 +787,9 @@ class WorkflowEngine(LocalEngine):
         """Workflows of this process report what has happened to runs."""
         self._observers.changes += changes
         self._observers.on_commit(_NO_COMMIT)
+        if self._executed.listeners:
+            for change in changes:
+                self._executed.publish(change)
 
     # functions and apps
 
