@@ -1,6 +1,7 @@
 """``durably start --temporal`` and ``durably worker``: the commands, on a Temporal server."""
 
 import json
+import re
 import signal
 import sys
 from pathlib import Path
@@ -78,10 +79,10 @@ def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, ser
         found = ended_run(engine, origin, "shop-place")
         assert found["status"] == "Completed", found
         assert get(origin, f"/v1/runs/{found['run_id']}")["output"] == {"charged": 42}
-        assert logged(engine, "step completed")["run_id"] == found["run_id"]
-        assert logged(engine, "run completed")["run_id"] == found["run_id"]
+        for message in ("step completed", "run completed"):  # Other tests may have left runs on the server.
+            engine.until(f'"message":"{message}".*"run_id":"{found["run_id"]}"')
         metrics = urllib3.request("GET", str(started["metrics"]), timeout=30).data.decode()
-        assert 'durably_runs_ended_total{function="shop-place",outcome="completed"} 1.0' in metrics
+        assert re.search(r'durably_runs_ended_total{function="shop-place",outcome="completed"} [1-9]', metrics), metrics
         assert engine.stop(signal.SIGTERM) == 0
     finally:
         app.stop(signal.SIGKILL)
