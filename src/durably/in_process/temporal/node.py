@@ -178,7 +178,8 @@ class TemporalNode:
         self._give_up(NodeClosedError("the connection of this process is closed"))
         await self._stop_workers()
         for wait in self._unanswered:
-            wait.reschedule(self.loop.time())
+            if not wait.expired():
+                wait.reschedule(self.loop.time())
         await self._worker.wait_ended()
         if engine is not None:
             await engine.close()
