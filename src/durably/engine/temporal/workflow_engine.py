@@ -4,10 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import os
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -32,7 +29,7 @@ from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.interface import LocalEngine
 from durably.engine.json_bodies import decode_events
-from durably.engine.metrics.catalogue import Metric, Sample
+from durably.engine.metrics.catalogue import Metric
 from durably.engine.operations import Operation
 from durably.engine.reports import (
     AppReport,
@@ -50,14 +47,11 @@ from durably.engine.reports import (
     ScheduleView,
     StatusCounts,
 )
-from durably.engine.run_observers import RunObservers
 from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.step_requests import Outbound
-from durably.engine.scheduling.subscriptions import RunChange, Subscriptions
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.writer import Group
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.app_workflow import AppWorkflow
 from durably.engine.temporal.apps.cron_activities import CronActivities
@@ -66,6 +60,8 @@ from durably.engine.temporal.apps.function_workflow import FunctionWorkflow
 from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
 from durably.engine.temporal.flow.gate_workflow import GateWorkflow
 from durably.engine.temporal.flow.refusals import check_support
+from durably.engine.temporal.monitoring.process_monitor import ProcessMonitor
+from durably.engine.temporal.monitoring.run_traces import ENDS, TracedCaller
 from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.reports.changes import ChangePoll
@@ -84,10 +80,7 @@ from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
 from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
 from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
 from durably.engine.temporal.runs.activities import CallActivities, Caller, RoutingActivities
-from durably.engine.temporal.runs.call_metrics import CallsInFlight, CountedCaller
-from durably.engine.temporal.runs.run_changes import CHANGES
 from durably.engine.temporal.runs.run_record import Annotation
-from durably.engine.temporal.runs.run_traces import ENDS, TracedCaller
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
@@ -179,9 +172,6 @@ _NO_MORE_CHECKPOINTS = (
 
 _VERIFY_TIMEOUT = dt.timedelta(seconds=2)
 
-_NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
-"""Changes of runs are those of workflows, which no transaction of ours commits."""
-
 _logger = get_logger("durably.engine")
 
 _CANCEL_SECONDS = 5.0
@@ -224,10 +214,7 @@ class WorkflowEngine(LocalEngine):
         self._leased = LeasedFunctions(
             client, self._router.records, self._function_lists, self._lists, in_process=in_process
         )
-        self._observers = RunObservers(settings)
-        self._calls_in_flight = CallsInFlight()
-        self._executed = Subscriptions()
-        self._started_at = time.time()
+        self._monitor = ProcessMonitor(settings)
         self._has_search_attributes = False
         self._closed = asyncio.Event()
 
@@ -241,8 +228,7 @@ class WorkflowEngine(LocalEngine):
         if tracing is not None:
             call = TracedCaller(call, tracing)
         ENDS.listen(calls_queues, None if tracing is None else tracing.run_ended)
-        call = CountedCaller(call, self._observers, self._calls_in_flight)
-        CHANGES.listen(calls_queues, self._note_changes)
+        call = self._monitor.monitor(calls_queues, call)
         routing = RoutingActivities(self._client, self._router, self._apps)
         requests = StepRequests(process_queue(), self._outbound)
         common = Worker(
@@ -297,8 +283,7 @@ class WorkflowEngine(LocalEngine):
         Stop the workers before.
         """
         self._closed.set()
-        self._executed.close()
-        await self._observers.close()
+        await self._monitor.close()
         await self._outbound.close()
 
     async def verify(self) -> None:
@@ -325,7 +310,7 @@ class WorkflowEngine(LocalEngine):
 
     def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
         """See ``LocalEngine``. Workflows report what they do to their process."""
-        return self._executed.watch()
+        return self._monitor.watch()
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Refuse an operation that has no method here."""
@@ -379,9 +364,7 @@ class WorkflowEngine(LocalEngine):
             receiving = tracing.receiving(names, trace)
         with receiving as received:
             receipt = await self._events.receive(events, seed=seed, sender=sender, traceparent=received)
-        self._observers.counters.received += len(names)
-        if receipt.unmatched:
-            self._observers.on_unmatched([name for name in names if name in receipt.unmatched])
+        self._monitor.note_events(names, receipt.unmatched)
         return receipt
 
     async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
@@ -763,33 +746,12 @@ class WorkflowEngine(LocalEngine):
 
         Temporal and its workers have metrics of their own.
         """
-        return [
-            *self._observers.read(),
-            self._calls_in_flight.read(self._observers.counters),
-            *await self._read_live_runs(),
-            Metric("start_time_seconds", [Sample((), self._started_at)]),
-            Metric("build_info", [Sample((version("durably"),), 1)]),
-        ]
-
-    async def _read_live_runs(self) -> list[Metric]:
-        """Nothing if the server does not answer: the other metrics are of use then."""
-        now, by_label = wall_clock(), Counter[str]()
+        now, loads = wall_clock(), None
         try:
             loads = await self._loads.function_loads(to_datetime(now - 60_000), None, now)
-        except RPCError as error:
+        except RPCError as error:  # The other metrics are of use then.
             _logger.warning("durably_runs_live is left out of the metrics: %s", self.explain(error))
-            return []
-        for load in loads:
-            by_label[self._observers.counters.label_of(load.function_id)] += load.live
-        return [Metric("runs_live", [Sample((label,), live) for label, live in by_label.items()])]
-
-    def _note_changes(self, changes: list[RunChange]) -> None:
-        """Workflows of this process report what has happened to runs."""
-        self._observers.changes += changes
-        self._observers.on_commit(_NO_COMMIT)
-        if self._executed.listeners:
-            for change in changes:
-                self._executed.publish(change)
+        return self._monitor.read(loads)
 
     # functions and apps
 

@@ -56,17 +56,17 @@ from durably.engine.temporal.messages import (
     RunPolicy,
     chain_after,
 )
+from durably.engine.temporal.monitoring.run_changes import RunChanges
+from durably.engine.temporal.monitoring.run_traces import note_end
 from durably.engine.temporal.workflow_time import now
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
 from .activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND, STEPS
 from .run_calls import RunCalls
-from .run_changes import RunChanges
 from .run_context import RunContext
 from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
 from .run_timeline import RunTimeline
-from .run_traces import note_end
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 

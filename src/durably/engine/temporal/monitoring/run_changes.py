@@ -21,12 +21,12 @@ from durably.engine.core.inputs import (
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.subscriptions import ENDS, RunChange, call_repeated, step_ended, step_waits
 from durably.engine.temporal.messages import RunInput
+from durably.engine.temporal.runs.run_record import RunRecord
 from durably.engine.temporal.workflow_time import now
 from durably.engine.views import UpdateKind
 from durably.protocol.opcodes import Opcode
 
 from .process_reports import ProcessReports
-from .run_record import RunRecord
 
 CHANGES = ProcessReports[list[RunChange]]()
 

@@ -12,11 +12,11 @@ from durably.engine.core.inputs import EndRun
 from durably.engine.core.run_state import RunStatus
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import CallInput, RunInput
+from durably.engine.temporal.runs.activities import Caller
 from durably.engine.temporal.workflow_time import now
 from durably.engine.tracing import EndedRun, Tracing
 from durably.protocol.errors import ErrorData
 
-from .activities import Caller
 from .process_reports import ProcessReports
 
 ENDS = ProcessReports[EndedRun]()
