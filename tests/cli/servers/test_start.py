@@ -22,9 +22,9 @@ from durably.cli.output.text import CliError
 from durably.cli.servers.dashboard_sign_in import read_sign_in
 from durably.protocol.signatures import bearer_token, sign
 
-from ..variants import variants
-from . import apps
-from .conftest import TIMEOUT_SECONDS, Command, Run, Start, write
+from ...variants import variants
+from .. import apps
+from ..conftest import TIMEOUT_SECONDS, Command, Run, Start, write
 
 SIGNING_KEY = "signkey-prod-" + "0123456789abcdef" * 4
 EVENT_KEY = "event-key-of-the-shop"

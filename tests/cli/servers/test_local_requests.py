@@ -13,8 +13,8 @@ from threading import Thread
 import pytest
 import urllib3
 
-from . import apps
-from .conftest import TIMEOUT_SECONDS, Run, Start, write
+from .. import apps
+from ..conftest import TIMEOUT_SECONDS, Run, Start, write
 from .test_start import KEYS, logged
 
 FETCHES = apps.FLASK.replace(

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from durably.engine.sqlite.migrations import MIGRATIONS
 
-from .conftest import Command, Run, Start
+from ..conftest import Command, Run, Start
 
-FIRST_VERSION = Path(__file__).parents[1] / "engine" / "sqlite" / "first_version.sql"
-PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "upgrade.md").read_text()
+FIRST_VERSION = Path(__file__).parents[2] / "engine" / "sqlite" / "first_version.sql"
+PAGE = (Path(__file__).parents[3] / "docs" / "how-to" / "upgrade.md").read_text()
 KEYS = {"DURABLY_SIGNING_KEY": "signkey-prod-" + "ab" * 32, "DURABLY_EVENT_KEY": "key"}
 
 

@@ -17,8 +17,8 @@ from durably.engine.http.syncs import AcceptedSync
 from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
 
-from . import apps
-from .conftest import TIMEOUT_SECONDS, Command, Run, Start, environment, write
+from .. import apps
+from ..conftest import TIMEOUT_SECONDS, Command, Run, Start, environment, write
 
 RunApp = Callable[[str], AbstractContextManager[str]]
 APP = apps.FASTAPI.format(sdk="durably").replace("is_production=False", 'app_version="VERSION"')

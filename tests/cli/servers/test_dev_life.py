@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from ..variants import variants
-from . import apps
-from .conftest import TIMEOUT_SECONDS, Command, Run, Start, write
+from ...variants import variants
+from .. import apps
+from ..conftest import TIMEOUT_SECONDS, Command, Run, Start, write
 
 
 def _start_shop(start: Start, directory: Path, *arguments: str) -> Command:

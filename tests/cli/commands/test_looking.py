@@ -3,7 +3,7 @@
 import json
 import re
 
-from .conftest import Command, Run, Start
+from ..conftest import Command, Run, Start
 
 
 def completed_run(ask: Run, dev: Command, name: str, data: str = "{}") -> tuple[str, str]:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ..variants import variants
-from .cluster import eventually
-from .stock import make_project, running
+from ...variants import variants
+from ..cluster import eventually
+from ..stock import make_project, running
 
 SERVERS = {
     "FastAPI": [

@@ -10,9 +10,9 @@ import pytest
 from durably import Client, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 
-from ..variants import variants
-from .apps import LEASE
-from .cluster import eventually, gunicorn, serving, uvicorn
+from ...variants import variants
+from ..apps import LEASE
+from ..cluster import eventually, gunicorn, serving, uvicorn
 
 SECONDS = 2 * LEASE.total_seconds()
 

@@ -30,9 +30,9 @@ from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import FunctionConfig, Trigger
 from durably.testing.timeline import describe_run as describe_timeline
 
-from ..protocol.test_text import UNSAFE, hostile
-from . import apps
-from .conftest import TIMEOUT_SECONDS, Run, Start, write
+from ...protocol.test_text import UNSAFE, hostile
+from .. import apps
+from ..conftest import TIMEOUT_SECONDS, Run, Start, write
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")

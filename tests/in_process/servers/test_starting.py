@@ -11,8 +11,8 @@ import pytest
 
 from durably import Embedded
 
-from ..variants import variants
-from .cluster import ROOT, Cluster, eventually, gunicorn, serving, uvicorn
+from ...variants import variants
+from ..cluster import ROOT, Cluster, eventually, gunicorn, serving, uvicorn
 
 TORNADO = """
 import asyncio, socket, sys

@@ -21,7 +21,7 @@ from durably.cli.output.top_text import render
 from durably.engine.reports import Concern, ConcernKind, FunctionLoad, Overview, RunCounts
 from durably.engine.views import RunStatus
 
-from .conftest import COMMAND, TIMEOUT_SECONDS, Command, Run, Start, environment
+from ..conftest import COMMAND, TIMEOUT_SECONDS, Command, Run, Start, environment
 
 NOW = dt.datetime(2026, 1, 31, 12, tzinfo=dt.UTC)
 

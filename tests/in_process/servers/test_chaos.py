@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from ..variants import variants
-from .cluster import Cluster, gunicorn, serving, uvicorn
-from .functions import STEPS
+from ...variants import variants
+from ..cluster import Cluster, gunicorn, serving, uvicorn
+from ..functions import STEPS
 
 WORKERS = 3
 ROUNDS = int(os.environ.get("DURABLY_CHAOS_ROUNDS", "4"))

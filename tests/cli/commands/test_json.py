@@ -16,8 +16,8 @@ from durably.cli.group import durably
 from durably.engine.settings import Durability
 from durably.engine.sqlite.database import open_database
 
-from .command_server import CommandServer
-from .conftest import TIMEOUT_SECONDS, Command, Result, Run, Start, environment
+from ..command_server import CommandServer
+from ..conftest import TIMEOUT_SECONDS, Command, Result, Run, Start, environment
 
 WITHOUT_JSON = {
     "dev": "it runs until it is stopped; --log-format json is for its log",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import TIMEOUT_SECONDS, Command, Run, Start
+from ..conftest import TIMEOUT_SECONDS, Command, Run, Start
 
 
 def test_a_run_from_its_event_to_its_rerun(ask: Run, dev: Command) -> None:

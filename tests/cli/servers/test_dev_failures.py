@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from . import apps
-from .conftest import Result, Run, Start, write
+from .. import apps
+from ..conftest import Result, Run, Start, write
 
 
 @pytest.fixture

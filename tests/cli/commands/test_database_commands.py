@@ -3,7 +3,7 @@
 import sqlite3
 from pathlib import Path
 
-from .conftest import Run, Start
+from ..conftest import Run, Start
 
 
 def test_a_backup_of_a_running_engine_is_sound(start: Start, run: Run, directory: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from durably.cli.output.log_lines import JsonFormatter, LogFormat, TextFormatter, write_log
 
-from .conftest import APP, Run, Start, write
+from ..conftest import APP, Run, Start, write
 
 
 def lines_of(output: str) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .conftest import Run, Start, write
+from ..conftest import Run, Start, write
 
 APP = """
     import random

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ..variants import variants
-from . import apps
-from .conftest import Run, Start, write
+from ...variants import variants
+from .. import apps
+from ..conftest import Run, Start, write
 
 KINDS = {
     "fastapi": apps.FASTAPI,
