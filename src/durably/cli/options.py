@@ -329,6 +329,14 @@ def client_options(command: Command) -> Command:
 _KEY_OPTIONS = ("signing_key", "signing_key_fallback", "event_key")
 
 
+def require_temporal() -> None:
+    """Raises ``CliError``, which names the extra, if ``temporalio`` is not installed."""
+    try:
+        import durably.temporal  # noqa: F401
+    except ImportError as error:
+        raise CliError(str(error)) from error
+
+
 def _temporal_client(url: str) -> "EngineClient":
     """Raises ``CliError`` for keys of the command line, which have no effect."""
     context = click.get_current_context()
@@ -339,8 +347,6 @@ def _temporal_client(url: str) -> "EngineClient":
                 f"{option.opts[0]} has no effect on a Temporal server, which has an API key and TLS: set "
                 "TEMPORAL_API_KEY and the variables TEMPORAL_TLS_…"
             )
-    from .commands.temporal import require_temporal
-
     require_temporal()
     from .clients.temporal_client import TemporalClient
 

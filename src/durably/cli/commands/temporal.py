@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.core import ParameterSource
 
+from durably.cli.options import require_temporal
 from durably.cli.output.text import CliError, Console
 from durably.cli.processes.app_loading import AppImportError, import_app
 
@@ -28,14 +29,6 @@ Loaded = TypeVar("Loaded")
 USUAL_NAMES = ("temporal",)
 """The name of the connection in the documentation."""
 _ALL_ARGUMENTS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
-
-
-def require_temporal() -> None:
-    """Raises ``CliError``, which names the extra, if ``temporalio`` is not installed."""
-    try:
-        import durably.temporal  # noqa: F401
-    except ImportError as error:
-        raise CliError(str(error)) from error
 
 
 def forwarded(name: str, make: Callable[[], click.Command], short_help: str) -> click.Command:

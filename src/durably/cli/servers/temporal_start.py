@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from durably.cli.commands.temporal import require_temporal
+from durably.cli.options import require_temporal
 from durably.cli.output.text import CliError
 from durably.protocol.text import get_logger
 
