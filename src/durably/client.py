@@ -26,6 +26,7 @@ from durably.protocol.options import (
     Timeouts,
     Trigger,
 )
+from durably.values.outputs import check_output_type
 
 from .app import App
 from .errors import FunctionConfigInvalidError
@@ -130,6 +131,7 @@ class Client(App):
             strict_replay=strict_replay,
         )
 
+        check_output_type(f'function "{fn_id}"', output_type, self.serializer)
         own_middleware = list_middleware(middleware, f'function "{fn_id}": middleware')
         if own_middleware:
             check_middleware([*self.middleware, *own_middleware], f'function "{fn_id}": middleware')

@@ -242,13 +242,32 @@ def function_codec(
     return None
 
 
+def check_output_type(source: str, output_type: Any, serializer: Serializer | None) -> None:
+    """Check the ``output_type`` of a function when it is made.
+
+    Names in the type may be defined later. Raises ``FunctionConfigInvalidError``.
+    """
+    if output_type is Unset or serializer is not None:
+        return
+    try:
+        codec_for(output_type)
+    except TypeUnsupportedError as error:
+        raise _unusable(f"{source}: output_type", error) from None
+    except NameError:
+        return
+
+
+def _unusable(what: str, error: Exception) -> FunctionConfigInvalidError:
+    return FunctionConfigInvalidError(f"{what} cannot be used: {error}. Or give the client a serializer")
+
+
 def _explicit(what: str, output_type: Any, serializer: Serializer | None) -> Codec | None:
     if serializer is not None:
         return SerializerCodec(serializer, output_type)
     try:
         return codec_for(output_type)
     except (TypeUnsupportedError, NameError) as error:
-        raise FunctionConfigInvalidError(f"{what} cannot be used: {error}. Or give the client a serializer") from None
+        raise _unusable(what, error) from None
 
 
 def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
