@@ -26,7 +26,7 @@ def make_client(**arguments: Any) -> durably.Client:
         *((argument, 5, "must be a text") for argument in ("api_base_url", "app_version", "env", "event_api_base_url")),
         ("event_key", b"key-5ec2e7", "must be a text, not a value of type bytes"),
         ("signing_key", b"signkey-prod-5ec2e7", "must be a text, not a value of type bytes"),
-        ("serializer", object(), "must be an object with serialize and deserialize"),
+        ("serializer", {"key": "5ec2e7"}, "must be an object with serialize and deserialize"),
         ("serializer", PydanticSerializer, "takes an instance, PydanticSerializer()"),
         ("middleware", 5, "give a list, such as [MyMiddleware]"),
         ("middleware", durably.Middleware, "give a list, such as [MyMiddleware]"),

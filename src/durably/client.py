@@ -111,7 +111,7 @@ class Client(App):
         opts = FunctionOpts(
             app_id=self.app_id,
             local_id=fn_id,
-            name=name or fn_id,
+            name=fn_id if name is None or name == "" else name,
             triggers=tuple(trigger) if isinstance(trigger, list) else (trigger,),
             retries=retries,
             output_type=output_type,

@@ -29,6 +29,7 @@ from .settings import (
 TEMPORAL_SCHEME = "temporal://"
 """The scheme of the URLs of Temporal servers, on which the app's own processes are the engine."""
 _TEMPORAL_URL_SHAPE = f"{TEMPORAL_SCHEME}localhost:7233, with /NAMESPACE and ?workers=false if needed"
+_DATABASES = (".db", ".sqlite", ".sqlite3")
 _CLOUD_API = "https://api.inngest.com"
 _CLOUD_EVENTS = "https://inn.gs"
 _CLOUD_HOSTS = frozenset({"api.inngest.com", "app.inngest.com", "inn.gs"})
@@ -187,6 +188,11 @@ def choose_engine(
             return None, _fill(given, mode, environment)
         case InngestCloud():
             return None, CLOUD_ORIGINS if mode is ServerKind.CLOUD else _fill(EngineOrigins(), mode, environment)
+        case str() if _looks_like_a_path(engine):
+            raise URLInvalidError(
+                f"Client.engine is {engine!r}, which is not a URL: write Embedded({engine!r}) for an engine on that "
+                "database in the app's own processes"
+            )
         case str():
             # The code names the production engine; `durably dev` names its own.
             origins = _origins_at(parse_origin(engine, "engine"))
@@ -198,6 +204,11 @@ def choose_engine(
                 "Client.engine must be an Embedded(…), a TemporalEngine(…), an InngestCloud() or the engine's URL, "
                 f"not {engine!r}"
             )
+
+
+def _looks_like_a_path(text: str) -> bool:
+    """Whether a text is probably the name of a database's file."""
+    return "://" not in text and (text.endswith(_DATABASES) or text.startswith((".", "/", "~")) or text == ":memory:")
 
 
 _make_engine_on_temporal: Callable[[str, str], EngineHandle] | None = None

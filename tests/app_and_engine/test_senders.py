@@ -40,7 +40,9 @@ async def test_the_sdk_warns_once_of_an_event_that_matches_nothing(app: App, cap
         await app.client.send(Event(name=name))
     warnings = [record.getMessage() for record in caplog.records if record.name == "durably"]
     nearest = "the nearest event that one is triggered by is 'go'"
-    assert warnings == [f"the event 'gone' was sent, but no function is triggered by it; {nearest}"]
+    assert warnings == [
+        f"the event 'gone' was sent, but no function is triggered by it, and no run waits for it now; {nearest}"
+    ]
 
 
 async def test_the_sdk_warns_of_it_under_test_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -51,7 +53,10 @@ async def test_the_sdk_warns_of_it_under_test_too(caplog: pytest.LogCaptureFixtu
 
     async with TestEngine(client, [f]):
         await client.send(Event(name="order/place"))
-    assert "the event 'order/place' was sent, but no function is triggered by it" in caplog.text
+    assert (
+        "the event 'order/place' was sent, but no function is triggered by it, and no run waits for it now"
+        in caplog.text
+    )
 
 
 async def test_a_function_that_sends_its_own_event_is_stopped() -> None:

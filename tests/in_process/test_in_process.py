@@ -425,6 +425,22 @@ async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
     assert most == 2
 
 
+@pytest.mark.parametrize(("output", "problem"), [({1}, "returned unserializable data"), ("x" * 5_000_000, "bytes")])
+async def test_an_output_that_cannot_be_stored_is_logged(
+    app: App, caplog: pytest.LogCaptureFixture, output: Any, problem: str
+) -> None:
+    @app.function("f", retries=0)
+    async def f(ctx: Context) -> Any:
+        return {"value": output}
+
+    async with app.running():
+        [event_id] = await app.client.send([Event(name="f")])
+        await app.ended(event_id)
+    [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert 'function "app-f", run 01' in line.getMessage()
+    assert problem in line.getMessage()
+
+
 async def test_an_event_that_matches_nothing_is_warned_of(app: App, caplog: pytest.LogCaptureFixture) -> None:
     @app.function("f")
     async def f(ctx: Context) -> None: ...

@@ -213,11 +213,12 @@ async def test_the_problem_of_a_forbidden_origin_names_it() -> None:
     [
         ({}, "allow_anonymous=True"),
         ({"authorize": lambda action: True, "allow_anonymous": True}, "exclude each other"),
+        ({"allow_anonymous": "false"}, "allow_anonymous must be True or False"),
         ({"allow_anonymous": True, "origins": ["https://a.example/"]}, "is not an origin"),
         ({"allow_anonymous": True, "origins": ["*"]}, "is not an origin"),
         ({"allow_anonymous": True, "origins": ["https://*.example"]}, "must name one host"),
     ],
-    ids=["open", "both", "path", "any", "wildcard"],
+    ids=["open", "both", "text", "path", "any", "wildcard"],
 )
 def test_a_codec_server_needs_authorize_or_allow_anonymous(options: dict[str, Any], words: str) -> None:
     with pytest.raises(TemporalSettingsError, match=words):

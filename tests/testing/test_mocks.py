@@ -152,6 +152,15 @@ async def test_a_step_fails_on_chosen_attempts(checkpointing: bool) -> None:
         assert engine.now - start == dt.timedelta(seconds=45)
 
 
+@pytest.mark.parametrize("error", ["declined", 5, dict])
+async def test_an_error_that_is_no_exception_is_refused(error: Any) -> None:
+    async with TestEngine(client, [single]) as engine:
+        with pytest.raises(TypeError, match=r"fail_step\(error=…\) must be an exception"):
+            engine.fail_step("step", error=error)
+        with pytest.raises(TypeError, match=r"mock_step\(raises=…\) must be an exception"):
+            engine.mock_step("step", raises=error)
+
+
 async def test_a_step_that_is_mocked_may_fail_first() -> None:
     async with TestEngine(client, [single]) as engine:
         engine.fail_step("step", attempts=[0])

@@ -168,11 +168,15 @@ def _check_web_address(text: str, setting: str, example: str) -> None:
     """Raises ``ValueError`` for a text to which a browser cannot go."""
     try:
         parts = urlsplit(text)
-        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and text.isprintable()
+        is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_valid = is_valid and text.isprintable() and not any(each in text for each in " ?#@")
     except ValueError:
         is_valid = False
     if not is_valid:
-        raise ValueError(f"{setting} must be a web address, such as {example}, not {show_url(text)!r}")
+        raise ValueError(
+            f"{setting} must be a web address without user, query and fragment, such as {example}, not "
+            f"{show_url(text)!r}"
+        )
 
 
 def make_policy(settings: EngineSettings) -> Policy:

@@ -112,4 +112,7 @@ def _explain_serve(functions: Sequence[Made]) -> str:
     them = "it" if len(functions) == 1 else "them"
     used = [call for adapter, call in CALLS_OF_SERVE.items() if adapter in sys.modules]
     calls = used or [CALLS_OF_SERVE["durably.fast_api"]]
-    return f"add {them} to the functions of {' or '.join(calls)}{'' if used else ', or of another framework'}"
+    advice = f"add {them} to the functions of {' or '.join(calls)}{'' if used else ', or of another framework'}"
+    if "durably.django" in used:
+        advice += "; or add 'durably.django' to INSTALLED_APPS, which finds the functions in each app's durable.py"
+    return advice

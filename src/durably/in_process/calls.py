@@ -45,6 +45,7 @@ from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER
 from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
 from durably.protocol.sync import SyncRequest
+from durably.protocol.text import printable
 from durably.values.outputs import encode_output, finish
 
 from .nodes.link import Heartbeat
@@ -128,7 +129,13 @@ async def _run(
         ),
         io,
     )
-    return answer_of(outcome, clock)
+    answer = answer_of(outcome, clock)
+    if isinstance(answer, AttemptFailed) and not isinstance(outcome, Raised):
+        # Its output or its steps cannot be stored. What it raised itself is in the log already.
+        handler.client.logger.error(
+            'function "%s", run %s, failed: %s', data.function_id, data.run_id, printable(answer.error.message)
+        )
+    return answer
 
 
 def answer_of(outcome: Outcome, clock: Clock) -> Answer:

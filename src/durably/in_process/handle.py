@@ -11,7 +11,6 @@ from durably.engine.metrics.catalogue import Metric
 from durably.engine.operations import Operation, blocking
 from durably.engine.views import CancellationView, FromStep, InvokeReceipt, ReplayView, RunStatus, RunView
 from durably.engines import InProcessEngine
-from durably.errors import Error
 from durably.events import as_data
 from durably.io.background_loop import get_background_loop
 from durably.protocol.text import get_logger
@@ -80,8 +79,8 @@ class InProcessHandle(SyncEngine, Generic[P]):
         try:
             metrics: list[Metric] = self._process.request("read_metrics", {}, _SCRAPE_SECONDS).result()
             return metrics
-        except Error as error:
-            _logger.warning("the metrics could not be read: %s", error)
+        except Exception as error:  # Another exception would take the app's own metrics away, too.
+            _logger.warning("the metrics could not be read: %s: %s", type(error).__name__, error)
             return None
 
     # operations

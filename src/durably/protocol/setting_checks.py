@@ -18,12 +18,12 @@ def check_type(
 ) -> None:
     """Check a value's type.
 
-    ``True`` is not a number, and a class is not an instance of itself.
+    ``True`` is not a number, and a class is not an instance of itself. The message shows no values that may be secret.
     """
     if isinstance(value, type):  # It has the methods that a protocol asks for.
         raise error(f"{setting} must be {article_and_kind}, not the class {value.__name__}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise error(f"{setting} must be {article_and_kind}, not {value!r}")
+        raise error(f"{setting} must be {article_and_kind}, not {_shown(value)}")
 
 
 def check_text(value: object, setting: str, error: type[Exception] = TypeError) -> None:
@@ -35,13 +35,19 @@ def check_text(value: object, setting: str, error: type[Exception] = TypeError) 
         raise error(f"{setting} must be a text, not a value of type {type(value).__name__}")
 
 
+def check_function(value: object, setting: str, error: type[Exception] = TypeError) -> None:
+    """Check a function, or ``None``."""
+    if not (value is None or callable(value)):
+        raise error(f"{setting} must be a function, not {_shown(value)}")
+
+
 def check_switch(value: object, setting: str, error: type[Exception] = TypeError) -> None:
     """Check ``True``, ``False`` or ``None``.
 
     A text such as ``"false"`` would count as true.
     """
     if not (value is None or isinstance(value, bool)):
-        raise error(f"{setting} must be True or False, not {value!r}")
+        raise error(f"{setting} must be True or False, not {_shown(value)}")
 
 
 def check_time_span(value: object, setting: str, *, may_be_zero: bool = False) -> None:
@@ -76,4 +82,13 @@ def check_texts(value: object, setting: str, example: str) -> None:
         or not isinstance(value, Collection)
         or not all(isinstance(text, str) for text in value)
     ):
-        raise TypeError(f"{setting} must be a collection of texts, such as {example}, not {value!r}")
+        raise TypeError(f"{setting} must be a collection of texts, such as {example}, not {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """The value in a message.
+
+    It is the type if the value may hold a key, a password or a URL with a token.
+    """
+    is_harmless = value is None or isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 5)
+    return repr(value) if is_harmless else f"a value of type {type(value).__name__}"

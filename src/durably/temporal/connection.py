@@ -11,7 +11,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
@@ -26,7 +26,7 @@ from temporalio.converter import DataConverter, DefaultFailureConverterWithEncod
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
 from durably.io.background_loop import get_background_loop
-from durably.protocol.setting_checks import check_switch, check_text, check_time_span, check_type
+from durably.protocol.setting_checks import check_function, check_switch, check_text, check_time_span, check_type
 from durably.protocol.text import get_logger
 
 from .compat import never_free
@@ -141,6 +141,17 @@ class Temporal:
                 check_text(value, argument)
         self._check_types(tls, rpc_metadata, config_file, same_server_as)
         check_switch(tracing, "tracing")
+        check_function(runtime, "runtime")
+        check_function(configuration, "configuration")
+        for name_of_list, given in (("interceptors", interceptors), ("plugins", plugins)):
+            if isinstance(given, str | type) or not isinstance(given, Iterable):
+                raise TypeError(f"{name_of_list} must be a list, not a value of type {type(given).__name__}")
+        if data_converter is not None:
+            check_type(data_converter, "data_converter", DataConverter, "a DataConverter(…)")
+        if retry_config is not None:
+            check_type(retry_config, "retry_config", RetryConfig, "a RetryConfig(…)")
+        if keep_alive_config is not None:
+            check_type(keep_alive_config, "keep_alive_config", KeepAliveConfig, "a KeepAliveConfig(…)")
         check_time_span(connect_timeout, "connect_timeout")
         if rpc_timeout is not None:
             check_time_span(rpc_timeout, "rpc_timeout")
@@ -170,12 +181,16 @@ class Temporal:
         _connections.add(self)
 
     @staticmethod
-    def _check_types(tls: object, rpc_metadata: object, config_file: object, same_server_as: object) -> None:
+    def _check_types(
+        tls: object, rpc_metadata: Mapping[str, str] | None, config_file: object, same_server_as: object
+    ) -> None:
         """Raises ``TypeError``. A text such as ``"false"`` would turn TLS on."""
         if tls is not None and not isinstance(tls, bool):
             check_type(tls, "tls", TLSConfig, "True, False or a TLSConfig(…)")
         if rpc_metadata is not None:
             check_type(rpc_metadata, "rpc_metadata", Mapping, 'a mapping, such as {"header": "value"}')
+            if not all(isinstance(value, str | bytes) for value in rpc_metadata.values()):
+                raise TypeError("rpc_metadata must be a mapping of texts to texts")
         if config_file is not None:
             check_type(config_file, "config_file", (str, os.PathLike), "the path of a file")
         if same_server_as is not None:

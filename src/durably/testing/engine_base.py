@@ -49,6 +49,16 @@ _ID_SEED = 0
 """Ids of runs and events are the same in each test; the times in them are those of its clock."""
 
 
+def _check_error(error: object, argument: str) -> None:
+    """Raises ``TypeError``."""
+    if not (error is None or isinstance(error, BaseException) or _is_exception_class(error)):
+        raise TypeError(f"{argument} must be an exception, such as ValueError(…), not {error!r}")
+
+
+def _is_exception_class(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, BaseException)
+
+
 def _id_of(function: Function[Any] | None) -> str | None:
     return None if function is None else function.id
 
@@ -320,6 +330,7 @@ class TestEngineBase:
         """
         if sum(given is not None for given in (returns, raises, calls)) > 1:
             raise TypeError("mock_step takes one of returns, raises and calls")
+        _check_error(raises, "mock_step(raises=…)")
         if calls is not None:
             make = calling(calls)
         elif raises is not None:
@@ -341,6 +352,7 @@ class TestEngineBase:
         ``attempts`` are the attempts that fail (from 0, as ``ctx.attempt``); by default all. ``error`` is by default a
         ``RuntimeError``.
         """
+        _check_error(error, "fail_step(error=…)")
         if error is None:
             error = RuntimeError(f"the test lets step {step_id!r} fail")
         elif isinstance(error, type):

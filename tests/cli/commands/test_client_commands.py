@@ -12,6 +12,8 @@ import pytest
 
 from ..conftest import TIMEOUT_SECONDS, Command, Run, Start
 
+NOTHING = "no function is triggered by it, and no run waits for it now"
+
 
 def test_a_run_from_its_event_to_its_rerun(ask: Run, dev: Command) -> None:
     sent = ask("send", "order/placed", "--data", '{"total": 3}', "--id", "order-1")
@@ -98,9 +100,9 @@ def test_mistakes_are_said_in_a_line(ask: Run) -> None:
 def test_events_that_trigger_nothing_are_pointed_out(ask: Run) -> None:
     result = ask("send", "nobody/listens")
     assert (result.status, len(result.stdout.strip())) == (0, 26)
-    assert result.stderr == "it starts nothing: no function is triggered by it\n"
+    assert result.stderr == "it starts nothing: no function is triggered by it, and no run waits for it now\n"
     result = ask("send", "order/plcaed")
-    nearest = "no function is triggered by it; the nearest event that one is triggered by is 'order/placed'"
+    nearest = f"{NOTHING}; the nearest event that one is triggered by is 'order/placed'"
     assert result.stderr == f"it starts nothing: {nearest}\n"
 
 

@@ -16,6 +16,8 @@ from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig, 
 from ..conftest import run_to_end, send, step_is
 from ..small_app import SmallApp, Steps
 
+NOTHING = "no function is triggered by it, and no run waits for it now"
+
 
 async def unmatched(engine: SqliteEngine, *names: str) -> dict[str, str]:
     return (await engine.accept_events([Event(name=name) for name in names])).unmatched
@@ -33,7 +35,7 @@ async def test_an_event_that_matches_nothing_is_pointed_out_once_in_the_log(
         return None
 
     await engine.sync_app(app.sync_request())
-    reason = "no function is triggered by it; the nearest event that one is triggered by is 'shop/order.placed'"
+    reason = f"{NOTHING}; the nearest event that one is triggered by is 'shop/order.placed'"
     with caplog.at_level(logging.WARNING, "durably.engine"):
         for _ in range(3):
             assert await unmatched(engine, "shop/odrer.placed", "shop/order.placed") == {"shop/odrer.placed": reason}
@@ -43,7 +45,9 @@ async def test_an_event_that_matches_nothing_is_pointed_out_once_in_the_log(
 
 def test_an_engine_that_stores_no_unmatched_events_does_not_say_so(caplog: pytest.LogCaptureFixture) -> None:
     UnmatchedEvents(are_stored=False).explain(["a"], KnownNames(has_functions=True))
-    assert caplog.messages == ["the event 'a' was received, but no function is triggered by it"]
+    assert caplog.messages == [
+        "the event 'a' was received, but no function is triggered by it, and no run waits for it now"
+    ]
 
 
 async def test_events_that_something_waits_for_or_is_cancelled_by_match(engine: SqliteEngine, app: SmallApp) -> None:
@@ -89,7 +93,7 @@ def test_the_nearest_name_is_named(sent: str, nearest: str | None) -> None:
     triggers = [Trigger(event="shop/order.placed"), Trigger(event="user/*")]
     config = FunctionConfig(id="app-f", triggers=triggers, steps={"step": step})
     reason = explain_unmatched(sent, Registry([Function.from_config(config, "app")], {}).known_names())
-    assert reason.startswith("no function is triggered by it")
+    assert reason.startswith("no function is triggered by it, and no run waits for it now")
     assert (repr(nearest) in reason) if nearest else ("nearest" not in reason)
 
 
@@ -108,7 +112,7 @@ async def test_what_an_event_did_besides_starting_runs_is_told(engine: SqliteEng
     await engine.sync_app(app.sync_request())
     (run,) = await engine.event_runs(await send(engine, "go"))
     await step_is(engine, run.id, "shipped", "waiting")
-    nearest = "no function is triggered by it; the nearest event that a run has waited for is 'order/shiped'"
+    nearest = f"{NOTHING}; the nearest event that a run has waited for is 'order/shiped'"
     assert await unmatched(engine, "order/shipped") == {"order/shipped": nearest}
     woke = await send(engine, "order/shiped")
     assert await notes_of(engine, woke) == [f"it ended the wait 'shipped' of the run {run.id}"]

@@ -3,17 +3,23 @@
 import asyncio
 import datetime as dt
 import logging
+import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client as TemporalClient
 
 from durably import Alerts, Client, Context, Embedded, EngineSettings, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.metrics.catalogue import CATALOGUE, Metric
+from durably.engine.temporal.monitoring.live_runs import LiveRuns
 from durably.engine.views import RunView
 
 from ...temporal.dev_server import DevServer
@@ -125,6 +131,7 @@ async def test_both_engines_count_the_same(make_engine: MakeEngine) -> None:
         await shop.wait_until_counted("steps_ended,nap,completed")
         assert await shop.engine.cancel_run(napping)
         await shop.client.send(Event(name=f"{shop.id}/nobody"))
+        await shop.wait_until_counted("runs_ended,nap,cancelled")
         assert await shop.counts() == {
             "runs_started,order": 1,
             "runs_started,pay": 1,
@@ -179,6 +186,7 @@ async def test_a_replay_counts_nothing_again(server: DevServer) -> None:
     async with second.engine.running():
         await second.client.send(Event(name=f"{first.id}/alarm"))
         assert (await second.engine.wait_for_run(run_id)).status == "Completed"
+        await second.wait_until_counted("runs_ended,nap,completed")
         after = await second.counts()
     assert before["runs_started,nap"] == before["steps_ended,nap,completed"] == 1
     assert not any(name.startswith("runs_ended,nap") for name in before)
@@ -190,6 +198,7 @@ async def test_the_collector_has_the_form_of_prometheus(server: DevServer) -> No
     engine = TemporalEngine(server.address)
     async with opened(engine) as shop:
         await shop.run("pay")
+        await shop.wait_until_counted("runs_ended,pay,failed")
         families = {family.name: family for family in await asyncio.to_thread(engine.prometheus_collector().collect)}
     ended = {tuple(each.labels.values()): each.value for each in families["durably_runs_ended"].samples}
     assert ended[(f"{shop.id}-pay", "failed")] == 1
@@ -218,20 +227,105 @@ async def test_a_failed_run_is_reported_to_a_webhook(make_engine: MakeEngine) ->
     assert "ValueError: declined" in body["text"]
 
 
-async def test_a_server_that_is_away_leaves_the_other_metrics(
-    server: DevServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from temporalio.service import RPCError, RPCStatusCode
+async def test_a_server_that_is_away_leaves_the_other_metrics() -> None:
+    with DevServer() as own_server:
+        async with opened(TemporalEngine(own_server.address)) as shop:
+            await shop.run("pay")
+            await shop.wait_until_counted("runs_ended,pay,failed")
+            live = await shop.read()
+            assert {sample.labels for sample in live["runs_live"].samples} == {
+                (f"{shop.id}-{name}",) for name in ("nap", "order", "pay")
+            }
+            own_server.hang()
+            began = time.monotonic()
+            away = await shop.read()
+            assert time.monotonic() - began < 3
+            assert away["runs_ended"] == live["runs_ended"]
+            own_server.go_on()
 
-    from durably.engine.temporal.reports.loads import Loads
 
-    async def refuse(*arguments: object) -> None:
-        raise RPCError("no connection", RPCStatusCode.UNAVAILABLE, b"")
+async def test_numbers_that_cannot_be_read_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail() -> dict[str, int]:
+        raise KeyError("Unknown payload encoding binary/encrypted")
 
-    async with opened(TemporalEngine(server.address)) as shop:
-        await shop.run("pay")
-        monkeypatch.setattr(Loads, "function_loads", refuse)
-        metrics = await shop.read()
-    assert "runs_live" not in metrics
-    assert metrics["runs_ended"].samples
-    assert "durably_runs_live is left out of the metrics: the Temporal server does not answer" in caplog.text
+    live = LiveRuns(fail)
+    assert await live.get() is None
+    assert await live.get() is None
+    assert caplog.text.count("durably_runs_live is missing in the metrics") == 1
+
+
+async def test_a_scrape_does_not_wait_for_numbers_that_are_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = 0
+
+    async def read() -> dict[str, int]:
+        nonlocal reads
+        reads += 1
+        if reads > 1:
+            await asyncio.Event().wait()
+        return {"pay": reads}
+
+    live = LiveRuns(read)
+    assert await live.get() == {"pay": 1}
+    monkeypatch.setattr("durably.engine.temporal.monitoring.live_runs._FRESH_SECONDS", 0.0)
+    async with asyncio.timeout(0.5):
+        assert await live.get() == {"pay": 1}
+        assert await live.get() == {"pay": 1}
+    await asyncio.sleep(0)
+    assert reads == 2
+    monkeypatch.setattr("durably.engine.temporal.monitoring.live_runs._KEPT_SECONDS", 0.0)
+    assert await live.get() is None
+    live.close()
+
+
+async def test_the_functions_of_other_apps_have_no_labels(server: DevServer) -> None:
+    async with opened(TemporalEngine(server.address)), opened(TemporalEngine(server.address)) as other:
+        metrics = await other.read()
+    assert {sample.labels[0].rpartition("-")[0] for sample in metrics["runs_live"].samples} == {other.id}
+
+
+async def test_two_engines_of_a_process_with_one_app_count_apart(server: DevServer) -> None:
+    """The connections differ by their namespaces."""
+    client = await TemporalClient.connect(server.address)
+    namespace = f"billing{uuid.uuid4().hex[:8]}"
+    request = RegisterNamespaceRequest(namespace=namespace, workflow_execution_retention_period=Duration(seconds=86400))
+    await client.workflow_service.register_namespace(request)
+    first = Shop(TemporalEngine(server.address))
+    second = Shop(TemporalEngine(server.address, namespace), first.id)
+    async with first.engine.running():
+        async with second.engine.running():
+            await first.run("pay")
+            await first.wait_until_counted("runs_ended,pay,failed")
+            assert "runs_ended,pay,failed" not in await second.counts()
+        await first.run("order")
+        await first.wait_until_counted("runs_ended,order,completed")
+
+
+@pytest.mark.slow
+async def test_a_run_that_is_cancelled_while_it_ends_is_counted_once_and_truly(server: DevServer) -> None:
+    """The server refuses the task that ends a run if the cancellation comes during it."""
+    engine = TemporalEngine(server.address, settings=EngineSettings(**QUICK))
+    shop = Shop(engine)
+    client = Client(app_id=f"{shop.id}b", engine=engine, is_production=False)
+
+    @client.create_function(fn_id="brief", trigger=TriggerEvent(event=f"{shop.id}/brief"))
+    async def brief(ctx: Context) -> None:
+        await asyncio.sleep(1.5)
+
+    CommHandler(client=client, framework="test", functions=[brief])
+    async with engine.running():
+        runs = [await shop.start("brief") for _ in range(40)]
+        await asyncio.sleep(0.5)
+        for run_id in runs:
+            await asyncio.sleep(0.03)
+            await engine.cancel_run(run_id)
+        ended = Counter[str]([(await engine.wait_for_run(run_id)).status.value.lower() for run_id in runs])
+
+        async def counted() -> dict[str, float]:
+            samples = (await shop.read())["runs_ended"].samples
+            return {each.labels[1]: each.value for each in samples if "brief" in each.labels[0] and each.value}
+
+        async with asyncio.timeout(60):
+            while sum((await counted()).values()) < len(runs):  # noqa: ASYNC110 - counters tell nobody
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(1)
+        assert await counted() == ended

@@ -57,6 +57,23 @@ def test_a_gateway_needs_authorize_or_allow_anonymous() -> None:
         Gateway(temporal, [], authorize=lambda action: True, allow_anonymous=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"allow_anonymous": "false"}, "allow_anonymous must be True or False"),
+        ({"allow_anonymous": 1}, "allow_anonymous must be True or False"),
+        ({"authorize": True}, "authorize must be a function"),
+        ({"allow_anonymous": True, "identify": "email"}, "identify must be a function"),
+        ({"allow_anonymous": True, "limits": 5}, "limits must be Limits"),
+        ({"allow_anonymous": True, "owner_attribute": 5}, "owner_attribute must be a text"),
+    ],
+)
+def test_a_wrong_argument_of_a_gateway_is_named(options: dict[str, Any], words: str) -> None:
+    """A text such as "false" would open the gateway to everybody."""
+    with pytest.raises(TemporalSettingsError, match=words):
+        Gateway(Temporal(), [], **options)
+
+
 def test_two_exposures_of_one_name_are_refused() -> None:
     with pytest.raises(TemporalSettingsError, match="same name"):
         Gateway(Temporal(), [expose(SumWorkflow), expose(SumWorkflow)], allow_anonymous=True)

@@ -15,7 +15,7 @@ import urllib3
 from durably.cli.output.text import CliError
 from durably.engine.core.errors import EngineError
 from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
-from durably.engine.http.codec import HttpRequest, HttpResponse, NotAnEngineError, decoder_of, from_wire
+from durably.engine.http.codec import HttpRequest, HttpResponse, NotAnEngineError, decoder_of, from_wire, status_of
 from durably.engine.operations import Operation
 from durably.engine.views import RunUpdate
 from durably.io.http_connections import failure_reason
@@ -78,7 +78,7 @@ class HttpClient(HttpEngine, EngineClient):
         except NotAnEngineError:
             raise self._foreign() from None
         except EngineError as error:
-            raise AnswerError(printable(error.message), getattr(error, "status", 0)) from None
+            raise AnswerError(printable(error.message), getattr(error, "status", None) or status_of(error)) from None
         except UnicodeEncodeError:  # "\ud800" is valid in JSON, but half of a character
             raise CliError(NOT_UNICODE) from None
         if result is None and operation.missing is not None:

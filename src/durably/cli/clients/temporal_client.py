@@ -9,7 +9,7 @@ from temporalio.service import RPCError
 
 from durably.cli.output.text import CliError
 from durably.engine.core.errors import EngineError
-from durably.engine.http.messages import status_of
+from durably.engine.http.codec import status_of
 from durably.engine.operations import Operation
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.converter import DATA_CONVERTER

@@ -6,10 +6,11 @@ import smtplib
 import ssl
 import threading
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import aiohttp
 
-from durably.protocol.text import describe_os_error, printable, redact_url
+from durably.protocol.text import describe_os_error, printable
 
 from .grouping import Alert
 from .messages import email_message, webhook_body
@@ -47,6 +48,9 @@ class Webhook:
 
     def __init__(self, url: str, dashboard_url: str | None = None) -> None:
         self._url, self._dashboard_url = url, dashboard_url
+        parts = urlsplit(url)
+        # Paths and queries of webhooks are their keys.
+        self._where = f"the webhook at {parts.scheme}://{parts.hostname}"
 
     async def deliver(self, alert: Alert) -> None:
         """POST the alert as JSON.
@@ -63,12 +67,12 @@ class Webhook:
             ):
                 status = response.status
         except TimeoutError:
-            raise DeliveryError(f"{redact_url(self._url)} did not answer within {TIMEOUT_SECONDS:g} s") from None
+            raise DeliveryError(f"{self._where} did not answer within {TIMEOUT_SECONDS:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # Not chained: the texts of these exceptions quote the URL.
-            raise DeliveryError(f"{redact_url(self._url)} was not reached: {type(error).__name__}") from None
+            raise DeliveryError(f"{self._where} was not reached: {type(error).__name__}") from None
         if not 200 <= status < 300:
-            raise DeliveryError(f"{redact_url(self._url)} answered with status {status}")
+            raise DeliveryError(f"{self._where} answered with status {status}")
 
 
 def _resolve(sent: asyncio.Future[None], error: Exception | None) -> None:

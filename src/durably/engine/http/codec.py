@@ -12,7 +12,7 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-import durably.engine.core.errors
+from durably.engine.core import errors
 from durably.engine.core.errors import EngineError
 from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status, without_none
 from durably.engine.views import RunStatus
@@ -50,6 +50,39 @@ class EngineRefusedError(EngineError):
 
 class NotAnEngineError(EngineError):
     """The answer is not one of an engine of Durably."""
+
+
+# statuses
+
+_STATUSES: dict[type[EngineError], int] = {
+    errors.BodyInvalidError: 400,
+    errors.CheckpointInvalidError: 400,
+    errors.ConfigInvalidError: 400,
+    errors.EventInvalidError: 400,
+    errors.OpInvalidError: 400,
+    errors.SelectionInvalidError: 400,
+    errors.StepNotFoundError: 400,
+    errors.CancellationNotFoundError: 404,
+    errors.FunctionNotFoundError: 404,
+    errors.RunNotFoundError: 404,
+    errors.FunctionPausedError: 409,
+    errors.StaleCallError: 409,
+    errors.EventTooLargeError: 413,
+    errors.TooLargeError: 413,
+    errors.NotSupportedError: 501,
+    errors.DatabaseLostError: 503,
+    errors.DatabaseReplacedError: 503,
+    errors.DatabaseUnavailableError: 503,
+    errors.EngineClosedError: 503,
+    errors.RunUnavailableError: 503,
+    errors.ServerUnavailableError: 503,
+    errors.TooManyWaitersError: 503,
+}
+
+
+def status_of(error: EngineError) -> int:
+    """The HTTP status of an engine's error."""
+    return _STATUSES.get(type(error), 500)
 
 
 # arguments
@@ -258,7 +291,7 @@ def _read_error(response: HttpResponse) -> ErrorBody:
 
 
 def _raise(error: ErrorBody) -> NoReturn:
-    kind = getattr(durably.engine.core.errors, error.code or "", None)
+    kind = getattr(errors, error.code or "", None)
     if isinstance(kind, type) and issubclass(kind, EngineError):
         raise kind(error.error)
     raise EngineRefusedError(error.error, error.status)

@@ -21,6 +21,8 @@ from durably.protocol.api import Envelope, ErrorBody, Metadata
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import get_logger
 
+from .codec import status_of
+
 _GRACE_SECONDS = 30.0
 _LEAST_BYTES_PER_SECOND = 16 * 1024
 """A body may take ``_GRACE_SECONDS``, or longer if it comes at this rate."""
@@ -132,37 +134,6 @@ def error_response(status: int, message: str, *, code: str | None = None, data: 
     # A message may quote bytes of a request that are not UTF-8. They are surrogates, which JSON cannot hold.
     text = message.encode(errors="replace").decode()
     return json_response(ErrorBody(error=text, status=status, code=code, data=data), status)
-
-
-_STATUSES: dict[type[errors.EngineError], int] = {
-    errors.BodyInvalidError: 400,
-    errors.CheckpointInvalidError: 400,
-    errors.ConfigInvalidError: 400,
-    errors.EventInvalidError: 400,
-    errors.OpInvalidError: 400,
-    errors.SelectionInvalidError: 400,
-    errors.StepNotFoundError: 400,
-    errors.CancellationNotFoundError: 404,
-    errors.FunctionNotFoundError: 404,
-    errors.RunNotFoundError: 404,
-    errors.FunctionPausedError: 409,
-    errors.StaleCallError: 409,
-    errors.EventTooLargeError: 413,
-    errors.TooLargeError: 413,
-    errors.NotSupportedError: 501,
-    errors.DatabaseLostError: 503,
-    errors.DatabaseReplacedError: 503,
-    errors.DatabaseUnavailableError: 503,
-    errors.EngineClosedError: 503,
-    errors.RunUnavailableError: 503,
-    errors.ServerUnavailableError: 503,
-    errors.TooManyWaitersError: 503,
-}
-
-
-def status_of(error: errors.EngineError) -> int:
-    """The HTTP status of an engine's error."""
-    return _STATUSES.get(type(error), 500)
 
 
 def answer_error(request: web.Request, error: Exception) -> web.Response:

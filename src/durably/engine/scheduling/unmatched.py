@@ -60,7 +60,7 @@ def explain_unmatched(name: str, known: KnownNames) -> str:
         # Names that differ only in their prefix or in case are near too.
         same = [other for other in names if _core(other) == _core(name)]
         nearest = same[:1]
-    text = "no function is triggered by it"
+    text = "no function is triggered by it, and no run waits for it now"
     if not nearest:
         return text
     use = "one is triggered by" if nearest[0] in known.triggering else "a run has waited for"

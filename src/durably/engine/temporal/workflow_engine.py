@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -60,8 +61,9 @@ from durably.engine.temporal.apps.function_workflow import FunctionWorkflow
 from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
 from durably.engine.temporal.flow.gate_workflow import GateWorkflow
 from durably.engine.temporal.flow.refusals import check_support
+from durably.engine.temporal.monitoring.live_runs import LiveRuns
 from durably.engine.temporal.monitoring.process_monitor import ProcessMonitor
-from durably.engine.temporal.monitoring.run_traces import ENDS, TracedCaller
+from durably.engine.temporal.monitoring.traced_calls import TracedCaller
 from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.reports.changes import ChangePoll
@@ -124,7 +126,7 @@ from durably.protocol.trace_context import read_trace
 
 from .call_slots import CallSlots, tuner_of
 from .cancellation import with_cancellation
-from .ids import WORKFLOWS_QUEUE, process_queue, run_workflow_id, split_generation
+from .ids import HTTP_QUEUE, WORKFLOWS_QUEUE, app_queue, process_queue, run_workflow_id, split_generation
 from .messages import CheckpointInput
 from .reports.run_reports import RunReports
 from .reports.run_watch import RunWatch
@@ -215,6 +217,8 @@ class WorkflowEngine(LocalEngine):
             client, self._router.records, self._function_lists, self._lists, in_process=in_process
         )
         self._monitor = ProcessMonitor(settings)
+        self._live_runs = LiveRuns(self._count_live_runs)
+        self._call_queues = frozenset[str]()
         self._has_search_attributes = False
         self._closed = asyncio.Event()
 
@@ -227,8 +231,8 @@ class WorkflowEngine(LocalEngine):
         tracing = self._settings.tracing
         if tracing is not None:
             call = TracedCaller(call, tracing)
-        ENDS.listen(calls_queues, None if tracing is None else tracing.run_ended)
-        call = self._monitor.monitor(calls_queues, call)
+        call = self._monitor.monitor(self._client.namespace, calls_queues, call)
+        self._call_queues = frozenset(calls_queues)
         routing = RoutingActivities(self._client, self._router, self._apps)
         requests = StepRequests(process_queue(), self._outbound)
         common = Worker(
@@ -283,6 +287,7 @@ class WorkflowEngine(LocalEngine):
         Stop the workers before.
         """
         self._closed.set()
+        self._live_runs.close()
         await self._monitor.close()
         await self._outbound.close()
 
@@ -742,16 +747,23 @@ class WorkflowEngine(LocalEngine):
         return await self._changes.wait(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
-        """Counts of what this process has done, and of all live runs.
+        """Counts of what this process has done, and live runs of its functions.
 
         Temporal and its workers have metrics of their own.
         """
-        now, loads = wall_clock(), None
-        try:
-            loads = await self._loads.function_loads(to_datetime(now - 60_000), None, now)
-        except RPCError as error:  # The other metrics are of use then.
-            _logger.warning("durably_runs_live is left out of the metrics: %s", self.explain(error))
-        return self._monitor.read(loads)
+        return self._monitor.read(await self._live_runs.get())
+
+    async def _count_live_runs(self) -> Counter[str]:
+        """Of the functions that this process serves.
+
+        Other apps' functions would use up the labels.
+        """
+        served = [
+            view.id
+            for view in await self._function_lists.functions()
+            if HTTP_QUEUE in self._call_queues or app_queue(view.app_id) in self._call_queues
+        ]
+        return await self._loads.live(served)
 
     # functions and apps
 

@@ -88,6 +88,11 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
         settings: EngineSettings | None = None,
     ) -> None:
         refuse_green_threads()
+        if isinstance(address, str) and "://" in address:
+            raise ValueError(
+                "TemporalEngine.address is host:port, such as localhost:7233. A URL such as temporal://localhost:7233 "
+                "is for Client(engine=…) and DURABLY_ENGINE_URL"
+            )
         check_count(max_calls, "TemporalEngine.max_calls")
         check_type(workers, "TemporalEngine.workers", bool, "True or False")
         check_type(settings, "TemporalEngine.settings", (EngineSettings, NoneType), "EngineSettings(…)")

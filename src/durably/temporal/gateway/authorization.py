@@ -21,6 +21,7 @@ from temporalio.common import TypedSearchAttributes
 from durably.execution.step import is_async
 from durably.io.background_loop import get_background_loop, running_loop
 from durably.io.http_client import IO
+from durably.protocol.setting_checks import check_function, check_type
 from durably.temporal.errors import TemporalSettingsError, UnknownPrincipalError
 from durably.temporal.search_attributes import check_owner, describe_shared_text, owned_by
 
@@ -361,6 +362,9 @@ class Guard:
     def __init__(
         self, authorize: Callable[[Any], Any] | None, allow_anonymous: bool, *, server: str, permission: str
     ) -> None:
+        # A text such as "false" would let everybody in.
+        check_type(allow_anonymous, f"{server}: allow_anonymous", bool, "True or False", TemporalSettingsError)
+        check_function(authorize, f"{server}: authorize", TemporalSettingsError)
         if authorize is None and not allow_anonymous:
             raise TemporalSettingsError(
                 f"{server} needs a policy: give it authorize=, a function of the action that returns whether it is "

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from http import HTTPStatus
+from types import NoneType
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -20,6 +21,7 @@ from temporalio.common import MetricMeter, SearchAttributeKey, TypedSearchAttrib
 from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
 from durably.protocol.origins import is_of_another_site
+from durably.protocol.setting_checks import check_function, check_text, check_type
 from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
 from durably.temporal.inspection import Inspector
@@ -117,6 +119,9 @@ class Gateway:
         schedules: ScheduleExposure | None = None,
         app_parameters: Iterable[str] = (),
     ) -> None:
+        check_function(identify, "Gateway: identify", TemporalSettingsError)
+        check_text(owner_attribute, "Gateway: owner_attribute", TemporalSettingsError)
+        check_type(limits, "Gateway: limits", (Limits, NoneType), "Limits(…)", TemporalSettingsError)
         self.temporal = temporal
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
         self._guard = Guard(authorize, allow_anonymous, server="Gateway", permission="do all that is exposed")

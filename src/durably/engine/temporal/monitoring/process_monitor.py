@@ -1,8 +1,9 @@
 """``ProcessMonitor``: counts, logs and publishes what a process does."""
 
+import asyncio
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 
@@ -11,7 +12,6 @@ from temporalio import activity
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
 from durably.engine.metrics.catalogue import Metric, Sample
-from durably.engine.reports import FunctionLoad
 from durably.engine.run_observers import RunObservers
 from durably.engine.scheduling.observers import EndedCall
 from durably.engine.scheduling.subscriptions import RunChange, Subscriptions
@@ -22,10 +22,15 @@ from durably.engine.temporal.runs.activities import Caller
 from durably.engine.temporal.workflow_time import wall_clock
 from durably.engine.views import RunUpdate
 
-from .run_changes import CHANGES
+from .process_reports import RunReport, listen
 
 _NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
 """Changes of runs are those of workflows, which no transaction of ours commits."""
+_HELD_SECONDS = 0.5
+"""Time before the end of a run is published. The server refuses the task that ends a run if an event comes during it,
+and the run may then end otherwise."""
+_MOST_KNOWN = 10_000
+"""Reports that are known again if they are repeated."""
 
 
 class ProcessMonitor:
@@ -36,20 +41,54 @@ class ProcessMonitor:
         self._updates = Subscriptions()
         self._in_flight = Counter[str]()
         self._started_at = time.time()
+        self._tracing = settings.tracing
+        self._ends: dict[int, RunReport] = {}
+        self._known = set[int]()
+        self._known_in_order = deque[int]()
+        self._stop_listening: Callable[[], None] | None = None
 
-    def monitor(self, queues: Sequence[str], caller: Caller) -> Caller:
+    def monitor(self, namespace: str, queues: Sequence[str], caller: Caller) -> Caller:
         """Follow the runs of these task queues, on the running event loop.
 
         Returns a caller that makes calls through ``caller``, and counts them.
         """
-        CHANGES.listen(queues, self._note_changes)
+        if self._stop_listening is not None:
+            self._stop_listening()
+        self._stop_listening = listen(namespace, queues, self._note)
 
         async def counted(call: CallInput, data: CallData) -> Answer:
             return await self._count(caller, call, data)
 
         return counted
 
-    def _note_changes(self, changes: list[RunChange]) -> None:
+    def _note(self, reports: list[RunReport]) -> None:
+        changes: list[RunChange] = []
+        for report in reports:
+            if report.key in self._known:
+                if report.key in self._ends:
+                    self._ends[report.key] = report
+                continue
+            self._known.add(report.key)
+            self._known_in_order.append(report.key)
+            if len(self._known_in_order) > _MOST_KNOWN:
+                self._known.discard(self._known_in_order.popleft())
+            if report.ended is None:
+                changes.append(report.change)
+            else:
+                self._ends[report.key] = report
+                asyncio.get_running_loop().call_later(_HELD_SECONDS, self._publish_end, report.key)
+        if changes:
+            self._publish(changes)
+
+    def _publish_end(self, key: int) -> None:
+        report = self._ends.pop(key, None)
+        if report is None:
+            return
+        self._publish([report.change])
+        if self._tracing is not None and report.ended is not None:
+            self._tracing.run_ended(report.ended)
+
+    def _publish(self, changes: list[RunChange]) -> None:
         self._observers.changes += changes
         self._observers.on_commit(_NO_COMMIT)
         if self._updates.listeners:
@@ -75,15 +114,14 @@ class ProcessMonitor:
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
         return self._updates.watch()
 
-    def read(self, loads: Iterable[FunctionLoad] | None) -> list[Metric]:
+    def read(self, live: Mapping[str, int] | None) -> list[Metric]:
         """The metrics.
 
-        ``loads`` are those of all functions and processes; ``None`` if they are unknown.
+        ``live`` are the numbers of live runs of all processes, by function; ``None`` if they are unknown.
         """
-        live = [] if loads is None else [(each.function_id, each.live) for each in loads]
         return [
             *self._observers.read(),
-            *([] if loads is None else [self._by_function("runs_live", live)]),
+            *([] if live is None else [self._by_function("runs_live", live.items())]),
             self._by_function("calls_in_flight", self._in_flight.items()),
             Metric("start_time_seconds", [Sample((), self._started_at)]),
             Metric("build_info", [Sample((version("durably"),), 1)]),
@@ -97,6 +135,10 @@ class ProcessMonitor:
 
     async def close(self) -> None:
         """End the updates, and send the last alerts, for at most 2 s."""
+        if self._stop_listening is not None:
+            self._stop_listening()
+        for key in list(self._ends):
+            self._publish_end(key)
         self._updates.close()
         await self._observers.close()
 

@@ -1,50 +1,64 @@
 """Reports of workflow code to the process that executes it.
 
-Workflows have no other access to their process than a module. A replay reports nothing. Temporal may give a task of a
-workflow to a second worker, whose first one did not answer: then a report is made twice.
+Workflows have no other access to their process than a module. A replay reports nothing. A task that the server refuses,
+because an event came during it, or that it gives to a second process, is executed again, and reports again.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
 
+import msgspec
 from temporalio import workflow
 
-T = TypeVar("T")
+from durably.engine.scheduling.subscriptions import RunChange
+from durably.engine.tracing import EndedRun
 
 
-class ProcessReports(Generic[T]):
-    """Reports of one kind.
+class RunReport(msgspec.Struct, frozen=True, gc=False):
+    """A change of a run.
 
-    The functions that get them are known by the task queue of the workflows.
+    ``key`` is the same in each report of it. The end of a run has ``ended``.
     """
 
-    def __init__(self) -> None:
-        self._listeners: dict[str, Callable[[T], None]] = {}
+    key: int
+    change: RunChange
+    ended: EndedRun | None = None
 
-    def listen(self, queues: Iterable[str], listener: Callable[[T], None] | None) -> None:
-        """Call ``listener`` with each report, on the running event loop.
 
-        With ``None`` nothing is reported any more.
-        """
-        if listener is None:
-            for queue in queues:
-                self._listeners.pop(queue, None)
-            return
-        loop = asyncio.get_running_loop()
+Listener = Callable[[list[RunReport]], None]
 
-        def report(value: T) -> None:
-            with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
-                loop.call_soon_threadsafe(listener, value)
+_listeners: dict[tuple[str, str], Listener] = {}
+"""The functions that get reports, by the namespace and the task queue of the workflows."""
 
-        self._listeners.update(dict.fromkeys(queues, report))
 
-    @property
-    def listener(self) -> Callable[[T], None] | None:
-        """The function that gets reports of the running workflow.
+def listen(namespace: str, queues: Iterable[str], listener: Listener) -> Callable[[], None]:
+    """Call ``listener`` with reports, on the running event loop.
 
-        ``None`` during a replay. Workflow code.
-        """
-        listener = self._listeners.get(workflow.info().task_queue)
-        return None if listener is None or workflow.unsafe.is_replaying() else listener
+    Returns a function that ends it.
+    """
+    loop = asyncio.get_running_loop()
+
+    def report(reports: list[RunReport]) -> None:
+        with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
+            loop.call_soon_threadsafe(listener, reports)
+
+    keys = [(namespace, queue) for queue in queues]
+    _listeners.update(dict.fromkeys(keys, report))
+
+    def end() -> None:
+        for key in keys:
+            if _listeners.get(key) is report:
+                del _listeners[key]
+
+    return end
+
+
+def find_listener() -> Listener | None:
+    """The function that gets reports of the running workflow.
+
+    ``None`` during a replay. Workflow code.
+    """
+    info = workflow.info()
+    listener = _listeners.get((info.namespace, info.task_queue))
+    return None if listener is None or workflow.unsafe.is_replaying() else listener

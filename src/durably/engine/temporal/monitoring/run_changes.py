@@ -1,6 +1,6 @@
-"""Changes of runs, as their workflows report them for metrics, the log and alerts.
+"""Changes of runs, as their workflows report them.
 
-Nothing depends on it. It is workflow code, except for the class of reports.
+They are for metrics, the log, alerts and spans. Nothing else depends on them. This is workflow code.
 """
 
 from collections.abc import Sequence
@@ -23,14 +23,19 @@ from durably.engine.scheduling.subscriptions import ENDS, RunChange, call_repeat
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.runs.run_record import RunRecord
 from durably.engine.temporal.workflow_time import now
+from durably.engine.tracing import EndedRun
 from durably.engine.views import UpdateKind
+from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 
-from .process_reports import ProcessReports
+from .process_reports import RunReport, find_listener
 
-CHANGES = ProcessReports[list[RunChange]]()
-
-_OPS = {AwaitEvent: Opcode.WAIT_FOR_EVENT, AwaitSignal: Opcode.WAIT_FOR_SIGNAL, Invoke: Opcode.INVOKE_FUNCTION}
+_WAITS = {
+    Sleep: Opcode.SLEEP,
+    AwaitEvent: Opcode.WAIT_FOR_EVENT,
+    AwaitSignal: Opcode.WAIT_FOR_SIGNAL,
+    Invoke: Opcode.INVOKE_FUNCTION,
+}
 
 
 class _Run(msgspec.Struct, frozen=True, gc=False):
@@ -48,59 +53,70 @@ class RunChanges:
     def __init__(self, run: RunInput, record: RunRecord) -> None:
         created_at = int(workflow.info().start_time.timestamp() * 1000)
         self._run = _Run(run.run_id, run.function_id, run.app_id, created_at)
-        self._event_id = run.events[0].id
+        self._input = run
         self._record = record
         self._has_started = False
 
     def note_start(self) -> None:
         """Report the start of a run that does not end at once."""
         self._has_started = True
-        if report := CHANGES.listener:
-            report([RunChange(UpdateKind.RUN_STARTED, now(), self._run)])
+        if report := find_listener():
+            report([self._report(RunChange(UpdateKind.RUN_STARTED, now(), self._run))])
 
     def note(self, commands: Sequence[Command]) -> None:
         """Report what an input has caused, which is in the record already."""
-        report = CHANGES.listener
+        report = find_listener()
         if report is None:
             return
         at = now()
         written = len(self._record.steps) - sum(type(command) is WriteMemo for command in commands)
-        changes: list[RunChange] = []
+        reports: list[RunReport] = []
         for command in commands:
             match command:
-                case WriteMemo():
+                case WriteMemo(step_id=step_id):
                     times = self._record.steps[written].times
                     written += 1
                     began = times.created_at if times.ran_from is None else times.ran_from // 1000
-                    changes.append(step_ended(self._run, command, began, times.ran_for, at))
+                    reports.append(self._report(step_ended(self._run, command, began, times.ran_for, at), step_id))
                 case MakeCall(call=call, failed=failed) if failed is not None:
-                    changes.append(call_repeated(self._run, call, at))
-                case Sleep(name=name, until=until):
-                    changes.append(step_waits(self._run, name, Opcode.SLEEP, until, at))
-                case (
-                    AwaitEvent(name=name, until=until)
-                    | AwaitSignal(name=name, until=until)
-                    | Invoke(name=name, until=until)
-                ):
-                    changes.append(step_waits(self._run, name, _OPS[type(command)], until, at))
-        if changes:
-            report(changes)
+                    reports.append(self._report(call_repeated(self._run, call, at), call.generation))
+                case Sleep() | AwaitEvent() | AwaitSignal() | Invoke():
+                    waiting = step_waits(self._run, command.name, _WAITS[type(command)], command.until, at)
+                    reports.append(self._report(waiting, command.step_id))
+        if reports:
+            report(reports)
 
     def note_end(self, end: EndRun) -> None:
         """Report the end of the run."""
-        report = CHANGES.listener
+        report = find_listener()
         if report is None:
             return
+        at, is_completed = now(), end.status is RunStatus.COMPLETED
         began = self._record.started_at
         if began is None and self._has_started:
             began = self._run.created_at
         change = RunChange(
             ENDS[end.status],
-            now(),
+            at,
             self._run,
             output=end.output,
-            failed=end.status is not RunStatus.COMPLETED,
+            failed=not is_completed,
             began=began,
-            event_id=self._event_id,
+            event_id=self._input.events[0].id,
         )
-        report([change])
+        ended = EndedRun(
+            run_id=self._run.id,
+            function_id=self._run.function_id,
+            app_id=self._run.app_id,
+            status=end.status,
+            created_at=self._run.created_at,
+            ended_at=at,
+            traceparents=tuple(event.traceparent for event in self._input.events),
+            rerun_of=self._input.rerun_of,
+            error=None if is_completed else msgspec.json.decode(end.output, type=ErrorData).name,
+        )
+        report([RunReport(hash((workflow.info().run_id, "end")), change, ended)])
+
+    def _report(self, change: RunChange, part: str | int = "") -> RunReport:
+        """``part`` is the part of the run that changes: a step, or a call."""
+        return RunReport(hash((workflow.info().run_id, change.kind, part)), change)

@@ -76,7 +76,7 @@ class Loads:
             axis = Axis(axis.since, axis.until, axis.until - axis.since)
         counts = await self._counts(axis, ids, function_id)
         replayed = await _count_replayed(runs or [], axis)
-        live = await self._live(ids)
+        live = await self.live(ids)
         return [
             FunctionLoad(
                 function_id=each,
@@ -107,7 +107,8 @@ class Loads:
             p95=percentile(durations, 0.95) if durations else None,
         )
 
-    async def _live(self, function_ids: list[str]) -> Counter[str]:
+    async def live(self, function_ids: list[str]) -> Counter[str]:
+        """Numbers of live runs by function, one count for each."""
         numbers = await asyncio.gather(
             *(self._number(RunFilter(function_id=each, status=RunStatus.RUNNING)) for each in function_ids)
         )

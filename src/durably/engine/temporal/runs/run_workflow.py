@@ -57,7 +57,6 @@ from durably.engine.temporal.messages import (
     chain_after,
 )
 from durably.engine.temporal.monitoring.run_changes import RunChanges
-from durably.engine.temporal.monitoring.run_traces import note_end
 from durably.engine.temporal.workflow_time import now
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
@@ -349,7 +348,6 @@ class RunWorkflow:
                 self._is_cancelled = True
         await concluding
         self._context.forget_content()
-        note_end(self._run, end)
         self._changes.note_end(end)
         if end.status is RunStatus.CANCELLED and not self._is_cancelled:
             # Otherwise the workflow would not end as a cancelled one.
