@@ -313,11 +313,18 @@ async def test_a_run_that_is_cancelled_while_it_ends_is_counted_once_and_truly(s
 
     CommHandler(client=client, framework="test", functions=[brief])
     async with engine.running():
-        runs = [await shop.start("brief") for _ in range(40)]
-        await asyncio.sleep(0.5)
-        for run_id in runs:
-            await asyncio.sleep(0.03)
+
+        async def start_and_cancel(number: int) -> str:
+            await asyncio.sleep(number * 0.1)
+            run_id = await shop.start("brief")
+            run = await engine.get_run(run_id)
+            assert run is not None
+            ends_at = run.created_at + dt.timedelta(milliseconds=1480 + 4 * (number % 20))
+            await asyncio.sleep((ends_at - dt.datetime.now(dt.UTC)).total_seconds())
             await engine.cancel_run(run_id)
+            return run_id
+
+        runs = await asyncio.gather(*map(start_and_cancel, range(60)))
         ended = Counter[str]([(await engine.wait_for_run(run_id)).status.value.lower() for run_id in runs])
 
         async def counted() -> dict[str, float]:
