@@ -21,6 +21,7 @@ from durably.io.calling_thread import run_with_callbacks
 from durably.io.http_client import AsyncIO, Request, request_with_keys
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES
+from durably.protocol.setting_checks import check_type
 
 from .client import Client
 from .errors import BodyTooLargeError, FunctionConfigInvalidError
@@ -58,6 +59,7 @@ class MountedDashboard:
     ) -> None:
         if not isinstance(client, Client):
             raise FunctionConfigInvalidError(f"{caller} takes a durably.Client as its client, not {client!r}")
+        check_type(path, f"{caller}(path=…)", str, 'a text, such as "/durably"', FunctionConfigInvalidError)
         self.mount = "/" + check_serve_path(path, f"{caller}(path=…)").strip("/") if path.strip("/") else ""
         self.mount = self.mount.rstrip("/")
         self._client = client

@@ -71,6 +71,18 @@ def test_something_else(adapter: str) -> None:
         ADAPTERS[adapter](flask.Blueprint("name", __name__), client, [function])
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_nothing_in_place_of_the_app(adapter: str) -> None:
+    with pytest.raises(FunctionConfigInvalidError, match="does not take NoneType first"):
+        ADAPTERS[adapter](None, client, [function])
+
+
+@pytest.mark.parametrize("functions", ["", {}, {"f": function}, b"", 5])
+def test_what_is_not_a_list_of_functions(functions: Any) -> None:
+    with pytest.raises(FunctionConfigInvalidError, match="serve takes a list of functions"):
+        durably.flask.serve(flask.Flask(__name__), client, functions)
+
+
 def test_the_right_apps_are_served() -> None:
     for adapter, make in APPS.items():
         ADAPTERS[adapter](make(), client, [function])

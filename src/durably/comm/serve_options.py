@@ -5,7 +5,7 @@ Adapters and ``CommHandler`` check them here.
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -48,7 +48,7 @@ def serves(adapter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(serve)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             first = args[0] if args else kwargs.get("app", kwargs.get("client"))
-            if first is not None:
+            if args or first is not None:
                 _check(adapter, first)
             return serve(*args, **kwargs)
 
@@ -162,7 +162,7 @@ def check_arguments(client: object, functions: object) -> None:
     """Check the arguments of ``serve``, which are easily given in the wrong order."""
     if not isinstance(client, App):
         raise FunctionConfigInvalidError(f"serve takes a durably.Client as its client, not {client!r}")
-    if not isinstance(functions, Iterable):
+    if isinstance(functions, str | bytes | Mapping) or not isinstance(functions, Iterable):
         raise FunctionConfigInvalidError(f"serve takes a list of functions, not {functions!r}")
 
 

@@ -1,12 +1,19 @@
 """The observers that every engine has: metrics, the log of ends, and alerts."""
 
+import asyncio
+import datetime as dt
+
+from durably.engine.alerts.delivery import channels_of
 from durably.engine.alerts.failure_alerts import FailureAlerts
+from durably.engine.alerts.settings import Alerts
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.counters import EngineCounters
 from durably.engine.scheduling.observers import Observers
-from durably.engine.settings import EngineSettings
+from durably.engine.settings import Clock, EngineSettings
 
 from .run_log import RunEndLog
+
+_MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 class RunObservers(Observers):
@@ -18,16 +25,19 @@ class RunObservers(Observers):
         self.add(self.counters)
         if settings.log_runs:
             self.add(RunEndLog())
-        self._alerts: FailureAlerts | None = None
-        if settings.alerts is not None:
-            self._alerts = FailureAlerts(settings.alerts, settings.clock)
-            self.add(self._alerts)
+        self._alerts = [] if settings.alerts is None else _alerts_of(settings.alerts, settings.clock)
+        for alerts in self._alerts:
+            self.add(alerts)
 
     def read(self) -> list[Metric]:
         """The metrics of runs and calls, and those of alerts."""
-        return [*self.counters.read(), Metric("alerts", []) if self._alerts is None else self._alerts.read()]
+        return [*self.counters.read(), Metric("alerts", [sample for each in self._alerts for sample in each.read()])]
 
     async def close(self) -> None:
         """Report failed runs that are not reported yet, for at most 2 s."""
-        if self._alerts is not None:
-            await self._alerts.close()
+        await asyncio.gather(*(alerts.close() for alerts in self._alerts))
+
+
+def _alerts_of(settings: Alerts, clock: Clock) -> list[FailureAlerts]:
+    interval = settings.interval // _MILLISECOND
+    return [FailureAlerts(channel, interval, clock) for channel in channels_of(settings)]

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 from msgspec.structs import replace
 
 from durably import Alerts
-from durably.engine.alerts.delivery import DeliveryError, Email, Webhook
+from durably.engine.alerts.delivery import TIMEOUT_SECONDS, DeliveryError, Email, Webhook
 from durably.engine.alerts.failure_alerts import FailureAlerts
 from durably.engine.alerts.grouping import MAX_FUNCTIONS, Alert, FailureGroups, FunctionFailures
 from durably.engine.alerts.messages import clip_error, describe, email_message, webhook_body
@@ -193,6 +193,24 @@ async def test_a_failed_delivery_is_repeated(path: Path, app: SmallApp, caplog: 
     assert "/hook" not in caplog.text
 
 
+@pytest.mark.slow
+async def test_a_mail_server_that_hangs_does_not_delay_the_webhook(path: Path, app: SmallApp) -> None:
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(60)
+
+    server = await asyncio.start_server(hang, "127.0.0.1", 0)
+    smtp_url = f"smtp://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with receiving() as receiver:
+        options = {"emails": ("ops@example.com",), "smtp_url": smtp_url, "interval": dt.timedelta(seconds=1)}
+        async with engine_with(path, Alerts(url=receiver.url, **options), app) as engine:  # type: ignore[arg-type]
+            await run_to_end(engine, "pay")
+            await soon(receiver.bodies)
+            await run_to_end(engine, "pay")
+            async with asyncio.timeout(TIMEOUT_SECONDS + 5):  # Two messages are 10 s apart.
+                await receiver.bodies.get()
+    server.close()
+
+
 @pytest.mark.parametrize("status", [302, 404])
 async def test_redirects_and_errors_are_no_delivery(status: int) -> None:
     async with receiving(status) as receiver:
@@ -203,12 +221,15 @@ async def test_redirects_and_errors_are_no_delivery(status: int) -> None:
 
 async def test_a_lost_alert_is_logged_without_the_secrets_of_the_url(caplog: pytest.LogCaptureFixture) -> None:
     url = "http://user:hunter2@127.0.0.1:9/services/T0AbCdEfGhIj1234567890?token=s3cret"
-    alerts = FailureAlerts(Alerts(url=url), SystemClock(), retry_seconds=())
+    alerts = FailureAlerts(Webhook(url), 1000, SystemClock(), retry_seconds=())
     await alerts._deliver(ALERT)
     assert "an alert about 3 failed runs was lost: the webhook at http://" in caplog.text
     for secret in ("hunter2", "s3cret", "T0AbCdEfGhIj1234567890"):
         assert secret not in caplog.text
-    assert alerts.read().samples[1].value == 1
+    assert [(each.labels, each.value) for each in alerts.read()] == [
+        (("webhook", "sent"), 0),
+        (("webhook", "failed"), 1),
+    ]
 
 
 async def test_refused_recipients_and_passwords_are_reported(caplog: pytest.LogCaptureFixture) -> None:

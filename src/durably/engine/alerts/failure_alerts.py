@@ -4,7 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 
-from durably.engine.metrics.catalogue import Metric, Sample
+from durably.engine.metrics.catalogue import Sample
 from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.settings import Clock, Timer
@@ -12,35 +12,33 @@ from durably.engine.sqlite.writer import Group
 from durably.engine.views import UpdateKind
 from durably.protocol.text import get_logger
 
-from .delivery import Channel, DeliveryError, channels_of
+from .delivery import Channel, DeliveryError
 from .grouping import Alert, FailureGroups
 from .messages import clip_error
-from .settings import Alerts
 
 _RETRY_SECONDS = (1.0, 5.0, 30.0)
 _CLOSE_SECONDS = 2.0
-_MILLISECONDS = 1000
 
 _logger = get_logger("durably.engine.alerts")
 
 
 class FailureAlerts(Observer):
-    """Reports failed runs by each channel.
+    """Reports failed runs by one channel: another one may be slow.
 
     A run is not affected by it, and does not wait for it. If a delivery fails, it is repeated three times; later
-    failures are grouped in that time, and a lost alert is logged.
+    failures are grouped in that time, and a lost alert is logged. ``interval`` is in milliseconds.
     """
 
-    def __init__(self, alerts: Alerts, clock: Clock, retry_seconds: Sequence[float] = _RETRY_SECONDS) -> None:
+    def __init__(
+        self, channel: Channel, interval: int, clock: Clock, retry_seconds: Sequence[float] = _RETRY_SECONDS
+    ) -> None:
         self._clock = clock
-        self._channels = channels_of(alerts)
+        self._channel = channel
         self._retry_seconds = retry_seconds
-        self._groups = FailureGroups(round(alerts.interval.total_seconds() * _MILLISECONDS))
+        self._groups = FailureGroups(interval)
         self._timer: Timer | None = None
         self._sending: asyncio.Task[None] | None = None
-        self._outcomes = Counter[tuple[str, str]](
-            {(channel.name, outcome): 0 for channel in self._channels for outcome in ("sent", "failed")}
-        )
+        self._outcomes = Counter(sent=0, failed=0)
         self._is_closing = False
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
@@ -52,9 +50,9 @@ class FailureAlerts(Observer):
         if failed:
             self._plan()
 
-    def read(self) -> Metric:
-        """The number of alerts by channel and outcome."""
-        return Metric("alerts", [Sample(labels, count) for labels, count in self._outcomes.items()])
+    def read(self) -> list[Sample]:
+        """The number of alerts by outcome."""
+        return [Sample((self._channel.name, outcome), count) for outcome, count in self._outcomes.items()]
 
     async def close(self) -> None:
         """Report what is left, for at most 2 s."""
@@ -96,19 +94,16 @@ class FailureAlerts(Observer):
         self._plan()
 
     async def _deliver(self, alert: Alert) -> None:
-        await asyncio.gather(*(self._deliver_by(channel, alert) for channel in self._channels))
-
-    async def _deliver_by(self, channel: Channel, alert: Alert) -> None:
         for delay in (*self._retry_seconds, None):
             try:
-                await channel.deliver(alert)
+                await self._channel.deliver(alert)
             except DeliveryError as error:
                 if delay is None or self._is_closing:
-                    self._outcomes[channel.name, "failed"] += 1
+                    self._outcomes["failed"] += 1
                     _logger.error("an alert about %d failed runs was lost: %s", alert.count, error)
                     return
                 _logger.warning("an alert was not delivered: %s; trying again in %s s", error, delay)
                 await asyncio.sleep(delay)
             else:
-                self._outcomes[channel.name, "sent"] += 1
+                self._outcomes["sent"] += 1
                 return
