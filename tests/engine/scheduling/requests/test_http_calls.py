@@ -57,7 +57,10 @@ async def test_the_content_of_a_call_from_memory_is_what_is_stored(
             lambda connection: call_dispatch.read_call(connection, scheduled.run_key, generations)
         )
         assert stored is not None
-        assert build_body(data) == build_body(stored)
+        memos = [*data.memos]
+        # A step that runs beside this call's may have ended since the call was made.
+        assert [*stored.memos][: len(memos)] == memos
+        assert build_body(data) == build_body(msgspec.structs.replace(stored, memos=memos))
         from_memory["large" if len(json.loads(data.events[0])["data"].get("text", "")) else "small"].append(
             isinstance(data.memos, tuple) or not data.memos
         )
