@@ -5,6 +5,7 @@ over blocking I/O; asynchronous code then runs on the background loop.
 """
 
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -148,7 +149,9 @@ class CommHandler:
         self._before_async_call = before_async_call
         if client.in_process is not None:
             client.in_process.add_handler(self)
-        elif client.is_production:
+            return
+        _over_http.add(self)
+        if client.is_production:
             check_production(client)
 
     @property
@@ -486,6 +489,14 @@ class CommHandler:
             )
         self._runaways[error.message] = now
         self._runaways = {text: at for text, at in self._runaways.items() if now - at < _RUNAWAY_SECONDS}
+
+
+_over_http: "weakref.WeakSet[CommHandler]" = weakref.WeakSet()
+
+
+def serves_over_http() -> bool:
+    """Whether an engine in another process can call functions of this process."""
+    return bool(_over_http)
 
 
 def _signer(req: CommRequest, key: str) -> Signer:

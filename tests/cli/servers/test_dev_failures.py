@@ -65,6 +65,33 @@ def test_the_app_has_its_engine_in_its_own_processes(run: Run, directory: Path) 
     assert "--app-path" not in result.stderr
 
 
+IN_PROCESS = 'is_production=False, engine=durably.Embedded("durably.db")'
+
+
+@pytest.mark.parametrize("source", [apps.FASTAPI, apps.FLASK, apps.TORNADO], ids=["fast_api", "flask", "tornado"])
+def test_an_app_with_an_engine_of_its_own_is_refused_before_it_runs(run: Run, directory: Path, source: str) -> None:
+    """Otherwise it would continue the runs of its database first."""
+    write(directory / "shop.py", source.format(sdk="durably").replace("is_production=False", IN_PROCESS))
+    result = run("dev", "shop:app", "--port", "0", "--app-port", "0")
+    assert result.status == 1
+    assert " ".join(result.stderr.split()).count("has an engine in its own processes") == 1, result.stderr
+    assert not (directory / "durably.db").exists()
+
+
+def test_an_app_with_both_kinds_of_engines_is_served(start: Start, directory: Path) -> None:
+    source = (
+        apps.FLASK.format(sdk="durably")
+        + """
+    import durably
+
+    own = durably.Client(app_id="own", is_production=False, engine=durably.Embedded("durably.db"))
+    durably.flask.serve(app, own, [], serve_path="/own")
+"""
+    )
+    write(directory / "shop.py", source)
+    start("dev", "shop:app", "--port", "0", "--app-port", "0").until("synced shop: shop-place")
+
+
 def test_the_app_serves_its_functions_elsewhere(start: Start, directory: Path) -> None:
     source = apps.FLASK.format(sdk="durably").replace("client, [place])", 'client, [place], serve_path="/durable")')
     write(directory / "shop.py", source)

@@ -116,7 +116,27 @@ def main() -> None:
     if arguments.explain:
         print(f"{EXPLANATION}{_explain_missing_endpoint(arguments.target, detect_kind(app))}")
         return
+    if _names_of_engines():
+        _refuse_own_engine(arguments.target, detect_kind(app))
     serve(app, arguments.host, arguments.port)
+
+
+def _names_of_engines() -> list[str]:
+    """The engines that this process has itself."""
+    process = sys.modules.get("durably.in_process.process")
+    return [] if process is None else process.names_of_engines()
+
+
+def _refuse_own_engine(target: str, kind: AppKind) -> None:
+    """Exit with ``EXIT_REPORTED`` if no other engine can call the app.
+
+    If it were served, its own engine would run what waits in its database.
+    """
+    handler = sys.modules.get("durably.comm.handler")
+    explanation = _explain_missing_endpoint(target, kind)
+    if explanation and not (handler is not None and handler.serves_over_http()):
+        print(f"Error: {explanation}", file=sys.stderr)
+        sys.exit(EXIT_REPORTED)
 
 
 def _explain_missing_endpoint(target: str, kind: AppKind) -> str:
@@ -125,8 +145,7 @@ def _explain_missing_endpoint(target: str, kind: AppKind) -> str:
     if django is not None:  # It loads urls.py with the first request.
         with contextlib.suppress(Exception):
             _ = django.get_resolver().url_patterns
-    process = sys.modules.get("durably.in_process.process")
-    names = [] if process is None else process.names_of_engines()
+    names = _names_of_engines()
     if not names:
         return ""
     command = "python manage.py runserver" if django is not None else _SERVER_COMMANDS[kind].format(target=target)
