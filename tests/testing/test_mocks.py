@@ -1,13 +1,14 @@
 """Steps that a test makes up: each kind of step, in async and in sync functions."""
 
 import datetime as dt
+import warnings
 from typing import Any
 
 import pydantic
 import pytest
 
 import durably
-from durably.testing import TestEngine
+from durably.testing import TestEngine, UnusedMockWarning
 
 from .shop import DAY, CardError, client
 
@@ -159,6 +160,25 @@ async def test_an_error_that_is_no_exception_is_refused(error: Any) -> None:
             engine.fail_step("step", error=error)
         with pytest.raises(TypeError, match=r"mock_step\(raises=…\) must be an exception"):
             engine.mock_step("step", raises=error)
+
+
+async def run_with_mock(step_id: str) -> None:
+    async with TestEngine(client, [single]) as engine:
+        engine.mock_step(step_id, returns="mocked")
+        await (await engine.send(GO)).wait()
+
+
+async def test_a_mock_with_a_mistyped_id_is_warned_of() -> None:
+    with pytest.warns(UnusedMockWarning, match=r"no step has met mock_step\('stepp'\), and the step 'step' was not"):
+        await run_with_mock("stepp")
+
+
+@pytest.mark.parametrize("mocked", ["step", "another"])
+async def test_other_mocks_are_not_warned_of(mocked: str) -> None:
+    """A fixture may mock steps that not every test reaches."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        await run_with_mock(mocked)
 
 
 async def test_a_step_that_is_mocked_may_fail_first() -> None:

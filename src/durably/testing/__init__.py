@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .determinism import DeterminismWarning
     from .engine import SyncTestEngine, SyncTestRun, TestEngine, check_determinism
     from .engine_base import TestRun
+    from .mocks import UnusedMockWarning
     from .runs import TestStep
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "TestEngine",
     "TestRun",
     "TestStep",
+    "UnusedMockWarning",
     "check_determinism",
 ]
 
@@ -36,6 +38,7 @@ _MODULES = {
     "TestEngine": "engine",
     "TestRun": "engine_base",
     "TestStep": "runs",
+    "UnusedMockWarning": "mocks",
 }
 """Names that need the engine, and their modules, which are imported at their first use."""
 

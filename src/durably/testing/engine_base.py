@@ -8,6 +8,7 @@ under test.
 import datetime as dt
 import random
 import tempfile
+import warnings
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -34,7 +35,7 @@ from .clock import VirtualClock
 from .determinism import DeterminismCheck
 from .errors import RunStuckError
 from .link import TestCaller, TestLink, linked, refuse_inside_calls
-from .mocks import Mocks, calling, raising, returning
+from .mocks import Mocks, UnusedMockWarning, calling, raising, returning
 from .replays import Past
 from .runs import Inspector, Records, RunFacts, RunRef
 from .timeline import Recorder, format_span
@@ -146,7 +147,12 @@ class TestEngineBase:
         await self._close()
 
     def _annotate(self, error: BaseException | None) -> None:
-        """Add the state of the engine's runs to an error that ends the test."""
+        """Add the state of the engine's runs to an error that ends the test.
+
+        Without an error, warn of mocks that are probably mistyped: the real handlers have run.
+        """
+        for mistyped in self._mocks.mistyped() if error is None else ():
+            warnings.warn(mistyped, UnusedMockWarning, stacklevel=3)
         if error is not None and self._records is not None and (described := self.describe_runs(besides=str(error))):
             error.add_note(described)
 
