@@ -409,6 +409,28 @@ async def test_a_stopped_engine_starts_again(server: DevServer) -> None:
             assert await app.reported() == [number, 2]
 
 
+async def test_a_stop_does_not_wait_for_a_wait_that_is_being_registered(server: DevServer) -> None:
+    """The registration needs a workflow, which this process alone executes."""
+
+    def wait(app: App) -> Function[Any]:
+        @app.client.create_function(fn_id="wait", trigger=TriggerEvent(event=f"{app.client.app_id}/wait"))
+        async def wait(ctx: Context) -> None:
+            await ctx.step.run("begin", lambda: app.report("begun"))
+            await ctx.step.wait_for_event("news", event=f"{app.client.app_id}/news/{ctx.event.data['n']}", timeout="1h")
+
+        return wait
+
+    app = App(TemporalEngine(server.address, settings=NO_GRACE), "registering").serve(wait)
+    for number in range(12):
+        await within(app.engine.start())
+        await app.send("wait", n=number)
+        await app.reported()
+        await asyncio.sleep(0.01 * number)
+        began = time.monotonic()
+        await within(app.engine.stop())
+        assert time.monotonic() - began < 8
+
+
 def test_its_arguments_are_checked() -> None:
     with pytest.raises(ValueError, match=r"TemporalEngine.max_calls must be 1 or more, not 0"):
         TemporalEngine(max_calls=0)

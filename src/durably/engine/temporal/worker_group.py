@@ -43,7 +43,10 @@ class Slots(Protocol):
 
 
 class ProcessWorkers(list[AnyWorker]):
-    """Workers, and the slots of the calls that they make."""
+    """Workers, and the slots of the calls that they make.
+
+    The first worker executes what workflows of the others ask for, such as the registration of a wait.
+    """
 
     def __init__(self, workers: Iterable[AnyWorker], slots: Sequence[Slots]) -> None:
         super().__init__(workers)
@@ -84,7 +87,9 @@ class WorkerGroup:
         await self.stop_calls()
         if self._task is not None:
             await asyncio.gather(*(slots.wait_until_polls_are_quiet() for slots in self._workers.slots))
-            await asyncio.gather(*(worker.shutdown() for worker in self._workers))
+            # Runs end what they have begun, for which this process may be the only one with the first worker.
+            await asyncio.gather(*(worker.shutdown() for worker in self._workers[1:]))
+            await asyncio.gather(*(worker.shutdown() for worker in self._workers[:1]))
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
