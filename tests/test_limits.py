@@ -17,7 +17,7 @@ from durably.engine.interface import EventLimit, RunLimit
 from durably.engine.scheduling.monitoring import changes
 from durably.engine.scheduling.transactions import annotations
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.queries import event_search, run_search, search_pages, status_counts, walks
+from durably.engine.sqlite.queries import event_search, run_search, search_pages
 from durably.engine.sqlite.tables import counts
 from durably.engine.temporal import workflow_engine
 from durably.engine.temporal.flow import gate, refusals
@@ -119,13 +119,13 @@ EXPECTED = {
     ),
     "session of the dashboard": time(sign_in.SESSION_SECONDS),
     "runs in one list": maximum(RunLimit),
-    "runs that one request of a search looks at": f"{walks.PORTION:,}, or {walks.ID_PORTION:,} ids",
+    "runs that one request of a search looks at": f"{search_pages.PORTION:,}, or {search_pages.ID_PORTION:,} ids",
     "runs for which a search evaluates an expression": (
         f"{search_pages.MOST_EVALUATED:,} in {search_pages.LONGEST_SECONDS} s"
     ),
     "runs that the list of runs counts for each status": (
-        f"{status_counts.MOST_COUNTED:,}, of {status_counts.PORTION:,} that it looks at, or "
-        f"{status_counts.ROWS_PORTION:,} if an event name has more than {run_search.MOST_OF_EVENT_NAME:,} events"
+        f"{run_search.MOST_COUNTED:,}, of {run_search.COUNTED_PORTION:,} that it looks at, or "
+        f"{run_search.COUNTED_ROWS_PORTION:,} if an event name has more than {run_search.MOST_OF_EVENT_NAME:,} events"
     ),
     "an output in the page of a search": size(run_search.LONGEST_OUTPUT),
     "runs of an event in the page of a search": f"{event_search.MOST_RUNS}",

@@ -9,7 +9,7 @@ import pytest
 from msgspec import json
 
 from durably import Checkpointing, Client, Context, ContextSync, Middleware
-from durably.execution.arguments import sendable_arguments
+from durably.execution.step import sendable_arguments
 from durably.protocol.limits import MAX_STEP_INPUT_BYTES
 
 from .conftest import App, durable

@@ -11,7 +11,7 @@ from durably.engine.metrics.counters import EngineCounters
 from durably.engine.scheduling.observers import Observers
 from durably.engine.settings import Clock, EngineSettings
 
-from .run_log import RunEndLog
+from .logs import RunEndLog
 
 _MILLISECOND = dt.timedelta(milliseconds=1)
 

@@ -46,9 +46,8 @@ from durably.engine.scheduling.transactions.event_routing import EventOutcomes
 from durably.engine.scheduling.unmatched import UnmatchedEvents
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
 from durably.engine.sqlite.queries.functions import count_matching_runs
-from durably.engine.sqlite.queries.run_search import RunFilter, search_runs
+from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
 from durably.engine.sqlite.queries.search_pages import Budget
-from durably.engine.sqlite.queries.status_counts import count_by_status
 from durably.engine.sqlite.tables.runs import find_run_key
 from durably.engine.views import (
     AppView,
@@ -84,7 +83,7 @@ from .reports import LogPage, RunReport
 from .runtime import Runtime
 from .scheduling.transactions import annotations, bulk_operations, event_routing, operations
 from .settings import EngineSettings
-from .sqlite.queries import run_logs, run_report, views
+from .sqlite.queries import run_report, views
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
@@ -483,7 +482,7 @@ class SqliteEngine(LocalEngine):
         limit: int = 100,
     ) -> LogPage:
         return await self._reader.read(
-            lambda connection: run_logs.list_logs(connection, run_id, function_id, position, limit)
+            lambda connection: run_report.list_logs(connection, run_id, function_id, position, limit)
         )
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:

@@ -6,7 +6,7 @@ They are frozen, with aware UTC datetimes.
 import datetime as dt
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -340,6 +340,15 @@ class UpdateKind(StrEnum):
     RUN_SKIPPED = "run skipped"
 
 
+END_UPDATES = {
+    RunStatus.COMPLETED: UpdateKind.RUN_COMPLETED,
+    RunStatus.FAILED: UpdateKind.RUN_FAILED,
+    RunStatus.CANCELLED: UpdateKind.RUN_CANCELLED,
+    RunStatus.SKIPPED: UpdateKind.RUN_SKIPPED,
+}
+"""The update about a run's end, by its status."""
+
+
 class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """An update of a run. Subscribers get it after the commit.
 
@@ -362,6 +371,29 @@ class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     app_id: str = ""
     created_at: dt.datetime | None = None
     event_id: str | None = None
+
+    @classmethod
+    def started(cls, run: RunView) -> Self:
+        """The update about the start of a run."""
+        kind = UpdateKind.RUN_STARTED
+        return cls(kind=kind, at=run.created_at, run_id=run.id, function_id=run.function_id, app_id=run.app_id)
+
+    @classmethod
+    def ended(cls, run: RunView) -> Self:
+        """The update about the end of a run that has ended."""
+        assert run.ended_at is not None
+        is_completed = run.status is RunStatus.COMPLETED
+        return cls(
+            kind=END_UPDATES[run.status],
+            at=run.ended_at,
+            run_id=run.id,
+            function_id=run.function_id,
+            app_id=run.app_id,
+            output=run.output if is_completed else None,
+            error=None if is_completed or run.output is None else describe_error(run.output),
+            created_at=run.created_at,
+            event_id=run.event_id,
+        )
 
 
 _error_decoder = msgspec.json.Decoder(ErrorData)

@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
+from durably.execution.step import sendable_arguments
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import STEP_INPUT_OPT, Opcode, ParallelMode, Timing, hash_step_id
 
-from .arguments import sendable_arguments
 from .memos import Divergence, Memo, Memos, MemoUnreadableError, decode_result, to_rare_memo
 from .step import StandIn, Step, StepInfo, StepReport, StepRequest
 

@@ -12,7 +12,7 @@ from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.http.client import HttpEngine
 from durably.engine.reports import EventReport
-from durably.engine.sqlite.queries import search_pages, walks
+from durably.engine.sqlite.queries import search_pages
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
 from durably.engine.sqlite.queries.search_pages import Budget
 from durably.engine.sqlite_engine import SqliteEngine
@@ -27,8 +27,8 @@ TRIGGERING = {"order/paid"}
 @pytest.fixture(params=[3, 17, 20_000])
 def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows that a request looks at."""
-    monkeypatch.setattr(walks, "PORTION", request.param)
-    monkeypatch.setattr(walks, "ID_PORTION", request.param)
+    monkeypatch.setattr(search_pages, "PORTION", request.param)
+    monkeypatch.setattr(search_pages, "ID_PORTION", request.param)
     return int(request.param)
 
 

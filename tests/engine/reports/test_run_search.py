@@ -15,10 +15,9 @@ from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.client import HttpEngine
 from durably.engine.reports import MatchCount
-from durably.engine.sqlite.queries import run_search, search_pages, status_counts, walks
-from durably.engine.sqlite.queries.run_search import RunFilter, search_runs
+from durably.engine.sqlite.queries import run_search, search_pages
+from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
 from durably.engine.sqlite.queries.search_pages import Budget
-from durably.engine.sqlite.queries.status_counts import count_by_status
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView
 
@@ -38,8 +37,8 @@ CONDITIONS: dict[str, Callable[[PastRun], bool]] = {
 @pytest.fixture(params=[3, 17, 20_000])
 def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows that a request looks at."""
-    monkeypatch.setattr(walks, "PORTION", request.param)
-    monkeypatch.setattr(walks, "ID_PORTION", request.param)
+    monkeypatch.setattr(search_pages, "PORTION", request.param)
+    monkeypatch.setattr(search_pages, "ID_PORTION", request.param)
     return int(request.param)
 
 
@@ -104,9 +103,9 @@ def test_counts_are_those_of_a_look_at_each_run_or_less(
     tmp_path: Path, portion_of_counts: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_search, "MOST_OF_EVENT_NAME", 10)
-    monkeypatch.setattr(status_counts, "PORTION", portion_of_counts)
-    monkeypatch.setattr(status_counts, "ROWS_PORTION", portion_of_counts // 2)
-    monkeypatch.setattr(status_counts, "MOST_COUNTED", most)
+    monkeypatch.setattr(run_search, "COUNTED_PORTION", portion_of_counts)
+    monkeypatch.setattr(run_search, "COUNTED_ROWS_PORTION", portion_of_counts // 2)
+    monkeypatch.setattr(run_search, "MOST_COUNTED", most)
     history = RandomHistory(5)
     connection = history.write(tmp_path / "engine.db")
     chosen, complete = random.Random(5), 0

@@ -18,7 +18,7 @@ import urllib3
 from durably import Embedded
 from durably.cli.clients.local_engine import SocketPool
 from durably.engine.core.errors import EngineError
-from durably.engine.sparse_log import SparseLog
+from durably.engine.logs import SparseLog
 from durably.in_process.nodes import link, sockets
 from durably.in_process.nodes.sockets import Entrance
 

@@ -97,7 +97,7 @@ def _follow(
 ) -> None:
     from durably.cli.output.log_stream import describe_change, followed_lines, followed_updates, merge
     from durably.engine.reports import LogEntry
-    from durably.engine.run_updates import end_of, start_of
+    from durably.engine.views import RunUpdate
 
     def show(value: "LogEntry | RunUpdate") -> None:
         if as_json:
@@ -117,11 +117,11 @@ def _follow(
     else:
         sources.append(followed_updates(client, run, function_id, on_connected=report))
     if run is not None and not lines_only:
-        show(start_of(run))
+        show(RunUpdate.started(run))
     for value in merge(sources):
         show(value)
     if run is not None and not lines_only:
-        show(end_of(existing_run(client, run.id)))
+        show(RunUpdate.ended(existing_run(client, run.id)))
 
 
 def existing_run(client: "EngineClient", run_id: str) -> "RunView":

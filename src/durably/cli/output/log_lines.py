@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.run_log import RUN_LOGGER, fields_of, level_of
+from durably.engine.logs import RUN_LOGGER, fields_of, level_of
 from durably.engine.views import RunUpdate
 from durably.protocol.text import get_logger, printable, printable_json, printable_lines
 

@@ -8,8 +8,7 @@ from typing import NamedTuple, TypeVar
 
 from durably.cli.clients.engine_client import EngineClient, existing
 from durably.engine.reports import LogEntry, LogPage
-from durably.engine.run_updates import UPDATES_OF_ENDS
-from durably.engine.views import RunUpdate, RunView, UpdateKind
+from durably.engine.views import END_UPDATES, RunUpdate, RunView, UpdateKind
 
 from .run_text import describe_update
 from .text import CliError, Styled, fit, format_clock, short_id, shorten, style
@@ -22,7 +21,7 @@ _INTERRUPT_SECONDS = 0.5
 """On Windows, Ctrl-C has no effect while a thread waits for a queue."""
 
 _FAILED_ATTEMPTS = {UpdateKind.RETRYING, UpdateKind.STEP_FAILED, UpdateKind.UNREACHED}
-_SHOWN = {UpdateKind.RUN_STARTED, *UPDATES_OF_ENDS.values(), *_FAILED_ATTEMPTS}
+_SHOWN = {UpdateKind.RUN_STARTED, *END_UPDATES.values(), *_FAILED_ATTEMPTS}
 _COLOURS = {
     UpdateKind.RUN_COMPLETED: "green",
     UpdateKind.RUN_FAILED: "red",

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import hdrs, web
 
+from durably.engine.logs import SparseLog
 from durably.engine.operations import Access
-from durably.engine.sparse_log import SparseLog
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.signatures import bearer_token, check_signing_key, hash_signing_key
 from durably.protocol.text import get_logger

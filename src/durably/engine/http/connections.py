@@ -14,7 +14,7 @@ from typing import cast
 import msgspec
 from aiohttp import web
 
-from durably.engine.sparse_log import SparseLog
+from durably.engine.logs import SparseLog
 
 from .messages import SERVER_LOGGER
 

@@ -15,8 +15,8 @@ from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from durably.engine.core import errors
+from durably.engine.logs import SparseLog
 from durably.engine.operations import ArgumentInvalidError
-from durably.engine.sparse_log import SparseLog
 from durably.protocol.api import Envelope, ErrorBody, Metadata
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import get_logger

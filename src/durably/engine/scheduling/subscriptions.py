@@ -9,17 +9,9 @@ import msgspec
 
 from durably.engine.core.errors import EngineClosedError
 from durably.engine.core.inputs import WriteMemo
-from durably.engine.core.run_state import Call, RunStatus
+from durably.engine.core.run_state import Call
 from durably.engine.views import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
 from durably.protocol.opcodes import Opcode
-
-ENDS = {
-    RunStatus.COMPLETED: UpdateKind.RUN_COMPLETED,
-    RunStatus.FAILED: UpdateKind.RUN_FAILED,
-    RunStatus.CANCELLED: UpdateKind.RUN_CANCELLED,
-    RunStatus.SKIPPED: UpdateKind.RUN_SKIPPED,
-}
-"""The update about a run's end, by its status."""
 
 
 class ChangedRun(Protocol):

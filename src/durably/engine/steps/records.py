@@ -11,8 +11,8 @@ import msgspec
 from durably.engine.core.answers import ReportedOps
 from durably.engine.core.inputs import Answered, AnsweredTogether, Checkpointed, Input, MakeCall, MakeRequest, WriteMemo
 from durably.engine.core.run_state import RunState
-from durably.engine.core.step_times import NO_CALL, CallTimes, clock_shift, step_times
 from durably.engine.core.transition import excerpt
+from durably.engine.steps.rows import NO_CALL, CallTimes, clock_shift, step_times
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode, Timing, hash_step_id, read_timing
 from durably.protocol.text import get_logger, keep_ends

@@ -15,7 +15,7 @@ from typing import cast
 
 import msgspec
 
-from durably.engine.sparse_log import SparseLog
+from durably.engine.logs import SparseLog
 from durably.errors import Error
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import get_logger

@@ -15,7 +15,6 @@ import msgspec
 
 from durably.engine.core.errors import EngineClosedError
 from durably.engine.scheduling.observers import Observer
-from durably.engine.scheduling.subscriptions import ENDS as END_UPDATES
 from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.scheduling.transactions.transact import Transactions
 from durably.engine.settings import Clock
@@ -38,7 +37,7 @@ from durably.engine.sqlite.tables.counts import (
     stored_counts,
 )
 from durably.engine.sqlite.writer import Group
-from durably.engine.views import UpdateKind
+from durably.engine.views import END_UPDATES, UpdateKind
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 

@@ -53,7 +53,7 @@ from durably.engine.scheduling.events import (
     run_end_events,
 )
 from durably.engine.scheduling.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
-from durably.engine.scheduling.subscriptions import ENDS, RunChange
+from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.sqlite.tables.runs import RunRow, WaitRow
 from durably.engine.steps.records import (
     arguments_to_keep,
@@ -62,6 +62,7 @@ from durably.engine.steps.records import (
     memo_times,
     unfinished_steps,
 )
+from durably.engine.views import END_UPDATES
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -401,7 +402,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
     completed = command.status == RunStatus.COMPLETED
     trigger_events = [live.trigger] if live.trigger else _read_triggers(transaction, row)
     ended = RunChange(
-        ENDS[command.status],
+        END_UPDATES[command.status],
         transaction.now,
         row,
         output=output,

@@ -16,13 +16,12 @@ from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import Call, Origin, RunState, RunStatus, origin_of
-from durably.engine.core.step_times import CallTimes
 from durably.engine.scheduling.events import Entropy, ReceivedEvent, make_id, make_internal_event
 from durably.engine.scheduling.outbox import Outbox, ThrottleTimer, schedule_call
 from durably.engine.scheduling.registry import Registry
 from durably.engine.sqlite.tables.flow import SqliteQueueRows
 from durably.engine.sqlite.tables.runs import RunRow, Store
-from durably.engine.steps.rows import EndedWait
+from durably.engine.steps.rows import CallTimes, EndedWait
 from durably.engine.tracing import EndedRun, Tracing, trace_of_run
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent

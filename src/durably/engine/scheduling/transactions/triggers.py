@@ -32,10 +32,10 @@ from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.scheduling.events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
 from durably.engine.scheduling.outbox import BucketTimer, DeadlineTimer, schedule_call
 from durably.engine.scheduling.registry import CANCELLED_IN_BULK, Function
-from durably.engine.scheduling.subscriptions import ENDS, RunChange
+from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
 from durably.engine.sqlite.tables.runs import NewRun, RunRow
-from durably.engine.views import UpdateKind
+from durably.engine.views import END_UPDATES, UpdateKind
 from durably.protocol.errors import ErrorData
 
 from .reruns import Rerun, descends_from_cancelled, refuse_runaway
@@ -385,7 +385,7 @@ def _end_at_once(
     )
     run = transaction.store.add_run(new)
     events = [transaction.event(event_key) for event_key in event_keys]
-    ended = RunChange(ENDS[status], transaction.now, run, output=output, failed=True, event_id=events[0].id)
+    ended = RunChange(END_UPDATES[status], transaction.now, run, output=output, failed=True, event_id=events[0].id)
     transaction.outbox.append(ended)
     transaction.note_end(run, status, output, events)
     return run

@@ -13,20 +13,24 @@ from durably.engine.core.expressions import Expression
 from durably.engine.reports import EventPage, EventReport, RunLink
 from durably.protocol.events import INTERNAL_PREFIX
 
-from .run_links import run_links
-from .search_pages import Budget, Page, Searched, page_of_ids, read_page
-from .views import FirstCallAt, event_view
-from .walks import (
+from .run_report import run_links
+from .search_pages import (
     AFTER_KEYS,
+    Budget,
+    Page,
+    Searched,
     Walk,
     farthest,
     is_key_cursor,
     key_range,
     listed_walk,
     match_ids,
+    page_of_ids,
     read_cursor,
     read_id_cursor,
+    read_page,
 )
+from .views import FirstCallAt, event_view
 
 MOST_RUNS = 50
 """Runs of one event that a page has."""

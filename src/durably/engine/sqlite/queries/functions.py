@@ -15,10 +15,9 @@ from durably.engine.reports import MatchCount, RunLink, StepTimes
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
-from .run_links import run_links
-from .search_pages import Budget
+from .run_report import run_links
+from .search_pages import Budget, key_range
 from .views import FirstCallAt
-from .walks import key_range
 
 MOST_SAMPLED = 100
 """Ended runs whose durations a report has."""

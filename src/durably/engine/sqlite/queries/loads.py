@@ -11,8 +11,8 @@ import msgspec
 from durably.engine.core.run_state import RunStatus
 from durably.protocol.events import INTERNAL_PREFIX
 
+from .search_pages import key_at
 from .views import FirstCallAt, read_run_state_of
-from .walks import key_at
 
 STUCK_MILLISECONDS = 600_000
 """A call that holds a slot for longer than this, while others wait for it, needs attention."""

@@ -1,19 +1,203 @@
-"""Pages of a search.
+"""Pages of a search, and walks along an index, from the newest rows to older ones.
 
-A page has the rows of a walk that match. It ends when it is full, or when the budget is spent.
+A search that no index answers must not read a million rows for one request. It reads a portion, and returns a cursor.
+If several indexes fit a filter, the search takes the one whose portion reaches furthest back. A page has the rows of a
+walk that match. It ends when it is full, or when the budget is spent.
 """
 
 import datetime as dt
 import sqlite3
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from ulid import ULID
 
+from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.views import to_datetime
 
-from .walks import read_id_time
+PORTION = 20_000
+"""Rows that a request looks at, each with its event."""
+PARTS_PORTION = 2_000
+"""Rows of an index of several parts that a request looks at: they are sorted."""
+ID_PORTION = 50_000
+"""Ids that a request looks at for those that end in a text."""
+AFTER_KEYS, AFTER_IDS = 2**62, "~"
+"""Positions after all keys, and after all ids."""
+_ID_LENGTH = 26
+_MOST_DIGITS = 18
+_CLOCK_STEP_MILLISECONDS = 10_000
+"""Keys grow with time, except if the clock was set back. Steps of up to 10 s do not hide rows from a search by time."""
+
+
+class Walk(msgspec.Struct, frozen=True, kw_only=True):
+    """An index, and the rows of a filter in it.
+
+    ``source`` is the FROM clause for the index alone, ``clause`` the condition of its rows, and ``parts`` the
+    parameters of ``clause`` for each part of the index, such as each of several functions. A walk without parts is so
+    short that it is read at once. ``rows`` is the FROM clause of the rows themselves, ``rows_clause`` their condition,
+    and ``values`` the parameters of both. ``key`` is the column that orders the rows.
+    """
+
+    key: str
+    source: str = ""
+    clause: str = "1"
+    parts: Sequence[Sequence[object]] = ((),)
+    rows: str
+    rows_clause: str = "1"
+    values: Sequence[object] = ()
+
+    def reach(self, connection: sqlite3.Connection, low: int, high: int, portion: int) -> int:
+        """The key that a portion of the rows below ``high`` reaches down to.
+
+        ``low`` if that is all of them.
+        """
+        query = (
+            f"SELECT {self.key} FROM {self.source} WHERE {self.clause} AND {self.key} >= ? AND {self.key} < ? "
+            f"ORDER BY {self.key} DESC LIMIT 1 OFFSET ?"
+        )
+        offset = max(portion // max(len(self.parts), 1) - 1, 0)
+        reached = low
+        for values in self.parts:
+            row = connection.execute(query, (*values, low, high, offset)).fetchone()
+            if row is not None:
+                reached = max(reached, row[0])
+        return reached
+
+
+def short_walk(key: str, rows: str, values: Sequence[object]) -> Walk:
+    return Walk(key=key, parts=(), rows=rows, values=values)
+
+
+def listed_walk(table: str, keys: Sequence[int]) -> Walk:
+    """The rows of a table with these keys."""
+    rows = f"(SELECT value FROM json_each(?)) AS listed CROSS JOIN {table} ON {table}.key = listed.value"
+    return short_walk(f"{table}.key", rows, (msgspec.json.encode(keys).decode(),))
+
+
+def farthest(
+    connection: sqlite3.Connection, walks: Sequence[Walk], low: int, high: int, portion: int | None = None
+) -> tuple[Walk, int]:
+    """The walk whose portion reaches furthest back, and its end. The first of equals.
+
+    A portion has by default ``PORTION`` rows, or ``PARTS_PORTION``.
+    """
+    found: tuple[Walk, int] | None = None
+    for walk in walks:
+        rows = PORTION if len(walk.parts) < 2 else PARTS_PORTION
+        end = walk.reach(connection, low, high, rows if portion is None else portion)
+        if found is None or end < found[1]:
+            found = walk, end
+        if end == low:
+            break
+    assert found is not None, "there is at least the walk of all rows"
+    return found
+
+
+def read_cursor(cursor: str | None) -> int:
+    """The key before which a walk continues. Raises ``SelectionInvalidError``."""
+    if cursor is None:
+        return AFTER_KEYS
+    if is_key_cursor(cursor):
+        return int(cursor)
+    raise _unknown(cursor)
+
+
+def is_key_cursor(cursor: str | None) -> bool:
+    """Whether a cursor is that of a walk, and not one of a search by id."""
+    return cursor is not None and cursor.isascii() and cursor.isdigit() and len(cursor) <= _MOST_DIGITS
+
+
+def read_id_cursor(cursor: str | None) -> str:
+    """The id before which a search by id continues. Raises ``SelectionInvalidError``."""
+    if cursor is None:
+        return AFTER_IDS
+    if len(cursor) == _ID_LENGTH and cursor.isascii() and cursor.isalnum():
+        return cursor
+    raise _unknown(cursor)
+
+
+def read_id_time(item_id: str) -> dt.datetime | None:
+    """The time in an id, which is a ULID; ``None`` if it has none."""
+    try:
+        return to_datetime(ULID.from_str(item_id).milliseconds)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _unknown(cursor: str) -> SelectionInvalidError:
+    return SelectionInvalidError(f"the cursor {cursor!r} is not one that this search has returned: search again")
+
+
+def key_at(connection: sqlite3.Connection, table: str, column: str, time: int) -> int:
+    """The key of the first row whose time is ``time`` or later.
+
+    ``AFTER_KEYS`` if there is none.
+
+    A binary search, because times have no index. It assumes that times grow with keys.
+    """
+    # One aggregate a query: SQLite reads the whole table for two.
+    (low,) = connection.execute(f"SELECT min(key) FROM {table}").fetchone()
+    (last,) = connection.execute(f"SELECT max(key) + 1 FROM {table}").fetchone()
+    if low is None:
+        return AFTER_KEYS
+    query = f"SELECT key, {column} FROM {table} WHERE key >= ? ORDER BY key LIMIT 1"
+    high = last
+    while low < high:
+        middle = (low + high) // 2
+        key, found = connection.execute(query, (middle,)).fetchone()
+        low, high = (key + 1, high) if found < time else (low, middle)
+    return low if low < last else AFTER_KEYS
+
+
+def key_range(
+    connection: sqlite3.Connection, table: str, column: str, after: int | None, before: int | None
+) -> tuple[int, int]:
+    """Keys that hold all rows of a time range.
+
+    From the first one until before the second.
+
+    They hold other rows too, so the times of rows are compared besides. Times are milliseconds since the epoch.
+    """
+    low = 0 if after is None else key_at(connection, table, column, after - _CLOCK_STEP_MILLISECONDS)
+    high = AFTER_KEYS if before is None else key_at(connection, table, column, before + _CLOCK_STEP_MILLISECONDS)
+    return low, high
+
+
+class IdMatches(msgspec.Struct, frozen=True):
+    """The keys of rows whose ids match a text.
+
+    ``end`` is the id before which the search continues, if it does.
+    """
+
+    keys: list[int]
+    end: str | None
+
+
+def match_ids(connection: sqlite3.Connection, table: str, text: str, before: str, limit: int) -> IdMatches:
+    """Rows whose id begins with a text or, if none does, ends in it.
+
+    They are from the newest to older ones.
+
+    Looks at a portion of the ids. ``text`` is in upper case.
+    """
+    source = f"{table} INDEXED BY sqlite_autoindex_{table}_1"
+    begins, bounds = "id >= ? AND id < ?", (text, f"{text}~")
+    end: str | None = None
+    values: tuple[object, ...]
+    if connection.execute(f"SELECT 1 FROM {source} WHERE {begins}", bounds).fetchone():
+        clause, values = begins, bounds
+    else:
+        query = f"SELECT id FROM {source} WHERE id < ? ORDER BY id DESC LIMIT 1 OFFSET ?"
+        row = connection.execute(query, (before, ID_PORTION - 1)).fetchone()
+        end = row[0] if row else None
+        clause, values = "substr(id, ?) = ? AND id >= ?", (-len(text), text, end or "")
+    rows = connection.execute(
+        f"SELECT key, id FROM {source} WHERE {clause} AND id < ? ORDER BY id DESC LIMIT ?", (*values, before, limit)
+    ).fetchall()
+    return IdMatches([key for key, _ in rows], rows[-1][1] if len(rows) == limit else end)
+
 
 Item = TypeVar("Item")
 

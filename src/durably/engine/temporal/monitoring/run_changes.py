@@ -19,12 +19,12 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.run_state import RunStatus
-from durably.engine.scheduling.subscriptions import ENDS, RunChange, call_repeated, step_ended, step_waits
+from durably.engine.scheduling.subscriptions import RunChange, call_repeated, step_ended, step_waits
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.runs.run_record import RunRecord
 from durably.engine.temporal.workflow_time import now
 from durably.engine.tracing import EndedRun
-from durably.engine.views import UpdateKind
+from durably.engine.views import END_UPDATES, UpdateKind
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 
@@ -96,7 +96,7 @@ class RunChanges:
         if began is None and self._has_started:
             began = self._run.created_at
         change = RunChange(
-            ENDS[end.status],
+            END_UPDATES[end.status],
             at,
             self._run,
             output=end.output,

@@ -9,7 +9,6 @@ import msgspec
 from temporalio.client import WorkflowExecution
 from temporalio.service import RPCError
 
-from durably.engine.run_updates import end_of, start_of
 from durably.engine.temporal.unavailability import is_away
 from durably.engine.views import RunUpdate
 from durably.protocol.text import get_logger
@@ -83,8 +82,8 @@ class RunWatch(AsyncIterator[RunUpdate]):
             ]
             new_starts = [each for each in started if each.id not in before[0].ids]
             new_ends = [each for each in ended if each.id not in before[1].ids]
-            updates = [start_of(run) for run in await self._views.views(new_starts, has_output=False)]
-            updates += [end_of(run) for run in await self._views.views(new_ends)]
+            updates = [RunUpdate.started(run) for run in await self._views.views(new_starts, has_output=False)]
+            updates += [RunUpdate.ended(run) for run in await self._views.views(new_ends)]
         except RPCError as error:
             if not is_away(error):
                 raise

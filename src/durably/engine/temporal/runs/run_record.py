@@ -23,7 +23,6 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.run_state import RunState, RunStatus
-from durably.engine.core.step_times import CallTimes
 from durably.engine.scheduling.transactions.annotations import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
 from durably.engine.steps.records import (
     arguments_to_keep,
@@ -32,7 +31,7 @@ from durably.engine.steps.records import (
     memo_times,
     unfinished_steps,
 )
-from durably.engine.steps.rows import AttemptRow, EndedWait, MemoRow, OpenWait, UnfinishedStep
+from durably.engine.steps.rows import AttemptRow, CallTimes, EndedWait, MemoRow, OpenWait, UnfinishedStep
 from durably.engine.steps.views import AwaitedStep, run_wait
 from durably.engine.views import MetadataView, RunWait
 from durably.protocol.logs import LogLine

@@ -6,7 +6,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from durably.engine.sparse_log import SparseLog
+from durably.engine.logs import SparseLog
 from durably.protocol.text import get_logger
 
 from . import lease_time

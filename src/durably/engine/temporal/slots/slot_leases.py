@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
-from durably.engine.sparse_log import SparseLog
+from durably.engine.logs import SparseLog
 from durably.engine.temporal.call_slots import CallSlots
 from durably.protocol.text import get_logger
 
