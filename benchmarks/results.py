@@ -9,9 +9,8 @@ RESULTS = Path(__file__).parent / "RESULTS.md"
 PREFACE = """\
 # Results
 
-Written by `make bench`; how it is measured, and how to read it, stands in [README.md](README.md), and where the time
-goes, in [PROFILE.md](PROFILE.md). Under `make bench` all sections are measured in one run; a section alone is measured
-anew with `python -m benchmarks ROW --save`.
+`make bench` writes this page. [README.md](README.md) describes the measurements, and [PROFILE.md](PROFILE.md) has
+profiles. `make bench` measures all sections in one run. `python -m benchmarks ROW --save` measures one section again.
 """
 
 _MARK = re.compile(r"^<!-- row: ([\w-]+) -->$", re.MULTILINE)
