@@ -13,12 +13,12 @@ from .durably_runs import Runs
 
 @asynccontextmanager
 async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator[tuple[str, Answerer]]:
-    """With the argument ``frozen``, the garbage collector is told to leave alone what is there at the start."""
+    """With the argument ``frozen``, the garbage collector ignores the objects of the started app."""
     runs = Runs()
-    if "frozen" in arguments:
-        gc.collect()
-        gc.freeze()
     async with in_process(directory, runs.make_functions) as (client, settle):
+        if "frozen" in arguments:
+            gc.collect()
+            gc.freeze()
         yield "ready", runs.answerer(client, settle)
 
 

@@ -9,9 +9,12 @@ from durably.comm import CommHandler
 from ..paths import CallPath, Tracer, usual_path
 
 STEPS = 12
-_MAX_FUNCTIONS = 89
-_MAX_MODULES = 33
-"""Two functions in a module of their own watch the event loop by time, which a slow machine sees in most steps."""
+_MAX_FUNCTIONS = 92
+_MAX_MODULES = 34
+"""Lower them when the path gets shorter: the aim is 60 functions in 16 modules.
+
+Two functions in a module of their own watch the event loop by time, and only a slow machine sees them in most steps.
+"""
 
 
 async def test_step_passes_few_functions(tmp_path: Path) -> None:

@@ -421,18 +421,16 @@ class CommHandler:
             if self._threads is None or isinstance(io, BlockingIO):
                 return self._call_sync(function, call)
             return await self._threads.run(partial(self._call_sync, function, call))
+        if isinstance(io, BlockingIO):
+            return await io.resolve(self._run(function, call, _ASYNC_IO))
         token = sending_run.set(call.context.run_id)
         try:
             with self._request_context() if call.raw_request is None else _NO_CONTEXT:
-                outcome = self._call_async(function, call)
-                return await (io.resolve(outcome) if isinstance(io, BlockingIO) else outcome)
+                if self._before_async_call is not None:
+                    await self._before_async_call()
+                return await function.call(self.client, call, _ASYNC_IO)
         finally:
             sending_run.reset(token)
-
-    async def _call_async(self, function: Function[Any], call: FunctionCall) -> Outcome:
-        if self._before_async_call is not None:
-            await self._before_async_call()
-        return await function.call(self.client, call, _ASYNC_IO)
 
     def _call_sync(self, function: Function[Any], call: FunctionCall) -> Outcome:
         token = sending_run.set(call.context.run_id)

@@ -352,7 +352,22 @@ class AsyncCall:
             abandon = None if replay.findings is None else partial(replay.findings.abandoned_thread, request.step_id)
             await replay.threads.run(call.run, on_abandoned=abandon)
             output = call.result()
-        return await _await_output(output) if inspect.isawaitable(output) else output
+        if not inspect.isawaitable(output):
+            return output
+        # A handler that cancels itself has failed like any other. Its own clocks have ended with it, so they do not
+        # mark the task.
+        task = _current_task()
+        requests = cancelling(task)
+        may_be_timed = isinstance(task, RunTask) and task.may_be_timed
+        try:
+            return await output
+        except asyncio.CancelledError as error:
+            if cancelling(task) > requests:
+                raise
+            raise RuntimeError("the handler was cancelled by its own code (asyncio.CancelledError)") from error
+        finally:
+            if isinstance(task, RunTask):
+                task.may_be_timed = may_be_timed
 
     def _finish_executing(self) -> None:
         """End the call with the executed steps when the last handler has finished.
@@ -478,26 +493,6 @@ def _resolve(future: asyncio.Future[bool], value: bool) -> None:
     """Unless the task that waits for it has just been cancelled."""
     if not future.done():
         future.set_result(value)
-
-
-async def _await_output(output: Awaitable[Any]) -> Any:
-    """Await a handler's result.
-
-    A handler that cancels itself has failed like any other. Its own clocks have ended with it, so they do not mark the
-    task.
-    """
-    task = _current_task()
-    requests = cancelling(task)
-    may_be_timed = isinstance(task, RunTask) and task.may_be_timed
-    try:
-        return await output
-    except asyncio.CancelledError as error:
-        if cancelling(task) > requests:
-            raise
-        raise RuntimeError("the handler was cancelled by its own code (asyncio.CancelledError)") from error
-    finally:
-        if isinstance(task, RunTask):
-            task.may_be_timed = may_be_timed
 
 
 def _result_of_main(main: AnyTask) -> Ending:

@@ -202,7 +202,7 @@ def sendable_arguments(arguments: Sequence[Any], max_bytes: int) -> list[Any] | 
             return None
         check_nesting(encoded, _MAX_NESTING)
         copied: list[Any] = msgspec.json.decode(encoded)
-        return copied if all(copy == given for copy, given in zip(copied, arguments, strict=True)) else None
+        return copied if copied == list(arguments) else None
     except Exception:
         # A value without JSON, or one that refuses to be compared. The step runs all the same.
         return None

@@ -249,7 +249,17 @@ class Function(FunctionDefinition[T]):
         began = time.perf_counter()
         try:
             if isinstance(running, AsyncCall):
-                ending = await self._run_watched(app, running, partial(entry.handler, ctx))
+                # ``loop_watch`` logs that the function blocks the event loop.
+                loop = asyncio.get_running_loop()
+                loop_watch.logger = app.logger
+                watched = loop_watch.loops.get(loop) or loop_watch.start(loop)
+                watched.calls += 1
+                if not loop_watch.is_awake.is_set():
+                    loop_watch.start(loop)
+                try:
+                    ending = await running.run(partial(entry.handler, ctx))
+                finally:
+                    watched.calls -= 1
             else:
                 ending = running.run(partial(entry.handler, ctx))
         finally:
@@ -269,19 +279,6 @@ class Function(FunctionDefinition[T]):
             call.seconds["mw.transform_output"] = time.perf_counter() - began
             await middleware.call("before_response")
         return ending
-
-    async def _run_watched(self, app: App, call: AsyncCall, function: Callable[[], Any]) -> Ending:
-        """Run an async function. If it blocks the event loop, ``loop_watch`` logs that."""
-        loop = asyncio.get_running_loop()
-        loop_watch.logger = app.logger
-        watched = loop_watch.loops.get(loop) or loop_watch.start(loop)
-        watched.calls += 1
-        if not loop_watch.is_awake.is_set():
-            loop_watch.start(loop)
-        try:
-            return await call.run(function)
-        finally:
-            watched.calls -= 1
 
     def _encode(self, returned: Returned, entry: Entry, app: App) -> Returned | Raised:
         try:

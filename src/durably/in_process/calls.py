@@ -68,7 +68,8 @@ async def run_call(
 ) -> Answer:
     """Run the function, on this event loop or in its handler's thread pool."""
     try:
-        return await _run(handler, data, checkpoints, clock, stand_in, _ASYNC_IO)
+        outcome = await handler.call(_function_call(handler, data, checkpoints, stand_in), _ASYNC_IO)
+        return _answer(handler, data, outcome, clock)
     except (Exception, asyncio.CancelledError, KeyboardInterrupt):
         raise
     except BaseException as error:  # It would end the engine's task, and the run would wait forever.
@@ -78,57 +79,53 @@ async def run_call(
 def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock) -> Answer:
     """Run a sync function in this thread."""
     try:
-        return drive(_run(handler, data, checkpoints, clock, None, _BLOCKING_IO))
+        outcome = drive(handler.call(_function_call(handler, data, checkpoints, None), _BLOCKING_IO))
+        return _answer(handler, data, outcome, clock)
     except Exception:
         raise
     except BaseException as error:  # Threads are not cancelled, so even ``CancelledError`` is the function's own.
         return _failed_attempt(error, clock)
 
 
-async def _run(
-    handler: CommHandler,
-    data: CallData,
-    checkpoints: Checkpoints,
-    clock: Clock,
-    stand_in: StandIn | None,
-    io: IO,
-) -> Answer:
+def _function_call(
+    handler: CommHandler, data: CallData, checkpoints: Checkpoints, stand_in: StandIn | None
+) -> FunctionCall:
     call, job_id = data.call, job_id_of(data.run_id, data.call.step_id)
     events = [_event_decoder.decode(event) for event in data.events]
-    memos = [*data.memos] if data.step_input is None else [*data.memos, data.step_input]
-    outcome = await handler.call(
-        FunctionCall(
-            function_id=data.function_id,
-            context=CallContext(
-                run_id=data.run_id,
-                attempt=call.attempt,
-                max_attempts=data.max_attempts,
-                fn_id=data.function_id,
-                step_id=call.step_id,
-                disable_immediate_execution=data.disable_immediate,
-                qi_id=data.request_id,
-                request_id=data.request_id,
-                generation_id=call.generation,
-                job_id=job_id,
-                stack=Stack(stack=[step_id for step_id, _ in data.memos], current=len(data.memos)),
-                also=[other.step_id for other in data.also] or None,
-            ),
-            event=events[0],
-            events=events,
-            steps={step_id: msgspec.Raw(memo) for step_id, memo in memos},
-            target=None if call.step_id == DISCOVER else call.step_id,
-            raw_request=None,
-            seconds={},
+    memos = data.memos if data.step_input is None else [*data.memos, data.step_input]
+    return FunctionCall(
+        function_id=data.function_id,
+        context=CallContext(
+            run_id=data.run_id,
+            attempt=call.attempt,
+            max_attempts=data.max_attempts,
+            fn_id=data.function_id,
+            step_id=call.step_id,
+            disable_immediate_execution=data.disable_immediate,
+            qi_id=data.request_id,
             request_id=data.request_id,
+            generation_id=call.generation,
             job_id=job_id,
-            disable_immediate=data.disable_immediate,
-            checkpoints=checkpoints,
-            stand_in=stand_in,
-            threads=handler.threads,
-            traceparent=data.traceparent,
+            stack=Stack(stack=[step_id for step_id, _ in data.memos], current=len(data.memos)),
+            also=[other.step_id for other in data.also] or None,
         ),
-        io,
+        event=events[0],
+        events=events,
+        steps={step_id: msgspec.Raw(memo) for step_id, memo in memos},
+        target=None if call.step_id == DISCOVER else call.step_id,
+        raw_request=None,
+        seconds={},
+        request_id=data.request_id,
+        job_id=job_id,
+        disable_immediate=data.disable_immediate,
+        checkpoints=checkpoints,
+        stand_in=stand_in,
+        threads=handler.threads,
+        traceparent=data.traceparent,
     )
+
+
+def _answer(handler: CommHandler, data: CallData, outcome: Outcome, clock: Clock) -> Answer:
     answer = answer_of(outcome, clock)
     if isinstance(answer, AttemptFailed) and not isinstance(outcome, Raised):
         # Its output or its steps cannot be stored. What it raised itself is in the log already.

@@ -17,6 +17,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.settings import Clock
 from durably.io.background_loop import get_background_loop
+from durably.io.worker_threads import WorkerThreads
 from durably.protocol.sync import SyncRequest
 
 from .calls import EngineCheckpoints, run_call, run_call_sync, sync_of
@@ -69,7 +70,11 @@ class LocalWorker:
         return [sync_of(handler) for handler in self._handlers.values()]
 
     async def run(self, app_id: str, data: CallData) -> Answer:
-        """Raises ``CallReturnedError``."""
+        """Run a call on the app's event loop, or in a thread. Raises ``CallReturnedError``.
+
+        No code of the app runs on this event loop, which is the engine's. Functions get no context variables, because
+        those here may belong to any request that has sent an event.
+        """
         handler = self._handlers.get(app_id)
         if handler is None or self._is_stopping:
             raise CallReturnedError(f"process {os.getpid()} does not serve the app {app_id!r}")
@@ -77,7 +82,9 @@ class LocalWorker:
         assert task is not None
         self._tasks.add(task)
         try:
-            return await self._run(app_id, data, handler)
+            if handler.threads is None or handler.is_async(data.function_id):
+                return await self._app_loop.run(run_call, handler, data, self.checkpoints, self._clock)
+            return await self._run_in_thread(app_id, data, handler, handler.threads)
         except asyncio.CancelledError:
             if task not in self._late or task.uncancel():
                 raise  # The engine has cancelled it, even if ``finish`` did too.
@@ -86,21 +93,14 @@ class LocalWorker:
             self._tasks.discard(task)
             self._late.discard(task)
 
-    async def _run(self, app_id: str, data: CallData, handler: CommHandler) -> Answer:
-        """Run a call on the app's event loop, or in a thread.
-
-        No code of the app runs on this event loop, which is the engine's. Functions get no context variables, because
-        those here may belong to any request that has sent an event.
-        """
-        if handler.threads is None or handler.is_async(data.function_id):
-            return await self._app_loop.run(run_call, handler, data, self.checkpoints, self._clock)
+    async def _run_in_thread(self, app_id: str, data: CallData, handler: CommHandler, threads: WorkerThreads) -> Answer:
         work = partial(run_call_sync, handler, data, self.checkpoints, self._clock)
         answer = partial(contextvars.Context().run, work)
-        if handler.threads.size is None:  # The app passed its own thread pool.
-            return await handler.threads.run(answer)
-        limit = self._limits.setdefault(app_id, FairLimit(handler.threads.size))
+        if threads.size is None:  # The app passed its own thread pool.
+            return await threads.run(answer)
+        limit = self._limits.setdefault(app_id, FairLimit(threads.size))
         async with limit.slot(data.function_id, data.priority):
-            return await handler.threads.run(answer)
+            return await threads.run(answer)
 
     def refuse(self) -> None:
         """Take no more calls. The capacity is 0 from now on."""
