@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import datetime as dt
+import logging
 import sys
 from typing import Any
 
@@ -63,6 +64,36 @@ async def test_an_uncaught_step_error_fails_the_run_at_once_with_the_steps_own_e
     assert run.output["code"] == "step_errored"
     assert (run.output["name"], run.output["message"]) == ("OddError", "boom")
     assert _frames(run.output["stack"]) == ["explode"]
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UnprintableError(), "UnprintableError.__str__ raised ValueError"),
+        (OddError("half a pair: \ud800"), "half a pair: \\ud800"),
+    ],
+    ids=["unprintable", "surrogate"],
+)
+async def test_error_without_a_proper_text_can_be_caught(
+    error: Exception, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)  # Reports of test processes cannot carry the text.
+
+    async def function(ctx: Context) -> Any:
+        def fails() -> None:
+            raise error
+
+        try:
+            await ctx.step.run("it", fails)
+        except durably.StepError as caught:
+            return [caught.name, caught.message]
+
+    assert await complete(function) == [type(error).__name__, message]
 
 
 async def test_a_step_that_recovers() -> None:

@@ -10,6 +10,7 @@ import pytest
 import durably
 from durably import Context, ContextSync
 from durably.errors import DurationInvalidError, FunctionConfigInvalidError
+from durably.testing import TestEngine
 
 from .engine import NULL, Run, complete, engine_for, fail
 
@@ -194,6 +195,28 @@ async def test_run_hands_arguments_over_and_its_output_back(place: tuple[bool, b
         assert (op["op"], op["displayName"], op["userland"]) == ("StepRun", "it", {"id": "it"})
         assert results == [{"args": [1, "b"], "kwargs": {"c": [2]}, "none": None}]
         assert ran == [((1, "b"), {"c": [2]})]
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("ids", [["a", "a", "a:1"], ["a:1", "a", "a"], ["a", "a:1", "a", "a:1"]])
+async def test_id_that_looks_like_a_repetition_is_a_step_of_its_own(ids: list[str], checkpointing: bool) -> None:
+    ran: list[int] = []
+
+    async def function(ctx: Context) -> list[int]:
+        def note(number: int) -> int:
+            ran.append(number)
+            return number
+
+        found = [await ctx.step.run(step_id, note, number) for number, step_id in enumerate(ids)]
+        await ctx.step.sleep("later", 1000)
+        return found
+
+    client = durably.Client(app_id="shop", is_production=False)
+    served = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="go"), retries=0)(function)
+    async with TestEngine(client, [served], checkpointing=checkpointing) as engine:
+        run = await (await engine.send(durably.Event(name="go"))).wait()
+        run.assert_completed()
+        assert run.output == ran == list(range(len(ids)))
 
 
 async def test_ai_wrap_is_a_run_that_says_so(place: tuple[bool, bool]) -> None:

@@ -9,6 +9,7 @@ import functools
 import logging
 import pathlib
 import uuid
+import zoneinfo
 from collections.abc import Awaitable, Callable, Coroutine
 from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
@@ -191,6 +192,19 @@ async def test_a_step_returns_what_its_annotation_says(annotation: Any, value: A
     await complete(function_sync)
     assert returned == [value, value]
     assert [type(one) for one in returned] == [type(value)] * 2
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+async def test_time_in_a_repeated_hour_is_kept(fold: int) -> None:
+    """Python treats it as unequal to each time of another zone."""
+    value = dt.datetime(2026, 10, 25, 2, 30, fold=fold, tzinfo=zoneinfo.ZoneInfo("Europe/Paris"))
+
+    async def function(ctx: Context) -> Any:
+        one = await ctx.step.run("one", returning(value, dt.datetime))
+        [listed] = await ctx.step.run("listed", returning([value], list[dt.datetime]))
+        return [one.timestamp(), listed.timestamp()]
+
+    assert await complete(function) == [value.timestamp()] * 2
 
 
 @pytest.mark.parametrize("client", [{}, {"serializer": durably.PydanticSerializer()}], ids=["plain", "serializer"])

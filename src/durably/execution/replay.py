@@ -253,9 +253,12 @@ class Replay(msgspec.Struct, kw_only=True):
         if request.small_duration is not None and self.findings is not None:
             self.findings.small_duration(step_id, request.small_duration)
         index = self._counts.get(step_id, 0)
+        hashed_id = hash_step_id(step_id, index)
+        while hashed_id in self._reached_ids:  # "a" was reached twice, and a step has the id "a:1"
+            index += 1
+            hashed_id = hash_step_id(step_id, index)
         self._counts[step_id] = index + 1
         self._reached += 1
-        hashed_id = hash_step_id(step_id, index)
         self._reached_ids.add(hashed_id)
         self.names[hashed_id] = step_id
         return Step(request, hashed_id, index, self._reached)

@@ -3,13 +3,13 @@
 Names are those of OpenTelemetry's conventions for messaging where these have one, and begin with ``durably`` otherwise.
 """
 
-import traceback
 from typing import Any
 
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.util.types import AttributeValue
 
+from durably.protocol.errors import error_message, format_stack
 from durably.protocol.text import printable
 from durably.protocol.trace_context import TraceContext
 
@@ -65,10 +65,10 @@ def record_error(span: Span, error: BaseException, *, with_text: bool) -> None:
     mark_failed(span, kind)
     if not with_text or not span.is_recording():
         return
-    stack = "".join(traceback.format_exception(error))
+    stack = format_stack(error)
     details: Attributes = {
         "exception.type": kind,
-        "exception.message": str(error)[:_MAX_MESSAGE],
+        "exception.message": error_message(error)[:_MAX_MESSAGE],
         "exception.stacktrace": stack if len(stack) <= _MAX_STACK else f"…{stack[-_MAX_STACK:]}",
     }
     span.add_event("exception", details)

@@ -94,7 +94,7 @@ class Error(Exception):
 
     @property
     def message(self) -> str:
-        return str(self)
+        return error_message(self)
 
     @property
     def name(self) -> str:
@@ -214,7 +214,19 @@ _TOLD_CODES = frozenset(ErrorCode) - {ErrorCode.UNKNOWN}
 
 def format_stack(error: BaseException) -> str:
     """The traceback as Python prints it, causes included."""
-    return "".join(traceback.format_exception(error))
+    return _encodable("".join(traceback.format_exception(error)))
+
+
+def error_message(error: BaseException) -> str:
+    """The exception's message, also if its ``__str__`` raises, or returns what UTF-8 cannot encode."""
+    try:
+        return _encodable(str(error))
+    except Exception as failure:
+        return f"{type(error).__name__}.__str__ raised {type(failure).__name__}"
+
+
+def _encodable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
 
 
 def is_retriable(error: BaseException) -> bool:
@@ -238,4 +250,6 @@ def describe_error(error: BaseException) -> ErrorData:
     """
     if isinstance(error, Error):
         return ErrorData(code=error.code, message=error.message, name=error.name, stack=error.stack)
-    return ErrorData(code=ErrorCode.UNKNOWN, message=str(error), name=type(error).__name__, stack=format_stack(error))
+    return ErrorData(
+        code=ErrorCode.UNKNOWN, message=error_message(error), name=type(error).__name__, stack=format_stack(error)
+    )

@@ -115,8 +115,13 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def is_same(value: Any, returned: Any) -> bool:
-    """Whether the values are equal, by their own ``==``."""
+    """Whether the values are equal, by their own ``==``.
+
+    Times are compared in UTC, because Python treats a repeated hour of one time zone as unequal to that of another.
+    """
     try:
+        if isinstance(value, dt.datetime) and isinstance(returned, dt.datetime) and value.tzinfo and returned.tzinfo:
+            return value.astimezone(dt.UTC) == returned.astimezone(dt.UTC)
         return bool(returned == value)
     except Exception:  # a user's __eq__ may raise anything; numpy's truth value is ambiguous
         return False
