@@ -10,7 +10,7 @@ from durably.client import Client
 from durably.comm import requests
 from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import admission, cron
-from durably.engine.dashboard.access import sign_in
+from durably.engine.dashboard import sign_in
 from durably.engine.http import discovery, messages, routes
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.interface import EventLimit, RunLimit

@@ -11,9 +11,16 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from durably.engine.dashboard.commands import Finding, at_url, on_database
 from durably.engine.dashboard.dashboard import SEGMENTS, Dashboard, name_permission
-from durably.engine.dashboard.messages import Action, CallBlocking, DashboardRequest, DashboardResponse
+from durably.engine.dashboard.messages import (
+    Action,
+    CallBlocking,
+    DashboardRequest,
+    DashboardResponse,
+    Finding,
+    at_url,
+    on_database,
+)
 from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
 from durably.engine.http.codec import HttpRequest, HttpResponse
 from durably.engine.interface import Engine

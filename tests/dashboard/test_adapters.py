@@ -21,8 +21,8 @@ import durably.fast_api
 import durably.flask
 import durably.tornado
 from durably.dashboard import Action, DashboardRequest
-from durably.engine.dashboard.commands import at_address_of
 from durably.engine.dashboard.dashboard import DashboardConfigError
+from durably.engine.dashboard.messages import at_address_of
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
 from durably.errors import FunctionConfigInvalidError

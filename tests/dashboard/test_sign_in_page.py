@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from durably.engine.dashboard.access.sign_in import KeySignIn
+from durably.engine.dashboard.sign_in import KeySignIn
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
 from durably.io.background_loop import BackgroundLoop

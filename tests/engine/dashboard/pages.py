@@ -4,9 +4,9 @@ import re
 from typing import Any
 from urllib.parse import urlencode
 
-from durably.engine.dashboard.access.protection import CSRF_COOKIE, CSRF_FIELD
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
+from durably.engine.dashboard.protection import CSRF_COOKIE, CSRF_FIELD
 
 FORM = "application/x-www-form-urlencoded"
 

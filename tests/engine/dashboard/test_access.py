@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from durably.engine.dashboard.access.protection import CSRF_COOKIE, CSRF_FIELD, make_token
 from durably.engine.dashboard.dashboard import Dashboard, DashboardConfigError
 from durably.engine.dashboard.messages import Action, DashboardResponse
 from durably.engine.dashboard.pages import ROUTES
-from durably.engine.dashboard.routing import Route
+from durably.engine.dashboard.protection import CSRF_COOKIE, CSRF_FIELD, make_token
+from durably.engine.dashboard.visit import Route
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
 

@@ -326,7 +326,7 @@ async def test_a_run_has_its_code_as_a_test(shop: Shop) -> None:
     assert 'data-copy-of="code"' in text
 
 
-@pytest.mark.parametrize(("path", "name"), [("test", "run.write_test"), ("value", "run_values.json_tree.build_tree")])
+@pytest.mark.parametrize(("path", "name"), [("test", "run.write_test"), ("value", "run.json_tree.build_tree")])
 async def test_large_values_are_written_outside_the_event_loop(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, name: str
 ) -> None:

@@ -8,8 +8,10 @@ from urllib.parse import urlencode
 import aiohttp
 import pytest
 
-from durably.engine.dashboard.access.protection import CSRF_COOKIE, CSRF_FIELD
-from durably.engine.dashboard.access.sign_in import (
+from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
+from durably.engine.dashboard.protection import CSRF_COOKIE, CSRF_FIELD
+from durably.engine.dashboard.sign_in import (
     MAX_WRONG_KEYS,
     SESSION_SECONDS,
     WRONG_KEY_SECONDS,
@@ -21,8 +23,6 @@ from durably.engine.dashboard.access.sign_in import (
     local_path,
     read_network,
 )
-from durably.engine.dashboard.dashboard import Dashboard
-from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
 from durably.engine.http.server import EngineServer
 from durably.engine.interface import Engine
 from durably.engine.settings import EngineSettings

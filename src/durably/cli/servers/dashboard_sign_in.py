@@ -6,7 +6,9 @@ from urllib.parse import urlsplit
 
 from durably.cli.output.text import CliError
 from durably.engine.core.errors import EngineError
-from durably.engine.dashboard.access.sign_in import (
+from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
+from durably.engine.dashboard.sign_in import (
     DashboardServer,
     KeySignIn,
     ProxySignIn,
@@ -15,8 +17,6 @@ from durably.engine.dashboard.access.sign_in import (
     check_key,
     read_network,
 )
-from durably.engine.dashboard.dashboard import Dashboard
-from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
 from durably.settings import DASHBOARD_KEY
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from durably.cli.output.log_lines import log_fields, log_update
 from durably.cli.processes.apps import keep_synced
 from durably.engine.core.errors import DatabaseReplacedError, EngineClosedError
-from durably.engine.dashboard.access.sign_in import SignIn
+from durably.engine.dashboard.sign_in import SignIn
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.metrics import METRICS_PATH
 from durably.engine.http.server import EngineServer

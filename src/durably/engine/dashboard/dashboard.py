@@ -1,12 +1,13 @@
-"""``Dashboard``, which answers requests.
+"""``Dashboard``, which answers requests: checks, pages, and streams of changes.
 
-It has the checks that come before each page and action.
+The checks come before each page and action. By the streams, which are server-sent events, pages stay up to date.
 """
 
 import asyncio
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,21 +18,14 @@ from durably.engine.reports import EngineInfo
 from durably.protocol.errors import Error
 from durably.protocol.text import get_logger
 
-from . import live, pages
-from .access.protection import HEADERS, describe_forgery
-from .commands import Finding, FindingOf
-from .messages import Action, DashboardRequest, DashboardResponse
-from .routing import VIEW, Live, Route, find_route, first_segments
-from .static_files import ASSETS, answer_static
-from .visit import PageError, Visit, parse_fields
+from . import pages
+from .messages import Action, DashboardRequest, DashboardResponse, Finding, FindingOf
+from .protection import HEADERS, describe_forgery
+from .templating import ASSETS, answer_static
+from .visit import VIEW, Live, PageError, Route, Visit, find_route, first_segments, parse_fields
 
 Authorize = Callable[[Action], bool | Awaitable[bool]]
 
-ROUTES = (*pages.ROUTES, *live.ROUTES)
-SEGMENTS = first_segments(ROUTES) | {"", ASSETS.strip("/")}
-"""The first parts of the paths that a dashboard answers.
-
-For a server that has other paths too."""
 _FORM = "application/x-www-form-urlencoded"
 _STATUSES: dict[type[errors.EngineError], tuple[int, str]] = {
     errors.FunctionNotFoundError: (404, "There is no such function"),
@@ -45,6 +39,13 @@ _STATUSES: dict[type[errors.EngineError], tuple[int, str]] = {
 
 _UNUSUAL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 """Control characters, and bytes that are not UTF-8. No id has them."""
+_RETRY_MILLISECONDS = 2_000
+_POLL_MILLISECONDS = 5_000
+_STREAM_HEADERS = [
+    ("content-type", "text/event-stream; charset=utf-8"),
+    ("cache-control", "no-store"),
+    ("x-accel-buffering", "no"),  # nginx would keep the events back
+]
 _FAILED = ("The dashboard failed", "The log of the app or engine says why.")
 
 _logger = get_logger("durably.dashboard")
@@ -243,3 +244,48 @@ def _as_page_error(request: DashboardRequest, error: Exception) -> PageError:
             return PageError(503, "The engine cannot answer", error.message)
     _logger.error("the dashboard failed to answer %s %s", request.method, request.path, exc_info=error)
     return PageError(500, *_FAILED)
+
+
+# live updates
+
+
+async def answer_live(visit: Visit) -> DashboardResponse:
+    """Report each change after the position ``after``, of the run ``run`` or of all.
+
+    The data of an event is its position. A comment shows that the stream is alive. If the server's worker may not wait,
+    the stream ends at once, and the browser opens another after some seconds.
+    """
+    given = visit.request.headers.get("last-event-id") or visit.query.get("after", "")
+    after = int(given) if given.isascii() and given.isdigit() and len(given) < 16 else None
+    run_id, engine = visit.query.get("run"), visit.engine
+
+    async def stream() -> AsyncGenerator[bytes, None]:
+        position, ends = after, time.monotonic() + visit.request.stream_seconds
+        yield f"retry: {_RETRY_MILLISECONDS}\n\n".encode()
+        while (seconds := ends - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(seconds):
+                    changes = await engine.wait_for_changes(after=position, run_id=run_id)
+            except (TimeoutError, Error):  # It is closing, or has too many clients: the browser asks again.
+                return
+            yield _describe_position(position, changes.position)
+            position = changes.position
+
+    async def poll() -> AsyncGenerator[bytes, None]:
+        changes = await engine.wait_for_changes(after=None, run_id=run_id)
+        yield f"retry: {_POLL_MILLISECONDS}\n\n".encode() + _describe_position(after, changes.position)
+
+    return DashboardResponse(
+        status_code=200, headers=list(_STREAM_HEADERS), stream=stream if visit.request.may_wait else poll
+    )
+
+
+def _describe_position(before: int | None, position: int) -> bytes:
+    return b": no change\n\n" if before == position else f"id: {position}\ndata: {position}\n\n".encode()
+
+
+ROUTES = (*pages.ROUTES, Route("GET", "/live", answer_live))
+SEGMENTS = first_segments(ROUTES) | {"", ASSETS.strip("/")}
+"""The first parts of the paths that a dashboard answers.
+
+For a server that has other paths too."""

@@ -1,22 +1,95 @@
-"""``Visit``, a request as the handlers of pages see it."""
+"""``Route``, which names the handler of a page, and ``Visit``, its argument.
+
+A route says which path a handler answers, and what a person needs to be allowed for it. A visit is the request as
+handlers see it.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
 from durably.engine.interface import Engine
 from durably.engine.reports import EngineInfo
 
-from .access.cookies import make_cookie
-from .access.protection import CSRF_FIELD, make_token, read_token, token_cookie
-from .commands import Finding
-from .messages import DashboardRequest, DashboardResponse
+from .messages import DashboardRequest, DashboardResponse, Finding
+from .protection import CSRF_FIELD, make_cookie, make_token, read_token, token_cookie
 from .templating import render
 
+VIEW = "view"
+_ARGUMENT = re.compile(r"\{(\w+)\}")
+_WITH_SLASHES = frozenset({"function_id"})
+"""Arguments that may contain slashes: apps choose the ids of their functions."""
 _MOST_FIELDS = 200
 _YEAR_SECONDS = 365 * 86_400
 _OF_URLS = "%/?&=#:;,+@!$'()*~"
+
+
+class Live(Enum):
+    """The changes of the engine that update a page while it is open."""
+
+    NOTHING = "nothing"
+    ALL = "all runs"
+    RUN = "the run that the path names"
+
+
+Handler = Callable[["Visit"], Awaitable[DashboardResponse]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A page or an action.
+
+    ``pattern`` is a path like ``"/runs/{run_id}"``. ``action`` is the name of what a person needs to be allowed to do:
+    ``"view"``, or an operation of the engine. ``subject`` is the argument of the path that the action changes.
+    """
+
+    method: str
+    pattern: str
+    handle: Handler
+    action: str = VIEW
+    subject: str | None = None
+    live: Live = field(default=Live.NOTHING)
+
+    def __post_init__(self) -> None:
+        if (self.method == "POST") == (self.action == VIEW):
+            raise ValueError(f"{self.method} {self.pattern}: a POST route names its action, and no other route does")
+
+    @cached_property
+    def _expression(self) -> re.Pattern[str]:
+        parts = _ARGUMENT.split(self.pattern)
+        parts[::2] = map(re.escape, parts[::2])
+        parts[1::2] = (f"(?P<{name}>{'.+?' if name in _WITH_SLASHES else '[^/]+'})" for name in parts[1::2])
+        return re.compile("".join(parts) + "/?")
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """The arguments in a path; ``None`` if it is another route's."""
+        found = self._expression.fullmatch(path)
+        return None if found is None else found.groupdict()
+
+
+def first_segments(routes: Iterable[Route]) -> frozenset[str]:
+    """The first parts of the paths of routes, such as ``"runs"``; ``""`` for the root."""
+    return frozenset(route.pattern.split("/")[1] for route in routes)
+
+
+def find_route(routes: Iterable[Route], method: str, path: str) -> tuple[Route, Mapping[str, str]] | frozenset[str]:
+    """The route of a request, and the arguments in its path.
+
+    The methods that the path has, if no route takes the request.
+    """
+    methods = set[str]()
+    wanted = "GET" if method == "HEAD" else method
+    for route in routes:
+        if (arguments := route.match(path)) is not None:
+            if route.method == wanted:
+                return route, arguments
+            methods.add(route.method)
+    return frozenset(methods)
 
 
 class PageError(Exception):

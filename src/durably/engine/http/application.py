@@ -6,7 +6,7 @@ It has the routes, and the steps that each request passes.
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from durably.engine.dashboard.access.sign_in import DashboardServer
+from durably.engine.dashboard.sign_in import DashboardServer
 from durably.engine.interface import Engine, LocalEngine
 from durably.engine.operations import Access, operations_of
 from durably.protocol.headers import ServerKind

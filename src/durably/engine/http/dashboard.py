@@ -6,9 +6,9 @@ from functools import partial
 from aiohttp import web
 from multidict import CIMultiDict
 
-from durably.engine.dashboard.access.sign_in import SIGN_IN, SIGN_OUT, DashboardServer
 from durably.engine.dashboard.dashboard import SEGMENTS
 from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
+from durably.engine.dashboard.sign_in import SIGN_IN, SIGN_OUT, DashboardServer
 from durably.engine.operations import Access
 from durably.protocol.limits import MAX_FORM_BYTES
 

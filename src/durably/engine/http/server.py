@@ -16,9 +16,9 @@ from typing import Self, TypedDict, Unpack
 from aiohttp import web
 
 from durably.engine.core.errors import EngineError
-from durably.engine.dashboard.access.sign_in import SignIn
-from durably.engine.dashboard.commands import at_address_of
 from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.dashboard.messages import at_address_of
+from durably.engine.dashboard.sign_in import SignIn
 from durably.engine.interface import LocalEngine
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine

@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.errors import EngineError
-from durably.engine.dashboard.forms import FormError, read_time, write_time
 from durably.engine.dashboard.messages import DashboardResponse
-from durably.engine.dashboard.routing import Route
-from durably.engine.dashboard.visit import Visit
+from durably.engine.dashboard.rendering.formats import FormError, read_time, write_time
+from durably.engine.dashboard.visit import Route, Visit
 from durably.engine.views import RunStatus
 
 from .functions import find_function, function_path

@@ -7,17 +7,16 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.errors import EngineError, SelectionInvalidError
-from durably.engine.dashboard.forms import FormError, read_object, write_last, write_object
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering import json_tree
 from durably.engine.dashboard.rendering.charts import RANGES
-from durably.engine.dashboard.routing import Live, Route
-from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.dashboard.rendering.formats import FormError, read_object, write_last, write_object
+from durably.engine.dashboard.visit import Live, PageError, Route, Visit
 from durably.engine.reports import EventPage
 from durably.engine.views import EventView
 from durably.protocol.events import INTERNAL_PREFIX, patterns_of
 
-from .run_values import answer_value
+from .run import answer_value
 
 PAGE_SIZE = 50
 _SHOWN_RUNS = 3

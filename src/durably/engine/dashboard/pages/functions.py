@@ -1,14 +1,20 @@
-"""The list of functions, and one function with what can be done to it."""
+"""Functions, their apps and schedules, and what can be done to a function.
+
+Schedules have their last and next ticks on a time line.
+"""
 
 import datetime as dt
+from collections.abc import Sequence
+
+import msgspec
 
 from durably.engine.core.errors import EngineError
-from durably.engine.dashboard.forms import FormError, read_object, write_last
 from durably.engine.dashboard.messages import DashboardResponse
-from durably.engine.dashboard.rendering.charts import draw_chart, ended, total
-from durably.engine.dashboard.rendering.options_text import describe_options, describe_trigger
-from durably.engine.dashboard.routing import Live, Route
-from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.dashboard.rendering.charts import RANGES, Window, draw_chart, ended, fitting_range, total
+from durably.engine.dashboard.rendering.formats import FormError, read_object, write_last
+from durably.engine.dashboard.rendering.options_text import describe_options, describe_trigger, split_zone
+from durably.engine.dashboard.visit import Live, PageError, Route, Visit
+from durably.engine.reports import AppReport, RunLink, ScheduleView
 from durably.engine.views import FunctionView
 
 from .overview import load_rows, read_range
@@ -138,6 +144,52 @@ def find_function(functions: list[FunctionView], function_id: str) -> FunctionVi
     raise PageError(404, "There is no such function", "The id may be mistyped, or its app no longer serves it.")
 
 
+# apps and schedules
+
+
+async def show_apps(visit: Visit) -> DashboardResponse:
+    reports: list[AppReport] = await visit.engine.inspect_apps()
+    functions = await visit.engine.list_functions()
+    by_app = {report.app.id: [each for each in functions if each.app_id == report.app.id] for report in reports}
+    return await visit.page("apps.html", reports=reports, by_app=by_app, chosen=visit.query.get("app"))
+
+
+class ScheduleLine(msgspec.Struct, frozen=True):
+    """A schedule on the time line.
+
+    ``last`` are its runs and ``next`` its ticks inside of the window, with their places.
+    """
+
+    schedule: ScheduleView
+    name: str
+    fields: str
+    zone: str
+    last: list[tuple[float, RunLink]]
+    next: list[tuple[float, dt.datetime]]
+
+
+def draw_lines(schedules: Sequence[ScheduleView], names: dict[str, str], window: Window) -> list[ScheduleLine]:
+    """The lines, those that tick next first."""
+    lines = []
+    for each in sorted(schedules, key=lambda each: (each.next_ticks[:1] or [window.end], each.function_id)):
+        zone, fields = split_zone(each.schedule)
+        last = [(place, run) for run in each.last_runs if (place := window.place(run.created_at)) is not None]
+        ticks = [(place, tick) for tick in each.next_ticks if (place := window.place(tick)) is not None]
+        lines.append(ScheduleLine(each, names.get(each.function_id, each.function_id), fields, zone, last, ticks))
+    return lines
+
+
+async def show_cron(visit: Visit) -> DashboardResponse:
+    schedules: list[ScheduleView] = await visit.engine.list_schedules()
+    now = dt.datetime.now(dt.UTC)
+    name, length = read_range(visit, fitting_range([each.next_ticks[0] - now for each in schedules if each.next_ticks]))
+    names = {function.id: function.name for function in await visit.engine.list_functions()}
+    window = Window(now - length, now + length)
+    return await visit.page(
+        "cron.html", lines=draw_lines(schedules, names, window), window=window, range=name, ranges=RANGES
+    )
+
+
 _ONE = "/functions/{function_id}"
 ROUTES = (
     Route("GET", "/functions", show_functions, live=Live.ALL),
@@ -152,4 +204,6 @@ ROUTES = (
         action="delete_cancellation",
         subject="function_id",
     ),
+    Route("GET", "/apps", show_apps, live=Live.ALL),
+    Route("GET", "/cron", show_cron, live=Live.ALL),
 )

@@ -8,8 +8,7 @@ import msgspec
 
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering.charts import RANGES, draw_chart, ended, total
-from durably.engine.dashboard.routing import Live, Route
-from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.dashboard.visit import Live, PageError, Route, Visit
 from durably.engine.reports import Concern, ConcernKind, FunctionLoad, Overview, RunCounts
 from durably.engine.views import FunctionView, RunStatus
 

@@ -1,11 +1,13 @@
-"""A run with all that is known of it.
+"""A run: the page with all that is known of it, its values, and its actions.
 
-Waterfall, steps, events, logs and related runs.
+The page has the waterfall, steps, events, logs and related runs. Actions cancel the run, wake it, run it again, or send
+its event again.
 """
 
 import asyncio
 import datetime as dt
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -13,10 +15,9 @@ from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering import json_tree
 from durably.engine.dashboard.rendering.run_as_test import write_test
 from durably.engine.dashboard.rendering.waterfall import KIND_WORDS, Waterfall, lay_out
-from durably.engine.dashboard.routing import Live, Route
-from durably.engine.dashboard.visit import PageError, Visit
+from durably.engine.dashboard.visit import Live, PageError, Route, Visit
 from durably.engine.reports import Relation, RunReport, StepReport
-from durably.engine.views import EventView, StepStatus
+from durably.engine.views import EventView, FromStep, StepStatus
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 
@@ -29,8 +30,8 @@ _RELATIONS = {
 }
 _IDLE = (StepStatus.SLEEPING, StepStatus.WAITING)
 _EXECUTED = (Opcode.STEP, Opcode.STEP_RUN)
-
-
+_MOST_SHOWN = 500_000
+"""Characters of a text that the page of a value shows."""
 _NOTICES = {
     "cancelled": "The run was cancelled.",
     "ended": "The run had already ended: nothing was changed.",
@@ -144,7 +145,142 @@ async def show_test(visit: Visit) -> DashboardResponse:
     return await visit.page("run_test.html", run=report.run, code=code)
 
 
+# values
+
+
+async def show_value(visit: Visit) -> DashboardResponse:
+    """The value that ``of`` names, or its part at the JSON pointer ``at``.
+
+    Children are shown from the number ``from`` on. ``raw`` downloads the whole value.
+    """
+    report = await read_report(visit)
+    of = visit.query.get("of", "output")
+    return await answer_value(visit, report.run.id, _encoded(report, of), of, run=report.run)
+
+
+async def answer_value(visit: Visit, name: str, encoded: bytes, of: str, **values: Any) -> DashboardResponse:
+    """The part of a value that the query names.
+
+    ``name`` is that of a downloaded file. ``values`` are for the template: the ``run`` or the ``event``.
+    """
+    at, first = visit.query.get("at", ""), visit.query.get("from", "0")
+    if "raw" in visit.query:
+        return _download(name, encoded)
+    start = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
+    try:
+        # In a thread: the event loop may be the app's own, and the value may have megabytes.
+        tree = await asyncio.to_thread(_read_tree, encoded, at, start)
+    except json_tree.PointerError:
+        raise PageError(404, "There is no such value", f"The value has nothing at {at}.") from None
+    return await visit.page("value.html", of=of, at=at, start=start, tree=tree, **values)
+
+
+def _read_tree(encoded: bytes, at: str, start: int) -> json_tree.JsonNode:
+    """Raises ``PointerError``."""
+    value = json_tree.find(json_tree.decode(encoded), at)
+    return json_tree.build_tree(value, pointer=at, start=start, most_text=_MOST_SHOWN)
+
+
+def _encoded(report: RunReport, of: str) -> bytes:
+    """The JSON of a value.
+
+    ``output``, ``event:<id>``, ``input:<hashed step id>`` or ``output:<hashed step id>``.
+    """
+    kind, _, id = of.partition(":")
+    found: Any = None
+    if of == "output":
+        found = report.run.output
+    elif kind == "event":
+        found = next((_encode(event.data) for event in report.events if event.id == id), None)
+    elif kind in ("input", "output"):
+        step = next((step for step in report.steps if step.hashed_id == id), None)
+        found = step and (step.input if kind == "input" else step.output)
+    if found is None:
+        raise PageError(404, "There is no such value", "The run has no such event or step, or it has no value.")
+    return bytes(found)
+
+
+def _encode(data: object) -> bytes:
+    return msgspec.json.encode(data)
+
+
+def _download(name: str, encoded: bytes) -> DashboardResponse:
+    headers = [
+        ("content-type", "application/json"),
+        ("content-disposition", f'attachment; filename="{name}.json"'),
+        ("cache-control", "no-store"),
+    ]
+    return DashboardResponse(status_code=200, headers=headers, body=encoded)
+
+
+# actions
+
+
+async def cancel(visit: Visit) -> DashboardResponse:
+    run_id = visit.arguments["run_id"]
+    was_live = await visit.engine.cancel_run(run_id)
+    return visit.redirect(f"/runs/{run_id}", notice="cancelled" if was_live else "ended")
+
+
+async def skip_delays(visit: Visit) -> DashboardResponse:
+    """End sleeps and delays of retries now.
+
+    Those of the step in the field ``step``, or all of the run.
+    """
+    run_id, step = visit.arguments["run_id"], visit.form.get("step")
+    count = await visit.engine.skip_delays(run_id, step_id=step)
+    return visit.redirect(f"/runs/{run_id}", notice="woken" if count else "awake", step=step)
+
+
+async def rerun(visit: Visit) -> DashboardResponse:
+    """Run it again.
+
+    It starts from the step of the field ``step`` with the arguments of ``input``, if they are given.
+    """
+    step, given = visit.form.get("step"), visit.form.get("input")
+    from_step = None if step is None else FromStep(step, None if given is None else read_arguments(given))
+    new_id = await visit.engine.rerun(visit.arguments["run_id"], from_step=from_step)
+    return visit.redirect(f"/runs/{new_id}", notice="rerun")
+
+
+def read_arguments(text: str) -> list[msgspec.Raw]:
+    """The arguments of a step from a JSON array. Raises ``PageError``."""
+    try:
+        return msgspec.json.decode(text, type=list[msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise PageError(
+            400,
+            "The input is not valid",
+            f'It must be a JSON array of the arguments of the step, such as [{{"id": 7}}, true]: {error}. Go back to '
+            "change it.",
+        ) from None
+
+
+async def send_event(visit: Visit) -> DashboardResponse:
+    """Send the events of the run again, with new ids.
+
+    The first one's page shows what it starts.
+    """
+    report = await read_report(visit)
+    events = [
+        {"name": event.name, "data": event.data}
+        | ({} if event.user is None else {"user": event.user})
+        | ({} if event.v is None else {"v": event.v})
+        for event in report.events
+        if is_sent(event)
+    ]
+    if not events:
+        raise PageError(400, "The event cannot be sent", "An engine made it: rerun the run instead.")
+    receipt = await visit.engine.receive_events(msgspec.json.encode(events))
+    return visit.redirect(f"/events/{receipt.ids[0]}")
+
+
 ROUTES = (
     Route("GET", "/runs/{run_id}", show_run, live=Live.RUN),
     Route("GET", "/runs/{run_id}/test", show_test),
+    Route("GET", "/runs/{run_id}/value", show_value),
+    Route("POST", "/runs/{run_id}/cancel", cancel, action="cancel_run", subject="run_id"),
+    Route("POST", "/runs/{run_id}/wake", skip_delays, action="skip_delays", subject="run_id"),
+    Route("POST", "/runs/{run_id}/rerun", rerun, action="rerun", subject="run_id"),
+    Route("POST", "/runs/{run_id}/send-event", send_event, action="receive_events"),
 )

@@ -1,25 +1,28 @@
-"""The list of runs: newest first, filtered by the URL."""
+"""The list of runs, its columns, the search, and actions on selected runs.
+
+The newest run is first. The URL has the filter, and a cookie the reader's choice of columns.
+"""
 
 import asyncio
 import datetime as dt
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
 
-from durably.engine.core.errors import NotSupportedError, SelectionInvalidError
-from durably.engine.dashboard.messages import DashboardResponse
-from durably.engine.dashboard.routing import Live, Route
-from durably.engine.dashboard.visit import PageError, Visit
+import msgspec
+
+from durably.engine.core.errors import EngineError, NotSupportedError, SelectionInvalidError
+from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
+from durably.engine.dashboard.protection import read_cookie
+from durably.engine.dashboard.visit import Live, PageError, Route, Visit
 from durably.engine.interface import Engine
 from durably.engine.operations import read_status
 from durably.engine.reports import EngineInfo, Feature, MatchCount, RunPage
-from durably.engine.views import FunctionView, RunStatus
+from durably.engine.views import FunctionView, RunStatus, RunView
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
-
-from .run_columns import COOKIE, Column, describe_output, read_columns, write_columns
-from .selected_runs import read_notice
 
 PAGE_SIZE = 50
 SEARCH_SECONDS = 1.0
@@ -72,12 +75,6 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         failure_of=_failure_of,
         an_event=next((trigger.event for each in functions for trigger in each.config.triggers if trigger.event), None),
     )
-
-
-async def choose_columns(visit: Visit) -> DashboardResponse:
-    """Keep the reader's choice of columns, and go back to the list with its filter."""
-    visit.keep_cookie(COOKIE, write_columns(visit.query))
-    return visit.redirect("/runs", **{name: value for name, value in visit.query.items() if name in _FILTERS})
 
 
 def _statuses(info: EngineInfo) -> list[RunStatus]:
@@ -167,6 +164,68 @@ def _failure_of(run: Any) -> str | None:
     return f"{output.get('name') or 'Error'}: {first}" if run.status == "Failed" else first
 
 
+# columns
+
+
+COLUMNS_COOKIE = "durably-columns"
+_SEPARATOR = "."
+_LONGEST_OUTPUT = 80
+"""Characters of an output in the list."""
+
+
+class Column(StrEnum):
+    """A column that a reader may show, besides the status and the function."""
+
+    RUN = "run"
+    APP = "app"
+    EVENT = "event"
+    CREATED = "created"
+    STARTED = "started"
+    DURATION = "duration"
+    FAILED_ATTEMPTS = "failed-attempts"
+    OUTPUT = "output"
+
+    @property
+    def heading(self) -> str:
+        return self.replace("-", " ").capitalize()
+
+
+DEFAULT_COLUMNS = (Column.RUN, Column.CREATED, Column.DURATION)
+
+
+def read_columns(request: DashboardRequest) -> Sequence[Column]:
+    """The columns that the reader has chosen, in the order of ``Column``."""
+    chosen = read_cookie(request.headers, COLUMNS_COOKIE)
+    if chosen is None:
+        return DEFAULT_COLUMNS
+    names = chosen.split(_SEPARATOR)
+    return [column for column in Column if column in names]
+
+
+def write_columns(fields: Mapping[str, str]) -> str:
+    """The cookie for the fields of the form."""
+    return _SEPARATOR.join(column for column in Column if f"column-{column}" in fields)
+
+
+def describe_output(run: RunView) -> str | None:
+    """The first characters of what a completed run returned."""
+    if run.status is not RunStatus.COMPLETED:
+        return None
+    if run.output is None:
+        return "more than 16 KiB"
+    text = bytes(run.output).decode()
+    return text if len(text) <= _LONGEST_OUTPUT else f"{text[:_LONGEST_OUTPUT]}…"
+
+
+async def choose_columns(visit: Visit) -> DashboardResponse:
+    """Keep the reader's choice of columns, and go back to the list with its filter."""
+    visit.keep_cookie(COLUMNS_COOKIE, write_columns(visit.query))
+    return visit.redirect("/runs", **{name: value for name, value in visit.query.items() if name in _FILTERS})
+
+
+# search
+
+
 def _named_function(functions: Sequence[FunctionView], text: str) -> str | None:
     """The id of the function that the text names.
 
@@ -205,8 +264,86 @@ async def find(visit: Visit) -> DashboardResponse:
     return visit.redirect(f"/events/{events[0].event.id}") if len(events) == 1 else visit.redirect("/runs", id=text)
 
 
+# actions on the selected runs
+
+
+_FIELD = re.compile(r"run-([0-9A-Za-z]{1,64})")
+_LARGEST_COUNT = 1_000
+
+
+class Notice(msgspec.Struct, frozen=True):
+    """The outcome of an action, in a sentence."""
+
+    text: str
+    is_warning: bool
+
+
+def read_notice(query: Mapping[str, str]) -> Notice | None:
+    """The notice after an action.
+
+    The URL has only its numbers, so that no other text can be shown.
+    """
+    action = query.get("did")
+    if action not in ("cancelled", "rerun"):
+        return None
+    done, ended, refused = (_read_count(query.get(name, "")) for name in ("done", "ended", "refused"))
+    was = "was" if done == 1 else "were"
+    parts = [f"{_runs(done)} {was} {'cancelled' if action == 'cancelled' else 'started again'}."]
+    if ended:
+        parts.append(f"{_runs(ended)} had already ended.")
+    if refused:
+        parts.append(
+            f"{_runs(refused)} could not be changed: the function is paused or no longer served, the run is gone, or "
+            "you may not change it. Open one to see which."
+        )
+    return Notice(" ".join(parts), bool(refused))
+
+
+def _read_count(text: str) -> int:
+    return min(int(text), _LARGEST_COUNT) if text.isascii() and text.isdecimal() and len(text) < 6 else 0
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+async def cancel_selected(visit: Visit) -> DashboardResponse:
+    return await _act(visit, "cancel_run", "cancelled", visit.engine.cancel_run)
+
+
+async def rerun_selected(visit: Visit) -> DashboardResponse:
+    async def rerun(run_id: str) -> bool:
+        await visit.engine.rerun(run_id)
+        return True
+
+    return await _act(visit, "rerun", "rerun", rerun)
+
+
+async def _act(visit: Visit, action: str, did: str, change: Callable[[str], Awaitable[bool]]) -> DashboardResponse:
+    """``change`` returns false for a run that had already ended."""
+    selected = [found[1] for name in visit.form if (found := _FIELD.fullmatch(name))]
+    if not selected:
+        raise PageError(400, "No run is selected", "Go back, select runs by the boxes of their rows, and try again.")
+    done = ended = refused = 0
+    for run_id in selected:
+        if not await visit.may(action, run_id):
+            refused += 1
+            continue
+        try:
+            if await change(run_id):
+                done += 1
+            else:
+                ended += 1
+        except EngineError:
+            refused += 1
+    counts = {"done": done, "ended": ended or None, "refused": refused or None}
+    return visit.redirect("/runs", **{**visit.query, "did": did, **counts})
+
+
 ROUTES = (
     Route("GET", "/search", find),
     Route("GET", "/runs", show_runs, live=Live.ALL),
     Route("GET", "/runs/columns", choose_columns),
+    Route("POST", "/runs/cancel-selected", cancel_selected, action="cancel_run"),
+    Route("POST", "/runs/rerun-selected", rerun_selected, action="rerun"),
 )

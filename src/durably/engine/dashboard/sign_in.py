@@ -16,14 +16,13 @@ from typing import Protocol
 from urllib.parse import urlencode
 
 from durably.engine.core.errors import EngineError
-from durably.engine.dashboard.dashboard import Dashboard
-from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.dashboard.static_files import ASSETS
-from durably.engine.dashboard.visit import PageError, parse_fields
+from durably.engine.dashboard.protection import describe_forgery, make_cookie, read_cookie
 from durably.protocol.text import get_logger, printable
 
-from .cookies import make_cookie, read_cookie
-from .protection import describe_forgery
+from .dashboard import Dashboard
+from .messages import DashboardRequest, DashboardResponse
+from .templating import ASSETS
+from .visit import PageError, parse_fields
 
 SIGN_IN, SIGN_OUT = "/sign-in", "/sign-out"
 SESSION_SECONDS = 12 * 3600
