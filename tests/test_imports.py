@@ -187,7 +187,7 @@ def test_the_interface_of_engines_knows_no_engine() -> None:
     sqlite = ("durably.engine.sqlite", "durably.engine.scheduling", "durably.engine.runtime")
     unknown = (*sqlite, "durably.engine.sqlite_engine", "durably.engine.http")
     assert violations(interface, lambda m: not is_within(m, *unknown, *FRAMEWORKS)) == []
-    api = [PACKAGE / "engine" / "http" / f"{name}.py" for name in ("application", "routes", "codec", "client", "syncs")]
+    api = [PACKAGE / "engine" / "http" / f"{name}.py" for name in ("application", "routes", "codec", "syncs")]
     assert violations(api, lambda m: not is_within(m, *sqlite, "durably.engine.sqlite_engine")) == []
 
 

@@ -21,8 +21,7 @@ from durably.engine.dashboard.messages import (
     at_url,
     on_database,
 )
-from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
-from durably.engine.http.codec import HttpRequest, HttpResponse
+from durably.engine.http.codec import ANY_EVENT_KEY, HttpEngine, HttpRequest, HttpResponse
 from durably.engine.interface import Engine
 from durably.io.calling_thread import run_with_callbacks
 from durably.io.http_client import AsyncIO, Request, request_with_keys

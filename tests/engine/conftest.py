@@ -12,8 +12,7 @@ from yarl import URL
 
 from durably.engine.http.access import ApiKeys
 from durably.engine.http.application import create_api
-from durably.engine.http.client import HttpEngine
-from durably.engine.http.codec import HttpRequest, HttpResponse
+from durably.engine.http.codec import HttpEngine, HttpRequest, HttpResponse
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView, UpdateKind

@@ -11,8 +11,7 @@ import pytest
 from durably.engine.core.errors import FunctionNotFoundError, RunNotFoundError
 from durably.engine.http.access import ApiKeys
 from durably.engine.http.application import create_api
-from durably.engine.http.client import HttpEngine
-from durably.engine.http.codec import EngineRefusedError, HttpRequest, read_arguments, write_request
+from durably.engine.http.codec import EngineRefusedError, HttpEngine, HttpRequest, read_arguments, write_request
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation, blocking, operation, operations_of
 from durably.engine.sqlite_engine import SqliteEngine

@@ -2,7 +2,7 @@
 
 Each is declared once, by ``@operation`` above its method in ``Engine``. The declaration names the HTTP method and path,
 and how the result is shown over HTTP. The arguments, their types and their defaults are those of the method. From these
-follow the route (``engine/http/routes.py``), the client (``engine/http/client.py``), and calls between processes.
+follow the route (``engine/http/routes.py``), the client (``engine/http/codec.py``), and calls between processes.
 ``blocking`` derives a method for synchronous code.
 """
 

@@ -7,7 +7,7 @@ from durably.engine.alerts.delivery import channels_of
 from durably.engine.alerts.failure_alerts import FailureAlerts
 from durably.engine.alerts.settings import Alerts
 from durably.engine.metrics.catalogue import Metric
-from durably.engine.metrics.counters import EngineCounters
+from durably.engine.metrics.instruments import EngineCounters
 from durably.engine.scheduling.observers import Observers
 from durably.engine.settings import Clock, EngineSettings
 

@@ -22,7 +22,7 @@ from durably.engine.core.errors import (
 )
 from durably.engine.core.expressions import Expression
 from durably.engine.metrics.catalogue import Metric
-from durably.engine.metrics.gauges import EngineState, read_gauges
+from durably.engine.metrics.instruments import EngineState, read_gauges
 from durably.engine.reports import (
     AppReport,
     Changes,

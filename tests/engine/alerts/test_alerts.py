@@ -23,10 +23,18 @@ from cryptography.x509.oid import NameOID
 from msgspec.structs import replace
 
 from durably import Alerts
+from durably.engine.alerts.alert import (
+    MAX_FUNCTIONS,
+    Alert,
+    FailureGroups,
+    FunctionFailures,
+    clip_error,
+    describe,
+    email_message,
+    webhook_body,
+)
 from durably.engine.alerts.delivery import TIMEOUT_SECONDS, DeliveryError, Email, Webhook
 from durably.engine.alerts.failure_alerts import FailureAlerts
-from durably.engine.alerts.grouping import MAX_FUNCTIONS, Alert, FailureGroups, FunctionFailures
-from durably.engine.alerts.messages import clip_error, describe, email_message, webhook_body
 from durably.engine.alerts.settings import AlertsInvalidError
 from durably.engine.settings import SystemClock
 from durably.engine.sqlite_engine import SqliteEngine

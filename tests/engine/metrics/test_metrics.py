@@ -8,8 +8,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from durably.engine.metrics.catalogue import CATALOGUE, OTHER_FUNCTIONS, MetricKind
-from durably.engine.metrics.counters import EngineCounters
 from durably.engine.metrics.exposition import write_text
+from durably.engine.metrics.instruments import EngineCounters
 from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.sqlite.writer import Group

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from durably.engine.core.errors import EngineClosedError, TooManyWaitersError
-from durably.engine.http.client import HttpEngine
+from durably.engine.http.codec import HttpEngine
 from durably.engine.reports import Changes
 from durably.engine.scheduling.monitoring import changes
 from durably.engine.scheduling.monitoring.changes import ChangeFeed

@@ -10,7 +10,7 @@ import pytest
 
 from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.expressions import compile_expression
-from durably.engine.http.client import HttpEngine
+from durably.engine.http.codec import HttpEngine
 from durably.engine.reports import EventReport
 from durably.engine.sqlite.queries import search_pages
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch

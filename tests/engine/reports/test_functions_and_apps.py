@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError, SelectionInvalidError
 from durably.engine.core.run_state import RunStatus
-from durably.engine.http.client import HttpEngine
+from durably.engine.http.codec import HttpEngine
 from durably.engine.reports import MatchCount
 from durably.engine.sqlite.queries import functions
 from durably.engine.sqlite.queries.functions import percentile

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.run_state import RunStatus
-from durably.engine.http.client import HttpEngine
+from durably.engine.http.codec import HttpEngine
 from durably.engine.reports import Concern, ConcernKind, FunctionLoad
 from durably.engine.scheduling.monitoring import concerns
 from durably.engine.scheduling.monitoring.overviews import plan_axis

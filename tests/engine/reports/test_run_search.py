@@ -13,7 +13,7 @@ import pytest
 from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.http.client import HttpEngine
+from durably.engine.http.codec import HttpEngine
 from durably.engine.reports import MatchCount
 from durably.engine.sqlite.queries import run_search, search_pages
 from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs

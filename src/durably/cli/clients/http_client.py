@@ -14,8 +14,16 @@ import urllib3
 
 from durably.cli.output.text import CliError
 from durably.engine.core.errors import EngineError
-from durably.engine.http.client import ANY_EVENT_KEY, HttpEngine
-from durably.engine.http.codec import HttpRequest, HttpResponse, NotAnEngineError, decoder_of, from_wire, status_of
+from durably.engine.http.codec import (
+    ANY_EVENT_KEY,
+    HttpEngine,
+    HttpRequest,
+    HttpResponse,
+    NotAnEngineError,
+    decoder_of,
+    from_wire,
+    status_of,
+)
 from durably.engine.operations import Operation
 from durably.engine.views import RunUpdate
 from durably.io.http_connections import failure_reason

@@ -12,8 +12,7 @@ import aiohttp
 
 from durably.protocol.text import describe_os_error, printable
 
-from .grouping import Alert
-from .messages import email_message, webhook_body
+from .alert import Alert, email_message, webhook_body
 from .settings import Alerts, MailServer
 
 TIMEOUT_SECONDS = 10.0

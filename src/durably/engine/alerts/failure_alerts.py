@@ -12,9 +12,8 @@ from durably.engine.sqlite.writer import Group
 from durably.engine.views import UpdateKind
 from durably.protocol.text import get_logger
 
+from .alert import Alert, FailureGroups, clip_error
 from .delivery import Channel, DeliveryError
-from .grouping import Alert, FailureGroups
-from .messages import clip_error
 
 _RETRY_SECONDS = (1.0, 5.0, 30.0)
 _CLOSE_SECONDS = 2.0

@@ -1,21 +1,26 @@
-"""The HTTP API as an aiohttp application.
+"""The HTTP API as an aiohttp application, with the dashboard.
 
 It has the routes, and the steps that each request passes.
 """
 
+import contextlib
+from functools import partial
+
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
+from multidict import CIMultiDict
 
-from durably.engine.dashboard.sign_in import DashboardServer
+from durably.engine.dashboard.dashboard import SEGMENTS
+from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
+from durably.engine.dashboard.sign_in import SIGN_IN, SIGN_OUT, DashboardServer
 from durably.engine.interface import Engine, LocalEngine
 from durably.engine.operations import Access, operations_of
 from durably.protocol.headers import ServerKind
-from durably.protocol.limits import MAX_REQUEST_BYTES
+from durably.protocol.limits import MAX_FORM_BYTES, MAX_REQUEST_BYTES
 
 from .access import AllowedHosts, ApiKeys, Gate
 from .connections import CONNECTIONS
-from .dashboard import dashboard_routes
-from .messages import ApiError, answer_error, answer_expectation, explain_stop
+from .messages import ApiError, answer_error, answer_expectation, explain_stop, read_body
 from .routes import (
     HEALTH_PATH,
     SERVER_ROUTES,
@@ -64,7 +69,7 @@ def create_api(
     api = ApiState(engine, keys.server_kind, on_sync, sync_at, conflicts, has_limits)
     gate = Gate(keys, hosts)
     operations = [operation_route(operation) for operation in operations_of(Engine).values()]
-    pages = [] if dashboard is None else dashboard_routes(dashboard)
+    pages = [] if dashboard is None else _dashboard_routes(dashboard)
     for route in (*SERVER_ROUTES, *operations, *pages, *unsupported_routes(), UNROUTED):
         if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
             endpoint = _endpoint(api, gate, route)
@@ -105,3 +110,60 @@ def _endpoint(api: ApiState, gate: Gate, route: Route) -> Handler:
         return response
 
     return answer
+
+
+# the dashboard
+
+
+def _dashboard_routes(dashboard: DashboardServer) -> list[Route]:
+    """The paths that the dashboard answers. Others are the API's.
+
+    An engine in dev mode checks hosts and origins before any route, and in cloud mode the dashboard has a sign-in.
+    """
+    handle = partial(_answer_dashboard, dashboard)
+    names = "|".join(sorted(SEGMENTS - {""} | {SIGN_IN[1:], SIGN_OUT[1:]}))
+    paths = ("/", f"/{{segment:(?:{names})}}{{rest:(?:/.*)?}}")
+    return [Route(method, path, Access.OPEN, handle) for path in paths for method in ("GET", "POST")]
+
+
+async def _answer_dashboard(dashboard: DashboardServer, api: ApiState, request: web.Request) -> web.StreamResponse:
+    answer = await dashboard.handle(
+        DashboardRequest(
+            method=request.method,
+            path=request.path,
+            mount="",
+            headers=_lower_headers(request),
+            query=request.rel_url.raw_query_string,
+            body=await read_body(request, MAX_FORM_BYTES) if request.method == "POST" else b"",
+            # Of a client's own header a cookie would only become stricter.
+            is_secure=request.secure or request.headers.get("x-forwarded-proto", "").lower() == "https",
+            raw_request=request,
+            peer=request.remote,
+        )
+    )
+    if answer.stream is not None:
+        return await _stream(answer, api, request)
+    return web.Response(status=answer.status_code, body=answer.body, headers=CIMultiDict(answer.headers))
+
+
+def _lower_headers(request: web.Request) -> dict[str, str]:
+    """Headers by their names in lower case; cookies may be in several."""
+    headers = {name.lower(): value for name, value in request.headers.items()}
+    if "cookie" in headers:
+        headers["cookie"] = "; ".join(request.headers.getall("cookie"))
+    return headers
+
+
+async def _stream(answer: DashboardResponse, api: ApiState, request: web.Request) -> web.StreamResponse:
+    assert answer.stream is not None
+    response = web.StreamResponse(
+        status=answer.status_code, headers=CIMultiDict([*answer.headers, *api.headers().items()])
+    )
+    async with contextlib.aclosing(answer.stream()) as chunks:
+        with contextlib.suppress(ConnectionResetError):  # The client has gone.
+            await response.prepare(request)
+            if request.method != "HEAD":
+                async for chunk in chunks:
+                    await response.write(chunk)
+            await response.write_eof()
+    return response

@@ -1,12 +1,14 @@
-"""Operations as HTTP requests and answers, in both directions.
+"""Operations as HTTP requests and answers, in both directions, and ``HttpEngine``.
 
-Pure: no I/O, no web framework. The server uses ``read_arguments`` and ``encode_result``, the client ``write_request``
-and ``read_result``.
+Pure: no I/O, no web framework. The server uses ``read_arguments`` and ``encode_result``. ``HttpEngine`` uses
+``write_request`` and ``read_result``, and implements ``Engine`` by the table of operations. Its connection is TCP or
+a Unix socket: it is given a function for the exchange of a request, such as one of an aiohttp session, or that of the
+command line, which uses urllib3 and never suspends (``cli/clients/http_client.py``).
 """
 
 import datetime as dt
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, NoReturn, cast, get_args, get_origin
 from urllib.parse import quote, urlencode
 
@@ -14,6 +16,7 @@ import msgspec
 
 from durably.engine.core import errors
 from durably.engine.core.errors import EngineError
+from durably.engine.interface import Engine
 from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status, without_none
 from durably.engine.views import RunStatus
 from durably.protocol.api import Envelope, ErrorBody, Metadata
@@ -371,3 +374,28 @@ def _field_of_twin(field: msgspec.structs.FieldInfo) -> Any:
     if field.default_factory is not msgspec.NODEFAULT:
         return field.name, kind, msgspec.field(default_factory=cast(Any, field.default_factory))
     return field.name, kind
+
+
+# an engine over HTTP
+
+Exchange = Callable[[HttpRequest], Awaitable[HttpResponse]]
+"""Sends a request to the engine and returns its answer. Raises an error of its own if no engine answers."""
+
+ANY_EVENT_KEY = "dev"
+"""An engine in dev mode takes any event key."""
+
+
+class HttpEngine(Engine):
+    """An engine that is reached over HTTP.
+
+    ``event_key`` is a key of the engine, for ``receive_events``. Raises the engine's errors, those of
+    ``exchange``, and ``EngineRefusedError`` for other refusals.
+    """
+
+    def __init__(self, exchange: Exchange, *, event_key: str = ANY_EVENT_KEY) -> None:
+        self._exchange = exchange
+        self._event_key = event_key
+
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        request = write_request(operation, arguments, key=self._event_key)
+        return read_result(operation, arguments, await self._exchange(request))
