@@ -312,7 +312,7 @@ def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
         "durably.execution",
         "durably.io.background_loop",
         "durably.io.http_client",
-        "durably.protocol.origins",
+        "durably.protocol.headers",
         "durably.protocol.setting_checks",
         "durably.temporal",
         "durably.web",

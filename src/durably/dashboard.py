@@ -23,7 +23,7 @@ from durably.engine.dashboard.messages import (
 )
 from durably.engine.http.codec import ANY_EVENT_KEY, HttpEngine, HttpRequest, HttpResponse
 from durably.engine.interface import Engine
-from durably.io.calling_thread import run_with_callbacks
+from durably.io.background_loop import run_with_callbacks
 from durably.io.http_client import AsyncIO, Request, request_with_keys
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES

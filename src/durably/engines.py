@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from durably.protocol.call import LogLine
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import ServerKind
-from durably.protocol.logs import LogLine
 
 from .errors import FunctionConfigInvalidError, URLInvalidError
 from .settings import (

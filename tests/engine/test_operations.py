@@ -16,10 +16,9 @@ from durably.engine.interface import Engine
 from durably.engine.operations import Operation, blocking, operation, operations_of
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import FromStep, RunStatus
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.events import Event
 from durably.protocol.headers import ServerKind
-from durably.protocol.logs import LogLine
 
 OPERATIONS = operations_of(Engine)
 MOMENT = dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)

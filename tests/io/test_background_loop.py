@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from durably.io.background_loop import get_background_loop
+from durably.io.background_loop import CallBlocking, get_background_loop, run_with_callbacks
 
 
 async def value_of(value: Any) -> Any:
@@ -146,7 +146,7 @@ def test_its_own_thread_cannot_wait_for_it() -> None:
 def test_a_forked_process_starts_its_own() -> None:
     program = """
 import os
-from durably.io.background_loop import get_background_loop
+from durably.io.background_loop import CallBlocking, get_background_loop, run_with_callbacks
 async def process(): return os.getpid()
 assert get_background_loop().run(process()) == os.getpid()
 parent = get_background_loop()
@@ -158,3 +158,42 @@ assert get_background_loop() is not parent and get_background_loop().run(process
 os._exit(7)
 """
     assert subprocess.run([sys.executable, "-c", program], timeout=60).returncode == 7
+
+
+def test_callbacks_run_in_the_callers_thread_and_context() -> None:
+    name = contextvars.ContextVar[str]("name")
+    name.set("ada")
+
+    async def ask(call: CallBlocking) -> list[Any]:
+        return [threading.get_ident(), await call(threading.get_ident), await call(name.get), name.get()]
+
+    own, called, *names = run_with_callbacks(ask)
+    assert called == threading.get_ident() != own
+    assert names == ["ada", "ada"]
+
+
+def test_errors_of_callbacks_and_of_the_coroutine_are_raised() -> None:
+    async def ask(call: CallBlocking) -> str:
+        with pytest.raises(ZeroDivisionError):
+            await call(lambda: 1 // 0)
+        return await call(lambda: {}["key"])
+
+    with pytest.raises(KeyError, match="key"):
+        run_with_callbacks(ask)
+
+
+def test_an_interrupted_caller_cancels_the_coroutine() -> None:
+    cancelled = threading.Event()
+
+    def interrupt() -> None:
+        raise SystemExit(1)
+
+    async def ask(call: CallBlocking) -> None:
+        try:
+            await call(interrupt)
+        finally:
+            cancelled.set()
+
+    with pytest.raises(SystemExit):
+        run_with_callbacks(ask)
+    assert cancelled.wait(30)

@@ -18,10 +18,9 @@ import msgspec
 
 from durably.engine.core.errors import EngineError, NotSupportedError
 from durably.protocol.api import SendBody
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import Header
-from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 
 from .metrics.catalogue import Metric

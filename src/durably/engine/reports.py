@@ -8,9 +8,9 @@ from enum import StrEnum
 
 import msgspec
 
+from durably.protocol.call import LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
-from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode
 
 from .views import AppView, EventView, FunctionView, RunStatus, RunView, StepStatus

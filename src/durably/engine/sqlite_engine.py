@@ -70,10 +70,9 @@ from durably.engine.views import (
     to_datetime,
     to_optional_milliseconds,
 )
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind
-from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 from durably.protocol.trace_context import read_trace
 

@@ -19,7 +19,7 @@ import msgspec
 from durably.app import App
 from durably.io.background_loop import get_background_loop
 from durably.io.http_client import AsyncIO, Request, request_with_keys
-from durably.protocol.logs import LogLine
+from durably.protocol.call import LogLine
 from durably.run_logger import KeepLine
 
 MAX_LINES = 500

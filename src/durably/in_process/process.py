@@ -20,9 +20,8 @@ from durably.engine.core.policy import dev_backoff, standard_backoff
 from durably.engine.settings import EngineSettings
 from durably.errors import EngineNotStartedError, EngineStoppingError, Error, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.events import EventReceipt
-from durably.protocol.logs import LogLine
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import trace_headers
 from durably.settings import is_test_run

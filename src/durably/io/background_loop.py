@@ -8,12 +8,15 @@ import concurrent.futures
 import contextlib
 import inspect
 import os
+import queue
 import sys
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+CallBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Calls a function, and returns its result."""
 
 
 class BackgroundLoop:
@@ -172,6 +175,49 @@ def get_engine_loop() -> asyncio.AbstractEventLoop:
                 "durably-engine", asyncio.new_event_loop if uvloop is None else uvloop.new_event_loop
             )
         return _engine_loop.loop
+
+
+def run_with_callbacks(start: Callable[[CallBlocking], Coroutine[Any, Any, T]]) -> T:
+    """Block this thread until a coroutine has ended on the background loop.
+
+    ``start`` makes the coroutine. Functions that it gives to its argument are called in this thread, with this thread's
+    request, database connections and locks.
+    """
+    calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
+    background = get_background_loop()
+
+    async def call_here(function: Callable[[], Any]) -> Any:
+        result: asyncio.Future[Any] = background.loop.create_future()
+        calls.put((function, result))
+        return await result
+
+    running = background.submit(start(call_here))
+    running.add_done_callback(lambda _: calls.put(None))
+    try:
+        while (call := calls.get()) is not None:
+            _call(background.loop, *call)
+        return running.result()
+    except BaseException:
+        running.cancel()
+        raise
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[], Any], result: asyncio.Future[Any]) -> None:
+    try:
+        value = function()
+    except Exception as error:
+        loop.call_soon_threadsafe(_resolve, result, None, error)
+    else:
+        loop.call_soon_threadsafe(_resolve, result, value, None)
+
+
+def _resolve(result: asyncio.Future[Any], value: Any, error: Exception | None) -> None:
+    if result.done():  # The coroutine was cancelled.
+        return
+    if error is not None:
+        result.set_exception(error)
+    else:
+        result.set_result(value)
 
 
 def _forget() -> None:

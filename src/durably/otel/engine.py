@@ -27,7 +27,7 @@ from durably.engine.tracing import CallSpan, EndedRun
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import TraceContext
 
-from . import attributes as names
+from . import spans as names
 from .spans import end_span, report, start_span
 
 _SCOPE = "durably.engine"

@@ -19,7 +19,7 @@ from durably.protocol.text import get_logger
 from durably.protocol.trace_context import TraceContext
 from durably.tracing import CallInfo
 
-from . import attributes as names
+from . import spans as names
 from .spans import end_span, start_span
 
 _SCOPE = "durably"

@@ -1,11 +1,13 @@
-"""Calls, checkpoints, and the decoding of JSON.
+"""Calls, checkpoints, lines of logs, and the decoding of JSON.
 
-An engine advances a run with a call (spec §4.4). Spec §10.3.1 defines checkpoints.
+An engine advances a run with a call (spec §4.4). Spec §10.3.1 defines checkpoints. Apps in development hand the lines
+of ``ctx.logger`` to their engine.
 
 Every fault of received JSON raises a ``msgspec.DecodeError``. msgspec itself raises other exceptions for two faults,
 and does not check text inside ``msgspec.Raw``.
 """
 
+import datetime as dt
 from array import array
 from functools import partial
 from itertools import accumulate
@@ -156,3 +158,17 @@ class CheckpointRequest(msgspec.Struct, kw_only=True, gc=False):
 
 decode_checkpoint = msgspec.json.Decoder(CheckpointRequest).decode
 """Decode a checkpoint. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A line of ``ctx.logger``.
+
+    ``level`` is a level's name, such as ``"INFO"``. ``step`` is the step's id as the user wrote it, if its handler
+    logged. ``attempt`` counts from 0.
+    """
+
+    at: dt.datetime
+    level: str
+    message: str
+    step: str | None = None
+    attempt: int | None = None

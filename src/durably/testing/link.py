@@ -22,10 +22,9 @@ from durably.execution import StandIn
 from durably.functions.checkpoints import Checkpoints
 from durably.in_process.calls import EngineCheckpoints, run_call
 from durably.io.background_loop import await_on, get_background_loop, running_loop
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import EventReceipt
-from durably.protocol.logs import LogLine
 from durably.protocol.trace_context import trace_headers
 
 T = TypeVar("T")

@@ -23,9 +23,9 @@ from durably.cli.output.text import CliError, Console
 from durably.cli.output.waterfall_text import draw
 from durably.engine.reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
 from durably.engine.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, UpdateKind
+from durably.protocol.call import LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
-from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import FunctionConfig, Trigger
 from durably.testing.timeline import describe_run as describe_timeline

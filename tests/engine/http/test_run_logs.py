@@ -12,8 +12,8 @@ import durably
 from durably.engine.scheduling.transactions import annotations
 from durably.engine.settings import EngineSettings
 from durably.functions import log_sender
+from durably.protocol.call import LogLine
 from durably.protocol.headers import ServerKind
-from durably.protocol.logs import LogLine
 
 from ..conftest import ShiftedClock
 from .conftest import SIGNING_KEY, Harness, OpenServer, ServeFunctions, client_of

@@ -11,8 +11,8 @@ from durably.engine.core.errors import NotSupportedError, RunNotFoundError
 from durably.engine.reports import Relation, SpanKind
 from durably.engine.settings import EngineSettings
 from durably.engine.views import RunStatus, StepStatus
+from durably.protocol.call import LogLine
 from durably.protocol.headers import ServerKind
-from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode
 
 from ...temporal.dev_server import DevServer

@@ -13,7 +13,7 @@ import msgspec
 
 from durably.engine.reports import RunReport
 from durably.engine.views import EventView, MetadataView, RunUpdate, RunView, UpdateKind
-from durably.protocol.logs import LogLine
+from durably.protocol.call import LogLine
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import keep_ends, printable
 

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Mapping
 
-from durably.protocol.origins import is_of_another_site
+from durably.protocol.headers import is_of_another_site
 
 from .messages import DashboardRequest
 

@@ -13,9 +13,9 @@ from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, RunState, Wait
 from durably.engine.reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
 from durably.engine.views import EventView, RunView, StepStatus, to_datetime, to_milliseconds, to_optional_datetime
+from durably.protocol.call import LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
-from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode, hash_step_id
 
 from .rows import AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep

@@ -116,10 +116,9 @@ from durably.engine.views import (
     TracesView,
     to_datetime,
 )
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind
-from durably.protocol.logs import LogLine
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import read_trace

@@ -12,8 +12,8 @@ from durably.engine.sqlite.tables.runs import open_waits
 from durably.engine.steps.reports import RunFacts, StepReporter, report_run
 from durably.engine.steps.rows import AttemptRow, MemoRow, MemoTimes, UnfinishedStep
 from durably.engine.views import EventView, RunView, from_microseconds, to_datetime
+from durably.protocol.call import LogLine
 from durably.protocol.events import InternalEvent
-from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import decode_function
 

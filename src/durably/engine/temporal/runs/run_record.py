@@ -34,7 +34,7 @@ from durably.engine.steps.records import (
 from durably.engine.steps.rows import AttemptRow, CallTimes, EndedWait, MemoRow, OpenWait, UnfinishedStep
 from durably.engine.steps.views import AwaitedStep, run_wait
 from durably.engine.views import MetadataView, RunWait
-from durably.protocol.logs import LogLine
+from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
 """Arguments of steps that a run keeps. Further ones are not shown."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from durably.protocol.origins import is_of_another_site
+from durably.protocol.headers import is_of_another_site
 
 HOST = {"host": "app.example.com"}
 
