@@ -113,7 +113,6 @@ def _serve() -> None:
 
 if __name__ == "__main__":
     import durably.cli.clients.http_client
-    import durably.cli.clients.local_engine
     import durably.cli.commands.start
     import durably.cli.group
     import durably.cli.servers.production_server

@@ -6,14 +6,13 @@ They are an engine that skips time, a check of determinism, and DigitalOcean's r
 from typing import TYPE_CHECKING, Any
 
 from .digital_ocean import DigitalOceanSimulator
-from .errors import NotDeterministicError, RunStuckError, RunUnknownError
 
 if TYPE_CHECKING:
-    from .determinism import DeterminismWarning
+    from .determinism import DeterminismWarning, NotDeterministicError
     from .engine import SyncTestEngine, SyncTestRun, TestEngine, check_determinism
     from .engine_base import TestRun
     from .mocks import UnusedMockWarning
-    from .runs import TestStep
+    from .runs import RunStuckError, RunUnknownError, TestStep
 
 __all__ = [
     "DeterminismWarning",
@@ -32,6 +31,9 @@ __all__ = [
 
 _MODULES = {
     "DeterminismWarning": "determinism",
+    "NotDeterministicError": "determinism",
+    "RunStuckError": "runs",
+    "RunUnknownError": "runs",
     "check_determinism": "engine",
     "SyncTestEngine": "engine",
     "SyncTestRun": "engine",

@@ -20,7 +20,6 @@ from durably.comm import CommHandler
 from durably.engine.views import RunStatus
 from durably.functions.function import Function
 
-from .errors import NotDeterministicError
 from .replays import RETURNED, Found, OtherProcessError, Past, PastStep, call_body, replay, replay_elsewhere
 
 _REPETITIONS = 8
@@ -44,6 +43,10 @@ each process's own (hash() of text, id(), a global variable)? Sort the set:
 _SINCE = """\
 The run itself did otherwise when it was made: is anything before that random, taken from the clock, read from outside?
 Do it in a step, whose memo stays. Or has the code changed since?"""
+
+
+class NotDeterministicError(AssertionError):
+    """A function found other steps when it was called again with the same memos."""
 
 
 class DeterminismWarning(UserWarning):

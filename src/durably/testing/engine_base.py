@@ -33,11 +33,10 @@ from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 
 from .clock import VirtualClock
 from .determinism import DeterminismCheck
-from .errors import RunStuckError
 from .link import TestCaller, TestLink, linked, refuse_inside_calls
 from .mocks import Mocks, UnusedMockWarning, calling, raising, returning
 from .replays import Past
-from .runs import Inspector, Records, RunFacts, RunRef
+from .runs import Inspector, Records, RunFacts, RunRef, RunStuckError
 from .timeline import Recorder, format_span
 
 T = TypeVar("T")

@@ -23,13 +23,23 @@ from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode, unwrap_memo
 
 from .clock import VirtualClock
-from .errors import RunStuckError, RunUnknownError
 from .replays import PastStep
 from .timeline import Recorder, describe_run, format_value
 
 T = TypeVar("T")
 
 _PAGE = 1000
+
+
+class RunUnknownError(AssertionError):
+    """An event started no run or several runs, and the test needs exactly one."""
+
+
+class RunStuckError(AssertionError):
+    """A test waits for a run that does not end.
+
+    Nothing more happens to the run, or not in the allowed time.
+    """
 
 
 class OutstandingWait(msgspec.Struct, frozen=True):

@@ -19,7 +19,7 @@ import pytest
 import urllib3
 
 from durably.cli.output.text import CliError
-from durably.cli.servers.dashboard_sign_in import read_sign_in
+from durably.cli.servers.production_server import read_sign_in
 from durably.protocol.signatures import bearer_token, sign
 
 from ...variants import variants

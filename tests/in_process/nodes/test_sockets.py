@@ -16,7 +16,7 @@ import pytest
 import urllib3
 
 from durably import Embedded
-from durably.cli.clients.local_engine import SocketPool
+from durably.cli.clients.http_client import SocketPool
 from durably.engine.core.errors import EngineError
 from durably.engine.logs import SparseLog
 from durably.in_process.nodes import link, sockets

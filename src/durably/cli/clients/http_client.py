@@ -1,8 +1,9 @@
 """``HttpClient``, the connection of a command to an engine's HTTP API.
 
-The connection is TCP or a Unix socket.
+The connection is TCP, or the Unix socket of the leader of an engine in an app's own processes.
 """
 
+import socket
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from pathlib import Path
@@ -11,6 +12,8 @@ from urllib.parse import urlencode
 
 import msgspec
 import urllib3
+from urllib3.connection import HTTPConnection
+from urllib3.connectionpool import HTTPConnectionPool
 
 from durably.cli.output.text import CliError
 from durably.engine.core.errors import EngineError
@@ -26,6 +29,7 @@ from durably.engine.http.codec import (
 )
 from durably.engine.operations import Operation
 from durably.engine.views import RunUpdate
+from durably.in_process.nodes import sockets
 from durably.io.http_connections import failure_reason
 from durably.protocol.api import AppSyncBody, Envelope, ErrorBody
 from durably.protocol.signatures import bearer_token
@@ -66,8 +70,6 @@ class HttpClient(HttpEngine, EngineClient):
         if database is None:
             self._pool = urllib3.PoolManager(retries=False, timeout=timeout)
         else:
-            from .local_engine import SocketPool
-
             self.url, self._pool = "", SocketPool(database, timeout)
             self._advice = "Start the app that has its Embedded(…) there."
 
@@ -189,3 +191,41 @@ def _lines(response: urllib3.BaseHTTPResponse) -> Iterator[bytes]:
     for chunk in response.stream(65_536):
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
+
+
+class _SocketConnection(HTTPConnection):
+    def __init__(self, *args: Any, path: Path, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._path = path
+
+    def _new_conn(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.settimeout(5.0)
+            with sockets.address_of(self._path) as address:
+                connection.connect(address)
+        except OSError as error:
+            connection.close()
+            raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
+        return connection
+
+
+class SocketPool(HTTPConnectionPool):
+    """A pool of HTTP connections to the socket of a database's leader.
+
+    Raises ``CliError`` if no process has ever led the database, or its path is wrong.
+    """
+
+    ConnectionCls = _SocketConnection  # pyright: ignore[reportAssignmentType] (so it is in urllib3 itself)
+
+    def __init__(self, database: Path, timeout: urllib3.Timeout) -> None:
+        path = Path(database).resolve()
+        directory = sockets.directory_of(path)
+        newest = sockets.newest(directory)
+        if newest is not None:
+            sockets.check_directory(directory, path.stat().st_uid)
+        if newest is None:
+            raise CliError(
+                f"no app runs its engine on {database}: start the app, or check that this is what its Embedded(…) says"
+            )
+        super().__init__("localhost", retries=False, timeout=timeout, path=newest)

@@ -162,9 +162,8 @@ def start(
     if not event_keys or not all(event_keys):
         raise CliError(f"no event key: set {EVENT_KEY.name}, the same as the senders'{_ADVICE}")
     from durably.cli.output.log_lines import LogFormat, write_log
-    from durably.cli.servers.dashboard_sign_in import read_sign_in
     from durably.cli.servers.event_loop import run_until_stopped
-    from durably.cli.servers.production_server import OpenServer, serve
+    from durably.cli.servers.production_server import OpenServer, read_sign_in, serve
     from durably.engine.core.policy import standard_backoff
     from durably.engine.http.connections import ConnectionLimits
     from durably.engine.http.server import EngineServer

@@ -6,21 +6,27 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import click
 
 from durably.cli.options import client_options, json_option
-from durably.cli.output.text import Styled, alternate_screen, draw, echo, echo_json, fit, style
-from durably.cli.output.top_text import RANGE, render
+from durably.cli.output.text import Styled, alternate_screen, draw, echo, echo_json, fit, format_seconds, shorten, style
 
 if TYPE_CHECKING:
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.reports import Overview
+    from durably.engine.reports import FunctionLoad, Overview, RunCounts
 
 _INTERVAL_SECONDS = 1.0
 _PLAIN_WIDTH = 120
+RANGE = dt.timedelta(hours=1)
+"""The time for which runs are counted."""
+_RATE_MINUTES = 5
+_BARS = " ▁▂▃▄▅▆▇█"
+_LEAST_NAME = 12
+_GAP = 2
 
 
 @click.command()
@@ -112,3 +118,127 @@ def _keys() -> Iterator[Callable[[float], bool]]:
 def _only_wait(seconds: float) -> bool:
     time.sleep(seconds)
     return False
+
+
+# lines
+
+
+class _Column:
+    """A column of numbers.
+
+    Those at the end are left out first if the terminal is narrow.
+    """
+
+    def __init__(self, heading: str, read: Callable[["FunctionLoad"], str], colour: str | None = None) -> None:
+        self.heading = heading
+        self.read = read
+        self.colour = colour
+
+
+def _number(count: int | None) -> str:
+    if count is None:
+        return "–"
+    return f"{count:,}" if count else "·"
+
+
+def _ended(counts: "Sequence[RunCounts]") -> int:
+    return sum(each.completed + each.failed + each.cancelled + each.skipped for each in counts)
+
+
+def _failed(load: "FunctionLoad") -> int:
+    return sum(each.open_failures for each in load.counts)
+
+
+_COLUMNS = (
+    _Column("FAILED", lambda load: _number(_failed(load)), "red"),
+    _Column("BACKLOG", lambda load: _number(load.backlog), "yellow"),
+    _Column("RUNS/H", lambda load: _number(_ended(load.counts))),
+    _Column("DELAY", lambda load: "·" if load.queue_delay is None else format_seconds(load.queue_delay)),
+    _Column("CALLS", lambda load: _number(load.in_flight)),
+    _Column("LIVE", lambda load: _number(load.live)),
+)
+
+
+def render(overview: "Overview", width: int, height: int | None = None) -> list[Styled]:
+    """The lines of a screen, each at most ``width`` characters.
+
+    All lines without a ``height``.
+    """
+    top = [*_totals(overview, width), Styled("")]
+    concerns = [style(shorten(f"! {concern.message}", width), fg="yellow") for concern in overview.concerns]
+    loads = sorted(overview.functions, key=lambda load: (-_failed(load), -(load.backlog or 0), -_ended(load.counts)))
+    rows = _table(loads, width)
+    if height is None:
+        return [*top, *rows, *([Styled(""), *concerns] if concerns else [])]
+    # At least half of the screen is for functions.
+    concerns = concerns[: max((height - len(top)) // 2 - 1, 0)]
+    left = max(height - len(top) - (len(concerns) + 1 if concerns else 0), 1)
+    if len(rows) > left:
+        rows = [*rows[: left - 1], style(shorten(f"… {len(rows) - left + 1} more", width), dim=True)]
+    return [*top, *rows, *([Styled(""), *concerns] if concerns else [])][:height]
+
+
+def _totals(overview: "Overview", width: int) -> list[Styled]:
+    # The last interval is not over.
+    recent = overview.counts[-_RATE_MINUTES - 1 : -1]
+    minutes = max(len(recent) * overview.interval_seconds / 60, 1)
+    failed, ended = sum(each.failed for each in overview.counts), _ended(overview.counts)
+    replayed = sum(each.replayed for each in overview.counts)
+    facts = [
+        f"{_ended(recent) / minutes:,.1f} runs/min",
+        f"{failed:,} of {ended:,} failed in 1 h{f' ({replayed:,} replayed since)' if replayed else ''}",
+        *_calls(overview.functions),
+        *(f"{count:,} {status.value.lower()}" for status, count in overview.live.items()),
+    ]
+    chart = _chart([_ended([each]) for each in overview.counts[-width:]])
+    return [*(style(line, bold=True) for line in _wrap(facts, width)), style(chart[:width], fg="green")]
+
+
+def _calls(loads: "Sequence[FunctionLoad]") -> list[str]:
+    """Calls that wait and that are under way, if the engine counts them."""
+    backlogs = [load.backlog for load in loads if load.backlog is not None]
+    calls = [load.in_flight for load in loads if load.in_flight is not None]
+    if loads and not calls:
+        return []
+    return [f"backlog {sum(backlogs):,}", f"{sum(calls):,} calls"]
+
+
+def _wrap(facts: Sequence[str], width: int) -> list[str]:
+    """The facts in lines, each at most ``width`` characters."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and len(lines[-1]) + len(fact) + 3 <= width:
+            lines[-1] += f" · {fact}"
+        else:
+            lines.append(fact)
+    return [shorten(line, width) for line in lines]
+
+
+def _chart(values: Sequence[int]) -> str:
+    """A bar for each value; a value above zero is visible."""
+    most = max(values, default=0) or 1
+    return "".join(_BARS[-(-value * (len(_BARS) - 1) // most)] for value in values)
+
+
+def _table(loads: "Sequence[FunctionLoad]", width: int) -> list[Styled]:
+    if not loads:
+        return [style(shorten("no functions: sync an app with this engine", width), dim=True)]
+    cells = [[column.read(load) for column in _COLUMNS] for load in loads]
+    widths = [max(len(column.heading), *(len(row[index]) for row in cells)) for index, column in enumerate(_COLUMNS)]
+    name = min(max(len(fit(load.function_id)) for load in loads), max(width // 2, _LEAST_NAME))
+    ends = accumulate((each + _GAP for each in widths), initial=name)
+    shown = max(sum(end <= width for end in ends) - 1, 0)
+    headings = "".join(
+        f"{' ' * _GAP}{column.heading:>{size}}" for column, size in zip(_COLUMNS[:shown], widths, strict=False)
+    )
+    lines = [style(f"{shorten('FUNCTION', width):<{min(name, width)}}{headings}", bold=True)]
+    for load, row in zip(loads, cells, strict=True):
+        shown_cells = zip(_COLUMNS[:shown], row, widths, strict=False)
+        numbers = "".join(_cell(column, text, size) for column, text, size in shown_cells)
+        lines.append(Styled(fit(f"{shorten(load.function_id, min(name, width)):<{min(name, width)}}") + numbers))
+    return lines
+
+
+def _cell(column: _Column, text: str, size: int) -> str:
+    padded = f"{' ' * _GAP}{text:>{size}}"
+    return padded if column.colour is None or text == "·" else style(padded, fg=column.colour)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.cli.output.top_text import render
+from durably.cli.commands.top import render
 from durably.engine.reports import Concern, ConcernKind, FunctionLoad, Overview, RunCounts
 from durably.engine.views import RunStatus
 
