@@ -7,7 +7,6 @@ import click
 
 from durably.cli.options import client_options, json_option
 from durably.cli.output.text import (
-    CliError,
     Styled,
     echo,
     echo_json,
@@ -56,6 +55,8 @@ def logs(
     An engine keeps them in development only; with --follow it prints what happens to runs in production too. RUN is a
     run's id, or the end of it, as `durably dev` prints it.
     """
+    from durably.cli.clients.engine_client import existing
+
     from .runs import check_function, find_run_id
 
     if run_id is not None and function_id is not None:
@@ -69,7 +70,7 @@ def logs(
         page = client.list_logs_sync(function_id=function_id, limit=limit)
     else:
         run_id = find_run_id(client, run_id)
-        run = existing_run(client, run_id)
+        run = existing(client.get_run_sync(run_id))
         page = client.list_logs_sync(run_id=run_id, position=1, limit=_PAGE)
     if follow:
         _follow(client, run, function_id, page, lines_only, as_json)
@@ -95,6 +96,7 @@ def _follow(
     lines_only: bool,
     as_json: bool,
 ) -> None:
+    from durably.cli.clients.engine_client import existing
     from durably.cli.output.log_stream import describe_change, followed_lines, followed_updates, merge
     from durably.engine.reports import LogEntry
     from durably.engine.views import RunUpdate
@@ -121,15 +123,7 @@ def _follow(
     for value in merge(sources):
         show(value)
     if run is not None and not lines_only:
-        show(RunUpdate.ended(existing_run(client, run.id)))
-
-
-def existing_run(client: "EngineClient", run_id: str) -> "RunView":
-    """The run with this id. Raises ``CliError`` if there is none."""
-    run = client.get_run_sync(run_id)
-    if run is None:
-        raise CliError(f"no run has the id {run_id!r}")
-    return run
+        show(RunUpdate.ended(existing(client.get_run_sync(run.id))))
 
 
 _COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}

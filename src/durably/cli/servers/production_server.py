@@ -80,7 +80,10 @@ async def serve(
                     log_fields(_logger, "dashboard served", url=f"{server.origin}/")
                 notify_supervisor("READY=1")
                 for url in urls:
-                    tasks.create_task(_keep_synced(url, server, poll_interval))
+                    syncing = keep_synced(
+                        url, server.discovery, interval=poll_interval, say=_logger.info, warn=_logger.warning
+                    )
+                    tasks.create_task(syncing)
                 tasks.create_task(_log_runs(server))
                 await asyncio.Event().wait()  # Until it is cancelled, which a task's failure does, too.
     finally:
@@ -97,10 +100,6 @@ async def _log_runs(server: EngineServer) -> None:
         _logger.critical("the engine answers 503 until it is stopped: put its database back, then start it again")
         await asyncio.Event().wait()
     raise EngineClosedError("the engine stopped by itself; the log says why")
-
-
-async def _keep_synced(url: str, server: EngineServer, interval: float) -> None:
-    await keep_synced(url, server.discovery, interval=interval, say=_logger.info, warn=_logger.warning)
 
 
 class SyncLog:

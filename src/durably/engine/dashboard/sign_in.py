@@ -231,16 +231,13 @@ class ProxySignIn:
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The dashboard's answer to a visitor who is signed in, or a refusal."""
-        if not self._is_trusted(request.peer):
+        if not _is_in(request.peer, self._networks):
             message = "This dashboard is reached by its proxy only."
         elif not request.headers.get(self._header, "").strip():
             message = f"The proxy has not signed you in: its request has no header {self._header}."
         else:
             return await self._dashboard.handle(request)
         return await self._dashboard.show_error(request, PageError(403, "You are not signed in", message))
-
-    def _is_trusted(self, peer: str | None) -> bool:
-        return _is_in(peer, self._networks)
 
 
 def client_address(request: DashboardRequest, proxies: Collection[Network]) -> str | None:

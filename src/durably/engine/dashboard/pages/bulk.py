@@ -2,6 +2,7 @@
 
 import datetime as dt
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -50,18 +51,14 @@ class BulkForm(msgspec.Struct, frozen=True):
         return {**times, "if": self.expression or "", **chosen}
 
 
-async def show_cancel(visit: Visit) -> DashboardResponse:
-    return await _show(visit, visit.query, is_replay=False)
-
-
-async def show_replay(visit: Visit) -> DashboardResponse:
-    return await _show(visit, visit.query, is_replay=True)
-
-
-async def _show(
-    visit: Visit, fields: Mapping[str, str], *, is_replay: bool, error: str | None = None
+async def show(
+    visit: Visit, fields: Mapping[str, str] | None = None, *, is_replay: bool, error: str | None = None
 ) -> DashboardResponse:
-    """The form and, if it was filled in, the number of runs that it selects."""
+    """The form and, if it was filled in, the number of runs that it selects.
+
+    ``fields`` are by default those of the URL.
+    """
+    fields = visit.query if fields is None else fields
     function_id = visit.arguments["function_id"]
     function = find_function(await visit.engine.list_functions(), function_id)
     form, matches = None, None
@@ -98,15 +95,7 @@ def _end_of_second() -> dt.datetime:
     return (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1)).replace(microsecond=0)
 
 
-async def cancel(visit: Visit) -> DashboardResponse:
-    return await _start(visit, is_replay=False)
-
-
-async def replay(visit: Visit) -> DashboardResponse:
-    return await _start(visit, is_replay=True)
-
-
-async def _start(visit: Visit, *, is_replay: bool) -> DashboardResponse:
+async def start(visit: Visit, *, is_replay: bool) -> DashboardResponse:
     function_id, engine = visit.arguments["function_id"], visit.engine
     fields = {name: value for name, value in visit.form.items() if name != "csrf"}
     try:
@@ -121,16 +110,16 @@ async def _start(visit: Visit, *, is_replay: bool) -> DashboardResponse:
         else:
             await engine.cancel_runs(function_id, **selection)
     except FormError as error:
-        return await _show(visit, fields, is_replay=is_replay, error=str(error))
+        return await show(visit, fields, is_replay=is_replay, error=str(error))
     except EngineError as error:
-        return await _show(visit, fields, is_replay=is_replay, error=error.message)
+        return await show(visit, fields, is_replay=is_replay, error=error.message)
     return visit.redirect(function_path(function_id))
 
 
 _ONE = "/functions/{function_id}"
 ROUTES = (
-    Route("GET", f"{_ONE}/cancel", show_cancel),
-    Route("POST", f"{_ONE}/cancel", cancel, action="cancel_runs", subject="function_id"),
-    Route("GET", f"{_ONE}/replay", show_replay),
-    Route("POST", f"{_ONE}/replay", replay, action="replay_runs", subject="function_id"),
+    Route("GET", f"{_ONE}/cancel", partial(show, is_replay=False)),
+    Route("POST", f"{_ONE}/cancel", partial(start, is_replay=False), action="cancel_runs", subject="function_id"),
+    Route("GET", f"{_ONE}/replay", partial(show, is_replay=True)),
+    Route("POST", f"{_ONE}/replay", partial(start, is_replay=True), action="replay_runs", subject="function_id"),
 )

@@ -191,17 +191,13 @@ def _encoded(report: RunReport, of: str) -> bytes:
     if of == "output":
         found = report.run.output
     elif kind == "event":
-        found = next((_encode(event.data) for event in report.events if event.id == id), None)
+        found = next((msgspec.json.encode(event.data) for event in report.events if event.id == id), None)
     elif kind in ("input", "output"):
         step = next((step for step in report.steps if step.hashed_id == id), None)
         found = step and (step.input if kind == "input" else step.output)
     if found is None:
         raise PageError(404, "There is no such value", "The run has no such event or step, or it has no value.")
     return bytes(found)
-
-
-def _encode(data: object) -> bytes:
-    return msgspec.json.encode(data)
 
 
 def _download(name: str, encoded: bytes) -> DashboardResponse:
