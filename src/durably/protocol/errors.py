@@ -218,7 +218,10 @@ def format_stack(error: BaseException) -> str:
 
 
 def error_message(error: BaseException) -> str:
-    """The exception's message, also if its ``__str__`` raises, or returns what UTF-8 cannot encode."""
+    """The exception's message.
+
+    Also if its ``__str__`` raises, or returns what UTF-8 cannot encode.
+    """
     try:
         return _encodable(str(error))
     except Exception as failure:
