@@ -30,8 +30,8 @@ from durably.engine.temporal.ids import (
 )
 from durably.engine.temporal.messages import Delivery, EventRecord, RunInput, WaitRecord
 from durably.engine.temporal.routing import router
+from durably.engine.temporal.routing.activities import RoutingActivities
 from durably.engine.temporal.routing.wait_keys import wait_key
-from durably.engine.temporal.runs.activities import RoutingActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.workflow_engine import WORKFLOWS
 

@@ -12,7 +12,6 @@ import pytest
 import durably
 from durably.engine.scheduling.events import make_id
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow.gate_messages import pack
 from durably.engine.temporal.ids import (
     app_workflow_id,
     cron_workflow_id,
@@ -24,6 +23,7 @@ from durably.engine.temporal.messages import LeaveInput, WaitRecord
 from durably.engine.temporal.routing import wait_workflow
 from durably.engine.temporal.routing.wait_keys import wait_key
 from durably.engine.temporal.routing.wait_workflow import FULL_BYTES, Waiting, WaitState
+from durably.engine.temporal.workflow_time import pack
 from durably.protocol.opcodes import hash_step_id
 
 from ...temporal.dev_server import DevServer

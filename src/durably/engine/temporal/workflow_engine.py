@@ -75,13 +75,14 @@ from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
 from durably.engine.temporal.reports.search_attributes import register_search_attributes
+from durably.engine.temporal.routing.activities import RoutingActivities
 from durably.engine.temporal.routing.event_receiver import EventReceiver
 from durably.engine.temporal.routing.event_workflow import EventWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
 from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
 from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, Caller, RoutingActivities
+from durably.engine.temporal.runs.activities import CallActivities, Caller
 from durably.engine.temporal.runs.run_record import Annotation
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.sizes import (

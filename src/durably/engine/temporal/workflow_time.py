@@ -5,8 +5,11 @@ All but ``wall_clock`` is workflow code.
 
 import asyncio
 import time
+import zlib
 from collections.abc import Callable
+from typing import Protocol, TypeVar
 
+import msgspec
 from temporalio import workflow
 
 
@@ -47,3 +50,26 @@ class EarliestTimer:
         await workflow.sleep(max(due - now(), 1) / 1000)
         self._task = None
         self._on_due(due)
+
+
+def history_is_long() -> bool:
+    return workflow.info().is_continue_as_new_suggested()
+
+
+class PackableState(Protocol):
+    """A state with a field for all of the others, packed."""
+
+    @property
+    def packed(self) -> bytes: ...
+
+
+S = TypeVar("S", bound=PackableState)
+
+
+def pack(state: S) -> S:
+    """The state for another execution of a workflow, whose input has at most 2 MB."""
+    return type(state)(packed=zlib.compress(msgspec.json.encode(state)))  # type: ignore[call-arg]
+
+
+def unpack(state: S) -> S:
+    return msgspec.json.decode(zlib.decompress(state.packed), type=type(state)) if state.packed else state

@@ -3,9 +3,7 @@
 They are in histories: fields are only ever added.
 """
 
-import zlib
 from enum import StrEnum
-from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -13,25 +11,6 @@ from durably.engine.core.flow.admission import SkipReason
 from durably.engine.core.flow.buckets import BucketKind
 from durably.engine.temporal.messages import EventRecord
 from durably.protocol.options import FunctionOptions
-
-
-class PackableState(Protocol):
-    """A state with a field for all of the others, packed."""
-
-    @property
-    def packed(self) -> bytes: ...
-
-
-S = TypeVar("S", bound=PackableState)
-
-
-def pack(state: S) -> S:
-    """The state for another execution of a workflow, whose input has at most 2 MB."""
-    return type(state)(packed=zlib.compress(msgspec.json.encode(state)))  # type: ignore[call-arg]
-
-
-def unpack(state: S) -> S:
-    return msgspec.json.decode(zlib.decompress(state.packed), type=type(state)) if state.packed else state
 
 
 class GateOption(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -15,10 +15,9 @@ from temporalio.exceptions import FailureError
 
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.transition import error_memo
-from durably.engine.temporal.flow.gate_messages import pack, unpack
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import Condition, Delivery, EventRecord, MatchInput, WaitRecord
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.workflow_time import now, pack, unpack
 from durably.protocol.errors import ErrorData
 
 from .wait_keys import cancel_position

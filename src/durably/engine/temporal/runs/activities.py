@@ -8,43 +8,24 @@ from typing import Any, Protocol
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
-from durably.engine.core.inputs import CancelRequested
-from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.apps.app_workflow import APPLY_SYNC, AppliedSync
 from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
-from durably.engine.temporal.long_lived import describe
 from durably.engine.temporal.messages import (
-    END,
     CallInput,
     CallResult,
     CheckpointInput,
     ContentPage,
     ContentRequest,
-    DeliveryRecord,
-    InternalEvents,
-    InvokeInput,
-    LeaveInput,
-    MatchInput,
-    MemosToCopy,
-    ResolvedInvocation,
-    SignalRecord,
-    WaitRecord,
     result_of,
 )
-from durably.engine.temporal.routing.event_workflow import DELIVER
-from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.routing.wait_keys import matching
-from durably.engine.temporal.routing.wait_workflow import MATCH
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
 from durably.engine.temporal.workflow_time import wall_clock
-from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 
 from .contents import CONTENTS, RunContent
@@ -53,22 +34,10 @@ from .sizes import FittedAnswer, fit_answer
 from .step_requests import StepRequests
 
 CALL = "durably.call"
-CANCEL = "durably.cancel"
-COPY_MEMOS = "durably.copy_memos"
-FIND_LOST = "durably.find_lost"
-READ_END = "durably.read_end"
-RESOLVE = "durably.resolve"
-SEND = "durably.send"
 STEPS = "steps"
 """The signal with steps of an answer that follows."""
-WAIT_FOR_EVENT = "durably.wait_for_event"
-WAIT_FOR_SIGNAL = "durably.wait_for_signal"
-LEAVE = "durably.leave"
-LOCAL_TIMEOUT = dt.timedelta(seconds=10)
 CALL_RETURNED = "CallReturnedError"
 """The type of the failure of a call whose process stops."""
-CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
-_LOST = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
 _MAX_UNREACHED_SECONDS = 66.0
 """A call waits for an app that is down with at most 60 attempts in the first hour, the quick first ones included."""
 _MAX_SLOT_SECONDS = 60.0
@@ -250,10 +219,6 @@ async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -
     return page
 
 
-def terminated_error(run_id: str) -> ErrorData:
-    return ErrorData(name="FunctionCancelledError", message=f"the run {run_id} was terminated on Temporal")
-
-
 def returned_call(reason: str) -> ApplicationError:
     """The error by which a run repeats a call at once. The worker does not log it."""
     return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
@@ -288,87 +253,3 @@ def unreached_seconds(attempt: int) -> float:
     The first attempt has the number 1.
     """
     return min(2.0 ** min(attempt - 1, 10), _MAX_UNREACHED_SECONDS)
-
-
-class RoutingActivities:
-    """Activities by which workflows use the router.
-
-    They run as local activities. Each costs one event of history.
-    """
-
-    def __init__(self, client: Client, router: Router, apps: AppSync) -> None:
-        self._client = client
-        self._router = router
-        self._apps = apps
-
-    @property
-    def activities(self) -> Sequence[Callable[..., Any]]:
-        return [
-            self.send,
-            self.deliver,
-            self.wait_for_event,
-            self.wait_for_signal,
-            self.leave,
-            self.match,
-            self.resolve,
-            self.apply_sync,
-            self.cancel,
-            self.read_end,
-            self.find_lost,
-            self.copy_memos,
-        ]
-
-    @activity.defn(name=DELIVER)
-    async def deliver(self, delivery: DeliveryRecord) -> None:
-        await self._router.finish_delivery(delivery)
-
-    @activity.defn(name=SEND)
-    async def send(self, events: InternalEvents) -> None:
-        await self._router.send_internal(events)
-
-    @activity.defn(name=WAIT_FOR_EVENT)
-    async def wait_for_event(self, wait: WaitRecord) -> None:
-        await self._router.waits.register(wait)
-
-    @activity.defn(name=WAIT_FOR_SIGNAL)
-    async def wait_for_signal(self, wait: SignalRecord) -> bool:
-        return await self._router.waits.register_signal(wait)
-
-    @activity.defn(name=LEAVE)
-    async def leave(self, left: LeaveInput) -> None:
-        await self._router.waits.leave(left)
-
-    @activity.defn(name=MATCH)
-    async def match(self, wanted: MatchInput) -> list[int]:
-        return await asyncio.to_thread(matching, wanted, wall_clock())
-
-    @activity.defn(name=RESOLVE)
-    async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
-        return await self._router.resolve_invocation(invocation)
-
-    @activity.defn(name=APPLY_SYNC)
-    async def apply_sync(self, sync: AppliedSync) -> None:
-        await self._apps.apply(sync)
-
-    @activity.defn(name=CANCEL)
-    async def cancel(self, workflow_id: str) -> None:
-        """Cancel a run that has cancelled itself, so that Temporal shows it as cancelled."""
-        await self._client.get_workflow_handle(workflow_id).cancel()
-
-    @activity.defn(name=READ_END)
-    async def read_end(self, run_id: str) -> ErrorData:
-        """The error of a cancelled run."""
-        described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
-        error: ErrorData = await described.memo_value(END, CANCELLED_BY_TEMPORAL, type_hint=ErrorData)
-        return error
-
-    @activity.defn(name=FIND_LOST)
-    async def find_lost(self, run_id: str) -> ErrorData | None:
-        """The error of a run that ended without its code, and reported nothing."""
-        described = await describe(self._client, run_workflow_id(run_id))
-        return terminated_error(run_id) if described is not None and described.status in _LOST else None
-
-    @activity.defn(name=COPY_MEMOS)
-    async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:
-        page = await read_content(self._client.get_workflow_handle(run_workflow_id(wanted.run_id)), wanted.request)
-        return msgspec.structs.replace(page, events=[], step_input=None)

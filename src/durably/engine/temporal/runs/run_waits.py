@@ -39,12 +39,7 @@ from durably.engine.temporal.messages import (
     chain_after,
 )
 from durably.engine.temporal.reports.search_attributes import search_attributes_of
-from durably.engine.temporal.routing.listening import Listening
-from durably.engine.temporal.routing.wait_keys import cancel_position, condition_of, wait_key
-from durably.engine.temporal.workflow_time import now
-from durably.protocol.errors import ErrorData
-
-from .activities import (
+from durably.engine.temporal.routing.activities import (
     FIND_LOST,
     LEAVE,
     LOCAL_TIMEOUT,
@@ -54,6 +49,11 @@ from .activities import (
     WAIT_FOR_SIGNAL,
     terminated_error,
 )
+from durably.engine.temporal.routing.listening import Listening
+from durably.engine.temporal.routing.wait_keys import cancel_position, condition_of, wait_key
+from durably.engine.temporal.workflow_time import now
+from durably.protocol.errors import ErrorData
+
 from .run_context import RunContext, stop
 
 RUN = "durably.Run"

@@ -57,11 +57,12 @@ from durably.engine.temporal.messages import (
     chain_after,
 )
 from durably.engine.temporal.monitoring.run_changes import RunChanges
+from durably.engine.temporal.routing.activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from durably.engine.temporal.workflow_time import now
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
-from .activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND, STEPS
+from .activities import STEPS
 from .run_calls import RunCalls
 from .run_context import RunContext
 from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page

@@ -6,8 +6,7 @@ It ends when no process holds a slot. If it is terminated, slots are free that p
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.temporal.flow.gate_workflow import history_is_long
-from durably.engine.temporal.workflow_time import EarliestTimer, now
+from durably.engine.temporal.workflow_time import EarliestTimer, history_is_long, now
 
 from .slot_messages import LeaseAnswer, LeaseRequest, SlotsState
 from .slot_pools import SlotPools, WaitingRequests
