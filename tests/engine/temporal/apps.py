@@ -20,8 +20,8 @@ from durably.engine.core.call_body import CallData
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
-from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.worker_group import ProcessWorkers
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.functions.function import Function

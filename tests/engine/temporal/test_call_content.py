@@ -18,8 +18,9 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.temporal.call_slots import CallSlots
-from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest, MemoRecord
+from durably.engine.temporal.messages import MemoRecord
 from durably.engine.temporal.runs.activities import CallActivities
+from durably.engine.temporal.runs.call_messages import CallInput, ContentPage, ContentRequest
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent, RunContents
 from durably.engine.temporal.runs.step_requests import StepRequests
 

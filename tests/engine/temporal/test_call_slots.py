@@ -9,7 +9,7 @@ import durably
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
 from durably.engine.temporal.call_slots import CallSlots
-from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs.call_messages import CallInput
 
 from ...temporal.dev_server import DevServer
 from .apps import make_client, on, running

@@ -33,15 +33,10 @@ from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.converter import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
-    CallInput,
-    CheckpointInput,
-    ContentRequest,
     EventRecord,
     InternalEvents,
     InvokeInput,
     LeaveInput,
-    RequestInput,
-    RequestResult,
     ResolvedInvocation,
     RunInput,
     RunPolicy,
@@ -49,6 +44,13 @@ from durably.engine.temporal.messages import (
 )
 from durably.engine.temporal.runs import activities, heartbeats, run_calls
 from durably.engine.temporal.runs.activities import CallActivities
+from durably.engine.temporal.runs.call_messages import (
+    CallInput,
+    CheckpointInput,
+    ContentRequest,
+    RequestInput,
+    RequestResult,
+)
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.step_requests import REQUEST, StepRequests
 from durably.protocol.errors import ErrorData

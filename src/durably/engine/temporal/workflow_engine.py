@@ -83,6 +83,7 @@ from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
 from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
 from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
 from durably.engine.temporal.runs.activities import CallActivities, Caller
+from durably.engine.temporal.runs.call_messages import CheckpointInput
 from durably.engine.temporal.runs.run_record import Annotation
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.sizes import (
@@ -128,7 +129,6 @@ from durably.protocol.trace_context import read_trace
 from .call_slots import CallSlots, tuner_of
 from .cancellation import with_cancellation
 from .ids import HTTP_QUEUE, WORKFLOWS_QUEUE, app_queue, process_queue, run_workflow_id, split_generation
-from .messages import CheckpointInput
 from .reports.run_reports import RunReports
 from .reports.run_watch import RunWatch
 from .unavailability import is_away

@@ -17,8 +17,8 @@ from durably.engine.scheduling.observers import EndedCall
 from durably.engine.scheduling.subscriptions import RunChange, Subscriptions
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.writer import Group
-from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workflow_time import wall_clock
 from durably.engine.views import RunUpdate
 

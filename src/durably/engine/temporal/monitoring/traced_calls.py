@@ -9,8 +9,8 @@ from temporalio import activity
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
 from durably.engine.temporal.ids import execution_of
-from durably.engine.temporal.messages import CallInput
 from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.tracing import Tracing
 
 

@@ -16,13 +16,11 @@ from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.long_lived import describe
 from durably.engine.temporal.messages import (
     END,
-    ContentPage,
     DeliveryRecord,
     InternalEvents,
     InvokeInput,
     LeaveInput,
     MatchInput,
-    MemosToCopy,
     ResolvedInvocation,
     SignalRecord,
     WaitRecord,
@@ -32,6 +30,7 @@ from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.wait_keys import matching
 from durably.engine.temporal.routing.wait_workflow import MATCH
 from durably.engine.temporal.runs.activities import read_content
+from durably.engine.temporal.runs.call_messages import ContentPage, MemosToCopy
 from durably.engine.temporal.workflow_time import wall_clock
 from durably.protocol.errors import ErrorData
 

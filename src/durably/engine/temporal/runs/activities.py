@@ -16,18 +16,11 @@ from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
-from durably.engine.temporal.messages import (
-    CallInput,
-    CallResult,
-    CheckpointInput,
-    ContentPage,
-    ContentRequest,
-    result_of,
-)
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
 from durably.engine.temporal.workflow_time import wall_clock
 from durably.protocol.text import get_logger
 
+from .call_messages import CallInput, CallResult, CheckpointInput, ContentPage, ContentRequest, result_of
 from .contents import CONTENTS, RunContent
 from .heartbeats import heartbeats
 from .sizes import FittedAnswer, fit_answer

@@ -43,19 +43,7 @@ from durably.engine.core.run_state import RunStatus, origin_of
 from durably.engine.core.transition import encode_error
 from durably.engine.scheduling.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
-from durably.engine.temporal.messages import (
-    END,
-    CheckpointInput,
-    ContentPage,
-    ContentRequest,
-    Delivery,
-    InternalEvents,
-    MemoRecord,
-    MemosToCopy,
-    RunInput,
-    RunPolicy,
-    chain_after,
-)
+from durably.engine.temporal.messages import END, Delivery, InternalEvents, MemoRecord, RunInput, RunPolicy, chain_after
 from durably.engine.temporal.monitoring.run_changes import RunChanges
 from durably.engine.temporal.routing.activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from durably.engine.temporal.workflow_time import now
@@ -63,6 +51,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
 from .activities import STEPS
+from .call_messages import CheckpointInput, ContentPage, ContentRequest, MemosToCopy
 from .run_calls import RunCalls
 from .run_context import RunContext
 from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page

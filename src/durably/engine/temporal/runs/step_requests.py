@@ -17,8 +17,8 @@ from durably.engine.core.answers import Answer, ReportedOps
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.ops import REQUESTS
 from durably.engine.scheduling.requests.step_requests import Outbound, perform
-from durably.engine.temporal.messages import RequestInput, RequestResult
 
+from .call_messages import RequestInput, RequestResult
 from .heartbeats import heartbeats
 from .sizes import MAX_OUTPUT_BYTES, size_of
 
