@@ -18,7 +18,7 @@ from durably.comm.handler import CommHandler
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
 from durably.engine.temporal.runs.activities import Caller
 from durably.engine.temporal.runs.call_messages import CallInput

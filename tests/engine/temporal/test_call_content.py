@@ -17,12 +17,11 @@ from durably.engine.core.answers import Answer, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.requests.step_requests import Outbound
-from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.messages import MemoRecord
-from durably.engine.temporal.runs.activities import CallActivities
+from durably.engine.temporal.runs.activities import CallActivities, StepRequests
 from durably.engine.temporal.runs.call_messages import CallInput, ContentPage, ContentRequest
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent, RunContents
-from durably.engine.temporal.runs.step_requests import StepRequests
+from durably.engine.temporal.slots.call_slots import CallSlots
 
 EVENT = b'{"name":"order"}'
 

@@ -100,7 +100,7 @@ async def test_the_second_loss_of_a_call_costs_an_attempt(
     server: DevServer, monkeypatch: pytest.MonkeyPatch, losses: int, retries: int, ends_well: bool
 ) -> None:
     monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=200))
-    monkeypatch.setattr("durably.engine.temporal.runs.heartbeats._send", lambda seconds: asyncio.Event().wait())
+    monkeypatch.setattr("durably.engine.temporal.runs.activities._send", lambda seconds: asyncio.Event().wait())
     app = make_client()
     async with running(server.address, app, simple(app, retries=retries)) as on_temporal:
         generations = await _lose(on_temporal, losses)

@@ -19,8 +19,8 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.apps.cron_activities import CronActivities
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.apps.cron import CronActivities
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
     app_queue,

@@ -29,8 +29,7 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.events import make_id
 from durably.engine.scheduling.requests.step_requests import Outbound
-from durably.engine.temporal.call_slots import CallSlots
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
     EventRecord,
@@ -42,8 +41,9 @@ from durably.engine.temporal.messages import (
     RunPolicy,
     WaitRecord,
 )
-from durably.engine.temporal.runs import activities, heartbeats, run_calls
-from durably.engine.temporal.runs.activities import CallActivities
+from durably.engine.temporal.routing.activities import LEAVE, RESOLVE, SEND, WAIT_FOR_EVENT
+from durably.engine.temporal.runs import activities, run_calls
+from durably.engine.temporal.runs.activities import REQUEST, CallActivities, StepRequests
 from durably.engine.temporal.runs.call_messages import (
     CallInput,
     CheckpointInput,
@@ -52,7 +52,7 @@ from durably.engine.temporal.runs.call_messages import (
     RequestResult,
 )
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
-from durably.engine.temporal.runs.step_requests import REQUEST, StepRequests
+from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 from durably.temporal.binaries import find_program
@@ -154,13 +154,13 @@ class FakeWorld:
         handle = self.client.get_workflow_handle(run_workflow_id(call.run_id))
         await handle.execute_update("checkpoint", CheckpointInput(call.call.generation, steps))
 
-    @activity.defn(name=activities.WAIT_FOR_EVENT)
+    @activity.defn(name=WAIT_FOR_EVENT)
     async def wait_for_event(self, wait: WaitRecord) -> None:
         if arrives(self.seed, wait.event):
             handle = self.client.get_workflow_handle(run_workflow_id(wait.run_id))
             await handle.signal("resolve", WaitResolved(wait.step_id, b'{"data":{}}'))
 
-    @activity.defn(name=activities.RESOLVE)
+    @activity.defn(name=RESOLVE)
     async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
         if child_fails(self.seed, invocation.payload["data"]["step"]):
             return ResolvedInvocation(error=CHILD_FAILED)
@@ -168,11 +168,11 @@ class FakeWorld:
         await handle.signal("resolve", WaitResolved(invocation.step_id, b'{"data":3}'))
         return ResolvedInvocation()
 
-    @activity.defn(name=activities.LEAVE)
+    @activity.defn(name=LEAVE)
     async def leave(self, left: LeaveInput) -> None:
         """Nothing is registered."""
 
-    @activity.defn(name=activities.SEND)
+    @activity.defn(name=SEND)
     async def send(self, events: InternalEvents) -> None:
         """Nothing listens."""
 
@@ -243,7 +243,7 @@ async def test_random_runs_end_as_on_sqlite(tmp_path: Path, monkeypatch: pytest.
             nodes = build(random_shape(random.Random(seed), 2))
             apps = [FakeApp(nodes, output=_output(nodes, seed), url=url) for _ in range(2)]
             world = FakeWorld(environment.client, apps[0], seed, misfortunes=3)
-            monkeypatch.setattr(heartbeats, "_send", world.send_heartbeats)
+            monkeypatch.setattr(activities, "_send", world.send_heartbeats)
             # This server would repeat the call of a lost worker, although the policy excludes that.
             monkeypatch.setattr(run_calls, "_CALL_RETRIES", ONCE if world.loses_workers else policy)
             found = await _run(environment, world, caches=seed % 4 < 2)

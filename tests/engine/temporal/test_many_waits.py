@@ -20,10 +20,10 @@ from durably.engine.temporal.ids import (
     wait_workflow_id,
 )
 from durably.engine.temporal.messages import LeaveInput, WaitRecord
-from durably.engine.temporal.routing import wait_workflow
+from durably.engine.temporal.routing import workflows
 from durably.engine.temporal.routing.wait_keys import wait_key
-from durably.engine.temporal.routing.wait_workflow import FULL_BYTES, Waiting, WaitState
-from durably.engine.temporal.workflow_time import pack
+from durably.engine.temporal.routing.workflows import FULL_BYTES, Waiting, WaitState
+from durably.engine.temporal.workflow_code import pack
 from durably.protocol.opcodes import hash_step_id
 
 from ...temporal.dev_server import DevServer
@@ -157,7 +157,7 @@ async def test_a_large_event_reaches_each_of_several_waits(restless: DevServer) 
 async def test_a_wait_that_a_workflow_cannot_hold_fails_its_step(
     restless: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wait_workflow, "FULL_BYTES", 0)
+    monkeypatch.setattr(workflows, "FULL_BYTES", 0)
     app = make_client()
     reply = f"{app.app_id}/reply"
 

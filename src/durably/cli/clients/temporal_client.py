@@ -12,8 +12,7 @@ from durably.engine.core.errors import EngineError
 from durably.engine.http.codec import status_of
 from durably.engine.operations import Operation
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.converter import DATA_CONVERTER
-from durably.engine.temporal.unavailability import is_away
+from durably.engine.temporal.client import DATA_CONVERTER, is_away
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunUpdate
 from durably.engines import parse_temporal_url

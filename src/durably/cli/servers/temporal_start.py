@@ -32,7 +32,7 @@ _logger = get_logger("durably.start")
 
 def refuse_options(context: click.Context) -> None:
     """Raises ``CliError`` for an option that the engine on Temporal does not have."""
-    from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
+    from durably.engine.temporal.support import UNUSED_SETTINGS
 
     reasons = {option: UNUSED_SETTINGS[setting] for option, setting in _SETTINGS.items()}
     for parameter in context.command.params:
@@ -97,7 +97,7 @@ def dev_engine_on_temporal(
 def _connection_to(address: str) -> "Temporal":
     """Raises ``CliError`` for invalid settings, or if the extra is not installed."""
     require_temporal()
-    from durably.engine.temporal.converter import DATA_CONVERTER
+    from durably.engine.temporal.client import DATA_CONVERTER
     from durably.temporal import Temporal, TemporalSettingsError
 
     temporal = Temporal(address, data_converter=DATA_CONVERTER)

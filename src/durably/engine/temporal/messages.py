@@ -1,4 +1,4 @@
-"""Records of apps and functions, events, runs and waits: what workflows and clients exchange.
+"""Records of apps, functions, events, runs and waits, as messages.
 
 Those of calls are in ``runs/call_messages.py``.
 

@@ -54,35 +54,25 @@ from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.apps.app_workflow import AppWorkflow
-from durably.engine.temporal.apps.cron_activities import CronActivities
-from durably.engine.temporal.apps.cron_workflow import CronWorkflow
-from durably.engine.temporal.apps.function_workflow import FunctionWorkflow
+from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
+from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
 from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
 from durably.engine.temporal.flow.gate_workflow import GateWorkflow
-from durably.engine.temporal.flow.refusals import check_support
-from durably.engine.temporal.monitoring.live_runs import LiveRuns
-from durably.engine.temporal.monitoring.process_monitor import ProcessMonitor
-from durably.engine.temporal.monitoring.traced_calls import TracedCaller
-from durably.engine.temporal.reports.bulk import Bulk
+from durably.engine.temporal.reports.bulk import Bulk, Reruns
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
-from durably.engine.temporal.reports.changes import ChangePoll
+from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
 from durably.engine.temporal.reports.event_lists import EventFilter, EventLists
 from durably.engine.temporal.reports.function_lists import FunctionLists, function_view
 from durably.engine.temporal.reports.loads import Loads
-from durably.engine.temporal.reports.reruns import Reruns
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
 from durably.engine.temporal.reports.search_attributes import register_search_attributes
 from durably.engine.temporal.routing.activities import RoutingActivities
 from durably.engine.temporal.routing.event_receiver import EventReceiver
-from durably.engine.temporal.routing.event_workflow import EventWorkflow
 from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
-from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
-from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, Caller
+from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
+from durably.engine.temporal.runs.activities import CallActivities, Caller, StepRequests
 from durably.engine.temporal.runs.call_messages import CheckpointInput
 from durably.engine.temporal.runs.run_record import Annotation
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
@@ -93,7 +83,7 @@ from durably.engine.temporal.runs.sizes import (
     split_steps,
     without_large_arguments,
 )
-from durably.engine.temporal.runs.step_requests import StepRequests
+from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of
 from durably.engine.temporal.slots.leased_functions import LeasedFunctions
 from durably.engine.temporal.slots.leased_workers import LeasedWorkers
 from durably.engine.temporal.slots.slot_leases import SlotLeases
@@ -126,14 +116,13 @@ from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import read_trace
 
-from .call_slots import CallSlots, tuner_of
-from .cancellation import with_cancellation
+from .client import is_away, with_cancellation
 from .ids import HTTP_QUEUE, WORKFLOWS_QUEUE, app_queue, process_queue, run_workflow_id, split_generation
+from .process_monitor import LiveRuns, ProcessMonitor, TracedCaller
 from .reports.run_reports import RunReports
-from .reports.run_watch import RunWatch
-from .unavailability import is_away
+from .support import check_support
 from .worker_group import ProcessWorkers
-from .workflow_time import wall_clock
+from .workflow_code import wall_clock
 
 T = TypeVar("T", int, bool)
 

@@ -18,8 +18,8 @@ try:
 except ImportError as missing:
     raise ImportError('durably.TemporalEngine needs temporalio: pip install "durably[engine,temporal]"') from missing
 
-from durably.engine.temporal.converter import DATA_CONVERTER
-from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
+from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.support import UNUSED_SETTINGS
 from durably.temporal import Temporal
 
 from .process import TemporalOptions, TemporalProcess

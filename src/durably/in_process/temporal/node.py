@@ -15,10 +15,10 @@ from durably.engine.core.errors import EngineError
 from durably.engine.interface import Engine
 from durably.engine.operations import operations_of
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.client import is_away
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.runs.activities import returned_call
 from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.temporal.unavailability import is_away
 from durably.engine.temporal.worker_group import WorkerGroup
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError

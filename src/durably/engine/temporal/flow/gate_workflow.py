@@ -6,10 +6,9 @@ import datetime as dt
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.temporal.workflow_time import EarliestTimer, history_is_long, now, pack, unpack
+from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
 
-from .gate import Gate
-from .gate_messages import GateAnswer, GateOutcome, GateRequest, GateState
+from .gate import Gate, GateAnswer, GateOutcome, GateRequest, GateState
 
 ASK_RATE_LIMIT = "durably.ask_rate_limit"
 GATE_CONTINUES = "GateContinues"

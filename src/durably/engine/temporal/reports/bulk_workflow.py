@@ -13,7 +13,7 @@ from temporalio.common import RetryPolicy
 
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.registry import FOLLOWED_FOR
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.workflow_code import now
 
 BULK = "bulk"
 """The memo with the record."""

@@ -1,4 +1,4 @@
-"""Activities by which workflows reach others: events, waits, syncs, and the ends and memos of other runs."""
+"""Activities by which workflows send events, wait, and reach other runs."""
 
 import asyncio
 import datetime as dt
@@ -11,9 +11,8 @@ from temporalio.client import Client, WorkflowExecutionStatus
 
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.apps.app_workflow import APPLY_SYNC, AppliedSync
+from durably.engine.temporal.apps.record_workflows import APPLY_SYNC, AppliedSync
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.long_lived import describe
 from durably.engine.temporal.messages import (
     END,
     DeliveryRecord,
@@ -25,14 +24,15 @@ from durably.engine.temporal.messages import (
     SignalRecord,
     WaitRecord,
 )
-from durably.engine.temporal.routing.event_workflow import DELIVER
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.wait_keys import matching
-from durably.engine.temporal.routing.wait_workflow import MATCH
 from durably.engine.temporal.runs.activities import read_content
 from durably.engine.temporal.runs.call_messages import ContentPage, MemosToCopy
-from durably.engine.temporal.workflow_time import wall_clock
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.engine.temporal.workflow_requests import describe
 from durably.protocol.errors import ErrorData
+
+from .workflows import DELIVER, MATCH
 
 CANCEL = "durably.cancel"
 COPY_MEMOS = "durably.copy_memos"

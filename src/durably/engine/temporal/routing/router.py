@@ -28,9 +28,8 @@ from durably.engine.scheduling.events import (
 )
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow.call_queue_ids import run_flow_of
+from durably.engine.temporal.flow.call_queue import run_flow_of
 from durably.engine.temporal.flow.gates import Gates, has_gates
-from durably.engine.temporal.flow.refusals import MAX_PATTERNS
 from durably.engine.temporal.ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
@@ -58,7 +57,8 @@ from durably.engine.temporal.messages import (
 )
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.search_attributes import search_attributes_of
-from durably.engine.temporal.workflow_time import wall_clock
+from durably.engine.temporal.support import MAX_PATTERNS
+from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.tracing import trace_of_run
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent, patterns_of
@@ -66,9 +66,9 @@ from durably.protocol.options import milliseconds
 from durably.protocol.text import get_logger
 
 from .bulk_cancellations import BulkCancellations
-from .event_workflow import DELIVERED, SENDERS_TIME, EventWorkflow
 from .wait_keys import cancel_waits
 from .waits import Waits
+from .workflows import DELIVERED, SENDERS_TIME, EventWorkflow
 
 _MOST_NAMED_FUNCTIONS = 8
 _MAX_DELIVERY_SECONDS = 3.0

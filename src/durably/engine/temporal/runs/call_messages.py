@@ -1,4 +1,4 @@
-"""Calls of runs as workflows and activities exchange them: answers, checkpoints, memos, requests.
+"""Calls of runs and their answers, checkpoints, memos and requests, as messages.
 
 They are in histories, so a field may be added with a default, and none may be renamed or removed.
 """

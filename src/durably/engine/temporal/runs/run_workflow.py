@@ -44,18 +44,17 @@ from durably.engine.core.transition import encode_error
 from durably.engine.scheduling.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import END, Delivery, InternalEvents, MemoRecord, RunInput, RunPolicy, chain_after
-from durably.engine.temporal.monitoring.run_changes import RunChanges
 from durably.engine.temporal.routing.activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
 from .activities import STEPS
 from .call_messages import CheckpointInput, ContentPage, ContentRequest, MemosToCopy
 from .run_calls import RunCalls
+from .run_changes import RunChanges
 from .run_context import RunContext
-from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
-from .run_timeline import RunTimeline
+from .run_record import Annotation, RecordPage, RunRecord, RunSummary, RunTimeline, StepsPage, steps_page
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 

@@ -8,7 +8,7 @@ from ulid import ULID
 
 from durably.comm import CommHandler
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.in_process.calls import sync_of

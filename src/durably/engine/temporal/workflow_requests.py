@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import datetime as dt
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
@@ -14,6 +14,7 @@ from .ids import WORKFLOWS_QUEUE
 
 ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
 """Ends that no workflow of the engine but a run has by itself."""
+K = TypeVar("K", bound=Hashable)
 
 
 async def describe(client: Client, workflow_id: str) -> WorkflowExecutionDescription | None:
@@ -80,3 +81,50 @@ def ignoring_not_found() -> Iterator[None]:
     except RPCError as error:
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise
+
+
+class SharedReads(Generic[K]):
+    """Reads that several requests share. Each begins after the ones that it answers.
+
+    Many events at once read the same topics and functions. A read that has begun may miss what was acknowledged since.
+    So a request never joins it: all requests during it share the next one.
+    At most one read of a key is under way, and one waits. Belongs to one event loop.
+    """
+
+    def __init__(self, read: Callable[[K], Coroutine[Any, Any, Any]]) -> None:
+        self._read = read
+        self._under_way: dict[K, asyncio.Task[Any]] = {}
+        self._next: dict[K, asyncio.Task[Any]] = {}
+
+    async def __call__(self, key: K) -> Any:
+        task = self._next.get(key)
+        if task is None:
+            before = self._under_way.get(key)
+            task = asyncio.create_task(self._begin(key, before))
+            task.add_done_callback(_note_error)
+            if before is None:
+                self._under_way[key] = task
+            else:
+                self._next[key] = task
+        return await asyncio.shield(task)  # Others may wait for it.
+
+    async def _begin(self, key: K, before: "asyncio.Task[Any] | None") -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        if before is not None:
+            await asyncio.wait([before])
+            self._under_way[key] = self._next.pop(key)
+        try:
+            return await self._read(key)
+        finally:
+            if self._under_way.get(key) is task:
+                del self._under_way[key]
+
+
+def _note_error(task: "asyncio.Task[Any]") -> None:
+    """Prevent the warning about an error that no caller reads.
+
+    All requests for it were cancelled.
+    """
+    if not task.cancelled():
+        task.exception()

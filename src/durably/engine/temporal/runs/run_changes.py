@@ -1,9 +1,14 @@
-"""Changes of runs, as their workflows report them.
+"""Changes of runs, as their workflows report them to their process.
 
-They are for metrics, the log, alerts and spans. Nothing else depends on them. This is workflow code.
+They are for metrics, the log, alerts and spans. Nothing else depends on them.
+
+Workflows have no other access to their process than a module. A replay reports nothing. A task that the server refuses,
+because an event came during it, or that it gives to a second process, is executed again, and reports again.
 """
 
-from collections.abc import Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from temporalio import workflow
@@ -21,14 +26,13 @@ from durably.engine.core.inputs import (
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.subscriptions import RunChange, call_repeated, step_ended, step_waits
 from durably.engine.temporal.messages import RunInput
-from durably.engine.temporal.runs.run_record import RunRecord
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.workflow_code import now
 from durably.engine.tracing import EndedRun
 from durably.engine.views import END_UPDATES, UpdateKind
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 
-from .process_reports import RunReport, find_listener
+from .run_record import RunRecord
 
 _WAITS = {
     Sleep: Opcode.SLEEP,
@@ -36,6 +40,55 @@ _WAITS = {
     AwaitSignal: Opcode.WAIT_FOR_SIGNAL,
     Invoke: Opcode.INVOKE_FUNCTION,
 }
+
+
+class RunReport(msgspec.Struct, frozen=True, gc=False):
+    """A change of a run.
+
+    ``key`` is the same in each report of it. The end of a run has ``ended``.
+    """
+
+    key: int
+    change: RunChange
+    ended: EndedRun | None = None
+
+
+Listener = Callable[[list[RunReport]], None]
+
+_listeners: dict[tuple[str, str], Listener] = {}
+"""The functions that get reports, by the namespace and the task queue of the workflows."""
+
+
+def listen(namespace: str, queues: Iterable[str], listener: Listener) -> Callable[[], None]:
+    """Call ``listener`` with reports, on the running event loop.
+
+    Returns a function that ends it.
+    """
+    loop = asyncio.get_running_loop()
+
+    def report(reports: list[RunReport]) -> None:
+        with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
+            loop.call_soon_threadsafe(listener, reports)
+
+    keys = [(namespace, queue) for queue in queues]
+    _listeners.update(dict.fromkeys(keys, report))
+
+    def end() -> None:
+        for key in keys:
+            if _listeners.get(key) is report:
+                del _listeners[key]
+
+    return end
+
+
+def find_listener() -> Listener | None:
+    """The function that gets reports of the running workflow.
+
+    ``None`` during a replay. Workflow code.
+    """
+    info = workflow.info()
+    listener = _listeners.get((info.namespace, info.task_queue))
+    return None if listener is None or workflow.unsafe.is_replaying() else listener
 
 
 class _Run(msgspec.Struct, frozen=True, gc=False):

@@ -6,9 +6,9 @@ import pytest
 
 from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.scheduling.registry import Function
-from durably.engine.temporal.flow.refusals import check_support
+from durably.engine.temporal.support import check_support
 
-from ...core.flow.configs import config_of
+from ..core.flow.configs import config_of
 
 LIMIT = {"limit": 1}
 SHARED = {"limit": 2, "scope": "account", "key": "event.data.user"}

@@ -1,12 +1,16 @@
-"""``ProcessMonitor``: counts, logs and publishes what a process does."""
+"""``ProcessMonitor``: counts, logs, traces and publishes what a process does.
+
+Workflows report to it (``runs/run_changes.py``). Nothing in a run depends on it.
+"""
 
 import asyncio
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
 
+import msgspec
 from temporalio import activity
 
 from durably.engine.core.answers import Answer
@@ -17,13 +21,20 @@ from durably.engine.scheduling.observers import EndedCall
 from durably.engine.scheduling.subscriptions import RunChange, Subscriptions
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.writer import Group
+from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.runs.activities import Caller
 from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.temporal.workflow_time import wall_clock
+from durably.engine.temporal.runs.run_changes import RunReport, listen
+from durably.engine.tracing import Tracing
 from durably.engine.views import RunUpdate
+from durably.protocol.text import get_logger
 
-from .process_reports import RunReport, listen
+from .workflow_code import wall_clock
 
+_FRESH_SECONDS, _KEPT_SECONDS = 15.0, 120.0
+"""Ages after which numbers are read again, and are no longer shown."""
+_FIRST_SECONDS, _READ_SECONDS = 1.0, 10.0
+"""Times for the first answer, and for one read."""
 _NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
 """Changes of runs are those of workflows, which no transaction of ours commits."""
 _HELD_SECONDS = 0.5
@@ -31,6 +42,70 @@ _HELD_SECONDS = 0.5
 and the run may then end otherwise."""
 _MOST_KNOWN = 10_000
 """Reports that are known again if they are repeated."""
+
+_logger = get_logger("durably.engine")
+
+
+class TracedCaller:
+    """Makes the calls of activities through another caller, each in a span of its own."""
+
+    def __init__(self, caller: Caller, tracing: Tracing) -> None:
+        self._caller = caller
+        self._tracing = tracing
+
+    async def __call__(self, call: CallInput, data: CallData) -> Answer:
+        info = activity.info()
+        known = msgspec.structs.replace(data, call=call.call)
+        execution = execution_of(info.workflow_run_id or "")
+        with self._tracing.calling(known, execution=execution, repetition=info.attempt - 1) as span:
+            answer = await self._caller(call, msgspec.structs.replace(data, traceparent=span.traceparent))
+            span.answered(answer)
+            return answer
+
+
+class LiveRuns:
+    """``get`` starts a read if the last one is old, and waits only for the first.
+
+    One read costs a request for each function, and the scrapes of all processes add up.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[Mapping[str, int]]]) -> None:
+        self._read = read
+        self._numbers: Mapping[str, int] | None = None
+        self._read_at = 0.0
+        self._reading: asyncio.Task[None] | None = None
+        self._has_failed = False
+
+    async def get(self) -> Mapping[str, int] | None:
+        """The numbers by function; ``None`` if they are unknown."""
+        age = time.monotonic() - self._read_at
+        if (self._numbers is None or age > _FRESH_SECONDS) and self._reading is None:
+            self._reading = asyncio.create_task(self._refresh())
+        if self._numbers is None and self._reading is not None:
+            await asyncio.wait([self._reading], timeout=_FIRST_SECONDS)
+        is_old = time.monotonic() - self._read_at > _KEPT_SECONDS
+        return None if is_old else self._numbers
+
+    async def _refresh(self) -> None:
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                self._numbers = await self._read()
+            self._read_at = time.monotonic()
+            self._has_failed = False
+        except Exception as error:  # The other metrics are of use then, and so are the app's own.
+            if not self._has_failed:
+                _logger.warning(
+                    "durably_runs_live is missing in the metrics until it can be read again: %s: %s",
+                    type(error).__name__,
+                    error,
+                )
+            self._has_failed = True
+        finally:
+            self._reading = None
+
+    def close(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
 
 
 class ProcessMonitor:

@@ -1,8 +1,4 @@
-"""Slots for the calls that a worker makes at a time.
-
-A worker's own slots cannot be closed: it would stop executing workflows too, and calls under way could not store their
-steps.
-"""
+"""Slots for the calls that a worker makes at a time."""
 
 import asyncio
 import contextlib

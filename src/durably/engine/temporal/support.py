@@ -1,4 +1,4 @@
-"""Options that are the same on Temporal, that differ, and that are refused.
+"""Options and settings on Temporal that differ, do nothing, or are refused.
 
 An option that cannot be applied exactly is refused by an error that names the function and the option.
 ``docs/reference/options-on-temporal.md`` has the table of ``SUPPORT``.
@@ -15,19 +15,6 @@ from durably.engine.core.flow.config import Flow
 from durably.engine.scheduling.registry import Function
 from durably.protocol.sync import FunctionConfig
 
-
-class Support(StrEnum):
-    SAME = "same"
-    DIFFERENT = "different"
-    REFUSED = "refused"
-
-
-class OptionSupport(msgspec.Struct, frozen=True):
-    option: str
-    support: Support
-    reason: str = ""
-
-
 _PRIORITY_ALONE = (
     "orders calls that wait for concurrency or throttle, and the function has neither: on Temporal, calls that wait "
     "for a worker are made in the order of the task queue. Give the function a concurrency limit, or remove the "
@@ -41,6 +28,28 @@ _TWO_SHARED = (
     "is a second limit that functions share: the engine on Temporal counts the calls of a function in one place, so "
     "it can share one limit with others. Remove one of the limits"
 )
+MAX_PATTERNS = 16
+"""Wildcards that an event of a long name may meet. Each costs every such event a request."""
+UNUSED_SETTINGS = {
+    "clock": "the Temporal server has the timers",
+    "durability": "the Temporal server's database decides",
+    "entropy": "ids of runs are made from those of events",
+    "retention": "that of Temporal's namespace decides: `temporal operator namespace update --retention`",
+}
+"""Each with the reason."""
+
+
+class Support(StrEnum):
+    SAME = "same"
+    DIFFERENT = "different"
+    REFUSED = "refused"
+
+
+class OptionSupport(msgspec.Struct, frozen=True):
+    option: str
+    support: Support
+    reason: str = ""
+
 
 SUPPORT: Sequence[OptionSupport] = (
     OptionSupport("idempotency", Support.SAME),
@@ -94,8 +103,6 @@ SUPPORT: Sequence[OptionSupport] = (
         "after a time without one, it fires the last of the missed ticks",
     ),
 )
-MAX_PATTERNS = 16
-"""Wildcards that an event of a long name may meet. Each costs every such event a request."""
 
 
 def check_support(functions: Sequence[Function]) -> None:

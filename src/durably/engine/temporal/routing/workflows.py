@@ -1,6 +1,9 @@
-"""Waits of runs for events of one name with one value.
+"""The workflows of routing: fan-outs of events, waits for events and signals.
 
-A workflow exists as long as a run waits. An event for which no run waits finds no workflow, and costs nothing.
+The sender of an event delivers it, and reports that to the event's workflow. If it does not, for example because its
+process ended, the workflow delivers the event when it begins, after a delay.
+
+A workflow of waits exists as long as a run waits. An event for which no run waits finds no workflow, and costs nothing.
 """
 
 import asyncio
@@ -16,12 +19,25 @@ from temporalio.exceptions import FailureError
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.transition import error_memo
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.messages import Condition, Delivery, EventRecord, MatchInput, WaitRecord
-from durably.engine.temporal.workflow_time import now, pack, unpack
+from durably.engine.temporal.messages import (
+    Condition,
+    Delivery,
+    DeliveryRecord,
+    EventRecord,
+    MatchInput,
+    SignalRecord,
+    WaitRecord,
+)
+from durably.engine.temporal.workflow_code import now, pack, unpack
 from durably.protocol.errors import ErrorData
 
 from .wait_keys import cancel_position
 
+DELIVER = "durably.deliver"
+DELIVERED = "delivered"
+"""The signal by which a sender reports that it has delivered the event."""
+SENDERS_TIME = dt.timedelta(seconds=15)
+"""The start delay of the workflow. A signal does not end it early."""
 MAX_PARALLEL_DELIVERIES = 500
 """The server refuses more than 2,000 signals of a workflow at once."""
 MAX_DELIVERED_BYTES = 2_000_000
@@ -41,9 +57,25 @@ FULL_BYTES = 1_000_000
 """The packed state from which no further wait is taken. Those that arrive before the next execution need the rest."""
 START_GRACE = dt.timedelta(minutes=1)
 """The time within which the run of an early wait starts."""
-
 Key = tuple[str, str]
 """A run and its step."""
+
+
+@workflow.defn(name="durably.Event", sandboxed=False)
+class EventWorkflow:
+    """The fan-out of an event to several workflows."""
+
+    def __init__(self) -> None:
+        self._is_delivered = False
+
+    @workflow.run
+    async def run(self, delivery: DeliveryRecord) -> None:
+        if not self._is_delivered:
+            await workflow.execute_local_activity(DELIVER, delivery, start_to_close_timeout=dt.timedelta(seconds=30))
+
+    @workflow.signal(name=DELIVERED)
+    def note_delivered(self) -> None:
+        self._is_delivered = True
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
@@ -89,6 +121,8 @@ class WaitState(msgspec.Struct, frozen=True, omit_defaults=True):
 
 @workflow.defn(name="durably.Wait", sandboxed=False)
 class WaitWorkflow:
+    """The waits of runs for events of one name with one value."""
+
     @workflow.init
     def __init__(self, state: WaitState) -> None:
         state = unpack(state)
@@ -246,3 +280,61 @@ class WaitWorkflow:
 
 def _is_over(wait: Waiting) -> bool:
     return wait.until is not None and wait.until <= now()
+
+
+@workflow.defn(name="durably.Signal", sandboxed=False)
+class SignalWorkflow:
+    """The wait of one run for a signal."""
+
+    def __init__(self) -> None:
+        self._wait: SignalRecord | None = None
+        self._is_new = True
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: not self._is_new)
+        while (wait := await self._next()) is not None:
+            try:
+                seconds = max(wait.until - now(), 1) / 1000
+                await workflow.wait_condition(lambda: self._wait is not wait, timeout=seconds)
+            except TimeoutError:
+                self._wait = None
+
+    async def _next(self) -> SignalRecord | None:
+        """The wait; ``None`` once there is none, and no Update is under way."""
+        await workflow.wait_condition(lambda: self._wait is not None or workflow.all_handlers_finished())
+        return self._wait
+
+    @workflow.update(name="wait")
+    def wait(self, wait: SignalRecord) -> str | None:
+        """Register a wait. The id of the run that waits for the signal already, if any."""
+        self._is_new = False
+        before = self._wait
+        if before is not None and not wait.replaces and not _is_same(before, wait):
+            return before.run_id
+        self._wait = wait
+        return None
+
+    @workflow.signal(name="leave")
+    def leave(self, run_id: str, step_id: str | None) -> None:
+        """End the wait of a run's step, or of whichever of its steps waits."""
+        wait = self._wait
+        if wait is not None and wait.run_id == run_id and step_id in (None, wait.step_id):
+            self._wait = None
+
+    @workflow.update(name="send")
+    async def send(self, memo: msgspec.Raw) -> str | None:
+        """The id of the run that waited; the signal ends its wait."""
+        wait, self._wait = self._wait, None
+        if wait is None:
+            return None
+        handle = workflow.get_external_workflow_handle(run_workflow_id(wait.run_id))
+        try:
+            await handle.signal("resolve", WaitResolved(wait.step_id, bytes(memo)))
+        except FailureError:  # The run has ended.
+            return None
+        return wait.run_id
+
+
+def _is_same(one: SignalRecord, other: SignalRecord) -> bool:
+    return (one.run_id, one.step_id) == (other.run_id, other.step_id)

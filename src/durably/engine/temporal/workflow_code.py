@@ -1,6 +1,6 @@
-"""The clock and the timer of the engine's workflows, and the clock of all else.
+"""Parts of workflow code: clock, timer, packed states, long histories.
 
-All but ``wall_clock`` is workflow code.
+All but ``wall_clock`` is for workflow code only.
 """
 
 import asyncio

@@ -8,12 +8,12 @@ from temporalio.worker import SlotPermit
 import durably
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
-from durably.engine.temporal.call_slots import CallSlots
 from durably.engine.temporal.runs.call_messages import CallInput
+from durably.engine.temporal.slots.call_slots import CallSlots
 
-from ...temporal.dev_server import DevServer
-from .apps import make_client, on, running
-from .test_calls import checkpoint
+from ....temporal.dev_server import DevServer
+from ..apps import make_client, on, running
+from ..test_calls import checkpoint
 
 
 async def test_a_call_comes_with_the_answer_to_a_workflow_task(
