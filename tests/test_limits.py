@@ -19,7 +19,7 @@ from durably.engine.scheduling.transactions import annotations
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.queries import event_search, run_search, search_pages
 from durably.engine.sqlite.tables import counts
-from durably.engine.temporal import support, workflow_engine
+from durably.engine.temporal import support, workers
 from durably.engine.temporal.apps import record_workflows
 from durably.engine.temporal.flow import gate
 from durably.engine.temporal.reports import bulk
@@ -165,7 +165,7 @@ EXPECTED = {
     "a condition, with what it reads of the run's event": size(wait_keys.MAX_CONDITION_BYTES),
     "waits for one event and one value, or none": f"about {workflows.FULL_BYTES // 25:,}",
     "bulk cancellations of a function that apply to new runs": f"{bulk.MAX_PRESENT_BYTES:,} bytes",
-    "runs that a process keeps in memory, for each app": f"{workflow_engine.MAX_CACHED_RUNS:,}",
+    "runs that a process keeps in memory, for each app": f"{workers.MAX_CACHED_RUNS:,}",
     "events and outputs that a process keeps for calls": size(contents.MAX_CACHE_BYTES),
 }
 OF_PYTHON = {"threads for sync functions and handlers": "CPUs plus 4, at most 32"}

@@ -33,7 +33,7 @@ from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.activities import RoutingActivities
 from durably.engine.temporal.routing.wait_keys import wait_key
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
-from durably.engine.temporal.workflow_engine import WORKFLOWS
+from durably.engine.temporal.workers import WORKFLOWS
 
 from ...temporal.dev_server import DevServer
 from .routed_app import PATIENCE, RoutedApp

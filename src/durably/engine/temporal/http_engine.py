@@ -17,7 +17,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.sync import SyncRequest
 
 from .ids import HTTP_QUEUE
-from .worker_group import WorkerGroup
+from .workers import WorkerGroup
 from .workflow_engine import WorkflowEngine
 
 _FUNCTION_SECONDS = 1.0

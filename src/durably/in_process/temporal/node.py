@@ -19,7 +19,7 @@ from durably.engine.temporal.client import is_away
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.runs.activities import returned_call
 from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.temporal.worker_group import WorkerGroup
+from durably.engine.temporal.workers import WorkerGroup
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
 from durably.in_process.dispatcher import CallReturnedError

@@ -10,7 +10,7 @@ from temporalio.worker import Worker
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue
-from durably.engine.temporal.worker_group import ProcessWorkers, WorkerGroup
+from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
 from ...temporal.dev_server import DevServer
