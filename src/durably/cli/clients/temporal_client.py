@@ -21,7 +21,7 @@ from durably.io.background_loop import get_background_loop
 from durably.protocol.api import AppSyncBody
 from durably.protocol.text import printable
 from durably.temporal import Temporal, TemporalUnreachableError
-from durably.temporal.connect_failures import explain_refusal
+from durably.temporal.client.connect_failures import explain_refusal
 
 from .engine_client import TIMEOUT_SECONDS, AnswerError, EngineClient, EngineUnreachedError
 

@@ -29,7 +29,7 @@ from durably.in_process.worker import LocalWorker
 from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 from durably.temporal import Temporal
-from durably.temporal.patience import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_patiently
+from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_patiently
 
 LONGEST_GAP_SECONDS = 5.0
 """Seconds without a sign of life of this process after which a call may have been given up. Temporal gives a call up
@@ -185,13 +185,13 @@ class TemporalNode:
             await engine.close()
 
     def forget(self) -> None:
-        """See ``EngineNode``. ``temporalio`` is left to ``durably.temporal.runtimes``."""
+        """See ``EngineNode``. ``temporalio`` is left to ``durably.temporal.client.runtimes``."""
 
     # the start
 
     async def _run(self) -> None:
         try:
-            engine = WorkflowEngine(await connect_patiently(self._temporal, self._note_absence), self._settings)
+            engine = WorkflowEngine(await connect_patiently(self._temporal.connect, self._note_absence), self._settings)
             connection = self._temporal.settings
             _logger.info(
                 "process %d is connected to Temporal at %s, namespace %s",

@@ -14,11 +14,12 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
-from durably.temporal import Temporal, TemporalSettingsError, search_attributes
+from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, Limits, expose
+from durably.temporal.namespace import search_attributes
 
-from .gateway.asking import ask
-from .workflows import OrderWorkflow, SleepingWorkflow
+from ..gateway.asking import ask
+from ..workflows import OrderWorkflow, SleepingWorkflow
 
 KNOWN, NUMBER = SearchAttributeKey.for_keyword("OwnKeyword"), SearchAttributeKey.for_float("OwnNumber")
 DOUBLE = IndexedValueType.INDEXED_VALUE_TYPE_DOUBLE

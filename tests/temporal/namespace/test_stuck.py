@@ -26,14 +26,14 @@ from temporalio.worker import WorkerDeploymentConfig
 from durably.temporal import SyncWorkflowHandle, Temporal
 from durably.temporal.flask import init_app
 from durably.temporal.gateway import Gateway, expose
-from durably.temporal.inspection import Inspector, keep_metric
-from durably.temporal.notices import Queue, Reason, Tail, find_notices
+from durably.temporal.namespace.inspection import Inspector, keep_metric
+from durably.temporal.namespace.notices import Queue, Reason, Tail, find_notices
 
-from ..cli.conftest import Run, directory, run, write
-from ..ports import free_port
-from .dev_server import DevServer
-from .gateway.test_gateway import ask
-from .stuck_workflows import (
+from ...cli.conftest import Run, directory, run, write
+from ...ports import free_port
+from ..dev_server import DevServer
+from ..gateway.test_gateway import ask
+from ..stuck_workflows import (
     ACTIVITIES,
     WORKFLOWS,
     AbandonedWorkflow,
@@ -42,7 +42,7 @@ from .stuck_workflows import (
     PatientWorkflow,
     RetryingWorkflow,
 )
-from .worker_thread import working
+from ..worker_thread import working
 
 __all__ = ["directory", "run"]
 
@@ -131,7 +131,7 @@ def test_the_command_lists_stuck_workflows(
         healthy = Gateway(temporal, [expose(PatientWorkflow)], allow_anonymous=True)
         """,
     )
-    write(directory / "stuck_workflows.py", Path(__file__).with_name("stuck_workflows.py").read_text())
+    write(directory / "stuck_workflows.py", (Path(__file__).parents[1] / "stuck_workflows.py").read_text())
     found = run("temporal", "check", "shop:gateway", TEMPORAL_ADDRESS=server.address)
     assert found.status == 1, found.stderr
     *lines, summary = found.stdout.splitlines()

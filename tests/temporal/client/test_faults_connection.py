@@ -17,11 +17,11 @@ from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, Limits
 from durably.temporal.gateway.problems import to_problem
 
-from ..ports import free_port
-from .apps import exposures
-from .dev_server import DevServer
-from .proxy import Proxy
-from .workflows import TASK_QUEUE
+from ...ports import free_port
+from ..apps import exposures
+from ..dev_server import DevServer
+from ..proxy import Proxy
+from ..workflows import TASK_QUEUE
 
 PATIENCE = timedelta(seconds=90)
 GIVEN_UP = ((504, "timed-out"), (503, "server-unavailable"))

@@ -28,10 +28,8 @@ from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatus
 from durably.io.background_loop import get_background_loop
 from durably.protocol.setting_checks import check_function, check_switch, check_text, check_time_span, check_type
 from durably.protocol.text import get_logger
-
-from .compat import never_free
-from .connect_failures import cause_to_show, connect_error, unreachable
-from .declarations import (
+from durably.temporal.compat import never_free
+from durably.temporal.declarations import (
     ScheduleDeclaration,
     ScheduledWorkflowOptions,
     WorkerDeclaration,
@@ -40,13 +38,15 @@ from .declarations import (
     make_spec,
     scheduled_arguments,
 )
-from .errors import TemporalSettingsError, TemporalUnreachableError
+from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
+from durably.temporal.namespace.search_attributes import DeclaredAttribute, log_faults
+from durably.temporal.settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
+from durably.temporal.worker.workers import Lifespan
+
+from .connect_failures import cause_to_show, connect_error, unreachable
 from .interceptors import CallInterceptor, tracing_interceptor
 from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_of_process
-from .search_attributes import DeclaredAttribute, log_faults
-from .settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
 from .sync import SyncClient
-from .worker.workers import Lifespan
 
 WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000)
 """Retries of a web app's calls while the server is away: a visitor waits three seconds, not the SDK's ten."""
@@ -503,7 +503,7 @@ def _default_converter() -> DataConverter:
 def _codec_of(settings: ConnectionSettings) -> PayloadCodec | None:
     if not settings.encryption_keys:
         return None
-    from .encryption import EncryptionCodec, EncryptionKey
+    from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 
     return EncryptionCodec(*EncryptionKey.parse_all(settings.encryption_keys))
 

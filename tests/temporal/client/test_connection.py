@@ -17,10 +17,10 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
 from durably.temporal import Temporal, TemporalUnreachableError
 
-from ..ports import free_port
-from ..variants import variants
-from .dev_server import DevServer
-from .proxy import Proxy
+from ...ports import free_port
+from ...variants import variants
+from ..dev_server import DevServer
+from ..proxy import Proxy
 
 
 @pytest.fixture

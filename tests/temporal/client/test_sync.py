@@ -11,8 +11,8 @@ from temporalio.common import WorkflowIDConflictPolicy
 from durably.temporal import StartOperation, Temporal, TemporalSettingsError
 from durably.temporal.declarations import fill_arguments
 
-from .dev_server import DevServer
-from .workflows import (
+from ..dev_server import DevServer
+from ..workflows import (
     TASK_QUEUE,
     ChainWorkflow,
     Order,

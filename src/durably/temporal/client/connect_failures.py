@@ -1,17 +1,21 @@
-"""Reasons of failed connections, which name the setting. Pure.
+"""Failed connections: reasons that name the setting, and a wait for the server.
 
-They are about certificates, keys, names and API keys. The native client reports texts of its TLS library and of gRPC.
-They are not documented and were read from ``temporalio`` 1.35.0. Users get a text that is not in the table unchanged.
+The reasons are about certificates, keys, names and API keys. The native client reports texts of its TLS library and of
+gRPC. They are not documented and were read from ``temporalio`` 1.35.0. Users get a text that is not in the table
+unchanged.
 """
 
+import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from temporalio.service import RPCError, TLSConfig
+from temporalio.client import Client
+from temporalio.service import RetryConfig, RPCError, TLSConfig
 
-from .compat import connect_failure
-from .errors import TemporalCredentialsError, TemporalUnreachableError
-from .settings import ConnectionSettings, with_own_names
+from durably.temporal.compat import connect_failure
+from durably.temporal.errors import TemporalCredentialsError, TemporalUnreachableError
+from durably.temporal.settings import ConnectionSettings, with_own_names
 
 CLIENT_CERT = "TEMPORAL_TLS_CLIENT_CERT_PATH or …_CERT_DATA, or TLSConfig(client_cert=…)"
 CLIENT_KEY = "TEMPORAL_TLS_CLIENT_KEY_PATH or …_KEY_DATA, or TLSConfig(client_private_key=…)"
@@ -19,6 +23,52 @@ _CA = "TEMPORAL_TLS_SERVER_CA_CERT_PATH or …_CA_CERT_DATA, or TLSConfig(server
 _NAME = "TEMPORAL_TLS_SERVER_NAME or TLSConfig(domain=…)"
 _API_KEY = "TEMPORAL_API_KEY or Temporal(api_key=…)"
 _TLS = "TEMPORAL_TLS or Temporal(tls=…)"
+_DEMANDS_CERTIFICATE = f"the server demands a client certificate: set {CLIENT_CERT}, and {CLIENT_KEY}"
+_REFUSES_CERTIFICATE = (
+    "the server refuses the client certificate: check that an authority signed it that the server trusts "
+    f"({CLIENT_CERT})"
+)
+_CAUSES = (
+    (
+        r"InvalidCertificate\((UnknownIssuer|BadSignature)",
+        f"no trusted authority signed the server's certificate: check {_CA}",
+    ),
+    (
+        r"InvalidCertificate\(Expired",
+        "the server's certificate has expired: renew it there, and check this machine's clock",
+    ),
+    (r"InvalidCertificate\(NotValidYet", "the server's certificate is not valid yet: check this machine's clock"),
+    (
+        r"InvalidCertificate\(NotValidForName",
+        f"the server's certificate is for another name: check TEMPORAL_ADDRESS, and {_NAME}",
+    ),
+    (r"InvalidCertificate", f"the server's certificate is not accepted: check {_CA}"),
+    (
+        r"InconsistentKeys",
+        f"the private key is not that of the client certificate: check {CLIENT_CERT}, and {CLIENT_KEY}",
+    ),
+    (r"failed to parse private key", f"the private key cannot be read: it is a PEM file; check {CLIENT_KEY}"),
+    (r"NoCertificatesPresented", f"the client certificate cannot be read: it is a PEM file; check {CLIENT_CERT}"),
+    (r"InvalidMessage", f"the server does not speak TLS at this port: check TEMPORAL_ADDRESS, and {_TLS}"),
+    (r"received fatal alert: CertificateRequired", _DEMANDS_CERTIFICATE),
+    (
+        r"received fatal alert: CertificateExpired",
+        f"the server refuses the client certificate, which has expired: renew it ({CLIENT_CERT})",
+    ),
+    (r"received fatal alert: ", _REFUSES_CERTIFICATE),
+    (r"code: Unauthenticated", f"the server refuses the app's API key: check {_API_KEY}"),
+    (
+        r"code: PermissionDenied",
+        f"the server does not permit the namespace to the app: check TEMPORAL_NAMESPACE, and {_API_KEY}",
+    ),
+)
+"""Patterns of the native client's text, and their meanings."""
+_BROKEN = re.compile(
+    r"connection closed|ConnectionReset|BrokenPipe|UnexpectedEof|operation was canceled|transport error"
+)
+_AFTER_CONNECT = "call error after connection"
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 2.0
+"""Between two attempts of ``connect_patiently``."""
 
 
 @dataclass(frozen=True)
@@ -84,53 +134,6 @@ def cause_to_show(settings: ConnectionSettings, error: Exception) -> Exception |
     return None if settings.api_key and settings.api_key in str(error) else error
 
 
-_DEMANDS_CERTIFICATE = f"the server demands a client certificate: set {CLIENT_CERT}, and {CLIENT_KEY}"
-_REFUSES_CERTIFICATE = (
-    "the server refuses the client certificate: check that an authority signed it that the server trusts "
-    f"({CLIENT_CERT})"
-)
-_CAUSES = (
-    (
-        r"InvalidCertificate\((UnknownIssuer|BadSignature)",
-        f"no trusted authority signed the server's certificate: check {_CA}",
-    ),
-    (
-        r"InvalidCertificate\(Expired",
-        "the server's certificate has expired: renew it there, and check this machine's clock",
-    ),
-    (r"InvalidCertificate\(NotValidYet", "the server's certificate is not valid yet: check this machine's clock"),
-    (
-        r"InvalidCertificate\(NotValidForName",
-        f"the server's certificate is for another name: check TEMPORAL_ADDRESS, and {_NAME}",
-    ),
-    (r"InvalidCertificate", f"the server's certificate is not accepted: check {_CA}"),
-    (
-        r"InconsistentKeys",
-        f"the private key is not that of the client certificate: check {CLIENT_CERT}, and {CLIENT_KEY}",
-    ),
-    (r"failed to parse private key", f"the private key cannot be read: it is a PEM file; check {CLIENT_KEY}"),
-    (r"NoCertificatesPresented", f"the client certificate cannot be read: it is a PEM file; check {CLIENT_CERT}"),
-    (r"InvalidMessage", f"the server does not speak TLS at this port: check TEMPORAL_ADDRESS, and {_TLS}"),
-    (r"received fatal alert: CertificateRequired", _DEMANDS_CERTIFICATE),
-    (
-        r"received fatal alert: CertificateExpired",
-        f"the server refuses the client certificate, which has expired: renew it ({CLIENT_CERT})",
-    ),
-    (r"received fatal alert: ", _REFUSES_CERTIFICATE),
-    (r"code: Unauthenticated", f"the server refuses the app's API key: check {_API_KEY}"),
-    (
-        r"code: PermissionDenied",
-        f"the server does not permit the namespace to the app: check TEMPORAL_NAMESPACE, and {_API_KEY}",
-    ),
-)
-"""Patterns of the native client's text, and their meanings."""
-
-_BROKEN = re.compile(
-    r"connection closed|ConnectionReset|BrokenPipe|UnexpectedEof|operation was canceled|transport error"
-)
-_AFTER_CONNECT = "call error after connection"
-
-
 def explain_failure(text: str, message: str, settings: ConnectionSettings) -> ConnectFailure:
     """The reason of a failed connection, without the secrets of the settings.
 
@@ -159,3 +162,23 @@ def _guess(settings: ConnectionSettings) -> str:
 
 def _without_secrets(text: str, settings: ConnectionSettings) -> str:
     return text.replace(settings.api_key, "[redacted]") if settings.api_key else text
+
+
+async def connect_patiently(
+    connect: Callable[..., Awaitable[Client]], note: Callable[[TemporalUnreachableError], None]
+) -> Client:
+    """Connect by ``Temporal.connect`` when the server answers.
+
+    ``note`` gets the error of each attempt before. Raises ``TemporalSettingsError`` and ``TemporalCredentialsError``,
+    because waiting does not help then.
+    """
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return await connect(retry_config=RetryConfig(), interceptors=())
+        except TemporalCredentialsError:
+            raise
+        except TemporalUnreachableError as error:
+            note(error)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

@@ -13,7 +13,7 @@ from temporalio.api.enums.v1 import PendingActivityState, PendingWorkflowTaskSta
 from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.api.workflowservice.v1 import DescribeWorkflowExecutionResponse
 
-from .errors import scrub
+from durably.temporal.errors import scrub
 
 
 class Reason(StrEnum):

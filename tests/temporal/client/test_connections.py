@@ -19,13 +19,13 @@ from durably.temporal import Temporal, TemporalSettingsError, TemporalUnreachabl
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.settings import resolve
 
-from ..cli.conftest import Command, Start, directory, start, write
-from ..ports import free_port
-from .commands import write_shop
-from .dev_server import BILLING, DevServer
-from .test_django import run
-from .worker_thread import working
-from .workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS, OrderWorkflow, SumWorkflow
+from ...cli.conftest import Command, Start, directory, start, write
+from ...ports import free_port
+from ..commands import write_shop
+from ..dev_server import BILLING, DevServer
+from ..test_django import run
+from ..worker_thread import working
+from ..workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS, OrderWorkflow, SumWorkflow
 
 __all__ = ["directory", "start"]
 
@@ -244,7 +244,7 @@ def test_the_example_of_the_page(server: DevServer, monkeypatch: pytest.MonkeyPa
     from fastapi import Header
     from fastapi.testclient import TestClient
 
-    page = Path(__file__).parents[2] / "docs" / "how-to" / "temporal" / "connect.md"
+    page = Path(__file__).parents[3] / "docs" / "how-to" / "temporal" / "connect.md"
     section = page.read_text().partition("### Several connections\n")[2].partition("\n### ")[0]
     [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     users, workflows = ModuleType("users"), ModuleType("workflows")

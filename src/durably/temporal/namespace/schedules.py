@@ -26,9 +26,9 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from .connection import Temporal
-from .declarations import ScheduleDeclaration
-from .errors import TemporalSettingsError
+from durably.temporal.client.connection import Temporal
+from durably.temporal.declarations import ScheduleDeclaration
+from durably.temporal.errors import TemporalSettingsError
 
 _OWNER = "durably-app"
 _FINGERPRINT = "durably-schedule"

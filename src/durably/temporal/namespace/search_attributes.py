@@ -22,8 +22,8 @@ from temporalio.client import Client
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
-from .compat import says_connection_broke
-from .errors import SearchAttributeError, TemporalCredentialsError, TemporalSettingsError
+from durably.temporal.compat import says_connection_broke
+from durably.temporal.errors import SearchAttributeError, TemporalCredentialsError, TemporalSettingsError
 
 REGISTER_COMMANDS = (
     "run `durably temporal register module:gateway` (in Django `manage.py register_search_attributes`, in Flask `flask "

@@ -10,12 +10,12 @@ import pytest
 
 from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
-from durably.temporal.schedules import sync_schedules
+from durably.temporal.namespace.schedules import sync_schedules
 
-from ..cli.conftest import Run, directory, run, write
-from .dev_server import DevServer
-from .django_site import DjangoSite
-from .workflows import Order, OrderWorkflow, Pair, SumWorkflow
+from ...cli.conftest import Run, directory, run, write
+from ..dev_server import DevServer
+from ..django_site import DjangoSite
+from ..workflows import Order, OrderWorkflow, Pair, SumWorkflow
 
 __all__ = ["directory", "run"]
 

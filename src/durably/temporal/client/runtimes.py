@@ -17,8 +17,8 @@ from collections.abc import Callable
 
 from temporalio.runtime import PrometheusConfig, Runtime, TelemetryConfig
 
-from .compat import never_free
-from .errors import TemporalSettingsError
+from durably.temporal.compat import never_free
+from durably.temporal.errors import TemporalSettingsError
 
 GATEWAY_LATENCY = "durably_gateway_latency"
 _WEB_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)

@@ -29,9 +29,8 @@ from temporalio.types import (
 from temporalio.workflow import UpdateMethodMultiParam
 
 from durably.io.background_loop import get_background_loop, running_loop
-
-from .declarations import CallOptions, QueryOptions, StartOptions, UpdateOptions, fill_arguments
-from .errors import TemporalSettingsError
+from durably.temporal.declarations import CallOptions, QueryOptions, StartOptions, UpdateOptions, fill_arguments
+from durably.temporal.errors import TemporalSettingsError
 
 T = TypeVar("T")
 W = TypeVar("W")

@@ -27,9 +27,9 @@ from temporalio.common import MetricMeter
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.protocol.text import get_logger
+from durably.temporal.client.connection import Temporal
+from durably.temporal.compat import PAUSED
 
-from .compat import PAUSED
-from .connection import Temporal
 from .notices import (
     DEFAULT_THRESHOLDS,
     Notice,
