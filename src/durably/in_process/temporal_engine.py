@@ -6,11 +6,17 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from durably.engine.metrics.exposition import EngineCollector
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engines import parse_temporal_url
+from durably.in_process.calls import EngineCheckpoints
 from durably.in_process.handle import InProcessHandle
+from durably.in_process.process import ProcessEngine
 from durably.in_process.server_start import refuse_green_threads
+from durably.in_process.worker import LocalWorker
+from durably.io.background_loop import get_engine_loop
 from durably.protocol.setting_checks import check_count, check_type
 
 try:
@@ -22,7 +28,7 @@ from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.support import UNUSED_SETTINGS
 from durably.temporal import Temporal
 
-from .process import TemporalOptions, TemporalProcess
+from .temporal_node import TemporalNode, make_heartbeat
 
 if TYPE_CHECKING:
     from temporalio.converter import PayloadCodec
@@ -44,6 +50,48 @@ def _refuse_unused(settings: EngineSettings) -> None:
     for name, reason in _UNUSED_SETTINGS.items():
         if getattr(settings, name) != getattr(default, name):
             raise ValueError(f"EngineSettings({name}=…) has no effect in TemporalEngine: {reason}")
+
+
+class TemporalOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of ``TemporalEngine``.
+
+    ``workers``: this process runs functions if it serves.
+    """
+
+    temporal: Temporal
+    name: str
+    max_calls: int
+    workers: bool
+    settings: EngineSettings | None
+
+
+class TemporalProcess(ProcessEngine[TemporalNode]):
+    """The ``InProcessEngine`` of ``TemporalEngine``."""
+
+    def __init__(self, options: TemporalOptions) -> None:
+        super().__init__(options.name, options.settings)
+        self._options = options
+        self.runs_workers = options.workers
+
+    @property
+    def _test_run_text(self) -> str:
+        return f"a test run does not connect to {self.name}"
+
+    @property
+    def _needs_threads(self) -> bool:
+        return False
+
+    def _make_node(self) -> TemporalNode:
+        options = self._options
+        heartbeat = make_heartbeat()
+        checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
+        runs_functions = self._is_serving and self.runs_workers
+        handlers = self._handlers if runs_functions else {}
+        elsewhere = () if runs_functions else self._handlers
+        settings = msgspec.structs.replace(self._engine_settings(), max_calls=options.max_calls)
+        self._warn_of_long_delays(settings)
+        worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
+        return TemporalNode(options.temporal, settings, worker, get_engine_loop(), run_elsewhere=elsewhere)
 
 
 class TemporalEngine(InProcessHandle[TemporalProcess]):

@@ -185,7 +185,7 @@ class TemporalNode:
             await engine.close()
 
     def forget(self) -> None:
-        """See ``EngineNode``. ``temporalio`` is left to ``durably.temporal.client.runtimes``."""
+        """See ``EngineNode``. ``temporalio`` is left to ``temporal/client/runtimes.py``."""
 
     # the start
 
