@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from importlib.metadata import version
 
 import msgspec
@@ -25,7 +26,6 @@ from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.runs.activities import Caller
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.runs.run_changes import RunReport, listen
-from durably.engine.tracing import Tracing
 from durably.engine.views import RunUpdate
 from durably.protocol.text import get_logger
 
@@ -44,23 +44,6 @@ _MOST_KNOWN = 10_000
 """Reports that are known again if they are repeated."""
 
 _logger = get_logger("durably.engine")
-
-
-class TracedCaller:
-    """Makes the calls of activities through another caller, each in a span of its own."""
-
-    def __init__(self, caller: Caller, tracing: Tracing) -> None:
-        self._caller = caller
-        self._tracing = tracing
-
-    async def __call__(self, call: CallInput, data: CallData) -> Answer:
-        info = activity.info()
-        known = msgspec.structs.replace(data, call=call.call)
-        execution = execution_of(info.workflow_run_id or "")
-        with self._tracing.calling(known, execution=execution, repetition=info.attempt - 1) as span:
-            answer = await self._caller(call, msgspec.structs.replace(data, traceparent=span.traceparent))
-            span.answered(answer)
-            return answer
 
 
 class LiveRuns:
@@ -125,16 +108,12 @@ class ProcessMonitor:
     def monitor(self, namespace: str, queues: Sequence[str], caller: Caller) -> Caller:
         """Follow the runs of these task queues, on the running event loop.
 
-        Returns a caller that makes calls through ``caller``, and counts them.
+        Returns a caller that makes calls through ``caller``, and counts and traces them.
         """
         if self._stop_listening is not None:
             self._stop_listening()
         self._stop_listening = listen(namespace, queues, self._note)
-
-        async def counted(call: CallInput, data: CallData) -> Answer:
-            return await self._count(caller, call, data)
-
-        return counted
+        return partial(self._count, caller)
 
     def _note(self, reports: list[RunReport]) -> None:
         changes: list[RunChange] = []
@@ -174,11 +153,23 @@ class ProcessMonitor:
         delay, began = _delay_of(call), time.perf_counter()
         self._in_flight[call.function_id] += 1
         try:
-            answer = await caller(call, data)
+            answer = await self._trace(caller, call, data)
         finally:
             self._in_flight[call.function_id] -= 1
         self._observers.on_call(EndedCall(call.function_id, delay, time.perf_counter() - began, answer))
         return answer
+
+    async def _trace(self, caller: Caller, call: CallInput, data: CallData) -> Answer:
+        """Make a call in a span of its own. Calls are activities, so replays make no spans."""
+        if self._tracing is None:
+            return await caller(call, data)
+        info = activity.info()
+        known = msgspec.structs.replace(data, call=call.call)
+        execution = execution_of(info.workflow_run_id or "")
+        with self._tracing.calling(known, execution=execution, repetition=info.attempt - 1) as span:
+            answer = await caller(call, msgspec.structs.replace(data, traceparent=span.traceparent))
+            span.answered(answer)
+            return answer
 
     def note_events(self, names: Sequence[str], unmatched: Collection[str]) -> None:
         """Count events of a sender, and those of them that match nothing."""

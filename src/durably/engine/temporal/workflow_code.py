@@ -56,6 +56,12 @@ def history_is_long() -> bool:
     return workflow.info().is_continue_as_new_suggested()
 
 
+async def wait_for_long_history() -> None:
+    """Wait until the workflow continues best in another execution, and no Update is under way."""
+    await workflow.wait_condition(history_is_long)
+    await workflow.wait_condition(workflow.all_handlers_finished)
+
+
 class PackableState(Protocol):
     """A state with a field for all of the others, packed."""
 

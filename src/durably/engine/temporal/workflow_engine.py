@@ -105,7 +105,7 @@ from durably.protocol.trace_context import read_trace
 
 from .client import is_away, with_cancellation
 from .ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
-from .process_monitor import LiveRuns, ProcessMonitor, TracedCaller
+from .process_monitor import LiveRuns, ProcessMonitor
 from .reports.run_reports import RunReports
 from .support import check_support
 from .workers import ProcessWorkers, make_workers
@@ -173,8 +173,6 @@ class WorkflowEngine(LocalEngine):
 
     def make_workers(self, calls_queues: Sequence[str], call: Caller) -> ProcessWorkers:
         """The workers of a process, which makes calls of some task queues by ``call``."""
-        if self._settings.tracing is not None:
-            call = TracedCaller(call, self._settings.tracing)
         self._call_queues = frozenset(calls_queues)
         return make_workers(
             self._client,

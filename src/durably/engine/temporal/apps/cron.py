@@ -19,7 +19,7 @@ from durably.engine.scheduling.events import make_internal_event, tick_data
 from durably.engine.temporal.ids import cron_workflow_id, make_event_id
 from durably.engine.temporal.messages import EventRecord
 from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.workflow_code import now
+from durably.engine.temporal.workflow_code import history_is_long, now
 from durably.engine.temporal.workflow_requests import describe, update_with_start
 from durably.protocol.events import InternalEvent
 
@@ -71,7 +71,7 @@ class CronWorkflow:
     async def run(self, record: CronRecord) -> None:
         await workflow.wait_condition(lambda: bool(self._schedules) or self._is_changed)
         while self._schedules:
-            if workflow.info().is_continue_as_new_suggested():
+            if history_is_long():
                 workflow.continue_as_new(self._record, memo={CRON: self._record})
             await self._plan()
             await self._fire()

@@ -19,7 +19,7 @@ from durably.engine.temporal.messages import (
     TopicRecord,
     TriggerRecord,
 )
-from durably.engine.temporal.workflow_code import now
+from durably.engine.temporal.workflow_code import now, wait_for_long_history
 from durably.engine.views import SyncResult
 
 APP = "app"
@@ -55,8 +55,7 @@ class AppWorkflow:
 
     @workflow.run
     async def run(self, record: AppRecord | None = None) -> None:
-        await workflow.wait_condition(lambda: workflow.info().is_continue_as_new_suggested())
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        await wait_for_long_history()
         memo = {} if self._record is None else {APP: self._record}
         workflow.continue_as_new(self._record, memo=memo)
 
@@ -130,8 +129,7 @@ class FunctionWorkflow:
 
     @workflow.run
     async def run(self, record: FunctionRecord) -> None:
-        await workflow.wait_condition(lambda: workflow.info().is_continue_as_new_suggested())
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        await wait_for_long_history()
         workflow.continue_as_new(self._record, memo={FUNCTION: self._record})
 
     @workflow.update(name="configure")
@@ -184,8 +182,7 @@ class TopicWorkflow:
 
     @workflow.run
     async def run(self, record: TopicRecord) -> None:
-        await workflow.wait_condition(lambda: workflow.info().is_continue_as_new_suggested())
-        await workflow.wait_condition(workflow.all_handlers_finished)
+        await wait_for_long_history()
         workflow.continue_as_new(self._record, memo={TOPIC: self._record})
 
     @workflow.update(name="set_triggers")

@@ -28,7 +28,7 @@ from durably.engine.temporal.messages import (
     SignalRecord,
     WaitRecord,
 )
-from durably.engine.temporal.workflow_code import now, pack, unpack
+from durably.engine.temporal.workflow_code import history_is_long, now, pack, unpack
 from durably.protocol.errors import ErrorData
 
 from .wait_keys import cancel_position
@@ -137,7 +137,7 @@ class WaitWorkflow:
     @workflow.run
     async def run(self, state: WaitState) -> None:
         while self._waits or self._deliveries or self._kept or self._refused:
-            if workflow.info().is_continue_as_new_suggested() and not self._refused:
+            if history_is_long() and not self._refused:
                 self._continue_as_new()
             if self._refused:
                 await self._refuse_some()
@@ -207,7 +207,7 @@ class WaitWorkflow:
                 lambda: (
                     (len(self._waits), len(self._deliveries)) != (waits, deliveries)
                     or bool(self._refused)
-                    or (workflow.info().is_continue_as_new_suggested() and not self._is_too_large)
+                    or (history_is_long() and not self._is_too_large)
                 ),
                 timeout=seconds,
             )

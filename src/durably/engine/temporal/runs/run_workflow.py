@@ -287,26 +287,11 @@ class RunWorkflow:
 
     # commands
 
-    def _make_call(self, command: MakeCall) -> None:
-        self._calls.make(command)
-
     def _make_request(self, command: MakeRequest) -> None:
         self._waits.add(command.step_id, self._calls.make_request(command))
 
     def _write_memo(self, command: WriteMemo) -> None:
         self._context.add_memo(command.step_id, command.memo)
-
-    def _sleep(self, command: Sleep) -> None:
-        self._waits.sleep(command)
-
-    def _await_event(self, command: AwaitEvent) -> None:
-        self._waits.await_event(command)
-
-    def _await_signal(self, command: AwaitSignal) -> None:
-        self._waits.await_signal(command)
-
-    def _invoke(self, command: Invoke) -> None:
-        self._waits.invoke(command)
 
     def _close_wait(self, command: CloseWait) -> None:
         self._waits.close(command.step_id)
@@ -422,12 +407,12 @@ def _no_delay(_: int) -> int:
 
 
 _COMMANDS: dict[type[Any], Callable[[RunWorkflow, Any], None]] = {
-    MakeCall: RunWorkflow._make_call,
+    MakeCall: lambda run, command: run._calls.make(command),
     WriteMemo: RunWorkflow._write_memo,
-    Sleep: RunWorkflow._sleep,
-    AwaitEvent: RunWorkflow._await_event,
-    AwaitSignal: RunWorkflow._await_signal,
-    Invoke: RunWorkflow._invoke,
+    Sleep: lambda run, command: run._waits.sleep(command),
+    AwaitEvent: lambda run, command: run._waits.await_event(command),
+    AwaitSignal: lambda run, command: run._waits.await_signal(command),
+    Invoke: lambda run, command: run._waits.invoke(command),
     MakeRequest: RunWorkflow._make_request,
     CloseWait: RunWorkflow._close_wait,
     Defer: RunWorkflow._defer,
