@@ -160,7 +160,7 @@ class ProcessMonitor:
         return answer
 
     async def _trace(self, caller: Caller, call: CallInput, data: CallData) -> Answer:
-        """Make a call in a span of its own. Calls are activities, so replays make no spans."""
+        """Make a call in its own span. Calls are activities, so replays make no spans."""
         if self._tracing is None:
             return await caller(call, data)
         info = activity.info()

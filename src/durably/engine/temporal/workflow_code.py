@@ -57,7 +57,7 @@ def history_is_long() -> bool:
 
 
 async def wait_for_long_history() -> None:
-    """Wait until the workflow continues best in another execution, and no Update is under way."""
+    """Wait until the history is long, and no Update is under way."""
     await workflow.wait_condition(history_is_long)
     await workflow.wait_condition(workflow.all_handlers_finished)
 
