@@ -13,7 +13,7 @@ from durably.engine.temporal.slots.call_slots import CallSlots
 
 from ....temporal.dev_server import DevServer
 from ..apps import make_client, on, running
-from ..test_calls import checkpoint
+from ..runs.test_calls import checkpoint
 
 
 async def test_a_call_comes_with_the_answer_to_a_workflow_task(

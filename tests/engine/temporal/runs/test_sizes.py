@@ -25,9 +25,9 @@ from durably.engine.temporal.runs.sizes import (
 )
 from durably.protocol.opcodes import Op, Opcode
 
-from ...temporal.dev_server import DevServer
-from .apps import make_client, on, running
-from .serving import eventually
+from ....temporal.dev_server import DevServer
+from ..apps import make_client, on, running
+from ..serving import eventually
 
 MEGABYTE = 1_000_000
 STATE = int(os.environ.get("STATE_MEGABYTES", "4"))

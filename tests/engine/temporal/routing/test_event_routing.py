@@ -21,9 +21,9 @@ from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.workflows import EventWorkflow
 from durably.protocol.events import Event
 
-from ...temporal.dev_server import DevServer
-from ..small_app import Steps
-from .routed_app import RoutedApp, data_of, routed_app
+from ....temporal.dev_server import DevServer
+from ...small_app import Steps
+from ..routed_app import RoutedApp, data_of, routed_app
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ from durably.engine.temporal.routing.wait_keys import wait_key
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.workers import WORKFLOWS
 
-from ...temporal.dev_server import DevServer
-from .routed_app import PATIENCE, RoutedApp
+from ....temporal.dev_server import DevServer
+from ..routed_app import PATIENCE, RoutedApp
 
 SAME = "event.data.n == async.data.n"
 VALUES = range(3)

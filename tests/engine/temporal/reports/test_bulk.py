@@ -22,10 +22,10 @@ from durably.engine.temporal.ids import bulk_workflow_id
 from durably.engine.temporal.reports import bulk, bulk_workflow
 from durably.engine.views import FromStep, RunStatus
 
-from ...temporal.dev_server import DevServer
-from ..small_app import Steps
-from .routed_app import PATIENCE, RoutedApp, routed_app, until
-from .serving import ended_runs, eventually, new_app, send, serving
+from ....temporal.dev_server import DevServer
+from ...small_app import Steps
+from ..routed_app import PATIENCE, RoutedApp, routed_app, until
+from ..serving import ended_runs, eventually, new_app, send, serving
 
 
 async def test_a_rerun_has_the_same_events_and_names_its_run(server: DevServer) -> None:

@@ -15,8 +15,8 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.logs import LogLine
 from durably.protocol.opcodes import Opcode
 
-from ...temporal.dev_server import DevServer
-from .serving import ended_runs, eventually, new_app, send, serving
+from ....temporal.dev_server import DevServer
+from ..serving import ended_runs, eventually, new_app, send, serving
 
 HOUR = dt.timedelta(hours=1)
 

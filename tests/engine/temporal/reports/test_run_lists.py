@@ -12,8 +12,8 @@ from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.search_attributes import APP
 from durably.engine.views import RunStatus
 
-from ...temporal.dev_server import DevServer
-from .serving import ended_runs, eventually, new_app, send, serving
+from ....temporal.dev_server import DevServer
+from ..serving import ended_runs, eventually, new_app, send, serving
 
 
 async def test_runs_are_found_by_function_status_event_time_and_condition(

@@ -10,8 +10,8 @@ from temporalio.exceptions import CancelledError
 import durably
 from durably.engine.temporal.messages import END
 
-from ...temporal.dev_server import DevServer
-from .apps import make_client, on, running
+from ....temporal.dev_server import DevServer
+from ..apps import make_client, on, running
 
 
 async def test_a_cancelled_run_is_cancelled_in_both_views_with_its_reason(server: DevServer) -> None:

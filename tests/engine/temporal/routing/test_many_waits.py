@@ -26,11 +26,11 @@ from durably.engine.temporal.routing.workflows import FULL_BYTES, Waiting, WaitS
 from durably.engine.temporal.workflow_code import pack
 from durably.protocol.opcodes import hash_step_id
 
-from ...temporal.dev_server import DevServer
-from ..small_app import Steps
-from . import apps
-from .apps import make_client, on
-from .routed_app import RoutedApp, data_of, routed_app, running, until
+from ....temporal.dev_server import DevServer
+from ...small_app import Steps
+from .. import apps
+from ..apps import make_client, on
+from ..routed_app import RoutedApp, data_of, routed_app, running, until
 
 SAME = "event.data.n == async.data.n"
 

@@ -57,9 +57,9 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 from durably.temporal.binaries import find_program
 
-from ..core.fake_app import FakeApp, Node, Parallel, Step, leaves
-from ..core.test_machine_histories import build
-from .sqlite_reference import (
+from ...core.fake_app import FakeApp, Node, Parallel, Step, leaves
+from ...core.test_machine_histories import build
+from ..sqlite_reference import (
     CHILD_FAILED,
     MAX_ATTEMPTS,
     Ending,

@@ -12,9 +12,9 @@ from durably.engine.temporal.messages import Condition, EventRecord, MatchInput,
 from durably.engine.temporal.routing.wait_keys import matching, wait_key
 from durably.engine.views import RunStatus
 
-from ...temporal.dev_server import DevServer
-from ..small_app import Steps
-from .routed_app import PATIENCE, RoutedApp, data_of, routed_app, until
+from ....temporal.dev_server import DevServer
+from ...small_app import Steps
+from ..routed_app import PATIENCE, RoutedApp, data_of, routed_app, until
 
 SAME = "event.data.n == async.data.n"
 ANOTHER = f"{SAME} && async.data.ok"

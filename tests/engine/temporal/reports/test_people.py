@@ -18,9 +18,9 @@ from durably.engine.settings import EngineSettings
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.protocol.headers import ServerKind
 
-from ...ports import free_port
-from ...temporal.dev_server import DevServer
-from .serving import ended_runs, eventually, new_app, send, serving
+from ....ports import free_port
+from ....temporal.dev_server import DevServer
+from ..serving import ended_runs, eventually, new_app, send, serving
 
 UI = "http://temporal.example"
 
