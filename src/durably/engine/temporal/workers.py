@@ -20,10 +20,10 @@ from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
 from durably.engine.temporal.flow.gate_workflow import GateWorkflow
 from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
-from durably.engine.temporal.routing.activities import RoutingActivities
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
 from durably.engine.temporal.runs.activities import CallActivities, Caller, StepRequests
+from durably.engine.temporal.runs.local_activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of
 from durably.engine.temporal.slots.leased_functions import LeasedFunctions
@@ -119,14 +119,14 @@ def make_workers(
     One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
     calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
     """
-    routing = RoutingActivities(client, router, apps)
+    local = LocalActivities(client, router, apps)
     requests = StepRequests(process_queue(), outbound)
     common = Worker(
         client,
         task_queue=WORKFLOWS_QUEUE,
         workflows=_COMMON_WORKFLOWS,
         activities=[
-            *routing.activities,
+            *local.activities,
             *router.gates.activities,
             *CronActivities(router).activities,
             bulk.apply_page,
@@ -153,7 +153,7 @@ def make_workers(
             workflows=[RunWorkflow],
             activities=[
                 *CallActivities(client, call, requests, queue_slots, at_once).activities,
-                *routing.activities,
+                *local.activities,
                 *router.gates.activities,
             ],
             tuner=tuner_of(queue_slots),

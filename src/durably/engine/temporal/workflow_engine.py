@@ -61,7 +61,6 @@ from durably.engine.temporal.reports.loads import Loads
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
-from durably.engine.temporal.reports.search_attributes import register_search_attributes
 from durably.engine.temporal.routing.event_receiver import EventReceiver
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.runs.activities import Caller
@@ -107,6 +106,7 @@ from .client import is_away, with_cancellation
 from .ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
 from .process_monitor import LiveRuns, ProcessMonitor
 from .reports.run_reports import RunReports
+from .search_attributes import register_search_attributes
 from .support import check_support
 from .workers import ProcessWorkers, make_workers
 from .workflow_code import wall_clock

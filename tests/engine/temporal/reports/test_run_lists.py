@@ -9,7 +9,7 @@ import durably
 from durably.engine.core.errors import NotSupportedError, SelectionInvalidError
 from durably.engine.temporal.reports import run_lists
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
-from durably.engine.temporal.reports.search_attributes import APP
+from durably.engine.temporal.search_attributes import APP
 from durably.engine.views import RunStatus
 
 from ....temporal.dev_server import DevServer

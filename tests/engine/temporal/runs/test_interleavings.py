@@ -30,8 +30,8 @@ from durably.engine.temporal.ids import (
 )
 from durably.engine.temporal.messages import Delivery, EventRecord, RunInput, WaitRecord
 from durably.engine.temporal.routing import router
-from durably.engine.temporal.routing.activities import RoutingActivities
 from durably.engine.temporal.routing.wait_keys import wait_key
+from durably.engine.temporal.runs.local_activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.workers import WORKFLOWS
 
@@ -207,7 +207,7 @@ async def app(server: DevServer) -> AsyncIterator[RoutedApp]:
     client = await Client.connect(server.address, data_converter=DATA_CONVERTER)
     app = RoutedApp(client, EngineSettings())
     await app.engine.prepare()
-    routing = RoutingActivities(client, app.engine._router, app.engine._apps)
+    routing = LocalActivities(client, app.engine._router, app.engine._apps)
     worker = Worker(
         client,
         task_queue=WORKFLOWS_QUEUE,

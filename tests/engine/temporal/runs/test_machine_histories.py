@@ -41,7 +41,6 @@ from durably.engine.temporal.messages import (
     RunPolicy,
     WaitRecord,
 )
-from durably.engine.temporal.routing.activities import LEAVE, RESOLVE, SEND, WAIT_FOR_EVENT
 from durably.engine.temporal.runs import activities, run_calls
 from durably.engine.temporal.runs.activities import REQUEST, CallActivities, StepRequests
 from durably.engine.temporal.runs.call_messages import (
@@ -51,6 +50,7 @@ from durably.engine.temporal.runs.call_messages import (
     RequestInput,
     RequestResult,
 )
+from durably.engine.temporal.runs.local_activities import LEAVE, RESOLVE, SEND, WAIT_FOR_EVENT
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.protocol.errors import ErrorData

@@ -57,7 +57,7 @@ from durably.engine.temporal.messages import (
     TopicRecord,
 )
 from durably.engine.temporal.records import Records
-from durably.engine.temporal.reports.search_attributes import search_attributes_of
+from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.tracing import trace_of_run

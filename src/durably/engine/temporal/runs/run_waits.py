@@ -38,8 +38,12 @@ from durably.engine.temporal.messages import (
     WaitRecord,
     chain_after,
 )
-from durably.engine.temporal.reports.search_attributes import search_attributes_of
-from durably.engine.temporal.routing.activities import (
+from durably.engine.temporal.routing.wait_keys import cancel_position, cancel_waits, condition_of, wait_key
+from durably.engine.temporal.search_attributes import search_attributes_of
+from durably.engine.temporal.workflow_code import now
+from durably.protocol.errors import ErrorData
+
+from .local_activities import (
     FIND_LOST,
     LEAVE,
     LOCAL_TIMEOUT,
@@ -49,10 +53,6 @@ from durably.engine.temporal.routing.activities import (
     WAIT_FOR_SIGNAL,
     terminated_error,
 )
-from durably.engine.temporal.routing.wait_keys import cancel_position, cancel_waits, condition_of, wait_key
-from durably.engine.temporal.workflow_code import now
-from durably.protocol.errors import ErrorData
-
 from .run_context import RunContext, stop
 
 Registered = WaitRecord | SignalRecord

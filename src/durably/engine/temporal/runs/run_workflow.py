@@ -44,13 +44,13 @@ from durably.engine.core.transition import encode_error
 from durably.engine.scheduling.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import END, Delivery, InternalEvents, MemoRecord, RunInput, RunPolicy, chain_after
-from durably.engine.temporal.routing.activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
 from .activities import STEPS
 from .call_messages import CheckpointInput, ContentPage, ContentRequest, MemosToCopy
+from .local_activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from .run_calls import RunCalls
 from .run_changes import RunChanges
 from .run_context import RunContext

@@ -1,4 +1,4 @@
-"""Activities by which workflows send events, wait, and reach other runs."""
+"""Local activities, by which workflows use the router and reach other runs."""
 
 import asyncio
 import datetime as dt
@@ -26,13 +26,12 @@ from durably.engine.temporal.messages import (
 )
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.wait_keys import matching
+from durably.engine.temporal.routing.workflows import DELIVER, MATCH
 from durably.engine.temporal.runs.activities import read_content
 from durably.engine.temporal.runs.call_messages import ContentPage, MemosToCopy
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.temporal.workflow_requests import describe
 from durably.protocol.errors import ErrorData
-
-from .workflows import DELIVER, MATCH
 
 CANCEL = "durably.cancel"
 COPY_MEMOS = "durably.copy_memos"
@@ -52,10 +51,10 @@ def terminated_error(run_id: str) -> ErrorData:
     return ErrorData(name="FunctionCancelledError", message=f"the run {run_id} was terminated on Temporal")
 
 
-class RoutingActivities:
-    """Activities by which workflows use the router.
+class LocalActivities:
+    """Activities by which workflows use the router, and reach other runs.
 
-    They run as local activities. Each costs one event of history.
+    Each costs one event of history.
     """
 
     def __init__(self, client: Client, router: Router, apps: AppSync) -> None:
