@@ -67,7 +67,7 @@ _ERROR_OR_NONE: Any = ErrorData | None
 
 
 class Listening:
-    """The registered waits of a run.
+    """The waits of a run that are registered outside of it, and its last events. Pure.
 
     An event may be delivered again after a crash. It ends no wait that began after its first delivery. No event that
     started the run ends its waits.
