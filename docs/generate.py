@@ -15,7 +15,7 @@ import msgspec
 from durably.engine.interface import Engine
 from durably.engine.metrics.catalogue import CATALOGUE
 from durably.engine.operations import REQUIRED, Access, Argument, Operation, Place, operations_of
-from durably.engine.temporal.flow.refusals import SUPPORT
+from durably.engine.temporal.support import SUPPORT
 from durably.protocol.durations import format_duration
 from durably.protocol.options import Choice, Count, Expression, Option, Period, Text
 from durably.settings import SETTINGS

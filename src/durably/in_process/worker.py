@@ -70,7 +70,9 @@ class LocalWorker:
         return [sync_of(handler) for handler in self._handlers.values()]
 
     async def run(self, app_id: str, data: CallData) -> Answer:
-        """Run a call on the app's event loop, or in a thread. Raises ``CallReturnedError``.
+        """Run a call on the app's event loop, or in a thread.
+
+        Raises ``CallReturnedError``.
 
         No code of the app runs on this event loop, which is the engine's. Functions get no context variables, because
         those here may belong to any request that has sent an event.

@@ -22,6 +22,7 @@ from temporalio.converter import PayloadCodec
 from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
 from durably.protocol.text import printable
+from durably.temporal.client.connection import Temporal
 from durably.temporal.gateway.authorization import Guard, check_principal
 from durably.temporal.gateway.messages import JSON, has_more_values
 from durably.temporal.gateway.problems import (
@@ -34,7 +35,6 @@ from durably.temporal.gateway.problems import (
     unauthenticated,
 )
 
-from .connection import Temporal
 from .errors import PayloadEncryptionError, TemporalSettingsError
 from .gateway import GatewayRequest, GatewayResponse, Unauthenticated
 

@@ -15,6 +15,7 @@ except ImportError as error:
 from temporalio import workflow
 
 from durably.errors import BodyInvalidError
+from durably.temporal.client.connection import Temporal
 from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from durably.web import METHODS
@@ -23,7 +24,6 @@ from durably.werkzeug_compat import current_object, run_with_reloader
 
 from .codec_server import CodecServer
 from .commands.worker import make_group
-from .connection import Temporal
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest
 from .settings import FRAMEWORK_KEYS

@@ -24,13 +24,13 @@ from durably.errors import Error
 from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, Workers
 from durably.temporal.binaries import find_program
+from durably.temporal.client.runtimes import runtime_of_process
 from durably.temporal.commands.replay import replay_target
 from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.gateway import Gateway
+from durably.temporal.namespace.search_attributes import declared_types, register_and_wait
 from durably.temporal.replay import HistoryReplayer, TypeReport, read_histories, replay_all
-from durably.temporal.runtimes import runtime_of_process
-from durably.temporal.search_attributes import declared_types, register_and_wait
 
 __all__ = ["MockError", "TemporalServer", "mock_activities", "replay_histories"]
 

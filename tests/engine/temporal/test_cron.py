@@ -12,16 +12,16 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
-from durably.engine.temporal.apps.cron_activities import CronActivities
-from durably.engine.temporal.apps.cron_workflow import (
+from durably.engine.temporal.apps.cron import (
     FIRE_TICK,
     PLAN_TICKS,
+    CronActivities,
     CronRecord,
     CronWorkflow,
     FireInput,
     PlanInput,
 )
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import cron_workflow_id
 from durably.temporal.binaries import find_program
 

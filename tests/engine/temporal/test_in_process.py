@@ -19,7 +19,7 @@ from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.settings import Durability, EngineSettings
 from durably.errors import EngineNotStartedError, SendEventsError, TransportError, URLInvalidError
 from durably.in_process.process import NodeClosedError
-from durably.in_process.temporal.node import TemporalNode
+from durably.in_process.temporal_node import TemporalNode
 from durably.temporal import TemporalSettingsError
 
 from ...temporal.dev_server import DevServer

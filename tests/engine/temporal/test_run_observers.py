@@ -19,7 +19,7 @@ from temporalio.client import Client as TemporalClient
 from durably import Alerts, Client, Context, Embedded, EngineSettings, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.metrics.catalogue import CATALOGUE, Metric
-from durably.engine.temporal.monitoring.live_runs import LiveRuns
+from durably.engine.temporal.process_monitor import LiveRuns
 from durably.engine.views import RunView
 
 from ...temporal.dev_server import DevServer
@@ -269,13 +269,13 @@ async def test_a_scrape_does_not_wait_for_numbers_that_are_old(monkeypatch: pyte
 
     live = LiveRuns(read)
     assert await live.get() == {"pay": 1}
-    monkeypatch.setattr("durably.engine.temporal.monitoring.live_runs._FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("durably.engine.temporal.process_monitor._FRESH_SECONDS", 0.0)
     async with asyncio.timeout(0.5):
         assert await live.get() == {"pay": 1}
         assert await live.get() == {"pay": 1}
     await asyncio.sleep(0)
     assert reads == 2
-    monkeypatch.setattr("durably.engine.temporal.monitoring.live_runs._KEPT_SECONDS", 0.0)
+    monkeypatch.setattr("durably.engine.temporal.process_monitor._KEPT_SECONDS", 0.0)
     assert await live.get() is None
     live.close()
 

@@ -12,7 +12,7 @@ import pytest
 from temporalio.client import Client
 
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
 from ...in_process.cluster import eventually

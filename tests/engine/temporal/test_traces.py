@@ -17,10 +17,10 @@ from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.http_engine import HttpWorkflowEngine
 from durably.engine.temporal.ids import make_run_id
-from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.views import RunView
 from durably.otel.engine import EngineTracing
 from durably.protocol.errors import ErrorData

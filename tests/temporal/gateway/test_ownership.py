@@ -28,14 +28,7 @@ from temporalio.common import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal import (
-    DURABLY_OWNER,
-    SearchAttributeError,
-    Temporal,
-    TemporalSettingsError,
-    owned_by,
-    search_attributes,
-)
+from durably.temporal import DURABLY_OWNER, SearchAttributeError, Temporal, TemporalSettingsError, owned_by
 from durably.temporal.gateway import (
     FOR_OPERATORS,
     FOR_OWNERS,
@@ -46,7 +39,8 @@ from durably.temporal.gateway import (
     call,
     expose,
 )
-from durably.temporal.search_attributes import OWNER_ATTRIBUTE
+from durably.temporal.namespace import search_attributes
+from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE
 
 from ..dev_server import DevServer
 from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow

@@ -23,7 +23,7 @@ from durably.temporal.gateway import (
     expose_schedules,
 )
 from durably.temporal.gateway.openapi import openapi
-from durably.temporal.schedules import spec_in_words, sync_schedules
+from durably.temporal.namespace.schedules import spec_in_words, sync_schedules
 
 from ..app_server import AppServer
 from ..apps import SCHEDULE, UNSYNCED_SCHEDULE

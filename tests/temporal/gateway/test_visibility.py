@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from temporalio.common import SearchAttributeKey, SearchAttributePair, TypedSearchAttributes
 
 from durably.io.background_loop import get_background_loop
-from durably.temporal import Temporal, search_attributes
+from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.gateway.operations.visibility import MAX_DEPTH, Number, all_of, compare, parse, write
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.search_attributes import OWNER_ATTRIBUTE
+from durably.temporal.namespace import search_attributes
+from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE
 
 from ..workflows import SleepingWorkflow
 from .asking import Answer, ask

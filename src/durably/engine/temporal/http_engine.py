@@ -11,13 +11,13 @@ from durably.engine.core.errors import EngineError, FunctionNotFoundError
 from durably.engine.scheduling.registry import Function
 from durably.engine.scheduling.requests.http_call import HttpCaller
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.views import SyncResult
 from durably.protocol.errors import ErrorData
 from durably.protocol.sync import SyncRequest
 
 from .ids import HTTP_QUEUE
-from .messages import CallInput
-from .worker_group import WorkerGroup
+from .workers import WorkerGroup
 from .workflow_engine import WorkflowEngine
 
 _FUNCTION_SECONDS = 1.0

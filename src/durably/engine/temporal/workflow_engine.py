@@ -13,7 +13,6 @@ import msgspec
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Worker
 
 from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.errors import (
@@ -54,36 +53,19 @@ from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.apps.app_workflow import AppWorkflow
-from durably.engine.temporal.apps.cron_activities import CronActivities
-from durably.engine.temporal.apps.cron_workflow import CronWorkflow
-from durably.engine.temporal.apps.function_workflow import FunctionWorkflow
-from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
-from durably.engine.temporal.flow.gate_workflow import GateWorkflow
-from durably.engine.temporal.flow.refusals import check_support
-from durably.engine.temporal.monitoring.live_runs import LiveRuns
-from durably.engine.temporal.monitoring.process_monitor import ProcessMonitor
-from durably.engine.temporal.monitoring.traced_calls import TracedCaller
-from durably.engine.temporal.reports.bulk import Bulk
-from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
-from durably.engine.temporal.reports.changes import ChangePoll
+from durably.engine.temporal.reports.bulk import Bulk, Reruns
+from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
 from durably.engine.temporal.reports.event_lists import EventFilter, EventLists
 from durably.engine.temporal.reports.function_lists import FunctionLists, function_view
 from durably.engine.temporal.reports.loads import Loads
-from durably.engine.temporal.reports.reruns import Reruns
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
-from durably.engine.temporal.reports.search_attributes import register_search_attributes
 from durably.engine.temporal.routing.event_receiver import EventReceiver
-from durably.engine.temporal.routing.event_workflow import EventWorkflow
 from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
-from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
-from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, Caller, RoutingActivities
+from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.call_messages import CheckpointInput
 from durably.engine.temporal.runs.run_record import Annotation
-from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
     MAX_OUTPUT_BYTES,
@@ -91,11 +73,7 @@ from durably.engine.temporal.runs.sizes import (
     split_steps,
     without_large_arguments,
 )
-from durably.engine.temporal.runs.step_requests import StepRequests
 from durably.engine.temporal.slots.leased_functions import LeasedFunctions
-from durably.engine.temporal.slots.leased_workers import LeasedWorkers
-from durably.engine.temporal.slots.slot_leases import SlotLeases
-from durably.engine.temporal.slots.slots_workflow import SlotsWorkflow
 from durably.engine.views import (
     AppView,
     AttemptView,
@@ -123,45 +101,16 @@ from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import read_trace
 
-from .call_slots import CallSlots, tuner_of
-from .cancellation import with_cancellation
-from .ids import HTTP_QUEUE, WORKFLOWS_QUEUE, app_queue, process_queue, run_workflow_id, split_generation
-from .messages import CheckpointInput
+from .client import is_away, with_cancellation
+from .ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
+from .process_monitor import LiveRuns, ProcessMonitor
 from .reports.run_reports import RunReports
-from .reports.run_watch import RunWatch
-from .unavailability import is_away
-from .worker_group import ProcessWorkers
-from .workflow_time import wall_clock
+from .search_attributes import register_search_attributes
+from .support import check_support
+from .workers import ProcessWorkers, make_workers
+from .workflow_code import wall_clock
 
 T = TypeVar("T", int, bool)
-
-_COMMON_WORKFLOWS: Sequence[type] = (
-    AppWorkflow,
-    CronWorkflow,
-    BulkWorkflow,
-    CallQueueWorkflow,
-    EventWorkflow,
-    FunctionWorkflow,
-    GateWorkflow,
-    SignalWorkflow,
-    SlotsWorkflow,
-    TopicWorkflow,
-    WaitWorkflow,
-)
-WORKFLOWS = (RunWorkflow, *_COMMON_WORKFLOWS)
-
-_STICKY_TIMEOUT = dt.timedelta(seconds=3)
-"""Time after which another worker takes a workflow over whose worker is gone."""
-
-_CALL_POLLS = 2
-"""Polls for calls. Most calls need none: they come with the answers to workflow tasks. A poll of a worker that stops
-may bring a call that it has to return."""
-
-_RUN_POLLS = 16
-"""Polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read again:
-with Temporal's default of 5 that happens to most tasks of 20 busy runs."""
-MAX_CACHED_RUNS = 1000
-"""Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs."""
 
 _LAG_NOTE = "Lists and counts come from Temporal's index, which lags behind, usually by less than a second."
 _EVENTS_NOTE = "Events are shown if they started runs: Temporal stores no others."
@@ -222,63 +171,19 @@ class WorkflowEngine(LocalEngine):
         self._closed = asyncio.Event()
 
     def make_workers(self, calls_queues: Sequence[str], call: Caller) -> ProcessWorkers:
-        """The workers of a process.
-
-        One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
-        calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
-        """
-        tracing = self._settings.tracing
-        if tracing is not None:
-            call = TracedCaller(call, tracing)
-        call = self._monitor.monitor(self._client.namespace, calls_queues, call)
+        """The workers of a process, which makes calls of some task queues by ``call``."""
         self._call_queues = frozenset(calls_queues)
-        routing = RoutingActivities(self._client, self._router, self._apps)
-        requests = StepRequests(process_queue(), self._outbound)
-        common = Worker(
+        return make_workers(
             self._client,
-            task_queue=WORKFLOWS_QUEUE,
-            workflows=_COMMON_WORKFLOWS,
-            activities=[
-                *routing.activities,
-                *self._router.gates.activities,
-                *CronActivities(self._router).activities,
-                self._bulk.apply_page,
-            ],
-            sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
+            calls_queues,
+            self._monitor.monitor(self._client.namespace, calls_queues, call),
+            router=self._router,
+            apps=self._apps,
+            bulk=self._bulk,
+            leased=self._leased,
+            outbound=self._outbound,
+            max_calls=self._settings.max_calls,
         )
-        slots = [CallSlots(self._settings.max_calls) for _ in calls_queues]
-        at_once = asyncio.Semaphore(self._settings.max_calls)
-
-        def worker_of(queue: str, queue_slots: CallSlots, leases: SlotLeases) -> Worker:
-            return Worker(
-                self._client,
-                task_queue=queue,
-                activities=CallActivities(self._client, call, requests, queue_slots, at_once, leases).activities,
-                tuner=tuner_of(queue_slots),
-                max_concurrent_activity_task_polls=_CALL_POLLS,
-            )
-
-        leased = LeasedWorkers(self._leased, self._router.records, self._client, worker_of, self._settings.max_calls)
-        runs = [
-            Worker(
-                self._client,
-                task_queue=queue,
-                workflows=[RunWorkflow],
-                activities=[
-                    *CallActivities(self._client, call, requests, queue_slots, at_once).activities,
-                    *routing.activities,
-                    *self._router.gates.activities,
-                ],
-                tuner=tuner_of(queue_slots),
-                max_concurrent_workflow_task_polls=_RUN_POLLS,
-                max_concurrent_activity_task_polls=_CALL_POLLS,
-                max_cached_workflows=MAX_CACHED_RUNS,
-                sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
-            )
-            for queue, queue_slots in zip(calls_queues, slots, strict=True)
-        ]
-        of_requests = Worker(self._client, task_queue=requests.queue, activities=requests.activities)
-        return ProcessWorkers([common, *runs, of_requests, leased], [*slots, leased])
 
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches.

@@ -15,13 +15,13 @@ from temporalio.service import RPCError
 
 from durably.errors import Error
 from durably.protocol.text import printable, printable_json
-from durably.temporal.connect_failures import explain_refusal
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connect_failures import explain_refusal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import workflow_types
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Gateway
-from durably.temporal.inspection import DEFAULT_LIMIT, Check, Inspector, Stuck
-from durably.temporal.notices import DEFAULT_THRESHOLDS, Thresholds
+from durably.temporal.namespace.inspection import DEFAULT_LIMIT, Check, Inspector, Stuck
+from durably.temporal.namespace.notices import DEFAULT_THRESHOLDS, Thresholds
 
 from . import CouldNotRunError, json_option, with_target
 

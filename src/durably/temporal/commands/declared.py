@@ -10,11 +10,11 @@ from datetime import timedelta
 import click
 from temporalio.service import RPCError
 
-from durably.temporal.connect_failures import explain_refusal
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connect_failures import explain_refusal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import SearchAttributeError, TemporalSettingsError
-from durably.temporal.schedules import sync_schedules
-from durably.temporal.search_attributes import (
+from durably.temporal.namespace.schedules import sync_schedules
+from durably.temporal.namespace.search_attributes import (
     IndexedType,
     commands,
     declared_types,

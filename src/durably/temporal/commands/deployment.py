@@ -17,7 +17,7 @@ from temporalio.client import Client
 
 from durably.errors import Error
 from durably.protocol.text import printable_json
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.settings import with_own_names
 from durably.temporal.worker.deployments import (
     Deployment,

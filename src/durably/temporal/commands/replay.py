@@ -16,8 +16,8 @@ import click
 from durably.errors import Error
 from durably.protocol.durations import parse_duration, parse_rfc3339
 from durably.protocol.text import printable, printable_json
+from durably.temporal.client.connection import Temporal
 from durably.temporal.compat import workflow_parts
-from durably.temporal.connection import Temporal
 from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.gateway import Exposure, Gateway
 from durably.temporal.replay.histories import (

@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
+from durably.temporal.client.interceptors import ActivityContext
 from durably.temporal.declarations import with_interceptor
-from durably.temporal.interceptors import ActivityContext
 from durably.temporal.worker.process import run_worker_process
 from durably.temporal.worker.workers import DEFAULT_GRACE, Workers
 

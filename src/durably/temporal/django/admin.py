@@ -25,12 +25,12 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 
 from durably.errors import Error
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
+from durably.temporal.client.sync import SyncWorkflowHandle
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.authorization import principal_key
 from durably.temporal.gateway.pages import Pages, PageTokens
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
-from durably.temporal.sync import SyncWorkflowHandle
 
 from .conf import DEFAULT_CONNECTION, connections, project_secrets
 from .discovery import signals_by_workflow

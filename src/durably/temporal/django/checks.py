@@ -14,10 +14,10 @@ from django.urls import get_resolver
 from temporalio.service import RPCError
 
 from durably.errors import Error
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import by_task_queue
 from durably.temporal.errors import TemporalUnreachableError
-from durably.temporal.search_attributes import find_faults
+from durably.temporal.namespace.search_attributes import find_faults
 
 from .conf import DEFAULT_CONNECTION, connections
 from .discovery import connection_of, discover, project_modules, workflows_of

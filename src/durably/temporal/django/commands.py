@@ -14,7 +14,7 @@ import click
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from durably.errors import Error
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 
 from .conf import DEFAULT_CONNECTION, get_temporal
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 from django.conf import settings
 from django.utils.functional import SimpleLazyObject
 
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.settings import FRAMEWORK_KEYS
 

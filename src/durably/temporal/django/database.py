@@ -39,7 +39,7 @@ from temporalio.worker import (
 from durably.django_compat import in_event_loop
 from durably.errors import Error
 from durably.execution.step import is_async
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import StartOptions, fill_arguments
 
 from .conf import get_temporal

@@ -25,8 +25,8 @@ from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
 from durably.django_compat import SyncAndAsyncView
 from durably.protocol.text import printable
+from durably.temporal.client.connection import Temporal
 from durably.temporal.codec_server import CodecAction, CodecServer
-from durably.temporal.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import (
     Action,

@@ -26,7 +26,7 @@ from temporalio.client import (
 )
 from temporalio.converter import DataConverter
 
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.models import HistoryEvent, PendingActivity
 from durably.temporal.gateway.operations.events import Brief
@@ -34,7 +34,7 @@ from durably.temporal.gateway.operations.lists import FILTERS, check_searchable,
 from durably.temporal.gateway.operations.visibility import Filter, all_of, compare, parse, write
 from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.inspection import Inspector, is_open
+from durably.temporal.namespace.inspection import Inspector, is_open
 
 from .conf import connection_settings, get_temporal
 

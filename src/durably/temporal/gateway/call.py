@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal.inspection import Inspector, is_open
+from durably.temporal.namespace.inspection import Inspector, is_open
 
 from .authorization import Access, no_such_workflow, owner_of
 from .exposure import Exposure, HandlerExposure, Operation

@@ -18,11 +18,11 @@ from temporalio.common import (
 )
 
 from durably.execution.step import is_async
+from durably.temporal.client.connection import Temporal
 from durably.temporal.compat import HandlerKind, handler_name
-from durably.temporal.connection import Temporal
 from durably.temporal.declarations import ScheduleDeclaration
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.schedules import declared_schedules
+from durably.temporal.namespace.schedules import declared_schedules
 
 from .handlers import Arguments, Handler, WorkflowDefinition, batch_model, define, model_with_start
 from .models import BatchRequest

@@ -13,7 +13,7 @@ from temporalio.client import Client, WorkflowHistory
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.errors import Error
-from durably.temporal.inspection import OPEN_FILTER
+from durably.temporal.namespace.inspection import OPEN_FILTER
 
 State = Literal["running", "closed"]
 STATES: tuple[State, ...] = ("running", "closed")

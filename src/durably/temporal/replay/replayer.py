@@ -15,11 +15,11 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.runtime import Runtime, TelemetryConfig
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner, WorkflowRunner
 
+from durably.temporal.client.connection import Temporal
+from durably.temporal.client.runtimes import runtime_of_process
 from durably.temporal.compat import RecordedTask, RecordingRunner, replay_error, workflow_parts
-from durably.temporal.connection import Temporal
 from durably.temporal.declarations import WorkerDeclaration, by_task_queue
 from durably.temporal.errors import TemporalWorkerError
-from durably.temporal.runtimes import runtime_of_process
 from durably.temporal.worker.sandbox import explain, make_runner
 
 from .faults import NO_FAULT, Fault, find_fault

@@ -21,10 +21,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import workflow_types
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.inspection import keep_metric
+from durably.temporal.namespace.inspection import keep_metric
 from durably.temporal.settings import check_address
 
 from .deployments import describe_version

@@ -21,7 +21,7 @@ from temporalio.client import Client
 from temporalio.service import RetryConfig, RPCError
 from temporalio.worker import Worker
 
-from durably.temporal.connect_failures import unknown_namespace
+from durably.temporal.client.connect_failures import unknown_namespace
 from durably.temporal.declarations import WorkerDeclaration, by_task_queue
 from durably.temporal.errors import TemporalUnreachableError, TemporalWorkerError
 from durably.temporal.settings import ConnectionSettings

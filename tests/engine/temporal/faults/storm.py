@@ -20,7 +20,7 @@ from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError
 
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
 from ....crash.engine_process import backoff

@@ -12,8 +12,8 @@ from durably.engine.core.flow.config import Flow, read_flow
 from durably.engine.core.flow.queue import Queue
 from durably.engine.core.flow.queue_entries import QueuedCall
 from durably.engine.temporal.flow.call_queue import CallQueue, limits_of
-from durably.engine.temporal.flow.call_queue_messages import CallQueueState, JoinInput, JoinRecord, LeaveRecord
-from durably.engine.temporal.flow.gate_messages import pack, unpack
+from durably.engine.temporal.flow.call_queue_state import CallQueueState, JoinInput, JoinRecord, LeaveRecord
+from durably.engine.temporal.workflow_code import pack, unpack
 
 from ...core.flow.configs import config_of, event
 from ...core.flow.sqlite_rows import SqliteRows

@@ -9,8 +9,7 @@ import pytest
 from durably.engine.core.flow.admission import Batched, Debounced, Skip, Trigger, admit
 from durably.engine.core.flow.buckets import BucketKind
 from durably.engine.core.flow.config import read_flow
-from durably.engine.temporal.flow.gate import Gate, option_of_gate
-from durably.engine.temporal.flow.gate_messages import GateOutcome, GateRequest, GateState
+from durably.engine.temporal.flow.gate import Gate, GateOutcome, GateRequest, GateState, option_of_gate
 from durably.engine.temporal.messages import EventRecord
 
 from ...core.flow.configs import config_of

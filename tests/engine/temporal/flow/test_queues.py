@@ -14,7 +14,7 @@ from ulid import ULID
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
 from durably.engine.temporal.flow import call_queue_workflow
-from durably.engine.temporal.flow.call_queue_messages import JoinInput, QueueCounts
+from durably.engine.temporal.flow.call_queue_state import JoinInput, QueueCounts
 from durably.engine.temporal.ids import make_run_id, run_workflow_id
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.routing import router
@@ -183,7 +183,7 @@ async def test_the_finish_timeout_of_a_run_begins_with_its_first_call(world: Wor
 
 async def test_a_call_whose_worker_is_lost_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_calls, "_HEARTBEAT_TIMEOUT", dt.timedelta(milliseconds=500))
-    monkeypatch.setattr("durably.engine.temporal.runs.heartbeats._send", lambda seconds: asyncio.Event().wait())
+    monkeypatch.setattr("durably.engine.temporal.runs.activities._send", lambda seconds: asyncio.Event().wait())
     world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
     await world.open()
     await world.send("work", n=1)

@@ -16,22 +16,29 @@ from durably.engine.core.flow.config import read_flow
 from durably.engine.core.policy import standard_backoff
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow.call_queue_ids import has_leased_slots
-from durably.engine.temporal.flow.restored import Restorer
+from durably.engine.temporal.flow.call_queue import has_leased_slots
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
-from durably.engine.temporal.long_lived import ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import AppRecord, FunctionRecord, RunPolicy, SyncInput, TriggerRecord
-from durably.engine.temporal.records import Records
-from durably.engine.temporal.routing.topic_workflow import AppTriggers
+from durably.engine.temporal.records import Records, Restorer
 from durably.engine.temporal.routing.wait_keys import path_of
 from durably.engine.temporal.routing.waits import Waits
+from durably.engine.temporal.workflow_requests import ignoring_not_found, update_with_start
 from durably.engine.views import SyncResult
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
-from .app_workflow import APP, SYNC_REFUSED, AppliedSync, AppWorkflow, is_same_sync, result_of_sync
-from .cron_activities import has_schedules, put_schedules
-from .function_workflow import FUNCTION, FunctionWorkflow
+from .cron import has_schedules, put_schedules
+from .record_workflows import (
+    APP,
+    FUNCTION,
+    SYNC_REFUSED,
+    AppliedSync,
+    AppTriggers,
+    AppWorkflow,
+    FunctionWorkflow,
+    is_same_sync,
+    result_of_sync,
+)
 
 _logger = get_logger("durably.engine")
 

@@ -7,12 +7,11 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError
 
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.workflow_time import EarliestTimer, now
+from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
 
 from .call_queue import CallQueue
-from .call_queue_messages import CallQueueState, FunctionLimits, JoinRecord, LeaveRecord, QueueCounts
-from .gate_messages import pack, unpack
-from .gate_workflow import FIND_ENDED, history_is_long
+from .call_queue_state import CallQueueState, FunctionLimits, JoinRecord, LeaveRecord, QueueCounts
+from .gate_workflow import FIND_ENDED
 
 QUEUE = "durably.Queue"
 READ_LIMITS = "durably.read_limits"

@@ -6,10 +6,9 @@ import datetime as dt
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.temporal.workflow_time import EarliestTimer, now
+from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
 
-from .gate import Gate
-from .gate_messages import GateAnswer, GateOutcome, GateRequest, GateState, pack, unpack
+from .gate import Gate, GateAnswer, GateOutcome, GateRequest, GateState
 
 ASK_RATE_LIMIT = "durably.ask_rate_limit"
 GATE_CONTINUES = "GateContinues"
@@ -102,7 +101,3 @@ class GateWorkflow:
         if now() > due + _LATE:
             self._gate.keep_answers(now() + _REPEATS_AFTER_OUTAGE)
         self._is_changed = True
-
-
-def history_is_long() -> bool:
-    return workflow.info().is_continue_as_new_suggested()

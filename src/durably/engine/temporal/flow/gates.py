@@ -27,20 +27,18 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import error_memo
 from durably.engine.scheduling.registry import Function
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, gate_workflow_id, run_workflow_id
-from durably.engine.temporal.long_lived import describe, ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlow, RunInput, RunOutcome
-from durably.engine.temporal.records import Records
-from durably.engine.temporal.workflow_time import wall_clock
+from durably.engine.temporal.records import Records, Restorer
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.engine.temporal.workflow_requests import describe, ignoring_not_found, update_with_start
 from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
 from .call_queue import limits_of
-from .call_queue_messages import CallQueueState, FunctionLimits, JoinInput, JoinRecord
+from .call_queue_state import CallQueueState, FunctionLimits, JoinInput, JoinRecord
 from .call_queue_workflow import QUEUE, READ_LIMITS
-from .gate import GATED, has_option, option_of_gate
-from .gate_messages import GateAnswer, GateOption, GateRequest, GateState, HeldEvents, Holder
+from .gate import GATED, GateAnswer, GateOption, GateRequest, GateState, HeldEvents, Holder, has_option, option_of_gate
 from .gate_workflow import ASK_RATE_LIMIT, FIND_ENDED, GATE_CONTINUES, START_HELD, GateWorkflow
-from .restored import Restorer
 from .run_flow import JOIN, RESTORE_QUEUE
 
 _ATTEMPTS = 10

@@ -16,7 +16,7 @@ from durably.engine.core.transition import data_memo
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import InvokerRecord, RunFlow, RunInput
 
-from .call_queue_messages import JoinInput, LeaveRecord
+from .call_queue_state import JoinInput, LeaveRecord
 
 JOIN = "durably.join"
 RESTORE_QUEUE = "durably.restore_queue"

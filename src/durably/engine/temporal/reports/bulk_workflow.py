@@ -13,7 +13,7 @@ from temporalio.common import RetryPolicy
 
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.registry import FOLLOWED_FOR
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.workflow_code import history_is_long, now
 
 BULK = "bulk"
 """The memo with the record."""
@@ -95,7 +95,7 @@ class BulkWorkflow:
             cursor = page.cursor
             if cursor is None and not await self._wait_for_more():
                 break
-            if workflow.info().is_continue_as_new_suggested():
+            if history_is_long():
                 workflow.continue_as_new(BulkInput(self._record, cursor), memo={BULK: self._record})
         return self._record
 

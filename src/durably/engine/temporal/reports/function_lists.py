@@ -12,7 +12,7 @@ from temporalio.client import Client
 from durably.engine.core.errors import FunctionNotFoundError
 from durably.engine.reports import AppReport, RunLink, ScheduleView, SyncReport
 from durably.engine.scheduling.registry import Function
-from durably.engine.temporal.apps.app_workflow import APP
+from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
 from durably.engine.temporal.records import Records

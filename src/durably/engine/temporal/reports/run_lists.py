@@ -14,10 +14,19 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionCount
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.errors import NotSupportedError
+from durably.engine.temporal.search_attributes import (
+    APP,
+    EVENT,
+    EVENT_IDS,
+    FUNCTION,
+    PARENT,
+    STATUS,
+    keyword,
+    short_event_id,
+)
 from durably.engine.views import RunStatus
 
 from .run_views import is_run
-from .search_attributes import APP, EVENT, EVENT_IDS, FUNCTION, PARENT, STATUS, keyword, short_event_id
 
 _MOST_SORTED = 500
 """Runs that are read and sorted together."""

@@ -12,7 +12,7 @@ from durably.engine.core.errors import NotSupportedError, SelectionInvalidError
 from durably.engine.core.expressions import Expression
 from durably.engine.reports import MatchCount, RunPage
 from durably.engine.temporal.ids import run_id_of
-from durably.engine.temporal.workflow_time import wall_clock
+from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.views import RunStatus, RunView
 
 from .run_lists import RunFilter, RunLists

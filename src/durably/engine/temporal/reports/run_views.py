@@ -16,12 +16,11 @@ from temporalio.exceptions import ApplicationError, CancelledError, TerminatedEr
 from durably.engine.core.transition import encode_error
 from durably.engine.reports import Relation, RunLink, relation_by
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
-from durably.engine.temporal.long_lived import describe, ignoring_not_found
 from durably.engine.temporal.messages import END, RUN_MEMO, RunInput, RunMemo
+from durably.engine.temporal.search_attributes import STATUS
+from durably.engine.temporal.workflow_requests import describe, ignoring_not_found
 from durably.engine.views import RunStatus, RunView
 from durably.protocol.errors import ErrorData
-
-from .search_attributes import STATUS
 
 _STATUSES = {
     WorkflowExecutionStatus.RUNNING: RunStatus.RUNNING,

@@ -14,12 +14,12 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.registry import CANCELLED_IN_BULK, BulkCancellation
 from durably.engine.scheduling.transactions.reruns import MOST_ANCESTORS
 from durably.engine.temporal.ids import bulk_workflow_id, function_workflow_id
-from durably.engine.temporal.long_lived import ENDED_BY_HAND, describe
 from durably.engine.temporal.messages import CancellationRecord, FunctionRecord, RunInput, RunMemo, RunOutcome
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.bulk_workflow import BULK, BulkRecord
 from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
-from durably.engine.temporal.workflow_time import wall_clock
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.engine.temporal.workflow_requests import ENDED_BY_HAND, describe
 from durably.engine.views import to_milliseconds
 from durably.protocol.errors import ErrorData
 

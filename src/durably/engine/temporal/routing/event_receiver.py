@@ -13,14 +13,14 @@ from durably.engine.core.run_state import Origin, origin_of
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, check_event, make_id, make_received_event
 from durably.engine.scheduling.unmatched import KnownNames, UnmatchedEvents
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal.apps.record_workflows import TOPIC
 from durably.engine.temporal.ids import make_event_id, topic_name_of
 from durably.engine.temporal.messages import EventRecord, TopicRecord
-from durably.engine.temporal.workflow_time import wall_clock
+from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.tracing import trace_of_run
 from durably.protocol.events import Event, EventReceipt
 
 from .router import Router
-from .topic_workflow import TOPIC
 
 _PARALLEL_EVENTS = 20
 _NAMES_FRESH_SECONDS = 10.0

@@ -20,6 +20,7 @@ from durably.engine.core.flow.admission import PAUSED, cancel_on_of, skipped_err
 from durably.engine.core.run_state import RunStatus, describe_chain, explain_runaway
 from durably.engine.scheduling.events import (
     RUN_END_EVENTS,
+    ReceivedEvent,
     check_event,
     invocation_event,
     make_internal_event,
@@ -28,9 +29,8 @@ from durably.engine.scheduling.events import (
 )
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow.call_queue_ids import run_flow_of
+from durably.engine.temporal.flow.call_queue import run_flow_of
 from durably.engine.temporal.flow.gates import Gates, has_gates
-from durably.engine.temporal.flow.refusals import MAX_PATTERNS
 from durably.engine.temporal.ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
@@ -57,8 +57,9 @@ from durably.engine.temporal.messages import (
     TopicRecord,
 )
 from durably.engine.temporal.records import Records
-from durably.engine.temporal.reports.search_attributes import search_attributes_of
-from durably.engine.temporal.workflow_time import wall_clock
+from durably.engine.temporal.search_attributes import search_attributes_of
+from durably.engine.temporal.support import MAX_PATTERNS
+from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.tracing import trace_of_run
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent, patterns_of
@@ -66,9 +67,9 @@ from durably.protocol.options import milliseconds
 from durably.protocol.text import get_logger
 
 from .bulk_cancellations import BulkCancellations
-from .event_workflow import DELIVERED, SENDERS_TIME, EventWorkflow
 from .wait_keys import cancel_waits
 from .waits import Waits
+from .workflows import DELIVERED, SENDERS_TIME, EventWorkflow
 
 _MOST_NAMED_FUNCTIONS = 8
 _MAX_DELIVERY_SECONDS = 3.0
@@ -146,16 +147,7 @@ class Router:
         for index, (name, data) in enumerate(sent.events):
             event_id = make_event_id(sent.at, f"{sent.run_id}\n{index}\n{name}")
             received = make_internal_event(InternalEvent(name), bytes(data), event_id, sent.at)
-            record = EventRecord(
-                id=event_id,
-                name=name,
-                body=msgspec.Raw(received.body),
-                origin=sent.origin,
-                traceparent=trace_of_run(self._settings.tracing, sent.run_id, sent.traceparent),
-                at=sent.at,
-                sender=sent.run_id,
-                chain=sent.chain,
-            )
+            record = self._event_of_run(sent, received)
             await self.deliver((await self.find_routes(record)).delivery)
 
     async def _deliver_surely(self, delivery: DeliveryRecord) -> None:
@@ -310,16 +302,7 @@ class Router:
         event = msgspec.structs.replace(event, data={**event.data, "_inngest": _metadata_of(invocation)})
         event_id = make_event_id(invocation.at, f"{invocation.run_id}\n{invocation.step_id}")
         received = make_received_event(event, event_id, invocation.at)
-        record = EventRecord(
-            id=event_id,
-            name=event.name,
-            body=msgspec.Raw(received.body),
-            origin=invocation.origin,
-            traceparent=trace_of_run(self._settings.tracing, invocation.run_id, invocation.traceparent),
-            at=invocation.at,
-            sender=invocation.run_id,
-            chain=invocation.chain,
-        )
+        record = self._event_of_run(invocation, received)
         runaway = self._explain_runaway(function, record)
         if runaway is not None:
             return ResolvedInvocation(error=runaway)
@@ -336,6 +319,19 @@ class Router:
             return ResolvedInvocation(run_id=None if function.config.batch_events else run.run_id)
         await self._listen_for_cancellations(run)
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
+
+    def _event_of_run(self, sent: InternalEvents | InvokeInput, event: ReceivedEvent) -> EventRecord:
+        """An event that a run sends, in the trace and the chain of the run."""
+        return EventRecord(
+            id=event.id,
+            name=event.name,
+            body=msgspec.Raw(event.body),
+            origin=sent.origin,
+            traceparent=trace_of_run(self._settings.tracing, sent.run_id, sent.traceparent),
+            at=sent.at,
+            sender=sent.run_id,
+            chain=sent.chain,
+        )
 
     async def invoke(self, function_id: str, event: Event, event_id: str) -> str:
         """Start a run of one function for an event, whatever its triggers.

@@ -7,7 +7,7 @@ import msgspec
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.temporal.flow.restored import Restorer
+from durably.engine.temporal.apps.record_workflows import TopicWorkflow
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
     run_workflow_id,
@@ -15,13 +15,11 @@ from durably.engine.temporal.ids import (
     topic_workflow_id,
     wait_workflow_id,
 )
-from durably.engine.temporal.long_lived import describe, ignoring_not_found, update_with_start
 from durably.engine.temporal.messages import EventRecord, LeaveInput, SignalRecord, TopicRecord, WaitRecord
-from durably.engine.temporal.records import Records
+from durably.engine.temporal.records import Records, Restorer
+from durably.engine.temporal.workflow_requests import describe, ignoring_not_found, update_with_start
 
-from .signal_workflow import SignalWorkflow
-from .topic_workflow import TopicWorkflow
-from .wait_workflow import WaitState, WaitWorkflow
+from .workflows import SignalWorkflow, WaitState, WaitWorkflow
 
 _MOST_TRIES = 5
 _NEVER_RAN = "not found"

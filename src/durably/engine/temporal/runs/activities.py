@@ -1,74 +1,54 @@
-"""Activities of the engine: calls to apps, and the routing that workflows ask for."""
+"""Activities of runs: calls to apps, and requests of steps.
+
+The requests are those of ``fetch`` and ``ai.infer``. The process that got the options of a request from the app makes
+it. Options may hold credentials, so they are in no history: they stay in the memory of the process, whose own task
+queue gets the requests. If they are lost with the process, the run asks the app again.
+"""
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Protocol
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.answers import Answer, Unreached, failed
+from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
-from durably.engine.core.inputs import CancelRequested
-from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.apps.app_workflow import APPLY_SYNC, AppliedSync
-from durably.engine.temporal.call_slots import CallSlots
+from durably.engine.core.inputs import MakeRequest
+from durably.engine.core.ops import REQUESTS
+from durably.engine.scheduling.requests.step_requests import Outbound, perform
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
-from durably.engine.temporal.long_lived import describe
-from durably.engine.temporal.messages import (
-    END,
+from durably.engine.temporal.slots.call_slots import CallSlots
+from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.text import get_logger
+
+from .call_messages import (
     CallInput,
     CallResult,
     CheckpointInput,
     ContentPage,
     ContentRequest,
-    DeliveryRecord,
-    InternalEvents,
-    InvokeInput,
-    LeaveInput,
-    MatchInput,
-    MemosToCopy,
-    ResolvedInvocation,
-    SignalRecord,
-    WaitRecord,
+    RequestInput,
+    RequestResult,
     result_of,
 )
-from durably.engine.temporal.routing.event_workflow import DELIVER
-from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.routing.wait_keys import matching
-from durably.engine.temporal.routing.wait_workflow import MATCH
-from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
-from durably.engine.temporal.workflow_time import wall_clock
-from durably.protocol.errors import ErrorData
-from durably.protocol.text import get_logger
-
 from .contents import CONTENTS, RunContent
-from .heartbeats import heartbeats
-from .sizes import FittedAnswer, fit_answer
-from .step_requests import StepRequests
+from .sizes import MAX_OUTPUT_BYTES, FittedAnswer, fit_answer, size_of
 
+REQUEST = "durably.request"
+_MAX_KEPT_BYTES = 128 * 1024 * 1024
 CALL = "durably.call"
-CANCEL = "durably.cancel"
-COPY_MEMOS = "durably.copy_memos"
-FIND_LOST = "durably.find_lost"
-READ_END = "durably.read_end"
-RESOLVE = "durably.resolve"
-SEND = "durably.send"
 STEPS = "steps"
 """The signal with steps of an answer that follows."""
-WAIT_FOR_EVENT = "durably.wait_for_event"
-WAIT_FOR_SIGNAL = "durably.wait_for_signal"
-LEAVE = "durably.leave"
-LOCAL_TIMEOUT = dt.timedelta(seconds=10)
 CALL_RETURNED = "CallReturnedError"
 """The type of the failure of a call whose process stops."""
-CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
-_LOST = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
 _MAX_UNREACHED_SECONDS = 66.0
 """A call waits for an app that is down with at most 60 attempts in the first hour, the quick first ones included."""
 _MAX_SLOT_SECONDS = 60.0
@@ -76,6 +56,84 @@ _MAX_SLOT_SECONDS = 60.0
 _RETURN_DELAY = dt.timedelta(milliseconds=50)
 
 _logger = get_logger("durably.engine")
+
+
+@asynccontextmanager
+async def heartbeats() -> AsyncIterator[None]:
+    """Send a heartbeat after each half of the activity's time-out.
+
+    Heartbeats are billed, and most calls are shorter.
+    """
+    timeout = activity.info().heartbeat_timeout
+    assert timeout is not None
+    task = asyncio.create_task(_send(timeout.total_seconds() / 2))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _send(seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        activity.heartbeat()
+
+
+class StepRequests:
+    """The options of requests by run and step, and the activity that makes them.
+
+    ``queue`` is the task queue of this process. The oldest options are dropped when all are too large: they are asked
+    for again.
+    """
+
+    def __init__(self, queue: str, outbound: Outbound) -> None:
+        self.queue = queue
+        self._outbound = outbound
+        self._opts: OrderedDict[tuple[str, str], tuple[dict[str, Any], int]] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def activities(self) -> Sequence[Callable[..., Any]]:
+        return [self.request]
+
+    def keep(self, run_id: str, answer: Answer) -> tuple[Answer, bool]:
+        """The answer without the options of its requests, and whether it has any."""
+        if not isinstance(answer, ReportedOps) or all(op.op not in REQUESTS for op in answer.ops):
+            return answer, False
+        ops = []
+        for op in answer.ops:
+            if op.op in REQUESTS:
+                self._put((run_id, op.id), op.opts or {})
+                mode = {} if op.opts is None else {"parallelMode": op.opts.get("parallelMode")}
+                op = msgspec.structs.replace(op, opts=mode if mode.get("parallelMode") else None)
+            ops.append(op)
+        return msgspec.structs.replace(answer, ops=ops), True
+
+    @activity.defn(name=REQUEST)
+    async def request(self, request: RequestInput) -> RequestResult:
+        key = request.run_id, request.step_id
+        kept = self._opts.get(key)
+        if kept is None:
+            raise ApplicationError("the options of the request are lost", type="RequestLostError", non_retryable=True)
+        command = MakeRequest(request.step_id, request.name, request.op, request.generation, 0, 0, None)
+        async with heartbeats():
+            finished = await perform(self._outbound, command, kept[0], MAX_OUTPUT_BYTES)
+        if not finished.is_retriable and self._opts.get(key) is kept:
+            self._drop(key)
+        return RequestResult(msgspec.Raw(finished.memo), finished.failed, finished.is_retriable)
+
+    def _put(self, key: tuple[str, str], opts: dict[str, Any]) -> None:
+        self._drop(key)
+        size = size_of(opts)
+        self._opts[key] = opts, size
+        self._bytes += size
+        while self._bytes > _MAX_KEPT_BYTES and len(self._opts) > 1:
+            self._drop(next(iter(self._opts)))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        dropped = self._opts.pop(key, None)
+        if dropped is not None:
+            self._bytes -= dropped[1]
 
 
 class Caller(Protocol):
@@ -250,10 +308,6 @@ async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -
     return page
 
 
-def terminated_error(run_id: str) -> ErrorData:
-    return ErrorData(name="FunctionCancelledError", message=f"the run {run_id} was terminated on Temporal")
-
-
 def returned_call(reason: str) -> ApplicationError:
     """The error by which a run repeats a call at once. The worker does not log it."""
     return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
@@ -288,87 +342,3 @@ def unreached_seconds(attempt: int) -> float:
     The first attempt has the number 1.
     """
     return min(2.0 ** min(attempt - 1, 10), _MAX_UNREACHED_SECONDS)
-
-
-class RoutingActivities:
-    """Activities by which workflows use the router.
-
-    They run as local activities. Each costs one event of history.
-    """
-
-    def __init__(self, client: Client, router: Router, apps: AppSync) -> None:
-        self._client = client
-        self._router = router
-        self._apps = apps
-
-    @property
-    def activities(self) -> Sequence[Callable[..., Any]]:
-        return [
-            self.send,
-            self.deliver,
-            self.wait_for_event,
-            self.wait_for_signal,
-            self.leave,
-            self.match,
-            self.resolve,
-            self.apply_sync,
-            self.cancel,
-            self.read_end,
-            self.find_lost,
-            self.copy_memos,
-        ]
-
-    @activity.defn(name=DELIVER)
-    async def deliver(self, delivery: DeliveryRecord) -> None:
-        await self._router.finish_delivery(delivery)
-
-    @activity.defn(name=SEND)
-    async def send(self, events: InternalEvents) -> None:
-        await self._router.send_internal(events)
-
-    @activity.defn(name=WAIT_FOR_EVENT)
-    async def wait_for_event(self, wait: WaitRecord) -> None:
-        await self._router.waits.register(wait)
-
-    @activity.defn(name=WAIT_FOR_SIGNAL)
-    async def wait_for_signal(self, wait: SignalRecord) -> bool:
-        return await self._router.waits.register_signal(wait)
-
-    @activity.defn(name=LEAVE)
-    async def leave(self, left: LeaveInput) -> None:
-        await self._router.waits.leave(left)
-
-    @activity.defn(name=MATCH)
-    async def match(self, wanted: MatchInput) -> list[int]:
-        return await asyncio.to_thread(matching, wanted, wall_clock())
-
-    @activity.defn(name=RESOLVE)
-    async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
-        return await self._router.resolve_invocation(invocation)
-
-    @activity.defn(name=APPLY_SYNC)
-    async def apply_sync(self, sync: AppliedSync) -> None:
-        await self._apps.apply(sync)
-
-    @activity.defn(name=CANCEL)
-    async def cancel(self, workflow_id: str) -> None:
-        """Cancel a run that has cancelled itself, so that Temporal shows it as cancelled."""
-        await self._client.get_workflow_handle(workflow_id).cancel()
-
-    @activity.defn(name=READ_END)
-    async def read_end(self, run_id: str) -> ErrorData:
-        """The error of a cancelled run."""
-        described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
-        error: ErrorData = await described.memo_value(END, CANCELLED_BY_TEMPORAL, type_hint=ErrorData)
-        return error
-
-    @activity.defn(name=FIND_LOST)
-    async def find_lost(self, run_id: str) -> ErrorData | None:
-        """The error of a run that ended without its code, and reported nothing."""
-        described = await describe(self._client, run_workflow_id(run_id))
-        return terminated_error(run_id) if described is not None and described.status in _LOST else None
-
-    @activity.defn(name=COPY_MEMOS)
-    async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:
-        page = await read_content(self._client.get_workflow_handle(run_workflow_id(wanted.run_id)), wanted.request)
-        return msgspec.structs.replace(page, events=[], step_input=None)

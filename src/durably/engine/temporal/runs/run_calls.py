@@ -17,13 +17,12 @@ from durably.engine.core.inputs import Answered, MakeCall, MakeRequest, RequestF
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call
 from durably.engine.temporal.ids import CALL_ID_PREFIX
-from durably.engine.temporal.messages import CallInput, CallResult, OpsResult, RequestInput, RequestResult, answer_of
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData
 
-from .activities import CALL, CALL_RETURNED
+from .activities import CALL, CALL_RETURNED, REQUEST
+from .call_messages import CallInput, CallResult, OpsResult, RequestInput, RequestResult, answer_of
 from .run_context import RunContext, stop
-from .step_requests import REQUEST
 
 _CALL_RESULT: Any = CallResult
 _HEARTBEAT_TIMEOUT = dt.timedelta(seconds=20)

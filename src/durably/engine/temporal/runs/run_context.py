@@ -14,7 +14,7 @@ from durably.engine.core.machine import start
 from durably.engine.scheduling.events import ReceivedEvent
 from durably.engine.temporal.flow.run_flow import RunFlowControl
 from durably.engine.temporal.messages import CopiedMemos, RunInput
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.workflow_code import now
 from durably.protocol.opcodes import Op
 
 from .contents import CONTENTS, RunContent

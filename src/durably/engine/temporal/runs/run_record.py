@@ -1,12 +1,14 @@
-"""The record of a run for reports: times, arguments and errors of its steps.
+"""The record of a run for reports, and its timeline in Temporal's UI.
 
-Its workflow keeps it, and executes nothing because of it.
+Its workflow keeps them, and executes nothing because of them.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from temporalio import workflow
 
 from durably.engine.core.inputs import (
     AwaitEvent,
@@ -33,7 +35,7 @@ from durably.engine.steps.records import (
 )
 from durably.engine.steps.rows import AttemptRow, CallTimes, EndedWait, MemoRow, OpenWait, UnfinishedStep
 from durably.engine.steps.views import AwaitedStep, run_wait
-from durably.engine.views import MetadataView, RunWait
+from durably.engine.views import MetadataView, RunWait, to_datetime
 from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
@@ -41,6 +43,8 @@ _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
 _MAX_PAGE_BYTES = 1024 * 1024
 _ROW_BYTES = 300
 """The size of a row of the record, about."""
+_MAX_LINES = 50
+_MAX_CHARACTERS = 200
 
 
 class RunSummary(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -259,3 +263,51 @@ _NOTES: dict[type[Any], Callable[[RunRecord, Any, int], None]] = {
     CloseWait: RunRecord._note_closed,
     EndRun: RunRecord._note_end,
 }
+
+
+class RunTimeline:
+    """The last lines of a run's timeline.
+
+    ``workflow.set_current_details`` shows them; it adds nothing to histories.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_MAX_LINES)
+        self._dropped = 0
+
+    def note(self, command: Command) -> None:
+        text = _describe(command)
+        if text is None:
+            return
+        self._dropped += len(self._lines) == _MAX_LINES
+        at = workflow.now().strftime("%H:%M:%S.%f")[:-3]
+        self._lines.append(f"- {at} {text[:_MAX_CHARACTERS]}")
+        first = [f"- … {self._dropped} lines before"] if self._dropped else []
+        workflow.set_current_details("\n".join([*first, *self._lines]))
+
+
+def _describe(command: Command) -> str | None:
+    match command:
+        case WriteMemo(name=name, failed=failed, attempts=attempts):
+            outcome = "failed" if failed else "finished"
+            return f"step `{name}` {outcome}" + (f" at attempt {attempts}" if attempts > 1 else "")
+        case MakeCall(call, failed) if failed is not None:
+            return f"`{call.name or 'function'}` is repeated at {_time(call.due)}: {call.error}"
+        case Sleep(name=name, until=until):
+            return f"step `{name}` sleeps until {_time(until)}"
+        case AwaitEvent(name=name, event=event, until=until):
+            return f"step `{name}` waits for the event `{event}` until {_time(until)}"
+        case AwaitSignal(name=name, signal=signal, until=until):
+            return f"step `{name}` waits for the signal `{signal}` until {_time(until)}"
+        case Invoke(name=name, function_id=function_id):
+            return f"step `{name}` invokes `{function_id}`"
+        case MakeRequest(name=name, attempt=attempt):
+            return f"step `{name}` makes its request" + (f", attempt {attempt + 1}" if attempt else "")
+        case EndRun(status=status):
+            return f"the run is {status.value.lower()}"
+        case _:
+            return None
+
+
+def _time(milliseconds: int) -> str:
+    return to_datetime(milliseconds).strftime("%Y-%m-%d %H:%M:%S")

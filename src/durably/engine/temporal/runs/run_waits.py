@@ -4,7 +4,7 @@ All of it is workflow code.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import msgspec
@@ -38,13 +38,12 @@ from durably.engine.temporal.messages import (
     WaitRecord,
     chain_after,
 )
-from durably.engine.temporal.reports.search_attributes import search_attributes_of
-from durably.engine.temporal.routing.listening import Listening
-from durably.engine.temporal.routing.wait_keys import cancel_position, condition_of, wait_key
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.routing.wait_keys import cancel_position, cancel_waits, condition_of, wait_key
+from durably.engine.temporal.search_attributes import search_attributes_of
+from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData
 
-from .activities import (
+from .local_activities import (
     FIND_LOST,
     LEAVE,
     LOCAL_TIMEOUT,
@@ -56,12 +55,63 @@ from .activities import (
 )
 from .run_context import RunContext, stop
 
+Registered = WaitRecord | SignalRecord
+MAX_IGNORED = 100
+"""Events are delivered again soon, if at all."""
 RUN = "durably.Run"
 _EARLY_RESULTS = "early-results"
 _FIRST_CHECK = 60_000
 _LONGEST_CHECK = 43_200_000
 """Milliseconds between checks of an invoked run, from a minute to half a day."""
 _ERROR_OR_NONE: Any = ErrorData | None
+
+
+class Listening:
+    """The waits of a run that are registered outside of it, and its last events. Pure.
+
+    An event may be delivered again after a crash. It ends no wait that began after its first delivery. No event that
+    started the run ends its waits.
+    """
+
+    def __init__(self, run: RunInput) -> None:
+        self._registered: dict[str, Registered] = {wait.step_id: wait for wait in cancel_waits(run)}
+        self._got = [event.id for event in run.events]
+
+    @property
+    def got(self) -> tuple[str, ...]:
+        """The ids of the last events that the run got."""
+        return tuple(self._got[-MAX_IGNORED:])
+
+    def begin(self, registered: Registered) -> None:
+        self._registered[registered.step_id] = registered
+
+    def note_delivered(self, delivery: Delivery) -> None:
+        """Note that an event ends a wait. An exact wait was removed by the event itself."""
+        self._got.append(delivery.event.id)
+        registered = self._registered.get(delivery.step_id)
+        if isinstance(registered, WaitRecord) and registered.is_exact:
+            self.forget(delivery.step_id)
+
+    def forget(self, step_id: str) -> None:
+        """Forget a wait that was removed outside: it has timed out, or got its signal."""
+        self._registered.pop(step_id, None)
+
+    def close(self, step_id: str) -> LeaveInput | None:
+        """End a wait. Returns what must be removed outside, if anything."""
+        registered = self._registered.pop(step_id, None)
+        return None if registered is None else _leaving([registered])
+
+    def close_all(self) -> LeaveInput | None:
+        registered = [*self._registered.values()]
+        self._registered.clear()
+        return _leaving(registered) if registered else None
+
+
+def _leaving(registered: Sequence[Registered]) -> LeaveInput:
+    return LeaveInput(
+        tuple(each for each in registered if isinstance(each, WaitRecord)),
+        tuple(each for each in registered if isinstance(each, SignalRecord)),
+    )
 
 
 class RunWaits:

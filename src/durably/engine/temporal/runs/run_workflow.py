@@ -43,29 +43,18 @@ from durably.engine.core.run_state import RunStatus, origin_of
 from durably.engine.core.transition import encode_error
 from durably.engine.scheduling.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
-from durably.engine.temporal.messages import (
-    END,
-    CheckpointInput,
-    ContentPage,
-    ContentRequest,
-    Delivery,
-    InternalEvents,
-    MemoRecord,
-    MemosToCopy,
-    RunInput,
-    RunPolicy,
-    chain_after,
-)
-from durably.engine.temporal.monitoring.run_changes import RunChanges
-from durably.engine.temporal.workflow_time import now
+from durably.engine.temporal.messages import END, Delivery, InternalEvents, MemoRecord, RunInput, RunPolicy, chain_after
+from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 
-from .activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND, STEPS
+from .activities import STEPS
+from .call_messages import CheckpointInput, ContentPage, ContentRequest, MemosToCopy
+from .local_activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from .run_calls import RunCalls
+from .run_changes import RunChanges
 from .run_context import RunContext
-from .run_record import Annotation, RecordPage, RunRecord, RunSummary, StepsPage, steps_page
-from .run_timeline import RunTimeline
+from .run_record import Annotation, RecordPage, RunRecord, RunSummary, RunTimeline, StepsPage, steps_page
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 
@@ -298,26 +287,11 @@ class RunWorkflow:
 
     # commands
 
-    def _make_call(self, command: MakeCall) -> None:
-        self._calls.make(command)
-
     def _make_request(self, command: MakeRequest) -> None:
         self._waits.add(command.step_id, self._calls.make_request(command))
 
     def _write_memo(self, command: WriteMemo) -> None:
         self._context.add_memo(command.step_id, command.memo)
-
-    def _sleep(self, command: Sleep) -> None:
-        self._waits.sleep(command)
-
-    def _await_event(self, command: AwaitEvent) -> None:
-        self._waits.await_event(command)
-
-    def _await_signal(self, command: AwaitSignal) -> None:
-        self._waits.await_signal(command)
-
-    def _invoke(self, command: Invoke) -> None:
-        self._waits.invoke(command)
 
     def _close_wait(self, command: CloseWait) -> None:
         self._waits.close(command.step_id)
@@ -433,12 +407,12 @@ def _no_delay(_: int) -> int:
 
 
 _COMMANDS: dict[type[Any], Callable[[RunWorkflow, Any], None]] = {
-    MakeCall: RunWorkflow._make_call,
+    MakeCall: lambda run, command: run._calls.make(command),
     WriteMemo: RunWorkflow._write_memo,
-    Sleep: RunWorkflow._sleep,
-    AwaitEvent: RunWorkflow._await_event,
-    AwaitSignal: RunWorkflow._await_signal,
-    Invoke: RunWorkflow._invoke,
+    Sleep: lambda run, command: run._waits.sleep(command),
+    AwaitEvent: lambda run, command: run._waits.await_event(command),
+    AwaitSignal: lambda run, command: run._waits.await_signal(command),
+    Invoke: lambda run, command: run._waits.invoke(command),
     MakeRequest: RunWorkflow._make_request,
     CloseWait: RunWorkflow._close_wait,
     Defer: RunWorkflow._defer,

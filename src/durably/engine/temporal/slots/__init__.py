@@ -1,4 +1,6 @@
-"""Slots of concurrency limits without a key, leased to processes.
+"""Slots for calls: those of a worker, and those that processes lease.
+
+Leased slots are those of concurrency limits without a key.
 
 A queue that grants each call costs four actions a call. These slots are leased in blocks, so that the costs grow with
 processes and not with calls.

@@ -9,7 +9,7 @@ from temporalio.api.taskqueue.v1 import TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 
-from durably.engine.temporal.apps.app_workflow import APP
+from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, slots_queue
 from durably.engine.temporal.messages import AppRecord
 from durably.engine.temporal.records import Records

@@ -14,16 +14,16 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from durably.engine.core.flow.config import read_flow
-from durably.engine.temporal.call_slots import CallSlots
-from durably.engine.temporal.flow.call_queue_ids import leased_limit
+from durably.engine.temporal.flow.call_queue import leased_limit
 from durably.engine.temporal.ids import slots_workflow_id
-from durably.engine.temporal.long_lived import update_with_start
 from durably.engine.temporal.records import Records
+from durably.engine.temporal.workflow_requests import update_with_start
 from durably.temporal.compat import release_task_queue
 
+from .call_slots import CallSlots
 from .leased_functions import LeasedFunctions
 from .slot_leases import SlotLeases
-from .slot_messages import LeaseAnswer, LeaseRequest
+from .slot_pools import LeaseAnswer, LeaseRequest
 from .slots_workflow import SlotsWorkflow
 
 _REFRESH_SECONDS, _RETRY_SECONDS = 60.0, 2.0

@@ -10,13 +10,12 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 from durably.engine.logs import SparseLog
-from durably.engine.temporal.call_slots import CallSlots
 from durably.protocol.text import get_logger
 
 from . import lease_time
-from .function_limits import FunctionLimits, ReadLimit
-from .function_slots import FunctionSlots, fair_shares
-from .slot_messages import LeaseAnswer, LeaseRequest, WantedSlots
+from .call_slots import CallSlots
+from .function_slots import FunctionLimits, FunctionSlots, ReadLimit, fair_shares
+from .slot_pools import LeaseAnswer, LeaseRequest, WantedSlots
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 """Between requests without an answer."""

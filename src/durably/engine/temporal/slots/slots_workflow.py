@@ -6,11 +6,9 @@ It ends when no process holds a slot. If it is terminated, slots are free that p
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.temporal.flow.gate_workflow import history_is_long
-from durably.engine.temporal.workflow_time import EarliestTimer, now
+from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now
 
-from .slot_messages import LeaseAnswer, LeaseRequest, SlotsState
-from .slot_pools import SlotPools, WaitingRequests
+from .slot_pools import LeaseAnswer, LeaseRequest, SlotPools, SlotsState, WaitingRequests
 
 SLOTS_CONTINUE = "SlotsContinue"
 MOST_WAITING = 4

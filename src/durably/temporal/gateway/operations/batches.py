@@ -36,7 +36,7 @@ from durably.temporal.gateway.idempotency import KeyedRequest
 from durably.temporal.gateway.messages import GatewayResponse, answer
 from durably.temporal.gateway.models import BatchAccepted, BatchDryRun, BatchJob, BatchKind, BatchState, JobLinks
 from durably.temporal.gateway.problems import RETRY_AFTER, Problem, bad_request, not_found
-from durably.temporal.inspection import OPEN_FILTER
+from durably.temporal.namespace.inspection import OPEN_FILTER
 
 from .lists import check_searchable, fetch_page, is_reachable, reachable, time_of
 from .visibility import all_of, parse, write

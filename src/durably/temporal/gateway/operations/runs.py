@@ -30,7 +30,7 @@ from durably.temporal.gateway.call import Call
 from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
 from durably.temporal.gateway.models import Completed, Started
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, logger, to_problem, workflow_failed
-from durably.temporal.inspection import is_open
+from durably.temporal.namespace.inspection import is_open
 
 
 async def result(call: Call) -> GatewayResponse:

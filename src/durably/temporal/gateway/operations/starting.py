@@ -21,8 +21,8 @@ from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
 from durably.temporal.gateway.models import Accepted, Completed, Started
 from durably.temporal.gateway.problems import Problem, already_started, internal_error, logger, to_problem
 from durably.temporal.gateway.start_options import StartOptions, check_id
-from durably.temporal.inspection import is_open
-from durably.temporal.search_attributes import REGISTER_COMMANDS, commands, indexed_type
+from durably.temporal.namespace.inspection import is_open
+from durably.temporal.namespace.search_attributes import REGISTER_COMMANDS, commands, indexed_type
 
 from .runs import wait_for_result
 

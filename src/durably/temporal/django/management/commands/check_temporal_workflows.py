@@ -3,8 +3,8 @@
 import sys
 from typing import Any
 
+from durably.temporal.client.connection import Temporal
 from durably.temporal.commands.check import CHECK_OPTIONS, CheckTarget, run_check
-from durably.temporal.connection import Temporal
 from durably.temporal.declarations import workflow_types
 from durably.temporal.django.commands import ConnectionCommand
 from durably.temporal.django.discovery import discover

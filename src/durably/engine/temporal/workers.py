@@ -1,0 +1,240 @@
+"""The workers of a process: their workflows, activities and polls.
+
+They run until they are stopped, and are made again if one of them fails.
+"""
+
+import asyncio
+import contextlib
+import datetime as dt
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.temporal.apps.app_sync import AppSync
+from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
+from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
+from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
+from durably.engine.temporal.flow.gate_workflow import GateWorkflow
+from durably.engine.temporal.reports.bulk import Bulk
+from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
+from durably.engine.temporal.runs.activities import CallActivities, Caller, StepRequests
+from durably.engine.temporal.runs.local_activities import LocalActivities
+from durably.engine.temporal.runs.run_workflow import RunWorkflow
+from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of
+from durably.engine.temporal.slots.leased_functions import LeasedFunctions
+from durably.engine.temporal.slots.leased_workers import LeasedWorkers
+from durably.engine.temporal.slots.slot_leases import SlotLeases
+from durably.engine.temporal.slots.slots_workflow import SlotsWorkflow
+from durably.protocol.text import get_logger
+from durably.temporal.compat import release_task_queue
+
+from .ids import WORKFLOWS_QUEUE, process_queue
+
+_COMMON_WORKFLOWS: Sequence[type] = (
+    AppWorkflow,
+    CronWorkflow,
+    BulkWorkflow,
+    CallQueueWorkflow,
+    EventWorkflow,
+    FunctionWorkflow,
+    GateWorkflow,
+    SignalWorkflow,
+    SlotsWorkflow,
+    TopicWorkflow,
+    WaitWorkflow,
+)
+WORKFLOWS = (RunWorkflow, *_COMMON_WORKFLOWS)
+
+_STICKY_TIMEOUT = dt.timedelta(seconds=3)
+"""Time after which another worker takes a workflow over whose worker is gone."""
+
+_CALL_POLLS = 2
+"""Polls for calls. Most calls need none: they come with the answers to workflow tasks. A poll of a worker that stops
+may bring a call that it has to return."""
+
+_RUN_POLLS = 16
+"""Polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read again:
+with Temporal's default of 5 that happens to most tasks of 20 busy runs."""
+MAX_CACHED_RUNS = 1000
+"""Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs."""
+
+_RETRY_SECONDS = 1.0
+_RETURN_SECONDS = 5.0
+
+_logger = get_logger("durably.engine")
+
+
+class AnyWorker(Protocol):
+    """A worker of temporalio, or several that act as one."""
+
+    async def run(self) -> None: ...
+
+    async def shutdown(self) -> None: ...
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(self, *_: Any) -> None: ...
+
+
+class Slots(Protocol):
+    """See ``CallSlots``."""
+
+    def close(self) -> None: ...
+
+    async def wait_until_unused(self) -> None: ...
+
+    async def wait_until_polls_are_quiet(self) -> None: ...
+
+
+class ProcessWorkers(list[AnyWorker]):
+    """Workers, and the slots of the calls that they make.
+
+    The first worker executes what workflows of the others ask for, such as the registration of a wait.
+    """
+
+    def __init__(self, workers: Iterable[AnyWorker], slots: Sequence[Slots]) -> None:
+        super().__init__(workers)
+        self.slots = slots
+
+
+def make_workers(
+    client: Client,
+    calls_queues: Sequence[str],
+    call: Caller,
+    *,
+    router: Router,
+    apps: AppSync,
+    bulk: Bulk,
+    leased: LeasedFunctions,
+    outbound: Outbound,
+    max_calls: int,
+) -> ProcessWorkers:
+    """The workers of a process.
+
+    One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
+    calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
+    """
+    local = LocalActivities(client, router, apps)
+    requests = StepRequests(process_queue(), outbound)
+    common = Worker(
+        client,
+        task_queue=WORKFLOWS_QUEUE,
+        workflows=_COMMON_WORKFLOWS,
+        activities=[
+            *local.activities,
+            *router.gates.activities,
+            *CronActivities(router).activities,
+            bulk.apply_page,
+        ],
+        sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
+    )
+    slots = [CallSlots(max_calls) for _ in calls_queues]
+    at_once = asyncio.Semaphore(max_calls)
+
+    def worker_of(queue: str, queue_slots: CallSlots, leases: SlotLeases) -> Worker:
+        return Worker(
+            client,
+            task_queue=queue,
+            activities=CallActivities(client, call, requests, queue_slots, at_once, leases).activities,
+            tuner=tuner_of(queue_slots),
+            max_concurrent_activity_task_polls=_CALL_POLLS,
+        )
+
+    of_leased = LeasedWorkers(leased, router.records, client, worker_of, max_calls)
+    runs = [
+        Worker(
+            client,
+            task_queue=queue,
+            workflows=[RunWorkflow],
+            activities=[
+                *CallActivities(client, call, requests, queue_slots, at_once).activities,
+                *local.activities,
+                *router.gates.activities,
+            ],
+            tuner=tuner_of(queue_slots),
+            max_concurrent_workflow_task_polls=_RUN_POLLS,
+            max_concurrent_activity_task_polls=_CALL_POLLS,
+            max_cached_workflows=MAX_CACHED_RUNS,
+            sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
+        )
+        for queue, queue_slots in zip(calls_queues, slots, strict=True)
+    ]
+    of_requests = Worker(client, task_queue=requests.queue, activities=requests.activities)
+    return ProcessWorkers([common, *runs, of_requests, of_leased], [*slots, of_leased])
+
+
+class WorkerGroup:
+    """Runs the workers of a process.
+
+    A stop gives calls ``close_grace`` to end, and a little time to return the steps of calls that have not.
+    """
+
+    def __init__(self, make: Callable[[], ProcessWorkers], close_grace: dt.timedelta) -> None:
+        self._make = make
+        self._grace_seconds = close_grace.total_seconds() + _RETURN_SECONDS
+        self._workers = ProcessWorkers([], [])
+        self._task: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    def start(self) -> None:
+        self._is_stopping = False
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop_calls(self) -> None:
+        """Take no more calls, and wait for those under way.
+
+        Workflows continue, so that the calls can hand over steps.
+        """
+        self._is_stopping = True
+        for slots in self._workers.slots:
+            slots.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._grace_seconds):
+                await asyncio.gather(*(slots.wait_until_unused() for slots in self._workers.slots))
+
+    async def stop(self) -> None:
+        """``stop_calls``, then stop the execution of workflows."""
+        await self.stop_calls()
+        if self._task is not None:
+            await asyncio.gather(*(slots.wait_until_polls_are_quiet() for slots in self._workers.slots))
+            # Runs end what they have begun, for which this process may be the only one with the first worker.
+            await asyncio.gather(*(worker.shutdown() for worker in self._workers[1:]))
+            await asyncio.gather(*(worker.shutdown() for worker in self._workers[:1]))
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    async def _run(self) -> None:
+        known = ""
+        while True:
+            try:
+                await self._run_once()
+                return
+            except Exception as error:
+                reason = str(error).partition("\n\nStack backtrace:")[0]
+                if reason != known:
+                    _logger.error("the workers of this process have stopped, and start again: %s", reason)
+                known = reason
+            if self._is_stopping:
+                return
+            await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _run_once(self) -> None:
+        self._workers = self._make()
+        running = [asyncio.create_task(worker.run()) for worker in self._workers]
+        try:
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+            for worker in self._workers:
+                if isinstance(worker, Worker):
+                    release_task_queue(worker)
+            self._workers = ProcessWorkers([], [])
