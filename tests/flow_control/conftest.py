@@ -18,11 +18,11 @@ from aiohttp import web
 
 from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, RunView
 from durably.functions import config
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_sync
 from durably.testing.clock import VirtualClock

@@ -8,13 +8,13 @@ import msgspec
 import pytest
 
 from durably import Batch, Concurrency, Context, Debounce, Singleton
-from durably.engine.core.errors import (
+from durably.engine.views import FromStep, RunStatus
+from durably.protocol.engine_errors import (
     FunctionNotFoundError,
     FunctionPausedError,
     SelectionInvalidError,
     StepNotFoundError,
 )
-from durably.engine.views import FromStep, RunStatus
 
 from .conftest import START, World
 

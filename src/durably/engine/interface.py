@@ -16,9 +16,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from durably.engine.core.errors import EngineError, NotSupportedError
 from durably.protocol.api import SendBody
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import EngineError, NotSupportedError
 from durably.protocol.events import EventReceipt
 from durably.protocol.headers import Header
 from durably.protocol.sync import SyncRequest
@@ -120,7 +120,7 @@ class Engine:
 
     Most methods are operations, which pass themselves to ``execute`` unless a subclass overrides them.
 
-    Methods raise the errors of ``durably.engine.core.errors``. Ids of functions begin with their app's. Times have time
+    Methods raise the engine's errors of ``durably.errors``. Ids of functions begin with their app's. Times have time
     zones. Lists are newest first; ``cursor`` is the id of the last item of the previous page, and ``id_suffix`` the end
     of the ids of items.
     """

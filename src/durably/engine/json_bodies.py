@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.engine.core.errors import BodyInvalidError, EngineError, EventInvalidError, EventTooLargeError
 from durably.protocol.call import NotUtf8Error, TooDeepError, check_nesting
+from durably.protocol.engine_errors import BodyInvalidError, EngineError, EventInvalidError, EventTooLargeError
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_EVENTS_PER_POST, MAX_NESTING
 

@@ -9,14 +9,6 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from durably.engine.core.errors import (
-    DatabaseBusyError,
-    DatabaseCorruptError,
-    DatabaseLostError,
-    DatabaseReplacedError,
-    DatabaseUnavailableError,
-    EngineError,
-)
 from durably.engine.scheduling.monitoring.changes import ChangeFeed
 from durably.engine.scheduling.monitoring.statistics import Statistics
 from durably.engine.scheduling.outbox import (
@@ -46,6 +38,14 @@ from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.runs import Store
 from durably.engine.sqlite.writer import Writer
+from durably.protocol.engine_errors import (
+    DatabaseBusyError,
+    DatabaseCorruptError,
+    DatabaseLostError,
+    DatabaseReplacedError,
+    DatabaseUnavailableError,
+    EngineError,
+)
 from durably.protocol.text import get_logger
 
 from .run_observers import RunObservers

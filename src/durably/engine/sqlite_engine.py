@@ -13,13 +13,6 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.core.errors import (
-    ConfigInvalidError,
-    EngineError,
-    EventInvalidError,
-    RunNotFoundError,
-    StaleCallError,
-)
 from durably.engine.core.expressions import Expression
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.instruments import EngineState, read_gauges
@@ -71,6 +64,13 @@ from durably.engine.views import (
     to_optional_milliseconds,
 )
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import (
+    ConfigInvalidError,
+    EngineError,
+    EventInvalidError,
+    RunNotFoundError,
+    StaleCallError,
+)
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest

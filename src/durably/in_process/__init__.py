@@ -17,8 +17,8 @@ def check_config(config: Mapping[str, Any]) -> str | None:
     Returns ``None`` if the config is valid or no engine is installed.
     """
     try:
-        from durably.engine.core.errors import ConfigInvalidError
         from durably.engine.core.flow.config import check_triggers, read_flow
+        from durably.protocol.engine_errors import ConfigInvalidError
     except ImportError:
         return None
     read = msgspec.convert(config, FunctionConfig)

@@ -16,13 +16,6 @@ from durably.comm import CommHandler, Syncer
 from durably.comm.requests import retry_after_text, state_retries
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, failed
 from durably.engine.core.call_body import CallData, job_id_of
-from durably.engine.core.errors import (
-    DatabaseLostError,
-    EngineClosedError,
-    EngineError,
-    RunNotFoundError,
-    StaleCallError,
-)
 from durably.engine.core.policy import clip_retry_after
 from durably.engine.settings import Clock
 from durably.engine.sqlite_engine import SqliteEngine
@@ -40,6 +33,13 @@ from durably.functions.function import FunctionCall
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.call import CallContext, CheckpointRequest, Stack
 from durably.protocol.durations import parse_retry_after
+from durably.protocol.engine_errors import (
+    DatabaseLostError,
+    EngineClosedError,
+    EngineError,
+    RunNotFoundError,
+    StaleCallError,
+)
 from durably.protocol.errors import RetryAfterError, describe_error, is_retriable
 from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER

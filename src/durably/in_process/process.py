@@ -15,12 +15,12 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 
 from durably.comm import CommHandler
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.policy import dev_backoff, standard_backoff
 from durably.engine.settings import EngineSettings
 from durably.errors import EngineNotStartedError, EngineStoppingError, Error, TransportError
 from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.events import EventReceipt
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import trace_headers

@@ -11,7 +11,6 @@ from temporalio.service import RPCError
 
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.core.errors import EngineError
 from durably.engine.interface import Engine
 from durably.engine.operations import operations_of
 from durably.engine.settings import EngineSettings
@@ -26,6 +25,7 @@ from durably.in_process.dispatcher import CallReturnedError
 from durably.in_process.nodes.link import Heartbeat
 from durably.in_process.process import NodeClosedError
 from durably.in_process.worker import LocalWorker
+from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 from durably.temporal import Temporal

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.engine.core.errors import EngineClosedError
 from durably.engine.scheduling.requests.call_dispatch import Executor
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.queries import views
 from durably.engine.views import RunStatus, RunView, StepStatus, StepView, to_datetime
+from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode, unwrap_memo

@@ -9,11 +9,11 @@ from urllib.parse import quote
 import pytest
 
 import durably
-from durably.engine.core.errors import NotSupportedError
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.messages import Action
 from durably.engine.reports import RunPage, StatusCounts
 from durably.engine.views import RunStatus
+from durably.protocol.engine_errors import NotSupportedError
 from durably.testing import TestEngine
 
 from .pages import get, header, page, post, token_of

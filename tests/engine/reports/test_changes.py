@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
-from durably.engine.core.errors import EngineClosedError, TooManyWaitersError
 from durably.engine.http.codec import HttpEngine
 from durably.engine.reports import Changes
 from durably.engine.scheduling.monitoring import changes
 from durably.engine.scheduling.monitoring.changes import ChangeFeed
 from durably.engine.sqlite.writer import Group
 from durably.engine.sqlite_engine import SqliteEngine
+from durably.protocol.engine_errors import EngineClosedError, TooManyWaitersError
 
 from ..conftest import only_run, run_to_end, send
 from ..small_app import SmallApp

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError, SelectionInvalidError
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.codec import HttpEngine
 from durably.engine.reports import MatchCount
@@ -16,6 +15,7 @@ from durably.engine.sqlite.queries.functions import percentile
 from durably.engine.sqlite.tables.counts import HOUR, MINUTE
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime
+from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError, SelectionInvalidError
 
 from ..conftest import QUICK, ShiftedClock, only_run, opened, run_to_end, send
 from ..small_app import SmallApp

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.codec import HttpEngine
 from durably.engine.reports import Concern, ConcernKind, FunctionLoad
@@ -18,6 +17,7 @@ from durably.engine.sqlite.queries import loads
 from durably.engine.sqlite.tables.counts import DAY, HOUR, MINUTE
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime
+from durably.protocol.engine_errors import SelectionInvalidError
 
 from ..conftest import QUICK, ShiftedClock, only_run, opened, run_to_end, send, step_is
 from ..small_app import SmallApp

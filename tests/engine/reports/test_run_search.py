@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.http.codec import HttpEngine
@@ -20,6 +19,7 @@ from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status,
 from durably.engine.sqlite.queries.search_pages import Budget
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunView
+from durably.protocol.engine_errors import SelectionInvalidError
 
 from ..conftest import only_run, run_to_end, send
 from ..small_app import SmallApp

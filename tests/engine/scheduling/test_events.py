@@ -4,8 +4,8 @@ import base64
 
 import pytest
 
-from durably.engine.core.errors import EventInvalidError
 from durably.engine.sqlite_engine import SqliteEngine
+from durably.protocol.engine_errors import EventInvalidError
 from durably.protocol.events import Event
 
 from ..conftest import ended, only_run, output, send

@@ -14,10 +14,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.engine.sqlite.maintenance import check_database
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, UpdateKind
+from durably.protocol.engine_errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is, until

@@ -8,10 +8,10 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.core.errors import FunctionNotFoundError, RunNotFoundError
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, StepStatus, UpdateKind
 from durably.protocol.call import CheckpointRequest
+from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Op
 

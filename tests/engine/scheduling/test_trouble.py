@@ -12,7 +12,6 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.core.errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.requests import http_call
@@ -22,6 +21,7 @@ from durably.engine.scheduling.transactions.transaction import Transaction
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
 from durably.protocol.call import CallRequest
+from durably.protocol.engine_errors import DatabaseCorruptError, DatabaseUnavailableError
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ended, only_run, opened, output, run_to_end, send

@@ -6,8 +6,8 @@ import datetime as dt
 import pytest
 
 import durably
-from durably.engine.core.errors import FunctionNotFoundError, NotSupportedError, RunNotFoundError
 from durably.engine.views import RunStatus
+from durably.protocol.engine_errors import FunctionNotFoundError, NotSupportedError, RunNotFoundError
 
 from ...temporal.dev_server import DevServer
 from .serving import ended_runs, eventually, new_app, send, serving

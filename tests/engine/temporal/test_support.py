@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.scheduling.registry import Function
 from durably.engine.temporal.support import check_support
+from durably.protocol.engine_errors import ConfigInvalidError
 
 from ..core.flow.configs import config_of
 

@@ -17,10 +17,10 @@ import urllib3
 
 from durably import Embedded
 from durably.cli.clients.http_client import SocketPool
-from durably.engine.core.errors import EngineError
 from durably.engine.logs import SparseLog
 from durably.in_process.nodes import link, sockets
 from durably.in_process.nodes.sockets import Entrance
+from durably.protocol.engine_errors import EngineError
 
 
 def test_beside_the_database_where_the_path_is_short(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from durably.cli.processes.child_process import (
     restart_on_changes,
     state_directory,
 )
-from durably.engine.core.errors import DatabaseLockedError, EngineClosedError
 from durably.engine.http.access import LOOPBACK_HOSTS
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.server import DEFAULT_HOST, EngineServer
@@ -39,6 +38,7 @@ from durably.engine.settings import Durability, EngineSettings
 from durably.engine.tracing import Tracing
 from durably.engine.views import RunUpdate
 from durably.protocol.api import DEFAULT_PORT
+from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 

@@ -12,10 +12,10 @@ import re2
 import rfc8785
 
 from durably.protocol.call import CheckpointRequest
+from durably.protocol.engine_errors import CheckpointInvalidError
 from durably.protocol.limits import MAX_CALL_BODY_BYTES
 from durably.protocol.signatures import canonicalize
 
-from .errors import CheckpointInvalidError
 from .run_state import Call, Deferred
 
 _SDK_DECIDES = -1

@@ -17,11 +17,11 @@ from typing import Any
 
 import msgspec
 
+from durably.protocol.engine_errors import CheckpointInvalidError, OpInvalidError, StaleCallError, TooLargeError
 from durably.protocol.errors import ErrorCode, ErrorData
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 
 from .answers import AttemptFailed, ReportedOps, Returned, Unreached
-from .errors import CheckpointInvalidError, OpInvalidError, StaleCallError, TooLargeError
 from .inputs import (
     Answered,
     AnsweredTogether,

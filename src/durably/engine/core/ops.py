@@ -9,11 +9,11 @@ from collections.abc import Callable
 import msgspec
 
 from durably.protocol.durations import DurationInvalidError, parse_retry_after, parse_timestamp
+from durably.protocol.engine_errors import OpInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
 
 from .answers import ReportedOps
-from .errors import OpInvalidError
 from .expressions import ExpressionInvalidError, compile_expression
 from .inputs import AbortDeferred, AwaitEvent, AwaitSignal, Defer, Invoke, MakeRequest, RefuseDeferred, Sleep
 from .policy import clip_retry_after

@@ -2,10 +2,10 @@
 
 import msgspec
 
+from durably.protocol.engine_errors import StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
-from .errors import StaleCallError
 from .inputs import KEPT_BY_FAILURES, CloseWait, Command, EndRun, FailedAttempt, MakeCall, WriteMemo
 from .policy import Policy
 from .run_state import MACHINE_VERSION, Call, RunState, RunStatus, Wait

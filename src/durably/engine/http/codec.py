@@ -14,13 +14,13 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
-from durably.engine.core import errors
-from durably.engine.core.errors import EngineError
 from durably.engine.interface import Engine
 from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status, without_none
 from durably.engine.views import RunStatus
+from durably.protocol import engine_errors as errors
 from durably.protocol.api import Envelope, ErrorBody, Metadata
 from durably.protocol.call import check_nesting, decode
+from durably.protocol.engine_errors import EngineError
 
 NOT_FOUND = "not_found"
 """The ``code`` of an error if what the path names does not exist."""

@@ -17,11 +17,11 @@ import msgspec
 from aiohttp import hdrs
 from yarl import URL
 
-from durably.engine.core.errors import EngineError
 from durably.engine.interface import LocalEngine
 from durably.engine.scheduling.requests.http_call import read_limited, sign_request, was_sent
 from durably.engine.settings import EngineSettings
 from durably.protocol.call import decode
+from durably.protocol.engine_errors import EngineError
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions

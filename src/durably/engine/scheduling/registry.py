@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 from yarl import URL
 
-from durably.engine.core.errors import ConfigInvalidError, FunctionNotFoundError
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, compile_expression
 from durably.engine.core.flow.config import Flow, check_triggers, read_flow
+from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError
 from durably.protocol.events import patterns_of
 from durably.protocol.headers import Query
 from durably.protocol.limits import DEFAULT_RETRIES, MAX_FUNCTION_ID_LENGTH, MAX_RETRIES

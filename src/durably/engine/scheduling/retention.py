@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from durably.engine.core.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError
 from durably.engine.settings import Clock, Timer
+from durably.protocol.engine_errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger

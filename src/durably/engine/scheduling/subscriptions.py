@@ -7,10 +7,10 @@ from typing import Protocol
 
 import msgspec
 
-from durably.engine.core.errors import EngineClosedError
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import Call
 from durably.engine.views import RunUpdate, UpdateKind, describe_error, describe_failed_memo, to_datetime
+from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.opcodes import Opcode
 
 

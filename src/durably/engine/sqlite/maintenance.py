@@ -13,8 +13,8 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.core.errors import BackupFailedError
 from durably.engine.core.run_state import MACHINE_VERSION, RunState, decode_run_state
+from durably.protocol.engine_errors import BackupFailedError
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import decode_function
 

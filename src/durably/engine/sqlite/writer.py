@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError, EngineError
+from durably.protocol.engine_errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError, EngineError
 from durably.protocol.text import get_logger
 
 from .database import explain

@@ -7,12 +7,12 @@ from temporalio.client import Client
 
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.core.errors import EngineError, FunctionNotFoundError
 from durably.engine.scheduling.registry import Function
 from durably.engine.scheduling.requests.http_call import HttpCaller
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.views import SyncResult
+from durably.protocol.engine_errors import EngineError, FunctionNotFoundError
 from durably.protocol.errors import ErrorData
 from durably.protocol.sync import SyncRequest
 

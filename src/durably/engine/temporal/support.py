@@ -9,10 +9,10 @@ from enum import StrEnum
 
 import msgspec
 
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.expressions.syntax import Literal, parse
 from durably.engine.core.flow.config import Flow
 from durably.engine.scheduling.registry import Function
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import FunctionConfig
 
 _PRIORITY_ALONE = (

@@ -15,16 +15,6 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.call_body import generation_of_checkpoint
-from durably.engine.core.errors import (
-    CheckpointInvalidError,
-    ConfigInvalidError,
-    EventInvalidError,
-    NotSupportedError,
-    RunNotFoundError,
-    ServerUnavailableError,
-    StaleCallError,
-    TooLargeError,
-)
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.interface import LocalEngine
@@ -95,6 +85,16 @@ from durably.engine.views import (
     to_datetime,
 )
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import (
+    CheckpointInvalidError,
+    ConfigInvalidError,
+    EventInvalidError,
+    NotSupportedError,
+    RunNotFoundError,
+    ServerUnavailableError,
+    StaleCallError,
+    TooLargeError,
+)
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest

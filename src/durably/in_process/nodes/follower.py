@@ -12,16 +12,16 @@ from typing import Any
 
 import msgspec
 
-import durably.engine.core.errors
+import durably.protocol.engine_errors
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.core.errors import DatabaseLostError, EngineClosedError, EngineError
 from durably.engine.http.codec import decoder_of, from_wire
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation, base_of, operations_of
 from durably.errors import Error
 from durably.in_process.dispatcher import CallReturnedError, Capacity, WorkerLostError, WorkerSlots
 from durably.in_process.worker import LocalWorker
+from durably.protocol.engine_errors import DatabaseLostError, EngineClosedError, EngineError
 from durably.protocol.opcodes import Op
 from durably.protocol.sync import SyncRequest
 
@@ -219,6 +219,6 @@ def decode_result(operation: Operation, encoded: bytes) -> Any:
 
 def to_error(name: str, message: str) -> EngineError:
     """The engine's error that the leader reported."""
-    kind = getattr(durably.engine.core.errors, name, EngineError)
+    kind = getattr(durably.protocol.engine_errors, name, EngineError)
     is_known = isinstance(kind, type) and issubclass(kind, EngineError)
     return kind(message) if is_known else EngineError(f"{name}: {message}")

@@ -10,12 +10,6 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from durably.engine.core.errors import (
-    DatabaseLockedError,
-    DatabaseLostError,
-    DatabaseUnavailableError,
-    EngineClosedError,
-)
 from durably.engine.http.access import ApiKeys
 from durably.engine.http.application import create_api
 from durably.engine.http.connections import Acceptor
@@ -26,6 +20,12 @@ from durably.engine.sqlite.files import DatabaseLock
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.in_process.dispatcher import Dispatcher, WorkerSlots
 from durably.in_process.worker import LocalWorker
+from durably.protocol.engine_errors import (
+    DatabaseLockedError,
+    DatabaseLostError,
+    DatabaseUnavailableError,
+    EngineClosedError,
+)
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger
 

@@ -10,18 +10,18 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
-from durably.engine.core.errors import (
+from durably.engine.settings import EngineSettings
+from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, make_directory, read_note
+from durably.errors import TransportError
+from durably.in_process.process import NodeClosedError
+from durably.in_process.worker import LocalWorker
+from durably.protocol.engine_errors import (
     DatabaseBusyError,
     DatabaseLockedError,
     DatabaseLostError,
     DatabaseReplacedError,
     EngineError,
 )
-from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, make_directory, read_note
-from durably.errors import TransportError
-from durably.in_process.process import NodeClosedError
-from durably.in_process.worker import LocalWorker
 from durably.protocol.text import get_logger
 
 from . import sockets

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
-from durably.engine.core.errors import EngineError
+from durably.protocol.engine_errors import EngineError
 
 SILENT_SECONDS = 10.0
 """Seconds after which a connection that has sent nothing is closed. Clients send something at once."""

@@ -8,7 +8,12 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.core.errors import (
+from durably.engine.reports import Relation
+from durably.engine.scheduling.registry import CANCELLED_IN_BULK
+from durably.engine.temporal.ids import bulk_workflow_id
+from durably.engine.temporal.reports import bulk, bulk_workflow
+from durably.engine.views import FromStep, RunStatus
+from durably.protocol.engine_errors import (
     CancellationNotFoundError,
     FunctionNotFoundError,
     FunctionPausedError,
@@ -16,11 +21,6 @@ from durably.engine.core.errors import (
     SelectionInvalidError,
     StepNotFoundError,
 )
-from durably.engine.reports import Relation
-from durably.engine.scheduling.registry import CANCELLED_IN_BULK
-from durably.engine.temporal.ids import bulk_workflow_id
-from durably.engine.temporal.reports import bulk, bulk_workflow
-from durably.engine.views import FromStep, RunStatus
 
 from ....temporal.dev_server import DevServer
 from ...small_app import Steps

@@ -7,11 +7,11 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.core.errors import NotSupportedError, RunNotFoundError
 from durably.engine.reports import Relation, SpanKind
 from durably.engine.settings import EngineSettings
 from durably.engine.views import RunStatus, StepStatus
 from durably.protocol.call import LogLine
+from durably.protocol.engine_errors import NotSupportedError, RunNotFoundError
 from durably.protocol.headers import ServerKind
 from durably.protocol.opcodes import Opcode
 

@@ -13,12 +13,12 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
-from durably.engine.core.errors import FunctionNotFoundError
 from durably.engine.core.run_state import Origin
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, event_workflow_id, make_run_id, run_workflow_id
 from durably.engine.temporal.messages import DeliveryRecord, EventRecord
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.workflows import EventWorkflow
+from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import Event
 
 from ....temporal.dev_server import DevServer

@@ -11,7 +11,6 @@ from temporalio.exceptions import ApplicationError
 
 import durably
 from durably.engine.core.answers import ReportedOps
-from durably.engine.core.errors import EventInvalidError, NotSupportedError
 from durably.engine.temporal.runs import run_workflow
 from durably.engine.temporal.runs.contents import CONTENTS
 from durably.engine.temporal.runs.sizes import (
@@ -23,6 +22,7 @@ from durably.engine.temporal.runs.sizes import (
     size_of,
     split_steps,
 )
+from durably.protocol.engine_errors import EventInvalidError, NotSupportedError
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from durably.engine.core.errors import EngineError
+from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorCode
 
 _SHOWN_LENGTH = 200

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
 from durably.protocol.durations import Duration
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.limits import MAX_EVENT_NAME_LENGTH, MAX_TRIGGERS
 from durably.protocol.options import (
     OPTIONS,

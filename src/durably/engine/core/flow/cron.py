@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from durably.engine.core.errors import ConfigInvalidError
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.options import OptionInvalidError, TriggerCron, milliseconds
 from durably.protocol.sync import Trigger
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering.charts import RANGES, Window, draw_chart, ended, fitting_range, total
 from durably.engine.dashboard.rendering.formats import FormError, read_object, write_last
@@ -16,6 +15,7 @@ from durably.engine.dashboard.rendering.options_text import describe_options, de
 from durably.engine.dashboard.visit import Live, PageError, Route, Visit
 from durably.engine.reports import AppReport, RunLink, ScheduleView
 from durably.engine.views import FunctionView
+from durably.protocol.engine_errors import EngineError
 
 from .overview import load_rows, read_range
 

@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from durably.engine.core.errors import EngineError, NotSupportedError, SelectionInvalidError
 from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
 from durably.engine.dashboard.protection import read_cookie
 from durably.engine.dashboard.visit import Live, PageError, Route, Visit
@@ -23,6 +22,7 @@ from durably.engine.operations import read_status
 from durably.engine.reports import EngineInfo, Feature, MatchCount, RunPage
 from durably.engine.views import FunctionView, RunStatus, RunView
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
+from durably.protocol.engine_errors import EngineError, NotSupportedError, SelectionInvalidError
 
 PAGE_SIZE = 50
 SEARCH_SECONDS = 1.0

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.core.flow.cron import Schedule
 from durably.engine.core.run_state import RunStatus
 from durably.engine.reports import (
@@ -45,6 +44,7 @@ from durably.engine.sqlite.tables.counts import (
     QUARTERS_FOR,
 )
 from durably.engine.views import AppView, FunctionView, to_datetime, to_optional_milliseconds
+from durably.protocol.engine_errors import SelectionInvalidError
 
 from . import concerns
 from .statistics import Statistics

@@ -13,12 +13,6 @@ import msgspec
 
 from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
-from durably.engine.core.errors import (
-    DatabaseLostError,
-    DatabaseUnavailableError,
-    EngineClosedError,
-    StaleCallError,
-)
 from durably.engine.scheduling.observers import EndedCall, Observers
 from durably.engine.scheduling.outbox import ScheduledCall
 from durably.engine.scheduling.transactions import operations
@@ -27,6 +21,12 @@ from durably.engine.settings import Clock
 from durably.engine.sqlite.queries.views import pending_input, read_batch
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.runs import read_run_state
+from durably.protocol.engine_errors import (
+    DatabaseLostError,
+    DatabaseUnavailableError,
+    EngineClosedError,
+    StaleCallError,
+)
 from durably.protocol.text import get_logger
 
 from .call_queue import CallLoad, CallQueue

@@ -12,7 +12,6 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from durably.engine.core.errors import EngineClosedError, EngineError
 from durably.engine.core.inputs import MakeRequest, RequestFinished
 from durably.engine.core.transition import data_memo, error_memo
 from durably.engine.scheduling.outbox import ScheduledRequest
@@ -21,6 +20,7 @@ from durably.engine.scheduling.transactions.transact import Transactions
 from durably.engine.scheduling.transactions.transaction import Transaction
 from durably.engine.settings import Clock
 from durably.protocol.call import decode
+from durably.protocol.engine_errors import EngineClosedError, EngineError
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Opcode

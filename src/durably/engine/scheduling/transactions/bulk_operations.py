@@ -7,7 +7,6 @@ of the function that descend from a run that it cancelled, so a function that st
 
 from collections.abc import Callable, Collection
 
-from durably.engine.core.errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 from durably.engine.core.expressions import Expression, ExpressionInvalidError, Kind, compile_expression
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.outbox import ContinueBulkOperation, ControlsChanged
@@ -21,6 +20,7 @@ from durably.engine.scheduling.registry import (
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind
 from durably.engine.sqlite.tables.runs import Store
 from durably.engine.views import Selection, to_milliseconds
+from durably.protocol.engine_errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 
 from . import triggers
 from .reruns import descends_from_cancelled, plan_rerun

@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin
@@ -20,6 +19,7 @@ from durably.engine.scheduling.registry import Function, Registry
 from durably.engine.scheduling.unmatched import explain_unmatched
 from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.views import EventView, to_milliseconds
+from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event
 from durably.protocol.limits import IDEMPOTENCY_PERIOD
 

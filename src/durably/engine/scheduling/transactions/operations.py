@@ -6,11 +6,6 @@ import msgspec
 
 from durably.engine.core.answers import Answer, ReportedOps
 from durably.engine.core.call_body import generation_of_checkpoint
-from durably.engine.core.errors import (
-    ConfigInvalidError,
-    EngineError,
-    RunNotFoundError,
-)
 from durably.engine.core.flow.admission import STARTED_LATE
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
@@ -41,6 +36,11 @@ from durably.engine.scheduling.registry import Function
 from durably.engine.sqlite.tables.flow import DeadlineKind
 from durably.engine.views import FromStep, InvokeReceipt, SyncResult, to_datetime
 from durably.protocol.call import CheckpointRequest
+from durably.protocol.engine_errors import (
+    ConfigInvalidError,
+    EngineError,
+    RunNotFoundError,
+)
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, InternalEvent
 from durably.protocol.opcodes import Opcode

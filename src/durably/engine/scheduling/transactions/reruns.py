@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import msgspec
 
-from durably.engine.core.errors import StepNotFoundError
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
 from durably.engine.scheduling.registry import Function
 from durably.engine.sqlite.tables.runs import RunRow, Store
 from durably.engine.views import FromStep
+from durably.protocol.engine_errors import StepNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.opcodes import hash_step_id
 

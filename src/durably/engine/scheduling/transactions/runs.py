@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.call_body import CallData
-from durably.engine.core.errors import DatabaseCorruptError, EventInvalidError, StaleCallError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.flow.queue_entries import QueuedCall
 from durably.engine.core.inputs import (
@@ -63,6 +62,7 @@ from durably.engine.steps.records import (
     unfinished_steps,
 )
 from durably.engine.views import END_UPDATES
+from durably.protocol.engine_errors import DatabaseCorruptError, EventInvalidError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode

@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from durably.engine.core.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.engine.scheduling.outbox import Outbox
 from durably.engine.scheduling.registry import Registry
 from durably.engine.settings import Clock
 from durably.engine.sqlite.writer import Group, Writer
+from durably.protocol.engine_errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.protocol.text import get_logger
 
 from .runs import finish

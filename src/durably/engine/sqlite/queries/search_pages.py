@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from ulid import ULID
 
-from durably.engine.core.errors import SelectionInvalidError
 from durably.engine.views import to_datetime
+from durably.protocol.engine_errors import SelectionInvalidError
 
 PORTION = 20_000
 """Rows that a request looks at, each with its event."""

@@ -11,7 +11,6 @@ import msgspec
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.policy import standard_backoff
 from durably.engine.scheduling.registry import Function
@@ -24,6 +23,7 @@ from durably.engine.temporal.routing.wait_keys import path_of
 from durably.engine.temporal.routing.waits import Waits
 from durably.engine.temporal.workflow_requests import ignoring_not_found, update_with_start
 from durably.engine.views import SyncResult
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 

@@ -12,14 +12,6 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.errors import (
-    CancellationNotFoundError,
-    FunctionNotFoundError,
-    FunctionPausedError,
-    RunNotFoundError,
-    SelectionInvalidError,
-    StepNotFoundError,
-)
 from durably.engine.core.expressions import Expression, compile_expression
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.run_state import RunStatus
@@ -39,6 +31,14 @@ from durably.engine.views import (
     to_milliseconds,
     to_optional_datetime,
     to_optional_milliseconds,
+)
+from durably.protocol.engine_errors import (
+    CancellationNotFoundError,
+    FunctionNotFoundError,
+    FunctionPausedError,
+    RunNotFoundError,
+    SelectionInvalidError,
+    StepNotFoundError,
 )
 from durably.protocol.opcodes import hash_step_id
 

@@ -11,10 +11,10 @@ import msgspec
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription
 from temporalio.service import RPCError
 
-from durably.engine.core.errors import TooManyWaitersError
 from durably.engine.reports import Changes
 from durably.engine.temporal.client import is_away
 from durably.engine.views import RunUpdate
+from durably.protocol.engine_errors import TooManyWaitersError
 from durably.protocol.text import get_logger
 
 from .run_lists import RunFilter, RunLists

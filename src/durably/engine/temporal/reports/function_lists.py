@@ -9,7 +9,6 @@ import itertools
 import msgspec
 from temporalio.client import Client
 
-from durably.engine.core.errors import FunctionNotFoundError
 from durably.engine.reports import AppReport, RunLink, ScheduleView, SyncReport
 from durably.engine.scheduling.registry import Function
 from durably.engine.temporal.apps.record_workflows import APP
@@ -17,6 +16,7 @@ from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
 from durably.engine.temporal.records import Records
 from durably.engine.views import AppView, FunctionView, to_datetime
+from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import InternalEvent
 from durably.protocol.text import redact_url
 

@@ -13,7 +13,6 @@ import msgspec
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionCount
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.errors import NotSupportedError
 from durably.engine.temporal.search_attributes import (
     APP,
     EVENT,
@@ -25,6 +24,7 @@ from durably.engine.temporal.search_attributes import (
     short_event_id,
 )
 from durably.engine.views import RunStatus
+from durably.protocol.engine_errors import NotSupportedError
 
 from .run_views import is_run
 

@@ -14,7 +14,6 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescri
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.call_body import join_memos
-from durably.engine.core.errors import RunUnavailableError
 from durably.engine.core.run_state import RunState
 from durably.engine.reports import LogEntry, LogPage, RunLink, RunReport
 from durably.engine.steps.reports import RunFacts, StepReporter, report_run
@@ -36,6 +35,7 @@ from durably.engine.views import (
     to_milliseconds,
     to_optional_datetime,
 )
+from durably.protocol.engine_errors import RunUnavailableError
 
 _QUERY_TIMEOUT = dt.timedelta(seconds=10)
 _SUMMARY_TIMEOUT = dt.timedelta(seconds=3)

@@ -14,7 +14,6 @@ from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 
-from durably.engine.core.errors import EventInvalidError, FunctionNotFoundError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.flow.admission import PAUSED, cancel_on_of, skipped_error
 from durably.engine.core.run_state import RunStatus, describe_chain, explain_runaway
@@ -61,6 +60,7 @@ from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.tracing import trace_of_run
+from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent, patterns_of
 from durably.protocol.options import milliseconds

@@ -12,12 +12,12 @@ from temporalio.common import RetryPolicy
 from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, TimeoutType
 
 from durably.engine.core.answers import Answer, AttemptFailed, Unreached
-from durably.engine.core.errors import StaleCallError
 from durably.engine.core.inputs import Answered, MakeCall, MakeRequest, RequestFinished, RequestLost
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call
 from durably.engine.temporal.ids import CALL_ID_PREFIX
 from durably.engine.temporal.workflow_code import now
+from durably.protocol.engine_errors import StaleCallError
 from durably.protocol.errors import ErrorData
 
 from .activities import CALL, CALL_RETURNED, REQUEST

@@ -16,7 +16,6 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.core.errors import EngineError, StaleCallError
 from durably.engine.core.flow.config import deadline
 from durably.engine.core.inputs import (
     AbortDeferred,
@@ -45,6 +44,7 @@ from durably.engine.scheduling.events import RunResult, deferred_data, run_end_e
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import END, Delivery, InternalEvents, MemoRecord, RunInput, RunPolicy, chain_after
 from durably.engine.temporal.workflow_code import now
+from durably.protocol.engine_errors import EngineError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 

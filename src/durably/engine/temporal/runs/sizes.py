@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached, failed
-from durably.engine.core.errors import TooLargeError
 from durably.engine.core.ops import EXECUTED, executed_memo, step_name
 from durably.engine.core.transition import excerpt
+from durably.protocol.engine_errors import TooLargeError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
