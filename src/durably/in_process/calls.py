@@ -17,6 +17,7 @@ from durably.comm.requests import retry_after_text, state_retries
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, failed
 from durably.engine.core.call_body import CallData, job_id_of
 from durably.engine.core.policy import clip_retry_after
+from durably.engine.core.transition import encode_error
 from durably.engine.settings import Clock
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime
@@ -132,6 +133,8 @@ def _answer(handler: CommHandler, data: CallData, outcome: Outcome, clock: Clock
         handler.client.logger.error(
             'function "%s", run %s, failed: %s', data.function_id, data.run_id, printable(answer.error.message)
         )
+        if answer.written is None:  # Otherwise the engine logs the run's failure, too.
+            answer = msgspec.structs.replace(answer, written=encode_error(answer.error))
     return answer
 
 

@@ -156,6 +156,7 @@ class RunChanges:
             failed=not is_completed,
             began=began,
             event_id=self._input.events[0].id,
+            by_engine=end.by_engine,
         )
         ended = EndedRun(
             run_id=self._run.id,
