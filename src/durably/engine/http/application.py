@@ -18,7 +18,7 @@ from durably.engine.operations import Access, operations_of
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES, MAX_REQUEST_BYTES
 
-from .access import AllowedHosts, ApiKeys, AccessCheck
+from .access import AccessCheck, AllowedHosts, ApiKeys
 from .connections import CONNECTIONS
 from .messages import ApiError, answer_error, answer_expectation, explain_stop, read_body
 from .routes import (
