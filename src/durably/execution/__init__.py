@@ -24,7 +24,7 @@ from .replay import (
     Threads,
     in_step,
 )
-from .step import StandIn, StepInfo, StepReport, StepRequest, is_async
+from .step import ReplaceStep, StepInfo, StepReport, StepRequest, is_async
 from .sync_call import SyncCall, drive
 
 __all__ = [
@@ -39,10 +39,10 @@ __all__ = [
     "Memo",
     "Outcome",
     "Raised",
+    "ReplaceStep",
     "Replay",
     "ReplayDivergedError",
     "Returned",
-    "StandIn",
     "StepIdUnstableError",
     "StepInfo",
     "StepMemos",

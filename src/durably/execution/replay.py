@@ -17,7 +17,7 @@ from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import STEP_INPUT_OPT, Opcode, ParallelMode, Timing, hash_step_id
 
 from .memos import Divergence, Memo, Memos, MemoUnreadableError, decode_result, to_rare_memo
-from .step import StandIn, Step, StepInfo, StepReport, StepRequest
+from .step import ReplaceStep, Step, StepInfo, StepReport, StepRequest
 
 T = TypeVar("T")
 
@@ -187,7 +187,7 @@ class Replay(msgspec.Struct, kw_only=True):
     is the hashed id of the only step to execute, ``None`` to discover. ``also`` are further steps that the same call
     may execute, one after another, as long as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer``
     the call ends with the first step that it executes. ``lease_check`` runs before each step. ``tracer`` reports
-    executed steps. ``stand_in`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
+    executed steps. ``replace_step`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
     otherwise run on the event loop. ``names`` collects the ids of the steps reached, by hashed id. ``clock`` has the
     nanoseconds since the epoch, for the times of executed steps. Arguments of up to ``sent_input_bytes`` are reported
     with the steps.
@@ -207,7 +207,7 @@ class Replay(msgspec.Struct, kw_only=True):
     max_attempts: int | None = None
     lease_check: LeaseCheck | None = None
     tracer: StepTracer | None = None
-    stand_in: StandIn | None = None
+    replace_step: ReplaceStep | None = None
     threads: Threads | None = None
     function_id: str = ""
     names: dict[str, str] = {}
@@ -247,8 +247,8 @@ class Replay(msgspec.Struct, kw_only=True):
 
     def identify(self, request: StepRequest) -> Step:
         """Number the step among those of the same id (spec §5.1.2)."""
-        if self.stand_in is not None:
-            request = self.stand_in(request, self.attempt)
+        if self.replace_step is not None:
+            request = self.replace_step(request, self.attempt)
         step_id = request.step_id
         if request.small_duration is not None and self.findings is not None:
             self.findings.small_duration(step_id, request.small_duration)

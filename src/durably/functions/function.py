@@ -26,9 +26,9 @@ from durably.execution import (
     LeaseCheck,
     Outcome,
     Raised,
+    ReplaceStep,
     Replay,
     Returned,
-    StandIn,
     StepMemos,
     SyncCall,
     drive,
@@ -91,7 +91,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
     job_id: str | None = None
     disable_immediate: bool = False
     checkpoints: Checkpoints | None = None
-    stand_in: StandIn | None = None
+    replace_step: ReplaceStep | None = None
     threads: WorkerThreads | None = None
     traceparent: str | None = None
     is_engines_trace: bool = False
@@ -224,7 +224,7 @@ class Function(FunctionDefinition[T]):
             attempt=context.attempt,
             max_attempts=context.max_attempts,
             lease_check=lease_check,
-            stand_in=call.stand_in,
+            replace_step=call.replace_step,
             threads=call.threads,
             function_id=call.function_id,
             names=entry.divergences.names,

@@ -27,7 +27,7 @@ from durably.errors import (
     OutputUnserializableError,
     TransportError,
 )
-from durably.execution import Found, Outcome, Raised, StandIn, drive
+from durably.execution import Found, Outcome, Raised, ReplaceStep, drive
 from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
 from durably.io.http_client import IO, AsyncIO, BlockingIO
@@ -64,11 +64,15 @@ def sync_of(handler: CommHandler) -> SyncRequest:
 
 
 async def run_call(
-    handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock, stand_in: StandIn | None = None
+    handler: CommHandler,
+    data: CallData,
+    checkpoints: Checkpoints,
+    clock: Clock,
+    replace_step: ReplaceStep | None = None,
 ) -> Answer:
     """Run the function, on this event loop or in its handler's thread pool."""
     try:
-        outcome = await handler.call(_function_call(handler, data, checkpoints, stand_in), _ASYNC_IO)
+        outcome = await handler.call(_function_call(handler, data, checkpoints, replace_step), _ASYNC_IO)
         return _answer(handler, data, outcome, clock)
     except (Exception, asyncio.CancelledError, KeyboardInterrupt):
         raise
@@ -88,7 +92,7 @@ def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints
 
 
 def _function_call(
-    handler: CommHandler, data: CallData, checkpoints: Checkpoints, stand_in: StandIn | None
+    handler: CommHandler, data: CallData, checkpoints: Checkpoints, replace_step: ReplaceStep | None
 ) -> FunctionCall:
     call, job_id = data.call, job_id_of(data.run_id, data.call.step_id)
     events = [_event_decoder.decode(event) for event in data.events]
@@ -119,7 +123,7 @@ def _function_call(
         job_id=job_id,
         disable_immediate=data.disable_immediate,
         checkpoints=checkpoints,
-        stand_in=stand_in,
+        replace_step=replace_step,
         threads=handler.threads,
         traceparent=data.traceparent,
     )

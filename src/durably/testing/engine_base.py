@@ -197,7 +197,7 @@ class TestEngineBase:
         await self._stack.aclose()
 
     def _make_caller(self, settings: EngineSettings) -> Caller:
-        return TestCaller(self._link.handlers, settings, self._link.checkpoints, self._mocks.stand_in)
+        return TestCaller(self._link.handlers, settings, self._link.checkpoints, self._mocks.replace_step)
 
     @property
     def _open_records(self) -> Records:

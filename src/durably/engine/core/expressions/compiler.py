@@ -15,7 +15,7 @@ from .syntax import (
     Call,
     Chain,
     Conditional,
-    FaultError,
+    ExpressionSyntaxError,
     Field,
     Index,
     ListOf,
@@ -105,7 +105,7 @@ class Compiler:
         self._scope: dict[str, int] = {}
 
     def compile(self, node: Node) -> Evaluate:
-        """Raises ``FaultError``."""
+        """Raises ``ExpressionSyntaxError``."""
         match node:
             case Literal(value=value):
                 return _compile_literal(value)
@@ -141,13 +141,15 @@ class Compiler:
         if node.name in ROOTS:
             if node.name == "async" and not self._has_async:
                 known = "over `event` and `output`" if self._has_output else "over `event` alone"
-                raise FaultError(f"`async` is not known here; this expression is {known}", node.place)
+                raise ExpressionSyntaxError(f"`async` is not known here; this expression is {known}", node.place)
             return ROOTS[node.name]
         if node.name in TYPES:
             type_of = TYPES[node.name]
             return lambda frame: type_of
         other = "output" if self._has_output else "async"
-        raise FaultError(f"unknown name {node.name!r}; an expression knows `event` and `{other}`", node.place)
+        raise ExpressionSyntaxError(
+            f"unknown name {node.name!r}; an expression knows `event` and `{other}`", node.place
+        )
 
     def _compile_fields(self, node: Field) -> Evaluate:
         names: list[str] = []
@@ -200,7 +202,7 @@ class Compiler:
         The result is true or false, never unknown, so that ``!has(…)`` holds.
         """
         if len(node.arguments) != 1 or not isinstance(node.arguments[0], Field):
-            raise FaultError("has() takes one field, like has(event.data.id)", node.place)
+            raise ExpressionSyntaxError("has() takes one field, like has(event.data.id)", node.place)
         field = self.compile(node.arguments[0])
         return lambda frame: field(frame) is not UNKNOWN
 
@@ -209,7 +211,7 @@ class Compiler:
         arities, compile_loop = _MACROS[node.name]
         if len(node.arguments) not in arities or not isinstance(node.arguments[0], Name):
             example = f"{node.name}(x, {'x.id' if node.name == 'map' else 'x > 1'})"
-            raise FaultError(f"{node.name}() takes a variable and an expression, like {example}", node.place)
+            raise ExpressionSyntaxError(f"{node.name}() takes a variable and an expression, like {example}", node.place)
         items = self.compile(node.target)
         variable = node.arguments[0].name
         hidden = self._scope.get(variable)
@@ -224,7 +226,7 @@ class Compiler:
 
 def _compile_literal(value: Any) -> Evaluate:
     if type(value) is int and value > INT_MAX:
-        raise FaultError(f"the integer {value} does not fit in 64 bits")
+        raise ExpressionSyntaxError(f"the integer {value} does not fit in 64 bits")
     return lambda frame: value
 
 
@@ -328,14 +330,14 @@ def _compile_map(entries: list[tuple[Evaluate, Evaluate]]) -> Evaluate:
 def _find_function(node: Call) -> Function:
     function = FUNCTIONS.get(node.name)
     if function is None:
-        raise FaultError(f"there is no function {node.name!r}", node.place)
+        raise ExpressionSyntaxError(f"there is no function {node.name!r}", node.place)
     count = len(node.arguments) + (node.target is not None)
     if not (function.is_global if node.target is None else function.is_method):
         form = f"x.{node.name}(…)" if function.is_method else f"{node.name}(x)"
-        raise FaultError(f"{node.name!r} is called like {form}", node.place)
+        raise ExpressionSyntaxError(f"{node.name!r} is called like {form}", node.place)
     if count not in function.arities:
         wanted = " or ".join(str(arity - (node.target is not None)) for arity in function.arities)
-        raise FaultError(f"{node.name}() takes {wanted} arguments, not {len(node.arguments)}", node.place)
+        raise ExpressionSyntaxError(f"{node.name}() takes {wanted} arguments, not {len(node.arguments)}", node.place)
     return function
 
 
@@ -343,7 +345,7 @@ def _check_pattern(pattern: str, place: Place) -> None:
     try:
         compile_pattern(pattern)
     except ValueError as error:
-        raise FaultError(f"the pattern {pattern[:80]!r} is not an RE2 expression: {error}", place) from None
+        raise ExpressionSyntaxError(f"the pattern {pattern[:80]!r} is not an RE2 expression: {error}", place) from None
 
 
 def _compile_function(function: Function, arguments: tuple[Evaluate, ...]) -> Evaluate:

@@ -37,7 +37,7 @@ class ExpressionInvalidError(EngineError):
         self.reason = reason
 
 
-class FaultError(Exception):
+class ExpressionSyntaxError(Exception):
     """A fault in an expression.
 
     It is raised again as ``ExpressionInvalidError``, with the whole expression.
@@ -286,7 +286,7 @@ class _TreeBuilder:
         digits = parts[0].rstrip("uU")
         value = int(digits, 16 if digits[:2] in ("0x", "0X") else 10) if len(digits) <= 30 else 2**64
         if value > 2**63:  # as large as the least integer's absolute value, whose minus sign comes after
-            raise FaultError(f"the integer {parts[0][:40]} does not fit in 64 bits", _place(parts[0]))
+            raise ExpressionSyntaxError(f"the integer {parts[0][:40]} does not fit in 64 bits", _place(parts[0]))
         return Literal(value)
 
     def double(self, parts: list[Any]) -> Node:
@@ -296,13 +296,13 @@ class _TreeBuilder:
         try:
             return Literal(decode_string(str(parts[0])))
         except ValueError as error:
-            raise FaultError(str(error), _place(parts[0])) from None
+            raise ExpressionSyntaxError(str(error), _place(parts[0])) from None
 
 
 def _depth_over(nodes: Any) -> int:
     depth = 1 + max((node.depth for node in nodes), default=0)
     if depth > MAX_DEPTH:
-        raise FaultError(f"it is nested more than {MAX_DEPTH} levels deep")
+        raise ExpressionSyntaxError(f"it is nested more than {MAX_DEPTH} levels deep")
     return depth
 
 
@@ -323,11 +323,13 @@ def _load_parser() -> Callable[[str], Node]:
             return parser.parse(text)  # type: ignore[return-value]
         except lark.UnexpectedCharacters as error:
             reason = "a text is not closed" if error.char in "\"'" else f"unexpected {error.char!r}"
-            raise FaultError(reason, Place(error.line, error.column)) from None
+            raise ExpressionSyntaxError(reason, Place(error.line, error.column)) from None
         except lark.UnexpectedToken as error:
             if error.token.type == "$END":
-                raise FaultError("it ends too early") from None
-            raise FaultError(f"unexpected {str(error.token)[:40]!r}", Place(error.line, error.column)) from None
+                raise ExpressionSyntaxError("it ends too early") from None
+            raise ExpressionSyntaxError(
+                f"unexpected {str(error.token)[:40]!r}", Place(error.line, error.column)
+            ) from None
 
     return parse
 
@@ -335,8 +337,8 @@ def _load_parser() -> Callable[[str], Node]:
 def parse(text: str) -> Node:
     """Parse an expression.
 
-    Raises ``FaultError`` for text that is not an expression, too long, or too deeply nested.
+    Raises ``ExpressionSyntaxError`` for text that is not an expression, too long, or too deeply nested.
     """
     if len(text) > MAX_LENGTH:
-        raise FaultError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")
+        raise ExpressionSyntaxError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     return _load_parser()(text)
