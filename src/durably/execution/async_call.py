@@ -159,8 +159,8 @@ class AsyncCall:
             return Raised(error)
         if (diverged := self._divergence(None)) is not None:
             return diverged
-        if self._replay.findings is not None and (left := self._unfinished_steps()):
-            self._replay.findings.unfinished_steps(left)
+        if self._replay.diagnostics is not None and (left := self._unfinished_steps()):
+            self._replay.diagnostics.unfinished_steps(left)
         return ending
 
     def _unfinished_steps(self) -> list[str]:
@@ -349,7 +349,9 @@ class AsyncCall:
             output = handler(*args, **request.kwargs)
         else:
             call = ThreadCall(partial(handler, *args, **request.kwargs))
-            abandon = None if replay.findings is None else partial(replay.findings.abandoned_thread, request.step_id)
+            abandon = (
+                None if replay.diagnostics is None else partial(replay.diagnostics.abandoned_thread, request.step_id)
+            )
             await replay.threads.run(call.run, on_abandoned=abandon)
             output = call.result()
         if not inspect.isawaitable(output):

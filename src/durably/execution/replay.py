@@ -160,7 +160,7 @@ class StepTracer(Protocol):
         ...
 
 
-class Findings(Protocol):
+class Diagnostics(Protocol):
     """Receives possible faults of a call's function."""
 
     def small_duration(self, step_id: str, milliseconds: int) -> None:
@@ -211,7 +211,7 @@ class Replay(msgspec.Struct, kw_only=True):
     threads: Threads | None = None
     function_id: str = ""
     names: dict[str, str] = {}
-    findings: Findings | None = None
+    diagnostics: Diagnostics | None = None
     clock: Callable[[], int] | None = None
     sent_input_bytes: int = 0
     is_replaying: bool = True
@@ -250,8 +250,8 @@ class Replay(msgspec.Struct, kw_only=True):
         if self.replace_step is not None:
             request = self.replace_step(request, self.attempt)
         step_id = request.step_id
-        if request.small_duration is not None and self.findings is not None:
-            self.findings.small_duration(step_id, request.small_duration)
+        if request.small_duration is not None and self.diagnostics is not None:
+            self.diagnostics.small_duration(step_id, request.small_duration)
         index = self._counts.get(step_id, 0)
         hashed_id = hash_step_id(step_id, index)
         while hashed_id in self._reached_ids:  # "a" was reached twice, and a step has the id "a:1"
@@ -307,11 +307,11 @@ class Replay(msgspec.Struct, kw_only=True):
         if (not self.memos and self.early is None) or self.target is not None or self._has_diverged:
             return None
         unreached = [step_id for step_id in self.memos if step_id not in self._reached_ids]
-        if self.findings is None or (not unreached and self.early is None):
+        if self.diagnostics is None or (not unreached and self.early is None):
             return None
         self._has_diverged = True
         unreached.sort(key=self.position)
-        error = self.findings.divergence(Divergence(unreached, found, self.early))
+        error = self.diagnostics.divergence(Divergence(unreached, found, self.early))
         return None if error is None else Raised(error)
 
     async def start_new_code(self) -> None:

@@ -52,7 +52,7 @@ from durably.values.outputs import check_found, encode_as, function_codec
 
 from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
 from .config import FunctionDefinition, FunctionOpts
-from .findings import Divergences, Findings
+from .diagnostics import Diagnostics, DivergenceLog
 from .log_sender import line_keeper
 from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 
@@ -106,7 +106,7 @@ class Entry(msgspec.Struct, frozen=True):
     id: str
     handler: Callable[..., Any]
     is_async: bool
-    divergences: Divergences
+    divergences: DivergenceLog
     source: str
 
 
@@ -230,7 +230,7 @@ class Function(FunctionDefinition[T]):
             names=entry.divergences.names,
             clock=time.time_ns,
             sent_input_bytes=_sent_input_bytes(app, middleware),
-            findings=Findings(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
+            diagnostics=Diagnostics(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
         )
 
     async def _execute(
@@ -291,7 +291,7 @@ class Function(FunctionDefinition[T]):
 
 
 def _make_entry(function_id: str, handler: Callable[..., Any], source: str) -> Entry:
-    return Entry(function_id, handler, is_async(handler), Divergences(function_id), source)
+    return Entry(function_id, handler, is_async(handler), DivergenceLog(function_id), source)
 
 
 def _failure_codec(entry: Entry, serializer: Serializer | None) -> Codec | None:
