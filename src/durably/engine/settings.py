@@ -35,17 +35,17 @@ class Clock(Protocol):
 
     ``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
 
-    ``hold`` and ``release`` enclose work that is under way. A clock that skips time does not skip while work is held.
-    Follow-up work calls ``hold`` before its cause calls ``release``. Call both on the event loop.
+    ``begin_work`` and ``end_work`` enclose work that is under way. A clock that skips time does not skip while work is under way.
+    Follow-up work calls ``begin_work`` before its cause calls ``end_work``. Call both on the event loop.
     """
 
     def now(self) -> int: ...
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer: ...
 
-    def hold(self) -> None: ...
+    def begin_work(self) -> None: ...
 
-    def release(self) -> None: ...
+    def end_work(self) -> None: ...
 
 
 class SystemClock:
@@ -55,20 +55,20 @@ class SystemClock:
     that time.
     """
 
-    _LONGEST_NAP_SECONDS = 60.0
+    _MAX_TIMER_SECONDS = 60.0
 
     def now(self) -> int:
         return time.time_ns() // 1_000_000
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer:
-        seconds = min(max(when - self.now(), 0) / 1000, self._LONGEST_NAP_SECONDS)
+        seconds = min(max(when - self.now(), 0) / 1000, self._MAX_TIMER_SECONDS)
         return asyncio.get_running_loop().call_later(seconds, callback)
 
-    def hold(self) -> None:
+    def begin_work(self) -> None:
         """Real time passes whatever is under way."""
 
-    def release(self) -> None:
-        """See ``hold``."""
+    def end_work(self) -> None:
+        """See ``begin_work``."""
 
 
 class Durability(StrEnum):

@@ -166,14 +166,14 @@ class TestLink:
         return False
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        return await await_on(self._loop, self._hold_through(work))
+        return await await_on(self._loop, self._keep_time_during(work))
 
-    async def _hold_through(self, work: Coroutine[Any, Any, T]) -> T:
-        self._clock.hold()
+    async def _keep_time_during(self, work: Coroutine[Any, Any, T]) -> T:
+        self._clock.begin_work()
         try:
             return await work
         finally:
-            self._clock.release()
+            self._clock.end_work()
 
 
 @contextmanager

@@ -120,7 +120,7 @@ class Executor:
         if not calls:
             self._call_queue.ended(taken[0])
             return
-        self._clock.hold()
+        self._clock.begin_work()
         now = self._clock.now()
         task = asyncio.get_running_loop().create_task(self._make(calls))
         self._requests.add(task)
@@ -142,7 +142,7 @@ class Executor:
                     self._call_queue.add(unanswered, self._clock.now())
         if self._call_queue.waiting:
             self._start_waiting()
-        self._clock.release()
+        self._clock.end_work()
 
     async def _make(self, calls: Sequence[ScheduledCall]) -> Sequence[ScheduledCall]:
         """Make calls of one run by one request.

@@ -262,7 +262,7 @@ class Requests:
         opts = self._opts.get(wanted.run_key, {}).get(wanted.request.step_id)
         if opts is None:
             return
-        self._clock.hold()
+        self._clock.begin_work()
         task = asyncio.get_running_loop().create_task(self._make(wanted, opts))
         self._tasks.setdefault(wanted.run_key, set()).add(task)
         task.add_done_callback(lambda task: self._finished(wanted.run_key, task))
@@ -287,7 +287,7 @@ class Requests:
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its text may quote what was sent.
             _logger.error("the result of a step's request could not be stored: %s", type(error).__name__)
-        self._clock.release()
+        self._clock.end_work()
 
     async def _make(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
         outcome = await perform(self._outbound, wanted.request, opts)
