@@ -33,7 +33,7 @@ class ScheduledCall(msgspec.Struct, frozen=True, gc=False):
 def schedule_call(
     run: RunRow, queue_entry: QueueEntry | None, call: Call, *, has_to_queue: bool = False, data: CallData | None = None
 ) -> ScheduledCall:
-    priority = 0 if queue_entry is None else run.created_at - queue_entry.place
+    priority = 0 if queue_entry is None else run.created_at - queue_entry.position
     return ScheduledCall(run.key, call, run.function_id, priority, has_to_queue, data)
 
 

@@ -123,7 +123,7 @@ class World:
         flow = self.flows[function]
         queue_entry = ticket_of(flow, event(**data), self.now)
         return self.join(
-            queue, Call(QueuedCall(queue_entry.place, next(self.run_keys), 1), queue_entry, function, True)
+            queue, Call(QueuedCall(queue_entry.position, next(self.run_keys), 1), queue_entry, function, True)
         )
 
     def join(self, queue: Queue, call: Call) -> Call:
@@ -327,7 +327,7 @@ def count_statements(queued: int, flow: Flow, users: int) -> int:
     queue, calls = Queue(rows, world.now), []
     for number in range(queued):
         queue_entry = ticket_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
-        call = QueuedCall(queue_entry.place, number, 1)
+        call = QueuedCall(queue_entry.position, number, 1)
         queue.join(call, queue_entry, flow, starts_run=True)
     calls = queue.settle()
     assert calls

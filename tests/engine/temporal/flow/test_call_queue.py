@@ -48,7 +48,7 @@ class Calls:
         call = JoinInput("queue", "shop-fn", str(self.runs), 1, entry, starts_run=True)
         for _ in range(self.random.choice((1, 1, 2))):
             self.queue.join(JoinRecord(call, limits_of(self.config)))
-        core.join(QueuedCall(entry.place, self.runs, 1), entry, self.flow, starts_run=True)
+        core.join(QueuedCall(entry.position, self.runs, 1), entry, self.flow, starts_run=True)
         self.waiting[self.runs, 1] = tuple(slot.bucket_id for slot in entry.slots)
 
     def leave(self, core: Queue) -> None:

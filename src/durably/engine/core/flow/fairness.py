@@ -33,16 +33,16 @@ class FairQueue(Generic[T]):
         self._order: deque[str] = deque()
         self._sequence = count()
 
-    def add(self, function_id: str, place: int, item: T) -> None:
+    def add(self, function_id: str, position: int, item: T) -> None:
         """Add an item.
 
-        A function's least ``place`` goes first; equal places go in the order of adding.
+        A function's least ``position`` goes first; equal positions go in the order of adding.
         """
         waiting = self._waiting.get(function_id)
         if waiting is None:
             waiting = self._waiting[function_id] = []
             self._order.append(function_id)
-        heapq.heappush(waiting, (place, next(self._sequence), item))
+        heapq.heappush(waiting, (position, next(self._sequence), item))
 
     def take(self, may_take: Callable[[str], bool]) -> T | None:
         """The next item of an eligible function; ``None`` if there is none."""

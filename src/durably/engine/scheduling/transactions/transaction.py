@@ -122,7 +122,7 @@ class RunQueue:
         """Add a call that is due."""
         function = self._registry.functions.get(run.function_id)
         flow = Flow(function_id=run.function_id) if function is None else function.flow
-        queued = QueuedCall(queue_entry.place, run.key, call.generation)
+        queued = QueuedCall(queue_entry.position, run.key, call.generation)
         self._open_queue.join(queued, queue_entry, flow, starts_run=run.started_at is None)
 
     def join_again(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:

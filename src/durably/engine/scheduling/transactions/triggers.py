@@ -256,7 +256,7 @@ def _is_needed(transaction: Transaction, function: Function, how: Start) -> bool
     """
     queue_entry = how.queue_entry
     has_deadline = function.flow.options.timeouts is not None
-    has_priority = queue_entry.place != transaction.now
+    has_priority = queue_entry.position != transaction.now
     is_limited = queue_entry.is_queued or queue_entry.singleton is not None
     return is_limited or bool(how.cancel_on) or has_deadline or has_priority
 

@@ -173,7 +173,7 @@ class CallQueue:
             self._state.runs[key] = Holder(call.run_id, now)
         elif self._rows.is_known(key, call.generation):
             return
-        queued = QueuedCall(call.queue_entry.place, key, call.generation)
+        queued = QueuedCall(call.queue_entry.position, key, call.generation)
         queue.join(queued, call.queue_entry, self._flow(call.function_id), starts_run=call.starts_run)
 
     def _put_options(self, queue: Queue, function_id: str, options: FunctionOptions) -> None:
