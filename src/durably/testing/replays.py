@@ -110,7 +110,7 @@ def _name_of(op: Op) -> str:
 _TIMEOUT_SECONDS = 60
 
 
-class Place(msgspec.Struct, frozen=True):
+class ImportPath(msgspec.Struct, frozen=True):
     """The module and attribute of an object that can be imported."""
 
     module: str
@@ -119,8 +119,8 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    client: Place
-    function: Place
+    client: ImportPath
+    function: ImportPath
     function_id: str
     path: list[str]
     bodies: list[bytes]
@@ -130,7 +130,7 @@ class OtherProcessError(Exception):
     """The calls could not be repeated in another process."""
 
 
-def find_place(wanted: object) -> Place | None:
+def find_import_path(wanted: object) -> ImportPath | None:
     """The module variable that holds the object, or ``None`` if no module has it.
 
     For example, no module has a function within another function.
@@ -140,7 +140,7 @@ def find_place(wanted: object) -> Place | None:
             continue
         for attribute, value in list(vars(module).items()):
             if value is wanted:
-                return Place(name, getattr(module, "__file__", None), attribute)
+                return ImportPath(name, getattr(module, "__file__", None), attribute)
     return None
 
 
@@ -149,7 +149,7 @@ def replay_elsewhere(client: App, function: Function[Any], function_id: str, bod
 
     Raises ``OtherProcessError``.
     """
-    client_place, function_place = find_place(client), find_place(function)
+    client_place, function_place = find_import_path(client), find_import_path(function)
     if client_place is None or function_place is None:
         what = repr(client) if client_place is None else f"function {function.id!r}"
         raise OtherProcessError(f"{what} is not a variable of a module that another process could import")
@@ -183,19 +183,19 @@ async def _replay_all(task: Task) -> list[Found]:
     return [await replay(handler, task.function_id, body) for body in task.bodies]
 
 
-def _load(place: Place) -> Any:
+def _load(path: ImportPath) -> Any:
     try:
-        module = importlib.import_module(place.module)
+        module = importlib.import_module(path.module)
     except ImportError:
         # As test runners load files outside sys.path.
-        if place.file is None:
+        if path.file is None:
             raise
-        spec = importlib.util.spec_from_file_location(place.module, place.file)
+        spec = importlib.util.spec_from_file_location(path.module, path.file)
         assert spec is not None
         assert spec.loader is not None
-        module = sys.modules[place.module] = importlib.util.module_from_spec(spec)
+        module = sys.modules[path.module] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    return getattr(module, place.attribute)
+    return getattr(module, path.attribute)
 
 
 def _set_up_django() -> None:
