@@ -15,7 +15,7 @@ from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import Clock, EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.execution import ReplaceStep
@@ -53,7 +53,7 @@ class TestCaller:
         self._checkpoints = checkpoints
         self._step_mocks = step_mocks
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         handler = self._handlers.get(function.app_id)
         if handler is None:
             message = f"this process does not serve the app {function.app_id!r}"

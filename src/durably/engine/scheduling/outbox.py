@@ -11,7 +11,7 @@ from durably.engine.core.run_state import Call
 from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.tracing import EndedRun
 
-from .registry import Function, FunctionControls
+from .registry import FunctionControls, SyncedFunction
 from .subscriptions import RunChange
 
 
@@ -95,7 +95,7 @@ class Synced(msgspec.Struct, frozen=True):
     """The new functions of an app."""
 
     app_id: str
-    functions: Sequence[Function]
+    functions: Sequence[SyncedFunction]
 
 
 class RunEnded(msgspec.Struct, frozen=True, gc=False):

@@ -15,7 +15,7 @@ from durably.engine.core import call_body
 from durably.engine.core.answers import Answer, AnswerVerification
 from durably.engine.core.call_body import CallData, build_body, to_sign
 from durably.engine.scheduling.outbox import ScheduledCall
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.scheduling.requests import call_dispatch
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
@@ -388,7 +388,7 @@ async def test_a_large_call_of_durablys_app_is_signed_as_it_is(
     """It verifies the bytes that it gets."""
     simple(app)
     app.signing_key = KEY
-    monkeypatch.setattr(Function, "signs_whole_answers", True)
+    monkeypatch.setattr(SyncedFunction, "signs_whole_answers", True)
     monkeypatch.setattr(AnswerVerification, "refuse", lambda *_: None)
     async with opened(path, msgspec.structs.replace(QUICK, signing_key=KEY)) as engine:
         await engine.sync_app(app.sync_request())

@@ -9,7 +9,7 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .functions import FUNCTIONS, TYPES, Function, compile_pattern
+from .functions import FUNCTIONS, TYPES, CelFunction, compile_pattern
 from .syntax import (
     Binary,
     Call,
@@ -329,7 +329,7 @@ def _compile_map(entries: list[tuple[Evaluate, Evaluate]]) -> Evaluate:
     return build
 
 
-def _find_function(node: Call) -> Function:
+def _find_function(node: Call) -> CelFunction:
     function = FUNCTIONS.get(node.name)
     if function is None:
         raise ExpressionSyntaxError(f"there is no function {node.name!r}", node.position)
@@ -352,7 +352,7 @@ def _check_pattern(pattern: str, position: Position) -> None:
         ) from None
 
 
-def _compile_function(function: Function, arguments: tuple[Evaluate, ...]) -> Evaluate:
+def _compile_function(function: CelFunction, arguments: tuple[Evaluate, ...]) -> Evaluate:
     implementation, when_unknown = function.implementation, function.when_unknown
     if len(arguments) == 1:
         only = arguments[0]

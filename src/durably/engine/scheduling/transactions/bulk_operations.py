@@ -14,8 +14,8 @@ from durably.engine.scheduling.registry import (
     CANCELLED_IN_BULK,
     FOLLOWED_FOR,
     BulkCancellation,
-    Function,
     FunctionControls,
+    SyncedFunction,
 )
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind
 from durably.engine.sqlite.tables.runs import Store
@@ -104,7 +104,7 @@ def resume(transaction: Transaction, function_id: str) -> None:
     transaction.outbox.extend(map(ContinueBulkOperation, transaction.store.apps.open_bulk_operations(function_id)))
 
 
-def refuse_paused(transaction: Transaction, function: Function) -> None:
+def refuse_paused(transaction: Transaction, function: SyncedFunction) -> None:
     """Raises ``FunctionPausedError``."""
     if function.id in transaction.store.apps.paused_functions():
         raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import msgspec
 
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.sqlite.tables.runs import RunRow, Store
 from durably.engine.views import FromStep
 from durably.protocol.engine_errors import StepNotFoundError
@@ -90,7 +90,7 @@ def descends_from_cancelled(transaction: Transaction, function_id: str, origin: 
 
 
 def refuse_runaway(
-    transaction: Transaction, function: Function, origin: Origin | None, *, is_run_end: bool = False
+    transaction: Transaction, function: SyncedFunction, origin: Origin | None, *, is_run_end: bool = False
 ) -> ErrorData | None:
     """The reason why an event must not start a run of a function, or ``None``.
 
