@@ -1,4 +1,4 @@
-"""Queue entries of runs, and the concurrency keys in which their calls wait.
+"""LimitQueue entries of runs, and the concurrency keys in which their calls wait.
 
 Runs carry queue entries for flow control.
 """
@@ -40,7 +40,7 @@ class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         return bool(self.slots) or self.throttle is not None
 
     def has_to_queue(self, *, starts_run: bool) -> bool:
-        """Whether a call goes through the queue; ``starts_run`` is as in ``Queue.join``."""
+        """Whether a call goes through the queue; ``starts_run`` is as in ``LimitQueue.join``."""
         return bool(self.slots) or (starts_run and self.throttle is not None)
 
 

@@ -29,7 +29,7 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.text import get_logger
 
-from .call_queue import CallLoad, CallQueue
+from .call_queue import CallLoad, ReadyCalls
 from .http_call import Caller
 
 _READ_AGAIN_SECONDS = 1.0
@@ -56,7 +56,7 @@ class Executor:
         self._clock = clock
         self._observers = observers
         self._max_calls = max_calls
-        self._call_queue = CallQueue(max_calls)
+        self._call_queue = ReadyCalls(max_calls)
         self._under_way: dict[tuple[int, int], int] = {}  # by run and generation, the time at which they were made
         self._requests: set[asyncio.Task[Sequence[ScheduledCall]]] = set()
         self._started: dict[int, int] = {}
@@ -77,7 +77,7 @@ class Executor:
         self._start_waiting()
 
     def loads(self) -> dict[str, CallLoad]:
-        """See ``CallQueue``."""
+        """See ``ReadyCalls``."""
         return self._call_queue.loads()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:

@@ -36,7 +36,7 @@ class CallLoad(msgspec.Struct, frozen=True):
     in_flight: int
 
 
-class CallQueue:
+class ReadyCalls:
     """Due calls: their order, and which calls of a run share a request.
 
     ``max_requests`` is the maximum number of requests at a time. ``waiting`` are the calls that wait, by run.

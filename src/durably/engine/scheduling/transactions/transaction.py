@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue import Queue
+from durably.engine.core.flow.queue import LimitQueue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.policy import Policy
@@ -110,12 +110,12 @@ class RunQueue:
         self._outbox = outbox
         self._now = now
         self._rows = SqliteQueueRows(store.connection, now)
-        self._queue: Queue | None = None
+        self._queue: LimitQueue | None = None
 
     @property
-    def _open_queue(self) -> Queue:
+    def _open_queue(self) -> LimitQueue:
         if self._queue is None:
-            self._queue = Queue(self._rows, self._now)
+            self._queue = LimitQueue(self._rows, self._now)
         return self._queue
 
     def join(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
