@@ -21,7 +21,7 @@ from durably.errors import (
     RetryAfterError,
     URLInvalidError,
 )
-from durably.execution import Found, Outcome, Raised, StepReport, drive
+from durably.execution import FoundSteps, Outcome, Raised, StepReport, drive
 from durably.io.http_client import IO, Job
 from durably.protocol.durations import format_timestamp
 from durably.protocol.errors import ErrorCode, describe_error, is_retriable
@@ -171,7 +171,7 @@ class CommResponse:
     @classmethod
     def from_call_result(cls, outcome: Outcome) -> "CommResponse":
         """The answer to a call: status, headers, JSON (spec §4.4.3, §5.1.1)."""
-        if isinstance(outcome, Found):
+        if isinstance(outcome, FoundSteps):
             return _found(outcome.reports)
         if isinstance(outcome, Raised):
             return _raised(outcome.error)

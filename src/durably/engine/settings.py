@@ -22,7 +22,7 @@ from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import show_url
 
 from .alerts.settings import Alerts
-from .tracing import Tracing
+from .tracing import EngineTracing
 
 
 class Timer(Protocol):
@@ -120,7 +120,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     close_grace: dt.timedelta = dt.timedelta(seconds=5)
     retention: dt.timedelta | None = None
     alerts: Alerts | None = None
-    tracing: Tracing | None = None
+    tracing: EngineTracing | None = None
     log_runs: bool = False
     temporal_ui: str | None = None
     clock: Clock = msgspec.field(default_factory=SystemClock)
@@ -152,7 +152,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         check_type(self.durability, "EngineSettings.durability", Durability, "a Durability, such as Durability.NORMAL")
         check_type(self.alerts, "EngineSettings.alerts", (Alerts, NoneType), "Alerts(…) or None")
         check_type(self.clock, "EngineSettings.clock", Clock, "a clock with the methods of SystemClock")
-        check_type(self.tracing, "EngineSettings.tracing", (Tracing, NoneType), "what reports spans (see durably.otel)")
+        check_type(
+            self.tracing, "EngineSettings.tracing", (EngineTracing, NoneType), "what reports spans (see durably.otel)"
+        )
         if self.temporal_ui is not None:
             _check_web_address(self.temporal_ui, "EngineSettings.temporal_ui", "http://localhost:8233")
 

@@ -19,7 +19,7 @@ from .memos import Memo
 from .replay import (
     Checkpointed,
     Ending,
-    Found,
+    FoundSteps,
     Raised,
     Replay,
     Returned,
@@ -380,7 +380,7 @@ class AsyncCall:
         if self._executing:
             return
         if self._executed:
-            self._end(Found(self._executed))
+            self._end(FoundSteps(self._executed))
         if self._idle_detector is not None:
             self._idle_detector.is_suspended = False
             if len(self._tasks) > 1:  # otherwise the task that continues is the only one
@@ -456,7 +456,9 @@ class AsyncCall:
         elif (diverged := self._divergence(steps[0].request.step_id)) is not None:
             self._end(diverged)
         else:
-            self._end(Found([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found]))
+            self._end(
+                FoundSteps([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found])
+            )
 
     def _is_unmemoized(self, hashed_id: str) -> bool:
         return hashed_id in self._waiting and hashed_id not in self._replay.memos
@@ -470,7 +472,7 @@ class AsyncCall:
                 entry.future.set_result(False)
         self._open_idle_detector().is_suspended = bool(self._executing)
         if self._executed and not self._executing:
-            self._end(Found(self._executed))
+            self._end(FoundSteps(self._executed))
 
     def _end(self, ending: Ending | None) -> None:
         """End the call; ``None`` if the function has ended."""

@@ -47,7 +47,7 @@ class Raised(msgspec.Struct):
     error: BaseException
 
 
-class Found(msgspec.Struct):
+class FoundSteps(msgspec.Struct):
     """Steps without memos: executed, planned, or left to the engine."""
 
     reports: list[StepReport]
@@ -60,7 +60,7 @@ class Checkpointed(msgspec.Struct):
     """
 
 
-Outcome = Returned | Raised | Found
+Outcome = Returned | Raised | FoundSteps
 """The answer to the engine."""
 Ending = Outcome | Checkpointed
 """The result of running the function. It does not repeat steps that are in checkpoints."""

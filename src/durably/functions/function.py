@@ -22,7 +22,7 @@ from durably.execution import (
     Checkpointed,
     Checkpointer,
     Ending,
-    Found,
+    FoundSteps,
     LeaseCheck,
     Outcome,
     Raised,
@@ -267,7 +267,7 @@ class Function(FunctionDefinition[T]):
             step_context.reset(token)
         if middleware is not None:
             await middleware.end_execution()
-        if isinstance(ending, Found):
+        if isinstance(ending, FoundSteps):
             check_found(ending.reports)
         elif isinstance(ending, Returned):
             ending = self._encode(ending, entry, app)
@@ -308,7 +308,7 @@ async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Endi
     """
     if isinstance(ending, Checkpointed):
         return ending
-    if isinstance(ending, Found):
+    if isinstance(ending, FoundSteps):
         await middleware.transform_step_inputs(ending.reports)
         if len(ending.reports) == 1:
             await middleware.transform_step(ending.reports[0])

@@ -27,7 +27,7 @@ from durably.errors import (
     OutputUnserializableError,
     TransportError,
 )
-from durably.execution import Found, Outcome, Raised, ReplaceStep, drive
+from durably.execution import FoundSteps, Outcome, Raised, ReplaceStep, drive
 from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
 from durably.io.http_client import IO, AsyncIO, BlockingIO
@@ -143,7 +143,7 @@ def answer_of(outcome: Outcome, clock: Clock) -> Answer:
     """The answer that the engine would read from an HTTP response with this outcome."""
     if isinstance(outcome, Raised):
         return _failed_attempt(outcome.error, clock)
-    if isinstance(outcome, Found):
+    if isinstance(outcome, FoundSteps):
         return _reported_ops(outcome, clock)
     try:
         output = encode_output(outcome.value, outcome.source)
@@ -161,7 +161,7 @@ def _failed_attempt(error: BaseException, clock: Clock) -> AttemptFailed:
     return AttemptFailed(described, not is_retriable(error), _retry_at(error, clock), written)
 
 
-def _reported_ops(found: Found, clock: Clock) -> Answer:
+def _reported_ops(found: FoundSteps, clock: Clock) -> Answer:
     size = 0
     for report in found.reports:
         finish(report)

@@ -42,7 +42,7 @@ class Past(msgspec.Struct, frozen=True):
     steps: list[PastStep]
 
 
-class Found(msgspec.Struct, frozen=True):
+class ReplayedCall(msgspec.Struct, frozen=True):
     """The result of a call: the steps that it found, or how the function ended.
 
     ``steps`` are the names of steps without memos, by their hashed ids.
@@ -51,7 +51,7 @@ class Found(msgspec.Struct, frozen=True):
     steps: dict[str, str]
     end: str | None = None
 
-    def is_like(self, other: "Found") -> bool:
+    def is_like(self, other: "ReplayedCall") -> bool:
         return self.steps.keys() == other.steps.keys() and self.end == other.end
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ def call_body(past: Past, memos: Sequence[PastStep]) -> bytes:
     return msgspec.json.encode(body)
 
 
-async def replay(handler: CommHandler, function_id: str, body: bytes) -> Found:
+async def replay(handler: CommHandler, function_id: str, body: bytes) -> ReplayedCall:
     request = CommRequest(
         body=body,
         headers={},
@@ -95,10 +95,10 @@ async def replay(handler: CommHandler, function_id: str, body: bytes) -> Found:
     response = await handler.post(request)
     answer = response.body
     if response.status_code == HTTPStatus.OK:
-        return Found({}, RETURNED)
+        return ReplayedCall({}, RETURNED)
     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-        return Found({}, f"that it raised {msgspec.json.decode(answer)['name']}")
-    return Found({op.id: _name_of(op) for op in _ops_decoder.decode(answer)})
+        return ReplayedCall({}, f"that it raised {msgspec.json.decode(answer)['name']}")
+    return ReplayedCall({op.id: _name_of(op) for op in _ops_decoder.decode(answer)})
 
 
 def _name_of(op: Op) -> str:
@@ -144,7 +144,9 @@ def find_import_path(wanted: object) -> ImportPath | None:
     return None
 
 
-def replay_elsewhere(client: App, function: Function[Any], function_id: str, bodies: Sequence[bytes]) -> list[Found]:
+def replay_elsewhere(
+    client: App, function: Function[Any], function_id: str, bodies: Sequence[bytes]
+) -> list[ReplayedCall]:
     """The steps that each of the calls finds in a new process.
 
     Raises ``OtherProcessError``.
@@ -163,7 +165,7 @@ def replay_elsewhere(client: App, function: Function[Any], function_id: str, bod
             timeout=_TIMEOUT_SECONDS,
             check=True,
         )
-        return msgspec.json.decode(done.stdout, type=list[Found])
+        return msgspec.json.decode(done.stdout, type=list[ReplayedCall])
     except subprocess.CalledProcessError as error:
         last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise OtherProcessError(f"{function_place.module} could not be used there: {last_line}") from None
@@ -176,7 +178,7 @@ def _other_seed() -> str:
     return "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
 
 
-async def _replay_all(task: Task) -> list[Found]:
+async def _replay_all(task: Task) -> list[ReplayedCall]:
     client, function = _load(task.client), _load(task.function)
     client.mode = ServerKind.DEV  # production mode would need keys
     handler = CommHandler(client=client, framework="testing", functions=[function])

@@ -16,7 +16,7 @@ from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unre
 from durably.engine.core.call_body import CallData, build_body, canonical_call, canonical_json, job_id_of, to_sign
 from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
-from durably.engine.tracing import Tracing
+from durably.engine.tracing import EngineTracing
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import ENGINE_USER_AGENT, Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
@@ -100,7 +100,7 @@ class Caller(Protocol):
 class TracedCaller:
     """Makes calls through another caller, each in a span of its own."""
 
-    def __init__(self, caller: Caller, tracing: Tracing) -> None:
+    def __init__(self, caller: Caller, tracing: EngineTracing) -> None:
         self._caller = caller
         self._tracing = tracing
 

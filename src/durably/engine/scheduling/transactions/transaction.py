@@ -22,7 +22,7 @@ from durably.engine.scheduling.registry import Registry
 from durably.engine.sqlite.tables.flow import SqliteQueueRows
 from durably.engine.sqlite.tables.runs import RunRow, Store
 from durably.engine.steps.rows import CallTimes, EndedWait
-from durably.engine.tracing import EndedRun, Tracing, trace_of_run
+from durably.engine.tracing import EndedRun, EngineTracing, trace_of_run
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -201,7 +201,7 @@ class TransactionContext(msgspec.Struct, frozen=True):
     entropy: Entropy
     cache: RunCache
     cancel_run: CancelRun
-    tracing: Tracing | None = None
+    tracing: EngineTracing | None = None
 
 
 class LiveRun(msgspec.Struct, eq=False, gc=False):
