@@ -37,7 +37,7 @@ _READ_AGAIN_SECONDS = 1.0
 _logger = get_logger("durably.engine")
 
 
-class Executor:
+class CallDispatcher:
     """Makes due calls, at most ``max_calls`` requests at a time."""
 
     def __init__(

@@ -18,7 +18,7 @@ from durably.engine.scheduling.registry import (
     SyncedFunction,
 )
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind
-from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.views import Selection, to_milliseconds
 from durably.protocol.engine_errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 
@@ -115,7 +115,7 @@ def continue_operation(operation_id: str) -> Callable[[Transaction], None]:
     return lambda transaction: _continue_operation(transaction, operation_id)
 
 
-def read_controls(store: Store, now: int) -> dict[str, FunctionControls]:
+def read_controls(store: RunStore, now: int) -> dict[str, FunctionControls]:
     """The controls of functions that have any, by function id."""
     cancellations: dict[str, list[BulkCancellation]] = {}
     for operation in store.apps.of_kind(BulkOperationKind.CANCEL):

@@ -20,7 +20,7 @@ from durably.engine.scheduling.events import Entropy, ReceivedEvent, make_id, ma
 from durably.engine.scheduling.outbox import Outbox, ThrottleTimer, schedule_call
 from durably.engine.scheduling.registry import Registry
 from durably.engine.sqlite.tables.flow import SqliteQueueRows
-from durably.engine.sqlite.tables.runs import RunRow, Store
+from durably.engine.sqlite.tables.runs import RunRow, RunStore
 from durably.engine.steps.rows import CallTimes, EndedWait
 from durably.engine.tracing import EndedRun, EngineTracing, trace_of_run
 from durably.protocol.errors import ErrorData
@@ -105,7 +105,7 @@ class RunQueue:
     ``now`` is milliseconds since the epoch.
     """
 
-    def __init__(self, store: Store, registry: Registry, outbox: Outbox, now: int) -> None:
+    def __init__(self, store: RunStore, registry: Registry, outbox: Outbox, now: int) -> None:
         self._registry = registry
         self._outbox = outbox
         self._now = now
@@ -195,7 +195,7 @@ class CancelRun(Protocol):
 class TransactionContext(msgspec.Struct, frozen=True):
     """The values that all transactions of an engine share."""
 
-    store: Store
+    store: RunStore
     policy: Policy
     max_event_bytes: int
     entropy: Entropy
