@@ -22,7 +22,7 @@ from durably.errors import (
     URLInvalidError,
 )
 from durably.execution import FoundSteps, Outcome, Raised, StepReport, drive
-from durably.io.http_client import IO, Job
+from durably.io.http_client import IO, PendingResult
 from durably.protocol.durations import format_timestamp
 from durably.protocol.errors import ErrorCode, describe_error, is_retriable
 from durably.protocol.headers import Header, Probe, Query, ServerKind
@@ -284,7 +284,7 @@ def state_retries(failed: Sequence[StepReport]) -> None:
 KEEP_ALIVE_SECONDS = 3.0
 
 
-async def stream(start: Callable[[], Job[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
+async def stream(start: Callable[[], PendingResult[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
     """The chunks of one answer, which ``start`` begins to make.
 
     The job is started and cancelled here: if the reader disconnects, even before the first chunk, nothing stays

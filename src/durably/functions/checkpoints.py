@@ -18,7 +18,7 @@ from durably.errors import (
     TransportError,
 )
 from durably.execution import Checkpointed, Ending, FoundSteps, Memo, Outcome, Raised, Returned, StepReport
-from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
+from durably.io.http_client import IO, AsyncIO, PendingResult, Request, request_with_keys
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 from durably.protocol.options import Checkpointing
@@ -152,7 +152,7 @@ class StepCheckpointer:
         # By hashed id. The commit of a timer may remove some from another thread, one by one.
         self._unsent: dict[str, StepReport] = {}
         self._failed: list[StepReport] = []
-        self._timers: list[Job[None]] = []
+        self._timers: list[PendingResult[None]] = []
         self._stale: CallStaleError | None = None
         self._must_stop = False
         """The call is stale, or a checkpoint was refused."""

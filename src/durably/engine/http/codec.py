@@ -327,7 +327,7 @@ def wire_type(kind: Any) -> Any:
         wire = wire_type(inner)
         return kind if wire == inner else wire | None
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return _twin_of(kind)
+        return _wire_struct(kind)
     return kind
 
 
@@ -344,35 +344,35 @@ def from_wire(value: Any) -> Any:
         return [from_wire(each) for each in value]
     if isinstance(value, dict):
         return {key: from_wire(each) for key, each in value.items()}
-    twin = _twins.get(type(value))
-    if twin is None:
+    wire_struct = _wire_structs.get(type(value))
+    if wire_struct is None:
         return value
-    view, changed = twin
+    view, changed = wire_struct
     fields = {name: getattr(value, name) for name in value.__struct_fields__}
     return view(**{name: from_wire(each) if name in changed else each for name, each in fields.items()})
 
 
-_twins: dict[type[Any], tuple[type[Any], frozenset[str]]] = {}
-"""The views of twins, and the names of the fields that differ."""
+_wire_structs: dict[type[Any], tuple[type[Any], frozenset[str]]] = {}
+"""The views of wire structs, and the names of the fields that differ."""
 
 
-def _twin_of(view: type[msgspec.Struct]) -> type[Any]:
+def _wire_struct(view: type[msgspec.Struct]) -> type[Any]:
     """The struct with the wire types of its fields, if any of them differs."""
     fields = msgspec.structs.fields(view)
     changed = frozenset(field.name for field in fields if wire_type(field.type) != field.type)
     if not changed:
         return view
-    twin = msgspec.defstruct(
+    wire_struct = msgspec.defstruct(
         view.__name__,
-        [_field_of_twin(field) for field in fields],
+        [_wire_field(field) for field in fields],
         rename={field.name: field.encode_name for field in fields},
         kw_only=True,
     )
-    _twins[twin] = view, changed
-    return twin
+    _wire_structs[wire_struct] = view, changed
+    return wire_struct
 
 
-def _field_of_twin(field: msgspec.structs.FieldInfo) -> Any:
+def _wire_field(field: msgspec.structs.FieldInfo) -> Any:
     if field.type == msgspec.Raw | None:
         return field.name, msgspec.Raw, msgspec.Raw(_NULL)
     kind = wire_type(field.type)

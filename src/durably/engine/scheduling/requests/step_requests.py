@@ -188,7 +188,7 @@ class _Attempt:
 
     def read(self, reader: Any) -> OutboundRequest:
         try:
-            request: Request = reader(self._opts)
+            request: OutboundRequest = reader(self._opts)
         except RequestInvalidError as error:
             raise self.error(f"cannot be made: {error}", retriable=False) from None
         return request
