@@ -30,7 +30,7 @@ from .settings import (
     warn_of_unknown_names,
     warn_of_unused_signing_key,
 )
-from .tracing import Tracing
+from .tracing import AppTracing
 
 VERSION = importlib.metadata.version("durably")
 SDK_NAME = "durably"
@@ -101,7 +101,7 @@ class App:
         self.middleware = list_middleware(middleware, "Client.middleware")
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
-        self.tracing: Tracing | None = None
+        self.tracing: AppTracing | None = None
         self.send_step_input = environment.send_step_input if send_step_input is None else send_step_input
         self.strict_replay = environment.strict_replay if strict_replay is None else strict_replay
         self.request_timeout = _seconds(request_timeout)

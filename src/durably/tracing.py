@@ -1,4 +1,4 @@
-"""``Tracing``, through which the SDK reports sends, calls and steps as spans.
+"""``AppTracing``, through which the SDK reports sends, calls and steps as spans.
 
 ``durably.otel`` implements it. A client without it reports nothing.
 """
@@ -50,7 +50,7 @@ class SendSpan(Protocol):
         ...
 
 
-class Tracing(Protocol):
+class AppTracing(Protocol):
     """Reports spans of an app. The methods are quick, and raise nothing."""
 
     def calling(self, call: CallInfo) -> AbstractContextManager[CallSpan]:
@@ -62,5 +62,5 @@ class Tracing(Protocol):
         ...
 
     def for_engine(self) -> object:
-        """The ``durably.engine.tracing.Tracing`` of an engine in the same process."""
+        """The ``durably.engine.tracing.EngineTracing`` of an engine in the same process."""
         ...

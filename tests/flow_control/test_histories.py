@@ -21,7 +21,7 @@ from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import RunStatus, decode_run_state
 from durably.engine.scheduling.events import check_event
 from durably.engine.scheduling.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
-from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.registry import Registry, SyncedFunction
 from durably.engine.scheduling.timers import load_timers
 from durably.engine.scheduling.transactions import bulk_operations, event_routing, operations, runs
 from durably.engine.scheduling.transactions.reruns import FromStep
@@ -78,13 +78,13 @@ _LEFT_BEHIND = (
 )
 
 
-def _function(options: dict[str, Any]) -> Function:
+def _function(options: dict[str, Any]) -> SyncedFunction:
     config = {
         "id": "app-fn",
         "triggers": [{"event": "go"}],
         "steps": {"step": {"id": "step", "runtime": {"url": "http://127.0.0.1:1/"}, "retries": {"attempts": 1}}},
     }
-    return Function.from_config(msgspec.convert(config | options, FunctionConfig), "app")
+    return SyncedFunction.from_config(msgspec.convert(config | options, FunctionConfig), "app")
 
 
 class Histories(RuleBasedStateMachine):

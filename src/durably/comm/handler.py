@@ -29,7 +29,7 @@ from durably.errors import (
     URLInvalidError,
 )
 from durably.events import sending_run
-from durably.execution import Found, Outcome, Raised, Returned, drive
+from durably.execution import FoundSteps, Outcome, Raised, Returned, drive
 from durably.functions.checkpoints import HttpCheckpoints
 from durably.functions.function import Function, FunctionCall
 from durably.functions.unserved import find_unserved, note_served, warn_of_unserved
@@ -463,7 +463,7 @@ class CommHandler:
     def _log_errors(self, call: FunctionCall, outcome: Outcome) -> None:
         if isinstance(outcome, Raised):
             self._log_error("", call, outcome.error)
-        elif isinstance(outcome, Found):
+        elif isinstance(outcome, FoundSteps):
             for report in outcome.reports:
                 if report.error is not None:
                     self._log_error(f'step "{report.step_id}" of ', call, report.error)

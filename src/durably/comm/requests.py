@@ -21,8 +21,8 @@ from durably.errors import (
     RetryAfterError,
     URLInvalidError,
 )
-from durably.execution import Found, Outcome, Raised, StepReport, drive
-from durably.io.http_client import IO, Job
+from durably.execution import FoundSteps, Outcome, Raised, StepReport, drive
+from durably.io.http_client import IO, PendingResult
 from durably.protocol.durations import format_timestamp
 from durably.protocol.errors import ErrorCode, describe_error, is_retriable
 from durably.protocol.headers import Header, Probe, Query, ServerKind
@@ -171,7 +171,7 @@ class CommResponse:
     @classmethod
     def from_call_result(cls, outcome: Outcome) -> "CommResponse":
         """The answer to a call: status, headers, JSON (spec §4.4.3, §5.1.1)."""
-        if isinstance(outcome, Found):
+        if isinstance(outcome, FoundSteps):
             return _found(outcome.reports)
         if isinstance(outcome, Raised):
             return _raised(outcome.error)
@@ -284,7 +284,7 @@ def state_retries(failed: Sequence[StepReport]) -> None:
 KEEP_ALIVE_SECONDS = 3.0
 
 
-async def stream(start: Callable[[], Job[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
+async def stream(start: Callable[[], PendingResult[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
     """The chunks of one answer, which ``start`` begins to make.
 
     The job is started and cancelled here: if the reader disconnects, even before the first chunk, nothing stays

@@ -44,7 +44,7 @@ class Access(Enum):
     DEVELOPMENT = "only in dev mode"
 
 
-class Place(Enum):
+class ArgumentLocation(Enum):
     """The part of an HTTP request that carries an argument."""
 
     PATH = "path"
@@ -63,7 +63,7 @@ class Argument(msgspec.Struct, frozen=True):
 
     name: str
     wire_name: str
-    place: Place
+    location: ArgumentLocation
     type: Any
     default: Any
     http_default: Any = None
@@ -213,7 +213,7 @@ class Operation:
 
     @functools.cached_property
     def has_body(self) -> bool:
-        return any(argument.place in (Place.FIELD, Place.BODY) for argument in self.arguments)
+        return any(argument.location in (ArgumentLocation.FIELD, ArgumentLocation.BODY) for argument in self.arguments)
 
     @functools.cached_property
     def arguments(self) -> tuple[Argument, ...]:
@@ -223,7 +223,7 @@ class Operation:
             Argument(
                 parameter.name,
                 self._names.get(parameter.name) or self._headers.get(parameter.name) or parameter.name,
-                self._place_of(parameter.name),
+                self._location_of(parameter.name),
                 without_none(hints[parameter.name]),
                 parameter.default,
                 self._http_defaults.get(parameter.name),
@@ -236,14 +236,14 @@ class Operation:
         """The type of the result."""
         return read_type_hints(self._method, include_extras=True)["return"]
 
-    def _place_of(self, name: str) -> Place:
+    def _location_of(self, name: str) -> ArgumentLocation:
         if "{" + name + "}" in self.path:
-            return Place.PATH
+            return ArgumentLocation.PATH
         if name in self._headers:
-            return Place.HEADER
+            return ArgumentLocation.HEADER
         if name == self._body:
-            return Place.BODY
-        return Place.FIELD if self.http_method in ("POST", "PUT") else Place.QUERY
+            return ArgumentLocation.BODY
+        return ArgumentLocation.FIELD if self.http_method in ("POST", "PUT") else ArgumentLocation.QUERY
 
 
 def operation(

@@ -24,9 +24,9 @@ from durably.engine.scheduling.outbox import (
     Synced,
 )
 from durably.engine.scheduling.registry import Registry
-from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.scheduling.requests.call_dispatch import CallDispatcher
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller, TracedCaller
-from durably.engine.scheduling.requests.step_requests import Outbound, Requests
+from durably.engine.scheduling.requests.step_requests import OutboundClient, StepRequests
 from durably.engine.scheduling.retention import PurgeStore, Retention
 from durably.engine.scheduling.subscriptions import CompletionWaiters, RunChange, Subscriptions
 from durably.engine.scheduling.timers import Loaded, Timers, load_timers
@@ -36,7 +36,7 @@ from durably.engine.scheduling.transactions.transaction import RunCache, Transac
 from durably.engine.sqlite.database import explain, is_busy, open_database, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.engine_errors import (
     DatabaseBusyError,
@@ -85,7 +85,7 @@ class Runtime:
         self.stop_error: EngineError | None = None
         """The reason why the engine has stopped by itself."""
         self.closed = asyncio.Event()
-        store = Store(connection)
+        store = RunStore(connection)
         self._files = DatabaseFiles(path)
         self.reader = Reader(path, self._give_up, self._files.check)
         cache = RunCache()
@@ -112,7 +112,7 @@ class Runtime:
         self._caller = make_caller(settings)
         if settings.tracing is not None:
             self._caller = TracedCaller(self._caller, settings.tracing)
-        self.executor = Executor(
+        self.call_dispatcher = CallDispatcher(
             self._caller,
             self.reader,
             self.transactions,
@@ -120,8 +120,8 @@ class Runtime:
             self.observers,
             max_calls=settings.max_calls,
         )
-        self._requests = Requests(
-            Outbound(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
+        self._requests = StepRequests(
+            OutboundClient(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
         )
         self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire)
         self._retention: Retention | None = None
@@ -187,7 +187,7 @@ class Runtime:
             self._checking.cancel()
         if self._retention is not None:
             await self._retention.close()
-        await self.executor.close(grace_seconds)
+        await self.call_dispatcher.close(grace_seconds)
         await self._requests.close()
         self.transactions.close()
         await self._writer.close()
@@ -285,7 +285,7 @@ class Runtime:
                 case _:
                     self._timers.add(message.due, message)
         if calls:
-            self.executor.make(calls)
+            self.call_dispatcher.make(calls)
 
     async def _load_timers(self, after: int, until: int) -> Loaded[_Due]:
         loaded = await self.reader.read(lambda connection: load_timers(connection, after, until, _LOAD_LIMIT))
@@ -295,7 +295,7 @@ class Runtime:
         """Act on timers that are due."""
         now = self.settings.clock.now()
         self.observers.on_timers([max(0, now - _due_of(item)) for item in due])
-        self.executor.make([item for item in due if isinstance(item, ScheduledCall) and not item.has_to_queue])
+        self.call_dispatcher.make([item for item in due if isinstance(item, ScheduledCall) and not item.has_to_queue])
         for item in due:
             if isinstance(item, ScheduledCall):
                 if item.has_to_queue:

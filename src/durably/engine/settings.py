@@ -22,7 +22,7 @@ from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import show_url
 
 from .alerts.settings import Alerts
-from .tracing import Tracing
+from .tracing import EngineTracing
 
 
 class Timer(Protocol):
@@ -35,17 +35,17 @@ class Clock(Protocol):
 
     ``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
 
-    ``hold`` and ``release`` enclose work that is under way. A clock that skips time does not skip while work is held.
-    Follow-up work calls ``hold`` before its cause calls ``release``. Call both on the event loop.
+    ``begin_work`` and ``end_work`` enclose work that is under way. A clock that skips time does not skip while work is under way.
+    Follow-up work calls ``begin_work`` before its cause calls ``end_work``. Call both on the event loop.
     """
 
     def now(self) -> int: ...
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer: ...
 
-    def hold(self) -> None: ...
+    def begin_work(self) -> None: ...
 
-    def release(self) -> None: ...
+    def end_work(self) -> None: ...
 
 
 class SystemClock:
@@ -55,20 +55,20 @@ class SystemClock:
     that time.
     """
 
-    _LONGEST_NAP_SECONDS = 60.0
+    _MAX_TIMER_SECONDS = 60.0
 
     def now(self) -> int:
         return time.time_ns() // 1_000_000
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer:
-        seconds = min(max(when - self.now(), 0) / 1000, self._LONGEST_NAP_SECONDS)
+        seconds = min(max(when - self.now(), 0) / 1000, self._MAX_TIMER_SECONDS)
         return asyncio.get_running_loop().call_later(seconds, callback)
 
-    def hold(self) -> None:
+    def begin_work(self) -> None:
         """Real time passes whatever is under way."""
 
-    def release(self) -> None:
-        """See ``hold``."""
+    def end_work(self) -> None:
+        """See ``begin_work``."""
 
 
 class Durability(StrEnum):
@@ -120,7 +120,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     close_grace: dt.timedelta = dt.timedelta(seconds=5)
     retention: dt.timedelta | None = None
     alerts: Alerts | None = None
-    tracing: Tracing | None = None
+    tracing: EngineTracing | None = None
     log_runs: bool = False
     temporal_ui: str | None = None
     clock: Clock = msgspec.field(default_factory=SystemClock)
@@ -152,7 +152,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         check_type(self.durability, "EngineSettings.durability", Durability, "a Durability, such as Durability.NORMAL")
         check_type(self.alerts, "EngineSettings.alerts", (Alerts, NoneType), "Alerts(…) or None")
         check_type(self.clock, "EngineSettings.clock", Clock, "a clock with the methods of SystemClock")
-        check_type(self.tracing, "EngineSettings.tracing", (Tracing, NoneType), "what reports spans (see durably.otel)")
+        check_type(
+            self.tracing, "EngineSettings.tracing", (EngineTracing, NoneType), "what reports spans (see durably.otel)"
+        )
         if self.temporal_ui is not None:
             _check_web_address(self.temporal_ui, "EngineSettings.temporal_ui", "http://localhost:8233")
 

@@ -108,7 +108,7 @@ class SqliteEngine(LocalEngine):
         self.count_followers: Callable[[], int] = lambda: 0
         """The number of other processes that use this engine, which the leader of in-process mode sets."""
         self._overviews = Overviews(
-            runtime.reader, runtime.transactions, runtime.executor, runtime.statistics, runtime.settings.clock
+            runtime.reader, runtime.transactions, runtime.call_dispatcher, runtime.statistics, runtime.settings.clock
         )
         self._unmatched = UnmatchedEvents()
         self._started_at = self._settings.clock.now()
@@ -278,7 +278,7 @@ class SqliteEngine(LocalEngine):
             condition=await _read_condition(if_exp),
             id=id or None,
         )
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
         is_triggering = self._transactions.registry.triggers_any
         return await self._reader.read(
             lambda connection: EventSearch(connection, wanted, is_triggering, first_call_at, budget).read(limit, cursor)
@@ -297,7 +297,7 @@ class SqliteEngine(LocalEngine):
         return self._outcomes.explain(event, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[RunView]:
-        first_call_at = self._runtime.executor.first_call_at
+        first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: views.event_runs(connection, event_id, first_call_at))
 
     # runs
@@ -312,7 +312,7 @@ class SqliteEngine(LocalEngine):
         started_after: datetime | None = None,
         id_suffix: str | None = None,
     ) -> list[RunView]:
-        first_call_at = self._runtime.executor.first_call_at
+        first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(
             lambda connection: views.list_runs(
                 connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
@@ -343,7 +343,7 @@ class SqliteEngine(LocalEngine):
             condition=await _read_condition(if_exp, has_output=True),
             id=id or None,
         )
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(
             lambda connection: search_runs(connection, wanted, limit, cursor, first_call_at, budget)
         )
@@ -364,11 +364,11 @@ class SqliteEngine(LocalEngine):
             started_after=to_optional_milliseconds(started_after),
             started_before=to_optional_milliseconds(started_before),
         )
-        first_call_at = self._runtime.executor.first_call_at
+        first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: count_by_status(connection, wanted, first_call_at))
 
     async def get_run(self, run_id: str) -> RunView | None:
-        first_call_at = self._runtime.executor.first_call_at
+        first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: views.find_run(connection, run_id, first_call_at))
 
     async def wait_for_run(self, run_id: str) -> RunView:
@@ -385,21 +385,21 @@ class SqliteEngine(LocalEngine):
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
 
     async def run_steps(self, run_id: str) -> list[StepView]:
-        is_under_way = self._runtime.executor.is_under_way
+        is_under_way = self._runtime.call_dispatcher.is_under_way
         return await self._reader.read(lambda connection: views.run_steps(connection, run_id, is_under_way))
 
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
         return await self._reader.read(lambda connection: views.run_attempts(connection, run_id))
 
     async def run_calls(self, run_id: str) -> list[CallView]:
-        is_under_way = self._runtime.executor.is_under_way
+        is_under_way = self._runtime.call_dispatcher.is_under_way
         return await self._reader.read(lambda connection: views.run_calls(connection, run_id, is_under_way))
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
-        executor = self._runtime.executor
+        dispatcher = self._runtime.call_dispatcher
         return await self._reader.read(
             lambda connection: run_report.read_run_report(
-                connection, run_id, executor.first_call_at, executor.called_at
+                connection, run_id, dispatcher.first_call_at, dispatcher.called_at
             )
         )
 
@@ -465,7 +465,7 @@ class SqliteEngine(LocalEngine):
         selection = self._select(function_id, None, started_after, started_before, None)
         times = to_optional_milliseconds(selection.started_after), to_optional_milliseconds(selection.started_before)
         condition = await _read_condition(if_exp)
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(
             lambda connection: count_matching_runs(
                 connection, function_id, statuses, times, condition, first_call_at, budget

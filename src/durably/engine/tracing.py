@@ -1,4 +1,4 @@
-"""``Tracing``, through which an engine reports what it does as spans.
+"""``EngineTracing``, through which an engine reports what it does as spans.
 
 ``durably.otel`` implements it. An engine without it passes the trace contexts of events on to the calls of their runs.
 """
@@ -42,7 +42,7 @@ class CallSpan(Protocol):
 
 
 @runtime_checkable
-class Tracing(Protocol):
+class EngineTracing(Protocol):
     """Reports spans of an engine. The methods are quick, and raise nothing."""
 
     def receiving(self, names: Sequence[str], traceparent: str | None) -> AbstractContextManager[str | None]:
@@ -69,7 +69,7 @@ class Tracing(Protocol):
         ...
 
 
-def trace_of_run(tracing: Tracing | None, run_id: str, traceparent: str | None) -> str | None:
+def trace_of_run(tracing: EngineTracing | None, run_id: str, traceparent: str | None) -> str | None:
     """The trace context that a run's events and invocations continue.
 
     ``traceparent`` is that of the run's event.

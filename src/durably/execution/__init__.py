@@ -12,7 +12,7 @@ from .replay import (
     Checkpointed,
     Checkpointer,
     Ending,
-    Found,
+    FoundSteps,
     Hooks,
     LeaseCheck,
     Outcome,
@@ -24,7 +24,7 @@ from .replay import (
     Threads,
     in_step,
 )
-from .step import StandIn, StepInfo, StepReport, StepRequest, is_async
+from .step import ReplaceStep, StepInfo, StepReport, StepRequest, is_async
 from .sync_call import SyncCall, drive
 
 __all__ = [
@@ -33,16 +33,16 @@ __all__ = [
     "Checkpointer",
     "Divergence",
     "Ending",
-    "Found",
+    "FoundSteps",
     "Hooks",
     "LeaseCheck",
     "Memo",
     "Outcome",
     "Raised",
+    "ReplaceStep",
     "Replay",
     "ReplayDivergedError",
     "Returned",
-    "StandIn",
     "StepIdUnstableError",
     "StepInfo",
     "StepMemos",

@@ -20,7 +20,7 @@ _OWN_CODE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _ORIGIN_FRAMES = 6
 """The number of Durably's frames between user code and the coroutine of a step, and one of user code."""
 
-Place = tuple[str, int, str]
+CodeLocation = tuple[str, int, str]
 """A file's name, a line in it, and the name of the function."""
 
 
@@ -43,7 +43,7 @@ class ClockUnsupportedError(Error):
     include_stack = False
 
 
-_Awaitable = tuple[str, Collection[Place], weakref.ref[Any]]
+_Awaitable = tuple[str, Collection[CodeLocation], weakref.ref[Any]]
 """The name of a step or group, the frames in which user code made it, and the coroutine."""
 
 
@@ -111,8 +111,8 @@ class Unawaited:
 
 def _not_awaited(awaitable: _Awaitable) -> StepNotAwaitedError:
     name, origin, _ = awaitable
-    place = next((place for place in origin if not place[0].startswith(_OWN_CODE)), None)
-    where = "" if place is None else f" (at {place[0]}:{place[1]})"
+    location = next((location for location in origin if not location[0].startswith(_OWN_CODE)), None)
+    where = "" if location is None else f" (at {location[0]}:{location[1]})"
     return StepNotAwaitedError(
         f"{name} was created but not awaited, so it did not run{where}: write `await` before it, "
         "or give it to asyncio.gather or a task that the function awaits"

@@ -17,7 +17,7 @@ from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import STEP_INPUT_OPT, Opcode, ParallelMode, Timing, hash_step_id
 
 from .memos import Divergence, Memo, Memos, MemoUnreadableError, decode_result, to_rare_memo
-from .step import StandIn, Step, StepInfo, StepReport, StepRequest
+from .step import ReplaceStep, Step, StepInfo, StepReport, StepRequest
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class Raised(msgspec.Struct):
     error: BaseException
 
 
-class Found(msgspec.Struct):
+class FoundSteps(msgspec.Struct):
     """Steps without memos: executed, planned, or left to the engine."""
 
     reports: list[StepReport]
@@ -60,7 +60,7 @@ class Checkpointed(msgspec.Struct):
     """
 
 
-Outcome = Returned | Raised | Found
+Outcome = Returned | Raised | FoundSteps
 """The answer to the engine."""
 Ending = Outcome | Checkpointed
 """The result of running the function. It does not repeat steps that are in checkpoints."""
@@ -160,7 +160,7 @@ class StepTracer(Protocol):
         ...
 
 
-class Findings(Protocol):
+class Diagnostics(Protocol):
     """Receives possible faults of a call's function."""
 
     def small_duration(self, step_id: str, milliseconds: int) -> None:
@@ -187,7 +187,7 @@ class Replay(msgspec.Struct, kw_only=True):
     is the hashed id of the only step to execute, ``None`` to discover. ``also`` are further steps that the same call
     may execute, one after another, as long as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer``
     the call ends with the first step that it executes. ``lease_check`` runs before each step. ``tracer`` reports
-    executed steps. ``stand_in`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
+    executed steps. ``replace_step`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
     otherwise run on the event loop. ``names`` collects the ids of the steps reached, by hashed id. ``clock`` has the
     nanoseconds since the epoch, for the times of executed steps. Arguments of up to ``sent_input_bytes`` are reported
     with the steps.
@@ -207,11 +207,11 @@ class Replay(msgspec.Struct, kw_only=True):
     max_attempts: int | None = None
     lease_check: LeaseCheck | None = None
     tracer: StepTracer | None = None
-    stand_in: StandIn | None = None
+    replace_step: ReplaceStep | None = None
     threads: Threads | None = None
     function_id: str = ""
     names: dict[str, str] = {}
-    findings: Findings | None = None
+    diagnostics: Diagnostics | None = None
     clock: Callable[[], int] | None = None
     sent_input_bytes: int = 0
     is_replaying: bool = True
@@ -247,11 +247,11 @@ class Replay(msgspec.Struct, kw_only=True):
 
     def identify(self, request: StepRequest) -> Step:
         """Number the step among those of the same id (spec §5.1.2)."""
-        if self.stand_in is not None:
-            request = self.stand_in(request, self.attempt)
+        if self.replace_step is not None:
+            request = self.replace_step(request, self.attempt)
         step_id = request.step_id
-        if request.small_duration is not None and self.findings is not None:
-            self.findings.small_duration(step_id, request.small_duration)
+        if request.small_duration is not None and self.diagnostics is not None:
+            self.diagnostics.small_duration(step_id, request.small_duration)
         index = self._counts.get(step_id, 0)
         hashed_id = hash_step_id(step_id, index)
         while hashed_id in self._reached_ids:  # "a" was reached twice, and a step has the id "a:1"
@@ -307,11 +307,11 @@ class Replay(msgspec.Struct, kw_only=True):
         if (not self.memos and self.early is None) or self.target is not None or self._has_diverged:
             return None
         unreached = [step_id for step_id in self.memos if step_id not in self._reached_ids]
-        if self.findings is None or (not unreached and self.early is None):
+        if self.diagnostics is None or (not unreached and self.early is None):
             return None
         self._has_diverged = True
         unreached.sort(key=self.position)
-        error = self.findings.divergence(Divergence(unreached, found, self.early))
+        error = self.diagnostics.divergence(Divergence(unreached, found, self.early))
         return None if error is None else Raised(error)
 
     async def start_new_code(self) -> None:

@@ -45,7 +45,7 @@ class StepRequest(msgspec.Struct):
         return self.op is Opcode.STEP_RUN
 
 
-StandIn = Callable[[StepRequest, int], StepRequest]
+ReplaceStep = Callable[[StepRequest, int], StepRequest]
 """Replaces a step in a test, at an attempt (from 0). Returns the same request, or another of the same ``step_id``."""
 
 

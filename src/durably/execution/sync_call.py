@@ -10,7 +10,18 @@ from durably.protocol.errors import Error, ErrorCode
 from durably.protocol.opcodes import ParallelMode
 
 from .memos import Memo
-from .replay import Checkpointed, Ending, Found, Raised, Replay, Returned, in_step, nested, raised_by_user, value_of
+from .replay import (
+    Checkpointed,
+    Ending,
+    FoundSteps,
+    Raised,
+    Replay,
+    Returned,
+    in_step,
+    nested,
+    raised_by_user,
+    value_of,
+)
 from .step import Step, StepReport, StepRequest
 
 T = TypeVar("T")
@@ -146,7 +157,7 @@ class SyncCall:
                 if replay.is_over:
                     self._end(Checkpointed())
                 return self._execute(step)
-            self._end(Found([replay.plan(step, None, among_several=False)]))
+            self._end(FoundSteps([replay.plan(step, None, among_several=False)]))
         group.is_waiting = True
         if replay.target is None:
             group.found.append(replay.plan(step, group.mode, among_several=True))
@@ -166,7 +177,7 @@ class SyncCall:
         else:
             self._executed.append(replay.plan(step, self._mode, among_several=False))
         if self._group is None or len(self._executed) == len(replay.targets) or not self._has_time():
-            self._end(Found(self._executed))
+            self._end(FoundSteps(self._executed))
         self._group.is_waiting = True
         raise _Skipped
 
@@ -191,7 +202,7 @@ class SyncCall:
         else:
             if memo is not None:
                 return memo
-            ending = Found([report]) if checkpointer is None else Checkpointed()
+            ending = FoundSteps([report]) if checkpointer is None else Checkpointed()
         self._end(ending)
 
     def parallel(self, callables: Sequence[Callable[[], T]], mode: ParallelMode) -> tuple[T, ...]:
@@ -219,7 +230,7 @@ class SyncCall:
             self._group = outer
             self._branches.end_group(abandoned=bool(errors))
         if self._executed:
-            self._end(Found(self._executed))
+            self._end(FoundSteps(self._executed))
         if errors:
             raise errors[0]
         if not group.is_waiting:
@@ -231,7 +242,7 @@ class SyncCall:
         if self._replay.target is not None:
             self._end(self._replay.not_found([]))
         self._check_reached(group.found[0].step_id)
-        self._end(Found(group.found))
+        self._end(FoundSteps(group.found))
 
     def _end(self, ending: Ending) -> NoReturn:
         self._outcome = ending

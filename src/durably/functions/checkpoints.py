@@ -17,8 +17,8 @@ from durably.errors import (
     OutputUnserializableError,
     TransportError,
 )
-from durably.execution import Checkpointed, Ending, Found, Memo, Outcome, Raised, Returned, StepReport
-from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
+from durably.execution import Checkpointed, Ending, FoundSteps, Memo, Outcome, Raised, Returned, StepReport
+from durably.io.http_client import IO, AsyncIO, PendingResult, Request, request_with_keys
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 from durably.protocol.options import Checkpointing
@@ -152,7 +152,7 @@ class StepCheckpointer:
         # By hashed id. The commit of a timer may remove some from another thread, one by one.
         self._unsent: dict[str, StepReport] = {}
         self._failed: list[StepReport] = []
-        self._timers: list[Job[None]] = []
+        self._timers: list[PendingResult[None]] = []
         self._stale: CallStaleError | None = None
         self._must_stop = False
         """The call is stale, or a checkpoint was refused."""
@@ -263,17 +263,17 @@ class StepCheckpointer:
             return Raised(self._stale)
         unsent = list(self._unsent.values())
         if isinstance(ending, Checkpointed):
-            return Found([*unsent, *self._failed] or [_discovery()])
-        if isinstance(ending, Found):
-            return Found([*unsent, *ending.reports])
-        return Found(unsent) if unsent else ending  # an error's answer has no room for steps: it is raised again
+            return FoundSteps([*unsent, *self._failed] or [_discovery()])
+        if isinstance(ending, FoundSteps):
+            return FoundSteps([*unsent, *ending.reports])
+        return FoundSteps(unsent) if unsent else ending  # an error's answer has no room for steps: it is raised again
 
     def _must_commit_before(self, ending: Ending) -> bool:
         if self._must_stop or not self._unsent:
             return False
         if isinstance(ending, Raised):
             return True
-        following = ending.reports if isinstance(ending, Found) else self._failed
+        following = ending.reports if isinstance(ending, FoundSteps) else self._failed
         is_end = any(report.op.op == Opcode.RUN_COMPLETE for report in following)
         return not self._checkpoints.join_answers and not is_end and len(self._unsent) + len(following) > 1
 
@@ -286,13 +286,13 @@ class StepCheckpointer:
             self._timers.pop().cancel()
 
 
-def _complete(returned: Returned) -> Found | Raised:
+def _complete(returned: Returned) -> FoundSteps | Raised:
     """The function's end as an op, which can follow steps in one answer."""
     try:
         data = msgspec.Raw(encode_output(returned.value, returned.source))
     except OutputUnserializableError as error:
         return Raised(error)
-    return Found([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
+    return FoundSteps([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
 
 
 def _discovery() -> StepReport:

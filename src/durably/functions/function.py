@@ -22,13 +22,13 @@ from durably.execution import (
     Checkpointed,
     Checkpointer,
     Ending,
-    Found,
+    FoundSteps,
     LeaseCheck,
     Outcome,
     Raised,
+    ReplaceStep,
     Replay,
     Returned,
-    StandIn,
     StepMemos,
     SyncCall,
     drive,
@@ -52,7 +52,7 @@ from durably.values.outputs import check_found, encode_as, function_codec
 
 from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
 from .config import FunctionDefinition, FunctionOpts
-from .findings import Divergences, Findings
+from .diagnostics import Diagnostics, DivergenceLog
 from .log_sender import line_keeper
 from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 
@@ -91,7 +91,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
     job_id: str | None = None
     disable_immediate: bool = False
     checkpoints: Checkpoints | None = None
-    stand_in: StandIn | None = None
+    replace_step: ReplaceStep | None = None
     threads: WorkerThreads | None = None
     traceparent: str | None = None
     is_engines_trace: bool = False
@@ -106,7 +106,7 @@ class Entry(msgspec.Struct, frozen=True):
     id: str
     handler: Callable[..., Any]
     is_async: bool
-    divergences: Divergences
+    divergences: DivergenceLog
     source: str
 
 
@@ -224,13 +224,13 @@ class Function(FunctionDefinition[T]):
             attempt=context.attempt,
             max_attempts=context.max_attempts,
             lease_check=lease_check,
-            stand_in=call.stand_in,
+            replace_step=call.replace_step,
             threads=call.threads,
             function_id=call.function_id,
             names=entry.divergences.names,
             clock=time.time_ns,
             sent_input_bytes=_sent_input_bytes(app, middleware),
-            findings=Findings(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
+            diagnostics=Diagnostics(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
         )
 
     async def _execute(
@@ -267,7 +267,7 @@ class Function(FunctionDefinition[T]):
             step_context.reset(token)
         if middleware is not None:
             await middleware.end_execution()
-        if isinstance(ending, Found):
+        if isinstance(ending, FoundSteps):
             check_found(ending.reports)
         elif isinstance(ending, Returned):
             ending = self._encode(ending, entry, app)
@@ -291,7 +291,7 @@ class Function(FunctionDefinition[T]):
 
 
 def _make_entry(function_id: str, handler: Callable[..., Any], source: str) -> Entry:
-    return Entry(function_id, handler, is_async(handler), Divergences(function_id), source)
+    return Entry(function_id, handler, is_async(handler), DivergenceLog(function_id), source)
 
 
 def _failure_codec(entry: Entry, serializer: Serializer | None) -> Codec | None:
@@ -308,7 +308,7 @@ async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Endi
     """
     if isinstance(ending, Checkpointed):
         return ending
-    if isinstance(ending, Found):
+    if isinstance(ending, FoundSteps):
         await middleware.transform_step_inputs(ending.reports)
         if len(ending.reports) == 1:
             await middleware.transform_step(ending.reports[0])

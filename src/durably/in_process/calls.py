@@ -28,7 +28,7 @@ from durably.errors import (
     OutputUnserializableError,
     TransportError,
 )
-from durably.execution import Found, Outcome, Raised, StandIn, drive
+from durably.execution import FoundSteps, Outcome, Raised, ReplaceStep, drive
 from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
 from durably.io.http_client import IO, AsyncIO, BlockingIO
@@ -65,11 +65,15 @@ def sync_of(handler: CommHandler) -> SyncRequest:
 
 
 async def run_call(
-    handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock, stand_in: StandIn | None = None
+    handler: CommHandler,
+    data: CallData,
+    checkpoints: Checkpoints,
+    clock: Clock,
+    replace_step: ReplaceStep | None = None,
 ) -> Answer:
     """Run the function, on this event loop or in its handler's thread pool."""
     try:
-        outcome = await handler.call(_function_call(handler, data, checkpoints, stand_in), _ASYNC_IO)
+        outcome = await handler.call(_function_call(handler, data, checkpoints, replace_step), _ASYNC_IO)
         return _answer(handler, data, outcome, clock)
     except (Exception, asyncio.CancelledError, KeyboardInterrupt):
         raise
@@ -89,7 +93,7 @@ def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints
 
 
 def _function_call(
-    handler: CommHandler, data: CallData, checkpoints: Checkpoints, stand_in: StandIn | None
+    handler: CommHandler, data: CallData, checkpoints: Checkpoints, replace_step: ReplaceStep | None
 ) -> FunctionCall:
     call, job_id = data.call, job_id_of(data.run_id, data.call.step_id)
     events = [_event_decoder.decode(event) for event in data.events]
@@ -120,7 +124,7 @@ def _function_call(
         job_id=job_id,
         disable_immediate=data.disable_immediate,
         checkpoints=checkpoints,
-        stand_in=stand_in,
+        replace_step=replace_step,
         threads=handler.threads,
         traceparent=data.traceparent,
     )
@@ -142,7 +146,7 @@ def answer_of(outcome: Outcome, clock: Clock) -> Answer:
     """The answer that the engine would read from an HTTP response with this outcome."""
     if isinstance(outcome, Raised):
         return _failed_attempt(outcome.error, clock)
-    if isinstance(outcome, Found):
+    if isinstance(outcome, FoundSteps):
         return _reported_ops(outcome, clock)
     try:
         output = encode_output(outcome.value, outcome.source)
@@ -160,7 +164,7 @@ def _failed_attempt(error: BaseException, clock: Clock) -> AttemptFailed:
     return AttemptFailed(described, not is_retriable(error), _retry_at(error, clock), written)
 
 
-def _reported_ops(found: Found, clock: Clock) -> Answer:
+def _reported_ops(found: FoundSteps, clock: Clock) -> Answer:
     size = 0
     for report in found.reports:
         finish(report)

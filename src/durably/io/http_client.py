@@ -42,7 +42,7 @@ class Response:
     body: bytes
 
 
-class Job(Protocol[T_co]):
+class PendingResult(Protocol[T_co]):
     """Work that was started.
 
     ``result()`` is for work that has ended, ``cancel()`` for work that has not.
@@ -76,18 +76,18 @@ class IO(Protocol):
         """
         ...
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         """Start a coroutine without waiting for it.
 
         In an event loop it ends with the current task.
         """
         ...
 
-    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         """Start a coroutine that does not end with the current task."""
         ...
 
-    async def wait(self, job: Job[Any], seconds: float) -> bool:
+    async def wait(self, job: PendingResult[Any], seconds: float) -> bool:
         """Wait up to ``seconds`` for a job. Returns whether it has ended."""
         ...
 
@@ -147,13 +147,13 @@ class BlockingIO:
     async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
         return function()
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         return get_background_loop().submit(coroutine)
 
-    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         return get_background_loop().submit(coroutine)
 
-    async def wait(self, job: Job[Any], seconds: float) -> bool:
+    async def wait(self, job: PendingResult[Any], seconds: float) -> bool:
         assert isinstance(job, concurrent.futures.Future)
         return bool(concurrent.futures.wait([job], seconds).done)
 
@@ -175,7 +175,7 @@ class AsyncIO:
             return await asyncio.to_thread(function)
         return await asyncio.get_running_loop().run_in_executor(executor, function)
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         job = asyncio.ensure_future(coroutine)
         starter = asyncio.current_task()
         assert starter is not None
@@ -183,10 +183,10 @@ class AsyncIO:
         starter.add_done_callback(lambda _: job.cancel())
         return job
 
-    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         return asyncio.get_running_loop().create_task(coroutine)
 
-    async def wait(self, job: Job[Any], seconds: float) -> bool:
+    async def wait(self, job: PendingResult[Any], seconds: float) -> bool:
         assert isinstance(job, asyncio.Future)
         return bool((await asyncio.wait([job], timeout=seconds))[0])
 

@@ -9,7 +9,7 @@ from typing import Any
 from durably.app import App
 from durably.errors import FunctionConfigInvalidError
 
-from .sdk import AppTracing
+from .sdk import OtelAppTracing
 
 __all__ = ["instrument"]
 
@@ -34,4 +34,4 @@ def instrument(
         raise FunctionConfigInvalidError(f"durably.otel.instrument takes a durably.Client, not {client!r}")
     if client.tracing is not None:
         raise FunctionConfigInvalidError(f"{client!r} is instrumented already: call durably.otel.instrument once")
-    client.tracing = AppTracing(tracer_provider, meter_provider, record_exceptions=record_exceptions)
+    client.tracing = OtelAppTracing(tracer_provider, meter_provider, record_exceptions=record_exceptions)

@@ -68,8 +68,8 @@ def _call_span_id(run_id: str, generation: int, execution: int, repetition: int 
     return _derive(8, "call", run_id, generation, *rest)
 
 
-class EngineTracing:
-    """A ``durably.engine.tracing.Tracing``.
+class OtelEngineTracing:
+    """A ``durably.engine.tracing.EngineTracing``.
 
     Without a tracer of OpenTelemetry's SDK it reports nothing, and passes the trace contexts of events on.
     """

@@ -14,13 +14,13 @@ from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Reso
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from .engine import EngineTracing
+from .engine import OtelEngineTracing
 
 _SERVICE = "durably-engine"
 
 
 @contextmanager
-def exporting() -> Iterator[EngineTracing]:
+def exporting() -> Iterator[OtelEngineTracing]:
     """The tracing of an engine. At the end, what was not exported yet is exported."""
     named = OTELResourceDetector().detect().attributes  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
     resource = Resource.create({} if SERVICE_NAME in named else {SERVICE_NAME: _SERVICE})
@@ -29,7 +29,7 @@ def exporting() -> Iterator[EngineTracing]:
     reader = PeriodicExportingMetricReader(OTLPMetricExporter())
     meter_provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
     try:
-        yield EngineTracing(tracer_provider, meter_provider)
+        yield OtelEngineTracing(tracer_provider, meter_provider)
     finally:
         tracer_provider.shutdown()
         meter_provider.shutdown()

@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 
 from durably.app import VERSION
-from durably.execution import Found, Outcome, Raised, StepInfo
+from durably.execution import FoundSteps, Outcome, Raised, StepInfo
 from durably.protocol.events import Event
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import TraceContext
@@ -28,8 +28,8 @@ _MOST_LINKS = 32
 _HEADER = "baggage"
 
 
-class AppTracing:
-    """A ``durably.tracing.Tracing``.
+class OtelAppTracing:
+    """A ``durably.tracing.AppTracing``.
 
     ``None`` for a provider is the global one, at the time of the first span.
     """
@@ -66,9 +66,9 @@ class AppTracing:
 
     def for_engine(self) -> object:
         """The tracing of an engine in the same process, with the same providers."""
-        from .engine import EngineTracing  # needs the extra "engine"
+        from .engine import OtelEngineTracing  # needs the extra "engine"
 
-        return EngineTracing(*self._providers)
+        return OtelEngineTracing(*self._providers)
 
 
 class _Current:
@@ -93,7 +93,7 @@ class _Current:
 class _Send:
     """A ``durably.tracing.SendSpan``."""
 
-    def __init__(self, tracing: AppTracing, event_names: list[str]) -> None:
+    def __init__(self, tracing: OtelAppTracing, event_names: list[str]) -> None:
         self._tracing = tracing
         self._names = event_names
         self.traceparent: str | None = None
@@ -124,7 +124,7 @@ class _Send:
 class _Call:
     """A ``durably.tracing.CallSpan``."""
 
-    def __init__(self, tracing: AppTracing, call: CallInfo) -> None:
+    def __init__(self, tracing: OtelAppTracing, call: CallInfo) -> None:
         self._tracing = tracing
         self._ids: names.Attributes = {
             names.FUNCTION_ID: names.name(call.function_id),
@@ -166,7 +166,7 @@ class _Call:
         if isinstance(outcome, Raised):
             self._error = outcome.error
             names.record_error(self._current.span, outcome.error, with_text=self._tracing.records_text)
-        elif isinstance(outcome, Found):
+        elif isinstance(outcome, FoundSteps):
             # The span of the step has the error.
             self._error = next((report.error for report in outcome.reports if report.error is not None), None)
             if self._error is not None:
@@ -188,7 +188,7 @@ class _Call:
 class _Step:
     """A ``durably.execution.StepSpan``."""
 
-    def __init__(self, tracing: AppTracing, step: StepInfo, ids: names.Attributes) -> None:
+    def __init__(self, tracing: OtelAppTracing, step: StepInfo, ids: names.Attributes) -> None:
         self._tracing = tracing
         self._ids = ids
         described = {**ids, names.STEP_ID: names.name(step.id)}

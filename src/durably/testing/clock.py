@@ -33,10 +33,10 @@ class VirtualClock:
             heapq.heappush(self._timers, (when, next(self._order), timer))
         return timer
 
-    def hold(self) -> None:
+    def begin_work(self) -> None:
         self._held += 1
 
-    def release(self) -> None:
+    def end_work(self) -> None:
         self._held -= 1
         if not self._held and self._at_rest is not None and not self._at_rest.done():
             self._at_rest.set_result(None)
@@ -81,13 +81,13 @@ class _Timer:
         self.is_over = False
 
     def start(self) -> None:
-        self._clock.hold()
+        self._clock.begin_work()
         self._handle = asyncio.get_running_loop().call_soon(self._fire)
 
     def cancel(self) -> None:
         if not self.is_over and self._handle is not None:
             self._handle.cancel()
-            self._clock.release()
+            self._clock.end_work()
         self.is_over = True
 
     def _fire(self) -> None:
@@ -95,4 +95,4 @@ class _Timer:
         try:
             self._callback()
         finally:
-            self._clock.release()
+            self._clock.end_work()

@@ -182,7 +182,7 @@ class TestEngineBase:
             self._engine = SqliteEngine(self._runtime)
             self._link.open(self._engine, self._clock)
             stack.enter_context(self._runtime.subscriptions.listen(self._recorder.note))
-            inspector = Inspector(path, self._runtime.executor)
+            inspector = Inspector(path, self._runtime.call_dispatcher)
             stack.callback(inspector.close)
             for handler in self._link.handlers.values():
                 await self._engine.sync_app(sync_of(handler), in_process=True)
@@ -197,7 +197,7 @@ class TestEngineBase:
         await self._stack.aclose()
 
     def _make_caller(self, settings: EngineSettings) -> Caller:
-        return TestCaller(self._link.handlers, settings, self._link.checkpoints, self._mocks.stand_in)
+        return TestCaller(self._link.handlers, settings, self._link.checkpoints, self._mocks.replace_step)
 
     @property
     def _open_records(self) -> Records:

@@ -15,10 +15,10 @@ from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import Clock, EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
-from durably.execution import StandIn
+from durably.execution import ReplaceStep
 from durably.functions.checkpoints import Checkpoints
 from durably.in_process.calls import EngineCheckpoints, run_call
 from durably.io.background_loop import await_on, get_background_loop, running_loop
@@ -35,7 +35,7 @@ _inside_call: contextvars.ContextVar[bool] = contextvars.ContextVar("durably_ins
 class TestCaller:
     """A ``Caller`` of functions in this process.
 
-    ``stand_ins`` replaces a function's steps. The caller marks the code within calls, which cannot wait until the
+    ``step_mocks`` replaces a function's steps. The caller marks the code within calls, which cannot wait until the
     engine is idle. ``handlers``, by app id, may grow.
     """
 
@@ -46,14 +46,14 @@ class TestCaller:
         handlers: Mapping[str, CommHandler],
         settings: EngineSettings,
         checkpoints: Checkpoints,
-        stand_ins: Callable[[str], StandIn | None],
+        step_mocks: Callable[[str], ReplaceStep | None],
     ) -> None:
         self._handlers = handlers
         self._settings = settings
         self._checkpoints = checkpoints
-        self._stand_ins = stand_ins
+        self._step_mocks = step_mocks
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         handler = self._handlers.get(function.app_id)
         if handler is None:
             message = f"this process does not serve the app {function.app_id!r}"
@@ -61,8 +61,8 @@ class TestCaller:
         token = _inside_call.set(True)
         try:
             async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
-                stand_in = self._stand_ins(function.id)
-                return await run_call(handler, data, self._checkpoints, self._settings.clock, stand_in)
+                replace_step = self._step_mocks(function.id)
+                return await run_call(handler, data, self._checkpoints, self._settings.clock, replace_step)
         except TimeoutError:
             return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
         finally:
@@ -166,14 +166,14 @@ class TestLink:
         return False
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        return await await_on(self._loop, self._hold_through(work))
+        return await await_on(self._loop, self._keep_time_during(work))
 
-    async def _hold_through(self, work: Coroutine[Any, Any, T]) -> T:
-        self._clock.hold()
+    async def _keep_time_during(self, work: Coroutine[Any, Any, T]) -> T:
+        self._clock.begin_work()
         try:
             return await work
         finally:
-            self._clock.release()
+            self._clock.end_work()
 
 
 @contextmanager

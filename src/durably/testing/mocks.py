@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from durably.execution import StandIn, StepRequest
+from durably.execution import ReplaceStep, StepRequest
 from durably.protocol.opcodes import Opcode
 
 Handler = Callable[..., Any]
@@ -86,7 +86,7 @@ class Mocks:
         kinds = (("mock_step", self._mocked), ("fail_step", self._failing))
         return [(method, rule) for method, rules in kinds for rule in reversed(rules) if id(rule) not in self._applied]
 
-    def stand_in(self, function_id: str) -> StandIn | None:
+    def replace_step(self, function_id: str) -> ReplaceStep | None:
         """The replacement of a function's steps; ``None`` without mocks."""
         if not self._mocked and not self._failing:
             return None

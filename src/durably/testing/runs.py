@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.scheduling.requests.call_dispatch import CallDispatcher
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.queries import views
 from durably.engine.views import RunStatus, RunView, StepStatus, StepView, to_datetime
@@ -56,9 +56,9 @@ class OutstandingWait(msgspec.Struct, frozen=True):
 class Inspector:
     """Reads the database, over a connection that is open until ``close``."""
 
-    def __init__(self, path: Path, executor: Executor) -> None:
+    def __init__(self, path: Path, call_dispatcher: CallDispatcher) -> None:
         self._connection = connect_reader(path)
-        self._executor = executor
+        self._call_dispatcher = call_dispatcher
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -68,12 +68,14 @@ class Inspector:
             self._connection.close()
 
     def run(self, run_id: str) -> RunView:
-        run = self._read(lambda connection: views.find_run(connection, run_id, self._executor.first_call_at))
+        run = self._read(lambda connection: views.find_run(connection, run_id, self._call_dispatcher.first_call_at))
         assert run is not None, f"the engine no longer has run {run_id}"
         return run
 
     def runs_of_event(self, event_id: str) -> list[RunView]:
-        return self._read(lambda connection: views.event_runs(connection, event_id, self._executor.first_call_at))
+        return self._read(
+            lambda connection: views.event_runs(connection, event_id, self._call_dispatcher.first_call_at)
+        )
 
     def runs(self, function_id: str | None) -> list[RunView]:
         """Oldest first."""
@@ -89,13 +91,13 @@ class Inspector:
         return self._page(None, None, limit)[::-1]
 
     def _page(self, function_id: str | None, cursor: str | None, limit: int) -> list[RunView]:
-        first_call_at = self._executor.first_call_at
+        first_call_at = self._call_dispatcher.first_call_at
         return self._read(
             lambda connection: views.list_runs(connection, None, function_id, limit, cursor, first_call_at)
         )
 
     def steps(self, run_id: str) -> list[StepView]:
-        return self._read(lambda connection: views.run_steps(connection, run_id, self._executor.is_under_way))
+        return self._read(lambda connection: views.run_steps(connection, run_id, self._call_dispatcher.is_under_way))
 
     def events(self, run_id: str) -> list[Event]:
         batch = self._read(lambda connection: views.run_batch(connection, run_id))

@@ -311,7 +311,7 @@ def test_string_literals(literal: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("expression", "place", "reason"),
+    ("expression", "position", "reason"),
     [
         ("event.data.id ==", None, "ends too early"),
         ("", None, "ends too early"),
@@ -335,10 +335,10 @@ def test_string_literals(literal: str, text: str) -> None:
         (r"'\ud800'", (1, 1), "not a Unicode character"),
     ],
 )
-def test_invalid(expression: str, place: tuple[int, int] | None, reason: str) -> None:
+def test_invalid(expression: str, position: tuple[int, int] | None, reason: str) -> None:
     with pytest.raises(ExpressionInvalidError) as caught:
         compile_expression(expression)
-    assert caught.value.place == place
+    assert caught.value.position == position
     assert reason in str(caught.value)
     assert f"`{expression}`" in str(caught.value)
 

@@ -209,7 +209,7 @@ async def test_an_app_that_redirects_is_not_followed(engine: SqliteEngine, app: 
 class JumpyClock(ShiftedClock):
     """Notices within moments, and not within a minute, that it was set."""
 
-    _LONGEST_NAP_SECONDS = 0.02
+    _MAX_TIMER_SECONDS = 0.02
 
 
 async def test_a_clock_that_steps_forward_wakes_what_is_due(path: Path, app: SmallApp) -> None:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from durably.engine.scheduling.events import check_event
-from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.registry import Registry, SyncedFunction
 from durably.engine.scheduling.requests import http_call
 from durably.engine.scheduling.requests.http_call import open_socket
 from durably.engine.scheduling.transactions import event_routing
@@ -204,7 +204,7 @@ def test_a_stored_trigger_that_is_valid_no_more_is_left_out(caplog: pytest.LogCa
     stored = config(triggers=[{"event": "x", "expression": "event.data.n >"}, {"event": "y"}])
     registry = Registry.from_rows([("shop-f", "shop", True, msgspec.json.encode(stored))])
     function = registry.functions["shop-f"]
-    assert isinstance(function, Function)
+    assert isinstance(function, SyncedFunction)
     assert "its trigger x is left out" in caplog.text
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
 from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
@@ -111,7 +111,7 @@ def make_workers(
     apps: AppSync,
     bulk: Bulk,
     leased: LeasedFunctions,
-    outbound: Outbound,
+    outbound: OutboundClient,
     max_calls: int,
 ) -> ProcessWorkers:
     """The workers of a process.

@@ -16,7 +16,7 @@ from .syntax import (
     Chain,
     Conditional,
     ExpressionInvalidError,
-    FaultError,
+    ExpressionSyntaxError,
     Field,
     Index,
     ListOf,
@@ -258,10 +258,10 @@ def compile_expression(text: str, *, has_async: bool = True, has_output: bool = 
 
     ``has_async``: the expression may name the later event, ``async``, as those of waits and cancellations do.
     ``has_output``: it may name the ``output`` of a run instead, which is then evaluated as the later event.
-    Raises ``ExpressionInvalidError``, whose message quotes the expression and names the place and the fault.
+    Raises ``ExpressionInvalidError``, whose message quotes the expression and names the position and the error.
     """
     try:
         node = parse(text)
         return Expression(text, Compiler(has_async and not has_output, has_output), node)
-    except FaultError as fault:
-        raise ExpressionInvalidError(text, fault.reason, fault.place) from None
+    except ExpressionSyntaxError as error:
+        raise ExpressionInvalidError(text, error.reason, error.position) from None

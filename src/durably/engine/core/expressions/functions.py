@@ -41,7 +41,7 @@ Implementation = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class CelFunction:
     """A function of expressions, and the forms in which it is called.
 
     ``arities`` counts the target of a method as an argument, as CEL does. ``when_unknown`` is the result if
@@ -55,14 +55,14 @@ class Function:
     when_unknown: Any
 
 
-FUNCTIONS: dict[str, Function] = {}
+FUNCTIONS: dict[str, CelFunction] = {}
 
 
 def _function(
     name: str, *arities: int, form: str = "global", when_unknown: Any = UNKNOWN
 ) -> Callable[[Implementation], Implementation]:
     def register(implementation: Implementation) -> Implementation:
-        FUNCTIONS[name] = Function(implementation, arities, form != "method", form != "global", when_unknown)
+        FUNCTIONS[name] = CelFunction(implementation, arities, form != "method", form != "global", when_unknown)
         return implementation
 
     return register

@@ -35,7 +35,7 @@ _ORDERED = (str, bool, bytes, dt.datetime, dt.timedelta)
 _SCALARS = frozenset((str, bool, int, float, bytes, dt.datetime, dt.timedelta, type(None)))
 
 Path = tuple[str | int, ...]
-"""The place of a value below ``event`` or ``async``: field names and list indexes."""
+"""The position of a value below ``event`` or ``async``: field names and list indexes."""
 
 
 class FuelExhaustedError(Exception):

@@ -203,7 +203,7 @@ def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
     return Admission(
         Start(
             queue_entry=QueueEntry(
-                place=place_of(flow, event, now),
+                position=queue_position(flow, event, now),
                 slots=_slots(flow, event, now),
                 throttle=None if throttle is None else throttle.id,
                 singleton=singleton,
@@ -229,7 +229,7 @@ def cancel_on_of(flow: Flow, now: int) -> tuple[CancelOn, ...]:
     )
 
 
-def place_of(flow: Flow, event: Fields, now: int) -> int:
+def queue_position(flow: Flow, event: Fields, now: int) -> int:
     """The place of a run admitted ``now`` in its function's queue, in milliseconds.
 
     The least goes first. Priority is whole seconds between -600 and 600: fractions are cut off, and other values than

@@ -94,7 +94,7 @@ class _NewKey:
         self.calls: list[QueuedCall] = []
 
 
-class Queue:
+class LimitQueue:
     """The queue for one transaction; ``now`` is milliseconds since the epoch."""
 
     def __init__(self, rows: QueueRows, now: int) -> None:

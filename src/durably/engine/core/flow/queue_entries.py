@@ -1,4 +1,4 @@
-"""Queue entries of runs, and the concurrency keys in which their calls wait.
+"""LimitQueue entries of runs, and the concurrency keys in which their calls wait.
 
 Runs carry queue entries for flow control.
 """
@@ -25,11 +25,11 @@ class EntrySlot(msgspec.Struct, frozen=True, array_like=True):
 class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """The data that a run carries for flow control.
 
-    ``place`` is the run's place in its function's queue: least first. ``throttle`` is the id of the bucket in which its
+    ``position`` is the run's position in its function's queue: least first. ``throttle`` is the id of the bucket in which its
     start is counted, ``singleton`` the bucket that it holds.
     """
 
-    place: int
+    position: int
     slots: tuple[EntrySlot, ...] = ()
     throttle: str | None = None
     singleton: Bucket | None = None
@@ -40,7 +40,7 @@ class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         return bool(self.slots) or self.throttle is not None
 
     def has_to_queue(self, *, starts_run: bool) -> bool:
-        """Whether a call goes through the queue; ``starts_run`` is as in ``Queue.join``."""
+        """Whether a call goes through the queue; ``starts_run`` is as in ``LimitQueue.join``."""
         return bool(self.slots) or (starts_run and self.throttle is not None)
 
 
@@ -60,10 +60,10 @@ def decode_queue_entry(stored: bytes) -> QueueEntry:
 class QueuedCall(NamedTuple):
     """A call in the queue.
 
-    Compares by the order in which calls are made: by place, then by age of the run, then of the call.
+    Compares by the order in which calls are made: by position, then by age of the run, then of the call.
     """
 
-    place: int
+    position: int
     run_key: int
     generation: int
 

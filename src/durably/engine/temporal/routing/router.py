@@ -26,7 +26,7 @@ from durably.engine.scheduling.events import (
     make_received_event,
     value_at,
 )
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.call_queue import run_flow_of
 from durably.engine.temporal.flow.gates import Gates, has_gates
@@ -215,7 +215,7 @@ class Router:
 
         It is skipped, or fails at once, if the function must not start.
         """
-        function = Function.from_config(record.config, record.app_id, record.app_version)
+        function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
         outcome = self._outcome_of(record, events[0])
         cancel_on = () if outcome is not None else cancel_on_of(function.flow, wall_clock())
         return RunInput(
@@ -400,7 +400,7 @@ def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
     }
 
 
-def _finish_timeout_of(function: Function) -> int | str | None:
+def _finish_timeout_of(function: SyncedFunction) -> int | str | None:
     """The option ``timeouts.finish`` as text, or in milliseconds."""
     timeouts = function.flow.options.timeouts
     finish = None if timeouts is None else timeouts.finish

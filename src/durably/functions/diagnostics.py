@@ -26,7 +26,7 @@ _MAX_SMALL_DURATIONS = 100
 _GUIDE = "See docs/how-to/change-functions.md"
 
 
-class Divergences:
+class DivergenceLog:
     """The divergences of one function's runs, as this process has seen them.
 
     ``names`` are the readable ids of steps by their hashed ids: memos carry only the latter.
@@ -85,15 +85,15 @@ class Divergences:
         return ", ".join(listed) + (f" and {more} more" if more else "")
 
 
-class Findings(msgspec.Struct):
-    """Logs what one call finds (an ``execution.Findings``).
+class Diagnostics(msgspec.Struct):
+    """Logs what one call finds (an ``execution.Diagnostics``).
 
     ``warned`` are the steps of the function with a warning about their duration. With ``is_strict`` a run fails if its
     function no longer reaches its finished steps.
     """
 
     app: App
-    divergences: Divergences
+    divergences: DivergenceLog
     warned: set[str]
     run_id: str
     is_strict: bool

@@ -16,18 +16,18 @@ A task's end reaches its awaiter through up to three callbacks (the task's, gath
 awaiter's own), one iteration each.
 """
 
-_PATIENCE_SECONDS = 1.0
-"""Seconds for which parked steps wait for a task that waits for something outside and makes no progress.
+_STALL_SECONDS = 1.0
+"""Seconds for which waiting steps wait for a task that waits for something outside and makes no progress.
 
 To continue without it is mostly safe: its steps are found later, as those of a slower branch.
 """
 
-_LONG_PATIENCE_SECONDS = 25.0
+_LONG_STALL_SECONDS = 25.0
 """The same if continuing would change nothing. Less than the 30 s after which many servers and proxies give a request
 up."""
 
 
-class Settling:
+class IdleDetector:
     """Watches the ``tasks`` of one call.
 
     ``decide`` is called each time they are settled.
@@ -39,22 +39,22 @@ class Settling:
         self.tasks = tasks
         self.ignored: Set[AnyTask] = frozenset()
         """Active tasks that are not waited for any more."""
-        self._observed: Observed | None = None  # made when there are several tasks
+        self._awaited: AwaitedTasks | None = None  # made when there are several tasks
         self.is_suspended = False
         """Set while a step is executed: its function must wait."""
         self._is_over = False
-        self._active = set(tasks)  # tasks that are neither parked on a step nor wait for other tasks
-        self._parked: set[AnyTask] = set()
+        self._active = set(tasks)  # tasks that are wait neither for a step nor for other tasks
+        self._waiting: set[AnyTask] = set()
         self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by future, the tasks to look at when it is done
-        self._progress = 0  # counts steps that park or go on, and tasks that begin or end
+        self._progress = 0  # counts steps that begin or stop waiting, and tasks that begin or end
         self._moves = 0  # counts whatever may have changed what a task waits for
         self._quiet = 0
         self._seen_moves = -1
-        self._next_look: asyncio.Handle | None = None
+        self._next_check: asyncio.Handle | None = None
         # In empty contexts: the loop keeps cancelled timers, and the context of the run would keep the call.
-        self._patience: asyncio.Handle | None = None
-        self._long_patience: asyncio.Handle | None = None
-        self._is_resigned = False
+        self._stall_timer: asyncio.Handle | None = None
+        self._long_stall_timer: asyncio.Handle | None = None
+        self._is_long_stall_over = False
         for task in tasks:
             task.add_done_callback(self._untrack)
 
@@ -73,16 +73,16 @@ class Settling:
             self.ignored -= {task}
         self.progressed()
 
-    def park(self, task: AnyTask) -> None:
+    def add_waiting(self, task: AnyTask) -> None:
         """The task waits for a step."""
-        self._parked.add(task)
+        self._waiting.add(task)
         self._active.discard(task)
         if self.ignored:
             self.ignored -= {task}
         self.progressed()
 
-    def unpark(self, task: AnyTask) -> None:
-        self._parked.discard(task)
+    def remove_waiting(self, task: AnyTask) -> None:
+        self._waiting.discard(task)
         if task in self.tasks:
             self._active.add(task)
         self.progressed()
@@ -92,21 +92,21 @@ class Settling:
         self._moved()
 
     def is_any_task_active(self) -> bool:
-        """Whether a task of the run is neither done nor parked on a step."""
-        return any(not task.done() and task not in self._parked for task in self.tasks)
+        """Whether a task of the run is neither done nor waiting for a step."""
+        return any(not task.done() and task not in self._waiting for task in self.tasks)
 
     def was_awaited(self, task: AnyTask) -> bool:
         """Whether the function has ever waited for the task."""
-        return self._observed is not None and self._observed.was_awaited(task, self._is_own_callback)
+        return self._awaited is not None and self._awaited.was_awaited(task, self._is_own_callback)
 
     def waits_longer(self) -> bool:
         """Whether ignored tasks are worth waiting for all the same."""
-        if self._long_patience is None:
-            self._long_patience = self._loop.call_later(_LONG_PATIENCE_SECONDS, self._resign, context=Context())
-        return bool(self.ignored) and not self._is_resigned
+        if self._long_stall_timer is None:
+            self._long_stall_timer = self._loop.call_later(_LONG_STALL_SECONDS, self._on_long_stall, context=Context())
+        return bool(self.ignored) and not self._is_long_stall_over
 
-    def _resign(self) -> None:
-        self._is_resigned = True
+    def _on_long_stall(self) -> None:
+        self._is_long_stall_over = True
         self._moved()
 
     def stop(self) -> None:
@@ -115,14 +115,14 @@ class Settling:
 
     def close(self) -> None:
         self.stop()
-        for handle in (self._next_look, self._patience, self._long_patience):
+        for handle in (self._next_check, self._stall_timer, self._long_stall_timer):
             if handle is not None:
                 handle.cancel()
         for waiter in self._watched:
             waiter.remove_done_callback(self._on_watched_done)
         self._watched.clear()
-        if self._observed is not None:
-            self._observed.close()
+        if self._awaited is not None:
+            self._awaited.close()
         self._decide = _nothing  # the call refers to this: together they would wait for the garbage collector
 
     # -- looking
@@ -130,28 +130,28 @@ class Settling:
     def _moved(self) -> None:
         """Something happened: look soon whether the call is settled."""
         self._moves += 1
-        if self._next_look is None and not self._is_over:
-            self._next_look = self._loop.call_soon(self._look)
+        if self._next_check is None and not self._is_over:
+            self._next_check = self._loop.call_soon(self._check)
 
-    def _look(self) -> None:
-        self._next_look = None
+    def _check(self) -> None:
+        self._next_check = None
         if self._is_over or not self.tasks:
             return
         if len(self.tasks) > 1:  # otherwise there is no other task that one can await
-            self._observed = self._observed or Observed()
+            self._awaited = self._awaited or AwaitedTasks()
             for task in self._active:
-                self._observed.note(task, waiter_of(task))
+                self._awaited.note(task, waiter_of(task))
         if self.is_suspended:
             return
         if self._is_moving():
             self._quiet = 0
-            if self._parked and self._patience is None:
-                self._patience = self._loop.call_later(
-                    _PATIENCE_SECONDS, self._lose_patience, self._progress, context=Context()
+            if self._waiting and self._stall_timer is None:
+                self._stall_timer = self._loop.call_later(
+                    _STALL_SECONDS, self._on_stall, self._progress, context=Context()
                 )
             return
         if len(self.tasks) > 1 and not self._is_quiet():
-            self._next_look = self._loop.call_soon(self._look)
+            self._next_check = self._loop.call_soon(self._check)
             return
         self._quiet = 0
         self._decide()
@@ -185,15 +185,15 @@ class Settling:
             waiter.add_done_callback(self._on_watched_done)
 
     def _on_watched_done(self, waiter: AnyFuture) -> None:
-        self._active |= (self._watched.pop(waiter) & self.tasks) - self._parked
+        self._active |= (self._watched.pop(waiter) & self.tasks) - self._waiting
         self._moved()
 
     def _is_own_callback(self, callback: object) -> bool:
         return getattr(callback, "__self__", None) is self
 
-    def _lose_patience(self, progress: int) -> None:
-        self._patience = None
-        if progress == self._progress and self._parked:
+    def _on_stall(self, progress: int) -> None:
+        self._stall_timer = None
+        if progress == self._progress and self._waiting:
             self.ignored = {task for task in self._active if classify(task, self.tasks) is not Wait.TASKS}
         self._moved()
 
@@ -211,7 +211,7 @@ def _nothing() -> None:
 IsOwn = Callable[[object], bool]
 
 
-class Observed:
+class AwaitedTasks:
     """The tasks of one call that other tasks have awaited."""
 
     __slots__ = ("_awaiting", "_noted")
