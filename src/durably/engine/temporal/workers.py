@@ -16,8 +16,8 @@ from durably.engine.scheduling.requests.step_requests import Outbound
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
 from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
+from durably.engine.temporal.flow.bucket_workflow import BucketWorkflow
 from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
-from durably.engine.temporal.flow.gate_workflow import GateWorkflow
 from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.routing.router import Router
@@ -42,7 +42,7 @@ _COMMON_WORKFLOWS: Sequence[type] = (
     CallQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
-    GateWorkflow,
+    BucketWorkflow,
     SignalWorkflow,
     SlotsWorkflow,
     TopicWorkflow,
@@ -127,7 +127,7 @@ def make_workers(
         workflows=_COMMON_WORKFLOWS,
         activities=[
             *local.activities,
-            *router.gates.activities,
+            *router.buckets.activities,
             *CronActivities(router).activities,
             bulk.apply_page,
         ],
@@ -154,7 +154,7 @@ def make_workers(
             activities=[
                 *CallActivities(client, call, requests, queue_slots, at_once).activities,
                 *local.activities,
-                *router.gates.activities,
+                *router.buckets.activities,
             ],
             tuner=tuner_of(queue_slots),
             max_concurrent_workflow_task_polls=_RUN_POLLS,

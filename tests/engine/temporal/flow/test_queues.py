@@ -203,7 +203,7 @@ async def join_by_a_lost_worker(world: World, run_id: str, generation: int) -> N
     (given,) = await world.temporal.data_converter.decode(started.input.payloads, [RunInput])
     assert given.flow.queue is not None
     call = JoinInput(given.flow.queue, given.function_id, run_id, generation, given.flow.queue_entry, starts_run=True)
-    await world.engine._router.gates.join(call)
+    await world.engine._router.buckets.join(call)
     async with world.engine.make_workers([], world._call)[0]:
         await eventually(
             run.fetch_history, lambda history: has_event(history, "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED")

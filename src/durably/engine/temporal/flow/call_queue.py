@@ -10,13 +10,13 @@ from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
 from durably.engine.core.flow.queue import Queue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
-from durably.engine.temporal.ids import gate_workflow_id, slots_queue
+from durably.engine.temporal.ids import bucket_workflow_id, slots_queue
 from durably.engine.temporal.messages import EventRecord, RunFlow
 from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
+from .bucket import Holder
 from .call_queue_state import CallQueueState, JoinInput, JoinRecord, LeaveRecord, MemoryRows, QueueCounts
-from .gate import Holder
 
 _OPTION = "concurrency"
 _MOST_THROTTLES = 1000
@@ -31,12 +31,12 @@ def queue_workflow_id(flow: Flow, entry: QueueEntry) -> str:
     shared = [limit.name for limit in flow.concurrency if limit.scope != "fn"]
     buckets = {slot.limit_name: slot.bucket_id for slot in entry.slots}
     if shared:
-        return gate_workflow_id(shared[0].partition(":")[0], _OPTION, buckets[shared[0]])
+        return bucket_workflow_id(shared[0].partition(":")[0], _OPTION, buckets[shared[0]])
     if len(buckets) == 1 and entry.throttle is None:
-        return gate_workflow_id(flow.function_id, _OPTION, *buckets.values())
+        return bucket_workflow_id(flow.function_id, _OPTION, *buckets.values())
     if not buckets and entry.throttle is not None:
-        return gate_workflow_id(flow.function_id, "throttle", entry.throttle)
-    return gate_workflow_id(flow.function_id, _OPTION, "")
+        return bucket_workflow_id(flow.function_id, "throttle", entry.throttle)
+    return bucket_workflow_id(flow.function_id, _OPTION, "")
 
 
 def has_leased_slots(flow: Flow) -> bool:
@@ -60,7 +60,7 @@ def leased_limit(flow: Flow) -> int | None:
 def run_flow_of(flow: Flow, event: EventRecord, now: int, *, in_process: bool) -> RunFlow | None:
     """The queue of the calls of a run that is admitted now.
 
-    ``None`` if its calls need not wait. Gates decide about singletons.
+    ``None`` if its calls need not wait. Buckets decide about singletons.
     """
     if flow.is_plain:
         return None

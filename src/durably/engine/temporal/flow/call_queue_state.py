@@ -12,7 +12,7 @@ from durably.engine.core.flow.queue_entries import ConcurrencyKey, Limit, Queued
 from durably.engine.core.flow.rates import Level
 from durably.protocol.options import FunctionOptions
 
-from .gate import Holder
+from .bucket import Holder
 
 
 class JoinInput(msgspec.Struct, frozen=True, omit_defaults=True):

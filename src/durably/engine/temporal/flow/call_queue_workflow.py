@@ -9,9 +9,9 @@ from temporalio.exceptions import FailureError
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
 
+from .bucket_workflow import FIND_ENDED
 from .call_queue import CallQueue
 from .call_queue_state import CallQueueState, FunctionLimits, JoinRecord, LeaveRecord, QueueCounts
-from .gate_workflow import FIND_ENDED
 
 QUEUE = "durably.Queue"
 READ_LIMITS = "durably.read_limits"

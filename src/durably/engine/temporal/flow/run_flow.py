@@ -143,7 +143,7 @@ class RunFlowControl:
         await _signal(queue, "leave", left)
 
     async def end(self, end: EndRun) -> None:
-        """Release everything, and report the end to steps that invoked the run by a gate."""
+        """Release everything, and report the end to steps that invoked the run by a bucket."""
         self._stop_timeout()
         self._has_ended = True
         for generation in list(self._waiting):
