@@ -191,7 +191,7 @@ class CancelRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     until: int | None = None
 
 
-class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class RunFlowState(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Flow control of a run.
 
     ``singleton`` is the id of its bucket, ``queue`` that of its calls' queue. If it waits there, its first
@@ -245,7 +245,7 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     parent_step: str | None = None
     outcome: RunOutcome | None = None
     cancel_on: tuple[CancelRecord, ...] = ()
-    flow: RunFlow | None = None
+    flow: RunFlowState | None = None
     copied: CopiedMemos | None = None
     finish_timeout: int | str | None = None
     policy: RunPolicy = RunPolicy()

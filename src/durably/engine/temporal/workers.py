@@ -17,7 +17,7 @@ from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
 from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
 from durably.engine.temporal.flow.bucket_workflow import BucketWorkflow
-from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
+from durably.engine.temporal.flow.limit_queue_workflow import LimitQueueWorkflow
 from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.routing.router import Router
@@ -39,7 +39,7 @@ _COMMON_WORKFLOWS: Sequence[type] = (
     AppWorkflow,
     CronWorkflow,
     BulkWorkflow,
-    CallQueueWorkflow,
+    LimitQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
     BucketWorkflow,

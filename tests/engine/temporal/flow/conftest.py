@@ -19,7 +19,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.config import read_flow
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.flow.call_queue_state import QueueCounts
+from durably.engine.temporal.flow.limit_queue_state import QueueCounts
 from durably.engine.temporal.ids import app_queue, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workflow_engine import WorkflowEngine

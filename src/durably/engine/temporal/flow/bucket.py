@@ -106,7 +106,7 @@ class HeldEvents(msgspec.Struct, frozen=True, omit_defaults=True):
     replaced: bool = False
 
 
-class Holder(msgspec.Struct, frozen=True, array_like=True):
+class ActiveRun(msgspec.Struct, frozen=True, array_like=True):
     """A run that holds a singleton, or slots, ``since`` a time."""
 
     run_id: str
@@ -133,7 +133,7 @@ class BucketState(msgspec.Struct, omit_defaults=True):
     bucket: StoredBucket | None = None
     next_key: int = 1
     events: dict[int, EventRecord] = {}
-    holders: dict[int, Holder] = {}
+    holders: dict[int, ActiveRun] = {}
     answers: dict[str, AnsweredEvent] = {}
     releases: list[HeldEvents] = []
     packed: bytes = b""
@@ -157,7 +157,7 @@ class FlowBucket:
         self.state = state
 
     @property
-    def holder(self) -> Holder | None:
+    def holder(self) -> ActiveRun | None:
         """The run that holds the singleton."""
         return next(iter(self.state.holders.values()), None)
 
@@ -190,7 +190,7 @@ class FlowBucket:
                 return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
             case Start() as start:
                 before = None if start.cancels is None else state.holders.pop(start.cancels, None)
-                self._take_singleton(start.queue_entry, key, Holder(request.run_id, now))
+                self._take_singleton(start.queue_entry, key, ActiveRun(request.run_id, now))
                 cancelled = None if before is None else before.run_id
                 return self._answer(request, BucketAnswer(BucketOutcome.ADMITTED, cancels=cancelled), now)
 
@@ -269,7 +269,7 @@ class FlowBucket:
             del answers[next(iter(answers))]
         return answer
 
-    def _take_singleton(self, queue_entry: QueueEntry, key: int, holder: Holder) -> None:
+    def _take_singleton(self, queue_entry: QueueEntry, key: int, holder: ActiveRun) -> None:
         if queue_entry.singleton is not None:
             self.state.holders[key] = holder
             self._put(take_singleton(queue_entry, key))

@@ -27,7 +27,7 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import error_memo
 from durably.engine.scheduling.registry import Function
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bucket_workflow_id, run_workflow_id
-from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlow, RunInput, RunOutcome
+from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlowState, RunInput, RunOutcome
 from durably.engine.temporal.records import Records, Restorer
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.temporal.workflow_requests import describe, ignoring_not_found, update_with_start
@@ -41,14 +41,14 @@ from .bucket import (
     BucketRequest,
     BucketState,
     HeldEvents,
-    Holder,
+    ActiveRun,
     has_option,
     option_of_bucket,
 )
 from .bucket_workflow import ASK_RATE_LIMIT, BUCKET_CONTINUES, FIND_ENDED, START_HELD, BucketWorkflow
-from .call_queue import limits_of
-from .call_queue_state import CallQueueState, FunctionLimits, JoinInput, JoinRecord
-from .call_queue_workflow import QUEUE, READ_LIMITS
+from .limit_queue import limits_of
+from .limit_queue_state import LimitQueueState, FunctionLimits, JoinInput, JoinRecord
+from .limit_queue_workflow import QUEUE, READ_LIMITS
 from .run_flow import JOIN, RESTORE_QUEUE
 
 _ATTEMPTS = 10
@@ -121,7 +121,7 @@ class Buckets:
             error = skipped_error(run.function_id, SKIP_REASONS[answer.reason])
             outcome = RunOutcome(RunStatus.SKIPPED, error)
             return await self._start(msgspec.structs.replace(run, outcome=outcome, flow=None, cancel_on=()), record)
-        held = msgspec.structs.replace(run.flow or RunFlow(), singleton=option.workflow_id)
+        held = msgspec.structs.replace(run.flow or RunFlowState(), singleton=option.workflow_id)
         await self._start(msgspec.structs.replace(run, flow=held), record)
         if answer.cancels is not None:
             await self._signal_run(answer.cancels, "cancel", CancelRequested(CANCELLED_BY_SINGLETON))
@@ -149,12 +149,12 @@ class Buckets:
             await self.start(run, record)
 
     @activity.defn(name=FIND_ENDED)
-    async def find_ended(self, holders: list[Holder]) -> list[str]:
+    async def find_ended(self, holders: list[ActiveRun]) -> list[str]:
         """The runs that have ended, by their ids."""
         ended = await asyncio.gather(*map(self._has_ended, holders))
         return [holder.run_id for holder, has_ended in zip(holders, ended, strict=True) if has_ended]
 
-    async def _has_ended(self, holder: Holder) -> bool:
+    async def _has_ended(self, holder: ActiveRun) -> bool:
         """A run that does not exist either starts soon, or ended long ago."""
         described = await describe(self._client, run_workflow_id(holder.run_id))
         if described is None:
@@ -169,7 +169,7 @@ class Buckets:
         (limits,) = await self.read_limits([call.function_id])
         await self._client.start_workflow(
             QUEUE,
-            CallQueueState(),
+            LimitQueueState(),
             id=call.queue,
             task_queue=WORKFLOWS_QUEUE,
             start_signal="join",

@@ -29,7 +29,7 @@ from durably.engine.scheduling.events import (
 from durably.engine.scheduling.registry import Function
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.buckets import Buckets, has_buckets
-from durably.engine.temporal.flow.call_queue import run_flow_of
+from durably.engine.temporal.flow.limit_queue import run_flow_of
 from durably.engine.temporal.ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
