@@ -22,7 +22,7 @@ from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, Caller, StepRequests
+from durably.engine.temporal.runs.activities import CallActivities, ActivityCaller, StepRequests
 from durably.engine.temporal.runs.local_activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of
@@ -105,7 +105,7 @@ class ProcessWorkers(list[AnyWorker]):
 def make_workers(
     client: Client,
     calls_queues: Sequence[str],
-    call: Caller,
+    call: ActivityCaller,
     *,
     router: Router,
     apps: AppSync,

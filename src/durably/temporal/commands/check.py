@@ -20,7 +20,7 @@ from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import workflow_types
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Gateway
-from durably.temporal.namespace.inspection import DEFAULT_LIMIT, Check, Inspector, Stuck
+from durably.temporal.namespace.inspection import DEFAULT_LIMIT, Check, Inspector, StuckWorkflow
 from durably.temporal.namespace.notices import DEFAULT_THRESHOLDS, Thresholds
 
 from . import CouldNotRunError, json_option, with_target
@@ -144,7 +144,7 @@ def _to_json(found: Check) -> list[str]:
     return [printable_json(msgspec.json.encode(row).decode()) for row in rows]
 
 
-def _row(stuck: Stuck) -> dict[str, Any]:
+def _row(stuck: StuckWorkflow) -> dict[str, Any]:
     return {
         "workflow_id": stuck.workflow_id,
         "run_id": stuck.run_id,

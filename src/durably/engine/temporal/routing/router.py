@@ -109,11 +109,11 @@ class Router:
         routes = await self.find_routes(event)
         delivery = routes.delivery
         if is_deduplicated or len(delivery) > 1:
-            await self._deliver_surely(delivery)
+            await self._deliver_with_retries(delivery)
         else:
             functions = await self.records.find_functions(delivery.function_ids)
             if any(_needs_workflow(function) for function in functions.values()):
-                await self._deliver_surely(delivery)
+                await self._deliver_with_retries(delivery)
             else:
                 await self._deliver(delivery, functions)
         return routes
@@ -150,7 +150,7 @@ class Router:
             record = self._event_of_run(sent, received)
             await self.deliver((await self.find_routes(record)).delivery)
 
-    async def _deliver_surely(self, delivery: DeliveryRecord) -> None:
+    async def _deliver_with_retries(self, delivery: DeliveryRecord) -> None:
         try:
             handle = await self._client.start_workflow(
                 EventWorkflow.run,
@@ -347,7 +347,7 @@ class Router:
         record = EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), at=now)
         others = await self._find_others(record, function_id)
         function_ids = (function_id, *others.function_ids)
-        await self._deliver_surely(msgspec.structs.replace(others, function_ids=function_ids))
+        await self._deliver_with_retries(msgspec.structs.replace(others, function_ids=function_ids))
         return make_run_id(now, event_id, function_id)
 
     async def route_to(self, function_id: str, event: EventRecord) -> None:

@@ -136,7 +136,7 @@ class StepRequests:
             self._bytes -= dropped[1]
 
 
-class Caller(Protocol):
+class ActivityCaller(Protocol):
     """Makes calls to an app, in this process or over HTTP."""
 
     async def __call__(self, call: CallInput, data: CallData) -> Answer: ...
@@ -152,7 +152,7 @@ class CallActivities:
     def __init__(
         self,
         client: Client,
-        call: Caller,
+        call: ActivityCaller,
         requests: StepRequests,
         slots: CallSlots,
         at_once: asyncio.Semaphore,
