@@ -97,7 +97,7 @@ def make_check_command(load: Callable[..., CheckTarget], *, target: str | None =
 
 def run_check(
     target: CheckTarget,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     *,
     limit: int,
     activity_attempts: int,
@@ -122,7 +122,7 @@ def run_check(
     except RPCError as error:
         raise TemporalSettingsError(explain_refusal(error.message, target.temporal.settings)) from error
     for line in _to_json(found) if as_json else _to_text(found):
-        say(line)
+        print_line(line)
     return not found.stuck
 
 
