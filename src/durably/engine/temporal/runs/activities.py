@@ -60,7 +60,7 @@ _logger = get_logger("durably.engine")
 
 @asynccontextmanager
 async def heartbeats() -> AsyncIterator[None]:
-    """Send a heartbeat after each half of the activity's time-out.
+    """Send a heartbeat after each half of the activity's timeout.
 
     Heartbeats are billed, and most calls are shorter.
     """

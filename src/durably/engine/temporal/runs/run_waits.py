@@ -211,9 +211,9 @@ class RunWaits:
     # sleeps, events and signals
 
     def sleep(self, command: Sleep) -> None:
-        self.add(command.step_id, self._context.spawn(self._time_out, command.step_id, command.until, command.name))
+        self.add(command.step_id, self._context.spawn(self._end_at_timeout, command.step_id, command.until, command.name))
 
-    async def _time_out(self, step_id: str, until: int, summary: str) -> None:
+    async def _end_at_timeout(self, step_id: str, until: int, summary: str) -> None:
         await workflow.sleep(max(until - now(), 1) / 1000, summary=summary)
         self._registered_waits.forget(step_id)
         self._context.apply(TimerFired(step_id))
@@ -271,7 +271,7 @@ class RunWaits:
 
     async def _time_out_after(self, registered: "asyncio.Task[None]", command: AwaitEvent | AwaitSignal) -> None:
         await workflow.wait([registered])  # It continues if the wait ends before, so that leaving comes after it.
-        await self._time_out(command.step_id, command.until, f"{command.name} times out")
+        await self._end_at_timeout(command.step_id, command.until, f"{command.name} times out")
 
     # invocations
 
@@ -309,7 +309,7 @@ class RunWaits:
         if resolved.run is None:
             if resolved.run_id is not None and not await self._is_to_report(command, resolved.run_id):
                 return
-            await self._time_out(command.step_id, command.until, f"{command.name} times out")
+            await self._end_at_timeout(command.step_id, command.until, f"{command.name} times out")
             return
         child = self._context.spawn(self._run_child, command, resolved.run)
         done, _ = await workflow.wait([child], timeout=max(command.until - now(), 1) / 1000)
