@@ -191,7 +191,9 @@ class TemporalNode:
 
     async def _run(self) -> None:
         try:
-            engine = WorkflowEngine(await connect_with_retries(self._temporal.connect, self._note_absence), self._settings)
+            engine = WorkflowEngine(
+                await connect_with_retries(self._temporal.connect, self._note_absence), self._settings
+            )
             connection = self._temporal.settings
             _logger.info(
                 "process %d is connected to Temporal at %s, namespace %s",

@@ -27,7 +27,7 @@ from durably.temporal import SyncWorkflowHandle, Temporal
 from durably.temporal.flask import init_app
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.namespace.inspection import Inspector, keep_metric
-from durably.temporal.namespace.notices import TaskQueueState, Reason, HistoryTail, find_notices
+from durably.temporal.namespace.notices import HistoryTail, Reason, TaskQueueState, find_notices
 
 from ...cli.conftest import Run, directory, run, write
 from ...ports import free_port
@@ -225,7 +225,9 @@ def described(**parts: Any) -> DescribeWorkflowExecutionResponse:
     return found
 
 
-def find(found: DescribeWorkflowExecutionResponse, queue: TaskQueueState = POLLED, tail: HistoryTail | None = None) -> list[Reason]:
+def find(
+    found: DescribeWorkflowExecutionResponse, queue: TaskQueueState = POLLED, tail: HistoryTail | None = None
+) -> list[Reason]:
     return [notice.reason for notice in find_notices(found, [queue], tail or HistoryTail(), NOW)]
 
 

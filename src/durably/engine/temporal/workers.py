@@ -22,7 +22,7 @@ from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, ActivityCaller, StepRequests
+from durably.engine.temporal.runs.activities import ActivityCaller, CallActivities, StepRequests
 from durably.engine.temporal.runs.local_activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of

@@ -113,7 +113,9 @@ def _state(name: str, indexed: IndexedType, known: Mapping[str, IndexedType]) ->
     return f"{name} ({type_name(indexed)}): the server has it as {type_name(known[name])}: give it another name"
 
 
-def run_sync_schedules(temporal: Temporal, print_line: PrintLine, *, app: str | None, prune: bool, dry_run: bool) -> None:
+def run_sync_schedules(
+    temporal: Temporal, print_line: PrintLine, *, app: str | None, prune: bool, dry_run: bool
+) -> None:
     """Sync the declared schedules, and report the outcome of each.
 
     Raises ``TemporalSettingsError``, also for a refusal of the server, and ``TemporalUnreachableError``.

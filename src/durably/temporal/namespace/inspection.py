@@ -32,10 +32,10 @@ from durably.temporal.compat import PAUSED
 
 from .notices import (
     DEFAULT_THRESHOLDS,
-    Notice,
-    TaskQueueState,
-    Reason,
     HistoryTail,
+    Notice,
+    Reason,
+    TaskQueueState,
     Thresholds,
     find_notices,
     needs_tail,

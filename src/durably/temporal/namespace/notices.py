@@ -129,7 +129,9 @@ def find_notices(
     return [notice for notice in found if notice is not None]
 
 
-def poller_notice(queue: TaskQueueState, now: dt.datetime, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> Notice | None:
+def poller_notice(
+    queue: TaskQueueState, now: dt.datetime, thresholds: Thresholds = DEFAULT_THRESHOLDS
+) -> Notice | None:
     """A notice if no worker polls the queue."""
     what = " for activities" if queue.is_for_activities else ""
     if not queue.polls:
@@ -198,7 +200,9 @@ def _is_task_failing(described: DescribeWorkflowExecutionResponse, thresholds: T
     return described.pending_workflow_task.attempt >= thresholds.workflow_task_attempts
 
 
-def _task_notice(described: DescribeWorkflowExecutionResponse, tail: HistoryTail, thresholds: Thresholds) -> Notice | None:
+def _task_notice(
+    described: DescribeWorkflowExecutionResponse, tail: HistoryTail, thresholds: Thresholds
+) -> Notice | None:
     if not _is_task_failing(described, thresholds):
         return None
     attempt = described.pending_workflow_task.attempt

@@ -37,7 +37,12 @@ PrintLine = Callable[[str], None]
 
 
 def run_worker_process(
-    temporal: Temporal, workers: Workers, *, print_line: PrintLine, health: str | None = None, metrics: str | None = None
+    temporal: Temporal,
+    workers: Workers,
+    *,
+    print_line: PrintLine,
+    health: str | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Work until a signal, or until the workers fail.
 
@@ -51,7 +56,9 @@ def run_worker_process(
         asyncio.run(_work(temporal, workers, print_line, health, metrics))
 
 
-async def _work(temporal: Temporal, workers: Workers, print_line: PrintLine, health: str | None, metrics: str | None) -> None:
+async def _work(
+    temporal: Temporal, workers: Workers, print_line: PrintLine, health: str | None, metrics: str | None
+) -> None:
     with contextlib.ExitStack() as context:
         if health is not None:
             served = context.enter_context(HealthServer(health, workers))

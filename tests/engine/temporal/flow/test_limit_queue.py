@@ -12,7 +12,7 @@ from durably.engine.core.flow.config import Flow, read_flow
 from durably.engine.core.flow.queue import Queue
 from durably.engine.core.flow.queue_entries import QueuedCall
 from durably.engine.temporal.flow.limit_queue import LimitQueue, limits_of
-from durably.engine.temporal.flow.limit_queue_state import LimitQueueState, JoinInput, JoinRecord, LeaveRecord
+from durably.engine.temporal.flow.limit_queue_state import JoinInput, JoinRecord, LeaveRecord, LimitQueueState
 from durably.engine.temporal.workflow_code import pack, unpack
 
 from ...core.flow.configs import config_of, event

@@ -36,18 +36,18 @@ from durably.protocol.sync import FunctionConfig
 
 from .bucket import (
     EVENT_OPTIONS,
+    ActiveRun,
     BucketAnswer,
     BucketOption,
     BucketRequest,
     BucketState,
     HeldEvents,
-    ActiveRun,
     has_option,
     option_of_bucket,
 )
 from .bucket_workflow import ASK_RATE_LIMIT, BUCKET_CONTINUES, FIND_ENDED, START_HELD, BucketWorkflow
 from .limit_queue import limits_of
-from .limit_queue_state import LimitQueueState, FunctionLimits, JoinInput, JoinRecord
+from .limit_queue_state import FunctionLimits, JoinInput, JoinRecord, LimitQueueState
 from .limit_queue_workflow import QUEUE, READ_LIMITS
 from .run_flow import JOIN, RESTORE_QUEUE
 

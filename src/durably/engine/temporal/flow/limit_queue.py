@@ -16,7 +16,7 @@ from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
 from .bucket import ActiveRun
-from .limit_queue_state import LimitQueueState, JoinInput, JoinRecord, LeaveRecord, MemoryRows, QueueCounts
+from .limit_queue_state import JoinInput, JoinRecord, LeaveRecord, LimitQueueState, MemoryRows, QueueCounts
 
 _OPTION = "concurrency"
 _MOST_THROTTLES = 1000

@@ -11,7 +11,7 @@ from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long
 
 from .bucket_workflow import FIND_ENDED
 from .limit_queue import LimitQueue
-from .limit_queue_state import LimitQueueState, FunctionLimits, JoinRecord, LeaveRecord, QueueCounts
+from .limit_queue_state import FunctionLimits, JoinRecord, LeaveRecord, LimitQueueState, QueueCounts
 
 QUEUE = "durably.Queue"
 READ_LIMITS = "durably.read_limits"

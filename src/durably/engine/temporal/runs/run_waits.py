@@ -211,7 +211,9 @@ class RunWaits:
     # sleeps, events and signals
 
     def sleep(self, command: Sleep) -> None:
-        self.add(command.step_id, self._context.spawn(self._end_at_timeout, command.step_id, command.until, command.name))
+        self.add(
+            command.step_id, self._context.spawn(self._end_at_timeout, command.step_id, command.until, command.name)
+        )
 
     async def _end_at_timeout(self, step_id: str, until: int, summary: str) -> None:
         await workflow.sleep(max(until - now(), 1) / 1000, summary=summary)

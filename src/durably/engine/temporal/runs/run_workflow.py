@@ -54,7 +54,7 @@ from .local_activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from .run_calls import RunCalls
 from .run_changes import RunChanges
 from .run_context import RunContext
-from .run_record import Annotation, RecordPage, RunRecord, RunSummary, RunDetails, StepsPage, steps_page
+from .run_record import Annotation, RecordPage, RunDetails, RunRecord, RunSummary, StepsPage, steps_page
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 

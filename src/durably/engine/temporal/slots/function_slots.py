@@ -121,7 +121,9 @@ def fair_shares(pools: list[FunctionSlots], most: int, now: float) -> dict[Funct
     """
     demands = {pool: demand for pool in pools if (demand := pool.demand_at(now))}
     if len(demands) > most:
-        served = sorted(demands, key=lambda pool: (pool.in_use == 0 and now >= pool.share_ends_at, pool.last_share_at))[:most]
+        served = sorted(demands, key=lambda pool: (pool.in_use == 0 and now >= pool.share_ends_at, pool.last_share_at))[
+            :most
+        ]
         demands = {pool: demands[pool] for pool in served}
     shares = dict.fromkeys(pools, 0)
     left = most

@@ -186,9 +186,7 @@ class SlotPools:
 
     def _most_waiting(self, function_id: str, listening: Collection[str]) -> LeasedSlots | None:
         waiting = (
-            slots
-            for process, slots in self._leased(function_id).items()
-            if slots.wanted > 0 and process in listening
+            slots for process, slots in self._leased(function_id).items() if slots.wanted > 0 and process in listening
         )
         return min(waiting, key=lambda slots: (slots.slots, slots.waits_since), default=None)
 
