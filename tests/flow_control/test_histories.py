@@ -27,7 +27,7 @@ from durably.engine.scheduling.transactions import bulk_operations, event_routin
 from durably.engine.scheduling.transactions.reruns import FromStep
 from durably.engine.scheduling.transactions.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.migrations import MIGRATIONS
-from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.views import to_datetime
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
@@ -100,7 +100,7 @@ class Histories(RuleBasedStateMachine):
         self.entropy = 0
         policy = Policy(retry_delay=lambda attempt: 3_000, unreached_delay=lambda failures: 500)
         self.cache = RunCache()
-        self.context = TransactionContext(Store(self.db), policy, 10_000, self._random, self.cache, runs.cancel)
+        self.context = TransactionContext(RunStore(self.db), policy, 10_000, self._random, self.cache, runs.cancel)
 
     def teardown(self) -> None:
         try:

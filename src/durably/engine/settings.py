@@ -35,8 +35,8 @@ class Clock(Protocol):
 
     ``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
 
-    ``begin_work`` and ``end_work`` enclose work that is under way. A clock that skips time does not skip while work is under way.
-    Follow-up work calls ``begin_work`` before its cause calls ``end_work``. Call both on the event loop.
+    ``begin_work`` and ``end_work`` enclose work that is under way. A clock that skips time waits for its end. Follow-up
+    work calls ``begin_work`` before its cause calls ``end_work``. Call both on the event loop.
     """
 
     def now(self) -> int: ...

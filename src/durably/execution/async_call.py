@@ -89,7 +89,7 @@ class _WaitingStep:
 class AsyncCall:
     """One call of one async function.
 
-    A function with one task that reaches no step it must wait for needs no ``IdleDetector``. It is made when it is needed.
+    The ``IdleDetector`` is created when it is needed: a function with a single task often needs none.
     """
 
     def __init__(self, replay: Replay) -> None:

@@ -187,8 +187,8 @@ class Replay(msgspec.Struct, kw_only=True):
     is the hashed id of the only step to execute, ``None`` to discover. ``also`` are further steps that the same call
     may execute, one after another, as long as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer``
     the call ends with the first step that it executes. ``lease_check`` runs before each step. ``tracer`` reports
-    executed steps. ``replace_step`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
-    otherwise run on the event loop. ``names`` collects the ids of the steps reached, by hashed id. ``clock`` has the
+    executed steps. ``replace_step`` replaces steps in tests. ``threads`` run the sync handlers of async functions;
+    without them, the event loop does. ``names`` collects the ids of the steps reached, by hashed id. ``clock`` has the
     nanoseconds since the epoch, for the times of executed steps. Arguments of up to ``sent_input_bytes`` are reported
     with the steps.
     """

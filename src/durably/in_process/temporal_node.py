@@ -29,7 +29,7 @@ from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 from durably.temporal import Temporal
-from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_patiently
+from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_with_retries
 
 LONGEST_GAP_SECONDS = 5.0
 """Seconds without a sign of life of this process after which a call may have been given up. Temporal gives a call up
@@ -191,7 +191,9 @@ class TemporalNode:
 
     async def _run(self) -> None:
         try:
-            engine = WorkflowEngine(await connect_patiently(self._temporal.connect, self._note_absence), self._settings)
+            engine = WorkflowEngine(
+                await connect_with_retries(self._temporal.connect, self._note_absence), self._settings
+            )
             connection = self._temporal.settings
             _logger.info(
                 "process %d is connected to Temporal at %s, namespace %s",

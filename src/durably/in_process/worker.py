@@ -143,23 +143,23 @@ class FairLimit:
 
         ``priority`` moves the call ahead of the function's other calls, by milliseconds.
         """
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(function_id, time.monotonic_ns() // 1_000_000 - priority, (function_id, turn))
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(function_id, time.monotonic_ns() // 1_000_000 - priority, (function_id, waiter))
         self._admit()
         try:
-            await turn
+            await waiter
             yield
         finally:
-            if turn.done() and not turn.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 self._leave(function_id)
 
     def _admit(self) -> None:
         while (upcoming := self._waiting.take(self._may_start)) is not None:
-            function_id, turn = upcoming
-            if not turn.done():
+            function_id, waiter = upcoming
+            if not waiter.done():
                 self._free -= 1
                 self._under_way[function_id] += 1
-                turn.set_result(None)
+                waiter.set_result(None)
 
     def _may_start(self, function_id: str) -> bool:
         return may_have_another(self._under_way[function_id], self._free)

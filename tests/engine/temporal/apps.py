@@ -20,7 +20,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
-from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workers import ProcessWorkers
 from durably.engine.temporal.workflow_engine import WorkflowEngine
@@ -55,7 +55,7 @@ class RunningApp:
         self.client = client
         self.engine = engine
         self.handler = CommHandler(client=app, framework="test", functions=[*functions])
-        self.caller: Caller = self.call_function
+        self.caller: ActivityCaller = self.call_function
         self.workers = ProcessWorkers([], [])
         self._checkpoints = EngineCheckpoints(engine.checkpoint, _block)
 

@@ -127,7 +127,7 @@ def signal_workflow_id(signal: str) -> str:
     return f"durably/signal/{_digest(signal)}"
 
 
-def gate_workflow_id(function_id: str, option: str, key: str) -> str:
+def bucket_workflow_id(function_id: str, option: str, key: str) -> str:
     """The workflow of one value of an option's key, of a function or of a scope."""
     return f"durably/gate/{_bounded(function_id)}/{option}/{_digest(key)}"
 

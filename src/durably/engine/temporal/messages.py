@@ -191,10 +191,10 @@ class CancelRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     until: int | None = None
 
 
-class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class RunFlowState(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Flow control of a run.
 
-    ``singleton`` is the id of the gate that it holds, ``queue`` that of its calls' queue. If it waits there, its first
+    ``singleton`` is the id of its bucket, ``queue`` that of its calls' queue. If it waits there, its first
     call is made until ``start_by``, or it is cancelled. A timeout that is a duration is ``start_within`` instead, in
     milliseconds after the start of its workflow, because the clock of the sender may be wrong. ``calls_queue`` is the
     task queue of its calls if they need leased slots.
@@ -245,7 +245,7 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     parent_step: str | None = None
     outcome: RunOutcome | None = None
     cancel_on: tuple[CancelRecord, ...] = ()
-    flow: RunFlow | None = None
+    flow: RunFlowState | None = None
     copied: CopiedMemos | None = None
     finish_timeout: int | str | None = None
     policy: RunPolicy = RunPolicy()
@@ -372,7 +372,7 @@ class InvokeInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The run to start for an invocation, or the error of its step.
 
-    If it has neither, the function has gates: they start the run, which reports its end to the step. Its id is then
+    If it has neither, the function has buckets: they start the run, which reports its end to the step. Its id is then
     ``run_id``, unless it is the run of a batch.
     """
 

@@ -23,7 +23,7 @@ from durably.engine.scheduling.subscriptions import RunChange, Subscriptions
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.writer import Group
 from durably.engine.temporal.ids import execution_of
-from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.runs.run_changes import RunReport, listen
 from durably.engine.views import RunUpdate
@@ -105,7 +105,7 @@ class ProcessMonitor:
         self._known_in_order = deque[int]()
         self._stop_listening: Callable[[], None] | None = None
 
-    def monitor(self, namespace: str, queues: Sequence[str], caller: Caller) -> Caller:
+    def monitor(self, namespace: str, queues: Sequence[str], caller: ActivityCaller) -> ActivityCaller:
         """Follow the runs of these task queues, on the running event loop.
 
         Returns a caller that makes calls through ``caller``, and counts and traces them.
@@ -149,7 +149,7 @@ class ProcessMonitor:
             for change in changes:
                 self._updates.publish(change)
 
-    async def _count(self, caller: Caller, call: CallInput, data: CallData) -> Answer:
+    async def _count(self, caller: ActivityCaller, call: CallInput, data: CallData) -> Answer:
         delay, began = _delay_of(call), time.perf_counter()
         self._in_flight[call.function_id] += 1
         try:
@@ -159,7 +159,7 @@ class ProcessMonitor:
         self._observers.on_call(EndedCall(call.function_id, delay, time.perf_counter() - began, answer))
         return answer
 
-    async def _trace(self, caller: Caller, call: CallInput, data: CallData) -> Answer:
+    async def _trace(self, caller: ActivityCaller, call: CallInput, data: CallData) -> Answer:
         """Make a call in its own span. Calls are activities, so replays make no spans."""
         if self._tracing is None:
             return await caller(call, data)

@@ -116,7 +116,7 @@ class Restorer:
         return is_running
 
     async def restore_all(self) -> None:
-        """Continue the gates and queues that somebody has ended in the last days.
+        """Continue the buckets and queues that somebody has ended in the last days.
 
         Their next event or call does that too, but it may never come, and they hold events and calls until a time.
         """
@@ -136,12 +136,12 @@ class Restorer:
             await asyncio.gather(*map(restore, ids))
             if len(ids) == _MOST_ENDED:
                 _logger.warning(
-                    "somebody has ended more gates and queues on Temporal than the %d that continue now; the others "
+                    "somebody has ended more buckets and queues on Temporal than the %d that continue now; the others "
                     "continue with their next event or call",
                     _MOST_ENDED,
                 )
         except RPCError as error:
-            _logger.warning("gates and queues that were ended on Temporal cannot be looked for: %s", error)
+            _logger.warning("buckets and queues that were ended on Temporal cannot be looked for: %s", error)
 
     async def _restore(self, workflow_id: str) -> bool:
         described = await describe(self._client, workflow_id)

@@ -16,13 +16,13 @@ from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
 from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
-from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
-from durably.engine.temporal.flow.gate_workflow import GateWorkflow
+from durably.engine.temporal.flow.bucket_workflow import BucketWorkflow
+from durably.engine.temporal.flow.limit_queue_workflow import LimitQueueWorkflow
 from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, Caller, StepRequests
+from durably.engine.temporal.runs.activities import ActivityCaller, CallActivities, StepRequests
 from durably.engine.temporal.runs.local_activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of
@@ -39,10 +39,10 @@ _COMMON_WORKFLOWS: Sequence[type] = (
     AppWorkflow,
     CronWorkflow,
     BulkWorkflow,
-    CallQueueWorkflow,
+    LimitQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
-    GateWorkflow,
+    BucketWorkflow,
     SignalWorkflow,
     SlotsWorkflow,
     TopicWorkflow,
@@ -105,7 +105,7 @@ class ProcessWorkers(list[AnyWorker]):
 def make_workers(
     client: Client,
     calls_queues: Sequence[str],
-    call: Caller,
+    call: ActivityCaller,
     *,
     router: Router,
     apps: AppSync,
@@ -127,7 +127,7 @@ def make_workers(
         workflows=_COMMON_WORKFLOWS,
         activities=[
             *local.activities,
-            *router.gates.activities,
+            *router.buckets.activities,
             *CronActivities(router).activities,
             bulk.apply_page,
         ],
@@ -154,7 +154,7 @@ def make_workers(
             activities=[
                 *CallActivities(client, call, requests, queue_slots, at_once).activities,
                 *local.activities,
-                *router.gates.activities,
+                *router.buckets.activities,
             ],
             tuner=tuner_of(queue_slots),
             max_concurrent_workflow_task_polls=_RUN_POLLS,

@@ -53,7 +53,7 @@ from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
 from durably.engine.temporal.routing.event_receiver import EventReceiver
 from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.call_messages import CheckpointInput
 from durably.engine.temporal.runs.run_record import Annotation
 from durably.engine.temporal.runs.sizes import (
@@ -172,7 +172,7 @@ class WorkflowEngine(LocalEngine):
         self._has_search_attributes = False
         self._closed = asyncio.Event()
 
-    def make_workers(self, calls_queues: Sequence[str], call: Caller) -> ProcessWorkers:
+    def make_workers(self, calls_queues: Sequence[str], call: ActivityCaller) -> ProcessWorkers:
         """The workers of a process, which makes calls of some task queues by ``call``."""
         self._call_queues = frozenset(calls_queues)
         return make_workers(

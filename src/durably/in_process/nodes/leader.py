@@ -33,7 +33,7 @@ from . import sockets
 from .follower import OPERATIONS, EngineMovedError, FollowerWorker, JoinRequest, answer_operation
 from .in_flight import InFlightCalls
 from .link import Link, Timing
-from .sockets import Entrance
+from .sockets import ProtocolDetector
 
 LOCK_NOTE = "in-process"
 """The note in the lock file. It says that the leader has a socket."""
@@ -62,7 +62,7 @@ class Leader:
         self._followers: set[FollowerWorker] = set()
         self._server: Acceptor | None = None
         self._api: web.AppRunner | None = None
-        self._undecided: set[Entrance] = set()
+        self._pending: set[ProtocolDetector] = set()
         self._make_http: asyncio.Future[Callable[[], asyncio.Protocol]] = asyncio.get_running_loop().create_future()
         self._socket = Path()
         self._engine: asyncio.Future[SqliteEngine] = asyncio.get_running_loop().create_future()
@@ -185,8 +185,8 @@ class Leader:
         if self._server is not None:
             await self._server.close()
             self._socket.unlink(missing_ok=True)
-        for entrance in list(self._undecided):
-            entrance.close()
+        for connection in list(self._pending):
+            connection.close()
         for follower in list(self._followers):
             if follower.link is not None:
                 follower.link.close()
@@ -234,7 +234,7 @@ class Leader:
         listener = sockets.listen(self._socket)
         self._server = Acceptor(
             listener,
-            lambda: Entrance(self._make_link, self._make_http, self._undecided),
+            lambda: ProtocolDetector(self._make_link, self._make_http, self._pending),
             name="the leader of the database",
             logger=_logger,
         )

@@ -129,13 +129,13 @@ def is_same_user(descriptor: int) -> bool:
     return bool(user == os.getuid())
 
 
-class Entrance(asyncio.Protocol):
+class ProtocolDetector(asyncio.Protocol):
     """A new connection at the leader's socket. Its first byte decides its protocol.
 
     A follower sends frames (``link``), and their first byte is 0. Everything else is HTTP, to the engine's API:
     ``durably runs --db …``, for example. HTTP waits until the engine has recovered its runs.
 
-    A connection that sends nothing is closed after ``SILENT_SECONDS``. ``undecided`` has the connections whose protocol
+    A connection that sends nothing is closed after ``SILENT_SECONDS``. ``pending`` has the connections whose protocol
     is not decided yet.
     """
 
@@ -143,11 +143,11 @@ class Entrance(asyncio.Protocol):
         self,
         make_link: Callable[[], asyncio.Protocol],
         make_http: "asyncio.Future[Callable[[], asyncio.Protocol]]",
-        undecided: "set[Entrance]",
+        pending: "set[ProtocolDetector]",
     ) -> None:
         self._make_link = make_link
         self._make_http = make_http
-        self._undecided = undecided
+        self._pending = pending
         self._silence: asyncio.TimerHandle | None = None
         self._received = bytearray()
         self._waiting: asyncio.Task[None] | None = None
@@ -158,7 +158,7 @@ class Entrance(asyncio.Protocol):
         if not is_same_user(int(transport.get_extra_info("socket").fileno())):
             self._transport.abort()
             return
-        self._undecided.add(self)
+        self._pending.add(self)
         self._silence = asyncio.get_running_loop().call_later(SILENT_SECONDS, self.close)
 
     def data_received(self, data: bytes) -> None:
@@ -178,7 +178,7 @@ class Entrance(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._undecided.discard(self)
+        self._pending.discard(self)
         if self._silence is not None:
             self._silence.cancel()
         if self._waiting is not None:
@@ -196,7 +196,7 @@ class Entrance(asyncio.Protocol):
         self._continue_with(make_http())
 
     def _continue_with(self, protocol: asyncio.Protocol) -> None:
-        self._undecided.discard(self)
+        self._pending.discard(self)
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.set_protocol(protocol)

@@ -68,7 +68,7 @@ _BROKEN = re.compile(
 )
 _AFTER_CONNECT = "call error after connection"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 2.0
-"""Between two attempts of ``connect_patiently``."""
+"""Between two attempts of ``connect_with_retries``."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _without_secrets(text: str, settings: ConnectionSettings) -> str:
     return text.replace(settings.api_key, "[redacted]") if settings.api_key else text
 
 
-async def connect_patiently(
+async def connect_with_retries(
     connect: Callable[..., Awaitable[Client]], note: Callable[[TemporalUnreachableError], None]
 ) -> Client:
     """Connect by ``Temporal.connect`` when the server answers.

@@ -34,7 +34,7 @@ class Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line, with control characters escaped."""
     click.echo(printable(line))
 

@@ -20,7 +20,7 @@ from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import workflow_types
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Gateway
-from durably.temporal.namespace.inspection import DEFAULT_LIMIT, Check, Inspector, Stuck
+from durably.temporal.namespace.inspection import DEFAULT_LIMIT, Check, Inspector, StuckWorkflow
 from durably.temporal.namespace.notices import DEFAULT_THRESHOLDS, Thresholds
 
 from . import CouldNotRunError, json_option, with_target
@@ -97,7 +97,7 @@ def make_check_command(load: Callable[..., CheckTarget], *, target: str | None =
 
 def run_check(
     target: CheckTarget,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     *,
     limit: int,
     activity_attempts: int,
@@ -122,7 +122,7 @@ def run_check(
     except RPCError as error:
         raise TemporalSettingsError(explain_refusal(error.message, target.temporal.settings)) from error
     for line in _to_json(found) if as_json else _to_text(found):
-        say(line)
+        print_line(line)
     return not found.stuck
 
 
@@ -144,7 +144,7 @@ def _to_json(found: Check) -> list[str]:
     return [printable_json(msgspec.json.encode(row).decode()) for row in rows]
 
 
-def _row(stuck: Stuck) -> dict[str, Any]:
+def _row(stuck: StuckWorkflow) -> dict[str, Any]:
     return {
         "workflow_id": stuck.workflow_id,
         "run_id": stuck.run_id,

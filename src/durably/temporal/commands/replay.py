@@ -32,7 +32,7 @@ from durably.temporal.replay.histories import (
 )
 from durably.temporal.replay.replayer import HistoryReplayer, TypeReport, replay_all
 
-from . import CouldNotRunError, json_option, say, with_target
+from . import CouldNotRunError, json_option, print_line, with_target
 
 ADVICE = (
     "Running workflows of this kind would stop after a deployment: guard the change with workflow.patched(), or let "
@@ -153,7 +153,7 @@ def _run(
         click.echo(printable_json(_to_json(reports)))
     else:
         for line in describe_reports(reports):
-            say(line)
+            print_line(line)
     if any(report.failures for report in reports):
         raise click.exceptions.Exit(1)
 

@@ -16,7 +16,7 @@ from durably.temporal.declarations import with_interceptor
 from durably.temporal.worker.process import run_worker_process
 from durably.temporal.worker.workers import DEFAULT_GRACE, Workers
 
-from . import Group, say, with_target
+from . import Group, print_line, with_target
 from .check import check_target, make_check_command
 from .declared import make_register_command, make_sync_schedules_command
 from .deployment import make_deployment_group
@@ -72,7 +72,7 @@ def make_group(
         def work() -> None:
             declarations = with_interceptor(temporal.workers, ActivityContext(context))
             workers = Workers(temporal, declarations, task_queues=task_queues, grace=timedelta(seconds=grace))
-            run_worker_process(temporal, workers, say=say, health=health, metrics=metrics)
+            run_worker_process(temporal, workers, print_line=print_line, health=health, metrics=metrics)
 
         if reload:
             run_with_reloader(work)

@@ -34,7 +34,7 @@ _OWNER = "durably-app"
 _FINGERPRINT = "durably-schedule"
 
 
-class Outcome(StrEnum):
+class SyncOutcome(StrEnum):
     CREATED = "created"
     UPDATED = "updated"
     UNCHANGED = "unchanged"
@@ -109,7 +109,7 @@ def _duration(span: timedelta) -> str:
 
 async def sync_schedules(
     temporal: Temporal, *, app: str | None = None, prune: bool = False, dry_run: bool = False
-) -> AsyncIterator[tuple[str, Outcome]]:
+) -> AsyncIterator[tuple[str, SyncOutcome]]:
     """Create and update the server's schedules as they are declared.
 
     Yields the id and outcome of each. With ``prune``, deletes schedules of the same ``app`` without a declaration. With
@@ -126,7 +126,7 @@ async def sync_schedules(
             continue
         if prune and not dry_run:
             await client.get_schedule_handle(listed.id).delete()
-        yield listed.id, Outcome.DELETED if prune else Outcome.UNDECLARED
+        yield listed.id, SyncOutcome.DELETED if prune else SyncOutcome.UNDECLARED
 
 
 async def schedule_owner(schedule: ScheduleDescription | ScheduleListDescription) -> str | None:
@@ -157,7 +157,7 @@ def declared_schedules(temporal: Temporal) -> dict[str, ScheduleDeclaration]:
 
 async def _sync(
     temporal: Temporal, client: Client, declaration: ScheduleDeclaration, app: str, dry_run: bool
-) -> Outcome:
+) -> SyncOutcome:
     fingerprint = _fingerprint(temporal, declaration)
     schedule = _schedule(temporal, declaration, fingerprint)
     handle = client.get_schedule_handle(declaration.id)
@@ -171,7 +171,7 @@ async def _sync(
         else:
             with _refusals(declaration.id):
                 await _create(client, declaration.id, schedule, app)
-        return Outcome.CREATED
+        return SyncOutcome.CREATED
     owner = await schedule_owner(described)
     if owner != app:
         raise TemporalSettingsError(
@@ -180,13 +180,13 @@ async def _sync(
             + ": give this one another id, or delete that one"
         )
     if await _known_fingerprint(client, described) == fingerprint:
-        return Outcome.UNCHANGED
+        return SyncOutcome.UNCHANGED
     if dry_run:
         check_spec(declaration)
     else:
         with _refusals(declaration.id):
             await _update(handle, schedule)
-    return Outcome.UPDATED
+    return SyncOutcome.UPDATED
 
 
 async def is_synced(

@@ -35,7 +35,7 @@ _NO_TASK_QUEUE = "replay"
 """The task queue of declarations without one: a replay needs none."""
 
 
-class Outcome(StrEnum):
+class ReplayOutcome(StrEnum):
     """The outcome of a replay.
 
     ``NONDETERMINISTIC``: the code differs from the history. ``ERROR``: the code raised, or blocked.
@@ -50,7 +50,7 @@ class Outcome(StrEnum):
     UNKNOWN_TYPE = "unknown_type"
 
 
-_FINE = (Outcome.REPLAYED, Outcome.SKIPPED)
+_FINE = (ReplayOutcome.REPLAYED, ReplayOutcome.SKIPPED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class ReplayResult:
     workflow_type: str
     workflow_id: str
     run_id: str
-    outcome: Outcome
+    outcome: ReplayOutcome
     source: str | None = None
     message: str = ""
     event_id: int | None = None
@@ -130,14 +130,14 @@ class HistoryReplayer:
         declaration = self._declaration_of(stored)
         if declaration is None:
             message = f"the app has no workflow {stored.workflow_type}, only {', '.join(self.workflow_types)}"
-            return _result(stored, Outcome.UNKNOWN_TYPE, message)
+            return _result(stored, ReplayOutcome.UNKNOWN_TYPE, message)
         completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
         if not any(event.event_type == completed for event in stored.history.events):
-            return _result(stored, Outcome.SKIPPED)
+            return _result(stored, ReplayOutcome.SKIPPED)
         recorded: list[RecordedTask] = []
         error = await self._run(stored, declaration, recorded.append)
         if error is None:
-            return _result(stored, Outcome.REPLAYED)
+            return _result(stored, ReplayOutcome.REPLAYED)
         return _failure(stored, error, recorded[-1] if recorded else None)
 
     async def _run(
@@ -192,14 +192,14 @@ def _failure(stored: StoredHistory, error: Exception, last: RecordedTask | None)
     if last is not None and last.error is not None:
         started = [each for each in stored.history.events if each.event_id == last.history_length]
         fault = find_fault(started, None, f"HistoryEvent(id: {last.history_length}")
-        return _result(stored, Outcome.ERROR, last.error, fault)
+        return _result(stored, ReplayOutcome.ERROR, last.error, fault)
     message = replay_error(error)
     if not isinstance(error, workflow.NondeterminismError):
-        return _result(stored, Outcome.ERROR, message)
-    return _result(stored, Outcome.NONDETERMINISTIC, message, find_fault(stored.history.events, last, message))
+        return _result(stored, ReplayOutcome.ERROR, message)
+    return _result(stored, ReplayOutcome.NONDETERMINISTIC, message, find_fault(stored.history.events, last, message))
 
 
-def _result(stored: StoredHistory, outcome: Outcome, message: str = "", fault: Fault = NO_FAULT) -> ReplayResult:
+def _result(stored: StoredHistory, outcome: ReplayOutcome, message: str = "", fault: Fault = NO_FAULT) -> ReplayResult:
     return ReplayResult(
         workflow_type=stored.workflow_type,
         workflow_id=stored.history.workflow_id,
@@ -228,7 +228,7 @@ class TypeReport:
     def add(self, result: ReplayResult) -> None:
         if result.failed:
             self.failures.append(result)
-        elif result.outcome is Outcome.SKIPPED:
+        elif result.outcome is ReplayOutcome.SKIPPED:
             self.skipped += 1
         else:
             self.replayed += 1

@@ -204,7 +204,7 @@ async def set_current_version(
         allow_no_pollers=allow_no_pollers,
     )
     call = client.workflow_service.set_worker_deployment_current_version
-    response = await _ask_patiently(name, lambda: call(request), wait)
+    response = await _call_with_retries(name, lambda: call(request), wait)
     await _wait_for_routing(client, name, wait)
     return response.previous_deployment_version.build_id or None
 
@@ -232,7 +232,7 @@ async def set_ramping_version(
         allow_no_pollers=allow_no_pollers,
     )
     call = client.workflow_service.set_worker_deployment_ramping_version
-    await _ask_patiently(name, lambda: call(request), wait)
+    await _call_with_retries(name, lambda: call(request), wait)
     await _wait_for_routing(client, name, wait)
 
 
@@ -268,7 +268,7 @@ async def _ask(name: str, call: Awaitable[Any]) -> Any:
         raise _refused(name, error) from error
 
 
-async def _ask_patiently(name: str, call: Callable[[], Awaitable[Any]], wait: dt.timedelta) -> Any:
+async def _call_with_retries(name: str, call: Callable[[], Awaitable[Any]], wait: dt.timedelta) -> Any:
     end = asyncio.get_running_loop().time() + wait.total_seconds()
     while True:
         try:

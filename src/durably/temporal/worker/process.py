@@ -33,11 +33,16 @@ from .workers import Workers, describe
 AFTER_GRACE = timedelta(seconds=5)
 """Time after the grace in which cancelled activities end and are reported."""
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def run_worker_process(
-    temporal: Temporal, workers: Workers, *, say: Say, health: str | None = None, metrics: str | None = None
+    temporal: Temporal,
+    workers: Workers,
+    *,
+    print_line: PrintLine,
+    health: str | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Work until a signal, or until the workers fail.
 
@@ -48,18 +53,20 @@ def run_worker_process(
     if metrics is not None:
         temporal.serve_metrics(metrics)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_work(temporal, workers, say, health, metrics))
+        asyncio.run(_work(temporal, workers, print_line, health, metrics))
 
 
-async def _work(temporal: Temporal, workers: Workers, say: Say, health: str | None, metrics: str | None) -> None:
+async def _work(
+    temporal: Temporal, workers: Workers, print_line: PrintLine, health: str | None, metrics: str | None
+) -> None:
     with contextlib.ExitStack() as context:
         if health is not None:
             served = context.enter_context(HealthServer(health, workers))
-            say(f"health at http://{served.address}/live and /ready")
+            print_line(f"health at http://{served.address}/live and /ready")
         stop = asyncio.Event()
         context.enter_context(_signals(stop.set))
         working = asyncio.create_task(workers.run())
-        reporting = asyncio.create_task(_report_start(workers, say, metrics))
+        reporting = asyncio.create_task(_report_start(workers, print_line, metrics))
         counting = asyncio.create_task(_count_stuck_workflows(temporal, workers)) if metrics is not None else None
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -68,23 +75,23 @@ async def _work(temporal: Temporal, workers: Workers, say: Say, health: str | No
             counting.cancel()
         stopping.cancel()
         if not working.done():
-            say(f"stopping; activities have {workers.grace.total_seconds():g} seconds to end")
+            print_line(f"stopping; activities have {workers.grace.total_seconds():g} seconds to end")
             await _stop(working, workers.grace)
         if not working.cancelled():
             working.result()
-        say("stopped")
+        print_line("stopped")
 
 
-async def _report_start(workers: Workers, say: Say, metrics: str | None) -> None:
+async def _report_start(workers: Workers, print_line: PrintLine, metrics: str | None) -> None:
     settings = workers.temporal.settings
-    say(f"connecting to {settings.address}, namespace {settings.namespace}")
+    print_line(f"connecting to {settings.address}, namespace {settings.namespace}")
     await workers.started()
     if metrics is not None:
-        say(f"metrics at http://{metrics}/metrics")
+        print_line(f"metrics at http://{metrics}/metrics")
     if workers.version is not None:
-        say(f"version {describe_version(workers.version)}")
+        print_line(f"version {describe_version(workers.version)}")
     for declaration in workers.declarations:
-        say(f"working on {describe(declaration)}")
+        print_line(f"working on {describe(declaration)}")
 
 
 async def _count_stuck_workflows(temporal: Temporal, workers: Workers) -> None:

@@ -79,7 +79,7 @@ async def test_the_invoker_of_a_cancelled_run_gets_the_reason(server: DevServer)
         assert "timeouts.finish" in await (await on_temporal.start("parent")).result()
 
 
-async def test_the_details_show_the_timeline(server: DevServer) -> None:
+async def test_details_list_the_last_changes_of_a_run(server: DevServer) -> None:
     app = make_client()
 
     @app.create_function(fn_id="steps", trigger=on(app, "steps"))

@@ -25,8 +25,8 @@ class EntrySlot(msgspec.Struct, frozen=True, array_like=True):
 class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """The data that a run carries for flow control.
 
-    ``position`` is the run's position in its function's queue: least first. ``throttle`` is the id of the bucket in which its
-    start is counted, ``singleton`` the bucket that it holds.
+    ``position`` is the run's position in its function's queue: least first. ``throttle`` is the id of the bucket that
+    counts its start, ``singleton`` the bucket that it holds.
     """
 
     position: int

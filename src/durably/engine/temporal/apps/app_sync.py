@@ -15,7 +15,7 @@ from durably.engine.core.flow.config import read_flow
 from durably.engine.core.policy import standard_backoff
 from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow.call_queue import has_leased_slots
+from durably.engine.temporal.flow.limit_queue import has_leased_slots
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord, RunPolicy, SyncInput, TriggerRecord
 from durably.engine.temporal.records import Records, Restorer

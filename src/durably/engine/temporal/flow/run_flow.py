@@ -14,9 +14,9 @@ from durably.engine.core.inputs import EndRun, WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import data_memo
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.messages import InvokerRecord, RunFlow, RunInput
+from durably.engine.temporal.messages import InvokerRecord, RunFlowState, RunInput
 
-from .call_queue_state import JoinInput, LeaveRecord
+from .limit_queue_state import JoinInput, LeaveRecord
 
 JOIN = "durably.join"
 RESTORE_QUEUE = "durably.restore_queue"
@@ -34,7 +34,7 @@ class RunFlowControl:
     def __init__(self, run: RunInput, cancel: Callable[[str], None]) -> None:
         self._run = run
         self._cancel = cancel
-        self._flow = run.flow or RunFlow()
+        self._flow = run.flow or RunFlowState()
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._joining: dict[int, asyncio.Task[None]] = {}
         self._sending: set[asyncio.Future[object]] = set()
@@ -143,7 +143,7 @@ class RunFlowControl:
         await _signal(queue, "leave", left)
 
     async def end(self, end: EndRun) -> None:
-        """Release everything, and report the end to steps that invoked the run by a gate."""
+        """Release everything, and report the end to steps that invoked the run by a bucket."""
         self._stop_timeout()
         self._has_ended = True
         for generation in list(self._waiting):

@@ -90,7 +90,7 @@ class Reruns:
             parent_step=None,
             copied=copied,
         )
-        return await self._router.gates.start(run, record)
+        return await self._router.buckets.start(run, record)
 
     async def _copied(self, given: RunInput, from_step: FromStep) -> CopiedMemos:
         """The memos that are older than a step's. Raises ``StepNotFoundError``."""

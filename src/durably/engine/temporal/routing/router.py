@@ -28,8 +28,8 @@ from durably.engine.scheduling.events import (
 )
 from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow.call_queue import run_flow_of
-from durably.engine.temporal.flow.gates import Gates, has_gates
+from durably.engine.temporal.flow.buckets import Buckets, has_buckets
+from durably.engine.temporal.flow.limit_queue import run_flow_of
 from durably.engine.temporal.ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
@@ -97,7 +97,7 @@ class Router:
         self.records = Records(client)
         self.cancellations = BulkCancellations(client, self.records)
         self.waits = Waits(client)
-        self.gates = Gates(client, self.records, self.run_input, self.start)
+        self.buckets = Buckets(client, self.records, self.run_input, self.start)
 
     # events
 
@@ -109,11 +109,11 @@ class Router:
         routes = await self.find_routes(event)
         delivery = routes.delivery
         if is_deduplicated or len(delivery) > 1:
-            await self._deliver_surely(delivery)
+            await self._deliver_with_retries(delivery)
         else:
             functions = await self.records.find_functions(delivery.function_ids)
             if any(_needs_workflow(function) for function in functions.values()):
-                await self._deliver_surely(delivery)
+                await self._deliver_with_retries(delivery)
             else:
                 await self._deliver(delivery, functions)
         return routes
@@ -150,7 +150,7 @@ class Router:
             record = self._event_of_run(sent, received)
             await self.deliver((await self.find_routes(record)).delivery)
 
-    async def _deliver_surely(self, delivery: DeliveryRecord) -> None:
+    async def _deliver_with_retries(self, delivery: DeliveryRecord) -> None:
         try:
             handle = await self._client.start_workflow(
                 EventWorkflow.run,
@@ -170,7 +170,7 @@ class Router:
         except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
             if not limit.expired():
                 raise
-            # Gates need a worker. If there is none, the workflow delivers the event later.
+            # Buckets need a worker. If there is none, the workflow delivers the event later.
             await self._expect_cancellations(delivery)
             return
         await handle.signal(DELIVERED)
@@ -179,7 +179,7 @@ class Router:
         """Deliver an event whose sender did not."""
         await self.deliver(delivery)
         for run in await self._cancellable_runs(delivery):
-            if not await self.waits.is_running(run.run_id):  # A gate has dropped the event, or it has ended already.
+            if not await self.waits.is_running(run.run_id):  # A bucket has dropped the event, or it has ended already.
                 await self.waits.leave(LeaveInput(cancel_waits(run)))
 
     async def _expect_cancellations(self, delivery: DeliveryRecord) -> None:
@@ -198,7 +198,7 @@ class Router:
             )
 
     async def _cancellable_runs(self, delivery: DeliveryRecord) -> list[RunInput]:
-        """The runs that an event starts now, or would if their gates had a worker."""
+        """The runs that an event starts now, or would if their buckets had a worker."""
         functions = (await self.records.find_functions(delivery.function_ids)).values()
         starts = [each for each in functions if each.is_active and each.config.cancel and not _is_held(each)]
         return [self.run_input(function, (delivery.event,)) for function in starts]
@@ -208,7 +208,7 @@ class Router:
     async def _trigger(self, function_id: str, event: EventRecord, known: FunctionRecord | None = None) -> None:
         function = known or await self.records.find_function(function_id)
         if function is not None and function.is_active:
-            await self.gates.trigger(function, event)
+            await self.buckets.trigger(function, event)
 
     def run_input(self, record: FunctionRecord, events: tuple[EventRecord, ...]) -> RunInput:
         """The run of a function for events.
@@ -308,14 +308,14 @@ class Router:
             return ResolvedInvocation(error=runaway)
         await self.deliver(await self._find_others(record, function_id))
         run = self.run_input(function, (record,))
-        if not has_gates(function.config):
+        if not has_buckets(function.config):
             run = await self.cancellations.apply(run, function)
         if run.outcome is not None:
             await self.start(run, function)
             return ResolvedInvocation(error=run.outcome.error)
-        if has_gates(function.config):
+        if has_buckets(function.config):
             invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
-            await self.gates.trigger(function, msgspec.structs.replace(record, invoker=invoker))
+            await self.buckets.trigger(function, msgspec.structs.replace(record, invoker=invoker))
             return ResolvedInvocation(run_id=None if function.config.batch_events else run.run_id)
         await self._listen_for_cancellations(run)
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
@@ -347,7 +347,7 @@ class Router:
         record = EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), at=now)
         others = await self._find_others(record, function_id)
         function_ids = (function_id, *others.function_ids)
-        await self._deliver_surely(msgspec.structs.replace(others, function_ids=function_ids))
+        await self._deliver_with_retries(msgspec.structs.replace(others, function_ids=function_ids))
         return make_run_id(now, event_id, function_id)
 
     async def route_to(self, function_id: str, event: EventRecord) -> None:
@@ -377,7 +377,7 @@ def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict
 
 def _needs_workflow(function: FunctionRecord) -> bool:
     """Whether a start of the function takes several requests."""
-    return bool(function.config.cancel) or has_gates(function.config)
+    return bool(function.config.cancel) or has_buckets(function.config)
 
 
 def _is_held(function: FunctionRecord) -> bool:

@@ -198,7 +198,7 @@ class WaitWorkflow:
             self._deliveries.append(PendingDelivery(event, (), unmatched))  # Conditions may be slow.
 
     async def _sleep(self) -> None:
-        """Wait for a signal, or for the time-out of a wait."""
+        """Wait for a signal, or for the timeout of a wait."""
         waits, deliveries = len(self._waits), len(self._deliveries)
         until = min((wait.until for wait in self._waits.values() if wait.until is not None), default=None)
         seconds = None if until is None else max((until - now()) / 1000, 0.001)

@@ -60,7 +60,7 @@ _logger = get_logger("durably.engine")
 
 @asynccontextmanager
 async def heartbeats() -> AsyncIterator[None]:
-    """Send a heartbeat after each half of the activity's time-out.
+    """Send a heartbeat after each half of the activity's timeout.
 
     Heartbeats are billed, and most calls are shorter.
     """
@@ -136,7 +136,7 @@ class StepRequests:
             self._bytes -= dropped[1]
 
 
-class Caller(Protocol):
+class ActivityCaller(Protocol):
     """Makes calls to an app, in this process or over HTTP."""
 
     async def __call__(self, call: CallInput, data: CallData) -> Answer: ...
@@ -152,7 +152,7 @@ class CallActivities:
     def __init__(
         self,
         client: Client,
-        call: Caller,
+        call: ActivityCaller,
         requests: StepRequests,
         slots: CallSlots,
         at_once: asyncio.Semaphore,

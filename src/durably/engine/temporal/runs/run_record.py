@@ -265,7 +265,7 @@ _NOTES: dict[type[Any], Callable[[RunRecord, Any, int], None]] = {
 }
 
 
-class RunTimeline:
+class RunDetails:
     """The last lines of a run's timeline.
 
     ``workflow.set_current_details`` shows them; it adds nothing to histories.

@@ -66,7 +66,7 @@ _LONGEST_CHECK = 43_200_000
 _ERROR_OR_NONE: Any = ErrorData | None
 
 
-class Listening:
+class RegisteredWaits:
     """The waits of a run that are registered outside of it, and its last events. Pure.
 
     An event may be delivered again after a crash. It ends no wait that began after its first delivery. No event that
@@ -75,19 +75,19 @@ class Listening:
 
     def __init__(self, run: RunInput) -> None:
         self._registered: dict[str, Registered] = {wait.step_id: wait for wait in cancel_waits(run)}
-        self._got = [event.id for event in run.events]
+        self._received_ids = [event.id for event in run.events]
 
     @property
-    def got(self) -> tuple[str, ...]:
+    def received_ids(self) -> tuple[str, ...]:
         """The ids of the last events that the run got."""
-        return tuple(self._got[-MAX_IGNORED:])
+        return tuple(self._received_ids[-MAX_IGNORED:])
 
     def begin(self, registered: Registered) -> None:
         self._registered[registered.step_id] = registered
 
     def note_delivered(self, delivery: Delivery) -> None:
         """Note that an event ends a wait. An exact wait was removed by the event itself."""
-        self._got.append(delivery.event.id)
+        self._received_ids.append(delivery.event.id)
         registered = self._registered.get(delivery.step_id)
         if isinstance(registered, WaitRecord) and registered.is_exact:
             self.forget(delivery.step_id)
@@ -127,7 +127,7 @@ class RunWaits:
         A worker registered the wait, and ended before it stored the op. So the next workflow task has the message
         first."""
         self._handling_early: set[asyncio.Task[None]] = set()
-        self._listening = Listening(context.run)
+        self._registered_waits = RegisteredWaits(context.run)
         self._leaving: set[asyncio.Task[None]] = set()
 
     def add(self, step_id: str, task: "asyncio.Task[None]") -> None:
@@ -138,7 +138,7 @@ class RunWaits:
         task = self._tasks.pop(step_id, None)
         if task is not None:
             stop(task)
-        left = self._listening.close(step_id)
+        left = self._registered_waits.close(step_id)
         if left is not None:
             self._leaving.add(leaving := self._context.spawn(self._leave, left))
             leaving.add_done_callback(self._leaving.discard)
@@ -152,7 +152,7 @@ class RunWaits:
 
     async def leave_all(self) -> None:
         """Remove the waits of a run that has ended."""
-        left = self._listening.close_all()
+        left = self._registered_waits.close_all()
         if left is not None:
             await self._leave(left)
         while self._leaving:
@@ -176,7 +176,7 @@ class RunWaits:
         if wait is None:
             self._keep_early(delivery)
         elif self._meets(delivery, wait.expression):
-            self._listening.note_delivered(delivery)
+            self._registered_waits.note_delivered(delivery)
             self._context.apply(WaitResolved(delivery.step_id, bytes(delivery.event.body)))
 
     def _meets(self, delivery: Delivery, expression: str | None) -> bool:
@@ -187,7 +187,7 @@ class RunWaits:
 
     def resolve(self, resolved: WaitResolved) -> None:
         if any(wait.step_id == resolved.step_id for wait in self._context.state.waits):
-            self._listening.forget(resolved.step_id)
+            self._registered_waits.forget(resolved.step_id)
             self._context.apply(resolved)
         else:
             self._keep_early(resolved)
@@ -211,11 +211,13 @@ class RunWaits:
     # sleeps, events and signals
 
     def sleep(self, command: Sleep) -> None:
-        self.add(command.step_id, self._context.spawn(self._time_out, command.step_id, command.until, command.name))
+        self.add(
+            command.step_id, self._context.spawn(self._end_at_timeout, command.step_id, command.until, command.name)
+        )
 
-    async def _time_out(self, step_id: str, until: int, summary: str) -> None:
+    async def _end_at_timeout(self, step_id: str, until: int, summary: str) -> None:
         await workflow.sleep(max(until - now(), 1) / 1000, summary=summary)
-        self._listening.forget(step_id)
+        self._registered_waits.forget(step_id)
         self._context.apply(TimerFired(step_id))
 
     def await_event(self, command: AwaitEvent) -> None:
@@ -230,10 +232,10 @@ class RunWaits:
             path=key.path,
             value=key.value,
             is_exact=key.is_exact,
-            ignored=self._listening.got,
+            ignored=self._registered_waits.received_ids,
             condition=condition_of(command.expression, self._context.triggers[0].fields),
         )
-        self._listening.begin(record)
+        self._registered_waits.begin(record)
         registered = self._register(self._register_event, record, command.name)
         self.add(command.step_id, self._context.spawn(self._time_out_after, registered, command))
 
@@ -251,7 +253,7 @@ class RunWaits:
             replaces=command.replaces,
             until=command.until,
         )
-        self._listening.begin(record)
+        self._registered_waits.begin(record)
         registered = self._register(self._register_signal, record, command.name)
         self.add(command.step_id, self._context.spawn(self._time_out_after, registered, command))
 
@@ -260,7 +262,7 @@ class RunWaits:
             WAIT_FOR_SIGNAL, record, result_type=bool, start_to_close_timeout=LOCAL_TIMEOUT, summary=name
         )
         if not taken:
-            self._listening.forget(record.step_id)
+            self._registered_waits.forget(record.step_id)
             self._context.apply(SignalConflicted(record.step_id, record.signal))
 
     def _register(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> "asyncio.Task[None]":
@@ -271,7 +273,7 @@ class RunWaits:
 
     async def _time_out_after(self, registered: "asyncio.Task[None]", command: AwaitEvent | AwaitSignal) -> None:
         await workflow.wait([registered])  # It continues if the wait ends before, so that leaving comes after it.
-        await self._time_out(command.step_id, command.until, f"{command.name} times out")
+        await self._end_at_timeout(command.step_id, command.until, f"{command.name} times out")
 
     # invocations
 
@@ -309,7 +311,7 @@ class RunWaits:
         if resolved.run is None:
             if resolved.run_id is not None and not await self._is_to_report(command, resolved.run_id):
                 return
-            await self._time_out(command.step_id, command.until, f"{command.name} times out")
+            await self._end_at_timeout(command.step_id, command.until, f"{command.name} times out")
             return
         child = self._context.spawn(self._run_child, command, resolved.run)
         done, _ = await workflow.wait([child], timeout=max(command.until - now(), 1) / 1000)

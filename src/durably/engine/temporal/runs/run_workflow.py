@@ -54,7 +54,7 @@ from .local_activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from .run_calls import RunCalls
 from .run_changes import RunChanges
 from .run_context import RunContext
-from .run_record import Annotation, RecordPage, RunRecord, RunSummary, RunTimeline, StepsPage, steps_page
+from .run_record import Annotation, RecordPage, RunDetails, RunRecord, RunSummary, StepsPage, steps_page
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 
@@ -71,7 +71,7 @@ class RunWorkflow:
         self._context = RunContext(run, self._apply)
         self._calls = RunCalls(self._context)
         self._waits = RunWaits(self._context)
-        self._timeline = RunTimeline()
+        self._details = RunDetails()
         self._policy = _make_policy(run.policy)
         self._deferred: dict[str, tuple[str, bytes]] = {}
         """Functions to start at the end, and their data, by step."""
@@ -244,7 +244,7 @@ class RunWorkflow:
         self._changes.note(commands)
         self._calls.stop_given_up()
         for command in commands:
-            self._timeline.note(command)
+            self._details.note(command)
             _COMMANDS[type(command)](self, command)
         self._check_history()
 

@@ -65,7 +65,7 @@ class CallSlots(CustomSlotSupplier):
         """Wait until returned calls have gone elsewhere.
 
         The server may give one to a poll of this worker that has begun. If the worker is shut down at that time, the
-        call is lost until its heartbeat time-out.
+        call is lost until its heartbeat timeout.
         """
         while self._has_polls and (left := self._last_return + _RETURN_SECONDS - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):

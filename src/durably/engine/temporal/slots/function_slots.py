@@ -19,7 +19,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
 """Between requests for slots that other processes hold."""
 _RENEWAL_SECONDS = 10.0
 """The same for a process that has slots. It asks for more when it renews them."""
-_TURN_SECONDS = 2.0
+_MIN_SHARE_SECONDS = 2.0
 """Time for which a function keeps its turn, or each call would move a slot."""
 ReadLimit = Callable[[str], Awaitable[int | None]]
 """The present limit of a function; ``None`` if it has none."""
@@ -41,9 +41,9 @@ class FunctionSlots:
         """The slots that other processes leave to this one."""
         self.local_share: int | None = None
         """The slots that other functions of this process leave to this one."""
-        self.last_turn = 0.0
+        self.last_share_at = 0.0
         """The time at which its last call ended, or a request got no slot."""
-        self.turn_end = 0.0
+        self.share_ends_at = 0.0
         self.limit: int | None = MAX_COUNT
         self.limit_read_at = -math.inf
         self.unlimited_until = 0.0
@@ -83,14 +83,14 @@ class FunctionSlots:
         return min(needed, max(0, most - self.held))
 
     def begin_call(self, now: float) -> None:
-        if now >= self.turn_end:
-            self.turn_end = now + _TURN_SECONDS
+        if now >= self.share_ends_at:
+            self.share_ends_at = now + _MIN_SHARE_SECONDS
         self.in_use += 1
         self.most_used = max(self.most_used, self.in_use)
 
     def end_call(self, now: float) -> None:
         self.in_use -= 1
-        self.last_turn = now
+        self.last_share_at = now
 
     def note_request(self, now: float, *, has_slots: bool) -> None:
         """Note whether a request for slots has brought some."""
@@ -100,7 +100,7 @@ class FunctionSlots:
         else:
             self._pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self._pause), _LONGEST_PAUSE_SECONDS)
             self.next_request = now + (_RENEWAL_SECONDS if self.held else self._pause)
-            self.last_turn = now
+            self.last_share_at = now
 
     def wake(self) -> None:
         """Let waiting calls look whether they may start."""
@@ -121,8 +121,10 @@ def fair_shares(pools: list[FunctionSlots], most: int, now: float) -> dict[Funct
     """
     demands = {pool: demand for pool in pools if (demand := pool.demand_at(now))}
     if len(demands) > most:
-        turns = sorted(demands, key=lambda pool: (pool.in_use == 0 and now >= pool.turn_end, pool.last_turn))[:most]
-        demands = {pool: demands[pool] for pool in turns}
+        served = sorted(demands, key=lambda pool: (pool.in_use == 0 and now >= pool.share_ends_at, pool.last_share_at))[
+            :most
+        ]
+        demands = {pool: demands[pool] for pool in served}
     shares = dict.fromkeys(pools, 0)
     left = most
     for index, pool in enumerate(sorted(demands, key=demands.__getitem__)):

@@ -8,7 +8,7 @@ import time
 USE_SECONDS = 20.0
 """Seconds after a request for which the process uses the slots of its answer. A third of it is the time of renewals."""
 LEASE_SECONDS = 45.0
-"""Seconds for which the slots count as held: ``USE_SECONDS``, the heartbeat time-out of calls, and 5 s more. So the
+"""Seconds for which the slots count as held: ``USE_SECONDS``, the heartbeat timeout of calls, and 5 s more. So the
 server has given up the calls of a process that does not respond when others get its slots."""
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)

@@ -14,7 +14,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from durably.engine.core.flow.config import read_flow
-from durably.engine.temporal.flow.call_queue import leased_limit
+from durably.engine.temporal.flow.limit_queue import leased_limit
 from durably.engine.temporal.ids import slots_workflow_id
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.workflow_requests import update_with_start

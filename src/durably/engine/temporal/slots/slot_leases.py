@@ -21,7 +21,7 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
 """Between requests without an answer."""
 _RELEASE_SECONDS = 2.0
 
-_PATIENCE_SECONDS = 1.0
+_ANSWER_SECONDS = 1.0
 """The least time that a request waits for slots if other functions could use them. It is longer if answers are slow."""
 
 _SILENT_SECONDS = 3.0
@@ -79,7 +79,7 @@ class SlotLeases:
         self._is_closed = False
         self._is_short = False
         """Whether functions want more slots than the process may have."""
-        self._patience = _PATIENCE_SECONDS
+        self._answer_timeout = _ANSWER_SECONDS
 
     def add(self, function_id: str) -> CallSlots:
         """The slots of a temporalio worker that makes the calls of a function."""
@@ -88,14 +88,14 @@ class SlotLeases:
         return pool.calls
 
     @asynccontextmanager
-    async def slot(self, function_id: str, patience: float) -> AsyncIterator[None]:
+    async def slot(self, function_id: str, timeout: float) -> AsyncIterator[None]:
         """A slot for a call, while its lease lasts.
 
         Raises ``SlotLostError`` if the lease ends before the call, even if the process notices it later, and
-        ``SlotsClosedError`` after ``patience`` seconds without a slot.
+        ``SlotsClosedError`` after ``timeout`` seconds without a slot.
         """
         pool = self._pools[function_id]
-        await self._wait(pool, patience)
+        await self._wait(pool, timeout)
         if pool.unlimited_until:
             yield
             return
@@ -154,9 +154,9 @@ class SlotLeases:
 
     # calls
 
-    async def _wait(self, pool: FunctionSlots, patience: float) -> None:
+    async def _wait(self, pool: FunctionSlots, timeout: float) -> None:
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 while not (self._is_closed or pool.calls.is_closed):
                     if self._may_start(pool):
                         return
@@ -323,7 +323,7 @@ class SlotLeases:
         asking = asyncio.ensure_future(self._send(request))
         self._asking.add(asking)
         asking.add_done_callback(self._forget)
-        unanswered_at, is_noted = sent_at + self._patience, False
+        unanswered_at, is_noted = sent_at + self._answer_timeout, False
         while not asking.done():
             next_at = self._lease.next_renewal if self._has_lease else sent_at + lease_time.USE_SECONDS / 2
             if self._is_due(request) or lease_time.now() >= next_at:
@@ -331,7 +331,7 @@ class SlotLeases:
                 return None
             if self._is_short and not is_noted and lease_time.now() >= unanswered_at:
                 is_noted = True
-                self._patience = min(2 * self._patience, lease_time.USE_SECONDS / 3)
+                self._answer_timeout = min(2 * self._answer_timeout, lease_time.USE_SECONDS / 3)
                 self._note_slots(request)
                 continue
             self._changed.clear()
@@ -342,7 +342,7 @@ class SlotLeases:
                 await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 change.cancel()
-        self._patience = min(max(_PATIENCE_SECONDS, 2 * (lease_time.now() - sent_at)), lease_time.USE_SECONDS / 3)
+        self._answer_timeout = min(max(_ANSWER_SECONDS, 2 * (lease_time.now() - sent_at)), lease_time.USE_SECONDS / 3)
         return asking.result()
 
     def _renew_late(self, lease: _Lease, sent_at: float, asking: asyncio.Future[LeaseAnswer]) -> None:

@@ -1,4 +1,4 @@
-"""The workflow of a gate. It ends when the gate holds nothing."""
+"""The workflow of a bucket. It ends when the bucket holds nothing."""
 
 import asyncio
 import datetime as dt
@@ -8,10 +8,10 @@ from temporalio.exceptions import ApplicationError
 
 from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
 
-from .gate import Gate, GateAnswer, GateOutcome, GateRequest, GateState
+from .bucket import BucketAnswer, BucketOutcome, BucketRequest, BucketState, FlowBucket
 
 ASK_RATE_LIMIT = "durably.ask_rate_limit"
-GATE_CONTINUES = "GateContinues"
+BUCKET_CONTINUES = "GateContinues"
 START_HELD = "durably.start_held"
 FIND_ENDED = "durably.find_ended"
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
@@ -22,82 +22,82 @@ _REPEATS_AFTER_OUTAGE = 60_000
 
 
 @workflow.defn(name="durably.Gate", sandboxed=False)
-class GateWorkflow:
+class BucketWorkflow:
     @workflow.init
-    def __init__(self, state: GateState) -> None:
-        self._gate = Gate(unpack(state))
+    def __init__(self, state: BucketState) -> None:
+        self._bucket = FlowBucket(unpack(state))
         self._turn = asyncio.Lock()
         self._is_changed = True
         self._is_closing = False
         self._timer = EarliestTimer(self._wake)
 
     @workflow.run
-    async def run(self, state: GateState) -> None:
-        await workflow.wait_condition(lambda: self._gate.state.option is not None)
+    async def run(self, state: BucketState) -> None:
+        await workflow.wait_condition(lambda: self._bucket.state.option is not None)
         while True:
             self._is_changed = False
-            self._gate.fire(now())
+            self._bucket.fire(now())
             await self._start_held()
-            if self._is_idle and self._gate.is_empty:
+            if self._is_idle and self._bucket.is_empty:
                 return
             if history_is_long():
                 self._is_closing = True
                 await workflow.wait_condition(workflow.all_handlers_finished)
-                workflow.continue_as_new(pack(self._gate.state))
-            self._timer.set(self._gate.due())
+                workflow.continue_as_new(pack(self._bucket.state))
+            self._timer.set(self._bucket.due())
             await workflow.wait_condition(lambda: self._is_changed)
 
     @workflow.update(name="admit")
-    async def admit(self, request: GateRequest) -> GateAnswer:
+    async def admit(self, request: BucketRequest) -> BucketAnswer:
         """The answer to an event. The same event always gets the same one."""
         async with self._turn:
-            self._gate.state.option = request.option
-            answer = self._gate.find_answer(request.event_id)
+            self._bucket.state.option = request.option
+            answer = self._bucket.find_answer(request.event_id)
             if answer is None:
                 answer = await self._decide(request)
         self._is_changed = True
         return answer
 
     @admit.validator
-    def check_open(self, request: GateRequest) -> None:
+    def check_open(self, request: BucketRequest) -> None:
         """Refuse events while the workflow ends this execution. Senders ask again."""
         if self._is_closing:
-            raise ApplicationError("the gate continues in another execution", type=GATE_CONTINUES)
+            raise ApplicationError("the bucket continues in another execution", type=BUCKET_CONTINUES)
 
     @workflow.signal(name="release")
     def release(self, run_id: str) -> None:
         """A run has ended."""
-        self._gate.release_run(run_id)
+        self._bucket.release_run(run_id)
         self._is_changed = True
 
     @property
     def _is_idle(self) -> bool:
         return not self._is_changed and workflow.all_handlers_finished()
 
-    async def _decide(self, request: GateRequest) -> GateAnswer:
-        gate = self._gate
-        gate.fire(now())
-        if request.rate_limit is not None and gate.check(request, now()).outcome is GateOutcome.ADMITTED:
-            answer: GateAnswer = await workflow.execute_local_activity(
-                ASK_RATE_LIMIT, request, result_type=GateAnswer, start_to_close_timeout=_LOCAL_TIMEOUT
+    async def _decide(self, request: BucketRequest) -> BucketAnswer:
+        bucket = self._bucket
+        bucket.fire(now())
+        if request.rate_limit is not None and bucket.check(request, now()).outcome is BucketOutcome.ADMITTED:
+            answer: BucketAnswer = await workflow.execute_local_activity(
+                ASK_RATE_LIMIT, request, result_type=BucketAnswer, start_to_close_timeout=_LOCAL_TIMEOUT
             )
-            if answer.outcome is GateOutcome.SKIPPED:
+            if answer.outcome is BucketOutcome.SKIPPED:
                 return answer
-        singleton, holder = request.option.options.singleton, gate.holder
+        singleton, holder = request.option.options.singleton, bucket.holder
         if singleton is not None and singleton.mode == "skip" and holder is not None:
             for ended in await workflow.execute_local_activity(
                 FIND_ENDED, [holder], result_type=list[str], start_to_close_timeout=_LOCAL_TIMEOUT
             ):
-                gate.release_run(ended)
-        return gate.admit(request, now())
+                bucket.release_run(ended)
+        return bucket.admit(request, now())
 
     async def _start_held(self) -> None:
-        while self._gate.state.releases:
-            held = self._gate.state.releases[0]
+        while self._bucket.state.releases:
+            held = self._bucket.state.releases[0]
             await workflow.execute_local_activity(START_HELD, held, start_to_close_timeout=_LOCAL_TIMEOUT)
-            self._gate.state.releases.pop(0)
+            self._bucket.state.releases.pop(0)
 
     def _wake(self, due: int) -> None:
         if now() > due + _LATE:
-            self._gate.keep_answers(now() + _REPEATS_AFTER_OUTAGE)
+            self._bucket.keep_answers(now() + _REPEATS_AFTER_OUTAGE)
         self._is_changed = True

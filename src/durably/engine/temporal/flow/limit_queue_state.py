@@ -12,7 +12,7 @@ from durably.engine.core.flow.queue_entries import ConcurrencyKey, Limit, Queued
 from durably.engine.core.flow.rates import Level
 from durably.protocol.options import FunctionOptions
 
-from .gate import Holder
+from .bucket import ActiveRun
 
 
 class JoinInput(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -40,7 +40,7 @@ class LeaveRecord(msgspec.Struct, frozen=True, array_like=True):
     generation: int
 
 
-class HeldSlots(msgspec.Struct, frozen=True, array_like=True):
+class SlotHolder(msgspec.Struct, frozen=True, array_like=True):
     run_key: int
     generation: int
     buckets: tuple[str, ...]
@@ -53,18 +53,18 @@ class ThrottleLevel(msgspec.Struct, frozen=True, array_like=True):
     ready_at: int | None = None
 
 
-class CallQueueState(msgspec.Struct, omit_defaults=True):
+class LimitQueueState(msgspec.Struct, omit_defaults=True):
     """The state of a queue.
 
     ``runs`` are by their keys, ``calls`` by the ids of their concurrency keys. ``joined`` and ``left`` are not settled.
     """
 
     options: dict[str, FunctionOptions] = {}
-    runs: dict[int, Holder] = {}
+    runs: dict[int, ActiveRun] = {}
     next_key: int = 1
     keys: list[ConcurrencyKey] = []
     calls: dict[str, list[QueuedCall]] = {}
-    made: list[HeldSlots] = []
+    made: list[SlotHolder] = []
     throttles: dict[str, ThrottleLevel] = {}
     joined: list[JoinRecord] = []
     left: list[LeaveRecord] = []
@@ -84,7 +84,7 @@ class QueueCounts(msgspec.Struct, frozen=True):
 
 
 class MemoryRows(QueueRows):
-    def __init__(self, state: CallQueueState) -> None:
+    def __init__(self, state: LimitQueueState) -> None:
         self._keys = {key.id: key for key in state.keys}
         self._calls = {key_id: [QueuedCall(*call) for call in calls] for key_id, calls in state.calls.items()}
         self._key_of = {
@@ -100,10 +100,10 @@ class MemoryRows(QueueRows):
         for run_key, generation in (*self._key_of, *self._made):
             self._by_run.setdefault(run_key, set()).add(generation)
 
-    def write_to(self, state: CallQueueState) -> None:
+    def write_to(self, state: LimitQueueState) -> None:
         state.keys = list(self._keys.values())
         state.calls = self._calls
-        state.made = [HeldSlots(*call, buckets) for call, buckets in self._made.items()]
+        state.made = [SlotHolder(*call, buckets) for call, buckets in self._made.items()]
         state.throttles = self._throttles
 
     # what the workflow asks

@@ -1,6 +1,6 @@
-"""A gate: the decisions of one option about the events with one key.
+"""A bucket: the decisions of one option about the events with one key.
 
-The decisions are those of ``engine.core.flow``. A gate keeps the state of one bucket, the events that a debounce or a
+The decisions are those of ``engine.core.flow``. A bucket keeps the state of one bucket, the events that a debounce or a
 batch holds, and the run that holds a singleton. Pure.
 
 Messages and state are in histories: fields are only ever added.
@@ -42,48 +42,48 @@ _OPTION_OF = {
     BucketKind.DEBOUNCE: "debounce",
     BucketKind.SINGLETON: "singleton",
 }
-GATED = tuple(_OPTION_OF.values())
+EVENT_OPTIONS = tuple(_OPTION_OF.values())
 """The options that decide about events."""
 
 
-class GateOption(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The option of a gate, without its key.
+class BucketOption(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The option of a bucket, without its key.
 
-    ``options`` has this one only. ``gate_id`` is the id of the workflow.
+    ``options`` has this one only. ``workflow_id`` is the id of the workflow.
     """
 
-    gate_id: str
+    workflow_id: str = msgspec.field(name="gate_id")
     function_id: str
     kind: BucketKind
     options: FunctionOptions
 
 
-class GateRequest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An event at a gate: the argument of the Update ``admit``.
+class BucketRequest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """An event at a bucket: the argument of the Update ``admit``.
 
-    ``ts`` is the event's time, ``size`` its bytes. ``event`` is given to gates that hold it, ``run_id`` to that of a
-    singleton. ``rate_limit`` is the gate that an event passes after that of ``idempotency``.
+    ``ts`` is the event's time, ``size`` its bytes. ``event`` is given to buckets that hold it, ``run_id`` to that of a
+    singleton. ``rate_limit`` is the bucket that an event passes after that of ``idempotency``.
     """
 
-    option: GateOption
+    option: BucketOption
     event_id: str
     ts: int
     size: int
     event: EventRecord | None = None
     run_id: str = ""
-    rate_limit: GateOption | None = None
+    rate_limit: BucketOption | None = None
 
 
-class GateOutcome(StrEnum):
+class BucketOutcome(StrEnum):
     ADMITTED = "admitted"
     SKIPPED = "skipped"
     HELD = "held"
 
 
-class GateAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
+class BucketAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """``cancels`` is the run whose place the new one takes."""
 
-    outcome: GateOutcome
+    outcome: BucketOutcome
     reason: SkipReason | None = None
     cancels: str | None = None
 
@@ -91,7 +91,7 @@ class GateAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 class AnsweredEvent(msgspec.Struct, frozen=True, array_like=True):
     """An answer that is repeated for the same event until a time."""
 
-    answer: GateAnswer
+    answer: BucketAnswer
     until: int
 
 
@@ -106,14 +106,14 @@ class HeldEvents(msgspec.Struct, frozen=True, omit_defaults=True):
     replaced: bool = False
 
 
-class Holder(msgspec.Struct, frozen=True, array_like=True):
+class ActiveRun(msgspec.Struct, frozen=True, array_like=True):
     """A run that holds a singleton, or slots, ``since`` a time."""
 
     run_id: str
     since: int
 
 
-class GateBucket(msgspec.Struct, frozen=True, omit_defaults=True):
+class StoredBucket(msgspec.Struct, frozen=True, omit_defaults=True):
     """``state`` is that of ``engine.core.flow``, encoded."""
 
     state: bytes
@@ -121,19 +121,19 @@ class GateBucket(msgspec.Struct, frozen=True, omit_defaults=True):
     expires: int | None = None
 
 
-class GateState(msgspec.Struct, omit_defaults=True):
-    """The state of a gate.
+class BucketState(msgspec.Struct, omit_defaults=True):
+    """The state of a bucket.
 
     ``events`` are those that it holds, ``holders`` the one of a singleton, both by key.
 
     ``releases`` are the events that have left it, and for which it starts a run.
     """
 
-    option: GateOption | None = None
-    bucket: GateBucket | None = None
+    option: BucketOption | None = None
+    bucket: StoredBucket | None = None
     next_key: int = 1
     events: dict[int, EventRecord] = {}
-    holders: dict[int, Holder] = {}
+    holders: dict[int, ActiveRun] = {}
     answers: dict[str, AnsweredEvent] = {}
     releases: list[HeldEvents] = []
     packed: bytes = b""
@@ -143,33 +143,33 @@ def has_option(options: FunctionOptions, kind: BucketKind) -> bool:
     return bool(getattr(options, _OPTION_OF[kind]))
 
 
-def option_of_gate(gate_id: str, flow: Flow, kind: BucketKind) -> GateOption:
+def option_of_bucket(workflow_id: str, flow: Flow, kind: BucketKind) -> BucketOption:
     name = _OPTION_OF[kind]
     option = getattr(flow.options, name)
     if kind is not BucketKind.IDEMPOTENCY:
         unkeyed = {"if_exp": None} if kind is BucketKind.BATCH else {}
         option = msgspec.structs.replace(option, key=None, **unkeyed)
-    return GateOption(gate_id, flow.function_id, kind, FunctionOptions(**{name: option}))
+    return BucketOption(workflow_id, flow.function_id, kind, FunctionOptions(**{name: option}))
 
 
-class Gate:
-    def __init__(self, state: GateState) -> None:
+class FlowBucket:
+    def __init__(self, state: BucketState) -> None:
         self.state = state
 
     @property
-    def holder(self) -> Holder | None:
+    def holder(self) -> ActiveRun | None:
         """The run that holds the singleton."""
         return next(iter(self.state.holders.values()), None)
 
-    def find_answer(self, event_id: str) -> GateAnswer | None:
+    def find_answer(self, event_id: str) -> BucketAnswer | None:
         answered = self.state.answers.get(event_id)
         return None if answered is None else answered.answer
 
-    def check(self, request: GateRequest, now: int) -> GateAnswer:
+    def check(self, request: BucketRequest, now: int) -> BucketAnswer:
         """The answer to a request, without its effects."""
-        return Gate(msgspec.json.decode(msgspec.json.encode(self.state), type=GateState)).admit(request, now)
+        return FlowBucket(msgspec.json.decode(msgspec.json.encode(self.state), type=BucketState)).admit(request, now)
 
-    def admit(self, request: GateRequest, now: int) -> GateAnswer:
+    def admit(self, request: BucketRequest, now: int) -> BucketAnswer:
         state = self.state
         state.option = request.option
         key, state.next_key = state.next_key, state.next_key + 1
@@ -178,23 +178,23 @@ class Gate:
         self._put(admission.changes)
         match admission.outcome:
             case Skip(reason):
-                return self._answer(request, GateAnswer(GateOutcome.SKIPPED, reason), now)
+                return self._answer(request, BucketAnswer(BucketOutcome.SKIPPED, reason), now)
             case Debounced() as debounced:
                 self._hold(key, request.event)
                 self._drop_replaced(debounced.dropped)
-                return self._answer(request, GateAnswer(GateOutcome.HELD), now)
+                return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
             case Batched(is_full=is_full):
                 self._hold(key, request.event)
                 if is_full:
                     self._release(self._take_events())
-                return self._answer(request, GateAnswer(GateOutcome.HELD), now)
+                return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
             case Start() as start:
                 before = None if start.cancels is None else state.holders.pop(start.cancels, None)
-                self._take_singleton(start.queue_entry, key, Holder(request.run_id, now))
+                self._take_singleton(start.queue_entry, key, ActiveRun(request.run_id, now))
                 cancelled = None if before is None else before.run_id
-                return self._answer(request, GateAnswer(GateOutcome.ADMITTED, cancels=cancelled), now)
+                return self._answer(request, BucketAnswer(BucketOutcome.ADMITTED, cancels=cancelled), now)
 
-    def _ts(self, request: GateRequest) -> int:
+    def _ts(self, request: BucketRequest) -> int:
         """The event's time.
 
         Of events with the same time, the one that was received last is the latest.
@@ -256,20 +256,20 @@ class Gate:
 
     def _put(self, changes: tuple[StateChange, ...]) -> None:
         for change in changes:
-            stored = None if change.state is None else GateBucket(change.state, change.fires_at, change.expires)
+            stored = None if change.state is None else StoredBucket(change.state, change.fires_at, change.expires)
             self.state.bucket = stored
 
-    def _answer(self, request: GateRequest, answer: GateAnswer, now: int) -> GateAnswer:
+    def _answer(self, request: BucketRequest, answer: BucketAnswer, now: int) -> BucketAnswer:
         until = now + KEPT_ANSWER
         if request.option.kind is BucketKind.IDEMPOTENCY and self.state.bucket is not None:
-            until = max(until, self.state.bucket.expires or 0) if answer.outcome is GateOutcome.ADMITTED else until
+            until = max(until, self.state.bucket.expires or 0) if answer.outcome is BucketOutcome.ADMITTED else until
         answers = self.state.answers
         answers[request.event_id] = AnsweredEvent(answer, until)
         if len(answers) > _MAX_ANSWERS:
             del answers[next(iter(answers))]
         return answer
 
-    def _take_singleton(self, queue_entry: QueueEntry, key: int, holder: Holder) -> None:
+    def _take_singleton(self, queue_entry: QueueEntry, key: int, holder: ActiveRun) -> None:
         if queue_entry.singleton is not None:
             self.state.holders[key] = holder
             self._put(take_singleton(queue_entry, key))
@@ -296,7 +296,7 @@ class Gate:
         self.state.releases.append(HeldEvents(option.function_id, events, replaced))
 
 
-def _flow_of(option: GateOption) -> Flow:
-    """A flow with one option. Its key is that of the gate, so it has no expression."""
+def _flow_of(option: BucketOption) -> Flow:
+    """A flow with one option. Its key is that of the bucket, so it has no expression."""
     config = FunctionConfig(id=option.function_id, triggers=[], steps={}, **msgspec.structs.asdict(option.options))
     return msgspec.structs.replace(read_flow(config), expressions={})

@@ -1,7 +1,7 @@
-"""The path of an event through gates, from a trigger to the start of a run.
+"""The path of an event through buckets, from a trigger to the start of a run.
 
-Each option with a key has a gate for each value. The order is that of ``engine.core.flow.admission``: a batch, or
-idempotency, rate limit and debounce, and then singleton. Each question may be repeated for the same event.
+Each option with a key has a bucket for each value. The order is that of ``engine.core.flow.admission``: a batch, or
+idempotency, rate limit and debounce, and then singleton. A request may be repeated for the same event.
 """
 
 import asyncio
@@ -26,36 +26,46 @@ from durably.engine.core.inputs import CancelRequested, WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import error_memo
 from durably.engine.scheduling.registry import SyncedFunction
-from durably.engine.temporal.ids import WORKFLOWS_QUEUE, gate_workflow_id, run_workflow_id
-from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlow, RunInput, RunOutcome
+from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bucket_workflow_id, run_workflow_id
+from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlowState, RunInput, RunOutcome
 from durably.engine.temporal.records import Records, Restorer
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.temporal.workflow_requests import describe, ignoring_not_found, update_with_start
 from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
-from .call_queue import limits_of
-from .call_queue_state import CallQueueState, FunctionLimits, JoinInput, JoinRecord
-from .call_queue_workflow import QUEUE, READ_LIMITS
-from .gate import GATED, GateAnswer, GateOption, GateRequest, GateState, HeldEvents, Holder, has_option, option_of_gate
-from .gate_workflow import ASK_RATE_LIMIT, FIND_ENDED, GATE_CONTINUES, START_HELD, GateWorkflow
+from .bucket import (
+    EVENT_OPTIONS,
+    ActiveRun,
+    BucketAnswer,
+    BucketOption,
+    BucketRequest,
+    BucketState,
+    HeldEvents,
+    has_option,
+    option_of_bucket,
+)
+from .bucket_workflow import ASK_RATE_LIMIT, BUCKET_CONTINUES, FIND_ENDED, START_HELD, BucketWorkflow
+from .limit_queue import limits_of
+from .limit_queue_state import FunctionLimits, JoinInput, JoinRecord, LimitQueueState
+from .limit_queue_workflow import QUEUE, READ_LIMITS
 from .run_flow import JOIN, RESTORE_QUEUE
 
 _ATTEMPTS = 10
 _MAX_START_DELAY = 600_000
 """Milliseconds after which a run has started that holds a singleton or a slot."""
 _PAUSE_SECONDS = 0.05
-_CONTINUED = (GATE_CONTINUES, "AcceptedUpdateCompletedWorkflow")
+_CONTINUED = (BUCKET_CONTINUES, "AcceptedUpdateCompletedWorkflow")
 _CLOSED = (RPCStatusCode.NOT_FOUND, RPCStatusCode.ABORTED)
 """Errors of an Update to a workflow that ends. The next attempt starts another."""
 
 
-def has_gates(config: FunctionConfig) -> bool:
-    return any(getattr(config, name) for name in GATED)
+def has_buckets(config: FunctionConfig) -> bool:
+    return any(getattr(config, name) for name in EVENT_OPTIONS)
 
 
-class Gates:
-    """The gates of all functions.
+class Buckets:
+    """The buckets of all functions.
 
     ``make_run`` and ``start`` are those of the router: the input of a run for events, and its start.
     """
@@ -83,44 +93,44 @@ class Gates:
         The id of the run, or ``None`` if none starts now. Repeating this changes nothing.
         """
         run = self._make_run(record, (event,))
-        if run.outcome is not None or not has_gates(record.config):
+        if run.outcome is not None or not has_buckets(record.config):
             return await self._start(run, record)
         flow = SyncedFunction.from_config(record.config, record.app_id).flow
         options = flow.options
-        question = _Question(flow, event)
-        if options.batch_events is not None and is_batched(flow, question.fields, question.now):
-            await self._ask(question.hold(BucketKind.BATCH))
+        requests = _RequestBuilder(flow, event)
+        if options.batch_events is not None and is_batched(flow, requests.fields, requests.now):
+            await self._ask(requests.hold(BucketKind.BATCH))
             return None
-        reason = await self._find_reason(question)
+        reason = await self._find_reason(requests)
         if reason is not None:
             await self._fail_invokers((event,), run.function_id, reason)
             return None
         if options.debounce is not None:
-            await self._ask(question.hold(BucketKind.DEBOUNCE))
+            await self._ask(requests.hold(BucketKind.DEBOUNCE))
             return None
         return await self.start(run, record)
 
     async def start(self, run: RunInput, record: FunctionRecord) -> str:
         """Start a run now, or one that is shown as skipped."""
         flow = SyncedFunction.from_config(record.config, record.app_id).flow
-        option = _Question(flow, run.events[0]).option(BucketKind.SINGLETON)
+        option = _RequestBuilder(flow, run.events[0]).option(BucketKind.SINGLETON)
         if option is None:
             return await self._start(run, record)
-        answer = await self._ask(GateRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
+        answer = await self._ask(BucketRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
         if answer.reason is not None:
             error = skipped_error(run.function_id, SKIP_REASONS[answer.reason])
             outcome = RunOutcome(RunStatus.SKIPPED, error)
             return await self._start(msgspec.structs.replace(run, outcome=outcome, flow=None, cancel_on=()), record)
-        held = msgspec.structs.replace(run.flow or RunFlow(), singleton=option.gate_id)
+        held = msgspec.structs.replace(run.flow or RunFlowState(), singleton=option.workflow_id)
         await self._start(msgspec.structs.replace(run, flow=held), record)
         if answer.cancels is not None:
             await self._signal_run(answer.cancels, "cancel", CancelRequested(CANCELLED_BY_SINGLETON))
         return run.run_id
 
-    # activities of gates
+    # activities of buckets
 
     @activity.defn(name=ASK_RATE_LIMIT)
-    async def ask_rate_limit(self, request: GateRequest) -> GateAnswer:
+    async def ask_rate_limit(self, request: BucketRequest) -> BucketAnswer:
         assert request.rate_limit is not None
         return await self._ask(msgspec.structs.replace(request, option=request.rate_limit, rate_limit=None))
 
@@ -139,12 +149,12 @@ class Gates:
             await self.start(run, record)
 
     @activity.defn(name=FIND_ENDED)
-    async def find_ended(self, holders: list[Holder]) -> list[str]:
+    async def find_ended(self, holders: list[ActiveRun]) -> list[str]:
         """The runs that have ended, by their ids."""
         ended = await asyncio.gather(*map(self._has_ended, holders))
         return [holder.run_id for holder, has_ended in zip(holders, ended, strict=True) if has_ended]
 
-    async def _has_ended(self, holder: Holder) -> bool:
+    async def _has_ended(self, holder: ActiveRun) -> bool:
         """A run that does not exist either starts soon, or ended long ago."""
         described = await describe(self._client, run_workflow_id(holder.run_id))
         if described is None:
@@ -159,7 +169,7 @@ class Gates:
         (limits,) = await self.read_limits([call.function_id])
         await self._client.start_workflow(
             QUEUE,
-            CallQueueState(),
+            LimitQueueState(),
             id=call.queue,
             task_queue=WORKFLOWS_QUEUE,
             start_signal="join",
@@ -179,33 +189,33 @@ class Gates:
             for function_id, record in zip(function_ids, records, strict=True)
         ]
 
-    # questions
+    # requests to buckets
 
-    async def _find_reason(self, question: "_Question") -> str | None:
+    async def _find_reason(self, requests: "_RequestBuilder") -> str | None:
         """The reason why idempotency or rate limit drop the event, if they do."""
-        rate_limit = question.option(BucketKind.RATE_LIMIT)
-        idempotency = question.option(BucketKind.IDEMPOTENCY)
+        rate_limit = requests.option(BucketKind.RATE_LIMIT)
+        idempotency = requests.option(BucketKind.IDEMPOTENCY)
         if idempotency is not None:
-            answer = await self._ask(question.ask(idempotency, rate_limit=rate_limit))
+            answer = await self._ask(requests.ask(idempotency, rate_limit=rate_limit))
         elif rate_limit is not None:
-            answer = await self._ask(question.ask(rate_limit))
+            answer = await self._ask(requests.ask(rate_limit))
         else:
             return None
         return None if answer.reason is None else SKIP_REASONS[answer.reason]
 
-    async def _ask(self, request: GateRequest) -> GateAnswer:
+    async def _ask(self, request: BucketRequest) -> BucketAnswer:
         for attempt in range(_ATTEMPTS):
-            await self._restorer.restore(request.option.gate_id)
+            await self._restorer.restore(request.option.workflow_id)
             try:
-                answer: GateAnswer = await update_with_start(
+                answer: BucketAnswer = await update_with_start(
                     self._client,
                     "admit",
                     request,
-                    workflow=GateWorkflow.run,
-                    state=[GateState()],
-                    id=request.option.gate_id,
+                    workflow=BucketWorkflow.run,
+                    state=[BucketState()],
+                    id=request.option.workflow_id,
                     summary=f"{request.option.kind} of {request.option.function_id}",
-                    result_type=GateAnswer,
+                    result_type=BucketAnswer,
                 )
                 return answer
             except WorkflowUpdateFailedError as error:
@@ -230,8 +240,8 @@ class Gates:
             await self._client.get_workflow_handle(run_workflow_id(run_id)).signal(signal, argument)
 
 
-class _Question:
-    """The requests of an event to the gates of a function."""
+class _RequestBuilder:
+    """The requests of an event to the buckets of a function."""
 
     def __init__(self, flow: Flow, event: EventRecord) -> None:
         self.flow = flow
@@ -240,21 +250,21 @@ class _Question:
         self._event = event
         self._size = len(event.body)
 
-    def option(self, kind: BucketKind) -> GateOption | None:
-        """The gate of an option; ``None`` if the option does not apply to the event."""
+    def option(self, kind: BucketKind) -> BucketOption | None:
+        """The bucket of an option; ``None`` if the option does not apply to the event."""
         if not has_option(self.flow.options, kind):
             return None
         bucket = self.flow.bucket(kind, self.fields, self.now)
         if bucket is None:
             return None
-        return option_of_gate(gate_workflow_id(self.flow.function_id, kind, bucket.key), self.flow, kind)
+        return option_of_bucket(bucket_workflow_id(self.flow.function_id, kind, bucket.key), self.flow, kind)
 
-    def ask(self, option: GateOption, *, rate_limit: GateOption | None = None) -> GateRequest:
+    def ask(self, option: BucketOption, *, rate_limit: BucketOption | None = None) -> BucketRequest:
         event, ts = self._event, self.fields.get("ts") or self.now
-        return GateRequest(option=option, event_id=event.id, ts=ts, size=self._size, rate_limit=rate_limit)
+        return BucketRequest(option=option, event_id=event.id, ts=ts, size=self._size, rate_limit=rate_limit)
 
-    def hold(self, kind: BucketKind) -> GateRequest:
-        """The question to a gate that holds the event."""
+    def hold(self, kind: BucketKind) -> BucketRequest:
+        """The request to a bucket that stores the event."""
         option = self.option(kind)
         assert option is not None
         return msgspec.structs.replace(self.ask(option), event=self._event)

@@ -10,13 +10,13 @@ from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
 from durably.engine.core.flow.queue import LimitQueue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
-from durably.engine.temporal.ids import gate_workflow_id, slots_queue
-from durably.engine.temporal.messages import EventRecord, RunFlow
+from durably.engine.temporal.ids import bucket_workflow_id, slots_queue
+from durably.engine.temporal.messages import EventRecord, RunFlowState
 from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
-from .call_queue_state import CallQueueState, JoinInput, JoinRecord, LeaveRecord, MemoryRows, QueueCounts
-from .gate import Holder
+from .bucket import ActiveRun
+from .limit_queue_state import JoinInput, JoinRecord, LeaveRecord, LimitQueueState, MemoryRows, QueueCounts
 
 _OPTION = "concurrency"
 _MOST_THROTTLES = 1000
@@ -31,12 +31,12 @@ def queue_workflow_id(flow: Flow, entry: QueueEntry) -> str:
     shared = [limit.name for limit in flow.concurrency if limit.scope != "fn"]
     buckets = {slot.limit_name: slot.bucket_id for slot in entry.slots}
     if shared:
-        return gate_workflow_id(shared[0].partition(":")[0], _OPTION, buckets[shared[0]])
+        return bucket_workflow_id(shared[0].partition(":")[0], _OPTION, buckets[shared[0]])
     if len(buckets) == 1 and entry.throttle is None:
-        return gate_workflow_id(flow.function_id, _OPTION, *buckets.values())
+        return bucket_workflow_id(flow.function_id, _OPTION, *buckets.values())
     if not buckets and entry.throttle is not None:
-        return gate_workflow_id(flow.function_id, "throttle", entry.throttle)
-    return gate_workflow_id(flow.function_id, _OPTION, "")
+        return bucket_workflow_id(flow.function_id, "throttle", entry.throttle)
+    return bucket_workflow_id(flow.function_id, _OPTION, "")
 
 
 def has_leased_slots(flow: Flow) -> bool:
@@ -57,21 +57,21 @@ def leased_limit(flow: Flow) -> int | None:
     return next(limits, None) or None
 
 
-def run_flow_of(flow: Flow, event: EventRecord, now: int, *, in_process: bool) -> RunFlow | None:
+def run_flow_of(flow: Flow, event: EventRecord, now: int, *, in_process: bool) -> RunFlowState | None:
     """The queue of the calls of a run that is admitted now.
 
-    ``None`` if its calls need not wait. Gates decide about singletons.
+    ``None`` if its calls need not wait. Buckets decide about singletons.
     """
     if flow.is_plain:
         return None
     if has_leased_slots(flow):
-        return RunFlow(calls_queue=slots_queue(flow.function_id, in_process=in_process))
+        return RunFlowState(calls_queue=slots_queue(flow.function_id, in_process=in_process))
     admitted = start(flow, msgspec.json.decode(event.body), _no_state, now).outcome
     assert isinstance(admitted, Start)
     queue_entry = msgspec.structs.replace(admitted.queue_entry, singleton=None)
     if not queue_entry.is_queued:
         return None
-    run_flow = RunFlow(queue=queue_workflow_id(flow, queue_entry), queue_entry=queue_entry)
+    run_flow = RunFlowState(queue=queue_workflow_id(flow, queue_entry), queue_entry=queue_entry)
     start_by = admitted.start_by
     if start_by is None or start_by == flow.start_by(now + 1):  # It is a date.
         return msgspec.structs.replace(run_flow, start_by=start_by)
@@ -87,8 +87,8 @@ def limits_of(config: FunctionConfig) -> FunctionOptions:
     return FunctionOptions(concurrency=config.concurrency, throttle=config.throttle)
 
 
-class CallQueue:
-    def __init__(self, state: CallQueueState) -> None:
+class CallLimitQueue:
+    def __init__(self, state: LimitQueueState) -> None:
         self._state = state
         self._rows = MemoryRows(state)
         self._keys = {holder.run_id: key for key, holder in state.runs.items()}
@@ -98,7 +98,7 @@ class CallQueue:
         self._flows: dict[str, Flow] = {}
 
     @property
-    def state(self) -> CallQueueState:
+    def state(self) -> LimitQueueState:
         """The state for another execution of the workflow."""
         self._rows.write_to(self._state)
         self._state.joined, self._state.left = list(self._joined.values()), self._left
@@ -114,7 +114,7 @@ class CallQueue:
         return self._rows.counts
 
     @property
-    def holders(self) -> list[Holder]:
+    def holders(self) -> list[ActiveRun]:
         """The runs with calls that wait or hold slots."""
         return list(self._state.runs.values())
 
@@ -170,7 +170,7 @@ class CallQueue:
         if key is None:
             key, self._state.next_key = self._state.next_key, self._state.next_key + 1
             self._keys[call.run_id] = key
-            self._state.runs[key] = Holder(call.run_id, now)
+            self._state.runs[key] = ActiveRun(call.run_id, now)
         elif self._rows.is_known(key, call.generation):
             return
         queued = QueuedCall(call.queue_entry.position, key, call.generation)

@@ -9,9 +9,9 @@ from temporalio.exceptions import FailureError
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
 
-from .call_queue import CallQueue
-from .call_queue_state import CallQueueState, FunctionLimits, JoinRecord, LeaveRecord, QueueCounts
-from .gate_workflow import FIND_ENDED
+from .bucket_workflow import FIND_ENDED
+from .limit_queue import CallLimitQueue
+from .limit_queue_state import FunctionLimits, JoinRecord, LeaveRecord, LimitQueueState, QueueCounts
 
 QUEUE = "durably.Queue"
 READ_LIMITS = "durably.read_limits"
@@ -21,17 +21,17 @@ _INSPECTION_PERIOD = 60_000
 
 
 @workflow.defn(name=QUEUE, sandboxed=False)
-class CallQueueWorkflow:
+class LimitQueueWorkflow:
     @workflow.init
-    def __init__(self, state: CallQueueState) -> None:
-        self._queue = CallQueue(unpack(state))
+    def __init__(self, state: LimitQueueState) -> None:
+        self._queue = CallLimitQueue(unpack(state))
         self._granting: set[asyncio.Task[None]] = set()
         self._is_changed = False
         self._timer = EarliestTimer(self._wake)
         self._inspection = 0
 
     @workflow.run
-    async def run(self, state: CallQueueState) -> None:
+    async def run(self, state: LimitQueueState) -> None:
         self._inspection = now() + _INSPECTION_PERIOD
         while True:
             self._is_changed = False

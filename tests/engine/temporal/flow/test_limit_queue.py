@@ -11,8 +11,8 @@ from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
 from durably.engine.core.flow.queue import LimitQueue
 from durably.engine.core.flow.queue_entries import QueuedCall
-from durably.engine.temporal.flow.call_queue import CallQueue, limits_of
-from durably.engine.temporal.flow.call_queue_state import CallQueueState, JoinInput, JoinRecord, LeaveRecord
+from durably.engine.temporal.flow.limit_queue import CallLimitQueue, limits_of
+from durably.engine.temporal.flow.limit_queue_state import JoinInput, JoinRecord, LeaveRecord, LimitQueueState
 from durably.engine.temporal.workflow_code import pack, unpack
 
 from ...core.flow.configs import config_of, event
@@ -32,7 +32,7 @@ class Calls:
         self.random = random.Random(seed)
         self.config = config_of(**options)
         self.flow: Flow = read_flow(self.config)
-        self.queue = CallQueue(CallQueueState())
+        self.queue = CallLimitQueue(LimitQueueState())
         self.reference = SqliteRows(":memory:")
         self.now = 1_700_000_000_000
         self.waiting: dict[tuple[int, int], tuple[str, ...]] = {}
@@ -94,7 +94,7 @@ class Calls:
         self.settle(core)
 
     def continue_as_new(self) -> None:
-        self.queue = CallQueue(unpack(pack(self.queue.state)))
+        self.queue = CallLimitQueue(unpack(pack(self.queue.state)))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -116,7 +116,7 @@ def test_a_queue_makes_the_same_calls_as_on_sqlite(seed: int) -> None:
 
 def test_new_numbers_apply_to_waiting_calls() -> None:
     config = config_of(concurrency=[{"limit": 1}])
-    queue = CallQueue(CallQueueState())
+    queue = CallLimitQueue(LimitQueueState())
     admitted = start(read_flow(config), event(), lambda _: None, 0).outcome
     assert isinstance(admitted, Start)
     for run_id in ("a", "b", "c"):
@@ -129,7 +129,7 @@ def test_new_numbers_apply_to_waiting_calls() -> None:
 
 def test_the_state_of_thousands_of_waiting_keys_fits_a_payload() -> None:
     config = config_of(concurrency=[{"limit": 1, "key": "event.data.user"}, {"limit": 5}])
-    flow, queue = read_flow(config), CallQueue(CallQueueState())
+    flow, queue = read_flow(config), CallLimitQueue(LimitQueueState())
     for number in range(5000):
         admitted = start(flow, event(user=number), lambda _: None, number).outcome
         assert isinstance(admitted, Start)
@@ -138,4 +138,4 @@ def test_the_state_of_thousands_of_waiting_keys_fits_a_payload() -> None:
     queue.settle(0)
     packed = pack(queue.state)
     assert len(msgspec.json.encode(packed)) < 1_000_000
-    assert CallQueue(unpack(packed)).counts == queue.counts
+    assert CallLimitQueue(unpack(packed)).counts == queue.counts
