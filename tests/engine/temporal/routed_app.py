@@ -30,10 +30,13 @@ _DEFAULT = EngineSettings()
 
 
 class RoutedApp(SmallApp):
-    """A small app with an id of its own, on a server that other tests use too. ``event`` makes its names unique."""
+    """A small app with an id of its own, on a server that other tests use too. ``event`` makes its names unique.
+
+    Ids do not begin as those of ``apps.py``, which counts for itself.
+    """
 
     def __init__(self, client: Client, settings: EngineSettings) -> None:
-        super().__init__(f"app{os.getpid()}x{next(_numbers)}")
+        super().__init__(f"routed{os.getpid()}x{next(_numbers)}")
         self.client = client
         self.engine = WorkflowEngine(client, settings)
         self.url = "embedded://app"

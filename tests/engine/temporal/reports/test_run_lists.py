@@ -43,7 +43,10 @@ async def test_runs_are_found_by_function_status_event_time_and_condition(
             return [run.id for run in found]
 
         assert await eventually(failed) == [runs[2].id]
-        listed = await engine.list_runs(function_id=function_id)
+        listed = await eventually(
+            lambda: engine.list_runs(function_id=function_id),
+            lambda found: all(run.status.has_ended for run in found),
+        )
         assert [run.id for run in listed] == newest
         assert [run.decode_output() for run in listed][:2] == [40, 30]
         assert [run.status for run in listed].count(RunStatus.COMPLETED) == 4
@@ -105,8 +108,15 @@ async def test_runs_are_counted_by_status(server: DevServer) -> None:
         assert await eventually(lambda: counted(app_id=app.app_id), lambda found: found == expected)
         assert await counted(function_id=f"{app.app_id}-go", event_name=event) == expected
         assert set((await counted(app_id="none")).values()) == {0}
-        for status, number in expected.items():
-            assert len(await engine.list_runs(function_id=f"{app.app_id}-go", status=RunStatus(status))) == number
+
+        async def listed() -> dict[str, int]:
+            """A skipped run is in the list of running ones until the index knows its end."""
+            lists = [
+                await engine.list_runs(function_id=f"{app.app_id}-go", status=RunStatus(each)) for each in expected
+            ]
+            return {status: len(found) for status, found in zip(expected, lists, strict=True)}
+
+        assert await eventually(listed, lambda found: found == expected)
 
 
 async def test_what_the_index_cannot_tell_is_refused(server: DevServer) -> None:
