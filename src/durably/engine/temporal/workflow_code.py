@@ -23,6 +23,11 @@ def wall_clock() -> int:
     return time.time_ns() // 1_000_000
 
 
+def stores_clipped_levels() -> bool:
+    """Whether a rate's level that was clipped is stored. Asked only where there is one."""
+    return workflow.patched("clipped-levels")
+
+
 class EarliestTimer:
     """One timer, set to the earliest of the times that are asked for.
 

@@ -181,11 +181,16 @@ def admit(
     if flow.rate_limit is not None and (bucket := flow.bucket(BucketKind.RATE_LIMIT, event, now)) is not None:
         level = rates.Level.load(read, bucket)
         if rates.ready_at(flow.rate_limit, level, now) > now:
-            return Admission(Skip(SkipReason.RATE_LIMIT))
-        counted = rates.take(flow.rate_limit, level, now)
-        changes = (*changes, StateChange(bucket, counted.encode(), expires=counted.expires))
+            clipped = None if level is None else rates.clip(flow.rate_limit, level, now)
+            stored = () if clipped is None or clipped is level else (_level_change(bucket, clipped),)
+            return Admission(Skip(SkipReason.RATE_LIMIT), stored)
+        changes = (*changes, _level_change(bucket, rates.take(flow.rate_limit, level, now)))
     decision = start(flow, event, read, now) if options.debounce is None else _debounce(flow, trigger, read, now)
     return Admission(decision.outcome, (*changes, *decision.changes)) if changes else decision
+
+
+def _level_change(bucket: Bucket, level: rates.Level) -> StateChange:
+    return StateChange(bucket, level.encode(), expires=level.expires)
 
 
 def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
