@@ -123,9 +123,7 @@ class Runtime:
         self._requests = StepRequests(
             OutboundClient(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
         )
-        self._timers: Timers[_Due] = Timers(
-            settings.clock, self._load_timers, self._fire, self._check_all_throttles
-        )
+        self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire, self._check_all_throttles)
         self._retention: Retention | None = None
         if settings.retention is not None:
             self._retention = Retention(PurgeStore(connection), self.transactions, settings.clock, settings.retention)

@@ -47,8 +47,8 @@ class Timers(Generic[T]):
     """Delivers timers when they are due. Reads stored timers shortly before.
 
     ``load(after, until)`` reads the timers of ``(after, until]``; if they are many, it may return the first of them.
-    ``on_due`` gets due timers in order. ``on_set_back`` is called when the clock was set back. A timer that is added while it is being read may be delivered twice. Times are
-    milliseconds since the epoch.
+    ``on_due`` gets due timers in order, ``on_set_back`` is called when the clock was set back. A timer that is added
+    while it is being read may be delivered twice. Times are milliseconds since the epoch.
     """
 
     def __init__(

@@ -6,8 +6,15 @@ import datetime as dt
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.core.flow.buckets import BucketKind
-from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, stores_clipped_levels, unpack
+from durably.engine.core.flow.admission import SkipReason
+from durably.engine.temporal.workflow_code import (
+    EarliestTimer,
+    history_is_long,
+    now,
+    pack,
+    stores_clipped_levels,
+    unpack,
+)
 
 from .bucket import BucketAnswer, BucketOutcome, BucketRequest, BucketState, FlowBucket
 
@@ -92,9 +99,9 @@ class BucketWorkflow:
                 bucket.release_run(ended)
         stored = bucket.state.bucket
         answer = bucket.admit(request, now())
-        if request.option.kind is BucketKind.RATE_LIMIT and answer.outcome is BucketOutcome.SKIPPED:
-            if bucket.state.bucket is not stored and not stores_clipped_levels():
-                bucket.state.bucket = stored
+        was_clipped = answer.reason is SkipReason.RATE_LIMIT and bucket.state.bucket is not stored
+        if was_clipped and not stores_clipped_levels():
+            bucket.state.bucket = stored
         return answer
 
     async def _start_held(self) -> None:

@@ -7,7 +7,14 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError
 
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, stores_clipped_levels, unpack
+from durably.engine.temporal.workflow_code import (
+    EarliestTimer,
+    history_is_long,
+    now,
+    pack,
+    stores_clipped_levels,
+    unpack,
+)
 
 from .bucket_workflow import FIND_ENDED
 from .limit_queue import CallLimitQueue
