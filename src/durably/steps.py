@@ -16,6 +16,7 @@ from durably.protocol.durations import Duration, format_duration, format_timesta
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_WAIT
 from durably.protocol.opcodes import Opcode
+from durably.protocol.text import is_encodable
 from durably.values.codecs import Codec
 from durably.values.outputs import decode_as, encode_as, handler_codec
 
@@ -354,7 +355,7 @@ def _sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
 
 
 def _wait_for_event(step_id: str, event: str, if_exp: str | None, timeout: Duration) -> StepRequest:
-    opts = {"event": event, "timeout": _duration(step_id, timeout)}
+    opts = {"event": _named(step_id, "event", event), "timeout": _duration(step_id, timeout)}
     if if_exp is not None:
         opts["if"] = if_exp
     return _with_duration(StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event), timeout)
@@ -365,7 +366,7 @@ def _wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_con
         raise FunctionConfigInvalidError(
             f'step "{step_id}": on_conflict must be "fail" or "replace", not {on_conflict!r}'
         )
-    opts = {"signal": signal, "conflict": on_conflict}
+    opts = {"signal": _named(step_id, "signal", signal), "conflict": on_conflict}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
     request = StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=_signal)
@@ -437,7 +438,18 @@ def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepReq
 def _checked(step_id: str) -> str:
     if not isinstance(step_id, str) or not step_id:
         raise FunctionConfigInvalidError(f"a step's id must be text that names it, not {step_id!r}")
+    if not is_encodable(step_id):
+        raise FunctionConfigInvalidError(
+            f"a step's id must be text that UTF-8 can encode: {step_id!r} has half of a surrogate pair"
+        )
     return step_id
+
+
+def _named(step_id: str, argument: str, name: str) -> str:
+    """The name of an event or a signal. A wait for a blank one would end by its timeout alone."""
+    if not isinstance(name, str) or not name.strip() or not is_encodable(name):
+        raise FunctionConfigInvalidError(f'step "{step_id}": {argument} must be text that names it, not {name!r}')
+    return name
 
 
 def _duration(step_id: str, duration: Duration) -> str:

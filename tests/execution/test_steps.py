@@ -301,6 +301,20 @@ async def test_the_input_of_a_step_can_be_replaced() -> None:
         (lambda step: step.sleep_until("nap", 5), DurationInvalidError, "sleep_until takes a datetime, not 5"),
         (lambda step: step.run("", len), FunctionConfigInvalidError, "a step's id must be text"),
         (lambda step: step.run(7, len), FunctionConfigInvalidError, "a step's id must be text"),
+        (lambda step: step.run("\ud800", len), FunctionConfigInvalidError, "has half of a surrogate pair"),
+        *(
+            (
+                lambda step, name=name: step.wait_for_event("it", event=name, timeout="1m"),
+                FunctionConfigInvalidError,
+                'step "it": event must be text that names it',
+            )
+            for name in ("", " ", "\ud800", 5)
+        ),
+        (
+            lambda step: step.wait_for_signal("it", signal=" "),
+            FunctionConfigInvalidError,
+            'step "it": signal must be text that names it',
+        ),
         (lambda step: step.run("it", 5), FunctionConfigInvalidError, 'step "it": the handler must be callable'),
         (lambda step: step.invoke("it", function=len), FunctionConfigInvalidError, "use invoke_by_id"),
         (

@@ -4,7 +4,9 @@
 """
 
 import datetime as dt
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+
+from .text import is_encodable
 
 _ZERO = dt.timedelta(0)
 
@@ -33,6 +35,8 @@ def check_text(value: object, setting: str, error: type[Exception] = TypeError) 
     """
     if not (value is None or isinstance(value, str)):
         raise error(f"{setting} must be a text, not a value of type {type(value).__name__}")
+    if value is not None and not is_encodable(value):
+        raise error(f"{setting} must be a text that UTF-8 can encode: it has half of a surrogate pair")
 
 
 def check_function(value: object, setting: str, error: type[Exception] = TypeError) -> None:
@@ -78,7 +82,7 @@ def check_texts(value: object, setting: str, example: str) -> None:
     One text alone would be taken as a collection of letters. Raises ``TypeError``.
     """
     if (
-        isinstance(value, str | bytes)
+        isinstance(value, str | bytes | Mapping)
         or not isinstance(value, Collection)
         or not all(isinstance(text, str) for text in value)
     ):
