@@ -350,7 +350,10 @@ def sleep_request(step_id: str, duration: Duration) -> StepRequest:
 def _sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
     if not isinstance(until, dt.datetime):
         raise DurationInvalidError(f'step "{step_id}": sleep_until takes a datetime, not {until!r}')
-    text = format_timestamp(until)
+    try:
+        text = format_timestamp(until)
+    except OverflowError:
+        raise DurationInvalidError(f'step "{step_id}": {until} is outside of the years 1 to 9999 in UTC') from None
     return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
 
 

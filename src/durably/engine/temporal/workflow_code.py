@@ -24,7 +24,7 @@ def wall_clock() -> int:
 
 
 def stores_clipped_levels() -> bool:
-    """Whether a rate's level that was clipped is stored. Asked only where there is one."""
+    """Whether a state of a time ahead, which was clipped, is stored. Asked only if there is one."""
     return workflow.patched("clipped-levels")
 
 

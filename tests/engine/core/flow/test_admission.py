@@ -196,6 +196,18 @@ def test_idempotency_holds_for_a_day_from_the_first() -> None:
     assert reason(engine.send(order=None)) is SkipReason.IDEMPOTENCY  # missing and null are one value
 
 
+def test_a_value_is_skipped_for_a_day_at_most_after_the_clock_was_set_back() -> None:
+    engine = Engine(flow_of(idempotency="event.data.order"))
+    engine.now += 30 * _DAY
+    assert reason(engine.send(order=1)) is None
+    engine.now -= 30 * _DAY
+    assert reason(engine.send(order=1)) is SkipReason.IDEMPOTENCY
+    engine.pass_time(_DAY - 1)
+    assert reason(engine.send(order=1)) is SkipReason.IDEMPOTENCY
+    engine.pass_time(1)
+    assert reason(engine.send(order=1)) is None
+
+
 def test_idempotent_repeats_do_not_count_in_the_rate_limit_and_dropped_events_are_not_remembered() -> None:
     engine = Engine(flow_of(idempotency="event.data.order", rateLimit={"limit": 1, "period": "1m"}))
     assert reason(engine.send(order=1)) is None

@@ -174,10 +174,12 @@ def admit(
     changes: tuple[StateChange, ...] = ()
     if options.idempotency and (bucket := flow.bucket(BucketKind.IDEMPOTENCY, event, now)) is not None:
         seen = Seen.load(read, bucket)
-        if seen is not None and now < seen.until:
-            return Admission(Skip(SkipReason.IDEMPOTENCY))
         until = now + _IDEMPOTENCY_PERIOD
-        changes = (StateChange(bucket, Seen(until).encode(), expires=until),)
+        seen_now = StateChange(bucket, Seen(until).encode(), expires=until)
+        if seen is not None and now < seen.until:
+            # After the clock was set back, the value is skipped for a day of the new time, and not for longer.
+            return Admission(Skip(SkipReason.IDEMPOTENCY), (seen_now,) if seen.until > until else ())
+        changes = (seen_now,)
     if flow.rate_limit is not None and (bucket := flow.bucket(BucketKind.RATE_LIMIT, event, now)) is not None:
         level = rates.Level.load(read, bucket)
         if rates.ready_at(flow.rate_limit, level, now) > now:

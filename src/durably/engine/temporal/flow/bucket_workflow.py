@@ -6,7 +6,6 @@ import datetime as dt
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.core.flow.admission import SkipReason
 from durably.engine.temporal.workflow_code import (
     EarliestTimer,
     history_is_long,
@@ -99,7 +98,7 @@ class BucketWorkflow:
                 bucket.release_run(ended)
         stored = bucket.state.bucket
         answer = bucket.admit(request, now())
-        was_clipped = answer.reason is SkipReason.RATE_LIMIT and bucket.state.bucket is not stored
+        was_clipped = answer.outcome is BucketOutcome.SKIPPED and bucket.state.bucket is not stored
         if was_clipped and not stores_clipped_levels():
             bucket.state.bucket = stored
         return answer
