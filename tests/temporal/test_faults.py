@@ -9,7 +9,7 @@ import pytest
 
 from .app_server import running
 from .dev_server import DevServer
-from .outage import FOR_WORKERS, Load, wait_for
+from .outage_load import FOR_WORKERS, Load, wait_for
 from .serve import SERVERS
 from .worker_process import WorkerProcess
 

@@ -45,10 +45,10 @@ from durably.temporal.gateway.problems import to_problem
 
 from ..apps import exposures
 from ..dev_server import DevServer
-from ..plain import get
+from ..gateway_requests import get
 from ..workflows import MistypedWorkflow, Order, OrderWorkflow, SleepingWorkflow, SumWorkflow
-from . import asking
-from .asking import Answer, until
+from . import gateway_client as asking
+from .gateway_client import Answer, until
 
 pytestmark = pytest.mark.usefixtures("worker")
 

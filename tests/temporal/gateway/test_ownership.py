@@ -44,7 +44,7 @@ from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE
 
 from ..dev_server import DevServer
 from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
-from .asking import ask, until
+from .gateway_client import ask, until
 
 pytestmark = pytest.mark.usefixtures("worker")
 

@@ -17,7 +17,7 @@ from durably.temporal.gateway.problems import Problem
 from ..app_server import AppServer
 from ..dev_server import BILLING
 from ..workflows import SleepingWorkflow
-from .asking import Answer, until
+from .gateway_client import Answer, until
 
 SECRET = "for tests only, and long enough"
 REFUSAL = "page is not a next_page of this request"

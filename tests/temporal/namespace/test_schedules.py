@@ -14,7 +14,7 @@ from durably.temporal.namespace.schedules import sync_schedules
 
 from ...cli.conftest import Run, directory, run, write
 from ..dev_server import DevServer
-from ..django_site import DjangoSite
+from ..django.django_site import DjangoSite
 from ..workflows import Order, OrderWorkflow, Pair, SumWorkflow
 
 __all__ = ["directory", "run"]

@@ -18,7 +18,7 @@ from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, Limits, expose
 from durably.temporal.namespace import search_attributes
 
-from ..gateway.asking import ask
+from ..gateway.gateway_client import ask
 from ..workflows import OrderWorkflow, SleepingWorkflow
 
 KNOWN, NUMBER = SearchAttributeKey.for_keyword("OwnKeyword"), SearchAttributeKey.for_float("OwnNumber")

@@ -16,7 +16,7 @@ import durably
 from durably.functions.function import Function
 
 from ....temporal.dev_server import DevServer
-from ..apps import RunningApp, on, running
+from ..running_apps import RunningApp, on, running
 from ..serving import eventually
 
 _PROCESS = re.compile(r"\b\d+@[\w.-]+")

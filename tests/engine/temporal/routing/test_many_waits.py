@@ -28,9 +28,9 @@ from durably.protocol.opcodes import hash_step_id
 
 from ....temporal.dev_server import DevServer
 from ...small_app import Steps
-from .. import apps
-from ..apps import make_client, on
+from .. import running_apps as apps
 from ..routed_app import RoutedApp, data_of, routed_app, running, until
+from ..running_apps import make_client, on
 
 SAME = "event.data.n == async.data.n"
 

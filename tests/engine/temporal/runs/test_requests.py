@@ -15,7 +15,7 @@ from durably.engine.temporal.runs.call_messages import CallInput
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
+from ..running_apps import make_client, on, running
 from ..serving import eventually
 
 SECRET = "s3cret-8a7f6e5d4c3b2a19"

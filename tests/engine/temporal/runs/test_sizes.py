@@ -26,7 +26,7 @@ from durably.protocol.engine_errors import EventInvalidError, NotSupportedError
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
+from ..running_apps import make_client, on, running
 from ..serving import eventually
 
 MEGABYTE = 1_000_000
