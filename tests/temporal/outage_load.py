@@ -1,12 +1,12 @@
 """Requests of all kinds that go on while the server behind an app is killed, is away and comes back."""
 
 import threading
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..waiting import eventually
 from .app_server import Answer, AppServer
 
 PATIENCE = 120.0
@@ -18,13 +18,6 @@ FOR_WORKERS = frozenset({"query", "update"})
 
 MAY_WAIT = "update"
 """The server gives what it had handed to a worker ten seconds: then only it is asked of a worker again."""
-
-
-def wait_for(check: Callable[[], object], what: str) -> None:
-    end = time.monotonic() + PATIENCE
-    while not check():
-        assert time.monotonic() < end, f"in vain: {what}"
-        time.sleep(0.02)
 
 
 @dataclass
@@ -81,7 +74,7 @@ class Load:
             had = {told.kind for told in list(self.told) if told.phase == self.phase and told.status in statuses}
             return had >= self._kinds.keys() - {MAY_WAIT}
 
-        wait_for(have_had, f"{statuses} for each kind of request in {self.app.name}")
+        eventually(have_had, f"{statuses} for each kind of request in {self.app.name}")
 
     def end(self) -> None:
         """Also of the workflow that the held requests are about."""

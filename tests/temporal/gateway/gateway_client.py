@@ -1,8 +1,6 @@
 """Requests to a gateway object, without a framework."""
 
-import asyncio
 import json
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse
@@ -33,9 +31,3 @@ async def ask(gateway: Gateway, user: Any, method: str, path: str, body: Any = N
         principal=user,
     )
     return Answer(await gateway.handle(request))
-
-
-async def until(check: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await check():  # noqa: ASYNC110 (the server sends no event)
-            await asyncio.sleep(0.02)

@@ -37,9 +37,9 @@ from durably.temporal.replay.replayer import REPLAYS_AT_ONCE
 from durably.testing.temporal import replay_histories
 
 from ...cli.conftest import Command, Run, directory, environment, run, write
+from ...waiting import async_eventually
 from ..dev_server import DevServer
 from ..django.django_site import DjangoSite
-from ..gateway.gateway_client import until
 from ..worker_thread import working
 from . import replayed_workflows
 from .replayed_workflows import ReplayedWorkflow, charge, ship
@@ -340,7 +340,7 @@ def test_a_paused_workflow_counts_as_running(played: dict[str, str], online: Tem
 
     async def pause() -> None:
         await service.pause_workflow_execution(PauseWorkflowExecutionRequest(**execution))
-        await until(is_indexed)
+        await async_eventually(is_indexed, "the paused workflow is indexed")
 
     get_background_loop().run(pause())
     try:

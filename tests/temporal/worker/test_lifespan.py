@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import time
 import uuid
-from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
@@ -17,6 +15,7 @@ from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway, expose
 
 from ...ports import free_port
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow, SleepingWorkflow
 
@@ -65,7 +64,7 @@ def test_a_worker_that_fails_is_told_to_the_log_the_health_check_and_visitors(
         return health.ok, health.problem
 
     with caplog.at_level(logging.ERROR, "durably.temporal.worker"), TestClient(app) as client:
-        wait_until(lambda: "has ended" in caplog.text)
+        eventually(lambda: "has ended" in caplog.text, "the worker's end is logged")
         started = client.post("/sleeps", json={}).json()
         [notice, *_] = client.get(started["links"]["self"]).json()["notices"]
         ok, problem = client.get("/ready").json()
@@ -73,13 +72,6 @@ def test_a_worker_that_fails_is_told_to_the_log_the_health_check_and_visitors(
     assert notice == "the worker in this web process does not run; the app's log says why"
     assert not ok
     assert problem.startswith("the worker in this web process has ended: no worker for the task queue")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_worker_that_has_not_started_is_a_problem(server: DevServer) -> None:

@@ -20,9 +20,9 @@ from durably.temporal.worker.deployments import worker_version
 
 from ...cli.conftest import Run, directory, run, write
 from ...variants import variants
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..django.django_site import DjangoSite
-from ..outage_load import wait_for
 from ..worker_process import WorkerProcess
 from .versioned_workflows import FirstVersion, SecondVersion
 
@@ -104,7 +104,7 @@ def test_a_version_is_rolled_out(server: DevServer, name: str, behavior: str, re
         assert f"{name}.1: draining" in deploy(first, "wait-until-drained", "--timeout", "0", status=1)
         assert "gets new workflows" in deploy(second, "wait-until-drained", status=2)
         assert "cannot be deleted since it is draining" in deploy(first, "delete-version", "--build-id", "1", status=2)
-        wait_for(lambda: name in deploy(first, "list"), "the list of deployments, which the server updates later")
+        eventually(lambda: name in deploy(first, "list"), "the list of deployments, which the server updates later")
 
 
 def test_the_workers_of_a_version_are_waited_for(server: DevServer, name: str) -> None:

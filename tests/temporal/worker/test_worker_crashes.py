@@ -12,11 +12,11 @@ from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, expose
 
 from ...cli.conftest import Command
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..django.django_site import DjangoSite
 from ..django.test_worker import start_workflow
 from ..gateway_requests import get
-from ..outage_load import wait_for
 from ..worker_process import WorkerProcess
 from .long_activity import EnduringWorkflow
 
@@ -76,13 +76,13 @@ def test_an_activity_whose_worker_was_killed_is_done_by_another(
     first = work()
     id = uuid.uuid4().hex
     handle = temporal.sync.start_workflow(EnduringWorkflow.run, str(tmp_path), id=id, task_queue=task_queue)
-    wait_for((tmp_path / "attempt-1").exists, "the first attempt")
+    eventually((tmp_path / "attempt-1").exists, "the first attempt")
     [pending] = describe(id)["pending_activities"]
     assert (pending["type"], pending["state"], pending["attempt"]) == ("endure", "started", 1)
     assert "last_failure" not in pending
     second = work()
     first.kill()
-    wait_for((tmp_path / "attempt-2").exists, "the second attempt")
+    eventually((tmp_path / "attempt-2").exists, "the second attempt")
     [pending] = describe(id)["pending_activities"]
     assert (pending["state"], pending["attempt"]) == ("started", 2)
     assert [cause["type"] for cause in pending["last_failure"]] == ["TimeoutError"], pending

@@ -20,8 +20,9 @@ from durably.engine.views import SyncResult
 from durably.protocol.engine_errors import ConfigInvalidError
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from ...small_app import Steps
-from ..routed_app import RoutedApp, data_of, routed_app, until
+from ..routed_app import RoutedApp, data_of, routed_app
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ async def test_the_reason_of_a_refused_sync_is_kept_until_the_next(app: RoutedAp
     async def is_noted() -> bool:
         return "idempotency" in ((await record(app)).error or "")
 
-    await until(is_noted)
+    await async_eventually(is_noted, "the error is recorded")
     serve(app, "a")
     assert not (await app.sync()).modified
     assert (await record(app)).error is None
@@ -153,7 +154,7 @@ async def test_a_sync_survives_the_process_that_asked_for_it(app: RoutedApp, mon
     await asyncio.gather(asking, return_exceptions=True)
     assert not await is_synced()
     may_go_on.set()
-    await until(is_synced)
+    await async_eventually(is_synced, "the sync is applied")
     assert await app.run_to_end("go", "a", n=1) == 1
 
 
@@ -218,4 +219,4 @@ async def delete(app: RoutedApp, workflow_id: str) -> None:
             return error.status is RPCStatusCode.NOT_FOUND
         return False
 
-    await until(is_gone)
+    await async_eventually(is_gone, "the workflow is deleted")

@@ -26,8 +26,9 @@ from durably.engine.temporal.ids import cron_workflow_id
 from durably.temporal.binaries import find_program
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from ...small_app import Steps
-from ..routed_app import RoutedApp, data_of, routed_app, until
+from ..routed_app import RoutedApp, data_of, routed_app
 
 MINUTE = 60_000
 
@@ -93,7 +94,7 @@ async def test_schedules_come_and_go_with_their_triggers(app: RoutedApp) -> None
     async def has_ended() -> bool:
         return (await handle.describe()).status is WorkflowExecutionStatus.COMPLETED
 
-    await until(has_ended)
+    await async_eventually(has_ended, "the schedule's workflow has ended")
     serve("0 3 * * *")
     await app.sync()
     assert await schedules() == ["0 3 * * *"]

@@ -20,7 +20,8 @@ from durably.protocol.headers import ServerKind
 
 from ....ports import free_port
 from ....temporal.dev_server import DevServer
-from ..serving import ended_runs, eventually, new_app, send, serving
+from ....waiting import async_eventually
+from ..serving import ended_runs, new_app, send, serving
 
 UI = "http://temporal.example"
 
@@ -65,7 +66,9 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
         event_id = await send(engine, event)
         (run,) = await ended_runs(engine, event_id)
         (failed,) = await ended_runs(engine, await send(engine, event, {"fails": True}))
-        await eventually(engine.list_apps, lambda apps: any(each.id == app.app_id for each in apps))
+        await async_eventually(
+            engine.list_apps, "the app is listed", is_right=lambda apps: any(each.id == app.app_id for each in apps)
+        )
 
         async def page(path: str, status: int = 200) -> str:
             async with http.get(url + path) as answer:

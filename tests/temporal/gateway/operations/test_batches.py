@@ -20,10 +20,11 @@ from durably.temporal.gateway import (
 )
 from durably.temporal.gateway.operations import batches, visibility
 
+from ....waiting import async_eventually
 from ...app_server import AppServer
 from ...dev_server import DevServer
 from ...workflows import OrderWorkflow, SleepingWorkflow, StepsWorkflow
-from ..gateway_client import Answer, ask, until
+from ..gateway_client import Answer, ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -80,7 +81,7 @@ class Shop:
             ids = sorted(f"{self.mark}-{name}" for name in names)
             return bool((found.json["count"], sorted(found.json["workflows"])) == (len(names), ids))
 
-        await until(is_found)
+        await async_eventually(is_found, "the batch finds the workflows")
 
     async def run(self, user: str, operation: str, **body: Any) -> dict[str, Any]:
         """Start a batch and wait until it has ended. Returns the last state of the job."""
@@ -93,7 +94,7 @@ class Shop:
             job.update((await self.job(user, started.json["job_id"])).json)
             return bool(job["state"] != "running")
 
-        await until(is_over)
+        await async_eventually(is_over, "the batch has ended")
         return job
 
     async def job(self, user: str, job_id: str) -> Answer:
@@ -107,7 +108,7 @@ class Shop:
         async def has_status() -> bool:
             return await self.status(name) in statuses
 
-        await until(has_status)
+        await async_eventually(has_status, "the workflow has the status")
 
 
 @pytest.mark.slow
@@ -202,7 +203,7 @@ async def test_a_batch_checks_each_workflow_that_the_server_finds(
     async def is_over() -> bool:
         return bool((await shop.job("eve", started.json["job_id"])).json["state"] != "running")
 
-    await until(is_over)
+    await async_eventually(is_over, "the batch has ended")
     assert (await shop.job("eve", started.json["job_id"])).json["completed"] == 0
     place = f"others/{other.json['workflow_id']}"
     assert [await shop.status(name) for name in ("a2", "b1")] == ["running"] * 2
