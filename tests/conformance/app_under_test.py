@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from . import wire
+from .. import wire
+from ..fake_engine import FakeEngine
 from .client import Answer, request
-from .fake_engine import FakeEngine
 
 APP_ID = "conformance"
 
@@ -29,7 +29,7 @@ class App:
         """What the app synced, by function id."""
         self.put()
         (sync,) = self.engine.to("/fn/register")[-1:]
-        return {function["id"]: function for function in sync.body["functions"]}
+        return {function["id"]: function for function in sync.json["functions"]}
 
     def require(self, function: str) -> None:
         """Skip the test where the app does not serve the function, as the README allows for some."""

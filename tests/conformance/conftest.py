@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from .. import wire
+from ..fake_engine import FakeEngine, serving_fake_engine
 from ..peers import node
 from ..ports import free_port
-from . import wire
 from .app_under_test import App
 from .engine_under_test import Engine
 from .engines import ENGINES, SQLITE, RestartableEngine, Store, open_store, running_cloud_engine, running_dev_engine
-from .fake_engine import FakeEngine, serving_fake_engine
 from .programs import clean_environment, running
 from .scripted_app import ScriptedApp, serving_scripted_app
 

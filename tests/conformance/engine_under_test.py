@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from .. import wire
 from ..waiting import eventually
-from . import wire
 from .client import Answer, request
 
 T = TypeVar("T")

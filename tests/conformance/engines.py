@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import wire
+from .. import wire
 from .engine_under_test import Engine
 from .programs import clean_environment, running
 

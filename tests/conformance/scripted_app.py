@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from . import wire
+from .. import wire
 from .engine_under_test import Engine
 
 CALL_SECONDS = 60.0

@@ -5,7 +5,7 @@ import email.utils
 
 import pytest
 
-from . import wire
+from .. import wire
 from .app_under_test import App
 
 

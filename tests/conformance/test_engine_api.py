@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from .. import wire
 from ..waiting import eventually
-from . import wire
+from ..wire import step_hash
 from .engine_under_test import NO_EVENT_LOG, Engine
 from .scripted_app import ScriptedApp
-from .wire import step_hash
 
 MEGABYTE = 1024 * 1024
 LARGE = 1_400_000

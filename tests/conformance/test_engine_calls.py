@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from .. import wire
 from ..ports import free_port
 from ..waiting import eventually
-from . import wire
 from .engine_under_test import Engine
 from .scripted_app import SDK_HEADERS, ScriptedApp, serving_scripted_app
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from . import wire
+from .. import wire
+from ..wire import step_hash
 from .engine_under_test import Engine
 from .scripted_app import Call, Function, ScriptedApp
-from .wire import step_hash
 
 
 def next_memo(fn: Function, call: Call, op: wire.Op, **headers: str) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from .. import wire
 from ..waiting import eventually
-from . import wire
+from ..wire import step_hash
 from .engine_under_test import Engine
 from .scripted_app import ScriptedApp
-from .wire import step_hash
 
 
 def wait_op(event: str, timeout: str, *, in_name: bool = False, if_exp: str | None = None) -> wire.Op:

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import urllib3
 
 from ..cli.conftest import Command
 from ..variants import variants
+from ..waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -518,12 +518,10 @@ User.objects.create_superuser("root", password="secret")
 
 def until_listed(api: str, user: dict[str, str], workflow_id: str) -> set[str]:
     """The ids of a user's list, once that one is among them: lists follow the workflows after a moment."""
-    end = time.monotonic() + 30
-    while True:
+
+    def look() -> set[str]:
         page = call("GET", api, headers=user)
         assert page.status == 200, page.body
-        ids = {each[IDS] for each in page.body["workflows"]}
-        if workflow_id in ids:
-            return ids
-        assert time.monotonic() < end, ids
-        time.sleep(0.05)
+        return {each[IDS] for each in page.body["workflows"]}
+
+    return eventually(look, f"{workflow_id} is listed", is_right=lambda ids: workflow_id in ids)

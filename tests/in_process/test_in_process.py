@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -40,6 +39,8 @@ from durably.protocol.engine_errors import (
     FunctionNotFoundError,
     RunNotFoundError,
 )
+
+from ..waiting import async_eventually, eventually
 
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
 
@@ -75,11 +76,12 @@ class App:
         return await self.ended(event_id)
 
     async def ended(self, event_id: str) -> RunView:
-        async with asyncio.timeout(20):
-            while True:
-                if (runs := await self.engine.event_runs(event_id)) and runs[0].ended_at is not None:
-                    return runs[0]
-                await asyncio.sleep(0.005)
+        runs = await async_eventually(
+            lambda: self.engine.event_runs(event_id),
+            "the event's run has ended",
+            is_right=lambda runs: runs and runs[0].ended_at is not None,
+        )
+        return runs[0]
 
 
 def output_of(run: RunView) -> Any:
@@ -189,11 +191,7 @@ async def test_runs_are_cancelled_signalled_invoked_and_run_again(app: App) -> N
 
     async with app.running():
         receipt = await app.engine.invoke("app-f", {})
-        async with asyncio.timeout(10):
-            while True:
-                if await app.engine.signal("go", {"n": 1}) is not None:
-                    break
-                await asyncio.sleep(0.005)
+        await async_eventually(lambda: app.engine.signal("go", {"n": 1}), "the run waits for the signal")
         assert output_of(await app.ended(receipt.event_id)) == {"n": 1}
         again = await app.engine.rerun(receipt.run_id)
         assert await app.engine.cancel_run(again)
@@ -669,10 +667,11 @@ def test_synchronous_code_starts_asks_and_stops_the_same(app: App) -> None:
     try:
         [event_id] = app.client.send_sync(Event(name="greet"))
         [run] = engine.event_runs_sync(event_id)
-        deadline = time.monotonic() + 20
-        while (found := engine.get_run_sync(run.id)) is not None and found.ended_at is None:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.005)
+        found = eventually(
+            lambda: engine.get_run_sync(run.id),
+            "the run has ended",
+            is_right=lambda found: found is None or found.ended_at is not None,
+        )
         assert found is not None
         assert found.decode_output() == "hello"
         assert [step.id for step in engine.run_steps_sync(run.id)] == ["say"]

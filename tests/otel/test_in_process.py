@@ -27,6 +27,7 @@ from durably.comm import CommHandler
 from durably.engine.views import RunView
 from durably.errors import FunctionConfigInvalidError
 
+from ..waiting import async_eventually
 from .conftest import SETTINGS, Spans, attribute, id_of, linked, trace_of
 
 NO_RETRIES: dict[str, Any] = {"retries": 0}
@@ -308,8 +309,11 @@ async def test_a_restart_keeps_the_trace_and_its_links(tmp_path: Path, spans: Sp
 
 async def _until_waiting(app: App, event_id: str) -> None:
     [run] = await app.engine.event_runs(event_id)
-    while not [step for step in await app.engine.run_steps(run.id) if step.op == "WaitForEvent"]:
-        pass
+
+    async def waits() -> bool:
+        return any(step.op == "WaitForEvent" for step in await app.engine.run_steps(run.id))
+
+    await async_eventually(waits, "the run waits for the event")
 
 
 async def test_metrics_count_sends_calls_steps_and_runs(app: App, spans: Spans) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ..conformance import wire
+from .. import wire
 from ..conformance.client import request
 from ..conformance.engine_under_test import Engine
 from ..conformance.programs import clean_environment, running

@@ -9,7 +9,7 @@ import pytest
 
 from durably.encryption import Cipher
 
-from ..conformance import wire
+from .. import wire
 from ..conformance.engine_under_test import Engine
 from ..variants import variants
 from ..waiting import eventually

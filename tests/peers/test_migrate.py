@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..conformance import wire
+from .. import wire
 from ..waiting import eventually
 from .harness import PeerApp, running_app, running_engine, uvicorn
 

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +16,7 @@ from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal
 
 from ..ports import free_port
+from ..waiting import eventually
 
 PATIENCE = 60.0
 BILLING = "billing"
@@ -69,15 +69,14 @@ class DevServer:
 
     def _wait_until_it_is_healthy(self) -> None:
         """It has a port some time before it answers."""
-        assert self._process is not None
         temporal = Temporal(self.address)
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+
+        def is_healthy() -> bool:
+            assert self._process is not None
             assert self._process.poll() is None, "the development server has stopped"
-            if get_background_loop().run(temporal.check_health()).ok:
-                return
-            time.sleep(0.02)
-        raise AssertionError("the development server does not start")
+            return get_background_loop().run(temporal.check_health()).ok
+
+        eventually(is_healthy, "the development server is healthy", timeout=PATIENCE)
 
     def count_writes(self, operation: str, namespace: str = "default") -> int:
         """Operations of the server's database so far, such as ``CreateTasks``."""

@@ -1,6 +1,5 @@
 """The private parts of ``temporalio`` that Durably uses: each fits the installed version, or its error says so."""
 
-import asyncio
 import importlib.metadata
 import inspect
 import logging
@@ -36,6 +35,7 @@ from durably.temporal.compat import (
 )
 
 from ..ports import free_port
+from ..waiting import async_eventually
 from .workflows import TASK_QUEUE, Order, OrderWorkflow, SleepingWorkflow
 
 
@@ -237,8 +237,7 @@ async def test_a_worker_that_never_ran_leaves_its_task_queue_to_others(temporal:
         make()
     release_task_queue(first)
     async with make() as running:
-        while not running.is_running:  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.01)
+        await async_eventually(lambda: running.is_running, "the worker is running")
         release_task_queue(running)
         assert not running.is_shutdown
 

@@ -1,7 +1,6 @@
 """The gateway in each framework, with a real web server, Temporal server and worker."""
 
 import json
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from durably.temporal import Temporal
 
 from ..variants import variants
+from ..waiting import eventually
 from .app_server import AppServer, running
 from .apps import open_gateway
 from .dev_server import DevServer
@@ -179,8 +179,11 @@ def test_live_progress_continues_from_run_to_run(some_app: AppServer) -> None:
             continue
         causes.append(json.loads(event["data"]).get("cause"))
         if causes[-1] == "retry":
-            while some_app.get(f"{place}/history", owner).json["events"][-1]["type"] != "workflow_task_completed":
-                time.sleep(0.02)
+            eventually(
+                lambda: some_app.get(f"{place}/history", owner).json["events"][-1]["type"],
+                "the workflow task has completed",
+                is_right=lambda kind: kind == "workflow_task_completed",
+            )
             assert some_app.post(f"{place}/reset", {"to": "last_workflow_task"}, owner).status == 202
         if causes[-1] in (None, "reset"):  # Each run goes on only while it is followed.
             assert some_app.post(f"{place}/signals/go", {}, owner).status == 202

@@ -1,7 +1,6 @@
 """``durably.TemporalEngine``: the functions of an app, in its own processes, on a Temporal server."""
 
 import asyncio
-import contextlib
 import datetime as dt
 import logging
 import threading
@@ -23,6 +22,7 @@ from durably.protocol.engine_errors import ConfigInvalidError
 from durably.temporal import TemporalSettingsError
 
 from ...temporal.dev_server import DevServer
+from ...waiting import async_eventually
 
 WAIT_SECONDS = 60
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
@@ -191,9 +191,7 @@ async def test_a_stop_hands_over_finished_steps_and_says_so(
     await app.send("two")
     assert await app.reported() == "first"
     stopping = asyncio.create_task(app.engine.stop())
-    async with asyncio.timeout(WAIT_SECONDS):
-        while app.engine._process._node is not None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await async_eventually(lambda: app.engine._process._node is None, "the engine has begun to stop")
     goes_on.set()
     await stopping
     assert "this process stops, so the call ends and its answer has the finished steps" in caplog.text
@@ -271,9 +269,9 @@ async def test_a_process_that_lacks_the_function_uses_up_no_attempt(
         await new.engine.start()
         await new.engine.stop()
         await old.send("hold")
-        async with asyncio.timeout(WAIT_SECONDS):
-            while "does not serve the function 'deployed-hold'" not in caplog.text:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await async_eventually(
+            lambda: "does not serve the function 'deployed-hold'" in caplog.text, "the missing function is logged"
+        )
         await new.engine.start()
         assert await new.reported() == "first"
         assert await new.reported() == "continued in attempt 0"
@@ -304,9 +302,12 @@ async def test_a_server_that_is_away_delays_the_start_and_fails_sends_in_time(
 
 async def _until_sent(app: App, event: Event) -> None:
     """Until the functions are synced, an event finds none."""
-    while app.reports.empty():
-        with contextlib.suppress(SendEventsError):
-            await app.client.send(event)
+
+    async def send() -> bool:
+        await app.client.send(event)
+        return not app.reports.empty()
+
+    await async_eventually(send, "the event starts a run", ignore=(SendEventsError,))
 
 
 async def test_invalid_options_prevent_the_start(server: DevServer) -> None:

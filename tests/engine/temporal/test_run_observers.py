@@ -23,6 +23,7 @@ from durably.engine.temporal.process_monitor import LiveRuns
 from durably.engine.views import RunView
 
 from ...temporal.dev_server import DevServer
+from ...waiting import async_eventually
 from ..alerts.test_alerts import receiving
 
 QUICK: dict[str, Any] = {
@@ -82,9 +83,7 @@ class Shop:
     async def start(self, name: str) -> str:
         """The id of the run that an event starts. Lists on Temporal lag."""
         [event_id] = await self.client.send(Event(name=f"{self.id}/{name}"))
-        async with asyncio.timeout(60):
-            while not (runs := await self.engine.event_runs(event_id)):  # noqa: ASYNC110 - the server's index
-                await asyncio.sleep(0.02)
+        runs = await async_eventually(lambda: self.engine.event_runs(event_id), f"the run of {name} is listed")
         return runs[0].id
 
     async def run(self, name: str) -> RunView:
@@ -111,9 +110,7 @@ class Shop:
         return {name.replace(f"{self.id}-", ""): value for name, value in values.items() if value}
 
     async def wait_until_counted(self, name: str) -> None:
-        async with asyncio.timeout(60):
-            while name not in await self.counts():  # noqa: ASYNC110 - counters tell nobody
-                await asyncio.sleep(0.02)
+        await async_eventually(self.counts, f"{name} is counted", is_right=lambda counts: name in counts)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, L
 from durably.temporal.gateway.problems import to_problem
 
 from ...ports import free_port
+from ...waiting import async_eventually
 from ..apps import exposures
 from ..dev_server import DevServer
 from ..proxy import Proxy
@@ -99,9 +100,7 @@ async def visitors(
 async def until(told: "Counter[tuple[int, str]]", *awaited: tuple[int, str]) -> None:
     """Until each has come once more."""
     before = Counter(told)
-    async with asyncio.timeout(60):
-        while not all(told[each] > before[each] for each in awaited):  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.005)
+    await async_eventually(lambda: all(told[each] > before[each] for each in awaited), f"visitors got {awaited}")
 
 
 async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> None:
@@ -114,8 +113,7 @@ async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> No
             proxy.cut()
             # Requests that several cuts hit, one after another, may use up their repetitions.
             answered.clear()
-            while len(answered) < 8:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
+            await async_eventually(lambda: len(answered) == 8, "each visitor has an answer")
     assert told.keys() == {(200, ""), (202, "")}
     assert proxy.opened > 4
 
@@ -153,9 +151,8 @@ async def test_what_was_started_before_the_connection_broke_is_not_called_unavai
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
     starting = asyncio.create_task(ask(gateway, "POST", "orders", order, prefer="wait=60"))
     handle = (await temporal.client()).get_workflow_handle(f"order-{order['order_id']}")
+    await async_eventually(lambda: exists(handle), "the workflow has started")
     async with asyncio.timeout(60):
-        while not await exists(handle):  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.02)
         while not starting.done():
             proxy.cut()
             await asyncio.wait({starting}, timeout=0.2)

@@ -3,7 +3,6 @@
 import importlib
 import json
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,7 @@ from durably.temporal.replay.replayer import REPLAYS_AT_ONCE
 from durably.testing.temporal import replay_histories
 
 from ...cli.conftest import Command, Run, directory, environment, run, write
-from ...waiting import async_eventually
+from ...waiting import async_eventually, eventually
 from ..dev_server import DevServer
 from ..django.django_site import DjangoSite
 from ..worker_thread import working
@@ -116,8 +115,11 @@ def histories(played: dict[str, str], temporal: Temporal, tmp_path_factory: pyte
     async def fetch() -> list[Any]:
         return [each async for each in fetch_histories(await temporal.client(), "ReplayedWorkflow", HistoryQuery())]
 
-    while len(found := get_background_loop().run(fetch())) < 3:  # The index lags.
-        time.sleep(0.1)
+    found = eventually(
+        lambda: get_background_loop().run(fetch()),
+        "three histories are indexed",
+        is_right=lambda found: len(found) >= 3,
+    )
     for each in found:
         save_history(each, path)
     return path

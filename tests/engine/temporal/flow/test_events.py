@@ -190,9 +190,8 @@ async def test_an_event_cancels_a_run_that_starts_when_a_worker_asks_its_buckets
     await world.send("stop", n=1)
     await world.start_workers()
     run_id = make_run_id(ULID.from_str(accepted).milliseconds, accepted, f"{world.app_id}-work")
+    await async_eventually(lambda: world.engine.get_run(run_id), "the run has started")
     async with asyncio.timeout(PATIENCE):
-        while await world.engine.get_run(run_id) is None:  # noqa: ASYNC110 - a query
-            await asyncio.sleep(0.05)
         assert (await world.engine.wait_for_run(run_id)).status is RunStatus.CANCELLED
     for n in (1, 2):
         key = wait_key(stop.if_exp, {"data": {"n": n}})

@@ -1,6 +1,5 @@
 """Visibility queries: the grammar, the query for the server, and that no query reveals other workflows."""
 
-import asyncio
 import uuid
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +17,7 @@ from durably.temporal.gateway.problems import Problem
 from durably.temporal.namespace import search_attributes
 from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE
 
+from ....waiting import async_eventually
 from ...workflows import SleepingWorkflow
 from ..gateway_client import Answer, ask
 
@@ -132,9 +132,9 @@ class Namespace:
                     workflow, id=prefix + workflow_id, task_queue="nobody", search_attributes=attributes
                 )
         both = write(parse(f"WorkflowType IN ('{self.listed}', '{self.secret}')"))
-        async with asyncio.timeout(30):
-            while (await client.count_workflows(both)).count < 9:  # noqa: ASYNC110 (the server sends no event)
-                await asyncio.sleep(0.02)
+        await async_eventually(
+            lambda: client.count_workflows(both), "all workflows are indexed", is_right=lambda found: found.count >= 9
+        )
 
     async def ask(self, **query: str) -> Answer:
         return await ask(self.gateway, self.ada, "GET", "listed", **query)
