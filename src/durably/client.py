@@ -49,7 +49,7 @@ class Client(App):
     engine. ``checkpointing`` lets a call execute several steps (see ``Checkpointing``). It is the default with an
     engine in this process, and an option over HTTP.
 
-    ``send_step_input=False`` keeps the arguments of steps from the engine, which shows them, and lets a person repeat a
+    ``send_step_input=False`` keeps the arguments of steps from the engine, which shows them, and lets a user repeat a
     step with others.
 
     ``strict_replay`` fails a run if its function no longer reaches a step that the run has finished. By default this is
@@ -146,8 +146,8 @@ class Client(App):
     async def send(self, events: Event | Sequence[Event], *, skip_middleware: bool = False) -> list[str]:
         """Send one event or several. Returns their ids when the engine has stored them.
 
-        Retries with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were
-        accepted nevertheless, ``EngineNotConfiguredError`` or ``EventKeyUnspecifiedError``.
+        Retries with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were accepted
+        anyway, ``EngineNotConfiguredError`` or ``EventKeyUnspecifiedError``.
         """
         return await self._send(events, _ASYNC_IO, skip_middleware)
 

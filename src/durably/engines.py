@@ -207,7 +207,7 @@ def choose_engine(
 
 
 def _looks_like_a_path(text: str) -> bool:
-    """Whether a text is probably the name of a database's file."""
+    """Whether a string is probably the name of a database's file."""
     return "://" not in text and (text.endswith(_DATABASES) or text.startswith((".", "/", "~")) or text == ":memory:")
 
 

@@ -170,7 +170,7 @@ class CallMismatchError(Error):
 class CallStaleError(Error):
     """The engine has given a call up.
 
-    It has perhaps made another call in its place. Anything that this call does is void.
+    It has perhaps made another call instead. Anything that this call does is void.
     """
 
     code = ErrorCode.CALL_STALE

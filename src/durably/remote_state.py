@@ -289,7 +289,7 @@ class S3Driver:
     def _errors(self, action: str, key: str) -> Iterator[None]:
         """Convert errors of boto3 (which is not imported here) by their codes.
 
-        Their texts may show credentials.
+        Their strings may show credentials.
         """
         try:
             yield

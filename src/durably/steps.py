@@ -67,8 +67,8 @@ class AIAdapter(Protocol):
 class Step(msgspec.Struct, eq=False):
     """The steps of an async function; each is awaited.
 
-    ``step_id`` names the step within its function; repeated ids are numbered in the order in which they
-    are made. Durations are milliseconds or ``timedelta``. A step that failed for good raises ``StepError``.
+    ``step_id`` names the step within its function; repeated ids are numbered in the order in which they are made.
+    Durations are milliseconds or ``timedelta``. A step that failed permanently raises ``StepError``.
     """
 
     # Coroutines are typed with None, not Any: if an argument's type contains Any, mypy does not choose among

@@ -2,7 +2,7 @@
 
 Checked with Werkzeug 3.1.9.
 
-``LocalProxy._get_current_object`` is documented, in spite of its name. ``flask run`` uses ``werkzeug._reloader``.
+``LocalProxy._get_current_object`` is documented, despite its name. ``flask run`` uses ``werkzeug._reloader``.
 ``tests/frameworks/test_compat.py`` fails when a version of Werkzeug changes either.
 """
 

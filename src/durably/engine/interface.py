@@ -349,7 +349,7 @@ class Engine:
     async def function_loads(
         self, *, since: dt.datetime | None = None, until: dt.datetime | None = None
     ) -> list[FunctionLoad]:
-        """The present load of each function and its runs over time, by their ids.
+        """The current load of each function and its runs over time, by their ids.
 
         By default of the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
         """
@@ -593,7 +593,7 @@ class LocalEngine(Engine):
         raise NotImplementedError
 
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """Future changes of runs, for people to read.
+        """Future changes of runs, for users to read.
 
         A slow reader loses the oldest updates.
         """

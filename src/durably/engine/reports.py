@@ -213,11 +213,11 @@ class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """The present load of a function, and its runs in the interval of a report.
+    """The current load of a function, and its runs in the interval of a report.
 
     ``backlog`` is the number of calls that wait for a slot or for the app, ``queue_delay`` the seconds that the oldest
-    of them has waited, ``in_flight`` the number of calls under way; they are ``None`` on
-    Temporal, which does not count them. ``live`` runs have not ended.
+    of them has waited, ``in_flight`` the number of calls under way; they are ``None`` on Temporal, which does not count
+    them. ``live`` runs have not ended.
     """
 
     function_id: str
@@ -352,7 +352,7 @@ class Feature(StrEnum):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The kind of an engine, for people.
+    """The kind of an engine, for users.
 
     ``notes`` are sentences on what its lists cannot show, and ``missing`` the features that it refuses. ``run_url`` is
     the URL of a run in Temporal's UI, with ``{run_id}``, if its address is configured.

@@ -167,7 +167,7 @@ _MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 def _check_web_address(text: str, setting: str, example: str) -> None:
-    """Raises ``ValueError`` for a text to which a browser cannot go."""
+    """Raises ``ValueError`` for a string to which a browser cannot go."""
     try:
         parts = urlsplit(text)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

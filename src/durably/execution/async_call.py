@@ -407,7 +407,7 @@ class AsyncCall:
         try:
             return await waiting.future
         except asyncio.CancelledError:
-            if waiting.is_to_execute:  # cancelled after the decision, before it could go on
+            if waiting.is_to_execute:  # cancelled after the decision, before it could continue
                 self._finish_executing()
             raise
         finally:

@@ -100,7 +100,7 @@ class IdleDetector:
         return self._awaited is not None and self._awaited.was_awaited(task, self._is_own_callback)
 
     def waits_longer(self) -> bool:
-        """Whether ignored tasks are worth waiting for all the same."""
+        """Whether ignored tasks are worth waiting for anyway."""
         if self._long_stall_timer is None:
             self._long_stall_timer = self._loop.call_later(_LONG_STALL_SECONDS, self._on_long_stall, context=Context())
         return bool(self.ignored) and not self._is_long_stall_over
@@ -233,8 +233,8 @@ class AwaitedTasks:
 
         The task counts as awaited by a task that is over, or that was awaited itself.
 
-        What the task's end resolves (``gather``, ``shield``) may have been awaited in its place. ``is_own`` returns
-        whether a callback of a task is the call's own, which waits for nothing on behalf of the function.
+        What the task's end resolves (``gather``, ``shield``) may have been awaited instead. ``is_own`` returns whether
+        a callback of a task is the call's own, which waits for nothing on behalf of the function.
         """
         return self._was_awaited(task, is_own, set())
 
@@ -275,7 +275,7 @@ async def tear_down(tasks: Collection[AnyTask]) -> None:
 
     ``tasks`` changes while they end and create others.
 
-    A task that continues nevertheless, because it swallows its cancellation, is not waited for any longer. The loop's
+    A task that continues anyway, because it swallows its cancellation, is not waited for any longer. The loop's
     exception handler gets it.
     """
     overdue_rounds = 0

@@ -42,7 +42,7 @@ class Returned(msgspec.Struct):
 
 
 class Raised(msgspec.Struct):
-    """The function raised, or the call cannot go on."""
+    """The function raised, or the call cannot continue."""
 
     error: BaseException
 

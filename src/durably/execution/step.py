@@ -204,5 +204,5 @@ def sendable_arguments(arguments: Sequence[Any], max_bytes: int) -> list[Any] | 
         copied: list[Any] = msgspec.json.decode(encoded)
         return copied if copied == list(arguments) else None
     except Exception:
-        # A value without JSON, or one that refuses to be compared. The step runs all the same.
+        # A value without JSON, or one that refuses to be compared. The step runs anyway.
         return None

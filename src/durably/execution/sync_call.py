@@ -210,8 +210,7 @@ class SyncCall:
 
         Those steps are reported together.
 
-        If callables raise, all others are run nevertheless, so that their steps are numbered; then the first error
-        is raised.
+        If callables raise, all others are run anyway, so that their steps are numbered; then the first error is raised.
         """
         outer = self._group
         group = self._group = _Group(mode)

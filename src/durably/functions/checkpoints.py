@@ -56,7 +56,7 @@ class Checkpoints(Protocol):
     def certain_at_arrival(self) -> float:
         """The last time at which the engine certainly wanted a call that arrives now.
 
-        The time is that of ``time.monotonic()``. The call may have been on its way for long.
+        The time is that of ``time.monotonic()``. The call may have been on its way for a long time.
         """
         ...
 
@@ -321,7 +321,7 @@ class CallLeaseCheck:
 
         Raises ``CheckpointRefusedError`` if the engine does not answer the question.
         """
-        while self.may_be_stale:  # again if the answer itself may have been on its way for long
+        while self.may_be_stale:  # again if the answer itself may have been on its way for a long time
             asked_at = time.monotonic()
             request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)
             await self._checkpoints.commit(request, self._io)

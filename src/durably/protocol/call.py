@@ -56,7 +56,8 @@ def check_nesting(body: bytes, most: int = _BODY_NESTING) -> None:
         return
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Quotes next to each other are those of a text without brackets, or of two texts: what is outside stays outside.
+    # Quotes next to each other are those of a string without brackets, or of two strings: what is outside stays
+    # outside.
     signs = body.translate(None, _NO_SIGNS).replace(b'""', b"")
     if b'"' in signs:
         signs = b"".join(signs.split(b'"')[::2])

@@ -62,7 +62,7 @@ class DatabasePathError(EngineError):
 
 
 class DatabaseUnavailableError(EngineError):
-    """The database cannot be read or written at the moment. Nothing was changed.
+    """The database cannot be read or written now. Nothing was changed.
 
     The disk is full, or failing.
     """
@@ -140,7 +140,7 @@ class NotSupportedError(EngineError):
 
 
 class RunUnavailableError(EngineError):
-    """No process of the engine answers for the run at the moment (503)."""
+    """No process of the engine answers for the run now (503)."""
 
     is_retriable = True
 

@@ -126,7 +126,7 @@ class FunctionConfigInvalidError(Error, ValueError):
 
 
 class NonRetriableError(Error):
-    """Raise in a function or step to fail it for good, without further attempts.
+    """Raise in a function or step to fail it permanently, without further attempts.
 
     ``quiet`` keeps the error out of the app's log.
     """

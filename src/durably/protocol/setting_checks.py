@@ -27,7 +27,7 @@ def check_type(
 
 
 def check_text(value: object, setting: str, error: type[Exception] = TypeError) -> None:
-    """Check a text, or ``None``.
+    """Check a string, or ``None``.
 
     The message does not show the value, which may be a key.
     """
@@ -73,7 +73,7 @@ def check_count(value: object, setting: str) -> None:
 
 
 def check_texts(value: object, setting: str, example: str) -> None:
-    """Check a collection of texts.
+    """Check a collection of strings.
 
     One text alone would be taken as a collection of letters. Raises ``TypeError``.
     """

@@ -145,7 +145,7 @@ def decode_without_options(stored: bytes) -> FunctionConfig:
 def _drop_unused(config: Any) -> Any:
     """Drop values that SDKs send for options that are not used.
 
-    They are nulls, blank texts, and limits and bursts of 0.
+    They are nulls, blank strings, and limits and bursts of 0.
     """
     if not isinstance(config, dict):
         return config

@@ -59,7 +59,7 @@ def printable_lines(value: object) -> str:
 
 
 def keep_ends(text: str, most: int, omitted: str = "not shown") -> str:
-    """The two ends of a text of more than ``most`` characters, and a note between."""
+    """The two ends of a string of more than ``most`` characters, and a note between."""
     if len(text) <= most:
         return text
     half = most // 2

@@ -209,7 +209,7 @@ class RunRef(msgspec.Struct, frozen=True):
 
 
 class RunFacts:
-    """The present state of a run, and assertions on it.
+    """The current state of a run, and assertions on it.
 
     The messages of the assertions end with the run's timeline.
     """

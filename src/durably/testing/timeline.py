@@ -1,4 +1,4 @@
-"""Timelines of runs for people, and short texts of times and values.
+"""Timelines of runs for users, and short strings of times and values.
 
 Times are relative to a run's start.
 """

@@ -26,7 +26,7 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
     """The content of a call.
 
     ``events`` are JSON, several if the run has a batch; ``memos`` are hashed step ids and memos in the order of the
-    memos. ``step_input``, if any, is the hashed id of a step that has not run yet, and the input that a person gave it:
+    memos. ``step_input``, if any, is the hashed id of a step that has not run yet, and the input that a user gave it:
     ``{"input": […]}``. ``also`` are calls that share the request of ``call``: an app may execute their steps too, and
     an SDK without this feature ignores them. ``priority`` orders calls, and is not sent. ``defers`` are the functions
     that the run has deferred. ``traceparent`` is the trace context that the call continues, if any.
@@ -147,8 +147,9 @@ def _compile(pattern: bytes) -> Any:
 _LARGE = _compile(rb"(?:^|[^0-9.])[0-9]{16,}(?:$|[^0-9.eE])")
 _FLOAT = _compile(rb"[0-9][.eE]")
 _KEY_BEYOND_BMP = _compile(rb"(?:[\xf0-\xf4]|\\u[dD][89abAB])" + rb'(?:[^"\\]|\\(?s:.))*"[ \t\r\n]*:')
-"""RFC 8785 sorts keys by UTF-16, and msgspec by code points: the order of keys outside of the basic plane differs.
-Each pattern may also match inside of a text, which costs time but no correctness."""
+"""RFC 8785 sorts keys by UTF-16, and msgspec by code points: the order of keys outside of the basic plane differs. Each
+pattern may also match inside of a string, which costs time but no correctness.
+"""
 
 
 def canonical_json(raw: bytes) -> bytes:

@@ -171,7 +171,7 @@ def _step_not_found(answered: AnsweredCall, op: Op) -> None:
 
 
 def target_not_found(transition: Transition, call: Call, name: str) -> bool:
-    """Whether the run goes on without the step that the call was for.
+    """Whether the run continues without the step that the call was for.
 
     If the function has seen more memos since it planned the step, it may have continued without the step, for example
     because another branch won a race or the step was cancelled. Otherwise it is not deterministic: its run fails.

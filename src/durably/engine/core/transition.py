@@ -211,7 +211,7 @@ class Transition:
         self.waits[wait.step_id] = wait
 
     def check_room_for(self, new_steps: int) -> None:
-        """Check that the run has room for new steps.
+        """Check that the run has capacity for new steps.
 
         Raises ``RunOverflow`` if finished, outstanding and new steps together are over the limit.
         """
@@ -274,6 +274,6 @@ class Transition:
 
 
 def excerpt(error: ErrorData) -> str:
-    """``Name: message`` in one short line, for people."""
+    """``Name: message`` in one short line, for users."""
     text = f"{error.name or 'Error'}: {error.message or ''}"
     return text if len(text) <= _ERROR_EXCERPT_LENGTH else text[: _ERROR_EXCERPT_LENGTH - 1] + "…"

@@ -1,6 +1,6 @@
 """Expressions: CEL over ``event`` and ``async`` in the tolerant dialect.
 
-The dialect is the protocol's. ``compile_expression`` parses a text (``syntax``) and compiles it (``compiler``, over
+The dialect is the protocol's. ``compile_expression`` parses a string (``syntax``) and compiles it (``compiler``, over
 ``functions`` and ``values``) into an ``Expression``. It has the methods for conditions and keys, and the equalities by
 which waits are indexed.
 """

@@ -39,7 +39,7 @@ class Equality:
 
     ``async_path`` in the later event equals ``event_path`` in the trigger, or ``literal`` if that is ``None``.
 
-    Compare by keys: short texts that are the same for values that the dialect holds equal (1 and 1.0, null and a
+    Compare by keys: short strings that are the same for values that the dialect holds equal (1 and 1.0, null and a
     missing field). Store ``wanted_key(event)`` with the wait, and find waits by ``found_key(later)``.
     """
 
@@ -192,8 +192,8 @@ class Expression:
     def value(self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: int) -> Any:
         """The result as JSON, for keys and priorities.
 
-        It is a bool, a finite number, a text, a list or a dict; ``None`` for null and unknown values. Times (RFC 3339,
-        ``90s``) and bytes become text.
+        It is a bool, a finite number, a string, a list or a dict; ``None`` for null and unknown values. Times (RFC
+        3339, ``90s``) and bytes become text.
         """
         result = self._run(event, async_, now)
         if result is UNKNOWN or (isinstance(result, float) and not math.isfinite(result)):

@@ -25,7 +25,7 @@ from .values import INT_MAX, INT_MIN, UNKNOWN, Frame, is_number, to_text
 
 _MAX_PATTERN = 1000
 _MAX_WORD = 100
-"""Characters of a text that a number, a date or a duration is read from."""
+"""Characters of a string that a number, a date or a duration is read from."""
 _EARLIEST_DATE_SECONDS = 946_684_800
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)

@@ -1,8 +1,8 @@
 """Values in the protocol's dialect of CEL: equality, order, arithmetic and truth.
 
 Plain CEL stops with an error if types differ or a field is missing; the dialect continues. ``UNKNOWN`` stands for a
-missing field, and for an operation without a result (a division by zero, a text less than a number). Comments say
-"as the server does" for rules of the public server that are not obvious. Values are those of JSON, plus ``bytes``,
+missing field, and for an operation without a result (a division by zero, a string less than a number). Comments say "as
+the server does" for rules of the public server that are not obvious. Values are those of JSON, plus ``bytes``,
 ``datetime`` (a timestamp) and ``timedelta``. Fuel bounds the work on large values.
 """
 

@@ -313,7 +313,7 @@ def _add_to_batch(flow: Flow, trigger: Trigger, read: ReadState, now: int, max_b
 def end_batch(bucket: Bucket, batch_id: int, read: ReadState) -> StateChange | None:
     """The change that ends a batch when its timer fires.
 
-    ``start`` a run after it. ``None`` if the batch was full before, and another may be open in its place.
+    ``start`` a run after it. ``None`` if the batch was full before, and another may be open instead.
     """
     batch = OpenBatch.load(read, bucket)
     return StateChange(bucket, None) if batch is not None and batch.id == batch_id else None

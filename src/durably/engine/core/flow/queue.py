@@ -2,9 +2,9 @@
 
 Calls join the queue and leave it. ``settle`` returns the calls that may be made now: those that are within their
 limits, best place first. A returned call occupies its concurrency slots until it leaves. One rule keeps this cheap: *a
-concurrency key waits at a limit only while that limit is reached.* When a limit has room again, the concurrency keys
-that wait at it are checked in order, and no others, until it is reached again. A key that has to wait for another limit
-moves there. Waiting calls cost only their rows.
+concurrency key waits at a limit only while that limit is reached.* When a limit has capacity again, the concurrency
+keys that wait at it are checked in order, and no others, until it is reached again. A key that has to wait for another
+limit moves there. Waiting calls cost only their rows.
 
 (A concurrency key with two limits that both change all the time may move between them at every transaction. That takes
 three limits on one function, two of them coarse and one fine. Otherwise a transaction moves at most as many concurrency
