@@ -29,14 +29,14 @@ _TWO_SHARED = (
     "it can share one limit with others. Remove one of the limits"
 )
 MAX_PATTERNS = 16
-"""Wildcards that an event of a long name may meet. Each costs every such event a request."""
+"""Maximum number of wildcard patterns for an event name. Each pattern costs every such event a request."""
 UNUSED_SETTINGS = {
     "clock": "the Temporal server has the timers",
     "durability": "the Temporal server's database decides",
     "entropy": "ids of runs are made from those of events",
     "retention": "that of Temporal's namespace decides: `temporal operator namespace update --retention`",
 }
-"""Each with the reason."""
+"""Settings that are not used, each with the reason."""
 
 
 class Support(StrEnum):

@@ -1,6 +1,6 @@
 """A run as a workflow.
 
-It holds the run state, and executes the commands of the run machine. Calls are in ``run_calls.py``, waits in
+It keeps the run state, and executes the commands of the run machine. Calls are in ``run_calls.py``, waits in
 ``run_waits.py``.
 
 No user code runs here, so there is no sandbox. Everything in this file is workflow code: a change must replay the
@@ -145,7 +145,7 @@ class RunWorkflow:
     def _check_checkpoint(self, checkpoint: CheckpointInput) -> None:
         """Refuse a checkpoint that the machine refuses.
 
-        Validators are not replayed, so it draws no random number, and may ask which execution this is.
+        Validators are not replayed, so this draws no random number, and may use the id of the execution.
         """
         if checkpoint.execution not in (0, execution_of(workflow.info().run_id)):
             raise StaleCallError("the call is stale: its run was reset in Temporal")
@@ -251,7 +251,7 @@ class RunWorkflow:
     def _check_history(self) -> None:
         """Fail a run whose history is near the limits of the server.
 
-        Beyond them the server terminates it.
+        At the limits the server terminates it.
         """
         info = workflow.info()
         events, size = info.get_current_history_length(), info.get_current_history_size()
@@ -265,9 +265,9 @@ class RunWorkflow:
         self._end_at_once(RunStatus.FAILED, ErrorData(name="HistoryTooLargeError", message=message))
 
     def _check_signals(self) -> None:
-        """Fail a run that soon gets no signals any more.
+        """Fail a run that is near the limit of signals.
 
-        Otherwise, it would lose events in silence.
+        Otherwise it would silently lose events.
         """
         self._signals += 1
         self._check_history()
@@ -355,7 +355,7 @@ class RunWorkflow:
         if end.status is RunStatus.SKIPPED:
             return []
         if end.status is not RunStatus.COMPLETED:
-            # A run keeps its error as the app wrote it. Events have it without nulls, as from official servers.
+            # A run keeps its error as the app wrote it. In events, nulls are omitted as by official servers.
             output = encode_error(msgspec.json.decode(output, type=ErrorData))
         result = RunResult(run.run_id, run.function_id, end.status, output)
         events: list[tuple[str, msgspec.Raw]] = []
@@ -390,7 +390,7 @@ def _make_policy(run_policy: RunPolicy) -> Policy:
         return least + round(spread * jitter)
 
     def unreached_delay(failures: int) -> int:
-        """The first call after a lost worker, or one that stops, is made at once."""
+        """Delay of the next call. It is 0 after a lost worker, or one that stops."""
         return unreached_backoff(failures, workflow.random().random()) // _MILLISECOND if failures else 0
 
     return Policy(
