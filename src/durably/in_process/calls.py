@@ -146,7 +146,7 @@ def answer_of(outcome: Outcome, clock: Clock) -> Answer:
     except OutputUnserializableError as error:
         return _failed_attempt(error, clock)
     if len(output) > MAX_STEP_OUTPUT_BYTES:
-        message = f"the function returned {len(output)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible"
+        message = f"the function returned {len(output)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are allowed"
         return failed("OutputTooLargeError", message, no_retry=True)
     return Returned(output)
 

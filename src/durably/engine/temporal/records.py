@@ -71,7 +71,7 @@ class Records:
         return record
 
     async def _restore(self, workflow_id: str, memo: str, record: object) -> None:
-        _logger.warning("the workflow %r was ended on Temporal, and is started again with what it held", workflow_id)
+        _logger.warning("the workflow %r was terminated on Temporal, and is started again with its record", workflow_id)
         await self._client.start_workflow(
             _ENDLESS[memo],
             record,
@@ -136,12 +136,12 @@ class Restorer:
             await asyncio.gather(*map(restore, ids))
             if len(ids) == _MOST_ENDED:
                 _logger.warning(
-                    "somebody has ended more buckets and queues on Temporal than the %d that continue now; the others "
+                    "more buckets and queues were terminated on Temporal than the %d that continue now; the others "
                     "continue with their next event or call",
                     _MOST_ENDED,
                 )
         except RPCError as error:
-            _logger.warning("buckets and queues that were ended on Temporal cannot be looked for: %s", error)
+            _logger.warning("cannot search for buckets and queues that were terminated on Temporal: %s", error)
 
     async def _restore(self, workflow_id: str) -> bool:
         described = await describe(self._client, workflow_id)
@@ -156,12 +156,12 @@ class Restorer:
             )
             if task_end is None:
                 _logger.warning(
-                    "the workflow %r was ended on Temporal before a worker had executed it, and what it held is lost: "
-                    "rerun the runs that wait for it, and send its events again",
+                    "the workflow %r was terminated on Temporal before a worker had executed it, and its state is "
+                    "lost: rerun the runs that wait for it, and send its events again",
                     workflow_id,
                 )
                 return False
-            _logger.warning("the workflow %r was ended on Temporal, and continues with what it held", workflow_id)
+            _logger.warning("the workflow %r was terminated on Temporal, and continues with its state", workflow_id)
             await self._reset(execution, task_end)
             return True
         return False

@@ -94,8 +94,8 @@ class AppSync:
         if before is not None and before.in_process != in_process:
             places = ["at its URL", "in its own processes"]
             _logger.warning(
-                "the functions of the app %r are called %s from now on, and no longer %s: each sync decides that, so "
-                "serve an app in one of these ways only",
+                "the functions of the app %r are now called %s, and no longer %s: the last sync decides, so serve an "
+                "app in one of these ways only",
                 sync.app_id,
                 places[in_process],
                 places[before.in_process],

@@ -108,7 +108,7 @@ class Reruns:
                 names.append(step.name)
                 size += len(memo)
         named = ", ".join(map(repr, names[:_MOST_NAMED])) + (", …" if len(names) > _MOST_NAMED else "")
-        known = f"it has {named}" if names else "it has none; run it again from the start"
+        known = f"it has {named}" if names else "no step has finished; rerun it from the start"
         raise StepNotFoundError(f"run {given.run_id} has no finished step {from_step.step_id!r}: {known}")
 
 

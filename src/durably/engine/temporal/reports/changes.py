@@ -50,9 +50,7 @@ class ChangePoll:
         if after is None or position != after:
             return Changes(position=position)
         if self._waiters >= _MOST_WAITERS:
-            raise TooManyWaitersError(
-                f"{_MOST_WAITERS} clients wait for changes already: close pages that are not looked at"
-            )
+            raise TooManyWaitersError(f"{_MOST_WAITERS} clients already wait for changes: close unused pages")
         self._waiters += 1
         try:
             while position == after and time.monotonic() < until:

@@ -93,8 +93,8 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
         """The conditions of a query. Raises ``NotSupportedError`` for scheduled runs."""
         if self.status is RunStatus.SCHEDULED:
             raise NotSupportedError(
-                "lists of an engine on Temporal do not distinguish scheduled and running runs: ask for running "
-                "ones, which have both"
+                "lists of an engine on Temporal do not distinguish scheduled and running runs: select running ones, "
+                "which include both"
             )
         clauses = [_RUNS]
         if self.status is not None:
@@ -154,7 +154,7 @@ class RunLists:
             return await self._client.count_workflows(f"{query} GROUP BY ExecutionStatus")
         except RPCError as error:
             if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                raise NotSupportedError(f"the Temporal server counts no runs by status: {error}") from None
+                raise NotSupportedError(f"the Temporal server cannot count runs by status: {error}") from None
             raise
 
     async def read(self, wanted: RunFilter) -> list[WorkflowExecution]:

@@ -237,8 +237,8 @@ class RunReports:
         except WorkflowQueryFailedError as error:
             reason = str(error)
         raise RunUnavailableError(
-            f"no worker of the engine answers for run {run_id} ({reason}): its steps are known again when a process "
-            "with the app runs (the app itself, or `durably worker`)"
+            f"no worker of the engine answers for run {run_id} ({reason}): to read its steps, start a process with the "
+            "app (the app itself, or `durably worker`)"
         )
 
     async def _children(self, run_id: str) -> tuple[list[RunLink], bool]:

@@ -47,8 +47,8 @@ class RunSearch:
                 break
             if seen == _MOST_OF_SUFFIX and id_suffix is not None:
                 raise NotSupportedError(
-                    f"an engine on Temporal compares the ends of ids with its {_MOST_OF_SUFFIX} newest runs, and there "
-                    f"are more: give the whole id in place of {id_suffix!r}, or its beginning to a search"
+                    f"an engine on Temporal finds id suffixes among its {_MOST_OF_SUFFIX} newest runs only, and there "
+                    f"are more: give the whole id instead of {id_suffix!r}, or search for its prefix"
                 )
         return await self._views.views(found)
 

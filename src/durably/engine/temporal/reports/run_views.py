@@ -152,7 +152,7 @@ def _error_output(cause: BaseException | None) -> msgspec.Raw:
         case TerminatedError():
             name, message = "FunctionCancelledError", f"the run was terminated on Temporal: {cause}"
         case TimeoutError():
-            name, message = "RunTimedOutError", "Temporal's timeout of the run's workflow is over"
+            name, message = "RunTimedOutError", "the run's workflow has timed out on Temporal"
         case _:
             name, message = type(cause).__name__, str(cause)
     return msgspec.Raw(encode_error(ErrorData(name=name, message=message)))

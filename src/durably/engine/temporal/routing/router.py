@@ -191,8 +191,7 @@ class Router:
                     await self.waits.register(msgspec.structs.replace(wait, start_within=_MAX_START_DELAY))
         except TimeoutError:
             _logger.warning(
-                "the event %s (%s) starts its runs when a worker runs; events that would cancel them have no effect "
-                "before",
+                "the event %s (%s) starts its runs once a worker runs; events cannot cancel them before that",
                 delivery.event.id,
                 delivery.event.name,
             )

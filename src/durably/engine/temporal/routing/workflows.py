@@ -236,8 +236,8 @@ class WaitWorkflow:
 
     async def _refuse(self, wait: WaitRecord) -> None:
         problem = (
-            f"{self._capacity} waits for the event {wait.event!r} have the same value, or none, and Temporal can hold "
-            "no more: give the wait a condition with an equality, such as event.data.id == async.data.id"
+            f"{self._capacity} waits for the event {wait.event!r} have the same value, or none, which is the maximum "
+            "on Temporal: give the wait a condition with an equality, such as event.data.id == async.data.id"
         )
         if cancel_position(wait.step_id) is not None:
             workflow.logger.warning("the run %s cannot be cancelled by an event: %s", wait.run_id, problem)

@@ -259,7 +259,7 @@ class RunWorkflow:
             return
         message = (
             f"the run's history in Temporal has {events} events and {size} bytes; at most {MAX_HISTORY_EVENTS} and "
-            f"{MAX_HISTORY_BYTES} are possible: do more in each step, buffer steps, or spread the work over several "
+            f"{MAX_HISTORY_BYTES} are allowed: do more in each step, buffer steps, or spread the work over several "
             "runs"
         )
         self._end_at_once(RunStatus.FAILED, ErrorData(name="HistoryTooLargeError", message=message))
@@ -362,7 +362,7 @@ class RunWorkflow:
         for name, data in run_end_events(result, self._context.triggers):
             fitted, omitted = fit_end_event(data)
             if omitted:
-                message = "run %s: the event %r is too large with %s, which it does not have"
+                message = "run %s: the event %r is too large with %s, which it omits"
                 workflow.logger.warning(message, run.run_id, name.value, ", ".join(omitted))
             events.append((name.value, msgspec.Raw(fitted)))
         for function_id, data in self._deferred.values():

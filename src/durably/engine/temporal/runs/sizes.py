@@ -41,7 +41,7 @@ class FittedAnswer(msgspec.Struct, frozen=True):
 def fit_answer(answer: Answer) -> FittedAnswer:
     match answer:
         case Returned(output) if len(output) > MAX_OUTPUT_BYTES:
-            message = f"the function returned {len(output)} bytes; at most {MAX_OUTPUT_BYTES} are possible"
+            message = f"the function returned {len(output)} bytes; at most {MAX_OUTPUT_BYTES} are allowed"
             return FittedAnswer(failed("OutputTooLargeError", message, no_retry=True))
         case AttemptFailed(error, no_retry, retry_at, written):
             if len(written or b"") + size_of(error) > MAX_PAYLOAD_BYTES:
@@ -56,7 +56,7 @@ def fit_answer(answer: Answer) -> FittedAnswer:
 def _fit_ops(answer: ReportedOps) -> FittedAnswer:
     ops = [_fit_op(op) for op in answer.ops]
     if len(ops) == 1 and ops[0].op == Opcode.RUN_COMPLETE and size_of(ops[0].data) > MAX_OUTPUT_BYTES:
-        message = f"the function returned {size_of(ops[0].data)} bytes; at most {MAX_OUTPUT_BYTES} are possible"
+        message = f"the function returned {size_of(ops[0].data)} bytes; at most {MAX_OUTPUT_BYTES} are allowed"
         return FittedAnswer(failed("OutputTooLargeError", message, no_retry=True))
     checkpoints: Sequence[list[Op]] = ()
     if size_of(ops) > MAX_PAYLOAD_BYTES:
@@ -68,7 +68,7 @@ def _fit_ops(answer: ReportedOps) -> FittedAnswer:
         if size > MAX_PAYLOAD_BYTES:
             names = ", ".join(repr(step_name(op)) for op in ops if op.id)
             message = (
-                f"the app's answer with the steps {names} has {size} bytes; at most {MAX_PAYLOAD_BYTES} are possible"
+                f"the app's answer with the steps {names} has {size} bytes; at most {MAX_PAYLOAD_BYTES} are allowed"
             )
             return FittedAnswer(failed("AnswerTooLargeError", message, no_retry=True))
     return FittedAnswer(msgspec.structs.replace(answer, ops=ops), checkpoints)
@@ -78,7 +78,7 @@ def check_step(op: Op) -> None:
     """Raises ``TooLargeError`` if the step cannot be checkpointed."""
     size = size_of(op.data)
     if size > MAX_OUTPUT_BYTES:
-        raise TooLargeError(f"step {step_name(op)!r} returned {size} bytes; at most {MAX_OUTPUT_BYTES} are possible")
+        raise TooLargeError(f"step {step_name(op)!r} returned {size} bytes; at most {MAX_OUTPUT_BYTES} are allowed")
 
 
 def without_large_arguments(op: Op) -> Op:

@@ -279,7 +279,7 @@ class SlotLeases:
         if self._failing_since is None:
             self._failing_since = now
         elif now - self._failing_since > _SILENT_SECONDS:
-            message = "process %d gets no slots for functions with a concurrency limit, and asks again: %s"
+            message = "process %d gets no slots for functions with a concurrency limit, and tries again: %s"
             _log.log(logging.WARNING, message, os.getpid(), error)
 
     def _note_limit(self, pool: FunctionSlots, has_changed: bool) -> None:
