@@ -417,8 +417,8 @@ class ProcessEngine(Generic[N]):
         else:
             settings = EngineSettings(
                 backoff=standard_backoff if True in modes else dev_backoff,
-                allow_private_addresses=modes
-                == {False},  # Not in a process without functions: the settings of the others are unknown.
+                # Not in a process without functions: the settings of the others are unknown.
+                allow_private_addresses=modes == {False},
             )
         traced = [handler.client.tracing for handler in self._handlers.values() if handler.client.tracing is not None]
         if traced and settings.tracing is None:
