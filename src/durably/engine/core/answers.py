@@ -141,7 +141,7 @@ def read_answer(
 
 def _read_output(body: bytes, max_bytes: int) -> Answer:
     if len(body) > max_bytes:
-        message = f"the function returned {len(body)} bytes; at most {max_bytes} are possible"
+        message = f"the function returned {len(body)} bytes; at most {max_bytes} are allowed"
         return failed("OutputTooLargeError", message, no_retry=True)
     body = body.strip() or b"null"
     try:

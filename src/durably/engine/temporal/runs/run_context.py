@@ -23,14 +23,14 @@ from .contents import CONTENTS, RunContent
 class RunContext:
     """State, events and memos of a run, and the tasks that execute its commands.
 
-    ``apply`` applies an input to the run. ``fault`` is the first error of a task: an error of the engine or of its
+    ``apply`` applies an input to the run. ``error`` is the first error of a task: an error of the engine or of its
     configuration.
     """
 
     def __init__(self, run: RunInput, apply: Callable[[Input], None]) -> None:
         self.run = run
         self.apply = apply
-        self.fault: Exception | None = None
+        self.error: Exception | None = None
         self.triggers = [
             ReceivedEvent(each.id, each.name, bytes(each.body), origin=each.origin, traceparent=each.traceparent)
             for each in run.events
@@ -70,7 +70,7 @@ class RunContext:
         try:
             await work(*arguments)
         except Exception as error:
-            self.fault = self.fault or error
+            self.error = self.error or error
 
 
 def stop(task: "asyncio.Task[None]") -> None:

@@ -89,13 +89,13 @@ class RunWorkflow:
                 self._end_at_once(run.outcome.status, run.outcome.error)
             else:
                 await self._begin()
-            await workflow.wait_condition(lambda: self._end is not None or self._context.fault is not None)
+            await workflow.wait_condition(lambda: self._end is not None or self._context.error is not None)
         except asyncio.CancelledError:
             self._is_cancelled = True
             self._cancel(CancelRequested(workflow.cancellation_reason() or CancelRequested().reason))
         if self._end is None:
-            assert self._context.fault is not None
-            raise self._context.fault
+            assert self._context.error is not None
+            raise self._context.error
         await self._conclude(self._end)
         return self._result_of(self._end)
 
