@@ -2,8 +2,8 @@
 
 They are for metrics, the log, alerts and spans. Nothing else depends on them.
 
-Workflows have no other access to their process than a module. A replay reports nothing. A task that the server refuses,
-because an event came during it, or that it gives to a second process, is executed again, and reports again.
+A module variable is the only access of workflows to their process. A replay reports nothing. A task is executed again,
+and reports again, if the server refuses it because an event came during it, or gives it to a second process.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _WAITS = {
 class RunReport(msgspec.Struct, frozen=True, gc=False):
     """A change of a run.
 
-    ``key`` is the same in each report of it. The end of a run has ``ended``.
+    ``key`` is the same in each report of the change. The end of a run has ``ended``.
     """
 
     key: int
@@ -56,13 +56,13 @@ class RunReport(msgspec.Struct, frozen=True, gc=False):
 Listener = Callable[[list[RunReport]], None]
 
 _listeners: dict[tuple[str, str], Listener] = {}
-"""The functions that get reports, by the namespace and the task queue of the workflows."""
+"""Listeners for reports, by namespace and task queue of the workflows."""
 
 
 def listen(namespace: str, queues: Iterable[str], listener: Listener) -> Callable[[], None]:
     """Call ``listener`` with reports, on the running event loop.
 
-    Returns a function that ends it.
+    Returns a function that removes the listener.
     """
     loop = asyncio.get_running_loop()
 
@@ -82,7 +82,7 @@ def listen(namespace: str, queues: Iterable[str], listener: Listener) -> Callabl
 
 
 def find_listener() -> Listener | None:
-    """The function that gets reports of the running workflow.
+    """The listener for reports of the running workflow.
 
     ``None`` during a replay. Workflow code.
     """
@@ -111,13 +111,13 @@ class RunChanges:
         self._has_started = False
 
     def note_start(self) -> None:
-        """Report the start of a run that does not end at once."""
+        """Report the start of a run that does not end immediately."""
         self._has_started = True
         if report := find_listener():
             report([self._report(RunChange(UpdateKind.RUN_STARTED, now(), self._run))])
 
     def note(self, commands: Sequence[Command]) -> None:
-        """Report what an input has caused, which is in the record already."""
+        """Report the effects of an input that the record already contains."""
         report = find_listener()
         if report is None:
             return
@@ -172,5 +172,5 @@ class RunChanges:
         report([RunReport(hash((workflow.info().run_id, "end")), change, ended)])
 
     def _report(self, change: RunChange, part: str | int = "") -> RunReport:
-        """``part`` is the part of the run that changes: a step, or a call."""
+        """Report a change. ``part`` is the changed part of the run: a step, or a call."""
         return RunReport(hash((workflow.info().run_id, change.kind, part)), change)

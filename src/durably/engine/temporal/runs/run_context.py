@@ -1,6 +1,6 @@
 """The context that the parts of a run's workflow share.
 
-All of it is workflow code.
+Everything here is workflow code.
 """
 
 import asyncio
@@ -21,16 +21,16 @@ from .contents import CONTENTS, RunContent
 
 
 class RunContext:
-    """The state, events and memos of a run, and the tasks that carry out its commands.
+    """State, events and memos of a run, and the tasks that execute its commands.
 
-    ``apply`` applies an input to the run. ``fault`` is the first error of a task: a fault of the engine, or of its
+    ``apply`` applies an input to the run. ``error`` is the first error of a task: an error of the engine or of its
     configuration.
     """
 
     def __init__(self, run: RunInput, apply: Callable[[Input], None]) -> None:
         self.run = run
         self.apply = apply
-        self.fault: Exception | None = None
+        self.error: Exception | None = None
         self.triggers = [
             ReceivedEvent(each.id, each.name, bytes(each.body), origin=each.origin, traceparent=each.traceparent)
             for each in run.events
@@ -51,7 +51,7 @@ class RunContext:
         self.content.add(step_id, memo)
 
     def share_content(self) -> None:
-        """Give the content to the calls that this process makes."""
+        """Share the content with the calls that this process makes."""
         CONTENTS.put(self._content_key, self.content)
 
     def forget_content(self) -> None:
@@ -70,7 +70,7 @@ class RunContext:
         try:
             await work(*arguments)
         except Exception as error:
-            self.fault = self.fault or error
+            self.error = self.error or error
 
 
 def stop(task: "asyncio.Task[None]") -> None:
