@@ -26,7 +26,7 @@ async def test_runs_that_were_used_least_recently_leave_the_memory_and_continue(
         gc.disable()  # The memory is free without it, which may run much later.
         try:
             receipts = [await app.send("go", n=number) for number in range(RUNS)]
-            await app.wait_for_calls(2 * RUNS)
+            await app.wait_for_calls(3 * RUNS)
             await until(is_bounded)
         finally:
             gc.enable()
