@@ -59,6 +59,7 @@ from durably.engine.temporal.records import Records
 from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
+from durably.engine.temporal.workflow_requests import ignoring_not_found
 from durably.engine.tracing import trace_of_run
 from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
@@ -173,7 +174,8 @@ class Router:
             # Buckets need a worker. If there is none, the workflow delivers the event later.
             await self._expect_cancellations(delivery)
             return
-        await handle.signal(DELIVERED)
+        with ignoring_not_found():  # Its workflow has delivered the event meanwhile, after a sender's long stall.
+            await handle.signal(DELIVERED)
 
     async def finish_delivery(self, delivery: DeliveryRecord) -> None:
         """Deliver an event that its sender did not deliver."""
