@@ -60,7 +60,7 @@ def test_a_payload_as_the_python_sdk_writes_it(script: ScriptedApp, engine: Engi
         pytest.param(
             "env",
             marks=pytest.mark.differs(
-                temporal="it refuses a limit that functions share beside another one (docs/reference/"
+                temporal="it refuses a limit that functions share with another one (docs/reference/"
                 "options-on-temporal.md)"
             ),
         ),

@@ -97,7 +97,7 @@ async def test_a_key_of_another_certificate(open_front: Open, authority: Authori
     )
     failure = await refusal(open_front().address, tls)
     assert isinstance(failure, TemporalCredentialsError)
-    assert "the private key is not that of the client certificate" in failure.message
+    assert "the private key does not match the client certificate" in failure.message
     assert CLIENT_KEY in failure.message
 
 

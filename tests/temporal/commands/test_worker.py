@@ -90,7 +90,7 @@ def test_a_second_signal_ends_it_at_once(
     command.process.send_signal(signal.SIGTERM)
     command.until("activities have 30 seconds to end")
     assert command.stop(signal.SIGTERM) == 1
-    assert "interrupted; activities that ran will be retried" in command.output
+    assert "interrupted; running activities will be retried" in command.output
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_activities_that_do_not_end_are_left_to_be_retried(
     temporal.sync.start_workflow("SlowWorkflow", 50.0, id=f"slow-{id}", task_queue=f"slow-{id}")
     command.until("slow begins")
     assert command.stop(signal.SIGTERM) == 1
-    assert "activities do not end though cancelled; the process ends without them" in command.output
+    assert "activities do not end despite their cancellation; the process ends without them" in command.output
 
 
 @pytest.mark.slow

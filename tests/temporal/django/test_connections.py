@@ -159,7 +159,7 @@ result = [
     path = "/namespaces/b/workflows/a%2Fb%3F/r/history"
     development, cloud, own = "http://localhost:8233", "https://cloud.temporal.io", "https://ui.example.com/t"
     assert urls == [f"{development}{path}", f"{cloud}{path}", None, f"{own}{path}"]
-    assert "UI_URL for Temporal begins with http:// or https://" in wrong[0]
+    assert "UI_URL for Temporal must begin with http:// or https://" in wrong[0]
 
 
 @pytest.mark.slow
@@ -191,9 +191,9 @@ result = [check(checks.check_settings, each) for each in [
     of_billing = "durably_temporal.E001: connection 'billing': settings.TEMPORAL_CONNECTIONS['billing']"
     assert found[0].startswith(f"{of_billing} has an unknown key 'COLOUR'; known are")
     assert "settings.TEMPORAL_CONNECTIONS has the connection 'default', and so have settings.TEMPORAL_" in found[1]
-    assert found[2] == f"{of_billing} is not a dictionary but int"
+    assert found[2] == f"{of_billing} must be a dictionary, not int"
     assert found[3].startswith("durably_temporal.E001: connection 'tls': 'tls' cannot be the name of a connection")
-    assert found[4] == "durably_temporal.E001: settings.TEMPORAL_CONNECTIONS is not a dictionary but list"
+    assert found[4] == "durably_temporal.E001: settings.TEMPORAL_CONNECTIONS must be a dictionary, not list"
 
 
 @pytest.mark.slow

@@ -433,7 +433,7 @@ async def test_requests_without_a_user_do_not_reach_the_server(temporal: Tempora
         (lambda user: "a\\b", "backslashes"),
         (lambda user: "'ada", "starts or ends with a single quote"),
         (lambda user: "ada'", "starts or ends with a single quote"),
-        (lambda user: str(getattr(user, "tenant", None)), 'the text "None"'),
+        (lambda user: str(getattr(user, "tenant", None)), 'the string "None"'),
         (lambda user: str(object()), "an object without __str__"),
         (lambda user: str(lambda: user), "an object without __str__"),
     ],

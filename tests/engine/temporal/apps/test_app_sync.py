@@ -167,7 +167,7 @@ async def test_an_app_that_is_served_in_two_ways_is_named(app: RoutedApp, caplog
     for function in request.functions:
         function.steps["step"].runtime.url = "http://127.0.0.1:1/"
     await app.engine.sync_app(request)
-    assert f"app '{app.app_id}' are called at its URL from now on, and no longer in its own processes" in caplog.text
+    assert f"app '{app.app_id}' are now called at its URL, and no longer in its own processes" in caplog.text
 
 
 async def test_what_somebody_terminates_is_started_again(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
@@ -177,7 +177,7 @@ async def test_what_somebody_terminates_is_started_again(app: RoutedApp, caplog:
     for each in ended:
         await app.client.get_workflow_handle(each).terminate()
     assert await app.run_to_end("go", "a", n=1) == 1
-    assert caplog.text.count("was ended on Temporal, and is started again with what it held") == 2
+    assert caplog.text.count("was terminated on Temporal, and is started again with its record") == 2
     for each in ended:
         assert (await app.client.get_workflow_handle(each).describe()).status is WorkflowExecutionStatus.RUNNING
 

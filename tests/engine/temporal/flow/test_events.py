@@ -259,7 +259,7 @@ async def test_buckets_that_somebody_terminates_continue_with_what_they_held(
     await world.send("limited", n=2)  # The limit counts the event before.
     await world.send("batched", n=3)
     await world.wait_for_seen(1, [0, 3])
-    assert caplog.text.count("was ended on Temporal, and continues with what it held") == 2
+    assert caplog.text.count("was terminated on Temporal, and continues with its state") == 2
 
 
 async def test_a_process_that_starts_continues_buckets_that_no_event_reaches(world: World) -> None:

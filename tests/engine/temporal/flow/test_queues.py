@@ -96,7 +96,7 @@ async def test_a_terminated_queue_continues_with_what_it_held(world: World, capl
     world.limit.let_go(2)
     await world.limit.wait_for(3)
     assert world.limit.most_inside == 1
-    assert caplog.text.count("continues with what it held") == 2
+    assert caplog.text.count("continues with its state") == 2
 
 
 async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -86,7 +86,7 @@ async def test_a_step_whose_output_is_too_large_fails_once(server: DevServer) ->
     async with running(server.address, app, function) as on_temporal:
         run = await on_temporal.start("large")
         assert (await run.result()).startswith(
-            f"step 'big' returned {MAX_OUTPUT_BYTES + 2} bytes; at most {MAX_OUTPUT_BYTES} are possible"
+            f"step 'big' returned {MAX_OUTPUT_BYTES + 2} bytes; at most {MAX_OUTPUT_BYTES} are allowed"
         )
     assert executions == 1
 

@@ -1,6 +1,6 @@
-"""The event of a history that the code does not produce.
+"""The first difference between a history and the code.
 
-Also what the code does instead. The functions are pure.
+It is the event that the code does not produce, and what the code does instead. The functions are pure.
 
 The SDK's error names the event in most cases. In the others (an activity of another type, for example) the commands of
 the last workflow task are compared with the events that the history has for it.
@@ -17,7 +17,7 @@ from durably.temporal.compat import Command, RecordedTask
 
 
 @dataclass(frozen=True)
-class Fault:
+class Mismatch:
     """A difference between a history and the code.
 
     ``event`` is ``ActivityTaskScheduled (charge)``; ``instead`` is ``starts a timer``.
@@ -28,7 +28,7 @@ class Fault:
     instead: str | None = None
 
 
-NO_FAULT = Fault()
+NO_MISMATCH = Mismatch()
 
 
 _EVENTS = {
@@ -63,24 +63,24 @@ _EVENTS = {
         "sets search attributes",
     ),
 }
-"""The event that the server records for a command, and the command in words. Other commands leave no event, or one
-that depends on the command's content."""
+"""The event that the server records for a command, and the command in words. Other commands leave no event, or one that
+depends on the command's content."""
 
 _COMMAND_EVENTS = frozenset(event for event, _ in _EVENTS.values())
 _EVENT_IN_MESSAGE = re.compile(r"HistoryEvent\(id: (\d+)")
 _MARKER_OF_PATCHES = "core_patch"
 
 
-def find_fault(events: Sequence[HistoryEvent], last: RecordedTask | None, message: str) -> Fault:
+def find_mismatch(events: Sequence[HistoryEvent], last: RecordedTask | None, message: str) -> Mismatch:
     """The event that the code does not produce, and what the code does instead.
 
-    ``message`` is the SDK's; ``last`` is the last workflow task that the code did before the error.
+    ``message`` is the SDK's. ``last`` is the last workflow task that the code did before the error.
     """
     recorded = _recorded(events, last)
     event = _named_by(message, events) or _first_difference(recorded, last)
     if event is None:
-        return Fault(instead=_in_words(last.commands[0]) if last and last.commands else None)
-    return Fault(event.event_id, describe_event(event), _instead(event, recorded, last))
+        return Mismatch(instead=_in_words(last.commands[0]) if last and last.commands else None)
+    return Mismatch(event.event_id, describe_event(event), _instead(event, recorded, last))
 
 
 def describe_event(event: HistoryEvent) -> str:
@@ -140,9 +140,9 @@ def _fits(command: Command, event: HistoryEvent) -> bool:
 
 
 def _instead(event: HistoryEvent, recorded: list[HistoryEvent], last: RecordedTask | None) -> str | None:
-    """The command at the event's place.
+    """The command in place of the event.
 
-    ``None`` when the event is not of the last workflow task.
+    Returns ``None`` if the event is not of the last workflow task.
     """
     ids = [each.event_id for each in recorded]
     if event.event_id not in ids:
