@@ -61,7 +61,7 @@ class Official:
         return event.data
 
     def decrypt_event(self, data: Any) -> Any:
-        """What a function gets."""
+        """The input of a function."""
         return self._middleware._decrypt_event_data(data)
 
     def decrypt(self, memo: Any) -> Any:

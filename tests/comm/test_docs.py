@@ -128,13 +128,13 @@ async def test_it_verifies_signatures(engine: FakeEngine) -> None:
 
 def test_the_page_has_every_status_of_a_refusal() -> None:
     table = WIRE.partition("Requests that are refused")[2].partition("\n\nEvery answer")[0]
-    told = {
+    documented = {
         code: int(status)
         for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]*) \|", table, re.MULTILINE)
         for code in re.findall(r"`(\w+)`", codes)
     }
     statuses = {code.value: int(status) for code, status in requests._STATUS_OF_CODE.items()}
-    assert told == statuses | {"function_not_found": 500}
+    assert documented == statuses | {"function_not_found": 500}
 
 
 async def test_the_page_has_every_field_of_an_inspection(engine: FakeEngine) -> None:

@@ -26,7 +26,7 @@ class App:
 
     @cached_property
     def functions(self) -> dict[str, Any]:
-        """What the app synced, by function id."""
+        """The synced functions, by id."""
         self.put()
         (sync,) = self.engine.to("/fn/register")[-1:]
         return {function["id"]: function for function in sync.json["functions"]}

@@ -1,5 +1,7 @@
-"""What the tests speak to. By default they start it all: our own app and engine, and the same app with two official
-SDKs, which keeps the tests honest. The options point them at an app or an engine of anyone's; see the README.
+"""The apps and engines under test.
+
+By default the tests start all of them: our own app and engine, and the same app with two official SDKs, which keeps the
+tests honest. The options name an app or an engine of another implementation; see the README.
 """
 
 import os

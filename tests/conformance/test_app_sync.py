@@ -1,4 +1,4 @@
-"""Syncing in dev mode: what apps tell an engine of their functions, and what they say of themselves."""
+"""Syncs in dev mode: the apps' functions, and inspection."""
 
 import pytest
 

@@ -178,7 +178,7 @@ def test_invoking_over_http(script: ScriptedApp, engine: Engine) -> None:
     assert call.body["event"]["name"] == "inngest/function.invoked"
     assert call.body["event"]["data"]["n"] == 1
     call.returns(None)
-    assert engine.api("POST", "/invoke/nobody-knows", {"data": {}}).status == 404
+    assert engine.api("POST", "/invoke/unknown", {"data": {}}).status == 404
 
 
 def test_a_cancelled_run_is_not_called_any_more(script: ScriptedApp, engine: Engine) -> None:

@@ -127,11 +127,11 @@ def test_attempts_are_counted_anew_after_a_finished_step(script: ScriptedApp) ->
 
 
 def _retry_after(kind: str, delay: dt.timedelta) -> str:
-    moment = dt.datetime.now(dt.UTC) + delay
+    timestamp = dt.datetime.now(dt.UTC) + delay
     return {
         "seconds": str(int(delay.total_seconds())),
-        "rfc 3339": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "http date": email.utils.format_datetime(moment, usegmt=True),
+        "rfc 3339": timestamp.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "http date": email.utils.format_datetime(timestamp, usegmt=True),
     }[kind]
 
 

@@ -164,8 +164,8 @@ def test_an_error_that_says_the_step_was_not_found_fails_the_run(script: Scripte
 
 
 def _in(seconds: float) -> str:
-    moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    timestamp = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+    return timestamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @pytest.mark.parametrize(

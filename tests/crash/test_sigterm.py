@@ -1,4 +1,4 @@
-"""SIGTERM: what is under way may finish for a moment; what does not is handed back, and made again later."""
+"""SIGTERM: calls under way have a grace period; the others are made again after the restart."""
 
 import asyncio
 import signal

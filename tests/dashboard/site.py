@@ -79,7 +79,7 @@ class Site:
         )
 
     def wait(self, look: Callable[[], T | None], what: str) -> T:
-        """What ``look`` returns, once it is neither ``None`` nor false."""
+        """The first value of ``look`` that is true."""
         return eventually(look, what)  # type: ignore[return-value]
 
     def runs(self, function: str, status: RunStatus | None = None) -> list[RunView]:

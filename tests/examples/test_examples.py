@@ -157,7 +157,7 @@ def test_demo_shows_a_run_and_exits_with_0() -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "examples.demo"],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "160"},  # a plugin of pytest's may have told of a narrow terminal
+        env={**os.environ, "COLUMNS": "160"},  # a plugin of pytest's may have set a narrow terminal
         capture_output=True,
         text=True,
         timeout=60,

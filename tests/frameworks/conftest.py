@@ -28,5 +28,5 @@ def server(request: pytest.FixtureRequest, _engine: FakeEngine) -> Iterator[Serv
 
 @pytest.fixture(params=("async", "sync"))
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which kind of function is called."""
+    """The kind of the called function."""
     return str(request.param)

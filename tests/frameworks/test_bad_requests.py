@@ -146,7 +146,7 @@ def test_a_coroutine_function_given_to_a_sync_functions_step(server: Server) -> 
 
 
 def test_a_body_that_arrives_slowly(server: Server) -> None:
-    """In two parts, of which the second is sent only once another request was answered."""
+    """In two parts. The second is sent only once another request was answered."""
     body = app_calls.canonical(app_calls.call_body({"a": "b" * 5000}))
     parts = urlsplit(server.url("dev"))
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)

@@ -323,7 +323,7 @@ def test_a_badly_signed_call_is_refused(server: Server, signature: str | None) -
 
 
 def test_signatures_in_development(server: Server) -> None:
-    """What is rightly signed is answered so; else a signature is as good as none, as engines there sign or do not."""
+    """A correct signature gets a signed answer. A wrong one counts as absent, since engines there may not sign."""
     url, function_id = server.url("dev-keys"), "app-dev-keys-plain-sync"
     assert app_calls.is_signed(app_calls.call(url, function_id, app_calls.call_body(), key=app_calls.SIGNING_KEY))
     for key in (None, app_calls.WRONG_KEY):

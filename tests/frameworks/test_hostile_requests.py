@@ -40,7 +40,7 @@ def test_an_unsigned_sync_in_production_takes_no_url_from_the_request(
     server: Server, engine: FakeEngine, headers: dict[str, str], body: bytes
 ) -> None:
     if has_platform_url(server):
-        pytest.skip("the platform tells the URL")
+        pytest.skip("the platform supplies the URL")
     answer = app_calls.request("PUT", server.url("cloud"), body, headers)
     assert answer.status in (400, 401)
     if answer.headers.get("x-inngest-sdk"):  # Django itself refuses hosts that its settings do not name
@@ -61,7 +61,7 @@ def test_an_unsigned_sync_in_production_registers_the_configured_url(server: Ser
 def test_signed_out_of_band_sync_takes_no_url_from_the_request(server: Server, engine: FakeEngine, body: bytes) -> None:
     """Its signature does not cover the Host, and an attacker who saw it may repeat it."""
     if has_platform_url(server):
-        pytest.skip("the platform tells the URL")
+        pytest.skip("the platform supplies the URL")
     answer = app_calls.request(
         "PUT", server.url("cloud"), body, {**FORGED, "x-inngest-signature": app_calls.sign(body)}
     )

@@ -13,7 +13,7 @@ IN_BAND_BODY = app_calls.canonical({"url": "https://app.example.com/some/path?ig
 
 
 def app_url(server: Server, variant: str) -> str:
-    """The URL of which an app syncs its functions, where nothing else is set."""
+    """The URL with which an app syncs its functions, if nothing else is set."""
     if server.framework == "digitalocean" and variant == "default":
         return f"{server.origin}/api/v1/web/fn-00000000/default/app"
     return server.url(variant)
@@ -23,7 +23,7 @@ def app_url(server: Server, variant: str) -> str:
 
 
 def signed() -> dict[str, str]:
-    """A signature of this moment: one that is made when the module is imported may be too old when the test runs."""
+    """A current signature: one that is made when the module is imported may be too old when the test runs."""
     return {"x-inngest-signature": app_calls.sign(b"{}")}
 
 

@@ -1,4 +1,4 @@
-"""Where functions run, and that one which takes its time keeps nobody else waiting."""
+"""Threads and event loops of functions. A slow function does not delay others."""
 
 import threading
 import uuid
@@ -100,7 +100,7 @@ def test_context_variables_of_the_request_reach_functions(server: Server, kind: 
 
 
 def test_and_only_their_own(server: Server, engine: FakeEngine, kind: str, held: dict[str, str]) -> None:
-    """Two at once, the first of which is still running when the second comes."""
+    """Two at once. The first is still running when the second comes."""
     url = server.url("dev")
     with in_background(
         lambda: app_calls.call(url, f"app-dev-held-{kind}", app_calls.call_body(held), headers={"x-name": "first"})

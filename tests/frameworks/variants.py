@@ -34,7 +34,7 @@ class Variant:
 
 
 AWAY = "http://127.0.0.1:9"
-"""Where nobody listens."""
+"""An address at which no server listens."""
 
 ORIGIN = "https://app.example.com"
 """The configured origin of apps in production."""

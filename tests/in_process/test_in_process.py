@@ -307,7 +307,7 @@ async def test_a_stop_that_is_cancelled_closes_the_engine(app: App) -> None:
 
 
 async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be one of another server, or the process was only started for a moment."""
+    """It may be one of another server, or the process was only started briefly."""
     monkeypatch.setattr("durably.in_process.process.is_test_run", lambda: False)
 
     @app.function("f")
@@ -330,7 +330,7 @@ async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: p
 async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durably.functions.config._check", None)  # as with a stricter engine
 
-    @app.function("f", concurrency=[Concurrency(limit=1, key="this is no expression ((")])
+    @app.function("f", concurrency=[Concurrency(limit=1, key="not an expression ((")])
     async def f(ctx: Context) -> None: ...
 
     with pytest.raises(Exception, match=r"app-f.*concurrency"):

@@ -1,4 +1,4 @@
-"""HTTP to an engine: what is sent, and how failures are told."""
+"""HTTP to an engine: requests, and the errors of failures."""
 
 import asyncio
 import base64
@@ -219,7 +219,9 @@ def test_connections_are_kept_and_shared_by_threads_and_loops() -> None:
 
 
 async def test_hundreds_of_requests_at_once(engine: FakeEngine) -> None:
-    responses = await asyncio.gather(*(AsyncIO().request(get(f"{engine.origin}/v0/runs/{n}/batch")) for n in range(200)))
+    responses = await asyncio.gather(
+        *(AsyncIO().request(get(f"{engine.origin}/v0/runs/{n}/batch")) for n in range(200))
+    )
     assert {response.status for response in responses} == {200}
     assert len({received.path for received in engine.received}) == 200
 

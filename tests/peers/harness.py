@@ -66,11 +66,11 @@ class PeerApp:
         return run["run_id"]  # type: ignore[no-any-return]
 
     def output(self, name: str) -> Any:
-        """What the run returned; it has to complete."""
+        """The output of the run, which has to complete."""
         return self.engine.completed(self.run_id(name))
 
     def error(self, name: str) -> Any:
-        """What the run failed with; it has to fail."""
+        """The error of the run, which has to fail."""
         return self.engine.failed(self.run_id(name))
 
     def steps(self, name: str) -> list[Any]:

@@ -86,7 +86,7 @@ class DevServer:
         return sum(int(line.split()[-1]) for line in found if all(label in line for label in labels))
 
     def run(self, *arguments: str) -> str:
-        """What ``temporal …`` prints of this server."""
+        """The output of ``temporal …`` for this server."""
         command = [_binary(), *arguments, "--address", self.address]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
 

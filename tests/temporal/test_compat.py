@@ -1,5 +1,6 @@
 """The private parts of ``temporalio`` that Durably uses: each fits the installed version, or its error says so."""
 
+import asyncio
 import importlib.metadata
 import inspect
 import logging
@@ -271,9 +272,7 @@ class Observer:
         self.seen.append((info.run_id, eviction))
 
     async def wait_for(self, run_id: str | None, eviction: Eviction | None) -> None:
-        async with asyncio.timeout(60):
-            while (run_id, eviction) not in self.seen:  # noqa: ASYNC110  It is told in other threads.
-                await asyncio.sleep(0.01)
+        await async_eventually(lambda: (run_id, eviction) in self.seen, f"the worker reports {run_id}")
 
     def evictions(self) -> list[Eviction]:
         return [eviction for _, eviction in self.seen if eviction is not None]

@@ -1,4 +1,4 @@
-"""What is declared for workers: one worker for each task queue, and clear refusals."""
+"""Declarations for workers: one worker for each task queue, and clear errors."""
 
 import asyncio
 

@@ -108,7 +108,7 @@ def test_refusals_are_problem_documents(app: AppServer, order: dict[str, object]
     with_port = {"Origin": "https://shop.example.com", "X-Forwarded-Host": "shop.example.com:443"}
     assert app.post("/open/sleeping", b"", with_port).status == 202
     own = app.post("/open/sleeping", {}, {"Sec-Fetch-Site": "cross-site", "Content-Type": "application/json"})
-    assert own.status == 202  # Whoever may send JSON from another site may send it.
+    assert own.status == 202  # CORS allows the site to send JSON.
     assert app.post("/open/orders/x/signals/secret").status in (404, 405)
     assert app.get("/open/sleeping/x/history").status == 404
 

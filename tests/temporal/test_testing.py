@@ -1,4 +1,4 @@
-"""What users' tests are made of: real servers, time that is skipped, mocked activities, frameworks' test clients."""
+"""Parts of users' tests: real servers, skipped time, mocked activities, frameworks' test clients."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""Apps telling the engine their functions, asked and unasked."""
+"""Syncs of apps: pushed by the app, and requested by the engine."""
 
 import gzip
 import socket
@@ -85,8 +85,8 @@ async def test_a_bad_sync_is_refused(
 
 
 async def test_functions_of_an_unknown_app_are_not_found(dev: Harness) -> None:
-    status, answer = await dev.json("GET", "/v1/apps/nobody/functions")
-    assert (status, "nobody" in answer["error"]) == (404, True)
+    status, answer = await dev.json("GET", "/v1/apps/unknown/functions")
+    assert (status, "unknown" in answer["error"]) == (404, True)
 
 
 async def test_an_app_is_asked_to_sync(dev: Harness, serve_functions: ServeFunctions) -> None:

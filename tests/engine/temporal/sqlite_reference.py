@@ -34,7 +34,7 @@ _NOW = 1_790_000_000_000
 
 
 def lot(seed: int, name: str) -> float:
-    """What chance decides about a part of a run, whenever that comes."""
+    """Random decisions about a part of a run, the same whenever it comes."""
     return random.Random(f"{seed}/{name}").random()
 
 

@@ -174,7 +174,7 @@ async def test_a_stop_hands_over_finished_steps_and_says_so(
     goes_on = asyncio.Event()
 
     def two_steps(app: App) -> Function[Any]:
-        @app.client.create_function(fn_id="two", trigger=TriggerEvent(event="handover/two"))
+        @app.client.create_function(fn_id="two", trigger=TriggerEvent(event="stopping/two"))
         async def two(ctx: Context) -> None:
             async def first() -> None:
                 app.report("first")
@@ -186,7 +186,7 @@ async def test_a_stop_hands_over_finished_steps_and_says_so(
         return two
 
     caplog.set_level(logging.INFO)
-    app = App(TemporalEngine(server.address), "handover").serve(two_steps)
+    app = App(TemporalEngine(server.address), "stopping").serve(two_steps)
     await app.engine.start()
     await app.send("two")
     assert await app.reported() == "first"
@@ -197,7 +197,7 @@ async def test_a_stop_hands_over_finished_steps_and_says_so(
     assert "this process stops, so the call ends and its answer has the finished steps" in caplog.text
     assert "refused" not in caplog.text
     assert f"is connected to Temporal at {server.address}, namespace default" in caplog.text
-    assert "synced the app handover with Temporal: handover-two" in caplog.text
+    assert "synced the app stopping with Temporal: stopping-two" in caplog.text
     async with app.engine.running():
         assert await app.reported() == "second"
 

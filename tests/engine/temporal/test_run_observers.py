@@ -131,7 +131,7 @@ async def test_both_engines_count_the_same(make_engine: MakeEngine) -> None:
         napping = await shop.start("nap")
         await shop.wait_until_counted("steps_ended,nap,completed")
         assert await shop.engine.cancel_run(napping)
-        await shop.client.send(Event(name=f"{shop.id}/nobody"))
+        await shop.client.send(Event(name=f"{shop.id}/unknown"))
         await shop.wait_until_counted("runs_ended,nap,cancelled")
         assert await shop.counts() == {
             "runs_started,order": 1,
@@ -362,8 +362,8 @@ async def test_a_run_that_is_cancelled_while_it_ends_is_counted_once_and_truly(s
             samples = (await shop.read())["runs_ended"].samples
             return {each.labels[1]: each.value for each in samples if "brief" in each.labels[0] and each.value}
 
-        async with asyncio.timeout(60):
-            while sum((await counted()).values()) < len(runs):  # noqa: ASYNC110 - counters tell nobody
-                await asyncio.sleep(0.1)
+        await async_eventually(
+            counted, "the end of each run is counted", is_right=lambda counts: sum(counts.values()) >= len(runs)
+        )
         await asyncio.sleep(1)
         assert await counted() == ended

@@ -75,21 +75,21 @@ async def begin(gateway: Gateway) -> str:
 async def visitors(
     gateway: Gateway, place: str, answered: set[Any] | None = None
 ) -> AsyncIterator["Counter[tuple[int, str]]"]:
-    """Eight of them look and start all the while; what they were told is counted.
+    """Eight clients that read and start workflows all the time. Their answers are counted.
 
     Each adds itself to ``answered``.
     """
-    told: Counter[tuple[int, str]] = Counter()
+    answers: Counter[tuple[int, str]] = Counter()
 
     async def visit(method: str, path: str) -> None:
         while True:
-            told[kind(await ask(gateway, method, path))] += 1
+            answers[kind(await ask(gateway, method, path))] += 1
             if answered is not None:
                 answered.add(asyncio.current_task())
 
     visits = [asyncio.create_task(visit(*each)) for each in [("GET", place), ("POST", "sleeping")] * 4]
     try:
-        yield told
+        yield answers
         assert not any(visit.done() for visit in visits)
     finally:
         for visit in visits:
@@ -97,10 +97,10 @@ async def visitors(
         await asyncio.gather(*visits, return_exceptions=True)
 
 
-async def until(told: "Counter[tuple[int, str]]", *awaited: tuple[int, str]) -> None:
+async def until(answers: "Counter[tuple[int, str]]", *awaited: tuple[int, str]) -> None:
     """Until each has come once more."""
-    before = Counter(told)
-    await async_eventually(lambda: all(told[each] > before[each] for each in awaited), f"visitors got {awaited}")
+    before = Counter(answers)
+    await async_eventually(lambda: all(answers[each] > before[each] for each in awaited), f"visitors got {awaited}")
 
 
 async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> None:
@@ -108,13 +108,13 @@ async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> No
     gateway = gateway_at(proxy.address)
     place = await begin(gateway)
     answered: set[Any] = set()
-    async with visitors(gateway, place, answered) as told, asyncio.timeout(120):
+    async with visitors(gateway, place, answered) as answers, asyncio.timeout(120):
         for _ in range(8):
             proxy.cut()
             # Requests that several cuts hit, one after another, may use up their repetitions.
             answered.clear()
             await async_eventually(lambda: len(answered) == 8, "each visitor has an answer")
-    assert told.keys() == {(200, ""), (202, "")}
+    assert answers.keys() == {(200, ""), (202, "")}
     assert proxy.opened > 4
 
 
@@ -136,11 +136,11 @@ async def test_a_call_that_is_not_repeated_is_unavailable_not_an_error_of_the_se
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     place = await begin(gateway)
     unavailable = (503, "server-unavailable")
-    async with visitors(gateway, place) as told:
-        while not told[unavailable]:
+    async with visitors(gateway, place) as answers:
+        while not answers[unavailable]:
             proxy.cut()
-            await until(told, (200, ""))
-    assert told.keys() == {(200, ""), (202, ""), unavailable}
+            await until(answers, (200, ""))
+    assert answers.keys() == {(200, ""), (202, ""), unavailable}
 
 
 async def test_what_was_started_before_the_connection_broke_is_not_called_unavailable(

@@ -131,7 +131,7 @@ def test_a_blocked_event_loop_is_told_of(
 
 
 def test_health_and_metrics(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
-    abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"nobody-{id}", task_queue=f"nobody-{id}")
+    abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"unpolled-{id}", task_queue=f"unpolled-{id}")
     metrics = f"127.0.0.1:{free_port()}"
     command = work(start, server, "--health", "127.0.0.1:0", "--metrics", metrics)
     origin = command.until(r"health at (http://[\d.:]+)")[1]

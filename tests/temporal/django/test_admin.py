@@ -147,7 +147,7 @@ def test_the_list_and_its_filters(root: Browser, site: DjangoSite, temporal: Tem
     wait_for_list(root, both, queue=site.task_queue, id=kind)
     wait_for_list(root, {first}, id=kind, query="WorkflowType = 'WaitingWorkflow' OR WorkflowType = 'x'")
     wait_for_list(root, set(), id=kind, status="failed")
-    assert f"of {temporal.settings.address}; times in" in root.get(LIST).text  # Of which zone the times are.
+    assert f"of {temporal.settings.address}; times in" in root.get(LIST).text  # The time zone is shown.
     waiting.terminate()
 
 
@@ -183,7 +183,7 @@ def test_a_page_token_that_is_none_is_a_page_of_the_admin(root: Browser) -> None
 
 
 def links_of(page: httpx.Response) -> dict[str, str]:
-    """Where the page of a workflow leads, by relation."""
+    """The links of a workflow's page, by relation."""
     found = re.findall(r'<tr><th scope="row">([^<]+)</th><td><a href="([^"]*)">', page.text)
     return {relation: html.unescape(url) for relation, url in found}
 
@@ -358,7 +358,7 @@ def test_a_server_that_is_away(site: DjangoSite) -> None:
 
 @pytest.mark.slow
 def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
-    queue = f"nobody-{uuid.uuid4().hex}"
+    queue = f"unpolled-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("WaitingWorkflow", id=queue, task_queue=queue)
     assert f"no worker polls the task queue &quot;{queue}&quot;" in page_of(root, handle).text
     checked = site.run("check_temporal_workflows")

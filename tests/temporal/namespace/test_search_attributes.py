@@ -131,7 +131,7 @@ async def test_each_new_name_of_a_function_is_looked_for(temporal: Temporal, cap
         name="flows",
         search_attributes=lambda _: TypedSearchAttributes([SearchAttributePair(key, "x") for key in keys]),
     )
-    gateway = Gateway(Temporal(temporal.settings.address, task_queue="nobody"), [exposed], allow_anonymous=True)
+    gateway = Gateway(Temporal(temporal.settings.address, task_queue="unpolled"), [exposed], allow_anonymous=True)
     for each in ([], [missing], [wrong_type], [missing]):
         keys[:] = each
         await ask(gateway, None, "POST", "flows")

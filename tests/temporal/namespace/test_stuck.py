@@ -69,7 +69,7 @@ def stuck(connection: Temporal) -> Iterator[Handles]:
         handles = {}
         for each in EXPOSED:
             name = each.__name__
-            own = f"nobody-{queue}" if each is AbandonedWorkflow else queue
+            own = f"unpolled-{queue}" if each is AbandonedWorkflow else queue
             handles[name] = connection.sync.start_workflow(name, id=f"{name}-{queue}", task_queue=own)
             stack.callback(handles[name].terminate)
         eventually(

@@ -70,7 +70,7 @@ CHANGES = {
         ["event 3 WorkflowTaskStarted", "KeyError: 'boom' at ", "changed_"],
     ),
 }
-"""What is replaced in the source, and what is said of a history of the source."""
+"""A change of the source, and the error for a history of the former source."""
 
 TIMER_CHANGE = (SLEEP, "await workflow.execute_activity(charge, 'again', start_to_close_timeout=timedelta(seconds=10))")
 SHOP = """
@@ -101,7 +101,7 @@ def played(temporal: Temporal, queue: str) -> Iterator[dict[str, str]]:
         done.signal("release")
         assert done.result() == "shipped done"
         sync.get_workflow_handle(ids["waiting"]).query("__stack_trace")  # Answered once the workflow waits.
-    sync.start_workflow(ReplayedWorkflow.run, "unstarted", id=ids["unstarted"], task_queue=f"{queue}-nobody")
+    sync.start_workflow(ReplayedWorkflow.run, "unstarted", id=ids["unstarted"], task_queue=f"{queue}-unpolled")
     yield ids
     for name in ("waiting", "unstarted"):
         sync.get_workflow_handle(ids[name]).terminate()

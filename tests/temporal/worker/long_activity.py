@@ -1,4 +1,4 @@
-"""A workflow whose activity goes on until it is told to end, and tells where it runs, since its worker is killed."""
+"""A workflow whose activity runs until a file ends it, and records its process, because its worker is killed."""
 
 import os
 import time

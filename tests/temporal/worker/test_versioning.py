@@ -65,7 +65,7 @@ def running(temporal: Temporal) -> Iterator[None]:
 
 
 def deploy(temporal: Temporal, *arguments: str, status: int = 0) -> str:
-    """What ``deployment …`` prints."""
+    """The output of ``deployment …``."""
     done = click.testing.CliRunner().invoke(make_deployment_group(lambda: temporal), arguments)
     assert done.exit_code == status, done.output
     return str(done.output)

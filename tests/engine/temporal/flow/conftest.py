@@ -34,7 +34,7 @@ PATIENCE = 30.0
 
 
 class Limit:
-    """Holds calls up until the test lets them go on, and tells which are inside."""
+    """Blocks calls until the test releases them. ``inside`` has the blocked ones."""
 
     def __init__(self) -> None:
         self.inside: list[Any] = []

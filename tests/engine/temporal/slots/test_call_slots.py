@@ -1,4 +1,4 @@
-"""Which worker makes the calls of a run, and workers that stop."""
+"""The worker that makes the calls of a run, and workers that stop."""
 
 import asyncio
 

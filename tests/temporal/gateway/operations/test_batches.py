@@ -356,7 +356,7 @@ def limited_server(request: pytest.FixtureRequest) -> Iterator[DevServer]:
 )
 async def test_a_server_that_takes_no_batch(limited_server: DevServer, status: int, problem: str, words: str) -> None:
     exposed = expose(SleepingWorkflow, name="naps", operations=FOR_OPERATORS)
-    gateway = Gateway(Temporal(limited_server.address, task_queue="nobody"), [exposed], allow_anonymous=True)
+    gateway = Gateway(Temporal(limited_server.address, task_queue="unpolled"), [exposed], allow_anonymous=True)
     refused = await ask(gateway, None, "POST", "naps/batch/cancel", {"query": "WorkflowId = 'x'"})
     assert (refused.status, kind(refused)) == (status, problem)
     assert words in refused.json["detail"]

@@ -129,7 +129,7 @@ class Namespace:
             ):
                 attributes = TypedSearchAttributes([SearchAttributePair(key, owner)])
                 await client.start_workflow(
-                    workflow, id=prefix + workflow_id, task_queue="nobody", search_attributes=attributes
+                    workflow, id=prefix + workflow_id, task_queue="unpolled", search_attributes=attributes
                 )
         both = write(parse(f"WorkflowType IN ('{self.listed}', '{self.secret}')"))
         await async_eventually(
@@ -150,7 +150,7 @@ class Namespace:
     async def walk(self, query: str) -> list[str] | None:
         """The ids of all pages; ``None`` for a query that is refused.
 
-        A page that is not the last one is full: one that is not would tell of a row that was left out.
+        A page that is not the last one is full: another one would reveal a row that was left out.
         """
         found: list[str] = []
         page = ""
@@ -165,7 +165,7 @@ class Namespace:
             page = answer.json.get("next_page", "")
             if not page:
                 return found
-            assert len(answer.json["workflows"]) == 1, "a page with a gap tells of another workflow"
+            assert len(answer.json["workflows"]) == 1, "a page with a gap reveals another workflow"
             assert len(found) <= 3
 
 

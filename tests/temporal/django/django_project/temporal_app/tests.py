@@ -1,4 +1,4 @@
-"""What the tests of a Django project look like."""
+"""Tests as a Django project has them."""
 
 from django.core import mail
 from django.test import TransactionTestCase
