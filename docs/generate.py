@@ -14,7 +14,7 @@ import msgspec
 
 from durably.engine.interface import Engine
 from durably.engine.metrics.catalogue import CATALOGUE
-from durably.engine.operations import REQUIRED, Access, Argument, Operation, Place, operations_of
+from durably.engine.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
 from durably.engine.temporal.support import SUPPORT
 from durably.protocol.durations import format_duration
 from durably.protocol.options import Choice, Count, Expression, Option, Period, Text
@@ -81,7 +81,7 @@ def operations() -> str:
 
 def operation(declared: Operation) -> str:
     texts = paragraphs(getattr(Engine, declared.name))
-    arguments = [argument(each) for each in declared.arguments if each.place is not Place.PATH]
+    arguments = [argument(each) for each in declared.arguments if each.location is not ArgumentLocation.PATH]
     facts = [f"Method: `{declared.name}`."]
     if declared.access in KEYS:
         facts.append(f"Key: {KEYS[declared.access]}.")
@@ -113,11 +113,17 @@ def fill_item(text: str) -> str:
 def paragraphs(documented: object) -> list[str]:
     """The paragraphs of a docstring as Markdown."""
     docstring = inspect.getdoc(documented) or ""
-    return [fill(" ".join(part.split()).replace("``", "`")) for part in docstring.split("\n\n")]
+    return [fill_list(part.replace("``", "`")) for part in docstring.split("\n\n")]
+
+
+def fill_list(text: str) -> str:
+    """A paragraph, or the items of a list."""
+    items = [" ".join(item.split()) for item in f"\n{text}".split("\n- ")]
+    return "\n".join([fill(item) for item in items[:1] if item] + [fill_item(f"- {item}") for item in items[1:]])
 
 
 def argument(declared: Argument) -> str:
-    place = "JSON body" if declared.place is Place.BODY else declared.place.value
+    place = "JSON body" if declared.location is ArgumentLocation.BODY else declared.location.value
     default = declared.default if declared.http_default is None else declared.http_default
     if default is REQUIRED:
         note = ", required"
