@@ -11,7 +11,7 @@ from durably.engine.metrics.instruments import EngineCounters
 from durably.engine.scheduling.observers import Observers
 from durably.engine.settings import Clock, EngineSettings
 
-from .logs import RunEndLog
+from .logs import EngineFailureLog, RunEndLog
 
 _MILLISECOND = dt.timedelta(milliseconds=1)
 
@@ -23,8 +23,7 @@ class RunObservers(Observers):
         super().__init__()
         self.counters = EngineCounters()
         self.add(self.counters)
-        if settings.log_runs:
-            self.add(RunEndLog())
+        self.add(RunEndLog() if settings.log_runs else EngineFailureLog())
         self._alerts = [] if settings.alerts is None else _alerts_of(settings.alerts, settings.clock)
         for alerts in self._alerts:
             self.add(alerts)

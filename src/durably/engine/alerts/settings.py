@@ -1,4 +1,4 @@
-"""``Alerts``, the setting: recipients, channels and frequency of alerts."""
+"""``Alerts``, the setting: who gets alerts, by which channel, and how often."""
 
 import datetime as dt
 import ipaddress
@@ -15,13 +15,13 @@ _SMTP_PORTS = {"smtp": 587, "smtps": 465}
 
 
 class AlertsInvalidError(ValueError):
-    """A setting of alerts is wrong or missing."""
+    """A setting of alerts is wrong, or one is missing."""
 
 
 class MailServer(msgspec.Struct, frozen=True):
     """An SMTP server.
 
-    ``is_tls``: TLS from the first byte. Otherwise STARTTLS is used if the server offers it.
+    ``is_tls``: TLS from the first byte, otherwise by STARTTLS if the server offers it.
     """
 
     host: str
@@ -40,7 +40,7 @@ class MailServer(msgspec.Struct, frozen=True):
             return False
 
     def __repr__(self) -> str:
-        """Omits user and password."""
+        """Without user and password."""
         return f"MailServer({self.host!r}, {self.port})"
 
 
@@ -49,14 +49,15 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
 
     Give them to the engine: ``EngineSettings(alerts=Alerts(url=…))``.
 
-    - ``url``: A webhook that gets a POST with JSON: ``text``, as Slack and similar show it, and ``alert``.
-    - ``emails``: Addresses that get the same by e-mail.
-    - ``smtp_url``: The mail server, such as ``smtp://user:password@smtp.example.com:587`` or ``smtps://…``.
-    - ``email_from``: The sender, by default the first address.
-    - ``interval``: The first failure of a function is reported at once. Further ones are counted, and reported together
-      after ``interval``. A message is sent at most every 10 s.
-    - ``dashboard_url``: The address of the dashboard's overview as users reach it. Alerts then link to the pages of
-      runs.
+    The first failure of a function is reported at once. Further ones are counted, and reported together after
+    ``interval``. A message is sent at most every 10 s.
+
+    - ``url``: a webhook that gets a POST with JSON: ``text``, as Slack and similar show it, and ``alert``.
+    - ``emails``: addresses that get the same by e-mail.
+    - ``smtp_url``: the server for e-mail, such as ``smtp://user:password@smtp.example.com:587`` or ``smtps://…``.
+    - ``email_from``: the sender of e-mails; by default the first address of ``emails``.
+    - ``interval``: the time between two reports of one function.
+    - ``dashboard_url``: the address of the dashboard's overview as users reach it. Alerts then link to pages of runs.
 
     The URLs are the operator's, so they may have private addresses. Redirects are not followed. Raises
     ``AlertsInvalidError``, and ``TypeError`` for a value of another type.
@@ -107,7 +108,7 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def __repr__(self) -> str:
-        """Omits the URLs, because they contain tokens and passwords."""
+        """Without URLs: they hold tokens and passwords."""
         return f"Alerts(has_url={self.url is not None}, emails={len(self.emails)})"
 
 
@@ -116,7 +117,7 @@ def _check_webhook(url: str) -> None:
 
 
 def _split(url: str, what: str, example: str, schemes: tuple[str, ...]) -> SplitResult:
-    """The parts of a URL. The error does not quote it, because it contains secrets."""
+    """The parts of a URL. The error does not quote it, because it holds secrets."""
     try:
         parts = urlsplit(url)
         if parts.scheme in schemes and parts.hostname and parts.port != 0 and url.isprintable() and " " not in url:

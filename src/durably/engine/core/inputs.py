@@ -268,11 +268,12 @@ class RefuseDeferred(msgspec.Struct, frozen=True):
 class EndRun(msgspec.Struct, frozen=True, gc=False):
     """The run has ended, with its outstanding calls and waits.
 
-    ``output`` is JSON: the result, or the error.
+    ``output`` is JSON: the result, or the error. ``by_engine``: the run failed, and the app has not reported the error.
     """
 
     status: RunStatus
     output: bytes
+    by_engine: bool = False
 
 
 Command = (

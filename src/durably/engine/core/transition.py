@@ -146,7 +146,7 @@ class Transition:
         ``written`` is the error's JSON from the app, which becomes the run's output if this was its last attempt.
         """
         if no_retry or call.attempt + 1 >= self.max_attempts:
-            self.end(RunStatus.FAILED, written or encode_error(error))
+            self.end(RunStatus.FAILED, written or encode_error(error), by_engine=written is None)
         else:
             self.retry(call, error, attempt=call.attempt, retry_at=retry_at)
 
@@ -259,14 +259,14 @@ class Transition:
     def fail(self, error: ErrorData) -> None:
         """Fail the run because of an invalid op, and start no op of this transition."""
         self.commands = [command for command in self.commands if isinstance(command, KEPT_BY_FAILURES)]
-        self.end(RunStatus.FAILED, encode_error(error))
+        self.end(RunStatus.FAILED, encode_error(error), by_engine=True)
 
-    def end(self, status: RunStatus, output: bytes) -> None:
+    def end(self, status: RunStatus, output: bytes, *, by_engine: bool = False) -> None:
         self.status = status
         self.calls.clear()
         self.waits.clear()
         self.discover_again = False
-        self.commands.append(EndRun(status, output))
+        self.commands.append(EndRun(status, output, by_engine))
 
 
 def excerpt(error: ErrorData) -> str:

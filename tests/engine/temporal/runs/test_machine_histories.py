@@ -77,7 +77,7 @@ SEEDS = range(*map(int, os.environ.get("MACHINE_SEEDS", "0:5").split(":")))
 LEAVES = ("step", "step", "step", "flaky", "doomed", "sleep", "event", "invoke", "fetch")
 ONCE = RetryPolicy(maximum_attempts=1)
 LEASE = dt.timedelta(milliseconds=500)
-"""The heartbeat time-out of calls. A lost worker sends none."""
+"""The heartbeat timeout of calls. A lost worker sends none."""
 
 
 def random_shape(chance: random.Random, depth: int) -> tuple[object, ...]:

@@ -391,7 +391,15 @@ def _end_at_once(
     )
     run = transaction.store.add_run(new)
     events = [transaction.event(event_key) for event_key in event_keys]
-    ended = RunChange(END_UPDATES[status], transaction.now, run, output=output, failed=True, event_id=events[0].id)
+    ended = RunChange(
+        END_UPDATES[status],
+        transaction.now,
+        run,
+        output=output,
+        failed=True,
+        event_id=events[0].id,
+        by_engine=status is RunStatus.FAILED,
+    )
     transaction.outbox.append(ended)
     transaction.note_end(run, status, output, events)
     return run
