@@ -126,7 +126,7 @@ def test_a_serializers_class_is_no_serializer() -> None:
 
 
 def test_a_retry_at_no_time() -> None:
-    with pytest.raises(TypeError, match=r"retry_after is text like .* not 'soon'"):
+    with pytest.raises(TypeError, match=r"retry_after is a string like .* not 'soon'"):
         durably.RetryAfterError("busy", "soon")
 
 

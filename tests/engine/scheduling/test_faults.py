@@ -56,7 +56,7 @@ async def test_a_full_disk_is_said_and_loses_nothing(path: Path, app: SmallApp, 
         log = path.with_name("engine.db-wal")
         accepted: list[str] = []
         with files_limited_to(log.stat().st_size + 200_000):
-            with pytest.raises(DatabaseUnavailableError, match="cannot be used at the moment"):
+            with pytest.raises(DatabaseUnavailableError, match="cannot be used now"):
                 await fill(engine, accepted)
             assert accepted
             app.gate.set()
@@ -191,7 +191,7 @@ async def test_a_step_that_returns_5_mb_fails_with_a_clear_error(engine: SqliteE
     await engine.sync_app(app.sync_request())
     message, name = output(await run_to_end(engine, "f"))
     assert name == "StepOutputTooLargeError"
-    assert "step 'large' returned 5242882 bytes; at most 4194304 are possible" in message
+    assert "step 'large' returned 5242882 bytes; at most 4194304 are allowed" in message
 
 
 async def test_an_app_that_redirects_is_not_followed(engine: SqliteEngine, app: SmallApp) -> None:

@@ -384,7 +384,7 @@ async def test_an_invocation_is_held_to_the_size_of_an_event(engine: SqliteEngin
     message, name = output(await run_to_end(engine, "parent"))
     assert name == "EventInvalidError"
     assert message.startswith("step 'too much' cannot invoke 'app-child': ")
-    assert "at most 524288 are possible" in message
+    assert "at most 524288 are allowed" in message
 
 
 async def test_what_is_put_off_is_stored_until_it_has_come_to_something(engine: SqliteEngine, app: SmallApp) -> None:

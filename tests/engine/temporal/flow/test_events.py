@@ -111,7 +111,7 @@ async def test_a_newer_run_of_a_singleton_cancels_the_one_before(world: World) -
     await world.send("work", n=2)
     await world.limit.wait_until(lambda: 2 in world.limit.inside)
     cancelled = await world.engine.wait_for_run(world.run_ids[1])
-    assert b"a newer one took its place" in bytes(cancelled.output or b"")
+    assert b"a newer run replaced it" in bytes(cancelled.output or b"")
 
 
 async def test_steps_that_invoke_a_function_with_buckets_get_its_result(world: World) -> None:
