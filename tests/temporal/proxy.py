@@ -10,7 +10,7 @@ from ..ports import free_port
 class Proxy:
     def __init__(self, target: int) -> None:
         self.opened = 0
-        self._is_away = False
+        self._is_unreachable = False
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._target = target
@@ -26,11 +26,11 @@ class Proxy:
 
     def leave(self) -> None:
         """Cut all connections, and those that come, until ``come_back``."""
-        self._is_away = True
+        self._is_unreachable = True
         self.cut()
 
     def come_back(self) -> None:
-        self._is_away = False
+        self._is_unreachable = False
 
     def close(self) -> None:
         self._listener.close()
@@ -41,7 +41,7 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            if self._is_away:
+            if self._is_unreachable:
                 near.close()
                 continue
             self.opened += 1

@@ -199,7 +199,7 @@ class Router:
     async def _cancellable_runs(self, delivery: DeliveryRecord) -> list[RunInput]:
         """The runs that an event starts, whether or not their buckets have a worker."""
         functions = (await self.records.find_functions(delivery.function_ids)).values()
-        starts = [each for each in functions if each.is_active and each.config.cancel and not _is_held(each)]
+        starts = [each for each in functions if each.is_active and each.config.cancel and not _delays_runs(each)]
         return [self.run_input(function, (delivery.event,)) for function in starts]
 
     # runs
@@ -379,7 +379,7 @@ def _needs_workflow(function: FunctionRecord) -> bool:
     return bool(function.config.cancel) or has_buckets(function.config)
 
 
-def _is_held(function: FunctionRecord) -> bool:
+def _delays_runs(function: FunctionRecord) -> bool:
     """Whether a debounce or batch delays runs. No event cancels them before they start."""
     return bool(function.config.debounce or function.config.batch_events)
 
