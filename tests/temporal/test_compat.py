@@ -84,7 +84,7 @@ def test_a_workflow_definition_is_read(defined: Any) -> None:
     assert (list(found.queries), list(found.updates)) == (["place"], ["readdress"])
 
 
-def test_what_is_not_a_workflow_or_an_activity_has_no_definition() -> None:
+def test_other_callables_have_no_definition() -> None:
     assert workflow_parts(PlainClass) is None
     assert workflow_parts(PlainClass.run) is None
     assert workflow_parts(type("SubParcel", (ParcelWorkflow,), {})) is None
@@ -131,7 +131,7 @@ class OtherStatus(StrEnum):
     RUNNING = "running"
 
 
-def test_an_enumeration_that_takes_no_status_is_named() -> None:
+def test_enumeration_without_room_for_the_status_is_named() -> None:
     with pytest.raises(TemporalVersionError, match=r"enumeration temporalio\.client\.WorkflowExecutionStatus"):
         compat._find_or_add_paused(OtherStatus)  # type: ignore[arg-type]
 

@@ -73,7 +73,7 @@ def load(request: pytest.FixtureRequest, loads: dict[str, Load]) -> Load:
     return loads[request.param]
 
 
-def test_requests_succeed_or_are_told_to_come_again(load: Load) -> None:
+def test_requests_succeed_or_get_retry_after(load: Load) -> None:
     for told in load.told:
         # While the server is away, a busy machine may pass a request's deadline before the connection fails.
         expected = {200, 202, 503, 504} if told.kind in FOR_WORKERS or told.phase != "before" else {200, 202, 503}
@@ -84,12 +84,12 @@ def test_requests_succeed_or_are_told_to_come_again(load: Load) -> None:
             assert json.loads(told.body)["type"] == "urn:durably:problem:server-unavailable"
 
 
-def test_a_long_poll_that_was_held_ends_cleanly(load: Load) -> None:
+def test_open_long_poll_ends_cleanly(load: Load) -> None:
     [held] = [told for told in load.told if told.kind == "long poll"]
     assert held.status in (200, 503), held
 
 
-def test_an_event_stream_that_was_held_goes_on_to_the_result(load: Load) -> None:
+def test_open_event_stream_continues_to_the_result(load: Load) -> None:
     kinds = [event["event"] for event in load.events if "event" in event]
     assert kinds[-2:] == ["workflow_execution_completed", "result"]
     assert "problem" not in kinds

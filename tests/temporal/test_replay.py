@@ -177,7 +177,7 @@ class SeenOnConnection(temporalio.client.Interceptor, SeenOnWorker):
     """A client's interceptor that is a worker's too, such as that of traces."""
 
 
-def test_interceptors_of_the_connection_and_of_the_worker_take_part(histories: Path) -> None:
+def test_interceptors_of_the_connection_and_of_the_worker_are_used(histories: Path) -> None:
     of_connection, of_worker = SeenOnConnection(), SeenOnWorker()
     temporal = Temporal("127.0.0.1:1", interceptors=[of_connection])
     temporal.add_worker(workflows=[ReplayedWorkflow], interceptors=[of_worker])
@@ -315,7 +315,7 @@ def online(server: DevServer) -> Temporal:
     return temporal
 
 
-def test_the_command_narrows_what_is_fetched(played: dict[str, str], online: Temporal) -> None:
+def test_command_filters_the_fetched_histories(played: dict[str, str], online: Temporal) -> None:
     for options, expected in (
         (("--query", f"WorkflowId = '{played['waiting']}'"), "1 replayed, 0 failed"),
         (("--status", "closed"), "1 replayed, 0 failed"),
@@ -374,14 +374,14 @@ def test_the_exit_code_is_2_if_nothing_could_be_found_out(online: Temporal, tmp_
     assert "cannot be reached" in done.output
 
 
-def test_a_target_that_is_not_there_is_named(directory: Path, run: Run) -> None:
+def test_missing_target_is_named(directory: Path, run: Run) -> None:
     write_shop(directory)
     done = run("temporal", "replay", "shop:nothing")
     assert done.status == 2
     assert "shop has no 'nothing'" in done.stderr
 
 
-def test_a_file_that_is_no_history_is_named(tmp_path: Path) -> None:
+def test_file_without_a_history_is_named(tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text("[")
     with pytest.raises(HistoryError, match=r"some\.json is not a workflow's history"):
         replay_histories(offline(), tmp_path)

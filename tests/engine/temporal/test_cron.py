@@ -64,7 +64,7 @@ async def test_a_tick_starts_a_run_with_the_data_of_other_engines(app: RoutedApp
     assert len(app.calls) == 1
 
 
-async def test_schedules_come_and_go_with_their_triggers(app: RoutedApp) -> None:
+async def test_schedules_are_added_and_removed_with_their_triggers(app: RoutedApp) -> None:
     handle = app.client.get_workflow_handle(cron_workflow_id(app.id_of("f")))
 
     def serve(*crons: str) -> None:

@@ -230,7 +230,7 @@ async def test_a_failed_run_is_reported_to_a_webhook(make_engine: MakeEngine) ->
     assert "ValueError: declined" in body["text"]
 
 
-async def test_a_server_that_is_away_leaves_the_other_metrics() -> None:
+async def test_unreachable_server_keeps_the_other_metrics() -> None:
     with DevServer() as own_server:
         async with opened(TemporalEngine(own_server.address)) as shop:
             await shop.run("pay")
@@ -247,7 +247,7 @@ async def test_a_server_that_is_away_leaves_the_other_metrics() -> None:
             own_server.go_on()
 
 
-async def test_numbers_that_cannot_be_read_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreadable_numbers_are_omitted(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> dict[str, int]:
         raise KeyError("Unknown payload encoding binary/encrypted")
 
@@ -286,7 +286,7 @@ async def test_the_functions_of_other_apps_have_no_labels(server: DevServer) -> 
     assert {sample.labels[0].rpartition("-")[0] for sample in metrics["runs_live"].samples} == {other.id}
 
 
-async def test_two_engines_of_a_process_with_one_app_count_apart(server: DevServer) -> None:
+async def test_two_engines_of_a_process_with_one_app_count_separately(server: DevServer) -> None:
     """The connections differ by their namespaces."""
     client = await TemporalClient.connect(server.address)
     namespace = f"billing{uuid.uuid4().hex[:8]}"
@@ -304,7 +304,7 @@ async def test_two_engines_of_a_process_with_one_app_count_apart(server: DevServ
 
 
 @pytest.mark.slow
-async def test_a_run_that_is_cancelled_while_it_ends_is_counted_once_and_truly(server: DevServer) -> None:
+async def test_run_that_is_cancelled_while_it_ends_is_counted_once_with_its_status(server: DevServer) -> None:
     """The server refuses the task that ends a run if the cancellation comes during it."""
     engine = TemporalEngine(server.address, settings=EngineSettings(**QUICK))
     shop = Shop(engine)

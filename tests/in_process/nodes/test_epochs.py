@@ -51,7 +51,7 @@ async def test_verify_fails_after_a_takeover(tmp_path: Path) -> None:
     await later.close()
 
 
-async def test_of_two_that_take_over_from_one_leader_one_succeeds(tmp_path: Path) -> None:
+async def test_one_of_two_successors_of_a_leader_becomes_leader(tmp_path: Path) -> None:
     path = tmp_path / "durably.db"
     stopped, epoch = await open_engine(path)
     taken = await asyncio.gather(*(open_engine(path, after_epoch=epoch) for _ in range(4)), return_exceptions=True)

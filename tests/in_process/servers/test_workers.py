@@ -54,7 +54,7 @@ def test_every_worker_runs_functions_and_one_owns_the_database(server: str, tmp_
         [("gunicorn-flask", signal.SIGKILL)],
     ),
 )
-def test_when_the_leader_ends_another_takes_over(server: str, how: signal.Signals, tmp_path: Path) -> None:
+def test_another_process_becomes_leader_when_the_leader_ends(server: str, how: signal.Signals, tmp_path: Path) -> None:
     with serving(SERVERS[server], tmp_path) as cluster:
         leader = cluster.wait_joined(3)
         cluster.send(*numbered(30))

@@ -52,7 +52,7 @@ def settings_of(framework: dict[str, Any], **variables: str) -> Any:
     return resolve({}, framework, environment=environment, name="billing", same_server_as=default)
 
 
-def test_a_named_connection_is_on_the_same_server_and_has_a_namespace_and_a_queue_of_its_own() -> None:
+def test_named_connection_uses_the_same_server_with_its_own_namespace_and_queue() -> None:
     settings = settings_of({"NAMESPACE": "b"})
     assert (settings.address, settings.api_key, settings.encryption_keys) == ("default:1", "of default", "default-keys")
     assert (settings.namespace, settings.task_queue) == ("b", None)

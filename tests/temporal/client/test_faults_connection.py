@@ -120,7 +120,7 @@ async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> No
     assert proxy.opened > 4
 
 
-async def test_a_long_poll_goes_on_when_its_connection_breaks(proxy: Proxy, temporal: Temporal) -> None:
+async def test_long_poll_continues_when_its_connection_breaks(proxy: Proxy, temporal: Temporal) -> None:
     gateway = gateway_at(proxy.address)
     place = await begin(gateway)
     held = asyncio.create_task(ask(gateway, "GET", f"{place}/result", wait="60"))
@@ -134,7 +134,7 @@ async def test_a_long_poll_goes_on_when_its_connection_breaks(proxy: Proxy, temp
         assert (await held).status_code == 424
 
 
-async def test_a_call_that_is_not_repeated_is_unavailable_not_an_error_of_the_server(proxy: Proxy) -> None:
+async def test_unrepeated_call_is_unavailable_and_not_a_server_error(proxy: Proxy) -> None:
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     place = await begin(gateway)
     unavailable = (503, "server-unavailable")
@@ -145,7 +145,7 @@ async def test_a_call_that_is_not_repeated_is_unavailable_not_an_error_of_the_se
     assert told.keys() == {(200, ""), (202, ""), unavailable}
 
 
-async def test_what_was_started_before_the_connection_broke_is_not_called_unavailable(
+async def test_workflow_started_before_the_connection_broke_is_not_reported_as_unavailable(
     proxy: Proxy, temporal: Temporal
 ) -> None:
     """The client would start it a second time."""
@@ -234,7 +234,7 @@ async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
         await waiting
 
 
-async def test_the_log_says_once_in_a_while_why_there_is_no_server(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_repeats_the_reason_of_an_outage_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     gateway = gateway_at(f"127.0.0.1:{port}")
     for _ in range(3):

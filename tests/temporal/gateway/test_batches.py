@@ -351,7 +351,9 @@ def limited_server(request: pytest.FixtureRequest) -> Iterator[DevServer]:
     ],
     indirect=["limited_server"],
 )
-async def test_a_server_that_takes_no_batch(limited_server: DevServer, status: int, problem: str, words: str) -> None:
+async def test_batch_that_the_server_refuses_is_a_problem(
+    limited_server: DevServer, status: int, problem: str, words: str
+) -> None:
     exposed = expose(SleepingWorkflow, name="naps", operations=FOR_OPERATORS)
     gateway = Gateway(Temporal(limited_server.address, task_queue="nobody"), [exposed], allow_anonymous=True)
     refused = await ask(gateway, None, "POST", "naps/batch/cancel", {"query": "WorkflowId = 'x'"})

@@ -71,7 +71,7 @@ async def test_requests_are_counted_by_route_workflow_and_status(measured: Measu
     assert (measured.value("temporal_request_total", operation="SignalWorkflowExecution") or 0) >= 2
 
 
-async def test_held_requests_are_a_metric(measured: Measured) -> None:
+async def test_open_long_polls_and_streams_are_counted(measured: Measured) -> None:
     def waiting(what: str) -> float | None:
         return measured.value("durably_gateway_waiting", route=f"GET /orders/{{id}}/{what}")
 

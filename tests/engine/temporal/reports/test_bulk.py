@@ -137,7 +137,7 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
         await asyncio.gather(*(engine.cancel_run(run.id) for run in await engine.event_runs(ids[0])))
 
 
-async def test_a_bulk_cancellation_for_which_there_is_no_room_is_refused(
+async def test_bulk_cancellation_beyond_the_maximum_is_refused(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "MAX_PRESENT_BYTES", 10)
@@ -218,9 +218,7 @@ async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
 
 
 @pytest.mark.slow  # The server takes half a minute.
-async def test_a_bulk_cancellation_that_is_over_can_be_deleted(
-    server: DevServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_finished_bulk_cancellation_can_be_deleted(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk_workflow, "_LAG", 0)
     monkeypatch.setattr(bulk_workflow, "FOLLOWED_FOR", 0)
     async with routed_app(server.address) as app:

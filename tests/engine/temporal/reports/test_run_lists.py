@@ -109,7 +109,7 @@ async def test_runs_are_counted_by_status(server: DevServer) -> None:
             assert len(await engine.list_runs(function_id=f"{app.app_id}-go", status=RunStatus(status))) == number
 
 
-async def test_what_the_index_cannot_tell_is_refused(server: DevServer) -> None:
+async def test_conditions_that_the_index_lacks_are_refused(server: DevServer) -> None:
     app = new_app()
 
     @app.create_function(fn_id="f", trigger=durably.TriggerEvent(event=app.app_id))

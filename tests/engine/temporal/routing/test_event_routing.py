@@ -184,7 +184,7 @@ async def test_events_of_a_run_count_in_its_chain(app: RoutedApp) -> None:
     assert memo.chain == (app.id_of("two"), app.id_of("one"))
 
 
-async def test_an_invocation_of_one_function_starts_it_whatever_its_triggers(app: RoutedApp) -> None:
+async def test_invocation_starts_a_function_regardless_of_its_triggers(app: RoutedApp) -> None:
     one(app)
     await app.sync()
     event = Event(name="inngest/function.invoked", data={"n": 3})

@@ -56,7 +56,7 @@ async def test_an_event_ends_the_wait_with_its_value_and_no_other(app: RoutedApp
     assert await app.result(runs[2]) == {"n": 2}
 
 
-async def test_a_wait_with_more_than_an_equality_stays_until_its_condition_holds(app: RoutedApp) -> None:
+async def test_wait_with_a_complex_condition_stays_until_it_matches(app: RoutedApp) -> None:
     @app.function("wait", event=app.event("go"))
     def wait(steps: Steps) -> object:
         return steps.wait_registered("wait", app.event("reply"), ANOTHER)["data"]["ok"]
@@ -70,7 +70,7 @@ async def test_a_wait_with_more_than_an_equality_stays_until_its_condition_holds
     await has_left(app, wait_id(app, "reply", ANOTHER, n=1))
 
 
-async def test_events_that_do_not_meet_a_condition_do_not_reach_the_run(app: RoutedApp) -> None:
+async def test_events_that_fail_a_condition_do_not_reach_the_run(app: RoutedApp) -> None:
     larger = "async.data.n > event.data.n"
 
     @app.function("wait", event=app.event("go"), cancel=[{"event": app.event("stop"), "if": larger}])
@@ -285,7 +285,7 @@ async def ended_by_hand(app: RoutedApp, workflow_id: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["terminate", "cancel"])
-async def test_waits_that_somebody_ends_continue(app: RoutedApp, caplog: pytest.LogCaptureFixture, how: str) -> None:
+async def test_terminated_waits_continue(app: RoutedApp, caplog: pytest.LogCaptureFixture, how: str) -> None:
     @app.function("wait", event=app.event("go"))
     def wait(steps: Steps) -> object:
         return steps.wait_registered("wait", app.event("reply"), SAME)["data"]["text"]
@@ -304,7 +304,7 @@ async def test_waits_that_somebody_ends_continue(app: RoutedApp, caplog: pytest.
     assert caplog.text.count(f"the workflow '{workflow_id}' was ended on Temporal, and continues") == 2
 
 
-async def test_waits_for_signals_that_somebody_ends_continue(app: RoutedApp) -> None:
+async def test_terminated_waits_for_signals_continue(app: RoutedApp) -> None:
     @app.function("wait", event=app.event("go"), retries=0)
     def wait(steps: Steps) -> object:
         options = {"signal": app.event("x"), "timeout": "1h"}

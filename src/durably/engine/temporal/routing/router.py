@@ -380,7 +380,7 @@ def _needs_workflow(function: FunctionRecord) -> bool:
 
 
 def _delays_runs(function: FunctionRecord) -> bool:
-    """Whether a debounce or batch delays runs. No event cancels them before they start."""
+    """Whether a debounce or batch delays runs. No event cancels them before that."""
     return bool(function.config.debounce or function.config.batch_events)
 
 
