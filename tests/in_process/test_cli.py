@@ -1,4 +1,4 @@
-"""``durably runs`` and its like reach the engine in an app's processes by the path of its database."""
+"""``durably runs`` and similar commands reach the engine in an app's processes by the path of its database."""
 
 import json
 import subprocess

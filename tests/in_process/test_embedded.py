@@ -80,14 +80,14 @@ def engine(client: Client) -> Embedded:
 
 
 async def start(client: Client, engine: Embedded, event: Event) -> str:
-    """The run's id."""
+    """Send an event. Returns the run's id."""
     [event_id] = await client.send(event)
     [run] = await engine.event_runs(event_id)
     return run.id
 
 
 async def until_ended(engine: Embedded, kind: str) -> int:
-    """How many runs the last bulk order concerned, once it is carried out."""
+    """The number of runs of the last bulk operation, once it has ended."""
     async with asyncio.timeout(20):
         while True:
             [latest, *_] = await (engine.list_replays() if kind == "replay" else engine.list_cancellations())
@@ -280,7 +280,7 @@ FOR_SDKS = {
     "sync_app",
     "verify",
 }
-"""Methods that the HTTP API and commands call, and a web app's code does not."""
+"""Methods that only the HTTP API and commands call."""
 
 
 def test_every_method_has_a_synchronous_twin() -> None:

@@ -45,7 +45,7 @@ NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
 
 
 class App:
-    """A client on a database, and what it serves."""
+    """A client on a database, and its functions."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.engine = Embedded(path, **options)
@@ -309,7 +309,7 @@ async def test_a_stop_that_is_cancelled_closes_the_engine(app: App) -> None:
 
 
 async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be one of another server, or the process was only started for a moment."""
+    """It may be a request of another server, or the process was only started for a short time."""
     monkeypatch.setattr("durably.in_process.process.is_test_run", lambda: False)
 
     @app.function("f")
@@ -330,7 +330,7 @@ async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: p
 
 
 async def test_invalid_configuration_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durably.functions.config._check", None)  # as with a stricter engine
+    monkeypatch.setattr("durably.functions.config._check", None)  # As with a stricter engine.
 
     @app.function("f", concurrency=[Concurrency(limit=1, key="this is no expression ((")])
     async def f(ctx: Context) -> None: ...
@@ -350,7 +350,7 @@ async def test_database_of_a_separate_engine_is_refused(app: App, tmp_path: Path
 
 
 async def test_two_engines_in_one_process_share_a_database(tmp_path: Path) -> None:
-    """As two processes do: each with its own functions; calls go where they are served."""
+    """As in two processes: each has its own functions, and calls go to the process that serves them."""
     path = tmp_path / "durably.db"
     first, second = App(path, settings=NO_GRACE), App(path, settings=NO_GRACE)
     second.client = Client(app_id="second", engine=second.engine)
@@ -384,7 +384,7 @@ def replace(database: Path) -> None:
 async def test_every_process_reports_a_replaced_database(
     tmp_path: Path, harm: Callable[[Path], None], reason: str
 ) -> None:
-    """No other database is created in its place."""
+    """No other database is created instead."""
     database = tmp_path / "durably.db"
     leader, follower = (App(database, settings=NO_GRACE) for _ in range(2))
     async with leader.running(), follower.running():

@@ -1,4 +1,4 @@
-"""Requests of all kinds that go on while the server behind an app is killed, is away and comes back."""
+"""Requests of all kinds during an outage: the server behind an app is killed and started again."""
 
 import threading
 import time
@@ -11,13 +11,13 @@ from .app_server import Answer, AppServer
 
 PATIENCE = 120.0
 PACE = 0.6
-"""Seconds between two requests of a kind, so that a small machine has time for other things."""
+"""Seconds between two requests of a kind, so that a small machine has time for other work."""
 
 FOR_WORKERS = frozenset({"query", "update"})
-"""Kinds that a worker answers, which may come to 504."""
+"""Kinds that a worker answers, which may time out with 504."""
 
 MAY_WAIT = "update"
-"""The server gives what it had handed to a worker ten seconds: then only it is asked of a worker again."""
+"""The server waits ten seconds for a worker's answer before it gives the task to another worker."""
 
 
 def wait_for(check: Callable[[], object], what: str) -> None:
@@ -29,7 +29,7 @@ def wait_for(check: Callable[[], object], what: str) -> None:
 
 @dataclass
 class Told:
-    """What a request of a kind came to; ``status`` is the exception's name if there was no answer."""
+    """The result of a request of a kind. ``status`` is the exception's name if there was no answer."""
 
     kind: str
     phase: str
@@ -39,7 +39,7 @@ class Told:
 
 
 class Load:
-    """One thread for each kind of request to one app, and three requests that are held all the while."""
+    """One thread for each kind of request to one app, and three requests that stay open."""
 
     def __init__(self, app: AppServer) -> None:
         self.app = app
@@ -75,7 +75,7 @@ class Load:
             thread.start()
 
     def wait_until_each_kind_had(self, *statuses: int) -> None:
-        """In the present phase."""
+        """Wait until each kind had a request in the current phase."""
 
         def have_had() -> bool:
             had = {told.kind for told in list(self.told) if told.phase == self.phase and told.status in statuses}
@@ -84,7 +84,7 @@ class Load:
         wait_for(have_had, f"{statuses} for each kind of request in {self.app.name}")
 
     def end(self) -> None:
-        """Also of the workflow that the held requests are about."""
+        """End the threads and the workflow of the open requests."""
         self._stop.set()
         assert self.app.post(f"{self.place}/signals/ship").status == 202
 

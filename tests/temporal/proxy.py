@@ -1,4 +1,4 @@
-"""A TCP proxy before the server: counts the connections that an app opens, and can cut them amid what they carry."""
+"""A TCP proxy before the server. It counts the connections of an app, and can cut them in the middle of data."""
 
 import contextlib
 import socket
@@ -19,13 +19,13 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """All connections, wherever they are in what they say; new ones are taken."""
+        """Cut all connections, even in the middle of a message. New ones are accepted."""
         cut, self._open = self._open, []
         for end in cut:
             shut(end)
 
     def leave(self) -> None:
-        """Cut all connections, and those that come, until ``come_back``."""
+        """Cut all connections, including new ones, until ``come_back``."""
         self._is_unreachable = True
         self.cut()
 

@@ -1,4 +1,4 @@
-"""The private parts of ``temporalio`` that Durably uses: each fits the installed version, or its error says so."""
+"""The private parts of ``temporalio`` that Durably uses: each matches the installed version, or an error says so."""
 
 import asyncio
 import importlib.metadata
@@ -142,7 +142,7 @@ def test_the_sandbox_imports_main_under_its_name() -> None:
 
 
 class RecordingService:
-    """Takes requests as ``Client.workflow_service`` does."""
+    """Receives requests as ``Client.workflow_service`` does."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -176,7 +176,7 @@ async def test_the_server_carries_out_a_signal_of_one_id_once(temporal: Temporal
     for _ in range(2):
         with request_id(client, chosen):
             await handle.signal("anything")
-    await handle.terminate()  # A signal that came amid a task of the workflow is in its history now.
+    await handle.terminate()  # A signal that arrived during a task of the workflow is in its history now.
     history = await handle.fetch_history()
     assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history.events) == 1
 

@@ -1,4 +1,4 @@
-"""What is declared for workers: one worker for each task queue, and clear refusals."""
+"""Declarations of workers: one worker for each task queue, and clear refusals."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Django's settings, transactions, permissions and async views, in a process of its own each: settings are global."""
+"""Django's settings, transactions, permissions and async views, each in a process, because settings are global."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def run(server: DevServer, database: Path, code: str, before: str = "", tools: s
 
 
 def authenticate_with_token(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A project's middleware that leaves it to the view whether a user is needed."""
+    """A project's middleware that lets the view decide whether a user is needed."""
     from django.contrib.auth.models import AnonymousUser, User
     from django.utils.functional import SimpleLazyObject
 

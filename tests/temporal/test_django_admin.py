@@ -1,4 +1,4 @@
-"""The admin's pages of workflows, on a real site with a real server: filters, permissions, what is done."""
+"""The admin's pages of workflows, on a real site with a real server: filters, permissions, actions."""
 
 import html
 import re
@@ -41,7 +41,7 @@ LIST = "/admin/durably_temporal/workflow/"
 
 
 def serve(site: DjangoSite, kind: str = "wsgi", **variables: str) -> str:
-    """The origin of the site, which is up."""
+    """Start the site. Returns its origin."""
     port = free_port()
     if kind == "wsgi":
         command = site.start("runserver", "--noreload", f"127.0.0.1:{port}", **variables)
@@ -74,7 +74,7 @@ def origin(site: DjangoSite, request: pytest.FixtureRequest) -> str:
 
 
 class Browser:
-    """Somebody who is logged in."""
+    """A browser with a logged-in user."""
 
     def __init__(self, origin: str, user: str) -> None:
         self.client = httpx.Client(base_url=origin, follow_redirects=True, timeout=30)
@@ -96,7 +96,7 @@ class Browser:
         return self.client.get(html.unescape(url))
 
     def confirm(self, page: httpx.Response, **fields: str) -> httpx.Response:
-        """Send the form of a page that asks."""
+        """Send the form of a confirmation page."""
         [form] = re.findall(r'<form method="post">(.*?)</form>', page.text, re.S)
         return self.client.post(page.url, data={**_hidden(form), **fields})
 
@@ -129,7 +129,7 @@ def page_of(browser: Browser, handle: Handle) -> httpx.Response:
 
 
 def listed(browser: Browser, expected: set[str], **filters: str) -> bool:
-    """Whether the list comes to show these: the server indexes what happens a moment later."""
+    """Whether the list shows these soon, because the server's index lags."""
     end = time.monotonic() + 20
     while time.monotonic() < end:
         page = browser.get(LIST, **filters)
@@ -191,7 +191,7 @@ def test_invalid_page_token_is_an_admin_page(root: Browser) -> None:
 
 
 def links_of(page: httpx.Response) -> dict[str, str]:
-    """Where the page of a workflow leads, by relation."""
+    """Links of a workflow's page, by relation."""
     found = re.findall(r'<tr><th scope="row">([^<]+)</th><td><a href="([^"]*)">', page.text)
     return {relation: html.unescape(url) for relation, url in found}
 

@@ -1,4 +1,4 @@
-"""``start_on_commit`` and ``astart_on_commit``: when a workflow starts, and when it does not."""
+"""``start_on_commit`` and ``astart_on_commit``: when workflows start, and when they do not."""
 
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def test_rollbacks_savepoints_and_databases(server: DevServer, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_async_views_start_workflows_at_the_commit(server: DevServer, tmp_path: Path) -> None:
-    """Under an ASGI server and under WSGI, where Django runs the view on a loop of its own."""
+    """Under an ASGI server and under WSGI, where Django runs the view on its own loop."""
     code = """
         def store(id, failing=False):
             with transaction.atomic():

@@ -1,4 +1,4 @@
-"""``manage.py run_temporal_worker``: what it discovers, the ORM in activities, models in workflows, checks."""
+"""``manage.py run_temporal_worker``: discovery, the ORM in activities, models in workflows, checks."""
 
 import os
 import signal
@@ -76,7 +76,7 @@ def test_worker_prints_its_task_queues(site: DjangoSite, working: Command) -> No
 def test_connections_are_closed_around_an_activity(site: DjangoSite, working: Command, temporal: Temporal) -> None:
     states = execute(temporal, site, *["state_of_connection"] * 5)
     assert [state[:2] for state in states] == [[False, True]] * 5
-    execute(temporal, site, "count_users")  # An asynchronous one.
+    execute(temporal, site, "count_users")  # An asynchronous activity.
     files = [os.readlink(each) for each in Path(f"/proc/{working.process.pid}/fd").iterdir() if each.is_symlink()]
     assert [file for file in files if "db.sqlite3" in file] == []
 
@@ -97,7 +97,7 @@ def test_connections_may_last_and_are_closed_when_too_old(fresh_site: DjangoSite
 def test_failure_rolls_back_only_the_transaction(site: DjangoSite, working: Command, temporal: Temporal) -> None:
     notes = [uuid.uuid4().hex, uuid.uuid4().hex]
     results = execute(temporal, site, f"visit_twice {notes[0]}", f"visit_without_transaction {notes[1]}")
-    assert results == ["2 visits", "2 visits"]  # Of the second, one is of the attempt that failed.
+    assert results == ["2 visits", "2 visits"]  # The second activity has one write of the failed attempt.
 
 
 def test_a_transaction_is_undone_by_a_cancellation(site: DjangoSite, working: Command, temporal: Temporal) -> None:

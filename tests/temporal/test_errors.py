@@ -1,4 +1,4 @@
-"""Failures' messages say what happened, and no credentials."""
+"""Messages of failures name the error, and contain no credentials."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_other_text_is_unchanged(text: str) -> None:
     "piece", ["a", "a-", "password", "password='", "token: ", "://", "://a:", "eyJ-", "sk-", "cookie:", "-----BEGIN "]
 )
 def test_long_failures_are_scrubbed_quickly(piece: str) -> None:
-    """With a pattern that begins with a repetition this would be hours."""
+    """With a pattern that begins with a repetition this would take hours."""
     assert scrub(piece * (300_000 // len(piece)))
 
 

@@ -1,4 +1,4 @@
-"""The server is killed under load and comes back: what visitors of each framework and the workers see of it."""
+"""The server is killed under load and started again, seen by clients of each framework and by workers."""
 
 import json
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def server_and_worker(directory: Path) -> Iterator[tuple[DevServer, WorkerProces
 
 @pytest.fixture(scope="module")
 def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Load]]:
-    """One outage for all frameworks, each with its app and its load; what came of it is looked at afterwards."""
+    """One outage for all frameworks, each with its app and its load. Tests read the results afterwards."""
     with server_and_worker(tmp_path_factory.mktemp("outage")) as (server, worker), ExitStack() as stack:
         loads = [Load(stack.enter_context(running(name, server.address))) for name in SERVERS]
         for load in loads:
@@ -75,7 +75,7 @@ def load(request: pytest.FixtureRequest, loads: dict[str, Load]) -> Load:
 
 def test_requests_succeed_or_get_retry_after(load: Load) -> None:
     for told in load.told:
-        # While the server is away, a busy machine may pass a request's deadline before the connection fails.
+        # During the outage, a busy machine may exceed a request's deadline before the connection fails.
         expected = {200, 202, 503, 504} if told.kind in FOR_WORKERS or told.phase != "before" else {200, 202, 503}
         assert told.status in expected, told
         if told.status == 503:

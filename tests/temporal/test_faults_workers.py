@@ -1,4 +1,4 @@
-"""Workers are killed amid an activity: another one does it again, the workflow ends rightly, and one can look on."""
+"""Workers are killed during an activity: another worker repeats it, and the workflow completes."""
 
 import json
 import uuid

@@ -1,4 +1,4 @@
-"""A web process in development that also works: ``temporal.lifespan(worker=True)``."""
+"""A web process in development that also runs workers: ``temporal.lifespan(worker=True)``."""
 
 import asyncio
 import logging

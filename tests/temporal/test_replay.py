@@ -1,4 +1,4 @@
-"""Histories are replayed against changed code: the commands and the pytest helper find it, and name the event."""
+"""Histories are replayed against changed code: the commands and the pytest helper name the event."""
 
 import importlib
 import json
@@ -71,7 +71,7 @@ CHANGES = {
         ["event 3 WorkflowTaskStarted", "KeyError: 'boom' at ", "changed_"],
     ),
 }
-"""What is replaced in the source, and what is said of a history of the source."""
+"""Replacements in the source, and the messages for a history of the source."""
 
 TIMER_CHANGE = (SLEEP, "await workflow.execute_activity(charge, 'again', start_to_close_timeout=timedelta(seconds=10))")
 SHOP = """
@@ -92,7 +92,7 @@ def queue() -> str:
 
 @pytest.fixture(scope="module")
 def played(temporal: Temporal, queue: str) -> Iterator[dict[str, str]]:
-    """Workflow ids by what became of them: ``done``, ``waiting``, and ``unstarted``, which no worker took."""
+    """Workflow ids by state: ``done``, ``waiting``, and ``unstarted``, which no worker executed."""
     sync = temporal.sync
     ids = {name: f"{queue}-{name}" for name in ("done", "waiting", "unstarted")}
     with working(temporal, queue, workflows=[ReplayedWorkflow], activities=[charge, ship]):
@@ -125,7 +125,7 @@ def histories(played: dict[str, str], temporal: Temporal, tmp_path_factory: pyte
 
 @pytest.fixture
 def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of modules that ``change`` made."""
+    """Names of modules that ``change`` created."""
     monkeypatch.syspath_prepend(str(tmp_path))
     made: list[str] = []
     yield made
@@ -141,7 +141,7 @@ def change(directory: Path, made: list[str], old: str, new: str, *, source: str 
 
 
 def offline(module: ModuleType = replayed_workflows, encryption: EncryptionCodec | None = None) -> Temporal:
-    """A connection to no server: stored histories need none."""
+    """A connection without a server: stored histories need none."""
     temporal = Temporal("127.0.0.1:1", encryption=encryption)
     temporal.add_worker(workflows=[module.ReplayedWorkflow])
     return temporal
@@ -174,7 +174,7 @@ class SeenOnWorker(temporalio.worker.Interceptor):
 
 
 class SeenOnConnection(temporalio.client.Interceptor, SeenOnWorker):
-    """A client's interceptor that is a worker's too, such as that of traces."""
+    """A client's interceptor that is also a worker's, such as that of traces."""
 
 
 def test_interceptors_of_the_connection_and_of_the_worker_are_used(histories: Path) -> None:
@@ -303,7 +303,7 @@ def test_json_has_the_event_at_fault(
 
 
 def replay(temporal: Temporal, *options: str) -> click.testing.Result:
-    """The command in this process, which is quicker."""
+    """Run the command in this process, which is faster."""
     command = make_replay_command(lambda: ReplayTarget(temporal, temporal.workers))
     return click.testing.CliRunner().invoke(command, options)
 

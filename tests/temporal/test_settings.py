@@ -1,4 +1,4 @@
-"""Where the connection's settings come from, and which source counts."""
+"""Sources of the connection's settings, and their order."""
 
 import re
 from datetime import timedelta

@@ -133,7 +133,7 @@ def test_a_namespace_is_made_in_a_server_of_ones_own_only(run: Run) -> None:
 
 @pytest.mark.slow
 def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> None:
-    site = DjangoSite(tmp_path, "127.0.0.1:1")  # What the environment says comes before the settings.
+    site = DjangoSite(tmp_path, "127.0.0.1:1")  # The environment comes before the settings.
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")
     project = ("--django", f"{site.directory}/manage.py", "--migrate")
     connections = {"billing": {"NAMESPACE": "billing", "TASK_QUEUE": "invoices"}}

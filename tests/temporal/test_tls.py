@@ -1,7 +1,4 @@
-"""Client certificates, API keys, and TLS without a client certificate, against a server that checks them.
-
-Each refusal is an error that names the setting, without keys.
-"""
+"""Client certificates, API keys, and TLS without a client certificate, against a server that checks them."""
 
 import traceback
 import uuid
@@ -57,7 +54,7 @@ def open_front(server: DevServer, authority: Authority, tmp_path: Path) -> Itera
 
 
 async def refusal(address: str, tls: TLSConfig | bool | None, api_key: str | None = None) -> TemporalUnreachableError:
-    """The error of a connection, which has no secret, not even in its causes."""
+    """The error of a connection, which contains no secret, not even in its causes."""
     with pytest.raises(TemporalUnreachableError, match=address) as failure:
         await Temporal(address, tls=tls, api_key=api_key).client()
     shown = "".join(traceback.format_exception(failure.value))

@@ -31,7 +31,7 @@ __all__ = ["directory", "run"]
 
 @pytest.fixture
 def name() -> str:
-    """Of a deployment and of its task queue."""
+    """The name of a deployment and of its task queue."""
     return f"shop-{uuid.uuid4().hex[:8]}"
 
 
@@ -65,14 +65,14 @@ def running(temporal: Temporal) -> Iterator[None]:
 
 
 def deploy(temporal: Temporal, *arguments: str, status: int = 0) -> str:
-    """What ``deployment …`` prints."""
+    """The output of ``deployment …``."""
     done = click.testing.CliRunner().invoke(make_deployment_group(lambda: temporal), arguments)
     assert done.exit_code == status, done.output
     return str(done.output)
 
 
 def begin(temporal: Temporal, name: str) -> Callable[[], object]:
-    """Start a workflow, wait until a version has it; the result after its release."""
+    """Start a workflow, and wait until a version has it. Returns its result after its release."""
     handle = temporal.sync.start_workflow("VersionedWorkflow", id=f"{name}-{uuid.uuid4().hex[:8]}", task_queue=name)
     handle.query("__stack_trace")
 

@@ -29,7 +29,7 @@ _PATIENCE = 30.0
 
 
 def new_app() -> durably.Client:
-    """An app with an id that no other test has."""
+    """An app with a unique id."""
     return durably.Client(app_id=f"app-{uuid.uuid4().hex[:8]}", is_production=False, engine="http://localhost:1")
 
 
@@ -71,13 +71,13 @@ async def serving(
 
 
 async def send(engine: WorkflowEngine, name: str, data: dict[str, Any] | None = None, **fields: Any) -> str:
-    """The id of the event."""
+    """Send an event. Returns its id."""
     (event_id,) = (await engine.receive_events(msgspec.json.encode({"name": name, "data": data or {}, **fields}))).ids
     return event_id
 
 
 async def eventually(read: Callable[[], Awaitable[T]], is_right: Callable[[T], Any] = bool) -> T:
-    """What ``read`` returns once it is right: lists lag behind."""
+    """Poll ``read`` until its result is right, because lists lag. Returns the result."""
     pause = 0.02
     async with asyncio.timeout(_PATIENCE):
         while True:

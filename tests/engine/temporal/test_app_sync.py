@@ -202,7 +202,7 @@ async def test_starting_process_restores_deleted_records(app: RoutedApp, caplog:
 
 
 async def delete(app: RoutedApp, workflow_id: str) -> None:
-    """As the server does some time after a workflow has ended."""
+    """Delete workflows, as the server does some time after their end."""
     await app.client.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(
             namespace="default", workflow_execution=WorkflowExecution(workflow_id=workflow_id)

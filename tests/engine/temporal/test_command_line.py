@@ -22,7 +22,7 @@ from .serving import ended_runs, eventually, new_app, send, serving
 
 
 class Notes(Console):
-    """Keeps the lines of ``durably dev``."""
+    """Records the lines of ``durably dev``."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -39,7 +39,7 @@ def run(*arguments: str, **environment: str) -> Result:
 
 
 async def run_on(server: DevServer, *arguments: str) -> str:
-    """What a command prints on stdout. Its engine is in the variable that apps use."""
+    """The stdout of a command. Its engine is in the variable that apps use."""
     variables = {"DURABLY_ENGINE_URL": f"temporal://{server.address}/default"}
     done = await asyncio.to_thread(run, *arguments, **variables)
     assert done.exit_code == 0, done.output

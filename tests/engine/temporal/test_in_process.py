@@ -34,7 +34,7 @@ async def within(awaitable: Awaitable[Any]) -> Any:
 
 
 class App:
-    """An app with functions that report what they did."""
+    """An app with functions that report their steps."""
 
     def __init__(self, engine: TemporalEngine, app_id: str, **options: Any) -> None:
         self.engine = engine
@@ -93,7 +93,7 @@ def hold(app: App) -> Function[Any]:
 
 
 def hold_no_more(app: App) -> Function[Any]:
-    """The same function in another process, in which nothing holds it."""
+    """The same function in another process, in which nothing blocks it."""
 
     @app.client.create_function(fn_id="hold", trigger=TriggerEvent(event=f"{app.client.app_id}/hold"))
     async def hold(ctx: Context) -> None:
@@ -143,7 +143,7 @@ async def test_a_call_whose_run_was_cancelled_ends_without_a_traceback(
     async with app.engine.running():
         await app.send("wait")
         await app.engine.cancel_run(await app.reported())
-        await within(ended.wait())  # At the next heartbeat the server says that there is no such call any more.
+        await within(ended.wait())  # At the next heartbeat the server reports that the call no longer exists.
     assert "Traceback" not in caplog.text
 
 
@@ -232,7 +232,7 @@ async def test_a_send_during_a_stop_does_not_start_the_process_again(
 
 
 async def test_a_request_that_only_a_worker_can_answer_ends_with_the_process(server: DevServer) -> None:
-    """A thread that waits for it would otherwise keep the process alive for ever."""
+    """Otherwise a thread that waits for it would keep the process alive forever."""
     app = App(TemporalEngine(server.address, settings=NO_GRACE), "unanswered").serve(add)
     await app.engine.start()
     node = app.engine._process._node
@@ -301,7 +301,7 @@ async def test_unreachable_server_delays_the_start_and_fails_sends_in_time(
 
 
 async def _until_sent(app: App, event: Event) -> None:
-    """Until the functions are synced, an event finds none."""
+    """Events that are sent before the sync find no functions."""
     while app.reports.empty():
         with contextlib.suppress(SendEventsError):
             await app.client.send(event)
@@ -316,7 +316,7 @@ async def test_invalid_options_prevent_the_start(server: DevServer) -> None:
     CommHandler(client=app.client, framework="test", functions=[bad])
     with pytest.raises(ConfigInvalidError, match=r"'invalid-bad'.*@daily") as refused:
         await app.engine.start()
-    # What servers print of it: not the code of the engine.
+    # The output of servers about it must not contain the engine's code.
     assert "workflow_engine" not in "".join(traceback.format_exception(refused.value))
 
 
@@ -408,7 +408,7 @@ async def test_a_stopped_engine_starts_again(server: DevServer) -> None:
 
 
 async def test_stop_does_not_wait_for_a_registration(server: DevServer) -> None:
-    """The registration needs a workflow, which this process alone executes."""
+    """The registration needs a workflow, which only this process executes."""
 
     def wait(app: App) -> Function[Any]:
         @app.client.create_function(fn_id="wait", trigger=TriggerEvent(event=f"{app.client.app_id}/wait"))

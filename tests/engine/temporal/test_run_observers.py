@@ -48,7 +48,7 @@ def make_engine(request: pytest.FixtureRequest, server: DevServer, tmp_path: Pat
 
 
 class Shop:
-    """An app with an id of its own: tests share a server."""
+    """An app with a unique id, because tests share a server."""
 
     def __init__(self, engine: Handle, app_id: str | None = None) -> None:
         self.engine = engine
@@ -80,7 +80,7 @@ class Shop:
         return TriggerEvent(event=f"{self.id}/{name}")
 
     async def start(self, name: str) -> str:
-        """The id of the run that an event starts. Lists on Temporal lag."""
+        """Send an event. Returns the id of its run. Lists on Temporal lag."""
         [event_id] = await self.client.send(Event(name=f"{self.id}/{name}"))
         async with asyncio.timeout(60):
             while not (runs := await self.engine.event_runs(event_id)):  # noqa: ASYNC110 - the server's index
@@ -305,7 +305,7 @@ async def test_two_engines_of_a_process_with_one_app_count_separately(server: De
 
 @pytest.mark.slow
 async def test_run_that_is_cancelled_while_it_ends_is_counted_once_with_its_status(server: DevServer) -> None:
-    """The server refuses the task that ends a run if the cancellation comes during it."""
+    """The server refuses the task that ends a run if the cancellation arrives during it."""
     engine = TemporalEngine(server.address, settings=EngineSettings(**QUICK))
     shop = Shop(engine)
     client = Client(app_id=f"{shop.id}b", engine=engine, is_production=False)

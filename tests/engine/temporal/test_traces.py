@@ -1,4 +1,4 @@
-"""Traces of runs on Temporal: of an app in its own processes, and of one that is called over HTTP."""
+"""Traces of runs on Temporal: of an app in its own processes, and of an app that is called over HTTP."""
 
 import datetime as dt
 import os

@@ -1,4 +1,4 @@
-"""Two engines on one database, as when a leader is thought dead: only that of the newest epoch writes."""
+"""Two engines on one database, as when a leader is wrongly declared dead. Only the newest epoch writes."""
 
 import asyncio
 from pathlib import Path
@@ -11,7 +11,7 @@ from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.engine_errors import DatabaseLockedError, DatabaseLostError, EngineClosedError
 
 _LOST = (DatabaseLostError, EngineClosedError)
-"""An engine that counts its runs may find out by itself, and close, before it is asked."""
+"""An engine that counts its runs may notice this and close before the request."""
 
 
 async def open_engine(path: Path, after_epoch: int | None = None) -> tuple[SqliteEngine, int]:

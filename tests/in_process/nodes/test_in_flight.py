@@ -1,4 +1,4 @@
-"""The file of calls under way, as the next leader reads it."""
+"""The file of running calls, as the next leader reads it."""
 
 import os
 import subprocess

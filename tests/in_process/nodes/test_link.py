@@ -116,7 +116,7 @@ async def test_end_of_one_side_ends_the_requests_and_work_of_the_other(tmp_path:
 
 
 async def test_a_side_that_falls_silent_is_given_up_on(tmp_path: Path) -> None:
-    """As a stopped process does, whose kernel still takes what it is sent."""
+    """Like a stopped process, whose kernel still accepts data."""
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))

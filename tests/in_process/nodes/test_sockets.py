@@ -136,7 +136,7 @@ async def test_connections_that_send_nothing_end_with_the_leader(tmp_path: Path)
         reader, writer = await asyncio.open_unix_connection(path)
         with socket.socket(
             socket.AF_UNIX
-        ) as probe:  # The leader has accepted the one before when this one is answered.
+        ) as probe:  # The leader has accepted the previous connection when this one is answered.
             probe.connect(str(path))
             probe.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             await asyncio.get_running_loop().run_in_executor(None, probe.recv, 1)

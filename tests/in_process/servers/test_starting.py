@@ -1,4 +1,4 @@
-"""When and where the engine starts: with servers, before the first request; not where the app is only imported."""
+"""Start of the engine: with servers, before the first request; not if the app is only imported."""
 
 import datetime as dt
 import os
@@ -51,7 +51,7 @@ def werkzeug(descriptor: int) -> list[str]:
 
 def flask_run(*options: str) -> Callable[[int], list[str]]:
     app = "tests.in_process.apps:flask_app"
-    # It takes a listening socket from its reloader only, so the test cannot send requests to it.
+    # It accepts a listening socket from its reloader only, so the test cannot send requests to it.
     return lambda _: ["-m", "flask", "--app", app, *options, "run", "--port", "0"]
 
 
@@ -132,7 +132,7 @@ print(os.getpid())
 
 @pytest.mark.slow
 def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> None:
-    """Whether the app is running or not; what it sends waits for the app."""
+    """Whether the app is running or not. Its events wait for the app."""
     with serving(AT_ONCE["flask-gunicorn"], tmp_path) as cluster:
         cluster.wait_leader()
         first = python(SCRIPT.format(serve="", id="first"), tmp_path)
@@ -178,7 +178,7 @@ def test_process_that_sent_before_its_start_serves_afterwards(tmp_path: Path) ->
     cluster = Cluster(tmp_path, "", None)  # type: ignore[arg-type]
     assert list(cluster.run_statuses().values()) == [
         "Completed"
-    ]  # the early event was sent before there were functions
+    ]  # The early event was sent before there were functions.
     assert f"the database {tmp_path}/durably.db has no functions" in cluster.log()
 
 

@@ -1,4 +1,4 @@
-"""Several worker processes of real servers: one leads, all run functions, and one may go at any time."""
+"""Several worker processes of real servers: one leads, all run functions, and any may end at any time."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ SERVERS = {
 }
 
 PRELOADED = SERVERS["gunicorn-preloaded"]
-"""The server whose workers start the quickest, for tests of what all servers do."""
+"""The server whose workers start fastest, for tests of common behaviour."""
 
 
 def numbered(count: int, name: str = "count") -> list[dict[str, str]]:
@@ -138,7 +138,7 @@ def test_a_worker_that_gets_sigterm_returns_its_calls(is_leader: bool, tmp_path:
 
 
 def test_an_idle_server_ends_at_once(tmp_path: Path) -> None:
-    """Long before the time that calls under way are given."""
+    """Long before the grace period of running calls."""
     server = gunicorn("flask_app", 3, "--preload", "--graceful-timeout", "120")
     with serving(server, tmp_path, TEST_CLOSE_GRACE="120") as cluster:
         cluster.wait_joined(3)

@@ -84,7 +84,7 @@ async def test_synchronous_calls_on_an_event_loop_are_refused(temporal: Temporal
 async def test_unreachable_server_is_named_and_found_once_it_starts() -> None:
     server = DevServer()
     temporal = Temporal(server.address)
-    async with temporal.lifespan():  # The app starts all the same.
+    async with temporal.lifespan():  # The app starts anyway.
         with pytest.raises(TemporalUnreachableError, match=f"{server.address} cannot be reached: Connection refused"):
             await temporal.client()
         health = await temporal.check_health()
@@ -133,7 +133,7 @@ def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
 
 
 def wait_for(check: Callable[[], bool], patience: float = 30) -> None:
-    """For a server that has a port before it can answer."""
+    """Wait for a server that has a port before it can answer."""
     end = time.monotonic() + patience
     while True:
         try:
@@ -208,6 +208,6 @@ Temporal(sys.argv[1]).sync.count_workflows()
 
 @pytest.mark.slow
 def test_a_process_that_exits_right_after_its_last_call_ends_well(server: DevServer) -> None:
-    """Without a pause at exit, about one in four dies of a native thread that meets the interpreter's end."""
+    """Without a pause at exit, about one in four is killed by a native thread during the interpreter's end."""
     processes = [subprocess.Popen([sys.executable, "-c", ASK_AND_EXIT, server.address]) for _ in range(6)]
     assert [process.wait(60) for process in processes] == [0] * 6

@@ -1,4 +1,4 @@
-"""Connections to the server that break amid a call, and a server that hangs."""
+"""Connections to the server that break during a call, and a server that hangs."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ def proxy(server: DevServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def hanging() -> Iterator[DevServer]:
-    """A server of its own, to be stopped."""
+    """A separate server, to be stopped."""
     with DevServer() as server:
         yield server
 
@@ -65,7 +65,7 @@ def kind(response: GatewayResponse) -> tuple[int, str]:
 
 
 async def begin(gateway: Gateway) -> str:
-    """A workflow that sleeps."""
+    """Start a workflow that sleeps."""
     started = await ask(gateway, "POST", "sleeping")
     return f"sleeping/{json.loads(started.body)['workflow_id']}"
 
@@ -74,10 +74,7 @@ async def begin(gateway: Gateway) -> str:
 async def visitors(
     gateway: Gateway, place: str, answered: set[Any] | None = None
 ) -> AsyncIterator["Counter[tuple[int, str]]"]:
-    """Eight of them look and start all the while; what they were told is counted.
-
-    Each adds itself to ``answered``.
-    """
+    """Eight clients read and start continuously; their responses are counted."""
     told: Counter[tuple[int, str]] = Counter()
 
     async def visit(method: str, path: str) -> None:
@@ -97,7 +94,7 @@ async def visitors(
 
 
 async def until(told: "Counter[tuple[int, str]]", *awaited: tuple[int, str]) -> None:
-    """Until each has come once more."""
+    """Wait until each has sent one more request."""
     before = Counter(told)
     async with asyncio.timeout(60):
         while not all(told[each] > before[each] for each in awaited):  # noqa: ASYNC110  Nobody tells.
@@ -112,7 +109,7 @@ async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> No
     async with visitors(gateway, place, answered) as told, asyncio.timeout(120):
         for _ in range(8):
             proxy.cut()
-            # Requests that several cuts hit, one after another, may use up their repetitions.
+            # Several cuts that hit a request one after another may use up its retries.
             answered.clear()
             while len(answered) < 8:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
@@ -148,7 +145,7 @@ async def test_unrepeated_call_is_unavailable_and_not_a_server_error(proxy: Prox
 async def test_workflow_started_before_the_connection_broke_is_not_reported_as_unavailable(
     proxy: Proxy, temporal: Temporal
 ) -> None:
-    """The client would start it a second time."""
+    """Otherwise the client would start it a second time."""
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
     starting = asyncio.create_task(ask(gateway, "POST", "orders", order, prefer="wait=60"))
@@ -184,7 +181,7 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
     try:
         assert kind(await ask(gateway, "GET", place)) in GIVEN_UP
         assert kind(await ask(gateway, "POST", "sleeping")) in GIVEN_UP
-        assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) in GIVEN_UP  # Whose it is, is not known.
+        assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) in GIVEN_UP  # The source is unknown.
         assert not (await gateway.temporal.check_health(timedelta(seconds=0.2))).ok
         async for chunk in stream:
             if b"does not answer" in chunk:
@@ -199,7 +196,7 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
 
 
 async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
-    """Each of them, though none was given a timeout."""
+    """Each of them ends, though none was given a timeout."""
     temporal = Temporal(hanging.address, task_queue=TASK_QUEUE, rpc_timeout=timedelta(seconds=0.3))
     client = await temporal.client()
     handle = await client.start_workflow("any", id="any", task_queue=TASK_QUEUE, rpc_timeout=PATIENCE)

@@ -367,7 +367,7 @@ async def test_simultaneous_requests_with_one_key_start_once_after_an_earlier_wo
 
 
 class Latecomer(Interceptor):
-    """Of two starts by the policies, the first waits for the second, and the second for ``is_over``."""
+    """Of two starts with the policies, the first waits for the second, and the second for ``is_over``."""
 
     def __init__(self) -> None:
         self.is_over, self.has_come = asyncio.Event(), asyncio.Event()

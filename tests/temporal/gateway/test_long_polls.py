@@ -1,4 +1,4 @@
-"""Hundreds of clients wait at one process for results while it answers others."""
+"""Hundreds of clients wait for results of one process while it answers others."""
 
 import asyncio
 import resource

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 
 class Measured:
-    """A gateway that serves its metrics, in a runtime of its own."""
+    """A gateway that serves its metrics, in its own runtime."""
 
     def __init__(self, server: DevServer) -> None:
         self.port = free_port()

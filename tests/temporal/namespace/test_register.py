@@ -82,7 +82,7 @@ def shop(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mark(server: DevServer) -> Iterator[str]:
-    """A mark in the names of attributes, of which the server's store has room for a few only."""
+    """A mark in the names of attributes. The server's store has room for a few only."""
     mark = uuid.uuid4().hex[:8]
     yield mark
     for name in ("Due", "Owner", "Size"):

@@ -1,4 +1,4 @@
-"""Schedules declared in code: synced to the real server by the commands, and only where they differ."""
+"""Schedules declared in code: commands sync them to the real server, and write only changes."""
 
 import asyncio
 import uuid

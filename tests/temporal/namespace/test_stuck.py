@@ -70,7 +70,7 @@ def connection(server: DevServer) -> Temporal:
 
 @pytest.fixture(scope="module")
 def stuck(connection: Temporal) -> Iterator[Handles]:
-    """One workflow of each type, for long enough that its notice is there."""
+    """One workflow of each type, stuck for long enough to have its notice."""
     queue = str(connection.settings.task_queue)
     with working(connection, queue, workflows=WORKFLOWS, activities=ACTIVITIES), ExitStack() as stack:
         handles = {}

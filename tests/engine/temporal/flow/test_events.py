@@ -49,7 +49,7 @@ async def test_idempotency_starts_one_run_for_each_value(world: World) -> None:
 
 
 async def test_a_repeated_event_is_not_counted_again(world: World) -> None:
-    """Its sender did not hear that it was accepted."""
+    """Its sender has not received the acknowledgement."""
     world.recording("work", idempotency="event.data.order", rate_limit=RateLimit(limit=1, period=MINUTE))
     await world.open()
     seed = f"1700000000000,{base64.b64encode(os.urandom(10)).decode()}"
@@ -140,7 +140,7 @@ async def test_steps_that_invoke_a_function_with_buckets_get_its_result(world: W
 
 
 async def test_the_result_of_an_invocation_that_a_lost_worker_made_is_used(world: World) -> None:
-    """The worker invoked the function, and ended before it stored its workflow task. The run has the result first."""
+    """The worker invoked the function, and ended before it stored its workflow task. The run gets the result first."""
     held = world.recording("held", debounce=Debounce(period=60 * MINUTE))
 
     @world.function("invoker")
@@ -255,7 +255,7 @@ async def test_terminated_buckets_continue_with_their_state(world: World, caplog
     await world.send("limited", n=1)
     for bucket in (limited, batched):
         await bucket.terminate()
-    await world.send("limited", n=2)  # The limit counts the event before.
+    await world.send("limited", n=2)  # The limit counts the earlier event.
     await world.send("batched", n=3)
     await world.wait_for_seen(1, [0, 3])
     assert caplog.text.count("was terminated on Temporal, and continues with its state") == 2

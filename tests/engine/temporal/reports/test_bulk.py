@@ -89,7 +89,7 @@ async def test_failed_runs_are_replayed_once(server: DevServer, monkeypatch: pyt
             raise ValueError("refused")
         return n
 
-    monkeypatch.setattr(bulk, "_TOGETHER", 2)  # so that there are pages
+    monkeypatch.setattr(bulk, "_TOGETHER", 2)  # So that there are pages.
     async with serving(server.address, app, [go]) as engine:
         function_id = f"{app.app_id}-go"
         runs = [run for n in range(5) for run in await ended_runs(engine, await send(engine, app.app_id, {"n": n}))]

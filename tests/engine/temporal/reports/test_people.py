@@ -80,7 +80,7 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
         assert run.id in runs
         assert lagging in overview
         assert event_id in events
-        # What this engine refuses is not offered.
+        # Operations that this engine refuses are not offered.
         assert ('value="Running"' in runs, 'value="Scheduled"' in runs) == (True, False)
         assert ("status=Running" in overview, "status=Scheduled" in overview) == (True, False)
         assert "Anything or nothing" not in events

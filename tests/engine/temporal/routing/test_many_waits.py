@@ -37,7 +37,7 @@ SAME = "event.data.n == async.data.n"
 
 @pytest.fixture(scope="module")
 def restless() -> Iterator[DevServer]:
-    """A server that suggests soon to continue as new."""
+    """A server that suggests early to continue as new."""
     with DevServer(settings={"limit.historyCount.suggestContinueAsNew": 12}) as server:
         yield server
 
@@ -60,7 +60,7 @@ async def test_event_reaches_at_most_one_of_many_waits(server: DevServer, many: 
     async with routed_app(server.address) as app:
         waits = [wait_for(app, value, f"{app.app_id}-{value}") for value in range(many)]
         await app.engine._router.waits.register(waits[0])
-    # Without workers, workflows have no tasks, which would cost most of the time. Histories show the signals alone.
+    # Without workers, workflows have no tasks, which would cost most of the time. Histories show only the signals.
     for start in range(1, many, 50):
         await asyncio.gather(*map(app.engine._router.waits.register, waits[start : start + 50]))
     topic = topic_workflow_id(app.event("reply"))

@@ -167,7 +167,7 @@ async def test_a_run_does_not_get_the_event_that_started_it(app: RoutedApp) -> N
     second = await app.send("message", n=2)
     assert await app.result(first) == 2
     await app.wait_for_calls(5)
-    # As the fan-out does if the sender ended before it reported the delivery.
+    # Like the fan-out if the sender ended before it reported the delivery.
     routes = await app.engine._router.find_routes(await started_by(app, app.run_id(second, "turn")))
     await app.engine._router.deliver(routes.delivery)
     await app.send("message", n=3)
@@ -229,7 +229,7 @@ async def test_an_event_cancels_the_runs_whose_condition_it_meets(app: RoutedApp
 
     await app.sync()
     runs = [app.run_id(await app.send("go", n=n), "work") for n in (1, 2, 3)]
-    # Acknowledged, so the event cancels a run that has not begun yet.
+    # The wait is acknowledged, so the event cancels a run that has not begun.
     await app.send("stop", n=1)
     with pytest.raises(WorkflowFailureError):
         await app.result(runs[0])

@@ -1,4 +1,4 @@
-"""Memos that a call gets: those that were committed before it, whatever this process has in memory."""
+"""Memos of a call are those committed before it, regardless of this process's memory."""
 
 import asyncio
 import dataclasses
@@ -127,7 +127,7 @@ async def test_a_call_whose_memos_cannot_be_read_is_repeated_without_a_traceback
 
 
 def test_the_cache_of_contents_is_bounded_however_small_they_are() -> None:
-    """A process that makes calls of runs of other processes' workflows does not hear of their ends."""
+    """A process is not notified of the ends of runs whose workflows other processes execute."""
     most = 1_000_000
     cache = RunContents(most)
     tracemalloc.start()

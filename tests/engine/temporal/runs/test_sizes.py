@@ -31,7 +31,7 @@ from ..serving import eventually
 
 MEGABYTE = 1_000_000
 STATE = int(os.environ.get("STATE_MEGABYTES", "4"))
-"""More than a message of Temporal. ``STATE_MEGABYTES=31`` is nearly the most that a run may have."""
+"""Larger than a message of Temporal. ``STATE_MEGABYTES=31`` is nearly the maximum of a run."""
 
 
 def step(name: str, size: int, **opts: Any) -> Op:
@@ -179,7 +179,7 @@ async def test_a_run_that_soon_gets_no_events_any_more_fails(
 
     @app.create_function(fn_id="wait", trigger=on(app, "wait"))
     async def function(ctx: durably.Context) -> None:
-        longer = "async.data.n > size(event.data.text)"  # Reads too much of the event for the workflow of the wait.
+        longer = "async.data.n > size(event.data.text)"  # Too much of the event for the wait's workflow.
         await ctx.step.wait_for_event("w", event=f"{app.app_id}/tick", if_exp=longer, timeout="1h")
 
     async with running(server.address, app, function) as on_temporal:

@@ -1,4 +1,4 @@
-"""The limit of a function holds while its workers are killed, stopped and started."""
+"""The limit of a function is kept while its workers are killed, stopped and started."""
 
 import asyncio
 import os

@@ -21,7 +21,7 @@ FUNCTION = "app-work"
 
 
 class Owner:
-    """The slots, as their workflow keeps them."""
+    """The slots, as their workflow stores them."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -97,7 +97,7 @@ class World:
 
     def process(self, name: str, most: int = 100, functions: Sequence[str] = (FUNCTION,)) -> SlotLeases:
         async def send(request: LeaseRequest) -> LeaseAnswer:
-            answering = asyncio.ensure_future(self._deliver(name, request))  # It goes on if the process gives up.
+            answering = asyncio.ensure_future(self._deliver(name, request))  # It continues if the process gives up.
             answer = await asyncio.shield(answering)
             await self._travel(name)
             return answer
@@ -122,7 +122,7 @@ class World:
         await asyncio.sleep(self.random.uniform(0, 70) if is_late else self.delay)
 
     async def call(self, name: str, leases: SlotLeases, seconds: float, function: str = FUNCTION) -> None:
-        """One call: it is repeated until it ends with its slot."""
+        """One call, repeated until it ends with its slot."""
         while True:
             try:
                 async with leases.slot(function, 60):
@@ -460,7 +460,7 @@ OTHERS = [f"app-other-{n}" for n in range(4)]
 def test_a_function_with_a_backlog_leaves_slots_of_its_process_to_others(
     most: int, functions: list[str], seconds: float
 ) -> None:
-    """The process may make fewer calls at a time than its functions have slots."""
+    """The process may make fewer concurrent calls than its functions have slots."""
 
     async def main() -> None:
         async with World(limit=10) as world:
