@@ -17,6 +17,7 @@ from durably.comm.requests import retry_after_text, state_retries
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, failed
 from durably.engine.core.call_body import CallData, job_id_of
 from durably.engine.core.policy import clip_retry_after
+from durably.engine.core.transition import encode_error
 from durably.engine.settings import Clock
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import to_datetime
@@ -27,7 +28,7 @@ from durably.errors import (
     OutputUnserializableError,
     TransportError,
 )
-from durably.execution import Found, Outcome, Raised, StandIn, drive
+from durably.execution import FoundSteps, Outcome, Raised, ReplaceStep, drive
 from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
 from durably.io.http_client import IO, AsyncIO, BlockingIO
@@ -64,11 +65,15 @@ def sync_of(handler: CommHandler) -> SyncRequest:
 
 
 async def run_call(
-    handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock, stand_in: StandIn | None = None
+    handler: CommHandler,
+    data: CallData,
+    checkpoints: Checkpoints,
+    clock: Clock,
+    replace_step: ReplaceStep | None = None,
 ) -> Answer:
     """Run the function, on this event loop or in its handler's thread pool."""
     try:
-        outcome = await handler.call(_function_call(handler, data, checkpoints, stand_in), _ASYNC_IO)
+        outcome = await handler.call(_function_call(handler, data, checkpoints, replace_step), _ASYNC_IO)
         return _answer(handler, data, outcome, clock)
     except (Exception, asyncio.CancelledError, KeyboardInterrupt):
         raise
@@ -88,7 +93,7 @@ def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints
 
 
 def _function_call(
-    handler: CommHandler, data: CallData, checkpoints: Checkpoints, stand_in: StandIn | None
+    handler: CommHandler, data: CallData, checkpoints: Checkpoints, replace_step: ReplaceStep | None
 ) -> FunctionCall:
     call, job_id = data.call, job_id_of(data.run_id, data.call.step_id)
     events = [_event_decoder.decode(event) for event in data.events]
@@ -119,7 +124,7 @@ def _function_call(
         job_id=job_id,
         disable_immediate=data.disable_immediate,
         checkpoints=checkpoints,
-        stand_in=stand_in,
+        replace_step=replace_step,
         threads=handler.threads,
         traceparent=data.traceparent,
     )
@@ -132,6 +137,8 @@ def _answer(handler: CommHandler, data: CallData, outcome: Outcome, clock: Clock
         handler.client.logger.error(
             'function "%s", run %s, failed: %s', data.function_id, data.run_id, printable(answer.error.message)
         )
+        if answer.written is None:  # Otherwise the engine logs the run's failure, too.
+            answer = msgspec.structs.replace(answer, written=encode_error(answer.error))
     return answer
 
 
@@ -139,7 +146,7 @@ def answer_of(outcome: Outcome, clock: Clock) -> Answer:
     """The answer that the engine would read from an HTTP response with this outcome."""
     if isinstance(outcome, Raised):
         return _failed_attempt(outcome.error, clock)
-    if isinstance(outcome, Found):
+    if isinstance(outcome, FoundSteps):
         return _reported_ops(outcome, clock)
     try:
         output = encode_output(outcome.value, outcome.source)
@@ -157,7 +164,7 @@ def _failed_attempt(error: BaseException, clock: Clock) -> AttemptFailed:
     return AttemptFailed(described, not is_retriable(error), _retry_at(error, clock), written)
 
 
-def _reported_ops(found: Found, clock: Clock) -> Answer:
+def _reported_ops(found: FoundSteps, clock: Clock) -> Answer:
     size = 0
     for report in found.reports:
         finish(report)

@@ -9,7 +9,7 @@ import msgspec
 from durably.engine.core.answers import Answer, AttemptFailed, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.protocol.errors import Error, ErrorData
 
@@ -99,7 +99,7 @@ class Dispatcher:
 
     # Caller
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         key = CallKey.of(data)
         if self.in_flight is not None and self.in_flight.take_lost(key):
             return self._lost(

@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payload
@@ -328,18 +329,25 @@ class RecordedTask:
     error: str | None = None
 
 
-class RecordingRunner(WorkflowRunner):
-    """Runs workflows by another runner, and gives ``record`` each workflow task."""
+class _OuterRunner(WorkflowRunner):
+    """Runs workflows by another runner."""
 
-    def __init__(self, runner: WorkflowRunner, record: Callable[[RecordedTask], None]) -> None:
+    def __init__(self, runner: WorkflowRunner) -> None:
         self._runner = runner
-        self._record = record
 
     def prepare_workflow(self, defn: Any) -> None:
         self._runner.prepare_workflow(defn)
 
     def set_worker_level_failure_exception_types(self, types: Any) -> None:
         self._runner.set_worker_level_failure_exception_types(types)
+
+
+class RecordingRunner(_OuterRunner):
+    """Runs workflows by another runner, and gives ``record`` each workflow task."""
+
+    def __init__(self, runner: WorkflowRunner, record: Callable[[RecordedTask], None]) -> None:
+        super().__init__(runner)
+        self._record = record
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         instance: Any = _RecordingInstance(self._runner.create_instance(det), self._record)
@@ -397,3 +405,69 @@ def replay_error(error: Exception) -> str:
     """The core's message in the error of a failed replay."""
     found = _FAILURE_MESSAGE.search(str(error))
     return found[1].replace('\\"', '"').replace("\\'", "'") if found else str(error)
+
+
+# Evictions. A worker keeps workflows in its memory. Whether the server has accepted the end of one is known only from
+# the reason for which the runtime then evicts it. A worker has no bound of the memory, so evictions are requested.
+
+
+class Eviction(Enum):
+    """Why the runtime removes a workflow from a worker's memory."""
+
+    ENDED = "the server has accepted the workflow's end"
+    REFUSED = "the server has refused a task, because an event came during it: the task is executed again"
+    OTHER = "the memory is full, for example, or the task is another worker's"
+
+
+class CacheObserver(Protocol):
+    """Gets what happens to the workflows in a worker's memory, in threads of the worker."""
+
+    def note_activated(self, info: workflow.Info) -> None: ...
+
+    def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None: ...
+
+
+class ObservedRunner(_OuterRunner):
+    """Runs workflows by another runner, and tells ``observer`` about their activations and evictions."""
+
+    def __init__(self, runner: WorkflowRunner, observer: CacheObserver) -> None:
+        super().__init__(runner)
+        self._observer = observer
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        instance: Any = _ObservedInstance(self._runner.create_instance(det), det.info, self._observer)
+        return instance  # type: ignore[no-any-return]
+
+
+class _ObservedInstance:
+    def __init__(self, instance: WorkflowInstance, info: workflow.Info, observer: CacheObserver) -> None:
+        self._instance = instance
+        self._info = info
+        self._observer = observer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._instance, name)
+
+    def activate(self, act: Any) -> Any:
+        completion = self._instance.activate(act)
+        with _private("the eviction of a workflow"):
+            job = next((each.remove_from_cache for each in act.jobs if each.HasField("remove_from_cache")), None)
+            reason = None if job is None else job.EvictionReason.Name(job.reason)
+        if reason is None:
+            self._observer.note_activated(self._info)
+        else:
+            self._observer.note_evicted(self._info, _EVICTIONS.get(reason, Eviction.OTHER))
+        return completion
+
+
+_EVICTIONS = {"WORKFLOW_EXECUTION_ENDING": Eviction.ENDED, "UNHANDLED_COMMAND": Eviction.REFUSED}
+
+
+def evict(worker: Worker, run_id: str) -> None:
+    """Remove a workflow from the memory of a worker, when it has no task.
+
+    Its next task reads its history. Does nothing if the worker does not have it, or has ended.
+    """
+    with _private("Worker._bridge_worker.request_workflow_eviction"):
+        if worker._bridge_worker._ref is not None:
+            worker._bridge_worker.request_workflow_eviction(run_id)

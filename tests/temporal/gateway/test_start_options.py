@@ -13,7 +13,7 @@ from durably.temporal.gateway import FOR_OPERATORS, Exposure, Gateway, expose
 
 from ..app_server import AppServer
 from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
-from .asking import Answer, ask
+from .gateway_client import Answer, ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 

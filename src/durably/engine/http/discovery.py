@@ -195,7 +195,11 @@ class AppDiscovery:
         self, url: str, deploy_id: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[Mapping[str, str], bytes]:
         status, answered, answer = await self._request(
-            "PUT", url, params={Query.DEPLOY_ID: deploy_id}, data=body, headers=headers
+            "PUT",
+            url,
+            params={Query.DEPLOY_ID: deploy_id},
+            data=body,
+            headers={hdrs.CONTENT_TYPE: "application/json", **headers},  # Express reads no JSON without it.
         )
         if status >= 300:
             raise SyncFailedError(f"the app at {redact_url(url)} failed to sync: {_describe_fault(status, answer)}")

@@ -7,7 +7,7 @@ from temporalio.client import Client
 
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.scheduling.requests.http_call import HttpCaller
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.runs.call_messages import CallInput
@@ -34,7 +34,7 @@ class HttpWorkflowEngine(WorkflowEngine):
         super().__init__(client, settings, in_process=False)
         self._caller = HttpCaller(settings)
         self._workers = WorkerGroup(lambda: self.make_workers([HTTP_QUEUE], self._call_app), settings.close_grace)
-        self._functions: dict[str, tuple[float, Function]] = {}
+        self._functions: dict[str, tuple[float, SyncedFunction]] = {}
 
     @classmethod
     async def open(cls, client: Client, settings: EngineSettings) -> Self:
@@ -69,13 +69,13 @@ class HttpWorkflowEngine(WorkflowEngine):
             return Unreached(ErrorData(name=type(error).__name__, message=error.message))
         return await self._caller.call(function, data)
 
-    async def _find_function(self, function_id: str) -> Function:
+    async def _find_function(self, function_id: str) -> SyncedFunction:
         known = self._functions.get(function_id)
         if known is not None and known[0] > time.monotonic():
             return known[1]
         record = await self._router.records.find_function(function_id)
         if record is None:
             raise FunctionNotFoundError(f"no app has synced a function with the id {function_id!r}")
-        function = Function.from_config(record.config, record.app_id, record.app_version)
+        function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
         self._functions[function_id] = (time.monotonic() + _FUNCTION_SECONDS, function)
         return function

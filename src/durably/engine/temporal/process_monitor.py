@@ -28,6 +28,7 @@ from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.runs.run_changes import RunReport, listen
 from durably.engine.views import RunUpdate
 from durably.protocol.text import get_logger
+from durably.temporal.compat import Eviction
 
 from .workflow_code import wall_clock
 
@@ -38,8 +39,7 @@ _FIRST_SECONDS, _READ_SECONDS = 1.0, 10.0
 _NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
 """Workflows report run changes; no local transaction commits them."""
 _HELD_SECONDS = 0.5
-"""Delay before the end of a run is published. If an event arrives during the task that ends a run, the server refuses
-the task, and the run may end in another way."""
+"""Time before the end of a run is published if it is unknown whether the server has accepted it."""
 _MOST_KNOWN = 10_000
 """Recent reports, to drop duplicates."""
 
@@ -102,6 +102,8 @@ class ProcessMonitor:
         self._started_at = time.time()
         self._tracing = settings.tracing
         self._ends: dict[int, RunReport] = {}
+        """Ends that the server may not have accepted. It refuses the task that ends a run if an event comes during it,
+        and the run may then end otherwise."""
         self._known = set[int]()
         self._known_in_order = deque[int]()
         self._stop_listening: Callable[[], None] | None = None
@@ -113,35 +115,49 @@ class ProcessMonitor:
         """
         if self._stop_listening is not None:
             self._stop_listening()
-        self._stop_listening = listen(namespace, queues, self._note)
+        self._stop_listening = listen(namespace, queues, self._note, self._note_eviction)
         return partial(self._count, caller)
 
     def _note(self, reports: list[RunReport]) -> None:
         changes: list[RunChange] = []
         for report in reports:
             if report.key in self._known:
-                if report.key in self._ends:
-                    self._ends[report.key] = report
                 continue
-            self._known.add(report.key)
-            self._known_in_order.append(report.key)
-            if len(self._known_in_order) > _MOST_KNOWN:
-                self._known.discard(self._known_in_order.popleft())
             if report.ended is None:
+                self._remember(report.key)
                 changes.append(report.change)
             else:
                 self._ends[report.key] = report
-                asyncio.get_running_loop().call_later(_HELD_SECONDS, self._publish_end, report.key)
         if changes:
             self._publish(changes)
 
-    def _publish_end(self, key: int) -> None:
-        report = self._ends.pop(key, None)
+    def _note_eviction(self, key: int, eviction: Eviction) -> None:
+        report = self._ends.get(key)
         if report is None:
             return
+        match eviction:
+            case Eviction.ENDED:
+                self._publish_end(report)
+            case Eviction.REFUSED:
+                del self._ends[key]
+            case Eviction.OTHER:
+                asyncio.get_running_loop().call_later(_HELD_SECONDS, self._publish_end, report)
+
+    def _publish_end(self, report: RunReport) -> None:
+        """Publish an end, unless the workflow was executed again since, and reports another."""
+        if self._ends.get(report.key) is not report:
+            return
+        del self._ends[report.key]
+        self._remember(report.key)
         self._publish([report.change])
         if self._tracing is not None and report.ended is not None:
             self._tracing.run_ended(report.ended)
+
+    def _remember(self, key: int) -> None:
+        self._known.add(key)
+        self._known_in_order.append(key)
+        if len(self._known_in_order) > _MOST_KNOWN:
+            self._known.discard(self._known_in_order.popleft())
 
     def _publish(self, changes: list[RunChange]) -> None:
         self._observers.changes += changes
@@ -204,8 +220,8 @@ class ProcessMonitor:
         """End the updates, and send the last alerts, for at most 2 s."""
         if self._stop_listening is not None:
             self._stop_listening()
-        for key in list(self._ends):
-            self._publish_end(key)
+        for report in list(self._ends.values()):
+            self._publish_end(report)
         self._updates.close()
         await self._observers.close()
 

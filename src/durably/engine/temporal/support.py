@@ -11,7 +11,7 @@ import msgspec
 
 from durably.engine.core.expressions.syntax import Literal, parse
 from durably.engine.core.flow.config import Flow
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import FunctionConfig
 
@@ -105,7 +105,7 @@ SUPPORT: Sequence[OptionSupport] = (
 )
 
 
-def check_support(functions: Sequence[Function]) -> None:
+def check_support(functions: Sequence[SyncedFunction]) -> None:
     """Raises ``ConfigInvalidError``, which names the function and the option."""
     for function in functions:
         for option, problem in (*find_refusals(function.flow), *_find_long_patterns(function.config)):

@@ -9,10 +9,11 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from temporalio import workflow
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
 from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
@@ -23,6 +24,7 @@ from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
 from durably.engine.temporal.runs.activities import ActivityCaller, CallActivities, StepRequests
+from durably.engine.temporal.runs.cached_runs import CachedRuns
 from durably.engine.temporal.runs.local_activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of
@@ -31,7 +33,7 @@ from durably.engine.temporal.slots.leased_workers import LeasedWorkers
 from durably.engine.temporal.slots.slot_leases import SlotLeases
 from durably.engine.temporal.slots.slots_workflow import SlotsWorkflow
 from durably.protocol.text import get_logger
-from durably.temporal.compat import release_task_queue
+from durably.temporal.compat import ObservedRunner, evict, release_task_queue
 
 from .ids import WORKFLOWS_QUEUE, process_queue
 
@@ -61,7 +63,8 @@ _RUN_POLLS = 16
 """Number of polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read
 again. With Temporal's default of 5 that happens to most tasks of 20 busy runs."""
 MAX_CACHED_RUNS = 1000
-"""Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs."""
+"""Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs. ``CachedRuns``
+bounds the bytes of these."""
 
 _RETRY_SECONDS = 1.0
 _RETURN_SECONDS = 5.0
@@ -111,7 +114,7 @@ def make_workers(
     apps: AppSync,
     bulk: Bulk,
     leased: LeasedFunctions,
-    outbound: Outbound,
+    outbound: OutboundClient,
     max_calls: int,
 ) -> ProcessWorkers:
     """The workers of a process.
@@ -146,11 +149,20 @@ def make_workers(
         )
 
     of_leased = LeasedWorkers(leased, router.records, client, worker_of, max_calls)
+    loop = asyncio.get_running_loop()
+
+    def evict_run(info: workflow.Info) -> None:
+        worker = runs[calls_queues.index(info.task_queue)]
+        with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
+            loop.call_soon_threadsafe(evict, worker, info.run_id)
+
+    runner = ObservedRunner(UnsandboxedWorkflowRunner(), CachedRuns(evict_run))
     runs = [
         Worker(
             client,
             task_queue=queue,
             workflows=[RunWorkflow],
+            unsandboxed_workflow_runner=runner,
             activities=[
                 *CallActivities(client, call, requests, queue_slots, at_once).activities,
                 *local.activities,

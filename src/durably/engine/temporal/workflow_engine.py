@@ -39,7 +39,7 @@ from durably.engine.reports import (
 )
 from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.apps.app_sync import AppSync
@@ -139,7 +139,9 @@ class WorkflowEngine(LocalEngine):
         client = with_cancellation(client)
         self._client = client
         self._settings = settings
-        self._outbound = Outbound(allow_private_addresses=settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES)
+        self._outbound = OutboundClient(
+            allow_private_addresses=settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES
+        )
         self._router = Router(client, settings)
         self._apps = AppSync(client, settings)
         self._events = EventReceiver(client, self._router, settings)

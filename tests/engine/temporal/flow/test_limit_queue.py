@@ -9,9 +9,9 @@ import pytest
 
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.queue import Queue
+from durably.engine.core.flow.queue import LimitQueue
 from durably.engine.core.flow.queue_entries import QueuedCall
-from durably.engine.temporal.flow.limit_queue import LimitQueue, limits_of
+from durably.engine.temporal.flow.limit_queue import CallLimitQueue, limits_of
 from durably.engine.temporal.flow.limit_queue_state import JoinInput, JoinRecord, LeaveRecord, LimitQueueState
 from durably.engine.temporal.workflow_code import pack, unpack
 
@@ -32,14 +32,14 @@ class Calls:
         self.random = random.Random(seed)
         self.config = config_of(**options)
         self.flow: Flow = read_flow(self.config)
-        self.queue = LimitQueue(LimitQueueState())
+        self.queue = CallLimitQueue(LimitQueueState())
         self.reference = SqliteRows(":memory:")
         self.now = 1_700_000_000_000
         self.waiting: dict[tuple[int, int], tuple[str, ...]] = {}
         self.under_way: dict[tuple[int, int], tuple[str, ...]] = {}
         self.runs = 0
 
-    def join(self, core: Queue) -> None:
+    def join(self, core: LimitQueue) -> None:
         self.runs += 1
         fields = event(user=self.random.choice("abc"), n=self.random.randrange(100))
         admitted = start(self.flow, fields, lambda _: None, self.now).outcome
@@ -48,10 +48,10 @@ class Calls:
         call = JoinInput("queue", "shop-fn", str(self.runs), 1, entry, starts_run=True)
         for _ in range(self.random.choice((1, 1, 2))):
             self.queue.join(JoinRecord(call, limits_of(self.config)))
-        core.join(QueuedCall(entry.place, self.runs, 1), entry, self.flow, starts_run=True)
+        core.join(QueuedCall(entry.position, self.runs, 1), entry, self.flow, starts_run=True)
         self.waiting[self.runs, 1] = tuple(slot.bucket_id for slot in entry.slots)
 
-    def leave(self, core: Queue) -> None:
+    def leave(self, core: LimitQueue) -> None:
         run_key, generation = self.random.choice([*self.waiting, *self.under_way])
         if self.random.random() < 0.2:
             self.queue.drop_run(str(run_key))
@@ -61,7 +61,7 @@ class Calls:
         self.waiting.pop((run_key, generation), None)
         self.under_way.pop((run_key, generation), None)
 
-    def settle(self, core: Queue) -> None:
+    def settle(self, core: LimitQueue) -> None:
         core.check_throttles(1000)
         expected = [(call.run_key, call.generation) for call in core.settle()]
         made = [(int(call.run_id), call.generation) for call in self.queue.settle(self.now)]
@@ -73,13 +73,13 @@ class Calls:
             assert all(count <= limit.limit for bucket_id, count in used.items() if limit.name in bucket_id)
 
     def step(self) -> None:
-        core = Queue(self.reference, self.now)
+        core = LimitQueue(self.reference, self.now)
         for _ in range(self.random.randrange(4)):
             if self.random.random() < 0.5 or not (self.waiting or self.under_way):
                 self.join(core)
             else:
                 self.settle_and_leave(core)
-                core = Queue(self.reference, self.now)
+                core = LimitQueue(self.reference, self.now)
         if self.random.random() < 0.2:
             self.continue_as_new()
         self.settle(core)
@@ -87,14 +87,14 @@ class Calls:
         if self.random.random() < 0.2:
             self.continue_as_new()
 
-    def settle_and_leave(self, core: Queue) -> None:
+    def settle_and_leave(self, core: LimitQueue) -> None:
         self.settle(core)
-        core = Queue(self.reference, self.now)
+        core = LimitQueue(self.reference, self.now)
         self.leave(core)
         self.settle(core)
 
     def continue_as_new(self) -> None:
-        self.queue = LimitQueue(unpack(pack(self.queue.state)))
+        self.queue = CallLimitQueue(unpack(pack(self.queue.state)))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -103,7 +103,7 @@ def test_a_queue_makes_the_same_calls_as_on_sqlite(seed: int) -> None:
     for _ in range(60):
         calls.step()
     while calls.waiting or calls.under_way:
-        core = Queue(calls.reference, calls.now)
+        core = LimitQueue(calls.reference, calls.now)
         if calls.under_way:
             calls.leave(core)
         calls.settle(core)
@@ -116,7 +116,7 @@ def test_a_queue_makes_the_same_calls_as_on_sqlite(seed: int) -> None:
 
 def test_new_numbers_apply_to_waiting_calls() -> None:
     config = config_of(concurrency=[{"limit": 1}])
-    queue = LimitQueue(LimitQueueState())
+    queue = CallLimitQueue(LimitQueueState())
     admitted = start(read_flow(config), event(), lambda _: None, 0).outcome
     assert isinstance(admitted, Start)
     for run_id in ("a", "b", "c"):
@@ -129,7 +129,7 @@ def test_new_numbers_apply_to_waiting_calls() -> None:
 
 def test_the_state_of_thousands_of_waiting_keys_fits_a_payload() -> None:
     config = config_of(concurrency=[{"limit": 1, "key": "event.data.user"}, {"limit": 5}])
-    flow, queue = read_flow(config), LimitQueue(LimitQueueState())
+    flow, queue = read_flow(config), CallLimitQueue(LimitQueueState())
     for number in range(5000):
         admitted = start(flow, event(user=number), lambda _: None, number).outcome
         assert isinstance(admitted, Start)
@@ -138,4 +138,4 @@ def test_the_state_of_thousands_of_waiting_keys_fits_a_payload() -> None:
     queue.settle(0)
     packed = pack(queue.state)
     assert len(msgspec.json.encode(packed)) < 1_000_000
-    assert LimitQueue(unpack(packed)).counts == queue.counts
+    assert CallLimitQueue(unpack(packed)).counts == queue.counts

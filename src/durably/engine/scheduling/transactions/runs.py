@@ -134,7 +134,7 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
     )
     transaction.store.drop_delayed_calls(run_key)
     transaction.queue.leave_all(run_key)
-    _end_run(transaction, live, EndRun(RunStatus.FAILED, encode_error(error)))
+    _end_run(transaction, live, EndRun(RunStatus.FAILED, encode_error(error), by_engine=True))
     _start_deferred(transaction, row, origin_of(row.key, None, transaction.now), None)
 
 
@@ -409,6 +409,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
         failed=not completed,
         began=began,
         event_id=trigger_events[0].id,
+        by_engine=command.by_engine,
     )
     transaction.outbox.append(ended)
     # A run keeps its error as the app wrote it. Events and invokers get it without nulls, as from official servers.

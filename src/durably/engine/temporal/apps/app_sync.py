@@ -13,7 +13,7 @@ from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.policy import standard_backoff
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.limit_queue import has_leased_slots
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
@@ -62,7 +62,7 @@ class AppSync:
         """Whether an app has ever synced, so that events find its triggers."""
         return await self._records.read(app_workflow_id(app_id), APP, AppRecord) is not None
 
-    async def sync(self, request: SyncRequest, functions: Sequence[Function], *, in_process: bool) -> SyncResult:
+    async def sync(self, request: SyncRequest, functions: Sequence[SyncedFunction], *, in_process: bool) -> SyncResult:
         """Replace the functions of an app. Raises ``ConfigInvalidError``."""
         sync = _sync_input(request, functions, in_process, self._settings)
         is_check_due = self._is_check_due(sync.app_id)
@@ -207,7 +207,7 @@ async def _each(act: Callable[[Any], Awaitable[None]], items: Iterable[Any]) -> 
 
 
 def _sync_input(
-    request: SyncRequest, functions: Sequence[Function], in_process: bool, settings: EngineSettings
+    request: SyncRequest, functions: Sequence[SyncedFunction], in_process: bool, settings: EngineSettings
 ) -> SyncInput:
     records = tuple(
         FunctionRecord(

@@ -25,7 +25,7 @@ from durably.engine.core.flow.config import Flow
 from durably.engine.core.inputs import CancelRequested, WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import error_memo
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlowState, RunInput, RunOutcome
 from durably.engine.temporal.records import Records, Restorer
@@ -96,7 +96,7 @@ class Buckets:
         run = self._make_run(record, (event,))
         if run.outcome is not None or not has_buckets(record.config):
             return await self._start(run, record)
-        flow = Function.from_config(record.config, record.app_id).flow
+        flow = SyncedFunction.from_config(record.config, record.app_id).flow
         options = flow.options
         requests = _RequestBuilder(flow, event)
         if options.batch_events is not None and is_batched(flow, requests.fields, requests.now):
@@ -113,7 +113,7 @@ class Buckets:
 
     async def start(self, run: RunInput, record: FunctionRecord) -> str:
         """Start a run now, or a run with the status *skipped*."""
-        flow = Function.from_config(record.config, record.app_id).flow
+        flow = SyncedFunction.from_config(record.config, record.app_id).flow
         option = _RequestBuilder(flow, run.events[0]).option(BucketKind.SINGLETON)
         if option is None:
             return await self._start(run, record)

@@ -8,7 +8,7 @@ import msgspec
 
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.queue import Queue
+from durably.engine.core.flow.queue import LimitQueue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.temporal.ids import bucket_workflow_id, slots_queue
 from durably.engine.temporal.messages import EventRecord, RunFlowState
@@ -87,7 +87,7 @@ def limits_of(config: FunctionConfig) -> FunctionOptions:
     return FunctionOptions(concurrency=config.concurrency, throttle=config.throttle)
 
 
-class LimitQueue:
+class CallLimitQueue:
     def __init__(self, state: LimitQueueState) -> None:
         self._state = state
         self._rows = MemoryRows(state)
@@ -148,7 +148,7 @@ class LimitQueue:
 
     def settle(self, now: int) -> list[LeaveRecord]:
         """The calls that may be made now, in order."""
-        queue = Queue(self._rows, now)
+        queue = LimitQueue(self._rows, now)
         for record in self._joined.values():
             self._put_options(queue, record.call.function_id, record.options)
             self._join(queue, record.call, now)
@@ -165,7 +165,7 @@ class LimitQueue:
         self._rows.forget_levels(now)
         return made
 
-    def _join(self, queue: Queue, call: JoinInput, now: int) -> None:
+    def _join(self, queue: LimitQueue, call: JoinInput, now: int) -> None:
         key = self._keys.get(call.run_id)
         if key is None:
             key, self._state.next_key = self._state.next_key, self._state.next_key + 1
@@ -173,10 +173,10 @@ class LimitQueue:
             self._state.runs[key] = ActiveRun(call.run_id, now)
         elif self._rows.is_known(key, call.generation):
             return
-        queued = QueuedCall(call.queue_entry.place, key, call.generation)
+        queued = QueuedCall(call.queue_entry.position, key, call.generation)
         queue.join(queued, call.queue_entry, self._flow(call.function_id), starts_run=call.starts_run)
 
-    def _put_options(self, queue: Queue, function_id: str, options: FunctionOptions) -> None:
+    def _put_options(self, queue: LimitQueue, function_id: str, options: FunctionOptions) -> None:
         before = self._state.options.get(function_id)
         self._state.options[function_id] = options
         if before is not None and before != options:

@@ -10,7 +10,7 @@ from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
 
 from .bucket_workflow import FIND_ENDED
-from .limit_queue import LimitQueue
+from .limit_queue import CallLimitQueue
 from .limit_queue_state import FunctionLimits, JoinRecord, LeaveRecord, LimitQueueState, QueueCounts
 
 QUEUE = "durably.Queue"
@@ -24,7 +24,7 @@ _INSPECTION_PERIOD = 60_000
 class LimitQueueWorkflow:
     @workflow.init
     def __init__(self, state: LimitQueueState) -> None:
-        self._queue = LimitQueue(unpack(state))
+        self._queue = CallLimitQueue(unpack(state))
         self._granting: set[asyncio.Task[None]] = set()
         self._is_changed = False
         self._timer = EarliestTimer(self._wake)

@@ -10,7 +10,7 @@ import msgspec
 from temporalio.client import Client
 
 from durably.engine.reports import AppReport, RunLink, ScheduleView, SyncReport
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
@@ -117,7 +117,7 @@ class FunctionLists:
         """The schedules of active functions, by function."""
         views: list[ScheduleView] = []
         for view in await self.functions():
-            function = Function.from_config(view.config, view.app_id)
+            function = SyncedFunction.from_config(view.config, view.app_id)
             if not function.flow.schedules:
                 continue
             runs = await self._cron_runs(view.id)

@@ -26,7 +26,7 @@ from durably.engine.scheduling.events import (
     make_received_event,
     value_at,
 )
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.flow.buckets import Buckets, has_buckets
 from durably.engine.temporal.flow.limit_queue import run_flow_of
@@ -59,6 +59,7 @@ from durably.engine.temporal.records import Records
 from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
+from durably.engine.temporal.workflow_requests import ignoring_not_found
 from durably.engine.tracing import trace_of_run
 from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
@@ -173,7 +174,8 @@ class Router:
             # Buckets need a worker. If there is none, the workflow delivers the event later.
             await self._expect_cancellations(delivery)
             return
-        await handle.signal(DELIVERED)
+        with ignoring_not_found():  # Its workflow has delivered the event meanwhile, after a sender's long stall.
+            await handle.signal(DELIVERED)
 
     async def finish_delivery(self, delivery: DeliveryRecord) -> None:
         """Deliver an event that its sender did not deliver."""
@@ -214,7 +216,7 @@ class Router:
 
         The run is skipped, or fails immediately, if the function must not start.
         """
-        function = Function.from_config(record.config, record.app_id, record.app_version)
+        function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
         outcome = self._outcome_of(record, events[0])
         cancel_on = () if outcome is not None else cancel_on_of(function.flow, wall_clock())
         return RunInput(
@@ -399,7 +401,7 @@ def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
     }
 
 
-def _finish_timeout_of(function: Function) -> int | str | None:
+def _finish_timeout_of(function: SyncedFunction) -> int | str | None:
     """The option ``timeouts.finish`` as a string, or in milliseconds."""
     timeouts = function.flow.options.timeouts
     finish = None if timeouts is None else timeouts.finish

@@ -22,7 +22,7 @@ from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.ops import REQUESTS
-from durably.engine.scheduling.requests.step_requests import Outbound, perform
+from durably.engine.scheduling.requests.step_requests import OutboundClient, perform
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
@@ -87,7 +87,7 @@ class StepRequests:
     are requested from the app again.
     """
 
-    def __init__(self, queue: str, outbound: Outbound) -> None:
+    def __init__(self, queue: str, outbound: OutboundClient) -> None:
         self.queue = queue
         self._outbound = outbound
         self._opts: OrderedDict[tuple[str, str], tuple[dict[str, Any], int]] = OrderedDict()

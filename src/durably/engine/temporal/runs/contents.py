@@ -7,6 +7,7 @@ that makes a call without them reads them from the workflow, page by page.
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from weakref import WeakValueDictionary
 from zlib import crc32
 
 from durably.engine.temporal.messages import MemoRecord
@@ -116,4 +117,24 @@ class RunContents:
 
 
 CONTENTS = RunContents()
-"""A module variable, because workflows have no other access to their process."""
+"""Workflows have no other access to their process than a module."""
+
+
+class HeldContent:
+    """The content that a workflow in memory holds.
+
+    The objects of an evicted workflow refer to each other, so Python frees them much later. ``release`` frees the
+    content, unless calls use it.
+    """
+
+    __slots__ = ("__weakref__", "content")
+
+    def __init__(self, content: RunContent) -> None:
+        self.content = content
+
+    def release(self) -> None:
+        self.content = RunContent(())
+
+
+HELD: WeakValueDictionary[str, HeldContent] = WeakValueDictionary()
+"""By Temporal's id of a run. ``CachedRuns`` bounds their size."""

@@ -2,8 +2,9 @@
 
 They are for metrics, the log, alerts and spans. Nothing else depends on them.
 
-A module variable is the only access of workflows to their process. A replay reports nothing. A task is executed again,
-and reports again, if the server refuses it because an event came during it, or gives it to a second process.
+Workflows have no other access to their process than a module. A replay reports nothing. A task that the server refuses,
+because an event came during it, or that it gives to a second process, is executed again, and reports again. So an end
+is one only if the runtime then evicts the workflow because the server has accepted it.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from durably.engine.tracing import EndedRun
 from durably.engine.views import END_UPDATES, UpdateKind
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
+from durably.temporal.compat import Eviction
 
 from .run_record import RunRecord
 
@@ -54,13 +56,17 @@ class RunReport(msgspec.Struct, frozen=True, gc=False):
 
 
 Listener = Callable[[list[RunReport]], None]
+EvictionListener = Callable[[int, Eviction], None]
+"""Gets the key of an end, and why the workflow that may have reported it was evicted."""
 
-_listeners: dict[tuple[str, str], Listener] = {}
-"""Listeners for reports, by namespace and task queue of the workflows."""
+_listeners: dict[tuple[str, str], tuple[Listener, EvictionListener]] = {}
+"""The functions that get reports, by the namespace and the task queue of the workflows."""
 
 
-def listen(namespace: str, queues: Iterable[str], listener: Listener) -> Callable[[], None]:
-    """Call ``listener`` with reports, on the running event loop.
+def listen(
+    namespace: str, queues: Iterable[str], listener: Listener, on_eviction: EvictionListener
+) -> Callable[[], None]:
+    """Call ``listener`` with reports, and ``on_eviction`` after them, on the running event loop.
 
     Returns a function that removes the listener.
     """
@@ -70,12 +76,17 @@ def listen(namespace: str, queues: Iterable[str], listener: Listener) -> Callabl
         with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
             loop.call_soon_threadsafe(listener, reports)
 
+    def report_eviction(key: int, eviction: Eviction) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(on_eviction, key, eviction)
+
+    listeners = report, report_eviction
     keys = [(namespace, queue) for queue in queues]
-    _listeners.update(dict.fromkeys(keys, report))
+    _listeners.update(dict.fromkeys(keys, listeners))
 
     def end() -> None:
         for key in keys:
-            if _listeners.get(key) is report:
+            if _listeners.get(key) is listeners:
                 del _listeners[key]
 
     return end
@@ -87,8 +98,19 @@ def find_listener() -> Listener | None:
     ``None`` during a replay. Workflow code.
     """
     info = workflow.info()
-    listener = _listeners.get((info.namespace, info.task_queue))
-    return None if listener is None or workflow.unsafe.is_replaying() else listener
+    listeners = _listeners.get((info.namespace, info.task_queue))
+    return None if listeners is None or workflow.unsafe.is_replaying() else listeners[0]
+
+
+def report_eviction(info: workflow.Info, eviction: Eviction) -> None:
+    """Tell the listener that the runtime has evicted a workflow, and so whether its end is one."""
+    listeners = _listeners.get((info.namespace, info.task_queue))
+    if listeners is not None:
+        listeners[1](_key_of_end(info.run_id), eviction)
+
+
+def _key_of_end(workflow_run_id: str) -> int:
+    return hash((workflow_run_id, "end"))
 
 
 class _Run(msgspec.Struct, frozen=True, gc=False):
@@ -156,6 +178,7 @@ class RunChanges:
             failed=not is_completed,
             began=began,
             event_id=self._input.events[0].id,
+            by_engine=end.by_engine,
         )
         ended = EndedRun(
             run_id=self._run.id,
@@ -168,7 +191,7 @@ class RunChanges:
             rerun_of=self._input.rerun_of,
             error=None if is_completed else msgspec.json.decode(end.output, type=ErrorData).name,
         )
-        report([RunReport(hash((workflow.info().run_id, "end")), change, ended)])
+        report([RunReport(_key_of_end(workflow.info().run_id), change, ended)])
 
     def _report(self, change: RunChange, part: str | int = "") -> RunReport:
         """Report a change. ``part`` is the changed part of the run: a step, or a call."""

@@ -283,7 +283,7 @@ class RunWorkflow:
         """End the run for a reason that the machine does not know."""
         self._context.state = msgspec.structs.replace(self._context.state, status=status, calls=(), waits=())
         self._calls.stop_given_up()
-        self._end_run(EndRun(status, encode_error(error)))
+        self._end_run(EndRun(status, encode_error(error), by_engine=status is RunStatus.FAILED))
 
     # commands
 
