@@ -174,7 +174,7 @@ class Router:
             # Buckets need a worker. If there is none, the workflow delivers the event later.
             await self._expect_cancellations(delivery)
             return
-        with ignoring_not_found():  # Its workflow has delivered the event meanwhile, after a sender's long stall.
+        with ignoring_not_found():  # After a long stall of the sender, the workflow has delivered it.
             await handle.signal(DELIVERED)
 
     async def finish_delivery(self, delivery: DeliveryRecord) -> None:
