@@ -302,7 +302,7 @@ async def test_terminated_waits_continue(app: RoutedApp, caplog: pytest.LogCaptu
     await ended_by_hand(app, workflow_id, how)
     await app.send("reply", n=1, text="yes")  # ... and so does an event.
     assert [await app.result(run_id) for run_id in runs] == ["yes", "yes"]
-    assert caplog.text.count(f"the workflow '{workflow_id}' was ended on Temporal, and continues") == 2
+    assert caplog.text.count(f"the workflow '{workflow_id}' was terminated on Temporal, and continues") == 2
 
 
 async def test_terminated_waits_for_signals_continue(app: RoutedApp) -> None:
