@@ -1,4 +1,4 @@
-"""The server is killed under load and comes back: what visitors of each framework and the workers see of it."""
+"""The server is killed under load and started again, seen by clients of each framework and by workers."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def server_and_worker(directory: Path) -> Iterator[tuple[DevServer, WorkerProces
 
 @pytest.fixture(scope="module")
 def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Load]]:
-    """One outage for all frameworks, each with its app and its load; what came of it is looked at afterwards."""
+    """One outage for all frameworks, each with its app and its load. Tests read the results afterwards."""
     with server_and_worker(tmp_path_factory.mktemp("outage")) as (server, worker), ExitStack() as stack:
         loads = [Load(stack.enter_context(running(name, server.address))) for name in SERVERS]
         for load in loads:
@@ -90,7 +90,7 @@ def test_a_long_poll_that_was_held_ends_cleanly(load: Load) -> None:
     assert held.status in (200, 503), held
 
 
-def test_an_event_stream_that_was_held_goes_on_to_the_result(load: Load) -> None:
+def test_open_event_stream_continues_to_the_result(load: Load) -> None:
     kinds = [event["event"] for event in load.events if "event" in event]
     assert kinds[-2:] == ["workflow_execution_completed", "result"]
     assert "problem" not in kinds
