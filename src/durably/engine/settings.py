@@ -33,10 +33,10 @@ class Timer(Protocol):
 class Clock(Protocol):
     """The clock of an engine, and its timers.
 
-    ``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
+    ``now`` is milliseconds since the epoch. ``call_at`` runs a callback on the event loop once at a time.
 
-    ``begin_work`` and ``end_work`` enclose work that is under way. A clock that skips time waits for its end. Follow-up
-    work calls ``begin_work`` before its cause calls ``end_work``. Call both on the event loop.
+    ``begin_work`` and ``end_work`` enclose work. A clock that skips time does not skip during work. Follow-up work
+    calls ``begin_work`` before its cause calls ``end_work``. Call both on the event loop.
     """
 
     def now(self) -> int: ...
@@ -51,8 +51,7 @@ class Clock(Protocol):
 class SystemClock:
     """The wall clock.
 
-    Timers follow it only at the granularity of a minute: a machine that slept, or whose clock was set, notices within
-    that time.
+    Timers follow changes of the wall clock within a minute, for example after the machine was suspended.
     """
 
     _MAX_TIMER_SECONDS = 60.0
@@ -65,10 +64,10 @@ class SystemClock:
         return asyncio.get_running_loop().call_later(seconds, callback)
 
     def begin_work(self) -> None:
-        """Real time passes whatever is under way."""
+        """Do nothing: real time cannot be skipped."""
 
     def end_work(self) -> None:
-        """See ``begin_work``."""
+        """Do nothing."""
 
 
 class Durability(StrEnum):
@@ -77,7 +76,7 @@ class Durability(StrEnum):
     A crash of the process alone never loses data.
 
     ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last transactions may be lost.
-    ``OFF``: nothing, perhaps; for databases that are not kept.
+    ``OFF``: possibly nothing; for temporary databases.
     """
 
     FULL = "full"
@@ -164,13 +163,13 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         check_type(self.alerts, "EngineSettings.alerts", (Alerts, NoneType), "Alerts(…) or None")
         check_type(self.clock, "EngineSettings.clock", Clock, "a clock with the methods of SystemClock")
         check_type(
-            self.tracing, "EngineSettings.tracing", (EngineTracing, NoneType), "what reports spans (see durably.otel)"
+            self.tracing, "EngineSettings.tracing", (EngineTracing, NoneType), "an EngineTracing (see durably.otel)"
         )
         if self.temporal_ui is not None:
             _check_web_address(self.temporal_ui, "EngineSettings.temporal_ui", "http://localhost:8233")
 
     def __repr__(self) -> str:
-        """Without the keys: settings end up in logs and in assertion errors."""
+        """Omits the keys: settings end up in logs and in assertion errors."""
         return f"EngineSettings(server_kind={self.server_kind.value!r}, signed={self.signing_key is not None})"
 
 
@@ -178,7 +177,7 @@ _MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 def _check_web_address(text: str, setting: str, example: str) -> None:
-    """Raises ``ValueError`` for a text to which a browser cannot go."""
+    """Raises ``ValueError`` for a string that is not a web address."""
     try:
         parts = urlsplit(text)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

@@ -22,7 +22,7 @@ from durably.protocol.events import Event
 
 from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is, until
 from ..small_app import SDK_HEADERS, SmallApp, StepFailed, Steps
-from .test_trouble import trying_again as trying_again
+from .test_error_handling import trying_again as trying_again
 
 HOUR = 3_600_000
 

@@ -29,7 +29,7 @@ from ...app_and_engine.conftest import durable
 from ...otel.conftest import Spans, attribute, id_of, linked, trace_of
 from ...otel.test_http import served, sync
 from ...temporal.dev_server import DevServer
-from .apps import make_client, on, running
+from .running_apps import make_client, on, running
 
 SETTINGS = EngineSettings(
     backoff=lambda attempt, jitter: dt.timedelta(milliseconds=20),

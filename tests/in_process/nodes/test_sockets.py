@@ -194,7 +194,7 @@ async def test_garbage_is_logged_once(
             while await reader.read(1024):
                 pass
             writer.close()
-    [line] = [record.getMessage() for record in caplog.records if "not a frame" in record.getMessage()]
+    [line] = [record.getMessage() for record in caplog.records if "invalid frame" in record.getMessage()]
     assert line.startswith("a connection was closed")
 
 

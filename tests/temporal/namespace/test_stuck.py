@@ -3,10 +3,9 @@
 import asyncio
 import datetime as dt
 import json
-import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from durably.temporal.namespace.notices import HistoryTail, Reason, TaskQueueSta
 
 from ...cli.conftest import Run, directory, run, write
 from ...ports import free_port
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..gateway.test_gateway import ask
 from ..stuck_workflows import (
@@ -56,13 +56,6 @@ EXPOSED = [AbandonedWorkflow, BrokenWorkflow, LargeWorkflow, PatientWorkflow, Re
 Handles = Mapping[str, SyncWorkflowHandle[None, None]]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def connection(server: DevServer) -> Temporal:
     return Temporal(server.address, task_queue=f"stuck-{uuid.uuid4().hex[:8]}")
@@ -79,7 +72,10 @@ def stuck(connection: Temporal) -> Iterator[Handles]:
             own = f"nobody-{queue}" if each is AbandonedWorkflow else queue
             handles[name] = connection.sync.start_workflow(name, id=f"{name}-{queue}", task_queue=own)
             stack.callback(handles[name].terminate)
-        wait_until(lambda: all(reasons(connection, handles[name]) == [STUCK[name]] for name in STUCK))
+        eventually(
+            lambda: all(reasons(connection, handles[name]) == [STUCK[name]] for name in STUCK),
+            "each workflow is stuck for its reason",
+        )
         yield handles
 
 
@@ -199,12 +195,14 @@ def test_versioned_workers_without_a_current_version(server: DevServer, connecti
     )
     with working(connection, queue, workflows=[PatientWorkflow], deployment_config=config):
         handle = connection.sync.start_workflow("PatientWorkflow", id=queue, task_queue=queue)
-        wait_until(lambda: reasons(connection, handle) == [Reason.NO_CURRENT_VERSION])
+        eventually(
+            lambda: reasons(connection, handle) == [Reason.NO_CURRENT_VERSION], "the workflow has no current version"
+        )
         inspector, description = Inspector(connection), handle.describe()
         [notice] = connection.sync.run(lambda client: inspector.notices(client, description))
         assert "with `durably temporal deployment set-current-version MODULE:TEMPORAL`" in notice.text
         connection.sync.run(lambda client: set_current(client, version))
-        wait_until(lambda: reasons(connection, handle) == [])
+        eventually(lambda: reasons(connection, handle) == [], "the workflow is not stuck")
     handle.terminate()
 
 

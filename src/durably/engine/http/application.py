@@ -160,7 +160,7 @@ async def _stream(answer: DashboardResponse, api: ApiState, request: web.Request
         status=answer.status_code, headers=CIMultiDict([*answer.headers, *api.headers().items()])
     )
     async with contextlib.aclosing(answer.stream()) as chunks:
-        with contextlib.suppress(ConnectionResetError):  # The client has gone.
+        with contextlib.suppress(ConnectionResetError):  # The client has disconnected.
             await response.prepare(request)
             if request.method != "HEAD":
                 async for chunk in chunks:

@@ -56,7 +56,7 @@ class SyncedFunction(msgspec.Struct, frozen=True):
         try:
             function = cls.from_config(decode_function(encoded), app_id, app_version)
         except (ConfigInvalidError, msgspec.ValidationError) as error:
-            # An earlier version may have accepted it at the sync. The engine must start nevertheless.
+            # An earlier version may have accepted it at the sync. The engine must start anyway.
             _logger.error("%s; the engine continues without the function's flow control", error)
             config = decode_without_options(encoded)
             function = cls(
@@ -172,7 +172,7 @@ class Registry:
             try:
                 expression = compile_expression(trigger.expression) if trigger.expression else None
             except ExpressionInvalidError as error:
-                # An earlier version may have accepted it at the sync. The engine must start nevertheless.
+                # An earlier version may have accepted it at the sync. The engine must start anyway.
                 _logger.error("function %s: its trigger %s is left out: %s", function.id, trigger.event, error)
             else:
                 self._by_pattern.setdefault(trigger.event, []).append(_Triggered(function, expression))

@@ -36,7 +36,7 @@ REGISTER_OPTIONS = (
 SYNC_OPTIONS = (
     click.Option(["--app"], metavar="NAME", help="The app of these schedules.  [default: the task queue's name]"),
     click.Option(["--prune"], is_flag=True, help="Delete schedules of this app that are no longer declared."),
-    click.Option(["--dry-run"], is_flag=True, help="Change nothing: print what would be done."),
+    click.Option(["--dry-run"], is_flag=True, help="Change nothing: print the changes."),
 )
 
 
@@ -76,10 +76,10 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
 
 
 def run_register(temporal: Temporal, print_line: PrintLine, *, check: bool) -> bool:
-    """Register the declared search attributes, or only look for them.
+    """Register the declared search attributes, or only check them.
 
-    Returns whether all are registered. Raises ``SearchAttributeError``, also for two types of one name and for a
-    refusal of the server, and ``TemporalUnreachableError``.
+    Returns whether all are registered. Raises ``TemporalUnreachableError``, and ``SearchAttributeError``, also for two
+    types of one name and for a refusal of the server.
     """
     try:
         return asyncio.run(_register(temporal, print_line, check))
@@ -101,7 +101,7 @@ async def _register(temporal: Temporal, print_line: PrintLine, check: bool) -> b
         return all(known.get(name) == indexed for name, indexed in wanted.items())
     new = await register(client, wanted, _PATIENCE)
     for name, indexed in wanted.items():
-        print_line(f"{name} ({type_name(indexed)}): {'registered' if name in new else 'is there'}")
+        print_line(f"{name} ({type_name(indexed)}): {'registered' if name in new else 'exists'}")
     return True
 
 
@@ -109,8 +109,8 @@ def _state(name: str, indexed: IndexedType, known: Mapping[str, IndexedType]) ->
     if name not in known:
         return f"{name} ({type_name(indexed)}): missing"
     if known[name] == indexed:
-        return f"{name} ({type_name(indexed)}): is there"
-    return f"{name} ({type_name(indexed)}): the server has it as {type_name(known[name])}: give it another name"
+        return f"{name} ({type_name(indexed)}): exists"
+    return f"{name} ({type_name(indexed)}): the server has it as {type_name(known[name])}: use another name"
 
 
 def run_sync_schedules(

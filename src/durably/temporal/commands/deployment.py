@@ -65,7 +65,7 @@ _ROUTING = (
         show_default=True,
         type=click.FloatRange(0),
         metavar="SECONDS",
-        help="How long the server may take to notice the version's workers.",
+        help="Time for the server to notice the version's workers.",
     ),
 )
 _TIMEOUT = click.Option(
@@ -155,7 +155,7 @@ def _ramp(
     The same share of running workflows that upgrade themselves is routed to it too.
     """
     if delete == (percentage is not None):
-        raise click.UsageError("say how much, --percentage 10, or end the ramp with --delete")
+        raise click.UsageError("give the share, such as --percentage 10, or end the ramp with --delete")
     chosen = _deployment_name(temporal, name)
     build = None if delete else _build_id(temporal, build_id, unversioned)
     seconds, share = dt.timedelta(seconds=wait), percentage or 0.0
@@ -167,7 +167,7 @@ def _ramp(
 def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: float) -> None:
     """Wait until no workflow is pinned to a version.
 
-    Its workers may then be stopped. The exit code is 1 if some workflows are still pinned at the end of the timeout.
+    Its workers may then be stopped. The exit code is 1 if workflows are still pinned at the timeout.
     """
     chosen, build = _deployment_name(temporal, name), _build_id(temporal, build_id, False)
     assert build is not None
@@ -181,7 +181,7 @@ def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: f
 
 
 def _delete(temporal: Temporal, name: str | None, build_id: str, skip_drainage: bool) -> None:
-    """Forget a version that is drained and has no workers."""
+    """Delete a version that is drained and has no workers."""
     chosen = _deployment_name(temporal, name)
     _run(temporal, lambda client: delete_version(client, chosen, build_id, skip_drainage=skip_drainage))
     print_line(f"{chosen}.{build_id}: deleted")
@@ -197,7 +197,7 @@ def _deployment_name(temporal: Temporal, given: str | None) -> str:
 def _build_id(temporal: Temporal, given: str | None, unversioned: bool) -> str | None:
     if unversioned:
         if given is not None:
-            raise click.UsageError("--unversioned and --build-id exclude each other")
+            raise click.UsageError("--unversioned and --build-id cannot be combined")
         return None
     found = given or _setting(temporal, "build_id")
     if found is None:

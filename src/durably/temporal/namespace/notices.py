@@ -31,7 +31,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Notice:
-    """``text`` is a sentence for people, without secrets."""
+    """``text`` is a sentence for users, without secrets."""
 
     reason: Reason
     text: str
@@ -60,8 +60,8 @@ DEFAULT_THRESHOLDS = Thresholds()
 class TaskQueueState:
     """A task queue as the server describes it.
 
-    ``polls`` has the time of the last poll by the version of the worker (``deployment.build_id``), which is ``None``
-    without worker versioning. ``current_version`` is the version that new workflows are given to.
+    ``polls`` has the time of the last poll by worker version (``deployment.build_id``), or by ``None`` without worker
+    versioning. ``current_version`` is the version of new workflows.
     """
 
     name: str
@@ -86,7 +86,7 @@ class HistoryTail:
 
 
 MAXIMUM_MESSAGE = 300
-"""Characters of an error's text in a notice."""
+"""Maximum characters of an error's text in a notice."""
 
 _RETRYING = 2
 """An activity in this attempt has failed before."""

@@ -25,7 +25,7 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
 from durably.protocol.opcodes import hash_step_id
 
-from ..serving import eventually
+from ....waiting import async_eventually
 from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
@@ -235,7 +235,7 @@ async def test_a_batch_that_closes_while_its_function_is_paused_is_skipped(world
     await world.open()
     event_id = await world.send("work", n=0)
     await world.engine.pause_function(f"{world.app_id}-work")
-    runs = await eventually(lambda: world.engine.event_runs(event_id))
+    runs = await async_eventually(lambda: world.engine.event_runs(event_id), "the event has its run")
     assert [run.status for run in runs] == [RunStatus.SKIPPED]
     assert world.seen == []
 
@@ -260,7 +260,7 @@ async def test_buckets_that_somebody_terminates_continue_with_what_they_held(
     await world.send("limited", n=2)  # The limit counts the event before.
     await world.send("batched", n=3)
     await world.wait_for_seen(1, [0, 3])
-    assert caplog.text.count("was ended on Temporal, and continues with what it held") == 2
+    assert caplog.text.count("was terminated on Temporal, and continues with its state") == 2
 
 
 async def test_a_process_that_starts_continues_buckets_that_no_event_reaches(world: World) -> None:
@@ -274,4 +274,6 @@ async def test_a_process_that_starts_continues_buckets_that_no_event_reaches(wor
         await WorkflowEngine(world.temporal, EngineSettings()).sync_app(world.sync_request(), in_process=True)
         return (await bucket.describe()).status
 
-    await eventually(restart, lambda status: status is WorkflowExecutionStatus.RUNNING)
+    await async_eventually(
+        restart, "the bucket runs again", is_right=lambda status: status is WorkflowExecutionStatus.RUNNING
+    )

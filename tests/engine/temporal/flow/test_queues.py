@@ -21,7 +21,7 @@ from durably.engine.temporal.routing import router
 from durably.engine.temporal.runs import run_calls
 
 from ....variants import variants
-from ..serving import eventually
+from ....waiting import async_eventually
 from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
@@ -96,7 +96,7 @@ async def test_a_terminated_queue_continues_with_what_it_held(world: World, capl
     world.limit.let_go(2)
     await world.limit.wait_for(3)
     assert world.limit.most_inside == 1
-    assert caplog.text.count("continues with what it held") == 2
+    assert caplog.text.count("continues with its state") == 2
 
 
 async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +205,10 @@ async def join_by_a_lost_worker(world: World, run_id: str, generation: int) -> N
     call = JoinInput(given.flow.queue, given.function_id, run_id, generation, given.flow.queue_entry, starts_run=True)
     await world.engine._router.buckets.join(call)
     async with world.engine.make_workers([], world._call)[0]:
-        await eventually(
-            run.fetch_history, lambda history: has_event(history, "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED")
+        await async_eventually(
+            run.fetch_history,
+            "the run has its slot",
+            is_right=lambda history: has_event(history, "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED"),
         )
 
 

@@ -89,7 +89,7 @@ class ReadyCalls:
     def take(self) -> Sequence[ScheduledCall]:
         """The calls of the next request, all of one run.
 
-        Empty if all waiting calls must go on waiting.
+        Empty if all waiting calls must continue waiting.
         """
         while (free := self._max_requests - self._under_way) > 0:
             run_key = self._order.take(partial(self._may_have_another, free))

@@ -76,7 +76,7 @@ class OutboundRequest:
 def read_fetch(opts: Mapping[str, Any]) -> OutboundRequest:
     """The request of a ``Gateway`` op.
 
-    The op has ``url``, ``method`` (GET if absent), ``headers``, and ``body``, a text or else JSON. Raises
+    The op has ``url``, ``method`` (GET if absent), ``headers``, and ``body``, a string or else JSON. Raises
     ``RequestInvalidError``.
     """
     method = opts.get("method") or "GET"
@@ -186,11 +186,11 @@ def _keep(headers: CIMultiDict[str], names: frozenset[str]) -> CIMultiDict[str]:
 
 
 _SHORTEST_SECRET = 4
-"""Characters; scrubbing shorter ones would garble texts and hide nothing."""
+"""Characters; scrubbing shorter ones would garble strings and hide nothing."""
 
 
 def find_secrets(opts: Mapping[str, Any]) -> list[str]:
-    """The texts of a request that must not be shown, longest first."""
+    """The strings of a request that must not be shown, longest first."""
     found: set[str] = set()
     headers = opts.get("headers")
     named = [*opts.items(), *(headers.items() if isinstance(headers, Mapping) else ())]

@@ -144,7 +144,7 @@ class OutboundClient:
         except RequestInvalidError:
             raise attempt.error("was redirected to something else than http or https", retriable=False) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Not chained: the texts of these exceptions quote the URL.
+            # Not chained: the strings of these exceptions quote the URL.
             raise _describe(attempt, error, self._timeout) from None
         raise attempt.error(f"was redirected more than {_MAX_REDIRECTS} times", retriable=False)
 

@@ -159,7 +159,7 @@ def _start_held(transaction: Transaction, function: SyncedFunction, bucket_id: s
 def _drop(transaction: Transaction, function: SyncedFunction, event_key: int, reason: str) -> None:
     """Drop the trigger.
 
-    Report it to the invoking step, if there is one, and to people who look at the event.
+    Report it to the invoking step, if there is one, and to users who look at the event.
     """
     error = skipped_error(function.id, reason)
     transaction.note_dropped(transaction.event(event_key).id, error.message or reason)
@@ -173,7 +173,7 @@ def _skip_run(
     reason: str,
     rerun_of: str | None = None,
 ) -> RunRow:
-    """Store a skipped run, so that people can find and rerun it."""
+    """Store a skipped run, so that users can find and rerun it."""
     error = skipped_error(function.id, reason)
     run = _store_skipped_run(transaction, function, tuple(event_keys), error, rerun_of=rerun_of)
     if rerun_of is None:

@@ -248,7 +248,7 @@ def _events_of_id(connection: sqlite3.Connection, text: str) -> list[int] | None
 def _search_by_part_of_id(
     connection: sqlite3.Connection, text: str, limit: int, cursor: str | None, rows: _Rows
 ) -> RunPage | None:
-    """The runs whose id begins with a text or ends in it.
+    """The runs whose id begins with a string or ends in it.
 
     ``None`` if the text may be of an event's id.
     """
