@@ -43,11 +43,16 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed attempt that another followed or follows. ``attempt`` counts from 0."""
+    """A failed attempt that another followed or follows.
+
+    ``attempt`` counts from 0. ``is_unreached``: the call did not reach the app, so that the next call made the same
+    attempt.
+    """
 
     attempt: int
     ended_at: dt.datetime
     error: ErrorData
+    is_unreached: bool = False
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,7 +76,7 @@ async def show_run(visit: Visit) -> DashboardResponse:
         relations=_RELATIONS,
         notice=_NOTICES.get(visit.query.get("notice", "")),
         retrying=[step for step in report.steps if step.failed_attempts and step.ended_at is None],
-        own_attempts=min(len(report.failed_attempts) + 1, run.max_attempts),
+        own_attempts=min(waterfall.rows[0].failures + 1, run.max_attempts),
         step_failures=sum(row.failures for row in waterfall.rows[1:]),
         own=own_state(visit.query),
         pretty=pretty,
