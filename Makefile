@@ -22,7 +22,7 @@ help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
 	@echo "make demo-cluster   the FastAPI example on two workers on Temporal; one is killed in the middle of a run"
-	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken"
+	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken, APP_PORT=8010 if 8000 is"
 	@echo "make test           the tests, without costly variants"
 	@echo "make test-slow      the costly variants, which CI runs too"
 	@echo "make test-failed    those that failed in the last run, one after the other"
@@ -33,7 +33,7 @@ help:
 	@echo "make format         format the code"
 	@echo "make docs           the site in build/docs; a broken link or anchor fails"
 	@echo "make files          each file with its purpose; FOLDER=src/durably/cli for those of one folder"
-	@echo "make pictures       pictures of the dashboard for the README and the docs"
+	@echo "make pictures       pictures of the dashboard for the README and the docs; ALL=1 for all pages, in build/pictures"
 	@echo "make docs-links     requests each address outside of the docs"
 	@echo "make bench          benchmarks, side by side with peers"
 
@@ -94,7 +94,7 @@ files:
 	@$(PYTHON) docs/files.py $(FOLDER)
 
 pictures: $(READY)
-	$(BIN)/python -m tests.dashboard.pictures
+	$(BIN)/python -m tests.dashboard.pictures $(if $(ALL),--all)
 
 docs-links: docs
 	$(BIN)/sphinx-build --quiet --builder linkcheck docs build/docs-links

@@ -206,7 +206,7 @@ def test_a_run_is_read_without_javascript(open_page: OpenPage, site: Site) -> No
 
 def test_columns_are_chosen_and_kept(open_page: OpenPage, check_accessibility: Callable[..., None]) -> None:
     page = open_page("/runs?function=back-office-report-sales", width=360)
-    columns = page.locator(".columns")
+    columns = page.locator(".column-choice")
     columns.get_by_text("Columns", exact=True).click()
     for name in ("App", "Event", "Started", "Failed attempts", "Output"):
         columns.get_by_label(name, exact=True).check()
