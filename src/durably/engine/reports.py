@@ -179,13 +179,15 @@ class RunPage(msgspec.Struct, frozen=True, kw_only=True):
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     """An event and the runs that it started.
 
-    ``runs`` are the first 50. ``is_unmatched``: it started, woke and cancelled nothing, and its name triggers no
+    ``runs`` are the first 50. ``ended`` is the number of waits that it ended and of runs that it cancelled; 0 on
+    Temporal, where it is not known. ``is_unmatched``: it started, woke and cancelled nothing, and its name triggers no
     function now. The engine's own events are never unmatched.
     """
 
     event: EventView
     runs: list[RunLink]
     is_unmatched: bool
+    ended: int = 0
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):

@@ -51,7 +51,7 @@ async def test_a_run_shows_the_error_of_a_step_that_is_retried(
     assert re.search(r"Attempt 1 of \d+ failed, again <time ", " ".join(panel.split()))
     assert "<strong>KeyError</strong>" in panel
     assert "Attempts of the function" not in text
-    assert "1 attempt failed" in text
+    assert "Failed attempts of steps</dt><dd>1<" in text
 
 
 async def test_a_step_began_with_its_first_attempt(app: SmallApp, engine: SqliteEngine) -> None:

@@ -114,6 +114,7 @@ def environment() -> jinja2.Environment:
         "iso": formats.format_iso,
         "lines": printable_lines,
         "error_text": _error_text,
+        "parts": formats.split_run_ids,
         "redacted": redact_url,
         "segment": lambda text: quote(text, safe=""),
         "short_id": formats.short_id,

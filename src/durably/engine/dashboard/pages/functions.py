@@ -5,6 +5,7 @@ Schedules have their last and next ticks on a time line.
 
 import datetime as dt
 from collections.abc import Sequence
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -13,7 +14,7 @@ from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering.charts import RANGES, Window, draw_chart, ended, fitting_range, total
 from durably.engine.dashboard.rendering.formats import FormError, read_object, write_last
 from durably.engine.dashboard.rendering.options_text import describe_options, describe_trigger, split_zone
-from durably.engine.dashboard.visit import Live, PageError, Route, Visit
+from durably.engine.dashboard.visit import Live, Notice, PageError, Route, Visit
 from durably.engine.reports import AppReport, RunLink, ScheduleView
 from durably.engine.views import FunctionView
 
@@ -87,7 +88,21 @@ async def _function_page(visit: Visit, *, text: str | None, error: str | None) -
         text=(await _last_data(visit, function_id) if may["invoke"] else "{}") if text is None else text,
         error=error,
         range=name,
+        **({} if (notice := _bulk_notice(visit, function_id)) is None else {"notice": notice}),
     )
+
+
+def _bulk_notice(visit: Visit, function_id: str) -> Notice | None:
+    """The notice after a bulk operation. The URL has its kind and the number of the preview."""
+    did, count = visit.query.get("did"), visit.query.get("done", "")
+    if did not in ("replay", "cancel"):
+        return None
+    is_number = count.isascii() and count.isdecimal() and len(count) < 10
+    runs = "The runs are" if not is_number else "1 run is" if int(count) == 1 else f"{int(count):,} runs are"
+    words = "replayed" if did == "replay" else "cancelled"
+    fields = {"since": "15m"} if did == "replay" else {"status": "Cancelled"}
+    path = f"/runs?{urlencode({'function': function_id, **fields})}"
+    return Notice(f"{runs} being {words}.", link=("Show them", path))
 
 
 async def _last_data(visit: Visit, function_id: str) -> str:
@@ -100,12 +115,12 @@ async def _last_data(visit: Visit, function_id: str) -> str:
 
 async def pause(visit: Visit) -> DashboardResponse:
     await visit.engine.pause_function(visit.arguments["function_id"])
-    return _return_to_function(visit)
+    return _return_to_function(visit, "paused")
 
 
 async def resume(visit: Visit) -> DashboardResponse:
     await visit.engine.resume_function(visit.arguments["function_id"])
-    return _return_to_function(visit)
+    return _return_to_function(visit, "resumed")
 
 
 async def invoke(visit: Visit) -> DashboardResponse:
@@ -117,7 +132,9 @@ async def invoke(visit: Visit) -> DashboardResponse:
     except EngineError as error:
         return await _function_page(visit, text=text, error=error.message)
     # Without a run, the event's page has the reason.
-    return visit.redirect(f"/runs/{receipt.run_id}" if receipt.run_id else f"/events/{receipt.event_id}")
+    if receipt.run_id:
+        return visit.redirect(f"/runs/{receipt.run_id}", notice="invoked")
+    return visit.redirect(f"/events/{receipt.event_id}", notice="not-invoked")
 
 
 async def stop_cancellation(visit: Visit) -> DashboardResponse:
@@ -125,11 +142,11 @@ async def stop_cancellation(visit: Visit) -> DashboardResponse:
     if cancellation is None or cancellation.function_id != visit.arguments["function_id"]:
         raise PageError(404, "There is no such cancellation", "It is not one of this function, or was deleted.")
     await visit.engine.delete_cancellation(cancellation.id)
-    return _return_to_function(visit)
+    return _return_to_function(visit, "stopped")
 
 
-def _return_to_function(visit: Visit) -> DashboardResponse:
-    return visit.redirect(function_path(visit.arguments["function_id"]))
+def _return_to_function(visit: Visit, notice: str) -> DashboardResponse:
+    return visit.redirect(function_path(visit.arguments["function_id"]), notice=notice)
 
 
 def function_path(function_id: str) -> str:

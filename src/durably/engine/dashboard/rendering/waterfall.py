@@ -104,8 +104,8 @@ class Mark(msgspec.Struct, frozen=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A step, or the run itself, whose ``key`` is empty.
 
-    ``key`` is the step's hashed id. ``seconds`` is its duration until now, or until its end; ``since`` is its start if
-    it has not ended.
+    ``key`` is the step's hashed id. A row that ``is_copied`` has the result of another run, and no bars.
+    ``seconds`` is its duration until now, or until its end; ``since`` is its start if it has not ended.
     """
 
     key: str
@@ -118,6 +118,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     since: dt.datetime | None
     failures: int
     window: Window
+    is_copied: bool = False
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -137,6 +138,7 @@ class Waterfall(msgspec.Struct, frozen=True, kw_only=True):
     whole: Window
     kinds: list[SpanKind]
     outcomes: list[tuple[str, str]]
+    has_calls: bool
     has_marks: bool
 
     @property
@@ -158,6 +160,7 @@ def lay_out(report: RunReport, now: dt.datetime, zoom: str | None = None) -> Wat
         whole=axis.whole,
         kinds=[kind for kind in SpanKind if kind in found],
         outcomes=[each for each in _OUTCOMES if each[0] in outcomes],
+        has_calls=any(bar.outcome == "call" for bar in rows[0].bars),
         has_marks=any(row.marks for row in rows),
     )
 
@@ -235,6 +238,7 @@ def _step_row(step: StepReport, axis: _Axis) -> Row:
         since=start if step.ended_at is None else None,
         failures=_count_failures(step.failed_attempts) + (step.status is StepStatus.FAILED),
         window=Window(first, max(-(-int(axis.offset(end) * 1000) // 1000), first + 1)),
+        is_copied=step.is_copied,
     )
 
 
