@@ -261,7 +261,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 
     ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``.
 
-    ``live`` has the number of runs for each status of runs that have not ended.
+    ``live`` has the number of runs for each status of runs that have not ended. ``retrying`` is how many of them have
+    failed with their last attempt since the engine's start, and are tried again; ``None`` on Temporal.
     """
 
     since: dt.datetime
@@ -271,6 +272,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     live: dict[RunStatus, int]
     functions: list[FunctionLoad]
     concerns: list[Concern]
+    retrying: int | None = None
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
