@@ -15,7 +15,7 @@ from durably.engine.dashboard.rendering.charts import RANGES, Window, draw_chart
 from durably.engine.dashboard.rendering.formats import FormError, read_object, write_last
 from durably.engine.dashboard.rendering.options_text import describe_options, describe_trigger, split_zone
 from durably.engine.dashboard.visit import Live, Notice, PageError, Route, Visit
-from durably.engine.reports import AppReport, RunLink, ScheduleView
+from durably.engine.reports import AppReport, FunctionLoad, RunCounts, RunLink, ScheduleView
 from durably.engine.views import FunctionView
 
 from .overview import load_rows, read_range
@@ -174,7 +174,9 @@ async def show_apps(visit: Visit) -> DashboardResponse:
 class ScheduleLine(msgspec.Struct, frozen=True):
     """A schedule on the time line.
 
-    ``last`` are its runs and ``next`` its ticks inside of the window, with their places.
+    ``last`` are its last runs and ``next`` its next ticks inside of the window, with their places. If there are more of
+    them than are listed, ``past`` are bars of the function's ended runs, and ``onward`` is the place from which on the
+    schedule ticks in the same way.
     """
 
     schedule: ScheduleView
@@ -183,17 +185,57 @@ class ScheduleLine(msgspec.Struct, frozen=True):
     zone: str
     last: list[tuple[float, RunLink]]
     next: list[tuple[float, dt.datetime]]
+    past: list["PastRuns"]
+    onward: float | None
 
 
-def draw_lines(schedules: Sequence[ScheduleView], names: dict[str, str], window: Window) -> list[ScheduleLine]:
-    """The lines, those that tick next first."""
+class PastRuns(msgspec.Struct, frozen=True):
+    """The runs of an interval on the time line: place, width, height as a share, and numbers."""
+
+    x: float
+    width: float
+    height: float
+    counts: RunCounts
+
+
+def draw_lines(
+    schedules: Sequence[ScheduleView], names: dict[str, str], window: Window, loads: Sequence[FunctionLoad] = ()
+) -> list[ScheduleLine]:
+    """The lines, those that tick next first. ``loads`` have the runs of the past half of the window."""
+    counts = {load.function_id: load.counts for load in loads}
     lines = []
     for each in sorted(schedules, key=lambda each: (each.next_ticks[:1] or [window.end], each.function_id)):
         zone, fields = split_zone(each.schedule)
         last = [(place, run) for run in each.last_runs if (place := window.place(run.created_at)) is not None]
         ticks = [(place, tick) for tick in each.next_ticks if (place := window.place(tick)) is not None]
-        lines.append(ScheduleLine(each, names.get(each.function_id, each.function_id), fields, zone, last, ticks))
+        past = _past_runs(counts.get(each.function_id, []), window)
+        is_listed = sum(ended(bar.counts) for bar in past) <= len(last)
+        goes_on = len(ticks) == len(each.next_ticks) > 1
+        lines.append(
+            ScheduleLine(
+                schedule=each,
+                name=names.get(each.function_id, each.function_id),
+                fields=fields,
+                zone=zone,
+                last=last if is_listed else [],
+                next=ticks,
+                past=[] if is_listed else past,
+                onward=ticks[-1][0] if goes_on else None,
+            )
+        )
     return lines
+
+
+def _past_runs(counts: Sequence[RunCounts], window: Window) -> list[PastRuns]:
+    if len(counts) < 2:
+        return []
+    width = (counts[1].at - counts[0].at) / (window.end - window.start)
+    most = max(map(ended, counts)) or 1
+    return [
+        PastRuns(max((each.at - window.start) / (window.end - window.start), 0.0), width, ended(each) / most, each)
+        for each in counts
+        if ended(each)
+    ]
 
 
 async def show_cron(visit: Visit) -> DashboardResponse:
@@ -202,8 +244,9 @@ async def show_cron(visit: Visit) -> DashboardResponse:
     name, length = read_range(visit, fitting_range([each.next_ticks[0] - now for each in schedules if each.next_ticks]))
     names = {function.id: function.name for function in await visit.engine.list_functions()}
     window = Window(now - length, now + length)
+    loads = await visit.engine.function_loads(since=now - length, until=now) if schedules else []
     return await visit.page(
-        "cron.html", lines=draw_lines(schedules, names, window), window=window, range=name, ranges=RANGES
+        "cron.html", lines=draw_lines(schedules, names, window, loads), window=window, range=name, ranges=RANGES
     )
 
 
