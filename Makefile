@@ -11,6 +11,7 @@ TEST_PROCESSES ?= 4
 
 # The port of the engine of make dev.
 PORT ?= 8288
+APP_PORT ?= 8000
 
 # Each of these is a project of its own, with modules of the same names; the other examples are single files.
 PROJECTS := $(wildcard examples/temporal_*)
@@ -47,7 +48,7 @@ demo-cluster: $(READY)
 	$(BIN)/python -m examples.demo_cluster
 
 dev: $(READY)
-	$(BIN)/python -m examples.demo --stay --port $(PORT)
+	$(BIN)/python -m examples.demo --stay --port $(PORT) --app-port $(APP_PORT)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
