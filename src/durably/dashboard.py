@@ -37,6 +37,8 @@ __all__ = ["Action", "DashboardRequest", "MountedDashboard", "name_permission"]
 
 STREAM_SECONDS = 5.0
 """The longest stream of a dashboard in an app. Servers such as uvicorn wait for it when they stop."""
+_DEV_STREAM_SECONDS = 1.0
+"""The same in development: a server that reloads waits for it, and would run old code for as long."""
 _TIMEOUT_SECONDS = 30.0
 ROOT_PATHS = rf"(?:(?:{'|'.join(sorted(map(re.escape, SEGMENTS - {''})))})(?:/[\s\S]*)?)?"
 """The paths of a dashboard at the root, without the first slash. All others are the app's."""
@@ -86,7 +88,8 @@ class MountedDashboard:
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The response, on an event loop. Raises only errors of ``raises``."""
-        return await self._current().handle(_prepare(request, stream_seconds=STREAM_SECONDS))
+        seconds = STREAM_SECONDS if self._client.is_production else _DEV_STREAM_SECONDS
+        return await self._current().handle(_prepare(request, stream_seconds=seconds))
 
     def handle_sync(self, request: DashboardRequest) -> DashboardResponse:
         """The response, for a server that has a thread for each request.
