@@ -19,10 +19,11 @@ from durably.engine.scheduling.transactions import annotations
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.queries import event_search, run_search, search_pages
 from durably.engine.sqlite.tables import counts
-from durably.engine.temporal import workflow_engine
-from durably.engine.temporal.flow import gate, refusals
+from durably.engine.temporal import support, workers
+from durably.engine.temporal.apps import record_workflows
+from durably.engine.temporal.flow import bucket
 from durably.engine.temporal.reports import bulk
-from durably.engine.temporal.routing import topic_workflow, wait_keys, wait_workflow
+from durably.engine.temporal.routing import wait_keys, workflows
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_connections, loop_watch
@@ -158,13 +159,13 @@ EXPECTED = {
     "an output of a step or a run on Temporal": f"{sizes.MAX_OUTPUT_BYTES:,} bytes",
     "history of a run": f"{sizes.MAX_HISTORY_EVENTS:,} events, {sizes.MAX_HISTORY_BYTES:,} bytes",
     "events, signals and slots that reach a run": f"{sizes.MAX_SIGNALS:,}",
-    "bytes of a batch on Temporal": size(gate.MAX_BATCH_BYTES),
-    "slashes and dots before the wildcard of a trigger": f"{refusals.MAX_PATTERNS}",
-    "paths of waits for one event name that are indexed": f"{topic_workflow.MAX_PATHS}",
+    "bytes of a batch on Temporal": size(bucket.MAX_BATCH_BYTES),
+    "slashes and dots before the wildcard of a trigger": f"{support.MAX_PATTERNS}",
+    "paths of waits for one event name that are indexed": f"{record_workflows.MAX_PATHS}",
     "a condition, with what it reads of the run's event": size(wait_keys.MAX_CONDITION_BYTES),
-    "waits for one event and one value, or none": f"about {wait_workflow.FULL_BYTES // 25:,}",
+    "waits for one event and one value, or none": f"about {workflows.FULL_BYTES // 25:,}",
     "bulk cancellations of a function that apply to new runs": f"{bulk.MAX_PRESENT_BYTES:,} bytes",
-    "runs that a process keeps in memory, for each app": f"{workflow_engine.MAX_CACHED_RUNS:,}",
+    "runs that a process keeps in memory, for each app": f"{workers.MAX_CACHED_RUNS:,}",
     "events and outputs that a process keeps for calls": size(contents.MAX_CACHE_BYTES),
 }
 OF_PYTHON = {"threads for sync functions and handlers": "CPUs plus 4, at most 32"}

@@ -21,10 +21,10 @@ from durably import (
     TriggerCron,
 )
 from durably import TriggerEvent as On
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.core.flow.cron import read_schedules
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.config import cron_problem
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import Trigger
 
 from .ids import stable_id

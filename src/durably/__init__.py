@@ -39,13 +39,13 @@ if TYPE_CHECKING:
     from durably.engine.settings import Durability, EngineSettings
 
     from .in_process.embedded import Embedded
-    from .in_process.temporal.engine import TemporalEngine
+    from .in_process.temporal_engine import TemporalEngine
 
 register(check_config)
 
 
 def _engine_on_temporal(url: str, setting: str) -> EngineHandle:
-    from durably.in_process.temporal.engine import engine_at
+    from durably.in_process.temporal_engine import engine_at
 
     return engine_at(url, setting)
 
@@ -110,12 +110,12 @@ _IMPORTED_AT_FIRST_USE = {
     "Durability": "durably.engine.settings",
     "Embedded": "durably.in_process.embedded",
     "EngineSettings": "durably.engine.settings",
-    "TemporalEngine": "durably.in_process.temporal.engine",
+    "TemporalEngine": "durably.in_process.temporal_engine",
 }
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs an engine at its first use.
+    """Import a name that needs an engine at its first use.
 
     Importing ``durably`` imports no engine.
     """

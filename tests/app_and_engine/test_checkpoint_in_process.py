@@ -10,11 +10,11 @@ import pytest
 
 from durably import Checkpointing, Client, Context, ContextSync, Embedded, Event, Function, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.core.errors import StaleCallError
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.errors import CallStaleError
 from durably.io.http_client import IO
 from durably.protocol.call import CheckpointRequest
+from durably.protocol.engine_errors import StaleCallError
 
 from .conftest import App, durable
 

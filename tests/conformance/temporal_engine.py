@@ -9,7 +9,7 @@ import signal
 
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.http_engine import HttpWorkflowEngine
 from durably.temporal import Temporal
 

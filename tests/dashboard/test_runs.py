@@ -96,7 +96,6 @@ def test_selected_runs_are_started_again(open_page: OpenPage, site: Site) -> Non
     expect(bar).to_contain_text("1 selected")
     page.once("dialog", lambda dialog: dialog.accept())
     bar.get_by_role("button", name="Rerun").click()
-    page.wait_for_url("**/runs?function=back-office-report-sales&did=rerun&done=1")
     expect(page.locator("main .notice")).to_contain_text("1 run was started again.")
 
 

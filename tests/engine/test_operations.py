@@ -8,7 +8,6 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 import pytest
 
-from durably.engine.core.errors import FunctionNotFoundError, RunNotFoundError
 from durably.engine.http.access import ApiKeys
 from durably.engine.http.application import create_api
 from durably.engine.http.codec import EngineRefusedError, HttpEngine, HttpRequest, read_arguments, write_request
@@ -17,6 +16,7 @@ from durably.engine.operations import Operation, blocking, operation, operations
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import FromStep, RunStatus
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError
 from durably.protocol.events import Event
 from durably.protocol.headers import ServerKind
 

@@ -12,7 +12,9 @@ import pytest
 
 from durably import Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.core.errors import (
+from durably.engine.settings import EngineSettings
+from durably.engine.views import RunStatus
+from durably.protocol.engine_errors import (
     CancellationNotFoundError,
     EventInvalidError,
     FunctionNotFoundError,
@@ -21,8 +23,6 @@ from durably.engine.core.errors import (
     SelectionInvalidError,
     StepNotFoundError,
 )
-from durably.engine.settings import EngineSettings
-from durably.engine.views import RunStatus
 
 SETTINGS = EngineSettings(close_grace=dt.timedelta(0))
 SECOND = dt.timedelta(seconds=1)

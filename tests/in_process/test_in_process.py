@@ -30,16 +30,16 @@ from durably import (
     TriggerEvent,
 )
 from durably.comm import CommHandler, CommRequest
-from durably.engine.core.errors import (
+from durably.engine.settings import EngineSettings
+from durably.engine.sqlite_engine import SqliteEngine
+from durably.engine.views import RunView
+from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
+from durably.protocol.engine_errors import (
     DatabaseLinkedError,
     DatabaseLockedError,
     FunctionNotFoundError,
     RunNotFoundError,
 )
-from durably.engine.settings import EngineSettings
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import RunView
-from durably.errors import FunctionConfigInvalidError, SendEventsError, TransportError
 
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
 

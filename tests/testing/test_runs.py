@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 import durably
-from durably.engine.core.errors import EngineClosedError
+from durably.protocol.engine_errors import EngineClosedError
 from durably.testing import TestEngine
 
 from .shop import DAY, CardError, client, onboard

@@ -8,7 +8,11 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal needs temporalio: pip install "durably[temporal]"') from error
 
-from .connection import Health, Temporal
+from durably.temporal.client.connection import Health, Temporal
+from durably.temporal.client.interceptors import ActivityContext
+from durably.temporal.client.sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
+from durably.temporal.namespace.search_attributes import DURABLY_OWNER, owned_by
+
 from .errors import (
     SearchAttributeError,
     TemporalCredentialsError,
@@ -18,10 +22,7 @@ from .errors import (
     TemporalWorkerError,
     UnknownPrincipalError,
 )
-from .interceptors import ActivityContext
-from .search_attributes import DURABLY_OWNER, owned_by
 from .settings import ConnectionSettings
-from .sync import StartOperation, SyncClient, SyncUpdateHandle, SyncWorkflowHandle
 from .worker.workers import Workers
 
 __all__ = [

@@ -4,7 +4,6 @@ import msgspec
 import pytest
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
-from durably.engine.core.errors import CheckpointInvalidError, StaleCallError, TooLargeError
 from durably.engine.core.inputs import (
     AbortDeferred,
     Answered,
@@ -33,6 +32,7 @@ from durably.engine.core.inputs import (
 from durably.engine.core.machine import advance, start
 from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import MACHINE_VERSION, Call, Deferred, RunState, RunStatus
+from durably.protocol.engine_errors import CheckpointInvalidError, StaleCallError, TooLargeError
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS
 from durably.protocol.opcodes import Op, Opcode, Userland

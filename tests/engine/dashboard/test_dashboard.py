@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from durably.engine.core.errors import EngineClosedError
 from durably.engine.dashboard.dashboard import Dashboard, DashboardConfigError
 from durably.engine.dashboard.messages import Action
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
+from durably.protocol.engine_errors import EngineClosedError
 
 from ..conftest import only_run, send
 from ..small_app import SmallApp, Steps
-from .pages import get, header, page, post, token_of
+from .dashboard_client import get, header, page, post, token_of
 
 
 @pytest.fixture

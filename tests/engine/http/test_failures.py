@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 import pytest
 from aiohttp import web
 
-from durably.engine.core.errors import DatabaseUnavailableError
 from durably.engine.http import messages, routes
+from durably.protocol.engine_errors import DatabaseUnavailableError
 
 from .conftest import EVENT_KEY, Harness
 

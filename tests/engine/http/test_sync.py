@@ -301,7 +301,11 @@ async def test_in_cloud_mode_an_app_of_another_key_is_refused(cloud: Harness, se
 
 
 async def test_in_cloud_mode_an_unsigned_answer_is_not_trusted(cloud: Harness) -> None:
+    """The request says that its body is JSON: parsers such as Express's need that."""
+    content_types: list[str] = []
+
     async def answer(request: web.Request) -> web.Response:
+        content_types.append(request.content_type if request.method == "PUT" else "")
         headers = {"x-inngest-sdk": "by-hand:v1", "x-inngest-sync-kind": "in_band", "x-inngest-signature": "t=1&s=00"}
         return web.json_response({"app_id": "shop", "url": str(request.url), "functions": []}, headers=headers)
 
@@ -316,6 +320,7 @@ async def test_in_cloud_mode_an_unsigned_answer_is_not_trusted(cloud: Harness) -
     finally:
         await runner.cleanup()
     assert cloud.syncs == []
+    assert content_types == ["", "application/json"]
 
 
 async def test_in_cloud_mode_an_app_is_called_at_the_url_that_it_was_asked_at(

@@ -13,11 +13,11 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from durably.engine.core.errors import EngineClosedError, StaleCallError
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, StepStatus
 from durably.protocol.call import CheckpointRequest
+from durably.protocol.engine_errors import EngineClosedError, StaleCallError
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Op, hash_step_id
 

@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, SyncResult
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import SyncRequest, decode_sync
 
 from ..conftest import ended, only_run, run_to_end, send

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from durably.engine.core.errors import BackupFailedError, DatabaseCorruptError, DatabaseMissingError
 from durably.engine.settings import Durability
 from durably.engine.sqlite.database import open_database
 from durably.engine.sqlite.maintenance import back_up, check_database
 from durably.engine.sqlite_engine import SqliteEngine
+from durably.protocol.engine_errors import BackupFailedError, DatabaseCorruptError, DatabaseMissingError
 
 from ..conftest import ended, only_run, opened, output, send, step_is
 from ..small_app import SmallApp, Steps

@@ -13,14 +13,6 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from durably.engine.core.errors import (
-    DatabaseCorruptError,
-    DatabaseLockedError,
-    DatabaseLostError,
-    DatabaseTooNewError,
-    EngineClosedError,
-    StaleCallError,
-)
 from durably.engine.settings import Durability
 from durably.engine.sqlite import database
 from durably.engine.sqlite.database import open_database, take_ownership
@@ -29,6 +21,14 @@ from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.writer import Writer
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
+from durably.protocol.engine_errors import (
+    DatabaseCorruptError,
+    DatabaseLockedError,
+    DatabaseLostError,
+    DatabaseTooNewError,
+    EngineClosedError,
+    StaleCallError,
+)
 from durably.protocol.events import Event
 
 from ..conftest import QUICK, ended, only_run, opened, output, send, until

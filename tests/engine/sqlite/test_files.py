@@ -11,7 +11,9 @@ import pytest
 
 from durably import Embedded
 from durably.engine import runtime
-from durably.engine.core.errors import (
+from durably.engine.sqlite.maintenance import back_up
+from durably.engine.sqlite_engine import SqliteEngine
+from durably.protocol.engine_errors import (
     DatabaseLinkedError,
     DatabaseLockedError,
     DatabaseNotOwnedError,
@@ -20,8 +22,6 @@ from durably.engine.core.errors import (
     DatabaseUnavailableError,
     EngineClosedError,
 )
-from durably.engine.sqlite.maintenance import back_up
-from durably.engine.sqlite_engine import SqliteEngine
 
 from ..conftest import QUICK, opened, send
 

@@ -8,9 +8,9 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer, UnsandboxedWorkflowRunner
 from temporalio.workflow import NondeterminismError
 
-from durably.engine.temporal.converter import DATA_CONVERTER
+from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.runs import run_workflow
-from durably.engine.temporal.workflow_engine import WORKFLOWS
+from durably.engine.temporal.workers import WORKFLOWS
 
 FILES = sorted(Path(__file__).with_name("histories").glob("*/*.json"))
 

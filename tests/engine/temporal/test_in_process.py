@@ -15,11 +15,11 @@ import pytest
 import durably
 from durably import Client, Context, ContextSync, Event, Function, TemporalEngine, TriggerCron, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.core.errors import ConfigInvalidError
 from durably.engine.settings import Durability, EngineSettings
 from durably.errors import EngineNotStartedError, SendEventsError, TransportError, URLInvalidError
 from durably.in_process.process import NodeClosedError
-from durably.in_process.temporal.node import TemporalNode
+from durably.in_process.temporal_node import TemporalNode
+from durably.protocol.engine_errors import ConfigInvalidError
 from durably.temporal import TemporalSettingsError
 
 from ...temporal.dev_server import DevServer

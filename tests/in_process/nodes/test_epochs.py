@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from durably import Event
-from durably.engine.core.errors import DatabaseLockedError, DatabaseLostError, EngineClosedError
 from durably.engine.sqlite.files import DatabaseLock, read_note
 from durably.engine.sqlite_engine import SqliteEngine
+from durably.protocol.engine_errors import DatabaseLockedError, DatabaseLostError, EngineClosedError
 
 _LOST = (DatabaseLostError, EngineClosedError)
 """An engine that counts its runs may find out by itself, and close, before it is asked."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from durably.engine.core.errors import RunNotFoundError
 from durably.in_process.nodes.link import AnswerError, Heartbeat, Link, LinkLostError, Timing
+from durably.protocol.engine_errors import RunNotFoundError
 
 QUICK = Timing(lease=0.3, heartbeat=0.05)
 

@@ -16,7 +16,6 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
 from durably.cli.output.text import CliError
-from durably.engine.core.errors import EngineError
 from durably.engine.http.codec import (
     ANY_EVENT_KEY,
     HttpEngine,
@@ -32,6 +31,7 @@ from durably.engine.views import RunUpdate
 from durably.in_process.nodes import sockets
 from durably.io.http_connections import failure_reason
 from durably.protocol.api import AppSyncBody, Envelope, ErrorBody
+from durably.protocol.engine_errors import EngineError
 from durably.protocol.signatures import bearer_token
 from durably.protocol.text import printable, redact_url, redact_urls
 from durably.settings import ENGINE_URL

@@ -29,16 +29,16 @@ from durably.cli.processes.child_process import (
     restart_on_changes,
     state_directory,
 )
-from durably.engine.core.errors import DatabaseLockedError, EngineClosedError
 from durably.engine.http.access import LOOPBACK_HOSTS
 from durably.engine.http.connections import ConnectionLimits
 from durably.engine.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.http.syncs import AcceptedSync
 from durably.engine.interface import LocalEngine
 from durably.engine.settings import Durability, EngineSettings
-from durably.engine.tracing import Tracing
+from durably.engine.tracing import EngineTracing
 from durably.engine.views import RunUpdate
 from durably.protocol.api import DEFAULT_PORT
+from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 
@@ -85,7 +85,9 @@ class DevServer:
     Entering raises ``AppFailedError`` or ``EngineError`` if the server cannot start.
     """
 
-    def __init__(self, options: DevOptions, console: Console | None = None, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, options: DevOptions, console: Console | None = None, tracing: EngineTracing | None = None
+    ) -> None:
         self.options = options
         self._is_log = options.log_format is LogFormat.JSON
         self.console = console or (LogConsole() if self._is_log else Console())

@@ -32,7 +32,7 @@ _logger = get_logger("durably.start")
 
 def refuse_options(context: click.Context) -> None:
     """Raises ``CliError`` for an option that the engine on Temporal does not have."""
-    from durably.engine.temporal.unused_settings import UNUSED_SETTINGS
+    from durably.engine.temporal.support import UNUSED_SETTINGS
 
     reasons = {option: UNUSED_SETTINGS[setting] for option, setting in _SETTINGS.items()}
     for parameter in context.command.params:
@@ -52,7 +52,7 @@ def server_on_temporal(
     from durably.engine.http.server import EngineServer
     from durably.engine.temporal.http_engine import HttpWorkflowEngine
     from durably.temporal import TemporalUnreachableError
-    from durably.temporal.patience import connect_patiently
+    from durably.temporal.client.connect_failures import connect_with_retries
 
     def note(error: TemporalUnreachableError) -> None:
         if str(error) not in known:
@@ -62,7 +62,7 @@ def server_on_temporal(
     known: set[str] = set()
 
     async def open_engine() -> "LocalEngine":
-        return await HttpWorkflowEngine.open(await connect_patiently(temporal, note), settings)
+        return await HttpWorkflowEngine.open(await connect_with_retries(temporal.connect, note), settings)
 
     async def open_server(**options: Any) -> EngineServer:
         server = await EngineServer.open_on(open_engine, settings, **options)
@@ -97,7 +97,7 @@ def dev_engine_on_temporal(
 def _connection_to(address: str) -> "Temporal":
     """Raises ``CliError`` for invalid settings, or if the extra is not installed."""
     require_temporal()
-    from durably.engine.temporal.converter import DATA_CONVERTER
+    from durably.engine.temporal.client import DATA_CONVERTER
     from durably.temporal import Temporal, TemporalSettingsError
 
     temporal = Temporal(address, data_converter=DATA_CONVERTER)

@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from durably.engine.core import errors
 from durably.engine.interface import Engine
 from durably.engine.operations import ArgumentInvalidError
 from durably.engine.reports import EngineInfo
+from durably.protocol import engine_errors as errors
 from durably.protocol.errors import Error
 from durably.protocol.text import get_logger
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Protocol
 from urllib.parse import urlencode
 
-from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.protection import describe_forgery, make_cookie, read_cookie
+from durably.protocol.engine_errors import EngineError
 from durably.protocol.text import get_logger, printable
 
 from .dashboard import Dashboard

@@ -103,7 +103,10 @@ class PageError(Exception):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """The outcome of an action, in a sentence. ``link`` are the words and the path of a page that shows it."""
+    """The outcome of an action, in a sentence.
+
+    ``link`` are the words and the path of a page that shows it.
+    """
 
     text: str
     is_warning: bool = False

@@ -17,11 +17,11 @@ import msgspec
 from aiohttp import hdrs
 from yarl import URL
 
-from durably.engine.core.errors import EngineError
 from durably.engine.interface import LocalEngine
 from durably.engine.scheduling.requests.http_call import read_limited, sign_request, was_sent
 from durably.engine.settings import EngineSettings
 from durably.protocol.call import decode
+from durably.protocol.engine_errors import EngineError
 from durably.protocol.headers import Header, Query, ServerKind, SyncKind
 from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
@@ -195,7 +195,11 @@ class AppDiscovery:
         self, url: str, deploy_id: str, body: bytes, headers: Mapping[str, str]
     ) -> tuple[Mapping[str, str], bytes]:
         status, answered, answer = await self._request(
-            "PUT", url, params={Query.DEPLOY_ID: deploy_id}, data=body, headers=headers
+            "PUT",
+            url,
+            params={Query.DEPLOY_ID: deploy_id},
+            data=body,
+            headers={hdrs.CONTENT_TYPE: "application/json", **headers},  # Express reads no JSON without it.
         )
         if status >= 300:
             raise SyncFailedError(f"the app at {redact_url(url)} failed to sync: {_describe_fault(status, answer)}")

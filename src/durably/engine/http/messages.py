@@ -14,9 +14,9 @@ import msgspec
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from durably.engine.core import errors
 from durably.engine.logs import SparseLog
 from durably.engine.operations import ArgumentInvalidError
+from durably.protocol import engine_errors as errors
 from durably.protocol.api import Envelope, ErrorBody, Metadata
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import get_logger

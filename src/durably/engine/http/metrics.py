@@ -4,9 +4,9 @@ import asyncio
 
 from aiohttp import hdrs, web
 
-from durably.engine.core.errors import EngineError
 from durably.engine.interface import LocalEngine
 from durably.engine.metrics.exposition import write_text
+from durably.protocol.engine_errors import EngineError
 
 from .messages import answer_error, answer_expectation
 

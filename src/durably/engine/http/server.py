@@ -15,7 +15,6 @@ from typing import Self, TypedDict, Unpack
 
 from aiohttp import web
 
-from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.dashboard.messages import at_address_of
 from durably.engine.dashboard.sign_in import SignIn
@@ -23,6 +22,7 @@ from durably.engine.interface import LocalEngine
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.api import DEFAULT_PORT
+from durably.protocol.engine_errors import EngineError
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import describe_os_error, reachable
 

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 from ulid import ULID
 
-from durably.engine.core.errors import EventInvalidError
 from durably.engine.core.expressions import Equality, Expression
 from durably.engine.core.run_state import Origin, RunStatus
+from durably.protocol.engine_errors import EventInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import INTERNAL_PREFIX, Event, InternalEvent
 from durably.protocol.limits import MAX_EVENT_NAME_LENGTH

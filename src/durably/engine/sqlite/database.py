@@ -3,7 +3,8 @@
 import sqlite3
 from pathlib import Path
 
-from durably.engine.core.errors import (
+from durably.engine.settings import Durability
+from durably.protocol.engine_errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
     DatabaseLostError,
@@ -11,7 +12,6 @@ from durably.engine.core.errors import (
     DatabaseTooNewError,
     DatabaseUnavailableError,
 )
-from durably.engine.settings import Durability
 from durably.protocol.text import get_logger
 
 from .files import create_private, make_private

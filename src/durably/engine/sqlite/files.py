@@ -10,7 +10,7 @@ import stat
 import sys
 from pathlib import Path
 
-from durably.engine.core.errors import (
+from durably.protocol.engine_errors import (
     DatabaseLinkedError,
     DatabaseLockedError,
     DatabaseNotOwnedError,

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from durably.engine.core.errors import (
+from durably.protocol.engine_errors import (
     DatabaseCorruptError,
     DatabaseReplacedError,
     EngineClosedError,

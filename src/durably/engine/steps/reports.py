@@ -96,7 +96,10 @@ class StepReporter:
         ]
 
     def attempt_reports(self, step_id: str | None, latest: int | None = None) -> list[AttemptReport]:
-        """As ``attempts``. ``latest`` is the attempt that follows the last failed one, if it is known."""
+        """As ``attempts``.
+
+        ``latest`` is the attempt that follows the last failed one, if it is known.
+        """
         return [
             AttemptReport(
                 attempt=row.attempt,

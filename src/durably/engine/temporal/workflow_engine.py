@@ -13,19 +13,8 @@ import msgspec
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
-from temporalio.worker import Worker
 
 from durably.engine.core.call_body import generation_of_checkpoint
-from durably.engine.core.errors import (
-    CheckpointInvalidError,
-    ConfigInvalidError,
-    EventInvalidError,
-    NotSupportedError,
-    RunNotFoundError,
-    ServerUnavailableError,
-    StaleCallError,
-    TooLargeError,
-)
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.interface import LocalEngine
@@ -50,40 +39,23 @@ from durably.engine.reports import (
 )
 from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.apps.app_workflow import AppWorkflow
-from durably.engine.temporal.apps.cron_activities import CronActivities
-from durably.engine.temporal.apps.cron_workflow import CronWorkflow
-from durably.engine.temporal.apps.function_workflow import FunctionWorkflow
-from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
-from durably.engine.temporal.flow.gate_workflow import GateWorkflow
-from durably.engine.temporal.flow.refusals import check_support
-from durably.engine.temporal.monitoring.live_runs import LiveRuns
-from durably.engine.temporal.monitoring.process_monitor import ProcessMonitor
-from durably.engine.temporal.monitoring.traced_calls import TracedCaller
-from durably.engine.temporal.reports.bulk import Bulk
-from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
-from durably.engine.temporal.reports.changes import ChangePoll
+from durably.engine.temporal.reports.bulk import Bulk, Reruns
+from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
 from durably.engine.temporal.reports.event_lists import EventFilter, EventLists
 from durably.engine.temporal.reports.function_lists import FunctionLists, function_view
 from durably.engine.temporal.reports.loads import Loads
-from durably.engine.temporal.reports.reruns import Reruns
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
-from durably.engine.temporal.reports.search_attributes import register_search_attributes
 from durably.engine.temporal.routing.event_receiver import EventReceiver
-from durably.engine.temporal.routing.event_workflow import EventWorkflow
 from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.routing.signal_workflow import SignalWorkflow
-from durably.engine.temporal.routing.topic_workflow import TopicWorkflow
-from durably.engine.temporal.routing.wait_workflow import WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, Caller, RoutingActivities
+from durably.engine.temporal.runs.activities import ActivityCaller
+from durably.engine.temporal.runs.call_messages import CheckpointInput
 from durably.engine.temporal.runs.run_record import Annotation
-from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
     MAX_OUTPUT_BYTES,
@@ -91,11 +63,7 @@ from durably.engine.temporal.runs.sizes import (
     split_steps,
     without_large_arguments,
 )
-from durably.engine.temporal.runs.step_requests import StepRequests
 from durably.engine.temporal.slots.leased_functions import LeasedFunctions
-from durably.engine.temporal.slots.leased_workers import LeasedWorkers
-from durably.engine.temporal.slots.slot_leases import SlotLeases
-from durably.engine.temporal.slots.slots_workflow import SlotsWorkflow
 from durably.engine.views import (
     AppView,
     AttemptView,
@@ -117,51 +85,32 @@ from durably.engine.views import (
     to_datetime,
 )
 from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import (
+    CheckpointInvalidError,
+    ConfigInvalidError,
+    EventInvalidError,
+    NotSupportedError,
+    RunNotFoundError,
+    ServerUnavailableError,
+    StaleCallError,
+    TooLargeError,
+)
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import read_trace
 
-from .call_slots import CallSlots, tuner_of
-from .cancellation import with_cancellation
-from .ids import HTTP_QUEUE, WORKFLOWS_QUEUE, app_queue, process_queue, run_workflow_id, split_generation
-from .messages import CheckpointInput
+from .client import is_away, with_cancellation
+from .ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
+from .process_monitor import LiveRuns, ProcessMonitor
 from .reports.run_reports import RunReports
-from .reports.run_watch import RunWatch
-from .unavailability import is_away
-from .worker_group import ProcessWorkers
-from .workflow_time import wall_clock
+from .search_attributes import register_search_attributes
+from .support import check_support
+from .workers import ProcessWorkers, make_workers
+from .workflow_code import wall_clock
 
 T = TypeVar("T", int, bool)
-
-_COMMON_WORKFLOWS: Sequence[type] = (
-    AppWorkflow,
-    CronWorkflow,
-    BulkWorkflow,
-    CallQueueWorkflow,
-    EventWorkflow,
-    FunctionWorkflow,
-    GateWorkflow,
-    SignalWorkflow,
-    SlotsWorkflow,
-    TopicWorkflow,
-    WaitWorkflow,
-)
-WORKFLOWS = (RunWorkflow, *_COMMON_WORKFLOWS)
-
-_STICKY_TIMEOUT = dt.timedelta(seconds=3)
-"""Time after which another worker takes a workflow over whose worker is gone."""
-
-_CALL_POLLS = 2
-"""Polls for calls. Most calls need none: they come with the answers to workflow tasks. A poll of a worker that stops
-may bring a call that it has to return."""
-
-_RUN_POLLS = 16
-"""Polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read again:
-with Temporal's default of 5 that happens to most tasks of 20 busy runs."""
-MAX_CACHED_RUNS = 1000
-"""Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs."""
 
 _LAG_NOTE = "Lists and counts come from Temporal's index, which lags behind, usually by less than a second."
 _EVENTS_NOTE = "Events are shown if they started runs: Temporal stores no others."
@@ -176,13 +125,13 @@ _VERIFY_TIMEOUT = dt.timedelta(seconds=2)
 _logger = get_logger("durably.engine")
 
 _CANCEL_SECONDS = 5.0
-"""Time for which a cancellation waits for the run's end."""
+"""Seconds for which a cancellation waits for the run's end."""
 
 
 class WorkflowEngine(LocalEngine):
     """The engine on Temporal. ``client`` has ``DATA_CONVERTER``.
 
-    ``in_process``: its workers make the calls of apps in this process, and not those over HTTP.
+    ``in_process``: its workers call apps in this process, not over HTTP.
     """
 
     def __init__(self, client: Client, settings: EngineSettings, *, in_process: bool = True) -> None:
@@ -190,7 +139,9 @@ class WorkflowEngine(LocalEngine):
         client = with_cancellation(client)
         self._client = client
         self._settings = settings
-        self._outbound = Outbound(allow_private_addresses=settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES)
+        self._outbound = OutboundClient(
+            allow_private_addresses=settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES
+        )
         self._router = Router(client, settings)
         self._apps = AppSync(client, settings)
         self._events = EventReceiver(client, self._router, settings)
@@ -221,69 +172,25 @@ class WorkflowEngine(LocalEngine):
         self._has_search_attributes = False
         self._closed = asyncio.Event()
 
-    def make_workers(self, calls_queues: Sequence[str], call: Caller) -> ProcessWorkers:
-        """The workers of a process.
-
-        One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
-        calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
-        """
-        tracing = self._settings.tracing
-        if tracing is not None:
-            call = TracedCaller(call, tracing)
-        call = self._monitor.monitor(self._client.namespace, calls_queues, call)
+    def make_workers(self, calls_queues: Sequence[str], call: ActivityCaller) -> ProcessWorkers:
+        """The workers of a process. They make the calls of task queues by ``call``."""
         self._call_queues = frozenset(calls_queues)
-        routing = RoutingActivities(self._client, self._router, self._apps)
-        requests = StepRequests(process_queue(), self._outbound)
-        common = Worker(
+        return make_workers(
             self._client,
-            task_queue=WORKFLOWS_QUEUE,
-            workflows=_COMMON_WORKFLOWS,
-            activities=[
-                *routing.activities,
-                *self._router.gates.activities,
-                *CronActivities(self._router).activities,
-                self._bulk.apply_page,
-            ],
-            sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
+            calls_queues,
+            self._monitor.monitor(self._client.namespace, calls_queues, call),
+            router=self._router,
+            apps=self._apps,
+            bulk=self._bulk,
+            leased=self._leased,
+            outbound=self._outbound,
+            max_calls=self._settings.max_calls,
         )
-        slots = [CallSlots(self._settings.max_calls) for _ in calls_queues]
-        at_once = asyncio.Semaphore(self._settings.max_calls)
-
-        def worker_of(queue: str, queue_slots: CallSlots, leases: SlotLeases) -> Worker:
-            return Worker(
-                self._client,
-                task_queue=queue,
-                activities=CallActivities(self._client, call, requests, queue_slots, at_once, leases).activities,
-                tuner=tuner_of(queue_slots),
-                max_concurrent_activity_task_polls=_CALL_POLLS,
-            )
-
-        leased = LeasedWorkers(self._leased, self._router.records, self._client, worker_of, self._settings.max_calls)
-        runs = [
-            Worker(
-                self._client,
-                task_queue=queue,
-                workflows=[RunWorkflow],
-                activities=[
-                    *CallActivities(self._client, call, requests, queue_slots, at_once).activities,
-                    *routing.activities,
-                    *self._router.gates.activities,
-                ],
-                tuner=tuner_of(queue_slots),
-                max_concurrent_workflow_task_polls=_RUN_POLLS,
-                max_concurrent_activity_task_polls=_CALL_POLLS,
-                max_cached_workflows=MAX_CACHED_RUNS,
-                sticky_queue_schedule_to_start_timeout=_STICKY_TIMEOUT,
-            )
-            for queue, queue_slots in zip(calls_queues, slots, strict=True)
-        ]
-        of_requests = Worker(self._client, task_queue=requests.queue, activities=requests.activities)
-        return ProcessWorkers([common, *runs, of_requests, leased], [*slots, leased])
 
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches.
 
-        Stop the workers before.
+        Stop the workers first.
         """
         self._closed.set()
         self._live_runs.close()
@@ -291,7 +198,7 @@ class WorkflowEngine(LocalEngine):
         await self._outbound.close()
 
     async def verify(self) -> None:
-        """See ``LocalEngine``. Raises ``ServerUnavailableError``."""
+        """Raises ``ServerUnavailableError`` if the server does not answer."""
         request = DescribeNamespaceRequest(namespace=self._client.namespace)
         try:
             await self._client.workflow_service.describe_namespace(request, timeout=_VERIFY_TIMEOUT)
@@ -299,7 +206,6 @@ class WorkflowEngine(LocalEngine):
             raise self.explain(error) from None
 
     def explain(self, error: Exception) -> Exception:
-        """See ``LocalEngine``."""
         if is_away(error):
             return ServerUnavailableError(f"the Temporal server does not answer: {error}")
         return error
@@ -313,7 +219,7 @@ class WorkflowEngine(LocalEngine):
         yield RunWatch(self._lists, self._views, self._closed)
 
     def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """See ``LocalEngine``. Workflows report what they do to their process."""
+        """The updates of this process. Workflows report their changes to their process."""
         return self._monitor.watch()
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
@@ -323,7 +229,7 @@ class WorkflowEngine(LocalEngine):
     async def prepare(self) -> None:
         """Prepare the namespace for runs. Each process does so before it serves functions.
 
-        Raises ``SearchAttributeError`` with the commands to run, if the server does not let this client do it, and
+        Raises ``SearchAttributeError`` with the commands to run if the server does not let this client do it, and
         ``TemporalCredentialsError`` if it denies the namespace.
         """
         if not self._has_search_attributes:
@@ -401,7 +307,7 @@ class WorkflowEngine(LocalEngine):
         started_after: dt.datetime | None = None,
         id_suffix: str | None = None,
     ) -> list[RunView]:
-        """Lists lag behind, usually below a second."""
+        """A page of runs. Lists lag, usually below a second."""
         wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
         return await self._search.list_runs(wanted, limit, cursor, id_suffix and id_suffix.upper())
 
@@ -419,7 +325,7 @@ class WorkflowEngine(LocalEngine):
         limit: int = 50,
         cursor: str | None = None,
     ) -> RunPage:
-        """``event_name`` is that of the first event of a batch."""
+        """A page of runs. ``event_name`` is that of the first event of a batch."""
         wanted = RunFilter(
             status=status,
             function_id=function_id,
@@ -440,9 +346,9 @@ class WorkflowEngine(LocalEngine):
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
     ) -> StatusCounts:
-        """Running runs include scheduled ones.
+        """Numbers of runs. Running runs include scheduled ones.
 
-        Raises ``NotSupportedError`` if the server counts no groups.
+        Raises ``NotSupportedError`` if the server cannot count groups.
         """
         wanted = RunFilter(
             function_id=function_id,
@@ -490,7 +396,7 @@ class WorkflowEngine(LocalEngine):
         return await self._update_live(run_id, "annotate", Annotation(lines=lines), False)
 
     async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
-        """The result of an Update of a run; ``of_ended`` if the run has ended.
+        """The result of an Update of a run, or ``of_ended`` if the run has ended.
 
         Raises ``RunNotFoundError``, and ``NotSupportedError`` after too many Updates.
         """
@@ -527,7 +433,7 @@ class WorkflowEngine(LocalEngine):
         return await self._reports.logs(run_id, position, limit)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
-        """Spans are not kept: give apps an exporter of OpenTelemetry."""
+        """Discard spans. Apps need an OpenTelemetry exporter."""
         return False
 
     async def run_traces(self, run_id: str) -> list[TracesView]:
@@ -559,7 +465,7 @@ class WorkflowEngine(LocalEngine):
         return run
 
     async def cancel_run(self, run_id: str) -> bool:
-        """Returns when the run has ended, or after 5 s if no worker executes it."""
+        """Cancel a run. Returns when it has ended, or after 5 s if no worker executes it."""
         run = await self._views.describe(run_id)
         if run is None:
             raise RunNotFoundError(f"there is no run with the id {run_id!r}")
@@ -569,7 +475,7 @@ class WorkflowEngine(LocalEngine):
         try:
             await handle.cancel(reason=CancelRequested().reason)
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:  # It ended after that.
+            if error.status is RPCStatusCode.NOT_FOUND:  # It ended in between.
                 return False
             raise
         with contextlib.suppress(TimeoutError):
@@ -668,7 +574,7 @@ class WorkflowEngine(LocalEngine):
         cursor: str | None = None,
         id_suffix: str | None = None,
     ) -> list[EventView]:
-        """Events that started runs: Temporal stores no others."""
+        """Events that started runs. Temporal stores no others."""
         wanted = EventFilter(name=name, received_after=received_after, received_before=received_before, id=id_suffix)
         return await self._event_lists.list_events(wanted, limit, cursor)
 
@@ -699,7 +605,7 @@ class WorkflowEngine(LocalEngine):
         return await self._event_lists.search(wanted, limit, cursor)
 
     async def get_event(self, event_id: str) -> EventView | None:
-        """Raises ``NotSupportedError`` for an event that started no run."""
+        """An event. Raises ``NotSupportedError`` if it started no run."""
         event = await self._event_lists.find(event_id)
         if event is None:
             raise NotSupportedError(
@@ -746,16 +652,16 @@ class WorkflowEngine(LocalEngine):
         return await self._changes.wait(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
-        """Counts of what this process has done, and live runs of its functions.
+        """Counts of this process, and live runs of its functions.
 
-        Temporal and its workers have metrics of their own.
+        Temporal and its workers have their own metrics.
         """
         return self._monitor.read(await self._live_runs.get())
 
     async def _count_live_runs(self) -> Counter[str]:
-        """Of the functions that this process serves.
+        """Count live runs of functions that this process serves.
 
-        Other apps' functions would use up the labels.
+        Other apps' functions would exhaust the labels.
         """
         served = [
             view.id

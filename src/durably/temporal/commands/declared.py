@@ -12,11 +12,11 @@ import msgspec
 from temporalio.client import Client
 from temporalio.service import RPCError
 
-from durably.temporal.connect_failures import explain_refusal
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connect_failures import explain_refusal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import SearchAttributeError, TemporalSettingsError
-from durably.temporal.schedules import sync_schedules
-from durably.temporal.search_attributes import (
+from durably.temporal.namespace.schedules import sync_schedules
+from durably.temporal.namespace.search_attributes import (
     IndexedType,
     commands,
     declared_types,
@@ -25,12 +25,12 @@ from durably.temporal.search_attributes import (
     type_name,
 )
 
-from . import json_option, say, with_target
+from . import json_option, print_line, with_target
 
 _PATIENCE = timedelta(seconds=10)
 
 Load = Callable[..., Temporal]
-Say = Callable[[str], object]
+PrintLine = Callable[[str], object]
 
 REGISTER_OPTIONS = (
     click.Option(["--check"], is_flag=True, help="Register nothing; the exit code is 1 if something is missing."),
@@ -39,7 +39,7 @@ REGISTER_OPTIONS = (
 SYNC_OPTIONS = (
     click.Option(["--app"], metavar="NAME", help="The app of these schedules.  [default: the task queue's name]"),
     click.Option(["--prune"], is_flag=True, help="Delete schedules of this app that are no longer declared."),
-    click.Option(["--dry-run"], is_flag=True, help="Change nothing: print what would be done."),
+    click.Option(["--dry-run"], is_flag=True, help="Change nothing: print the changes."),
     json_option("Print JSON: an array of the schedules, each with its outcome."),
 )
 
@@ -52,7 +52,7 @@ def make_register_command(load: Load, *, target: str | None = None) -> click.Com
     """
 
     def run(*, check: bool, as_json: bool, **given: str) -> None:
-        if not run_register(load(**given), say, check=check, as_json=as_json):
+        if not run_register(load(**given), print_line, check=check, as_json=as_json):
             raise click.exceptions.Exit(1)
 
     words = (
@@ -70,7 +70,7 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
     """
 
     def run(*, app: str | None, prune: bool, dry_run: bool, as_json: bool, **given: str) -> None:
-        run_sync_schedules(load(**given), say, app=app, prune=prune, dry_run=dry_run, as_json=as_json)
+        run_sync_schedules(load(**given), print_line, app=app, prune=prune, dry_run=dry_run, as_json=as_json)
 
     words = (
         f"Create and update the schedules that {target or 'the app'} declares with add_schedule().\n\n"
@@ -80,9 +80,9 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
 
 
 class AttributeReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A declared search attribute, and what the server has: ``state`` says so in words.
+    """A declared search attribute, and what the server has.
 
-    ``known_type`` is the server's type, if it is another one. ``remedy`` is how to register what is missing.
+    ``state`` says so in words. ``known_type`` is the server's type, if it is another one. ``remedy`` is how to register a missing one.
     """
 
     name: str
@@ -93,30 +93,30 @@ class AttributeReport(msgspec.Struct, frozen=True, omit_defaults=True):
 
     @property
     def is_registered(self) -> bool:
-        return self.state in ("is there", "registered")
+        return self.state in ("exists", "registered")
 
     def __str__(self) -> str:
         remedy = f": {self.remedy}" if self.remedy else ""
         return f"{self.name} ({self.type}): {self.state}{remedy}"
 
 
-def run_register(temporal: Temporal, say: Say, *, check: bool, as_json: bool = False) -> bool:
-    """Register the declared search attributes, or only look for them.
+def run_register(temporal: Temporal, print_line: PrintLine, *, check: bool, as_json: bool = False) -> bool:
+    """Register the declared search attributes, or only check them.
 
-    Returns whether all are registered. Raises ``SearchAttributeError``, also for two types of one name and for a
-    refusal of the server, and ``TemporalUnreachableError``.
+    Returns whether all are registered. Raises ``TemporalUnreachableError``, and ``SearchAttributeError``, also for two
+    types of one name and for a refusal of the server.
     """
     try:
         reports = asyncio.run(_register(temporal, check))
     except RPCError as error:
         raise SearchAttributeError(explain_refusal(error.message, temporal.settings)) from error
     if as_json:
-        say(msgspec.json.encode(reports).decode())
+        print_line(msgspec.json.encode(reports).decode())
     elif not reports:
-        say("no search attributes are declared; temporal.add_search_attributes(…) declares some")
+        print_line("no search attributes are declared; temporal.add_search_attributes(…) declares some")
     else:
         for report in reports:
-            say(str(report))
+            print_line(str(report))
     return all(report.is_registered for report in reports)
 
 
@@ -130,7 +130,7 @@ async def _register(temporal: Temporal, check: bool) -> list[AttributeReport]:
         return [_look_for(client, name, indexed, known) for name, indexed in wanted.items()]
     new = await register(client, wanted, _PATIENCE)
     return [
-        AttributeReport(name, type_name(indexed), "registered" if name in new else "is there")
+        AttributeReport(name, type_name(indexed), "registered" if name in new else "exists")
         for name, indexed in wanted.items()
     ]
 
@@ -141,13 +141,13 @@ def _look_for(client: Client, name: str, indexed: IndexedType, known: Mapping[st
         remedy = f"run this command without --check, or {commands(client, name, indexed)}"
         return AttributeReport(name, kind, "missing", remedy=remedy)
     if known[name] == indexed:
-        return AttributeReport(name, kind, "is there")
+        return AttributeReport(name, kind, "exists")
     other = type_name(known[name])
-    return AttributeReport(name, kind, f"the server has it as {other}", known_type=other, remedy="give it another name")
+    return AttributeReport(name, kind, f"the server has it as {other}", known_type=other, remedy="use another name")
 
 
 def run_sync_schedules(
-    temporal: Temporal, say: Say, *, app: str | None, prune: bool, dry_run: bool, as_json: bool = False
+    temporal: Temporal, print_line: PrintLine, *, app: str | None, prune: bool, dry_run: bool, as_json: bool = False
 ) -> None:
     """Sync the declared schedules, and report the outcome of each.
 
@@ -159,13 +159,13 @@ def run_sync_schedules(
         async for id, outcome in sync_schedules(temporal, app=app, prune=prune, dry_run=dry_run):
             found.append({"id": id, "outcome": str(outcome), "is_dry_run": dry_run})
             if not as_json:
-                say(f"{id}: {outcome}{' (dry run)' if dry_run else ''}")
+                print_line(f"{id}: {outcome}{' (dry run)' if dry_run else ''}")
         if as_json:
-            say(msgspec.json.encode(found).decode())
+            print_line(msgspec.json.encode(found).decode())
         elif not found:
-            say("no schedules are declared; temporal.add_schedule(…) declares one")
+            print_line("no schedules are declared; temporal.add_schedule(…) declares one")
         elif dry_run:
-            say("nothing was changed, and the server has not checked the declarations")
+            print_line("nothing was changed, and the server has not checked the declarations")
 
     try:
         asyncio.run(run())

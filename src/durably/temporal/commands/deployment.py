@@ -17,7 +17,7 @@ from temporalio.client import Client
 
 from durably.errors import Error
 from durably.protocol.text import printable_json
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.settings import with_own_names
 from durably.temporal.worker.deployments import (
     Deployment,
@@ -30,7 +30,7 @@ from durably.temporal.worker.deployments import (
     wait_until_drained,
 )
 
-from . import CouldNotRunError, json_option, say, with_target
+from . import CouldNotRunError, json_option, print_line, with_target
 
 Result = TypeVar("Result")
 
@@ -65,7 +65,7 @@ _ROUTING = (
         show_default=True,
         type=click.FloatRange(0),
         metavar="SECONDS",
-        help="How long the server may take to notice the version's workers.",
+        help="Time for the server to notice the version's workers.",
     ),
 )
 _TIMEOUT = click.Option(
@@ -111,7 +111,7 @@ def _describe(temporal: Temporal, name: str | None, as_json: bool) -> None:
         _echo_json(asdict(found))
         return
     for line in describe(found):
-        say(line)
+        print_line(line)
 
 
 def _echo_json(document: object) -> None:
@@ -123,7 +123,7 @@ def _answer(as_json: bool, line: str, **document: object) -> None:
     if as_json:
         _echo_json(document)
     else:
-        say(line)
+        print_line(line)
 
 
 def describe(found: Deployment) -> list[str]:
@@ -140,7 +140,7 @@ def _list(temporal: Temporal, as_json: bool) -> None:
         _echo_json([*found])
         return
     for name in found or ["there are no deployments"]:
-        say(name)
+        print_line(name)
 
 
 def _set_current(
@@ -179,7 +179,7 @@ def _ramp(
     The same share of running workflows that upgrade themselves is routed to it too.
     """
     if delete == (percentage is not None):
-        raise click.UsageError("say how much, --percentage 10, or end the ramp with --delete")
+        raise click.UsageError("give the share, such as --percentage 10, or end the ramp with --delete")
     chosen = _deployment_name(temporal, name)
     build = None if delete else _build_id(temporal, build_id, unversioned)
     seconds, share = dt.timedelta(seconds=wait), percentage or 0.0
@@ -191,7 +191,7 @@ def _ramp(
 def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: float, as_json: bool) -> None:
     """Wait until no workflow is pinned to a version.
 
-    Its workers may then be stopped. The exit code is 1 if some workflows are still pinned at the end of the timeout.
+    Its workers may then be stopped. The exit code is 1 if workflows are still pinned at the timeout.
     """
     chosen, build = _deployment_name(temporal, name), _build_id(temporal, build_id, False)
     assert build is not None
@@ -221,7 +221,7 @@ def _deployment_name(temporal: Temporal, given: str | None) -> str:
 def _build_id(temporal: Temporal, given: str | None, unversioned: bool) -> str | None:
     if unversioned:
         if given is not None:
-            raise click.UsageError("--unversioned and --build-id exclude each other")
+            raise click.UsageError("--unversioned and --build-id cannot be combined")
         return None
     found = given or _setting(temporal, "build_id")
     if found is None:

@@ -14,7 +14,7 @@ import click
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from durably.errors import Error
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 
 from .conf import DEFAULT_CONNECTION, get_temporal
 
@@ -55,7 +55,7 @@ class ClickCommand(BaseCommand):  # type: ignore[misc]
 
     ``manage.py name …`` gives all arguments but Django's own and ``--connection`` to the command of ``make()``.
 
-    From code it is ``call_command(name, arguments=["--from", "histories"])``.
+    In code, use ``call_command(name, arguments=["--from", "histories"])``.
     """
 
     def make(self, connection: str) -> click.Command:

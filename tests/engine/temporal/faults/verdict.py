@@ -13,7 +13,7 @@ import msgspec
 from temporalio.client import Client
 
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.messages import ContentPage, ContentRequest
+from durably.engine.temporal.runs.call_messages import ContentPage, ContentRequest
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
 

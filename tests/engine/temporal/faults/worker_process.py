@@ -17,7 +17,7 @@ import durably
 import durably.tornado
 from durably.engine.temporal.runs import run_calls
 from durably.engine.temporal.slots import lease_time
-from durably.in_process.temporal import node as temporal_node
+from durably.in_process import temporal_node
 
 from .limited_functions import define_limited
 from .storm import APP, FUNCTIONS, LEASE, PATIENCE, READY, SETTINGS

@@ -22,7 +22,7 @@ import durably.tornado
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.runs import run_calls
 from durably.engine.temporal.slots import lease_time
-from durably.in_process.temporal import node as temporal_node
+from durably.in_process import temporal_node
 
 from ....crash.engine_process import backoff
 from .storm import HEARTBEAT, LEASE_SECONDS, STEPS, USE_SECONDS

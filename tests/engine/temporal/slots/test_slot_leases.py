@@ -12,8 +12,7 @@ from durably.engine.temporal.runs.activities import returned_call
 from durably.engine.temporal.slots import lease_time
 from durably.engine.temporal.slots.lease_time import LEASE_SECONDS, USE_SECONDS
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
-from durably.engine.temporal.slots.slot_messages import LeaseAnswer, LeaseRequest, SlotsState
-from durably.engine.temporal.slots.slot_pools import SlotPools, WaitingRequests
+from durably.engine.temporal.slots.slot_pools import LeaseAnswer, LeaseRequest, SlotPools, SlotsState, WaitingRequests
 from durably.engine.temporal.slots.slots_workflow import MOST_WAITING
 
 from .virtual_time import run_in_virtual_time

@@ -7,11 +7,11 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering.formats import FormError, read_time, write_time
 from durably.engine.dashboard.visit import Route, Visit
 from durably.engine.views import RunStatus
+from durably.protocol.engine_errors import EngineError
 
 from .functions import find_function, function_path
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.errors import EngineError, SelectionInvalidError
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering import json_tree
 from durably.engine.dashboard.rendering.charts import RANGES
@@ -14,6 +13,7 @@ from durably.engine.dashboard.rendering.formats import FormError, read_object, w
 from durably.engine.dashboard.visit import Live, PageError, Route, Visit
 from durably.engine.reports import EventPage
 from durably.engine.views import EventView
+from durably.protocol.engine_errors import EngineError, SelectionInvalidError
 from durably.protocol.events import INTERNAL_PREFIX, patterns_of
 
 from .run import answer_value

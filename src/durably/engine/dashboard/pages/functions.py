@@ -9,7 +9,6 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from durably.engine.core.errors import EngineError
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering.charts import RANGES, Window, draw_chart, ended, fitting_range, total
 from durably.engine.dashboard.rendering.formats import FormError, read_object, write_last
@@ -17,6 +16,7 @@ from durably.engine.dashboard.rendering.options_text import describe_options, de
 from durably.engine.dashboard.visit import Live, Notice, PageError, Route, Visit
 from durably.engine.reports import AppReport, FunctionLoad, RunCounts, RunLink, ScheduleView
 from durably.engine.views import FunctionView
+from durably.protocol.engine_errors import EngineError
 
 from .overview import load_rows, read_range
 
@@ -93,7 +93,10 @@ async def _function_page(visit: Visit, *, text: str | None, error: str | None) -
 
 
 def _bulk_notice(visit: Visit, function_id: str) -> Notice | None:
-    """The notice after a bulk operation. The URL has its kind and the number of the preview."""
+    """The notice after a bulk operation.
+
+    The URL has its kind and the number of the preview.
+    """
     did, count = visit.query.get("did"), visit.query.get("done", "")
     if did not in ("replay", "cancel"):
         return None
@@ -190,7 +193,10 @@ class ScheduleLine(msgspec.Struct, frozen=True):
 
 
 class PastRuns(msgspec.Struct, frozen=True):
-    """The runs of an interval on the time line: place, width, height as a share, and numbers."""
+    """The runs of an interval on the time line.
+
+    ``height`` is the share of the interval with the most runs.
+    """
 
     x: float
     width: float
@@ -201,7 +207,10 @@ class PastRuns(msgspec.Struct, frozen=True):
 def draw_lines(
     schedules: Sequence[ScheduleView], names: dict[str, str], window: Window, loads: Sequence[FunctionLoad] = ()
 ) -> list[ScheduleLine]:
-    """The lines, those that tick next first. ``loads`` have the runs of the past half of the window."""
+    """The lines, those that tick next first.
+
+    ``loads`` have the runs of the past half of the window.
+    """
     counts = {load.function_id: load.counts for load in loads}
     lines = []
     for each in sorted(schedules, key=lambda each: (each.next_ticks[:1] or [window.end], each.function_id)):

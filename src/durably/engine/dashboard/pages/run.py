@@ -48,7 +48,10 @@ async def show_run(visit: Visit) -> DashboardResponse:
 
 
 async def _run_page(visit: Visit, *, refused: str | None = None, error: str | None = None) -> DashboardResponse:
-    """``refused`` is the input of the form to run a step again, with the ``error`` that it has."""
+    """The page of a run.
+
+    ``refused`` is the input of the form to run a step again, with the ``error`` that it has.
+    """
     report = await read_report(visit)
     run = report.run
     now = dt.datetime.now(dt.UTC)

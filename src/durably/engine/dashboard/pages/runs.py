@@ -12,7 +12,6 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
 
-from durably.engine.core.errors import EngineError, NotSupportedError, SelectionInvalidError
 from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
 from durably.engine.dashboard.protection import read_cookie
 from durably.engine.dashboard.rendering.formats import write_time
@@ -22,6 +21,7 @@ from durably.engine.operations import read_status
 from durably.engine.reports import EngineInfo, Feature, MatchCount, RunPage
 from durably.engine.views import FunctionView, RunStatus, RunView
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
+from durably.protocol.engine_errors import EngineError, NotSupportedError, SelectionInvalidError
 
 PAGE_SIZE = 50
 SEARCH_SECONDS = 1.0

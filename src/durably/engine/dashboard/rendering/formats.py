@@ -88,9 +88,9 @@ _NAMED_RUN = re.compile(r"\bthe run ([0-9A-HJKMNP-TV-Z]{26})\b")
 
 
 def split_run_ids(text: str) -> list[tuple[str, str | None]]:
-    """Parts of a sentence, each with the id of the run that it ends with, if it names one.
+    """Parts of a sentence that names runs, each with the id that follows it.
 
-    The ids are not in the parts.
+    The last part has none.
     """
     parts, end = list[tuple[str, str | None]](), 0
     for found in _NAMED_RUN.finditer(text):

@@ -1,15 +1,15 @@
-"""Waiting for changes, for pages that show the present state of an engine."""
+"""Waiting for changes, for pages that show the current state of an engine."""
 
 import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from durably.engine.core.errors import EngineClosedError, TooManyWaitersError
 from durably.engine.reports import Changes
 from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.settings import Timer
 from durably.engine.sqlite.writer import Group
+from durably.protocol.engine_errors import EngineClosedError, TooManyWaitersError
 
 LONGEST_WAIT_SECONDS = 20.0
 MOST_WAITERS = 1_000

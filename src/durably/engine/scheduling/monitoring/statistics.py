@@ -13,7 +13,6 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.core.errors import EngineClosedError
 from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.scheduling.transactions.transact import Transactions
@@ -38,6 +37,7 @@ from durably.engine.sqlite.tables.counts import (
 )
 from durably.engine.sqlite.writer import Group
 from durably.engine.views import END_UPDATES, UpdateKind
+from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import msgspec
 
-from durably.engine.core.errors import RunNotFoundError
 from durably.engine.sqlite.tables.runs import find_run_key
 from durably.engine.views import MetadataView, TracesView, to_datetime, to_microseconds
 from durably.protocol.call import LogLine
+from durably.protocol.engine_errors import RunNotFoundError
 from durably.protocol.text import get_logger
 
 from .transaction import Transaction

@@ -9,7 +9,6 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.call_body import CallData
-from durably.engine.core.errors import DatabaseCorruptError, EventInvalidError, StaleCallError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.flow.queue_entries import QueuedCall
 from durably.engine.core.inputs import (
@@ -63,6 +62,7 @@ from durably.engine.steps.records import (
     unfinished_steps,
 )
 from durably.engine.views import END_UPDATES
+from durably.protocol.engine_errors import DatabaseCorruptError, EventInvalidError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -134,7 +134,7 @@ def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
     )
     transaction.store.drop_delayed_calls(run_key)
     transaction.queue.leave_all(run_key)
-    _end_run(transaction, live, EndRun(RunStatus.FAILED, encode_error(error)))
+    _end_run(transaction, live, EndRun(RunStatus.FAILED, encode_error(error), by_engine=True))
     _start_deferred(transaction, row, origin_of(row.key, None, transaction.now), None)
 
 
@@ -409,6 +409,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
         failed=not completed,
         began=began,
         event_id=trigger_events[0].id,
+        by_engine=command.by_engine,
     )
     transaction.outbox.append(ended)
     # A run keeps its error as the app wrote it. Events and invokers get it without nulls, as from official servers.

@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
-from durably.engine.core.errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.engine.scheduling.outbox import Outbox
 from durably.engine.scheduling.registry import Registry
 from durably.engine.settings import Clock
 from durably.engine.sqlite.writer import Group, Writer
+from durably.protocol.engine_errors import DatabaseLostError, DatabaseUnavailableError, EngineClosedError
 from durably.protocol.text import get_logger
 
 from .runs import finish
@@ -83,11 +83,11 @@ class Transactions:
             future = self.transact(work)
         except EngineClosedError:
             return
-        self._clock.hold()
+        self._clock.begin_work()
 
         def check(future: asyncio.Future[object]) -> None:
             if future.cancelled() or future.exception() is None:
-                self._clock.release()
+                self._clock.end_work()
                 return
             task = asyncio.get_running_loop().create_task(self._insist(future, work, otherwise))
             self._retrying.add(task)
@@ -117,7 +117,7 @@ class Transactions:
         self._retrying.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("the failure of a run could not be stored: %s", error)
-        self._clock.release()
+        self._clock.end_work()
 
     def close(self) -> None:
         """Cancel the repetitions."""

@@ -13,7 +13,6 @@ import msgspec
 from msgspec.structs import replace
 
 from durably.engine.core.call_body import join_memos
-from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.engine.sqlite.tables.runs import open_waits, read_run_state
@@ -42,6 +41,7 @@ from durably.engine.views import (
     to_milliseconds,
     to_optional_datetime,
 )
+from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_function
 from durably.protocol.text import redact_url

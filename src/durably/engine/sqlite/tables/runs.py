@@ -5,7 +5,6 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from durably.engine.core.errors import DatabaseCorruptError
 from durably.engine.core.flow.queue_entries import QueueEntry, decode_queue_entry, encode_queue_entry
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import (
@@ -18,6 +17,7 @@ from durably.engine.core.run_state import (
     encode_run_state,
 )
 from durably.engine.steps.rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
+from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.opcodes import Opcode
 
 from .apps import AppStore
@@ -93,7 +93,7 @@ def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, OpenWa
     return {step_id: OpenWait(*values) for step_id, *values in rows}
 
 
-class Store:
+class RunStore:
     """Statements of the tables of events and runs.
 
     ``flow`` and ``apps`` hold the statements of flow control and of apps.

@@ -1,6 +1,7 @@
-"""Bulk operations on Temporal: their start, their progress and their pages."""
+"""Reruns, and bulk operations: their start, their progress and their pages."""
 
 import asyncio
+import hashlib
 import os
 from typing import Any, TypeVar
 
@@ -11,24 +12,19 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import Client, WorkflowExecution
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.errors import (
-    CancellationNotFoundError,
-    FunctionNotFoundError,
-    FunctionPausedError,
-    RunNotFoundError,
-    SelectionInvalidError,
-)
 from durably.engine.core.expressions import Expression, compile_expression
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.run_state import RunStatus
-from durably.engine.scheduling.events import make_id
+from durably.engine.scheduling.events import ENTROPY_BYTES, make_id
 from durably.engine.scheduling.registry import CANCELLED_IN_BULK
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bulk_workflow_id, run_id_of, run_workflow_id
-from durably.engine.temporal.long_lived import describe, ignoring_not_found
-from durably.engine.temporal.messages import FunctionRecord
+from durably.engine.temporal.messages import CopiedMemos, FunctionRecord, MemoRecord, RunInput
 from durably.engine.temporal.routing.bulk_cancellations import BulkCancellations
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.workflow_requests import describe, ignoring_not_found
 from durably.engine.views import (
     CancellationView,
+    FromStep,
     ReplayView,
     Selection,
     to_datetime,
@@ -36,20 +32,84 @@ from durably.engine.views import (
     to_optional_datetime,
     to_optional_milliseconds,
 )
+from durably.protocol.engine_errors import (
+    CancellationNotFoundError,
+    FunctionNotFoundError,
+    FunctionPausedError,
+    RunNotFoundError,
+    SelectionInvalidError,
+    StepNotFoundError,
+)
+from durably.protocol.opcodes import hash_step_id
 
 from .bulk_workflow import BULK, BULK_PAGE, BulkInput, BulkPage, BulkRecord, BulkWorkflow
 from .function_lists import FunctionLists
-from .reruns import Reruns
 from .run_lists import RunFilter, RunLists
+from .run_reports import RunReports
 from .run_search import RunSearch
 from .run_views import RunViews, memo_of, status_of
 
+_MOST_NAMED = 20
 View = TypeVar("View", CancellationView, ReplayView)
-
 _TOGETHER = 100
 """Runs of one page."""
 MAX_PRESENT_BYTES = 400_000
-"""The size of the present cancellations of a function. Its record is in a memo, which each event reads."""
+"""Maximum size of a function's current cancellations. The record is in a memo, which each event reads."""
+
+
+class Reruns:
+    def __init__(self, router: Router, functions: FunctionLists, reports: RunReports, views: RunViews) -> None:
+        self._router = router
+        self._functions = functions
+        self._reports = reports
+        self._views = views
+
+    async def start(self, run_id: str, now: int, seed: str, from_step: FromStep | None = None) -> str:
+        """Run again. The same ``now`` and ``seed`` give the same run.
+
+        Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, ``StepNotFoundError``, and
+        ``RunUnavailableError`` if no worker reads the steps of the run.
+        """
+        given = await self._views.input(run_id)
+        if given is None:
+            raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+        record = await self._functions.get(given.function_id)
+        if record.is_paused:
+            raise FunctionPausedError(
+                f"the function {given.function_id!r} is paused; resume it before you run anything again"
+            )
+        copied = None if from_step is None else await self._copied(given, from_step)
+        # The invoking step has its result already.
+        events = tuple(msgspec.structs.replace(event, invoker=None) for event in given.events)
+        digest = hashlib.sha256(f"{seed}\n{run_id}".encode()).digest()[:ENTROPY_BYTES]
+        run = msgspec.structs.replace(
+            self._router.run_input(record, events),
+            run_id=make_id(now, lambda _: digest),
+            rerun_of=run_id,
+            parent=None,
+            parent_step=None,
+            copied=copied,
+        )
+        return await self._router.buckets.start(run, record)
+
+    async def _copied(self, given: RunInput, from_step: FromStep) -> CopiedMemos:
+        """The memos before a step's memo. Raises ``StepNotFoundError``."""
+        accepted = (from_step.step_id, hash_step_id(from_step.step_id))
+        names: list[str] = []
+        size = 0
+        async for page in self._reports.steps_pages(given.run_id):
+            for step, memo in zip(page.steps, page.memos, strict=True):
+                if step.name == from_step.step_id or step.step_id in accepted:
+                    arguments = from_step.input
+                    step_input = None
+                    if arguments is not None:
+                        step_input = MemoRecord(step.step_id, msgspec.Raw(msgspec.json.encode({"input": arguments})))
+                    return CopiedMemos(run_id=given.run_id, memos=len(names), size=size, step_input=step_input)
+                names.append(step.name)
+                size += len(memo)
+        named = ", ".join(map(repr, names[:_MOST_NAMED])) + (", …" if len(names) > _MOST_NAMED else "")
+        known = f"it has {named}" if names else "no step has finished; rerun it from the start"
+        raise StepNotFoundError(f"run {given.run_id} has no finished step {from_step.step_id!r}: {known}")
 
 
 class Bulk:
@@ -119,7 +179,7 @@ class Bulk:
         return record
 
     async def all(self, view: type[View]) -> list[View]:
-        """Newest first. The index lags behind."""
+        """All operations, newest first. The index lags."""
         ids = {each.id async for each in self._client.list_workflows("WorkflowType = 'durably.Bulk'")}
         prefix = bulk_workflow_id("")
         found = await asyncio.gather(
@@ -206,9 +266,9 @@ def _view(record: BulkRecord, view: type[View]) -> View:
 
 
 def _filter_of(record: BulkRecord) -> RunFilter:
-    """The runs that an operation looks at.
+    """The filter for the runs of an operation.
 
-    A cancellation also looks at those that other runs have started since.
+    A cancellation also includes runs that other runs have started since.
     """
     until = to_datetime(record.started_before)
     return RunFilter(

@@ -1,27 +1,40 @@
-"""Changes of runs, for clients that wait for them: Temporal is asked now and then."""
+"""Changes of runs from Temporal's index, for polls and as a stream of updates."""
 
 import asyncio
+import datetime as dt
 import hashlib
 import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
 
-from temporalio.client import Client, WorkflowExecutionDescription
+import msgspec
+from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription
+from temporalio.service import RPCError
 
-from durably.engine.core.errors import TooManyWaitersError
 from durably.engine.reports import Changes
+from durably.engine.temporal.client import is_away
+from durably.engine.views import RunUpdate
+from durably.protocol.engine_errors import TooManyWaitersError
+from durably.protocol.text import get_logger
 
 from .run_lists import RunFilter, RunLists
-from .run_views import RunViews
+from .run_views import RunViews, status_of
 
 LONGEST_WAIT_SECONDS = 20.0
 _POLL_SECONDS = 1.0
 _MOST_WAITERS = 100
-"""Those that wait for a run make a request a second each; all others share one."""
+"""Maximum number of waiting clients. Each that waits for a run causes a request a second; the others share one."""
+_EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_LAG = dt.timedelta(seconds=20)
+"""Maximum lag of the index."""
+
+_logger = get_logger("durably.engine")
 
 
 class ChangePoll:
     """Waits for changes.
 
-    A position is a number of a state, and states are compared for equality only.
+    A position identifies a state. Positions are compared for equality only.
     """
 
     def __init__(self, client: Client, lists: RunLists, views: RunViews) -> None:
@@ -39,9 +52,7 @@ class ChangePoll:
         if after is None or position != after:
             return Changes(position=position)
         if self._waiters >= _MOST_WAITERS:
-            raise TooManyWaitersError(
-                f"{_MOST_WAITERS} clients wait for changes already: close pages that are not looked at"
-            )
+            raise TooManyWaitersError(f"{_MOST_WAITERS} clients already wait for changes: close unused pages")
         self._waiters += 1
         try:
             while position == after and time.monotonic() < until:
@@ -79,5 +90,98 @@ class ChangePoll:
 
 
 def _number(state: str) -> int:
-    """A number below 2^53 for a text."""
+    """A number below 2^53 for a string."""
     return int.from_bytes(hashlib.sha256(state.encode()).digest()[:6]) + 1
+
+
+class _Progress(msgspec.Struct, frozen=True):
+    """The changes that were reported.
+
+    ``latest`` is the time of the last one. ``ids`` are the runs with a change since ``since``.
+    """
+
+    latest: dt.datetime
+    ids: frozenset[str] = frozenset()
+
+    @property
+    def since(self) -> dt.datetime:
+        return self.latest - _LAG
+
+    def after(self, times: Iterable[tuple[str, dt.datetime]]) -> "_Progress":
+        """The next progress. ``times`` are all changes since ``since``."""
+        known = dict(times)
+        latest = max([self.latest, *known.values()])
+        return _Progress(latest, frozenset(each for each, time in known.items() if time >= latest - _LAG))
+
+
+class RunWatch(AsyncIterator[RunUpdate]):
+    """Iterates over starts and ends of runs by one request a second.
+
+    Times are the server's, because its clock and this process's may differ. A cancelled read loses no update. The
+    iteration ends when ``closed`` is set.
+    """
+
+    def __init__(self, lists: RunLists, views: RunViews, closed: asyncio.Event) -> None:
+        self._lists, self._views, self._closed = lists, views, closed
+        self._opened_at = dt.datetime.now(dt.UTC)
+        self._pending: deque[RunUpdate] = deque()
+        self._progress: tuple[_Progress, _Progress] | None = None
+        self._is_away = False
+
+    async def __anext__(self) -> RunUpdate:
+        while not self._pending:
+            if self._closed.is_set():
+                raise StopAsyncIteration
+            await self._poll()
+            if not self._pending:
+                await self._pause()
+        return self._pending.popleft()
+
+    async def _pause(self) -> None:
+        try:
+            await asyncio.wait_for(self._closed.wait(), _POLL_SECONDS)
+        except TimeoutError:
+            return
+
+    async def _poll(self) -> None:
+        try:
+            before = self._progress or await self._first_progress()
+            started = await self._lists.read(RunFilter(started_after=before[0].since))
+            ended = [
+                each for each in await self._lists.read(RunFilter(ended_after=before[1].since)) if _has_ended(each)
+            ]
+            new_starts = [each for each in started if each.id not in before[0].ids]
+            new_ends = [each for each in ended if each.id not in before[1].ids]
+            updates = [RunUpdate.started(run) for run in await self._views.views(new_starts, has_output=False)]
+            updates += [RunUpdate.ended(run) for run in await self._views.views(new_ends)]
+        except RPCError as error:
+            if not is_away(error):
+                raise
+            if not self._is_away:
+                _logger.warning("changes of runs are reported when the Temporal server answers again: %s", error)
+            self._is_away = True
+            return
+        self._is_away = False
+        self._progress = (
+            before[0].after((each.id, each.start_time) for each in started),
+            before[1].after((each.id, _end_time(each)) for each in ended),
+        )
+        self._pending.extend(sorted(updates, key=lambda update: update.at))
+
+    async def _first_progress(self) -> tuple[_Progress, _Progress]:
+        """The changes before this iteration."""
+        newest = await anext(self._lists.walk(RunFilter()), None)
+        latest = _EARLIEST if newest is None else newest.start_time
+        ends = await self._lists.read(RunFilter(ended_after=latest - _LAG))
+        starts = await self._lists.read(RunFilter(started_after=latest - _LAG))
+        old_ends = [(each.id, _end_time(each)) for each in ends if _end_time(each) < self._opened_at]
+        old_starts = [(each.id, each.start_time) for each in starts if each.start_time < self._opened_at]
+        return _Progress(latest).after(old_starts), _Progress(latest).after(old_ends)
+
+
+def _has_ended(execution: WorkflowExecution) -> bool:
+    return status_of(execution).has_ended
+
+
+def _end_time(execution: WorkflowExecution) -> dt.datetime:
+    return execution.close_time or execution.start_time

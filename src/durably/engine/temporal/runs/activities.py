@@ -1,84 +1,143 @@
-"""Activities of the engine: calls to apps, and the routing that workflows ask for."""
+"""Activities of runs: calls to apps, and requests of steps.
+
+The requests are those of ``fetch`` and ``ai.infer``. The process that received the options of a request from the app
+makes the request. Options may contain credentials, so they are in no history. They stay in the memory of the process,
+and its own task queue gets the requests. If they are lost with the process, the run calls the app for them again.
+"""
 
 import asyncio
 import datetime as dt
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, Protocol
 
 import msgspec
 from temporalio import activity
-from temporalio.client import Client, WorkflowExecutionStatus, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.answers import Answer, Unreached, failed
+from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
-from durably.engine.core.inputs import CancelRequested
-from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.apps.app_workflow import APPLY_SYNC, AppliedSync
-from durably.engine.temporal.call_slots import CallSlots
+from durably.engine.core.inputs import MakeRequest
+from durably.engine.core.ops import REQUESTS
+from durably.engine.scheduling.requests.step_requests import OutboundClient, perform
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
-from durably.engine.temporal.long_lived import describe
-from durably.engine.temporal.messages import (
-    END,
+from durably.engine.temporal.slots.call_slots import CallSlots
+from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.text import get_logger
+
+from .call_messages import (
     CallInput,
     CallResult,
     CheckpointInput,
     ContentPage,
     ContentRequest,
-    DeliveryRecord,
-    InternalEvents,
-    InvokeInput,
-    LeaveInput,
-    MatchInput,
-    MemosToCopy,
-    ResolvedInvocation,
-    SignalRecord,
-    WaitRecord,
+    RequestInput,
+    RequestResult,
     result_of,
 )
-from durably.engine.temporal.routing.event_workflow import DELIVER
-from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.routing.wait_keys import matching
-from durably.engine.temporal.routing.wait_workflow import MATCH
-from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
-from durably.engine.temporal.workflow_time import wall_clock
-from durably.protocol.errors import ErrorData
-from durably.protocol.text import get_logger
-
 from .contents import CONTENTS, RunContent
-from .heartbeats import heartbeats
-from .sizes import FittedAnswer, fit_answer
-from .step_requests import StepRequests
+from .sizes import MAX_OUTPUT_BYTES, FittedAnswer, fit_answer, size_of
 
+REQUEST = "durably.request"
+_MAX_KEPT_BYTES = 128 * 1024 * 1024
 CALL = "durably.call"
-CANCEL = "durably.cancel"
-COPY_MEMOS = "durably.copy_memos"
-FIND_LOST = "durably.find_lost"
-READ_END = "durably.read_end"
-RESOLVE = "durably.resolve"
-SEND = "durably.send"
 STEPS = "steps"
-"""The signal with steps of an answer that follows."""
-WAIT_FOR_EVENT = "durably.wait_for_event"
-WAIT_FOR_SIGNAL = "durably.wait_for_signal"
-LEAVE = "durably.leave"
-LOCAL_TIMEOUT = dt.timedelta(seconds=10)
+"""The signal with those steps of an answer that are sent ahead of it."""
 CALL_RETURNED = "CallReturnedError"
-"""The type of the failure of a call whose process stops."""
-CANCELLED_BY_TEMPORAL = ErrorData(name="FunctionCancelledError", message=CancelRequested().reason)
-_LOST = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.TIMED_OUT)
+"""The failure type of a call whose process stops."""
 _MAX_UNREACHED_SECONDS = 66.0
-"""A call waits for an app that is down with at most 60 attempts in the first hour, the quick first ones included."""
+"""Maximum pause between attempts to reach an app that is down. The first hour has at most 60 attempts, including the
+quick first ones."""
 _MAX_SLOT_SECONDS = 60.0
-"""Seconds for which a process holds a call that has no slot. It sends heartbeats, which are billed."""
+"""Seconds for which a process keeps a call without a slot. It sends heartbeats, which are billed."""
 _RETURN_DELAY = dt.timedelta(milliseconds=50)
 
 _logger = get_logger("durably.engine")
 
 
-class Caller(Protocol):
+@asynccontextmanager
+async def heartbeats() -> AsyncIterator[None]:
+    """Send a heartbeat after each half of the activity's timeout.
+
+    Heartbeats are billed, and most calls are shorter.
+    """
+    timeout = activity.info().heartbeat_timeout
+    assert timeout is not None
+    task = asyncio.create_task(_send(timeout.total_seconds() / 2))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _send(seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        activity.heartbeat()
+
+
+class StepRequests:
+    """The options of requests by run and step, and the activity that makes them.
+
+    ``queue`` is the task queue of this process. The oldest options are dropped if all are too large. Dropped options
+    are requested from the app again.
+    """
+
+    def __init__(self, queue: str, outbound: OutboundClient) -> None:
+        self.queue = queue
+        self._outbound = outbound
+        self._opts: OrderedDict[tuple[str, str], tuple[dict[str, Any], int]] = OrderedDict()
+        self._bytes = 0
+
+    @property
+    def activities(self) -> Sequence[Callable[..., Any]]:
+        return [self.request]
+
+    def keep(self, run_id: str, answer: Answer) -> tuple[Answer, bool]:
+        """The answer without the options of its requests, and whether it has any."""
+        if not isinstance(answer, ReportedOps) or all(op.op not in REQUESTS for op in answer.ops):
+            return answer, False
+        ops = []
+        for op in answer.ops:
+            if op.op in REQUESTS:
+                self._put((run_id, op.id), op.opts or {})
+                mode = {} if op.opts is None else {"parallelMode": op.opts.get("parallelMode")}
+                op = msgspec.structs.replace(op, opts=mode if mode.get("parallelMode") else None)
+            ops.append(op)
+        return msgspec.structs.replace(answer, ops=ops), True
+
+    @activity.defn(name=REQUEST)
+    async def request(self, request: RequestInput) -> RequestResult:
+        key = request.run_id, request.step_id
+        kept = self._opts.get(key)
+        if kept is None:
+            raise ApplicationError("the options of the request are lost", type="RequestLostError", non_retryable=True)
+        command = MakeRequest(request.step_id, request.name, request.op, request.generation, 0, 0, None)
+        async with heartbeats():
+            finished = await perform(self._outbound, command, kept[0], MAX_OUTPUT_BYTES)
+        if not finished.is_retriable and self._opts.get(key) is kept:
+            self._drop(key)
+        return RequestResult(msgspec.Raw(finished.memo), finished.failed, finished.is_retriable)
+
+    def _put(self, key: tuple[str, str], opts: dict[str, Any]) -> None:
+        self._drop(key)
+        size = size_of(opts)
+        self._opts[key] = opts, size
+        self._bytes += size
+        while self._bytes > _MAX_KEPT_BYTES and len(self._opts) > 1:
+            self._drop(next(iter(self._opts)))
+
+    def _drop(self, key: tuple[str, str]) -> None:
+        dropped = self._opts.pop(key, None)
+        if dropped is not None:
+            self._bytes -= dropped[1]
+
+
+class ActivityCaller(Protocol):
     """Makes calls to an app, in this process or over HTTP."""
 
     async def __call__(self, call: CallInput, data: CallData) -> Answer: ...
@@ -87,14 +146,14 @@ class Caller(Protocol):
 class CallActivities:
     """The activity that calls apps.
 
-    It is apart from the others, because its task queue is that of the app. ``at_once`` limits the calls of the process:
-    those with leased slots come from workers of their own.
+    It is separate from the others, because its task queue is that of the app. ``at_once`` limits the calls of the
+    process: calls with leased slots come from separate workers.
     """
 
     def __init__(
         self,
         client: Client,
-        call: Caller,
+        call: ActivityCaller,
         requests: StepRequests,
         slots: CallSlots,
         at_once: asyncio.Semaphore,
@@ -115,7 +174,7 @@ class CallActivities:
     @activity.defn(name=CALL)
     async def call(self, call: CallInput) -> CallResult:
         if self._slots.is_closed:
-            # Nothing of the call has happened, so that it keeps its generation.
+            # The function was not started, so the call keeps its generation.
             raise _passed_on("the process stops")
         try:
             async with heartbeats(), self._leased_slot(call.function_id), self._at_once:
@@ -129,15 +188,16 @@ class CallActivities:
         except SlotsClosedError:
             raise _passed_on("the process has no free slot") from None
         except SlotLostError:
-            # Other processes may use the slot. This one's function may not have ended.
+            # Other processes may use the slot, and this process's function may still run.
             raise returned_call("the process has lost the lease of the call's slot") from None
         except asyncio.CancelledError:
             if activity.is_worker_shutdown():
-                # Another process makes the call, with a new generation: this one's function may not have ended.
+                # Another process makes the call, with a new generation: this process's function may still run.
                 raise returned_call("the process stops") from None
             details = activity.cancellation_details()
             if details is not None and not details.cancel_requested:
-                # No run waits for the call: it was cancelled, for example. Otherwise the worker would log a traceback.
+                # No run waits for the call. It was cancelled, for example. Without this error the worker would log a
+                # traceback.
                 raise returned_call("the call's run has ended, or has given it up") from None
             raise
         result = result_of(answer, self._requests.queue if has_requests else None)
@@ -146,8 +206,9 @@ class CallActivities:
     async def _commit_steps(self, call: CallInput, fitted: FittedAnswer) -> Answer:
         """Commit the steps of an answer that is too large for one payload.
 
-        Returns the rest of the answer, or a failure if the run refuses the steps. They are signals if the server
-        accepts no further Update: unlike an app, the run may learn from the rest that they were refused.
+        Returns the rest of the answer, or a failure if the run refuses the steps. If the server accepts no further
+        Update, they are sent as signals: unlike an app, the run can see from the rest of the answer that they were
+        refused.
         """
         run = self._run_of_activity(call)
         for steps in fitted.checkpoints:
@@ -171,7 +232,7 @@ class CallActivities:
         return self._leases.slot(function_id, min(_MAX_SLOT_SECONDS, timeout.total_seconds() / 10))
 
     def _note_reached(self, app_id: str, answer: Answer) -> None:
-        """Log once that an app does not answer, and that it answers again."""
+        """Log once that an app does not answer, and once that it answers again."""
         if isinstance(answer, Unreached) and app_id not in self._away:
             self._away.add(app_id)
             _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
@@ -207,9 +268,9 @@ class CallActivities:
         return content
 
     async def _fetch_content(self, call: CallInput, known: RunContent | None) -> RunContent:
-        """The content of a call, based on what this process has if that fits."""
+        """The content of a call, based on this process's content if that fits."""
         if known is not None:
-            # The workflow's own content is not changed: its thread adds to it.
+            # Copy it: the workflow's thread adds to its own content.
             content = await self._extend(call, known.copy())
             if content.begins_with(call.memos, call.digest):
                 return content
@@ -250,17 +311,13 @@ async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -
     return page
 
 
-def terminated_error(run_id: str) -> ErrorData:
-    return ErrorData(name="FunctionCancelledError", message=f"the run {run_id} was terminated on Temporal")
-
-
 def returned_call(reason: str) -> ApplicationError:
-    """The error by which a run repeats a call at once. The worker does not log it."""
+    """The error after which a run repeats a call immediately. Workers do not log it."""
     return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
 
 
 def _passed_on(reason: str) -> ApplicationError:
-    """The error by which the server gives a call to another worker."""
+    """The error after which the server gives a call to another worker."""
     return ApplicationError(
         reason,
         type=CALL_RETURNED,
@@ -270,7 +327,7 @@ def _passed_on(reason: str) -> ApplicationError:
 
 
 def _unreached(answer: Unreached) -> ApplicationError:
-    """The error by which the server repeats the call later.
+    """The error after which the server repeats the call later.
 
     A repetition adds no events to the run's history.
     """
@@ -283,92 +340,8 @@ def _unreached(answer: Unreached) -> ApplicationError:
 
 
 def unreached_seconds(attempt: int) -> float:
-    """Seconds after an attempt to reach an app until the next one.
+    """Seconds between an attempt to reach an app and the next one.
 
     The first attempt has the number 1.
     """
     return min(2.0 ** min(attempt - 1, 10), _MAX_UNREACHED_SECONDS)
-
-
-class RoutingActivities:
-    """Activities by which workflows use the router.
-
-    They run as local activities. Each costs one event of history.
-    """
-
-    def __init__(self, client: Client, router: Router, apps: AppSync) -> None:
-        self._client = client
-        self._router = router
-        self._apps = apps
-
-    @property
-    def activities(self) -> Sequence[Callable[..., Any]]:
-        return [
-            self.send,
-            self.deliver,
-            self.wait_for_event,
-            self.wait_for_signal,
-            self.leave,
-            self.match,
-            self.resolve,
-            self.apply_sync,
-            self.cancel,
-            self.read_end,
-            self.find_lost,
-            self.copy_memos,
-        ]
-
-    @activity.defn(name=DELIVER)
-    async def deliver(self, delivery: DeliveryRecord) -> None:
-        await self._router.finish_delivery(delivery)
-
-    @activity.defn(name=SEND)
-    async def send(self, events: InternalEvents) -> None:
-        await self._router.send_internal(events)
-
-    @activity.defn(name=WAIT_FOR_EVENT)
-    async def wait_for_event(self, wait: WaitRecord) -> None:
-        await self._router.waits.register(wait)
-
-    @activity.defn(name=WAIT_FOR_SIGNAL)
-    async def wait_for_signal(self, wait: SignalRecord) -> bool:
-        return await self._router.waits.register_signal(wait)
-
-    @activity.defn(name=LEAVE)
-    async def leave(self, left: LeaveInput) -> None:
-        await self._router.waits.leave(left)
-
-    @activity.defn(name=MATCH)
-    async def match(self, wanted: MatchInput) -> list[int]:
-        return await asyncio.to_thread(matching, wanted, wall_clock())
-
-    @activity.defn(name=RESOLVE)
-    async def resolve(self, invocation: InvokeInput) -> ResolvedInvocation:
-        return await self._router.resolve_invocation(invocation)
-
-    @activity.defn(name=APPLY_SYNC)
-    async def apply_sync(self, sync: AppliedSync) -> None:
-        await self._apps.apply(sync)
-
-    @activity.defn(name=CANCEL)
-    async def cancel(self, workflow_id: str) -> None:
-        """Cancel a run that has cancelled itself, so that Temporal shows it as cancelled."""
-        await self._client.get_workflow_handle(workflow_id).cancel()
-
-    @activity.defn(name=READ_END)
-    async def read_end(self, run_id: str) -> ErrorData:
-        """The error of a cancelled run."""
-        described = await self._client.get_workflow_handle(run_workflow_id(run_id)).describe()
-        error: ErrorData = await described.memo_value(END, CANCELLED_BY_TEMPORAL, type_hint=ErrorData)
-        return error
-
-    @activity.defn(name=FIND_LOST)
-    async def find_lost(self, run_id: str) -> ErrorData | None:
-        """The error of a run that ended without its code, and reported nothing."""
-        described = await describe(self._client, run_workflow_id(run_id))
-        return terminated_error(run_id) if described is not None and described.status in _LOST else None
-
-    @activity.defn(name=COPY_MEMOS)
-    async def copy_memos(self, wanted: MemosToCopy) -> ContentPage:
-        page = await read_content(self._client.get_workflow_handle(run_workflow_id(wanted.run_id)), wanted.request)
-        return msgspec.structs.replace(page, events=[], step_input=None)

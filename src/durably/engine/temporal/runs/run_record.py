@@ -1,12 +1,14 @@
-"""The record of a run for reports: times, arguments and errors of its steps.
+"""The record of a run for reports, and its details in Temporal's UI.
 
-Its workflow keeps it, and executes nothing because of it.
+The run's workflow keeps them. They have no effect on its execution.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+from temporalio import workflow
 
 from durably.engine.core.inputs import (
     AwaitEvent,
@@ -33,14 +35,16 @@ from durably.engine.steps.records import (
 )
 from durably.engine.steps.rows import AttemptRow, CallTimes, EndedWait, MemoRow, OpenWait, UnfinishedStep
 from durably.engine.steps.views import AwaitedStep, run_wait
-from durably.engine.views import MetadataView, RunWait
+from durably.engine.views import MetadataView, RunWait, to_datetime
 from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
-"""Arguments of steps that a run keeps. Further ones are not shown."""
+"""Maximum number of step arguments that a run keeps. Further arguments are not shown."""
 _MAX_PAGE_BYTES = 1024 * 1024
 _ROW_BYTES = 300
-"""The size of a row of the record, about."""
+"""Approximate size of a row of the record."""
+_MAX_LINES = 50
+_MAX_CHARACTERS = 200
 
 
 class RunSummary(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
@@ -83,7 +87,7 @@ class StepsPage(msgspec.Struct, frozen=True, omit_defaults=True):
 class Annotation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The argument of the Update ``annotate``.
 
-    Lines of ``ctx.logger``, or metadata of an SDK.
+    It has lines of ``ctx.logger``, or metadata of an SDK.
     """
 
     lines: list[LogLine] = []
@@ -91,7 +95,7 @@ class Annotation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RunRecord:
-    """Records what happens to a run. It is a ``ChangingRun``."""
+    """Records the changes of a run. It is a ``ChangingRun``."""
 
     def __init__(self, run_id: str) -> None:
         self.id = run_id
@@ -114,7 +118,7 @@ class RunRecord:
         self._log_characters = 0
 
     def copy(self, steps: Sequence[MemoRow]) -> None:
-        """Take over steps of the run that this one repeats."""
+        """Copy steps of the run that this one repeats."""
         self.steps += [msgspec.structs.replace(step, is_copied=True) for step in steps]
 
     def note(self, before: RunState, run_input: Input, commands: Sequence[Command], now: int) -> None:
@@ -189,7 +193,7 @@ class RunRecord:
         self._waits.clear()
 
     def annotate(self, annotation: Annotation) -> bool:
-        """False if not all of it is kept."""
+        """Store an annotation. Returns false if part of it is dropped."""
         if annotation.metadata is not None:
             size = sum(len(bytes(each.body)) for each in (*self.metadata, annotation.metadata))
             if size > MAX_METADATA_BYTES:
@@ -259,3 +263,51 @@ _NOTES: dict[type[Any], Callable[[RunRecord, Any, int], None]] = {
     CloseWait: RunRecord._note_closed,
     EndRun: RunRecord._note_end,
 }
+
+
+class RunDetails:
+    """The last changes of a run, as Markdown in Temporal's UI.
+
+    ``workflow.set_current_details`` shows them. It adds nothing to histories.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[str] = deque(maxlen=_MAX_LINES)
+        self._dropped = 0
+
+    def note(self, command: Command) -> None:
+        text = _describe(command)
+        if text is None:
+            return
+        self._dropped += len(self._lines) == _MAX_LINES
+        at = workflow.now().strftime("%H:%M:%S.%f")[:-3]
+        self._lines.append(f"- {at} {text[:_MAX_CHARACTERS]}")
+        first = [f"- … {self._dropped} lines before"] if self._dropped else []
+        workflow.set_current_details("\n".join([*first, *self._lines]))
+
+
+def _describe(command: Command) -> str | None:
+    match command:
+        case WriteMemo(name=name, failed=failed, attempts=attempts):
+            outcome = "failed" if failed else "finished"
+            return f"step `{name}` {outcome}" + (f" at attempt {attempts}" if attempts > 1 else "")
+        case MakeCall(call, failed) if failed is not None:
+            return f"`{call.name or 'function'}` is repeated at {_time(call.due)}: {call.error}"
+        case Sleep(name=name, until=until):
+            return f"step `{name}` sleeps until {_time(until)}"
+        case AwaitEvent(name=name, event=event, until=until):
+            return f"step `{name}` waits for the event `{event}` until {_time(until)}"
+        case AwaitSignal(name=name, signal=signal, until=until):
+            return f"step `{name}` waits for the signal `{signal}` until {_time(until)}"
+        case Invoke(name=name, function_id=function_id):
+            return f"step `{name}` invokes `{function_id}`"
+        case MakeRequest(name=name, attempt=attempt):
+            return f"step `{name}` makes its request" + (f", attempt {attempt + 1}" if attempt else "")
+        case EndRun(status=status):
+            return f"the run is {status.value.lower()}"
+        case _:
+            return None
+
+
+def _time(milliseconds: int) -> str:
+    return to_datetime(milliseconds).strftime("%Y-%m-%d %H:%M:%S")

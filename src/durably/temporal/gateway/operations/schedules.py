@@ -16,7 +16,7 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal.connection import Temporal
+from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import ScheduleDeclaration
 from durably.temporal.gateway.exposure import ScheduleExposure
 from durably.temporal.gateway.messages import GatewayRequest, GatewayResponse, answer
@@ -29,12 +29,7 @@ from durably.temporal.gateway.models import (
     ScheduleState,
 )
 from durably.temporal.gateway.problems import Problem, bad_request, not_found
-from durably.temporal.schedules import (
-    default_app,
-    is_synced,
-    schedule_owner,
-    spec_in_words,
-)
+from durably.temporal.namespace.schedules import default_app, is_synced, schedule_owner, spec_in_words
 
 MAXIMUM_BACKFILL = 500
 """Times of a schedule in one backfill. The server counts at most 1000."""
@@ -61,7 +56,7 @@ class ScheduleCall:
     def declaration(self) -> ScheduleDeclaration:
         """Raises the problem 404 for a schedule that is not declared or not open.
 
-        Raises ``TemporalSettingsError`` for one that ``expose_schedules`` names and the app does not declare.
+        Raises ``TemporalSettingsError`` for a schedule that ``expose_schedules`` names and the app does not declare.
         """
         assert self.id is not None, "only endpoints with an id use it"
         self.exposure.check(self.temporal, self.id)

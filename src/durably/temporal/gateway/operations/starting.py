@@ -21,8 +21,8 @@ from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
 from durably.temporal.gateway.models import Accepted, Completed, Started
 from durably.temporal.gateway.problems import Problem, already_started, internal_error, logger, to_problem
 from durably.temporal.gateway.start_options import StartOptions, check_id
-from durably.temporal.inspection import is_open
-from durably.temporal.search_attributes import REGISTER_COMMANDS, commands, indexed_type
+from durably.temporal.namespace.inspection import is_open
+from durably.temporal.namespace.search_attributes import REGISTER_COMMANDS, commands, indexed_type
 
 from .runs import wait_for_result
 
@@ -99,7 +99,7 @@ async def signal_with_start(call: Call) -> GatewayResponse:
     _check_signal(call, latest)
     is_replay = False
     if keyed is not None and latest is not None and not is_open(latest.status):
-        # The server does not remember the signals of a closed run: it would start another one.
+        # The server does not store the signals of a closed run, so it would start another one.
         is_replay = await find_repetition(call.history(latest.run_id), keyed)
     if not is_replay:
         with one_request(call.client, keyed):

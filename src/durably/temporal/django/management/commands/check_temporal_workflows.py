@@ -3,8 +3,8 @@
 import sys
 from typing import Any
 
+from durably.temporal.client.connection import Temporal
 from durably.temporal.commands.check import CHECK_OPTIONS, CheckTarget, run_check
-from durably.temporal.connection import Temporal
 from durably.temporal.declarations import workflow_types
 from durably.temporal.django.commands import ConnectionCommand
 from durably.temporal.django.discovery import discover
@@ -12,8 +12,8 @@ from durably.temporal.django.discovery import discover
 
 class Command(ConnectionCommand):
     help = (
-        "Lists running workflows of the installed apps that are stuck. The exit code is 1 if there are any, and 2 "
-        "if the server could not be asked."
+        "Lists running workflows of the installed apps that are stuck. The exit code is 1 if there are any, and 2 if "
+        "the server did not answer."
     )
 
     error_code = 2

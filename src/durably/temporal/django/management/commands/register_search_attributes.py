@@ -6,8 +6,8 @@ from django.conf import settings
 from django.core.management.base import CommandError
 from django.urls import get_resolver
 
+from durably.temporal.client.connection import Temporal
 from durably.temporal.commands.declared import REGISTER_OPTIONS, run_register
-from durably.temporal.connection import Temporal
 from durably.temporal.django.commands import ConnectionCommand
 
 

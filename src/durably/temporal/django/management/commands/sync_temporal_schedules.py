@@ -2,8 +2,8 @@
 
 from typing import Any
 
+from durably.temporal.client.connection import Temporal
 from durably.temporal.commands.declared import SYNC_OPTIONS, run_sync_schedules
-from durably.temporal.connection import Temporal
 from durably.temporal.django.commands import ConnectionCommand
 from durably.temporal.django.discovery import discover
 

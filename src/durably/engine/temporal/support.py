@@ -1,0 +1,143 @@
+"""Options and settings on Temporal that differ, do nothing, or are refused.
+
+An option that cannot be applied exactly is refused by an error that names the function and the option.
+``docs/reference/options-on-temporal.md`` has the table of ``SUPPORT``.
+"""
+
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+
+import msgspec
+
+from durably.engine.core.expressions.syntax import Literal, parse
+from durably.engine.core.flow.config import Flow
+from durably.engine.scheduling.registry import SyncedFunction
+from durably.protocol.engine_errors import ConfigInvalidError
+from durably.protocol.sync import FunctionConfig
+
+_PRIORITY_ALONE = (
+    "orders calls that wait for concurrency or throttle, and the function has neither: on Temporal, calls that wait "
+    "for a worker are made in the order of the task queue. Give the function a concurrency limit, or remove the "
+    "priority"
+)
+_TWO_SCOPES = (
+    "counts calls of several functions, so the engine on Temporal can combine it with another limit or a throttle only "
+    "if its key is a constant such as '\"payments\"', or the other limit has the same key. Remove one of the limits"
+)
+_TWO_SHARED = (
+    "is a second limit that functions share: the engine on Temporal counts the calls of a function in one place, so "
+    "it can share one limit with others. Remove one of the limits"
+)
+MAX_PATTERNS = 16
+"""Maximum number of wildcard patterns for an event name. Each pattern costs every such event a request."""
+UNUSED_SETTINGS = {
+    "clock": "the Temporal server has the timers",
+    "durability": "the Temporal server's database decides",
+    "entropy": "ids of runs are made from those of events",
+    "retention": "that of Temporal's namespace decides: `temporal operator namespace update --retention`",
+}
+"""Settings that are not used, each with the reason."""
+
+
+class Support(StrEnum):
+    SAME = "same"
+    DIFFERENT = "different"
+    REFUSED = "refused"
+
+
+class OptionSupport(msgspec.Struct, frozen=True):
+    option: str
+    support: Support
+    reason: str = ""
+
+
+SUPPORT: Sequence[OptionSupport] = (
+    OptionSupport("idempotency", Support.SAME),
+    OptionSupport("rate_limit", Support.SAME),
+    OptionSupport("debounce", Support.SAME),
+    OptionSupport(
+        "batch_events",
+        Support.DIFFERENT,
+        "A batch closes when its events have 1 MiB, not 10 MiB, because a payload of Temporal has at most 2 MB",
+    ),
+    OptionSupport("singleton", Support.SAME),
+    OptionSupport(
+        "throttle",
+        Support.DIFFERENT,
+        "It is exact. Runs of one key, or of a function with other limits too, wait in one workflow, which starts a "
+        "few dozen of them a second",
+    ),
+    OptionSupport(
+        "concurrency",
+        Support.DIFFERENT,
+        "It is exact. With a key, each call takes its slot from one workflow for each value, or for the function if it "
+        "has several limits. That costs about four actions a call, and a queue serves a few dozen calls a second. The "
+        "slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not reach its "
+        "app keeps its slot until it does. A changed set of limits applies to runs that start after the sync; changed "
+        "numbers apply to waiting calls within a minute",
+    ),
+    OptionSupport(
+        "concurrency of one limit without a key",
+        Support.DIFFERENT,
+        "It is exact. Processes lease slots in blocks, so it costs few actions whatever the number of calls. Calls "
+        "wait in Temporal, roughly in their order. The slots of a process that dies are free after 45 s. A cancelled "
+        "run frees its slot within 10 s. A changed number applies within 7 s and as calls end. With a priority, a "
+        "throttle, a timeout or a second limit, calls take their slots from a workflow as with a key",
+    ),
+    OptionSupport(
+        "concurrency of scope env or account, with another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"
+    ),
+    OptionSupport("two limits of scope env or account", Support.REFUSED, f"It {_TWO_SHARED}"),
+    OptionSupport("priority", Support.SAME, "The function has concurrency or throttle"),
+    OptionSupport("priority without concurrency and throttle", Support.REFUSED, f"It {_PRIORITY_ALONE}"),
+    OptionSupport("timeouts", Support.SAME),
+    OptionSupport(
+        "cancel",
+        Support.SAME,
+        "Each entry is a wait for its event, which is registered before the run starts",
+    ),
+    OptionSupport(
+        "cron triggers",
+        Support.SAME,
+        "A workflow of the function fires the ticks, not a Schedule of Temporal. It needs a process with workers: "
+        "after a time without one, it fires the last of the missed ticks",
+    ),
+)
+
+
+def check_support(functions: Sequence[SyncedFunction]) -> None:
+    """Raises ``ConfigInvalidError``, which names the function and the option."""
+    for function in functions:
+        for option, problem in (*find_refusals(function.flow), *_find_long_patterns(function.config)):
+            raise ConfigInvalidError.at(function.id, option, problem)
+
+
+def find_refusals(flow: Flow) -> Iterator[tuple[str, str]]:
+    """The options that the engine on Temporal refuses, each with the reason."""
+    if flow.options.priority is not None and not flow.concurrency and flow.throttle is None:
+        yield "priority", _PRIORITY_ALONE
+    limits = flow.options.concurrency or []
+    shared = [index for index, limit in enumerate(limits) if (limit.scope or "fn") != "fn"]
+    if len(shared) > 1:
+        yield f"concurrency[{shared[1]}]", _TWO_SHARED
+    elif shared:
+        key = limits[shared[0]].key or ""
+        others = {limit.key for limit in limits if limit is not limits[shared[0]]}
+        if flow.throttle is not None and flow.options.throttle is not None:
+            others.add(flow.options.throttle.key)
+        if not _is_constant(key) and others - {key}:
+            yield f"concurrency[{shared[0]}]", _TWO_SCOPES
+
+
+def _find_long_patterns(config: FunctionConfig) -> Iterator[tuple[str, str]]:
+    for index, trigger in enumerate(config.triggers):
+        depth = sum(character in "/." for character in trigger.event or "")
+        if (trigger.event or "").endswith("*") and depth > MAX_PATTERNS:
+            yield (
+                f"triggers[{index}]",
+                f"has a wildcard after {depth} slashes and dots; on Temporal at most {MAX_PATTERNS} are allowed",
+            )
+
+
+def _is_constant(key: str) -> bool:
+    return isinstance(parse(key), Literal)

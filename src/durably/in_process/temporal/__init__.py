@@ -1,1 +1,0 @@
-"""The engine on a Temporal cluster, in the processes of an app."""

@@ -1,0 +1,1 @@
+"""The clients of an app: its connection to the server, async and sync."""

@@ -1,0 +1,1 @@
+"""An app's namespace: schedules, search attributes, stuck workflows."""

@@ -1,0 +1,206 @@
+"""Reports of runs on Temporal: steps, attempts, calls, times, related runs."""
+
+import asyncio
+import datetime as dt
+
+import msgspec
+import pytest
+
+import durably
+from durably.engine.reports import Relation, SpanKind
+from durably.engine.settings import EngineSettings
+from durably.engine.views import RunStatus, StepStatus
+from durably.protocol.call import LogLine
+from durably.protocol.engine_errors import NotSupportedError, RunNotFoundError
+from durably.protocol.headers import ServerKind
+from durably.protocol.opcodes import Opcode
+
+from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
+from ..serving import ended_runs, new_app, send, serving
+
+HOUR = dt.timedelta(hours=1)
+
+
+async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevServer) -> None:
+    app = new_app()
+    event = f"{app.app_id}/go"
+    failures = 1
+
+    @app.create_function(fn_id="child", trigger=durably.TriggerEvent(event=f"{event}-child"))
+    async def child(ctx: durably.Context) -> str:
+        return "from the child"
+
+    @app.create_function(fn_id="go", name="Go", trigger=durably.TriggerEvent(event=event))
+    async def go(ctx: durably.Context) -> str:
+        async def flaky() -> str:
+            nonlocal failures
+            failures -= 1
+            if failures >= 0:
+                raise durably.RetryAfterError("not yet", 10)
+            return "worked"
+
+        first: str = await ctx.step.run("flaky", flaky)
+        await ctx.step.sleep("nap", 50)
+        await ctx.step.invoke("ask", function=child)
+        await ctx.step.wait_for_event("reply", event=f"{event}-none", timeout=50)
+        return first
+
+    async with serving(server.address, app, [go, child]) as engine:
+        event_id = await send(engine, event, {"n": 7})
+        (run,) = await ended_runs(engine, event_id)
+        report = await engine.inspect_run(run.id)
+        assert report is not None
+        assert (report.function_name, report.run.status) == ("Go", RunStatus.COMPLETED)
+        assert [(step.id, step.op, step.status) for step in report.steps] == [
+            ("flaky", Opcode.STEP_RUN, StepStatus.COMPLETED),
+            ("nap", Opcode.SLEEP, StepStatus.COMPLETED),
+            ("ask", Opcode.INVOKE_FUNCTION, StepStatus.COMPLETED),
+            ("reply", Opcode.WAIT_FOR_EVENT, StepStatus.COMPLETED),
+        ]
+        flaky_step, nap, _, reply = report.steps
+        assert msgspec.json.decode(flaky_step.output or b"") == "worked"
+        assert (flaky_step.attempts, [each.error.message for each in flaky_step.failed_attempts]) == (2, ["not yet"])
+        assert {SpanKind.RUNNING, SpanKind.RETRYING} <= {span.kind for span in flaky_step.spans}
+        assert [span.kind for span in nap.spans] == [SpanKind.SLEEPING]
+        assert nap.ended_at is not None
+        assert nap.ended_at - nap.created_at >= dt.timedelta(milliseconds=50)
+        assert reply.awaited == f"{event}-none"
+        assert SpanKind.RUNNING in {span.kind for span in report.spans}
+        assert [(each.id, each.data) for each in report.events] == [(event_id, {"n": 7})]
+        assert [(each.step, each.error) for each in await engine.run_attempts(run.id)] == [
+            ("flaky", "RetryAfterError: not yet")
+        ]
+        assert [step.id for step in await engine.run_steps(run.id)] == ["flaky", "nap", "ask", "reply"]
+        assert await engine.run_calls(run.id) == []
+
+        async def children() -> list[tuple[str, str | None]]:
+            report = await engine.inspect_run(run.id)
+            assert report is not None
+            return [(each.relation or "", each.step) for each in report.children]
+
+        assert await async_eventually(children, "the report has the invoked run") == [(Relation.INVOKED, "ask")]
+        report = await engine.inspect_run(run.id)
+        assert report is not None
+        assert report.steps[2].child_run_id == report.children[0].run_id
+        of_child = await engine.inspect_run(report.children[0].run_id)
+        assert of_child is not None
+        assert of_child.parent is not None
+        assert (of_child.parent.run_id, of_child.parent.step) == (run.id, "ask")
+
+        events = msgspec.json.decode(await engine.run_batch(run.id) or b"")
+        assert [each["data"] for each in events] == [{"n": 7}]
+        assert {"data": "worked"} in msgspec.json.decode(await engine.run_actions(run.id) or b"").values()
+        assert await engine.inspect_run("nobody") is None
+        assert await engine.run_steps("nobody") == []
+
+
+async def test_a_live_run_shows_what_it_does_and_its_delays_are_skipped(server: DevServer) -> None:
+    app = new_app()
+    goes_on = asyncio.Event()
+    began = asyncio.Event()
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))
+    async def go(ctx: durably.Context) -> str:
+        async def wait() -> str:
+            began.set()
+            await goes_on.wait()
+            return "done"
+
+        await ctx.step.run("work", wait)
+        await ctx.step.sleep("nap", HOUR)
+        return "awake"
+
+    async with serving(server.address, app, [go]) as engine:
+        receipt = await engine.invoke(f"{app.app_id}-go")
+        run_id = receipt.run_id
+        assert run_id is not None
+        await began.wait()
+        (call,) = await async_eventually(
+            lambda: engine.run_calls(run_id),
+            "the call is under way",
+            is_right=lambda calls: calls and calls[0].in_flight,
+        )
+        assert call.attempt == 0
+        run = await engine.get_run(run_id)
+        assert run is not None
+        assert (run.status, run.waiting) == (RunStatus.RUNNING, None)
+        goes_on.set()
+
+        run = await async_eventually(
+            lambda: engine.get_run(run_id), "the run waits", is_right=lambda run: run is not None and run.waiting
+        )
+        assert run is not None
+        assert run.waiting is not None
+        assert (run.waiting.kind, run.waiting.step) == (StepStatus.SLEEPING, "nap")
+        steps = await engine.run_steps(run_id)
+        assert [(step.id, step.status) for step in steps] == [
+            ("work", StepStatus.COMPLETED),
+            ("nap", StepStatus.SLEEPING),
+        ]
+        assert await engine.skip_delays(run_id, step_id="other") == 0
+        assert await engine.skip_delays(run_id) == 1
+        assert (await engine.wait_for_run(run_id)).decode_output() == "awake"
+        assert await engine.skip_delays(run_id) == 0
+        with pytest.raises(RunNotFoundError, match="nobody"):
+            await engine.skip_delays("nobody")
+
+
+async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -> None:
+    app = new_app()
+
+    @app.create_function(fn_id="nap", trigger=durably.TriggerEvent(event=app.app_id))
+    async def nap(ctx: durably.Context) -> None:
+        await ctx.step.sleep("nap", HOUR)
+
+    settings = EngineSettings(server_kind=ServerKind.DEV)
+    async with serving(server.address, app, [nap], settings=settings) as engine:
+        run_id = (await engine.invoke(f"{app.app_id}-nap")).run_id
+        assert run_id is not None
+        await async_eventually(lambda: engine.get_run(run_id), "the engine knows the run")
+        lines = [LogLine(at=dt.datetime.now(dt.UTC), level="INFO", message=f"line {n}") for n in range(3)]
+        assert await engine.add_run_logs(run_id, lines)
+        assert await engine.add_run_metadata(run_id, msgspec.Raw(b'{"target": "run"}'))
+        assert not await engine.add_run_metadata(run_id, msgspec.Raw(b'"' + b"x" * 1024 * 1024 + b'"'))
+        page = await engine.list_logs(run_id=run_id, limit=2)
+        assert ([entry.line.message for entry in page.entries], page.position) == (["line 1", "line 2"], 4)
+        metadata = await engine.run_metadata(run_id)
+        assert metadata is not None
+        assert [bytes(each.body) for each in metadata] == [b'{"target": "run"}']
+        with pytest.raises(NotSupportedError, match="one run at a time"):
+            await engine.list_logs()
+        with pytest.raises(NotSupportedError, match="OpenTelemetry"):
+            await engine.run_traces(run_id)
+        await engine.cancel_run(run_id)
+        assert not await engine.add_run_logs(run_id, lines)
+        with pytest.raises(RunNotFoundError):
+            await engine.add_run_logs("nobody", lines)
+
+
+async def test_the_time_until_the_first_call_is_shown_as_queued(server: DevServer) -> None:
+    app = new_app()
+    began, goes_on = asyncio.Event(), asyncio.Event()
+
+    @app.create_function(
+        fn_id="one", trigger=durably.TriggerEvent(event=app.app_id), concurrency=[durably.Concurrency(limit=1)]
+    )
+    async def one(ctx: durably.Context) -> None:
+        began.set()
+        await goes_on.wait()
+
+    async with serving(server.address, app, [one]) as engine:
+        first = (await engine.invoke(f"{app.app_id}-one")).run_id
+        await began.wait()
+        second = (await engine.invoke(f"{app.app_id}-one")).run_id
+        assert first is not None
+        assert second is not None
+        queued_from = dt.datetime.now(dt.UTC)
+        await asyncio.sleep(0.2)  # The length of the bar.
+        waited = dt.datetime.now(dt.UTC) - queued_from
+        goes_on.set()
+        await engine.wait_for_run(second)
+        report = await engine.inspect_run(second)
+    assert report is not None
+    assert report.spans[0].kind is SpanKind.QUEUED
+    assert report.spans[0].end is not None
+    assert report.spans[0].end - report.spans[0].start >= waited

@@ -1,0 +1,143 @@
+"""Memos that a call gets: those that were committed before it, whatever this process has in memory."""
+
+import asyncio
+import dataclasses
+import datetime as dt
+import tracemalloc
+import uuid
+from typing import Any
+
+import msgspec
+import pytest
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.service import RPCError, RPCStatusCode
+from temporalio.testing import ActivityEnvironment
+
+from durably.engine.core.answers import Answer, Returned
+from durably.engine.core.call_body import CallData
+from durably.engine.core.run_state import Call
+from durably.engine.scheduling.requests.step_requests import OutboundClient
+from durably.engine.temporal.messages import MemoRecord
+from durably.engine.temporal.runs.activities import CallActivities, StepRequests
+from durably.engine.temporal.runs.call_messages import CallInput, ContentPage, ContentRequest
+from durably.engine.temporal.runs.contents import CONTENTS, RunContent, RunContents
+from durably.engine.temporal.slots.call_slots import CallSlots
+
+EVENT = b'{"name":"order"}'
+
+
+class Workflow:
+    """The run's workflow, which answers queries with the committed memos, a page of one at a time."""
+
+    def __init__(self, content: RunContent) -> None:
+        self._content = content
+        self.queries = 0
+
+    def get_workflow_handle(self, workflow_id: str, *, run_id: str) -> "Workflow":
+        return self
+
+    async def query(self, name: str, request: ContentRequest, *, result_type: Any) -> ContentPage:
+        after = request.after
+        self.queries += 1
+        memos = [MemoRecord(step, msgspec.Raw(memo)) for step, memo in self._content.memos[after : after + 1]]
+        return ContentPage(len(self._content.memos), memos, [] if after else [msgspec.Raw(EVENT)])
+
+
+def content(*memos: tuple[str, bytes]) -> RunContent:
+    made = RunContent([EVENT])
+    for step, memo in memos:
+        made.add(step, memo)
+    return made
+
+
+A, B, C = ("a", b"1"), ("b", b"2"), ("c", b"3")
+
+
+async def memos_of_call(run_id: str, committed: RunContent, workflow: Workflow) -> list[tuple[str, bytes]]:
+    seen: list[CallData] = []
+
+    async def make_call(call: CallInput, data: CallData) -> Answer:
+        seen.append(data)
+        return Returned(b"null")
+
+    environment = ActivityEnvironment()
+    environment.info = dataclasses.replace(
+        environment.default_info(), heartbeat_timeout=dt.timedelta(seconds=20), workflow_run_id=run_id
+    )
+    call = CallInput(
+        run_id=run_id,
+        function_id="shop-pay",
+        app_id="shop",
+        call=Call(generation=1, due=0),
+        max_attempts=1,
+        memos=len(committed.memos),
+        digest=committed.digest,
+    )
+    requests = StepRequests("durably/process/test", OutboundClient())
+    await environment.run(CallActivities(workflow, make_call, requests, CallSlots(1), asyncio.Semaphore(1)).call, call)  # type: ignore[arg-type]
+    [data] = seen
+    return list(data.memos)
+
+
+async def test_a_process_without_the_run_reads_its_memos_page_by_page() -> None:
+    workflow = Workflow(content(A, B))
+    assert await memos_of_call("run-1", content(A, B), workflow) == [A, B]
+    assert workflow.queries == 2
+
+
+async def test_memos_that_are_known_are_not_read_again() -> None:
+    CONTENTS.put("run-2", content(A))
+    workflow = Workflow(content(A, B))
+    assert await memos_of_call("run-2", content(A, B), workflow) == [A, B]
+    assert workflow.queries == 1
+
+
+async def test_a_memo_that_was_not_committed_before_the_call_is_left_out() -> None:
+    """The process executed a workflow task whose result did not reach the server."""
+    CONTENTS.put("run-3", content(A, B))
+    assert await memos_of_call("run-3", content(A), Workflow(content(A))) == [A]
+
+
+async def test_memos_in_another_order_than_the_committed_ones_are_read_again() -> None:
+    CONTENTS.put("run-4", content(B, A))
+    assert await memos_of_call("run-4", content(A, B), Workflow(content(A, B))) == [A, B]
+    CONTENTS.put("run-5", content(B))
+    assert await memos_of_call("run-5", content(A, B, C), Workflow(content(A, B, C))) == [A, B, C]
+
+
+async def test_reading_memos_does_not_change_those_that_the_workflow_holds() -> None:
+    held = content(A)
+    CONTENTS.put("run-6", held)
+    await memos_of_call("run-6", content(A, B), Workflow(content(A, B)))
+    assert held.memos == [A]
+
+
+async def test_a_call_whose_memos_cannot_be_read_is_repeated_without_a_traceback(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class StoppedWorker(Workflow):
+        async def query(self, name: str, request: ContentRequest, *, result_type: Any) -> ContentPage:
+            raise RPCError("no poller seen for task queue recently", RPCStatusCode.FAILED_PRECONDITION, b"")
+
+    with pytest.raises(ApplicationError, match="run run-7: its steps cannot be read now") as raised:
+        await memos_of_call("run-7", content(A), StoppedWorker(content(A)))
+    assert not raised.value.non_retryable
+    assert raised.value.category is ApplicationErrorCategory.BENIGN, "the worker logs no traceback"
+    assert [record.exc_info for record in caplog.records] == [None]
+
+
+def test_the_cache_of_contents_is_bounded_however_small_they_are() -> None:
+    """A process that makes calls of runs of other processes' workflows does not hear of their ends."""
+    most = 1_000_000
+    cache = RunContents(most)
+    tracemalloc.start()
+    try:
+        for run in range(2000):
+            held = RunContent([str(run).encode()])
+            for step in range(run % 10):
+                held.add(f"{run:020}{step:020}", str(step).encode())
+            cache.put(str(uuid.UUID(int=run)), held)
+        used, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most / 2 < used < most * 1.2

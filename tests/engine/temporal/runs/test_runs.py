@@ -1,0 +1,100 @@
+"""Runs as workflows: steps, waits, invocations, ends."""
+
+import asyncio
+
+import pytest
+from temporalio.api.sdk.v1 import WorkflowMetadata
+from temporalio.client import WorkflowExecutionStatus, WorkflowFailureError
+from temporalio.exceptions import CancelledError
+
+import durably
+from durably.engine.temporal.messages import END
+
+from ....temporal.dev_server import DevServer
+from ..running_apps import make_client, on, running
+
+
+async def test_a_cancelled_run_is_cancelled_in_both_views_with_its_reason(server: DevServer) -> None:
+    app = make_client()
+    started = asyncio.Event()
+
+    @app.create_function(fn_id="slow", trigger=on(app, "slow"))
+    async def slow(ctx: durably.Context) -> None:
+        started.set()
+        await ctx.step.sleep("nap", 60_000)
+
+    async with running(server.address, app, slow) as on_temporal:
+        by_engine, by_ui = await on_temporal.start("slow"), await on_temporal.start("slow")
+        await started.wait()
+        assert await on_temporal.engine.cancel_run(by_engine.id)
+        await by_ui.handle.cancel(reason="by an operator")
+        for run, reason in ((by_engine, "the run was cancelled by request"), (by_ui, "by an operator")):
+            with pytest.raises(WorkflowFailureError) as failure:
+                await run.result()
+            assert isinstance(failure.value.cause, CancelledError)
+            described = await run.handle.describe()
+            assert described.status is WorkflowExecutionStatus.CANCELED
+            error = await described.memo_value(END, type_hint=dict)
+            assert error == {"name": "FunctionCancelledError", "message": reason}
+            view = await on_temporal.engine.get_run(run.id)
+            assert view is not None
+            assert view.output is not None
+            assert reason in str(bytes(view.output))
+        assert not await on_temporal.engine.cancel_run(by_engine.id)
+
+
+async def test_a_run_that_finishes_late_is_cancelled(server: DevServer) -> None:
+    app = make_client()
+
+    @app.create_function(fn_id="slow", trigger=on(app, "slow"), timeouts=durably.Timeouts(finish="1s"))
+    async def slow(ctx: durably.Context) -> None:
+        await ctx.step.sleep("nap", 60_000)
+
+    async with running(server.address, app, slow) as on_temporal:
+        run = await on_temporal.start("slow")
+        with pytest.raises(WorkflowFailureError) as failure:
+            await run.result()
+        assert isinstance(failure.value.cause, CancelledError)
+        described = await run.handle.describe()
+        assert described.status is WorkflowExecutionStatus.CANCELED
+        assert "timeouts.finish" in (await described.memo_value(END, type_hint=dict))["message"]
+
+
+async def test_the_invoker_of_a_cancelled_run_gets_the_reason(server: DevServer) -> None:
+    app = make_client()
+
+    @app.create_function(fn_id="child", trigger=on(app, "child"), timeouts=durably.Timeouts(finish="1s"))
+    async def child(ctx: durably.Context) -> None:
+        await ctx.step.sleep("nap", 60_000)
+
+    @app.create_function(fn_id="parent", trigger=on(app, "parent"), retries=0)
+    async def parent(ctx: durably.Context) -> str:
+        try:
+            await ctx.step.invoke("ask", function=child)
+        except durably.StepError as error:
+            return error.message
+        return "none"
+
+    async with running(server.address, app, child, parent) as on_temporal:
+        assert "timeouts.finish" in await (await on_temporal.start("parent")).result()
+
+
+async def test_details_list_the_last_changes_of_a_run(server: DevServer) -> None:
+    app = make_client()
+
+    @app.create_function(fn_id="steps", trigger=on(app, "steps"))
+    async def steps(ctx: durably.Context) -> None:
+        for n in range(60):
+            await ctx.step.run(f"step-{n}", lambda: 1)
+        await ctx.step.sleep("nap", "1ms")
+
+    async with running(server.address, app, steps) as on_temporal:
+        run = await on_temporal.start("steps")
+        await run.result()
+        metadata = await run.handle.query("__temporal_workflow_metadata", result_type=WorkflowMetadata)
+        details = metadata.current_details.splitlines()
+        assert details[0] == "- … 13 lines before"
+        assert len(details) == 51
+        assert "step `step-59` finished" in details[-4]
+        assert "step `nap` sleeps until" in details[-3]
+        assert details[-1].endswith("the run is completed")

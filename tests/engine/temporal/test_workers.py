@@ -1,0 +1,55 @@
+"""Workers of a process that start again."""
+
+import asyncio
+import logging
+
+import pytest
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from durably.engine.settings import EngineSettings
+from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.ids import app_queue
+from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+
+from ...temporal.dev_server import DevServer
+from ...temporal.proxy import Proxy
+from .serving import new_app
+
+
+@pytest.mark.slow
+async def test_workers_start_once_their_server_is_back(server: DevServer, caplog: pytest.LogCaptureFixture) -> None:
+    """The server was away between the connection and the start of the workers.
+
+    Temporal's client asks it for 20 seconds before a worker fails.
+    """
+    proxy = Proxy(server.port)
+    client = await Client.connect(proxy.address, data_converter=DATA_CONVERTER)
+    engine = WorkflowEngine(client, EngineSettings())
+    app = new_app()
+
+    async def call(*_: object) -> object:
+        raise AssertionError("no function is called")
+
+    def make() -> ProcessWorkers:
+        return engine.make_workers([app_queue(app.app_id)], call)  # type: ignore[arg-type]
+
+    proxy.leave()
+    group = WorkerGroup(make, EngineSettings().close_grace)
+    with caplog.at_level(logging.ERROR, "durably.engine"):
+        group.start()
+        async with asyncio.timeout(120):
+            while "start again" not in caplog.text:  # noqa: ASYNC110 - a log
+                await asyncio.sleep(0.1)
+            proxy.come_back()
+            while not are_running(group._workers):  # noqa: ASYNC110 - a state
+                await asyncio.sleep(0.1)
+        assert "Registration of multiple workers" not in caplog.text
+        assert "Stack backtrace" not in caplog.text
+    await group.stop()
+    proxy.close()
+
+
+def are_running(workers: ProcessWorkers) -> bool:
+    return bool(workers) and all(worker.is_running for worker in workers if isinstance(worker, Worker))

@@ -1,0 +1,21 @@
+"""Errors that users can catch are importable from ``durably.errors``."""
+
+import inspect
+
+from durably import errors
+from durably.protocol import engine_errors
+
+
+def test_engine_errors_are_public() -> None:
+    kinds = {
+        name
+        for name, value in vars(engine_errors).items()
+        if inspect.isclass(value) and issubclass(value, engine_errors.EngineError)
+    }
+    # Clients of the raw HTTP API alone see this one, and the SDK has another of that name.
+    assert kinds - {"BodyInvalidError"} <= set(errors.__all__)
+    assert all(getattr(errors, name) is getattr(engine_errors, name) for name in kinds - {"BodyInvalidError"})
+
+
+def test_all_names_exist() -> None:
+    assert [name for name in errors.__all__ if not hasattr(errors, name)] == []
