@@ -82,7 +82,8 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
 class AttributeReport(msgspec.Struct, frozen=True, omit_defaults=True):
     """A declared search attribute, and what the server has.
 
-    ``state`` says so in words. ``known_type`` is the server's type, if it is another one. ``remedy`` is how to register a missing one.
+    ``state`` says so in words. ``known_type`` is the server's type, if it is another one.
+    ``remedy`` is how to register a missing one.
     """
 
     name: str
