@@ -92,7 +92,7 @@ def schedule(*ticks: dt.datetime, runs: int = 0) -> ScheduleView:
 def test_a_schedule_that_ticks_often_fills_the_time_line() -> None:
     window = Window(SINCE - 60 * MINUTE, SINCE + 60 * MINUTE)
     often = schedule(*(SINCE + n * MINUTE for n in range(1, 6)), runs=5)
-    each_minute = [replace(counts(completed=1, failed=n == 3), at=SINCE - n * MINUTE) for n in range(60, 0, -1)]
+    each_minute = [replace(counts(completed=1, failed=n == 3), at=SINCE - n * MINUTE) for n in range(60, -1, -1)]
     load = FunctionLoad(function_id="f", backlog=0, queue_delay=None, in_flight=0, live=0, counts=each_minute)
     [line] = draw_lines([often], {}, window, [load])
     assert len(line.past) == 60, "all runs of the past, and not the last five"
@@ -100,6 +100,14 @@ def test_a_schedule_that_ticks_often_fills_the_time_line() -> None:
     assert (line.past[0].x, line.past[-1].x + line.past[-1].width) == (0.0, pytest.approx(0.5))
     assert [bar.height for bar in line.past[-4:-1]] == [0.5, 1.0, 0.5]
     assert line.onward == line.next[-1][0] == window.place(SINCE + 5 * MINUTE)
+
+
+def test_runs_of_other_triggers_are_not_drawn_for_a_schedule_that_has_not_run() -> None:
+    window = Window(SINCE - 60 * MINUTE, SINCE + 60 * MINUTE)
+    by_events = [replace(counts(completed=1), at=SINCE - n * MINUTE) for n in range(60, 0, -1)]
+    load = FunctionLoad(function_id="f", backlog=0, queue_delay=None, in_flight=0, live=0, counts=by_events)
+    [line] = draw_lines([schedule(SINCE + MINUTE)], {}, window, [load])
+    assert line.past == []
 
 
 def test_a_schedule_that_ticks_rarely_has_its_runs_and_ticks() -> None:

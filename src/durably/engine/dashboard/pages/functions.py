@@ -218,7 +218,7 @@ def draw_lines(
         last = [(place, run) for run in each.last_runs if (place := window.place(run.created_at)) is not None]
         ticks = [(place, tick) for tick in each.next_ticks if (place := window.place(tick)) is not None]
         past = _past_runs(counts.get(each.function_id, []), window)
-        is_listed = sum(ended(bar.counts) for bar in past) <= len(last)
+        is_listed = not last or sum(ended(bar.counts) for bar in past) <= len(last)
         goes_on = len(ticks) == len(each.next_ticks) > 1
         lines.append(
             ScheduleLine(
@@ -240,11 +240,9 @@ def _past_runs(counts: Sequence[RunCounts], window: Window) -> list[PastRuns]:
         return []
     width = (counts[1].at - counts[0].at) / (window.end - window.start)
     most = max(map(ended, counts)) or 1
-    return [
-        PastRuns(max((each.at - window.start) / (window.end - window.start), 0.0), width, ended(each) / most, each)
-        for each in counts
-        if ended(each)
-    ]
+    # The first interval may begin before the window, and the last one end after the present.
+    places = [(max((each.at - window.start) / (window.end - window.start), 0.0), each) for each in counts]
+    return [PastRuns(x, min(width, 0.5 - x), ended(each) / most, each) for x, each in places if ended(each) and x < 0.5]
 
 
 async def show_cron(visit: Visit) -> DashboardResponse:
