@@ -1,10 +1,11 @@
-"""The private parts of ``temporalio`` that Durably uses: each fits the installed version, or its error says so."""
+"""The private parts of ``temporalio`` that Durably uses: each matches the installed version, or an error says so."""
 
 import asyncio
 import importlib.metadata
 import inspect
 import logging
 import sys
+import threading
 import uuid
 from collections.abc import Sequence
 from enum import StrEnum
@@ -18,7 +19,7 @@ from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest, St
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from durably.temporal import Temporal, TemporalVersionError, compat
@@ -26,8 +27,11 @@ from durably.temporal.compat import (
     MAIN_IN_SANDBOX,
     PAUSED,
     ActivityDefinition,
+    Eviction,
+    ObservedRunner,
     activity_definition,
     connect_failure,
+    evict,
     handler_name,
     release_task_queue,
     request_id,
@@ -36,6 +40,7 @@ from durably.temporal.compat import (
 )
 
 from ..ports import free_port
+from ..waiting import async_eventually
 from .workflows import TASK_QUEUE, Order, OrderWorkflow, SleepingWorkflow
 
 
@@ -84,7 +89,7 @@ def test_a_workflow_definition_is_read(defined: Any) -> None:
     assert (list(found.queries), list(found.updates)) == (["place"], ["readdress"])
 
 
-def test_what_is_not_a_workflow_or_an_activity_has_no_definition() -> None:
+def test_other_callables_have_no_definition() -> None:
     assert workflow_parts(PlainClass) is None
     assert workflow_parts(PlainClass.run) is None
     assert workflow_parts(type("SubParcel", (ParcelWorkflow,), {})) is None
@@ -131,7 +136,7 @@ class OtherStatus(StrEnum):
     RUNNING = "running"
 
 
-def test_an_enumeration_that_takes_no_status_is_named() -> None:
+def test_enumeration_without_room_for_the_status_is_named() -> None:
     with pytest.raises(TemporalVersionError, match=r"enumeration temporalio\.client\.WorkflowExecutionStatus"):
         compat._find_or_add_paused(OtherStatus)  # type: ignore[arg-type]
 
@@ -142,7 +147,7 @@ def test_the_sandbox_imports_main_under_its_name() -> None:
 
 
 class RecordingService:
-    """Takes requests as ``Client.workflow_service`` does."""
+    """Receives requests as ``Client.workflow_service`` does."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -176,7 +181,7 @@ async def test_the_server_carries_out_a_signal_of_one_id_once(temporal: Temporal
     for _ in range(2):
         with request_id(client, chosen):
             await handle.signal("anything")
-    await handle.terminate()  # A signal that came amid a task of the workflow is in its history now.
+    await handle.terminate()  # A signal that arrived during a task of the workflow is in its history now.
     history = await handle.fetch_history()
     assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history.events) == 1
 
@@ -237,8 +242,7 @@ async def test_a_worker_that_never_ran_leaves_its_task_queue_to_others(temporal:
         make()
     release_task_queue(first)
     async with make() as running:
-        while not running.is_running:  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.01)
+        await async_eventually(lambda: running.is_running, "the worker is running")
         release_task_queue(running)
         assert not running.is_shutdown
 
@@ -253,3 +257,97 @@ async def test_the_reason_of_a_failed_connect_is_found() -> None:
         await Client.connect(f"127.0.0.1:{free_port()}", retry_config=RetryConfig(max_retries=0))
     assert connect_failure(caught.value).startswith("Connection refused")
     assert connect_failure(RuntimeError("refused")) == "refused"
+
+
+class Observer:
+    """Notes what a worker's runtime does with its workflows."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Eviction | None]] = []
+
+    def note_activated(self, info: workflow.Info) -> None:
+        self.seen.append((info.run_id, None))
+
+    def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None:
+        self.seen.append((info.run_id, eviction))
+
+    async def wait_for(self, run_id: str | None, eviction: Eviction | None) -> None:
+        await async_eventually(lambda: (run_id, eviction) in self.seen, f"the worker reports {run_id}")
+
+    def evictions(self) -> list[Eviction]:
+        return [eviction for _, eviction in self.seen if eviction is not None]
+
+
+is_ending, may_end = threading.Event(), threading.Event()
+
+
+@workflow.defn(sandboxed=False)
+class EndingWorkflow:
+    """Ends at once, in a task that takes as long as the test wants."""
+
+    @workflow.run
+    async def run(self) -> None:
+        is_ending.set()
+        may_end.wait(1)
+
+    @workflow.signal
+    def note(self) -> None: ...
+
+
+@workflow.defn(sandboxed=False)
+class WaitingWorkflow:
+    def __init__(self) -> None:
+        self.is_over = False
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: self.is_over)
+
+    @workflow.signal
+    def end(self) -> None:
+        self.is_over = True
+
+
+def observed_worker(client: Client, observer: Observer) -> Worker:
+    return Worker(
+        client,
+        task_queue=f"observed-{uuid.uuid4().hex}",
+        workflows=[EndingWorkflow, WaitingWorkflow],
+        unsandboxed_workflow_runner=ObservedRunner(UnsandboxedWorkflowRunner(), observer),
+    )
+
+
+async def test_the_runtime_says_whether_the_server_accepts_the_end_of_a_workflow(temporal: Temporal) -> None:
+    client, observer = await temporal.client(), Observer()
+    is_ending.clear()
+    may_end.clear()
+    async with observed_worker(client, observer) as worker:
+        handle = await client.start_workflow(EndingWorkflow.run, id=uuid.uuid4().hex, task_queue=worker.task_queue)
+        await asyncio.to_thread(is_ending.wait, 60)
+        await handle.signal(EndingWorkflow.note)  # So the server refuses the task under way.
+        may_end.set()
+        await handle.result()
+        await observer.wait_for(handle.first_execution_run_id, Eviction.ENDED)
+        assert observer.evictions() == [Eviction.REFUSED, Eviction.ENDED]
+
+
+async def test_a_workflow_is_evicted_on_request_and_continues(temporal: Temporal) -> None:
+    client, observer = await temporal.client(), Observer()
+    async with observed_worker(client, observer) as worker:
+        handle = await client.start_workflow(WaitingWorkflow.run, id=uuid.uuid4().hex, task_queue=worker.task_queue)
+        run_id = handle.first_execution_run_id
+        assert run_id is not None
+        await observer.wait_for(run_id, None)
+        evict(worker, run_id)
+        await observer.wait_for(run_id, Eviction.OTHER)
+        evict(worker, run_id)  # It has none.
+        await handle.signal(WaitingWorkflow.end)
+        await handle.result()
+        await observer.wait_for(run_id, Eviction.ENDED)
+    evict(worker, run_id)  # The worker has ended.
+
+
+async def test_a_worker_without_evictions_is_named() -> None:
+    worker: Any = StubClient(object())
+    with pytest.raises(TemporalVersionError, match="request_workflow_eviction"):
+        evict(worker, "run")

@@ -1,8 +1,8 @@
 """Operations of an engine, and their declarations.
 
 Each is declared once, by ``@operation`` above its method in ``Engine``. The declaration names the HTTP method and path,
-and how the result is shown over HTTP. The arguments, their types and their defaults are those of the method. From these
-follow the route (``engine/http/routes.py``), the client (``engine/http/codec.py``), and calls between processes.
+and how the result is shown over HTTP. The arguments, their types and their defaults are those of the method. The route
+(``engine/http/routes.py``), the client (``engine/http/codec.py``), and calls between processes are derived from these.
 ``blocking`` derives a method for synchronous code.
 """
 
@@ -29,13 +29,13 @@ REQUIRED = inspect.Parameter.empty
 
 
 class ArgumentInvalidError(ValueError):
-    """An argument's text has the wrong form."""
+    """An argument's string has the wrong form."""
 
 
 class Access(Enum):
     """Callers of an operation over HTTP.
 
-    An engine in dev mode asks for no keys: it checks hosts and origins.
+    An engine in dev mode requires no keys: it checks hosts and origins.
     """
 
     OPEN = "everyone"
@@ -114,7 +114,7 @@ class Argument(msgspec.Struct, frozen=True):
         return text.upper()
 
     def write(self, value: Any) -> str:
-        """The text of a value in a path, query or header."""
+        """The string of a value in a path, query or header."""
         if isinstance(value, bool):
             return "true" if value else "false"
         return value.isoformat() if isinstance(value, dt.datetime) else str(value)
@@ -147,7 +147,7 @@ def without_none(annotation: Any) -> Any:
 
 
 class Show(Protocol):
-    """A function of an engine, the arguments of an operation, and its result."""
+    """Converts the result, given the engine and the operation's arguments."""
 
     def __call__(self, engine: Any, arguments: Mapping[str, Any], result: Any, /) -> Coroutine[Any, Any, Any]: ...
 
@@ -155,7 +155,7 @@ class Show(Protocol):
 class Operation:
     """An operation of an engine.
 
-    ``@operation`` makes it. The arguments of the decorator are documented there.
+    ``@operation`` creates it. The decorator documents the arguments.
     """
 
     def __init__(
@@ -262,13 +262,16 @@ def operation(
 ) -> Callable[[Method], Method]:
     """Declare a method of ``Engine`` as an operation.
 
-    ``route`` is the HTTP method and the path, such as ``"GET /v1/runs/{run_id}"``. Arguments that the path does not
-    name are query parameters of GET and DELETE, and fields of the JSON body of POST; ``names`` has the names of those
-    that are called otherwise there, ``headers`` those that are headers, ``body`` the one that is the whole body.
-    ``is_repeatable``: executing it twice has the effect of executing it once. ``missing`` is the error's text if the
-    result is ``None``, or if it is empty and ``exists`` returns false; the HTTP status is then 404. ``show`` makes the
-    ``data`` of the HTTP answer if it differs from the result. ``is_bare``: the answer is the result alone, without the
-    envelope of the ``/v1`` API.
+    - ``route``: The HTTP method and the path, such as ``"GET /v1/runs/{run_id}"``. Arguments that are not in the path
+      are query parameters of GET and DELETE, and fields of the JSON body of POST.
+    - ``names``: Other names of arguments over HTTP.
+    - ``headers``: Arguments that are headers.
+    - ``body``: The argument that is the whole body.
+    - ``is_repeatable``: Executing it twice has the effect of executing it once.
+    - ``missing``: The error's message if the result is ``None``, or if it is empty and ``exists`` returns false. The
+      HTTP status is then 404.
+    - ``show``: Makes the ``data`` of the HTTP answer if it differs from the result.
+    - ``is_bare``: The answer is the result alone, without the envelope of the ``/v1`` API.
     """
 
     def declare(method: Method) -> Method:
@@ -307,7 +310,7 @@ class Blocking(Protocol):
     """A class with methods for synchronous code."""
 
     def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Blocks this thread until then."""
+        """Block this thread until the coroutine has ended. Returns its result."""
         ...
 
 

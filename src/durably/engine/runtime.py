@@ -54,7 +54,7 @@ from .settings import EngineSettings, make_policy
 from .tracing import EndedRun
 
 _LOAD_LIMIT = 10_000
-"""Timers, and delayed calls, read at a time."""
+"""Number of timers and delayed calls that are read at a time."""
 _RECOVERED_TOGETHER = 100
 _CHECK_SECONDS = 1.0
 """Seconds between an idle engine's checks that its database still exists. A busy engine checks at each commit."""
@@ -65,7 +65,7 @@ _Due = ScheduledCall | StoredTimer | ScheduledRequest
 
 
 class Runtime:
-    """Made by ``open``."""
+    """A running engine. Use ``open`` to create it."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Runtime:
         self._closing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
         self.stop_error: EngineError | None = None
-        """The reason why the engine has stopped by itself."""
+        """The error that stopped the engine, unless ``close`` stopped it."""
         self.closed = asyncio.Event()
         store = RunStore(connection)
         self._files = DatabaseFiles(path)
@@ -142,7 +142,7 @@ class Runtime:
         after_epoch: int | None = None,
         on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "Runtime":
-        """See ``SqliteEngine.open``."""
+        """Open an engine, as ``SqliteEngine.open`` does."""
         path = find_file(path)
         lock = DatabaseLock(path) if takes_lock else None
         connection: sqlite3.Connection | None = None
@@ -175,7 +175,7 @@ class Runtime:
         return runtime
 
     async def close(self) -> None:
-        """May be called more than once."""
+        """Close the engine. Further calls have no effect."""
         if self._closing is None:
             grace = self.settings.close_grace.total_seconds()
             self._closing = asyncio.get_running_loop().create_task(self._close(grace))
@@ -230,7 +230,7 @@ class Runtime:
             self.transactions.transact_in_background(bulk_operations.continue_operation(operation_id))
 
     async def _recover_together(self, run_keys: list[int]) -> None:
-        """A run that cannot be recovered does not affect the others."""
+        """Recover runs. A run that cannot be recovered does not affect the others."""
         try:
             await self.transactions.transact(_recover(run_keys))
         except (DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError):
@@ -246,7 +246,7 @@ class Runtime:
     # outbox and timers
 
     def _dispatch_after_commit(self, outbox: Outbox) -> None:
-        """Act on a transaction's outbox after its commit."""
+        """Dispatch a transaction's outbox after its commit."""
         calls: list[ScheduledCall] = []
         for message in outbox:
             match message:

@@ -87,17 +87,16 @@ from .sqlite.queries import run_report, views
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
 _PORTION_BYTES = 256 * 1024
-"""Data of events that are checked at a time: about 1 ms."""
+"""Bytes of event data that are checked at a time, which takes about 1 ms."""
 
 
 class SqliteEngine(LocalEngine):
     """An engine that keeps its data in one SQLite file.
 
-    Open it with ``await SqliteEngine.open(path)``, close it with ``await engine.close()``.
-
-    Use it on the event loop that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited on
-    any loop. A method returns after the commit. After the engine is closed, or while it closes, methods that change
-    data raise ``EngineClosedError``.
+    Open it with ``await SqliteEngine.open(path)``, close it with ``await engine.close()``. Use it on the event loop
+    that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited on any loop. A method
+    returns after the commit. While the engine closes, and afterwards, methods that change data raise
+    ``EngineClosedError``.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -106,7 +105,7 @@ class SqliteEngine(LocalEngine):
         self._reader = runtime.reader
         self._settings = runtime.settings
         self.count_followers: Callable[[], int] = lambda: 0
-        """The number of other processes that use this engine, which the leader of in-process mode sets."""
+        """The number of other processes that use this engine, set by the leader of in-process mode."""
         self._overviews = Overviews(
             runtime.reader, runtime.transactions, runtime.call_dispatcher, runtime.statistics, runtime.settings.clock
         )
@@ -127,10 +126,11 @@ class SqliteEngine(LocalEngine):
     ) -> "SqliteEngine":
         """Own the database at ``path`` (created if missing), recover its runs, and start.
 
-        ``make_caller`` makes the caller of the apps; it is called on the event loop, and closed with the engine.
-        ``takes_lock=False`` is for a caller that manages the database's lock file, and ``after_epoch`` for a process
-        that takes the database over from that epoch's owner. ``on_owned`` gets the new epoch when the database is
-        owned, before any access to its data.
+        - ``make_caller``: Creates the caller of the apps. It is called on the event loop, and closed with the engine.
+        - ``takes_lock``: ``False`` if the caller manages the database's lock file.
+        - ``after_epoch``: For a process that takes the database over from that epoch's owner.
+        - ``on_owned``: Gets the new epoch when the database is owned, before any access to its data.
+
         Raises ``DatabaseLockedError``, ``DatabaseLinkedError``, ``DatabaseLostError`` if ``after_epoch`` is over,
         ``DatabaseUnavailableError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
@@ -142,15 +142,12 @@ class SqliteEngine(LocalEngine):
     async def close(self) -> None:
         """Stop making calls, and close.
 
-        Calls under way may finish within ``close_grace``. The others are handed back.
+        Calls under way may finish within ``close_grace``. The others are given back.
         """
         await self._runtime.close()
 
     async def wait_closed(self) -> None:
-        """Wait until the engine is closed.
-
-        It is closed by ``close``, or because another engine has taken the database over.
-        """
+        """Wait until the engine is closed, by ``close`` or by a takeover of the database."""
         await self._runtime.closed.wait()
 
     @property
@@ -164,7 +161,7 @@ class SqliteEngine(LocalEngine):
     async def verify(self) -> None:
         """Check that the database still belongs to this engine.
 
-        Raises ``DatabaseLostError`` if another engine has taken the database over; this one then closes.
+        Raises ``DatabaseLostError`` if another engine has taken the database over; this engine then closes.
         """
         await self._transactions.transact(lambda transaction: None)
 
@@ -197,7 +194,7 @@ class SqliteEngine(LocalEngine):
     async def send_events(
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
     ) -> list[str]:
-        """Store events as ``accept_events`` does, and return their ids alone."""
+        """Store events as ``accept_events`` does, and return only their ids."""
         return (await self.accept_events(events, seed=seed, sender=sender)).ids
 
     async def accept_events(
@@ -289,10 +286,7 @@ class SqliteEngine(LocalEngine):
         return None if event is None else replace(event, notes=await self.explain_event(event))
 
     async def explain_event(self, event: EventView) -> list[str]:
-        """Sentences on the effects of an event, besides started runs.
-
-        They also give the reason if it started none.
-        """
+        """Notes about an event: effects other than runs, and why it started no run."""
         awaited = await self._reader.read(views.awaited_names)
         return self._outcomes.explain(event, self._transactions.registry, awaited)
 

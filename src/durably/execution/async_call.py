@@ -36,16 +36,16 @@ from .step import Step, StepReport, StepRequest, ThreadCall, is_async
 T = TypeVar("T")
 
 _MAX_REFUSALS = 10
-"""The number of steps that a task may call after its cancellation. After more it is taken to swallow cancellations."""
+"""Steps that a task may call after its cancellation. After more it counts as swallowing cancellations."""
 
 group_mode: ContextVar[ParallelMode | None] = ContextVar("durably_group_mode", default=None)
-"""Set inside ``group.parallel``: the mode of its steps."""
+"""The mode of the steps inside ``group.parallel``."""
 
 
 def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
     """Install a task factory that reports a function's new tasks to its call.
 
-    An existing factory is kept and chained.
+    An existing factory is kept and called.
     """
     inner = loop.get_task_factory()
 
@@ -83,14 +83,14 @@ class _WaitingStep:
 
     @property
     def is_to_execute(self) -> bool:
-        """Whether it was decided that the step is executed."""
+        """Whether the decision was to execute the step."""
         return self.future.done() and not self.future.cancelled() and not self.future.result()
 
 
 class AsyncCall:
     """One call of one async function.
 
-    The ``IdleDetector`` is created when it is needed: a function with a single task often needs none.
+    The ``IdleDetector`` is created lazily: a function with a single task often needs none.
     """
 
     def __init__(self, replay: Replay) -> None:
@@ -100,7 +100,7 @@ class AsyncCall:
         self._tasks: set[AnyTask] = set()
         self._idle_detector: IdleDetector | None = None
         self._waiting: dict[str, _WaitingStep] = {}  # by hashed id
-        self._memoized: list[tuple[int, str]] = []  # heap of waiting steps that have memos, by place in the stack
+        self._memoized: list[tuple[int, str]] = []  # heap of waiting steps that have memos, by position in the stack
         self._executing = 0
         self._executed: list[StepReport] = []
         self._is_closing = False
@@ -110,13 +110,13 @@ class AsyncCall:
     # -- running
 
     async def run(self, function: Callable[[], Awaitable[Any]]) -> Ending:
-        """Run the function until it ends or the call does, and take its tasks down."""
+        """Run the function until it or the call ends, and cancel its tasks."""
         if not hasattr(self._loop.get_task_factory(), "tracks_durably"):
             install_task_factory(self._loop)
         replay = self._replay
         if replay.is_new:
             await replay.start_new_code()
-        # In a context of its own: nothing of a run that this one is perhaps called from reaches into it.
+        # Use a fresh context, so that an enclosing run cannot leak into this one.
         main = contextvars.copy_context().run(self._create_main, function)
         main.add_done_callback(self._on_main_done)
         try:
@@ -133,7 +133,7 @@ class AsyncCall:
         current_tracker.set(self)
         in_step.set(None)
         group_mode.set(None)
-        # Without ``context=``, which task factories of before Python 3.11 do not take.
+        # Without ``context=``: task factories written for Python before 3.11 do not take it.
         return self._loop.create_task(self._run(function))
 
     async def _run(self, function: Callable[[], Awaitable[Any]]) -> Any:
@@ -144,9 +144,9 @@ class AsyncCall:
         except asyncio.CancelledError:
             if not self._is_closing:
                 raise
-            # With the error, the task would keep its traceback, and with that, in a cycle, itself.
+            # Drop the error: its traceback would keep the task alive in a cycle.
         except SystemExit as error:
-            # Out of a task it would stop the server's event loop.
+            # ``SystemExit`` in a task would stop the server's event loop.
             raise raised_by_user(error) from None
 
     def _on_main_done(self, main: AnyTask) -> None:
@@ -165,10 +165,7 @@ class AsyncCall:
         return ending
 
     def _unfinished_steps(self) -> list[str]:
-        """Ids of unfinished steps in tasks that no code has awaited.
-
-        They are in the order in which they were made.
-        """
+        """Ids of unfinished steps in tasks that no code has awaited, in creation order."""
         memos, detector = self._replay.memos, self._idle_detector
         if detector is None:
             return []
@@ -180,9 +177,9 @@ class AsyncCall:
         return [step.request.step_id for step in sorted(left, key=lambda step: step.order)]
 
     def _divergence(self, found: str | None) -> Raised | None:
-        """The end of the call if its function surely did not reach all memos, or ``None``.
+        """The call's outcome if the function certainly missed a memo, else ``None``.
 
-        It is unknown whether a task that neither has ended nor waits for a step will reach memos.
+        A task that neither has ended nor waits for a step may still reach memos.
         """
         detector = self._idle_detector
         if detector is not None and (detector.ignored or (found is None and detector.is_any_task_active())):
@@ -190,9 +187,9 @@ class AsyncCall:
         return self._replay.divergence(found)
 
     def track(self, task: AnyTask) -> None:
-        """Count a task as the run's, unless a step's handler made it.
+        """Count a task as the run's, unless a step's handler created it.
 
-        Tasks on the event loop of another thread inherit the run's context too, but belong to that thread.
+        Tasks on another thread's event loop inherit the run's context too, but belong to that thread.
         """
         if in_step.get() is not None or task.get_loop() is not self._loop:
             return
@@ -217,7 +214,7 @@ class AsyncCall:
             if not task.done():
                 await tear_down(self._tasks)
                 break
-        # The contexts of tasks refer to this: together they would wait for the garbage collector.
+        # Contexts of tasks refer to these. Clear them, so that no cycle waits for the garbage collector.
         self._tasks.clear()
         self._waiting.clear()
         self._refusals.clear()
@@ -225,11 +222,10 @@ class AsyncCall:
     # -- steps
 
     def step(self, request: StepRequest) -> Coroutine[Any, Any, Any]:
-        """The step, to be awaited.
+        """Create the awaitable of a step.
 
-        Repetitions of an id are numbered here, when user code makes the step.
-
-        Tasks that are made of a set of steps (``asyncio.wait``, ``as_completed``) start in no fixed order.
+        Repetitions of an id are numbered here, when user code creates the step. Tasks that are created from a set of
+        steps (``asyncio.wait``, ``as_completed``) start in no fixed order.
         """
         if (outer := in_step.get()) is not None:
             raise nested(request, outer)
@@ -241,7 +237,7 @@ class AsyncCall:
         return result
 
     def group(self, name: str, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """``work``, which makes several steps, to be awaited."""
+        """Create the awaitable of ``work``, which creates several steps."""
         number = 0
 
         async def group() -> T:
@@ -255,7 +251,7 @@ class AsyncCall:
     async def _result_of(self, step: Step) -> Any:
         """Return the memo.
 
-        Park if there is none yet, or if the memo's turn has to be awaited.
+        Wait if there is none yet, or if earlier memos have to be returned first.
         """
         self._unawaited.awaitables.pop(step.awaitable_id, None)
         if asyncio.get_running_loop() is not self._loop:
@@ -270,7 +266,7 @@ class AsyncCall:
         if (outer := in_step.get()) is not None:
             raise nested(step.request, outer)
         if task not in self._tasks:
-            self.track(task)  # made without the run's context, or started before the factory could track it
+            self.track(task)  # created without the run's context, or started before the factory could track it
         unawaited = self._unawaited
         if (unawaited.awaitables or unawaited.lost) and not self._executing and (error := unawaited.dropped()):
             await self._end_and_wait(Raised(error))
@@ -295,9 +291,8 @@ class AsyncCall:
     def _goes_ahead(self, step: Step, task: AnyTask) -> bool:
         """Whether the function's only task need not wait for the call's decision.
 
-        It need not wait if the decision would surely be to execute the step.
-
-        If a clock may be running around the step, the task must wait: clocks are found in tasks that wait.
+        It can continue if the decision is certain to be *execute*. If a clock may run around the step, the task must
+        wait, because clocks are looked for in waiting tasks.
         """
         replay = self._replay
         if (
@@ -334,13 +329,13 @@ class AsyncCall:
                 return memo
             else:
                 self._end(Checkpointed())
-        except Exception as error:  # a hook's
+        except Exception as error:  # error of a middleware hook
             self._end(Raised(error))
         finally:
             self._finish_executing()
         if len(self._tasks) == 1 and self._ended.done():
             self._is_closing = True
-            raise asyncio.CancelledError("the call has ended")  # as the teardown would, an iteration of the loop later
+            raise asyncio.CancelledError("the call has ended")  # the teardown would do this one loop iteration later
         return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
 
     async def _call_handler(self, step: Step, args: Sequence[Any]) -> Any:
@@ -380,7 +375,7 @@ class AsyncCall:
     def _finish_executing(self) -> None:
         """End the call with the executed steps when the last handler has finished.
 
-        Also called if user code has cancelled the step's task, and there is nothing to report of it.
+        Also called if user code has cancelled the step's task. Then the step is not reported.
         """
         self._executing -= 1
         if self._executing:
@@ -389,11 +384,14 @@ class AsyncCall:
             self._end(FoundSteps(self._executed))
         if self._idle_detector is not None:
             self._idle_detector.is_suspended = False
-            if len(self._tasks) > 1:  # otherwise the task that continues is the only one
+            if len(self._tasks) > 1:  # otherwise only the continuing task is left
                 self._idle_detector.progressed()
 
     async def _start_new_code(self) -> None:
-        """End the replay. An error of a hook ends the call; the function cannot catch it."""
+        """End the replay.
+
+        An error of a middleware hook ends the call; the function cannot catch it.
+        """
         try:
             await self._replay.start_new_code()
         except Exception as error:
@@ -413,7 +411,7 @@ class AsyncCall:
         try:
             return await waiting.future
         except asyncio.CancelledError:
-            if waiting.is_to_execute:  # cancelled after the decision, before it could go on
+            if waiting.is_to_execute:  # cancelled after the decision, before it could continue
                 self._finish_executing()
             raise
         finally:
@@ -450,10 +448,10 @@ class AsyncCall:
         if (clock := find_clock(self._tasks, detector.ignored)) is not None:
             self._end(Raised(clock_refusal(clock, [step.request.step_id for step in steps])))
         elif replay.target is not None:
-            if not detector.ignored:  # else one of those tasks may be on the way to the target
+            if not detector.ignored:  # otherwise one of those tasks may still reach the target
                 self._end(replay.not_found(steps))
         elif detector.ignored and not any(entry.is_new for entry in found) and detector.waits_longer():
-            return  # the engine knows all of these, and would not call again before one of them has ended
+            return  # the engine knows all of these, and would not call again before one of them ends
         elif len(found) == 1 and found[0].mode is None and replay.runs_at_once(steps[0]):
             if replay.is_over:
                 self._end(Checkpointed())
@@ -473,7 +471,7 @@ class AsyncCall:
         for entry in entries:
             if not entry.step.request.is_run:
                 self._executed.append(self._replay.plan(entry.step, entry.mode, among_several=False))
-            elif not entry.future.done():  # else its task has just been cancelled
+            elif not entry.future.done():  # otherwise its task has just been cancelled
                 self._executing += 1
                 entry.future.set_result(False)
         self._open_idle_detector().is_suspended = bool(self._executing)
@@ -481,7 +479,7 @@ class AsyncCall:
             self._end(FoundSteps(self._executed))
 
     def _end(self, ending: Ending | None) -> None:
-        """End the call; ``None`` if the function has ended."""
+        """End the call. ``ending`` is ``None`` if the function has ended."""
         if not self._ended.done():
             if self._idle_detector is not None:
                 self._idle_detector.stop()
@@ -500,7 +498,7 @@ def _current_task() -> AnyTask:
 
 
 def _resolve(future: asyncio.Future[bool], value: bool) -> None:
-    """Unless the task that waits for it has just been cancelled."""
+    """Set the result, unless the waiting task has just been cancelled."""
     if not future.done():
         future.set_result(value)
 
@@ -516,7 +514,7 @@ def _result_of_main(main: AnyTask) -> Ending:
 
 
 def running_step(frame: FrameType) -> tuple[str, str | None] | None:
-    """The function that runs in a stack's thread, and the step whose handler runs.
+    """The function that a thread runs, and the step whose handler runs.
 
     Either is ``None`` if there is none.
     """

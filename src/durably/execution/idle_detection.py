@@ -1,6 +1,6 @@
-"""When a call of an async function is settled: every task waits for a step.
+"""Detects that a call of an async function is idle: every task waits for a step.
 
-Also the end of a call's tasks.
+The module also ends a call's tasks.
 """
 
 import asyncio
@@ -10,48 +10,44 @@ from contextvars import Context
 from .asyncio_compat import AnyFuture, AnyTask, Wait, awaited_by, classify, forwarded_by, is_wakeup, waiter_of
 
 _QUIET_ITERATIONS = 5
-"""Iterations of the loop without any movement before several tasks count as settled.
+"""Iterations of the loop without a change after which several tasks count as idle.
 
-A task's end reaches its awaiter through up to three callbacks (the task's, gather's or wait's, the
-awaiter's own), one iteration each.
+A task's end reaches its awaiter through up to three callbacks (the task's, gather's or wait's, the awaiter's own), one
+iteration each.
 """
 
 _STALL_SECONDS = 1.0
-"""Seconds for which waiting steps wait for a task that waits for something outside and makes no progress.
+"""Seconds for which steps wait for a task that waits for something outside and makes no progress.
 
-To continue without it is mostly safe: its steps are found later, as those of a slower branch.
+Continuing without the task is mostly safe: its steps are found later, like those of a slower branch.
 """
 
 _LONG_STALL_SECONDS = 25.0
-"""The same if continuing would change nothing. Less than the 30 s after which many servers and proxies give a request
-up."""
+"""Used when continuing would change nothing. Below the 30 s timeout of many servers and proxies."""
 
 
 class IdleDetector:
-    """Watches the ``tasks`` of one call.
-
-    ``decide`` is called each time they are settled.
-    """
+    """Watches the ``tasks`` of one call, and calls ``decide`` whenever they are idle."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, decide: Callable[[], None], tasks: set[AnyTask]) -> None:
         self._loop = loop
         self._decide = decide
         self.tasks = tasks
         self.ignored: Set[AnyTask] = frozenset()
-        """Active tasks that are not waited for any more."""
+        """Active tasks that are no longer waited for."""
         self._awaited: AwaitedTasks | None = None  # made when there are several tasks
         self.is_suspended = False
-        """Set while a step is executed: its function must wait."""
+        """Set while a step is executed, because its function must wait."""
         self._is_over = False
-        self._active = set(tasks)  # tasks that are wait neither for a step nor for other tasks
+        self._active = set(tasks)  # tasks that wait neither for a step nor for other tasks
         self._waiting: set[AnyTask] = set()
-        self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by future, the tasks to look at when it is done
+        self._watched: dict[AnyFuture, set[AnyTask]] = {}  # by future, the tasks to check when it is done
         self._progress = 0  # counts steps that begin or stop waiting, and tasks that begin or end
-        self._moves = 0  # counts whatever may have changed what a task waits for
+        self._moves = 0  # counts changes that may affect what a task waits for
         self._quiet = 0
         self._seen_moves = -1
         self._next_check: asyncio.Handle | None = None
-        # In empty contexts: the loop keeps cancelled timers, and the context of the run would keep the call.
+        # Use empty contexts: the loop keeps cancelled timers, which would keep the run's context alive.
         self._stall_timer: asyncio.Handle | None = None
         self._long_stall_timer: asyncio.Handle | None = None
         self._is_long_stall_over = False
@@ -74,7 +70,7 @@ class IdleDetector:
         self.progressed()
 
     def add_waiting(self, task: AnyTask) -> None:
-        """The task waits for a step."""
+        """Record that the task waits for a step."""
         self._waiting.add(task)
         self._active.discard(task)
         if self.ignored:
@@ -100,7 +96,7 @@ class IdleDetector:
         return self._awaited is not None and self._awaited.was_awaited(task, self._is_own_callback)
 
     def waits_longer(self) -> bool:
-        """Whether ignored tasks are worth waiting for all the same."""
+        """Whether to wait for ignored tasks anyway."""
         if self._long_stall_timer is None:
             self._long_stall_timer = self._loop.call_later(_LONG_STALL_SECONDS, self._on_long_stall, context=Context())
         return bool(self.ignored) and not self._is_long_stall_over
@@ -110,7 +106,7 @@ class IdleDetector:
         self._moved()
 
     def stop(self) -> None:
-        """Stop looking: the call has its outcome."""
+        """Stop the checks: the call has its outcome."""
         self._is_over = True
 
     def close(self) -> None:
@@ -123,12 +119,12 @@ class IdleDetector:
         self._watched.clear()
         if self._awaited is not None:
             self._awaited.close()
-        self._decide = _nothing  # the call refers to this: together they would wait for the garbage collector
+        self._decide = _nothing  # breaks a cycle with the call, which would wait for the garbage collector
 
     # -- looking
 
     def _moved(self) -> None:
-        """Something happened: look soon whether the call is settled."""
+        """Schedule a check after a change."""
         self._moves += 1
         if self._next_check is None and not self._is_over:
             self._next_check = self._loop.call_soon(self._check)
@@ -137,7 +133,7 @@ class IdleDetector:
         self._next_check = None
         if self._is_over or not self.tasks:
             return
-        if len(self.tasks) > 1:  # otherwise there is no other task that one can await
+        if len(self.tasks) > 1:  # otherwise there is no other task to await
             self._awaited = self._awaited or AwaitedTasks()
             for task in self._active:
                 self._awaited.note(task, waiter_of(task))
@@ -157,10 +153,7 @@ class IdleDetector:
         self._decide()
 
     def _is_moving(self) -> bool:
-        """Whether a task runs, or waits for something outside.
-
-        Both cause another look by themselves.
-        """
+        """Whether a task runs, or waits for something outside. Both cause another check."""
         moving = False
         for task in self._active - self.ignored:
             wait = classify(task, self.tasks)
@@ -175,7 +168,7 @@ class IdleDetector:
         return moving
 
     def _watch(self, task: AnyTask) -> None:
-        """Look at the task again when the future it waits for is done."""
+        """Check the task again when the future it waits for is done."""
         waiter = waiter_of(task)
         assert waiter is not None
         if waiter in self._watched:
@@ -205,7 +198,7 @@ class IdleDetector:
 
 
 def _nothing() -> None:
-    """Replaces the decision when the call is over."""
+    """Replaces ``decide`` when the call is over."""
 
 
 IsOwn = Callable[[object], bool]
@@ -221,7 +214,7 @@ class AwaitedTasks:
         self._noted: dict[AnyTask, AnyFuture] = {}
 
     def note(self, task: AnyTask, waiter: AnyFuture | None) -> None:
-        """The task waits by ``waiter``, the future it is suspended on."""
+        """Record that the task is suspended on the future ``waiter``."""
         if waiter is None or self._noted.get(task) is waiter:
             return
         self._noted[task] = waiter
@@ -229,12 +222,11 @@ class AwaitedTasks:
             self._awaiting.setdefault(future, set()).add(task)
 
     def was_awaited(self, task: AnyTask, is_own: IsOwn) -> bool:
-        """Whether a task was awaited, or a callback of the function looks at it.
+        """Whether a task was awaited, or a callback of the function observes it.
 
-        The task counts as awaited by a task that is over, or that was awaited itself.
-
-        What the task's end resolves (``gather``, ``shield``) may have been awaited in its place. ``is_own`` returns
-        whether a callback of a task is the call's own, which waits for nothing on behalf of the function.
+        The task counts as awaited if the awaiting task is done, or was awaited itself. Futures that the task's end
+        resolves (``gather``, ``shield``) may have been awaited instead. ``is_own`` returns whether a callback of a task
+        is the call's own, which does not wait on behalf of the function.
         """
         return self._was_awaited(task, is_own, set())
 
@@ -253,9 +245,9 @@ class AwaitedTasks:
 
 
 def _looking(future: AnyFuture, is_own: IsOwn) -> Iterator[AnyFuture | None]:
-    """Futures that this one's end resolves.
+    """Futures that this future's end resolves.
 
-    Any other callback of the function's gives ``None``.
+    ``None`` for any other callback of the function.
     """
     for callback, outers in forwarded_by(future):
         if outers:
@@ -273,10 +265,8 @@ _MAX_ROUNDS = 3
 async def tear_down(tasks: Collection[AnyTask]) -> None:
     """Cancel the tasks and wait for them.
 
-    ``tasks`` changes while they end and create others.
-
-    A task that continues nevertheless, because it swallows its cancellation, is not waited for any longer. The loop's
-    exception handler gets it.
+    ``tasks`` changes while they end and create others. A task that swallows its cancellation is not waited for any
+    longer, and is reported to the loop's exception handler.
     """
     overdue_rounds = 0
     while True:
@@ -288,7 +278,7 @@ async def tear_down(tasks: Collection[AnyTask]) -> None:
             return
         for task in running:
             task.cancel()
-        await asyncio.sleep(0)  # enough for a task that cleans nothing up, and cheaper than a wait with a timer
+        await asyncio.sleep(0)  # enough for a task without cleanup, and cheaper than a wait with a timer
         overdue: set[AnyTask] = set()
         for task in running:
             if not task.done():
@@ -305,10 +295,10 @@ async def tear_down(tasks: Collection[AnyTask]) -> None:
 
 
 def _forget_error(task: AnyTask) -> None:
-    """Take the task's error: the call has its outcome, so asyncio need not log it.
+    """Retrieve the task's error, so that asyncio does not log it.
 
-    The task need not keep its cancellation either. Its traceback holds the frames of the function, its memos, and
-    through them the task: a cycle, which would stay in memory until the next garbage collection.
+    The call has its outcome. The traceback of a cancellation is dropped. It would hold the frames of the function, its
+    memos, and through them the task: a cycle that stays in memory until the next garbage collection.
     """
     try:
         task.exception()
@@ -317,5 +307,5 @@ def _forget_error(task: AnyTask) -> None:
 
 
 def _report(task: AnyTask) -> None:
-    message = "a durable function's task goes on although its call has ended: it swallows asyncio.CancelledError"
+    message = "a durable function's task continues although its call has ended: it swallows asyncio.CancelledError"
     task.get_loop().call_exception_handler({"message": message, "task": task})

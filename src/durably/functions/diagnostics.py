@@ -1,4 +1,4 @@
-"""Faults of a function that a call finds.
+"""Possible mistakes in a function that a call detects.
 
 They are steps that the function no longer reaches, small durations, and unfinished steps.
 """
@@ -21,26 +21,26 @@ _MAX_GROWTHS = 5
 """Calls with a growing number of unreached finished steps after which a run fails."""
 
 _MAX_SMALL_DURATIONS = 100
-"""The maximum number of steps of one function with a warning about their duration."""
+"""Maximum number of steps of one function with a warning about their duration."""
 
 _GUIDE = "See docs/how-to/change-functions.md"
 
 
 class DivergenceLog:
-    """The divergences of one function's runs, as this process has seen them.
+    """The divergences of one function's runs that this process has seen.
 
-    ``names`` are the readable ids of steps by their hashed ids: memos carry only the latter.
+    ``names`` maps hashed step ids to readable ids, because memos have only the former.
     """
 
     def __init__(self, function_id: str) -> None:
         self.function_id = function_id
-        self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()  # most unreached steps so far, and growths
+        self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()  # most unreached steps, and increases
         self.names: dict[str, str] = {}
 
     def report(self, run_id: str, divergence: Divergence, logger: Logger, *, is_strict: bool) -> Error | None:
         """Log a divergence, once for each run and number of unreached steps.
 
-        Returns the error that fails the run.
+        Returns the error that fails the run, if any.
         """
         if len(self.names) > _MAX_NAMES:
             self.names.clear()
@@ -86,7 +86,7 @@ class DivergenceLog:
 
 
 class Diagnostics(msgspec.Struct):
-    """Logs what one call finds (an ``execution.Diagnostics``).
+    """Logs what one call detects (an ``execution.Diagnostics``).
 
     ``warned`` are the steps of the function with a warning about their duration. With ``is_strict`` a run fails if its
     function no longer reaches its finished steps.

@@ -60,10 +60,10 @@ _SHARED_SECONDS = 1.0
 """Seconds for which a call of a sync function continues with steps of other calls."""
 
 _PARTS = {"mw.transform_input": 0.0, "function": 0.0, "mw.transform_output": 0.0}
-"""The measured parts of a call, in their order, with initial durations."""
+"""The measured parts of a call, in order, with initial durations."""
 
 _UNTRACED = nullcontext()
-"""Replaces the span of a call if there is no tracing."""
+"""Used instead of a call's span if there is no tracing."""
 
 _CONTEXTS = (Context.__name__, ContextSync.__name__)
 
@@ -72,11 +72,11 @@ Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 
 
 class FunctionCall(msgspec.Struct, kw_only=True):
-    """One call from ``CommHandler``.
+    """One call from ``CommHandler``, with the engine's data.
 
-    It has the engine's data, and the call's context in this process. ``checkpoints`` sends finished steps to the
-    engine, ``None`` if that is not possible. ``threads`` run sync handlers of async functions. ``seconds`` gets the
-    durations of the call's parts. For ``traceparent`` and ``is_engines_trace`` see ``durably.tracing.CallInfo``.
+    ``checkpoints`` sends finished steps to the engine, ``None`` if that is not possible. ``threads`` run sync handlers
+    of async functions. ``seconds`` gets the durations of the call's parts. For ``traceparent`` and ``is_engines_trace``
+    see ``durably.tracing.CallInfo``.
     """
 
     function_id: str
@@ -100,7 +100,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
 class Entry(msgspec.Struct, frozen=True):
     """A handler that engines call by ``id``: a function's, or its failure handler.
 
-    ``source`` is for errors.
+    ``source`` names it in errors.
     """
 
     id: str
@@ -113,7 +113,7 @@ class Entry(msgspec.Struct, frozen=True):
 class Function(FunctionDefinition[T]):
     """A durable function, made by ``Client.create_function``.
 
-    ``entries`` are what engines call, by id: the function, and its failure handler if it has one.
+    ``entries`` has the handlers that engines call, by id: the function, and its failure handler if it has one.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Function(FunctionDefinition[T]):
         self._middleware = middleware
         self._checkpointing = {is_default: opts.checkpointing_or(is_default) for is_default in (False, True)}
         self.sends_checkpoints = self._checkpointing[False] is not None
-        """Whether the function sends checkpoints to engines with which this is not the default."""
+        """Whether the function sends checkpoints to engines for which this is not the default."""
 
     def __repr__(self) -> str:
         return f"Function({self.id!r})"
@@ -162,8 +162,8 @@ class Function(FunctionDefinition[T]):
     async def call(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """Run the function for one call, with middleware around it.
 
-        A call that targets a step, or that is repeated, ends with the first step that it executes: engines count
-        attempts by call, and the steps after the one that failed have their own.
+        A call that targets a step, or that is repeated, ends with the first step that it executes. Engines count
+        attempts by call, and the steps after the failed one have attempts of their own.
         """
         entry = self.entries.get(call.function_id)
         if entry is None:
@@ -198,7 +198,7 @@ class Function(FunctionDefinition[T]):
             return outcome
 
     def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
-        """``call`` of a sync function, in this thread; ``io`` must be the blocking kind."""
+        """``call`` of a sync function, in this thread. ``io`` must be the blocking kind."""
         return drive(self.call(app, call, io))
 
     def _make_replay(
@@ -306,9 +306,9 @@ def _failure_codec(entry: Entry, serializer: Serializer | None) -> Codec | None:
 async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Ending:
     """Call the hooks ``transform_output`` and ``transform_step_input``.
 
-    ``transform_step_input`` is called for the steps that the engine executes. Several steps that were found are
-    planned: they returned nothing yet, so there is nothing to transform. Those in checkpoints have been transformed one
-    by one.
+    ``transform_step_input`` is called for the steps that the engine executes. Several steps that were found together
+    are planned. They have no result yet, so there is nothing to transform. Steps in checkpoints were transformed one by
+    one.
     """
     if isinstance(ending, Checkpointed):
         return ending
@@ -346,7 +346,7 @@ def _describe_call(app: App, call: FunctionCall) -> CallInfo:
 
 
 def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
-    """A checkpoint without steps: it identifies the call as the engine does."""
+    """A checkpoint without steps. It identifies the call as the engine does."""
     context = call.context
     return CheckpointRequest(
         run_id=context.run_id,
@@ -359,7 +359,7 @@ def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
 
 
 def _until(seconds: float) -> Callable[[], bool]:
-    """A function that returns whether less time than that has passed since."""
+    """A function that returns whether less time than that has passed."""
     deadline = time.monotonic() + seconds
     return lambda: time.monotonic() < deadline
 
@@ -397,9 +397,9 @@ async def _send_in_step(
 
 
 def _sent_input_bytes(app: App, middleware: MiddlewareStack | None) -> int:
-    """The largest arguments of a step that are sent: 0 to send none.
+    """The maximum size of a step's sent arguments; 0 sends none.
 
-    Middleware that changes values may be there to hide them.
+    Middleware that changes values may do so to hide them.
     """
     if not app.send_step_input or (middleware is not None and middleware.changes_values):
         return 0
@@ -422,14 +422,14 @@ def _check_takes_context(opts: FunctionOpts, handler: Handler[Any]) -> None:
         raise FunctionConfigInvalidError(
             f'function "{opts.local_id}": {name} must take one argument, the context, whose steps are ctx.step'
         ) from None
-    except ValueError:  # Written in C, without a signature.
+    except ValueError:  # written in C, without a signature
         pass
 
 
 def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
     """Refuse a handler that is annotated with the other kind of context.
 
-    An async function with the context of sync ones would not await its steps, and the reverse. Raises
+    An async function with the context of sync ones would not await its steps, and vice versa. Raises
     ``FunctionConfigInvalidError``.
     """
     wanted = Context.__name__ if is_async(handler) else ContextSync.__name__
@@ -448,7 +448,7 @@ def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
 def _annotated_context(handler: Handler[Any]) -> str | None:
     """The name of the first argument's class, if it is Durably's or ``inngest``'s.
 
-    Names that exist only for type checkers cannot be evaluated; then the annotation's text is used.
+    Names that exist only for type checkers cannot be evaluated. Then the annotation's source is used.
     """
     try:
         parameter = next(iter(inspect.signature(handler).parameters.values()))

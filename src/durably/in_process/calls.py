@@ -59,7 +59,7 @@ _event_decoder = msgspec.json.Decoder(Event)
 def sync_of(handler: CommHandler) -> SyncRequest:
     """The sync request with an app's functions.
 
-    Its URL names the app, and is never called.
+    Its URL identifies the app, and is never called.
     """
     url = f"embedded://{quote(handler.client.app_id, safe='')}"
     return msgspec.convert(Syncer(handler.endpoint).payload(url), SyncRequest)
@@ -142,7 +142,7 @@ def _function_call(
 def _answer(handler: CommHandler, data: CallData, outcome: Outcome, clock: Clock) -> Answer:
     answer = answer_of(outcome, clock)
     if isinstance(answer, AttemptFailed) and not isinstance(outcome, Raised):
-        # Its output or its steps cannot be stored. What it raised itself is in the log already.
+        # Its output or its steps cannot be stored. Errors of the function itself are already logged.
         handler.client.logger.error(
             'function "%s", run %s, failed: %s', data.function_id, data.run_id, printable(answer.error.message)
         )
@@ -162,7 +162,7 @@ def answer_of(outcome: Outcome, clock: Clock) -> Answer:
     except OutputUnserializableError as error:
         return _failed_attempt(error, clock)
     if len(output) > MAX_STEP_OUTPUT_BYTES:
-        message = f"the function returned {len(output)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible"
+        message = f"the function returned {len(output)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are allowed"
         return failed("OutputTooLargeError", message, no_retry=True)
     return Returned(output)
 
@@ -180,7 +180,7 @@ def _reported_ops(found: FoundSteps, clock: Clock) -> Answer:
         op = report.op
         if isinstance(op.data, msgspec.Raw):
             size += len(bytes(op.data))
-        if op.opts:  # JSON values, and none that user code can still change
+        if op.opts:  # JSON values that user code cannot change any more.
             encoded = msgspec.json.encode(op.opts)
             size += len(encoded)
             op.opts = msgspec.json.decode(encoded)
@@ -208,11 +208,11 @@ def _retry_at(error: BaseException, clock: Clock) -> int | None:
 class EngineCheckpoints:
     """``Checkpoints`` without HTTP.
 
-    They are cheap, so they are the default unless ``are_default`` is false.
-
-    ``engine`` is the engine while it runs in this process; it can be awaited on any event loop. Without it
-    ``checkpoint`` reaches the engine. ``block`` waits for a coroutine in a thread without an event loop. ``heartbeat``
-    is set in a process that others may treat as dead.
+    - ``engine``: the engine while it runs in this process; awaitable on any event loop. Without it, ``checkpoint`` is
+      used to reach the engine.
+    - ``block``: waits for a coroutine in a thread without an event loop.
+    - ``heartbeat``: set in a process that others may treat as dead.
+    - ``are_default``: checkpoints are cheap here, so they are on by default unless this is false.
     """
 
     def __init__(
@@ -233,7 +233,6 @@ class EngineCheckpoints:
         self._block = block
 
     async def commit(self, request: CheckpointRequest, io: IO) -> None:
-        """See ``Checkpoints``."""
         if isinstance(io, BlockingIO):
             self._block(self.commit(request, _ASYNC_IO))
             return

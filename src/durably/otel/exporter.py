@@ -21,7 +21,7 @@ _SERVICE = "durably-engine"
 
 @contextmanager
 def exporting() -> Iterator[OtelEngineTracing]:
-    """The tracing of an engine. At the end, what was not exported yet is exported."""
+    """The tracing of an engine. On exit, pending spans and metrics are exported."""
     named = OTELResourceDetector().detect().attributes  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
     resource = Resource.create({} if SERVICE_NAME in named else {SERVICE_NAME: _SERVICE})
     tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)

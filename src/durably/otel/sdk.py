@@ -31,7 +31,7 @@ _HEADER = "baggage"
 class OtelAppTracing:
     """A ``durably.tracing.AppTracing``.
 
-    ``None`` for a provider is the global one, at the time of the first span.
+    ``None`` for a provider is the global one at the time of the first span.
     """
 
     def __init__(self, tracer_provider: Any, meter_provider: Any, *, record_exceptions: bool) -> None:
@@ -55,11 +55,11 @@ class OtelAppTracing:
         return _Send(self, [event.name for event in events if isinstance(event, Event)])
 
     def _check_provider(self) -> None:
-        """Warn at the first span, once, if nothing receives spans."""
+        """Warn once, at the first span, if no provider receives spans."""
         self._is_checked = True
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             _logger.warning(
-                "durably.otel.instrument: no TracerProvider is set, so that no traces are reported: call "
+                "durably.otel.instrument: no TracerProvider is set, so no traces are reported: call "
                 "opentelemetry.trace.set_tracer_provider(…) before the app sends events or is called, or pass "
                 "tracer_provider=; with opentelemetry-instrument, check its settings"
             )
@@ -206,7 +206,7 @@ class _Step:
 
 
 def _describe_outcome(ids: names.Attributes, error: BaseException | None) -> names.Attributes:
-    """The attributes of a measurement. They have few values."""
+    """The attributes of a measurement. They have low cardinality."""
     described: names.Attributes = {names.SYSTEM: names.DURABLY, names.FUNCTION_ID: ids[names.FUNCTION_ID]}
     return described if error is None else {**described, names.ERROR_TYPE: type(error).__name__}
 
@@ -227,10 +227,10 @@ def _current_baggage() -> str:
 
 
 def _parent_of(call: CallInfo) -> tuple[Context, list[Link]]:
-    """The context that a call continues, and its link to a trace of the engine's own.
+    """The context that a call continues, and its link to the engine's own trace.
 
     A call over HTTP continues the framework's span of the request, if that is in the same trace. In process the current
-    context is ignored, because it is that of any task that has woken the engine.
+    context is ignored, because it belongs to whichever task has woken the engine.
     """
     base = otel_context.get_current() if call.has_request else Context()
     sent = None if call.traceparent is None else TraceContext.parse(call.traceparent)

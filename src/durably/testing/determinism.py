@@ -23,7 +23,7 @@ from durably.functions.function import Function
 from .replays import RETURNED, OtherProcessError, Past, PastStep, ReplayedCall, call_body, replay, replay_elsewhere
 
 _REPETITIONS = 8
-"""Calls with the same memos. More calls find a random choice with a higher probability."""
+"""Number of calls with the same memos. More calls find a random choice with a higher probability."""
 _TIME_SHIFTS = (dt.timedelta(hours=12), dt.timedelta(days=3, hours=6), dt.timedelta(days=200))
 
 _ADVICE = """\
@@ -54,14 +54,14 @@ class DeterminismWarning(UserWarning):
 
 
 class _Point(msgspec.Struct, frozen=True):
-    """A repeated call: its memos and what it found."""
+    """A repeated call: its memos and the steps it found."""
 
     memos: Sequence[PastStep]
     found: ReplayedCall
 
 
 Choose = Callable[[Sequence[PastStep], Sequence[PastStep]], PastStep | None]
-"""Chooses the next memo, from the memos so far and the candidates; ``None`` ends the walk."""
+"""Chooses the next memo from the memos so far and the candidates; ``None`` ends the walk."""
 
 
 class DeterminismCheck:
@@ -91,7 +91,7 @@ class DeterminismCheck:
         await self._compare_elsewhere()
 
     async def _walk(self, choose: Choose) -> None:
-        """Give the function one memo after the other, and record which steps it finds."""
+        """Add the memos one by one, and record which steps the function finds."""
         memos: list[PastStep] = []
         known: set[str] = set()
         while True:

@@ -39,7 +39,7 @@ class TestCaller:
     engine is idle. ``handlers``, by app id, may grow.
     """
 
-    __test__ = False  # Otherwise pytest would collect it, for its name.
+    __test__ = False  # Otherwise pytest would collect it because of its name.
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class TestCaller:
             _inside_call.reset(token)
 
     async def close(self) -> None:
-        """Does nothing: no connection is open."""
+        """Do nothing: no connection is open."""
 
 
 def refuse_inside_calls() -> None:
@@ -121,10 +121,10 @@ class TestLink:
         return self._checkpoints
 
     def add_handler(self, handler: CommHandler) -> None:
-        """Take the handler of the test engine itself, which is the first.
+        """Accept the handler of the test engine itself, which is the first.
 
-        A later one is that of an app which is loaded while the engine is open, such as by the first request to Django.
-        It would run the functions in threads of its own.
+        A later handler is that of an app which is loaded while the engine is open, for example by the first request to
+        Django. It would run the functions in threads of its own.
         """
         self.handlers.setdefault(handler.client.app_id, handler)
 
@@ -138,7 +138,7 @@ class TestLink:
 
     @property
     def keeps_logs(self) -> bool:
-        """A test reads the lines of its loggers, and they would arrive at no fixed time."""
+        """False, because lines would arrive at no fixed time. Tests read their loggers."""
         return False
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> bool:
@@ -152,17 +152,17 @@ class TestLink:
             )
 
     def running_with_server(self) -> AbstractAsyncContextManager[None]:
-        """A test engine does not depend on a web server: its test starts it."""
+        """Do nothing: the test starts the engine, not a web server."""
         return nullcontext()
 
     def expect_start(self) -> None:
-        """See ``running_with_server``."""
+        """Do nothing; see ``running_with_server``."""
 
     def start_with_server(self) -> None:
-        """See ``running_with_server``."""
+        """Do nothing; see ``running_with_server``."""
 
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
-        """See ``running_with_server``."""
+        """Do nothing; see ``running_with_server``."""
         return False
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
@@ -181,7 +181,7 @@ def linked(link: TestLink, client: Client) -> Iterator[None]:
     """Make ``link`` the client's engine."""
     before = client.in_process
     if isinstance(before, TestLink):
-        raise RuntimeError(f"{client!r} is in use by another test engine that is open; close that one first")
+        raise RuntimeError(f"{client!r} is in use by another open test engine; close that one first")
     client.in_process = link
     try:
         yield

@@ -1,8 +1,8 @@
 """Replays: calls of a function with the memos of a past run.
 
 They find steps and execute none. A replay needs no engine. ``python -m durably.testing.replays`` replays in another
-process, in which sets of text have another order: Python chooses the order for each process. It imports the module that
-defines the function, reads a ``Task`` from its input, and writes what each call found.
+process, in which sets of strings have another order, because Python chooses the order for each process. It imports the
+module that defines the function, reads a ``Task`` from its input, and writes what each call found.
 """
 
 import asyncio
@@ -131,7 +131,7 @@ class OtherProcessError(Exception):
 
 
 def find_import_path(wanted: object) -> ImportPath | None:
-    """The module variable that holds the object, or ``None`` if no module has it.
+    """The path of the module variable with the object; ``None`` if there is none.
 
     For example, no module has a function within another function.
     """
@@ -189,7 +189,7 @@ def _load(path: ImportPath) -> Any:
     try:
         module = importlib.import_module(path.module)
     except ImportError:
-        # As test runners load files outside sys.path.
+        # Test runners load files outside sys.path in this way.
         if path.file is None:
             raise
         spec = importlib.util.spec_from_file_location(path.module, path.file)

@@ -21,11 +21,11 @@ from .workers import WorkerGroup
 from .workflow_engine import WorkflowEngine
 
 _FUNCTION_SECONDS = 1.0
-"""Seconds for which a function's URL is used without another look. An app's move to another URL is seen after it."""
+"""Seconds for which the URL of a function is cached. A change of an app's URL takes effect after this time."""
 
 
 class HttpWorkflowEngine(WorkflowEngine):
-    """An engine that executes workflows, and calls apps at the URLs that they synced.
+    """An engine that executes workflows and calls apps at their synced URLs.
 
     Several processes may serve the same apps.
     """
@@ -40,7 +40,7 @@ class HttpWorkflowEngine(WorkflowEngine):
     async def open(cls, client: Client, settings: EngineSettings) -> Self:
         """Prepare the namespace, and run workers.
 
-        Raises ``SearchAttributeError`` if the namespace cannot be prepared, and ``RPCError``.
+        Raises ``RPCError``, and ``SearchAttributeError`` if the namespace cannot be prepared.
         """
         engine = cls(client, settings)
         try:
@@ -52,7 +52,7 @@ class HttpWorkflowEngine(WorkflowEngine):
         return engine
 
     async def close(self) -> None:
-        self._closed.set()  # Streams of changes end before the calls do.
+        self._closed.set()  # Streams of changes must end before calls do.
         await self._workers.stop()
         await self._caller.close()
         await super().close()

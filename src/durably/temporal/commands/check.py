@@ -1,6 +1,6 @@
 """``check``: list running workflows that are stuck.
 
-The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server could not be asked.
+The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server did not answer.
 """
 
 import asyncio
@@ -90,7 +90,7 @@ def make_check_command(load: Callable[..., CheckTarget], *, target: str | None =
     of_target = "" if target is None else f" {target} exposes or runs"
     words = (
         f"List running workflows that are stuck, of the types that{of_target or ' the workers run'}.\n\n"
-        "The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server could not be asked."
+        "The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server did not answer."
     )
     return with_target(click.Command("check", callback=run, params=list(CHECK_OPTIONS), help=words), target)
 
@@ -106,8 +106,8 @@ def run_check(
 ) -> bool:
     """Report stuck workflows, with reasons. Returns whether no workflow is stuck.
 
-    Raises ``TemporalSettingsError``, also for a refusal of the server and if there are no types, and
-    ``TemporalUnreachableError``.
+    Raises ``TemporalUnreachableError``, and ``TemporalSettingsError``, also for a refusal of the server and if there
+    are no types.
     """
     if not target.workflow_types:
         raise TemporalSettingsError("there is nothing to check: no workflow is exposed or declared for a worker")

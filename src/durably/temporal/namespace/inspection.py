@@ -1,7 +1,7 @@
 """Reasons why workflows are stuck, found by requests to the server.
 
-The requests are about task queues, histories, and all workflows of some types. ``notices`` judges the answers. Workers
-that serve metrics count stuck workflows (``keep_metric``).
+The requests are about task queues, histories, and all workflows of some types. ``notices`` evaluates the answers.
+Workers that serve metrics count stuck workflows (``keep_metric``).
 """
 
 import asyncio
@@ -40,19 +40,19 @@ from .notices import (
     find_notices,
     needs_tail,
     poller_notice,
-    queues_to_ask,
+    queues_of,
 )
 
 _REMEMBERED = 3.0
-"""Seconds for which an answer about a task queue is cached: a page of workflows asks about the same queue each time."""
+"""Seconds for which an answer about a task queue is cached. A page of workflows needs the same queue each time."""
 
 _MAXIMUM_REMEMBERED = 1000
 
 _TAIL_EVENTS = 100
-"""Events that are read from the end of a history."""
+"""Number of events that are read from the end of a history."""
 
 _AT_A_TIME = 10
-"""Workflows that are described concurrently."""
+"""Maximum number of workflows that are described concurrently."""
 
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT = dt.timedelta(seconds=10)
@@ -61,12 +61,12 @@ _logger = get_logger("durably.temporal")
 _worker_logger = get_logger("durably.temporal.worker")
 
 OPEN_FILTER = "CloseTime IS NULL"
-"""A list filter that finds open workflows. Old servers refuse the status Paused in a query."""
+"""A list filter for open workflows. Old servers refuse the status Paused in a query."""
 
 METRIC = "durably_temporal_stuck_workflows"
 METRIC_PERIOD = dt.timedelta(minutes=1)
 METRIC_LIMIT = 200
-"""Workflows that a worker checks in each period."""
+"""Maximum number of workflows that a worker checks in each period."""
 
 _ENDED = Notice(Reason.WORKER_ENDED, "the worker in this web process does not run; the app's log says why")
 
@@ -98,7 +98,7 @@ class Check:
 class Inspector:
     """Finds notices of workflows.
 
-    A process shares one, since it caches the state of task queues.
+    A process shares one, because it caches the state of task queues.
     """
 
     def __init__(self, temporal: Temporal, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> None:
@@ -117,7 +117,7 @@ class Inspector:
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return []
         described = description.raw_description
-        own, others = queues_to_ask(described)
+        own, others = queues_of(described)
         queues = [await self._queue(client, own, False, timeout)]
         if poller_notice(queues[0], _now(), self._thresholds):
             others -= {own}  # The same worker is missing.
@@ -131,14 +131,14 @@ class Inspector:
     async def known_notices(
         self, client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta = DEFAULT_TIMEOUT
     ) -> list[Notice]:
-        """``notices``, or none if the server does not answer the questions about them.
+        """``notices``, or none if the server does not answer.
 
-        Then there is a line in the log.
+        In this case it logs a line.
         """
         try:
             return await self.notices(client, description, timeout)
         except RPCError as error:
-            _logger.warning("Whether workflow %s is stuck is not known: %s", description.id, error)
+            _logger.warning("Cannot check whether workflow %s is stuck: %s", description.id, error)
             return []
 
     async def poller_notice(self, client: Client, task_queue: str, timeout: dt.timedelta) -> Notice | None:

@@ -31,7 +31,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Notice:
-    """``text`` is a sentence for people, without secrets."""
+    """``text`` is a sentence for users, without secrets."""
 
     reason: Reason
     text: str
@@ -60,8 +60,8 @@ DEFAULT_THRESHOLDS = Thresholds()
 class TaskQueueState:
     """A task queue as the server describes it.
 
-    ``polls`` has the time of the last poll by the version of the worker (``deployment.build_id``), which is ``None``
-    without worker versioning. ``current_version`` is the version that new workflows are given to.
+    ``polls`` has the time of the last poll by worker version (``deployment.build_id``), or by ``None`` without worker
+    versioning. ``current_version`` is the version of new workflows.
     """
 
     name: str
@@ -86,7 +86,7 @@ class HistoryTail:
 
 
 MAXIMUM_MESSAGE = 300
-"""Characters of an error's text in a notice."""
+"""Maximum characters of an error's text in a notice."""
 
 _RETRYING = 2
 """An activity in this attempt has failed before."""
@@ -99,7 +99,7 @@ def needs_tail(described: DescribeWorkflowExecutionResponse, thresholds: Thresho
     )
 
 
-def queues_to_ask(described: DescribeWorkflowExecutionResponse) -> tuple[str, frozenset[str]]:
+def queues_of(described: DescribeWorkflowExecutionResponse) -> tuple[str, frozenset[str]]:
     """The workflow's task queue, and those of its waiting activities."""
     waiting = {
         activity.activity_options.task_queue.name
@@ -227,7 +227,7 @@ def _activity_notice(
     is_long = lasted is not None and lasted >= thresholds.activity_duration
     if activity.attempt < thresholds.activity_attempts and not is_long:
         return None
-    since = "" if lasted is None else f" for {_spell(lasted)}"
+    since = "" if lasted is None else f" for {_format_duration(lasted)}"
     of = f" of {activity.maximum_attempts}" if activity.maximum_attempts else ""
     message = tail.failures.get(activity.activity_id, "")
     said = f": {_shorten(message)}" if message else ""
@@ -241,7 +241,7 @@ def _shorten(message: str) -> str:
     return text if len(text) <= MAXIMUM_MESSAGE else f"{text[:MAXIMUM_MESSAGE]}…"
 
 
-def _spell(duration: dt.timedelta) -> str:
+def _format_duration(duration: dt.timedelta) -> str:
     """``45 seconds``, ``12 minutes``, ``3 hours``."""
     seconds = int(duration.total_seconds())
     for name, size in (("hours", 3600), ("minutes", 60)):

@@ -61,15 +61,15 @@ def check_spec(declaration: ScheduleDeclaration) -> None:
     """Check a declaration without the server.
 
     The server accepts more forms of cron expressions. Raises ``TemporalSettingsError`` for an unknown time zone, if
-    this machine has a database of them, and for a wrong expression of five fields, if cronsim is installed.
+    this machine has a time zone database, and for an invalid expression of five fields, if cronsim is installed.
     """
     zone = declaration.spec.time_zone_name
     if zone and not _is_zone(zone):
         raise TemporalSettingsError(f'the schedule "{declaration.id}" has an unknown time zone: {zone!r}')
     for expression in declaration.spec.cron_expressions:
-        if (fault := _cron_fault(expression)) is not None:
+        if (error := _cron_error(expression)) is not None:
             raise TemporalSettingsError(
-                f'the schedule "{declaration.id}" has a cron expression that is not valid: {expression!r} ({fault})'
+                f'the schedule "{declaration.id}" has an invalid cron expression: {expression!r} ({error})'
             )
 
 
@@ -81,7 +81,7 @@ def _is_zone(name: str) -> bool:
     return True
 
 
-def _cron_fault(expression: str) -> str | None:
+def _cron_error(expression: str) -> str | None:
     fields = expression.split("#")[0].split()
     if not fields or fields[0].startswith(("@", "CRON_TZ=", "TZ=")) or len(fields) in (6, 7):
         return None
@@ -132,7 +132,7 @@ async def sync_schedules(
 async def schedule_owner(schedule: ScheduleDescription | ScheduleListDescription) -> str | None:
     """The app that declared a schedule.
 
-    It is ``None`` if its name cannot be read: another data converter has written it.
+    Returns ``None`` if its name cannot be read, because another data converter has written it.
     """
     try:
         return str(await schedule.memo_value(_OWNER, None) or "") or None
@@ -146,7 +146,7 @@ def default_app(temporal: Temporal) -> str:
 
 
 def declared_schedules(temporal: Temporal) -> dict[str, ScheduleDeclaration]:
-    """By id. Raises ``TemporalSettingsError`` for an id that is declared twice."""
+    """The schedules by id. Raises ``TemporalSettingsError`` for a duplicate id."""
     by_id: dict[str, ScheduleDeclaration] = {}
     for declaration in temporal.schedules:
         if declaration.id in by_id:
@@ -175,7 +175,7 @@ async def _sync(
     owner = await schedule_owner(described)
     if owner != app:
         raise TemporalSettingsError(
-            f'the schedule "{declaration.id}" is there already, and not declared by {app}'
+            f'the schedule "{declaration.id}" already exists, and is not declared by {app}'
             + (f" but by {owner}" if owner else "")
             + ": give this one another id, or delete that one"
         )
@@ -234,7 +234,7 @@ def _queue(temporal: Temporal, declaration: ScheduleDeclaration) -> str:
     queue = declaration.task_queue or temporal.settings.task_queue
     if not queue:
         raise TemporalSettingsError(
-            f'on which task queue does the schedule "{declaration.id}" start workflows? Give task_queue=, here or to '
+            f'the schedule "{declaration.id}" has no task queue: give task_queue=, here or to '
             f"Temporal(), or set {temporal.variable_prefix}TASK_QUEUE"
         )
     return queue

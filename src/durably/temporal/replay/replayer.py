@@ -22,17 +22,17 @@ from durably.temporal.declarations import WorkerDeclaration, by_task_queue
 from durably.temporal.errors import TemporalWorkerError
 from durably.temporal.worker.sandbox import explain, make_runner
 
-from .faults import NO_FAULT, Fault, find_fault
 from .histories import StoredHistory
+from .mismatches import NO_MISMATCH, Mismatch, find_mismatch
 
 REPLAYS_AT_ONCE = 4
-"""Histories that are in memory at the same time, and the threads that replay them."""
+"""Maximum number of histories in memory, and of threads that replay them."""
 
 REPLAY_SECONDS = 120.0
-"""A replay that takes longer is cancelled: no workflow task takes as long on a worker."""
+"""A replay that takes longer is cancelled. No workflow task takes as long on a worker."""
 
 _NO_TASK_QUEUE = "replay"
-"""The task queue of declarations without one: a replay needs none."""
+"""The task queue of declarations without one, which a replay does not need."""
 
 
 class ReplayOutcome(StrEnum):
@@ -79,7 +79,7 @@ class ReplayResult:
     def describe(self) -> str:
         """One line about the result.
 
-        The line has the workflow, the event at fault, what the code does instead, and the error.
+        The line has the workflow, the event that differs, what the code does instead, and the error.
         """
         where = f"{self.workflow_type} {self.workflow_id} (run {self.run_id}"
         parts = [f"{where}, {self.source})" if self.source else f"{where})"]
@@ -191,15 +191,17 @@ def _names(declaration: WorkerDeclaration) -> set[str | None]:
 def _failure(stored: StoredHistory, error: Exception, last: RecordedTask | None) -> ReplayResult:
     if last is not None and last.error is not None:
         started = [each for each in stored.history.events if each.event_id == last.history_length]
-        fault = find_fault(started, None, f"HistoryEvent(id: {last.history_length}")
-        return _result(stored, ReplayOutcome.ERROR, last.error, fault)
+        mismatch = find_mismatch(started, None, f"HistoryEvent(id: {last.history_length}")
+        return _result(stored, ReplayOutcome.ERROR, last.error, mismatch)
     message = replay_error(error)
     if not isinstance(error, workflow.NondeterminismError):
         return _result(stored, ReplayOutcome.ERROR, message)
-    return _result(stored, ReplayOutcome.NONDETERMINISTIC, message, find_fault(stored.history.events, last, message))
+    return _result(stored, ReplayOutcome.NONDETERMINISTIC, message, find_mismatch(stored.history.events, last, message))
 
 
-def _result(stored: StoredHistory, outcome: ReplayOutcome, message: str = "", fault: Fault = NO_FAULT) -> ReplayResult:
+def _result(
+    stored: StoredHistory, outcome: ReplayOutcome, message: str = "", mismatch: Mismatch = NO_MISMATCH
+) -> ReplayResult:
     return ReplayResult(
         workflow_type=stored.workflow_type,
         workflow_id=stored.history.workflow_id,
@@ -207,9 +209,9 @@ def _result(stored: StoredHistory, outcome: ReplayOutcome, message: str = "", fa
         outcome=outcome,
         source=stored.source,
         message=message,
-        event_id=fault.event_id,
-        event=fault.event,
-        instead=fault.instead,
+        event_id=mismatch.event_id,
+        event=mismatch.event,
+        instead=mismatch.instead,
     )
 
 

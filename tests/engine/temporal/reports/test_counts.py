@@ -11,7 +11,7 @@ from temporalio.client import WorkflowHistory
 import durably
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
+from ..running_apps import make_client, on, running
 
 STEPS = int(os.environ.get("COUNTED_STEPS", "30"))
 """The costs of a step do not depend on their number: ``COUNTED_STEPS=1000`` counts a thousand."""
@@ -89,7 +89,7 @@ async def test_workflow_tasks_of_busy_runs_find_waiting_polls(server: DevServer)
 
 
 async def test_a_small_run_costs_little(server: DevServer) -> None:
-    """One with a step, a sleep, an invocation and a wait."""
+    """A run with a step, a sleep, an invocation and a wait."""
     app = make_client()
 
     @app.create_function(fn_id="child", trigger=on(app, "child"))

@@ -1,4 +1,4 @@
-"""Events on the engine on Temporal: what they start, once."""
+"""Events on the engine on Temporal start their targets once."""
 
 import base64
 import datetime as dt
@@ -93,7 +93,7 @@ async def test_a_fan_out_is_finished_if_the_sender_ends_before_it(app: RoutedApp
     body = msgspec.Raw(msgspec.json.encode({"name": app.event("go"), "data": {"n": 7}, "id": "x", "ts": 1, "user": {}}))
     event = EventRecord(id="01J00000000000000000000000", name=app.event("go"), body=body, at=1_700_000_000_000)
     delivery = DeliveryRecord(event, (app.id_of("one"), app.id_of("two")))
-    # The sender started the workflow, and no more. Its time is over.
+    # The sender has only started the workflow, and its delay is over.
     fan_out = await app.client.start_workflow(
         EventWorkflow.run, delivery, id=event_workflow_id(f"{app.app_id}x"), task_queue=WORKFLOWS_QUEUE
     )
@@ -114,6 +114,31 @@ async def test_a_fan_out_that_the_sender_reported_is_not_repeated(
     kinds = {event.event_type async for event in fan_out.fetch_history_events()}
     assert EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED in kinds
     assert EventType.EVENT_TYPE_MARKER_RECORDED not in kinds, "it was delivered by a local activity"
+
+
+async def test_a_sender_that_stalls_after_the_delivery_gets_no_error(
+    app: RoutedApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event's workflow has delivered it too, and ended before the sender reports it."""
+    monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
+    one(app)
+    one(app, "two")
+    await app.sync()
+    deliver, is_sender = router.Router.deliver, [True]
+
+    async def stall(self: router.Router, delivery: DeliveryRecord) -> None:
+        stalls = is_sender.pop() if is_sender else False
+        await deliver(self, delivery)
+        if stalls:
+            workflow_id = event_workflow_id(delivery.event.id)
+            await app.client.get_workflow_handle(workflow_id).result()
+
+    monkeypatch.setattr(router.Router, "deliver", stall)
+    receipt = await app.send("go", n=3)
+    assert await app.result(app.run_id(receipt, "one")) == 3
+    assert await app.result(app.run_id(receipt, "two")) == 3
+    await app.wait_for_calls(2)
+    assert len(app.calls) == 2
 
 
 async def test_names_that_match_nothing_are_reported_to_the_sender(app: RoutedApp) -> None:
@@ -184,7 +209,7 @@ async def test_events_of_a_run_count_in_its_chain(app: RoutedApp) -> None:
     assert memo.chain == (app.id_of("two"), app.id_of("one"))
 
 
-async def test_an_invocation_of_one_function_starts_it_whatever_its_triggers(app: RoutedApp) -> None:
+async def test_invocation_starts_a_function_regardless_of_its_triggers(app: RoutedApp) -> None:
     one(app)
     await app.sync()
     event = Event(name="inngest/function.invoked", data={"n": 3})

@@ -11,7 +11,7 @@ import durably
 from durably.engine.temporal.messages import END
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
+from ..running_apps import make_client, on, running
 
 
 async def test_a_cancelled_run_is_cancelled_in_both_views_with_its_reason(server: DevServer) -> None:

@@ -1,8 +1,8 @@
-"""From an expression's tree to a function of a frame.
+"""Compiles an expression tree into a Python closure.
 
-Every node becomes one small closure over the closures of its parts, so that an evaluation is a few calls and only
-looks up data. The commonest forms (a path of fields, its comparison with a literal) have closures of their own.
-Names, functions and literals are checked here, once.
+Every node becomes a small closure over the closures of its parts, so that an evaluation is a few calls and only reads
+data. The most common forms (a path of fields, its comparison with a literal) have closures of their own. Names,
+functions and literals are checked once, at compile time.
 """
 
 import operator
@@ -90,11 +90,11 @@ def split_path(node: Node) -> tuple[str, Path] | None:
 class Compiler:
     """Compiles one expression.
 
-    ``variables`` is how many slots its macros need in a frame. ``event_fields`` are the fields of events that it reads,
-    like ``{"data": "event"}``, each with the last name of the event.
-
-    Without a later event (``has_async`` is false), naming it is a fault, because it would always be unknown. An
-    expression that ``has_output`` knows a run's ``output`` in the position of a later event.
+    - ``variables``: The number of slots that its macros need in a frame.
+    - ``event_fields``: The fields of events that it reads, like ``{"data": "event"}``, each with the last name of the
+      event.
+    - ``has_async``: If false, ``async`` is rejected, because it would always be unknown.
+    - ``has_output``: The expression may name a run's ``output`` instead of a later event.
     """
 
     def __init__(self, has_async: bool, has_output: bool = False) -> None:
@@ -105,7 +105,7 @@ class Compiler:
         self._scope: dict[str, int] = {}
 
     def compile(self, node: Node) -> Evaluate:
-        """Raises ``ExpressionSyntaxError``."""
+        """Compile a tree. Raises ``ExpressionSyntaxError``."""
         match node:
             case Literal(value=value):
                 return _compile_literal(value)
@@ -175,7 +175,7 @@ class Compiler:
         if isinstance(left, Literal) and node.operator in ("==", "!="):
             left, right = right, left
         evaluate = self.compile(left)
-        # A text equals nothing but itself in Python too, where 1 equals True.
+        # A string equals only itself in Python too, where 1 equals True.
         if isinstance(right, Literal) and isinstance(right.value, str):
             text = right.value
             if node.operator == "==":
@@ -199,7 +199,7 @@ class Compiler:
     def _compile_has(self, node: Call) -> Evaluate:
         """Whether a field exists, null included.
 
-        The result is true or false, never unknown, so that ``!has(…)`` holds.
+        The result is true or false, never unknown, so that ``!has(…)`` works.
         """
         if len(node.arguments) != 1 or not isinstance(node.arguments[0], Field):
             raise ExpressionSyntaxError("has() takes one field, like has(event.data.id)", node.position)
@@ -233,7 +233,7 @@ def _compile_literal(value: Any) -> Evaluate:
 
 
 def _or_null(value: Any) -> Any:
-    """The value in a list or a map: null stands for a missing one."""
+    """The value in a list or a map, with null for a missing value."""
     return None if value is UNKNOWN else value
 
 

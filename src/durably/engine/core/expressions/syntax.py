@@ -23,7 +23,7 @@ class Position(NamedTuple):
 class ExpressionInvalidError(EngineError):
     """An expression is not valid.
 
-    The message quotes it, with the position of the fault and the remedy.
+    The message quotes it, with the position of the error and the remedy.
     """
 
     code = ErrorCode.FUNCTION_CONFIG_INVALID
@@ -38,7 +38,7 @@ class ExpressionInvalidError(EngineError):
 
 
 class ExpressionSyntaxError(Exception):
-    """A fault in an expression.
+    """An error in an expression.
 
     It is raised again as ``ExpressionInvalidError``, with the whole expression.
     """
@@ -88,7 +88,7 @@ def _decode_escape(match: re.Match[str]) -> str:
 
 
 def _decode_bytes(content: str, is_raw: bool) -> bytes:
-    """In bytes, ``\\x`` and octal escapes are bytes, not characters."""
+    """Decode a bytes literal, in which ``\\x`` and octal escapes are bytes."""
     if is_raw:
         return content.encode()
     decoded = bytearray()
@@ -105,9 +105,9 @@ def _decode_bytes(content: str, is_raw: bool) -> bytes:
 
 
 MAX_LENGTH = 10_000
-"""Characters of an expression."""
+"""Maximum number of characters of an expression."""
 MAX_DEPTH = 50
-"""Levels of nesting, not counting parentheses and the terms of one ``&&``, ``||`` or ``+`` chain."""
+"""Maximum nesting, without parentheses and the terms of one ``&&``, ``||`` or ``+`` chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +201,9 @@ Node = Literal | Name | Field | Index | Call | ListOf | MapOf | Unary | Binary |
 
 
 class _TreeBuilder:
-    """Makes nodes, bottom-up, as the parser reduces.
+    """Creates nodes, bottom-up, as the parser reduces.
 
-    Refuses trees that are too deep while they grow.
+    Refuses trees that become too deep.
     """
 
     def conditional(self, parts: list[Any]) -> Node:
@@ -285,7 +285,7 @@ class _TreeBuilder:
     def integer(self, parts: list[Any]) -> Node:
         digits = parts[0].rstrip("uU")
         value = int(digits, 16 if digits[:2] in ("0x", "0X") else 10) if len(digits) <= 30 else 2**64
-        if value > 2**63:  # as large as the least integer's absolute value, whose minus sign comes after
+        if value > 2**63:  # the absolute value of the least integer, whose minus sign is a separate node
             raise ExpressionSyntaxError(f"the integer {parts[0][:40]} does not fit in 64 bits", _position(parts[0]))
         return Literal(value)
 
@@ -322,7 +322,7 @@ def _load_parser() -> Callable[[str], Node]:
         try:
             return parser.parse(text)  # type: ignore[return-value]
         except lark.UnexpectedCharacters as error:
-            reason = "a text is not closed" if error.char in "\"'" else f"unexpected {error.char!r}"
+            reason = "a string is not closed" if error.char in "\"'" else f"unexpected {error.char!r}"
             raise ExpressionSyntaxError(reason, Position(error.line, error.column)) from None
         except lark.UnexpectedToken as error:
             if error.token.type == "$END":
@@ -337,7 +337,7 @@ def _load_parser() -> Callable[[str], Node]:
 def parse(text: str) -> Node:
     """Parse an expression.
 
-    Raises ``ExpressionSyntaxError`` for text that is not an expression, too long, or too deeply nested.
+    Raises ``ExpressionSyntaxError`` for a string that is not an expression, too long, or too deeply nested.
     """
     if len(text) > MAX_LENGTH:
         raise ExpressionSyntaxError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")

@@ -1,6 +1,6 @@
 """Fair sharing of an engine's calls between functions.
 
-The module decides the order of functions, and the number of calls of each. Functions take turns, so that a thousand
+The module decides the order of functions, and the number of calls of each. Functions alternate, so that a thousand
 calls of one do not delay another's single call. Within a function, calls are ordered by the time at which they became
 ready, minus their priority. One function may use nine tenths of the capacity, so another function's call can start at
 once (dynamic thresholds; Choudhury and Hahne, 1998).
@@ -36,7 +36,7 @@ class FairQueue(Generic[T]):
     def add(self, function_id: str, position: int, item: T) -> None:
         """Add an item.
 
-        A function's least ``position`` goes first; equal positions go in the order of adding.
+        A function's lowest ``position`` goes first; equal positions keep the order of insertion.
         """
         waiting = self._waiting.get(function_id)
         if waiting is None:
@@ -65,7 +65,7 @@ class FairQueue(Generic[T]):
         return list(self._order)
 
     def remove(self, function_id: str) -> list[T]:
-        """Take all items of a function out."""
+        """Remove and return all items of a function."""
         self._order.remove(function_id)
         return [item for _, _, item in sorted(self._waiting.pop(function_id))]
 

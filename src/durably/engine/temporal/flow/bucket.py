@@ -1,7 +1,7 @@
-"""A bucket: the decisions of one option about the events with one key.
+"""A bucket: one option's decisions about the events with one key.
 
-The decisions are those of ``engine.core.flow``. A bucket keeps the state of one bucket, the events that a debounce or a
-batch holds, and the run that holds a singleton. Pure.
+``engine.core.flow`` makes the decisions. A bucket stores the option's state, the events of a debounce or a batch, and
+the run of a singleton. Pure.
 
 Messages and state are in histories: fields are only ever added.
 """
@@ -31,9 +31,9 @@ from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
 MAX_BATCH_BYTES = 1024 * 1024
-"""The size at which a batch closes. With one more event it is below the 2 MB of Temporal's payloads."""
+"""The size at which a batch closes. With one more event it is below the 2 MB limit of Temporal's payloads."""
 KEPT_ANSWER = 600_000
-"""Milliseconds for which an answer is repeated for the same event, since a process may end before it acts on it."""
+"""Milliseconds for which the same event gets the same answer. The sender may end before it uses the first answer."""
 _MAX_ANSWERS = 5000
 _OPTION_OF = {
     BucketKind.BATCH: "batch_events",
@@ -43,13 +43,13 @@ _OPTION_OF = {
     BucketKind.SINGLETON: "singleton",
 }
 EVENT_OPTIONS = tuple(_OPTION_OF.values())
-"""The options that decide about events."""
+"""Options that decide about events."""
 
 
 class BucketOption(msgspec.Struct, frozen=True, omit_defaults=True):
     """The option of a bucket, without its key.
 
-    ``options`` has this one only. ``workflow_id`` is the id of the workflow.
+    ``options`` contains only this option.
     """
 
     workflow_id: str = msgspec.field(name="gate_id")
@@ -61,8 +61,11 @@ class BucketOption(msgspec.Struct, frozen=True, omit_defaults=True):
 class BucketRequest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An event at a bucket: the argument of the Update ``admit``.
 
-    ``ts`` is the event's time, ``size`` its bytes. ``event`` is given to buckets that hold it, ``run_id`` to that of a
-    singleton. ``rate_limit`` is the bucket that an event passes after that of ``idempotency``.
+    - ``ts``: the event's time.
+    - ``size``: its bytes.
+    - ``event``: set for buckets that store events (debounce, batch).
+    - ``run_id``: set for a singleton.
+    - ``rate_limit``: the bucket that is checked after ``idempotency``.
     """
 
     option: BucketOption
@@ -81,7 +84,7 @@ class BucketOutcome(StrEnum):
 
 
 class BucketAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
-    """``cancels`` is the run whose place the new one takes."""
+    """``cancels`` is the run that the new run replaces."""
 
     outcome: BucketOutcome
     reason: SkipReason | None = None
@@ -89,16 +92,16 @@ class BucketAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class AnsweredEvent(msgspec.Struct, frozen=True, array_like=True):
-    """An answer that is repeated for the same event until a time."""
+    """An answer that the same event gets again until a time."""
 
     answer: BucketAnswer
     until: int
 
 
 class HeldEvents(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Events that a debounce or a batch has held back, for which a run starts now.
+    """Events of a debounce or a batch, for which a run starts now.
 
-    ``replaced``: no run starts for them, because a later event took their place.
+    ``replaced``: no run starts, because a later event replaced them.
     """
 
     function_id: str
@@ -107,14 +110,14 @@ class HeldEvents(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ActiveRun(msgspec.Struct, frozen=True, array_like=True):
-    """A run that holds a singleton, or slots, ``since`` a time."""
+    """A run that has a singleton or slots, ``since`` a time."""
 
     run_id: str
     since: int
 
 
 class StoredBucket(msgspec.Struct, frozen=True, omit_defaults=True):
-    """``state`` is that of ``engine.core.flow``, encoded."""
+    """``state`` is the encoded state of ``engine.core.flow``."""
 
     state: bytes
     fires_at: int | None = None
@@ -124,9 +127,8 @@ class StoredBucket(msgspec.Struct, frozen=True, omit_defaults=True):
 class BucketState(msgspec.Struct, omit_defaults=True):
     """The state of a bucket.
 
-    ``events`` are those that it holds, ``holders`` the one of a singleton, both by key.
-
-    ``releases`` are the events that have left it, and for which it starts a run.
+    ``events`` are the stored events by key. ``holders`` has the run of a singleton by key. ``releases`` are events that
+    left the bucket and for which it starts a run.
     """
 
     option: BucketOption | None = None
@@ -158,7 +160,7 @@ class FlowBucket:
 
     @property
     def holder(self) -> ActiveRun | None:
-        """The run that holds the singleton."""
+        """The run that has the singleton."""
         return next(iter(self.state.holders.values()), None)
 
     def find_answer(self, event_id: str) -> BucketAnswer | None:
@@ -180,11 +182,11 @@ class FlowBucket:
             case Skip(reason):
                 return self._answer(request, BucketAnswer(BucketOutcome.SKIPPED, reason), now)
             case Debounced() as debounced:
-                self._hold(key, request.event)
+                self._store_event(key, request.event)
                 self._drop_replaced(debounced.dropped)
                 return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
             case Batched(is_full=is_full):
-                self._hold(key, request.event)
+                self._store_event(key, request.event)
                 if is_full:
                     self._release(self._take_events())
                 return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
@@ -197,21 +199,21 @@ class FlowBucket:
     def _ts(self, request: BucketRequest) -> int:
         """The event's time.
 
-        Of events with the same time, the one that was received last is the latest.
+        If events have the same time, the one that was received last is the latest.
         """
         if request.event is None or request.option.kind is not BucketKind.DEBOUNCE:
             return request.ts
-        is_late = any(event.place > request.event.place for event in self.state.events.values())
+        is_late = any(event.received_order > request.event.received_order for event in self.state.events.values())
         return request.ts - 1 if is_late else request.ts
 
     def release_run(self, run_id: str) -> None:
-        """Free the singleton, if this run holds it."""
+        """Free the singleton, if this run has it."""
         if self.holder is not None and self.holder.run_id == run_id:
             self.state.holders = {}
             self.state.bucket = None
 
     def fire(self, now: int) -> None:
-        """End a debounce or batch that is due, and forget what is over."""
+        """End a due debounce or batch, and remove expired state."""
         state, bucket = self.state, self._bucket()
         if state.bucket is not None and state.bucket.fires_at is not None and state.bucket.fires_at <= now:
             if bucket.kind is BucketKind.DEBOUNCE:
@@ -227,7 +229,7 @@ class FlowBucket:
         state.answers = {event_id: each for event_id, each in state.answers.items() if each.until > now}
 
     def due(self) -> int | None:
-        """The next time at which something changes by itself."""
+        """The next time at which the state changes without a request."""
         bucket, answers = self.state.bucket, self.state.answers.values()
         times = [max(each.until for each in answers)] if answers else []
         if bucket is not None:
@@ -235,7 +237,7 @@ class FlowBucket:
         return min(times, default=None)
 
     def keep_answers(self, until: int) -> None:
-        """Keep answers for some time after an outage, for requests that it interrupted."""
+        """Keep answers after an outage, because interrupted requests are repeated."""
         for event_id, each in self.state.answers.items():
             self.state.answers[event_id] = msgspec.structs.replace(each, until=max(each.until, until))
 
@@ -274,9 +276,9 @@ class FlowBucket:
             self.state.holders[key] = holder
             self._put(take_singleton(queue_entry, key))
 
-    # events that wait
+    # stored events
 
-    def _hold(self, key: int, event: EventRecord | None) -> None:
+    def _store_event(self, key: int, event: EventRecord | None) -> None:
         assert event is not None
         self.state.events[key] = event
 
@@ -286,7 +288,7 @@ class FlowBucket:
             self._release((dropped,), replaced=True)
 
     def _take_events(self) -> tuple[EventRecord, ...]:
-        events = tuple(sorted(self.state.events.values(), key=lambda event: event.place))
+        events = tuple(sorted(self.state.events.values(), key=lambda event: event.received_order))
         self.state.events = {}
         return events
 
@@ -297,6 +299,6 @@ class FlowBucket:
 
 
 def _flow_of(option: BucketOption) -> Flow:
-    """A flow with one option. Its key is that of the bucket, so it has no expression."""
+    """A flow with one option, without a key expression: the bucket has the key."""
     config = FunctionConfig(id=option.function_id, triggers=[], steps={}, **msgspec.structs.asdict(option.options))
     return msgspec.structs.replace(read_flow(config), expressions={})

@@ -1,4 +1,4 @@
-"""The workflow of a bucket. It ends when the bucket holds nothing."""
+"""The workflow of a bucket. It ends when the bucket is empty."""
 
 import asyncio
 import datetime as dt
@@ -23,9 +23,9 @@ START_HELD = "durably.start_held"
 FIND_ENDED = "durably.find_ended"
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
 _LATE = 5_000
-"""Milliseconds by which a timer is late if no worker ran."""
+"""Milliseconds after which a timer counts as late because no worker ran."""
 _REPEATS_AFTER_OUTAGE = 60_000
-"""Milliseconds in which requests are repeated that an outage has interrupted."""
+"""Milliseconds within which senders repeat requests after an outage."""
 
 
 @workflow.defn(name="durably.Gate", sandboxed=False)
@@ -56,7 +56,7 @@ class BucketWorkflow:
 
     @workflow.update(name="admit")
     async def admit(self, request: BucketRequest) -> BucketAnswer:
-        """The answer to an event. The same event always gets the same one."""
+        """Decide about an event. The same event always gets the same answer."""
         async with self._turn:
             self._bucket.state.option = request.option
             answer = self._bucket.find_answer(request.event_id)
@@ -67,13 +67,13 @@ class BucketWorkflow:
 
     @admit.validator
     def check_open(self, request: BucketRequest) -> None:
-        """Refuse events while the workflow ends this execution. Senders ask again."""
+        """Refuse events while this execution of the workflow ends. Senders repeat them."""
         if self._is_closing:
             raise ApplicationError("the bucket continues in another execution", type=BUCKET_CONTINUES)
 
     @workflow.signal(name="release")
     def release(self, run_id: str) -> None:
-        """A run has ended."""
+        """Free the singleton of a run that has ended."""
         self._bucket.release_run(run_id)
         self._is_changed = True
 

@@ -1,6 +1,6 @@
 """The path of an event through buckets, from a trigger to the start of a run.
 
-Each option with a key has a bucket for each value. The order is that of ``engine.core.flow.admission``: a batch, or
+An option with a key has a bucket for each value. The order is that of ``engine.core.flow.admission``: a batch, or
 idempotency, rate limit and debounce, and then singleton. A request may be repeated for the same event.
 """
 
@@ -53,11 +53,11 @@ from .run_flow import JOIN, RESTORE_QUEUE
 
 _ATTEMPTS = 10
 _MAX_START_DELAY = 600_000
-"""Milliseconds after which a run has started that holds a singleton or a slot."""
+"""Milliseconds within which the run that has a singleton or a slot must have started."""
 _PAUSE_SECONDS = 0.05
 _CONTINUED = (BUCKET_CONTINUES, "AcceptedUpdateCompletedWorkflow")
 _CLOSED = (RPCStatusCode.NOT_FOUND, RPCStatusCode.ABORTED)
-"""Errors of an Update to a workflow that ends. The next attempt starts another."""
+"""Errors of an Update to a workflow that is ending. The next attempt starts a new one."""
 
 
 def has_buckets(config: FunctionConfig) -> bool:
@@ -67,7 +67,8 @@ def has_buckets(config: FunctionConfig) -> bool:
 class Buckets:
     """The buckets of all functions.
 
-    ``make_run`` and ``start`` are those of the router: the input of a run for events, and its start.
+    ``make_run`` and ``start`` belong to the router: ``make_run`` builds the input of a run for events, ``start`` starts
+    the run.
     """
 
     def __init__(
@@ -88,9 +89,9 @@ class Buckets:
         return [self.ask_rate_limit, self.start_held, self.find_ended, self.join, self.restore_queue, self.read_limits]
 
     async def trigger(self, record: FunctionRecord, event: EventRecord) -> str | None:
-        """Start a run of a function for an event, at once or later.
+        """Start a run of a function for an event, immediately or later.
 
-        The id of the run, or ``None`` if none starts now. Repeating this changes nothing.
+        Returns the id of the run, or ``None`` if none starts now. Repeating this changes nothing.
         """
         run = self._make_run(record, (event,))
         if run.outcome is not None or not has_buckets(record.config):
@@ -99,24 +100,24 @@ class Buckets:
         options = flow.options
         requests = _RequestBuilder(flow, event)
         if options.batch_events is not None and is_batched(flow, requests.fields, requests.now):
-            await self._ask(requests.hold(BucketKind.BATCH))
+            await self._send(requests.to_store(BucketKind.BATCH))
             return None
         reason = await self._find_reason(requests)
         if reason is not None:
             await self._fail_invokers((event,), run.function_id, reason)
             return None
         if options.debounce is not None:
-            await self._ask(requests.hold(BucketKind.DEBOUNCE))
+            await self._send(requests.to_store(BucketKind.DEBOUNCE))
             return None
         return await self.start(run, record)
 
     async def start(self, run: RunInput, record: FunctionRecord) -> str:
-        """Start a run now, or one that is shown as skipped."""
+        """Start a run now, or a run with the status *skipped*."""
         flow = SyncedFunction.from_config(record.config, record.app_id).flow
         option = _RequestBuilder(flow, run.events[0]).option(BucketKind.SINGLETON)
         if option is None:
             return await self._start(run, record)
-        answer = await self._ask(BucketRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
+        answer = await self._send(BucketRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
         if answer.reason is not None:
             error = skipped_error(run.function_id, SKIP_REASONS[answer.reason])
             outcome = RunOutcome(RunStatus.SKIPPED, error)
@@ -132,7 +133,7 @@ class Buckets:
     @activity.defn(name=ASK_RATE_LIMIT)
     async def ask_rate_limit(self, request: BucketRequest) -> BucketAnswer:
         assert request.rate_limit is not None
-        return await self._ask(msgspec.structs.replace(request, option=request.rate_limit, rate_limit=None))
+        return await self._send(msgspec.structs.replace(request, option=request.rate_limit, rate_limit=None))
 
     @activity.defn(name=START_HELD)
     async def start_held(self, held: HeldEvents) -> None:
@@ -150,13 +151,14 @@ class Buckets:
 
     @activity.defn(name=FIND_ENDED)
     async def find_ended(self, holders: list[ActiveRun]) -> list[str]:
-        """The runs that have ended, by their ids."""
+        """The ids of the runs that have ended."""
         ended = await asyncio.gather(*map(self._has_ended, holders))
         return [holder.run_id for holder, has_ended in zip(holders, ended, strict=True) if has_ended]
 
     async def _has_ended(self, holder: ActiveRun) -> bool:
-        """A run that does not exist either starts soon, or ended long ago."""
+        """Whether a run has ended."""
         described = await describe(self._client, run_workflow_id(holder.run_id))
+        # A run that does not exist starts soon, or ended long ago.
         if described is None:
             return holder.since + _MAX_START_DELAY < wall_clock()
         return described.status is not WorkflowExecutionStatus.RUNNING
@@ -192,18 +194,18 @@ class Buckets:
     # requests to buckets
 
     async def _find_reason(self, requests: "_RequestBuilder") -> str | None:
-        """The reason why idempotency or rate limit drop the event, if they do."""
+        """The reason why idempotency or rate limit drop the event, or ``None``."""
         rate_limit = requests.option(BucketKind.RATE_LIMIT)
         idempotency = requests.option(BucketKind.IDEMPOTENCY)
         if idempotency is not None:
-            answer = await self._ask(requests.ask(idempotency, rate_limit=rate_limit))
+            answer = await self._send(requests.to_decide(idempotency, rate_limit=rate_limit))
         elif rate_limit is not None:
-            answer = await self._ask(requests.ask(rate_limit))
+            answer = await self._send(requests.to_decide(rate_limit))
         else:
             return None
         return None if answer.reason is None else SKIP_REASONS[answer.reason]
 
-    async def _ask(self, request: BucketRequest) -> BucketAnswer:
+    async def _send(self, request: BucketRequest) -> BucketAnswer:
         for attempt in range(_ATTEMPTS):
             await self._restorer.restore(request.option.workflow_id)
             try:
@@ -235,13 +237,13 @@ class Buckets:
                 await self._signal_run(event.invoker.run_id, "resolve", resolved)
 
     async def _signal_run(self, run_id: str, signal: str, argument: object) -> None:
-        """A run that has ended needs no signal."""
+        """Signal a run. If it has ended, do nothing."""
         with ignoring_not_found():
             await self._client.get_workflow_handle(run_workflow_id(run_id)).signal(signal, argument)
 
 
 class _RequestBuilder:
-    """The requests of an event to the buckets of a function."""
+    """Builds the requests of an event to the buckets of a function."""
 
     def __init__(self, flow: Flow, event: EventRecord) -> None:
         self.flow = flow
@@ -251,7 +253,7 @@ class _RequestBuilder:
         self._size = len(event.body)
 
     def option(self, kind: BucketKind) -> BucketOption | None:
-        """The bucket of an option; ``None`` if the option does not apply to the event."""
+        """The bucket of an option, or ``None`` if the option does not apply to the event."""
         if not has_option(self.flow.options, kind):
             return None
         bucket = self.flow.bucket(kind, self.fields, self.now)
@@ -259,12 +261,12 @@ class _RequestBuilder:
             return None
         return option_of_bucket(bucket_workflow_id(self.flow.function_id, kind, bucket.key), self.flow, kind)
 
-    def ask(self, option: BucketOption, *, rate_limit: BucketOption | None = None) -> BucketRequest:
+    def to_decide(self, option: BucketOption, *, rate_limit: BucketOption | None = None) -> BucketRequest:
         event, ts = self._event, self.fields.get("ts") or self.now
         return BucketRequest(option=option, event_id=event.id, ts=ts, size=self._size, rate_limit=rate_limit)
 
-    def hold(self, kind: BucketKind) -> BucketRequest:
+    def to_store(self, kind: BucketKind) -> BucketRequest:
         """The request to a bucket that stores the event."""
         option = self.option(kind)
         assert option is not None
-        return msgspec.structs.replace(self.ask(option), event=self._event)
+        return msgspec.structs.replace(self.to_decide(option), event=self._event)

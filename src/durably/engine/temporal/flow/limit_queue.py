@@ -1,7 +1,7 @@
-"""The queue of the calls that share limits: its id and its decisions. Pure.
+"""The queue of calls that share limits: its id and its decisions. Pure.
 
-A workflow drives it. All calls that share a limit wait in one queue. Calls join and leave. ``settle`` returns those
-that may be made now. They hold their slots until they leave.
+A workflow drives it. All calls that share a limit wait in one queue. ``settle`` returns the calls that may be made now.
+A call keeps its slots until it leaves.
 """
 
 from collections.abc import Callable
@@ -25,10 +25,10 @@ _MOST_THROTTLES = 1000
 
 
 def queue_workflow_id(flow: Flow, entry: QueueEntry) -> str:
-    """The workflow of the queue of a run's calls.
+    """The id of the workflow that queues the calls of a run.
 
-    A function with one limit has a queue for each value of its key, one with several has one queue. If functions share
-    a limit, its queue is that of all their calls (see ``support.py``).
+    A function with one limit has a queue for each value of the key. A function with several limits has one queue. If
+    functions share a limit, their calls share a queue (see ``support.py``).
     """
     shared = [limit.name for limit in flow.concurrency if limit.scope != "fn"]
     buckets = {slot.limit_name: slot.bucket_id for slot in entry.slots}
@@ -44,8 +44,8 @@ def queue_workflow_id(flow: Flow, entry: QueueEntry) -> str:
 def has_leased_slots(flow: Flow) -> bool:
     """Whether processes lease the slots of a function's calls.
 
-    The only limit must be one without a key. Priorities and throttles need an order of all calls, and timeouts the time
-    of the first call, which only a queue knows.
+    This requires a single limit, without a key. Priorities and throttles need an order of all calls. Timeouts need the
+    time of the first call. Only a queue knows these.
     """
     options = flow.options
     if options.priority is not None or flow.throttle is not None or options.timeouts is not None:
@@ -54,15 +54,15 @@ def has_leased_slots(flow: Flow) -> bool:
 
 
 def leased_limit(flow: Flow) -> int | None:
-    """The limit without a key; ``None`` if there is none."""
+    """The limit without a key, or ``None``."""
     limits = (each.limit for each in flow.concurrency if each.scope == "fn" and each.key is None)
     return next(limits, None) or None
 
 
 def run_flow_of(flow: Flow, event: EventRecord, now: int, *, in_process: bool) -> RunFlowState | None:
-    """The queue of the calls of a run that is admitted now.
+    """The queue for the calls of a run that is admitted now.
 
-    ``None`` if its calls need not wait. Buckets decide about singletons.
+    Returns ``None`` if its calls need not wait. Singletons are decided by buckets.
     """
     if flow.is_plain:
         return None
@@ -75,7 +75,7 @@ def run_flow_of(flow: Flow, event: EventRecord, now: int, *, in_process: bool) -
         return None
     run_flow = RunFlowState(queue=queue_workflow_id(flow, queue_entry), queue_entry=queue_entry)
     start_by = admitted.start_by
-    if start_by is None or start_by == flow.start_by(now + 1):  # It is a date.
+    if start_by is None or start_by == flow.start_by(now + 1):  # The timeout is a date.
         return msgspec.structs.replace(run_flow, start_by=start_by)
     return msgspec.structs.replace(run_flow, start_within=start_by - now)
 
@@ -85,7 +85,7 @@ def _no_state(bucket_id: str) -> None:
 
 
 def limits_of(config: FunctionConfig) -> FunctionOptions:
-    """The options on which a queue acts."""
+    """The options that a queue applies."""
     return FunctionOptions(concurrency=config.concurrency, throttle=config.throttle)
 
 
@@ -101,14 +101,14 @@ class CallLimitQueue:
 
     @property
     def state(self) -> LimitQueueState:
-        """The state for another execution of the workflow."""
+        """The state for the next execution of the workflow."""
         self._rows.write_to(self._state)
         self._state.joined, self._state.left = list(self._joined.values()), self._left
         return self._state
 
     @property
     def is_empty(self) -> bool:
-        """Whether it holds nothing. Levels of throttles count until they expire."""
+        """Whether the queue is empty. Throttle levels count until they expire."""
         return not (self._joined or self._left or self._changed or self._state.runs or self._rows.last_level())
 
     @property
@@ -117,30 +117,30 @@ class CallLimitQueue:
 
     @property
     def holders(self) -> list[ActiveRun]:
-        """The runs with calls that wait or hold slots."""
+        """The runs with calls that wait or have slots."""
         return list(self._state.runs.values())
 
     def join(self, record: JoinRecord) -> None:
-        """A call needs slots. Works more than once."""
+        """Queue a call that needs slots. Repeating it changes nothing."""
         self._joined.setdefault((record.call.run_id, record.call.generation), record)
 
     def leave(self, record: LeaveRecord) -> None:
-        """A call has ended, or is not made. Works for any call, and more than once."""
+        """Remove a call that has ended or is not made. Unknown calls are ignored."""
         self._left.append(record)
 
     def drop_run(self, run_id: str) -> None:
-        """A run has ended: its calls leave."""
+        """Remove the calls of a run that has ended."""
         key = self._keys.get(run_id)
         for generation in [] if key is None else self._rows.calls_of(key):
             self._left.append(LeaveRecord(run_id, generation))
 
     def next_time(self) -> int | None:
-        """When a throttle opens, or nothing counts any more."""
+        """The time when a throttle opens or the last level expires."""
         opening = self._rows.next_throttle()
         return opening if opening is not None or self._state.runs else self._rows.last_level()
 
     def update_options(self, function_id: str, options: FunctionOptions) -> None:
-        """Apply the present limits of a function at the next ``settle``."""
+        """Apply the current limits of a function at the next ``settle``."""
         if self._state.options.get(function_id, options) != options:
             self._changed[function_id] = options
 

@@ -27,14 +27,14 @@ class JoinInput(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class JoinRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The argument of the signal ``join``, with the function's present limits."""
+    """The argument of the signal ``join``, with the function's current limits."""
 
     call: JoinInput
     options: FunctionOptions
 
 
 class LeaveRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The argument of the signal ``leave``: a call has ended, or is not made any more."""
+    """The argument of the signal ``leave``: a call has ended, or will not be made."""
 
     run_id: str
     generation: int
@@ -56,7 +56,7 @@ class ThrottleLevel(msgspec.Struct, frozen=True, array_like=True):
 class LimitQueueState(msgspec.Struct, omit_defaults=True):
     """The state of a queue.
 
-    ``runs`` are by their keys, ``calls`` by the ids of their concurrency keys. ``joined`` and ``left`` are not settled.
+    ``runs`` are by key, ``calls`` by concurrency key id. The next ``settle`` applies ``joined`` and ``left``.
     """
 
     options: dict[str, FunctionOptions] = {}
@@ -77,7 +77,7 @@ class FunctionLimits(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class QueueCounts(msgspec.Struct, frozen=True):
-    """The calls in a queue: the answer of the query ``counts``."""
+    """Numbers of calls in a queue: the answer of the query ``counts``."""
 
     waiting: int
     under_way: int
@@ -106,14 +106,14 @@ class MemoryRows(QueueRows):
         state.made = [SlotHolder(*call, buckets) for call, buckets in self._made.items()]
         state.throttles = self._throttles
 
-    # what the workflow asks
+    # queries of the workflow
 
     def is_known(self, run_key: int, generation: int) -> bool:
-        """Whether the call waits or holds slots."""
+        """Whether the call waits or has slots."""
         return (run_key, generation) in self._key_of or (run_key, generation) in self._made
 
     def calls_of(self, run_key: int) -> list[int]:
-        """The generations of a run's calls that wait or hold slots."""
+        """The generations of a run's calls that wait or have slots."""
         return sorted(self._by_run.get(run_key, ()))
 
     def has_run(self, run_key: int) -> bool:
@@ -135,7 +135,7 @@ class MemoryRows(QueueRows):
         }
 
     def last_level(self) -> int | None:
-        """The time from which no level counts."""
+        """The time at which the last throttle level expires."""
         return max((each.level.expires for each in self._throttles.values() if each.level is not None), default=None)
 
     # concurrency keys

@@ -24,7 +24,7 @@ QUEUE = "durably.Queue"
 READ_LIMITS = "durably.read_limits"
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
 _INSPECTION_PERIOD = 60_000
-"""Milliseconds between inspections, which find runs that were terminated, and new limits."""
+"""Milliseconds between inspections, which find terminated runs and new limits."""
 
 
 @workflow.defn(name=QUEUE, sandboxed=False)
@@ -79,7 +79,7 @@ class LimitQueueWorkflow:
         self._is_changed = True
 
     async def _inspect(self) -> None:
-        """Free the slots of runs that were terminated, and read the functions' limits."""
+        """Free the slots of terminated runs, and read the functions' limits."""
         holders, function_ids = self._queue.holders, self._queue.function_ids
         if holders:
             for run_id in await workflow.execute_local_activity(

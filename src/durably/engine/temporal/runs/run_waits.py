@@ -1,6 +1,6 @@
 """Waits of a run: sleeps, events, signals and invoked functions.
 
-All of it is workflow code.
+Everything here is workflow code.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ from .run_context import RunContext, stop
 
 Registered = WaitRecord | SignalRecord
 MAX_IGNORED = 100
-"""Events are delivered again soon, if at all."""
+"""Maximum number of remembered event ids. An event is delivered again soon, if at all."""
 RUN = "durably.Run"
 _EARLY_RESULTS = "early-results"
 _FIRST_CHECK = 60_000
@@ -79,25 +79,25 @@ class RegisteredWaits:
 
     @property
     def received_ids(self) -> tuple[str, ...]:
-        """The ids of the last events that the run got."""
+        """The ids of the last events that the run received."""
         return tuple(self._received_ids[-MAX_IGNORED:])
 
     def begin(self, registered: Registered) -> None:
         self._registered[registered.step_id] = registered
 
     def note_delivered(self, delivery: Delivery) -> None:
-        """Note that an event ends a wait. An exact wait was removed by the event itself."""
+        """Record that an event ends a wait. The event itself has removed an exact wait."""
         self._received_ids.append(delivery.event.id)
         registered = self._registered.get(delivery.step_id)
         if isinstance(registered, WaitRecord) and registered.is_exact:
             self.forget(delivery.step_id)
 
     def forget(self, step_id: str) -> None:
-        """Forget a wait that was removed outside: it has timed out, or got its signal."""
+        """Remove a wait that was removed outside: it timed out, or received its signal."""
         self._registered.pop(step_id, None)
 
     def close(self, step_id: str) -> LeaveInput | None:
-        """End a wait. Returns what must be removed outside, if anything."""
+        """End a wait. Returns the registration to remove outside, if any."""
         registered = self._registered.pop(step_id, None)
         return None if registered is None else _leaving([registered])
 
@@ -124,8 +124,9 @@ class RunWaits:
         self._early: dict[str, list[Delivery | WaitResolved]] = {}
         """Messages for waits that are not known yet.
 
-        A worker registered the wait, and ended before it stored the op. So the next workflow task has the message
-        first."""
+        A worker may register the wait and end before it stores the op. The next workflow task then has the message
+        first.
+        """
         self._handling_early: set[asyncio.Task[None]] = set()
         self._registered_waits = RegisteredWaits(context.run)
         self._leaving: set[asyncio.Task[None]] = set()
@@ -151,7 +152,7 @@ class RunWaits:
         self._early.clear()
 
     async def leave_all(self) -> None:
-        """Remove the waits of a run that has ended."""
+        """Deregister all waits of a run that has ended."""
         left = self._registered_waits.close_all()
         if left is not None:
             await self._leave(left)
@@ -272,7 +273,10 @@ class RunWaits:
         return task
 
     async def _time_out_after(self, registered: "asyncio.Task[None]", command: AwaitEvent | AwaitSignal) -> None:
-        await workflow.wait([registered])  # It continues if the wait ends before, so that leaving comes after it.
+        await workflow.wait(
+            [registered]
+            # Registration completes even if the wait ends first, so that deregistration follows it.
+        )
         await self._end_at_timeout(command.step_id, command.until, f"{command.name} times out")
 
     # invocations
@@ -319,9 +323,9 @@ class RunWaits:
             self._context.apply(TimerFired(command.step_id))
 
     async def _is_to_report(self, command: Invoke, run_id: str) -> bool:
-        """Check from time to time that a run was not terminated.
+        """Check at intervals that a run was not terminated.
 
-        Such a run reports no end. Returns shortly before the timeout of the step.
+        A terminated run reports no end. Returns shortly before the timeout of the step.
         """
         pause = _FIRST_CHECK
         while command.until - now() > pause:
@@ -362,7 +366,7 @@ class RunWaits:
         if isinstance(cause, ApplicationError) and cause.details:
             return msgspec.convert(cause.details[0], ErrorData)
         if isinstance(cause, CancelledError):
-            # Temporal does not pass the reason of a cancellation on.
+            # Temporal does not pass on the reason of a cancellation.
             reported: ErrorData = await workflow.execute_local_activity(
                 READ_END, run.run_id, result_type=ErrorData, start_to_close_timeout=LOCAL_TIMEOUT
             )

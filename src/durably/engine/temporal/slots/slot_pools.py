@@ -1,4 +1,4 @@
-"""The slots of an app's functions and their holders: messages and decisions.
+"""The slots of an app's functions and their processes: messages and decisions.
 
 Pure; a workflow drives it. Messages are in histories: fields are only ever added.
 """
@@ -9,14 +9,14 @@ import msgspec
 
 from durably.protocol.limits import MAX_COUNT
 
-_LEASE_PARTS = 6
-"""A process keeps slots for this part of its lease before it has to share them, or each call would move a slot."""
+_KEPT_DIVISOR = 6
+"""A process keeps new slots for its lease divided by this. Without it, slots would move at each call."""
 
 
 class WantedSlots(msgspec.Struct, frozen=True, array_like=True):
-    """The slots of a function that a process keeps, and those that it needs besides.
+    """The slots of a function that a process keeps, and those that it also needs.
 
-    ``limit`` is the function's present limit.
+    ``limit`` is the function's current limit.
     """
 
     kept: int
@@ -27,8 +27,8 @@ class WantedSlots(msgspec.Struct, frozen=True, array_like=True):
 class LeaseRequest(msgspec.Struct, frozen=True):
     """The argument of the Update ``lease``.
 
-    ``functions`` has all slots that the process keeps or needs. The numbers of a process's requests rise. ``lease`` is
-    in milliseconds.
+    ``functions`` has all slots that the process keeps or needs. The numbers of a process's requests increase. ``lease``
+    is in milliseconds.
     """
 
     process: str
@@ -38,9 +38,9 @@ class LeaseRequest(msgspec.Struct, frozen=True):
 
 
 class ProcessSlots(msgspec.Struct, frozen=True, array_like=True):
-    """The slots of a function that a process holds.
+    """The slots of a function that a process has.
 
-    ``share``: it should keep no more, because other processes wait. ``None``: none waits.
+    ``share``: the number to keep at most, because other processes wait. ``None``: none waits.
     """
 
     slots: int
@@ -50,7 +50,7 @@ class ProcessSlots(msgspec.Struct, frozen=True, array_like=True):
 class LeaseAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The slots of the process from now on.
 
-    ``is_lost``: the process has no lease any more, and holds nothing.
+    ``is_lost``: the lease has ended, and the process has no slots.
     """
 
     functions: dict[str, ProcessSlots] = {}
@@ -58,7 +58,7 @@ class LeaseAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class LeasedSlots(msgspec.Struct, omit_defaults=True):
-    """The slots of a function that a process holds, and waits for.
+    """The slots of a function that a process has, and waits for.
 
     ``granted_at`` and ``waits_since`` are milliseconds since the epoch.
     """
@@ -72,7 +72,7 @@ class LeasedSlots(msgspec.Struct, omit_defaults=True):
 class ProcessLease(msgspec.Struct, omit_defaults=True):
     """The lease of a process.
 
-    ``ends`` is milliseconds since the epoch. ``number`` is that of its last request, ``leased`` are by function.
+    ``ends`` is milliseconds since the epoch. ``number`` is that of its last request. ``leased`` is by function.
     """
 
     ends: int
@@ -97,7 +97,7 @@ class SlotPools:
         return not self.state.processes
 
     def next_end(self) -> int | None:
-        """The time at which a lease ends."""
+        """The time at which the next lease ends."""
         return min((lease.ends for lease in self.state.processes.values()), default=None)
 
     def expire(self, now: int) -> None:
@@ -111,10 +111,10 @@ class SlotPools:
         return None if lease is None else lease.number
 
     def accept(self, request: LeaseRequest, now: int) -> bool:
-        """Note what a process keeps and needs.
+        """Store the slots that a process keeps and needs.
 
-        False if it keeps slots that it does not hold, as after the end of its lease. A request that arrives late, or
-        again, changes nothing.
+        Returns false if it keeps slots that it does not have, as after the end of its lease. A late or repeated request
+        changes nothing.
         """
         lease = self.state.processes.get(request.process)
         if lease is not None and request.number <= lease.number:
@@ -142,7 +142,7 @@ class SlotPools:
     def grant(self, listening: Collection[str], now: int) -> None:
         """Give free slots to processes that wait for an answer.
 
-        Those with the fewest come first.
+        Processes with the fewest slots come first.
         """
         for function_id, limit in self.state.limits.items():
             free = limit - sum(slots.slots for slots in self._leased(function_id).values())
@@ -161,7 +161,7 @@ class SlotPools:
     def rank(self, process: str) -> tuple[int, int]:
         """The rank of a process that needs slots.
 
-        The value is lower if it has fewer, or has waited longer.
+        The value is lower if it has fewer slots, or has waited longer.
         """
         lease = self.state.processes.get(process)
         leased = () if lease is None else lease.leased.values()
@@ -180,7 +180,7 @@ class SlotPools:
         )
 
     def _leased(self, function_id: str) -> dict[str, LeasedSlots]:
-        """By process."""
+        """Leased slots of a function by process."""
         processes = self.state.processes.items()
         return {each: lease.leased[function_id] for each, lease in processes if function_id in lease.leased}
 
@@ -198,7 +198,7 @@ class SlotPools:
         others = [each for each in leased if each is not slots]
         if not any(each.wanted > 0 and each.slots < max(share, 1) for each in others):
             return None
-        return share if now - slots.granted_at >= lease.lease // _LEASE_PARTS else None
+        return share if now - slots.granted_at >= lease.lease // _KEPT_DIVISOR else None
 
     def _forget_limits(self) -> None:
         used = {function_id for lease in self.state.processes.values() for function_id in lease.leased}
@@ -209,7 +209,7 @@ class SlotPools:
 class WaitingRequests:
     """Requests that wait for slots, at most ``most`` of them.
 
-    They are those of the processes that need slots most. Others get an answer at once, and are repeated.
+    The processes with the lowest ranks wait. Others get an answer immediately, and repeat their requests.
     """
 
     def __init__(self, pools: SlotPools, most: int) -> None:
@@ -225,7 +225,7 @@ class WaitingRequests:
         return self._numbers.get(request.process) == request.number
 
     def add(self, request: LeaseRequest) -> None:
-        """Add a request that needs slots, unless all others are more urgent."""
+        """Add a request that needs slots. If there are too many, drop the highest rank."""
         self._numbers[request.process] = request.number
         if len(self._numbers) > self._most:
             del self._numbers[max(self._numbers, key=self._pools.rank)]

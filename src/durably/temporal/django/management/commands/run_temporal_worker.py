@@ -20,8 +20,8 @@ from durably.temporal.worker.workers import Workers
 class Command(ConnectionCommand):
     help = (
         "Runs the workflows and activities of workflows.py and activities.py in the installed apps, until SIGTERM or "
-        "Ctrl-C; then activities may end, and are cancelled after --grace. If the server is away, the worker waits "
-        "for it."
+        "Ctrl-C; then activities may end, and are cancelled after --grace. If the server is unreachable, the worker "
+        "waits for it."
     )
 
     click_options = WORKER_OPTIONS
