@@ -131,7 +131,7 @@ async def test_a_copy_takes_no_files_place(path: Path) -> None:
         pass
     taken = path.with_name("taken.db")
     await asyncio.to_thread(taken.write_text, "precious")
-    with pytest.raises(BackupFailedError, match=r"taken\.db exists already"):
+    with pytest.raises(BackupFailedError, match=r"taken\.db already exists"):
         back_up(path, taken)
     assert await asyncio.to_thread(taken.read_text) == "precious"
     with pytest.raises(BackupFailedError, match="could not be copied"):
