@@ -14,7 +14,7 @@ Handler = Callable[[Any], Any]
 
 
 def sequence(count: int, is_async: bool) -> Handler:
-    """A function of so many steps, each of which returns the tuple ``(number,)``."""
+    """A function of ``count`` steps. Each returns the tuple ``(number,)``."""
 
     async def async_steps(ctx: Context) -> Any:
         return [await ctx.step.run(f"step {number}", lambda number: (number,), number) for number in range(count)]

@@ -14,7 +14,7 @@ from durably.testing import TestEngine
 
 from .engine import NULL, Run, complete, engine_for, fail
 
-MOMENT = dt.datetime(2030, 1, 2, 3, 4, 5, 678_000, tzinfo=dt.UTC)
+TIMESTAMP = dt.datetime(2030, 1, 2, 3, 4, 5, 678_000, tzinfo=dt.UTC)
 EVENT = {"name": "shop/paid", "data": {"n": 1}, "id": "01PAID", "ts": 1_700_000_000_001}
 
 
@@ -61,7 +61,7 @@ CASES = [
     ),
     Case(
         "sleep until",
-        lambda step: step.sleep_until("it", MOMENT),
+        lambda step: step.sleep_until("it", TIMESTAMP),
         "Sleep",
         {"duration": "2030-01-02T03:04:05.678Z"},
         op_name="2030-01-02T03:04:05.678Z",

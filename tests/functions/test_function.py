@@ -1,4 +1,4 @@
-"""``create_function``: what it makes of a handler, what it tells engines, and the mistakes it names."""
+"""``create_function``: the function of a handler, its config for engines, and the errors."""
 
 import datetime as dt
 import functools
@@ -18,7 +18,7 @@ TRIGGER = TriggerEvent(event="e")
 
 
 async def handler(ctx: Context) -> None:
-    """What the function is for."""
+    """The purpose of the function."""
 
 
 def configs(**options: Any) -> list[dict[str, Any]]:
@@ -208,7 +208,7 @@ def test_what_a_function_says_of_itself() -> None:
     assert (function.id, function.local_id, function.name) == ("app-fn", "fn", "Fn")
     assert (function.is_handler_async, function.is_on_failure_handler_async) == (True, True)
     assert function.on_failure_fn_id == "app-fn-failure"
-    assert function.__doc__ == "What the function is for."
+    assert function.__doc__ == "The purpose of the function."
     assert repr(function) == "Function('app-fn')"
 
 

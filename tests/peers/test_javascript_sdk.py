@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ..conformance import wire
+from .. import wire
 from ..conformance.engine_under_test import Engine
 from ..variants import variants
 from . import node

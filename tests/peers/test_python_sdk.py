@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ..conformance import wire
+from .. import wire
 from ..conformance.engine_under_test import Engine
 from .both_sdks import BothSdks
 from .conftest import Provider

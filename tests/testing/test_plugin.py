@@ -1,4 +1,4 @@
-"""The fixtures, in a pytest of its own; and what a failed test tells."""
+"""The fixtures, in a pytest of their own, and the report of a failed test."""
 
 import subprocess
 import sys

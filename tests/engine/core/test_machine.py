@@ -1,4 +1,4 @@
-"""What each answer, op and event does to a run: the rules one at a time. Histories are in test_machine_histories."""
+"""Transitions of a run, one answer, op or event at a time. Histories are in test_machine_histories."""
 
 import msgspec
 import pytest
@@ -530,7 +530,7 @@ def test_an_error_that_says_the_target_was_not_found_counts_as_that_op() -> None
 
 
 def test_an_executed_step_may_say_that_it_races() -> None:
-    """Where the engine was not told when the step was planned."""
+    """If the op has no time, the request began with the call."""
     run = Run()
     run.ops(planned("a"), planned("b"))
     run.ops(msgspec.structs.replace(ran("a"), opts={"parallelMode": "race"}), step="a")

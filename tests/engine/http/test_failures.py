@@ -151,7 +151,7 @@ async def test_the_log_quotes_nothing_of_an_unreadable_request(
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write(get)
     await reader.readuntil(b"\r\n\r\n")
-    writer.write(f"POST /e/{EVENT_KEY} is no HTTP\r\n\r\n".encode())
+    writer.write(f"POST /e/{EVENT_KEY} not HTTP\r\n\r\n".encode())
     assert b" 400 " in await reader.read()
     writer.close()
     assert "a request was not HTTP, and was refused" in caplog.text

@@ -115,7 +115,7 @@ def test_a_damaged_file_is_found(database: Path) -> None:
 
 async def test_a_database_in_use_is_examined(path: Path, app: SmallApp) -> None:
     async with opened(path) as engine:
-        await send(engine, "nobody cares")
+        await send(engine, "unmatched")
         assert check_database(path) == []
 
 

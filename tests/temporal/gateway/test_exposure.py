@@ -69,7 +69,7 @@ def test_a_gateway_needs_authorize_or_allow_anonymous() -> None:
     ],
 )
 def test_a_wrong_argument_of_a_gateway_is_named(options: dict[str, Any], words: str) -> None:
-    """A text such as "false" would open the gateway to everybody."""
+    """A string such as "false" would open the gateway to all clients."""
     with pytest.raises(TemporalSettingsError, match=words):
         Gateway(Temporal(), [], **options)
 

@@ -1,4 +1,4 @@
-"""How requests for steps fail, and whether another attempt is worth it."""
+"""Failures of requests for steps, and whether they are retried."""
 
 import asyncio
 import gzip
