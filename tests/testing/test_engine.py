@@ -338,7 +338,7 @@ async def test_calls_that_are_too_large_for_one_body() -> None:
 
 
 async def test_no_time_is_lost_however_much_is_under_way() -> None:
-    """Were the clock to go on while a call, a read or a write is under way, something would come too late."""
+    """Were the clock to continue while a call, a read or a write is under way, something would come too late."""
 
     @client.create_function(fn_id="naps", trigger=durably.TriggerEvent(event="naps"))
     async def naps(ctx: durably.Context) -> None:

@@ -18,7 +18,7 @@ from ..small_app import SmallApp, Steps
 
 
 async def test_a_copy_is_whole_and_goes_on_by_itself(engine: SqliteEngine, path: Path, app: SmallApp) -> None:
-    """Made in the middle of load; whatever had been acknowledged when it began is in it, and its runs go on."""
+    """Made in the middle of load; whatever had been acknowledged when it began is in it, and its runs continue."""
 
     @app.function("patient")
     def patient(steps: Steps) -> object:
