@@ -461,7 +461,9 @@ def _duration(step_id: str, duration: Duration) -> str:
     except DurationInvalidError as error:
         raise DurationInvalidError(f'step "{step_id}": {error}') from None
     if delta > MAX_WAIT:
-        raise DurationInvalidError(f'step "{step_id}": {delta} is longer than the {MAX_WAIT.days} days allowed')
+        raise DurationInvalidError(
+            f'step "{step_id}": {format_duration(delta)} is longer than the maximum of {MAX_WAIT.days} days'
+        )
     return format_duration(delta)
 
 
