@@ -18,6 +18,7 @@ import urllib3
 from durably.in_process.nodes import sockets
 from durably.in_process.nodes.write_lock import find_write_lock_holder
 
+from ..ports import listening_socket
 from ..waiting import TIMEOUT_SECONDS, eventually
 from .functions import Diary
 
@@ -133,9 +134,7 @@ class Cluster:
 @contextmanager
 def serving(command: Callable[[int], list[str]], directory: Path, **environment: str) -> Iterator[Cluster]:
     """``command`` makes a server's arguments of the descriptor of a listening socket."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(256)
+    with listening_socket() as (listener, origin):
         process = subprocess.Popen(
             [sys.executable, *command(listener.fileno())],
             pass_fds=[listener.fileno()],
@@ -143,7 +142,7 @@ def serving(command: Callable[[int], list[str]], directory: Path, **environment:
             env={**os.environ, "TEST_DIRECTORY": str(directory), "DURABLY_DEV": "1", **environment},
             start_new_session=True,
         )
-        cluster = Cluster(directory, f"http://127.0.0.1:{listener.getsockname()[1]}", process)
+        cluster = Cluster(directory, origin, process)
         try:
             yield cluster
         finally:

@@ -32,7 +32,7 @@ class Diary:
         if not self._path.exists():
             return []
         entries = [json.loads(line) for line in self._path.read_text().splitlines()]
-        return [entry for entry in entries if what is None or entry["what"] == what]
+        return [entry for entry in entries if what in (None, entry["what"])]
 
 
 def make_functions(client: Client, diary: Diary) -> list[Function[Any]]:

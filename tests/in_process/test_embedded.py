@@ -24,6 +24,8 @@ from durably.protocol.engine_errors import (
     StepNotFoundError,
 )
 
+from ..waiting import async_eventually
+
 SETTINGS = EngineSettings(close_grace=dt.timedelta(0))
 SECOND = dt.timedelta(seconds=1)
 
@@ -87,12 +89,13 @@ async def start(client: Client, engine: Embedded, event: Event) -> str:
 
 
 async def until_ended(engine: Embedded, kind: str) -> int:
-    """The number of runs of the last bulk operation, once it has ended."""
-    async with asyncio.timeout(20):
-        while True:
-            [latest, *_] = await (engine.list_replays() if kind == "replay" else engine.list_cancellations())
-            if latest.ended_at is not None:
-                return latest.affected
+    """The number of runs that the last bulk operation affected, once it has ended."""
+    [latest, *_] = await async_eventually(
+        engine.list_replays if kind == "replay" else engine.list_cancellations,
+        f"the {kind} has ended",
+        is_right=lambda found: found[0].ended_at is not None,
+    )
+    return latest.affected
 
 
 async def test_waiting_for_a_run(client: Client, engine: Embedded) -> None:

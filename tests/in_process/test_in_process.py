@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -40,6 +39,8 @@ from durably.protocol.engine_errors import (
     FunctionNotFoundError,
     RunNotFoundError,
 )
+
+from ..waiting import async_eventually, eventually
 
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
 
@@ -75,11 +76,12 @@ class App:
         return await self.ended(event_id)
 
     async def ended(self, event_id: str) -> RunView:
-        async with asyncio.timeout(20):
-            while True:
-                if (runs := await self.engine.event_runs(event_id)) and runs[0].ended_at is not None:
-                    return runs[0]
-                await asyncio.sleep(0.005)
+        runs = await async_eventually(
+            lambda: self.engine.event_runs(event_id),
+            "the event's run has ended",
+            is_right=lambda runs: runs and runs[0].ended_at is not None,
+        )
+        return runs[0]
 
 
 def output_of(run: RunView) -> Any:
@@ -189,11 +191,7 @@ async def test_runs_are_cancelled_signalled_invoked_and_run_again(app: App) -> N
 
     async with app.running():
         receipt = await app.engine.invoke("app-f", {})
-        async with asyncio.timeout(10):
-            while True:
-                if await app.engine.signal("go", {"n": 1}) is not None:
-                    break
-                await asyncio.sleep(0.005)
+        await async_eventually(lambda: app.engine.signal("go", {"n": 1}), "the run waits for the signal")
         assert output_of(await app.ended(receipt.event_id)) == {"n": 1}
         again = await app.engine.rerun(receipt.run_id)
         assert await app.engine.cancel_run(again)
@@ -309,7 +307,7 @@ async def test_a_stop_that_is_cancelled_closes_the_engine(app: App) -> None:
 
 
 async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be a request of another server, or the process was only started for a short time."""
+    """It may be one of another server, or the process was only started briefly."""
     monkeypatch.setattr("durably.in_process.process.is_test_run", lambda: False)
 
     @app.function("f")
@@ -332,7 +330,7 @@ async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: p
 async def test_invalid_configuration_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durably.functions.config._check", None)  # As with a stricter engine.
 
-    @app.function("f", concurrency=[Concurrency(limit=1, key="this is no expression ((")])
+    @app.function("f", concurrency=[Concurrency(limit=1, key="not an expression ((")])
     async def f(ctx: Context) -> None: ...
 
     with pytest.raises(Exception, match=r"app-f.*concurrency"):
@@ -671,10 +669,11 @@ def test_synchronous_methods_start_call_and_stop_the_engine(app: App) -> None:
     try:
         [event_id] = app.client.send_sync(Event(name="greet"))
         [run] = engine.event_runs_sync(event_id)
-        deadline = time.monotonic() + 20
-        while (found := engine.get_run_sync(run.id)) is not None and found.ended_at is None:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.005)
+        found = eventually(
+            lambda: engine.get_run_sync(run.id),
+            "the run has ended",
+            is_right=lambda found: found is None or found.ended_at is not None,
+        )
         assert found is not None
         assert found.decode_output() == "hello"
         assert [step.id for step in engine.run_steps_sync(run.id)] == ["say"]

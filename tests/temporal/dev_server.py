@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,6 +16,7 @@ from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal
 
 from ..ports import free_port
+from ..waiting import eventually
 
 PATIENCE = 60.0
 BILLING = "billing"
@@ -65,16 +65,15 @@ class DevServer:
         self._wait_until_it_is_healthy()
 
     def _wait_until_it_is_healthy(self) -> None:
-        """Wait until it answers. It has a port some time earlier."""
-        assert self._process is not None
+        """It has a port some time before it answers."""
         temporal = Temporal(self.address)
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+
+        def is_healthy() -> bool:
+            assert self._process is not None
             assert self._process.poll() is None, "the development server has stopped"
-            if get_background_loop().run(temporal.check_health()).ok:
-                return
-            time.sleep(0.02)
-        raise AssertionError("the development server does not start")
+            return get_background_loop().run(temporal.check_health()).ok
+
+        eventually(is_healthy, "the development server is healthy", timeout=PATIENCE)
 
     def count_writes(self, operation: str, namespace: str = "default") -> int:
         """Operations of the server's database so far, such as ``CreateTasks``."""
@@ -84,7 +83,7 @@ class DevServer:
         return sum(int(line.split()[-1]) for line in found if all(label in line for label in labels))
 
     def run(self, *arguments: str) -> str:
-        """The output of ``temporal …`` about this server."""
+        """The output of ``temporal …`` for this server."""
         command = [_binary(), *arguments, "--address", self.address]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
 

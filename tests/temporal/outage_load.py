@@ -14,15 +14,15 @@ PACE = 0.6
 """Seconds between two requests of a kind, so that a small machine has time for other work."""
 
 FOR_WORKERS = frozenset({"query", "update"})
-"""Kinds that a worker answers, which may time out with 504."""
+"""Kinds that a worker answers. They may end with 504."""
 
 MAY_WAIT = "update"
 """The server waits ten seconds for a worker's answer before it gives the task to another worker."""
 
 
 @dataclass
-class Told:
-    """The result of a request of a kind. ``status`` is the exception's name if there was no answer."""
+class Outcome:
+    """The outcome of a request; ``status`` is the exception's name if there was no answer."""
 
     kind: str
     phase: str
@@ -37,7 +37,7 @@ class Load:
     def __init__(self, app: AppServer) -> None:
         self.app = app
         self.phase = "before"
-        self.told: list[Told] = []
+        self.outcomes: list[Outcome] = []
         self.events: list[dict[str, str]] = []
         self._stop = threading.Event()
         self.place = place = self._place_order()
@@ -71,7 +71,11 @@ class Load:
         """Wait until each kind had a request in the current phase."""
 
         def have_had() -> bool:
-            had = {told.kind for told in list(self.told) if told.phase == self.phase and told.status in statuses}
+            had = {
+                outcome.kind
+                for outcome in list(self.outcomes)
+                if outcome.phase == self.phase and outcome.status in statuses
+            }
             return had >= self._kinds.keys() - {MAY_WAIT}
 
         eventually(have_had, f"{statuses} for each kind of request in {self.app.name}")
@@ -95,9 +99,9 @@ class Load:
         try:
             answer = ask()
         except Exception as error:
-            self.told.append(Told(kind, phase, f"{type(error).__name__}: {error}"))
+            self.outcomes.append(Outcome(kind, phase, f"{type(error).__name__}: {error}"))
         else:
-            self.told.append(Told(kind, phase, answer.status, answer.headers, answer.body))
+            self.outcomes.append(Outcome(kind, phase, answer.status, answer.headers, answer.body))
 
     def _follow(self) -> None:
         for event in self.app.events(f"{self.place}/events"):

@@ -49,7 +49,7 @@ class PatientWorkflow:
 
 @workflow.defn
 class AbandonedWorkflow:
-    """Started on a task queue without a worker."""
+    """Started on a task queue that no worker polls."""
 
     @workflow.run
     async def run(self) -> None:

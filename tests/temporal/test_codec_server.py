@@ -232,7 +232,7 @@ def test_temporals_command_line_reads_encrypted_payloads(
     encrypted = Temporal(server.address, encryption=CODEC)
     memo = {"customer": "a name that the server does not see"}
     id = f"encrypted-{uuid.uuid4()}"
-    handle = encrypted.sync.start_workflow(SleepingWorkflow.run, id=id, task_queue="nobody", memo=memo)
+    handle = encrypted.sync.start_workflow(SleepingWorkflow.run, id=id, task_queue="unpolled", memo=memo)
     show = ["workflow", "describe", "--workflow-id", id, "--output", "json"]
     codec = ["--codec-endpoint", f"{apps('flask').origin}/codec", "--codec-header", "X-User=owner"]
     try:

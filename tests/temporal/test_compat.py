@@ -40,6 +40,7 @@ from durably.temporal.compat import (
 )
 
 from ..ports import free_port
+from ..waiting import async_eventually
 from .workflows import TASK_QUEUE, Order, OrderWorkflow, SleepingWorkflow
 
 
@@ -241,8 +242,7 @@ async def test_a_worker_that_never_ran_leaves_its_task_queue_to_others(temporal:
         make()
     release_task_queue(first)
     async with make() as running:
-        while not running.is_running:  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.01)
+        await async_eventually(lambda: running.is_running, "the worker is running")
         release_task_queue(running)
         assert not running.is_shutdown
 
@@ -272,9 +272,7 @@ class Observer:
         self.seen.append((info.run_id, eviction))
 
     async def wait_for(self, run_id: str | None, eviction: Eviction | None) -> None:
-        async with asyncio.timeout(60):
-            while (run_id, eviction) not in self.seen:  # noqa: ASYNC110  It is told in other threads.
-                await asyncio.sleep(0.01)
+        await async_eventually(lambda: (run_id, eviction) in self.seen, f"the worker reports {run_id}")
 
     def evictions(self) -> list[Eviction]:
         return [eviction for _, eviction in self.seen if eviction is not None]

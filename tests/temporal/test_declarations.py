@@ -1,4 +1,4 @@
-"""Declarations of workers: one worker for each task queue, and clear refusals."""
+"""Declarations for workers: one worker for each task queue, and clear errors."""
 
 import asyncio
 

@@ -181,7 +181,7 @@ def load(
 
 
 async def run_workers(app: ModuleType, workflow: str, *arguments: str) -> object:
-    """The result of a workflow of the app, whose workers run during the call."""
+    """The result of a workflow of the app, with its workers running."""
     async with app.temporal.lifespan(worker=True):
         client = await app.temporal.client()
         queue = app.temporal.settings.task_queue

@@ -191,7 +191,7 @@ async def test_tornado_logs_requests_too(temporal_server: TemporalServer, caplog
 
         async def post(self, id: str) -> None:
             client = await temporal.client()
-            await client.start_workflow("SleepingWorkflow", id=id, task_queue="nobody")
+            await client.start_workflow("SleepingWorkflow", id=id, task_queue="unpolled")
             logging.getLogger("shop").info("placed")
             raise tornado.web.HTTPError(402)
 

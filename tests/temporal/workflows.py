@@ -129,7 +129,7 @@ class SleepingWorkflow:
 
 @workflow.defn
 class MistypedWorkflow:
-    """Its results do not have the types of its hints."""
+    """Its results and answers do not match its type hints."""
 
     def __init__(self) -> None:
         self.is_over = False

@@ -22,6 +22,7 @@ from durably.protocol.call import decode_call
 from durably.protocol.events import EventReceipt
 from durably.protocol.sync import SyncRequest
 
+from ...waiting import async_eventually
 from ..small_app import SmallApp, Steps
 
 PATIENCE = 60.0
@@ -81,12 +82,12 @@ class RoutedApp(SmallApp):
 
     async def history_length(self, workflow_id: str) -> int:
         """The number of events, once the workflow has nothing more to do."""
-        async with asyncio.timeout(PATIENCE):
-            while True:
-                described = await self.client.get_workflow_handle(workflow_id).describe()
-                if not described.raw_description.HasField("pending_workflow_task"):
-                    return described.history_length
-                await asyncio.sleep(0.02)
+        described = await async_eventually(
+            self.client.get_workflow_handle(workflow_id).describe,
+            f"{workflow_id} has no pending task",
+            is_right=lambda found: not found.raw_description.HasField("pending_workflow_task"),
+        )
+        return described.history_length
 
 
 @asynccontextmanager

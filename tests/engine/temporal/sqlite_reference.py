@@ -34,7 +34,7 @@ _NOW = 1_790_000_000_000
 
 
 def lot(seed: int, name: str) -> float:
-    """A random decision about a part of a run, independent of its time."""
+    """Random decisions about a part of a run, the same whenever it comes."""
     return random.Random(f"{seed}/{name}").random()
 
 

@@ -143,7 +143,7 @@ async def test_refusals_are_the_engines(server: DevServer) -> None:
     url = f"temporal://{server.address}"
     for arguments, reason in (
         (("runs", "show", "01ARZ3NDEKTSV4RRFFQ69G5FAV"), "no run has the id"),
-        (("functions", "pause", "nobody-here"), "no app has synced a function with the id 'nobody-here'"),
+        (("functions", "pause", "unknown"), "no app has synced a function with the id 'unknown'"),
         (("logs",), "name a run"),
     ):
         done = await asyncio.to_thread(run, *arguments, "--url", url)

@@ -20,7 +20,7 @@ SECRET = "the-secret-of-a-customer"
 
 
 async def stored_bytes(client: Client, app_id: str) -> AsyncIterator[tuple[str, bytes]]:
-    """Everything that the server stores of an app's workflows: histories, memos and search attributes."""
+    """The stored data of an app's workflows: their histories, memos and search attributes."""
     async for each in client.list_workflows():
         handle = client.get_workflow_handle(each.id)
         history = [event.SerializeToString() async for event in handle.fetch_history_events()]

@@ -1,7 +1,6 @@
 """``durably.TemporalEngine``: the functions of an app, in its own processes, on a Temporal server."""
 
 import asyncio
-import contextlib
 import datetime as dt
 import logging
 import threading
@@ -23,6 +22,7 @@ from durably.protocol.engine_errors import ConfigInvalidError
 from durably.temporal import TemporalSettingsError
 
 from ...temporal.dev_server import DevServer
+from ...waiting import async_eventually
 
 WAIT_SECONDS = 60
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
@@ -172,7 +172,7 @@ async def test_stop_commits_finished_steps_and_logs_them(server: DevServer, capl
     goes_on = asyncio.Event()
 
     def two_steps(app: App) -> Function[Any]:
-        @app.client.create_function(fn_id="two", trigger=TriggerEvent(event="handover/two"))
+        @app.client.create_function(fn_id="two", trigger=TriggerEvent(event="stopping/two"))
         async def two(ctx: Context) -> None:
             async def first() -> None:
                 app.report("first")
@@ -184,20 +184,18 @@ async def test_stop_commits_finished_steps_and_logs_them(server: DevServer, capl
         return two
 
     caplog.set_level(logging.INFO)
-    app = App(TemporalEngine(server.address), "handover").serve(two_steps)
+    app = App(TemporalEngine(server.address), "stopping").serve(two_steps)
     await app.engine.start()
     await app.send("two")
     assert await app.reported() == "first"
     stopping = asyncio.create_task(app.engine.stop())
-    async with asyncio.timeout(WAIT_SECONDS):
-        while app.engine._process._node is not None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await async_eventually(lambda: app.engine._process._node is None, "the engine has begun to stop")
     goes_on.set()
     await stopping
     assert "this process stops, so the call ends and its answer has the finished steps" in caplog.text
     assert "refused" not in caplog.text
     assert f"is connected to Temporal at {server.address}, namespace default" in caplog.text
-    assert "synced the app handover with Temporal: handover-two" in caplog.text
+    assert "synced the app stopping with Temporal: stopping-two" in caplog.text
     async with app.engine.running():
         assert await app.reported() == "second"
 
@@ -269,9 +267,9 @@ async def test_a_process_that_lacks_the_function_uses_up_no_attempt(
         await new.engine.start()
         await new.engine.stop()
         await old.send("hold")
-        async with asyncio.timeout(WAIT_SECONDS):
-            while "does not serve the function 'deployed-hold'" not in caplog.text:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await async_eventually(
+            lambda: "does not serve the function 'deployed-hold'" in caplog.text, "the missing function is logged"
+        )
         await new.engine.start()
         assert await new.reported() == "first"
         assert await new.reported() == "continued in attempt 0"
@@ -301,10 +299,13 @@ async def test_unreachable_server_delays_the_start_and_fails_sends_in_time(
 
 
 async def _until_sent(app: App, event: Event) -> None:
-    """Events that are sent before the sync find no functions."""
-    while app.reports.empty():
-        with contextlib.suppress(SendEventsError):
-            await app.client.send(event)
+    """Until the functions are synced, an event finds none."""
+
+    async def send() -> bool:
+        await app.client.send(event)
+        return not app.reports.empty()
+
+    await async_eventually(send, "the event starts a run", ignore=(SendEventsError,))
 
 
 async def test_invalid_options_prevent_the_start(server: DevServer) -> None:

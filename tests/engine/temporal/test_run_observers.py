@@ -27,6 +27,7 @@ from durably.engine.temporal.runs.run_changes import RunChanges
 from durably.engine.views import RunView
 
 from ...temporal.dev_server import DevServer
+from ...waiting import async_eventually
 from ..alerts.test_alerts import receiving
 
 QUICK: dict[str, Any] = {
@@ -86,9 +87,7 @@ class Shop:
     async def start(self, name: str) -> str:
         """Send an event. Returns the id of its run. Lists on Temporal lag."""
         [event_id] = await self.client.send(Event(name=f"{self.id}/{name}"))
-        async with asyncio.timeout(60):
-            while not (runs := await self.engine.event_runs(event_id)):  # noqa: ASYNC110 - the server's index
-                await asyncio.sleep(0.02)
+        runs = await async_eventually(lambda: self.engine.event_runs(event_id), f"the run of {name} is listed")
         return runs[0].id
 
     async def run(self, name: str) -> RunView:
@@ -115,9 +114,7 @@ class Shop:
         return {name.replace(f"{self.id}-", ""): value for name, value in values.items() if value}
 
     async def wait_until_counted(self, name: str) -> None:
-        async with asyncio.timeout(60):
-            while name not in await self.counts():  # noqa: ASYNC110 - counters tell nobody
-                await asyncio.sleep(0.02)
+        await async_eventually(self.counts, f"{name} is counted", is_right=lambda counts: name in counts)
 
 
 @asynccontextmanager
@@ -134,7 +131,7 @@ async def test_both_engines_count_the_same(make_engine: MakeEngine) -> None:
         napping = await shop.start("nap")
         await shop.wait_until_counted("steps_ended,nap,completed")
         assert await shop.engine.cancel_run(napping)
-        await shop.client.send(Event(name=f"{shop.id}/nobody"))
+        await shop.client.send(Event(name=f"{shop.id}/unknown"))
         await shop.wait_until_counted("runs_ended,nap,cancelled")
         assert await shop.counts() == {
             "runs_started,order": 1,
@@ -365,8 +362,8 @@ async def test_run_that_is_cancelled_while_it_ends_is_counted_once_with_its_stat
             samples = (await shop.read())["runs_ended"].samples
             return {each.labels[1]: each.value for each in samples if "brief" in each.labels[0] and each.value}
 
-        async with asyncio.timeout(60):
-            while sum((await counted()).values()) < len(runs):  # noqa: ASYNC110 - counters tell nobody
-                await asyncio.sleep(0.1)
+        await async_eventually(
+            counted, "the end of each run is counted", is_right=lambda counts: sum(counts.values()) >= len(runs)
+        )
         await asyncio.sleep(1)
         assert await counted() == ended

@@ -23,7 +23,8 @@ from durably.temporal import TemporalCredentialsError
 
 from ...temporal.dev_server import DevServer
 from ...temporal.proxy import Proxy
-from .test_in_process import WAIT_SECONDS, App, add_sync, within
+from ...waiting import async_eventually
+from .test_in_process import App, add_sync, within
 
 _DENIED = 7
 
@@ -123,9 +124,9 @@ async def test_runs_and_events_continue_after_a_server_outage(
             proxy.leave()
             may_end.set()
             sending = asyncio.create_task(app.send("work", n=2))
-            async with asyncio.timeout(WAIT_SECONDS):
-                while "the Temporal server does not answer" not in caplog.text:  # noqa: ASYNC110 - a log
-                    await asyncio.sleep(0.02)
+            await async_eventually(
+                lambda: "the Temporal server does not answer" in caplog.text, "the unreachable server is logged"
+            )
             proxy.come_back()
             await within(sending)
             assert sorted([await app.reported() for _ in range(3)]) == ["begun 2", "ended 1", "ended 2"]

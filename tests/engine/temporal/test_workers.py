@@ -1,6 +1,5 @@
 """Workers of a process that start again."""
 
-import asyncio
 import logging
 
 import pytest
@@ -15,6 +14,7 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 
 from ...temporal.dev_server import DevServer
 from ...temporal.proxy import Proxy
+from ...waiting import async_eventually
 from .serving import new_app
 
 
@@ -36,12 +36,9 @@ async def test_workers_start_once_their_server_is_back(server: DevServer, caplog
     group = WorkerGroup(make, EngineSettings().close_grace)
     with caplog.at_level(logging.ERROR, "durably.engine"):
         group.start()
-        async with asyncio.timeout(120):
-            while "start again" not in caplog.text:  # noqa: ASYNC110 - a log
-                await asyncio.sleep(0.1)
-            proxy.come_back()
-            while not are_running(group._workers):  # noqa: ASYNC110 - a state
-                await asyncio.sleep(0.1)
+        await async_eventually(lambda: "start again" in caplog.text, "the next start is logged")
+        proxy.come_back()
+        await async_eventually(lambda: are_running(group._workers), "the workers are running")
         assert "Registration of multiple workers" not in caplog.text
         assert "Stack backtrace" not in caplog.text
     await group.stop()

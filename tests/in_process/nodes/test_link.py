@@ -155,7 +155,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def test_a_view_is_fresh_while_the_heartbeat_continues(clock: Clock) -> None:
+def test_view_is_current_while_the_heartbeat_continues(clock: Clock) -> None:
     heartbeat = Heartbeat(1.0, clock)
     for _ in range(10):
         clock.now += 0.9

@@ -197,7 +197,7 @@ except TransportError as error:
 
 def test_timeout_error_has_the_reason(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
-    database.write_bytes(b"this is no database" * 100)
+    database.write_bytes(b"not a database" * 100)
     said = python(NO_ANSWER.format(database=str(database)), tmp_path)
     assert "did not answer within 3 s: " in said
     assert said.count("durably.db") == 2

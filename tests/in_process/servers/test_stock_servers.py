@@ -32,7 +32,7 @@ SERVERS = {
         "python manage.py runserver {port}",
     ],
 }
-"""Functions that the tests of restarts below do not start."""
+"""Servers that the tests of restarts below do not start."""
 CASES = [(framework, command) for framework, commands in SERVERS.items() for command in commands]
 QUICK = [
     ("FastAPI", "uvicorn main:app --port {port} --workers 3"),

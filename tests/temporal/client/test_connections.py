@@ -46,7 +46,7 @@ def no_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def settings_of(framework: dict[str, Any], **variables: str) -> Any:
-    """Settings of ``billing`` next to a default connection that the environment configures."""
+    """Settings of ``billing`` beside a default connection that the environment configures."""
     environment = {**ENVIRONMENT, **{f"TEMPORAL_BILLING_{name}": value for name, value in variables.items()}}
     default = resolve({}, {}, environment=environment)
     return resolve({}, framework, environment=environment, name="billing", same_server_as=default)

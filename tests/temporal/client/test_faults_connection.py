@@ -18,6 +18,7 @@ from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, L
 from durably.temporal.gateway.problems import to_problem
 
 from ...ports import free_port
+from ...waiting import async_eventually
 from ..apps import exposures
 from ..dev_server import DevServer
 from ..proxy import Proxy
@@ -74,18 +75,21 @@ async def begin(gateway: Gateway) -> str:
 async def visitors(
     gateway: Gateway, place: str, answered: set[Any] | None = None
 ) -> AsyncIterator["Counter[tuple[int, str]]"]:
-    """Eight clients read and start continuously; their responses are counted."""
-    told: Counter[tuple[int, str]] = Counter()
+    """Eight clients that read and start workflows all the time. Their answers are counted.
+
+    Each adds itself to ``answered``.
+    """
+    answers: Counter[tuple[int, str]] = Counter()
 
     async def visit(method: str, path: str) -> None:
         while True:
-            told[kind(await ask(gateway, method, path))] += 1
+            answers[kind(await ask(gateway, method, path))] += 1
             if answered is not None:
                 answered.add(asyncio.current_task())
 
     visits = [asyncio.create_task(visit(*each)) for each in [("GET", place), ("POST", "sleeping")] * 4]
     try:
-        yield told
+        yield answers
         assert not any(visit.done() for visit in visits)
     finally:
         for visit in visits:
@@ -93,12 +97,10 @@ async def visitors(
         await asyncio.gather(*visits, return_exceptions=True)
 
 
-async def until(told: "Counter[tuple[int, str]]", *awaited: tuple[int, str]) -> None:
-    """Wait until each has sent one more request."""
-    before = Counter(told)
-    async with asyncio.timeout(60):
-        while not all(told[each] > before[each] for each in awaited):  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.005)
+async def until(answers: "Counter[tuple[int, str]]", *awaited: tuple[int, str]) -> None:
+    """Until each has come once more."""
+    before = Counter(answers)
+    await async_eventually(lambda: all(answers[each] > before[each] for each in awaited), f"visitors got {awaited}")
 
 
 async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> None:
@@ -106,14 +108,13 @@ async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> No
     gateway = gateway_at(proxy.address)
     place = await begin(gateway)
     answered: set[Any] = set()
-    async with visitors(gateway, place, answered) as told, asyncio.timeout(120):
+    async with visitors(gateway, place, answered) as answers, asyncio.timeout(120):
         for _ in range(8):
             proxy.cut()
             # Several cuts that hit a request one after another may use up its retries.
             answered.clear()
-            while len(answered) < 8:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-    assert told.keys() == {(200, ""), (202, "")}
+            await async_eventually(lambda: len(answered) == 8, "each visitor has an answer")
+    assert answers.keys() == {(200, ""), (202, "")}
     assert proxy.opened > 4
 
 
@@ -135,11 +136,11 @@ async def test_unrepeated_call_is_unavailable_and_not_a_server_error(proxy: Prox
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     place = await begin(gateway)
     unavailable = (503, "server-unavailable")
-    async with visitors(gateway, place) as told:
-        while not told[unavailable]:
+    async with visitors(gateway, place) as answers:
+        while not answers[unavailable]:
             proxy.cut()
-            await until(told, (200, ""))
-    assert told.keys() == {(200, ""), (202, ""), unavailable}
+            await until(answers, (200, ""))
+    assert answers.keys() == {(200, ""), (202, ""), unavailable}
 
 
 async def test_workflow_started_before_the_connection_broke_is_not_reported_as_unavailable(
@@ -150,9 +151,8 @@ async def test_workflow_started_before_the_connection_broke_is_not_reported_as_u
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
     starting = asyncio.create_task(ask(gateway, "POST", "orders", order, prefer="wait=60"))
     handle = (await temporal.client()).get_workflow_handle(f"order-{order['order_id']}")
+    await async_eventually(lambda: exists(handle), "the workflow has started")
     async with asyncio.timeout(60):
-        while not await exists(handle):  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.02)
         while not starting.done():
             proxy.cut()
             await asyncio.wait({starting}, timeout=0.2)

@@ -111,7 +111,7 @@ def test_several_connections_are_started_together(start: Start, directory: Path)
 def test_workflows_are_paused_and_resumed_on_the_server(start: Start, directory: Path) -> None:
     write_app(directory)
     command = dev(start, "--worker", "main:temporal")
-    temporal = Temporal(command.until(r"Temporal at ([\d.:]+),")[1], task_queue="nobody")
+    temporal = Temporal(command.until(r"Temporal at ([\d.:]+),")[1], task_queue="unpolled")
     gateway = Gateway(temporal, [expose(SleepingWorkflow, operations=FOR_OPERATORS)], allow_anonymous=True)
 
     async def pause_and_resume() -> list[Any]:

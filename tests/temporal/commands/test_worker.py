@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -16,6 +15,7 @@ from durably.temporal import Temporal
 from ...cli.conftest import Command, Run, Start, directory, run, start, write
 from ...ports import free_port
 from ...variants import variants
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..user_projects import write_shop
 
@@ -131,7 +131,7 @@ def test_blocked_event_loop_is_reported(
 
 
 def test_health_and_metrics(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
-    abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"nobody-{id}", task_queue=f"nobody-{id}")
+    abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"unpolled-{id}", task_queue=f"unpolled-{id}")
     metrics = f"127.0.0.1:{free_port()}"
     command = work(start, server, "--health", "127.0.0.1:0", "--metrics", metrics)
     origin = command.until(r"health at (http://[\d.:]+)")[1]
@@ -142,10 +142,11 @@ def test_health_and_metrics(start: Start, shop: Path, server: DevServer, tempora
     status, body = get(f"http://{metrics}/metrics")
     assert status == 200
     assert "temporal_num_pollers" in body
-    deadline = time.monotonic() + 60
-    while 'durably_temporal_stuck_workflows{reason="no-poller"' not in get(f"http://{metrics}/metrics")[1]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(
+        lambda: get(f"http://{metrics}/metrics")[1],
+        "the stuck workflow is counted",
+        is_right=lambda page: 'durably_temporal_stuck_workflows{reason="no-poller"' in page,
+    )
     abandoned.terminate()
     assert command.stop() == 0
 

@@ -69,7 +69,7 @@ class DjangoSite:
         database.write_bytes(_migrated[0])
 
     def shell(self, code: str) -> Any:
-        """Run code in the project. Returns ``result`` as JSON."""
+        """The value of ``result`` after the code has run in the project, from JSON."""
         done = self.run("shell", "--command", f"import json\n{code}\nprint(json.dumps(result))")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.strip().splitlines()[-1])

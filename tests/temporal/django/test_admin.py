@@ -2,7 +2,6 @@
 
 import html
 import re
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from durably.temporal import SyncWorkflowHandle, Temporal
 
 from ...ports import free_port
 from ...variants import variants
+from ...waiting import eventually, wait_until_listening
 from ..dev_server import DevServer
 from ..stuck_workflows import RetryingWorkflow, call_bank
 from ..worker_thread import working
@@ -47,15 +47,8 @@ def serve(site: DjangoSite, kind: str = "wsgi", **variables: str) -> str:
         command = site.start("runserver", "--noreload", f"127.0.0.1:{port}", **variables)
     else:
         command = site.start_asgi(port)
-    end = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return f"http://127.0.0.1:{port}"
-        except OSError:
-            assert command.process.poll() is None, command.output
-            assert time.monotonic() < end, command.output
-            time.sleep(0.02)
+    wait_until_listening(port, command.process, lambda: command.output)
+    return f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -128,16 +121,15 @@ def page_of(browser: Browser, handle: Handle) -> httpx.Response:
     return browser.get(f"{LIST}{handle.id}/change/")
 
 
-def listed(browser: Browser, expected: set[str], **filters: str) -> bool:
-    """Whether the list shows these soon, because the server's index lags."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
+def wait_for_list(browser: Browser, expected: set[str], **filters: str) -> None:
+    """Wait until the list has exactly these: the server's index lags."""
+
+    def look() -> set[str]:
         page = browser.get(LIST, **filters)
         assert page.status_code == 200, page.text
-        if set(re.findall(r'change/\?run=[\w-]+">([^<]+)</a>', page.text)) == expected:
-            return True
-        time.sleep(0.05)
-    return False
+        return set(re.findall(r'change/\?run=[\w-]+">([^<]+)</a>', page.text))
+
+    eventually(look, f"the list has {expected}", is_right=lambda ids: ids == expected)
 
 
 def test_the_list_and_its_filters(root: Browser, site: DjangoSite, temporal: Temporal) -> None:
@@ -147,15 +139,15 @@ def test_the_list_and_its_filters(root: Browser, site: DjangoSite, temporal: Tem
     done.result(timeout=PATIENCE)
     both = {"&#x27;".join(waiting.id.split("'")), done.id}
     [first] = both - {done.id}
-    assert listed(root, both, id=kind)
-    assert listed(root, {first}, id=f"{kind}-it's")
-    assert listed(root, {first}, id=kind, status="running")
-    assert listed(root, {done.id}, id=kind, status="completed", started="hour")
-    assert listed(root, {done.id}, id=kind, type="AnyWorkflow")
-    assert listed(root, both, queue=site.task_queue, id=kind)
-    assert listed(root, {first}, id=kind, query="WorkflowType = 'WaitingWorkflow' OR WorkflowType = 'x'")
-    assert listed(root, set(), id=kind, status="failed")
-    assert f"of {temporal.settings.address}; times in" in root.get(LIST).text  # Of which zone the times are.
+    wait_for_list(root, both, id=kind)
+    wait_for_list(root, {first}, id=f"{kind}-it's")
+    wait_for_list(root, {first}, id=kind, status="running")
+    wait_for_list(root, {done.id}, id=kind, status="completed", started="hour")
+    wait_for_list(root, {done.id}, id=kind, type="AnyWorkflow")
+    wait_for_list(root, both, queue=site.task_queue, id=kind)
+    wait_for_list(root, {first}, id=kind, query="WorkflowType = 'WaitingWorkflow' OR WorkflowType = 'x'")
+    wait_for_list(root, set(), id=kind, status="failed")
+    assert f"of {temporal.settings.address}; times in" in root.get(LIST).text  # The time zone is shown.
     waiting.terminate()
 
 
@@ -191,7 +183,7 @@ def test_invalid_page_token_is_an_admin_page(root: Browser) -> None:
 
 
 def links_of(page: httpx.Response) -> dict[str, str]:
-    """Links of a workflow's page, by relation."""
+    """The links of a workflow's page, by relation."""
     found = re.findall(r'<tr><th scope="row">([^<]+)</th><td><a href="([^"]*)">', page.text)
     return {relation: html.unescape(url) for relation, url in found}
 
@@ -365,8 +357,8 @@ def test_unreachable_server_is_an_admin_page(site: DjangoSite) -> None:
 
 
 @pytest.mark.slow
-def test_page_and_command_report_a_missing_worker(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
-    queue = f"nobody-{uuid.uuid4().hex}"
+def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
+    queue = f"unpolled-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("WaitingWorkflow", id=queue, task_queue=queue)
     assert f"no worker polls the task queue &quot;{queue}&quot;" in page_of(root, handle).text
     checked = site.run("check_temporal_workflows")
@@ -384,9 +376,10 @@ def test_page_reports_an_activity_with_many_retries(root: Browser, temporal: Tem
     queue = f"retrying-{uuid.uuid4().hex}"
     with working(temporal, queue, workflows=[RetryingWorkflow], activities=[call_bank]):
         handle = temporal.sync.start_workflow("RetryingWorkflow", id=queue, task_queue=queue)
-        end = time.monotonic() + PATIENCE.total_seconds()
-        while "the activity call_bank has been retried for" not in (page := page_of(root, handle).text):
-            assert time.monotonic() < end, page
-            time.sleep(0.1)
+        page = eventually(
+            lambda: page_of(root, handle).text,
+            "the page shows the retried activity",
+            is_right=lambda page: "the activity call_bank has been retried for" in page,
+        )
         handle.terminate()
     assert "hunter2" not in page

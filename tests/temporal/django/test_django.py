@@ -212,7 +212,7 @@ def test_anonymous_gateway_does_not_load_the_user(server: DevServer, database: P
         from tests.temporal.workflows import SleepingWorkflow
 
         def principal(request):
-            raise AssertionError("nobody needs to know")
+            raise AssertionError("not to be shown")
 
         gateway = Gateway(temporal, [expose(SleepingWorkflow)], allow_anonymous=True)
         urls.urlpatterns += [path("api/", globals()["urls_of"](gateway, principal=principal))]

@@ -45,4 +45,4 @@ def test_any_payload_has_a_text() -> None:
     plain = Temporal().data_converter
     assert show(plain, encode(plain, None)) == PayloadText("null")
     assert show(plain, encode(plain, b"abc")) == PayloadText("3 bytes")
-    assert "KeyError" in str(show(plain, Payload(metadata={"encoding": b"of/nobody"}, data=b"x")).note)
+    assert "KeyError" in str(show(plain, Payload(metadata={"encoding": b"of/unknown"}, data=b"x")).note)

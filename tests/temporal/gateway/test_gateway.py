@@ -90,7 +90,7 @@ async def test_a_description_shows_pending_activities(gateway: Gateway) -> None:
 
 async def test_a_queue_without_a_worker_is_noticed(temporal: Temporal) -> None:
     limits = Limits(rpc_timeout=timedelta(seconds=1))
-    exposed = expose(OrderWorkflow, name="orders", task_queue=f"nobody-{uuid.uuid4()}", queries="all")
+    exposed = expose(OrderWorkflow, name="orders", task_queue=f"unpolled-{uuid.uuid4()}", queries="all")
     gateway = Gateway(temporal, [exposed], allow_anonymous=True, limits=limits)
     place = await start(gateway)
     [notice] = (await ask(gateway, "GET", place)).json["notices"]
@@ -518,10 +518,10 @@ async def test_authorize_gets_the_action(temporal: Temporal) -> None:
         return action.operation == "start"
 
     gateway = Gateway(temporal, exposures(), authorize=authorize)
-    await ask(gateway, "POST", "orders", {"order_id": "told", **ORDER})
-    assert (await ask(gateway, "POST", "orders/order-told/signals/add_note", {"text": "x"})).status == 401
+    await ask(gateway, "POST", "orders", {"order_id": "known", **ORDER})
+    assert (await ask(gateway, "POST", "orders/order-known/signals/add_note", {"text": "x"})).status == 401
     [starting, signalling] = actions
-    assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-told", "told")
+    assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-known", "known")
     assert (signalling.operation, signalling.name, signalling.input.text) == ("signal", "add_note", "x")
 
 

@@ -456,9 +456,9 @@ async def test_a_key_of_an_unidentifiable_principal_is_an_error_of_the_app(
     assert (await ask(gateway, object(), "POST", "flows", body)).status == 202
     assert (await ask(gateway, object(), "POST", "flows", body, key="k")).status == 500
     assert "Gateway(identify=…)" in caplog.text
-    telling = Gateway(temporal, [exposed], authorize=lambda action: True, identify=lambda user: "one")
+    anonymous = Gateway(temporal, [exposed], authorize=lambda action: True, identify=lambda user: "one")
     key = uuid.uuid4().hex
-    ids = {(await ask(telling, object(), "POST", "flows", body, key=key)).json["workflow_id"] for _ in range(2)}
+    ids = {(await ask(anonymous, object(), "POST", "flows", body, key=key)).json["workflow_id"] for _ in range(2)}
     assert len(ids) == 1
 
 

@@ -1,6 +1,5 @@
 """Search attributes that exposures declare by key: missing ones are found when a process connects."""
 
-import asyncio
 import json
 import logging
 import time
@@ -18,7 +17,7 @@ from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, Limits, expose
 from durably.temporal.namespace import search_attributes
 
-from ...waiting import eventually
+from ...waiting import async_eventually, eventually
 from ..gateway.gateway_client import ask
 from ..workflows import OrderWorkflow, SleepingWorkflow
 
@@ -132,7 +131,7 @@ async def test_each_new_name_of_a_function_is_looked_for(temporal: Temporal, cap
         name="flows",
         search_attributes=lambda _: TypedSearchAttributes([SearchAttributePair(key, "x") for key in keys]),
     )
-    gateway = Gateway(Temporal(temporal.settings.address, task_queue="nobody"), [exposed], allow_anonymous=True)
+    gateway = Gateway(Temporal(temporal.settings.address, task_queue="unpolled"), [exposed], allow_anonymous=True)
     for each in ([], [missing], [wrong_type], [missing]):
         keys[:] = each
         await ask(gateway, None, "POST", "flows")
@@ -173,10 +172,11 @@ async def test_a_double_quote_in_a_text_is_refused_at_once(temporal: Temporal) -
     # The store parses the string only if there are workflows to search.
     started = (await ask(gateway, None, "POST", "flows")).json["workflow_id"]
     found = f"WorkflowId = '{started}' AND NOT {text.name} = 'hi'"
-    end = time.monotonic() + 30
-    while not (await ask(gateway, None, "GET", "flows", query=found)).json.get("workflows"):
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
+    await async_eventually(
+        lambda: ask(gateway, None, "GET", "flows", query=found),
+        "the workflow is found",
+        is_right=lambda answer: answer.json.get("workflows"),
+    )
     query = f"{text.name} = 'say \"hi\"'"
     listed = await ask(gateway, None, "GET", "flows", query=query)
     batch = await ask(gateway, None, "POST", "flows/batch/cancel", {"query": query, "dry_run": True})

@@ -30,7 +30,7 @@ from durably.temporal.namespace.notices import HistoryTail, Reason, TaskQueueSta
 
 from ...cli.conftest import Run, directory, run, write
 from ...ports import free_port
-from ...waiting import eventually
+from ...waiting import async_eventually, eventually
 from ..dev_server import DevServer
 from ..gateway.test_gateway import ask
 from ..stuck_workflows import (
@@ -69,7 +69,7 @@ def stuck(connection: Temporal) -> Iterator[Handles]:
         handles = {}
         for each in EXPOSED:
             name = each.__name__
-            own = f"nobody-{queue}" if each is AbandonedWorkflow else queue
+            own = f"unpolled-{queue}" if each is AbandonedWorkflow else queue
             handles[name] = connection.sync.start_workflow(name, id=f"{name}-{queue}", task_queue=own)
             stack.callback(handles[name].terminate)
         eventually(
@@ -173,9 +173,11 @@ async def test_workers_and_gateways_count_stuck_workflows(
     counting = asyncio.create_task(keep_metric(measured, list(STUCK)))
     wanted = [("durably_temporal_stuck_workflows", name, reason) for name, reason in STUCK.items()]
     wanted.append(("durably_gateway_notices_total", "BrokenWorkflow", Reason.WORKFLOW_TASK_FAILING))
-    async with asyncio.timeout(60):
-        while not all([await asyncio.to_thread(is_one, port, *each) for each in wanted]):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+
+    async def missing() -> list[object]:
+        return [each for each in wanted if not await asyncio.to_thread(is_one, port, *each)]
+
+    await async_eventually(missing, "each stuck workflow is counted", is_right=lambda left: not left)
     counting.cancel()
 
 

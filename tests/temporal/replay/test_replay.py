@@ -3,7 +3,6 @@
 import importlib
 import json
 import sys
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +36,7 @@ from durably.temporal.replay.replayer import REPLAYS_AT_ONCE
 from durably.testing.temporal import replay_histories
 
 from ...cli.conftest import Command, Run, directory, environment, run, write
-from ...waiting import async_eventually
+from ...waiting import async_eventually, eventually
 from ..dev_server import DevServer
 from ..django.django_site import DjangoSite
 from ..worker_thread import working
@@ -71,7 +70,7 @@ CHANGES = {
         ["event 3 WorkflowTaskStarted", "KeyError: 'boom' at ", "changed_"],
     ),
 }
-"""Replacements in the source, and the messages for a history of the source."""
+"""A change of the source, and the error for a history of the former source."""
 
 TIMER_CHANGE = (SLEEP, "await workflow.execute_activity(charge, 'again', start_to_close_timeout=timedelta(seconds=10))")
 SHOP = """
@@ -102,7 +101,7 @@ def played(temporal: Temporal, queue: str) -> Iterator[dict[str, str]]:
         done.signal("release")
         assert done.result() == "shipped done"
         sync.get_workflow_handle(ids["waiting"]).query("__stack_trace")  # Answered once the workflow waits.
-    sync.start_workflow(ReplayedWorkflow.run, "unstarted", id=ids["unstarted"], task_queue=f"{queue}-nobody")
+    sync.start_workflow(ReplayedWorkflow.run, "unstarted", id=ids["unstarted"], task_queue=f"{queue}-unpolled")
     yield ids
     for name in ("waiting", "unstarted"):
         sync.get_workflow_handle(ids[name]).terminate()
@@ -116,8 +115,11 @@ def histories(played: dict[str, str], temporal: Temporal, tmp_path_factory: pyte
     async def fetch() -> list[Any]:
         return [each async for each in fetch_histories(await temporal.client(), "ReplayedWorkflow", HistoryQuery())]
 
-    while len(found := get_background_loop().run(fetch())) < 3:  # The index lags.
-        time.sleep(0.1)
+    found = eventually(
+        lambda: get_background_loop().run(fetch()),
+        "three histories are indexed",
+        is_right=lambda found: len(found) >= 3,
+    )
     for each in found:
         save_history(each, path)
     return path

@@ -1,4 +1,4 @@
-"""A workflow with a long activity, which ends on request and reports its worker's process, for tests of kills."""
+"""A workflow whose activity runs until a file ends it, and records its process, because its worker is killed."""
 
 import os
 import time

@@ -15,7 +15,7 @@ from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway, expose
 
 from ...ports import free_port
-from ...waiting import eventually
+from ...waiting import async_eventually, eventually
 from ..dev_server import DevServer
 from ..workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow, SleepingWorkflow
 
@@ -82,9 +82,7 @@ def test_a_worker_that_has_not_started_is_a_problem(server: DevServer) -> None:
         assert temporal.worker_problem is None
         async with temporal.lifespan(worker=True):
             before = temporal.worker_problem
-            async with asyncio.timeout(60):
-                while temporal.worker_problem is not None:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await async_eventually(lambda: temporal.worker_problem is None, "the worker runs")
         return [before, temporal.worker_problem]
 
     assert asyncio.run(live()) == ["the worker in this web process has not started yet for orders", None]

@@ -26,6 +26,7 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from ....crash.engine_process import backoff
 from ....crash.processes import Victim
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from .limited_functions import KINDS, LIMITED
 
 APP = "crash"
@@ -47,11 +48,10 @@ _OF_RUNS = ("durably.Run", "durably.Event", "durably.Wait", "durably.Queue")
 
 
 async def connect(address: str) -> Client:
-    """A client of the server, once it answers."""
-    while True:
-        with contextlib.suppress(RuntimeError):
-            return await Client.connect(address, data_converter=DATA_CONVERTER)
-        await asyncio.sleep(0.1)
+    """A client of the server, as soon as that answers."""
+    return await async_eventually(
+        lambda: Client.connect(address, data_converter=DATA_CONVERTER), "the server answers", ignore=(RuntimeError,)
+    )
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,9 @@ class Storm:
             worker.start()
 
     async def _wait_synced(self) -> None:
-        while True:
-            if any(READY in worker.log.read_text() for worker in self._workers):
-                return
-            await asyncio.sleep(0.1)
+        await async_eventually(
+            lambda: any(READY in worker.log.read_text() for worker in self._workers), "a worker has synced the app"
+        )
 
     async def _send_events(self, client: Client) -> None:
         """Send events, at most as many as workers can process."""

@@ -1,4 +1,4 @@
-"""Conditions after a storm, read from the server's histories and the diary of the workers."""
+"""Invariants after a storm, read from the server's histories and the diary of the workers."""
 
 import hashlib
 import itertools

@@ -28,12 +28,13 @@ from durably.protocol.call import CheckpointRequest
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 
 PATIENCE = 30.0
 
 
 class Limit:
-    """Blocks calls until the test releases them, and knows the current ones."""
+    """Blocks calls until the test releases them. ``inside`` has the blocked ones."""
 
     def __init__(self) -> None:
         self.inside: list[Any] = []
@@ -146,9 +147,9 @@ class World:
         await self.wait_for_counts(self.queue_of(fn_id), counts)
 
     async def wait_for_counts(self, queue: WorkflowHandle[Any, Any], counts: QueueCounts) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while await _counts_of(queue) != counts:  # noqa: ASYNC110 - a query
-                await asyncio.sleep(0.02)
+        await async_eventually(
+            lambda: _counts_of(queue), f"the queue has {counts}", is_right=lambda found: found == counts
+        )
 
     async def wait_for_seen(self, *expected: Any) -> None:
         """Wait until functions have recorded these numbers, and no others, in any order."""

@@ -47,8 +47,8 @@ async def test_a_rerun_has_the_same_events_and_names_its_run(server: DevServer) 
         await async_eventually(
             lambda: engine.event_runs(event_id), "two runs are listed", is_right=lambda runs: len(runs) == 2
         )
-        with pytest.raises(RunNotFoundError, match="nobody"):
-            await engine.rerun("nobody")
+        with pytest.raises(RunNotFoundError, match="unknown"):
+            await engine.rerun("unknown")
         await engine.pause_function(f"{app.app_id}-go")
         with pytest.raises(FunctionPausedError):
             await engine.rerun(run.id)
@@ -123,7 +123,7 @@ async def test_failed_runs_are_replayed_once(server: DevServer, monkeypatch: pyt
         ] == [started.id]
         assert await engine.get_cancellation(started.id) is None
         with pytest.raises(FunctionNotFoundError):
-            await engine.replay_runs("nobody")
+            await engine.replay_runs("unknown")
 
 
 async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: DevServer) -> None:
@@ -162,7 +162,7 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
             is_right=lambda view: view is None,
         )
         with pytest.raises(CancellationNotFoundError):
-            await engine.delete_cancellation("nobody")
+            await engine.delete_cancellation("unknown")
         await asyncio.gather(*(engine.cancel_run(run.id) for run in await engine.event_runs(ids[0])))
 
 

@@ -22,6 +22,8 @@ from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import make_run_id, run_workflow_id
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
+from ....waiting import async_eventually
+
 ROOT = Path(__file__).parents[4]
 STEPS = 3
 USE_SECONDS, LEASE_SECONDS = 2.0, 5.0
@@ -103,8 +105,7 @@ class LimitStorm:
         self.workers.remove(worker)
 
     async def wait_synced(self) -> None:
-        while not await self._engine.has_synced(self._app):  # noqa: ASYNC110 - the server
-            await asyncio.sleep(0.1)
+        await async_eventually(lambda: self._engine.has_synced(self._app), "the app is synced")
 
     async def send(self) -> None:
         """Send an event, whose run has to complete."""
@@ -119,8 +120,10 @@ class LimitStorm:
     async def wait_executing(self, worker: int) -> None:
         """Wait until a worker executes a step."""
         before = len(read_stamps(self.stamps))
-        while not any(stamp.process == worker for stamp in read_stamps(self.stamps)[before:]):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+        await async_eventually(
+            lambda: any(stamp.process == worker for stamp in read_stamps(self.stamps)[before:]),
+            f"the worker {worker} executes a step",
+        )
 
     async def strike(self) -> str:
         blow, worker = self.random.choice(["kill", "stop", "stop", "start"]), self.random.choice(self.workers)

@@ -1,7 +1,6 @@
 """Batches: cancel, terminate and signal all open workflows that match a query."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +19,7 @@ from durably.temporal.gateway import (
 )
 from durably.temporal.gateway.operations import batches, visibility
 
-from ....waiting import async_eventually
+from ....waiting import async_eventually, eventually
 from ...app_server import AppServer
 from ...dev_server import DevServer
 from ...workflows import OrderWorkflow, SleepingWorkflow, StepsWorkflow
@@ -119,18 +118,21 @@ def test_a_batch_in_each_framework(some_app: AppServer) -> None:
     for number in range(2):
         order = {"order_id": f"{mark}-{number}", "amount": 1, "lines": ["wait"]}
         places.append(some_app.post("/open/orders", order).headers["Location"])
-    end = time.monotonic() + 30
-    while (found := some_app.post("/open/orders/batch/signals/ship", {**query, "dry_run": True})).json["count"] < 2:
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    found = eventually(
+        lambda: some_app.post("/open/orders/batch/signals/ship", {**query, "dry_run": True}),
+        "the batch finds both workflows",
+        is_right=lambda found: found.json["count"] >= 2,
+    )
     assert (found.status, sorted(found.json["workflows"])) == (200, [f"order-{mark}-0", f"order-{mark}-1"])
     started = some_app.post("/open/orders/batch/signals/ship", query)
     assert (started.status, started.json["count"]) == (202, 2)
     for place in places:
         assert some_app.get(f"{place}/result", wait=30).json["status"] == "completed"
-    while (job := some_app.get(started.headers["Location"])).json["state"] == "running":
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    job = eventually(
+        lambda: some_app.get(started.headers["Location"]),
+        "the batch has ended",
+        is_right=lambda job: job.json["state"] != "running",
+    )
     assert (job.status, job.json["operation"], job.json["state"]) == (200, "signal", "completed")
     assert (job.json["total"], job.json["completed"], job.json["failed"]) == (2, 2, 0)
     assert job.json["links"] == {"self": started.headers["Location"]}
@@ -356,7 +358,7 @@ async def test_batch_that_the_server_refuses_is_a_problem(
     limited_server: DevServer, status: int, problem: str, words: str
 ) -> None:
     exposed = expose(SleepingWorkflow, name="naps", operations=FOR_OPERATORS)
-    gateway = Gateway(Temporal(limited_server.address, task_queue="nobody"), [exposed], allow_anonymous=True)
+    gateway = Gateway(Temporal(limited_server.address, task_queue="unpolled"), [exposed], allow_anonymous=True)
     refused = await ask(gateway, None, "POST", "naps/batch/cancel", {"query": "WorkflowId = 'x'"})
     assert (refused.status, kind(refused)) == (status, problem)
     assert words in refused.json["detail"]

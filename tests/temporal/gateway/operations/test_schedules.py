@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import time
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,6 +24,7 @@ from durably.temporal.gateway import (
 from durably.temporal.gateway.openapi import openapi
 from durably.temporal.namespace.schedules import spec_in_words, sync_schedules
 
+from ....waiting import eventually
 from ...app_server import AppServer
 from ...apps import SCHEDULE, UNSYNCED_SCHEDULE
 from ...dev_server import DevServer
@@ -53,11 +53,7 @@ def synced(server: DevServer) -> None:
 
 
 def wait_for(app: AppServer, path: str, is_there: Callable[[Any], bool]) -> Any:
-    end = time.monotonic() + 60
-    while not is_there(state := app.get(path).json):
-        assert time.monotonic() < end, state
-        time.sleep(0.05)
-    return state
+    return eventually(lambda: app.get(path).json, f"{path} has the state", is_right=is_there)
 
 
 def test_schedules_are_shown_and_changed(app: AppServer, synced: None) -> None:

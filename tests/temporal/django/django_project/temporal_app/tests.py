@@ -1,4 +1,4 @@
-"""Tests of a Django project."""
+"""Tests as a Django project has them."""
 
 from django.core import mail
 from django.test import TransactionTestCase

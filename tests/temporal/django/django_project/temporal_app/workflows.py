@@ -27,7 +27,7 @@ class UserSignupWorkflow:
 
 @workflow.defn
 class AnyWorkflow:
-    """Executes the given activities, one after another."""
+    """Executes the given activities one after another."""
 
     @workflow.run
     async def run(self, calls: list[tuple[str, list[str]]]) -> list[object]:
@@ -64,7 +64,7 @@ class AsyncQueryWorkflow:
 
 @workflow.defn
 class WaitingWorkflow:
-    """Waits for a signal to end. Fails before if its input says so."""
+    """Waits for the signal to end. Fails before, if its input says so."""
 
     def __init__(self) -> None:
         self.greeting = ""
