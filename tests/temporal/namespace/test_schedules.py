@@ -1,6 +1,7 @@
 """Schedules declared in code: commands sync them to the real server, and write only changes."""
 
 import asyncio
+import json
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -177,6 +178,8 @@ def test_the_command(run: Run, directory: Path, server: DevServer, app: str) -> 
     for options, expected in ((["--dry-run"], f"created (dry run){unchecked}"), ([], "created"), ([], "unchanged")):
         result = run("temporal", "sync-schedules", "shop", *options, **settings)
         assert (result.status, result.stdout) == (0, f"{app}-nightly: {expected}\n"), result.stderr
+    result = run("temporal", "sync-schedules", "shop", "--json", **settings)
+    assert json.loads(result.stdout) == [{"id": f"{app}-nightly", "outcome": "unchanged", "is_dry_run": False}]
     write(directory / "shop.py", source.format(app=app, cron="every day"))
     result = run("temporal", "sync-schedules", "shop", **settings)
     assert (result.status, f'the server refuses the schedule "{app}-nightly": ' in result.stderr) == (1, True)

@@ -18,7 +18,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Opcode, hash_step_id
 
-from .rows import AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep
+from .rows import UNREACHED_ERRORS, AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep
 from .spans import AttemptTimes, Interval, attempt_spans, make_span, run_spans
 from .views import call_status, called_step_id, wait_status
 
@@ -96,10 +96,18 @@ class StepReporter:
             for row in self._failed[step_id or DISCOVER]
         ]
 
-    def attempt_reports(self, step_id: str | None) -> list[AttemptReport]:
-        """Reports of the failed attempts at a step, or at the function's own code."""
+    def attempt_reports(self, step_id: str | None, latest: int | None = None) -> list[AttemptReport]:
+        """Reports of the failed attempts at a step, or at the function's own code.
+
+        ``latest`` is the attempt that follows the last failed one, if it is known.
+        """
         return [
-            AttemptReport(attempt=row.attempt, ended_at=to_datetime(row.ended_at), error=_error_of(row))
+            AttemptReport(
+                attempt=row.attempt,
+                ended_at=to_datetime(row.ended_at),
+                error=(error := _error_of(row)),
+                is_unreached=_is_unreached(row, error, latest),
+            )
             for row in self._failed[step_id or DISCOVER]
         ]
 
@@ -130,7 +138,7 @@ class StepReporter:
             ended_at=to_datetime(times.ended_at),
             due_at=None,
             spans=[] if row.is_copied else self._spans(op, row.step_id, row.attempts - 1, times),
-            failed_attempts=self.attempt_reports(row.step_id),
+            failed_attempts=self.attempt_reports(row.step_id, row.attempts - 1),
             input=None if row.arguments is None else msgspec.Raw(row.arguments),
             output=None if row.failed else _output(op, memo),
             error=decode_error(memo[len(_ERROR) : -1]) if row.failed else None,
@@ -181,7 +189,7 @@ class StepReporter:
             ended_at=None,
             due_at=to_datetime(call.due),
             spans=attempt_spans([*self.attempts(step_id), now]),
-            failed_attempts=self.attempt_reports(step_id),
+            failed_attempts=self.attempt_reports(step_id, call.attempt),
         )
 
     def _waiting(self, wait: Wait, row: OpenWait) -> StepReport:
@@ -220,7 +228,7 @@ class StepReporter:
             ended_at=ended_at,
             due_at=to_optional_datetime(step.due),
             spans=spans,
-            failed_attempts=self.attempt_reports(step.step_id),
+            failed_attempts=self.attempt_reports(step.step_id, step.attempts),
             awaited=self._awaited(step.op, step.name, step.topic),
             child_run_id=self._child_run_id(step.name),
         )
@@ -243,6 +251,16 @@ def _micro(milliseconds: int | None) -> int | None:
 def _ended_at(ran_from: int | None, ran_for: int | None, stored_at: int) -> int:
     """The end of an attempt in microseconds, from the app or otherwise as stored."""
     return stored_at * 1000 if ran_from is None or ran_for is None else ran_from + ran_for
+
+
+def _is_unreached(row: AttemptRow, error: ErrorData, latest: int | None) -> bool:
+    """Whether the call of a failed attempt did not reach the app.
+
+    The next call has the same number then, and an app that failed has sent times or a traceback.
+    """
+    if row.ran_from is not None or error.stack is not None:
+        return False
+    return error.name in UNREACHED_ERRORS or (latest is not None and row.attempt >= latest)
 
 
 def _error_of(row: AttemptRow) -> ErrorData:

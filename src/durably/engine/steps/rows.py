@@ -11,6 +11,9 @@ import msgspec
 
 from durably.protocol.opcodes import Op, Opcode, read_timing
 
+UNREACHED_ERRORS = frozenset({"AppUnreachableError", "FunctionNotServedError", "CallReturnedError"})
+"""Names of errors of calls that did not reach the app. Such a call uses no attempt up."""
+
 
 class MemoTimes(msgspec.Struct, frozen=True, gc=False):
     """Times and topic of a step that has ended."""

@@ -154,6 +154,7 @@ class Overviews:
             live={RunStatus.SCHEDULED: min(facts.scheduled, live), RunStatus.RUNNING: max(live - facts.scheduled, 0)},
             functions=functions,
             concerns=await self._concerns(facts, registry, now),
+            retrying=len(self._statistics.retrying),
         )
 
     async def function_loads(self, since: dt.datetime | None, until: dt.datetime | None) -> list[FunctionLoad]:
@@ -246,7 +247,7 @@ class Overviews:
         }
         found = [
             *concerns.unreached_apps(self._statistics.unreached_apps),
-            *concerns.failing_functions(counts, replayed),
+            *concerns.failing_functions(counts, replayed, now),
             *concerns.stuck_keys(facts.stuck, now),
             *concerns.unmatched_events(facts.unmatched[:_MOST_CONCERNS], reasons),
             *concerns.paused_functions(facts.paused),

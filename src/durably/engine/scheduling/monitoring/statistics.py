@@ -45,6 +45,7 @@ _SETTLE_MILLISECONDS = 5_000
 """Delay after which a minute is complete: the commits of its transactions have been counted by then."""
 _NEVER = 2**62
 _MOST_APPS = 1_000
+_MOST_RETRYING = 100_000
 _LACKING = "the statistics lack runs from before the start: %s"
 
 _logger = get_logger("durably.engine")
@@ -89,6 +90,8 @@ class Statistics(Observer):
         self._joined_at = 0
         self._store_at = _NEVER
         self.unreached_apps: dict[str, UnreachedApp] = {}
+        self.retrying: set[str] = set()
+        """Ids of runs whose last attempt failed, and that are tried again."""
 
     async def open(self) -> None:
         """Begin to read the database in its state before the first commit."""
@@ -142,6 +145,11 @@ class Statistics(Observer):
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
         for change in changes:
+            if change.kind is UpdateKind.RETRYING:
+                if len(self.retrying) < _MOST_RETRYING:
+                    self.retrying.add(change.run.id)
+            elif self.retrying and change.kind is not UpdateKind.UNREACHED:
+                self.retrying.discard(change.run.id)
             place = _PLACES.get(change.kind)
             if place is None:
                 if change.kind is UpdateKind.UNREACHED or self.unreached_apps:

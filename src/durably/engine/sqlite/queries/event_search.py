@@ -130,14 +130,14 @@ class EventSearch:
         if wanted.is_unmatched:
             clauses.append(_HAS_NO_EFFECT)
         return self._connection.execute(
-            f"SELECT events.key, events.id, received_at, body, {_HAS_NO_EFFECT}, name FROM {walk.rows} "
+            f"SELECT events.key, events.id, received_at, body, {_HAS_NO_EFFECT}, name, ended FROM {walk.rows} "
             f"WHERE {' AND '.join(clauses)} ORDER BY {walk.key} DESC",
             values,
         )
 
     def _match(self, row: Any) -> EventReport | None:
-        """The event of a row, if it meets the conditions that SQL does not compare."""
-        key, event_id, received_at, body, has_no_effect, name = row
+        """The event of a row, if it matches the conditions that SQL does not compare."""
+        key, event_id, received_at, body, has_no_effect, name, ended = row
         is_unmatched = bool(has_no_effect) and not self._is_triggering(name)
         if self._wanted.is_unmatched not in (None, is_unmatched):
             return None
@@ -147,7 +147,8 @@ class EventSearch:
             if not condition.matches(msgspec.json.decode(body, type=dict[str, Any]), now=self._budget.now):
                 return None
         runs = [] if has_no_effect else self._runs(key)
-        return EventReport(event=event_view(event_id, received_at, body), runs=runs, is_unmatched=is_unmatched)
+        event = event_view(event_id, received_at, body)
+        return EventReport(event=event, runs=runs, is_unmatched=is_unmatched, ended=ended or 0)
 
     def _runs(self, event_key: int) -> list[RunLink]:
         keys = self._connection.execute(

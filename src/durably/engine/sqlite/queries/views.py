@@ -16,6 +16,7 @@ from durably.engine.core.call_body import join_memos
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.engine.sqlite.tables.runs import open_waits, read_run_state
+from durably.engine.steps.rows import UNREACHED_ERRORS
 from durably.engine.steps.views import (
     AwaitedStep,
     call_views,
@@ -53,9 +54,15 @@ FirstCallAt = Callable[[int], int | None]
 
 _MOST_NAMES = 1000
 _EVENT = "SELECT id, received_at, body FROM events"
+_NAMES = ", ".join(f"'{name}'" for name in sorted(UNREACHED_ERRORS))
+_FAILED_ATTEMPTS = (
+    "(SELECT count(*) FROM failed_attempts WHERE run_key = runs.key "
+    f"AND (ran_from IS NOT NULL OR substr(error, 1, instr(error, ':') - 1) NOT IN ({_NAMES})))"
+)
+"""The number of a run's failed attempts, without calls that did not reach the app."""
 RUN_COLUMNS = (
     "runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, rerun_of, "
-    "events.id, events.name, is_batch, (SELECT count(*) FROM failed_attempts WHERE run_key = runs.key), heads.head"
+    f"events.id, events.name, is_batch, {_FAILED_ATTEMPTS}, heads.head"
 )
 """The columns of ``run_view``, without the output, which follows them."""
 _RUN = (

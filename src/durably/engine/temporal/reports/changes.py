@@ -23,7 +23,7 @@ from .run_views import RunViews, status_of
 LONGEST_WAIT_SECONDS = 20.0
 _POLL_SECONDS = 1.0
 _MOST_WAITERS = 100
-"""Maximum number of waiting clients. Each causes a request a second to the server."""
+"""Maximum number of waiting clients. Each that waits for a run causes a request a second; the others share one."""
 _EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _LAG = dt.timedelta(seconds=20)
 """Maximum lag of the index."""
@@ -42,6 +42,8 @@ class ChangePoll:
         self._lists = lists
         self._views = views
         self._waiters = 0
+        self._counted_at = 0.0
+        self._counting: asyncio.Task[str] | None = None
 
     async def wait(self, after: int | None, run_id: str | None) -> Changes:
         """Raises ``TooManyWaitersError``."""
@@ -64,7 +66,16 @@ class ChangePoll:
         return _number(await (self._state() if run_id is None else self._state_of_run(run_id)))
 
     async def _state(self) -> str:
-        """The numbers of runs by Temporal's status. Each start and each end changes them."""
+        """The numbers of runs by Temporal's status. Each start and each end changes them.
+
+        They are at most a second old: all waiters share a request.
+        """
+        now = time.monotonic()
+        if self._counting is None or (self._counting.done() and now - self._counted_at >= _POLL_SECONDS):
+            self._counted_at, self._counting = now, asyncio.create_task(self._count())
+        return await asyncio.shield(self._counting)
+
+    async def _count(self) -> str:
         counted = await self._client.count_workflows(f"{RunFilter().query} GROUP BY ExecutionStatus")
         return repr(sorted((str(group.group_values), group.count) for group in counted.groups))
 
