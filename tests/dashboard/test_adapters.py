@@ -1,4 +1,4 @@
-"""What the adapters of the dashboard pass on, without a server: policies, prefixes, errors, engines."""
+"""Adapters of the dashboard without a server: policies, prefixes, errors, engines."""
 
 import json
 import re
@@ -341,7 +341,7 @@ def test_a_dashboard_at_the_root_leaves_other_paths_to_the_app(client: durably.C
 
 
 class NotConnected:
-    """What Tornado's requests have in place of a connection."""
+    """The connection of a Tornado request, without a socket."""
 
     context = None
 

@@ -21,6 +21,8 @@ from durably import Event
 from durably.cli.servers.dev_server import DevOptions, DevServer
 from durably.engine.views import RunStatus, RunUpdate, StepStatus, UpdateKind
 
+from ..waiting import async_eventually
+
 ROOT = Path(__file__).parents[2]
 ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED}
 
@@ -141,11 +143,14 @@ async def test_showcase_has_runs_of_every_kind(tmp_path: Path) -> None:
             ("send-newsletter", RunStatus.SKIPPED),
         }
         seen: set[tuple[str, str]] = set()
-        while expected - seen:
+
+        async def missing() -> set[tuple[str, str]]:
             for run in await engine.list_runs(limit=100):
                 name = run.function_id.removeprefix("back-office-")
-                seen |= {(name, run.status)} | {(name, step.status) for step in await engine.run_steps(run.id)}
-            await asyncio.sleep(0.1)
+                seen.update({(name, run.status)}, {(name, step.status) for step in await engine.run_steps(run.id)})
+            return expected - seen
+
+        await async_eventually(missing, "the showcase has each kind of run", is_right=lambda left: not left)
         [misspelled] = await engine.list_events(name="refund/requestd")
         assert await engine.event_runs(misspelled.id) == []
 
@@ -154,7 +159,7 @@ def test_demo_shows_a_run_and_exits_with_0() -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "examples.demo"],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "160"},  # a plugin of pytest's may have told of a narrow terminal
+        env={**os.environ, "COLUMNS": "160"},  # a plugin of pytest's may have set a narrow terminal
         capture_output=True,
         text=True,
         timeout=60,

@@ -67,8 +67,11 @@ def test_sent_events_and_signals_are_printed_as_json(ask: Run, dev: Command) -> 
     assert event["id"] in run["event_ids"]
     dev.until(rf"{run['run_id'][-6:]} .* approved .* waits until", after=begun)
     assert read(ask("signal", "go-json", "--json")) == {"run_id": run["run_id"]}
-    nobody = read(ask("send", "nobody/listens", "--json"))
-    assert (nobody["unmatched"], nobody["runs"]) == ("no function is triggered by it, and no run waits for it now", [])
+    unknown = read(ask("send", "unmatched/event", "--json"))
+    assert (unknown["unmatched"], unknown["runs"]) == (
+        "no function is triggered by it, and no run waits for it now",
+        [],
+    )
 
 
 def test_an_event_key_sends_with_json_and_reads_no_runs(start: Start, run: Run, directory: Path) -> None:

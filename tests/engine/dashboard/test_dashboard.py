@@ -1,4 +1,4 @@
-"""What comes before each page: routes, permissions, tokens of forms, headers, errors, static files."""
+"""Routes, permissions, tokens of forms, headers, errors and static files of all pages."""
 
 import re
 from typing import Any

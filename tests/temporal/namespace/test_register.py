@@ -84,7 +84,7 @@ def shop(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mark(server: DevServer) -> Iterator[str]:
-    """A mark in the names of attributes, of which the server's store has room for a few only."""
+    """A mark in the names of attributes. The server's store has room for a few attributes only."""
     mark = uuid.uuid4().hex[:8]
     yield mark
     for name in ("Due", "Owner", "Size"):
@@ -94,7 +94,7 @@ def mark(server: DevServer) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_what_is_missing_is_registered(kind: str, shop: Path, server: DevServer, mark: str) -> None:
+def test_missing_attributes_are_registered(kind: str, shop: Path, server: DevServer, mark: str) -> None:
     types = {f"Due{mark}": "Datetime", f"Owner{mark}": "Keyword", f"Size{mark}": "Int"}
     checked = ask(shop, server, mark, *COMMANDS[kind], "--check")
     assert checked.returncode == 1, checked.stderr

@@ -23,7 +23,7 @@ from .spans import AttemptTimes, Interval, attempt_spans, make_span, run_spans
 from .views import call_status, called_step_id, wait_status
 
 CalledAt = Callable[[int], int | None]
-"""Maps a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""
+"""Returns when the call of a generation was made, in milliseconds; ``None`` if it is not under way."""
 
 _DATA, _ERROR = b'{"data":', b'{"error":'
 _WAITS = {Opcode.SLEEP: SpanKind.SLEEPING, **dict.fromkeys(REQUESTS, SpanKind.RUNNING)}
@@ -33,9 +33,10 @@ _error_decoder = msgspec.json.Decoder(ErrorData)
 class StepReporter:
     """Reports the steps of a run.
 
-    ``calls`` are the intervals of the calls that have been noted, ``due_times`` those at which some of them were due.
-    Both are in microseconds. ``failed`` are the failed attempts in the order of their ends, ``children`` the runs that
-    the run started.
+    - ``calls``: The intervals of the recorded calls, in microseconds.
+    - ``due_times``: The times at which some of them were due, in microseconds.
+    - ``failed``: The failed attempts in the order of their ends.
+    - ``children``: The runs that the run started.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class StepReporter:
         self.due_times: list[int] = []
         self._failed: dict[str, list[AttemptRow]] = defaultdict(list)
         for row in failed:
-            # Rows of earlier versions have a step that was discovered under the name alone.
+            # Rows of earlier versions store a discovered step only under its name.
             key = hash_step_id(row.name) if row.step_id == DISCOVER and row.name else row.step_id
             self._failed[key].append(row)
             self.note_call(row.called_at, row.ended_at)
@@ -60,7 +61,7 @@ class StepReporter:
         state: RunState | None,
         waits: Mapping[str, OpenWait],
     ) -> list[StepReport]:
-        """All steps.
+        """Report all steps.
 
         ``finished`` are those with their memos, ``unfinished`` those that were under way at the run's end. ``state``
         and ``waits`` are those of a run that has not ended.
@@ -75,7 +76,7 @@ class StepReporter:
         return sorted(steps, key=_start_of)
 
     def note_call(self, called_at: int | None, ended_at: int | None) -> None:
-        """Note a call of the run, with times in milliseconds.
+        """Record a call of the run, with times in milliseconds.
 
         ``called_at`` is ``None`` if it is unknown.
         """
@@ -96,7 +97,7 @@ class StepReporter:
         ]
 
     def attempt_reports(self, step_id: str | None, latest: int | None = None) -> list[AttemptReport]:
-        """As ``attempts``.
+        """Reports of the failed attempts at a step, or at the function's own code.
 
         ``latest`` is the attempt that follows the last failed one, if it is known.
         """
@@ -111,7 +112,7 @@ class StepReporter:
         ]
 
     def _began_at(self, step_id: str, latest: int) -> int:
-        """When the first attempt at a step was due, or else began.
+        """When the first attempt at a step was due, or otherwise began.
 
         ``latest`` is when the last one was due. Both are in milliseconds.
         """
@@ -163,7 +164,7 @@ class StepReporter:
         return attempt_spans([*failed, last])
 
     def _wait_spans(self, op: Opcode, step_id: str, began: int, ended: int | None) -> list[Span]:
-        """The span of a sleep or wait; of a request of the engine its attempts."""
+        """The span of a sleep or wait; the attempts of a request of the engine."""
         kind = _WAITS.get(op, SpanKind.WAITING)
         failed = self._failed[step_id] if kind is SpanKind.RUNNING else []
         spans = []
@@ -248,7 +249,7 @@ def _micro(milliseconds: int | None) -> int | None:
 
 
 def _ended_at(ran_from: int | None, ran_for: int | None, stored_at: int) -> int:
-    """The end of an attempt in microseconds, as the app says, or else as stored."""
+    """The end of an attempt in microseconds, from the app or otherwise as stored."""
     return stored_at * 1000 if ran_from is None or ran_for is None else ran_from + ran_for
 
 
@@ -280,7 +281,7 @@ def decode_error(encoded: bytes | msgspec.Raw) -> ErrorData:
 def _output(op: Opcode, memo: bytes) -> msgspec.Raw | None:
     """The result of a step, without a copy; ``None`` for null.
 
-    A memo has it in ``{"data":…}``, except that of an event wait.
+    A memo contains it in ``{"data":…}``, except that of an event wait.
     """
     is_wrapped = op is not Opcode.WAIT_FOR_EVENT and memo.startswith(_DATA)
     output = memoryview(memo)[len(_DATA) : -1] if is_wrapped else memoryview(memo)
@@ -288,9 +289,9 @@ def _output(op: Opcode, memo: bytes) -> msgspec.Raw | None:
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a report besides the run's steps.
+    """The content of a report other than the run's steps.
 
-    ``last_called_at`` is when the call was made that ended the run, in milliseconds, if a call did.
+    ``last_called_at`` is when the call that ended the run was made, in milliseconds, if a call did.
     """
 
     function_name: str

@@ -1,4 +1,4 @@
-"""What the pages say of a run that is retried, sleeps or waits."""
+"""Pages of a run that is retried, sleeps or waits."""
 
 import datetime as dt
 import re

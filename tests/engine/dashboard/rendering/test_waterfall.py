@@ -27,7 +27,7 @@ async def report_of_day() -> RunReport:
             await ctx.step.sleep("tea", dt.timedelta(hours=2))
 
         await asyncio.gather(
-            ctx.step.wait_for_event("guest", event="guest/came", timeout=dt.timedelta(hours=4)), morning()
+            ctx.step.wait_for_event("visitor", event="visitor/came", timeout=dt.timedelta(hours=4)), morning()
         )
         await ctx.step.run("work", fail)
 
@@ -56,8 +56,8 @@ async def test_bars_are_on_one_axis_of_time() -> None:
     found = rows(waterfall)
     assert found["night"] == [("sleeping", 0, 60)]
     assert found["tea"] == [("sleeping", 60, 20)]  # beside the wait
-    assert found["guest"] == [("waiting", 60, 40)]
-    assert [row.label for row in waterfall.rows] == ["Run", "night", "tea", "guest", "work"]
+    assert found["visitor"] == [("waiting", 60, 40)]
+    assert [row.label for row in waterfall.rows] == ["Run", "night", "tea", "visitor", "work"]
     assert {SpanKind.SLEEPING, SpanKind.WAITING} <= set(waterfall.kinds)
     assert [tick.text for tick in waterfall.ticks] == ["0", "2h", "4h", "6h", "8h", "10h"]
 
@@ -118,7 +118,7 @@ async def test_a_window_shows_a_part() -> None:
     assert waterfall.is_zoomed
     found = rows(waterfall)
     assert found["tea"] == [("sleeping", 0, 100)]
-    assert found["guest"] == [("waiting", 0, 102)]  # to beyond the edge, which cuts it off
+    assert found["visitor"] == [("waiting", 0, 102)]  # to beyond the edge, which cuts it off
     assert found["night"] == [("sleeping", -2, 2)]
     assert waterfall.ticks[0].text == "6h"
 

@@ -1,4 +1,4 @@
-"""Concerns: sentences on things that need attention, with remedies. Pure."""
+"""Concerns: sentences on conditions that need attention, with remedies. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -10,7 +10,7 @@ from durably.engine.views import to_optional_datetime
 from .statistics import UnreachedApp
 
 LEAST_FAILED_SHARE = 0.05
-"""The share of failed runs of the last hour from which on a function needs attention."""
+"""The share of failed runs of the last hour above which a function needs attention."""
 _LONGEST_ERROR = 200
 _LEAST_AGE = 2 * MINUTE
 
@@ -39,7 +39,7 @@ def failing_functions(
             since = min(failures)
             message = (
                 f"{failed:,} of {_runs(ended)} of {function_id!r} failed in the last hour: see the error of the last "
-                "one, mend the function, and replay the failed runs"
+                "one, fix the function, and replay the failed runs"
             )
             is_recent = now is not None and now - since * MINUTE < _LEAST_AGE
             since_time = None if is_recent else since * MINUTE

@@ -33,7 +33,7 @@ from .search_pages import (
 from .views import FirstCallAt, event_view
 
 MOST_RUNS = 50
-"""Runs of one event that a page has."""
+"""Maximum number of runs of one event on a page."""
 _MOST_OF_ID = 100
 
 _HAS_NO_EFFECT = (
@@ -44,15 +44,15 @@ _HAS_NO_EFFECT = (
 )
 
 IsTriggering = Callable[[str], bool]
-"""Whether events of a name trigger a function now."""
+"""Returns whether events of a name trigger a function now."""
 
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The events that a search is for.
+    """The filter of a search for events.
 
-    They were received from ``received_after`` until before ``received_before``, in milliseconds since the epoch.
-    ``condition`` is over ``event``. ``id`` is the id of the engine or of the sender, or the beginning or the end of the
-    engine's.
+    - ``received_after``, ``received_before``: A half-open interval, in milliseconds since the epoch.
+    - ``condition``: Over ``event``.
+    - ``id``: The id of the engine or of the sender, or the beginning or the end of the engine's.
     """
 
     name: str | None = None

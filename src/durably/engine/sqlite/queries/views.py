@@ -48,9 +48,9 @@ from durably.protocol.text import redact_url
 
 Bulk = TypeVar("Bulk", CancellationView, ReplayView)
 IsUnderWay = Callable[[int, int], bool]
-"""Maps a run's key and a generation to whether that call is under way."""
+"""Returns whether the call with a run's key and a generation is under way."""
 FirstCallAt = Callable[[int], int | None]
-"""Maps a run's key to the time of its first call, if that is not stored yet."""
+"""Returns the time of a run's first call by the run's key, if that is not stored yet."""
 
 _MOST_NAMES = 1000
 _EVENT = "SELECT id, received_at, body FROM events"
@@ -74,7 +74,7 @@ _step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Conditions:
-    """A WHERE clause, of the conditions that have a value."""
+    """A WHERE clause of the conditions that have a value."""
 
     def __init__(self) -> None:
         self._clauses: list[str] = []
@@ -189,13 +189,13 @@ def _function_view(function_id: str, app_id: str, encoded: bytes, is_paused: int
 
 
 def list_cancellations(connection: sqlite3.Connection) -> list[CancellationView]:
-    """Newest first."""
+    """Bulk cancellations, newest first."""
     found = read_bulk_operations(connection, BulkOperationKind.CANCEL)
     return [bulk_operation_view(operation, CancellationView) for operation in reversed(found)]
 
 
 def list_replays(connection: sqlite3.Connection) -> list[ReplayView]:
-    """Newest first."""
+    """Bulk replays, newest first."""
     found = read_bulk_operations(connection, BulkOperationKind.REPLAY)
     return [bulk_operation_view(operation, ReplayView) for operation in reversed(found)]
 
@@ -243,7 +243,7 @@ def list_runs(
     id_suffix: str | None = None,
 ) -> list[RunView]:
     conditions = Conditions()
-    # Keys grow with time: the newest run that is too old bounds the search.
+    # Keys grow with time: the newest run that is too old limits the search.
     older = "SELECT key FROM runs WHERE created_at <= ? ORDER BY key DESC LIMIT 1"
     conditions.add(f"runs.key > coalesce(({older}), 0)", started_after and to_milliseconds(started_after))
     conditions.add("runs.id LIKE '%' || ?", id_suffix)
@@ -291,7 +291,7 @@ def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: 
 
 
 def _wait_of(connection: sqlite3.Connection, key: int, state: RunState) -> RunWait | None:
-    """See ``run_wait``."""
+    """The wait of a run; see ``run_wait``."""
     if not state.waits or has_call(state):
         return run_wait(state, None)
     query = "SELECT step_id, due, topic FROM waits WHERE run_key = ? ORDER BY due IS NULL, due LIMIT 1"

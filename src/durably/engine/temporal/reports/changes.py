@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescri
 from temporalio.service import RPCError
 
 from durably.engine.reports import Changes
-from durably.engine.temporal.client import is_away
+from durably.engine.temporal.client import is_unreachable
 from durably.engine.views import RunUpdate
 from durably.protocol.engine_errors import TooManyWaitersError
 from durably.protocol.text import get_logger
@@ -126,7 +126,7 @@ class RunWatch(AsyncIterator[RunUpdate]):
         self._opened_at = dt.datetime.now(dt.UTC)
         self._pending: deque[RunUpdate] = deque()
         self._progress: tuple[_Progress, _Progress] | None = None
-        self._is_away = False
+        self._is_unreachable = False
 
     async def __anext__(self) -> RunUpdate:
         while not self._pending:
@@ -155,13 +155,13 @@ class RunWatch(AsyncIterator[RunUpdate]):
             updates = [RunUpdate.started(run) for run in await self._views.views(new_starts, has_output=False)]
             updates += [RunUpdate.ended(run) for run in await self._views.views(new_ends)]
         except RPCError as error:
-            if not is_away(error):
+            if not is_unreachable(error):
                 raise
-            if not self._is_away:
+            if not self._is_unreachable:
                 _logger.warning("changes of runs are reported when the Temporal server answers again: %s", error)
-            self._is_away = True
+            self._is_unreachable = True
             return
-        self._is_away = False
+        self._is_unreachable = False
         self._progress = (
             before[0].after((each.id, each.start_time) for each in started),
             before[1].after((each.id, _end_time(each)) for each in ended),
