@@ -1,6 +1,7 @@
 """``CachedRuns``: the runs whose workflows a process keeps in memory, and the bytes of their contents."""
 
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -13,10 +14,13 @@ from .run_changes import report_eviction
 
 MAX_HELD_BYTES = 1024 * 1024 * 1024
 """The size of the contents that workflows in memory hold. One run has at most 32 MB."""
+IDLE_SECONDS = 30.0
+"""Time without use before an eviction. A run that is evicted amid a task, such as during a local activity, waits until
+the task times out."""
 
 
 class CachedRuns:
-    """Evicts the runs that were used least recently if the contents of all have more than ``max_bytes``.
+    """Evicts idle runs, the one that was used least recently first, if the contents of all exceed ``max_bytes``.
 
     The next task of an evicted run reads its history again. ``evict`` is called in a thread of a worker, and so are
     the methods (see ``CacheObserver``).
@@ -26,23 +30,31 @@ class CachedRuns:
         self._evict = evict
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._runs: OrderedDict[str, tuple[workflow.Info, int]] = OrderedDict()
+        self._runs: OrderedDict[str, tuple[workflow.Info, int, float]] = OrderedDict()
         self._bytes = 0
 
     def note_activated(self, info: workflow.Info) -> None:
         held = HELD.get(info.run_id)
-        evicted = []
+        now = time.monotonic()
         with self._lock:
             self._drop(info.run_id)
             if held is not None:
                 size = held.content.size
-                self._runs[info.run_id] = info, size
+                self._runs[info.run_id] = info, size, now
                 self._bytes += size
-            while self._bytes > self._max_bytes and len(self._runs) > 1:
-                evicted.append(self._drop(next(iter(self._runs))))
+            evicted = self._take_idle(now - IDLE_SECONDS)
         for each in evicted:
-            if each is not None:
-                self._evict(each)
+            self._evict(each)
+
+    def _take_idle(self, used_before: float) -> list[workflow.Info]:
+        taken = []
+        while self._bytes > self._max_bytes:
+            info, _, used_at = next(iter(self._runs.values()))
+            if used_at > used_before:
+                break
+            self._drop(info.run_id)
+            taken.append(info)
+        return taken
 
     def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None:
         with self._lock:
@@ -51,9 +63,7 @@ class CachedRuns:
             held.release()
         report_eviction(info, eviction)
 
-    def _drop(self, run_id: str) -> workflow.Info | None:
+    def _drop(self, run_id: str) -> None:
         dropped = self._runs.pop(run_id, None)
-        if dropped is None:
-            return None
-        self._bytes -= dropped[1]
-        return dropped[0]
+        if dropped is not None:
+            self._bytes -= dropped[1]
