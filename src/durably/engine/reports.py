@@ -124,7 +124,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     backoff of the function's own code, whose failed attempts are ``failed_attempts``. ``app_version`` is the version
     that the app had when the run was created. ``logs`` are empty unless the engine keeps them, as it does in
     development. ``children`` are the earliest 200. Functions that ``inngest/function.finished`` triggers are not among
-    them.
+    them. ``unavailable`` is why the engine cannot read the steps now: they, attempts and logs are missing then.
     """
 
     run: RunView
@@ -139,6 +139,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     has_more_children: bool
     logs: list[LogLine]
     error: ErrorData | None = None
+    unavailable: str | None = None
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -304,7 +305,7 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An app, its last sync, and the error since when it does not answer, if so."""
+    """An app, its last sync, and why it does not answer, if so. Since when is not always known."""
 
     app: AppView
     last_sync: SyncReport | None

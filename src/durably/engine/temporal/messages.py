@@ -56,6 +56,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     """A function as its app synced it: the memo ``function`` of its workflow.
 
     ``in_process``: calls go to the processes of its app, and not to its URL.
+    ``paused_at`` is milliseconds since the epoch.
     ``cancellations`` are those in bulk that apply to its new runs; some may be over.
     """
 
@@ -65,6 +66,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     in_process: bool = False
     is_active: bool = True
     is_paused: bool = False
+    paused_at: int | None = None
     policy: RunPolicy = RunPolicy()
     cancellations: tuple[CancellationRecord, ...] = ()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from durably.engine.reports import Concern, ConcernKind
 from durably.engine.sqlite.queries.loads import MOST_COUNTED, SkippedRuns, StuckSlot, UnmatchedName
 from durably.engine.sqlite.tables.counts import COMPLETED, FAILED, MINUTE
-from durably.engine.views import to_datetime
+from durably.engine.views import to_optional_datetime
 
 from .statistics import UnreachedApp
 
@@ -53,6 +53,20 @@ def unreached_apps(apps: Mapping[str, UnreachedApp]) -> list[Concern]:
     return _most_first(found)
 
 
+def absent_apps(waiting: Mapping[str, int]) -> list[Concern]:
+    """Apps of which no process runs. ``waiting`` are the numbers of their live runs."""
+    found = []
+    for app_id, count in waiting.items():
+        if count:
+            wait = "waits" if count == 1 else "wait"
+            message = (
+                f"no process of the app {app_id!r} runs its functions, and {_runs(count)} of it {wait}: start the app, "
+                "or `durably worker` with its client; the runs continue then"
+            )
+            found.append(_concern(ConcernKind.UNREACHED_APP, app_id, message, count, None))
+    return _most_first(found)
+
+
 def stuck_keys(slots: Iterable[StuckSlot], now: int) -> list[Concern]:
     found = []
     for slot in slots:
@@ -89,8 +103,8 @@ def paused_functions(paused: Iterable[SkippedRuns]) -> list[Concern]:
     return _most_first(found)
 
 
-def _concern(kind: ConcernKind, subject: str, message: str, count: int, since: int) -> Concern:
-    return Concern(kind=kind, subject=subject, message=message, count=count, since=to_datetime(since))
+def _concern(kind: ConcernKind, subject: str, message: str, count: int, since: int | None) -> Concern:
+    return Concern(kind=kind, subject=subject, message=message, count=count, since=to_optional_datetime(since))
 
 
 def _most_first(found: list[Concern]) -> list[Concern]:
