@@ -160,7 +160,12 @@ def test_an_event_triggers_every_function_that_asks_for_it(script: ScriptedApp, 
     first, second = script.function("first", triggers=shared), script.function("second", triggers=shared)
     (event_id,) = engine.send(wire.event(f"{script.id}/shared"))
     calls = [first.next_call(), second.next_call()]
-    runs = engine.data(f"/v1/events/{event_id}/runs")
+
+    def listed() -> list[Any] | None:
+        runs: list[Any] = engine.data(f"/v1/events/{event_id}/runs")
+        return runs if len(runs) >= len(calls) else None
+
+    runs = until(listed, "the runs to be listed")
     assert {run["run_id"] for run in runs} == {call.run_id for call in calls}
     assert {run["function_id"] for run in runs} == {first.id, second.id}
     for call in calls:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 from click.testing import CliRunner, Result
 from temporalio.client import Client as TemporalClient
 
@@ -23,6 +24,7 @@ from ....conformance.temporal_engine import open_engine
 from ....temporal.dev_server import DevServer
 from ..flow.test_leased_slots_over_http import served
 from ..serving import eventually, new_app, send, serving
+from .test_people import api_of
 
 
 async def call_nothing(*_: Any) -> Any:
@@ -135,6 +137,14 @@ async def test_a_live_run_without_a_worker_is_shown_and_its_cancellation_is_stor
         assert shown.exit_code == 0, shown.output
         assert f"{app.app_id}-go" in shown.stdout
         assert "no worker of the engine answers" in shown.stderr
+        async with api_of(engine) as url, aiohttp.ClientSession() as http:
+            async with http.get(f"{url}/runs/{run_.id}") as answer:
+                page = await answer.text()
+            async with http.get(f"{url}/apps") as answer:
+                of_app = (await answer.text()).partition(f'id="app-{app.app_id}"')[2].partition("</section>")[0]
+        assert "no worker of the engine answers" in page
+        assert f"/runs/{run_.id}/cancel" in page
+        assert ("Does not answer" in of_app, "Answers" in of_app, NO_PROCESS in of_app) == (True, False, True)
         cancelled = await asyncio.to_thread(run, server, "runs", "cancel", run_.id)
         assert cancelled.exit_code == 0, cancelled.output
         assert "the cancellation is stored: the run ends when a process with its app runs" in cancelled.stderr
