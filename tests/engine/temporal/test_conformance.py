@@ -1,4 +1,4 @@
-"""Tests of the protocol on the engine on Temporal, one of each kind. ``make conformance-temporal`` and a slow test run all."""
+"""Tests of the protocol on the engine on Temporal, one of each kind; a slow test runs all."""
 
 import os
 import subprocess

@@ -75,6 +75,13 @@ def write_log(log_format: LogFormat, level: int = logging.INFO) -> None:
     get_logger("temporalio.worker").setLevel(max(level, logging.WARNING))
 
 
+def leave_to_own_handlers() -> None:
+    """Do not write the lines of Durably again that an app's own handlers write, such as those of Django's LOGGING."""
+    own = logging.getLogger("durably")
+    if own.handlers:
+        own.propagate = False
+
+
 def log_update(update: RunUpdate) -> None:
     """Log an update of a run."""
     log_fields(RUN_LOGGER, update.kind.value, level=level_of(update.kind), **fields_of(update))

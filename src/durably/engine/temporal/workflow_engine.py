@@ -250,6 +250,7 @@ class WorkflowEngine(LocalEngine):
             check_support(functions)
             await self.prepare()
             result = await self._apps.sync(request, functions, in_process=in_process)
+            self._events.has_synced = self._events.has_synced or bool(functions)
             await self._leased.note_synced(request, in_process=in_process)
             return result
         except ConfigInvalidError as error:
