@@ -45,6 +45,7 @@ class Sample:
 
 
 Samples = dict[Way, list[Sample]]
+SLEEPING = Way("sleeping", "steps of 200 ms, 20 calls a process")
 PROCESSES = (1, 2, 3)
 _AT_ONCE = 20
 
@@ -145,9 +146,9 @@ def _section(steps: int, runs: int, samples: Samples) -> str:
     return table(header, rows)
 
 
-def _report_processes(directory: Path, *, runs: int, rounds: int) -> str:
-    groups = [Group(f"processes-{number}", UPDATE.name, number) for number in PROCESSES]
-    samples = _measure(directory, groups, steps=40, runs=runs, rounds=rounds, at_once=_AT_ONCE)
+def _report_processes(directory: Path, way: Way, *, steps: int, runs: int, rounds: int, at_once: int) -> str:
+    groups = [Group(f"processes-{number}", way.name, number) for number in PROCESSES]
+    samples = _measure(directory, groups, steps=steps, runs=runs, rounds=rounds, at_once=at_once)
     rows = [
         [
             group.processes,
@@ -162,6 +163,18 @@ def _report_processes(directory: Path, *, runs: int, rounds: int) -> str:
     return table(header, rows)
 
 
+def report_waiting(directory: Path, *, is_quick: bool) -> str:
+    """Workers that wait for their steps, and not for a processor."""
+    return _report_processes(
+        directory,
+        SLEEPING,
+        steps=2 if is_quick else 20,
+        runs=2 if is_quick else 120,
+        rounds=1 if is_quick else 3,
+        at_once=60,
+    )
+
+
 def report(directory: Path, *, is_quick: bool) -> str:
     """The section of the results."""
     rounds = 1 if is_quick else 7
@@ -170,16 +183,22 @@ def report(directory: Path, *, is_quick: bool) -> str:
         "## The engine on Temporal\n",
         f"{describe_machine(PACKAGES)} One development server, medians of {rounds} rounds.\n",
     ]
+    measured: dict[int, Samples] = {}
     for steps, runs in sizes.items():
-        samples = measure(directory / str(steps), steps=steps, runs=runs, rounds=rounds, at_once=_AT_ONCE)
-        parts.append(_section(steps, runs, samples))
+        measured[steps] = measure(directory / str(steps), steps=steps, runs=runs, rounds=rounds, at_once=_AT_ONCE)
+        parts.append(_section(steps, runs, measured[steps]))
     parts += [
         judge(f"{way.label}, {steps} steps a run", _ratio(samples, way), at_least=way.aim)
+        for steps, samples in measured.items()
         for way in WAYS
         if way.aim is not None and not is_quick  # One run in one round shows nothing about the aims.
     ]
     parts += [
-        "\nWith checkpoints by Update, 40 steps a run, by the number of worker processes:\n",
-        _report_processes(directory / "processes", runs=sizes[40], rounds=rounds),
+        "\nIn a run of 3 steps, its start and its end cost about as much as its steps do, in each of these ways.\n",
+        "With checkpoints by Update, 40 steps a run, by the number of worker processes:\n",
+        _report_processes(directory / "processes", UPDATE, steps=40, runs=sizes[40], rounds=rounds, at_once=_AT_ONCE),
+        "\nSteps that wait for 200 ms, 20 calls at a time in each process, so that a process makes at most 100 steps a "
+        "second. Their number grows with the processes until the server is the limit:\n",
+        report_waiting(directory / "waiting", is_quick=is_quick),
     ]
     return "\n".join([*parts, ""])
