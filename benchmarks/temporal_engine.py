@@ -163,6 +163,21 @@ def _report_processes(directory: Path, way: Way, *, steps: int, runs: int, round
     return table(header, rows)
 
 
+def _describe_start_and_end(measured: dict[int, Samples]) -> str:
+    """The time for the start and the end of a run, in steps, which explains why short runs miss an aim."""
+    (few, short), (many, long) = sorted(measured.items())
+
+    def in_steps(way: Way) -> float:
+        time_of_few, time_of_many = (
+            steps / median(sample.speed for sample in samples[way]) for steps, samples in ((few, short), (many, long))
+        )
+        step = (time_of_many - time_of_few) / (many - few)
+        return time_of_few / step - few
+
+    costs = ", ".join(f"{in_steps(way):.1f} ({way.label})" for way in WAYS)
+    return f"The start and the end of a run together take as long as this number of its steps: {costs}."
+
+
 def report_waiting(directory: Path, *, is_quick: bool) -> str:
     """Workers that wait for their steps, and not for a processor."""
     return _report_processes(
@@ -194,7 +209,7 @@ def report(directory: Path, *, is_quick: bool) -> str:
         if way.aim is not None and not is_quick  # One run in one round shows nothing about the aims.
     ]
     parts += [
-        "\nIn a run of 3 steps, its start and its end cost about as much as its steps do, in each of these ways.\n",
+        f"\n{_describe_start_and_end(measured)}\n",
         "With checkpoints by Update, 40 steps a run, by the number of worker processes:\n",
         _report_processes(directory / "processes", UPDATE, steps=40, runs=sizes[40], rounds=rounds, at_once=_AT_ONCE),
         "\nSteps that wait for 200 ms, 20 calls at a time in each process, so that a process makes at most 100 steps a "
