@@ -1,10 +1,13 @@
 """The adapter of how-to/write-an-adapter.md works as printed, and reference/wire.md matches the endpoint."""
 
+import datetime as dt
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import aiohttp
@@ -15,8 +18,8 @@ import durably
 from durably.comm import requests
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
-from ..frameworks import wire
-from ..frameworks.engine import FakeEngine
+from ..fake_engine import FakeEngine
+from ..frameworks import app_calls
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADAPTER = (DOCS / "how-to" / "write-an-adapter.md").read_text()
@@ -29,6 +32,27 @@ def load_adapter() -> Any:
     namespace: dict[str, Any] = {}
     exec(compile(source, "aiohttp_adapter.py", "exec"), namespace)
     return namespace["serve"]
+
+
+async def test_the_engine_of_an_adapted_app_starts_with_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapter = ModuleType("aiohttp_adapter")
+    vars(adapter)["serve"] = load_adapter()
+    monkeypatch.setitem(sys.modules, "aiohttp_adapter", adapter)
+    [source] = re.findall(r"```python\n# main\.py\n(.*?)```", ADAPTER, re.DOTALL)
+    main: dict[str, Any] = {}
+    exec(compile(source, "main.py", "exec"), main)
+    runner = web.AppRunner(main["app"], access_log=None)
+    await runner.setup()
+    try:
+        [event_id] = await main["client"].send(durably.Event(name="shop/visitor.came", data={"name": "Ada"}))
+        [run] = await main["engine"].event_runs(event_id)
+        ended = await main["engine"].wait_for_run(run.id, timeout=dt.timedelta(seconds=30))
+        assert ended.decode_output() == "Hello, Ada!"
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager
@@ -57,7 +81,7 @@ async def serving(engine: FakeEngine, **options: Any) -> AsyncIterator[aiohttp.C
 
 
 def call(session: aiohttp.ClientSession, function: str, **options: Any) -> Any:
-    body = wire.encode(wire.call_body(steps={"step": {"data": 1}}))
+    body = app_calls.canonical(app_calls.call_body(steps={"step": {"data": 1}}))
     headers = {"content-type": "application/json", **options.pop("headers", {})}
     query = {"fnId": f"shop-{function}", "stepId": "step"}
     return session.post("/api/inngest", params=query, data=body, headers=headers)
@@ -92,32 +116,32 @@ async def test_it_refuses_what_is_too_large(engine: FakeEngine) -> None:
 
 
 async def test_it_verifies_signatures(engine: FakeEngine) -> None:
-    production = {"is_production": True, "signing_key": wire.SIGNING_KEY, "event_key": "x"}
+    production = {"is_production": True, "signing_key": app_calls.SIGNING_KEY, "event_key": "x"}
     async with serving(engine, client=production) as session:
         async with call(session, "b") as answer:
             assert answer.status == 401
-        body = wire.encode(wire.call_body(steps={"step": {"data": 1}}))
-        async with call(session, "b", headers={"x-inngest-signature": wire.sign(body)}) as answer:
+        body = app_calls.canonical(app_calls.call_body(steps={"step": {"data": 1}}))
+        async with call(session, "b", headers={"x-inngest-signature": app_calls.sign(body)}) as answer:
             assert answer.status == 200
             assert "x-durably-signature" in answer.headers
 
 
 def test_the_page_has_every_status_of_a_refusal() -> None:
     table = WIRE.partition("Requests that are refused")[2].partition("\n\nEvery answer")[0]
-    told = {
+    documented = {
         code: int(status)
         for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]*) \|", table, re.MULTILINE)
         for code in re.findall(r"`(\w+)`", codes)
     }
     statuses = {code.value: int(status) for code, status in requests._STATUS_OF_CODE.items()}
-    assert told == statuses | {"function_not_found": 500}
+    assert documented == statuses | {"function_not_found": 500}
 
 
 async def test_the_page_has_every_field_of_an_inspection(engine: FakeEngine) -> None:
     section = WIRE.partition("### Inspection")[2].partition("\n## ")[0]
-    production = {"is_production": True, "signing_key": wire.SIGNING_KEY, "event_key": "x"}
+    production = {"is_production": True, "signing_key": app_calls.SIGNING_KEY, "event_key": "x"}
     async with serving(engine, client=production) as session:
-        for headers in ({}, {"x-inngest-signature": wire.sign(b"")}):
+        for headers in ({}, {"x-inngest-signature": app_calls.sign(b"")}):
             async with session.get("/api/inngest", headers=headers) as answer:
                 shown = await answer.json()
             public, _, private = section.partition("A signed request also gets")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from . import wire
-from .engine_under_test import NO_EVENT_LOG, Engine, until
+from .. import wire
+from ..waiting import eventually
+from .engine_under_test import NO_EVENT_LOG, Engine
 from .scripted_app import Function, ScriptedApp
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -46,7 +47,7 @@ def test_events_that_start_runs_are_listed(script: ScriptedApp, engine: Engine) 
         events = engine.data(f"/v1/events?name={fn.event}")
         return {event["internal_id"]: event["data"] for event in events} == sent or None
 
-    until(listed, "the events to be listed")
+    eventually(listed, "the events to be listed")
 
 
 @pytest.mark.parametrize(
@@ -160,12 +161,11 @@ def test_an_event_triggers_every_function_that_asks_for_it(script: ScriptedApp, 
     first, second = script.function("first", triggers=shared), script.function("second", triggers=shared)
     (event_id,) = engine.send(wire.event(f"{script.id}/shared"))
     calls = [first.next_call(), second.next_call()]
-
-    def listed() -> list[Any] | None:
-        runs: list[Any] = engine.data(f"/v1/events/{event_id}/runs")
-        return runs if len(runs) >= len(calls) else None
-
-    runs = until(listed, "the runs to be listed")
+    runs = eventually(
+        lambda: engine.data(f"/v1/events/{event_id}/runs"),
+        "the runs to be listed",
+        is_right=lambda runs: len(runs) == 2,
+    )
     assert {run["run_id"] for run in runs} == {call.run_id for call in calls}
     assert {run["function_id"] for run in runs} == {first.id, second.id}
     for call in calls:
@@ -230,7 +230,7 @@ def test_events_of_the_engine_are_listed(script: ScriptedApp, engine: Engine) ->
         events = engine.data("/v1/events?name=inngest/function.finished&limit=100")
         return next((event for event in events if event["data"]["run_id"] == call.run_id), None)
 
-    until(find, f"the event about the end of {call.run_id}")
+    eventually(find, f"the event about the end of {call.run_id}")
 
 
 def test_a_failed_run_is_finished_and_failed(script: ScriptedApp) -> None:

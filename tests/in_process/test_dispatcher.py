@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.in_process.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
@@ -42,7 +42,7 @@ class FakeWorker:
 
 def call(dispatcher: Dispatcher, function_id: str = "f", *, priority: int = 0) -> asyncio.Task[Answer]:
     step = StepConfig(id="step", runtime=Runtime(url="embedded://app"), retries=Retries(attempts=0))
-    function = Function.from_config(FunctionConfig(id=function_id, triggers=[], steps={"step": step}), "app")
+    function = SyncedFunction.from_config(FunctionConfig(id=function_id, triggers=[], steps={"step": step}), "app")
     data = CallData("run", function_id, Call(generation=1, due=0), 1, False, [b"{}"], [], priority=priority)
     return asyncio.get_running_loop().create_task(dispatcher.call(function, data))
 
@@ -211,6 +211,6 @@ async def test_a_call_that_is_cancelled_at_its_timeout_is_cancelled(impatient: D
     await settle()
     loop = asyncio.get_running_loop()
     loop.call_later(0.05, given_up.cancel)
-    loop.call_soon(time.sleep, 0.1)  # then both are due in one turn of the loop
+    loop.call_soon(time.sleep, 0.1)  # Then both are due in one iteration of the loop.
     await asyncio.wait([given_up])
     assert given_up.cancelled()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably import Client, ContextSync, Embedded, EngineSettings, Event, TriggerEvent
+from durably import Client, Context, ContextSync, Embedded, EngineSettings, Event, TriggerEvent
 from durably.comm import CommHandler
 
 
@@ -45,6 +45,23 @@ async def test_a_run_ends_with_one_line(tmp_path: Path, caplog: pytest.LogCaptur
     assert lines[0].getMessage().startswith(f"run completed: run {completed.id} of function shop-pay after ")
     assert lines[1].getMessage().endswith(r": ValueError: declined\nforged")
     assert "secret" not in "".join(line.getMessage() for line in lines)
+
+
+async def test_run_that_the_engine_fails_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(app_id="shop", is_production=False, engine=Embedded(tmp_path / "durably.db"))
+
+    @client.create_function(fn_id="wait", trigger=TriggerEvent(event="wait"))
+    async def wait(ctx: Context) -> None:
+        await ctx.step.wait_for_event("paid", event="paid", if_exp="async.data.id ===", timeout=1000)
+
+    CommHandler(client=client, framework="test", functions=[wait])
+    async with client.engine.running():
+        [event_id] = await client.send(Event(name="wait"))
+        [run] = await client.engine.event_runs(event_id)
+        await client.engine.wait_for_run(run.id)
+    [line] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert line.name == "durably.engine"
+    assert line.getMessage().startswith(f"run {run.id} of function 'shop-wait' failed: OpInvalidError: step 'paid'")
 
 
 async def test_runs_are_not_logged_otherwise(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,4 +1,4 @@
-"""The log of an engine: a line for each update of a run, and limited lines."""
+"""The log of an engine: a line for each update of a run, and rate-limited lines."""
 
 import datetime as dt
 import logging
@@ -14,6 +14,7 @@ from durably.engine.views import RunUpdate, UpdateKind
 from durably.protocol.text import get_logger
 
 RUN_LOGGER = get_logger("durably.runs")
+_logger = get_logger("durably.engine")
 
 _LEVELS = {
     UpdateKind.STEP_FAILED: logging.WARNING,
@@ -71,6 +72,16 @@ class RunEndLog(Observer):
                     f": {fields['error']}" if "error" in fields else "",
                     extra=fields,
                 )
+
+
+class EngineFailureLog(Observer):
+    """Logs runs that the engine has failed, because no app has logged their errors."""
+
+    def on_commit(self, changes: list[RunChange], group: Group) -> None:
+        for change in changes:
+            if change.by_engine:
+                update = change.to_update()
+                _logger.error("run %s of function %r failed: %s", update.run_id, update.function_id, update.error)
 
 
 SECONDS_BETWEEN_LINES = 10.0

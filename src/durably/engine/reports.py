@@ -17,9 +17,9 @@ from .views import AppView, EventView, FunctionView, RunStatus, RunView, StepSta
 
 
 class SpanKind(StrEnum):
-    """A part of the time of a step or a run.
+    """The kind of a part of a step's or run's time.
 
-    ``QUEUED``: for a call. ``RUNNING``: the app runs its code. ``RETRYING``: backoff after a failed attempt.
+    ``QUEUED``: waits for a call. ``RUNNING``: the app runs its code. ``RETRYING``: backoff after a failed attempt.
     ``SLEEPING``: a sleep. ``WAITING``: for an event, a signal or an invoked function.
     """
 
@@ -31,7 +31,7 @@ class SpanKind(StrEnum):
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a time axis.
+    """A span of time.
 
     ``end`` is ``None`` if it has not ended; ``attempt`` counts from 0.
     """
@@ -43,21 +43,28 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed attempt that another followed or follows. ``attempt`` counts from 0."""
+    """A failed attempt that was or will be followed by another.
+
+    ``attempt`` counts from 0. ``is_unreached``: the call did not reach the app, so that the next call made the same
+    attempt.
+    """
 
     attempt: int
     ended_at: dt.datetime
     error: ErrorData
+    is_unreached: bool = False
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A step with all that is known of it.
+    """A step in full detail.
 
-    ``spans`` are in the order of time. ``input`` is a JSON array of arguments, if the SDK sends it. ``output`` is JSON;
-    ``None`` also stands for null.
-    ``awaited`` is the event name, signal or function id that a wait is for. ``child_run_id`` is the invoked run. A step
-    that ``is_copied`` has the result of the run that this one repeats, and no spans. ``error`` is that of the last
-    attempt.
+    - ``spans``: In the order of time.
+    - ``input``: A JSON array of arguments, if the SDK sends it.
+    - ``output``: JSON, or ``None`` (also for null).
+    - ``awaited``: The event name, signal or function id that a wait is for.
+    - ``child_run_id``: The invoked run.
+    - ``is_copied``: The step has the result of the run that this one repeats, and no spans.
+    - ``error``: The error of the last attempt.
     """
 
     id: str
@@ -86,7 +93,7 @@ class Relation(StrEnum):
     DEFERRED = "deferred"
     RERUN = "rerun"
     ENDED = "ended"
-    """The event of its end triggered the other, as it does failure handlers."""
+    """The event of its end triggered the other, as it does for failure handlers."""
 
 
 _RELATIONS: dict[str, Relation] = {
@@ -106,7 +113,7 @@ def relation_by(event_name: str) -> Relation:
 class RunLink(msgspec.Struct, frozen=True, kw_only=True):
     """A run that another one names.
 
-    ``step`` is the step by which one started the other, if it is known.
+    ``step`` is the step through which one started the other, if it is known.
     """
 
     run_id: str
@@ -118,13 +125,15 @@ class RunLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A run with all that is known of it.
+    """A run in full detail.
 
-    ``spans`` are the run's own: the calls of the app that are known, the time for which it waited for one, and the
-    backoff of the function's own code, whose failed attempts are ``failed_attempts``. ``app_version`` is the version
-    that the app had when the run was created. ``logs`` are empty unless the engine keeps them, as it does in
-    development. ``children`` are the earliest 200. Functions that ``inngest/function.finished`` triggers are not among
-    them. ``unavailable`` is why the engine cannot read the steps now: they, attempts and logs are missing then.
+    - ``spans``: The run's own: the known calls of the app, the time in which it waited for a call, and the backoff of
+      the function's own code.
+    - ``failed_attempts``: Attempts of the function's own code.
+    - ``app_version``: The version of the app when the run was created.
+    - ``logs``: Empty unless the engine keeps them, as in development.
+    - ``children``: The earliest 200, without functions that ``inngest/function.finished`` triggers.
+    - ``unavailable``: Why the engine cannot read the run's steps now. The report has no steps, attempts and logs then.
     """
 
     run: RunView
@@ -175,13 +184,15 @@ class RunPage(msgspec.Struct, frozen=True, kw_only=True):
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     """An event and the runs that it started.
 
-    ``runs`` are the first 50. ``is_unmatched``: it started, woke and cancelled nothing, and its name triggers no
-    function now. The engine's own events are never unmatched.
+    ``runs`` are the first 50. ``ended`` is the number of waits that it ended and of runs that it cancelled; 0 on
+    Temporal, where it is not known. ``is_unmatched``: the event had no effect, and its name triggers no function now.
+    The engine's own events are never unmatched.
     """
 
     event: EventView
     runs: list[RunLink]
     is_unmatched: bool
+    ended: int = 0
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -195,8 +206,8 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
 class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of runs in an interval that begins ``at``.
 
-    They are of runs that were created in it, and of those that ended in it by status. ``replayed`` are those of the
-    ``failed`` that have a completed rerun now.
+    ``created`` counts runs created in the interval, the other fields runs that ended in it. ``replayed``: failed runs
+    with a completed rerun.
     """
 
     at: dt.datetime
@@ -214,11 +225,14 @@ class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """The present load of a function, and its runs in the interval of a report.
+    """The current load of a function, and its runs in the interval of a report.
 
-    ``backlog`` is the number of calls that wait for a slot or for the app, ``queue_delay`` the seconds that the oldest
-    of them has waited, ``in_flight`` the number of calls under way; they are ``None`` on
-    Temporal, which does not count them. ``live`` runs have not ended.
+    - ``backlog``: The number of calls that wait for a slot or for the app.
+    - ``queue_delay``: Seconds that the oldest of them has waited.
+    - ``in_flight``: The number of calls under way.
+    - ``live``: The number of runs that have not ended.
+
+    The first three are ``None`` on Temporal, which does not count them.
     """
 
     function_id: str
@@ -238,7 +252,7 @@ class ConcernKind(StrEnum):
 
 
 class Concern(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that needs attention.
+    """A condition that needs attention.
 
     ``subject`` is the id of the function or app, or the event's name. ``message`` is a sentence with the remedy.
     """
@@ -251,11 +265,11 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine at a glance.
+    """The engine's state.
 
-    ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``.
-
-    ``live`` has the number of runs for each status of runs that have not ended.
+    ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``. ``live`` has the number of runs
+    for each status of runs that have not ended. ``retrying`` is how many of them have failed with their last attempt
+    since the engine's start, and are tried again; ``None`` on Temporal.
     """
 
     since: dt.datetime
@@ -265,6 +279,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     live: dict[RunStatus, int]
     functions: list[FunctionLoad]
     concerns: list[Concern]
+    retrying: int | None = None
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -294,7 +309,7 @@ class FunctionReport(msgspec.Struct, frozen=True, kw_only=True):
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     """A sync of an app.
 
-    ``error`` is its reason if it failed; ids of functions otherwise.
+    ``error`` is the reason of a failed sync. The other fields are ids of functions.
     """
 
     at: dt.datetime
@@ -305,7 +320,7 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An app, its last sync, and why it does not answer, if so. Since when is not always known."""
+    """An app, its last sync, and the error if it does not answer. The time since when may be unknown."""
 
     app: AppView
     last_sync: SyncReport | None
@@ -327,9 +342,9 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MatchCount(msgspec.Struct, frozen=True, kw_only=True):
-    """A number of runs, such as that which a bulk operation would apply to.
+    """A number of runs, such as those to which a bulk operation would apply.
 
-    ``is_complete`` is false if it is at least that many.
+    ``is_complete`` is false if the number is a lower bound.
     """
 
     count: int
@@ -353,10 +368,10 @@ class Feature(StrEnum):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The kind of an engine, for people.
+    """The kind of an engine.
 
-    ``notes`` are sentences on what its lists cannot show, and ``missing`` the features that it refuses. ``run_url`` is
-    the URL of a run in Temporal's UI, with ``{run_id}``, if its address is configured.
+    ``notes`` are sentences on the limits of its lists, and ``missing`` the features that it refuses. ``run_url`` is the
+    URL of a run in Temporal's UI, with ``{run_id}``, if its address is configured.
     """
 
     kind: str
@@ -366,6 +381,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """The position in the engine's changes up to which a client knows them."""
+    """The position up to which a client knows the engine's changes."""
 
     position: int

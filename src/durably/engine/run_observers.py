@@ -11,20 +11,19 @@ from durably.engine.metrics.instruments import EngineCounters
 from durably.engine.scheduling.observers import Observers
 from durably.engine.settings import Clock, EngineSettings
 
-from .logs import RunEndLog
+from .logs import EngineFailureLog, RunEndLog
 
 _MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 class RunObservers(Observers):
-    """The observers of an engine, as its settings ask for them."""
+    """The observers of an engine that its settings enable."""
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__()
         self.counters = EngineCounters()
         self.add(self.counters)
-        if settings.log_runs:
-            self.add(RunEndLog())
+        self.add(RunEndLog() if settings.log_runs else EngineFailureLog())
         self._alerts = [] if settings.alerts is None else _alerts_of(settings.alerts, settings.clock)
         for alerts in self._alerts:
             self.add(alerts)

@@ -1,4 +1,4 @@
-"""Who may do what in the dashboard, and requests that try to get around it."""
+"""Permissions of the dashboard, and requests that try to bypass them."""
 
 import datetime as dt
 import re
@@ -20,7 +20,7 @@ from durably.engine.views import RunStatus
 
 from ..conftest import only_run, send
 from ..small_app import SmallApp, Steps
-from .pages import get, header, post, token_of
+from .dashboard_client import get, header, post, token_of
 
 
 async def allow(action: Action) -> bool:

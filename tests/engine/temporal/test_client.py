@@ -14,14 +14,14 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.in_process.calls import sync_of
 
 from ...temporal.dev_server import DevServer
-from .apps import make_client
+from .running_apps import make_client
 
 SECONDS = 0.3
 
 
 @pytest.fixture
 async def engine(server: DevServer) -> WorkflowEngine:
-    """Without workers, so that Updates wait."""
+    """An engine without workers, so that Updates wait."""
     return WorkflowEngine(await Client.connect(server.address, data_converter=DATA_CONVERTER), EngineSettings())
 
 

@@ -19,11 +19,12 @@ from durably.engine.temporal.reports.event_lists import EventLists
 from durably.engine.views import EventView, RunUpdate, RunView, UpdateKind
 
 from ...temporal.dev_server import DevServer
-from .serving import ended_runs, eventually, new_app, send, serving
+from ...waiting import async_eventually
+from .serving import ended_runs, new_app, send, serving
 
 
 class Notes(Console):
-    """Keeps the lines of ``durably dev``."""
+    """Records the lines of ``durably dev``."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -40,7 +41,7 @@ def run(*arguments: str, **environment: str) -> Result:
 
 
 async def run_on(server: DevServer, *arguments: str) -> str:
-    """What a command prints on stdout. Its engine is in the variable that apps use."""
+    """The stdout of a command. Its engine is in the variable that apps use."""
     variables = {"DURABLY_ENGINE_URL": f"temporal://{server.address}/default"}
     done = await asyncio.to_thread(run, *arguments, **variables)
     assert done.exit_code == 0, done.output
@@ -58,7 +59,7 @@ async def test_commands_ask_the_server(server: DevServer) -> None:
 
     async with serving(server.address, app, [go]) as engine:
         event_id = (await run_on(server, "send", app.app_id, "--data", '{"naps": true}')).strip()
-        (napping,) = await eventually(lambda: engine.event_runs(event_id))
+        (napping,) = await async_eventually(lambda: engine.event_runs(event_id), "the event has its run")
         function_id = f"{app.app_id}-go"
         assert json.loads(await run_on(server, "invoke", function_id)) == "hello"
         assert function_id in await run_on(server, "functions", "list")
@@ -84,7 +85,9 @@ async def test_an_event_that_starts_no_run_is_sent(server: DevServer) -> None:
         await ctx.step.sleep("nap", dt.timedelta(hours=1))
 
     async with serving(server.address, app, [go]) as engine:
-        (run_,) = await eventually(partial(engine.event_runs, await send(engine, app.app_id)))
+        (run_,) = await async_eventually(
+            partial(engine.event_runs, await send(engine, app.app_id)), "the event has its run"
+        )
         sent = json.loads(await run_on(server, "send", event, "--json"))
         assert (sent["unmatched"], sent["runs"]) == (None, [])
         assert "an engine on Temporal lists runs about a second after their start" in sent["notes"][0]
@@ -108,7 +111,7 @@ async def test_a_run_that_is_listed_late_is_named_by_send(server: DevServer, mon
         async def find_later(self: EventLists, event_id: str) -> EventView | None:
             nonlocal is_listed
             is_listed = True
-            return await eventually(lambda: find(self, event_id))
+            return await async_eventually(lambda: find(self, event_id), "the event to be listed")
 
         monkeypatch.setattr(EventLists, "runs", runs_before)
         monkeypatch.setattr(EventLists, "find", find_later)
@@ -167,7 +170,7 @@ async def test_refusals_are_the_engines(server: DevServer) -> None:
     url = f"temporal://{server.address}"
     for arguments, reason in (
         (("runs", "show", "01ARZ3NDEKTSV4RRFFQ69G5FAV"), "no run has the id"),
-        (("functions", "pause", "nobody-here"), "no app has synced a function with the id 'nobody-here'"),
+        (("functions", "pause", "unknown"), "no app has synced a function with the id 'unknown'"),
         (("logs",), "name a run"),
     ):
         done = await asyncio.to_thread(run, *arguments, "--url", url)
@@ -202,7 +205,7 @@ async def test_the_development_engine_keeps_its_state_on_the_server(server: DevS
         ((), "nowhere", 1, 'no namespace "nowhere"'),
     ],
 )
-def test_the_development_engine_says_what_prevents_its_start(
+def test_development_engine_reports_the_error_that_prevents_its_start(
     server: DevServer, arguments: tuple[str, ...], namespace: str, status: int, reason: str
 ) -> None:
     done = run("dev", "--temporal", server.address, "--port", "0", *arguments, TEMPORAL_NAMESPACE=namespace)

@@ -11,8 +11,9 @@ from durably import Client, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 
 from ...variants import variants
+from ...waiting import eventually
 from ..apps import LEASE
-from ..cluster import eventually, gunicorn, serving, uvicorn
+from ..cluster import gunicorn, serving, uvicorn
 
 SECONDS = 2 * LEASE.total_seconds()
 
@@ -41,7 +42,7 @@ async def test_a_blocked_event_loop_delays_no_timer_and_no_sync_function(tmp_pat
     CommHandler(client=client, framework="test", functions=[nap])
     async with engine.running():
         [event_id] = client.send_sync(Event(name="nap"))
-        # From here on this event loop, the app's, does not run until the run has ended.
+        # From here on the app's event loop does not run until the run has ended.
         [run] = engine.event_runs_sync(event_id)
         assert engine.wait_for_run_sync(run.id, timeout=dt.timedelta(seconds=20)).decode_output() == "awake"
 
@@ -53,5 +54,5 @@ def test_a_step_that_brings_its_process_down_uses_up_its_attempts(how: signal.Si
     with serving(gunicorn("flask_app", 1 if how == signal.SIGKILL else 3), tmp_path) as cluster:
         cluster.wait_leader()
         cluster.send({"name": "signal", "id": "one", "data": {"signal": how}})
-        eventually(lambda: "Failed" in cluster.run_statuses().values(), "the run fails", seconds=60)
+        eventually(lambda: "Failed" in cluster.run_statuses().values(), "the run fails", timeout=60)
         assert [entry["attempt"] for entry in cluster.diary.entries("signalled")] == [0, 1]

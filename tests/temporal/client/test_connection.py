@@ -6,8 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from durably.temporal import Temporal, TemporalUnreachableError
 
 from ...ports import free_port
 from ...variants import variants
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..proxy import Proxy
 
@@ -66,7 +66,7 @@ def test_event_loops_of_several_threads_share_one_connection(proxy: Proxy) -> No
     assert proxy.opened == 1
 
 
-async def test_who_gives_up_waiting_leaves_the_connection_to_the_others(proxy: Proxy) -> None:
+async def test_cancelled_caller_keeps_the_connection_of_the_others(proxy: Proxy) -> None:
     temporal = Temporal(proxy.address)
     impatient = asyncio.create_task(temporal.client())
     patient = asyncio.create_task(temporal.client())
@@ -81,10 +81,10 @@ async def test_synchronous_calls_on_an_event_loop_are_refused(temporal: Temporal
         temporal.sync.start_workflow("any", id="any")
 
 
-async def test_an_absent_server_is_named_and_found_once_it_is_there() -> None:
+async def test_unreachable_server_is_named_and_found_once_it_starts() -> None:
     server = DevServer()
     temporal = Temporal(server.address)
-    async with temporal.lifespan():  # The app starts all the same.
+    async with temporal.lifespan():  # The app starts anyway.
         with pytest.raises(TemporalUnreachableError, match=f"{server.address} cannot be reached: Connection refused"):
             await temporal.client()
         health = await temporal.check_health()
@@ -126,24 +126,14 @@ def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
         lost = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.UNKNOWN, RPCStatusCode.CANCELLED)
         assert failure.value.status in lost
         server.start()
-        wait_for(lambda: temporal.sync.get_workflow_handle("kept").describe().id == "kept")
+        eventually(
+            lambda: temporal.sync.get_workflow_handle("kept").describe().id == "kept",
+            "the server describes the workflow",
+            ignore=(RPCError,),
+        )
         assert temporal.sync.client is client
     finally:
         server.kill()
-
-
-def wait_for(check: Callable[[], bool], patience: float = 30) -> None:
-    """For a server that has a port before it can answer."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            if check():
-                return
-        except RPCError:
-            if time.monotonic() > end:
-                raise
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 FORK = """
@@ -208,6 +198,6 @@ Temporal(sys.argv[1]).sync.count_workflows()
 
 @pytest.mark.slow
 def test_a_process_that_exits_right_after_its_last_call_ends_well(server: DevServer) -> None:
-    """Without a pause at exit, about one in four dies of a native thread that meets the interpreter's end."""
+    """Without a pause at exit, about one in four is killed by a native thread during the interpreter's end."""
     processes = [subprocess.Popen([sys.executable, "-c", ASK_AND_EXIT, server.address]) for _ in range(6)]
     assert [process.wait(60) for process in processes] == [0] * 6

@@ -43,12 +43,13 @@ from durably.temporal.gateway import (
 from durably.temporal.gateway.messages import has_more_values
 from durably.temporal.gateway.problems import to_problem
 
+from ...waiting import async_eventually
 from ..apps import exposures
 from ..dev_server import DevServer
-from ..plain import get
+from ..gateway_requests import get
 from ..workflows import MistypedWorkflow, Order, OrderWorkflow, SleepingWorkflow, SumWorkflow
-from . import asking
-from .asking import Answer, until
+from . import gateway_client as asking
+from .gateway_client import Answer
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -78,7 +79,7 @@ async def test_a_description_shows_pending_activities(gateway: Gateway) -> None:
         pending = (await ask(gateway, "GET", place)).json["pending_activities"]
         return bool(pending) and pending[0]["attempt"] > 1 and "last_failure" in pending[0]
 
-    await until(has_failed_once)
+    await async_eventually(has_failed_once, "an attempt has failed")
     [pending] = (await ask(gateway, "GET", place)).json["pending_activities"]
     assert pending["type"] == "charge"
     assert pending["last_failure"][0] == {"type": "BankAway", "message": "the bank does not answer"}
@@ -89,7 +90,7 @@ async def test_a_description_shows_pending_activities(gateway: Gateway) -> None:
 
 async def test_a_queue_without_a_worker_is_noticed(temporal: Temporal) -> None:
     limits = Limits(rpc_timeout=timedelta(seconds=1))
-    exposed = expose(OrderWorkflow, name="orders", task_queue=f"nobody-{uuid.uuid4()}", queries="all")
+    exposed = expose(OrderWorkflow, name="orders", task_queue=f"unpolled-{uuid.uuid4()}", queries="all")
     gateway = Gateway(temporal, [exposed], allow_anonymous=True, limits=limits)
     place = await start(gateway)
     [notice] = (await ask(gateway, "GET", place)).json["notices"]
@@ -99,7 +100,7 @@ async def test_a_queue_without_a_worker_is_noticed(temporal: Temporal) -> None:
     assert (await ask(gateway, "GET", f"{await start(gateway)}/result", wait="0")).status == 202
 
 
-async def test_activities_that_no_worker_takes_are_noticed(temporal: Temporal) -> None:
+async def test_activities_without_a_worker_have_a_notice(temporal: Temporal) -> None:
     queue = f"workflows-only-{uuid.uuid4()}"
     gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", task_queue=queue)], allow_anonymous=True)
     place = await start(gateway)
@@ -109,7 +110,7 @@ async def test_activities_that_no_worker_takes_are_noticed(temporal: Temporal) -
         return bool((await ask(gateway, "GET", place)).json["notices"] == [notice])
 
     async with Worker(await temporal.client(), task_queue=queue, workflows=[OrderWorkflow]):
-        await until(is_noticed)
+        await async_eventually(is_noticed, "the notice is shown")
 
 
 async def test_no_notice_of_a_missing_worker_if_one_is_running(gateway: Gateway) -> None:
@@ -127,7 +128,7 @@ async def test_lists_show_one_kind_of_workflow_page_by_page(gateway: Gateway, te
         page = await ask(gateway, "GET", "orders", query=query)
         return len(page.json["workflows"]) == 3
 
-    await until(are_listed)
+    await async_eventually(are_listed, "three workflows are listed")
     first = (await ask(gateway, "GET", "orders", query=query, page_size="2", status="running")).json
     second = (await ask(gateway, "GET", "orders", query=query, status="running", page=first["next_page"])).json
     found = [f"orders/{item['workflow_id']}" for page in (first, second) for item in page["workflows"]]
@@ -167,7 +168,7 @@ async def test_a_paused_workflow_can_be_listed_signalled_and_cancelled(gateway: 
         page = await ask(gateway, "GET", "orders", query=query, status="paused")
         return [item["status"] for item in page.json["workflows"]] == ["paused"]
 
-    await until(is_listed)
+    await async_eventually(is_listed, "the paused workflow is listed")
     assert (await ask(gateway, "POST", f"{place}/terminate")).status == 202
 
 
@@ -202,7 +203,7 @@ async def test_the_problem_of_a_refused_update_has_its_reason(gateway: Gateway) 
     assert (refused.status, refused.json["failure"][0]["type"]) == (422, "AddressMissing")
 
 
-async def test_an_update_that_is_repeated_is_done_once(gateway: Gateway) -> None:
+async def test_repeated_update_is_executed_once(gateway: Gateway) -> None:
     place = await start(gateway)
     update, key = f"{place}/updates/change_address", uuid.uuid4().hex
     first = await ask(gateway, "POST", update, {"address": "a"}, h_idempotency_key=key)
@@ -265,7 +266,7 @@ async def test_a_history_contains_no_inputs_and_results(gateway: Gateway) -> Non
     assert "secret" not in json.dumps(events)
 
 
-async def test_a_raw_history_is_what_replayers_read(gateway: Gateway, temporal: Temporal, server: DevServer) -> None:
+async def test_raw_history_can_be_replayed(gateway: Gateway, temporal: Temporal, server: DevServer) -> None:
     place = await start(gateway)
     await ask(gateway, "POST", f"{place}/signals/ship")
     assert (await ask(gateway, "GET", f"{place}/result", wait="30")).status == 200
@@ -367,7 +368,7 @@ async def test_simultaneous_requests_with_one_key_start_once_after_an_earlier_wo
 
 
 class Latecomer(Interceptor):
-    """Of two starts by the policies, the first waits for the second, and the second for ``is_over``."""
+    """Of two starts with the policies, the first waits for the second, and the second for ``is_over``."""
 
     def __init__(self) -> None:
         self.is_over, self.has_come = asyncio.Event(), asyncio.Event()
@@ -517,10 +518,10 @@ async def test_authorize_gets_the_action(temporal: Temporal) -> None:
         return action.operation == "start"
 
     gateway = Gateway(temporal, exposures(), authorize=authorize)
-    await ask(gateway, "POST", "orders", {"order_id": "told", **ORDER})
-    assert (await ask(gateway, "POST", "orders/order-told/signals/add_note", {"text": "x"})).status == 401
+    await ask(gateway, "POST", "orders", {"order_id": "known", **ORDER})
+    assert (await ask(gateway, "POST", "orders/order-known/signals/add_note", {"text": "x"})).status == 401
     [starting, signalling] = actions
-    assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-told", "told")
+    assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-known", "known")
     assert (signalling.operation, signalling.name, signalling.input.text) == ("signal", "add_note", "x")
 
 

@@ -1,9 +1,9 @@
 """Operations as HTTP requests and answers, in both directions, and ``HttpEngine``.
 
 Pure: no I/O, no web framework. The server uses ``read_arguments`` and ``encode_result``. ``HttpEngine`` uses
-``write_request`` and ``read_result``, and implements ``Engine`` by the table of operations. Its connection is TCP or
-a Unix socket: it is given a function for the exchange of a request, such as one of an aiohttp session, or that of the
-command line, which uses urllib3 and never suspends (``cli/clients/http_client.py``).
+``write_request`` and ``read_result``, and implements ``Engine`` from the table of operations. Its connection is TCP or
+a Unix socket: ``exchange`` sends a request, with aiohttp for other processes, with urllib3 for the command line
+(``cli/clients/http_client.py``), where it never suspends.
 """
 
 import datetime as dt
@@ -15,7 +15,14 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from durably.engine.interface import Engine
-from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status, without_none
+from durably.engine.operations import (
+    Argument,
+    ArgumentInvalidError,
+    ArgumentLocation,
+    Operation,
+    read_status,
+    without_none,
+)
 from durably.engine.views import RunStatus
 from durably.protocol import engine_errors as errors
 from durably.protocol.api import Envelope, ErrorBody, Metadata
@@ -23,7 +30,7 @@ from durably.protocol.call import check_nesting, decode
 from durably.protocol.engine_errors import EngineError
 
 NOT_FOUND = "not_found"
-"""The ``code`` of an error if what the path names does not exist."""
+"""The ``code`` of an error if the path names something that does not exist."""
 
 _encoder = msgspec.json.Encoder()
 _NULL = b"null"
@@ -106,20 +113,20 @@ def read_arguments(
     """
     arguments: dict[str, Any] = {}
     for argument in operation.arguments:
-        match argument.place:
-            case Place.PATH:
+        match argument.location:
+            case ArgumentLocation.PATH:
                 arguments[argument.name] = path[argument.name]
-            case Place.HEADER:
+            case ArgumentLocation.HEADER:
                 if text := headers.get(argument.wire_name):
                     arguments[argument.name] = check_header(argument.wire_name, text)
-            case Place.QUERY:
+            case ArgumentLocation.QUERY:
                 if text := query.get(argument.wire_name):
                     arguments[argument.name] = argument.read(text, has_limits=has_limits)
                 elif argument.http_default is not None:
                     arguments[argument.name] = argument.http_default
-            case Place.BODY:
+            case ArgumentLocation.BODY:
                 arguments[argument.name] = body if argument.type is bytes else _read_whole_body(argument.type, body)
-            case Place.FIELD:
+            case ArgumentLocation.FIELD:
                 pass
     if fields := _fields_of(operation):
         arguments |= fields.read(body)
@@ -127,7 +134,7 @@ def read_arguments(
 
 
 def check_header(name: str, text: str) -> str:
-    """The text of a header. Raises ``ArgumentInvalidError`` if it is not UTF-8."""
+    """The string of a header. Raises ``ArgumentInvalidError`` if it is not UTF-8."""
     if any("\ud800" <= each <= "\udfff" for each in text):
         raise ArgumentInvalidError(f"the header {name} is not encoded in UTF-8")
     return text
@@ -150,7 +157,7 @@ def _plain_decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 class _Fields:
-    """The fields of a JSON body. A field that is null has its default."""
+    """The fields of a JSON body. A null field has its default."""
 
     def __init__(self, arguments: list[Argument], name: str) -> None:
         self._arguments = arguments
@@ -174,7 +181,7 @@ class _Fields:
 
 
 def _text_form(kind: Any) -> Any:
-    """The type of a field in JSON: times and statuses are text, as in queries."""
+    """The type of a field in JSON. Times and statuses are strings, as in queries."""
     if kind is dt.datetime:
         return str
     return list[str] if kind == Collection[RunStatus] else kind
@@ -190,7 +197,7 @@ def _read_field(argument: Argument, value: Any) -> Any:
 
 @functools.cache
 def _fields_of(operation: Operation) -> _Fields | None:
-    fields = [argument for argument in operation.arguments if argument.place is Place.FIELD]
+    fields = [argument for argument in operation.arguments if argument.location is ArgumentLocation.FIELD]
     return _Fields(fields, f"the body of {operation.name}") if fields else None
 
 
@@ -207,19 +214,19 @@ def write_request(operation: Operation, given: Mapping[str, Any], **path: str) -
         value = given.get(argument.name)
         if value is None:
             continue
-        match argument.place:
-            case Place.PATH:
+        match argument.location:
+            case ArgumentLocation.PATH:
                 path[argument.name] = argument.write(value)
-            case Place.QUERY:
+            case ArgumentLocation.QUERY:
                 query[argument.wire_name] = argument.write(value)
-            case Place.HEADER:
+            case ArgumentLocation.HEADER:
                 headers[argument.wire_name] = value
-            case Place.BODY:
+            case ArgumentLocation.BODY:
                 body = bytes(value) if isinstance(value, bytes | msgspec.Raw) else _encoder.encode(value)
-            case Place.FIELD:
+            case ArgumentLocation.FIELD:
                 fields[argument.wire_name] = value
     for argument in operation.arguments:
-        if argument.http_default is not None and argument.place is Place.QUERY:
+        if argument.http_default is not None and argument.location is ArgumentLocation.QUERY:
             query.setdefault(argument.wire_name, argument.write(argument.default))
     if _fields_of(operation):
         body = _encoder.encode(fields)
@@ -235,7 +242,7 @@ def write_request(operation: Operation, given: Mapping[str, Any], **path: str) -
 def encode_result(operation: Operation, result: Any, shown: Any) -> bytes:
     """The body of an answer.
 
-    ``shown`` is what ``operation.show`` has made of the result.
+    ``shown`` is the return value of ``operation.show``.
     """
     if operation.is_bare:
         return _encoder.encode(shown)
@@ -307,7 +314,7 @@ def _raise(error: ErrorBody) -> NoReturn:
 def wire_type(kind: Any) -> Any:
     """The type to decode JSON as, before ``from_wire``.
 
-    msgspec does not decode ``Raw | None``, so that ``Raw`` stands for it in views, and in the parts of views.
+    msgspec does not decode ``Raw | None``, so views use ``Raw``.
     """
     if get_origin(kind) in (list, dict):
         *keys, item = get_args(kind)
@@ -320,7 +327,7 @@ def wire_type(kind: Any) -> Any:
         wire = wire_type(inner)
         return kind if wire == inner else wire | None
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return _twin_of(kind)
+        return _wire_struct(kind)
     return kind
 
 
@@ -337,35 +344,35 @@ def from_wire(value: Any) -> Any:
         return [from_wire(each) for each in value]
     if isinstance(value, dict):
         return {key: from_wire(each) for key, each in value.items()}
-    twin = _twins.get(type(value))
-    if twin is None:
+    wire_struct = _wire_structs.get(type(value))
+    if wire_struct is None:
         return value
-    view, changed = twin
+    view, changed = wire_struct
     fields = {name: getattr(value, name) for name in value.__struct_fields__}
     return view(**{name: from_wire(each) if name in changed else each for name, each in fields.items()})
 
 
-_twins: dict[type[Any], tuple[type[Any], frozenset[str]]] = {}
-"""The views of twins, and the names of the fields that differ."""
+_wire_structs: dict[type[Any], tuple[type[Any], frozenset[str]]] = {}
+"""The views of wire structs, and the names of the fields that differ."""
 
 
-def _twin_of(view: type[msgspec.Struct]) -> type[Any]:
+def _wire_struct(view: type[msgspec.Struct]) -> type[Any]:
     """The struct with the wire types of its fields, if any of them differs."""
     fields = msgspec.structs.fields(view)
     changed = frozenset(field.name for field in fields if wire_type(field.type) != field.type)
     if not changed:
         return view
-    twin = msgspec.defstruct(
+    wire_struct = msgspec.defstruct(
         view.__name__,
-        [_field_of_twin(field) for field in fields],
+        [_wire_field(field) for field in fields],
         rename={field.name: field.encode_name for field in fields},
         kw_only=True,
     )
-    _twins[twin] = view, changed
-    return twin
+    _wire_structs[wire_struct] = view, changed
+    return wire_struct
 
 
-def _field_of_twin(field: msgspec.structs.FieldInfo) -> Any:
+def _wire_field(field: msgspec.structs.FieldInfo) -> Any:
     if field.type == msgspec.Raw | None:
         return field.name, msgspec.Raw, msgspec.Raw(_NULL)
     kind = wire_type(field.type)
@@ -382,14 +389,14 @@ Exchange = Callable[[HttpRequest], Awaitable[HttpResponse]]
 """Sends a request to the engine and returns its answer. Raises an error of its own if no engine answers."""
 
 ANY_EVENT_KEY = "dev"
-"""An engine in dev mode takes any event key."""
+"""An engine in dev mode accepts any event key."""
 
 
 class HttpEngine(Engine):
     """An engine that is reached over HTTP.
 
-    ``event_key`` is a key of the engine, for ``receive_events``. Raises the engine's errors, those of
-    ``exchange``, and ``EngineRefusedError`` for other refusals.
+    ``event_key`` is a key of the engine, for ``receive_events``. Raises the engine's errors, those of ``exchange``, and
+    ``EngineRefusedError`` for other refusals.
     """
 
     def __init__(self, exchange: Exchange, *, event_key: str = ANY_EVENT_KEY) -> None:

@@ -1,4 +1,4 @@
-"""The outbox of a transaction: what happens outside the database after the commit."""
+"""The outbox of a transaction: actions outside the database after the commit."""
 
 from collections.abc import Sequence
 
@@ -11,15 +11,15 @@ from durably.engine.core.run_state import Call
 from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.tracing import EndedRun
 
-from .registry import Function, FunctionControls
+from .registry import FunctionControls, SyncedFunction
 from .subscriptions import RunChange
 
 
 class ScheduledCall(msgspec.Struct, frozen=True, gc=False):
     """A call to make when it is due.
 
-    If it ``has_to_queue``, it is put into the queue then. ``data`` is the call's content, if it is known without a
-    read. ``priority`` moves it ahead of its function's other calls, in milliseconds.
+    If it ``has_to_queue``, it then joins the queue. ``data`` is the call's content, if it is known without a read.
+    ``priority`` moves it ahead of its function's other calls, in milliseconds.
     """
 
     run_key: int
@@ -33,7 +33,7 @@ class ScheduledCall(msgspec.Struct, frozen=True, gc=False):
 def schedule_call(
     run: RunRow, queue_entry: QueueEntry | None, call: Call, *, has_to_queue: bool = False, data: CallData | None = None
 ) -> ScheduledCall:
-    priority = 0 if queue_entry is None else run.created_at - queue_entry.place
+    priority = 0 if queue_entry is None else run.created_at - queue_entry.position
     return ScheduledCall(run.key, call, run.function_id, priority, has_to_queue, data)
 
 
@@ -60,7 +60,7 @@ class DeadlineTimer(msgspec.Struct, frozen=True, gc=False):
 
 
 class BucketTimer(msgspec.Struct, frozen=True, gc=False):
-    """A debounce or a batch to end, if it has not been put off by then."""
+    """A debounce or a batch to end, unless it has been postponed by then."""
 
     bucket_id: str
     due: int
@@ -95,7 +95,7 @@ class Synced(msgspec.Struct, frozen=True):
     """The new functions of an app."""
 
     app_id: str
-    functions: Sequence[Function]
+    functions: Sequence[SyncedFunction]
 
 
 class RunEnded(msgspec.Struct, frozen=True, gc=False):
@@ -131,4 +131,4 @@ OutboxMessage = (
     | EndedRun
 )
 Outbox = list[OutboxMessage]
-"""In the order in which the transaction added them."""
+"""Messages in the order in which the transaction added them."""

@@ -1,6 +1,6 @@
 """The workers of a process: their workflows, activities and polls.
 
-They run until they are stopped, and are made again if one of them fails.
+They run until they are stopped. If one fails, all are created again.
 """
 
 import asyncio
@@ -14,17 +14,17 @@ from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from durably.engine.scheduling.monitoring.statistics import UnreachedApp
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
 from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
-from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
-from durably.engine.temporal.flow.gate_workflow import GateWorkflow
+from durably.engine.temporal.flow.bucket_workflow import BucketWorkflow
+from durably.engine.temporal.flow.limit_queue_workflow import LimitQueueWorkflow
 from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, Caller, StepRequests
+from durably.engine.temporal.runs.activities import ActivityCaller, CallActivities, StepRequests
 from durably.engine.temporal.runs.cached_runs import CachedRuns
 from durably.engine.temporal.runs.local_activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
@@ -42,10 +42,10 @@ _COMMON_WORKFLOWS: Sequence[type] = (
     AppWorkflow,
     CronWorkflow,
     BulkWorkflow,
-    CallQueueWorkflow,
+    LimitQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
-    GateWorkflow,
+    BucketWorkflow,
     SignalWorkflow,
     SlotsWorkflow,
     TopicWorkflow,
@@ -54,18 +54,18 @@ _COMMON_WORKFLOWS: Sequence[type] = (
 WORKFLOWS = (RunWorkflow, *_COMMON_WORKFLOWS)
 
 _STICKY_TIMEOUT = dt.timedelta(seconds=3)
-"""Time after which another worker takes a workflow over whose worker is gone."""
+"""Seconds after which another worker takes over the workflow of a lost worker."""
 
 _CALL_POLLS = 2
-"""Polls for calls. Most calls need none: they come with the answers to workflow tasks. A poll of a worker that stops
-may bring a call that it has to return."""
+"""Number of polls for calls. Most calls need none: they come with the answers to workflow tasks. A poll of a worker
+that stops may bring a call that it has to return."""
 
 _RUN_POLLS = 16
-"""Polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read again:
-with Temporal's default of 5 that happens to most tasks of 20 busy runs."""
+"""Number of polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read
+again. With Temporal's default of 5 that happens to most tasks of 20 busy runs."""
 MAX_CACHED_RUNS = 1000
 """Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs. ``CachedRuns``
-bounds the bytes of these."""
+limits the size of the outputs."""
 
 _RETRY_SECONDS = 1.0
 _RETURN_SECONDS = 5.0
@@ -74,7 +74,7 @@ _logger = get_logger("durably.engine")
 
 
 class AnyWorker(Protocol):
-    """A worker of temporalio, or several that act as one."""
+    """A temporalio worker, or several that act as one."""
 
     async def run(self) -> None: ...
 
@@ -86,7 +86,7 @@ class AnyWorker(Protocol):
 
 
 class Slots(Protocol):
-    """See ``CallSlots``."""
+    """The slots of a worker; see ``CallSlots``."""
 
     def close(self) -> None: ...
 
@@ -98,7 +98,7 @@ class Slots(Protocol):
 class ProcessWorkers(list[AnyWorker]):
     """Workers, and the slots of the calls that they make.
 
-    The first worker executes what workflows of the others ask for, such as the registration of a wait.
+    The first worker executes requests of the other workers' workflows, such as the registration of a wait.
     """
 
     def __init__(self, workers: Iterable[AnyWorker], slots: Sequence[Slots]) -> None:
@@ -109,20 +109,20 @@ class ProcessWorkers(list[AnyWorker]):
 def make_workers(
     client: Client,
     calls_queues: Sequence[str],
-    call: Caller,
+    call: ActivityCaller,
     *,
     router: Router,
     apps: AppSync,
     bulk: Bulk,
     leased: LeasedFunctions,
-    outbound: Outbound,
+    outbound: OutboundClient,
     max_calls: int,
     away: dict[str, UnreachedApp],
 ) -> ProcessWorkers:
     """The workers of a process. They note in ``away`` the apps that do not answer.
 
-    One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
-    calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
+    One executes the workflows that all apps share. The others execute the runs of one task queue each, and their calls.
+    The server gives a call to the worker that executes its run, with the answer to the workflow task.
     """
     local = LocalActivities(client, router, apps)
     requests = StepRequests(process_queue(), outbound)
@@ -132,7 +132,7 @@ def make_workers(
         workflows=_COMMON_WORKFLOWS,
         activities=[
             *local.activities,
-            *router.gates.activities,
+            *router.buckets.activities,
             *CronActivities(router).activities,
             bulk.apply_page,
         ],
@@ -168,7 +168,7 @@ def make_workers(
             activities=[
                 *CallActivities(client, call, requests, queue_slots, at_once, away=away).activities,
                 *local.activities,
-                *router.gates.activities,
+                *router.buckets.activities,
             ],
             tuner=tuner_of(queue_slots),
             max_concurrent_workflow_task_polls=_RUN_POLLS,
@@ -185,7 +185,7 @@ def make_workers(
 class WorkerGroup:
     """Runs the workers of a process.
 
-    A stop gives calls ``close_grace`` to end, and a little time to return the steps of calls that have not.
+    At a stop, calls get ``close_grace`` to end. Calls that have not ended get a little more time to return their steps.
     """
 
     def __init__(self, make: Callable[[], ProcessWorkers], close_grace: dt.timedelta) -> None:
@@ -200,9 +200,9 @@ class WorkerGroup:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop_calls(self) -> None:
-        """Take no more calls, and wait for those under way.
+        """Accept no more calls, and wait for running ones.
 
-        Workflows continue, so that the calls can hand over steps.
+        Workflows continue, so that calls can commit their steps.
         """
         self._is_stopping = True
         for slots in self._workers.slots:
@@ -212,11 +212,11 @@ class WorkerGroup:
                 await asyncio.gather(*(slots.wait_until_unused() for slots in self._workers.slots))
 
     async def stop(self) -> None:
-        """``stop_calls``, then stop the execution of workflows."""
+        """Call ``stop_calls``, then stop the execution of workflows."""
         await self.stop_calls()
         if self._task is not None:
             await asyncio.gather(*(slots.wait_until_polls_are_quiet() for slots in self._workers.slots))
-            # Runs end what they have begun, for which this process may be the only one with the first worker.
+            # Runs end what they have begun. This process may be the only one with the first worker.
             await asyncio.gather(*(worker.shutdown() for worker in self._workers[1:]))
             await asyncio.gather(*(worker.shutdown() for worker in self._workers[:1]))
             self._task.cancel()

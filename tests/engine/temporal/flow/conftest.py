@@ -1,4 +1,4 @@
-"""Functions with flow control on the development server. Each test has an app and events of its own."""
+"""Functions with flow control on the development server. Each test has its own app and events."""
 
 import asyncio
 import contextlib
@@ -19,8 +19,8 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.config import read_flow
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.flow.call_queue_state import QueueCounts
-from durably.engine.temporal.ids import app_queue, gate_workflow_id, run_workflow_id
+from durably.engine.temporal.flow.limit_queue_state import QueueCounts
+from durably.engine.temporal.ids import app_queue, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
@@ -28,12 +28,13 @@ from durably.protocol.call import CheckpointRequest
 from durably.protocol.sync import FunctionConfig, SyncRequest
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 
 PATIENCE = 30.0
 
 
 class Limit:
-    """Holds calls up until the test lets them go on, and tells which are inside."""
+    """Blocks calls until the test releases them. ``inside`` has the blocked ones."""
 
     def __init__(self) -> None:
         self.inside: list[Any] = []
@@ -59,7 +60,7 @@ class Limit:
         return who
 
     async def wait_for(self, *who: Any) -> None:
-        """Wait until these, and no others, are inside."""
+        """Wait until these calls, and no others, are inside."""
         await self.wait_until(lambda: sorted(self.inside) == sorted(who))
 
     async def wait_until(self, is_right: Callable[[], bool]) -> None:
@@ -103,7 +104,7 @@ class World:
         return f"{self.app_id}/{name}"
 
     def recording(self, fn_id: str, **options: Any) -> Function[Any]:
-        """A function that notes the ``n`` of its events, and returns it."""
+        """A function that records the ``n`` of its events, and returns it."""
 
         @self.function(fn_id, **options)
         async def record(ctx: Context) -> Any:
@@ -132,7 +133,7 @@ class World:
         """The queue of a function with one limit, for an event with some data."""
         config = self.config_of(fn_id)
         (limit,) = read_flow(config).concurrency
-        queue_id = gate_workflow_id(config.id, "concurrency", limit.bucket_id(config.id, {"data": data}, 0))
+        queue_id = bucket_workflow_id(config.id, "concurrency", limit.bucket_id(config.id, {"data": data}, 0))
         return self.temporal.get_workflow_handle(queue_id)
 
     def config_of(self, fn_id: str) -> FunctionConfig:
@@ -146,12 +147,12 @@ class World:
         await self.wait_for_counts(self.queue_of(fn_id), counts)
 
     async def wait_for_counts(self, queue: WorkflowHandle[Any, Any], counts: QueueCounts) -> None:
-        async with asyncio.timeout(PATIENCE):
-            while await _counts_of(queue) != counts:  # noqa: ASYNC110 - a query
-                await asyncio.sleep(0.02)
+        await async_eventually(
+            lambda: _counts_of(queue), f"the queue has {counts}", is_right=lambda found: found == counts
+        )
 
     async def wait_for_seen(self, *expected: Any) -> None:
-        """Wait until functions have noted these, and no others, in any order."""
+        """Wait until functions have recorded these numbers, and no others, in any order."""
         async with asyncio.timeout(PATIENCE), self._noted:
             await self._noted.wait_for(lambda: len(self.seen) >= len(expected))
         assert sorted(self.seen, key=repr) == sorted(expected, key=repr)
@@ -195,7 +196,7 @@ class World:
 
 
 async def _counts_of(queue: WorkflowHandle[Any, Any]) -> QueueCounts | None:
-    """``None`` before the first call has joined."""
+    """The counts, or ``None`` before the first call has joined."""
     try:
         found: QueueCounts = await queue.query("counts", result_type=QueueCounts)
     except RPCError as error:

@@ -22,9 +22,10 @@ from durably.in_process.calls import sync_of
 
 from ....conformance.temporal_engine import open_engine
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from ..flow.test_leased_slots_over_http import served
-from ..serving import eventually, new_app, send, serving
-from .test_people import api_of
+from ..serving import new_app, send, serving
+from .test_dashboard_and_cli import api_of
 
 
 async def call_nothing(*_: Any) -> Any:
@@ -43,7 +44,9 @@ async def synced_without_workers(server: DevServer, app: Client, *functions: Any
 
 
 async def report_of(engine: WorkflowEngine, app_id: str) -> AppReport:
-    reports = await eventually(engine.inspect_apps, lambda found: app_id in {each.app.id for each in found})
+    reports = await async_eventually(
+        engine.inspect_apps, "the app is listed", is_right=lambda found: app_id in {each.app.id for each in found}
+    )
     return next(each for each in reports if each.app.id == app_id)
 
 
@@ -52,7 +55,9 @@ async def concerns_of(engine: WorkflowEngine, subject: str, count: int = 1) -> l
         found = (await engine.overview()).concerns
         return [(each.kind, each.count, each.message) for each in found if each.subject == subject]
 
-    return await eventually(read, lambda found: found and found[0][1] >= count)
+    return await async_eventually(
+        read, "the concern is reported", is_right=lambda found: found and found[0][1] >= count
+    )
 
 
 def make_function(app: Client) -> Any:
@@ -78,7 +83,11 @@ async def test_an_app_in_process_without_a_process_needs_attention_once_runs_wai
 async def test_an_app_in_process_with_a_process_answers(server: DevServer) -> None:
     app = new_app()
     async with serving(server.address, app, [make_function(app)]) as engine:
-        await eventually(lambda: report_of(engine, app.app_id), lambda report: report.unreached_error is None)
+        await async_eventually(
+            lambda: report_of(engine, app.app_id),
+            "the app answers",
+            is_right=lambda report: report.unreached_error is None,
+        )
 
 
 async def test_an_app_over_http_that_is_down_is_known_in_each_process(server: DevServer) -> None:
@@ -127,7 +136,7 @@ async def test_a_live_run_without_a_worker_is_shown_and_its_cancellation_is_stor
     go = make_function(app)
     async with synced_without_workers(server, app, go) as engine:
         event_id = await send(engine, app.app_id)
-        (run_,) = await eventually(lambda: engine.event_runs(event_id))
+        (run_,) = await async_eventually(lambda: engine.event_runs(event_id), "the event has its run")
         report = await engine.inspect_run(run_.id)
         assert report is not None
         assert (report.run.status, report.steps) == ("Running", [])

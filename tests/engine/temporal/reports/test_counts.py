@@ -11,7 +11,7 @@ import durably
 
 from ....temporal.dev_server import DevServer
 from ....variants import variants
-from ..apps import make_client, on, running
+from ..running_apps import make_client, on, running
 
 BILLED = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED,
@@ -88,7 +88,7 @@ async def test_workflow_tasks_of_busy_runs_find_waiting_polls(server: DevServer)
 
 
 async def test_a_small_run_costs_little(server: DevServer) -> None:
-    """One with a step, a sleep, an invocation and a wait."""
+    """A run with a step, a sleep, an invocation and a wait."""
     app = make_client()
 
     @app.create_function(fn_id="child", trigger=on(app, "child"))

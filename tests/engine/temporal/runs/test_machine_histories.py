@@ -28,7 +28,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.events import make_id
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
@@ -77,7 +77,7 @@ SEEDS = range(*map(int, os.environ.get("MACHINE_SEEDS", "0:5").split(":")))
 LEAVES = ("step", "step", "step", "flaky", "doomed", "sleep", "event", "invoke", "fetch")
 ONCE = RetryPolicy(maximum_attempts=1)
 LEASE = dt.timedelta(milliseconds=500)
-"""The heartbeat time-out of calls. A lost worker sends none."""
+"""The heartbeat timeout of calls. A lost worker sends none."""
 
 
 def random_shape(chance: random.Random, depth: int) -> tuple[object, ...]:
@@ -101,7 +101,7 @@ class FakeWorld:
         self.chance = random.Random(seed)
         self.misfortunes = misfortunes
         self.loses_workers = seed % 2 == 1
-        """Otherwise, calls do not reach the app."""
+        """If false, calls do not reach the app."""
         self.repeated: Counter[str] = Counter()
         """Executions by calls whose worker was lost."""
         self.accepted, self.refused = 0, 0
@@ -133,7 +133,7 @@ class FakeWorld:
         return False
 
     async def _lose(self, call: CallInput, finished: list[Op]) -> NoReturn:
-        """The worker is lost until another call is made for the step. It then continues, too late."""
+        """The worker is lost until another call is made for the step. Then it continues, too late."""
         self._lost.add(activity.info().task_token)
         await self._calls[call.call.step_id].wait()
         try:
@@ -170,11 +170,11 @@ class FakeWorld:
 
     @activity.defn(name=LEAVE)
     async def leave(self, left: LeaveInput) -> None:
-        """Nothing is registered."""
+        """Do nothing, because nothing is registered."""
 
     @activity.defn(name=SEND)
     async def send(self, events: InternalEvents) -> None:
-        """Nothing listens."""
+        """Do nothing, because nothing waits."""
 
     @activity.defn(name=REQUEST)
     async def request(self, request: RequestInput) -> RequestResult:
@@ -185,7 +185,7 @@ class FakeWorld:
 
 async def _run(environment: WorkflowEnvironment, world: FakeWorld, *, caches: bool) -> Ending:
     """The run's end. A worker that does not cache workflows executes each one from the start, as after a loss."""
-    requests = StepRequests(f"durably/process/{uuid.uuid4()}", Outbound())
+    requests = StepRequests(f"durably/process/{uuid.uuid4()}", OutboundClient())
     calls = CallActivities(environment.client, world.call, requests, CallSlots(100), asyncio.Semaphore(100))
     event = msgspec.Raw(b'{"name":"go","data":{},"id":"e","ts":1}')
     run_id = make_id(1, random.randbytes)
@@ -253,12 +253,12 @@ async def test_random_runs_end_as_on_sqlite(tmp_path: Path, monkeypatch: pytest.
 
 
 def _output(nodes: tuple[Node, ...], seed: int) -> Callable[[dict[str, bytes]], Answer]:
-    """The function's answer. Chance decides which memos there are if only the first branch counts."""
+    """The function's answer. Which memos exist is random if only the first branch counts."""
     return lambda memos: output_of(seed, memos.values() if _is_settled(nodes) else [])
 
 
 def _is_settled(nodes: Sequence[Node]) -> bool:
-    """Whether all steps are executed, however fast each one is."""
+    """Whether all steps are executed, regardless of their speed."""
     parallel = [node for node in nodes if isinstance(node, Parallel)]
     return not any(node.first for node in parallel) and all(
         _is_settled(each) for node in parallel for each in node.branches

@@ -15,14 +15,14 @@ from durably.engine.temporal.runs.call_messages import CallInput
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
-from ..serving import eventually
+from ....waiting import async_eventually
+from ..running_apps import make_client, on, running
 
 SECRET = "s3cret-8a7f6e5d4c3b2a19"
 
 
 class Api:
-    """A server that needs a token. ``hold`` delays its answers."""
+    """A server that requires a token. ``hold`` delays its answers."""
 
     def __init__(self) -> None:
         self.tokens: list[str | None] = []
@@ -87,7 +87,9 @@ async def test_a_request_whose_process_has_ended_is_asked_for_again(
         ]
         await requests.shutdown()
         run = await on_temporal.start("fetch")
-        await eventually(run.event_types, lambda types: "ACTIVITY_TASK_TIMED_OUT" in types)
+        await async_eventually(
+            run.event_types, "the activity times out", is_right=lambda types: "ACTIVITY_TASK_TIMED_OUT" in types
+        )
         await asyncio.gather(*(worker.shutdown() for worker in on_temporal.workers))
         async with on_temporal.working():
             assert "answer" in str(await run.result())
@@ -154,6 +156,5 @@ async def test_connections_of_requests_are_closed_at_the_end(server: DevServer) 
         async with running(server.address, app, fetching(app, api)) as on_temporal:
             await (await on_temporal.start("fetch")).result()
             assert not api.transports[0].is_closing()
-        async with asyncio.timeout(5):  # An idle connection is closed after 15 s.
-            while not api.transports[0].is_closing():  # noqa: ASYNC110 - the transport reports no change
-                await asyncio.sleep(0.01)
+        # An idle connection is closed after 15 s.
+        await async_eventually(api.transports[0].is_closing, "the connection is closed", timeout=5)

@@ -26,8 +26,8 @@ from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
 from ....variants import variants
-from ..apps import make_client, on, running
-from ..serving import eventually
+from ....waiting import async_eventually
+from ..running_apps import make_client, on, running
 
 MEGABYTE = 1_000_000
 
@@ -55,7 +55,7 @@ def test_no_part_of_an_answer_is_over_the_limit() -> None:
     assert len(split_steps([step(str(n), 100_000) for n in range(38)])) == 3
 
 
-def test_an_event_about_an_end_leaves_out_what_makes_it_too_large() -> None:
+def test_end_event_omits_fields_that_make_it_too_large() -> None:
     event = {"name": "n", "data": "x" * 600_000}
     fields = {"_inngest": {"status": "Failed"}, "error": {"message": "m"}, "event": event, "events": [event] * 2}
     data, omitted = fit_end_event(msgspec.json.encode(fields))
@@ -84,7 +84,7 @@ async def test_a_step_whose_output_is_too_large_fails_once(server: DevServer) ->
     async with running(server.address, app, function) as on_temporal:
         run = await on_temporal.start("large")
         assert (await run.result()).startswith(
-            f"step 'big' returned {MAX_OUTPUT_BYTES + 2} bytes; at most {MAX_OUTPUT_BYTES} are possible"
+            f"step 'big' returned {MAX_OUTPUT_BYTES + 2} bytes; at most {MAX_OUTPUT_BYTES} are allowed"
         )
     assert executions == 1
 
@@ -144,7 +144,7 @@ async def test_a_large_state_survives_the_restart_of_its_worker(server: DevServe
 
     async with running(server.address, app, function) as on_temporal:
         run = await on_temporal.start("large")
-        await eventually(run.event_types, lambda types: "TIMER_STARTED" in types)
+        await async_eventually(run.event_types, "a timer is set", is_right=lambda types: "TIMER_STARTED" in types)
         await asyncio.gather(*(worker.shutdown() for worker in on_temporal.workers))
         CONTENTS.clear()
         async with on_temporal.working():
@@ -178,12 +178,12 @@ async def test_a_run_that_soon_gets_no_events_any_more_fails(
 
     @app.create_function(fn_id="wait", trigger=on(app, "wait"))
     async def function(ctx: durably.Context) -> None:
-        longer = "async.data.n > size(event.data.text)"  # Reads too much of the event for the workflow of the wait.
+        longer = "async.data.n > size(event.data.text)"  # Too much of the event for the wait's workflow.
         await ctx.step.wait_for_event("w", event=f"{app.app_id}/tick", if_exp=longer, timeout="1h")
 
     async with running(server.address, app, function) as on_temporal:
         run = await on_temporal.start("wait", {"text": "x" * 5000})
-        await eventually(run.event_types, lambda types: "TIMER_STARTED" in types)
+        await async_eventually(run.event_types, "a timer is set", is_right=lambda types: "TIMER_STARTED" in types)
         for _ in range(3):
             await on_temporal.engine.receive_events(
                 msgspec.json.encode({"name": f"{app.app_id}/tick", "data": {"n": 1}})

@@ -1,4 +1,4 @@
-"""Overviews: loads of functions, runs over time, and what needs attention."""
+"""Overviews: loads of functions, runs over time, and items that need attention."""
 
 import datetime as dt
 import itertools
@@ -21,7 +21,7 @@ from durably.engine.reports import (
     SyncReport,
 )
 from durably.engine.scheduling.registry import Registry
-from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.scheduling.requests.call_dispatch import CallDispatcher
 from durably.engine.scheduling.requests.call_queue import CallLoad
 from durably.engine.scheduling.transactions.transact import Transactions
 from durably.engine.scheduling.unmatched import explain_unmatched
@@ -75,12 +75,12 @@ def plan_axis(since: int | None, until: int | None, now: int, most: int) -> Axis
     """The intervals of a time range, at most ``most`` and two.
 
     Times are milliseconds since the epoch; by default the last 24 hours. Intervals are no shorter than those of the
-    counts that are kept, and begin at multiples of their length. Raises ``SelectionInvalidError``.
+    stored counts, and begin at multiples of their length. Raises ``SelectionInvalidError``.
     """
     end = now if until is None else until
     start = end - DAY * MINUTE if since is None else since
     if start >= end:
-        raise SelectionInvalidError("since must be before until, which is the present by default")
+        raise SelectionInvalidError("since must be before until, which is now by default")
     first = max(start // MINUTE, now // MINUTE - DAYS_KEPT * DAY)
     last = max(-(-end // MINUTE), first + 1)
     age = now // MINUTE - first
@@ -105,18 +105,23 @@ class Overviews:
     """Reads the load and the counts of an engine."""
 
     def __init__(
-        self, reader: Reader, transactions: Transactions, executor: Executor, statistics: Statistics, clock: Clock
+        self,
+        reader: Reader,
+        transactions: Transactions,
+        call_dispatcher: CallDispatcher,
+        statistics: Statistics,
+        clock: Clock,
     ) -> None:
         self._reader = reader
         self._transactions = transactions
-        self._executor = executor
+        self._call_dispatcher = call_dispatcher
         self._statistics = statistics
         self._clock = clock
 
     async def overview(self, since: dt.datetime | None, until: dt.datetime | None) -> Overview:
         now = self._clock.now()
         axis = plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_INTERVALS)
-        registry, first_call_at = self._transactions.registry, self._executor.first_call_at
+        registry, first_call_at = self._transactions.registry, self._call_dispatcher.first_call_at
 
         def read(connection: sqlite3.Connection) -> _Facts:
             awaited = awaited_names(connection)
@@ -149,10 +154,11 @@ class Overviews:
             live={RunStatus.SCHEDULED: min(facts.scheduled, live), RunStatus.RUNNING: max(live - facts.scheduled, 0)},
             functions=functions,
             concerns=await self._concerns(facts, registry, now),
+            retrying=len(self._statistics.retrying),
         )
 
     async def function_loads(self, since: dt.datetime | None, until: dt.datetime | None) -> list[FunctionLoad]:
-        """The functions that apps serve, and others that have runs, by their ids."""
+        """Loads of the functions that apps serve, and of others that have runs, by id."""
         axis = plan_axis(
             to_optional_milliseconds(since), to_optional_milliseconds(until), self._clock.now(), _MOST_OF_FUNCTION
         )
@@ -187,7 +193,7 @@ class Overviews:
 
     async def schedules(self) -> list[ScheduleView]:
         """The schedules of active functions."""
-        first_call_at, registry = self._executor.first_call_at, self._transactions.registry
+        first_call_at, registry = self._call_dispatcher.first_call_at, self._transactions.registry
         planned = await self._reader.read(lambda connection: planned_schedules(connection, first_call_at))
         found = ((each, _find_schedule(registry, each)) for each in planned)
         return [self._schedule_view(each, schedule) for each, schedule in found if schedule is not None]
@@ -208,7 +214,7 @@ class Overviews:
     ) -> list[FunctionLoad]:
         counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step, function_id)
         replayed = await self._replayed(counts, axis.since)
-        live, calls, now = await self._statistics.live(), self._executor.loads(), self._clock.now()
+        live, calls, now = await self._statistics.live(), self._call_dispatcher.loads(), self._clock.now()
         active = {each.id for each in self._transactions.registry.functions.values() if each.is_active}
         found = {function_id} if function_id is not None else {*active, *live, *calls, *queued, *counts}
         return [
@@ -241,7 +247,7 @@ class Overviews:
         }
         found = [
             *concerns.unreached_apps(self._statistics.unreached_apps),
-            *concerns.failing_functions(counts, replayed),
+            *concerns.failing_functions(counts, replayed, now),
             *concerns.stuck_keys(facts.stuck, now),
             *concerns.unmatched_events(facts.unmatched[:_MOST_CONCERNS], reasons),
             *concerns.paused_functions(facts.paused),
@@ -278,7 +284,7 @@ def _load(
 def run_counts(
     counts: Iterable[Mapping[int, Sequence[int]]], axis: Axis, replayed: Iterable[Mapping[int, int]] = ()
 ) -> list[RunCounts]:
-    """The sums of counts by interval; intervals without runs have zeros.
+    """The sums of counts by interval. Intervals without runs have zeros.
 
     ``replayed`` are numbers of failed runs with a completed rerun, by the minute of the failure.
     """

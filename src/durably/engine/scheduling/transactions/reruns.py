@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import msgspec
 
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
-from durably.engine.scheduling.registry import Function
-from durably.engine.sqlite.tables.runs import RunRow, Store
+from durably.engine.scheduling.registry import SyncedFunction
+from durably.engine.sqlite.tables.runs import RunRow, RunStore
 from durably.engine.views import FromStep
 from durably.protocol.engine_errors import StepNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
@@ -20,8 +20,8 @@ _MOST_NAMED = 20
 class Rerun(msgspec.Struct, frozen=True):
     """A run to repeat, and the memos that the new run takes over.
 
-    They are the memos of the run ``run_key`` before the place ``until``. ``memos`` is their number, and ``size`` their
-    bytes. ``step_input``: see the schema.
+    They are the memos of the run ``run_key`` before the position ``until``. ``memos`` is their number, and ``size``
+    their bytes. ``step_input``: see the schema.
     """
 
     run_key: int
@@ -33,8 +33,8 @@ class Rerun(msgspec.Struct, frozen=True):
     step_input: bytes | None = None
 
 
-def plan_rerun(store: Store, run: RunRow, from_step: FromStep | None) -> Rerun:
-    """Raises ``StepNotFoundError``."""
+def plan_rerun(store: RunStore, run: RunRow, from_step: FromStep | None) -> Rerun:
+    """Plan a rerun. Raises ``StepNotFoundError``."""
     event_keys = store.event_keys(run)
     if from_step is None:
         return Rerun(run.key, run.id, event_keys)
@@ -46,21 +46,21 @@ def plan_rerun(store: Store, run: RunRow, from_step: FromStep | None) -> Rerun:
     return Rerun(run.key, run.id, event_keys, until, memos, size, step_input)
 
 
-def _find_step(store: Store, run: RunRow, wanted: str) -> tuple[str, int]:
-    """The hashed id of a step, and the place of its memo."""
+def _find_step(store: RunStore, run: RunRow, wanted: str) -> tuple[str, int]:
+    """The hashed id of a step, and the position of its memo."""
     steps = store.memo_order(run.key)
     accepted = (wanted, hash_step_id(wanted))
     for place, hashed_id, name in steps:
         if name == wanted or hashed_id in accepted:
             return hashed_id, place
     names = ", ".join(repr(name) for _, _, name in steps[:_MOST_NAMED]) + (", …" if len(steps) > _MOST_NAMED else "")
-    known = f"it has {names}" if steps else "it has none; run it again from the start"
+    known = f"it has {names}" if steps else "no step has finished; rerun it from the start"
     raise StepNotFoundError(f"run {run.id} has no finished step {wanted!r}: {known}")
 
 
 _MOST_NAMED_FUNCTIONS = 8
 MOST_ANCESTORS = 100
-"""The maximum number of ancestors to follow. Each costs two look-ups."""
+"""The maximum number of ancestors to follow. Each costs two queries."""
 
 
 def ancestors(transaction: Transaction, origin: Origin | None) -> Iterator[RunRow]:
@@ -90,7 +90,7 @@ def descends_from_cancelled(transaction: Transaction, function_id: str, origin: 
 
 
 def refuse_runaway(
-    transaction: Transaction, function: Function, origin: Origin | None, *, is_run_end: bool = False
+    transaction: Transaction, function: SyncedFunction, origin: Origin | None, *, is_run_end: bool = False
 ) -> ErrorData | None:
     """The reason why an event must not start a run of a function, or ``None``.
 
