@@ -320,7 +320,10 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An app, its last sync, and the error if it does not answer. The time since when may be unknown."""
+    """An app, its last sync, and the error if it does not answer.
+
+    ``unreached_since`` may be ``None`` then: the time is unknown.
+    """
 
     app: AppView
     last_sync: SyncReport | None

@@ -76,7 +76,10 @@ def write_log(log_format: LogFormat, level: int = logging.INFO) -> None:
 
 
 def leave_to_own_handlers() -> None:
-    """Do not write the lines of Durably again that an app's own handlers write, such as those of Django's LOGGING."""
+    """Leave the lines of Durably to the app's own handlers, if it has any.
+
+    Django's LOGGING makes such handlers. The lines would appear twice.
+    """
     own = logging.getLogger("durably")
     if own.handlers:
         own.propagate = False

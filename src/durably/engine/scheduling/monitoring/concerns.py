@@ -60,7 +60,7 @@ def unreached_apps(apps: Mapping[str, UnreachedApp]) -> list[Concern]:
 
 
 def absent_apps(waiting: Mapping[str, int]) -> list[Concern]:
-    """Apps of which no process runs. ``waiting`` are the numbers of their live runs."""
+    """Apps without a running process. ``waiting`` are the numbers of their live runs."""
     found = []
     for app_id, count in waiting.items():
         if count:

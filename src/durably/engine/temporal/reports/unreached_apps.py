@@ -1,4 +1,4 @@
-"""Apps that calls do not reach: no process of the app runs, or its URL does not answer."""
+"""Apps that calls do not reach, because they do not run or do not answer."""
 
 import asyncio
 import datetime as dt
@@ -25,7 +25,10 @@ _CALL_ERRORS = ("CallReturnedError", "ContentUnreadableError")
 
 
 class UnreachedApps:
-    """``away`` are the apps over HTTP that calls of this process do not reach. Others are looked for in live runs."""
+    """Finds the apps that calls do not reach.
+
+    ``away`` are those over HTTP that calls of this process do not reach. Live runs show the calls of other processes.
+    """
 
     def __init__(self, client: Client, lists: RunLists, views: RunViews, away: Mapping[str, UnreachedApp]) -> None:
         self._client = client
@@ -34,7 +37,10 @@ class UnreachedApps:
         self._away = away
 
     async def find_absent(self, apps: list[tuple[str, AppRecord]]) -> set[str]:
-        """Apps in process of which no process runs. The server knows it after two minutes at the latest."""
+        """Apps in process without a running process.
+
+        The server knows it after two minutes at the latest.
+        """
         ids = [app_id for app_id, record in apps if record.in_process]
         kind = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
         polled = await asyncio.gather(*(is_polled(self._client, app_queue(app_id), kind) for app_id in ids))

@@ -20,10 +20,10 @@ until the task times out."""
 
 
 class CachedRuns:
-    """Evicts idle runs, the least recently used first, if all contents exceed ``max_bytes``.
+    """Evicts idle runs if all contents exceed ``max_bytes``.
 
-    The next task of an evicted run reads its history again. ``evict`` and the methods are called in threads of a
-    worker (see ``CacheObserver``).
+    It begins with the least recently used one. The next task of an evicted run reads its history again. ``evict`` and
+    the methods are called in threads of a worker (see ``CacheObserver``).
     """
 
     def __init__(self, evict: Callable[[workflow.Info], None], max_bytes: int = MAX_CACHED_BYTES) -> None:

@@ -68,7 +68,10 @@ class ProcessSlots:
         self.leases: list[SlotLeases] = []
 
     def room_of(self, leases: "SlotLeases") -> int:
-        """The slots that an app may have: those that no other holds, and at least an equal share."""
+        """The number of slots that an app may have.
+
+        They are those that no other app holds, and at least an equal share.
+        """
         others = sum(each.held for each in self.leases if each is not leases)
         return max(self.most // len(self.leases), self.most - others, 1)
 
