@@ -16,7 +16,7 @@ from temporalio.worker import Worker
 from durably.engine.core.answers import Answer, Returned, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.scheduling.events import make_id
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.messages import EventRecord, InternalEvents, RunInput
@@ -53,7 +53,7 @@ class DownApp:
 
 
 async def history_of_run(environment: WorkflowEnvironment, app: DownApp) -> WorkflowHistory:
-    requests = StepRequests(f"durably/process/{uuid.uuid4()}", Outbound())
+    requests = StepRequests(f"durably/process/{uuid.uuid4()}", OutboundClient())
     calls = CallActivities(environment.client, app.call, requests, CallSlots(10), asyncio.Semaphore(10))
     run_id = make_id(1, random.randbytes)
     event = EventRecord(id="e", name="go", body=msgspec.Raw(b'{"name":"go","data":{},"id":"e","ts":1}'))
