@@ -22,6 +22,7 @@ from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.ops import REQUESTS
+from durably.engine.scheduling.monitoring.statistics import UnreachedApp
 from durably.engine.scheduling.requests.step_requests import OutboundClient, perform
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.slots.call_slots import CallSlots
@@ -148,7 +149,7 @@ class CallActivities:
     """The activity that calls apps.
 
     It is separate from the others, because its task queue is that of the app. ``at_once`` limits the calls of the
-    process: calls with leased slots come from separate workers.
+    process: calls with leased slots come from separate workers. ``away`` are the apps that its calls do not reach.
     """
 
     def __init__(
@@ -159,11 +160,12 @@ class CallActivities:
         slots: CallSlots,
         at_once: asyncio.Semaphore,
         leases: SlotLeases | None = None,
+        away: dict[str, UnreachedApp] | None = None,
     ) -> None:
         self._client = client
         self._call = call
         self._requests = requests
-        self._away: set[str] = set()
+        self._away = {} if away is None else away
         self._slots = slots
         self._at_once = at_once
         self._leases = leases
@@ -250,12 +252,15 @@ class CallActivities:
         return self._leases.slot(function_id, min(_MAX_SLOT_SECONDS, timeout.total_seconds() / 10))
 
     def _note_reached(self, app_id: str, answer: Answer) -> None:
-        """Log once that an app does not answer, and once that it answers again."""
-        if isinstance(answer, Unreached) and app_id not in self._away:
-            self._away.add(app_id)
-            _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
-        elif not isinstance(answer, Unreached) and app_id in self._away:
-            self._away.remove(app_id)
+        """Log once that an app does not answer, and that it answers again."""
+        known = self._away.get(app_id)
+        if isinstance(answer, Unreached):
+            if known is None:
+                _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
+                known = UnreachedApp(wall_clock(), "", 0)
+            self._away[app_id] = UnreachedApp(known.since, answer.error.message or "", known.count + 1)
+        elif known is not None:
+            del self._away[app_id]
             _logger.warning("calls reach the app %r again", app_id)
 
     async def _data_of(self, call: CallInput) -> CallData:
