@@ -19,6 +19,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
+from durably.comm.mounts import Mount, Mounts, check_mount
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, read_chunks
@@ -51,6 +52,9 @@ def serve(
     ``enable_unauthed_sync=False`` refuses unsigned syncs in production mode. Async functions run on the
     server's event loop, sync ones in a thread pool.
     """
+    path = mount_path(serve_path)
+    mounts: Mounts = _mounts_of(app)
+    check_mount(mounts, path, client, functions)
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,
@@ -61,11 +65,15 @@ def serve(
         serve_path=serve_path,
         public_path=public_path,
     )
+    if path in mounts:
+        mounts[path].handler = handler
+        return
+    mount = mounts[path] = Mount(handler)
 
     if client.in_process is not None:
         _run_with_server(app, client.in_process)
     methods = ["GET", "POST", "PUT"]
-    route = Route(mount_path(serve_path), _Endpoint(handler), methods=methods, include_in_schema=False, name="durably")
+    route = Route(path, _Endpoint(mount), methods=methods, include_in_schema=False, name="durably")
     app.router.routes.append(route)
 
 
@@ -119,14 +127,21 @@ def dashboard(
         app.router.routes.append(Route(pattern, AnyMethod(view), include_in_schema=False, name="durably-dashboard"))
 
 
+def _mounts_of(app: fastapi.FastAPI) -> Mounts:
+    if not hasattr(app.state, "durably_mounts"):
+        app.state.durably_mounts = {}
+    mounts: Mounts = app.state.durably_mounts
+    return mounts
+
+
 class _Endpoint:
     """An ASGI app that answers requests of the engine.
 
     The framework's own work for a view would cost calls more than the rest.
     """
 
-    def __init__(self, handler: CommHandler) -> None:
-        self._handler = handler
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = fastapi.Request(scope, receive)
@@ -135,7 +150,7 @@ class _Endpoint:
             length = headers.get("content-length")
             body = await read_chunks(request.stream(), length, disconnect=ClientDisconnect)
         except UNREADABLE as error:
-            response = self._handler.refuse(error)
+            response = self._mount.handler.refuse(error)
         else:
             query = scope["query_string"]
             comm_request = CommRequest(
@@ -146,7 +161,7 @@ class _Endpoint:
                 request_url=lambda: str(request.url),
                 has_lower_names=True,
             )
-            response = await self._handler.handle(request.method, comm_request)
+            response = await self._mount.handler.handle(request.method, comm_request)
         if response.stream is not None:
             streamed = StreamingResponse(response.stream(), response.status_code, response.headers)
             await streamed(scope, receive, send)

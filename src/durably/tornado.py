@@ -11,6 +11,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
 
+from durably.comm.mounts import Mount, Mounts, check_mount
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.background_loop import running_loop
@@ -43,6 +44,9 @@ def serve(
     The arguments are those of ``durably.fast_api.serve``. Async functions run on Tornado's own event loop,
     sync ones in a thread pool.
     """
+    path = mount_path(serve_path)
+    mounts: Mounts = app.settings.setdefault("durably", {})
+    check_mount(mounts, path, client, functions)
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,
@@ -53,13 +57,17 @@ def serve(
         serve_path=serve_path,
         public_path=public_path,
     )
+    if path in mounts:
+        mounts[path].handler = handler
+        return
+    mount = mounts[path] = Mount(handler)
 
     class DurablyHandler(BoundedBodyHandler):
         def check_size(self, size: int) -> None:
             check_size(size)
 
         def refuse(self, error: BodyTooLargeError) -> CommResponse:
-            return handler.refuse(error)
+            return mount.handler.refuse(error)
 
         def check_xsrf_cookie(self) -> None:
             """Engines have no cookies; their requests are signed."""
@@ -73,13 +81,13 @@ def serve(
                 raw_request=request,
                 request_url=request.full_url(),
             )
-            await write(self, await handler.handle(request.method or "", comm_request))
+            await write(self, await mount.handler.handle(request.method or "", comm_request))
 
         get = post = put = _answer
 
     if client.in_process is not None:
         _start_with_loop(app, client.in_process)
-    app.add_handlers(r".*", [(re.escape(mount_path(serve_path)), DurablyHandler)])
+    app.add_handlers(r".*", [(re.escape(path), DurablyHandler)])
 
 
 def dashboard(

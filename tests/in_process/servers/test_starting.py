@@ -77,6 +77,18 @@ def test_the_engine_starts_with_the_server(server: str, tmp_path: Path) -> None:
         run_to_its_end(cluster)
 
 
+@pytest.mark.parametrize("server", variants(AT_ONCE, ["flask-gunicorn", "fast_api-uvicorn"]))
+def test_server_does_not_start_on_an_impossible_path(server: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    database = str(tmp_path / "file" / "durably.db")
+    if "tornado" in server:
+        pytest.skip("its app is made in the program's own event loop, which goes on")
+    errors = tmp_path / "errors"
+    with errors.open("w") as file, serving(AT_ONCE[server], tmp_path, stderr=file, TEST_DATABASE=database) as cluster:
+        assert cluster.process.wait(60) != 0
+    assert f"cannot use the database {database}" in errors.read_text() + cluster.log()
+
+
 @pytest.mark.parametrize("server", AT_THE_FIRST_REQUEST)
 def test_the_engine_starts_with_the_first_request(server: str, tmp_path: Path) -> None:
     with serving(AT_THE_FIRST_REQUEST[server], tmp_path) as cluster:
