@@ -1,7 +1,7 @@
 """Several calls of ``serve`` with one app: one for each path."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def serve(request: pytest.FixtureRequest) -> Serve:
 
 
 @pytest.fixture(params=["over HTTP", "Embedded", "TemporalEngine"])
-def client(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Iterator[Client]:
+def client(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Client:
     if request.param != "over HTTP" and serve is durably.digital_ocean.serve:
         pytest.skip("it has no engine in process")
     engines: dict[str, Callable[[], Any]] = {
@@ -55,13 +55,13 @@ def client(request: pytest.FixtureRequest, serve: Serve, tmp_path: Path) -> Iter
         "Embedded": lambda: Embedded(tmp_path / "durably.db"),
         "TemporalEngine": lambda: TemporalEngine("localhost:7233"),
     }
-    yield Client(app_id="shop", is_production=False, engine=engines[request.param]())
+    return Client(app_id="shop", is_production=False, engine=engines[request.param]())
 
 
 def test_second_call_for_a_path_is_refused(serve: Serve, client: Client) -> None:
     orders, invoices = make(client, "orders"), make(client, "invoices")
     serve(client, [orders])
-    with pytest.raises(FunctionConfigInvalidError, match="'shop-orders', and then with 'shop-invoices'.* one call"):
+    with pytest.raises(FunctionConfigInvalidError, match=r"'shop-orders', and then with 'shop-invoices'.* one call"):
         serve(client, [invoices])
     if client.engine is not None:
         assert client.engine.function_ids == ["shop-orders"]  # type: ignore[union-attr]
@@ -98,7 +98,11 @@ def test_call_of_a_module_that_is_loaded_again_is_accepted(serve: Serve, client:
 def test_functions_of_a_module_that_was_loaded_again_are_served() -> None:
     client = Client(app_id="shop", is_production=False)
     for app, adapter, ask in (
-        (fastapi.FastAPI(), durably.fast_api, lambda app: fastapi.testclient.TestClient(app).get("/api/inngest").json()),
+        (
+            fastapi.FastAPI(),
+            durably.fast_api,
+            lambda app: fastapi.testclient.TestClient(app).get("/api/inngest").json(),
+        ),
         (flask.Flask(__name__), durably.flask, lambda app: app.test_client().get("/api/inngest").get_json()),
     ):
         adapter.serve(app, client, [make(client, "orders")])  # type: ignore[attr-defined]
@@ -109,7 +113,10 @@ def test_functions_of_a_module_that_was_loaded_again_are_served() -> None:
 def test_engine_in_process_warns_of_functions_that_another_path_replaces(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client, app = Client(app_id="shop", is_production=False, engine=Embedded(tmp_path / "durably.db")), fastapi.FastAPI()
+    client, app = (
+        Client(app_id="shop", is_production=False, engine=Embedded(tmp_path / "durably.db")),
+        fastapi.FastAPI(),
+    )
     durably.fast_api.serve(app, client, [make(client, "orders")])
     durably.fast_api.serve(app, client, [make(client, "invoices")], serve_path="/other")
     [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]

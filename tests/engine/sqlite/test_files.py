@@ -19,7 +19,6 @@ from durably.protocol.engine_errors import (
     DatabaseNotOwnedError,
     DatabasePathError,
     DatabaseReplacedError,
-    DatabaseUnavailableError,
     EngineClosedError,
 )
 

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -197,21 +198,30 @@ def test_a_process_that_has_sent_before_it_starts_goes_on_as_one_that_serves(tmp
 NO_ANSWER = """
 import durably.in_process.nodes.node
 from durably import Embedded
-from durably.errors import TransportError
+from durably.errors import Error
 engine = Embedded({database!r})
 try:
     engine._process.request("list_runs", dict(), timeout=3).result()
-except TransportError as error:
+except Error as error:
     print(error)
 """
 
 
 def test_no_answer_in_time_says_why(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
-    database.write_bytes(b"this is no database" * 100)
+    with sqlite3.connect(database) as connection:
+        connection.execute("PRAGMA user_version = 999999")
     said = python(NO_ANSWER.format(database=str(database)), tmp_path)
     assert "did not answer within 3 s: " in said
     assert said.count("durably.db") == 2
+
+
+@pytest.mark.parametrize("place", ["file/durably.db", "file"])
+def test_send_to_an_unusable_database_fails_at_once(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a database")
+    said = python(NO_ANSWER.format(database=str(tmp_path / place)), tmp_path)
+    assert "did not answer" not in said
+    assert "file is not a database" in said or "cannot use the database" in said
 
 
 FORKING = """

@@ -159,7 +159,9 @@ class DevServer:
         except DatabaseLockedError:
             # If the app's name is mistyped, an engine often runs here already. Report the name, not the port.
             if options.target is not None:
-                await check_importable(options.target, f"http://{reachable(options.host)}:{options.port or DEFAULT_PORT}")
+                await check_importable(
+                    options.target, f"http://{reachable(options.host)}:{options.port or DEFAULT_PORT}"
+                )
             raise
         self._cleanup.push_async_callback(self._server.close)
         self._updates = self._cleanup.enter_context(self.engine.watch_process())
