@@ -19,7 +19,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
-from durably.comm.mounts import Mount, Mounts, check_mount
+from durably.comm.mounts import Mount, add_mount, check_mount, mounts_of
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, read_chunks
@@ -52,8 +52,7 @@ def serve(
     ``enable_unauthed_sync=False`` refuses unsigned syncs in production mode. Async functions run on the
     server's event loop, sync ones in a thread pool.
     """
-    path = mount_path(serve_path)
-    mounts: Mounts = _mounts_of(app)
+    mounts, path = mounts_of(app), mount_path(serve_path)
     check_mount(mounts, path, client, functions)
     handler = CommHandler(
         client=client,
@@ -65,15 +64,11 @@ def serve(
         serve_path=serve_path,
         public_path=public_path,
     )
-    if path in mounts:
-        mounts[path].handler = handler
+    if (mount := add_mount(mounts, path, handler)) is None:
         return
-    mount = mounts[path] = Mount(handler)
-
     if client.in_process is not None:
         _run_with_server(app, client.in_process)
-    methods = ["GET", "POST", "PUT"]
-    route = Route(path, _Endpoint(mount), methods=methods, include_in_schema=False, name="durably")
+    route = Route(path, _Endpoint(mount), methods=["GET", "POST", "PUT"], include_in_schema=False, name="durably")
     app.router.routes.append(route)
 
 
@@ -125,13 +120,6 @@ def dashboard(
 
     for pattern in (server.mount, f"{server.mount}/{ANY_PATH}") if server.mount else (path_of(ROOT_PATHS),):
         app.router.routes.append(Route(pattern, AnyMethod(view), include_in_schema=False, name="durably-dashboard"))
-
-
-def _mounts_of(app: fastapi.FastAPI) -> Mounts:
-    if not hasattr(app.state, "durably_mounts"):
-        app.state.durably_mounts = {}
-    mounts: Mounts = app.state.durably_mounts
-    return mounts
 
 
 class _Endpoint:

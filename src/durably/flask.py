@@ -9,7 +9,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
-from durably.comm.mounts import Mount, Mounts, check_mount
+from durably.comm.mounts import add_mount, check_mount
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
@@ -43,8 +43,7 @@ def serve(
     The arguments are those of ``durably.fast_api.serve``. Sync functions run in the request's thread (with
     streaming in a pool), async ones on the process's background event loop.
     """
-    path = mount_path(serve_path)
-    mounts: Mounts = app.extensions.setdefault("durably", {})
+    mounts, path = app.extensions.setdefault("durably", {}), mount_path(serve_path)
     check_mount(mounts, path, client, functions)
     handler = CommHandler(
         client=client,
@@ -57,10 +56,8 @@ def serve(
         public_path=public_path,
         request_context=app.app_context,
     )
-    if path in mounts:
-        mounts[path].handler = handler
+    if (mount := add_mount(mounts, path, handler)) is None:
         return
-    mount = mounts[path] = Mount(handler)
 
     def answer() -> flask.Response:
         request: flask.Request = current_object(flask.request)

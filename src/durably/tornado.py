@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
 
-from durably.comm.mounts import Mount, Mounts, check_mount
+from durably.comm.mounts import add_mount, check_mount, mounts_of
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.background_loop import running_loop
@@ -44,8 +44,7 @@ def serve(
     The arguments are those of ``durably.fast_api.serve``. Async functions run on Tornado's own event loop,
     sync ones in a thread pool.
     """
-    path = mount_path(serve_path)
-    mounts: Mounts = app.settings.setdefault("durably", {})
+    mounts, path = mounts_of(app), mount_path(serve_path)
     check_mount(mounts, path, client, functions)
     handler = CommHandler(
         client=client,
@@ -57,10 +56,8 @@ def serve(
         serve_path=serve_path,
         public_path=public_path,
     )
-    if path in mounts:
-        mounts[path].handler = handler
+    if (mount := add_mount(mounts, path, handler)) is None:
         return
-    mount = mounts[path] = Mount(handler)
 
     class DurablyHandler(BoundedBodyHandler):
         def check_size(self, size: int) -> None:

@@ -25,17 +25,21 @@ class Mount:
 Mounts = MutableMapping[str, Mount]
 """The endpoints of an app, or of a client in frameworks without an object of the app, by path."""
 
-_of_clients: WeakKeyDictionary[Client, Mounts] = WeakKeyDictionary()
+_of_owners: WeakKeyDictionary[object, Mounts] = WeakKeyDictionary()
 
 
-def mounts_of(client: Client) -> Mounts:
-    return _of_clients.setdefault(client, {}) if isinstance(client, Client) else {}
+def mounts_of(owner: object) -> Mounts:
+    """``owner`` is the app, or the client."""
+    try:
+        return _of_owners.setdefault(owner, {})
+    except TypeError:  # It is neither, and the handler refuses it.
+        return {}
 
 
 def check_mount(mounts: Mounts, path: str, client: Client, functions: Sequence[Function[Any]]) -> None:
-    """Raises ``FunctionConfigInvalidError`` if the path has the functions of another call of ``serve``.
+    """Refuse another call of ``serve`` for the path.
 
-    Call it before the handler is made, because an engine in this process calls the functions of the newest handler.
+    Raises ``FunctionConfigInvalidError``. Call it before the handler is made, because an engine in this process calls the functions of the newest handler.
     """
     mount = mounts.get(path)
     if mount is None or not isinstance(functions, Sequence) or _is_repeated(mount.handler.functions, functions):
@@ -52,7 +56,10 @@ def check_mount(mounts: Mounts, path: str, client: Client, functions: Sequence[F
 
 
 def _is_repeated(served: Sequence[Function[Any]], functions: Sequence[Function[Any]]) -> bool:
-    """Whether the call has the same functions, or one of them made again, as modules do that are loaded again."""
+    """Whether the call repeats an earlier one.
+
+    It has the same functions, or one of them made again, as modules do that are loaded again.
+    """
     by_id = {function.id: function for function in served}
     same = [function for function in functions if by_id.get(getattr(function, "id", "")) is function]
     if len(same) == len(served) == len(functions):
@@ -62,3 +69,12 @@ def _is_repeated(served: Sequence[Function[Any]], functions: Sequence[Function[A
 
 def _list(functions: Sequence[Function[Any]]) -> str:
     return ", ".join(repr(getattr(function, "id", function)) for function in functions) or "none"
+
+
+def add_mount(mounts: Mounts, path: str, handler: CommHandler) -> Mount | None:
+    """The new endpoint; ``None`` if the path has one, which has the new handler now."""
+    if (mount := mounts.get(path)) is not None:
+        mount.handler = handler
+        return None
+    mounts[path] = mount = Mount(handler)
+    return mount

@@ -76,7 +76,10 @@ class RunEndLog(Observer):
 
 
 class EngineFailureLog(Observer):
-    """Logs runs that the engine has failed, and those that ``timeouts`` cancelled, because no app has logged them."""
+    """Logs runs that the engine has failed, and those that ``timeouts`` cancelled.
+
+    No app has logged them.
+    """
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
         for change in changes:

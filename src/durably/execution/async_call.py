@@ -154,6 +154,8 @@ class AsyncCall:
     def _ending_of(self, main: AnyTask) -> Ending:
         ending = _result_of_main(main)
         if not isinstance(ending, Returned):
+            if self._replay.findings is not None and (error := self._unawaited.any()) is not None:
+                self._replay.findings.not_awaited(str(error))
             return ending
         if (error := self._unawaited.any()) is not None:
             return Raised(error)
@@ -239,13 +241,13 @@ class AsyncCall:
         step.awaitable_id = id(result)
         return result
 
-    def group(self, name: str, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """``work``, which makes several steps, to be awaited."""
+    def group(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        """A group of steps, to be awaited. ``work`` makes them."""
         number = 0
 
         async def group() -> T:
             self._unawaited.awaitables.pop(number, None)
-            return await work
+            return await work()
 
         result = self._unawaited.create(name, group)
         number = id(result)

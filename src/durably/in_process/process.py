@@ -413,7 +413,10 @@ class ProcessEngine(Generic[N]):
         return True
 
     def _check_place(self) -> None:
-        """Raises the error that will prevent every start, so that the server does not start without its engine."""
+        """Raises the error that will prevent every start.
+
+        So the server does not start without its engine.
+        """
 
     def _make_node(self) -> N:
         raise NotImplementedError

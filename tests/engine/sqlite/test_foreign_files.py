@@ -1,5 +1,6 @@
 """Files of other programs, which an engine refuses and leaves as they are."""
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -114,6 +115,6 @@ async def test_database_whose_tables_are_in_its_log_is_opened(path: Path, tmp_pa
 async def test_empty_database_is_used(path: Path) -> None:
     with contextlib.closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
-    assert os.path.getsize(path) > 0
+    assert (await asyncio.to_thread(path.stat)).st_size > 0
     async with opened(path) as engine:
         assert await engine.list_runs() == []

@@ -88,7 +88,10 @@ class AppProcess(ChildProcess):
 
 
 async def check_importable(target: str, engine_origin: str) -> None:
-    """Import the app as its process would with that engine. Raises ``AppFailedError`` if there is no such app."""
+    """Import the app as its process would with that engine.
+
+    Raises ``AppFailedError`` if there is no such app.
+    """
     environment = {**os.environ, **development_variables(engine_origin)}
     status, _ = await _run((sys.executable, "-m", _PROGRAM, target, "--check"), environment)
     if status == EXIT_REPORTED:

@@ -50,7 +50,7 @@ def refuse_foreign(path: Path) -> None:
 
 
 def _is_ours(page: bytes) -> bool:
-    """Whether the page is the first one of a database of Durably, or of an empty database."""
+    """Whether the first page is that of Durably's or of an empty database."""
     application = _number(page[_APPLICATION_ID])
     has_tables = page[100:101] == bytes([_INTERIOR_PAGE]) or _number(page[_CELLS]) > 0
     return application == APPLICATION_ID or (application == 0 and not has_tables)
@@ -64,7 +64,10 @@ def _first_page(path: Path) -> bytes:
 
 
 def _newest_first_page(log: Path) -> bytes:
-    """The first page in the last transaction of a write-ahead log that changed it; empty if none has."""
+    """The newest first page in a write-ahead log; empty if it has none.
+
+    Transactions without an end do not count.
+    """
     newest = candidate = b""
     with log.open("rb") as file:
         header = file.read(_LOG_HEADER)
@@ -79,7 +82,10 @@ def _newest_first_page(log: Path) -> bytes:
 
 
 def _read_frame(file: BinaryIO, page_size: int, salts: bytes) -> tuple[int, bool, bytes] | None:
-    """The number of the page, whether it ends a transaction, and its start; ``None`` at the end of the log."""
+    """A page's number, whether it ends a transaction, and its start.
+
+    ``None`` at the end of the log.
+    """
     header = file.read(_FRAME_HEADER)
     if len(header) < _FRAME_HEADER or header[8:16] != salts:  # Frames of an earlier log follow the last one.
         return None

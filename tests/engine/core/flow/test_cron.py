@@ -172,7 +172,8 @@ def test_no_tick_is_missed_for_its_jitter() -> None:
     [
         ("* * * *", None, "has 4 fields"),
         ("0 * * * * *", None, "has 6 fields"),
-        ("@hourly", None, "has 1 fields"),
+        ("@hourly", None, "does not have: write '0 * * * *'"),
+        ("@often", None, "has 1 field; it must have five"),
         ("60 * * * *", None, "Bad minute"),
         ("* * * * 5-1", None, "Bad day-of-week"),
         ("*/0 * * * *", None, "Bad minute"),
