@@ -56,8 +56,10 @@ def serve(
         serve_path=serve_path,
         public_path=public_path,
     )
-    if (mount := add_mount(mounts, path, handler)) is None:
+    added = add_mount(mounts, path, handler)
+    if added is None:
         return
+    mount = added
 
     class DurablyHandler(BoundedBodyHandler):
         def check_size(self, size: int) -> None:

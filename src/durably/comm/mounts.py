@@ -39,7 +39,8 @@ def mounts_of(owner: object) -> Mounts:
 def check_mount(mounts: Mounts, path: str, client: Client, functions: Sequence[Function[Any]]) -> None:
     """Refuse another call of ``serve`` for the path.
 
-    Raises ``FunctionConfigInvalidError``. Call it before the handler is made, because an engine in this process calls the functions of the newest handler.
+    Raises ``FunctionConfigInvalidError``. Call it before the handler is made, because an engine in this process calls
+    the functions of the newest handler.
     """
     mount = mounts.get(path)
     if mount is None or not isinstance(functions, Sequence) or _is_repeated(mount.handler.functions, functions):

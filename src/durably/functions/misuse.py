@@ -22,7 +22,8 @@ _WRONG_ARGUMENTS = re.compile(rf"(?P<class>{'|'.join(_RECEIVERS)})\.(?P<method>\
 def explain_wrong_arguments(error: Exception) -> Exception:
     """The error of a step that was called with wrong arguments.
 
-    Another error is returned as it is.     No attempt can succeed, so the new error is not retried. It names the step, by the source of its call.
+    Another error is returned as it is.     No attempt can succeed, so the new error is not retried. It names the step,
+    by the source of its call.
     """
     if type(error) is not TypeError or (found := _WRONG_ARGUMENTS.match(str(error))) is None:
         return error

@@ -214,7 +214,8 @@ class Dispatcher:
 class UnservedFunctions:
     """Warns of functions whose runs wait, because no process serves them.
 
-    It warns once for each function. ``is_unserved`` returns whether processes run functions, and none runs this one. It is asked a few seconds after a
+    It warns once for each function. ``is_unserved`` returns whether processes run functions, and none runs this one. It
+    is asked a few seconds after a
     call, because the processes of an app do not start at the same time.
     """
 

@@ -150,7 +150,8 @@ _IMPOSSIBLE = (
 def check_place(path: Path) -> None:
     """Check that the files of a database can be created at a path.
 
-    Nothing remains of the check. It creates a nameless file in the directory, or in the nearest one that exists. Raises ``DatabasePathError``.
+    Nothing remains of the check. It creates a nameless file in the directory, or in the nearest one that exists. Raises
+    ``DatabasePathError``.
     """
     directory = path.parent
     while not os.path.exists(directory) and directory != directory.parent:
