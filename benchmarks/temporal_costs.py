@@ -27,7 +27,7 @@ from .tables import table
 PAGE = Path(__file__).parents[1] / "docs" / "reference" / "engine-on-temporal.md"
 _BEGIN, _END = "<!-- costs: begin -->\n", "<!-- costs: end -->\n"
 STEPS = 20
-_GATES = ("durably.Gate", "durably.Queue", "durably.Wait")
+_ENDING_LATER = ("durably.Gate", "durably.Queue", "durably.Wait")
 
 _BILLED = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED,
@@ -175,10 +175,10 @@ async def _settle(temporal: Client) -> None:
 
 
 async def _costs(temporal: Client, began: dt.datetime | None = None) -> Cost:
-    """Of all workflows of the server, but for gates and waits of before ``began``: they end later than their run."""
+    """Of all workflows of the server, but for buckets and waits of before ``began``: they end later than their run."""
     events = actions = 0
     async for each in temporal.list_workflows("StartTime > '2020-01-01T00:00:00Z'"):
-        is_of_before = began is not None and each.workflow_type in _GATES and each.start_time < began
+        is_of_before = began is not None and each.workflow_type in _ENDING_LATER and each.start_time < began
         if each.workflow_type.startswith("durably.") and not is_of_before:
             history = await temporal.get_workflow_handle(each.id, run_id=each.run_id).fetch_history()
             events += len(history.events)

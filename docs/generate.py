@@ -14,7 +14,7 @@ import msgspec
 
 from durably.engine.interface import Engine
 from durably.engine.metrics.catalogue import CATALOGUE
-from durably.engine.operations import REQUIRED, Access, Argument, Operation, Place, operations_of
+from durably.engine.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
 from durably.engine.temporal.support import SUPPORT
 from durably.protocol.durations import format_duration
 from durably.protocol.options import Choice, Count, Expression, Option, Period, Text
@@ -81,7 +81,7 @@ def operations() -> str:
 
 def operation(declared: Operation) -> str:
     texts = paragraphs(getattr(Engine, declared.name))
-    arguments = [argument(each) for each in declared.arguments if each.place is not Place.PATH]
+    arguments = [argument(each) for each in declared.arguments if each.location is not ArgumentLocation.PATH]
     facts = [f"Method: `{declared.name}`."]
     if declared.access in KEYS:
         facts.append(f"Key: {KEYS[declared.access]}.")
@@ -117,7 +117,7 @@ def paragraphs(documented: object) -> list[str]:
 
 
 def argument(declared: Argument) -> str:
-    place = "JSON body" if declared.place is Place.BODY else declared.place.value
+    location = "JSON body" if declared.location is ArgumentLocation.BODY else declared.location.value
     default = declared.default if declared.http_default is None else declared.http_default
     if default is REQUIRED:
         note = ", required"
@@ -126,7 +126,7 @@ def argument(declared: Argument) -> str:
     else:
         values = [str(each) for each in default] if isinstance(default, tuple) else [str(default)]
         note = f", default {', '.join(f'`{value}`' for value in values)}"
-    text = f"- `{declared.wire_name}` ({place}{note})"
+    text = f"- `{declared.wire_name}` ({location}{note})"
     return text if (parts := parts_of(declared)) is None else fill_item(f"{text}: {parts}")
 
 

@@ -21,7 +21,7 @@ from durably.engine.sqlite.queries import event_search, run_search, search_pages
 from durably.engine.sqlite.tables import counts
 from durably.engine.temporal import support, workers
 from durably.engine.temporal.apps import record_workflows
-from durably.engine.temporal.flow import gate
+from durably.engine.temporal.flow import bucket
 from durably.engine.temporal.reports import bulk
 from durably.engine.temporal.routing import wait_keys, workflows
 from durably.engine.temporal.runs import contents, sizes
@@ -159,7 +159,7 @@ EXPECTED = {
     "an output of a step or a run on Temporal": f"{sizes.MAX_OUTPUT_BYTES:,} bytes",
     "history of a run": f"{sizes.MAX_HISTORY_EVENTS:,} events, {sizes.MAX_HISTORY_BYTES:,} bytes",
     "events, signals and slots that reach a run": f"{sizes.MAX_SIGNALS:,}",
-    "bytes of a batch on Temporal": size(gate.MAX_BATCH_BYTES),
+    "bytes of a batch on Temporal": size(bucket.MAX_BATCH_BYTES),
     "slashes and dots before the wildcard of a trigger": f"{support.MAX_PATTERNS}",
     "paths of waits for one event name that are indexed": f"{record_workflows.MAX_PATHS}",
     "a condition, with what it reads of the run's event": size(wait_keys.MAX_CONDITION_BYTES),

@@ -115,7 +115,7 @@ _IMPORTED_AT_FIRST_USE = {
 
 
 def __getattr__(name: str) -> object:
-    """Import what needs an engine at its first use.
+    """Import a name that needs an engine at its first use.
 
     Importing ``durably`` imports no engine.
     """

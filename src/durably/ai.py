@@ -1,6 +1,6 @@
 """Adapters for ``step.ai.infer``: addresses and request formats of AI providers.
 
-The engine makes the request. The key is sent to it with the step, and is neither stored nor shown there.
+The engine makes the request. It gets the key with the step, and neither stores nor shows it.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Adapter:
         return dict(self._headers)
 
     def on_call(self, body: dict[str, Any]) -> None:
-        """Complete a request's body: add the model if it has none."""
+        """Complete a request's body: add the model if it is missing."""
         body.setdefault("model", self.model)
 
     def url_infer(self) -> str:
@@ -64,7 +64,7 @@ class Anthropic(Adapter):
 
 
 class Gemini(Adapter):
-    """The model is in the URL, not in the body."""
+    """Has the model in the URL, not in the body."""
 
     wire_format = "gemini"
     default_url = "https://generativelanguage.googleapis.com/v1beta"

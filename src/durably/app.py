@@ -1,6 +1,6 @@
 """An app: its identity, engine, keys and settings.
 
-All of these come from arguments and the environment.
+They come from arguments and the environment.
 """
 
 import importlib.metadata
@@ -30,7 +30,7 @@ from .settings import (
     warn_of_unknown_names,
     warn_of_unused_signing_key,
 )
-from .tracing import Tracing
+from .tracing import AppTracing
 
 VERSION = importlib.metadata.version("durably")
 SDK_NAME = "durably"
@@ -62,7 +62,7 @@ class App:
     ) -> None:
         if not is_name(app_id):
             raise FunctionConfigInvalidError(
-                f"Client.app_id must be text that names the app, without control characters, not {app_id!r}"
+                f"Client.app_id must be a string that names the app, without control characters, not {app_id!r}"
             )
         if isinstance(serializer, type):
             raise FunctionConfigInvalidError(
@@ -90,7 +90,7 @@ class App:
         self.is_served = False
         """Whether a handler of this process has functions of the app."""
         self.logger: Logger = _default_logger(environment) if logger is None else as_logger(logger)
-        mode = environment.mode  # A value that is not allowed is an error, although is_production overrides it.
+        mode = environment.mode  # An invalid value is an error, although is_production overrides it.
         if is_production is not None:
             mode = ServerKind.CLOUD if is_production else ServerKind.DEV
         self.mode = mode
@@ -101,7 +101,7 @@ class App:
         self.middleware = list_middleware(middleware, "Client.middleware")
         check_middleware(self.middleware, "Client.middleware")
         self.serializer = serializer
-        self.tracing: Tracing | None = None
+        self.tracing: AppTracing | None = None
         self.send_step_input = environment.send_step_input if send_step_input is None else send_step_input
         self.strict_replay = environment.strict_replay if strict_replay is None else strict_replay
         self.request_timeout = _seconds(request_timeout)
@@ -181,12 +181,12 @@ def _seconds(timeout: Duration | None) -> float:
 
 
 def _check_texts(**arguments: object) -> None:
-    """Raises ``FunctionConfigInvalidError``."""
+    """Check the arguments that are strings. Raises ``FunctionConfigInvalidError``."""
     for name, value in arguments.items():
         check_text(value, f"Client.{name}", FunctionConfigInvalidError)
 
 
 def _check_switches(**arguments: object) -> None:
-    """Raises ``FunctionConfigInvalidError``."""
+    """Check the arguments that are booleans. Raises ``FunctionConfigInvalidError``."""
     for name, value in arguments.items():
         check_switch(value, f"Client.{name}", FunctionConfigInvalidError)

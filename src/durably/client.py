@@ -1,13 +1,13 @@
 """The client: an app's identity and settings.
 
-A client makes functions and sends events.
+A client creates functions and sends events.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, Never
 
 from durably.functions.config import FunctionOpts
-from durably.functions.findings import check_send
+from durably.functions.diagnostics import check_send
 from durably.functions.function import Function, Handler, T
 from durably.functions.middleware import MiddlewareFactory, MiddlewareStack, check_middleware, list_middleware
 from durably.functions.unserved import note_made
@@ -40,30 +40,26 @@ _ASYNC_IO = AsyncIO()
 
 
 class Client(App):
-    """An app, which makes functions and sends events.
+    """An app, which creates functions and sends events.
 
     Constructor arguments override the environment (see ``durably.settings``).
 
-    ``app_id`` names the app to the engine; changing it makes another app. ``is_production`` chooses the mode: in
-    production every call must be signed. ``engine`` is the URL of an engine, an ``Embedded(…)`` or ``InngestCloud()``;
-    production has no default. ``request_timeout`` (ms or ``timedelta``, default 30 s) bounds each request to the
-    engine. ``checkpointing`` lets a call execute several steps (see ``Checkpointing``). It is the default with an
-    engine in this process, and an option over HTTP.
-
-    ``send_step_input=False`` keeps the arguments of steps from the engine, which shows them, and lets a person repeat a
-    step with others.
-
-    ``strict_replay`` fails a run if its function no longer reaches a step that the run has finished. By default this is
-    a warning.
+    - ``app_id``: Names the app to the engine. Changing it creates another app.
+    - ``is_production``: Chooses the mode. In production every call must be signed.
+    - ``engine``: The URL of an engine, an ``Embedded(…)`` or ``InngestCloud()``. Production has no default.
+    - ``request_timeout``: Limits each request to the engine (ms or ``timedelta``, default 30 s).
+    - ``checkpointing``: Lets a call execute several steps (see ``Checkpointing``). It is the default with an engine in
+      this process, and an option over HTTP.
+    - ``send_step_input``: ``False`` keeps the arguments of steps from the engine. Otherwise the engine shows them, and
+      lets users repeat a step with other arguments.
+    - ``strict_replay``: Fails a run if its function no longer reaches a step that the run has finished. By default this
+      is a warning.
 
     Raises ``FunctionConfigInvalidError`` and ``URLInvalidError``, naming the argument or variable.
     """
 
     def add_middleware(self, middleware: MiddlewareFactory) -> None:
-        """Add middleware.
-
-        It applies to functions that are called, and events that are sent, from now on.
-        """
+        """Add middleware to later calls and sends."""
         check_middleware([*self.middleware, middleware], "Client.add_middleware")
         self.middleware.append(middleware)
 
@@ -93,14 +89,15 @@ class Client(App):
         checkpointing: bool | Checkpointing | None = None,
         strict_replay: bool | None = None,
     ) -> Callable[[Handler[T]], Function[T]]:
-        """Make a durable function of an async or a sync function.
+        """Create a durable function from an async or a sync function.
 
         The handler is called with a ``Context`` alone.
 
-        With an empty list as ``trigger`` it runs only if other functions invoke it. ``retries`` is the number of
-        attempts after the first (default 4, at most 20), counted separately for each step. ``on_failure`` is called
-        when a run has finally failed, as a separate function. ``output_type`` is the type of the output, instead of the
-        handler's return annotation. ``checkpointing`` and ``strict_replay`` override the client's.
+        - ``trigger``: With an empty list, the function runs only if other functions invoke it.
+        - ``retries``: The number of attempts after the first (default 4, at most 20), counted separately for each step.
+        - ``on_failure``: Called when a run has finally failed, as a separate function.
+        - ``output_type``: The type of the output, instead of the handler's return annotation.
+        - ``checkpointing``, ``strict_replay``: Override the client's.
 
         Raises ``FunctionConfigInvalidError``, naming the function and the option.
         """
@@ -147,8 +144,8 @@ class Client(App):
     async def send(self, events: Event | Sequence[Event], *, skip_middleware: bool = False) -> list[str]:
         """Send one event or several. Returns their ids when the engine has stored them.
 
-        Retries with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were
-        accepted nevertheless, ``EngineNotConfiguredError`` or ``EventKeyUnspecifiedError``.
+        Retries with backoff on network errors and 5xx. Raises ``SendEventsError`` with the ids that were accepted
+        before the error, ``EngineNotConfiguredError`` or ``EventKeyUnspecifiedError``.
         """
         return await self._send(events, _ASYNC_IO, skip_middleware)
 

@@ -1,4 +1,4 @@
-"""The context of a run, which user code gets, and its groups of steps.
+"""The context of a run, which functions get, and its groups of steps.
 
 The steps are in ``durably.steps``.
 """
@@ -36,9 +36,11 @@ Branch = Callable[[], T]
 class Context:
     """The argument of an async function.
 
-    ``event`` triggered the run (``events`` are all of a batch); ``attempt`` counts from 0 to ``max_attempts - 1``;
-    ``logger`` is silent while memos are replayed; ``request_id`` and ``job_id`` name the call to the engine.
-    ``function_id`` begins with the app's id; that of a failure handler ends with ``-failure``.
+    - ``event``, ``events``: The event that triggered the run; all events of a batch.
+    - ``attempt``: Counts from 0 to ``max_attempts - 1``.
+    - ``logger``: Silent while memos are replayed.
+    - ``request_id``, ``job_id``: Name the call to the engine.
+    - ``function_id``: Begins with the app's id. That of a failure handler ends with ``-failure``.
     """
 
     event: Event
@@ -114,9 +116,9 @@ class Group(msgspec.Struct, eq=False):
     def parallel(
         self, callables: Sequence[AsyncBranch[Any]], parallel_mode: ParallelMode = ParallelMode.WAIT
     ) -> Coroutine[Any, Any, tuple[Any, ...]]:
-        """Run callables that contain steps at the same time; returns their results.
+        """Run callables that contain steps at the same time. Returns their results.
 
-        The results are in the order of the callables. ``parallel_mode`` ``WAIT`` costs the fewest calls; with ``RACE``
+        The results are in the order of the callables. ``parallel_mode`` ``WAIT`` costs the fewest calls. With ``RACE``,
         branches of several steps do not wait for each other.
         """
         _check_callables(callables, "make them async functions, or lambdas: `lambda: ctx.step.run(…)`")
@@ -126,15 +128,13 @@ class Group(msgspec.Struct, eq=False):
         """Limit the time of an ``async with`` block.
 
         ``async with ctx.group.timeout("deadline", timedelta(hours=1)):`` raises ``DeadlineError``, a ``TimeoutError``,
-        when the time is over.
-
-        The clock is a durable sleep with that id, which races the steps inside.
+        when the time is over. The clock is a durable sleep with that id, which races the steps inside.
         """
         return DurableTimeout(self._call, step_id, duration)
 
 
 def _check_callables(callables: Sequence[Any], advice: str) -> None:
-    """Raises ``FunctionConfigInvalidError``, if one was called already."""
+    """Raises ``FunctionConfigInvalidError`` for callables that were already called."""
     for number, branch in enumerate(callables):
         if not callable(branch):
             raise FunctionConfigInvalidError(
@@ -167,7 +167,7 @@ class DurableTimeout:
         self._owner = asyncio.current_task()
         assert self._owner is not None
         self._cancelling = self._owner.cancelling()
-        # The engine must call after the clock as after the steps, even if a group waits for all of its steps.
+        # The engine must call after the sleep and after each step, even if a group waits for all of its steps.
         self._outer_mode = group_mode.get()
         group_mode.set(ParallelMode.RACE)
         self._clock = asyncio.ensure_future(self._call.step(self._request))

@@ -1,6 +1,6 @@
 """The dashboard of a client's engine in a web app, for the adapters.
 
-``Action`` is the argument of a user's ``authorize``. The adapters translate a request and a response, nothing else.
+``Action`` is the argument of a user's ``authorize``. The adapters only translate requests and responses.
 """
 
 import re
@@ -36,20 +36,21 @@ from .settings import check_serve_path
 __all__ = ["Action", "DashboardRequest", "MountedDashboard", "name_permission"]
 
 STREAM_SECONDS = 5.0
-"""The longest stream of a dashboard in an app. Servers such as uvicorn wait for it when they stop."""
+"""Maximum seconds of a dashboard's stream in an app. Servers such as uvicorn wait for it when they stop."""
 _TIMEOUT_SECONDS = 30.0
 ROOT_PATHS = rf"(?:(?:{'|'.join(sorted(map(re.escape, SEGMENTS - {''})))})(?:/[\s\S]*)?)?"
-"""The paths of a dashboard at the root, without the first slash. All others are the app's."""
+"""The paths of a dashboard at the root, without the first slash. All other paths belong to the app."""
 _OF_PATHS = "/:@!$&'()*+=~"
-"""Characters that browsers send as they are in a path. Commas and semicolons end cookies' paths."""
+"""Characters that browsers send unescaped in a path. Commas and semicolons end cookies' paths."""
 
 
 class MountedDashboard:
-    """A dashboard in a web app, in no framework's terms.
+    """A dashboard in a web app, independent of frameworks.
 
-    ``mount`` is the path of the mount point, ``""`` for the root. ``caller`` is the function that users call, for
-    errors. ``raises`` are the framework's errors that ``authorize`` may raise, for the framework to answer.
-    ``permission_of`` names the permission that an action needs.
+    - ``mount``: The path of the mount point, ``""`` for the root.
+    - ``caller``: The function that users call, for errors.
+    - ``raises``: The framework's errors that ``authorize`` may raise, for the framework to answer.
+    - ``permission_of``: Names the permission that an action needs.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class MountedDashboard:
     ) -> None:
         if not isinstance(client, Client):
             raise FunctionConfigInvalidError(f"{caller} takes a durably.Client as its client, not {client!r}")
-        check_type(path, f"{caller}(path=…)", str, 'a text, such as "/durably"', FunctionConfigInvalidError)
+        check_type(path, f"{caller}(path=…)", str, 'a string, such as "/durably"', FunctionConfigInvalidError)
         self.mount = "/" + check_serve_path(path, f"{caller}(path=…)").strip("/") if path.strip("/") else ""
         self.mount = self.mount.rstrip("/")
         self._client = client
@@ -85,13 +86,13 @@ class MountedDashboard:
         return self._make(engine) if isinstance(engine, Engine) else self._dashboard
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
-        """The response, on an event loop. Raises only errors of ``raises``."""
+        """The response, on an event loop. Only raises errors of ``raises``."""
         return await self._current().handle(_prepare(request, stream_seconds=STREAM_SECONDS))
 
     def handle_sync(self, request: DashboardRequest) -> DashboardResponse:
-        """The response, for a server that has a thread for each request.
+        """The response, for a server with a thread for each request.
 
-        ``authorize`` runs in this thread. The response never lasts: it would occupy the thread.
+        ``authorize`` runs in this thread. The response is never a lasting stream, which would occupy the thread.
         """
 
         if self._client.in_process is not None:
@@ -105,9 +106,9 @@ class MountedDashboard:
 
 
 def _prepare(request: DashboardRequest, **changes: Any) -> DashboardRequest:
-    """The request with a mount point as it is in URLs and in paths of cookies.
+    """The request with an escaped mount point, as in URLs and paths of cookies.
 
-    Frameworks decode it. It begins with one slash: links to ``//name`` would leave the site.
+    Frameworks decode it. It begins with one slash, because links to ``//name`` would leave the site.
     """
     mount = quote(request.mount.strip("/"), safe=_OF_PATHS, errors="replace")
     return replace(request, mount=f"/{mount}" if mount else "", **changes)
@@ -151,9 +152,9 @@ def engine_of(client: Client) -> Engine:
 
 
 def _finding_of(client: Client) -> Finding:
-    """The options by which commands find a client's engine.
+    """The options with which commands find a client's engine.
 
-    There are none for one on Temporal in process.
+    There are none for an engine on Temporal in process.
     """
     if client.in_process is None:
         return at_url(client.api_origin, is_dev=client.mode is ServerKind.DEV)

@@ -23,12 +23,12 @@ _WEB_PREFIX = "/api/v1/web"
 
 
 class FunctionContext(Protocol):
-    """The part of the platform's context object that is used."""
+    """The fields of the platform's context object that are used."""
 
     api_host: str
-    """Like ``https://faas-nyc1-2ef2e6cc.doserverless.co``."""
+    """For example ``https://faas-nyc1-2ef2e6cc.doserverless.co``."""
     function_name: str
-    """Like ``/fn-b094417f/sample/hello``."""
+    """For example ``/fn-b094417f/sample/hello``."""
 
 
 Main = Callable[[dict[str, Any], Any], dict[str, Any]]
@@ -46,8 +46,8 @@ def serve(
 ) -> Main:
     """The ``main(event, context)`` of a DigitalOcean Function that answers engines.
 
-    The arguments are those of ``durably.fast_api.serve``; there is no streaming, because the platform
-    buffers answers. Async functions run on a background event loop.
+    The arguments are those of ``durably.fast_api.serve``. There is no streaming, because the platform buffers answers.
+    Async functions run on a background event loop.
     """
     if client.in_process is not None:
         raise FunctionConfigInvalidError(
@@ -107,7 +107,7 @@ def _body_of(http: Mapping[str, Any]) -> bytes:
 
 
 def _to_result(response: CommResponse) -> dict[str, Any]:
-    """The body is text.
+    """The result, with the body as a string.
 
     The platform would re-encode an object, which breaks the signature.
     """

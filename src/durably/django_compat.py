@@ -3,8 +3,8 @@
 Durably's adapters for Django share it.
 
 Private are ``HttpRequest._body`` and the attribute ``_non_atomic_requests`` of views. Checked with Django 5.2.19;
-``tests/frameworks/test_compat.py`` fails when a version of Django changes either. If ``_body`` is renamed, Django
-itself limits bodies by ``DATA_UPLOAD_MAX_MEMORY_SIZE``, and refuses large calls.
+``tests/frameworks/test_compat.py`` fails if a version of Django changes either. If ``_body`` is renamed, Django limits
+bodies by ``DATA_UPLOAD_MAX_MEMORY_SIZE``, and refuses large calls.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from asgiref.sync import markcoroutinefunction
 class SyncAndAsyncView:
     """A view that is async on an event loop (ASGI), and sync elsewhere (WSGI).
 
-    ``answer`` and ``answer_async`` take Django's arguments of views. The view is exempt from ``ATOMIC_REQUESTS``, with
-    which Django refuses async views.
+    ``answer`` and ``answer_async`` take a view's arguments. The view is exempt from ``ATOMIC_REQUESTS``, which Django
+    does not support for async views.
     """
 
     _coroutine_marks = vars(markcoroutinefunction(lambda: None))
@@ -35,9 +35,9 @@ class SyncAndAsyncView:
         return self._answer_async(request, **captured) if in_event_loop() else self._answer(request, **captured)
 
     def __getattr__(self, name: str) -> Any:
-        """Show the marks of a coroutine function in an event loop.
+        """The attributes that mark a coroutine function, on an event loop only.
 
-        By these marks Django asks at each request whether the view is a coroutine function.
+        Django checks them at each request.
         """
         if name in self._coroutine_marks and in_event_loop():
             return self._coroutine_marks[name]
@@ -63,5 +63,5 @@ def is_body_read(request: Any) -> bool:
 
 
 def set_body(request: Any, body: bytes) -> None:
-    """Set what ``request.body`` returns."""
+    """Set the value of ``request.body``."""
     request._body = body

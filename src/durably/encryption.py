@@ -3,7 +3,7 @@
 It encrypts data that leaves the app, and decrypts data that comes back.
 
 On the wire an encrypted value is an *envelope*, ``{"__ENCRYPTED__": true, "__STRATEGY__": "inngest/libsodium", "data":
-base64}``: XSalsa20-Poly1305 (libsodium's secretbox) of the value's JSON, after a random nonce of 24 bytes. It is the
+base64}``: XSalsa20-Poly1305 (libsodium's secretbox) of the value's JSON, after a random nonce of 24 bytes. This is the
 format of ``inngest-encryption`` (Python) and ``@inngest/middleware-encryption`` (JavaScript, from 1.0).
 """
 
@@ -50,28 +50,27 @@ _STRATEGY: Final = "__STRATEGY__"
 _STRATEGY_ID: Final = "inngest/libsodium"
 _ENVELOPE: Final = frozenset((_MARKER, _STRATEGY, "data"))
 _ENGINES_FIELD: Final = "_inngest"
-"""The part of an invoke's data that the engine adds and reads."""
+"""The field of an invoke's data that the engine adds and reads."""
 
 ALL_FIELDS: Final = "*"
-"""As ``event_encryption_field``: every top-level field of the data."""
+"""Value of ``event_encryption_field`` for all top-level fields."""
 
 
 class DecryptionError(Error):
     """An encrypted value cannot be decrypted.
 
-    The message says why, and never shows the value or a key.
+    The message states the reason, and never shows the value or a key.
     """
 
     include_stack = False
 
 
 class Cipher:
-    """Encrypts with one key; decrypts with it or with a fallback key.
+    """Encrypts with one key. Decrypts with it or with a fallback key.
 
-    The key is ``secret_key``, the fallback keys are ``fallback_decryption_keys``.
-
-    A key is text of any length (a long random one: ``openssl rand -hex 32``), or 32 bytes, raw or as 64 hex digits.
-    Raises ``FunctionConfigInvalidError``.
+    The key is ``secret_key``, the fallback keys are ``fallback_decryption_keys``. A key is a string of any length (a
+    long random one: ``openssl rand -hex 32``), or 32 bytes, raw or as 64 hex digits. Raises
+    ``FunctionConfigInvalidError``.
     """
 
     def __init__(self, secret_key: Key, fallback_decryption_keys: Sequence[Key] | None = None) -> None:
@@ -101,7 +100,7 @@ class Cipher:
         try:
             return msgspec.json.decode(plain)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise DecryptionError("what was encrypted is not JSON") from None
+            raise DecryptionError("the decrypted data is not JSON") from None
 
     def _open(self, data: str) -> bytes:
         try:
@@ -120,7 +119,7 @@ class Cipher:
 
 
 def is_encrypted(value: Any) -> bool:
-    """Whether a value is marked as encrypted, with whatever strategy."""
+    """Whether a value is marked as encrypted, with any strategy."""
     return isinstance(value, Mapping) and value.get(_MARKER) is True and isinstance(value.get("data"), str)
 
 
@@ -138,11 +137,11 @@ def _box(key: Key, option: str) -> SecretBox:
         return SecretBox(_hash(key, option))
     if isinstance(key, bytes):
         return SecretBox(key if len(key) == SecretBox.KEY_SIZE else _unhex(key, option))
-    raise FunctionConfigInvalidError(f"encryption: {option} must be text or bytes, not {type(key).__name__}")
+    raise FunctionConfigInvalidError(f"encryption: {option} must be a string or bytes, not {type(key).__name__}")
 
 
 def _hash(key: str, option: str) -> bytes:
-    """Text keys are hashed with BLAKE2b to 32 bytes."""
+    """The 32-byte key. Keys that are strings are hashed with BLAKE2b."""
     if not key.strip():
         raise FunctionConfigInvalidError(f"encryption: {option} is empty")
     if key != key.strip():
@@ -183,11 +182,10 @@ class EncryptionFactory:
 
 
 class EncryptionMiddleware(MiddlewareSync):
-    """Encrypts outputs and a field of event data; decrypts all of them.
+    """Encrypts outputs and a field of event data. Decrypts both.
 
-    The outputs are those of steps and functions. The field belongs to the data of events and invokes.
-
-    Give ``EncryptionMiddleware.factory(key)`` to a client or function.
+    The outputs are those of steps and functions. The field belongs to the data of events and invokes. Give
+    ``EncryptionMiddleware.factory(key)`` to a client or function.
     """
 
     def __init__(
@@ -215,11 +213,13 @@ class EncryptionMiddleware(MiddlewareSync):
         event_encryption_field: str | Sequence[str] = "encrypted",
         fallback_decryption_keys: Sequence[Key] | None = None,
     ) -> EncryptionFactory:
-        """Make a factory for a client's or function's ``middleware``.
+        """Create a factory for a client's or function's ``middleware``.
 
-        ``secret_key`` encrypts and decrypts, ``fallback_decryption_keys`` decrypt. A ``Cipher`` may replace
-        both. With ``decrypt_only`` nothing is encrypted. ``event_encryption_field`` names the top-level
-        field, or fields, of the data of events and invokes that are encrypted; ``ALL_FIELDS`` stands for all.
+        - ``secret_key``: Encrypts and decrypts.
+        - ``fallback_decryption_keys``: Decrypt only. A ``Cipher`` may replace both.
+        - ``decrypt_only``: Encrypts no data.
+        - ``event_encryption_field``: The top-level field, or fields, of the data of events and invokes that are
+          encrypted. ``ALL_FIELDS`` means all.
 
         Raises ``FunctionConfigInvalidError``.
         """
@@ -230,15 +230,15 @@ class EncryptionMiddleware(MiddlewareSync):
     # -- out of the app
 
     def before_send_events(self, events: list[Event]) -> None:
-        """Encrypt the fields of each event's data. The sender's own events do not change."""
+        """Encrypt the fields of each event's data in copies of the sender's events."""
         if self._decrypt_only:
             return
         for index, event in enumerate(events):
-            if isinstance(event, Event):  # else sending refuses it
+            if isinstance(event, Event):  # otherwise sending refuses it
                 events[index] = _with_data(event, self._encrypt_fields(event.data, f"event {event.name!r}"))
 
     def transform_step_input(self, step: TransformStepInput) -> None:
-        """The data of invokes."""
+        """Encrypt the data of invokes."""
         if self._decrypt_only or step.op is not Opcode.INVOKE_FUNCTION or step.opts is None:
             return
         payload = step.opts.get("payload") or {}
@@ -253,7 +253,7 @@ class EncryptionMiddleware(MiddlewareSync):
         result.output = self._cipher.encrypt(result.output, source)
 
     def _encrypt_fields(self, data: Any, source: str) -> Any:
-        """Data may also be a pydantic model."""
+        """Encrypt fields of data, which may also be a pydantic model."""
         try:
             fields = as_data(data)
         except TypeError:
@@ -274,7 +274,7 @@ class EncryptionMiddleware(MiddlewareSync):
     # -- back into the app
 
     def transform_input(self, ctx: Context | ContextSync, function: Function[Any], steps: StepMemos) -> None:
-        """Memos and events."""
+        """Decrypt memos and events."""
         for hashed_id, memo in steps.items():
             try:
                 memo.data = self._decrypt_memo(memo.data)
@@ -301,15 +301,15 @@ class EncryptionMiddleware(MiddlewareSync):
             ) from None
 
     def _decrypt_data(self, data: Mapping[str, Any], event: str) -> Mapping[str, Any]:
-        """The data as a whole, or its top-level fields.
+        """Decrypt the data as a whole, or its top-level fields.
 
-        Engines' own events hold other events and outputs.
+        The data of engines' own events contain other events and outputs.
         """
         decrypt: Callable[[Any], Any] = self._cipher.decrypt
         if is_encrypted(data):
             whole = decrypt(data)
             if not isinstance(whole, dict):
-                raise DecryptionError("what was encrypted is not an object")
+                raise DecryptionError("the decrypted data is not an object")
             return {name: value for name, value in data.items() if name not in _ENVELOPE} | whole
         if event.startswith(INTERNAL_PREFIX):
             decrypt = _throughout(decrypt)

@@ -27,7 +27,7 @@ from .settings import (
 )
 
 TEMPORAL_SCHEME = "temporal://"
-"""The scheme of the URLs of Temporal servers, on which the app's own processes are the engine."""
+"""The scheme of the URLs of Temporal servers, with which the app's own processes are the engine."""
 _TEMPORAL_URL_SHAPE = f"{TEMPORAL_SCHEME}localhost:7233, with /NAMESPACE and ?workers=false if needed"
 _DATABASES = (".db", ".sqlite", ".sqlite3")
 _CLOUD_API = "https://api.inngest.com"
@@ -45,7 +45,7 @@ class TemporalURL:
 
 
 def parse_temporal_url(url: str, setting: str) -> TemporalURL:
-    """``setting`` is what gives the URL. Raises ``URLInvalidError``."""
+    """Parse the URL. ``setting`` names its source. Raises ``URLInvalidError``."""
     invalid = URLInvalidError(f"{setting} is not the URL of a Temporal server: write it like {_TEMPORAL_URL_SHAPE}")
     try:
         parts = urlsplit(url)
@@ -61,9 +61,9 @@ def parse_temporal_url(url: str, setting: str) -> TemporalURL:
 
 
 class EngineHandle(Protocol):
-    """An engine in this process: ``durably.Embedded`` or ``durably.TemporalEngine``.
+    """An engine in this process, for ``Client(engine=…)``.
 
-    Users give it to ``Client(engine=…)``.
+    It is a ``durably.Embedded`` or ``durably.TemporalEngine``.
     """
 
     def __in_process__(self) -> "InProcessEngine":
@@ -74,9 +74,9 @@ class EngineHandle(Protocol):
 class InProcessEngine(Protocol):
     """An engine, as the client, ``CommHandler`` and the adapters use it.
 
-    Awaitables may be awaited on any event loop, or given to ``IO.resolve``. They raise ``durably.errors.Error``:
-    the engine's errors, ``TransportError`` if no engine could be reached, ``EngineNotStartedError`` in a test run.
-    In a test run the hooks of servers start nothing.
+    Awaitables may be awaited on any event loop, or given to ``IO.resolve``. They raise ``durably.errors.Error``: the
+    engine's errors, ``TransportError`` if no engine could be reached, ``EngineNotStartedError`` in a test run. In a
+    test run the hooks of servers start no engine.
     """
 
     def send_events(
@@ -84,15 +84,16 @@ class InProcessEngine(Protocol):
     ) -> Awaitable[EventReceipt]:
         """Store events, a JSON list, and return after the commit.
 
-        ``seed`` makes a repeated send harmless, as ``x-inngest-event-id-seed`` does; ``timeout`` is in seconds;
-        ``sender`` is the id of the run that sends them, if any; ``traceparent`` is the trace context of the sender
-        (see ``durably.protocol.trace_context``).
+        - ``seed``: Makes a repeated send idempotent, as ``x-inngest-event-id-seed`` does.
+        - ``timeout``: Seconds.
+        - ``sender``: The id of the run that sends them, if any.
+        - ``traceparent``: The trace context of the sender (see ``durably.protocol.trace_context``).
         """
         ...
 
     @property
     def keeps_logs(self) -> bool:
-        """Whether ``add_run_logs`` does something."""
+        """Whether ``add_run_logs`` stores lines."""
         ...
 
     def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> Awaitable[bool]:
@@ -108,12 +109,12 @@ class InProcessEngine(Protocol):
     def add_handler(self, handler: Any) -> None:
         """Register the functions of a ``CommHandler``.
 
-        The engine calls them when it is started.
+        The engine calls them once it is started.
         """
         ...
 
     def running_with_server(self) -> AbstractAsyncContextManager[None]:
-        """Start now, and stop at the end; async functions run on the running event loop."""
+        """Start now, and stop at the end. Async functions run on the running event loop."""
         ...
 
     def expect_start(self) -> None:
@@ -131,11 +132,10 @@ class InProcessEngine(Protocol):
         ...
 
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
-        """Start soon, if nothing has started yet.
+        """Start soon, unless the engine has already started.
 
-        Async functions run on ``loop``, or on a background one.
-
-        Returns whether the engine starts, or has started, without a call of its ``start``.
+        Async functions run on ``loop``, or on a background loop. Returns whether the engine starts, or has started,
+        without a call of its ``start``.
         """
         ...
 
@@ -144,7 +144,7 @@ class InProcessEngine(Protocol):
 class InngestCloud:
     """The engine that Inngest hosts: ``Client(engine=durably.InngestCloud())``.
 
-    It needs the keys of an account there. It is used in production; in development mode the client still uses the
+    It needs the keys of an account there. It is used in production. In development mode the client still uses the
     development engine.
     """
 
@@ -175,7 +175,7 @@ def choose_engine(
 ) -> tuple[InProcessEngine | None, EngineOrigins]:
     """The engine in this process, or the URLs of the engine.
 
-    Raises ``FunctionConfigInvalidError`` for an argument of a wrong type and for two that exclude each other, and
+    Raises ``FunctionConfigInvalidError`` for an argument of a wrong type and for two that cannot be combined, and
     ``URLInvalidError``.
     """
     _refuse_two_engines(engine, api_base_url, event_api_base_url)
@@ -207,7 +207,7 @@ def choose_engine(
 
 
 def _looks_like_a_path(text: str) -> bool:
-    """Whether a text is probably the name of a database's file."""
+    """Whether a string is probably the name of a database's file."""
     return "://" not in text and (text.endswith(_DATABASES) or text.startswith((".", "/", "~")) or text == ":memory:")
 
 
@@ -217,7 +217,7 @@ _make_engine_on_temporal: Callable[[str, str], EngineHandle] | None = None
 def register_temporal(make: Callable[[str, str], EngineHandle]) -> None:
     """Set the factory of engines for URLs like ``temporal://localhost:7233``.
 
-    This module imports none. Its arguments are the URL, and the setting that gave it.
+    This module imports none. The factory's arguments are the URL, and the setting that gave it.
     """
     global _make_engine_on_temporal
     _make_engine_on_temporal = make
@@ -251,7 +251,7 @@ def _refuse_two_engines(engine: Engine | None, api_base_url: str | None, event_a
 
 
 def _fill(given: EngineOrigins, mode: ServerKind, environment: Environment) -> EngineOrigins:
-    """Fill missing arguments from the environment; development mode has a default."""
+    """Fill missing arguments from the environment. Development mode has a default."""
     common = _common_origins(mode, environment)
     return EngineOrigins(
         given.api or _read(API_BASE_URL, environment) or common.api,
@@ -279,7 +279,7 @@ def _read(setting: Setting[str], environment: Environment) -> str | None:
 
 
 def _origins_at(origin: str) -> EngineOrigins:
-    """Engines have one URL, except Inngest's own."""
+    """The origins of an engine at a URL. Only Inngest's own engine has two."""
     return CLOUD_ORIGINS if urlsplit(origin).hostname in _CLOUD_HOSTS else EngineOrigins(origin, origin)
 
 
@@ -292,7 +292,7 @@ def explain_no_engine(app_id: str, *, has_inngest_keys: bool, in_tests: bool) ->
     if in_tests:
         return (
             f"app {app_id!r} has no engine in this test run: open a durably.testing.TestEngine(client, functions) "
-            "around what sends events"
+            "around the code that sends events"
         )
     text = (
         f"app {app_id!r} is in production mode and has no engine. Set {ENGINE_URL.name} to the engine's URL, or "

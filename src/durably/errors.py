@@ -1,6 +1,6 @@
-"""Exceptions that Durably raises, those of its engines included.
+"""Exceptions that Durably raises, including those of its engines.
 
-Those that decide how an answer is written, and those of engines, are defined with the wire.
+Exceptions that decide how an answer is written, and those of engines, are defined with the wire.
 """
 
 from durably.execution.async_checks import ClockUnsupportedError, StepNotAwaitedError
@@ -131,7 +131,7 @@ __all__ = [
 
 
 class BodyInvalidError(Error):
-    """A request's body does not follow the protocol; the message names the place."""
+    """A request's body does not follow the protocol. The message names the position."""
 
     code = ErrorCode.BODY_INVALID
     include_stack = False
@@ -170,7 +170,7 @@ class CallMismatchError(Error):
 class CallStaleError(Error):
     """The engine has given a call up.
 
-    It has perhaps made another call in its place. Anything that this call does is void.
+    It may have made another call instead. Anything that this call does is void.
     """
 
     code = ErrorCode.CALL_STALE
@@ -233,7 +233,7 @@ class MethodUnsupportedError(Error):
 
 
 class OutputUnserializableError(Error):
-    """A function or step returned what JSON cannot express."""
+    """The result of a function or step is not JSON."""
 
     code = ErrorCode.OUTPUT_UNSERIALIZABLE
     is_retriable = False
@@ -251,7 +251,7 @@ class QueryParamInvalidError(Error):
 
 
 class RegistrationFailedError(Error):
-    """The engine refused a sync, or gave no sensible answer to it."""
+    """The engine refused a sync, or its answer was not valid."""
 
     code = ErrorCode.REGISTRATION_FAILED
     include_stack = False
@@ -260,7 +260,7 @@ class RegistrationFailedError(Error):
 class ServeOriginMissingError(Error):
     """An app in production does not know its own URL.
 
-    It takes none from a request's headers.
+    It is not taken from a request's headers.
     """
 
     code = ErrorCode.SERVE_ORIGIN_MISSING
@@ -295,7 +295,7 @@ class SigningKeyMissingError(Error):
 
 
 class SendEventsError(Error):
-    """Events were not accepted. ``ids`` are those of the events that were."""
+    """Events were not accepted. ``ids`` are those of the accepted events."""
 
     code = ErrorCode.SEND_EVENT_FAILED
 
@@ -305,9 +305,9 @@ class SendEventsError(Error):
 
 
 class EventUnserializableError(SendEventsError):
-    """An event that cannot be sent: it is no ``Event``, or its data is not JSON.
+    """An event cannot be sent: it is not an ``Event``, or its data is not JSON.
 
-    Another attempt cannot help.
+    A retry does not help.
     """
 
     is_retriable = False
@@ -324,7 +324,7 @@ class SyncTooSoonError(Error):
 
 
 class TransportError(Error):
-    """An engine could not be reached, or broke off.
+    """An engine could not be reached, or the connection failed.
 
     The message names its origin, never the whole URL.
     """

@@ -1,8 +1,7 @@
 """Events: types of events, and sending events to an engine.
 
-A type of events has a model of their data.
-
-Events are sent in one request, which is repeated with backoff until its answer is final.
+A type of events has a model of their data. Events are sent in one request, which is repeated with backoff until its
+answer is final.
 """
 
 import base64
@@ -39,10 +38,7 @@ __all__ = ["Event", "EventType", "as_data"]
 
 
 class Model(Protocol):
-    """The part of a pydantic model that is used.
-
-    Durably itself does not import pydantic.
-    """
+    """The methods of a pydantic model that are used. Durably does not import pydantic."""
 
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
 
@@ -56,10 +52,9 @@ M = TypeVar("M", bound=Model)
 class EventType(Generic[M]):
     """An event name with the pydantic model of its data.
 
-    Senders and functions that use it agree on the data.
-
-    ``placed = EventType("shop/order.placed", Order)``, then ``placed(Order(...))`` makes an ``Event``,
-    ``placed.trigger()`` a trigger, and ``placed.data(ctx.event)`` the validated model.
+    Senders and functions that use it agree on the data. ``placed = EventType("shop/order.placed", Order)``, then
+    ``placed(Order(...))`` makes an ``Event``, ``placed.trigger()`` a trigger, and ``placed.data(ctx.event)`` the
+    validated model.
     """
 
     def __init__(self, name: str, model: type[M]) -> None:
@@ -70,9 +65,9 @@ class EventType(Generic[M]):
         return Event(name=self.name, data=as_data(data) or {}, id=id, ts=ts, user=user, v=v)
 
     def data(self, event: Event) -> M:
-        """The event's data as the model; raises pydantic's ``ValidationError``.
+        """The event's data as the model. Raises pydantic's ``ValidationError``.
 
-        The engine's own field in the data of some events (of an invoked function's, for example) is left out.
+        The engine's own field in the data of some events (of an invoked function's, for example) is omitted.
         """
         return self.model.model_validate({name: value for name, value in event.data.items() if name != _ENGINES_FIELD})
 
@@ -82,9 +77,9 @@ class EventType(Generic[M]):
 
 
 def as_data(data: Mapping[str, Any] | Model | None) -> Mapping[str, Any] | None:
-    """Event data as a mapping; pydantic models are dumped in JSON mode.
+    """Event data as a mapping. Pydantic models are dumped in JSON mode.
 
-    Raises ``TypeError`` for anything else.
+    Raises ``TypeError`` for other types.
     """
     if data is None or isinstance(data, Mapping):
         return data
@@ -96,12 +91,14 @@ def as_data(data: Mapping[str, Any] | Model | None) -> Mapping[str, Any] | None:
 # -- sending
 
 sending_run: ContextVar[str | None] = ContextVar("durably_sending_run", default=None)
-"""The id of the run whose function is executed. Engines get the id of the run that sends an event, so that they can
-stop runs that start each other endlessly."""
+"""The id of the run whose function is executed.
+
+Engines get the id of the run that sends an event, to stop runs that start each other endlessly.
+"""
 
 MAX_ATTEMPTS = 5
 BASE_DELAY = 0.1
-"""Seconds before the second attempt; doubled before each further one."""
+"""Seconds before the second attempt, doubled before each later one."""
 _FINAL_STATUSES = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
 """Of answers to events that no attempt can send: they are invalid, or too large."""
 _DEV_ADVICE = " (is `durably dev` running?)"
@@ -111,7 +108,7 @@ _MOST_WARNED = 1000
 
 
 class _Answer(msgspec.Struct):
-    """The part of an engine's answer that is read.
+    """The fields of an engine's answer that are read.
 
     ``error`` is set if not all events were accepted, ``is_final`` if the engine will never accept them.
     """
@@ -129,11 +126,11 @@ async def send_events(
     middleware: MiddlewareStack | None,
     seed: str | None = None,
 ) -> list[str]:
-    """Send and return the events' ids, in the events' order.
+    """Send events and return their ids, in the events' order.
 
-    Network errors and 5xx are retried. All attempts have one event-id seed, so that the engine stores the
-    events only once. ``seed`` is a step's seed (``step_seed``). Raises ``SendEventsError``,
-    ``EngineNotConfiguredError``, ``EventKeyUnspecifiedError``.
+    Network errors and 5xx are retried. All attempts have one event-id seed, so that the engine stores the events only
+    once. ``seed`` is a step's seed (``step_seed``). Raises ``SendEventsError``, ``EngineNotConfiguredError``,
+    ``EventKeyUnspecifiedError``.
     """
     batch = [events] if isinstance(events, Event | str | bytes) or not isinstance(events, Sequence) else list(events)
     seed = seed or _random_seed()
@@ -176,7 +173,7 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
     request = _build_request(app, _encode(events, now=time.time_ns() // 1_000_000), seed, traceparent)
     answer = await _attempt(request, io, advice=_DEV_ADVICE if app.mode is ServerKind.DEV else "")
     if answer.error is not None:
-        # An engine may quote the path that it was asked for.
+        # An engine may quote the requested path.
         message = answer.error.replace(app.event_key, "***") if app.event_key else answer.error
         raise _make_error(message, answer.ids or [], is_final=answer.is_final)
     _warn(app, answer.unmatched if isinstance(answer.unmatched, dict) else {})
@@ -186,8 +183,9 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
 def _warn(app: App, unmatched: Mapping[str, str]) -> None:
     """Warn of events that matched no function, and of functions that are not served.
 
-    An event's name is reported once, because it is probably misspelt. That a function of this process is not served is
-    certain if it serves other functions of the app, or if the engine knows no function for an event that triggers it.
+    An event's name is reported once, because it is probably misspelt. A function of this process is certainly not
+    served if the process serves other functions of the app, or if the engine knows no function for an event that
+    triggers it.
     """
     for name, reason in unmatched.items():
         if name not in app.warned_events and len(app.warned_events) < _MOST_WARNED:
@@ -203,7 +201,10 @@ def _warn(app: App, unmatched: Mapping[str, str]) -> None:
 async def _send_in_process(
     app: App, engine: InProcessEngine, body: bytes, io: IO, seed: str, traceparent: str | None
 ) -> EventReceipt:
-    """The engine repeats this by itself while it moves from one process to another."""
+    """Send to the engine in this process.
+
+    The engine repeats this while it moves from one process to another.
+    """
     try:
         return await io.resolve(engine.send_events(body, seed, app.request_timeout, sending_run.get(), traceparent))
     except Error as error:
@@ -211,7 +212,7 @@ async def _send_in_process(
 
 
 async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
-    """``advice`` is added to the error of an engine that cannot be reached."""
+    """Attempt a send. ``advice`` is added to the error of an unreachable engine."""
     answer = _Answer()
     for attempt in range(MAX_ATTEMPTS):
         if attempt:
@@ -274,7 +275,7 @@ def _read(response: Response) -> _Answer:
     try:
         answer = msgspec.json.decode(response.body, type=_Answer)
     except msgspec.MsgspecError:
-        return _Answer(error=f"the engine answered {response.status}, and not in the form of an answer to events")
+        return _Answer(error=f"the engine answered {response.status}, which is not an answer to events")
     if response.status >= 300 and not answer.error:
         answer.error = f"the engine answered {response.status}"
     return answer
@@ -283,8 +284,8 @@ def _read(response: Response) -> _Answer:
 def step_seed(run_id: str, hashed_step_id: str, began: int) -> str:
     """The seed with which a step sends. It is the same each time the step runs.
 
-    An app that dies after it has sent, and before the engine has the step's result, so sends nothing twice. ``began``
-    is the start of the run, in ms since the epoch.
+    So events are stored once, even if the app dies between sending them and reporting the step. ``began`` is the start
+    of the run, in ms since the epoch.
     """
     digest = hashlib.sha256(f"{run_id}:{hashed_step_id}".encode()).digest()
     return _seed(max(began, 1), digest[:_ENTROPY_BYTES])
@@ -300,5 +301,5 @@ def _seed(milliseconds: int, entropy: bytes) -> str:
     The engine adds each event's index to the last four bytes.
     """
     room = bytearray(entropy)
-    room[6] &= 0x7F  # leaves room to add
+    room[6] &= 0x7F  # leaves room for the addition
     return f"{milliseconds},{base64.b64encode(bytes(room)).decode()}"

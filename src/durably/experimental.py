@@ -1,7 +1,7 @@
 """Steps by decorator: the names of ``inngest.experimental``.
 
-``@step("charge")`` makes a function that is a step wherever a durable function calls it, and an ordinary function
-anywhere else. ``get_step_context`` gives the steps of the running function without its context being passed along.
+``@step("charge")`` makes a function that is a step if a durable function calls it, and an ordinary function anywhere
+else. ``get_step_context`` returns the steps of the running function, without passing its context along.
 """
 
 import functools
@@ -35,7 +35,7 @@ def set_step_context(step: Step | StepSync) -> Iterator[None]:
     Raises ``RuntimeError`` if it is already set.
     """
     if step_context.get(None) is not None:
-        raise RuntimeError("the step context is set already: this code runs in a durable function")
+        raise RuntimeError("the step context is already set: this code runs in a durable function")
     token = step_context.set(step)
     try:
         yield
@@ -46,9 +46,8 @@ def set_step_context(step: Step | StepSync) -> Iterator[None]:
 def step(step_id: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Make a function a step of the durable function that calls it.
 
-    Outside of one it is called directly.
-
-    An async durable function must await the result, so decorate an async function for it.
+    Outside of a durable function it is called directly. An async durable function must await the result, so decorate an
+    async function for it.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -47,10 +47,12 @@ def serve(
 ) -> None:
     """Add the endpoint that engines call, by default at ``/api/inngest``.
 
-    ``serve_path`` mounts it elsewhere; ``serve_origin`` and ``public_path`` replace what the engine sees of
-    the app's URL, for example behind a proxy. ``streaming`` keeps connections of long calls alive.
-    ``enable_unauthed_sync=False`` refuses unsigned syncs in production mode. Async functions run on the
-    server's event loop, sync ones in a thread pool.
+    - ``serve_path``: Mounts it elsewhere.
+    - ``serve_origin``, ``public_path``: Replace parts of the app's URL for the engine, for example behind a proxy.
+    - ``streaming``: Keeps connections of long calls alive.
+    - ``enable_unauthed_sync``: ``False`` refuses unsigned syncs in production mode.
+
+    Async functions run on the server's event loop, sync ones in a thread pool.
     """
     mounts, path = mounts_of(app), mount_path(serve_path)
     check_mount(mounts, path, client, functions)
@@ -82,10 +84,11 @@ def dashboard(
 ) -> None:
     """Add the dashboard of the client's engine, by default at ``/durably``.
 
-    ``authorize`` gets a ``durably.dashboard.Action`` and returns whether it is allowed; it may be async, and a plain
-    function runs in a thread. An ``HTTPException`` that it raises is the response. ``allow_anonymous=True`` shows all
-    data to every visitor, who can change runs too. Raises ``DashboardConfigError`` unless exactly one of
-    them is given.
+    - ``authorize``: Gets a ``durably.dashboard.Action`` and returns whether it is allowed. It may be async; a plain
+      function runs in a thread. An ``HTTPException`` that it raises is the response.
+    - ``allow_anonymous``: ``True`` shows all data to every visitor, who can also change runs.
+
+    Raises ``DashboardConfigError`` unless exactly one of them is given.
     """
     from durably.dashboard import ROOT_PATHS, DashboardRequest, MountedDashboard, check_size, refuse
 
@@ -125,7 +128,7 @@ def dashboard(
 class _Endpoint:
     """An ASGI app that answers requests of the engine.
 
-    The framework's own work for a view would cost calls more than the rest.
+    The framework's work for a view would cost calls more than all other code.
     """
 
     def __init__(self, mount: Mount) -> None:
@@ -166,14 +169,14 @@ def _parse(query: bytes) -> dict[str, str]:
 
 _FREQUENT_LENGTH = 256
 _parse_frequent = lru_cache(256)(_parse)
-"""A function's calls have the same query string."""
+"""Cached, because a function's calls have the same query string."""
 
 
 def _run_with_server(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
     """Run the engine within the app's own lifespan.
 
-    So functions can use the resources of the lifespan. Under a server without lifespan the engine starts with the first
-    request.
+    Functions can then use the resources of the lifespan. Under a server without lifespan the engine starts with the
+    first request.
     """
     own = app.router.lifespan_context
 
@@ -188,7 +191,7 @@ def _run_with_server(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
 
 
 class _StartWithRequest:
-    """An ASGI middleware."""
+    """An ASGI middleware that starts the engine with the first request."""
 
     def __init__(self, app: ASGIApp, engine: InProcessEngine) -> None:
         self._app = app

@@ -91,8 +91,8 @@ def dashboard(
     """Add the dashboard of the client's engine, by default at ``/durably``.
 
     The arguments are those of ``durably.fast_api.dashboard``. ``authorize`` runs in the thread and the context of the
-    request. The dashboard checks its forms itself: exempt the returned blueprint from an extension that does so too,
-    such as ``CSRFProtect.exempt`` of Flask-WTF.
+    request. The dashboard checks its own forms: exempt the returned blueprint from an extension that checks them too,
+    for example with ``CSRFProtect.exempt`` of Flask-WTF.
     """
     from durably.dashboard import DashboardRequest, MountedDashboard, check_size, refuse
 
@@ -134,7 +134,7 @@ def dashboard(
 
 
 def _headers_of(environ: Mapping[str, Any]) -> dict[str, str]:
-    """The headers, by lower-case names. Werkzeug capitalises them, which costs more."""
+    """The headers by lower-case names. Werkzeug capitalises them, which is slower."""
     headers = {name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name[:5] == "HTTP_"}
     if content_type := environ.get("CONTENT_TYPE"):
         headers["content-type"] = content_type
@@ -144,12 +144,12 @@ def _headers_of(environ: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_body(request: flask.Request) -> bytes:
-    """Raises the errors in ``UNREADABLE``."""
+    """Read the body. Raises the errors in ``UNREADABLE``."""
     environ = request.environ
     is_chunked(environ)
     check_length(environ.get("CONTENT_LENGTH"))
     if request.content_length is not None:
-        return request.get_data()  # of exactly that length, and data that a hook of the app has already read
+        return request.get_data()  # of exactly that length, even if a hook of the app has already read it
     return read_body(request.stream.read, None, (HTTPException,))
 
 
@@ -161,7 +161,7 @@ def _to_flask(response: CommResponse) -> flask.Response:
 def _start_with_app(app: flask.Flask, engine: InProcessEngine) -> None:
     """Start with the server, or with the first request to any URL.
 
-    The request starts the engine if the server is not known.
+    The request starts the engine if the server is unknown.
     """
     flask.request_started.connect(lambda _: engine.start_with_request(), app, weak=False)
     engine.start_with_server()

@@ -1,12 +1,12 @@
 """Middleware: user code around calls, steps and sent events (spec §6).
 
-For each call the hooks of all middleware run once, client's before function's, in this order:
+For each call the hooks of all middleware run once, the client's before the function's, in this order:
 ``transform_input``, ``after_memoization``, ``before_execution``, ``after_execution``, ``transform_output``,
 ``before_response``. Hooks named *after*, and ``transform_output``, run in reverse order of registration.
-``before_step`` and ``after_step`` run around each executed step, ``transform_step_input`` before each step that the
-engine executes is sent to it, ``before_send_events`` and ``after_send_events`` around each send of events.
+``before_step`` and ``after_step`` run around each executed step. ``transform_step_input`` runs before a step that the
+engine executes is sent to it. ``before_send_events`` and ``after_send_events`` run around each send of events.
 
-With checkpointing a call executes several steps: ``before_execution``, ``after_execution`` and ``transform_output``
+With checkpointing a call executes several steps. ``before_execution``, ``after_execution`` and ``transform_output``
 then run for each of them, and once more for the function's end. The function continues with its step's result, decoded
 from JSON. The output of ``transform_output`` is stored, and ``transform_input`` must restore it at later calls.
 """
@@ -28,7 +28,7 @@ from .execution import StepInfo, StepMemos
 class Middleware:
     """Base of async middleware.
 
-    One is made for each call and each sending, with the framework's request.
+    One is created for each call and each send, with the framework's request.
     """
 
     def __init__(self, client: Client, raw_request: object) -> None:
@@ -59,7 +59,7 @@ class Middleware:
     async def after_step(self, step: StepInfo, result: TransformOutputResult) -> None:
         """After a step's handler ran.
 
-        Changes to ``result`` belong into ``transform_output``.
+        Changes to ``result`` belong in ``transform_output``.
         """
 
     async def transform_step_input(self, step: TransformStepInput) -> None:
@@ -79,10 +79,9 @@ class Middleware:
 class MiddlewareSync:
     """Base of sync middleware, for functions of both kinds.
 
-    The hooks are those of ``Middleware``.
-
-    In an async function the hooks run on its event loop. Hooks that block (files, the network) set ``runs_in_thread``:
-    then async functions wait for them in a worker thread. Context variables that such a hook sets are not kept.
+    The hooks are those of ``Middleware``. In an async function the hooks run on its event loop. Middleware with hooks
+    that block (files, the network) sets ``runs_in_thread``: then async functions wait for them in a worker thread.
+    Context variables that such a hook sets are not kept.
     """
 
     runs_in_thread: ClassVar[bool] = False

@@ -57,7 +57,7 @@ _OFFICIAL_PREFIX: Final = "inngest/remote_state"
 
 
 class StateError(Error):
-    """An output could not be stored or loaded; the message says where and why."""
+    """An output could not be stored or loaded. The message states where and why."""
 
     include_stack = False
 
@@ -65,7 +65,7 @@ class StateError(Error):
 class StateDriver(Protocol):
     """A store of outputs.
 
-    All methods may be called by several threads at once, and may block.
+    Several threads may call its methods at once. The methods may block.
     """
 
     @property
@@ -123,9 +123,8 @@ class RemoteStateFactory:
 class RemoteStateMiddleware(MiddlewareSync):
     """Keeps outputs of steps above a size in a store.
 
-    It loads them when the function is called again.
-
-    Give ``RemoteStateMiddleware.factory(driver)`` to a client or function.
+    It loads them when the function is called again. Give ``RemoteStateMiddleware.factory(driver)`` to a client or
+    function.
     """
 
     runs_in_thread: ClassVar[bool] = True
@@ -155,10 +154,12 @@ class RemoteStateMiddleware(MiddlewareSync):
         read_drivers: Sequence[StateDriver] = (),
         allow_plaintext: bool = False,
     ) -> RemoteStateFactory:
-        """Make a factory for a client's or function's ``middleware``.
+        """Create a factory for a client's or function's ``middleware``.
 
-        Outputs of more than ``threshold_bytes`` of JSON go to ``driver``; 0 sends all of them. ``read_drivers`` load
-        outputs that were stored elsewhere before. ``allow_plaintext`` lets encryption come before this middleware.
+        - ``driver``: Stores outputs of more than ``threshold_bytes`` of JSON.
+        - ``threshold_bytes``: 0 stores all outputs there.
+        - ``read_drivers``: Load outputs that were stored elsewhere before.
+        - ``allow_plaintext``: Lets encryption come before this middleware.
 
         Raises ``FunctionConfigInvalidError``.
         """
@@ -203,19 +204,19 @@ class RemoteStateMiddleware(MiddlewareSync):
         strategy = reference.get(_STRATEGY)
         alike = [driver for driver in self._readers if driver.strategy == strategy]
         if not alike:
-            raise StateError(f"no driver of the middleware reads what was stored with {str(strategy)[:64]!r}")
+            raise StateError(f"no driver of the middleware reads outputs stored with {str(strategy)[:64]!r}")
         for driver in alike:
             if driver.owns(reference):
                 return driver
         raise StateError(
-            f"the reference is to no place that {' or '.join(map(repr, alike))} stores in; give the driver that does "
-            "as one of read_drivers"
+            f"the reference is to none of the places that {' or '.join(map(repr, alike))} stores in; give the driver "
+            "that does as one of read_drivers"
         )
 
     def transform_output(self, result: TransformOutputResult) -> None:
         """Store the output of a step.
 
-        An output that looks like a reference is always stored: an output must not choose what is loaded.
+        An output that looks like a reference is always stored, because an output must not choose what is loaded.
         """
         step = result.step
         if step is None or step.op is not Opcode.STEP_RUN or result.error is not None or not result.has_output():
@@ -238,9 +239,11 @@ def _random_name() -> str:
 class S3Driver:
     """A bucket of S3, or of a service with its API.
 
-    ``client`` is boto3's for S3 (default: ``boto3.client("s3")``, with the settings of the environment). Objects are
-    named ``<prefix>/<run id>/<random>``. ``put_options`` are further arguments of ``put_object`` (storage class,
-    server-side encryption, tags). Nothing is deleted here: give the bucket a lifecycle rule.
+    - ``client``: boto3's for S3. Default: ``boto3.client("s3")``, with the settings of the environment.
+    - ``prefix``: Objects are named ``<prefix>/<run id>/<random>``.
+    - ``put_options``: Further arguments of ``put_object`` (storage class, server-side encryption, tags).
+
+    The driver deletes no objects: give the bucket a lifecycle rule.
     """
 
     strategy: Final = "inngest/s3"
@@ -264,7 +267,6 @@ class S3Driver:
         return f"S3Driver(bucket={self._bucket!r})"
 
     def save(self, run_id: str, data: bytes) -> dict[str, Any]:
-        """See ``StateDriver.save``."""
         key = f"{self._prefix}/{run_id}/{_random_name()}"
         with self._errors("store", key):
             self._client.put_object(
@@ -273,13 +275,12 @@ class S3Driver:
         return {"bucket": self._bucket, "key": key}
 
     def owns(self, reference: Mapping[str, Any]) -> bool:
-        """True also for objects of the official driver in the bucket."""
+        """Whether the reference is to the bucket, also for objects of the official driver."""
         key = reference.get("key")
         prefixes = (f"{self._prefix}/", f"{_OFFICIAL_PREFIX}/")
         return reference.get("bucket") == self._bucket and isinstance(key, str) and key.startswith(prefixes)
 
     def load(self, reference: Mapping[str, Any]) -> bytes:
-        """See ``StateDriver.load``."""
         key = reference["key"]
         with self._errors("load", key):
             data: bytes = self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
@@ -289,7 +290,7 @@ class S3Driver:
     def _errors(self, action: str, key: str) -> Iterator[None]:
         """Convert errors of boto3 (which is not imported here) by their codes.
 
-        Their texts may show credentials.
+        Their messages may show credentials.
         """
         try:
             yield
@@ -316,13 +317,13 @@ _KEY = re.compile(r"[A-Za-z0-9_-]{1,128}/[A-Za-z0-9]{32}")
 
 
 def _user_id(default: int) -> int:
-    return os.getuid() if hasattr(os, "getuid") else default  # Windows has none
+    return os.getuid() if hasattr(os, "getuid") else default  # missing on Windows
 
 
 class DirectoryDriver:
     """A directory on a disk that all processes of the app share.
 
-    It is readable by its user only. It is created if it is missing. If other users may write to it,
+    It is readable by its user only, and created if it is missing. If other users may write to it,
     ``FunctionConfigInvalidError`` is raised. Only ``purge`` deletes files.
     """
 
@@ -343,7 +344,7 @@ class DirectoryDriver:
         return f"DirectoryDriver({str(self._root)!r})"
 
     def save(self, run_id: str, data: bytes) -> dict[str, Any]:
-        """See ``StateDriver.save``. The file is on the disk when this returns."""
+        """Store JSON. The file is on the disk when this returns."""
         key = f"{run_id}/{_random_name()}"
         if not _KEY.fullmatch(key):
             raise StateError(f"{self!r} cannot store outputs of a run with the id {run_id!r}")
@@ -356,12 +357,11 @@ class DirectoryDriver:
         return {"key": key}
 
     def owns(self, reference: Mapping[str, Any]) -> bool:
-        """A key never leads out of the directory."""
+        """Whether the reference is to this directory. A key never leads out of it."""
         key = reference.get("key")
         return isinstance(key, str) and _KEY.fullmatch(key) is not None
 
     def load(self, reference: Mapping[str, Any]) -> bytes:
-        """See ``StateDriver.load``."""
         key = reference["key"]
         try:
             with open(os.open(self._root / key, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
@@ -372,7 +372,7 @@ class DirectoryDriver:
             raise StateError(f"{self!r} cannot load {key!r}: {error.strerror}") from None
 
     def purge(self, older_than: dt.timedelta) -> int:
-        """Delete older files, and return their number. Runs that need a deleted file fail."""
+        """Delete older files. Returns their number. Runs that need a deleted file fail."""
         limit = time.time() - older_than.total_seconds()
         purged = 0
         for directory in self._root.iterdir():

@@ -1,9 +1,7 @@
-"""``ctx.logger``, and the loggers that a client may be given.
+"""``ctx.logger``, and the loggers that a client accepts.
 
-A client takes loggers of the standard library, structlog and loguru, or any object.
-
-``ctx.logger`` is silent while memos are replayed, so that a line is logged once and not at each call. Its lines name
-function, run and step.
+A client takes loggers of the standard library, structlog and loguru, or any similar object. ``ctx.logger`` is silent
+while memos are replayed, so that a line is logged once and not at each call. Its lines name function, run and step.
 """
 
 import contextlib
@@ -60,7 +58,7 @@ KeepLine = Callable[[str, str, str | None], None]
 class RunContext(msgspec.Struct):
     """The fields of one call's lines. The step is the one whose handler logs, if any.
 
-    ``find_keeper`` returns what also takes the lines, in development. It is called when there is a line.
+    ``find_keeper`` returns a function that also takes the lines, in development. It is called when there is a line.
     """
 
     replay: Replay
@@ -83,9 +81,9 @@ class RunContext(msgspec.Struct):
         return fields if step is None else {**fields, "step_id": step.request.step_id}
 
     def keep_line(self, level: str, message: Any, args: tuple[object, ...], exc_info: object = None) -> None:
-        """Hand a line to ``keep``.
+        """Pass a line to ``keep``.
 
-        Its errors affect nothing: the line is in the app's own log.
+        Its errors are ignored: the line is in the app's own log.
         """
         keep = self.keep
         if keep is None:
@@ -98,7 +96,7 @@ class RunContext(msgspec.Struct):
     def prefix(self) -> str:
         """The ids of function, run and step, on one line.
 
-        The ids come from the request, which nothing authenticates in development.
+        The ids come from the request, which is not authenticated in development.
         """
         fields = self.fields()
         return printable(" ".join(fields[name] for name in ("function_id", "run_id", "step_id") if name in fields))
@@ -108,8 +106,8 @@ class RunLogger(logging.LoggerAdapter[Any]):
     """``ctx.logger`` over a logger of the standard library.
 
     Each record has the attributes ``app_id``, ``function_id`` and ``run_id``, in a step's handler ``step_id``, and a
-    message that begins with them. If no handler is configured, lines from INFO on (or from the logger's own level)
-    go to stderr.
+    message that begins with them. If no handler is configured, lines from INFO on (or from the logger's own level) go
+    to stderr.
     """
 
     extra: Any
@@ -192,7 +190,7 @@ def _with_prefix(prefix: str, message: str, args: tuple[object, ...]) -> tuple[s
 class AnyLogger:
     """A logger that is not from the standard library, as the SDK itself logs to it.
 
-    Messages are complete text. The object does everything else.
+    Messages are complete strings. The object does everything else.
     """
 
     def __init__(self, target: Any) -> None:
@@ -242,7 +240,7 @@ class AnyLogger:
 class AnyRunLogger:
     """``ctx.logger`` over a logger that is not from the standard library.
 
-    An object with ``bind``, such as structlog's and loguru's, is bound to the fields; otherwise messages begin with
+    An object with ``bind``, such as structlog's and loguru's, is bound to the fields. Otherwise messages begin with
     them.
     """
 
@@ -284,7 +282,7 @@ _LEVEL_NAMES = {"exception": "ERROR", "warn": "WARNING", "fatal": "CRITICAL", "m
 
 
 def _keep_call(context: RunContext, name: str, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-    """Keep the line of a call of an unknown logger. Values by name follow the message."""
+    """Keep the line of a call of an unknown logger. Keyword values follow the message."""
     with contextlib.suppress(Exception):
         level = _LEVEL_NAMES.get(name, name.upper())
         if name == "log":

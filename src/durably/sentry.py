@@ -30,21 +30,21 @@ _MAX_STACK = 8000
 _SEEN = "_durably_sentry_seen"
 
 _in_call: ContextVar[bool] = ContextVar("durably_sentry_in_call", default=False)
-"""Whether a function with this middleware is called, whose errors it reports or leaves out."""
+"""Whether a function with this middleware is being called."""
 
 
 class Sentry:
     """Makes the middleware: ``Client(middleware=[Sentry()])``.
 
     ``capture="run"`` reports the error with which a run fails, once. ``capture="attempt"`` reports the error of each
-    attempt of a step or function, also if a retry succeeds. Events have the tags ``durably.app``, ``durably.function``,
+    attempt of a step or function, even if a retry succeeds. Events have the tags ``durably.app``, ``durably.function``,
     ``durably.run``, ``durably.step`` and ``durably.attempt``. Errors that the app logs, and those that Sentry's
     integrations find in tasks of functions, are not reported a second time.
     """
 
     def __init__(self, *, capture: Capture = "run") -> None:
         if capture not in ("run", "attempt"):
-            raise FunctionConfigInvalidError(f'Sentry.capture is "run" or "attempt", not {capture!r}')
+            raise FunctionConfigInvalidError(f'Sentry.capture must be "run" or "attempt", not {capture!r}')
         self.capture: Capture = capture
         _drop_repetitions()
 
@@ -87,7 +87,7 @@ class SentryMiddleware(MiddlewareSync):
             return
         _mark(error)
         is_last = not is_retriable(error) or self._attempt + 1 >= self._max_attempts
-        # The attempts of the step that failed have been reported.
+        # The attempts of the failed step have been reported.
         is_wanted = is_last if self._capture == "run" else not isinstance(error, StepError)
         if is_wanted and not is_quiet(error):
             self._report(error, self._tags)
@@ -97,19 +97,19 @@ class SentryMiddleware(MiddlewareSync):
             for name, value in tags.items():
                 scope.set_tag(name, printable(value)[:_MAX_TAG])
             if isinstance(error, StepError):
-                # The step's own exception was raised in another call, maybe of another process.
+                # The step's own exception was raised in another call, possibly of another process.
                 scope.set_context("step error", {"name": error.name, "stack": (error.stack or "")[-_MAX_STACK:]})
             scope.capture_exception(error)
 
 
 def _mark(error: BaseException) -> None:
-    """Mark an error that this middleware reports, or leaves out."""
-    with suppress(AttributeError):  # an exception without attributes
+    """Mark an error that this middleware reports or ignores."""
+    with suppress(AttributeError):  # an exception that takes no attributes
         setattr(error, _SEEN, True)
 
 
 def _is_repetition(event: Any, hint: Any) -> bool:
-    """Whether an event of an integration has an error that the middleware sees."""
+    """Whether an integration's event has an error that the middleware handles."""
     error = (hint.get("exc_info") or (None, None))[1]
     if error is None:
         return False

@@ -1,6 +1,6 @@
 """Serializers: from Python objects to JSON values and back.
 
-They are for outputs with an ``output_type``.
+They serve outputs with an ``output_type``.
 """
 
 from typing import Any, Protocol, runtime_checkable
@@ -8,10 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Serializer(Protocol):
-    """Used for the outputs of functions and steps that are given an ``output_type``."""
+    """Used for the outputs of functions and steps with an ``output_type``."""
 
     def serialize(self, obj: object, typ: Any) -> object:
-        """An object as JSON values: dict, list, text, number, bool or None."""
+        """An object as JSON values: dict, list, str, number, bool or None."""
         ...
 
     def deserialize(self, obj: object, typ: Any) -> object:
@@ -20,11 +20,10 @@ class Serializer(Protocol):
 
 
 class PydanticSerializer:
-    """A serializer of the types that pydantic's ``TypeAdapter`` understands.
+    """A serializer of the types that pydantic's ``TypeAdapter`` supports.
 
-    Such types are models, dataclasses, lists and unions of them, among others.
-
-    Raises ``ImportError`` if pydantic is not installed (``pip install "durably[pydantic]"``).
+    Such types are models, dataclasses, lists and unions of them, among others. Raises ``ImportError`` if pydantic is
+    not installed (``pip install "durably[pydantic]"``).
     """
 
     def __init__(self) -> None:
@@ -42,9 +41,9 @@ class PydanticSerializer:
         return self._adapter(typ).validate_python(obj)
 
     def _adapter(self, typ: Any) -> Any:
-        """The adapter of a type, from a cache with a limit.
+        """The adapter of a type, from a bounded cache.
 
-        Building an adapter is slow. Types can be made at runtime, so the cache has a limit.
+        Creating an adapter is slow. Types can be created at run time, so the cache is bounded.
         """
         try:
             adapter = self._adapters.get(typ)

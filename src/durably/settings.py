@@ -1,9 +1,8 @@
 """Settings: constructor arguments first, then the environment, then defaults.
 
-The only reader of ``os.environ``.
-
-``SETTINGS`` declares each variable once. The reader, the error for two names with different values, the warning about
-unknown names, the command line's help and ``docs/reference/settings.md`` use it.
+Only this module reads ``os.environ``. ``SETTINGS`` declares each variable once. The reader, the error for two names
+with different values, the warning about unknown names, the command line's help and ``docs/reference/settings.md`` use
+it.
 """
 
 import difflib
@@ -44,7 +43,7 @@ _TEST_MODULES = (
     "twisted.trial",
     "durably.testing.replays",
 )
-"""Modules that run tests when they are the main program (``python -m unittest``)."""
+"""Modules that run tests if they are the main program (``python -m unittest``)."""
 _TEST_SCRIPTS = ("pytest", "py.test", "nose2", "trial")
 _DJANGO_SCRIPTS = ("manage.py", "django-admin", "django-admin.py")
 _NEAR_OFFICIAL = 0.92
@@ -65,9 +64,10 @@ class Streaming(Enum):
 class Setting(Generic[T]):
     """A variable of the environment.
 
-    ``inngest`` is its name in the official SDKs, which is read too. ``parse`` converts its text, given its
-    name, and raises ``FunctionConfigInvalidError``. ``argument`` is the argument that overrides it; ``meaning`` is for
-    the documentation.
+    - ``inngest``: Its name in the official SDKs, which is read too.
+    - ``parse``: Converts its string, given its name. Raises ``FunctionConfigInvalidError``.
+    - ``argument``: The argument that overrides it.
+    - ``meaning``: For the documentation.
     """
 
     name: str
@@ -94,9 +94,9 @@ def _signing_key(text: str, name: str) -> str:
 
 
 def _dev(text: str, name: str) -> str:
-    """``"1"``, ``"0"`` or the engine's URL.
+    """Read ``"1"``, ``"0"`` or the engine's URL.
 
-    Development mode takes unsigned calls, so nothing else may turn it on.
+    Development mode accepts unsigned calls, so no other value may enable it.
     """
     if (is_on := parse_switch(text)) is not None:
         return "1" if is_on else _OFF
@@ -291,7 +291,7 @@ COMMAND_VARIABLES = frozenset(
         "DURABLY_SMTP_URL",
     }
 )
-"""Variables of options of ``durably dev`` and ``durably start``, whose apps inherit them."""
+"""Variables of options of ``durably dev`` and ``durably start``, which their apps inherit."""
 
 SETTINGS: tuple[Setting[Any], ...] = (
     DEV,
@@ -312,7 +312,7 @@ SETTINGS: tuple[Setting[Any], ...] = (
     API_BASE_URL,
     EVENT_API_BASE_URL,
 )
-"""In the order of the documentation."""
+"""The settings, in the order of the documentation."""
 
 _ENGINE_CHOICE = (DEV, ENGINE_URL, API_BASE_URL, EVENT_API_BASE_URL)
 
@@ -321,7 +321,7 @@ class Environment:
     """The settings of the environment, read on access.
 
     Properties raise ``SettingConflictError`` for a setting whose two names have different values, and
-    ``FunctionConfigInvalidError`` for a value that is not allowed.
+    ``FunctionConfigInvalidError`` for an invalid value.
     """
 
     def __init__(self, variables: Mapping[str, str] | None = None) -> None:
@@ -340,7 +340,7 @@ class Environment:
         return theirs if ours is None else ours
 
     def name_of(self, setting: Setting[Any]) -> str:
-        """The name under which a setting is set, to be named in errors."""
+        """The name under which a setting is set, for errors."""
         return next((name for name in setting.names if self._get(name) is not None), setting.name)
 
     @property
@@ -386,7 +386,7 @@ class Environment:
 
     @property
     def thread_pool_max_workers(self) -> int | None:
-        """``0`` means no pool, ``None`` Python's default size."""
+        """The number of threads. ``0`` means no pool, ``None`` Python's default size."""
         return self.read(THREAD_POOL_MAX_WORKERS)
 
     @property
@@ -432,11 +432,9 @@ class Environment:
         return any(self._get(key.inngest) for key in keys) and not any(self._get(key.name) for key in keys)
 
     def unknown_names(self) -> dict[str, str | None]:
-        """Variables with our prefix that nothing reads.
+        """Variables with Durably's prefix that are unknown, each with a likely setting.
 
-        Each has the setting that was probably meant.
-
-        Variables ``INNGEST_…`` too if they are close to a setting; others may belong to another program.
+        Variables ``INNGEST_…`` are included if they are similar to a setting. Others may belong to another program.
         """
         known = {setting.name for setting in SETTINGS} | COMMAND_VARIABLES
         unknown = sorted(name for name in self._variables if name.startswith(PREFIX) and name not in known)
@@ -450,9 +448,9 @@ class Environment:
 
 
 def _nearest_name(name: str) -> str | None:
-    """The setting that was probably meant by an unknown name, if any.
+    """The setting that an unknown name probably meant, if any.
 
-    ``DURABLY_BASE_URL`` is the official name with our prefix; others are typing errors.
+    ``DURABLY_BASE_URL`` is the official name with Durably's prefix. Others are typing errors.
     """
     by_official_name = {setting.inngest.replace("INNGEST_", PREFIX): setting.name for setting in SETTINGS}
     names = [*by_official_name, *by_official_name.values()]
@@ -463,8 +461,8 @@ def _nearest_name(name: str) -> str | None:
 def development_variables(engine_origin: str) -> dict[str, str]:
     """Variables for an app that uses only the development engine at ``engine_origin``.
 
-    Both names are set, because the app may use another SDK. Other variables that choose an engine are emptied,
-    not removed: a ``.env`` file that the app loads does not replace variables that are set.
+    Both names are set, because the app may use another SDK. Other variables that choose an engine are emptied instead
+    of removed, because a ``.env`` file that the app loads does not replace variables that are set.
     """
     emptied = dict.fromkeys((name for setting in _ENGINE_CHOICE for name in setting.names), "")
     return emptied | dict.fromkeys(DEV.names, engine_origin)
@@ -485,10 +483,8 @@ def warn_of_unknown_names(logger: "logging.Logger | logging.LoggerAdapter[Any]")
 def warn_of_unused_signing_key(app_id: str, logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
     """Warn that an app in development mode has a signing key.
 
-    The warning is given once per process and app.
-
-    An app that was meant for production takes unsigned calls then. A URL in ``DURABLY_DEV`` names a development engine,
-    as ``durably dev`` does, and is not a mistake.
+    The warning is given once per process and app. An app that was meant for production would accept unsigned calls. A
+    URL in ``DURABLY_DEV`` names a development engine, as ``durably dev`` does, and is not a mistake.
     """
     environment = Environment()
     if environment.dev_url is not None or app_id in _warned_apps:
@@ -496,7 +492,7 @@ def warn_of_unused_signing_key(app_id: str, logger: "logging.Logger | logging.Lo
     _warned_apps.add(app_id)
     cause = f"{environment.name_of(DEV)} is on" if environment.read(DEV) == "1" else "is_production=False"
     logger.warning(
-        "app %r is in development mode (%s) although it has a signing key: it runs calls that are not signed. In "
+        "app %r is in development mode (%s) although it has a signing key: it runs unsigned calls. In "
         "production unset %s and is_production; in development unset the key",
         app_id,
         cause,
@@ -537,9 +533,8 @@ def parse_origin(text: str, setting: str) -> str:
 def parse_url(text: str, setting: str) -> str:
     """A URL with its scheme.
 
-    One without a scheme is http on this machine, and refused for any other host.
-
-    ``setting`` is what gives it: a setting, an argument or an option. Raises ``URLInvalidError`` naming the setting.
+    A URL without a scheme is http on this machine, and refused for any other host. ``setting`` is its source: a
+    setting, an argument or an option. Raises ``URLInvalidError`` naming the setting.
     """
     text = text.strip()
     url = text if "://" in text else f"http://{text}"
@@ -570,16 +565,15 @@ def _is_local(host: str) -> bool:
 def is_test_run() -> bool:
     """Whether this process runs tests.
 
-    Test runs are those of pytest and its pytest-xdist workers, ``manage.py test`` and ``python -m unittest``.
-
-    A child that a test run forks, or starts with ``multiprocessing``, is part of the test run. A program that a test
-    starts by itself is not: a server in a subprocess is a server. So nothing here reads environment variables, which
-    such programs inherit (``PYTEST_CURRENT_TEST``).
+    Test runs are those of pytest and its pytest-xdist workers, ``manage.py test`` and ``python -m unittest``. A child
+    that a test run forks, or starts with ``multiprocessing``, is part of the test run. A program that a test starts is
+    not: a server in a subprocess is a server. Therefore this function reads no environment variables, which such
+    programs inherit (``PYTEST_CURRENT_TEST``).
     """
-    # Set by our pytest plugin, which each process of a pytest session loads.
+    # Set by Durably's pytest plugin, which each process of a pytest session loads.
     if getattr(sys.modules.get("pytest_durably"), "open_sessions", 0) > 0:
         return True
-    # Django's own test runner, whatever started it: setup_test_environment() makes the outbox.
+    # Django's test runner, however it was started: setup_test_environment() creates the outbox.
     if hasattr(sys.modules.get("django.core.mail"), "outbox"):
         return True
     main = getattr(sys.modules.get("__main__"), "__spec__", None)

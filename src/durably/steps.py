@@ -1,7 +1,7 @@
 """Steps for users: ``Step`` of async functions, ``StepSync`` of sync ones.
 
-The two differ in their types alone. What each step asks for is a ``StepRequest``: its op, its options, what its memo
-means (spec §5.3). Arguments are checked, so that a mistake names the step.
+The two differ only in their types. Each step makes a ``StepRequest``: its op, its options, and the meaning of its memo
+(spec §5.3). Arguments are checked, so that an error names the step.
 """
 
 import datetime as dt
@@ -41,7 +41,7 @@ class Signal(msgspec.Struct, frozen=True):
 
 
 class FetchResponse(msgspec.Struct, frozen=True):
-    """The answer to ``step.fetch``: ``body`` is text; ``json()`` decodes it."""
+    """The answer to ``step.fetch``. ``body`` is a string; ``json()`` decodes it."""
 
     status_code: int = 0
     headers: dict[str, Any] = {}
@@ -65,14 +65,14 @@ class AIAdapter(Protocol):
 
 
 class Step(msgspec.Struct, eq=False):
-    """The steps of an async function; each is awaited.
+    """The steps of an async function. Await each of them.
 
-    ``step_id`` names the step within its function; repeated ids are numbered in the order in which they
-    are made. Durations are milliseconds or ``timedelta``. A step that failed for good raises ``StepError``.
+    ``step_id`` names the step within its function. Repeated ids are numbered in the order in which they are made.
+    Durations are milliseconds or ``timedelta``. A step that failed permanently raises ``StepError``.
     """
 
-    # Coroutines are typed with None, not Any: if an argument's type contains Any, mypy does not choose among
-    # the overloads of asyncio.gather and group.parallel, and infers Any.
+    # Coroutines are typed with None, not Any: if an argument's type contains Any, mypy does not choose among the
+    # overloads of asyncio.gather and group.parallel, and infers Any.
 
     _app: App
     _call: AsyncCall
@@ -122,7 +122,7 @@ class Step(msgspec.Struct, eq=False):
     ) -> Coroutine[None, None, Event | None]:
         """The next event of that name, or ``None`` after ``timeout``.
 
-        In ``if_exp`` the run's own event is ``event``, the newcomer ``async``.
+        In ``if_exp`` the run's own event is ``event``, the new one ``async``.
         """
         return self._call.step(_wait_for_event(step_id, event, if_exp, timeout))
 
@@ -131,7 +131,7 @@ class Step(msgspec.Struct, eq=False):
     ) -> Coroutine[None, None, Signal | None]:
         """The signal once it is sent, or ``None`` after ``timeout`` (default a year).
 
-        One run at a time waits for a signal; ``on_conflict="replace"`` takes it over from another.
+        One run at a time waits for a signal; ``on_conflict="replace"`` takes it over from another run.
         """
         return self._call.step(_wait_for_signal(step_id, signal, timeout, on_conflict))
 
@@ -162,7 +162,7 @@ class Step(msgspec.Struct, eq=False):
         user: Any = None,
         v: str | None = None,
     ) -> Coroutine[None, None, Any]:
-        """``invoke`` of a function that is known by its id, of this app or another."""
+        """Run a function of this app or another, given its id, and return its result."""
         return self._call.step(_invoke(self._app, step_id, app_id, function_id, data, timeout, v, user))
 
     def send_event(self, step_id: str, events: Events) -> Coroutine[None, None, list[str]]:
@@ -180,7 +180,7 @@ class Step(msgspec.Struct, eq=False):
     ) -> Coroutine[None, None, FetchResponse]:
         """Have the engine make an HTTP request.
 
-        ``body`` is text, or anything that JSON expresses.
+        ``body`` is a string, or any JSON value.
         """
         return self._call.step(_fetch(step_id, url, method, headers, body))
 
@@ -192,7 +192,7 @@ class AI(msgspec.Struct, eq=False):
     _call: AsyncCall
 
     def infer(self, step_id: str, *, adapter: AIAdapter, body: Mapping[str, Any]) -> Coroutine[None, None, Any]:
-        """Have the engine make the request to the model; returns the provider's JSON."""
+        """Have the engine make the request to the model. Returns the provider's JSON."""
         return self._call.step(_infer(step_id, adapter, body))
 
     def wrap(
@@ -436,7 +436,7 @@ def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepReq
 
 def _checked(step_id: str) -> str:
     if not isinstance(step_id, str) or not step_id:
-        raise FunctionConfigInvalidError(f"a step's id must be text that names it, not {step_id!r}")
+        raise FunctionConfigInvalidError(f"a step's id must be a string that names it, not {step_id!r}")
     return step_id
 
 
@@ -451,7 +451,7 @@ def _duration(step_id: str, duration: Duration) -> str:
 
 
 def _with_duration(request: StepRequest, duration: Duration | None) -> StepRequest:
-    """Note a number of milliseconds that was perhaps meant as seconds."""
+    """Record a number of milliseconds that may have been meant as seconds."""
     if isinstance(duration, int) and 0 < duration < _SMALL_MILLISECONDS:
         request.small_duration = duration
     return request

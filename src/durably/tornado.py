@@ -69,7 +69,7 @@ def serve(
             return mount.handler.refuse(error)
 
         def check_xsrf_cookie(self) -> None:
-            """Engines have no cookies; their requests are signed."""
+            """Check no cookie: engines have none, and their requests are signed."""
 
         async def _answer(self) -> None:
             request = self.request
@@ -101,8 +101,8 @@ def dashboard(
     """Add the dashboard of the client's engine, by default at ``/durably``.
 
     The arguments are those of ``durably.fast_api.dashboard``. ``action.request`` is the handler, so a plain
-    ``authorize`` runs on the event loop, as handlers do. ``base`` is the
-    application's own handler class, so that ``action.request.current_user`` is the user of its ``get_current_user``.
+    ``authorize`` runs on the event loop, as handlers do. ``base`` is the application's own handler class, so that
+    ``action.request.current_user`` is the user of its ``get_current_user``.
     """
     from durably.dashboard import ROOT_PATHS, DashboardRequest, MountedDashboard, check_size, refuse
 
@@ -126,7 +126,7 @@ def dashboard(
             return refuse(error)
 
         def check_xsrf_cookie(self) -> None:
-            """The dashboard checks a token of its own."""
+            """Check no cookie: the dashboard checks its own token."""
 
         async def _answer(self, inner: str | None) -> None:
             request = self.request
@@ -148,7 +148,7 @@ def dashboard(
 
         get = head = post = put = patch = delete = options = trace = _answer
 
-    # Handlers that are added come before the app's own.
+    # Handlers that are added precede the app's own.
     paths = rf"{re.escape(server.mount)}(/[\s\S]*)?" if server.mount else f"(/{ROOT_PATHS})"
     app.add_handlers(r".*", [(paths, DashboardHandler)])
 

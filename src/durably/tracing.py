@@ -1,4 +1,4 @@
-"""``Tracing``, through which the SDK reports sends, calls and steps as spans.
+"""``AppTracing``, through which the SDK reports sends, calls and steps as spans.
 
 ``durably.otel`` implements it. A client without it reports nothing.
 """
@@ -16,9 +16,11 @@ from durably.protocol.events import Event
 class CallInfo(msgspec.Struct, frozen=True, gc=False):
     """A call, as its span shows it.
 
-    ``event_ids`` are several for a batch. ``attempt`` counts from 0. ``traceparent`` is the trace context that the
-    engine sent; ``is_engines_trace``: it belongs to a trace of the engine's own, which no other service shares.
-    ``has_request``: the call is a request over HTTP, for which the framework may have a span.
+    - ``event_ids``: Several for a batch.
+    - ``attempt``: Counts from 0.
+    - ``traceparent``: The trace context that the engine sent.
+    - ``is_engines_trace``: It belongs to the engine's own trace, which no other service shares.
+    - ``has_request``: The call is a request over HTTP, for which the framework may have a span.
     """
 
     app_id: str
@@ -50,8 +52,8 @@ class SendSpan(Protocol):
         ...
 
 
-class Tracing(Protocol):
-    """Reports spans of an app. The methods are quick, and raise nothing."""
+class AppTracing(Protocol):
+    """Reports spans of an app. The methods are quick, and raise no errors."""
 
     def calling(self, call: CallInfo) -> AbstractContextManager[CallSpan]:
         """The span of a call."""
@@ -62,5 +64,5 @@ class Tracing(Protocol):
         ...
 
     def for_engine(self) -> object:
-        """The ``durably.engine.tracing.Tracing`` of an engine in the same process."""
+        """The ``durably.engine.tracing.EngineTracing`` of an engine in the same process."""
         ...

@@ -1,9 +1,7 @@
 """The parts of Werkzeug that have no public name, for Flask's adapters.
 
-Checked with Werkzeug 3.1.9.
-
-``LocalProxy._get_current_object`` is documented, in spite of its name. ``flask run`` uses ``werkzeug._reloader``.
-``tests/frameworks/test_compat.py`` fails when a version of Werkzeug changes either.
+Checked with Werkzeug 3.1.9. ``LocalProxy._get_current_object`` is documented, despite its name. ``flask run`` uses
+``werkzeug._reloader``. ``tests/frameworks/test_compat.py`` fails if a version of Werkzeug changes either.
 """
 
 from collections.abc import Callable

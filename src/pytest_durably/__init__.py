@@ -1,7 +1,7 @@
-"""Pytest's plugin: fixtures that make test engines, and reports of their runs.
+"""Pytest's plugin: fixtures that open test engines, and reports of their runs.
 
-The reports of failed tests have the timelines of the runs. It is a package beside ``durably``, because pytest loads its
-plugins at each start. It imports ``durably`` when a test uses a fixture.
+The reports of failed tests have the timelines of the runs. It is a package next to ``durably``, because pytest loads
+its plugins at each start. It imports ``durably`` when a test uses a fixture.
 """
 
 from collections.abc import Generator, Iterator, Sequence
@@ -90,7 +90,7 @@ def temporal_server() -> "Iterator[TemporalServer]":
 
 @pytest.fixture
 def time_skipping_temporal_server() -> "Iterator[TemporalServer]":
-    """A server for this test alone, which passes over the time that workflows wait."""
+    """A server for this test alone, which skips the time that workflows wait."""
     from durably.testing.temporal import TemporalServer
 
     with TemporalServer(time_skipping=True) as server:

@@ -2,13 +2,13 @@
 
 import json
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
 
+from ..waiting import eventually
 from . import wire
 from .client import Answer, request
 
@@ -62,7 +62,7 @@ class Engine:
 
     def ended(self, run_id: str) -> Any:
         """The run, once it has ended."""
-        return until(lambda: _if_ended(self.run(run_id)), f"run {run_id} to end")
+        return eventually(lambda: _if_ended(self.run(run_id)), f"run {run_id} to end")
 
     def completed(self, run_id: str) -> Any:
         """The output of the run, which has to complete."""
@@ -79,12 +79,3 @@ class Engine:
 
 def _if_ended(run: Any) -> Any:
     return run if run["status"] in ENDED else None
-
-
-def until(look: Callable[[], T | None], what: str) -> T:
-    """What ``look`` finds, looking again and again until it does."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while (found := look()) is None:
-        assert time.monotonic() < deadline, f"waited {WAIT_SECONDS} s for {what}"
-        _pause.wait(0.02)
-    return found

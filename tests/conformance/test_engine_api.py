@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from ..waiting import eventually
 from . import wire
-from .engine_under_test import NO_EVENT_LOG, Engine, until
+from .engine_under_test import NO_EVENT_LOG, Engine
 from .scripted_app import ScriptedApp
 from .wire import step_hash
 
@@ -59,7 +60,7 @@ def test_a_payload_as_the_python_sdk_writes_it(script: ScriptedApp, engine: Engi
         pytest.param(
             "env",
             marks=pytest.mark.differs(
-                temporal="it refuses a limit that functions share beside another one (docs/reference/"
+                temporal="it refuses a limit that functions share with another one (docs/reference/"
                 "options-on-temporal.md)"
             ),
         ),
@@ -184,7 +185,7 @@ def test_a_cancelled_run_is_not_called_any_more(script: ScriptedApp, engine: Eng
     fn = script.function()
     call = fn.first_call()
     call.reports(wire.op("Sleep", "nap", opts={"duration": "1s"}))
-    until(lambda: True if not engine.data(f"/v1/runs/{call.run_id}/jobs") else None, "the sleep")
+    eventually(lambda: True if not engine.data(f"/v1/runs/{call.run_id}/jobs") else None, "the sleep")
     assert engine.api("DELETE", f"/v1/runs/{call.run_id}").status < 300
     assert engine.ended(call.run_id)["status"] == "Cancelled"
     later = fn.first_call()
@@ -239,4 +240,4 @@ def test_a_step_whose_output_is_too_large_is_an_error_that_names_it(script: Scri
         run = engine.run(call.run_id)
         return run["output"] if run["status"] == "Failed" else None
 
-    assert "huge" in until(error, "the error")["message"]
+    assert "huge" in eventually(error, "the error")["message"]

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 import pytest
 
 from ..ports import free_port
+from ..waiting import eventually
 from . import wire
-from .engine_under_test import Engine, until
+from .engine_under_test import Engine
 from .scripted_app import SDK_HEADERS, ScriptedApp, serving_scripted_app
 
 
@@ -162,7 +163,7 @@ def _due_in(engine: Engine, run_id: str) -> float:
         jobs = engine.data(f"/v1/runs/{run_id}/jobs")
         return next((dt.datetime.fromisoformat(job["at"]) for job in jobs if job["attempt"] == 1), None)
 
-    return (until(find, "a retry") - dt.datetime.now(dt.UTC)).total_seconds()
+    return (eventually(find, "a retry") - dt.datetime.now(dt.UTC)).total_seconds()
 
 
 # -- answers that are none

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from ..waiting import eventually
 from . import wire
-from .engine_under_test import NO_EVENT_LOG, Engine, until
+from .engine_under_test import NO_EVENT_LOG, Engine
 from .scripted_app import Function, ScriptedApp
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -46,7 +47,7 @@ def test_events_that_start_runs_are_listed(script: ScriptedApp, engine: Engine) 
         events = engine.data(f"/v1/events?name={fn.event}")
         return {event["internal_id"]: event["data"] for event in events} == sent or None
 
-    until(listed, "the events to be listed")
+    eventually(listed, "the events to be listed")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_events_of_the_engine_are_listed(script: ScriptedApp, engine: Engine) ->
         events = engine.data("/v1/events?name=inngest/function.finished&limit=100")
         return next((event for event in events if event["data"]["run_id"] == call.run_id), None)
 
-    until(find, f"the event about the end of {call.run_id}")
+    eventually(find, f"the event about the end of {call.run_id}")
 
 
 def test_a_failed_run_is_finished_and_failed(script: ScriptedApp) -> None:

@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from ..waiting import eventually
 from . import wire
-from .engine_under_test import until
 from .engines import RestartableEngine
 from .scripted_app import serving_scripted_app
 from .test_engine_checkpoints import checkpoint
@@ -37,9 +37,11 @@ def test_everything_that_was_under_way_goes_on(restartable: Start) -> None:
         for name in ("waiting", "signal", "parent"):
             waiting(engine, calls[name].run_id)
         run = calls["retrying"].run_id
-        until(lambda: _retry_of(engine.data(f"/v1/runs/{run}/jobs")), "the retry to be stored")
+        eventually(lambda: _retry_of(engine.data(f"/v1/runs/{run}/jobs")), "the retry to be stored")
         parallel = calls["parallel"].run_id
-        until(lambda: engine.api("GET", f"/v0/runs/{parallel}/actions").json or None, "the parallel step to be stored")
+        eventually(
+            lambda: engine.api("GET", f"/v0/runs/{parallel}/actions").json or None, "the parallel step to be stored"
+        )
         fn["fresh"].trigger()
         process.kill()
         process.wait()
@@ -105,7 +107,7 @@ def test_a_sleep_that_ended_while_the_engine_was_down_ends_at_its_start(restarta
         waiting(engine, call.run_id)
         process.kill()
         process.wait()
-        until(lambda: True if time.monotonic() - started > 4.1 else None, "the sleep's end")
+        eventually(lambda: True if time.monotonic() - started > 4.1 else None, "the sleep's end")
         with restartable():
             fn.next_call().returns("rested")
             assert engine.completed(call.run_id) == "rested"

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from ..waiting import eventually
 from . import wire
-from .engine_under_test import Engine, until
+from .engine_under_test import Engine
 from .scripted_app import ScriptedApp
 from .wire import step_hash
 
@@ -108,7 +109,7 @@ def waiting(engine: Engine, run_id: str) -> None:
         jobs = engine.data(f"/v1/runs/{run_id}/jobs")
         return True if not jobs else None
 
-    until(look, f"run {run_id} to wait")
+    eventually(look, f"run {run_id} to wait")
 
 
 # -- signals

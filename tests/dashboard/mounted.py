@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from ..in_process.cluster import eventually
 from ..in_process.stock import SENDING, Server, code_of, make_project, running
+from ..waiting import eventually
 
 COMMANDS = {
     "fastapi": ("FastAPI", "uvicorn main:app --port {port} --workers 2"),

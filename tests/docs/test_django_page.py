@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import pytest
 
 from ..cli.conftest import Command
-from ..in_process.cluster import eventually
 from ..otel.collector import Collector, collecting
+from ..waiting import eventually
 from .conftest import Folder
 from .pages import DOCS, blocks
 

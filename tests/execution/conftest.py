@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from durably.execution import settling
+from durably.execution import idle_detection
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -12,7 +12,7 @@ def strict_calls() -> Iterator[None]:
     """A replay that is wrongly said to diverge fails its run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DURABLY_STRICT_REPLAY", "1")
-        patch.setattr(settling, "_PATIENCE_SECONDS", 3600.0)
+        patch.setattr(idle_detection, "_STALL_SECONDS", 3600.0)
         yield
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import durably
 from durably import Context
-from durably.execution import settling
+from durably.execution import idle_detection
 from durably.protocol.opcodes import hash_step_id
 
 from .engine import complete, engine_for, fail, first, last, named
@@ -234,7 +234,7 @@ async def test_primitives_between_branches() -> None:
 
 async def test_a_bare_future_between_branches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing tells that a branch will resolve it rather than I/O, so it is waited for, but not for ever."""
-    monkeypatch.setattr(settling, "_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.02)
 
     async def function(ctx: Context) -> Any:
         ready = asyncio.get_running_loop().create_future()
@@ -251,7 +251,7 @@ async def test_a_bare_future_between_branches(monkeypatch: pytest.MonkeyPatch) -
 
 
 async def test_tasks_that_never_end_do_not_hold_a_call_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.02)
     beats = []
 
     async def heartbeat() -> None:
@@ -276,7 +276,7 @@ async def test_tasks_that_never_end_do_not_hold_a_call_up(monkeypatch: pytest.Mo
 
 async def test_a_target_behind_slow_io_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its run would fail if the call gave the step up for gone."""
-    monkeypatch.setattr(settling, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.01)
 
     async def function(ctx: Context) -> Any:
         async def slow() -> Any:
@@ -295,7 +295,7 @@ async def test_a_target_behind_slow_io_is_waited_for(monkeypatch: pytest.MonkeyP
 
 async def test_slow_io_is_waited_for_where_nothing_new_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that reports only what the engine knows already is followed by none until one of those steps has ended."""
-    monkeypatch.setattr(settling, "_PATIENCE_SECONDS", 0.01)
+    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.01)
 
     async def function(ctx: Context) -> Any:
         async def branch() -> Any:
@@ -317,8 +317,8 @@ async def test_slow_io_is_waited_for_where_nothing_new_is_found(monkeypatch: pyt
 
 
 async def test_what_never_ends_is_given_up_where_nothing_new_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_PATIENCE_SECONDS", 0.01)
-    monkeypatch.setattr(settling, "_LONG_PATIENCE_SECONDS", 0.03)
+    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.01)
+    monkeypatch.setattr(idle_detection, "_LONG_STALL_SECONDS", 0.03)
 
     async def heartbeat() -> None:
         while True:  # noqa: ASYNC110
@@ -335,7 +335,7 @@ async def test_what_never_ends_is_given_up_where_nothing_new_is_found(monkeypatc
 
 
 async def test_steps_of_a_slow_branch_come_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.02)
     calls = []
 
     async def function(ctx: Context) -> Any:

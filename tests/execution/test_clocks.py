@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from durably import Context
-from durably.execution import AsyncCall, Memo, Replay, Returned, StepReport, StepRequest, settling
+from durably.execution import AsyncCall, Memo, Replay, Returned, StepReport, StepRequest, idle_detection
 from durably.protocol.opcodes import Opcode
 
 from .engine import complete, engine_for, fail
@@ -171,7 +171,7 @@ async def test_clocks_that_run_out_around_other_things() -> None:
 
 async def test_clocks_around_slow_io_beside_steps(clock: tuple[str, Around], monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that do not wait for a slow branch any longer have nothing to do with its clock."""
-    monkeypatch.setattr(settling, "_PATIENCE_SECONDS", 0.02)
+    monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.02)
     _, around = clock
     answers: list[asyncio.Future[str]] = []
 
@@ -234,4 +234,4 @@ async def test_clock_in_a_handler_does_not_delay_later_steps(is_around: bool) ->
             await call.step(StepRequest(str(number), Opcode.STEP_RUN, handler=handler))
 
     assert await call.run(function) == Returned(None)
-    assert (call._settling is not None) == is_around
+    assert (call._idle_detector is not None) == is_around

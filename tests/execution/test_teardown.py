@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durably import Context
-from durably.execution import settling
+from durably.execution import idle_detection
 
 from .engine import Run, complete, engine_for
 from .test_asyncio import explode
@@ -17,7 +17,7 @@ from .test_asyncio import explode
 
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "_GRACE_SECONDS", 0.02)
+    monkeypatch.setattr(idle_detection, "_GRACE_SECONDS", 0.02)
 
 
 async def test_steps_met_on_the_way_out_are_not_run() -> None:

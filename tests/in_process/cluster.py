@@ -8,7 +8,6 @@ import sqlite3
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,21 +18,11 @@ import urllib3
 from durably.in_process.nodes import sockets
 from durably.in_process.nodes.write_lock import find_write_lock_holder
 
+from ..waiting import TIMEOUT_SECONDS, eventually
 from .functions import Diary
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
-
-
-def eventually(look: Callable[[], T | None], what: str, seconds: float = 90) -> T:
-    """Wait until ``look`` sees something that is true. It looks less often the longer that takes."""
-    deadline = time.monotonic() + seconds
-    pause = 0.005
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(pause)
-        pause = min(pause * 1.5, 0.1)
-    return seen
 
 
 def state_of(process_id: int) -> str:
@@ -120,13 +109,13 @@ class Cluster:
     def run_statuses(self) -> dict[str, str]:
         return dict(self.query("SELECT id, status FROM runs"))
 
-    def wait_completed(self, count: int, seconds: float = 90) -> None:
+    def wait_completed(self, count: int, seconds: float = TIMEOUT_SECONDS) -> None:
         def look() -> bool:
             statuses = list(self.run_statuses().values())
             return len(statuses) >= count and set(statuses) == {"Completed"}
 
         try:
-            eventually(look, f"{count} runs have completed", seconds)
+            eventually(look, f"{count} runs have completed", timeout=seconds)
         except AssertionError:
             raise AssertionError(f"{self.run_statuses()}\n{(self.directory / 'log').read_text()[-5000:]}") from None
         assert len(self.run_statuses()) == count

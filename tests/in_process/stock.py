@@ -17,7 +17,8 @@ from pathlib import Path
 import urllib3
 
 from ..ports import free_port
-from .cluster import ROOT, eventually
+from ..waiting import eventually
+from .cluster import ROOT
 
 SENDING = {
     "FastAPI": """

@@ -11,7 +11,7 @@ from durably import NonRetriableError, RetryAfterError
 from durably.comm import CommResponse
 from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached, failed, read_answer
 from durably.engine.settings import SystemClock
-from durably.execution import Found, Outcome, Raised, StepReport
+from durably.execution import FoundSteps, Outcome, Raised, StepReport
 from durably.execution import Returned as FunctionReturned
 from durably.in_process.calls import answer_of
 from durably.in_process.nodes.follower import decode_answer, encode_answer
@@ -50,13 +50,15 @@ OUTCOMES: dict[str, Outcome] = {
     "error with a delay": Raised(raised(RetryAfterError("later", "90s"))),
     "error with a delay that is clipped": Raised(raised(RetryAfterError("later", "90d"))),
     "error with a timestamp": Raised(raised(RetryAfterError("later", dt.datetime(2023, 11, 15, tzinfo=dt.UTC)))),
-    "steps": Found([run_report("a", 1), run_report("b", {"c": None})]),
-    "failed step": Found([run_report("a", 1), run_report("b", error=raised(ValueError("no")))]),
-    "failed step with a delay": Found([run_report("a", error=raised(RetryAfterError("later", "5m")))]),
-    "several failed steps": Found(
+    "steps": FoundSteps([run_report("a", 1), run_report("b", {"c": None})]),
+    "failed step": FoundSteps([run_report("a", 1), run_report("b", error=raised(ValueError("no")))]),
+    "failed step with a delay": FoundSteps([run_report("a", error=raised(RetryAfterError("later", "5m")))]),
+    "several failed steps": FoundSteps(
         [run_report("a", error=raised(RetryAfterError("x", "5m"))), run_report("b", error=raised(ValueError("no")))]
     ),
-    "options": Found([StepReport(Op(id="a", op=Opcode.INVOKE_FUNCTION, opts={"payload": {"data": {"k": (1, 2)}}}))]),
+    "options": FoundSteps(
+        [StepReport(Op(id="a", op=Opcode.INVOKE_FUNCTION, opts={"payload": {"data": {"k": (1, 2)}}}))]
+    ),
 }
 
 
@@ -77,9 +79,9 @@ def test_answer_is_that_of_the_http_response(name: str) -> None:
 
 def _copied(outcome: Outcome) -> Outcome:
     """Encoding changes reports and their ops."""
-    if not isinstance(outcome, Found):
+    if not isinstance(outcome, FoundSteps):
         return outcome
-    return Found([msgspec.structs.replace(report, op=copy.copy(report.op)) for report in outcome.reports])
+    return FoundSteps([msgspec.structs.replace(report, op=copy.copy(report.op)) for report in outcome.reports])
 
 
 def _comparable(answer: Answer) -> Any:
@@ -95,7 +97,7 @@ def test_answer_of_a_follower_arrives_unchanged(answer: Answer) -> None:
 
 def test_answer_above_the_limit_of_bodies_fails_the_run() -> None:
     output = "x" * MAX_STEP_OUTPUT_BYTES
-    found = Found([run_report(str(number), output) for number in range(MAX_REQUEST_BYTES // len(output) + 1)])
+    found = FoundSteps([run_report(str(number), output) for number in range(MAX_REQUEST_BYTES // len(output) + 1)])
     answer = answer_of(found, StillClock())
     assert isinstance(answer, AttemptFailed)
     assert (answer.error.name, answer.no_retry) == ("AnswerTooLargeError", True)
@@ -104,7 +106,7 @@ def test_answer_above_the_limit_of_bodies_fails_the_run() -> None:
 def test_options_in_an_answer_are_a_copy() -> None:
     data = {"k": 1}
     [op] = answer_of(  # type: ignore[union-attr]
-        Found([StepReport(Op(id="a", op=Opcode.INVOKE_FUNCTION, opts={"payload": {"data": data}}))]), StillClock()
+        FoundSteps([StepReport(Op(id="a", op=Opcode.INVOKE_FUNCTION, opts={"payload": {"data": data}}))]), StillClock()
     ).ops
     data["k"] = 2
     assert op.opts == {"payload": {"data": {"k": 1}}}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.in_process import dispatcher as dispatcher_module
 from durably.in_process.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError
@@ -45,7 +45,7 @@ class FakeWorker:
 
 def call(dispatcher: Dispatcher, function_id: str = "f", *, priority: int = 0) -> asyncio.Task[Answer]:
     step = StepConfig(id="step", runtime=Runtime(url="embedded://app"), retries=Retries(attempts=0))
-    function = Function.from_config(FunctionConfig(id=function_id, triggers=[], steps={"step": step}), "app")
+    function = SyncedFunction.from_config(FunctionConfig(id=function_id, triggers=[], steps={"step": step}), "app")
     data = CallData("run", function_id, Call(generation=1, due=0), 1, False, [b"{}"], [], priority=priority)
     return asyncio.get_running_loop().create_task(dispatcher.call(function, data))
 

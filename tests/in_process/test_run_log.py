@@ -137,7 +137,7 @@ async def test_runs_of_a_function_that_was_renamed_are_reported_once(
         return client
 
     def warnings() -> list[str]:
-        return [record.getMessage() for record in caplog.records if "no process" in record.getMessage()]
+        return [record.getMessage() for record in caplog.records if "no running process" in record.getMessage()]
 
     before, after = make("slow"), make("slow2")
     async with before.engine.running():

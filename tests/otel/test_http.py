@@ -11,7 +11,7 @@ from opentelemetry import baggage
 import durably.otel
 from durably import Client, Context, ContextSync, Event
 from durably.engine.http.server import EngineServer
-from durably.otel.engine import EngineTracing
+from durably.otel.engine import OtelEngineTracing
 from durably.protocol.trace_context import TraceContext
 
 from ..app_and_engine.conftest import App, Gate, durable, listening
@@ -29,7 +29,7 @@ async def plain_engine(tmp_path: Path) -> AsyncIterator[EngineServer]:
 
 @pytest.fixture
 async def engine(tmp_path: Path, spans: Spans) -> AsyncIterator[EngineServer]:
-    settings = msgspec.structs.replace(SETTINGS, tracing=EngineTracing(spans.provider, spans.meter_provider))
+    settings = msgspec.structs.replace(SETTINGS, tracing=OtelEngineTracing(spans.provider, spans.meter_provider))
     async with await EngineServer.open(tmp_path / "engine.db", settings, port=0) as server:
         yield server
 

@@ -11,10 +11,11 @@ import pytest
 
 from ..conformance import wire
 from ..conformance.client import request
-from ..conformance.engine_under_test import Engine, until
+from ..conformance.engine_under_test import Engine
 from ..conformance.programs import clean_environment, running
 from ..ports import free_port
 from ..variants import variants
+from ..waiting import eventually
 
 HERE = Path(__file__).parent
 DURABLY = (sys.executable, "-c", "from durably.cli import main; main()")
@@ -61,7 +62,7 @@ class PeerApp:
     def run_id(self, name: str) -> str:
         """The run of a function that was started. Lists of runs on Temporal lag."""
         path = f"/v1/events/{self.event_ids[name]}/runs"
-        (run,) = until(lambda: self.engine.data(path) or None, f"the run of {name}")
+        (run,) = eventually(lambda: self.engine.data(path) or None, f"the run of {name}")
         return run["run_id"]  # type: ignore[no-any-return]
 
     def output(self, name: str) -> Any:
@@ -81,7 +82,7 @@ class PeerApp:
         def look() -> bool | None:
             return any(step["status"] == status for step in self.steps(name)) or None
 
-        until(look, f"a {status} step of {name}")
+        eventually(look, f"a {status} step of {name}")
 
     def run_of_event(self, name: str, function: str) -> Any:
         """The run of a function that another event than ours started, once it has ended."""
@@ -92,7 +93,7 @@ class PeerApp:
             runs = [run for event in events for run in self.engine.data(f"/v1/events/{event['internal_id']}/runs")]
             return next((run for run in runs if run["function_id"] == function_id and run["ended_at"]), None)
 
-        return until(look, f"a run of {function_id}")
+        return eventually(look, f"a run of {function_id}")
 
 
 @contextmanager

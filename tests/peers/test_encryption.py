@@ -10,8 +10,9 @@ import pytest
 from durably.encryption import Cipher
 
 from ..conformance import wire
-from ..conformance.engine_under_test import Engine, until
+from ..conformance.engine_under_test import Engine
 from ..variants import variants
+from ..waiting import eventually
 from . import node
 from .harness import PeerApp, running_app, uvicorn
 
@@ -50,7 +51,7 @@ def test_events_invokes_and_outputs_are_read_by_the_other(apps: dict[str, PeerAp
         found = [run for run in runs if run["ended_at"] and cipher.decrypt(run["output"]) == {"reply": secret}]
         return len(found) == 2 or None
 
-    until(told, "the replies to the event and to the invoke")
+    eventually(told, "the replies to the event and to the invoke")
     shown = [app.engine.api("GET", f"/v1/runs/{app.run_id('ask')}/steps").body]
     shown += [json.dumps(app.engine.data(f"/v1/events?name={other.id}/reply&limit=100")).encode()]
     shown += [json.dumps(app.engine.data("/v1/events?name=inngest/function.invoked&limit=100")).encode()]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ..conformance import wire
-from ..conformance.engine_under_test import until
+from ..waiting import eventually
 from .harness import PeerApp, running_app, running_engine, uvicorn
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def _failures_told(app: PeerApp) -> list[str]:
         runs = app.engine.data("/v1/runs?function_id=shop-order-failure")
         return [run["output"] for run in runs] if sum(run["status"] == "Completed" for run in runs) == 2 else None
 
-    return until(look, "two failures to be told")
+    return eventually(look, "two failures to be told")
 
 
 def _describe(app: PeerApp, run_id: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from durably.protocol import signatures
 from durably.protocol.errors import ErrorCode
 from durably.protocol.limits import MAX_CANONICAL_BYTES
 from durably.protocol.signatures import (
+    SentSignatures,
     SignatureError,
     SignatureMismatchError,
     SigningKeyInvalidError,
@@ -198,3 +199,33 @@ def test_a_key_that_is_no_hex_is_hashed_as_text() -> None:
 def test_prefixes(environment: str, bare: str) -> None:
     assert strip_key_prefix(f"signkey-{environment}-{bare}") == bare
     assert strip_key_prefix(bare) == bare
+
+
+def header_of(n: int, at: int = NOW) -> str:
+    return sign(b"%d" % n, KEY, at)
+
+
+def test_a_signature_that_was_sent_is_recognised_in_each_of_its_spellings() -> None:
+    sent = SentSignatures()
+    for n in range(100):
+        sent.add(header_of(n))
+    assert all(header_of(n) in sent for n in range(100))
+    assert header_of(1).replace("t=", "t=0") in sent
+    timestamp, _, digits = header_of(1).partition("&s=")
+    assert f"{timestamp}&s={digits.upper()}" in sent
+    assert header_of(100) not in sent
+    assert header_of(1, NOW + 1) not in sent
+
+
+def test_signature_is_forgotten_when_it_has_expired() -> None:
+    sent = SentSignatures()
+    for second in range(3000):
+        sent.add(header_of(second, NOW + second))
+    assert header_of(2500, NOW + 2500) in sent
+    assert header_of(2000, NOW + 2000) not in sent
+    assert len(sent) <= 602
+
+
+def test_other_headers_are_malformed() -> None:
+    with pytest.raises(SignatureError, match="malformed"):
+        assert "t=1" in SentSignatures()

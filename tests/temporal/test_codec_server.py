@@ -212,7 +212,7 @@ async def test_the_problem_of_a_forbidden_origin_names_it() -> None:
     ("options", "words"),
     [
         ({}, "allow_anonymous=True"),
-        ({"authorize": lambda action: True, "allow_anonymous": True}, "exclude each other"),
+        ({"authorize": lambda action: True, "allow_anonymous": True}, "cannot be combined"),
         ({"allow_anonymous": "false"}, "allow_anonymous must be True or False"),
         ({"allow_anonymous": True, "origins": ["https://a.example/"]}, "is not an origin"),
         ({"allow_anonymous": True, "origins": ["*"]}, "is not an origin"),

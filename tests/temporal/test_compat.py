@@ -5,6 +5,7 @@ import importlib.metadata
 import inspect
 import logging
 import sys
+import threading
 import uuid
 from collections.abc import Sequence
 from enum import StrEnum
@@ -18,7 +19,7 @@ from temporalio.api.workflowservice.v1 import SignalWorkflowExecutionRequest, St
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import RawValue
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 from temporalio.worker.workflow_sandbox import SandboxedWorkflowRunner
 
 from durably.temporal import Temporal, TemporalVersionError, compat
@@ -26,8 +27,11 @@ from durably.temporal.compat import (
     MAIN_IN_SANDBOX,
     PAUSED,
     ActivityDefinition,
+    Eviction,
+    ObservedRunner,
     activity_definition,
     connect_failure,
+    evict,
     handler_name,
     release_task_queue,
     request_id,
@@ -253,3 +257,99 @@ async def test_the_reason_of_a_failed_connect_is_found() -> None:
         await Client.connect(f"127.0.0.1:{free_port()}", retry_config=RetryConfig(max_retries=0))
     assert connect_failure(caught.value).startswith("Connection refused")
     assert connect_failure(RuntimeError("refused")) == "refused"
+
+
+class Observer:
+    """Notes what a worker's runtime does with its workflows."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Eviction | None]] = []
+
+    def note_activated(self, info: workflow.Info) -> None:
+        self.seen.append((info.run_id, None))
+
+    def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None:
+        self.seen.append((info.run_id, eviction))
+
+    async def wait_for(self, run_id: str | None, eviction: Eviction | None) -> None:
+        async with asyncio.timeout(60):
+            while (run_id, eviction) not in self.seen:  # noqa: ASYNC110  It is told in other threads.
+                await asyncio.sleep(0.01)
+
+    def evictions(self) -> list[Eviction]:
+        return [eviction for _, eviction in self.seen if eviction is not None]
+
+
+is_ending, may_end = threading.Event(), threading.Event()
+
+
+@workflow.defn(sandboxed=False)
+class EndingWorkflow:
+    """Ends at once, in a task that takes as long as the test wants."""
+
+    @workflow.run
+    async def run(self) -> None:
+        is_ending.set()
+        may_end.wait(1)
+
+    @workflow.signal
+    def note(self) -> None: ...
+
+
+@workflow.defn(sandboxed=False)
+class WaitingWorkflow:
+    def __init__(self) -> None:
+        self.is_over = False
+
+    @workflow.run
+    async def run(self) -> None:
+        await workflow.wait_condition(lambda: self.is_over)
+
+    @workflow.signal
+    def end(self) -> None:
+        self.is_over = True
+
+
+def observed_worker(client: Client, observer: Observer) -> Worker:
+    return Worker(
+        client,
+        task_queue=f"observed-{uuid.uuid4().hex}",
+        workflows=[EndingWorkflow, WaitingWorkflow],
+        unsandboxed_workflow_runner=ObservedRunner(UnsandboxedWorkflowRunner(), observer),
+    )
+
+
+async def test_the_runtime_says_whether_the_server_accepts_the_end_of_a_workflow(temporal: Temporal) -> None:
+    client, observer = await temporal.client(), Observer()
+    is_ending.clear()
+    may_end.clear()
+    async with observed_worker(client, observer) as worker:
+        handle = await client.start_workflow(EndingWorkflow.run, id=uuid.uuid4().hex, task_queue=worker.task_queue)
+        await asyncio.to_thread(is_ending.wait, 60)
+        await handle.signal(EndingWorkflow.note)  # So the server refuses the task under way.
+        may_end.set()
+        await handle.result()
+        await observer.wait_for(handle.first_execution_run_id, Eviction.ENDED)
+        assert observer.evictions() == [Eviction.REFUSED, Eviction.ENDED]
+
+
+async def test_a_workflow_is_evicted_on_request_and_continues(temporal: Temporal) -> None:
+    client, observer = await temporal.client(), Observer()
+    async with observed_worker(client, observer) as worker:
+        handle = await client.start_workflow(WaitingWorkflow.run, id=uuid.uuid4().hex, task_queue=worker.task_queue)
+        run_id = handle.first_execution_run_id
+        assert run_id is not None
+        await observer.wait_for(run_id, None)
+        evict(worker, run_id)
+        await observer.wait_for(run_id, Eviction.OTHER)
+        evict(worker, run_id)  # It has none.
+        await handle.signal(WaitingWorkflow.end)
+        await handle.result()
+        await observer.wait_for(run_id, Eviction.ENDED)
+    evict(worker, run_id)  # The worker has ended.
+
+
+async def test_a_worker_without_evictions_is_named() -> None:
+    worker: Any = StubClient(object())
+    with pytest.raises(TemporalVersionError, match="request_workflow_eviction"):
+        evict(worker, "run")

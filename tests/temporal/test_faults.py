@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from ..waiting import eventually
 from .app_server import running
 from .dev_server import DevServer
-from .outage import FOR_WORKERS, Load, wait_for
+from .outage_load import FOR_WORKERS, Load
 from .serve import SERVERS
 from .worker_process import WorkerProcess
 
@@ -52,7 +53,7 @@ def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Load]]
         assert "UNAVAILABLE" in worker.ready()[1]["problem"]
         server.start()
         enter(loads, "after", 200, 202)
-        wait_for(lambda: worker.ready()[0] == 200, "a worker that is ready again")
+        eventually(lambda: worker.ready()[0] == 200, "a worker that is ready again")
         for load in loads:
             load.end()
         for load in loads:

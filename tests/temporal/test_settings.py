@@ -222,8 +222,8 @@ async def test_a_misspelt_variable_is_warned_of_at_connection(
             with pytest.raises(TemporalUnreachableError):
                 await temporal.client()
     assert [each.getMessage() for each in caplog.records if each.levelname == "WARNING"] == [
-        "The environment variable TEMPORAL_ADRESS does not count. Is TEMPORAL_ADDRESS meant?",
-        "The environment variable TEMPORAL_BILLING_NAMSPACE does not count. Is TEMPORAL_BILLING_NAMESPACE meant?",
+        "The environment variable TEMPORAL_ADRESS is not used. Is TEMPORAL_ADDRESS meant?",
+        "The environment variable TEMPORAL_BILLING_NAMSPACE is not used. Is TEMPORAL_BILLING_NAMESPACE meant?",
     ]
 
 

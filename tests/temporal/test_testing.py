@@ -25,7 +25,7 @@ from durably.temporal.declarations import WorkerDeclaration
 from durably.temporal.errors import SearchAttributeError
 from durably.testing.temporal import MockError, TemporalServer, mock_activities
 
-from .django_site import DjangoSite
+from .django.django_site import DjangoSite
 from .workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow, SleepingWorkflow, charge
 
 

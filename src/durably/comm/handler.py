@@ -1,7 +1,7 @@
-"""CommHandler: answers an engine's requests for one app, in any web framework.
+"""``CommHandler``: answers an engine's requests for one app, in any web framework.
 
 Each method has an async and a sync front over one coroutine. A sync server drives the coroutine without an event loop,
-over blocking I/O; asynchronous code then runs on the background loop.
+over blocking I/O. Asynchronous code then runs on the background loop.
 """
 
 import time
@@ -29,7 +29,7 @@ from durably.errors import (
     URLInvalidError,
 )
 from durably.events import sending_run
-from durably.execution import Found, Outcome, Raised, Returned, drive
+from durably.execution import FoundSteps, Outcome, Raised, Returned, drive
 from durably.functions.checkpoints import HttpCheckpoints
 from durably.functions.function import Function, FunctionCall
 from durably.functions.unserved import find_unserved, note_served, warn_of_unserved
@@ -68,30 +68,32 @@ _BLOCKING_IO = BlockingIO()
 _NO_CONTEXT = nullcontext()
 
 _RUNAWAY_SECONDS = 60.0
-"""Seconds since the last run of a runaway chain failed, after which the same chain is logged again."""
+"""Seconds after the last failed run of a runaway chain. After them the same chain is logged again."""
 
 RAISED_MESSAGE = "%s raised %s"
 """The log message of an error of a function or step. Its arguments are the source, and the error's name."""
 
 Key = str | SignatureError | None
-"""The key that signed a request; the error of its signature; ``None`` for an unsigned request that may be unsigned."""
+"""The key that signed a request, or the error of its signature. ``None``: unsigned, where that is allowed."""
 Method = Callable[[CommRequest, Key, IO], Awaitable[CommResponse]]
 
 
 class CommHandler:
     """Serves ``functions`` of one client's app.
 
-    ``framework`` is the name that engines show. ``streaming`` is a ``Streaming``, its text or a ``bool``, and overrides
-    ``DURABLY_STREAMING``. ``serve_origin``, ``serve_path`` and ``public_path`` are parts of the URL that engines
-    call. ``enable_unauthed_sync=False`` refuses unsigned syncs in production. ``thread_pool`` runs sync functions, and
-    sync handlers of async functions, if they would block an event loop; by default it has
-    ``DURABLY_THREAD_POOL_MAX_WORKERS`` threads. ``request_context`` returns the framework's context of a request, for
-    calls without a request; ``thread_context`` returns the context for everything that runs in the pool.
-    ``before_async_call`` is awaited before each call of an async function, on its event loop.
+    - ``framework``: The framework's name, which engines show.
+    - ``streaming``: A ``Streaming``, its value or a ``bool``. Overrides ``DURABLY_STREAMING``.
+    - ``serve_origin``, ``serve_path``, ``public_path``: Parts of the URL that engines call.
+    - ``enable_unauthed_sync``: ``False`` refuses unsigned syncs in production.
+    - ``thread_pool``: Runs sync functions, and sync handlers of async functions, if they would block an event loop. By
+      default it has ``DURABLY_THREAD_POOL_MAX_WORKERS`` threads.
+    - ``request_context``: Returns the framework's context of a request, for calls without a request.
+    - ``thread_context``: Returns the context for everything that runs in the pool.
+    - ``before_async_call``: Awaited before each call of an async function, on its event loop.
 
-    Raises ``EngineNotConfiguredError`` and ``SigningKeyMissingError`` in production mode without an engine or a
-    signing key, ``URLInvalidError`` for an invalid ``serve_origin``, and ``FunctionConfigInvalidError`` for two
-    functions with one id or a wrong option.
+    Raises ``EngineNotConfiguredError`` and ``SigningKeyMissingError`` in production mode without an engine or a signing
+    key, ``URLInvalidError`` for an invalid ``serve_origin``, and ``FunctionConfigInvalidError`` for two functions with
+    one id or a wrong option.
     """
 
     def __init__(
@@ -156,11 +158,11 @@ class CommHandler:
 
     @property
     def function_ids(self) -> frozenset[str]:
-        """Of the functions and of their failure handlers."""
+        """Ids of the functions and of their failure handlers."""
         return frozenset(self._by_id)
 
     def is_async(self, function_id: str) -> bool:
-        """Whether the function is async. False if the handler does not serve it."""
+        """Whether the function is async. ``False`` if the handler does not serve it."""
         function = self._by_id.get(function_id)
         return function is not None and function.entries[function_id].is_async
 
@@ -213,7 +215,7 @@ class CommHandler:
         return outcome
 
     def refuse(self, error: Exception) -> CommResponse:
-        """Answer a request from which no ``CommRequest`` can be made."""
+        """Answer a request that cannot be read as a ``CommRequest``."""
         self._log_refusal("a request", error)
         return self._seal(CommResponse.from_error(error), {})
 
@@ -222,7 +224,7 @@ class CommHandler:
     async def _answer(self, req: CommRequest, method: Method, io: IO) -> CommResponse:
         """Verify and answer. Never raises because of a request's content.
 
-        In development requests need no signature, but a signature that is there is verified.
+        In development unsigned requests are accepted, but a signature is verified if there is one.
         """
         key: Key = None
         req.seconds["comm_handler"] = 0.0
@@ -264,10 +266,7 @@ class CommHandler:
         return response
 
     def _log_refusal(self, what: str, error: Exception) -> None:
-        """A refusal explains itself.
-
-        An error that is not one of ours is a fault, and needs its traceback.
-        """
+        """Log our errors without a traceback, and unexpected errors with one."""
         self.client.logger.error(
             "%s was refused: %s",
             printable(what),
@@ -389,15 +388,15 @@ class CommHandler:
         )
 
     def _checkpoints_for(self, request: CallRequest) -> HttpCheckpoints | None:
-        """The checkpoints of a call; ``None`` if the engine takes none.
+        """The checkpoints of a call. ``None`` if the engine takes none.
 
-        An engine that takes them sends the ids of the call.
+        An engine that takes checkpoints sends the ids of the call.
         """
         has_call_ids = request.ctx.qi_id is not None or request.ctx.generation_id is not None
         return self._checkpoints if has_call_ids and self._checkpoints.are_possible else None
 
     async def _fetch(self, request: CallRequest, io: IO) -> tuple[dict[str, msgspec.Raw], list[Event]]:
-        """Memos and events of a call that was too large to carry them (spec §4.4.2)."""
+        """Fetch memos and events of a call that was too large to carry them (spec §4.4.2)."""
         steps = await self._fetch_part(request, "actions", decode_steps, io)
         return steps, await self._fetch_part(request, "batch", decode_events, io)
 
@@ -441,7 +440,10 @@ class CommHandler:
             sending_run.reset(token)
 
     def _can_stream(self, function: Function[Any], call: FunctionCall) -> bool:
-        """A sync function without a pool blocks the thread that would send the spaces."""
+        """Whether a call can be streamed.
+
+        A sync function without a pool blocks the thread that would send the spaces.
+        """
         return function.entries[call.function_id].is_async or self._threads is not None
 
     def _stream(self, function: Function[Any], call: FunctionCall, signer: Signer | None, io: IO) -> CommResponse:
@@ -450,7 +452,10 @@ class CommHandler:
         )
 
     async def _complete(self, function: Function[Any], call: FunctionCall, signer: Signer | None) -> CommResponse:
-        """The answer inside a streamed one, whose own status and headers have been sent."""
+        """The answer inside a streamed response.
+
+        The status and headers of the response were sent before.
+        """
         try:
             outcome = await self._run(function, call, _ASYNC_IO)
             self._log_errors(call, outcome)
@@ -463,7 +468,7 @@ class CommHandler:
     def _log_errors(self, call: FunctionCall, outcome: Outcome) -> None:
         if isinstance(outcome, Raised):
             self._log_error("", call, outcome.error)
-        elif isinstance(outcome, Found):
+        elif isinstance(outcome, FoundSteps):
             for report in outcome.reports:
                 if report.error is not None:
                     self._log_error(f'step "{report.step_id}" of ', call, report.error)
@@ -502,7 +507,7 @@ def _signer(req: CommRequest, key: str) -> Signer:
 
 
 def _place_of(req: CommRequest) -> str:
-    """The URL less its query, for the log.
+    """The URL without its query, for the log.
 
     Its parts come from the sender of the request.
     """

@@ -21,8 +21,8 @@ from durably.errors import (
     RetryAfterError,
     URLInvalidError,
 )
-from durably.execution import Found, Outcome, Raised, StepReport, drive
-from durably.io.http_client import IO, Job
+from durably.execution import FoundSteps, Outcome, Raised, StepReport, drive
+from durably.io.http_client import IO, PendingResult
 from durably.protocol.durations import format_timestamp
 from durably.protocol.errors import ErrorCode, describe_error, is_retriable
 from durably.protocol.headers import Header, Probe, Query, ServerKind
@@ -33,13 +33,15 @@ from durably.values.outputs import encode_output, finish
 class CommRequest:
     """A request from an adapter.
 
-    ``headers`` may be in any case; ``query_params`` may have lists of values, whose first value is used;
-    ``raw_request`` is the framework's request, for middleware. ``request_url`` may be a function that returns the
-    URL, because frameworks build it slowly and calls do not need it; the attribute is text.
-    ``has_trusted_url`` says that the URL comes from the platform, not from the request's headers.
-    ``serve_origin``, ``serve_path`` and ``public_path`` override those of the handler. ``is_connect``: the request came
-    over an authenticated connection, so it is not signed. ``has_lower_names``: the names of ``headers`` are in lower
-    case.
+    - ``headers``: Names in any case.
+    - ``query_params``: May have lists of values. The first value is used.
+    - ``raw_request``: The framework's request, for middleware.
+    - ``request_url``: The URL, or a function that returns it. Frameworks build it slowly, and calls do not need it. The
+      attribute is a string.
+    - ``has_trusted_url``: The URL comes from the platform, not from the request's headers.
+    - ``serve_origin``, ``serve_path``, ``public_path``: Override those of the handler.
+    - ``is_connect``: The request came over an authenticated connection, so it is not signed.
+    - ``has_lower_names``: The names of ``headers`` are in lower case.
     """
 
     def __init__(
@@ -68,19 +70,21 @@ class CommRequest:
         self.has_trusted_url = has_trusted_url
         self.is_connect = is_connect
         self.seconds: dict[str, float] = {}
-        """The durations of the request's parts, in the order in which they began."""
+        """Durations of the request's parts, in the order in which the parts began."""
 
     @property
     def request_url(self) -> str:
         """The URL of the request.
 
-        Raises ``URLInvalidError`` if its headers (``Host``) make none.
+        Raises ``URLInvalidError`` if the ``Host`` header is invalid.
         """
         if not isinstance(self._request_url, str):
             try:
                 self._request_url = self._request_url()
             except Exception as error:  # frameworks raise different errors for such headers
-                raise URLInvalidError(f"the request's headers make no URL: {type(error).__name__}") from None
+                raise URLInvalidError(
+                    f"cannot build the request's URL from its headers (Host): {type(error).__name__}"
+                ) from None
         return self._request_url
 
     def query(self, name: Query) -> str | None:
@@ -91,7 +95,7 @@ class CommRequest:
 
     @property
     def probe(self) -> Probe | None:
-        """Raises ``QueryParamInvalidError`` for unknown ones."""
+        """The requested probe. Raises ``QueryParamInvalidError`` for unknown ones."""
         value = self.query(Query.PROBE)
         if value is None:
             return None
@@ -134,9 +138,8 @@ Stream = AsyncGenerator[bytes, None]
 class CommResponse:
     """A response for adapters to write.
 
-    Its content is ``body``, or the chunks of ``stream`` if that is set.
-
-    ``body`` is always bytes, empty for a streamed response. Header names are lower-case.
+    Its content is ``body``, or the chunks of ``stream`` if that is set. ``body`` is always bytes, empty for a streamed
+    response. Header names are in lower case.
     """
 
     body: bytes = b""
@@ -171,7 +174,7 @@ class CommResponse:
     @classmethod
     def from_call_result(cls, outcome: Outcome) -> "CommResponse":
         """The answer to a call: status, headers, JSON (spec §4.4.3, §5.1.1)."""
-        if isinstance(outcome, Found):
+        if isinstance(outcome, FoundSteps):
             return _found(outcome.reports)
         if isinstance(outcome, Raised):
             return _raised(outcome.error)
@@ -184,7 +187,8 @@ class CommResponse:
     def from_error(cls, error: Exception) -> "CommResponse":
         """The answer to a refused request, without a traceback.
 
-        Of an error that is not a ``durably.errors.Error``, only the name is shown: its text was not written for others.
+        For other exceptions than ``durably.errors.Error`` only the class name is shown, because the message may contain
+        secrets.
         """
         if not isinstance(error, Error):
             error = Error(f"the app could not answer ({type(error).__name__}); its log says why")
@@ -194,17 +198,14 @@ class CommResponse:
 
     @classmethod
     def create_streaming(cls, stream: Callable[[], Stream]) -> "CommResponse":
-        """An answer that is streamed (spec §9).
+        """A streamed answer (spec §9).
 
         Its chunks keep the connection alive until the call has ended.
         """
         return cls(stream=stream, status_code=HTTPStatus.CREATED)
 
     def stream_sync(self) -> Generator[bytes, None, None]:
-        """``stream`` for frameworks that write in a thread.
-
-        It must block instead of waiting.
-        """
+        """``stream`` for frameworks that write in a thread. It blocks instead of waiting."""
         assert self.stream is not None
         chunks = self.stream()
         try:
@@ -258,9 +259,9 @@ def _retry_headers(error: BaseException) -> dict[str, str]:
 
 
 def retry_after_text(error: RetryAfterError) -> str:
-    """The time of a retry as text: whole seconds for a delay, or a timestamp.
+    """The time of a retry as a string: whole seconds for a delay, or a timestamp.
 
-    The engine adds the seconds to its own clock. A timestamp is sent as it is.
+    The engine adds the seconds to its own clock. A timestamp is sent unchanged.
     """
     delay = error.retry_after
     if isinstance(delay, dt.datetime):
@@ -271,8 +272,7 @@ def retry_after_text(error: RetryAfterError) -> str:
 def state_retries(failed: Sequence[StepReport]) -> None:
     """Add to each op when to retry its step.
 
-    Headers describe the answer as a whole. Like calls in which several steps are executed, this is an addition to the
-    protocol.
+    Headers describe the whole answer. This is an addition to the protocol, like calls that execute several steps.
     """
     for report in failed:
         if isinstance(report.error, RetryAfterError):
@@ -284,11 +284,10 @@ def state_retries(failed: Sequence[StepReport]) -> None:
 KEEP_ALIVE_SECONDS = 3.0
 
 
-async def stream(start: Callable[[], Job[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
+async def stream(start: Callable[[], PendingResult[CommResponse]], io: IO) -> AsyncGenerator[bytes, None]:
     """The chunks of one answer, which ``start`` begins to make.
 
-    The job is started and cancelled here: if the reader disconnects, even before the first chunk, nothing stays
-    running.
+    The job is started and cancelled here. If the client disconnects, even before the first chunk, no job remains.
     """
     job = start()
     try:

@@ -35,7 +35,7 @@ _APPS = {
     "django.core.handlers.asgi.ASGIHandler": ("Django", "durably.django"),
     "django.core.handlers.wsgi.WSGIHandler": ("Django", "durably.django"),
 }
-"""The classes of apps, the names of their frameworks, and the adapters that serve them."""
+"""The class of each framework's app, the framework's name, and its adapter."""
 
 
 def serves(adapter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -85,15 +85,13 @@ def _framework_of(app: Any) -> tuple[str | None, str | None]:
 def mount_path(serve_path: str | None) -> str:
     """The path of the endpoint, with its leading slash.
 
-    It is the argument, ``DURABLY_SERVE_PATH``, or the default.
-
-    Raises ``FunctionConfigInvalidError``.
+    It is the argument, ``DURABLY_SERVE_PATH``, or the default. Raises ``FunctionConfigInvalidError``.
     """
     return with_slash(read_path(serve_path, "serve_path") or Environment().serve_path or DEFAULT_SERVE_PATH)
 
 
 def read_path(path: str | None, argument: str) -> str | None:
-    """An argument that is a path. Raises ``FunctionConfigInvalidError``."""
+    """Read an argument that is a path. Raises ``FunctionConfigInvalidError``."""
     return check_serve_path(path, argument) if path else None
 
 
@@ -102,7 +100,7 @@ def with_slash(path: str) -> str:
 
 
 def read_origin(text: str, what: str) -> tuple[str, str]:
-    """Scheme and network location of a URL.
+    """The scheme and network location of a URL.
 
     Raises ``URLInvalidError``, which names ``what``.
     """
@@ -111,7 +109,7 @@ def read_origin(text: str, what: str) -> tuple[str, str]:
 
 
 def read_serve_origin(text: str, what: str) -> tuple[str, str]:
-    """Scheme and network location of an origin, which has no path.
+    """The scheme and network location of an origin, which has no path.
 
     Raises ``URLInvalidError``, which names ``what``.
     """
@@ -130,7 +128,10 @@ StreamingOption = Streaming | str | bool | None
 
 
 def read_streaming(option: StreamingOption) -> Streaming | None:
-    """``None`` means the environment decides. Raises ``FunctionConfigInvalidError``."""
+    """Read the argument ``streaming``; ``None`` means that the environment decides.
+
+    Raises ``FunctionConfigInvalidError``.
+    """
     if option is None or isinstance(option, Streaming):
         return option
     if isinstance(option, bool):
@@ -154,12 +155,12 @@ def thread_count(environment: Environment, *, is_in_process: bool) -> int:
     """
     workers = environment.thread_pool_max_workers
     if workers == 0 and is_in_process:
-        workers = None  # There is no request in whose thread a sync function could run.
+        workers = None  # No request has a thread in which a sync function could run.
     return min(32, (os.cpu_count() or 1) + 4) if workers is None else workers
 
 
 def check_arguments(client: object, functions: object) -> None:
-    """Check the arguments of ``serve``, which are easily given in the wrong order."""
+    """Check the arguments of ``serve``, whose order is easily confused."""
     if not isinstance(client, App):
         raise FunctionConfigInvalidError(f"serve takes a durably.Client as its client, not {client!r}")
     if isinstance(functions, str | bytes | Mapping) or not isinstance(functions, Iterable):
@@ -169,7 +170,7 @@ def check_arguments(client: object, functions: object) -> None:
 def check_production(client: App) -> None:
     """Raises the error that prevents serving the app.
 
-    In a test run no engine is needed.
+    A test run needs no engine.
     """
     if is_test_run():
         return

@@ -1,7 +1,7 @@
 """Reports of an app about itself: inspection (spec §4.5), and syncs (spec §4.3).
 
-An inspection is a GET request. A sync sends the engine the app's functions, in an answer or in a request of the app's
-own. Secrets are only ever shown hashed, and only to requests that are signed.
+An inspection is a GET request. A sync sends the engine the app's functions, in an answer or in a request of the app.
+Secrets are only shown as hashes, and only to signed requests.
 """
 
 import contextlib
@@ -50,8 +50,8 @@ CAPABILITIES = {"in_band_sync": "v1", "trust_probe": "v1"}
 class Endpoint:
     """An app's endpoint in a web framework.
 
-    It has the app's functions, and the parts of its URL that settings give. ``functions`` are in the order of the sync.
-    A part of the URL that is ``None`` is taken from the request.
+    It has the app's functions, in the order of the sync, and the parts of its URL that settings define. A part of the
+    URL that is ``None`` is taken from the request.
     """
 
     app: App
@@ -65,7 +65,7 @@ class Endpoint:
 def inspect_unsigned(endpoint: Endpoint, succeeded: bool | None) -> dict[str, Any]:
     """The inspection for a request without a valid signature.
 
-    ``succeeded`` is ``None`` for an unsigned request, ``False`` for a badly signed one.
+    ``succeeded`` is ``None`` for an unsigned request, ``False`` for an invalid signature.
     """
     return {"authentication_succeeded": succeeded, **_inspection(endpoint)}
 
@@ -106,7 +106,7 @@ def _inspection(endpoint: Endpoint) -> dict[str, Any]:
 def _hashed(key: str | None) -> str | None:
     """The start of a key's hash, as the official JavaScript SDK shows it.
 
-    The whole hash is the token of the engine's API.
+    The whole hash is the token of the engine's API, so it is not shown.
     """
     return hash_signing_key(key)[:_SHOWN_DIGITS] if key else None
 
@@ -128,8 +128,8 @@ _object_decoder = msgspec.json.Decoder(dict[str, Any])
 class UnsignedSyncs:
     """The last unsigned sync of an app in production.
 
-    Unsigned syncs are all equal, and any client may request one. So one answer is reused for ``UNSIGNED_SECONDS``: the
-    app sends its engine at most one request in that time. Thread-safe.
+    All unsigned syncs are equal, and any client may request one. Therefore one answer is reused for
+    ``UNSIGNED_SECONDS``, and the app sends its engine at most one request in that time. Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -155,7 +155,7 @@ class UnsignedSyncs:
             return _copy(self._answer)
 
     def end(self, answer: CommResponse) -> None:
-        """Store the sync's answer. Only a success is reused."""
+        """Keep the sync's answer. Only a success is reused."""
         if answer.status_code < HTTPStatus.BAD_REQUEST:
             with self._lock:
                 self._answer = _copy(answer)
@@ -229,9 +229,7 @@ class Syncer:
     async def _register_unsigned(self, request: Request, io: IO) -> CommResponse:
         """Register for an unsigned request in production.
 
-        Only the log shows details, such as the engine's address.
-
-        Raises ``RegistrationFailedError``.
+        Details, such as the engine's address, are only logged. Raises ``RegistrationFailedError``.
         """
         try:
             answer = self._hand_back(await request_with_keys(io, request, self._app.signing_keys))
@@ -283,7 +281,7 @@ class Syncer:
         headers = app.headers(framework)
         if req.server_kind is not None:
             headers[Header.EXPECTED_SERVER_KIND.value] = req.server_kind.value
-        # The engine that signed the request knows the deployment. Any other client may invent one.
+        # The engine that signed the request knows the deployment. Another client may invent one.
         deploy_id = req.query(Query.DEPLOY_ID) if is_signed or not app.is_production else None
         query = f"?{urlencode({Query.DEPLOY_ID.value: deploy_id})}" if deploy_id else ""
         return Request(
@@ -303,7 +301,7 @@ class Syncer:
         return urlunsplit((scheme, netloc, self._path(req) or urlsplit(used).path or "/", "", ""))
 
     def _configured_url(self, req: CommRequest) -> str:
-        """The app's URL, from settings alone. Raises ``ServeOriginMissingError``."""
+        """The app's URL from settings alone. Raises ``ServeOriginMissingError``."""
         if (origin := self._origin(req)) is None:
             raise ServeOriginMissingError(
                 "the app's own URL is not known, and in production it is not taken from a request's headers: set "
@@ -325,7 +323,7 @@ class Syncer:
         return with_slash(path) if path else None
 
     def _warn_of_other_path(self, req: CommRequest, path: str) -> None:
-        """Warn if the app may be below a prefix: engines would call a wrong URL."""
+        """Warn if the app may be mounted below a prefix: engines would call a wrong URL."""
         if req.public_path or self._endpoint.public_path:
             return
         with contextlib.suppress(URLInvalidError, ValueError):
@@ -348,7 +346,7 @@ class Syncer:
         return configs
 
     def _warn(self, warning: object) -> None:
-        """Log the engine's warning, for example that another app has the same id."""
+        """Log the engine's warning, such as another app with the same id."""
         if isinstance(warning, str) and warning:
             self._app.logger.warning("the engine warns about this sync: %s", printable(warning))
 

@@ -25,18 +25,18 @@ from durably.protocol.signatures import SignatureError, SignatureMismatchError, 
 from .requests import CommRequest, CommResponse
 
 _QUICK_BYTES = 1024 * 1024
-"""The largest body that is hashed on an event loop: a millisecond or two."""
+"""Bytes of the largest body that is hashed on an event loop, which takes 1 to 2 ms."""
 _FORM_TYPES = frozenset({"application/x-www-form-urlencoded", "multipart/form-data", "text/plain"})
-"""Content types that a page may send to another origin without asking first (Fetch Standard, "simple" requests)."""
+"""Content types that a page may send to another origin without a preflight (Fetch Standard, "simple" requests)."""
 PAGE_HEADERS = frozenset(("origin", "sec-fetch-site"))
-"""Headers of browsers that a page cannot remove. Engines send neither."""
+"""Headers of browsers that a page cannot remove. Engines send none of them."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """``key`` signed the request.
+    """A verified request: ``key`` signed it.
 
-    ``body`` is what it signed: the request's body, or its canonical form.
+    ``body`` is the signed content: the request's body, or its canonical form.
     """
 
     key: str
@@ -47,15 +47,18 @@ class CanonicalChecks:
     """Verifies bodies in canonical form, one at a time.
 
     The cost of badly signed bodies is limited, because any client may send them. Their CPU time is debited, and
-    credited again at ``CANONICAL_CPU_SHARE``. Without credit no body is tried. Bodies that are well signed cost no
-    credit. Thread-safe.
+    credited again at ``CANONICAL_CPU_SHARE``. Without credit no body is tried. Correctly signed bodies cost no credit.
+    Thread-safe.
     """
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, cpu_clock: Callable[[], float] = time.thread_time
     ) -> None:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix="durably-verify")
-        """The thread that verifies bodies if there is an event loop. It is not one of the app's own threads."""
+        """The thread that verifies bodies if there is an event loop.
+
+        It is not a thread of the app's pool.
+        """
         self._lock = threading.Lock()
         self._clock, self._cpu_clock = clock, cpu_clock
         self._credit, self._credited_at = CANONICAL_CPU_BURST, clock()
@@ -86,7 +89,10 @@ _checks = CanonicalChecks()
 
 
 def _renew_checks() -> None:
-    """After a fork: the executor's thread is gone, and the lock may be held for ever."""
+    """Replace the checks after a fork.
+
+    The executor's thread is gone, and the lock may be held permanently.
+    """
     global _checks
     _checks = CanonicalChecks()
 
@@ -96,11 +102,10 @@ if hasattr(os, "register_at_fork"):
 
 
 async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], io: IO) -> Verified:
-    """The key that signed a request, and what it signed.
+    """The key that signed a request, and the signed content.
 
-    The signature of its bytes is tried first. If it is not of these, the engine may have signed the canonical form, or
-    a proxy may have re-encoded the body. A small body is then verified in canonical form, never on an event loop.
-    Raises ``SignatureError``.
+    The signature of the received bytes is tried first. If that fails, the canonical form is tried, never on an event
+    loop: the engine may have signed it, or a proxy may have re-encoded the body. Raises ``SignatureError``.
     """
     header = req.headers.get(Header.SIGNATURE)
     given = (req.body, header, keys, time.time())
@@ -110,13 +115,13 @@ async def verify_request(req: CommRequest, keys: tuple[str | None, str | None], 
         verified = Verified(key, req.body)
     except SignatureMismatchError:
         if len(req.body) > MAX_CANONICAL_BYTES:
-            signatures.verify_canonical(*given)  # raises an error with the reason
+            signatures.verify_canonical(*given)  # raises the error with its reason
         verified = await io.compute(partial(_checks.verify, *given), _checks.executor)
     return verified
 
 
 class _RequestShape(msgspec.Struct, gc=False):
-    """A call has the field ``ctx``, and an in-band sync has ``url``."""
+    """Fields that identify requests: ``ctx`` of a call, ``url`` of an in-band sync."""
 
     ctx: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     url: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
@@ -126,7 +131,7 @@ _shape_decoder = msgspec.json.Decoder(_RequestShape)
 
 
 def is_like_request(body: bytes) -> bool:
-    """Whether an app could take an answer's body for a call or for an in-band sync."""
+    """Whether an answer's body could be taken for a call or an in-band sync."""
     try:
         shape = decode(_shape_decoder, body)
     except msgspec.MsgspecError:
@@ -138,11 +143,11 @@ def is_like_request(body: bytes) -> bool:
 class Signer:
     """Signs the answer to one request.
 
-    ``key`` is the one that signed it, ``request_signature`` its header.
+    ``key`` signed the request, and ``request_signature`` is its header.
 
     The protocol's signature covers a body and a time, so it is valid for a request with this body too. A function's
-    result that has the form of a request gets Durably's signature only, which is not valid for requests. The answer to
-    a sync has this form too, but as a request it changes nothing and is answered with itself.
+    result that has the form of a request therefore gets Durably's signature only, which is not valid for requests. The
+    answer to a sync has this form too, but as a request it changes nothing.
     """
 
     key: str
@@ -160,7 +165,7 @@ class Signer:
 def refuse_pages(req: CommRequest) -> None:
     """Refuse a request that a web page made.
 
-    In development nothing is signed, so any page that a developer opens could call functions.
+    In development requests are unsigned, so any page that a developer opens could call functions.
 
     Raises ``BrowserRequestError``.
     """
@@ -173,7 +178,10 @@ def refuse_pages(req: CommRequest) -> None:
 
 
 def refuse_forms(req: CommRequest) -> None:
-    """For calls, which are JSON. Raises ``BrowserRequestError``."""
+    """Refuse content types of web forms, because calls are JSON.
+
+    Raises ``BrowserRequestError``.
+    """
     content_type = req.headers.get(Header.CONTENT_TYPE.value, "").partition(";")[0].strip().lower()
     if content_type in _FORM_TYPES:
         raise BrowserRequestError(
@@ -185,7 +193,7 @@ def check_addressee(context: CallContext, function_id: str, step_id: str) -> Non
     """Refuse a signed call whose query names another function or step than its body.
 
     Only the body is signed. Inngest servers send a UUID of their own as ``fn_id``, and "step" as ``step_id`` in every
-    call. These cannot be compared with the query. Raises ``CallMismatchError``.
+    call. These are not compared. Raises ``CallMismatchError``.
     """
     if not context.fn_id:
         return

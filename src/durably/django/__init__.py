@@ -1,7 +1,7 @@
 """Django: ``serve`` and ``dashboard`` for ``urls.py``, and an app.
 
-``INSTALLED_APPS += ["durably.django"]`` finds the functions in each app's ``durable.py``, and starts an engine in the
-app's own processes with the server.
+``INSTALLED_APPS += ["durably.django"]`` finds the functions in each app's ``durable.py``. It also starts an engine in
+the project's processes with the server.
 """
 
 from .adapter import serve

@@ -40,13 +40,12 @@ def serve(
 ) -> django.urls.URLPattern:
     """The URL pattern of the endpoint that engines call, for ``urlpatterns``.
 
-    The default is ``api/inngest``.
+    The default path is ``api/inngest``. With ``durably.django`` in ``INSTALLED_APPS`` the functions of each app's
+    ``durable.py`` are served, too. The other arguments are those of ``durably.fast_api.serve``.
 
-    With ``durably.django`` in ``INSTALLED_APPS`` the functions of each app's ``durable.py`` are served, too. The other
-    arguments are those of ``durably.fast_api.serve``. An async view under ASGI and a sync one under WSGI; exempt from
-    CSRF, because requests are signed, and from ``ATOMIC_REQUESTS``, because a function decides itself what is one
-    transaction. Before 5.0, Django under ASGI does not notice when the reader of a streamed answer goes away, so that
-    its call runs to its end.
+    The view is async under ASGI and sync under WSGI. It is exempt from CSRF checks, because requests are signed, and
+    from ``ATOMIC_REQUESTS``, because functions define their own transactions. Before 5.0, Django under ASGI does not
+    notice a disconnected client of a streamed answer, so the call runs to its end.
     """
     path, mounts, all_functions = mount_path(serve_path), mounts_of(client), _with_discovered(client, functions)
     check_mount(mounts, path, client, all_functions)
@@ -75,7 +74,7 @@ def serve(
 
 
 def make_handler(client: Client, functions: Sequence[Function[Any]], **options: Any) -> CommHandler:
-    """``options`` are those of ``CommHandler``."""
+    """Create the handler. ``options`` are those of ``CommHandler``."""
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,
@@ -121,16 +120,16 @@ def _make_view(handler: CommHandler, to_request: Callable[[Any], CommRequest]) -
 
 
 def _read_body(request: Any) -> bytes:
-    """``request.body``, limited by the largest call.
+    """``request.body``, limited to the size of the largest call.
 
-    ``DATA_UPLOAD_MAX_MEMORY_SIZE`` is not the limit, because it is meant for forms and too small for calls. Raises the
+    ``DATA_UPLOAD_MAX_MEMORY_SIZE`` does not apply, because it is meant for forms and too small for calls. Raises the
     errors in ``UNREADABLE``.
     """
     length = request.headers.get("content-length")
     check_length(length)
     if not is_body_read(request):
         environ = getattr(request, "environ", {})  # absent under ASGI
-        # Django takes a chunked body under WSGI for an empty one.
+        # Under WSGI, Django takes a chunked body for an empty one.
         read = environ["wsgi.input"].read if is_chunked(environ) else request.read
         set_body(request, read_body(read, length))
     return cast(bytes, request.body)
@@ -146,9 +145,9 @@ def _to_django(response: CommResponse, chunks: Any) -> Any:
 def _drop_broken_connections() -> None:
     """Close the connections that a database has ended.
 
-    It is called in the thread in which async functions use the ORM. Django does that around a request, and calls of
-    an engine in process have none. Other connections stay open, because async functions that run at the same time may
-    be reading from them.
+    It is called in the thread in which async functions use the ORM. Django does so around a request, but calls of an
+    engine in process have no request. Other connections stay open, because concurrent async functions may be reading
+    from them.
     """
     for connection in django.db.connections.all(initialized_only=True):
         if connection.errors_occurred:

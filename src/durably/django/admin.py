@@ -13,7 +13,7 @@ from .models import Dashboard
 class DashboardAdmin(admin.ModelAdmin):  # type: ignore[misc]
     """Redirects to the dashboard.
 
-    It is hidden if the project's URLs have no dashboard, and without the permission.
+    It is hidden without the permission, and if the project's URLs have no dashboard.
     """
 
     def has_module_permission(self, request: Any) -> bool:

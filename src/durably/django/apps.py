@@ -10,9 +10,9 @@ class DurablyConfig(AppConfig):  # type: ignore[misc]
     verbose_name = "Durably"
 
     def ready(self) -> None:
-        """Let engines in the app's own processes call the functions of the project.
+        """Let engines in the project's processes call the functions of the project.
 
-        The functions are in each app's ``durable.py``. Commands such as ``migrate`` and test runs start nothing.
+        The functions are in each app's ``durable.py``. Commands such as ``migrate`` and test runs start no engine.
         """
         from django.core.signals import request_finished
 

@@ -23,7 +23,7 @@ Urls = tuple[list[Any], str, str]
 
 
 class _LoginNeededError(Exception):
-    """An anonymous visitor may not see the dashboard."""
+    """An anonymous user may not see the dashboard."""
 
 
 def dashboard(
@@ -33,15 +33,15 @@ def dashboard(
     allow_anonymous: bool = False,
     namespace: str = "durably",
 ) -> Urls:
-    """The dashboard's URLs, as with ``admin.site.urls``.
+    """The dashboard's URLs, for ``path`` like ``admin.site.urls``.
 
     Use them as ``path("durably/", durably.django.dashboard(client))``.
 
-    By default staff with the permission ``durably.view_dashboard`` see it, those with ``durably.change_dashboard`` may
-    use its actions, and superusers may do both. The permissions exist if ``"durably.django"`` is in
-    ``INSTALLED_APPS``. The other arguments are those of ``durably.fast_api.dashboard``; ``action.request`` is the
-    request, and ``authorize`` may use the ORM. Visitors who have not logged in are redirected to the login page.
-    Raises ``FunctionConfigInvalidError`` without ``django.contrib.auth`` and ``authorize``.
+    By default staff with the permission ``durably.view_dashboard`` see it, staff with ``durably.change_dashboard`` may
+    use its actions, and superusers may do both. The permissions exist if ``"durably.django"`` is in ``INSTALLED_APPS``.
+    Users who have not logged in are redirected to the login page. The other arguments are those of
+    ``durably.fast_api.dashboard``; ``action.request`` is the request, and ``authorize`` may use the ORM. Raises
+    ``FunctionConfigInvalidError`` without ``django.contrib.auth`` and ``authorize``.
     """
     from durably.dashboard import MountedDashboard, name_permission, refuse
 
@@ -80,15 +80,12 @@ def dashboard(
         except _LoginNeededError:
             return _to_login(request, path)
 
-    view: Any = SyncAndAsyncView(answer, answer_async, csrf_exempt=True)  # the dashboard checks a token of its own
+    view: Any = SyncAndAsyncView(answer, answer_async, csrf_exempt=True)  # the dashboard checks its own token
     return [django.urls.re_path(r"^(?P<path>[\s\S]*)\Z", view, name="dashboard")], "durably", namespace
 
 
 def is_permitted(action: Any) -> bool:
-    """Whether the user is staff with the permission for an action.
-
-    It is the default policy.
-    """
+    """Whether the user is staff with the permission for an action: the default policy."""
     user = getattr(action.request, "user", None)
     if user is None:
         raise FunctionConfigInvalidError(
@@ -107,9 +104,9 @@ def _describe_permission(action: str) -> str:
 
 
 def _with_login(authorize: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same policy, with the login page for visitors.
+    """The same policy, with the login page for users who have not logged in.
 
-    It is for visitors who have not logged in and may not see the dashboard.
+    It is shown to users who may not see the dashboard.
     """
 
     def check(action: Any, verdict: Any) -> Any:
@@ -129,7 +126,7 @@ def _with_login(authorize: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _to_login(request: Any, path: str) -> Any:
-    """The login page: the admin's, if the project has it.
+    """Redirect to the login page: the admin's, if the project has it.
 
     It leads back to a page, and not to an action.
     """

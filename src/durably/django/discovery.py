@@ -27,7 +27,7 @@ _logger = logging.getLogger("durably.django")
 
 
 class Discovered:
-    """The clients and functions that were found, in the order of ``INSTALLED_APPS``."""
+    """The discovered clients and functions, in the order of ``INSTALLED_APPS``."""
 
     def __init__(self) -> None:
         self.clients: list[Client] = []
@@ -37,7 +37,7 @@ class Discovered:
     def find(self) -> None:
         """Import the modules.
 
-        Raises ``FunctionConfigInvalidError`` for a function without a client beside it.
+        Raises ``FunctionConfigInvalidError`` for a function whose client is in no such module.
         """
         self.clients.clear()
         self._functions.clear()
@@ -56,7 +56,7 @@ class Discovered:
         return list(self._functions.get(client.app_id, ()))
 
     def explain_unserved(self, functions: Sequence[FunctionDefinition[Any]]) -> str:
-        """The places that were searched, and those for functions that were not found."""
+        """The modules that were searched, and those in which missing functions belong."""
         found = ", ".join(module.__name__ for module in self.modules) or "none"
         places = dict.fromkeys(_place_for(function.handler.__module__) for function in functions)
         return (
@@ -84,7 +84,7 @@ def _modules() -> Iterator[ModuleType]:
 
 
 def _place_for(module: str) -> str:
-    """The file in which functions of a module are found."""
+    """The file in which functions of a module would be found."""
     for config in django.apps.apps.get_app_configs():
         if f"{module}.".startswith(f"{config.name}."):
             return str(Path(config.path, f"{MODULE}.py"))
@@ -106,10 +106,10 @@ discovered = Discovered()
 
 
 def start_with_project(client: Client, engine: InProcessEngine) -> None:
-    """Start with the server, or with the first request to any URL.
+    """Start the engine with the server, or with the first request to any URL.
 
-    The request starts the engine if the server is not known. If that request has loaded ``urls.py``, only its end is
-    still to be signalled, and a warning names the way to start with the server.
+    The request starts it if the server is unknown. If the first request loads ``urls.py``, the engine starts at the
+    request's end, and a warning names the way to start with the server.
     """
     was_loaded_before_requests = False
 

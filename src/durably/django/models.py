@@ -7,9 +7,9 @@ from django.db import models
 
 
 class Dashboard(models.Model):  # type: ignore[misc]
-    """The dashboard.
+    """The dashboard's permissions.
 
-    ``view_dashboard`` allows to see it, ``change_dashboard`` to use its actions.
+    ``view_dashboard`` allows seeing it, ``change_dashboard`` using its actions.
     """
 
     class Meta:

@@ -2,7 +2,7 @@
 
 ``interface`` declares the operations of an engine. ``sqlite_engine`` implements them on a SQLite file, with ``sqlite``
 (storage), ``scheduling`` (transactions, timers, calls) and ``core`` (decisions, pure). ``http`` is the API. An engine
-knows apps only through ``durably.protocol``; it never imports the SDK, a web framework or user code.
+knows apps only through ``durably.protocol``. It never imports the SDK, a web framework or user code.
 """
 
 from importlib.util import find_spec

@@ -1,8 +1,8 @@
 """``Engine``, the interface of engines.
 
 HTTP API, dashboard, command line, SDK and tests use its operations. ``SqliteEngine`` is the first implementation,
-``HttpEngine`` reaches one over HTTP. To add an operation, declare it here with its line in ``SyncEngine``, and
-implement it in ``SqliteEngine``. Its route and its client follow from that.
+``HttpEngine`` reaches an engine over HTTP. To add an operation, declare it here with its line in ``SyncEngine``, and
+implement it in ``SqliteEngine``. Its route and its client are derived from that.
 """
 
 # The methods have no bodies: ``@operation`` makes them.
@@ -65,14 +65,17 @@ RunLimit = Annotated[int, msgspec.Meta(ge=1, le=500)]
 EventLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
 ChangePosition = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 IdSuffix = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z]+\Z", description="the last letters and digits of an id")]
-"""Ids are letters and digits, so a LIKE pattern's special characters are refused."""
+"""Ids are letters and digits, so special characters of LIKE patterns are refused."""
 
 _NO_RUN = "no run has the id {run_id!r}"
 _NO_EVENT = "no event has the id {event_id!r}"
 
 
 async def _event_exists(engine: "Engine", arguments: Mapping[str, Any], result: object) -> bool:
-    """True if the engine has no log of events: its answer is an empty list."""
+    """Whether the event exists. True if the engine has no log of events.
+
+    The answer of such an engine is an empty list.
+    """
     try:
         return await engine.get_event(arguments["event_id"]) is not None
     except NotSupportedError:
@@ -118,17 +121,16 @@ async def _show_kept(engine: "Engine", arguments: Mapping[str, Any], kept: bool)
 class Engine:
     """The interface of an engine.
 
-    Most methods are operations, which pass themselves to ``execute`` unless a subclass overrides them.
-
-    Methods raise the engine's errors of ``durably.errors``. Ids of functions begin with their app's. Times have time
-    zones. Lists are newest first; ``cursor`` is the id of the last item of the previous page, and ``id_suffix`` the end
-    of the ids of items.
+    Most methods are operations, which pass themselves to ``execute`` unless a subclass overrides them. Methods
+    raise the engine's errors of ``durably.errors``. Ids of functions begin with their app's. Times have time zones.
+    Lists are newest first; ``cursor`` is the id of the last item of the previous page, and ``id_suffix`` the end of the
+    ids of items.
     """
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Execute an operation whose method is not overridden.
 
-        ``arguments`` lacks those that have their default.
+        ``arguments`` omits those that have their default.
         """
         raise NotImplementedError
 
@@ -160,10 +162,13 @@ class Engine:
     ) -> EventReceipt:
         """Store events, and return their ids, in order, after the commit.
 
-        ``body`` is JSON: an event, or a list. ``seed``: the same seed gives the same ids, so a repeated request changes
-        nothing. ``sender`` is the id of the run that sends the events, if any. ``traceparent`` is the trace context
-        (W3C) that their runs continue, with ``tracestate`` and ``baggage``; an invalid one is ignored. Stores all or
-        none. Raises ``EventInvalidError``, ``EventTooLargeError``.
+        - ``body``: JSON, an event or a list.
+        - ``seed``: The same seed gives the same ids, so a repeated request has no effect.
+        - ``sender``: The id of the run that sends the events, if any.
+        - ``traceparent``: The trace context (W3C) that their runs continue, with ``tracestate`` and ``baggage``. An
+          invalid one is ignored.
+
+        Stores all or none. Raises ``EventInvalidError``, ``EventTooLargeError``.
         """
 
     @operation("GET /v1/events", http_defaults={"limit": 20})
@@ -194,9 +199,10 @@ class Engine:
     ) -> EventPage:
         """Search events, newest first, each with the first 50 runs that it started.
 
-        The events were received from ``received_after`` until before ``received_before``. ``is_unmatched``: those that
-        had no effect, and whose name triggers no function, or the others. ``if_exp`` is a condition (CEL, over
-        ``event``). ``id`` is the id of an event, or its last characters.
+        - ``received_after``, ``received_before``: A half-open interval of the time of receipt.
+        - ``is_unmatched``: Only events without effects whose name triggers no function, or only the others.
+        - ``if_exp``: A condition (CEL, over ``event``).
+        - ``id``: The id of an event, or its last characters.
 
         A search looks at a limited number of events: a page may have fewer events than ``limit``, or none, and a
         cursor. A page ends after 1 MiB. Raises ``SelectionInvalidError``.
@@ -242,11 +248,12 @@ class Engine:
     ) -> RunPage:
         """Search runs, newest first.
 
-        The runs were created from ``started_after`` until before ``started_before``. ``if_exp`` is a condition (CEL,
-        over ``event`` and ``output``). ``id`` is the id of a run or of an event, or its last characters.
+        - ``started_after``, ``started_before``: A half-open interval of the time of creation.
+        - ``if_exp``: A condition (CEL, over ``event`` and ``output``).
+        - ``id``: The id of a run or of an event, or its last characters.
 
         A search looks at a limited number of runs: a page may have fewer runs than ``limit``, or none, and a cursor.
-        Outputs of more than 16 KiB are left out. Raises ``SelectionInvalidError``.
+        Outputs of more than 16 KiB are omitted. Raises ``SelectionInvalidError``.
         """
 
     @operation("GET /v1/search/runs/counts")
@@ -259,7 +266,7 @@ class Engine:
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
     ) -> StatusCounts:
-        """Count runs by status; see ``search_runs`` for the conditions.
+        """Count runs by status. See ``search_runs`` for the conditions.
 
         Counts may stop at 1,000 runs of a status, or after a limited number of other runs. They are then not complete.
         """
@@ -286,11 +293,14 @@ class Engine:
 
     @operation("DELETE /v1/runs/{run_id}", show=_show_run)
     async def cancel_run(self, run_id: str) -> bool:
-        """False if the run has already ended. Raises ``RunNotFoundError``."""
+        """Cancel a run. Returns ``False`` if it has already ended.
+
+        Raises ``RunNotFoundError``.
+        """
 
     @operation("POST /v1/runs/{run_id}/skip-delays", show=_show_skipped)
     async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
-        """End the sleeps of a run now, and make its delayed attempts now.
+        """Skip a run's sleeps and retry delays.
 
         Returns the number of both. With ``step_id`` only those of that step. Requests of the engine (``fetch``,
         ``ai.infer``), waits and limits of flow control are not affected. Raises ``RunNotFoundError``.
@@ -298,7 +308,7 @@ class Engine:
 
     @operation("POST /v1/runs/{run_id}/rerun", is_repeatable=False, show=_show_new_run)
     async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
-        """Run the same function again with the same events; the new run's id.
+        """Run the same function again with the same events. Returns the new run's id.
 
         From a step: with the memos that are older than the step's. Raises ``RunNotFoundError``, ``StepNotFoundError``,
         ``FunctionNotFoundError``, ``FunctionPausedError``.
@@ -308,7 +318,7 @@ class Engine:
     async def invoke(
         self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
     ) -> InvokeReceipt:
-        """Start a run of one function, whatever triggers it otherwise.
+        """Start a run of one function, whatever its triggers.
 
         Returns when the run is stored. Raises ``FunctionNotFoundError``, ``EventInvalidError``.
         """
@@ -321,51 +331,51 @@ class Engine:
         show=_show_run_id,
     )
     async def signal(self, name: str, data: Any = None) -> str | None:
-        """Wake the run that waits for a signal; its id, or ``None`` if no run waits."""
+        """Wake the run that waits for a signal.
+
+        Returns its id, or ``None`` if no run waits.
+        """
 
     @operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN)
     async def inspect_run(self, run_id: str) -> RunReport | None:
-        """A run with all that is known of it; ``None`` if it does not exist.
+        """A run in full detail; ``None`` if it does not exist.
 
-        Steps with their spans of time and attempts, events, parent and children, and logs.
+        It has steps with their spans of time and attempts, events, parent and children, and logs.
         """
 
     # overviews
 
     @operation("GET /v1/engine")
     async def describe_engine(self) -> EngineInfo:
-        """The kind of the engine, and notes on what its lists cannot show."""
+        """The kind of the engine, and notes on the limits of its lists."""
 
     @operation("GET /v1/overview")
     async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
-        """The engine at a glance.
+        """The engine's state: runs over time, load of functions, items to look at.
 
-        Runs over time, the load of functions, what needs attention.
-
-        By default of the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
+        Default: the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
         """
 
     @operation("GET /v1/loads")
     async def function_loads(
         self, *, since: dt.datetime | None = None, until: dt.datetime | None = None
     ) -> list[FunctionLoad]:
-        """The present load of each function and its runs over time, by their ids.
+        """Current load and run counts per function, by function id.
 
-        By default of the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
+        Default: the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
         """
 
     @operation("GET /v1/functions/{function_id}/report", missing="no app serves a function with the id {function_id!r}")
     async def inspect_function(self, function_id: str, *, since: dt.datetime | None = None) -> FunctionReport | None:
         """A function with its load, and durations of its last runs and their steps.
 
-        They are those of the last 100 runs that completed or failed.
-
-        ``since`` is the beginning of the load's counts, by default 24 hours ago. ``None`` if no app serves it.
+        The durations are those of the last 100 runs that completed or failed. ``since`` is the beginning of the load's
+        counts, by default 24 hours ago. ``None`` if no app serves it.
         """
 
     @operation("GET /v1/reports/apps")
     async def inspect_apps(self) -> list[AppReport]:
-        """The apps that have synced, by id, with their last syncs and failures to answer."""
+        """The apps that have synced, by id, with their last syncs and connection errors."""
 
     @operation("GET /v1/schedules")
     async def list_schedules(self) -> list[ScheduleView]:
@@ -388,10 +398,10 @@ class Engine:
 
     @operation("GET /v1/changes")
     async def wait_for_changes(self, *, after: ChangePosition | None = None, run_id: str | None = None) -> Changes:
-        """Wait until something has changed after a position; the new position.
+        """Wait for a change after ``position``. Returns the new position.
 
-        Returns at once if it has changed already, or without ``after``, and at the latest after 20 s. With ``run_id``
-        it waits for changes of this run. Raises ``TooManyWaitersError`` (503).
+        Returns at once if a change has already happened, or without ``after``, and at the latest after 20 s. With
+        ``run_id`` it waits for changes of this run. Raises ``TooManyWaitersError`` (503).
         """
 
     @operation("GET /v1/logs")
@@ -405,7 +415,7 @@ class Engine:
     ) -> LogPage:
         """Lines of ``ctx.logger``, which the engine keeps in development.
 
-        They are those from ``position`` on, 1 for the first; by default the latest.
+        They start at ``position``, 1 for the first line; by default the latest lines.
         """
 
     # functions and apps
@@ -414,7 +424,7 @@ class Engine:
     async def list_functions(self) -> list[FunctionView]:
         """List the functions that apps serve.
 
-        They are in the order of apps and of functions within them.
+        They are in the order of apps, and of functions within each app.
         """
 
     @operation("POST /v1/functions/{function_id}/pause", show=_show_function)
@@ -450,13 +460,13 @@ class Engine:
     ) -> CancellationView:
         """Start to cancel runs of a function.
 
-        Applies to runs that were created from ``started_after`` until before ``started_before`` and whose event meets
-        ``if_exp`` (CEL, over ``event``).
+        Applies to runs that were created from ``started_after`` until before ``started_before`` and whose event matches
+        ``if_exp`` (CEL, over ``event``). A ``started_before`` in the future also applies to runs that start until then.
+        For an hour, the cancellation also applies to runs of the function that descend from a cancelled run, by events
+        or invocations. With ``app_id``, ``function_id`` may be the id within the app. ``get_cancellation`` shows the
+        progress.
 
-        A ``started_before`` in the future also applies to runs that start until then. For an hour, the cancellation
-        also applies to runs of the function that descend from a cancelled run, by events or invocations. With
-        ``app_id``, ``function_id`` may be the id within the app. ``get_cancellation`` shows the progress. Raises
-        ``FunctionNotFoundError``, ``SelectionInvalidError``.
+        Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
         """
 
     @operation("GET /v1/cancellations")
@@ -487,7 +497,7 @@ class Engine:
     ) -> ReplayView:
         """Start to rerun the function's runs that ended with one of the ``statuses``.
 
-        ``started_before`` is by default the present, and the other arguments are as in ``cancel_runs``. Raises
+        ``started_before`` is by default now. The other arguments are those of ``cancel_runs``. Raises
         ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
         """
 
@@ -519,14 +529,14 @@ class Engine:
 
     @operation("POST /v1/runs/{run_id}/metadata", is_repeatable=False, body="body", show=_show_kept)
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        """Store an SDK's metadata of a run; false if it is too much.
+        """Store an SDK's metadata of a run. Returns ``False`` if it is too large.
 
         The body is ``{target, metadata: [{kind, op, values}]}``. Raises ``RunNotFoundError``.
         """
 
     @operation("POST /v1/runs/{run_id}/logs", is_repeatable=False, show=_show_kept)
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
-        """Store lines of ``ctx.logger``; false if not all are kept.
+        """Store lines of ``ctx.logger``. Returns ``False`` if some are not kept.
 
         An engine keeps them in development only, and of each run the first 5,000. Raises ``RunNotFoundError``.
         """
@@ -537,7 +547,7 @@ class Engine:
 
     @operation("POST /v1/traces/userland", is_repeatable=False, body="body", headers={"content_type": "content-type"})
     async def add_traces(self, body: bytes, content_type: str) -> bool:
-        """Store spans that an SDK has exported; false if they are too large.
+        """Store spans that an SDK has exported. Returns ``False`` if they are too large.
 
         The spans are in the form of OTLP over HTTP.
         """
@@ -552,34 +562,37 @@ class Engine:
     async def read_metrics(self) -> list[Metric]:
         """The engine's metrics. ``GET /metrics`` has them in the format of Prometheus.
 
-        Counters begin at zero when the engine starts.
+        Counters start at zero when the engine starts.
         """
 
 
 class LocalEngine(Engine):
     """An engine that runs in this process.
 
-    It has the methods that its HTTP API needs besides the operations.
+    It has the methods that its HTTP API needs in addition to the operations.
     """
 
     @property
     def stop_error(self) -> EngineError | None:
-        """The error that stopped the engine, if it has stopped by itself."""
+        """The error that stopped the engine, unless ``close`` stopped it."""
         return None
 
     async def close(self) -> None:
-        """Take no more input, and wait for calls under way.
+        """Refuse further input, and wait for calls under way.
 
-        The wait is at most the settings' ``close_grace``.
+        The wait is limited by the settings' ``close_grace``.
         """
         raise NotImplementedError
 
     def explain(self, error: Exception) -> Exception:
-        """The engine's error for one of its store; ``error`` itself if it has none."""
+        """Convert a store error to an ``EngineError``.
+
+        Other errors are returned unchanged.
+        """
         return error
 
     async def verify(self) -> None:
-        """Check that the engine can take events and call apps.
+        """Check that the engine can accept events and call apps.
 
         Raises an error if it cannot.
         """
@@ -587,20 +600,20 @@ class LocalEngine(Engine):
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         """Replace the functions of an app.
 
-        ``in_process``: the app is called by other means than HTTP, and its URLs only name it. Raises
-        ``ConfigInvalidError``, which names the function and the option.
+        ``in_process``: the app is not called over HTTP, and its URLs are only names. Raises ``ConfigInvalidError``,
+        which names the function and the option.
         """
         raise NotImplementedError
 
     def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """Future changes of runs, for people to read.
+        """Future changes of runs, for display.
 
         A slow reader loses the oldest updates.
         """
         raise NotImplementedError
 
     def watch_process(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """``watch``, and only for runs that this process executes."""
+        """``watch`` for the runs that this process executes."""
         return self.watch()
 
 
@@ -608,7 +621,7 @@ class SyncEngine(Engine):
     """An engine with methods for synchronous code too, except those for SDKs."""
 
     def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Blocks this thread until then."""
+        """Block this thread until the coroutine has ended. Returns its result."""
         raise NotImplementedError
 
     list_events_sync = blocking(Engine.list_events)

@@ -1,4 +1,4 @@
-"""Decoding of JSON that others send.
+"""Decoding of received JSON.
 
 Errors name line and column of malformed JSON, or the path of a wrong value.
 """
@@ -18,11 +18,11 @@ from durably.protocol.limits import MAX_EVENTS_PER_POST, MAX_NESTING
 T = TypeVar("T")
 _BYTE = re.compile(r"^(?:JSON is malformed: )?(.*) \(byte (\d+)\)$")
 _PORTION_BYTES = 256 * 1024
-"""Events that are decoded at a time: about 2 ms."""
+"""Number of events that are decoded at a time, which takes about 2 ms."""
 
 
 class _LenientEvent(msgspec.Struct):
-    """An event as other SDKs send it: anything but the name may be null."""
+    """An event as other SDKs send it: any field but the name may be null."""
 
     name: str
     data: dict[str, Any] | None = None
@@ -66,7 +66,7 @@ async def decode_events(body: bytes, max_event_bytes: int) -> list[Event]:
 
 
 async def _decode_large(body: bytes, max_event_bytes: int) -> list[Event]:
-    """Many events. Between portions of them the event loop does other work."""
+    """Decode many events, and let the event loop do other work between portions."""
     unread = decode_json(body, _raw_events.decode, EventInvalidError)
     for index, raw in enumerate(unread):
         if len(bytes(raw)) > max_event_bytes:
@@ -76,7 +76,9 @@ async def _decode_large(body: bytes, max_event_bytes: int) -> list[Event]:
         try:
             events.append(_lenient_event.decode(raw).to_event())
         except (ValueError, RecursionError):
-            decode_json(body, _lenient_events.decode, EventInvalidError)  # raises the error with its place in the body
+            decode_json(
+                body, _lenient_events.decode, EventInvalidError
+            )  # raises the error with its position in the body
         size += len(bytes(raw))
         if size > _PORTION_BYTES:
             await asyncio.sleep(0)
@@ -101,19 +103,19 @@ def decode_json(body: bytes, decode: Callable[[bytes], T], kind: type[EngineErro
 
 
 def explain_json_error(body: bytes, error: Exception) -> str:
-    """The error in a body, by the error of its decoder."""
+    """Explain the error of a body from its decoder's error."""
     match error:
         case msgspec.ValidationError():
             return f"the body has the wrong shape: {error}"
         case NotUtf8Error() | UnicodeDecodeError():
             return "the body is not valid JSON: it is not encoded in UTF-8"
         case TooDeepError() | RecursionError():
-            return f"the body is nested too deeply: at most {MAX_NESTING} levels are possible"
+            return f"the body is nested too deeply: at most {MAX_NESTING} levels are allowed"
     return describe_malformed(body, str(error))
 
 
 def describe_malformed(body: bytes, fault: str) -> str:
-    """The text of an error for malformed JSON, with line and column, from 1.
+    """The message of an error for malformed JSON, with line and column, from 1.
 
     ``fault`` is msgspec's message, which counts bytes.
     """

@@ -1,4 +1,4 @@
-"""The log of an engine: a line for each update of a run, and limited lines."""
+"""The log of an engine: a line for each update of a run, and rate-limited lines."""
 
 import datetime as dt
 import logging

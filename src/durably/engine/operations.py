@@ -1,8 +1,8 @@
 """Operations of an engine, and their declarations.
 
 Each is declared once, by ``@operation`` above its method in ``Engine``. The declaration names the HTTP method and path,
-and how the result is shown over HTTP. The arguments, their types and their defaults are those of the method. From these
-follow the route (``engine/http/routes.py``), the client (``engine/http/codec.py``), and calls between processes.
+and how the result is shown over HTTP. The arguments, their types and their defaults are those of the method. The route
+(``engine/http/routes.py``), the client (``engine/http/codec.py``), and calls between processes are derived from these.
 ``blocking`` derives a method for synchronous code.
 """
 
@@ -29,13 +29,13 @@ REQUIRED = inspect.Parameter.empty
 
 
 class ArgumentInvalidError(ValueError):
-    """An argument's text has the wrong form."""
+    """An argument's string has the wrong form."""
 
 
 class Access(Enum):
     """Callers of an operation over HTTP.
 
-    An engine in dev mode asks for no keys: it checks hosts and origins.
+    An engine in dev mode requires no keys: it checks hosts and origins.
     """
 
     OPEN = "everyone"
@@ -44,7 +44,7 @@ class Access(Enum):
     DEVELOPMENT = "only in dev mode"
 
 
-class Place(Enum):
+class ArgumentLocation(Enum):
     """The part of an HTTP request that carries an argument."""
 
     PATH = "path"
@@ -63,7 +63,7 @@ class Argument(msgspec.Struct, frozen=True):
 
     name: str
     wire_name: str
-    place: Place
+    location: ArgumentLocation
     type: Any
     default: Any
     http_default: Any = None
@@ -114,7 +114,7 @@ class Argument(msgspec.Struct, frozen=True):
         return text.upper()
 
     def write(self, value: Any) -> str:
-        """The text of a value in a path, query or header."""
+        """The string of a value in a path, query or header."""
         if isinstance(value, bool):
             return "true" if value else "false"
         return value.isoformat() if isinstance(value, dt.datetime) else str(value)
@@ -147,7 +147,7 @@ def without_none(annotation: Any) -> Any:
 
 
 class Show(Protocol):
-    """A function of an engine, the arguments of an operation, and its result."""
+    """Converts the result, given the engine and the operation's arguments."""
 
     def __call__(self, engine: Any, arguments: Mapping[str, Any], result: Any, /) -> Coroutine[Any, Any, Any]: ...
 
@@ -155,7 +155,7 @@ class Show(Protocol):
 class Operation:
     """An operation of an engine.
 
-    ``@operation`` makes it. The arguments of the decorator are documented there.
+    ``@operation`` creates it. The decorator documents the arguments.
     """
 
     def __init__(
@@ -213,7 +213,7 @@ class Operation:
 
     @functools.cached_property
     def has_body(self) -> bool:
-        return any(argument.place in (Place.FIELD, Place.BODY) for argument in self.arguments)
+        return any(argument.location in (ArgumentLocation.FIELD, ArgumentLocation.BODY) for argument in self.arguments)
 
     @functools.cached_property
     def arguments(self) -> tuple[Argument, ...]:
@@ -223,7 +223,7 @@ class Operation:
             Argument(
                 parameter.name,
                 self._names.get(parameter.name) or self._headers.get(parameter.name) or parameter.name,
-                self._place_of(parameter.name),
+                self._location_of(parameter.name),
                 without_none(hints[parameter.name]),
                 parameter.default,
                 self._http_defaults.get(parameter.name),
@@ -236,14 +236,14 @@ class Operation:
         """The type of the result."""
         return read_type_hints(self._method, include_extras=True)["return"]
 
-    def _place_of(self, name: str) -> Place:
+    def _location_of(self, name: str) -> ArgumentLocation:
         if "{" + name + "}" in self.path:
-            return Place.PATH
+            return ArgumentLocation.PATH
         if name in self._headers:
-            return Place.HEADER
+            return ArgumentLocation.HEADER
         if name == self._body:
-            return Place.BODY
-        return Place.FIELD if self.http_method in ("POST", "PUT") else Place.QUERY
+            return ArgumentLocation.BODY
+        return ArgumentLocation.FIELD if self.http_method in ("POST", "PUT") else ArgumentLocation.QUERY
 
 
 def operation(
@@ -262,13 +262,16 @@ def operation(
 ) -> Callable[[Method], Method]:
     """Declare a method of ``Engine`` as an operation.
 
-    ``route`` is the HTTP method and the path, such as ``"GET /v1/runs/{run_id}"``. Arguments that the path does not
-    name are query parameters of GET and DELETE, and fields of the JSON body of POST; ``names`` has the names of those
-    that are called otherwise there, ``headers`` those that are headers, ``body`` the one that is the whole body.
-    ``is_repeatable``: executing it twice has the effect of executing it once. ``missing`` is the error's text if the
-    result is ``None``, or if it is empty and ``exists`` returns false; the HTTP status is then 404. ``show`` makes the
-    ``data`` of the HTTP answer if it differs from the result. ``is_bare``: the answer is the result alone, without the
-    envelope of the ``/v1`` API.
+    - ``route``: The HTTP method and the path, such as ``"GET /v1/runs/{run_id}"``. Arguments that are not in the path
+      are query parameters of GET and DELETE, and fields of the JSON body of POST.
+    - ``names``: Other names of arguments over HTTP.
+    - ``headers``: Arguments that are headers.
+    - ``body``: The argument that is the whole body.
+    - ``is_repeatable``: Executing it twice has the effect of executing it once.
+    - ``missing``: The error's message if the result is ``None``, or if it is empty and ``exists`` returns false. The
+      HTTP status is then 404.
+    - ``show``: Makes the ``data`` of the HTTP answer if it differs from the result.
+    - ``is_bare``: The answer is the result alone, without the envelope of the ``/v1`` API.
     """
 
     def declare(method: Method) -> Method:
@@ -307,7 +310,7 @@ class Blocking(Protocol):
     """A class with methods for synchronous code."""
 
     def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Blocks this thread until then."""
+        """Block this thread until the coroutine has ended. Returns its result."""
         ...
 
 

@@ -17,9 +17,9 @@ from .views import AppView, EventView, FunctionView, RunStatus, RunView, StepSta
 
 
 class SpanKind(StrEnum):
-    """A part of the time of a step or a run.
+    """The kind of a part of a step's or run's time.
 
-    ``QUEUED``: for a call. ``RUNNING``: the app runs its code. ``RETRYING``: backoff after a failed attempt.
+    ``QUEUED``: waits for a call. ``RUNNING``: the app runs its code. ``RETRYING``: backoff after a failed attempt.
     ``SLEEPING``: a sleep. ``WAITING``: for an event, a signal or an invoked function.
     """
 
@@ -31,7 +31,7 @@ class SpanKind(StrEnum):
 
 
 class Span(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a time axis.
+    """A span of time.
 
     ``end`` is ``None`` if it has not ended; ``attempt`` counts from 0.
     """
@@ -43,7 +43,10 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A failed attempt that another followed or follows. ``attempt`` counts from 0."""
+    """A failed attempt that was or will be followed by another.
+
+    ``attempt`` counts from 0.
+    """
 
     attempt: int
     ended_at: dt.datetime
@@ -51,13 +54,15 @@ class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A step with all that is known of it.
+    """A step in full detail.
 
-    ``spans`` are in the order of time. ``input`` is a JSON array of arguments, if the SDK sends it. ``output`` is JSON;
-    ``None`` also stands for null.
-    ``awaited`` is the event name, signal or function id that a wait is for. ``child_run_id`` is the invoked run. A step
-    that ``is_copied`` has the result of the run that this one repeats, and no spans. ``error`` is that of the last
-    attempt.
+    - ``spans``: In the order of time.
+    - ``input``: A JSON array of arguments, if the SDK sends it.
+    - ``output``: JSON, or ``None`` (also for null).
+    - ``awaited``: The event name, signal or function id that a wait is for.
+    - ``child_run_id``: The invoked run.
+    - ``is_copied``: The step has the result of the run that this one repeats, and no spans.
+    - ``error``: The error of the last attempt.
     """
 
     id: str
@@ -86,7 +91,7 @@ class Relation(StrEnum):
     DEFERRED = "deferred"
     RERUN = "rerun"
     ENDED = "ended"
-    """The event of its end triggered the other, as it does failure handlers."""
+    """The event of its end triggered the other, as it does for failure handlers."""
 
 
 _RELATIONS: dict[str, Relation] = {
@@ -106,7 +111,7 @@ def relation_by(event_name: str) -> Relation:
 class RunLink(msgspec.Struct, frozen=True, kw_only=True):
     """A run that another one names.
 
-    ``step`` is the step by which one started the other, if it is known.
+    ``step`` is the step through which one started the other, if it is known.
     """
 
     run_id: str
@@ -118,13 +123,14 @@ class RunLink(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A run with all that is known of it.
+    """A run in full detail.
 
-    ``spans`` are the run's own: the calls of the app that are known, the time for which it waited for one, and the
-    backoff of the function's own code, whose failed attempts are ``failed_attempts``. ``app_version`` is the version
-    that the app had when the run was created. ``logs`` are empty unless the engine keeps them, as it does in
-    development. ``children`` are the earliest 200. Functions that ``inngest/function.finished`` triggers are not among
-    them.
+    - ``spans``: The run's own: the known calls of the app, the time in which it waited for a call, and the backoff of
+      the function's own code.
+    - ``failed_attempts``: Attempts of the function's own code.
+    - ``app_version``: The version of the app when the run was created.
+    - ``logs``: Empty unless the engine keeps them, as in development.
+    - ``children``: The earliest 200, without functions that ``inngest/function.finished`` triggers.
     """
 
     run: RunView
@@ -174,8 +180,8 @@ class RunPage(msgspec.Struct, frozen=True, kw_only=True):
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     """An event and the runs that it started.
 
-    ``runs`` are the first 50. ``is_unmatched``: it started, woke and cancelled nothing, and its name triggers no
-    function now. The engine's own events are never unmatched.
+    ``runs`` are the first 50. ``is_unmatched``: the event had no effect, and its name triggers no function now. The
+    engine's own events are never unmatched.
     """
 
     event: EventView
@@ -194,8 +200,8 @@ class EventPage(msgspec.Struct, frozen=True, kw_only=True):
 class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Numbers of runs in an interval that begins ``at``.
 
-    They are of runs that were created in it, and of those that ended in it by status. ``replayed`` are those of the
-    ``failed`` that have a completed rerun now.
+    ``created`` counts runs created in the interval, the other fields runs that ended in it. ``replayed``: failed runs
+    with a completed rerun.
     """
 
     at: dt.datetime
@@ -213,11 +219,14 @@ class RunCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FunctionLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """The present load of a function, and its runs in the interval of a report.
+    """The current load of a function, and its runs in the interval of a report.
 
-    ``backlog`` is the number of calls that wait for a slot or for the app, ``queue_delay`` the seconds that the oldest
-    of them has waited, ``in_flight`` the number of calls under way; they are ``None`` on
-    Temporal, which does not count them. ``live`` runs have not ended.
+    - ``backlog``: The number of calls that wait for a slot or for the app.
+    - ``queue_delay``: Seconds that the oldest of them has waited.
+    - ``in_flight``: The number of calls under way.
+    - ``live``: The number of runs that have not ended.
+
+    The first three are ``None`` on Temporal, which does not count them.
     """
 
     function_id: str
@@ -237,7 +246,7 @@ class ConcernKind(StrEnum):
 
 
 class Concern(msgspec.Struct, frozen=True, kw_only=True):
-    """Something that needs attention.
+    """A condition that needs attention.
 
     ``subject`` is the id of the function or app, or the event's name. ``message`` is a sentence with the remedy.
     """
@@ -250,11 +259,10 @@ class Concern(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """The engine at a glance.
+    """The engine's state.
 
-    ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``.
-
-    ``live`` has the number of runs for each status of runs that have not ended.
+    ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``. ``live`` has the number of runs
+    for each status of runs that have not ended.
     """
 
     since: dt.datetime
@@ -293,7 +301,7 @@ class FunctionReport(msgspec.Struct, frozen=True, kw_only=True):
 class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
     """A sync of an app.
 
-    ``error`` is its reason if it failed; ids of functions otherwise.
+    ``error`` is the reason of a failed sync. The other fields are ids of functions.
     """
 
     at: dt.datetime
@@ -304,7 +312,7 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An app, its last sync, and the error since when it does not answer, if so."""
+    """An app, its last sync, and the error if it has stopped answering."""
 
     app: AppView
     last_sync: SyncReport | None
@@ -326,9 +334,9 @@ class ScheduleView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MatchCount(msgspec.Struct, frozen=True, kw_only=True):
-    """A number of runs, such as that which a bulk operation would apply to.
+    """A number of runs, such as those to which a bulk operation would apply.
 
-    ``is_complete`` is false if it is at least that many.
+    ``is_complete`` is false if the number is a lower bound.
     """
 
     count: int
@@ -352,10 +360,10 @@ class Feature(StrEnum):
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The kind of an engine, for people.
+    """The kind of an engine.
 
-    ``notes`` are sentences on what its lists cannot show, and ``missing`` the features that it refuses. ``run_url`` is
-    the URL of a run in Temporal's UI, with ``{run_id}``, if its address is configured.
+    ``notes`` are sentences on the limits of its lists, and ``missing`` the features that it refuses. ``run_url`` is the
+    URL of a run in Temporal's UI, with ``{run_id}``, if its address is configured.
     """
 
     kind: str
@@ -365,6 +373,6 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
-    """The position in the engine's changes up to which a client knows them."""
+    """The position up to which a client knows the engine's changes."""
 
     position: int

@@ -17,7 +17,7 @@ _MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 class RunObservers(Observers):
-    """The observers of an engine, as its settings ask for them."""
+    """The observers of an engine that its settings enable."""
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__()

@@ -24,9 +24,9 @@ from durably.engine.scheduling.outbox import (
     Synced,
 )
 from durably.engine.scheduling.registry import Registry
-from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.scheduling.requests.call_dispatch import CallDispatcher
 from durably.engine.scheduling.requests.http_call import Caller, HttpCaller, TracedCaller
-from durably.engine.scheduling.requests.step_requests import Outbound, Requests
+from durably.engine.scheduling.requests.step_requests import OutboundClient, StepRequests
 from durably.engine.scheduling.retention import PurgeStore, Retention
 from durably.engine.scheduling.subscriptions import CompletionWaiters, RunChange, Subscriptions
 from durably.engine.scheduling.timers import Loaded, Timers, load_timers
@@ -37,7 +37,7 @@ from durably.engine.sqlite.database import explain, is_busy, open_database, take
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.identity import refuse_foreign
 from durably.engine.sqlite.reader import Reader
-from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.sqlite.writer import Writer
 from durably.protocol.engine_errors import (
     DatabaseBusyError,
@@ -55,7 +55,7 @@ from .settings import EngineSettings, make_policy
 from .tracing import EndedRun
 
 _LOAD_LIMIT = 10_000
-"""Timers, and delayed calls, read at a time."""
+"""Number of timers and delayed calls that are read at a time."""
 _RECOVERED_TOGETHER = 100
 _CHECK_SECONDS = 1.0
 """Seconds between an idle engine's checks that its database still exists. A busy engine checks at each commit."""
@@ -66,7 +66,7 @@ _Due = ScheduledCall | StoredTimer | ScheduledRequest
 
 
 class Runtime:
-    """Made by ``open``."""
+    """A running engine. Use ``open`` to create it."""
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class Runtime:
         self._closing: asyncio.Task[None] | None = None
         self._checking: asyncio.Task[None] | None = None
         self.stop_error: EngineError | None = None
-        """The reason why the engine has stopped by itself."""
+        """The error that stopped the engine, unless ``close`` stopped it."""
         self.closed = asyncio.Event()
-        store = Store(connection)
+        store = RunStore(connection)
         self._files = DatabaseFiles(path)
         self.reader = Reader(path, self._give_up, self._files.check)
         cache = RunCache()
@@ -113,7 +113,7 @@ class Runtime:
         self._caller = make_caller(settings)
         if settings.tracing is not None:
             self._caller = TracedCaller(self._caller, settings.tracing)
-        self.executor = Executor(
+        self.call_dispatcher = CallDispatcher(
             self._caller,
             self.reader,
             self.transactions,
@@ -121,8 +121,8 @@ class Runtime:
             self.observers,
             max_calls=settings.max_calls,
         )
-        self._requests = Requests(
-            Outbound(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
+        self._requests = StepRequests(
+            OutboundClient(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
         )
         self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire)
         self._retention: Retention | None = None
@@ -143,7 +143,7 @@ class Runtime:
         after_epoch: int | None = None,
         on_owned: Callable[[int], Awaitable[None]] | None = None,
     ) -> "Runtime":
-        """See ``SqliteEngine.open``."""
+        """Open an engine, as ``SqliteEngine.open`` does."""
         path = find_file(path)
         refuse_foreign(path)
         lock = DatabaseLock(path) if takes_lock else None
@@ -177,7 +177,7 @@ class Runtime:
         return runtime
 
     async def close(self) -> None:
-        """May be called more than once."""
+        """Close the engine. Further calls have no effect."""
         if self._closing is None:
             grace = self.settings.close_grace.total_seconds()
             self._closing = asyncio.get_running_loop().create_task(self._close(grace))
@@ -189,7 +189,7 @@ class Runtime:
             self._checking.cancel()
         if self._retention is not None:
             await self._retention.close()
-        await self.executor.close(grace_seconds)
+        await self.call_dispatcher.close(grace_seconds)
         await self._requests.close()
         self.transactions.close()
         await self._writer.close()
@@ -232,7 +232,7 @@ class Runtime:
             self.transactions.transact_in_background(bulk_operations.continue_operation(operation_id))
 
     async def _recover_together(self, run_keys: list[int]) -> None:
-        """A run that cannot be recovered does not affect the others."""
+        """Recover runs. A run that cannot be recovered does not affect the others."""
         try:
             await self.transactions.transact(_recover(run_keys))
         except (DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError):
@@ -248,7 +248,7 @@ class Runtime:
     # outbox and timers
 
     def _dispatch_after_commit(self, outbox: Outbox) -> None:
-        """Act on a transaction's outbox after its commit."""
+        """Dispatch a transaction's outbox after its commit."""
         calls: list[ScheduledCall] = []
         for message in outbox:
             match message:
@@ -287,7 +287,7 @@ class Runtime:
                 case _:
                     self._timers.add(message.due, message)
         if calls:
-            self.executor.make(calls)
+            self.call_dispatcher.make(calls)
 
     async def _load_timers(self, after: int, until: int) -> Loaded[_Due]:
         loaded = await self.reader.read(lambda connection: load_timers(connection, after, until, _LOAD_LIMIT))
@@ -297,7 +297,7 @@ class Runtime:
         """Act on timers that are due."""
         now = self.settings.clock.now()
         self.observers.on_timers([max(0, now - _due_of(item)) for item in due])
-        self.executor.make([item for item in due if isinstance(item, ScheduledCall) and not item.has_to_queue])
+        self.call_dispatcher.make([item for item in due if isinstance(item, ScheduledCall) and not item.has_to_queue])
         for item in due:
             if isinstance(item, ScheduledCall):
                 if item.has_to_queue:

@@ -22,7 +22,7 @@ from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import show_url
 
 from .alerts.settings import Alerts
-from .tracing import Tracing
+from .tracing import EngineTracing
 
 
 class Timer(Protocol):
@@ -33,42 +33,41 @@ class Timer(Protocol):
 class Clock(Protocol):
     """The clock of an engine, and its timers.
 
-    ``now`` is milliseconds since the epoch; ``call_at`` runs a callback on the event loop once then.
+    ``now`` is milliseconds since the epoch. ``call_at`` runs a callback on the event loop once at a time.
 
-    ``hold`` and ``release`` enclose work that is under way. A clock that skips time does not skip while work is held.
-    Follow-up work calls ``hold`` before its cause calls ``release``. Call both on the event loop.
+    ``begin_work`` and ``end_work`` enclose work. A clock that skips time does not skip during work. Follow-up work
+    calls ``begin_work`` before its cause calls ``end_work``. Call both on the event loop.
     """
 
     def now(self) -> int: ...
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer: ...
 
-    def hold(self) -> None: ...
+    def begin_work(self) -> None: ...
 
-    def release(self) -> None: ...
+    def end_work(self) -> None: ...
 
 
 class SystemClock:
     """The wall clock.
 
-    Timers follow it only at the granularity of a minute: a machine that slept, or whose clock was set, notices within
-    that time.
+    Timers follow changes of the wall clock within a minute, for example after the machine was suspended.
     """
 
-    _LONGEST_NAP_SECONDS = 60.0
+    _MAX_TIMER_SECONDS = 60.0
 
     def now(self) -> int:
         return time.time_ns() // 1_000_000
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer:
-        seconds = min(max(when - self.now(), 0) / 1000, self._LONGEST_NAP_SECONDS)
+        seconds = min(max(when - self.now(), 0) / 1000, self._MAX_TIMER_SECONDS)
         return asyncio.get_running_loop().call_later(seconds, callback)
 
-    def hold(self) -> None:
-        """Real time passes whatever is under way."""
+    def begin_work(self) -> None:
+        """Do nothing: real time cannot be skipped."""
 
-    def release(self) -> None:
-        """See ``hold``."""
+    def end_work(self) -> None:
+        """Do nothing."""
 
 
 class Durability(StrEnum):
@@ -77,7 +76,7 @@ class Durability(StrEnum):
     A crash of the process alone never loses data.
 
     ``FULL``: everything acknowledged. ``NORMAL``: the database stays intact, but the last transactions may be lost.
-    ``OFF``: nothing, perhaps; for databases that are not kept.
+    ``OFF``: possibly nothing; for temporary databases.
     """
 
     FULL = "full"
@@ -88,19 +87,23 @@ class Durability(StrEnum):
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of an engine.
 
-    ``signing_key`` signs calls, and the API verifies requests with it; ``signing_key_fallback`` is the key before a
-    rotation, which the API accepts too. In production answers to calls must be signed with either; ``unsigned_apps``
-    are the ids of apps whose unsigned answers are accepted, because their SDK does not sign.
-
-    ``backoff`` has the delays of retries, ``unreached_backoff`` the delays of calls that did not reach their app,
-    which use up no attempt. ``call_timeout`` limits the time of one call, ``max_calls`` the number of calls at a
-    time. ``max_steps`` is the maximum number of steps of a run, ``max_depth`` the maximum depth of invocations; ten
-    times as many runs may start each other within an hour. ``allow_private_addresses`` lets ``fetch`` and
-    ``ai.infer`` reach them. ``retention`` is how long finished runs, and events that no run needs, are kept;
-    ``None`` keeps them forever. ``alerts`` reports runs that have finally failed, to a webhook or by e-mail.
-    ``tracing`` reports spans (see ``durably.otel``). ``log_runs`` logs the end of each run to ``durably.runs``.
-    ``temporal_ui`` is the address of Temporal's UI, such as ``http://localhost:8233``, for links to runs. Tests may
-    replace ``clock`` and ``entropy``, which makes ids.
+    - ``signing_key``: Signs calls. The API verifies requests with it.
+    - ``signing_key_fallback``: The key before a rotation, which the API accepts too. In production answers to calls
+      must be signed with either.
+    - ``unsigned_apps``: Ids of apps whose unsigned answers are accepted, because their SDK does not sign.
+    - ``backoff``: Delays of retries.
+    - ``unreached_backoff``: Delays of calls that did not reach their app. These calls use up no attempt.
+    - ``call_timeout``: Limits the time of one call.
+    - ``max_calls``: Maximum number of concurrent calls.
+    - ``max_steps``: Maximum number of steps of a run.
+    - ``max_depth``: Maximum depth of invocations. Ten times as many runs may start each other within an hour.
+    - ``allow_private_addresses``: Lets ``fetch`` and ``ai.infer`` reach them.
+    - ``retention``: How long finished runs, and events that no run needs, are kept; ``None`` keeps them forever.
+    - ``alerts``: Reports runs that have finally failed, to a webhook or by e-mail.
+    - ``tracing``: Reports spans (see ``durably.otel``).
+    - ``log_runs``: Logs the end of each run to ``durably.runs``.
+    - ``temporal_ui``: The address of Temporal's UI, such as ``http://localhost:8233``, for links to runs.
+    - ``clock``, ``entropy``: Tests may replace them. ``entropy`` makes ids.
     """
 
     server_kind: ServerKind = ServerKind.DEV
@@ -120,7 +123,7 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     close_grace: dt.timedelta = dt.timedelta(seconds=5)
     retention: dt.timedelta | None = None
     alerts: Alerts | None = None
-    tracing: Tracing | None = None
+    tracing: EngineTracing | None = None
     log_runs: bool = False
     temporal_ui: str | None = None
     clock: Clock = msgspec.field(default_factory=SystemClock)
@@ -152,12 +155,14 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
         check_type(self.durability, "EngineSettings.durability", Durability, "a Durability, such as Durability.NORMAL")
         check_type(self.alerts, "EngineSettings.alerts", (Alerts, NoneType), "Alerts(…) or None")
         check_type(self.clock, "EngineSettings.clock", Clock, "a clock with the methods of SystemClock")
-        check_type(self.tracing, "EngineSettings.tracing", (Tracing, NoneType), "what reports spans (see durably.otel)")
+        check_type(
+            self.tracing, "EngineSettings.tracing", (EngineTracing, NoneType), "an EngineTracing (see durably.otel)"
+        )
         if self.temporal_ui is not None:
             _check_web_address(self.temporal_ui, "EngineSettings.temporal_ui", "http://localhost:8233")
 
     def __repr__(self) -> str:
-        """Without the keys: settings end up in logs and in assertion errors."""
+        """Omits the keys: settings end up in logs and in assertion errors."""
         return f"EngineSettings(server_kind={self.server_kind.value!r}, signed={self.signing_key is not None})"
 
 
@@ -165,7 +170,7 @@ _MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 def _check_web_address(text: str, setting: str, example: str) -> None:
-    """Raises ``ValueError`` for a text to which a browser cannot go."""
+    """Raises ``ValueError`` for a string that is not a web address."""
     try:
         parts = urlsplit(text)
         is_valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0

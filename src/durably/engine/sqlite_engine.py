@@ -87,17 +87,16 @@ from .sqlite.queries import run_report, views
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
 _PORTION_BYTES = 256 * 1024
-"""Data of events that are checked at a time: about 1 ms."""
+"""Bytes of event data that are checked at a time, which takes about 1 ms."""
 
 
 class SqliteEngine(LocalEngine):
     """An engine that keeps its data in one SQLite file.
 
-    Open it with ``await SqliteEngine.open(path)``, close it with ``await engine.close()``.
-
-    Use it on the event loop that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited on
-    any loop. A method returns after the commit. After the engine is closed, or while it closes, methods that change
-    data raise ``EngineClosedError``.
+    Open it with ``await SqliteEngine.open(path)``, close it with ``await engine.close()``. Use it on the event loop
+    that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited on any loop. A method
+    returns after the commit. While the engine closes, and afterwards, methods that change data raise
+    ``EngineClosedError``.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -106,9 +105,9 @@ class SqliteEngine(LocalEngine):
         self._reader = runtime.reader
         self._settings = runtime.settings
         self.count_followers: Callable[[], int] = lambda: 0
-        """The number of other processes that use this engine, which the leader of in-process mode sets."""
+        """The number of other processes that use this engine, set by the leader of in-process mode."""
         self._overviews = Overviews(
-            runtime.reader, runtime.transactions, runtime.executor, runtime.statistics, runtime.settings.clock
+            runtime.reader, runtime.transactions, runtime.call_dispatcher, runtime.statistics, runtime.settings.clock
         )
         self._unmatched = UnmatchedEvents()
         self._started_at = self._settings.clock.now()
@@ -127,10 +126,11 @@ class SqliteEngine(LocalEngine):
     ) -> "SqliteEngine":
         """Own the database at ``path`` (created if missing), recover its runs, and start.
 
-        ``make_caller`` makes the caller of the apps; it is called on the event loop, and closed with the engine.
-        ``takes_lock=False`` is for a caller that manages the database's lock file, and ``after_epoch`` for a process
-        that takes the database over from that epoch's owner. ``on_owned`` gets the new epoch when the database is
-        owned, before any access to its data.
+        - ``make_caller``: Creates the caller of the apps. It is called on the event loop, and closed with the engine.
+        - ``takes_lock``: ``False`` if the caller manages the database's lock file.
+        - ``after_epoch``: For a process that takes the database over from that epoch's owner.
+        - ``on_owned``: Gets the new epoch when the database is owned, before any access to its data.
+
         Raises ``DatabaseLockedError``, ``DatabaseLinkedError``, ``DatabaseLostError`` if ``after_epoch`` is over,
         ``DatabaseUnavailableError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
         """
@@ -142,15 +142,12 @@ class SqliteEngine(LocalEngine):
     async def close(self) -> None:
         """Stop making calls, and close.
 
-        Calls under way may finish within ``close_grace``. The others are handed back.
+        Calls under way may finish within ``close_grace``. The others are given back.
         """
         await self._runtime.close()
 
     async def wait_closed(self) -> None:
-        """Wait until the engine is closed.
-
-        It is closed by ``close``, or because another engine has taken the database over.
-        """
+        """Wait until the engine is closed, by ``close`` or by a takeover of the database."""
         await self._runtime.closed.wait()
 
     @property
@@ -164,7 +161,7 @@ class SqliteEngine(LocalEngine):
     async def verify(self) -> None:
         """Check that the database still belongs to this engine.
 
-        Raises ``DatabaseLostError`` if another engine has taken the database over; this one then closes.
+        Raises ``DatabaseLostError`` if another engine has taken the database over; this engine then closes.
         """
         await self._transactions.transact(lambda transaction: None)
 
@@ -197,7 +194,7 @@ class SqliteEngine(LocalEngine):
     async def send_events(
         self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
     ) -> list[str]:
-        """Store events as ``accept_events`` does, and return their ids alone."""
+        """Store events as ``accept_events`` does, and return only their ids."""
         return (await self.accept_events(events, seed=seed, sender=sender)).ids
 
     async def accept_events(
@@ -278,7 +275,7 @@ class SqliteEngine(LocalEngine):
             condition=await _read_condition(if_exp),
             id=id or None,
         )
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
         is_triggering = self._transactions.registry.triggers_any
         return await self._reader.read(
             lambda connection: EventSearch(connection, wanted, is_triggering, first_call_at, budget).read(limit, cursor)
@@ -289,15 +286,12 @@ class SqliteEngine(LocalEngine):
         return None if event is None else replace(event, notes=await self.explain_event(event))
 
     async def explain_event(self, event: EventView) -> list[str]:
-        """Sentences on the effects of an event, besides started runs.
-
-        They also give the reason if it started none.
-        """
+        """Notes about an event: effects other than runs, and why it started no run."""
         awaited = await self._reader.read(views.awaited_names)
         return self._outcomes.explain(event, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[RunView]:
-        first_call_at = self._runtime.executor.first_call_at
+        first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: views.event_runs(connection, event_id, first_call_at))
 
     # runs
@@ -312,7 +306,7 @@ class SqliteEngine(LocalEngine):
         started_after: datetime | None = None,
         id_suffix: str | None = None,
     ) -> list[RunView]:
-        first_call_at = self._runtime.executor.first_call_at
+        first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(
             lambda connection: views.list_runs(
                 connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
@@ -343,7 +337,7 @@ class SqliteEngine(LocalEngine):
             condition=await _read_condition(if_exp, has_output=True),
             id=id or None,
         )
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(
             lambda connection: search_runs(connection, wanted, limit, cursor, first_call_at, budget)
         )
@@ -364,11 +358,11 @@ class SqliteEngine(LocalEngine):
             started_after=to_optional_milliseconds(started_after),
             started_before=to_optional_milliseconds(started_before),
         )
-        first_call_at = self._runtime.executor.first_call_at
+        first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: count_by_status(connection, wanted, first_call_at))
 
     async def get_run(self, run_id: str) -> RunView | None:
-        first_call_at = self._runtime.executor.first_call_at
+        first_call_at = self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(lambda connection: views.find_run(connection, run_id, first_call_at))
 
     async def wait_for_run(self, run_id: str) -> RunView:
@@ -385,21 +379,21 @@ class SqliteEngine(LocalEngine):
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
 
     async def run_steps(self, run_id: str) -> list[StepView]:
-        is_under_way = self._runtime.executor.is_under_way
+        is_under_way = self._runtime.call_dispatcher.is_under_way
         return await self._reader.read(lambda connection: views.run_steps(connection, run_id, is_under_way))
 
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
         return await self._reader.read(lambda connection: views.run_attempts(connection, run_id))
 
     async def run_calls(self, run_id: str) -> list[CallView]:
-        is_under_way = self._runtime.executor.is_under_way
+        is_under_way = self._runtime.call_dispatcher.is_under_way
         return await self._reader.read(lambda connection: views.run_calls(connection, run_id, is_under_way))
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
-        executor = self._runtime.executor
+        dispatcher = self._runtime.call_dispatcher
         return await self._reader.read(
             lambda connection: run_report.read_run_report(
-                connection, run_id, executor.first_call_at, executor.called_at
+                connection, run_id, dispatcher.first_call_at, dispatcher.called_at
             )
         )
 
@@ -465,7 +459,7 @@ class SqliteEngine(LocalEngine):
         selection = self._select(function_id, None, started_after, started_before, None)
         times = to_optional_milliseconds(selection.started_after), to_optional_milliseconds(selection.started_before)
         condition = await _read_condition(if_exp)
-        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.executor.first_call_at
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(
             lambda connection: count_matching_runs(
                 connection, function_id, statuses, times, condition, first_call_at, budget

@@ -1,6 +1,7 @@
-"""``Tracing``, through which an engine reports what it does as spans.
+"""``EngineTracing``, through which an engine reports what it does as spans.
 
-``durably.otel`` implements it. An engine without it passes the trace contexts of events on to the calls of their runs.
+``durably.otel`` implements it. An engine without it only passes the trace contexts of events to the calls of their
+runs.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ class CallSpan(Protocol):
 
 
 @runtime_checkable
-class Tracing(Protocol):
-    """Reports spans of an engine. The methods are quick, and raise nothing."""
+class EngineTracing(Protocol):
+    """Reports spans of an engine. The methods are quick, and raise no errors."""
 
     def receiving(self, names: Sequence[str], traceparent: str | None) -> AbstractContextManager[str | None]:
         """The span of a request that stores events, with their names.
@@ -53,14 +54,15 @@ class Tracing(Protocol):
         ...
 
     def run_context(self, run_id: str, traceparent: str | None) -> str | None:
-        """The trace context of a run whose event has this one. Called in any thread."""
+        """The trace context of a run, from its event's. Called in any thread."""
         ...
 
     def calling(self, data: CallData, *, execution: int = 0, repetition: int = 0) -> AbstractContextManager[CallSpan]:
         """The span of a call.
 
-        An engine of several processes gives ``execution``, the number of an execution of the run: another one has calls
-        of the same generations. ``repetition`` counts repetitions of a call with the same generation.
+        An engine of several processes passes ``execution``, the number of an execution of the run, because another
+        execution has calls of the same generations. ``repetition`` counts repetitions of a call with the same
+        generation.
         """
         ...
 
@@ -69,7 +71,7 @@ class Tracing(Protocol):
         ...
 
 
-def trace_of_run(tracing: Tracing | None, run_id: str, traceparent: str | None) -> str | None:
+def trace_of_run(tracing: EngineTracing | None, run_id: str, traceparent: str | None) -> str | None:
     """The trace context that a run's events and invocations continue.
 
     ``traceparent`` is that of the run's event.

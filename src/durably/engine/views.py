@@ -1,4 +1,4 @@
-"""Values that the engine's methods take and return.
+"""Arguments and results of the engine's methods.
 
 They are frozen, with aware UTC datetimes.
 """
@@ -45,8 +45,8 @@ __all__ = [
 class EventView(msgspec.Struct, frozen=True, kw_only=True, rename={"id": "internal_id", "event_id": "id"}):
     """An event as it was received.
 
-    ``id`` is the engine's own (a ULID), ``event_id`` the sender's, or else the same. ``notes`` are sentences on what
-    the event did besides starting runs, and on why it started none; lists omit them.
+    ``id`` is the engine's own (a ULID), ``event_id`` the sender's if it has one. ``notes`` are sentences on the event's
+    effects other than runs, and on why it started no run; lists omit them.
     """
 
     id: str
@@ -91,7 +91,7 @@ class AppView(msgspec.Struct, frozen=True, kw_only=True):
 class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
     """A function that its app serves. A function that ``is_paused`` starts no runs.
 
-    ``config`` is what the app synced, without credentials in URLs. ``name`` is the id if the app gave no name.
+    ``config`` is the synced configuration, without credentials in URLs. ``name`` is the id if the app gave no name.
     """
 
     id: str
@@ -104,8 +104,7 @@ class FunctionView(msgspec.Struct, frozen=True, kw_only=True):
 class FromStep(msgspec.Struct, frozen=True):
     """The step that a rerun starts from.
 
-    The id is as the user wrote it, or the hashed one. ``input`` is a JSON array of arguments for the step in place of
-    its own.
+    The id is as the user wrote it, or the hashed one. ``input`` is a JSON array that replaces the step's arguments.
     """
 
     step_id: str
@@ -113,10 +112,7 @@ class FromStep(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, step_id: str, arguments: Sequence[Any] | None) -> "FromStep":
-        """The step with arguments in place of its own.
-
-        ``arguments`` are values that JSON can hold.
-        """
+        """The step with other arguments, which must be JSON values."""
         encoded = None if arguments is None else [msgspec.Raw(msgspec.json.encode(each)) for each in arguments]
         return cls(step_id, encoded)
 
@@ -124,7 +120,7 @@ class FromStep(msgspec.Struct, frozen=True):
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
     """Runs of a function, selected by creation time and event.
 
-    The runs were created from ``started_after`` until before ``started_before``, and the expression holds for their
+    The runs were created from ``started_after`` until before ``started_before``, and the expression is true for their
     event.
     """
 
@@ -137,9 +133,9 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 class BulkOperationView(msgspec.Struct, frozen=True, kw_only=True, rename={"expression": "if"}):
     """A bulk cancellation or replay of a function's runs.
 
-    It applies to runs created from ``started_after`` until before ``started_before``, for whose event the expression
-    holds and, in a replay, that ended with one of ``statuses``. ``affected`` is the number of its runs so far.
-    ``ended_at`` is when it had looked at the runs that existed; a cancellation applies to new ones until
+    It applies to runs created from ``started_after`` until before ``started_before`` for whose event the expression is
+    true. A replay only applies to runs that ended with one of ``statuses``. ``affected`` is the number of its runs so
+    far. ``ended_at`` is when all existing runs were processed; a cancellation applies to new ones until
     ``started_before``.
     """
 
@@ -165,9 +161,11 @@ class ReplayView(BulkOperationView, frozen=True, kw_only=True, rename={"affected
 class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
     """Result of a sync.
 
-    ``modified`` is false if the app's functions have not changed since its last sync. ``added``, ``changed`` and
-    ``removed`` are ids of functions. ``version`` is the client's ``app_version``, and ``previous_version`` that of the
-    previous sync. ``previous_url`` is the app's URL before, if it has changed.
+    - ``modified``: False if the app's functions have not changed since its last sync.
+    - ``added``, ``changed``, ``removed``: Ids of functions.
+    - ``version``: The client's ``app_version``.
+    - ``previous_version``: The version of the previous sync.
+    - ``previous_url``: The app's former URL, if it has changed.
     """
 
     app_id: str
@@ -181,11 +179,13 @@ class SyncResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunWait(msgspec.Struct, frozen=True, kw_only=True):
-    """The sleep, wait or retry that an idle run continues after.
+    """The sleep, wait or retry after which an idle run continues.
 
-    ``kind`` is ``SLEEPING``, ``WAITING`` or ``RETRYING``. ``step`` is empty for a retry of the function's own code.
-    ``due_at`` is when a sleep ends, a wait times out, or the next attempt is made. ``awaited`` is the event name or
-    signal, ``error`` that of the attempt before.
+    - ``kind``: ``SLEEPING``, ``WAITING`` or ``RETRYING``.
+    - ``step``: Empty for a retry of the function's own code.
+    - ``due_at``: When a sleep ends, a wait times out, or the next attempt is made.
+    - ``awaited``: The event name or signal.
+    - ``error``: The error of the previous attempt.
     """
 
     kind: "StepStatus"
@@ -203,10 +203,12 @@ class RunView(
 ):
     """A run of a function.
 
-    ``output`` is JSON: what the function returned or, of a failed run, ``{name, message, stack, …}``. ``started_at`` is
-    when the first call was made. ``attempt`` is that of the call under way, from 0. ``event_id`` is the first of
-    ``event_ids``, and ``event_name`` its name. ``failed_attempts`` is the number of attempts that another followed,
-    ``None`` on Temporal. ``waiting`` is the earliest sleep, wait or retry of an idle run.
+    - ``output``: JSON: the function's result or, of a failed run, ``{name, message, stack, …}``.
+    - ``started_at``: When the first call was made.
+    - ``attempt``: The attempt of the call under way, from 0.
+    - ``event_id``, ``event_name``: The first of ``event_ids``, and its name.
+    - ``failed_attempts``: The number of attempts that another followed, ``None`` on Temporal.
+    - ``waiting``: The earliest sleep, wait or retry of an idle run.
     """
 
     id: str
@@ -240,17 +242,17 @@ class StepStatus(StrEnum):
     SLEEPING = "sleeping"
     WAITING = "waiting"
     UNFINISHED = "unfinished"
-    """Its run ended before it did."""
+    """Its run ended before the step did."""
 
 
 class StepView(msgspec.Struct, frozen=True, kw_only=True):
     """A step of a run.
 
-    ``id`` is the step's id as the user wrote it, ``hashed_id`` the one on the wire.
-
-    ``attempts`` is how many were made. ``due_at`` is when a sleep ends, a wait times out, or the next attempt
-    is made. ``memo`` is JSON, in the form in which apps get it: ``{"data": …}``, ``{"error": …}``, the event
-    that was waited for, or null.
+    - ``id``: The step's id as the user wrote it.
+    - ``hashed_id``: The id on the wire.
+    - ``attempts``: The number of attempts made.
+    - ``due_at``: When a sleep ends, a wait times out, or the next attempt is made.
+    - ``memo``: JSON, in the form in which apps get it: ``{"data": …}``, ``{"error": …}``, the awaited event, or null.
     """
 
     id: str
@@ -266,7 +268,7 @@ class StepView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AttemptView(msgspec.Struct, frozen=True, kw_only=True):
-    """An attempt that failed, and was or will be followed by another.
+    """A failed attempt that was or will be followed by another.
 
     ``attempt`` counts from 0. ``step`` is the step's id as the user wrote it, ``None`` for the function's own code.
     ``error`` is ``"Name: message"``.
@@ -288,7 +290,7 @@ class MetadataView(msgspec.Struct, frozen=True, kw_only=True):
 class TracesView(msgspec.Struct, frozen=True, kw_only=True):
     """One export of spans by an SDK (OTLP).
 
-    ``body`` is JSON: for another content type, the body as base64 text.
+    ``body`` is JSON. For another content type, it is the body as a base64 string.
     """
 
     received_at: dt.datetime
@@ -299,8 +301,8 @@ class TracesView(msgspec.Struct, frozen=True, kw_only=True):
 class CallView(msgspec.Struct, frozen=True, kw_only=True, rename={"job_id": "id", "due_at": "at"}):
     """A call of a run: scheduled for ``due_at``, or under way if ``in_flight``.
 
-    ``position`` is its place among the run's calls. ``step_id`` is the hashed id of the step it targets, or ``step``
-    if it discovers steps. ``error`` is the error of the attempt before.
+    ``position`` is its position among the run's calls. ``step_id`` is the hashed id of the step it targets, or ``step``
+    if it discovers steps. ``error`` is the error of the previous attempt.
     """
 
     job_id: str
@@ -318,7 +320,7 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True, rename={"job_id": "id"
 class InvokeReceipt(msgspec.Struct, frozen=True, kw_only=True, rename={"event_id": "id"}):
     """The result of an invocation.
 
-    ``run_id`` is ``None`` if flow control starts no run, or not yet. ``status`` repeats the HTTP status.
+    ``run_id`` is ``None`` if flow control starts no run, or has not started it yet. ``status`` repeats the HTTP status.
     """
 
     event_id: str
@@ -352,10 +354,13 @@ END_UPDATES = {
 class RunUpdate(msgspec.Struct, frozen=True, kw_only=True):
     """An update of a run. Subscribers get it after the commit.
 
-    ``step`` is the step's id as the user wrote it, ``None`` if it concerns the function's own code.
-    ``attempt`` is the one that failed (from 0), ``due_at`` when the next is made, a sleep ends or a wait times
-    out. ``output`` is JSON: of a step its memo, of a run what the function returned. ``error`` is ``"Name: message"``.
-    ``created_at`` is when the run was triggered. The ends of runs have ``event_id``, the id of the event that did so.
+    - ``step``: The step's id as the user wrote it, ``None`` for the function's own code.
+    - ``attempt``: The failed attempt, from 0.
+    - ``due_at``: When the next attempt is made, a sleep ends or a wait times out.
+    - ``output``: JSON: of a step its memo, of a run the function's result.
+    - ``error``: ``"Name: message"``.
+    - ``created_at``: When the run was triggered.
+    - ``event_id``: In the ends of runs, the id of the event that triggered the run.
     """
 
     kind: UpdateKind
@@ -404,7 +409,7 @@ _EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
 def describe_error(encoded: bytes | msgspec.Raw) -> str:
-    """The text ``Name: message`` for an error in JSON."""
+    """``Name: message`` for an error in JSON."""
     error = _error_decoder.decode(encoded)
     return f"{error.name or 'Error'}: {error.message or ''}"
 

@@ -1,9 +1,9 @@
 """Replay of one call of a function.
 
-A call runs the function from its top. Steps that have a memo return it; the first steps that have none end the call,
+A call runs the function from its top. Steps with a memo return it. The first steps without a memo end the call,
 executed or reported as ops (spec §5). ``AsyncCall`` and ``SyncCall`` run the two kinds of functions, and ``Replay``
-decides for both. Nothing here does I/O, starts a thread, reads the clock or the environment: a call gets these from
-outside, as ``Hooks``, ``Checkpointer`` and ``Threads``.
+decides for both. This package does no I/O, starts no thread, and reads neither clock nor environment. ``Hooks``,
+``Checkpointer`` and ``Threads`` do so for a call.
 """
 
 from .async_call import AsyncCall, running_step
@@ -12,7 +12,7 @@ from .replay import (
     Checkpointed,
     Checkpointer,
     Ending,
-    Found,
+    FoundSteps,
     Hooks,
     LeaseCheck,
     Outcome,
@@ -24,7 +24,7 @@ from .replay import (
     Threads,
     in_step,
 )
-from .step import StandIn, StepInfo, StepReport, StepRequest, is_async
+from .step import ReplaceStep, StepInfo, StepReport, StepRequest, is_async
 from .sync_call import SyncCall, drive
 
 __all__ = [
@@ -33,16 +33,16 @@ __all__ = [
     "Checkpointer",
     "Divergence",
     "Ending",
-    "Found",
+    "FoundSteps",
     "Hooks",
     "LeaseCheck",
     "Memo",
     "Outcome",
     "Raised",
+    "ReplaceStep",
     "Replay",
     "ReplayDivergedError",
     "Returned",
-    "StandIn",
     "StepIdUnstableError",
     "StepInfo",
     "StepMemos",

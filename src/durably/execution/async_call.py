@@ -14,11 +14,12 @@ from durably.protocol.opcodes import Opcode, ParallelMode
 
 from .async_checks import Unawaited, clock_refusal, find_clock
 from .asyncio_compat import AnyTask, RunTask, cancelling
+from .idle_detection import IdleDetector, tear_down
 from .memos import Memo
 from .replay import (
     Checkpointed,
     Ending,
-    Found,
+    FoundSteps,
     Raised,
     Replay,
     Returned,
@@ -29,22 +30,21 @@ from .replay import (
     raised_by_user,
     value_of,
 )
-from .settling import Settling, tear_down
 from .step import Step, StepReport, StepRequest, ThreadCall, is_async
 
 T = TypeVar("T")
 
 _MAX_REFUSALS = 10
-"""The number of steps that a task may call after its cancellation. After more it is taken to swallow cancellations."""
+"""Steps that a task may call after its cancellation. After more it counts as swallowing cancellations."""
 
 group_mode: ContextVar[ParallelMode | None] = ContextVar("durably_group_mode", default=None)
-"""Set inside ``group.parallel``: the mode of its steps."""
+"""The mode of the steps inside ``group.parallel``."""
 
 
 def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
     """Install a task factory that reports a function's new tasks to its call.
 
-    An existing factory is kept and chained.
+    An existing factory is kept and called.
     """
     inner = loop.get_task_factory()
 
@@ -63,7 +63,7 @@ def install_task_factory(loop: asyncio.AbstractEventLoop) -> None:
     loop.set_task_factory(factory)
 
 
-class _Parked:
+class _WaitingStep:
     """A step that waits for the call's decision.
 
     ``is_new``: it was reached after the memos were returned, so no earlier call can have found it.
@@ -82,14 +82,14 @@ class _Parked:
 
     @property
     def is_to_execute(self) -> bool:
-        """Whether it was decided that the step is executed."""
+        """Whether the decision was to execute the step."""
         return self.future.done() and not self.future.cancelled() and not self.future.result()
 
 
 class AsyncCall:
     """One call of one async function.
 
-    A function with one task that reaches no step it must wait for needs no ``Settling``. It is made when it is needed.
+    The ``IdleDetector`` is created lazily: a function with a single task often needs none.
     """
 
     def __init__(self, replay: Replay) -> None:
@@ -97,9 +97,9 @@ class AsyncCall:
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Ending | None] = self._loop.create_future()
         self._tasks: set[AnyTask] = set()
-        self._settling: Settling | None = None
-        self._parked: dict[str, _Parked] = {}  # by hashed id
-        self._memoized: list[tuple[int, str]] = []  # heap of parked steps that have memos, by place in the stack
+        self._idle_detector: IdleDetector | None = None
+        self._waiting: dict[str, _WaitingStep] = {}  # by hashed id
+        self._memoized: list[tuple[int, str]] = []  # heap of waiting steps that have memos, by position in the stack
         self._executing = 0
         self._executed: list[StepReport] = []
         self._is_closing = False
@@ -109,13 +109,13 @@ class AsyncCall:
     # -- running
 
     async def run(self, function: Callable[[], Awaitable[Any]]) -> Ending:
-        """Run the function until it ends or the call does, and take its tasks down."""
+        """Run the function until it or the call ends, and cancel its tasks."""
         if not hasattr(self._loop.get_task_factory(), "tracks_durably"):
             install_task_factory(self._loop)
         replay = self._replay
         if replay.is_new:
             await replay.start_new_code()
-        # In a context of its own: nothing of a run that this one is perhaps called from reaches into it.
+        # Use a fresh context, so that an enclosing run cannot leak into this one.
         main = contextvars.copy_context().run(self._create_main, function)
         main.add_done_callback(self._on_main_done)
         try:
@@ -132,7 +132,7 @@ class AsyncCall:
         current_tracker.set(self)
         in_step.set(None)
         group_mode.set(None)
-        # Without ``context=``, which task factories of before Python 3.11 do not take.
+        # Without ``context=``: task factories written for Python before 3.11 do not take it.
         return self._loop.create_task(self._run(function))
 
     async def _run(self, function: Callable[[], Awaitable[Any]]) -> Any:
@@ -143,9 +143,9 @@ class AsyncCall:
         except asyncio.CancelledError:
             if not self._is_closing:
                 raise
-            # With the error, the task would keep its traceback, and with that, in a cycle, itself.
+            # Drop the error: its traceback would keep the task alive in a cycle.
         except SystemExit as error:
-            # Out of a task it would stop the server's event loop.
+            # ``SystemExit`` in a task would stop the server's event loop.
             raise raised_by_user(error) from None
 
     def _on_main_done(self, main: AnyTask) -> None:
@@ -154,83 +154,79 @@ class AsyncCall:
     def _ending_of(self, main: AnyTask) -> Ending:
         ending = _result_of_main(main)
         if not isinstance(ending, Returned):
-            if self._replay.findings is not None and (error := self._unawaited.any()) is not None:
-                self._replay.findings.not_awaited(str(error))
+            if self._replay.diagnostics is not None and (error := self._unawaited.any()) is not None:
+                self._replay.diagnostics.not_awaited(str(error))
             return ending
         if (error := self._unawaited.any()) is not None:
             return Raised(error)
         if (diverged := self._divergence(None)) is not None:
             return diverged
-        if self._replay.findings is not None and (left := self._unfinished_steps()):
-            self._replay.findings.unfinished_steps(left)
+        if self._replay.diagnostics is not None and (left := self._unfinished_steps()):
+            self._replay.diagnostics.unfinished_steps(left)
         return ending
 
     def _unfinished_steps(self) -> list[str]:
-        """Ids of unfinished steps in tasks that no code has awaited.
-
-        They are in the order in which they were made.
-        """
-        memos, settling = self._replay.memos, self._settling
-        if settling is None:
+        """Ids of unfinished steps in tasks that no code has awaited, in creation order."""
+        memos, detector = self._replay.memos, self._idle_detector
+        if detector is None:
             return []
         left = [
             entry.step
-            for entry in self._parked.values()
-            if entry.step.hashed_id not in memos and not cancelling(entry.task) and not settling.was_awaited(entry.task)
+            for entry in self._waiting.values()
+            if entry.step.hashed_id not in memos and not cancelling(entry.task) and not detector.was_awaited(entry.task)
         ]
         return [step.request.step_id for step in sorted(left, key=lambda step: step.order)]
 
     def _divergence(self, found: str | None) -> Raised | None:
-        """The end of the call if its function surely did not reach all memos, or ``None``.
+        """The call's outcome if the function certainly missed a memo, else ``None``.
 
-        It is unknown whether a task that neither has ended nor waits for a step will reach memos.
+        A task that neither has ended nor waits for a step may still reach memos.
         """
-        settling = self._settling
-        if settling is not None and (settling.ignored or (found is None and settling.is_any_task_active())):
+        detector = self._idle_detector
+        if detector is not None and (detector.ignored or (found is None and detector.is_any_task_active())):
             return None
         return self._replay.divergence(found)
 
     def track(self, task: AnyTask) -> None:
-        """Count a task as the run's, unless a step's handler made it.
+        """Count a task as the run's, unless a step's handler created it.
 
-        Tasks on the event loop of another thread inherit the run's context too, but belong to that thread.
+        Tasks on another thread's event loop inherit the run's context too, but belong to that thread.
         """
         if in_step.get() is not None or task.get_loop() is not self._loop:
             return
         if self._tasks:
-            self._start_settling().track(task)
+            self._open_idle_detector().track(task)
         else:
             self._tasks.add(task)
         if self._unawaited.awaitables:
             self._unawaited.leave_to_task(task.get_coro())
 
-    def _start_settling(self) -> Settling:
-        if self._settling is None:
-            self._settling = Settling(self._loop, self._decide, self._tasks)
-            self._settling.is_suspended = bool(self._executing)
-        return self._settling
+    def _open_idle_detector(self) -> IdleDetector:
+        if self._idle_detector is None:
+            self._idle_detector = IdleDetector(self._loop, self._decide, self._tasks)
+            self._idle_detector.is_suspended = bool(self._executing)
+        return self._idle_detector
 
     async def _close(self) -> None:
         self._is_closing = True
-        if self._settling is not None:
-            self._settling.close()
+        if self._idle_detector is not None:
+            self._idle_detector.close()
         for task in self._tasks:
             if not task.done():
                 await tear_down(self._tasks)
                 break
-        # The contexts of tasks refer to this: together they would wait for the garbage collector.
+        # Contexts of tasks refer to these. Clear them, so that no cycle waits for the garbage collector.
         self._tasks.clear()
-        self._parked.clear()
+        self._waiting.clear()
         self._refusals.clear()
 
     # -- steps
 
     def step(self, request: StepRequest) -> Coroutine[Any, Any, Any]:
-        """The step, to be awaited.
+        """Create the awaitable of a step.
 
-        Repetitions of an id are numbered here, when user code makes the step.
-
-        Tasks that are made of a set of steps (``asyncio.wait``, ``as_completed``) start in no fixed order.
+        Repetitions of an id are numbered here, when user code creates the step. Tasks that are created from a set of
+        steps (``asyncio.wait``, ``as_completed``) start in no fixed order.
         """
         if (outer := in_step.get()) is not None:
             raise nested(request, outer)
@@ -242,7 +238,7 @@ class AsyncCall:
         return result
 
     def group(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
-        """A group of steps, to be awaited. ``work`` makes them."""
+        """Create the awaitable of a group of steps. ``work`` creates them."""
         number = 0
 
         async def group() -> T:
@@ -256,7 +252,7 @@ class AsyncCall:
     async def _result_of(self, step: Step) -> Any:
         """Return the memo.
 
-        Park if there is none yet, or if the memo's turn has to be awaited.
+        Wait if there is none yet, or if earlier memos have to be returned first.
         """
         self._unawaited.awaitables.pop(step.awaitable_id, None)
         task = asyncio.current_task(self._loop)
@@ -266,7 +262,7 @@ class AsyncCall:
         if (outer := in_step.get()) is not None:
             raise nested(step.request, outer)
         if task not in self._tasks:
-            self.track(task)  # made without the run's context, or started before the factory could track it
+            self.track(task)  # created without the run's context, or started before the factory could track it
         unawaited = self._unawaited
         if (unawaited.awaitables or unawaited.lost) and not self._executing and (error := unawaited.dropped()):
             await self._end_and_wait(Raised(error))
@@ -274,11 +270,11 @@ class AsyncCall:
         is_alone = len(self._tasks) == 1
         memo = None
         if is_alone:
-            memo = replay.take(step, in_order=self._settling is None or not self._settling.ignored)
+            memo = replay.take(step, in_order=self._idle_detector is None or not self._idle_detector.ignored)
         if memo is None:
             if (is_alone and self._goes_ahead(step, task)) or not await self._park(step, task):
                 return value_of(step, await self._execute(step))
-            memo = replay.take(step, in_order=self._settling is None or not self._settling.ignored)
+            memo = replay.take(step, in_order=self._idle_detector is None or not self._idle_detector.ignored)
             assert memo is not None
         if replay.refusals and (refusal := replay.refusal(step)) is not None:
             await self._end_and_wait(Raised(refusal))
@@ -291,9 +287,8 @@ class AsyncCall:
     def _goes_ahead(self, step: Step, task: AnyTask) -> bool:
         """Whether the function's only task need not wait for the call's decision.
 
-        It need not wait if the decision would surely be to execute the step.
-
-        If a clock may be running around the step, the task must wait: clocks are found in tasks that wait.
+        It can continue if the decision is certain to be *execute*. If a clock may run around the step, the task must
+        wait, because clocks are looked for in waiting tasks.
         """
         replay = self._replay
         if (
@@ -309,8 +304,8 @@ class AsyncCall:
         ):
             return False
         self._executing += 1
-        if self._settling is not None:
-            self._settling.is_suspended = True
+        if self._idle_detector is not None:
+            self._idle_detector.is_suspended = True
         return True
 
     async def _execute(self, step: Step) -> Memo:
@@ -330,13 +325,13 @@ class AsyncCall:
                 return memo
             else:
                 self._end(Checkpointed())
-        except Exception as error:  # a hook's
+        except Exception as error:  # error of a middleware hook
             self._end(Raised(error))
         finally:
             self._finish_executing()
         if len(self._tasks) == 1 and self._ended.done():
             self._is_closing = True
-            raise asyncio.CancelledError("the call has ended")  # as the teardown would, an iteration of the loop later
+            raise asyncio.CancelledError("the call has ended")  # the teardown would do this one loop iteration later
         return await self._loop.create_future()  # type: ignore[no-any-return]  # until the teardown
 
     async def _call_handler(self, step: Step, args: Sequence[Any]) -> Any:
@@ -351,7 +346,9 @@ class AsyncCall:
             output = handler(*args, **request.kwargs)
         else:
             call = ThreadCall(partial(handler, *args, **request.kwargs))
-            abandon = None if replay.findings is None else partial(replay.findings.abandoned_thread, request.step_id)
+            abandon = (
+                None if replay.diagnostics is None else partial(replay.diagnostics.abandoned_thread, request.step_id)
+            )
             await replay.threads.run(call.run, on_abandoned=abandon)
             output = call.result()
         if not inspect.isawaitable(output):
@@ -374,20 +371,23 @@ class AsyncCall:
     def _finish_executing(self) -> None:
         """End the call with the executed steps when the last handler has finished.
 
-        Also called if user code has cancelled the step's task, and there is nothing to report of it.
+        Also called if user code has cancelled the step's task. Then the step is not reported.
         """
         self._executing -= 1
         if self._executing:
             return
         if self._executed:
-            self._end(Found(self._executed))
-        if self._settling is not None:
-            self._settling.is_suspended = False
-            if len(self._tasks) > 1:  # otherwise the task that continues is the only one
-                self._settling.progressed()
+            self._end(FoundSteps(self._executed))
+        if self._idle_detector is not None:
+            self._idle_detector.is_suspended = False
+            if len(self._tasks) > 1:  # otherwise only the continuing task is left
+                self._idle_detector.progressed()
 
     async def _start_new_code(self) -> None:
-        """End the replay. An error of a hook ends the call; the function cannot catch it."""
+        """End the replay.
+
+        An error of a middleware hook ends the call; the function cannot catch it.
+        """
         try:
             await self._replay.start_new_code()
         except Exception as error:
@@ -398,21 +398,21 @@ class AsyncCall:
 
         Returns ``True`` to return the memo, ``False`` to execute the step.
         """
-        replay, settling = self._replay, self._start_settling()
-        parked = _Parked(step, task, self._loop.create_future(), group_mode.get(), not replay.is_replaying)
-        self._parked[step.hashed_id] = parked
+        replay, detector = self._replay, self._open_idle_detector()
+        waiting = _WaitingStep(step, task, self._loop.create_future(), group_mode.get(), not replay.is_replaying)
+        self._waiting[step.hashed_id] = waiting
         if step.hashed_id in replay.memos:
             heapq.heappush(self._memoized, (replay.position(step.hashed_id), step.hashed_id))
-        settling.park(task)
+        detector.add_waiting(task)
         try:
-            return await parked.future
+            return await waiting.future
         except asyncio.CancelledError:
-            if parked.is_to_execute:  # cancelled after the decision, before it could go on
+            if waiting.is_to_execute:  # cancelled after the decision, before it could continue
                 self._finish_executing()
             raise
         finally:
-            del self._parked[step.hashed_id]
-            settling.unpark(task)
+            del self._waiting[step.hashed_id]
+            detector.remove_waiting(task)
 
     async def _refuse_in_teardown(self, task: AnyTask) -> None:
         """Refuse a step that is reached while the function's tasks are cancelled.
@@ -427,27 +427,27 @@ class AsyncCall:
     # -- deciding
 
     def _decide(self) -> None:
-        replay, parked, settling = self._replay, self._parked, self._settling
-        assert settling is not None
-        if targets := [parked[step_id] for step_id in replay.targets if self._is_unmemoized(step_id)]:
+        replay, waiting, detector = self._replay, self._waiting, self._idle_detector
+        assert detector is not None
+        if targets := [waiting[step_id] for step_id in replay.targets if self._is_unmemoized(step_id)]:
             self._execute_or_report(targets)
             return
         while self._memoized:
             _, hashed_id = heapq.heappop(self._memoized)
-            if hashed_id in parked and hashed_id in replay.memos:
-                _resolve(parked[hashed_id].future, True)
+            if hashed_id in waiting and hashed_id in replay.memos:
+                _resolve(waiting[hashed_id].future, True)
                 return
-        if not parked or any(entry.future.done() for entry in parked.values()):
+        if not waiting or any(entry.future.done() for entry in waiting.values()):
             return  # the function waits for something that will wake it, or is about to wake
-        found = sorted(parked.values(), key=lambda entry: entry.step.order)
+        found = sorted(waiting.values(), key=lambda entry: entry.step.order)
         steps = [entry.step for entry in found]
-        if (clock := find_clock(self._tasks, settling.ignored)) is not None:
+        if (clock := find_clock(self._tasks, detector.ignored)) is not None:
             self._end(Raised(clock_refusal(clock, [step.request.step_id for step in steps])))
         elif replay.target is not None:
-            if not settling.ignored:  # else one of those tasks may be on the way to the target
+            if not detector.ignored:  # otherwise one of those tasks may still reach the target
                 self._end(replay.not_found(steps))
-        elif settling.ignored and not any(entry.is_new for entry in found) and settling.waits_longer():
-            return  # the engine knows all of these, and would not call again before one of them has ended
+        elif detector.ignored and not any(entry.is_new for entry in found) and detector.waits_longer():
+            return  # the engine knows all of these, and would not call again before one of them ends
         elif len(found) == 1 and found[0].mode is None and replay.runs_at_once(steps[0]):
             if replay.is_over:
                 self._end(Checkpointed())
@@ -456,27 +456,29 @@ class AsyncCall:
         elif (diverged := self._divergence(steps[0].request.step_id)) is not None:
             self._end(diverged)
         else:
-            self._end(Found([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found]))
+            self._end(
+                FoundSteps([replay.plan(entry.step, entry.mode, among_several=len(found) > 1) for entry in found])
+            )
 
     def _is_unmemoized(self, hashed_id: str) -> bool:
-        return hashed_id in self._parked and hashed_id not in self._replay.memos
+        return hashed_id in self._waiting and hashed_id not in self._replay.memos
 
-    def _execute_or_report(self, entries: Sequence[_Parked]) -> None:
+    def _execute_or_report(self, entries: Sequence[_WaitingStep]) -> None:
         for entry in entries:
             if not entry.step.request.is_run:
                 self._executed.append(self._replay.plan(entry.step, entry.mode, among_several=False))
-            elif not entry.future.done():  # else its task has just been cancelled
+            elif not entry.future.done():  # otherwise its task has just been cancelled
                 self._executing += 1
                 entry.future.set_result(False)
-        self._start_settling().is_suspended = bool(self._executing)
+        self._open_idle_detector().is_suspended = bool(self._executing)
         if self._executed and not self._executing:
-            self._end(Found(self._executed))
+            self._end(FoundSteps(self._executed))
 
     def _end(self, ending: Ending | None) -> None:
-        """End the call; ``None`` if the function has ended."""
+        """End the call. ``ending`` is ``None`` if the function has ended."""
         if not self._ended.done():
-            if self._settling is not None:
-                self._settling.stop()
+            if self._idle_detector is not None:
+                self._idle_detector.stop()
             self._ended.set_result(ending)
 
     async def _end_and_wait(self, ending: Ending) -> None:
@@ -492,7 +494,7 @@ def _current_task() -> AnyTask:
 
 
 def _resolve(future: asyncio.Future[bool], value: bool) -> None:
-    """Unless the task that waits for it has just been cancelled."""
+    """Set the result, unless the waiting task has just been cancelled."""
     if not future.done():
         future.set_result(value)
 
@@ -508,7 +510,7 @@ def _result_of_main(main: AnyTask) -> Ending:
 
 
 def running_step(frame: FrameType) -> tuple[str, str | None] | None:
-    """The function that runs in a stack's thread, and the step whose handler runs.
+    """The function that a thread runs, and the step whose handler runs.
 
     Either is ``None`` if there is none.
     """

@@ -1,6 +1,6 @@
-"""Mistakes that only async functions can make.
+"""Detection of mistakes that only async functions can make.
 
-They are a step that is not awaited, and one of asyncio's clocks around a step.
+These are a step that is not awaited, and an asyncio clock around a step.
 """
 
 import inspect
@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 _OWN_CODE = os.path.dirname(os.path.dirname(__file__)) + os.sep
 _ORIGIN_FRAMES = 6
-"""The number of Durably's frames between user code and the coroutine of a step, and one of user code."""
+"""Durably's frames between user code and the coroutine of a step, plus one of user code."""
 
-Place = tuple[str, int, str]
-"""A file's name, a line in it, and the name of the function."""
+CodeLocation = tuple[str, int, str]
+"""A file's name, a line in it, and the function's name."""
 
 
 class StepNotAwaitedError(Error):
@@ -49,15 +49,15 @@ class ClockUnsupportedError(Error):
 for _name in ("_result_of", "group"):
     warnings.filterwarnings("ignore", rf"coroutine 'AsyncCall\.{_name}\b.*' was never awaited", RuntimeWarning)
 
-_Awaitable = tuple[str, Collection[Place], weakref.ref[Any]]
-"""The name of a step or group, the frames in which user code made it, and the coroutine."""
+_Awaitable = tuple[str, Collection[CodeLocation], weakref.ref[Any]]
+"""The name of a step or group, the frames of user code that made it, and the coroutine."""
 
 
 class Unawaited:
-    """The coroutines of one call, for steps and groups, that have not begun.
+    """The coroutines of one call's steps and groups that have not begun.
 
-    ``awaitables`` has them by their ``id()``. A coroutine that begins removes itself. ``lost`` has one to
-    which nothing refers, and whose ``id()`` a later coroutine has.
+    ``awaitables`` has them by their ``id()``. A coroutine that begins removes itself. ``lost`` is a coroutine without
+    references whose ``id()`` was reused.
     """
 
     __slots__ = ("awaitables", "lost")
@@ -67,7 +67,7 @@ class Unawaited:
         self.lost: _Awaitable | None = None
 
     def create(self, name: str, make: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
-        """The coroutine of a step or group. It records where user code made it."""
+        """Create the coroutine of a step or group, and record where user code made it."""
         depth = sys.get_coroutine_origin_tracking_depth()
         sys.set_coroutine_origin_tracking_depth(_ORIGIN_FRAMES)
         try:
@@ -81,7 +81,7 @@ class Unawaited:
         return coroutine
 
     def leave_to_task(self, coroutine: Any) -> None:
-        """Leave a coroutine's awaitable to the task that was made of the coroutine.
+        """Remove a coroutine's awaitable when a task is created from the coroutine.
 
         The coroutine is the awaitable itself, or has it as an argument. The task may be cancelled before it begins,
         which is not an error.
@@ -98,10 +98,7 @@ class Unawaited:
         return True
 
     def dropped(self) -> StepNotAwaitedError | None:
-        """The error of a coroutine that can no longer be awaited.
-
-        Nothing refers to the coroutine.
-        """
+        """The error of a coroutine that can no longer be awaited, as it has no references."""
         if self.lost is not None:
             return _not_awaited(self.lost)
         for awaitable in self.awaitables.values():
@@ -117,8 +114,8 @@ class Unawaited:
 
 def _not_awaited(awaitable: _Awaitable) -> StepNotAwaitedError:
     name, origin, _ = awaitable
-    place = next((place for place in origin if not place[0].startswith(_OWN_CODE)), None)
-    where = "" if place is None else f" (at {place[0]}:{place[1]})"
+    location = next((location for location in origin if not location[0].startswith(_OWN_CODE)), None)
+    where = "" if location is None else f" (at {location[0]}:{location[1]})"
     return StepNotAwaitedError(
         f"{name} was created but not awaited, so it did not run{where}: write `await` before it, "
         "or give it to asyncio.gather or a task that the function awaits"
@@ -126,13 +123,11 @@ def _not_awaited(awaitable: _Awaitable) -> StepNotAwaitedError:
 
 
 def find_clock(tasks: Iterable[AnyTask], ignored: Collection[AnyTask] = ()) -> str | None:
-    """The name of an asyncio clock that runs around what the tasks wait for.
+    """The name of an asyncio clock around what the tasks wait for, or ``None``.
 
-    ``None`` if there is no such clock.
-
-    ``asyncio.timeout``, ``wait_for`` and ``wait(timeout=)`` count from the start of the call, and every call
-    starts again: around a step that sleeps for a day they would either never fire or fire each time. Clocks of
-    ``ignored`` tasks, and around those alone, do not concern the steps.
+    ``asyncio.timeout``, ``wait_for`` and ``wait(timeout=)`` count from the start of the call, and every call starts
+    again: around a step that sleeps for a day they would either never fire or fire each time. Clocks around ``ignored``
+    tasks alone do not concern the steps.
     """
     for task in tasks:
         if ignored and (task in ignored or waits_only_for(task, ignored)):

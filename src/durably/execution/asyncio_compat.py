@@ -1,13 +1,13 @@
 """The parts of asyncio that have no public interface.
 
-They are the future that a task waits for, and the clocks around it.
+They give the future that a task waits for, and the clocks around it.
 
-Checked with CPython 3.11.7, 3.12.1 and 3.13.0. ``tests/execution/test_asyncio_compat.py`` has a test of each part, and
-fails if a version of Python changes it. If a part is missing, a task counts as one that waits for something outside
-of its run: its steps are found after a second, and asyncio's clocks around steps may go unnoticed.
+Checked with CPython 3.11.7, 3.12.1 and 3.13.0. ``tests/execution/test_asyncio_compat.py`` tests each part, and fails if
+a version of Python changes it. If a part is missing, a task counts as waiting for something outside of its run: its
+steps are found after a second, and asyncio's clocks around steps may not be noticed.
 
 Private are ``Task._fut_waiter``, ``Future._callbacks``, ``gather``'s ``_children``, the names of local variables in
-``asyncio.wait`` and ``wait_for``, ``_AsCompletedIterator`` and ``sys._current_frames``. Nothing else in Durably uses
+``asyncio.wait`` and ``wait_for``, ``_AsCompletedIterator`` and ``sys._current_frames``. No other module of Durably uses
 them.
 """
 
@@ -28,8 +28,8 @@ AnyFuture = asyncio.Future[Any]
 class RunTask(asyncio.Task[Any]):
     """A task of a run.
 
-    ``may_be_timed``: it may have entered ``asyncio.timeout``, which calls the task's ``cancelling``. Other callers set
-    it too, which costs a search for a clock.
+    ``may_be_timed``: it may have entered ``asyncio.timeout``, which calls the task's ``cancelling``. Other callers of
+    ``cancelling`` set it too. The cost is one search for a clock.
     """
 
     may_be_timed = False
@@ -53,14 +53,14 @@ def stack_of_thread(thread_id: int) -> FrameType | None:
 
 
 class Wait(Enum):
-    """The state of a task, as far as its run's steps are concerned."""
+    """The state of a task with respect to its run's steps."""
 
     READY = auto()
-    """It runs, or will in one of the loop's next iterations."""
+    """It runs, or will run in one of the loop's next iterations."""
     TASKS = auto()
-    """It waits for other tasks of the run, by gather, wait, a lock, a queue …"""
+    """It waits for other tasks of the run, through gather, wait, a lock, a queue …"""
     OUTSIDE = auto()
-    """It waits for something that no step of the run brings about: I/O, a timer, a thread."""
+    """It waits for something that no step of the run causes: I/O, a timer, a thread."""
 
 
 def waiter_of(task: AnyTask) -> AnyFuture | None:
@@ -98,7 +98,7 @@ def _classify_all(futures: Collection[AnyFuture], run_tasks: Collection[AnyFutur
 def waits_only_for(task: AnyTask, others: Collection[AnyTask]) -> bool:
     """Whether a task waits only for some of the others.
 
-    It waits by itself, or by ``gather``, ``wait`` or ``wait_for``.
+    It waits directly, or through ``gather``, ``wait`` or ``wait_for``.
     """
     waiter = waiter_of(task)
     if waiter is None:
@@ -108,9 +108,9 @@ def waits_only_for(task: AnyTask, others: Collection[AnyTask]) -> bool:
 
 
 def awaited_by(task: AnyTask, waiter: AnyFuture) -> Iterator[AnyFuture]:
-    """All futures that a task waits for by ``waiter``.
+    """All futures that a task waits for through ``waiter``.
 
-    They are ``waiter``, the futures that ``gather`` holds, and those that ``wait`` was given.
+    They are ``waiter``, the futures of ``gather``, and the futures given to ``wait``.
     """
     found: list[AnyFuture] = [waiter, *(_waited_for(task) or ())]
     while found:
@@ -139,7 +139,7 @@ def _children(future: AnyFuture) -> Collection[AnyFuture] | None:
 
 _ASYNCIO_TASKS = "asyncio/tasks.py"
 _WAITED_FOR = {"_wait": "fs", "wait_for": "fut", "_cancel_and_wait": "fut"}
-"""Functions of ``asyncio.tasks`` that wait for futures by a future of their own, and the variables that hold them."""
+"""Functions of ``asyncio.tasks`` that wait through a future of their own. The variables have the awaited futures."""
 
 _ASYNCIO_PRIMITIVES = ("asyncio/locks.py", "asyncio/queues.py", "asyncio/taskgroups.py")
 _ANYIO = ("anyio/_backends/_asyncio.py", "anyio/_core/_synchronization.py")
@@ -157,7 +157,7 @@ def _waited_for(task: AnyTask) -> Collection[AnyFuture] | None:
 def _waits_in_primitive(task: AnyTask) -> bool:
     """Whether the innermost frame belongs to a primitive of asyncio or anyio.
 
-    Tasks wait for each other by these primitives.
+    Tasks wait for each other through these primitives.
     """
     _, filename, name = _innermost(task)
     return filename.endswith(_ASYNCIO_PRIMITIVES) or (filename.endswith(_ANYIO) and name.startswith(_ANYIO_PRIMITIVES))
@@ -173,7 +173,7 @@ def _innermost(task: AnyTask) -> tuple[Any, str, str]:
 
 
 def _resolved_by(future: AnyFuture) -> Iterator[AnyFuture]:
-    """Futures that this one's end resolves through a closure.
+    """Futures that this future's end resolves through a closure.
 
     An example is the future that ``asyncio.shield`` returned.
     """
@@ -187,15 +187,16 @@ def _resolved_by_callback(callback: Any) -> Iterator[AnyFuture]:
             content = cell.cell_contents
         except ValueError:
             continue
-        # A task ends by itself; since Python 3.14 a callback of ``shield`` has the task that made it.
+        # A task is resolved only by its own coroutine. Since Python 3.14 a callback of ``shield`` has the task that
+        # made it.
         if isinstance(content, asyncio.Future) and not isinstance(content, asyncio.Task):
             yield content
 
 
 def _await_chain(task: AnyTask) -> Iterator[Any]:
-    """The coroutines of a suspended task.
+    """The coroutines of a suspended task, outermost first.
 
-    They are in the order from the outermost to the one that awaits the future.
+    The last one awaits the future.
     """
     awaitable: Any = task.get_coro()
     while awaitable is not None:
@@ -209,7 +210,7 @@ def _awaited_by(awaitable: Any) -> Any:
         if hasattr(awaitable, attribute):
             return getattr(awaitable, attribute)
     if type(awaitable).__name__ in ("async_generator_asend", "async_generator_athrow", "anext_awaitable"):
-        # They hide what they drive; the garbage collector finds it.
+        # These wrappers expose no attribute for the inner awaitable, so use ``gc.get_referents``.
         for referent in gc.get_referents(awaitable):
             if isinstance(referent, types.AsyncGeneratorType) or hasattr(referent, "cr_await"):
                 return referent
@@ -238,12 +239,10 @@ _FUNCTIONS_WITH_CLOCKS: dict[types.CodeType | None, str] = {
 
 
 def running_clock(task: AnyTask, *, may_be_timed: bool) -> str | None:
-    """The name of a clock that runs around what a suspended task waits for.
+    """The name of a clock around what a suspended task waits for, or ``None``.
 
-    ``None`` if there is no such clock.
-
-    ``asyncio.timeout`` is looked for in tasks that ``may_be_timed``: their coroutines hold the method by which they
-    leave its block, and from Python 3.14 on the ``Timeout`` beside it.
+    ``asyncio.timeout`` is looked for in tasks that ``may_be_timed``: their coroutines hold the method that leaves its
+    block, and from Python 3.14 on the ``Timeout`` next to it.
     """
     chain = list(_await_chain(task))
     for awaitable in chain:

@@ -29,16 +29,16 @@ class Memo(msgspec.Struct):
 Memos = dict[str, msgspec.Raw | Memo]
 """The memos that no step has taken yet, by hashed step id.
 
-Each is decoded when it is taken: to hold the Python objects of a thousand memos at once would set off the garbage
-collector, which costs more than all the rest of the replay.
+Each is decoded when it is taken. A thousand memos as Python objects would trigger the garbage collector, which costs
+more than the rest of the replay.
 """
 
 
 class MemoUnreadableError(Error):
     """A step's stored output cannot be restored.
 
-    The message names the step and the reason. The error ends the call, and the function cannot catch it: the step
-    itself has succeeded.
+    The message names the step and the reason. The error ends the call, and the function cannot catch it, because the
+    step itself has succeeded.
     """
 
     code = ErrorCode.MEMO_UNREADABLE
@@ -46,7 +46,7 @@ class MemoUnreadableError(Error):
 
 
 class StepMemos:
-    """The memos of a call, as middleware sees and changes them, by hashed step id."""
+    """The memos of a call, by hashed step id, as middleware sees and changes them."""
 
     __slots__ = ("memos", "refusals")
 
@@ -92,7 +92,7 @@ class StepMemos:
 def take_inputs(memos: Memos) -> Mapping[str, Sequence[Any]]:
     """Take inputs out of the memos, by hashed step id.
 
-    Inputs are arguments for steps that are run again with another input.
+    Inputs are arguments for steps that run again with another input.
     """
     inputs: dict[str, Sequence[Any]] = {}
     for hashed_id, raw in list(memos.items()):
@@ -115,7 +115,7 @@ _decode_strictly = msgspec.json.Decoder().decode
 
 
 def to_memo(value: msgspec.Raw | Memo) -> Memo:
-    """Decode a memo. Sleeps and timeouts memoise null."""
+    """Decode a memo. Sleeps and timeouts have null as their memo."""
     if isinstance(value, Memo):
         return value
     try:
@@ -130,21 +130,21 @@ def to_rare_memo(raw: msgspec.Raw) -> Memo:
     if isinstance(value, dict) and "data" in value and _RESULT_KEYS.issuperset(value):
         return Memo(value["data"])
     if isinstance(value, dict) and "error" in value and _RESULT_KEYS.issuperset(value):
-        return Memo(error=ErrorData(name="Error", message=str(value["error"])))  # not as errors are written
-    return Memo(value)  # waits memoise the event itself
+        return Memo(error=ErrorData(name="Error", message=str(value["error"])))  # not the usual form of an error
+    return Memo(value)  # the memo of a wait is the event itself
 
 
 def _decode(raw: msgspec.Raw) -> Any:
     try:
         return _decode_strictly(raw)
     except msgspec.DecodeError:
-        return json.loads(bytes(raw))  # half of a surrogate pair, which JavaScript and Python can write
+        return json.loads(bytes(raw))  # an unpaired surrogate, which JavaScript and Python can write
 
 
 class ReplayDivergedError(Error):
     """The function no longer reaches steps that its run has finished.
 
-    Raised if strict replay is on.
+    Raised with strict replay only.
     """
 
     code = ErrorCode.REPLAY_DIVERGED
@@ -166,9 +166,9 @@ class StepIdUnstableError(Error):
 class Divergence(msgspec.Struct, frozen=True):
     """A replay that differs from the run's memos.
 
-    ``unreached`` are the hashed ids of finished steps that were not reached, in the order in which they finished.
-    ``found`` is the new step that is about to run; ``None`` if the function returned. ``early`` names a finished step
-    that was reached earlier than in the call that finished it.
+    - ``unreached``: Hashed ids of finished steps that were not reached, in the order in which they finished.
+    - ``found``: The new step that is about to run; ``None`` if the function returned.
+    - ``early``: A finished step that was reached earlier than in the call that finished it.
     """
 
     unreached: Sequence[str]

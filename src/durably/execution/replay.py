@@ -1,6 +1,6 @@
 """The state and the decisions of one call, for sync and async functions.
 
-Which memo a step gets, which step is the call's target, whether a step that was found is executed at once, and how the
+Decides which memo a step gets, which step is the call's target, whether a new step is executed at once, and how the
 result of an executed step is reported (spec §5.1.3, §5.3.1, §5.4).
 """
 
@@ -17,17 +17,17 @@ from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import STEP_INPUT_OPT, Opcode, ParallelMode, Timing, hash_step_id
 
 from .memos import Divergence, Memo, Memos, MemoUnreadableError, decode_result, to_rare_memo
-from .step import StandIn, Step, StepInfo, StepReport, StepRequest
+from .step import ReplaceStep, Step, StepInfo, StepReport, StepRequest
 
 T = TypeVar("T")
 
 _OWN_CODE = os.path.dirname(__file__)
 
 in_step: ContextVar[Step | None] = ContextVar("durably_in_step", default=None)
-"""The step whose handler is running. A step inside it is an error; a task made in it does not belong to the run."""
+"""The step whose handler is running. A step inside it is an error. A task created in it does not belong to the run."""
 
 current_tracker: ContextVar["Tracker | None"] = ContextVar("durably_tracker", default=None)
-"""The async call whose function is running. Tasks inherit it, which is how a run's tasks are known."""
+"""The async call whose function is running. Tasks inherit it, which identifies a run's tasks."""
 
 
 class Tracker(Protocol):
@@ -42,12 +42,12 @@ class Returned(msgspec.Struct):
 
 
 class Raised(msgspec.Struct):
-    """The function raised, or the call cannot go on."""
+    """The function raised, or the call cannot continue."""
 
     error: BaseException
 
 
-class Found(msgspec.Struct):
+class FoundSteps(msgspec.Struct):
     """Steps without memos: executed, planned, or left to the engine."""
 
     reports: list[StepReport]
@@ -60,10 +60,10 @@ class Checkpointed(msgspec.Struct):
     """
 
 
-Outcome = Returned | Raised | Found
+Outcome = Returned | Raised | FoundSteps
 """The answer to the engine."""
 Ending = Outcome | Checkpointed
-"""The result of running the function. It does not repeat steps that are in checkpoints."""
+"""The result of running the function. Steps in checkpoints are not repeated."""
 
 
 class StepNestedError(Error):
@@ -82,7 +82,7 @@ class StepUnexpectedError(Error):
 class NestedStep(BaseException):
     """Leaves a handler that called a step.
 
-    It is a ``BaseException`` so that the handler does not swallow it.
+    It is a ``BaseException``, so that the handler does not swallow it.
     """
 
 
@@ -93,9 +93,9 @@ class Hooks(Protocol):
     """
 
     async def unmemoized(self) -> None:
-        """New code is about to run. Called once.
+        """New code is about to run.
 
-        All memos are returned, or a step without one is reached.
+        Called once, when all memos are returned or a step has none.
         """
 
     async def before_step(self, step: StepInfo) -> None: ...
@@ -104,10 +104,7 @@ class Hooks(Protocol):
 
 
 class Checkpointer(Protocol):
-    """Receives the steps that a call has executed.
-
-    The call's function continues at once (spec §10).
-    """
+    """Receives the steps that a call has executed. The function continues (spec §10)."""
 
     @property
     def is_over(self) -> bool:
@@ -156,23 +153,23 @@ class StepTracer(Protocol):
     """Reports the steps that a call executes as spans."""
 
     def begin_step(self, step: StepInfo) -> StepSpan:
-        """The step's handler is about to run, in the present context."""
+        """The step's handler is about to run, in the current context."""
         ...
 
 
-class Findings(Protocol):
-    """Receives possible faults of a call's function."""
+class Diagnostics(Protocol):
+    """Receives possible mistakes in a call's function."""
 
     def small_duration(self, step_id: str, milliseconds: int) -> None:
-        """The step's duration is perhaps meant in seconds."""
+        """The step's number may have been meant in seconds, not milliseconds."""
 
     def divergence(self, divergence: Divergence) -> Error | None:
-        """The function does not reach all memos. The error, if any, ends the call."""
+        """The function does not reach all memos. A returned error ends the call."""
 
     def unfinished_steps(self, step_ids: Sequence[str]) -> None:
         """The function returned without some of its steps.
 
-        ``step_ids`` are those of steps in tasks that nothing has awaited.
+        ``step_ids`` are steps in tasks that no code has awaited.
         """
 
     def not_awaited(self, problem: str) -> None:
@@ -185,15 +182,21 @@ class Findings(Protocol):
 class Replay(msgspec.Struct, kw_only=True):
     """The state of one call.
 
-    ``memos`` are those that no step has taken; ``inputs`` replace arguments of steps; ``refusals`` are the reasons why
-    memos cannot be restored: each by hashed step id. ``stack`` gives the order in which the memos were made. ``target``
-    is the hashed id of the only step to execute, ``None`` to discover. ``also`` are further steps that the same call
-    may execute, one after another, as long as it ``has_time``. ``attempt`` counts from 0. Without a ``checkpointer``
-    the call ends with the first step that it executes. ``lease_check`` runs before each step. ``tracer`` reports
-    executed steps. ``stand_in`` replaces steps in tests. ``threads`` run the sync handlers of async functions, which
-    otherwise run on the event loop. ``names`` collects the ids of the steps reached, by hashed id. ``clock`` has the
-    nanoseconds since the epoch, for the times of executed steps. Arguments of up to ``sent_input_bytes`` are reported
-    with the steps.
+    - ``memos``: Memos that no step has taken, by hashed step id.
+    - ``inputs``: Replacements for arguments of steps, by hashed step id.
+    - ``refusals``: Reasons why memos cannot be restored, by hashed step id.
+    - ``stack``: The order in which the memos were made.
+    - ``target``: The hashed id of the only step to execute; ``None`` to discover.
+    - ``also``: Further steps that the same call may execute, one after another, as long as it ``has_time``.
+    - ``attempt``: Counts from 0.
+    - ``checkpointer``: Without one, the call ends with the first step that it executes.
+    - ``lease_check``: Runs before each step.
+    - ``tracer``: Reports executed steps.
+    - ``replace_step``: Replaces steps in tests.
+    - ``threads``: Run the sync handlers of async functions, which otherwise run on the event loop.
+    - ``names``: Collects the ids of the steps reached, by hashed id.
+    - ``clock``: Nanoseconds since the epoch, for the times of executed steps.
+    - ``sent_input_bytes``: Arguments up to this size are reported with the steps.
     """
 
     memos: Memos
@@ -210,25 +213,25 @@ class Replay(msgspec.Struct, kw_only=True):
     max_attempts: int | None = None
     lease_check: LeaseCheck | None = None
     tracer: StepTracer | None = None
-    stand_in: StandIn | None = None
+    replace_step: ReplaceStep | None = None
     threads: Threads | None = None
     function_id: str = ""
     names: dict[str, str] = {}
-    findings: Findings | None = None
+    diagnostics: Diagnostics | None = None
     clock: Callable[[], int] | None = None
     sent_input_bytes: int = 0
     is_replaying: bool = True
     is_new: bool = False
-    """The call has nothing to replay."""
+    """Whether the call has nothing to replay."""
     is_last_taken: bool = False
-    """The step whose memo was just taken ends the replay.
+    """Whether the memo that was just taken ends the replay.
 
-    The memo that was made last does, also if the function leaves others aside (a lost race's). A step before a call's
-    target was new in the call that planned it.
+    The newest memo ends the replay, even if older ones (of a lost race) were not taken. A step before a call's target
+    was new in the call that planned it.
     """
     targets: Collection[str] = ()
     early: str | None = None
-    """The id of the first step that was reached before others that finished earlier. See ``divergence``."""
+    """The first step that was reached before others that finished earlier. See ``divergence``."""
     _counts: dict[str, int] = {}
     _reached: int = 0
     _reached_ids: set[str] = set()
@@ -250,11 +253,11 @@ class Replay(msgspec.Struct, kw_only=True):
 
     def identify(self, request: StepRequest) -> Step:
         """Number the step among those of the same id (spec §5.1.2)."""
-        if self.stand_in is not None:
-            request = self.stand_in(request, self.attempt)
+        if self.replace_step is not None:
+            request = self.replace_step(request, self.attempt)
         step_id = request.step_id
-        if request.small_duration is not None and self.findings is not None:
-            self.findings.small_duration(step_id, request.small_duration)
+        if request.small_duration is not None and self.diagnostics is not None:
+            self.diagnostics.small_duration(step_id, request.small_duration)
         index = self._counts.get(step_id, 0)
         hashed_id = hash_step_id(step_id, index)
         while hashed_id in self._reached_ids:  # "a" was reached twice, and a step has the id "a:1"
@@ -267,7 +270,7 @@ class Replay(msgspec.Struct, kw_only=True):
         return Step(request, hashed_id, index, self._reached)
 
     def position(self, hashed_id: str) -> int:
-        """The place of a memo in the stack.
+        """The position of a memo in the stack.
 
         A memo that the stack does not name comes last: it was fetched (spec §4.4.2), and is newer than the call.
         """
@@ -295,26 +298,25 @@ class Replay(msgspec.Struct, kw_only=True):
         if isinstance(value, Memo):
             return value
         try:
-            return decode_result(value) or Memo()  # sleeps and timeouts memoise null
+            return decode_result(value) or Memo()  # sleeps and timeouts have null as their memo
         except msgspec.DecodeError:
             return to_rare_memo(value)
 
     def divergence(self, found: str | None) -> Raised | None:
-        """The end of the call if the function did not reach all memos.
+        """The call's outcome if the function missed a memo, else ``None``.
 
-        The function is about to run a new step (``found``), or it is at its end.
-
-        A memo whose step was made is reached, even if the function abandoned it, as a race does with losers. A call
-        for one step may end before it has reached all memos.
+        The function is about to run a new step (``found``), or is at its end. A memo counts as reached if its step was
+        made, even if the function abandoned it, as a race does with losers. A call for one step may end before it has
+        reached all memos.
         """
         if (not self.memos and self.early is None) or self.target is not None or self._has_diverged:
             return None
         unreached = [step_id for step_id in self.memos if step_id not in self._reached_ids]
-        if self.findings is None or (not unreached and self.early is None):
+        if self.diagnostics is None or (not unreached and self.early is None):
             return None
         self._has_diverged = True
         unreached.sort(key=self.position)
-        error = self.findings.divergence(Divergence(unreached, found, self.early))
+        error = self.diagnostics.divergence(Divergence(unreached, found, self.early))
         return None if error is None else Raised(error)
 
     async def start_new_code(self) -> None:
@@ -340,10 +342,9 @@ class Replay(msgspec.Struct, kw_only=True):
     def plan(self, step: Step, mode: ParallelMode | None, *, among_several: bool) -> StepReport:
         """Report a step without executing it.
 
-        ``mode`` is that of its ``group.parallel``, if any.
-
-        Steps that plain asyncio found together race: the engine asks for discovery after each of them. So does a
-        step alone once steps were parallel, or it would wait for those that lost a race and are still under way.
+        ``mode`` is that of its ``group.parallel``, if any. Steps that plain asyncio found together race: the engine
+        requests discovery after each of them. The same holds for a later single step: otherwise it would wait for the
+        losers of the race.
         """
         if mode is None and (among_several or self.disable_immediate):
             mode = ParallelMode.RACE
@@ -351,7 +352,7 @@ class Replay(msgspec.Struct, kw_only=True):
         return StepReport(step.to_op(op, mode), step)
 
     def not_found(self, reached: Sequence[Step]) -> Raised:
-        """The end of a call whose function did not reach the call's target.
+        """The outcome of a call whose function did not reach the call's target.
 
         The function changed since the step was planned, or another branch won. Official SDKs answer in the same way.
         The engine knows the cause.
@@ -369,10 +370,10 @@ class Replay(msgspec.Struct, kw_only=True):
         mode: ParallelMode | None,
         call: Callable[[Step, Sequence[Any]], Awaitable[Any]],
     ) -> StepReport:
-        """Run the step's handler: ``call`` passes the arguments, and returns the result.
+        """Run the step's handler. ``call`` passes the arguments, and returns the result.
 
         ``mode`` is that of the step's ``group.parallel``, if any. The op of the call's target repeats the mode with
-        which it was planned (see ``plan``). Otherwise the official server asks for no discovery after a race's branch.
+        which it was planned (see ``plan``). Otherwise the official server requests no discovery after a race's branch.
         """
         if mode is None and self.target is not None:
             mode = ParallelMode.RACE
@@ -436,7 +437,7 @@ def value_of(step: Step, memo: Memo) -> Any:
 
 
 def nested(request: StepRequest, outer: Step) -> NestedStep:
-    """To be raised if a handler is running."""
+    """The error to raise if a handler is running."""
     return NestedStep(
         f'step "{request.step_id}" was called inside step "{outer.request.step_id}"; nested steps are not '
         "supported: call it from the function, or make it ordinary code"
@@ -446,7 +447,7 @@ def nested(request: StepRequest, outer: Step) -> NestedStep:
 def raised_by_user(error: Exception | SystemExit) -> Exception:
     """An error of a function or handler, with a traceback that begins in its code.
 
-    ``sys.exit`` is an error like any other: it would end the server's process, and all that runs in it.
+    ``sys.exit`` counts as an ordinary error. Otherwise it would end the server's process.
     """
     error.__traceback__ = _without_own_frames(error.__traceback__)
     if not isinstance(error, SystemExit):
@@ -456,7 +457,7 @@ def raised_by_user(error: Exception | SystemExit) -> Exception:
 
 
 def _without_own_frames(tb: TracebackType | None) -> TracebackType | None:
-    """The traceback from the first frame that is the user's."""
+    """The traceback from the first frame of user code."""
     while tb is not None and os.path.dirname(tb.tb_frame.f_code.co_filename) == _OWN_CODE:
         tb = tb.tb_next
     return tb

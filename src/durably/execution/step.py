@@ -1,7 +1,7 @@
 """Steps: their requests, reports and handlers.
 
-The module has the request of user code, the step in its run, its report to the engine with its arguments, and calls of
-its handler.
+The module has the request of user code, the step in its run, its report to the engine with its arguments, and the calls
+of its handler.
 """
 
 import asyncio
@@ -20,13 +20,14 @@ _NO_LOOP = ("no running event loop", "no current event loop")
 
 
 class StepRequest(msgspec.Struct):
-    """A step as user code asked for it.
+    """A step as user code requested it.
 
-    One is made for each step of each call, so it must be cheap to make.
+    One is made for each step of each call, so it must be cheap.
 
-    ``handler`` is called for steps that run in the app (op ``StepRun``). ``decode`` converts the memo's data to the
-    step's result, ``encode`` the handler's result to the memo's data; ``None`` for JSON values. ``small_duration`` is
-    the step's duration in milliseconds, if it is a number that was perhaps meant in seconds.
+    - ``handler``: Called for steps that run in the app (op ``StepRun``).
+    - ``decode``: Converts the memo's data to the step's result; ``None`` for JSON values.
+    - ``encode``: Converts the handler's result to the memo's data; ``None`` for JSON values.
+    - ``small_duration``: The step's duration in milliseconds, if it is a number that may have been meant in seconds.
     """
 
     step_id: str
@@ -45,14 +46,14 @@ class StepRequest(msgspec.Struct):
         return self.op is Opcode.STEP_RUN
 
 
-StandIn = Callable[[StepRequest, int], StepRequest]
+ReplaceStep = Callable[[StepRequest, int], StepRequest]
 """Replaces a step in a test, at an attempt (from 0). Returns the same request, or another of the same ``step_id``."""
 
 
 class StepInfo(msgspec.Struct, frozen=True):
     """A step as middleware sees it.
 
-    ``id`` is the user's own; ``index`` counts repetitions of it from 0.
+    ``id`` is the user's id; ``index`` counts its repetitions from 0.
     """
 
     id: str
@@ -65,8 +66,8 @@ class StepInfo(msgspec.Struct, frozen=True):
 class Step(msgspec.Struct):
     """A step that a call reached.
 
-    It has its request, the number of the repetition of its id, and its place among all steps reached. ``awaitable_id``
-    identifies the coroutine that user code got for it.
+    It has its request, the number of the repetition of its id, and its position among all steps reached.
+    ``awaitable_id`` identifies the coroutine that user code got for it.
     """
 
     request: StepRequest
@@ -101,7 +102,7 @@ class Step(msgspec.Struct):
 class StepReport(msgspec.Struct):
     """An op for the engine.
 
-    If the step was executed, its output or error is here, not yet encoded.
+    An executed step has its output or error here, not yet encoded.
     """
 
     op: Op
@@ -112,7 +113,7 @@ class StepReport(msgspec.Struct):
 
     @property
     def info(self) -> StepInfo:
-        """The step; for an op that the SDK adds by itself, the op."""
+        """The step; for an op that the SDK adds, the op."""
         if self.step is not None:
             return self.step.info()
         return StepInfo(self.op.op, Opcode(self.op.op), hashed_id=self.op.id)
@@ -122,7 +123,7 @@ class StepReport(msgspec.Struct):
         return self.op.op if self.step is None else self.step.request.step_id
 
     def replace(self, output: Any, error: BaseException | None) -> None:
-        """Replace the step's result by middleware's.
+        """Replace the step's result by that of middleware.
 
         An executed step without its error has succeeded.
         """
@@ -137,8 +138,8 @@ class StepReport(msgspec.Struct):
 def is_async(handler: Any) -> bool:
     """Whether a handler is called on the event loop.
 
-    It is if it is a coroutine function, or an object whose ``__call__`` is one. A sync function that returns a
-    coroutine counts as sync: it may block before it returns.
+    True for a coroutine function, and for an object whose ``__call__`` is one. A sync function that returns a coroutine
+    counts as sync, because it may block before it returns.
     """
     if type(handler) is FunctionType and handler.__code__.co_flags & inspect.CO_COROUTINE:
         return True
@@ -152,8 +153,8 @@ def is_async(handler: Any) -> bool:
 class ThreadCall(msgspec.Struct):
     """One call of a handler in a thread. Its result is read on the event loop.
 
-    The handler's exception is stored, not raised in the thread: futures refuse ``StopIteration``, and treat
-    ``CancelledError`` as a cancellation.
+    The handler's exception is stored instead of raised in the thread, because futures refuse ``StopIteration`` and
+    treat ``CancelledError`` as a cancellation.
     """
 
     call: Callable[[], Any]
@@ -181,7 +182,7 @@ class ThreadCall(msgspec.Struct):
                 )
             raise error
         finally:
-            del error  # otherwise its traceback would refer to it, and only the garbage collector would free both
+            del error  # its traceback refers to it: a cycle that only the garbage collector would free
 
 
 _MAX_NESTING = 64
@@ -190,12 +191,12 @@ _MAX_NESTING = 64
 def sendable_arguments(arguments: Sequence[Any], max_bytes: int) -> list[Any] | None:
     """A copy of a step's arguments, or ``None`` if they are not sent.
 
-    They are sent if each equals the value that its JSON stands for, so that an edited copy has the same types, and if
-    their JSON has at most ``max_bytes``. The copy is made before the handler can change them.
+    Arguments are sent only if they survive a JSON round trip, so that an edited copy has the same types, and if their
+    JSON has at most ``max_bytes``. The copy is made before the handler can change them.
     """
     for argument in arguments:
         if type(argument) in (str, list, dict) and len(argument) > max_bytes:
-            return None  # without the cost of its JSON
+            return None  # saves the cost of its JSON
     try:
         encoded = msgspec.json.encode(arguments)
         if len(encoded) > max_bytes:
@@ -204,5 +205,5 @@ def sendable_arguments(arguments: Sequence[Any], max_bytes: int) -> list[Any] | 
         copied: list[Any] = msgspec.json.decode(encoded)
         return copied if copied == list(arguments) else None
     except Exception:
-        # A value without JSON, or one that refuses to be compared. The step runs all the same.
+        # A value without JSON, or one that cannot be compared. The step runs anyway.
         return None

@@ -10,7 +10,18 @@ from durably.protocol.errors import Error, ErrorCode
 from durably.protocol.opcodes import ParallelMode
 
 from .memos import Memo
-from .replay import Checkpointed, Ending, Found, Raised, Replay, Returned, in_step, nested, raised_by_user, value_of
+from .replay import (
+    Checkpointed,
+    Ending,
+    FoundSteps,
+    Raised,
+    Replay,
+    Returned,
+    in_step,
+    nested,
+    raised_by_user,
+    value_of,
+)
 from .step import Step, StepReport, StepRequest
 
 T = TypeVar("T")
@@ -22,23 +33,21 @@ class AsyncUnsupportedError(Error):
 
 
 class _Interrupt(BaseException):
-    """The call has its outcome; the rest of the function is not run."""
+    """Leaves the function: the call has its outcome."""
 
 
 class _Skipped(BaseException):
     """A branch of ``group.parallel`` has reached a step without a memo.
 
-    The other branches continue.
+    The others continue.
     """
 
 
 def drive(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that never really waits, in this thread.
+    """Run a coroutine that never suspends, in this thread, without an event loop.
 
-    No event loop is needed.
-
-    Code that decides is written once, as coroutines over a small I/O interface. If the interface blocks instead of
-    waiting, this runs them.
+    Decisions are written once, as coroutines over a small I/O interface. With an interface that blocks instead of
+    waiting, this function runs them.
     """
     try:
         coroutine.send(None)
@@ -52,7 +61,7 @@ def drive(coroutine: Coroutine[Any, Any, T]) -> T:
 class _Group:
     """A running ``group.parallel``.
 
-    It has the steps found in it, and whether a branch stopped at one, found or skipped.
+    It has the steps found in it, and whether a branch stopped at a step, found or skipped.
     """
 
     mode: ParallelMode
@@ -71,11 +80,11 @@ class SyncCall:
         self._branches = Branches()
 
     def run(self, function: Callable[[], Any]) -> Ending:
-        """Run the function until it ends or the call does."""
+        """Run the function until it or the call ends."""
         replay = self._replay
         if replay.is_new:
             drive(replay.start_new_code())
-        outer_step = in_step.set(None)  # nothing of a run that this one is perhaps called from reaches into it
+        outer_step = in_step.set(None)  # an enclosing run must not leak into this one
         try:
             value = function()
             if inspect.isawaitable(value):
@@ -123,7 +132,10 @@ class SyncCall:
             self._end(diverged)
 
     def _start_new_code(self) -> None:
-        """End the replay. An error of a hook ends the call; the function cannot catch it."""
+        """End the replay.
+
+        An error of a middleware hook ends the call; the function cannot catch it.
+        """
         try:
             drive(self._replay.start_new_code())
         except Exception as error:
@@ -146,7 +158,7 @@ class SyncCall:
                 if replay.is_over:
                     self._end(Checkpointed())
                 return self._execute(step)
-            self._end(Found([replay.plan(step, None, among_several=False)]))
+            self._end(FoundSteps([replay.plan(step, None, among_several=False)]))
         group.is_waiting = True
         if replay.target is None:
             group.found.append(replay.plan(step, group.mode, among_several=True))
@@ -161,12 +173,12 @@ class SyncCall:
         if step.request.is_run:
             try:
                 self._executed.append(drive(replay.execute(step, self._mode, _call_handler)))
-            except Exception as error:  # a hook's
+            except Exception as error:  # error of a middleware hook
                 self._end(Raised(error))
         else:
             self._executed.append(replay.plan(step, self._mode, among_several=False))
         if self._group is None or len(self._executed) == len(replay.targets) or not self._has_time():
-            self._end(Found(self._executed))
+            self._end(FoundSteps(self._executed))
         self._group.is_waiting = True
         raise _Skipped
 
@@ -186,21 +198,19 @@ class SyncCall:
         try:
             report = drive(replay.execute(step, self._mode, _call_handler))
             memo = None if checkpointer is None else drive(checkpointer.take(report))
-        except Exception as error:  # a hook's
+        except Exception as error:  # error of a middleware hook
             ending: Ending = Raised(error)
         else:
             if memo is not None:
                 return memo
-            ending = Found([report]) if checkpointer is None else Checkpointed()
+            ending = FoundSteps([report]) if checkpointer is None else Checkpointed()
         self._end(ending)
 
     def parallel(self, callables: Sequence[Callable[[], T]], mode: ParallelMode) -> tuple[T, ...]:
         """Run each callable to its end or to its first step without a memo.
 
-        Those steps are reported together.
-
-        If callables raise, all others are run nevertheless, so that their steps are numbered; then the first error
-        is raised.
+        Those steps are reported together. If a callable raises, the others run anyway, so that their steps are
+        numbered. Then the first error is raised.
         """
         outer = self._group
         group = self._group = _Group(mode)
@@ -219,7 +229,7 @@ class SyncCall:
             self._group = outer
             self._branches.end_group(abandoned=bool(errors))
         if self._executed:
-            self._end(Found(self._executed))
+            self._end(FoundSteps(self._executed))
         if errors:
             raise errors[0]
         if not group.is_waiting:
@@ -231,7 +241,7 @@ class SyncCall:
         if self._replay.target is not None:
             self._end(self._replay.not_found([]))
         self._check_reached(group.found[0].step_id)
-        self._end(Found(group.found))
+        self._end(FoundSteps(group.found))
 
     def _end(self, ending: Ending) -> NoReturn:
         self._outcome = ending
@@ -257,7 +267,7 @@ def _discard(value: Any) -> None:
 class StepIdAmbiguousError(Error):
     """A step's id repeats across branches of a sync function.
 
-    A sync function cannot distinguish the steps.
+    The function cannot distinguish these steps.
     """
 
     code = ErrorCode.STEP_ID_AMBIGUOUS
@@ -267,9 +277,9 @@ class StepIdAmbiguousError(Error):
 
 @dataclass(slots=True)
 class _Branch:
-    """A branch that is being run.
+    """A branch that is running.
 
-    ``level`` counts the steps and groups that it has met.
+    ``level`` counts the steps and groups that it has reached.
     """
 
     index: int
@@ -331,7 +341,7 @@ class Branches:
         self._uses.clear()
 
     def meet(self, step_id: str) -> None:
-        """Raises ``StepIdAmbiguousError``."""
+        """Record the use of an id. Raises ``StepIdAmbiguousError``."""
         if not self._path:
             if step_id in self._abandoned:
                 raise _ambiguous(step_id)

@@ -17,8 +17,8 @@ from durably.errors import (
     OutputUnserializableError,
     TransportError,
 )
-from durably.execution import Checkpointed, Ending, Found, Memo, Outcome, Raised, Returned, StepReport
-from durably.io.http_client import IO, AsyncIO, Job, Request, request_with_keys
+from durably.execution import Checkpointed, Ending, FoundSteps, Memo, Outcome, Raised, Returned, StepReport
+from durably.io.http_client import IO, AsyncIO, PendingResult, Request, request_with_keys
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 from durably.protocol.options import Checkpointing
@@ -29,7 +29,7 @@ from durably.values.outputs import encode_output, finish, to_json
 from .middleware import MiddlewareStack
 
 _ABSENCE_SECONDS = 60.0
-"""Seconds for which an engine without this endpoint gets no further checkpoint."""
+"""Seconds without checkpoints after an engine answered that it lacks the endpoint."""
 
 
 class Checkpoints(Protocol):
@@ -42,9 +42,9 @@ class Checkpoints(Protocol):
 
     @property
     def join_answers(self) -> bool:
-        """Whether the engine accepts steps and an op that follows them in one answer.
+        """Whether the engine accepts finished steps and a following op in one answer.
 
-        Other engines take several ops for parallel branches, and plan each step of the run from then on.
+        Other engines take several ops for parallel branches, and plan each later step of the run.
         """
         ...
 
@@ -54,35 +54,37 @@ class Checkpoints(Protocol):
         ...
 
     def certain_at_arrival(self) -> float:
-        """The last time at which the engine certainly wanted a call that arrives now.
+        """Latest time at which a call that arrives now was certainly valid.
 
-        The time is that of ``time.monotonic()``. The call may have been on its way for long.
+        The time is that of ``time.monotonic()``.
+
+        The call may have been in transit for a long time.
         """
         ...
 
     def may_be_stale(self, since: float) -> bool:
-        """Whether the engine may have given up a call that it wanted at ``since``.
+        """Whether the engine may have given up a call that was valid at ``since``.
 
-        The answer to a checkpoint is certain, even to one without steps.
+        An empty checkpoint answers this with certainty.
         """
         ...
 
     async def commit(self, request: CheckpointRequest, io: IO) -> None:
         """Send finished steps to the engine.
 
-        They are stored durably when this returns; repetitions change nothing.
+        They are stored durably when this returns. Repetitions change nothing.
 
-        Raises ``CallStaleError`` if the call must stop because the engine has
-        given it up, and ``CheckpointRefusedError`` if the engine does not take the steps for any other reason: then
-        they go into the call's answer.
+        Raises ``CallStaleError`` if the call must stop because the engine has given it up. Raises
+        ``CheckpointRefusedError`` if the engine refuses the steps for any other reason; then they go into the call's
+        answer.
         """
         ...
 
 
 class HttpCheckpoints:
-    """Sends checkpoints of one app to the engine's HTTP API.
+    """Sends checkpoints of one app to the engine's HTTP API, without retries.
 
-    Nothing is tried twice: the answer of the call is a second way for the same steps, and known to work.
+    The answer of the call sends the same steps, and is known to work.
     """
 
     def __init__(self, app: App) -> None:
@@ -90,11 +92,11 @@ class HttpCheckpoints:
         self._absent_until = 0.0
         self.are_default = False
         self.join_answers = False
-        self.has_lease = False  # the engine reports a call that it has given up at the next checkpoint
+        self.has_lease = False  # the engine reports a given-up call at the next checkpoint
 
     @property
     def are_possible(self) -> bool:
-        """Whether the engine is not known to lack the endpoint."""
+        """Whether the engine may have the endpoint."""
         return time.monotonic() >= self._absent_until
 
     def certain_at_arrival(self) -> float:
@@ -104,7 +106,6 @@ class HttpCheckpoints:
         return False
 
     async def commit(self, request: CheckpointRequest, io: IO) -> None:
-        """See ``Checkpoints``."""
         app = self._app
         url = f"{app.api_origin}/v1/checkpoint/{quote(request.run_id, safe='')}/async"
         body = msgspec.json.encode(request)
@@ -147,12 +148,12 @@ class StepCheckpointer:
         self._io = io
         self._middleware = middleware
         self._logger = logger
-        # The context before the function: tasks that are made in it do not belong to the run.
+        # The context outside the function: tasks created in it do not belong to the run.
         self._context = None if config.interval_seconds is None else contextvars.copy_context()
         # By hashed id. The commit of a timer may remove some from another thread, one by one.
         self._unsent: dict[str, StepReport] = {}
         self._failed: list[StepReport] = []
-        self._timers: list[Job[None]] = []
+        self._timers: list[PendingResult[None]] = []
         self._stale: CallStaleError | None = None
         self._must_stop = False
         """The call is stale, or a checkpoint was refused."""
@@ -166,16 +167,13 @@ class StepCheckpointer:
     def is_over(self) -> bool:
         """Whether the call must end.
 
-        A call that has finished nothing continues however late it is: the next call would get no further.
+        A call that has finished no step continues even if it is late, because the next call would get no further.
         """
         is_late = self._deadline is not None and time.monotonic() >= self._deadline
         return self._must_stop or (is_late and self._has_finished_steps)
 
     async def take(self, report: StepReport) -> Memo | None:
-        """Keep or commit the step.
-
-        The function continues with the memo that its next call would get.
-        """
+        """Keep or commit the step. The function continues with the memo of a next call."""
         memo = self._memo_of(report)
         if self._middleware is not None:
             await self._middleware.end_execution()
@@ -263,17 +261,17 @@ class StepCheckpointer:
             return Raised(self._stale)
         unsent = list(self._unsent.values())
         if isinstance(ending, Checkpointed):
-            return Found([*unsent, *self._failed] or [_discovery()])
-        if isinstance(ending, Found):
-            return Found([*unsent, *ending.reports])
-        return Found(unsent) if unsent else ending  # an error's answer has no room for steps: it is raised again
+            return FoundSteps([*unsent, *self._failed] or [_discovery()])
+        if isinstance(ending, FoundSteps):
+            return FoundSteps([*unsent, *ending.reports])
+        return FoundSteps(unsent) if unsent else ending  # an error's answer has no room for steps: it is raised again
 
     def _must_commit_before(self, ending: Ending) -> bool:
         if self._must_stop or not self._unsent:
             return False
         if isinstance(ending, Raised):
             return True
-        following = ending.reports if isinstance(ending, Found) else self._failed
+        following = ending.reports if isinstance(ending, FoundSteps) else self._failed
         is_end = any(report.op.op == Opcode.RUN_COMPLETE for report in following)
         return not self._checkpoints.join_answers and not is_end and len(self._unsent) + len(following) > 1
 
@@ -286,13 +284,13 @@ class StepCheckpointer:
             self._timers.pop().cancel()
 
 
-def _complete(returned: Returned) -> Found | Raised:
+def _complete(returned: Returned) -> FoundSteps | Raised:
     """The function's end as an op, which can follow steps in one answer."""
     try:
         data = msgspec.Raw(encode_output(returned.value, returned.source))
     except OutputUnserializableError as error:
         return Raised(error)
-    return Found([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
+    return FoundSteps([StepReport(Op(id=_RUN_COMPLETE_ID, op=Opcode.RUN_COMPLETE, data=data))])
 
 
 def _discovery() -> StepReport:
@@ -319,9 +317,9 @@ class CallLeaseCheck:
     async def confirm(self) -> None:
         """Raises ``CallStaleError`` if the engine has given up the call.
 
-        Raises ``CheckpointRefusedError`` if the engine does not answer the question.
+        Raises ``CheckpointRefusedError`` if the engine does not answer.
         """
-        while self.may_be_stale:  # again if the answer itself may have been on its way for long
+        while self.may_be_stale:  # repeat if the answer itself may have been in transit for a long time
             asked_at = time.monotonic()
             request = msgspec.structs.replace(self._call, ts=time.time_ns() // 1_000_000)
             await self._checkpoints.commit(request, self._io)

@@ -44,7 +44,7 @@ class FunctionOpts:
     def __post_init__(self) -> None:
         if not is_name(self.local_id):
             raise FunctionConfigInvalidError(
-                f"fn_id must be text that names the function, without control characters, not {self.local_id!r}"
+                f"fn_id must be a string that names the function, without control characters, not {self.local_id!r}"
             )
         if len(self.triggers) > MAX_TRIGGERS:
             raise self._invalid("trigger", f"takes at most {MAX_TRIGGERS}, not {len(self.triggers)}")
@@ -100,7 +100,7 @@ class FunctionOpts:
     def failure_to_wire(self, app_url: str) -> dict[str, Any]:
         """The entry of the failure handler (spec §11).
 
-        The handler is a function that is triggered by this one's failure.
+        The handler is a function that this function's failure triggers.
         """
         trigger = TriggerEvent(
             event=InternalEvent.FUNCTION_FAILED.value, expression=f"event.data.function_id == '{self.id}'"
@@ -122,7 +122,7 @@ def _steps(app_url: str, function_id: str, retries: int | None) -> dict[str, Any
 
 
 Check = Callable[[Mapping[str, Any]], str | None]
-"""Takes a function's entry in the sync payload. Returns its fault, which names the function."""
+"""Takes a function's entry in the sync payload. Returns the problem, which names the function."""
 
 _check: Check | None = None
 
@@ -132,7 +132,7 @@ _FIELD = re.compile(r"[A-Za-z0-9*?,/-]+", re.ASCII)
 
 
 def register(check: Check) -> None:
-    """Have all functions checked by the engine that is installed."""
+    """Register the installed engine's check of all functions."""
     global _check
     _check = check
 
@@ -150,7 +150,7 @@ def check_config(config: Mapping[str, Any]) -> None:
 
 
 def cron_problem(text: str) -> str | None:
-    """The certain fault of a schedule.
+    """The certain problem of a schedule.
 
     The engine checks schedules that start with ``@``.
     """
@@ -179,7 +179,7 @@ class FunctionDefinition(Generic[T]):
         self._handler = handler
         self.__doc__ = handler.__doc__
 
-    if not TYPE_CHECKING:  # type checkers refuse the call by themselves
+    if not TYPE_CHECKING:  # type checkers refuse the call anyway
 
         def __call__(self, *args, **kwargs):
             raise FunctionConfigInvalidError(
@@ -210,5 +210,5 @@ class FunctionDefinition(Generic[T]):
         return self.opts.name
 
     def output_codec(self, serializer: Serializer | None) -> Codec | None:
-        """The output's codec: by ``output_type``, otherwise by the handler's annotation."""
+        """The output's codec, from ``output_type`` or the handler's annotation."""
         return function_codec(f'function "{self.id}"', self._handler, self.opts.output_type, serializer)

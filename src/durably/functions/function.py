@@ -22,13 +22,13 @@ from durably.execution import (
     Checkpointed,
     Checkpointer,
     Ending,
-    Found,
+    FoundSteps,
     LeaseCheck,
     Outcome,
     Raised,
+    ReplaceStep,
     Replay,
     Returned,
-    StandIn,
     StepMemos,
     SyncCall,
     drive,
@@ -52,7 +52,7 @@ from durably.values.outputs import check_found, encode_as, function_codec
 
 from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
 from .config import FunctionDefinition, FunctionOpts
-from .findings import Divergences, Findings, running_findings
+from .diagnostics import Diagnostics, DivergenceLog, running_diagnostics
 from .log_sender import line_keeper
 from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
 from .misuse import explain_wrong_arguments
@@ -61,10 +61,10 @@ _SHARED_SECONDS = 1.0
 """Seconds for which a call of a sync function continues with steps of other calls."""
 
 _PARTS = {"mw.transform_input": 0.0, "function": 0.0, "mw.transform_output": 0.0}
-"""The measured parts of a call, in their order, with initial durations."""
+"""The measured parts of a call, in order, with initial durations."""
 
 _UNTRACED = nullcontext()
-"""Replaces the span of a call if there is no tracing."""
+"""Used instead of a call's span if there is no tracing."""
 
 _CONTEXTS = (Context.__name__, ContextSync.__name__)
 
@@ -73,11 +73,11 @@ Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 
 
 class FunctionCall(msgspec.Struct, kw_only=True):
-    """One call from ``CommHandler``.
+    """One call from ``CommHandler``, with the engine's data.
 
-    It has the engine's data, and the call's context in this process. ``checkpoints`` sends finished steps to the
-    engine, ``None`` if that is not possible. ``threads`` run sync handlers of async functions. ``seconds`` gets the
-    durations of the call's parts. For ``traceparent`` and ``is_engines_trace`` see ``durably.tracing.CallInfo``.
+    ``checkpoints`` sends finished steps to the engine, ``None`` if that is not possible. ``threads`` run sync handlers
+    of async functions. ``seconds`` gets the durations of the call's parts. For ``traceparent`` and ``is_engines_trace``
+    see ``durably.tracing.CallInfo``.
     """
 
     function_id: str
@@ -92,7 +92,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
     job_id: str | None = None
     disable_immediate: bool = False
     checkpoints: Checkpoints | None = None
-    stand_in: StandIn | None = None
+    replace_step: ReplaceStep | None = None
     threads: WorkerThreads | None = None
     traceparent: str | None = None
     is_engines_trace: bool = False
@@ -101,20 +101,20 @@ class FunctionCall(msgspec.Struct, kw_only=True):
 class Entry(msgspec.Struct, frozen=True):
     """A handler that engines call by ``id``: a function's, or its failure handler.
 
-    ``source`` is for errors.
+    ``source`` names it in errors.
     """
 
     id: str
     handler: Callable[..., Any]
     is_async: bool
-    divergences: Divergences
+    divergences: DivergenceLog
     source: str
 
 
 class Function(FunctionDefinition[T]):
     """A durable function, made by ``Client.create_function``.
 
-    ``entries`` are what engines call, by id: the function, and its failure handler if it has one.
+    ``entries`` has the handlers that engines call, by id: the function, and its failure handler if it has one.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Function(FunctionDefinition[T]):
         self._middleware = middleware
         self._checkpointing = {is_default: opts.checkpointing_or(is_default) for is_default in (False, True)}
         self.sends_checkpoints = self._checkpointing[False] is not None
-        """Whether the function sends checkpoints to engines with which this is not the default."""
+        """Whether the function sends checkpoints to engines for which this is not the default."""
 
     def __repr__(self) -> str:
         return f"Function({self.id!r})"
@@ -159,8 +159,8 @@ class Function(FunctionDefinition[T]):
     async def call(self, app: App, call: FunctionCall, io: IO) -> Outcome:
         """Run the function for one call, with middleware around it.
 
-        A call that targets a step, or that is repeated, ends with the first step that it executes: engines count
-        attempts by call, and the steps after the one that failed have their own.
+        A call that targets a step, or that is repeated, ends with the first step that it executes. Engines count
+        attempts by call, and the steps after the failed one have attempts of their own.
         """
         entry = self.entries.get(call.function_id)
         if entry is None:
@@ -195,7 +195,7 @@ class Function(FunctionDefinition[T]):
             return outcome
 
     def call_sync(self, app: App, call: FunctionCall, io: IO) -> Outcome:
-        """``call`` of a sync function, in this thread; ``io`` must be the blocking kind."""
+        """``call`` of a sync function, in this thread. ``io`` must be the blocking kind."""
         return drive(self.call(app, call, io))
 
     def _make_replay(
@@ -225,13 +225,13 @@ class Function(FunctionDefinition[T]):
             attempt=context.attempt,
             max_attempts=context.max_attempts,
             lease_check=lease_check,
-            stand_in=call.stand_in,
+            replace_step=call.replace_step,
             threads=call.threads,
             function_id=call.function_id,
             names=entry.divergences.names,
             clock=time.time_ns,
             sent_input_bytes=_sent_input_bytes(app, middleware),
-            findings=Findings(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
+            diagnostics=Diagnostics(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
         )
 
     async def _execute(
@@ -247,9 +247,9 @@ class Function(FunctionDefinition[T]):
             replay.refusals = memos.refusals
             call.seconds["mw.transform_input"] = time.perf_counter() - began
         token = step_context.set(ctx.step)
-        findings = replay.findings
-        assert isinstance(findings, Findings)
-        findings_token = running_findings.set(findings)
+        diagnostics = replay.diagnostics
+        assert isinstance(diagnostics, Diagnostics)
+        diagnostics_token = running_diagnostics.set(diagnostics)
         began = time.perf_counter()
         try:
             if isinstance(running, AsyncCall):
@@ -269,11 +269,11 @@ class Function(FunctionDefinition[T]):
         finally:
             call.seconds["function"] = time.perf_counter() - began
             step_context.reset(token)
-            running_findings.reset(findings_token)
-            findings.is_over = True
+            running_diagnostics.reset(diagnostics_token)
+            diagnostics.is_over = True
         if middleware is not None:
             await middleware.end_execution()
-        if isinstance(ending, Found):
+        if isinstance(ending, FoundSteps):
             check_found(ending.reports)
         elif isinstance(ending, Returned):
             ending = self._encode(ending, entry, app)
@@ -299,7 +299,7 @@ class Function(FunctionDefinition[T]):
 
 
 def _make_entry(function_id: str, handler: Callable[..., Any], source: str) -> Entry:
-    return Entry(function_id, handler, is_async(handler), Divergences(function_id), source)
+    return Entry(function_id, handler, is_async(handler), DivergenceLog(function_id), source)
 
 
 def _failure_codec(entry: Entry, serializer: Serializer | None) -> Codec | None:
@@ -310,13 +310,13 @@ def _failure_codec(entry: Entry, serializer: Serializer | None) -> Codec | None:
 async def _transform_output(ending: Ending, middleware: MiddlewareStack) -> Ending:
     """Call the hooks ``transform_output`` and ``transform_step_input``.
 
-    ``transform_step_input`` is called for the steps that the engine executes. Several steps that were found are
-    planned: they returned nothing yet, so there is nothing to transform. Those in checkpoints have been transformed one
-    by one.
+    ``transform_step_input`` is called for the steps that the engine executes. Several steps that were found together
+    are planned. They have no result yet, so there is nothing to transform. Steps in checkpoints were transformed one by
+    one.
     """
     if isinstance(ending, Checkpointed):
         return ending
-    if isinstance(ending, Found):
+    if isinstance(ending, FoundSteps):
         await middleware.transform_step_inputs(ending.reports)
         if len(ending.reports) == 1:
             await middleware.transform_step(ending.reports[0])
@@ -350,7 +350,7 @@ def _describe_call(app: App, call: FunctionCall) -> CallInfo:
 
 
 def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
-    """A checkpoint without steps: it identifies the call as the engine does."""
+    """A checkpoint without steps. It identifies the call as the engine does."""
     context = call.context
     return CheckpointRequest(
         run_id=context.run_id,
@@ -363,7 +363,7 @@ def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
 
 
 def _until(seconds: float) -> Callable[[], bool]:
-    """A function that returns whether less time than that has passed since."""
+    """A function that returns whether less time than that has passed."""
     deadline = time.monotonic() + seconds
     return lambda: time.monotonic() < deadline
 
@@ -401,9 +401,9 @@ async def _send_in_step(
 
 
 def _sent_input_bytes(app: App, middleware: MiddlewareStack | None) -> int:
-    """The largest arguments of a step that are sent: 0 to send none.
+    """The maximum size of a step's sent arguments; 0 sends none.
 
-    Middleware that changes values may be there to hide them.
+    Middleware that changes values may do so to hide them.
     """
     if not app.send_step_input or (middleware is not None and middleware.changes_values):
         return 0
@@ -426,14 +426,14 @@ def _check_takes_context(opts: FunctionOpts, handler: Handler[Any]) -> None:
         raise FunctionConfigInvalidError(
             f'function "{opts.local_id}": {name} must take one argument, the context, whose steps are ctx.step'
         ) from None
-    except ValueError:  # Written in C, without a signature.
+    except ValueError:  # written in C, without a signature
         pass
 
 
 def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
     """Refuse a handler that is annotated with the other kind of context.
 
-    An async function with the context of sync ones would not await its steps, and the reverse. Raises
+    An async function with the context of sync ones would not await its steps, and vice versa. Raises
     ``FunctionConfigInvalidError``.
     """
     wanted = Context.__name__ if is_async(handler) else ContextSync.__name__
@@ -452,7 +452,7 @@ def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
 def _annotated_context(handler: Handler[Any]) -> str | None:
     """The name of the first argument's class, if it is Durably's or ``inngest``'s.
 
-    Names that exist only for type checkers cannot be evaluated; then the annotation's text is used.
+    Names that exist only for type checkers cannot be evaluated. Then the annotation's source is used.
     """
     try:
         parameter = next(iter(inspect.signature(handler).parameters.values()))

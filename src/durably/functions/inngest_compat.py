@@ -2,9 +2,9 @@
 
 The module accepts or refuses its classes, and handles the differences of hooks.
 
-Such classes are recognised by the modules of their bases; ``inngest`` is not imported here. One private part of it is
-used: the enum of ops in ``inngest._internal.server_lib``, because such middleware compares ops by identity. Checked
-with inngest 0.5.19. If the enum is missing, such middleware is refused with an error that says so.
+Such classes are recognised by the modules of their bases, without an import of ``inngest``. The module uses one private
+part of it: the enum of ops in ``inngest._internal.server_lib``, because such middleware compares ops by identity.
+Checked with inngest 0.5.19. If the enum is missing, such middleware is refused with an error that names the reason.
 """
 
 from __future__ import annotations
@@ -28,15 +28,12 @@ _REFUSED = {
         "the same arguments and reads what it wrote"
     )
 }
-"""By package: the reason why its middleware is unsafe, and the replacement."""
+"""By package, the reason why its middleware is unsafe, and the replacement."""
 _BLOCKING = "inngest.experimental.remote_state_middleware"
 
 
 def fault_of_factory(factory: Any) -> str | None:
-    """The reason why a factory function's middleware is refused.
-
-    The reason depends on the function's module.
-    """
+    """The reason why a factory function's middleware is refused, by its module."""
     while isinstance(factory, functools.partial):
         factory = factory.func
     name = getattr(factory, "__qualname__", type(factory).__name__)
@@ -123,7 +120,7 @@ class InngestMiddleware:
         return _then(self._middleware.transform_output(theirs), take_over)
 
     def before_send_events(self, events: list[Event]) -> Awaitable[None] | None:
-        """Events that the middleware added may be those of ``inngest``."""
+        """Convert events that the middleware added, which may be ``inngest``'s."""
 
         def take_over() -> None:
             events[:] = [_to_event(event) for event in events]
@@ -133,7 +130,7 @@ class InngestMiddleware:
     def _op_of(self, op: Opcode) -> Any:
         try:
             return self._ops(op.value)
-        except ValueError:  # An op unknown to it, so it cannot compare with it.
+        except ValueError:  # an op that it does not know, so it cannot compare with it
             return op
 
 

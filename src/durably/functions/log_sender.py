@@ -1,7 +1,7 @@
-"""Hands the lines of ``ctx.logger`` to the engine in development.
+"""Sends the lines of ``ctx.logger`` to the engine in development.
 
-Lines are collected for a fifth of a second and sent in the background, so that a call neither waits for them nor fails
-because of them. What cannot be sent is dropped: the app's own log has it.
+Lines are collected for a fifth of a second and sent in the background, so a call neither waits for them nor fails
+because of them. Lines that cannot be sent are dropped; the app's own log has them.
 """
 
 import asyncio
@@ -23,16 +23,16 @@ from durably.protocol.call import LogLine
 from durably.run_logger import KeepLine
 
 MAX_LINES = 500
-"""Lines of one run that are sent at a time; a line says how many more there were."""
+"""Maximum number of lines of one run that are sent at a time. A line reports how many more there were."""
 MAX_LINE_LENGTH = 8192
 _DELAY_SECONDS = 0.2
 _TIMEOUT_SECONDS = 5.0
 _ABSENCE_SECONDS = 60.0
-"""Seconds for which an engine that refused lines gets no more of them."""
+"""Seconds without lines after an engine refused them."""
 
 
 class _Pending(msgspec.Struct):
-    """The lines of one run that are not sent yet, and the number of dropped lines."""
+    """The unsent lines of one run, and the number of dropped lines."""
 
     lines: list[LogLine] = []
     dropped: int = 0
@@ -62,7 +62,7 @@ class LogSender:
             else:
                 pending.dropped += 1
         if is_first:
-            # In an empty context: the lines are of all runs, and neither belong to this one's trace nor keep its memos.
+            # Use an empty context: the lines of all runs must not join this run's trace nor keep its memos.
             contextvars.Context().run(get_background_loop().submit, self._send_later())
 
     async def _send_later(self) -> None:
@@ -81,7 +81,7 @@ class LogSender:
         url = f"{app.api_origin}/v1/runs/{quote(run_id, safe='')}/logs"
         request = Request("POST", url, app.headers(), msgspec.json.encode({"lines": lines}), _TIMEOUT_SECONDS)
         response = await request_with_keys(AsyncIO(), request, app.signing_keys)
-        if response.status >= 300:  # an engine that is not ours, or one in production
+        if response.status >= 300:  # another engine than Durably's, or one in production
             self._absent_until = time.monotonic() + _ABSENCE_SECONDS
 
 

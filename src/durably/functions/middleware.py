@@ -1,4 +1,4 @@
-"""Middleware of calls and sendings: the hooks, their values and their order.
+"""Middleware of calls and sends: the hooks, their values and their order.
 
 The module also checks the middleware that users register. ``durably.middleware`` has the base classes, and describes
 the hooks.
@@ -47,17 +47,14 @@ NO_OPS: set[object] = set()
 
 
 def base_of_middleware(cls: C) -> C:
-    """Class decorator: register a base class, whose hooks need not be called."""
+    """Class decorator: register a base class, whose own hooks need not be called."""
     BASES.add(cls)
     NO_OPS.update(vars(cls)[hook] for hook in HOOKS)
     return cls
 
 
 class AnyMiddleware(Protocol):
-    """An object with the hooks of ``Middleware`` or ``MiddlewareSync``.
-
-    Both are classes of ``durably``.
-    """
+    """An object with the hooks of ``Middleware`` or ``MiddlewareSync`` of ``durably``."""
 
     def after_memoization(self) -> Awaitable[None] | None: ...
     def before_execution(self) -> Awaitable[None] | None: ...
@@ -73,7 +70,7 @@ MiddlewareFactory = Callable[[Any, object], AnyMiddleware]
 class SendEventsResult:
     """The result of sending events.
 
-    It has the ``ids`` of the accepted ones, and an ``error`` if not all were accepted.
+    It has the ``ids`` of the accepted ones, and an ``error`` if some were not accepted.
     """
 
     error: str | None = None
@@ -93,9 +90,7 @@ class TransformOutputStepInfo:
 class TransformOutputResult:
     """The result or the error of a function or step.
 
-    ``output`` and ``error`` may be replaced.
-
-    ``step`` is ``None`` if the function itself ended.
+    ``output`` and ``error`` may be replaced. ``step`` is ``None`` if the function itself ended.
     """
 
     error: Exception | None
@@ -108,10 +103,10 @@ class TransformOutputResult:
 
 @dataclass
 class TransformStepInput:
-    """A step that the engine executes.
+    """A step that the engine executes: an invoke, wait, sleep, fetch or inference.
 
-    It is an invoke, a wait, a sleep, a fetch or an inference. ``opts`` are sent to the engine (an invoke's data is
-    ``opts["payload"]["data"]``). Replace them; do not change the objects in them, which are the function's own.
+    ``opts`` are sent to the engine (an invoke's data is ``opts["payload"]["data"]``). Replace them. Do not change the
+    objects in them, which belong to the function.
     """
 
     id: str
@@ -123,7 +118,7 @@ class TransformStepInput:
 
 _REVERSED = frozenset(("after_execution", "transform_output", "after_step", "after_send_events"))
 _SIMILARITY = 0.9
-"""Of a misspelt hook's name, as ``difflib`` counts it: a letter or two. No hook is as close to another."""
+"""Minimum ``difflib`` ratio of a misspelt hook's name: one or two wrong letters. No two hooks are as similar."""
 _ENGINE_OPS = frozenset(
     (
         Opcode.SLEEP,
@@ -152,8 +147,8 @@ def list_middleware(middleware: object, where: str) -> list[MiddlewareFactory]:
 def check_middleware(factories: Sequence[MiddlewareFactory], where: str) -> None:
     """Raises ``FunctionConfigInvalidError`` for unusable or unsafe middleware.
 
-    The message begins with ``where``. The product of a factory function is known only after a call: ``MiddlewareStack``
-    checks it too.
+    The message begins with ``where``. The result of a factory function is known only after a call, so
+    ``MiddlewareStack`` checks it too.
     """
     for index, factory in enumerate(factories):
         if (fault := _fault_of_factory(factory)) is not None:
@@ -180,7 +175,7 @@ def _fault_of_factory(factory: Any) -> str | None:
             f"{_name_of(factory)} cannot be called with (client, raw_request). If it needs more, give a function of "
             "these two that makes it, such as the one that its factory(…) returns"
         )
-    except ValueError:  # Written in C, without a signature.
+    except ValueError:  # written in C, without a signature
         pass
     return inngest_compat.fault_of_factory(factory)
 
@@ -209,7 +204,7 @@ def _without_hooks(cls: type) -> str | None:
 
 
 def _misspelt_hook(cls: type) -> str | None:
-    """A public method that nothing calls, with a name close to a hook's."""
+    """A public method that nothing calls, with a name similar to a hook's."""
     for name in dir(cls):
         if name.startswith("_") or name in HOOKS or not inspect.isfunction(getattr(cls, name, None)):
             continue
@@ -241,9 +236,9 @@ in_hook: ContextVar[bool] = ContextVar("durably_in_hook", default=False)
 
 
 class MiddlewareStack:
-    """The middleware of one call or one sending (an ``execution.Hooks``).
+    """The middleware of one call or one send (an ``execution.Hooks``).
 
-    Without middleware, none is made.
+    Without registered middleware, none is made.
     """
 
     def __init__(self, factories: Sequence[MiddlewareFactory], client: object, raw_request: object, io: IO) -> None:
@@ -254,7 +249,7 @@ class MiddlewareStack:
     async def call(self, hook: str, *args: Any) -> None:
         """Run one hook of all middleware.
 
-        What a hook raises ends the call, as the function's error.
+        An error of a hook ends the call, as the function's error.
         """
         ordered = reversed(self._middleware) if hook in _REVERSED else self._middleware
         for middleware in ordered:
@@ -274,7 +269,7 @@ class MiddlewareStack:
 
     @property
     def changes_values(self) -> bool:
-        """Whether any of it has a hook that changes what steps send to the engine."""
+        """Whether a hook changes the values that steps send to the engine."""
         return any(
             _has_hook(middleware, hook)
             for middleware in self._middleware
@@ -282,7 +277,7 @@ class MiddlewareStack:
         )
 
     async def transform_step_inputs(self, reports: Sequence[StepReport]) -> None:
-        """``transform_step_input`` of those steps that the engine executes."""
+        """Run ``transform_step_input`` for the steps that the engine executes."""
         for report in reports:
             if report.op.op in _ENGINE_OPS:
                 step = TransformStepInput(report.info.id, Opcode(report.op.op), report.op.opts)
@@ -298,7 +293,7 @@ class MiddlewareStack:
         await self.call("before_execution")
 
     async def end_execution(self) -> None:
-        """``after_execution``, for each ``before_execution`` once."""
+        """Run ``after_execution`` once for each ``before_execution``."""
         if self._is_executing:
             self._is_executing = False
             await self.call("after_execution")
@@ -310,7 +305,7 @@ class MiddlewareStack:
         await self.call("after_step", report.info, result_of(report))
 
     async def transform_step(self, report: StepReport) -> None:
-        """``transform_output`` of a step."""
+        """Run ``transform_output`` for a step."""
         result = result_of(report)
         await self.call("transform_output", result)
         report.replace(result.output, result.error)

@@ -1,7 +1,7 @@
 """Functions that this process has made and does not serve.
 
-The engine does not know such a function, so no event starts it, and nothing fails. The process says so at a point where
-it is certain: it sends an event, or its app syncs. Each function is reported once.
+The engine does not know such a function, so no event starts it, and no error occurs. The process reports it when it is
+certain: when it sends an event, or when its app syncs. Each function is reported once.
 """
 
 import inspect
@@ -30,10 +30,10 @@ _MOST_NAMED = 5
 
 Made = FunctionDefinition[Any]
 Explain = Callable[[Sequence[Made]], str]
-"""Returns the end of a sentence: where a framework looks for functions, and where to put these."""
+"""Returns the end of a sentence: where a framework looks for functions, and where to add these."""
 
 _made: dict[int, tuple[weakref.ref[Made], object]] = {}
-"""Functions without a handler, with the engine of their client if it is in this process."""
+"""Functions without a handler, each with its client's engine if that is in this process."""
 _explain: Explain | None = None
 
 
@@ -52,7 +52,7 @@ def note_served(functions: Iterable[Made]) -> None:
 
 
 def set_explanation(explain: Explain) -> None:
-    """Set the explanation of a framework that finds functions by itself."""
+    """Set the explanation of a framework that discovers functions."""
     global _explain
     _explain = explain
 
@@ -92,7 +92,7 @@ def warn_of_unserved(functions: Sequence[Made], logger: "logging.Logger | loggin
 def report(functions: Sequence[Made]) -> str:
     """A sentence on functions without a handler, with the remedy.
 
-    ``find_unserved`` does not find them again.
+    ``find_unserved`` does not return them again.
     """
     note_served(functions)
     named = ", ".join(f"{function.id!r} ({_place_of(function)})" for function in functions[:_MOST_NAMED])

@@ -1,6 +1,14 @@
 """In-process mode: the engine in the web app's own processes.
 
-``embedded.Embedded`` and ``temporal.engine.TemporalEngine`` are its public classes.
+Layers of a process, from the app to the engine:
+
+- Public handle: ``Embedded`` (SQLite) or ``TemporalEngine``. It has the operations for users. Base class
+  ``InProcessHandle``, in ``handle.py``.
+- Process: ``EmbeddedProcess`` or ``TemporalProcess``. It decides when the engine starts and stops, also at forks. Base
+  class ``ProcessEngine``, in ``process.py``. It implements ``durably.engines.InProcessEngine``.
+- Node: ``Node`` or ``TemporalNode``. It connects the process to the engine. Protocol ``EngineNode``, in ``process.py``.
+- Role of a ``Node``: ``Leader`` (runs the engine) or ``Follower`` (has a link to the leader), in ``nodes/``.
+- Calls: the leader's ``Dispatcher`` gives a call to a ``LocalWorker`` or, through a link, to the one of a follower.
 """
 
 from collections.abc import Mapping
@@ -22,7 +30,7 @@ def check_config(config: Mapping[str, Any]) -> str | None:
     except ImportError:
         return None
     read = msgspec.convert(config, FunctionConfig)
-    # Other engines know more than five fields, such as @daily. Ours refuses it at the sync.
+    # Other engines accept more than five cron fields, such as @daily. Ours refuses them at the sync.
     read.triggers = [trigger for trigger in read.triggers if not (trigger.cron or "").strip().startswith("@")]
     try:
         check_triggers(read.id, read.triggers)

@@ -28,7 +28,7 @@ from durably.errors import (
     OutputUnserializableError,
     TransportError,
 )
-from durably.execution import Found, Outcome, Raised, StandIn, drive
+from durably.execution import FoundSteps, Outcome, Raised, ReplaceStep, drive
 from durably.functions.checkpoints import Checkpoints
 from durably.functions.function import FunctionCall
 from durably.io.http_client import IO, AsyncIO, BlockingIO
@@ -58,18 +58,22 @@ _event_decoder = msgspec.json.Decoder(Event)
 def sync_of(handler: CommHandler) -> SyncRequest:
     """The sync request with an app's functions.
 
-    Its URL names the app, and is never called.
+    Its URL identifies the app, and is never called.
     """
     url = f"embedded://{quote(handler.client.app_id, safe='')}"
     return msgspec.convert(Syncer(handler.endpoint).payload(url), SyncRequest)
 
 
 async def run_call(
-    handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock, stand_in: StandIn | None = None
+    handler: CommHandler,
+    data: CallData,
+    checkpoints: Checkpoints,
+    clock: Clock,
+    replace_step: ReplaceStep | None = None,
 ) -> Answer:
     """Run the function, on this event loop or in its handler's thread pool."""
     try:
-        outcome = await handler.call(_function_call(handler, data, checkpoints, stand_in), _ASYNC_IO)
+        outcome = await handler.call(_function_call(handler, data, checkpoints, replace_step), _ASYNC_IO)
         return _answer(handler, data, outcome, clock)
     except (Exception, asyncio.CancelledError, KeyboardInterrupt):
         raise
@@ -84,12 +88,12 @@ def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints
         return _answer(handler, data, outcome, clock)
     except Exception:
         raise
-    except BaseException as error:  # Threads are not cancelled, so even ``CancelledError`` is the function's own.
+    except BaseException as error:  # Threads are not cancelled, so the function itself has raised ``CancelledError``.
         return _failed_attempt(error, clock)
 
 
 def _function_call(
-    handler: CommHandler, data: CallData, checkpoints: Checkpoints, stand_in: StandIn | None
+    handler: CommHandler, data: CallData, checkpoints: Checkpoints, replace_step: ReplaceStep | None
 ) -> FunctionCall:
     call, job_id = data.call, job_id_of(data.run_id, data.call.step_id)
     events = [_event_decoder.decode(event) for event in data.events]
@@ -120,7 +124,7 @@ def _function_call(
         job_id=job_id,
         disable_immediate=data.disable_immediate,
         checkpoints=checkpoints,
-        stand_in=stand_in,
+        replace_step=replace_step,
         threads=handler.threads,
         traceparent=data.traceparent,
     )
@@ -129,7 +133,7 @@ def _function_call(
 def _answer(handler: CommHandler, data: CallData, outcome: Outcome, clock: Clock) -> Answer:
     answer = answer_of(outcome, clock)
     if isinstance(answer, AttemptFailed) and not isinstance(outcome, Raised):
-        # Its output or its steps cannot be stored. What it raised itself is in the log already.
+        # Its output or its steps cannot be stored. Errors of the function itself are already logged.
         handler.client.logger.error(
             'function "%s", run %s, failed: %s', data.function_id, data.run_id, printable(answer.error.message)
         )
@@ -142,14 +146,14 @@ def answer_of(outcome: Outcome, clock: Clock) -> Answer:
     """The answer that the engine would read from an HTTP response with this outcome."""
     if isinstance(outcome, Raised):
         return _failed_attempt(outcome.error, clock)
-    if isinstance(outcome, Found):
+    if isinstance(outcome, FoundSteps):
         return _reported_ops(outcome, clock)
     try:
         output = encode_output(outcome.value, outcome.source)
     except OutputUnserializableError as error:
         return _failed_attempt(error, clock)
     if len(output) > MAX_STEP_OUTPUT_BYTES:
-        message = f"the function returned {len(output)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are possible"
+        message = f"the function returned {len(output)} bytes; at most {MAX_STEP_OUTPUT_BYTES} are allowed"
         return failed("OutputTooLargeError", message, no_retry=True)
     return Returned(output)
 
@@ -160,14 +164,14 @@ def _failed_attempt(error: BaseException, clock: Clock) -> AttemptFailed:
     return AttemptFailed(described, not is_retriable(error), _retry_at(error, clock), written)
 
 
-def _reported_ops(found: Found, clock: Clock) -> Answer:
+def _reported_ops(found: FoundSteps, clock: Clock) -> Answer:
     size = 0
     for report in found.reports:
         finish(report)
         op = report.op
         if isinstance(op.data, msgspec.Raw):
             size += len(bytes(op.data))
-        if op.opts:  # JSON values, and none that user code can still change
+        if op.opts:  # JSON values that user code cannot change any more.
             encoded = msgspec.json.encode(op.opts)
             size += len(encoded)
             op.opts = msgspec.json.decode(encoded)
@@ -194,11 +198,11 @@ def _retry_at(error: BaseException, clock: Clock) -> int | None:
 class EngineCheckpoints:
     """``Checkpoints`` without HTTP.
 
-    They are cheap, so they are the default unless ``are_default`` is false.
-
-    ``engine`` is the engine while it runs in this process; it can be awaited on any event loop. Without it
-    ``checkpoint`` reaches the engine. ``block`` waits for a coroutine in a thread without an event loop. ``heartbeat``
-    is set in a process that others may treat as dead.
+    - ``engine``: the engine while it runs in this process; awaitable on any event loop. Without it, ``checkpoint`` is
+      used to reach the engine.
+    - ``block``: waits for a coroutine in a thread without an event loop.
+    - ``heartbeat``: set in a process that others may treat as dead.
+    - ``are_default``: checkpoints are cheap here, so they are on by default unless this is false.
     """
 
     def __init__(
@@ -219,7 +223,6 @@ class EngineCheckpoints:
         self._block = block
 
     async def commit(self, request: CheckpointRequest, io: IO) -> None:
-        """See ``Checkpoints``."""
         if isinstance(io, BlockingIO):
             self._block(self.commit(request, _ASYNC_IO))
             return

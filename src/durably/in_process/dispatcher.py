@@ -10,7 +10,7 @@ import msgspec
 from durably.engine.core.answers import Answer, AttemptFailed, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.protocol.errors import Error, ErrorData
 from durably.protocol.text import get_logger
@@ -24,17 +24,17 @@ _logger = get_logger("durably.engine")
 
 
 class CallReturnedError(Error):
-    """A process that stops returns a call that it has not finished."""
+    """A process that stops returns an unfinished call."""
 
 
 class WorkerLostError(Error):
-    """The process that ran the call has ended, or has sent no heartbeat for the lease."""
+    """The process of the call has ended, or has sent no heartbeat for the lease."""
 
 
 class Capacity(msgspec.Struct, frozen=True):
     """The functions that a process serves, and the limit of its calls.
 
-    ``max_calls`` is the number of calls that it takes at a time.
+    ``max_calls`` is the maximum number of concurrent calls.
     """
 
     process_id: int
@@ -95,19 +95,19 @@ class Dispatcher:
         self._fill()
 
     def remove(self, slots: WorkerSlots) -> None:
-        """Give the worker no more calls. Calls under way end on their own."""
+        """Give the worker no more calls. Running calls end on their own."""
         if slots in self._workers:
             self._workers.remove(slots)
         self._release_unserved()
 
     @property
     def takes_calls(self) -> bool:
-        """Whether a process takes calls."""
+        """Whether any process accepts calls."""
         return any(slots.capacity.max_calls > 0 for slots in self._workers)
 
     # Caller
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         key = CallKey.of(data)
         if self.in_flight is not None and self.in_flight.take_lost(key):
             return self._lost(
@@ -116,7 +116,7 @@ class Dispatcher:
         slots = await self._take_slot(function.id, data.priority)
         if slots is None:
             self._unserved.note(function.id)
-            return _unreached(f"no process that is running serves the function {function.id!r}")
+            return _unreached(f"no running process serves the function {function.id!r}")
         index = None if self.in_flight is None else self.in_flight.begin(slots.process, key)
         task = asyncio.current_task()
         assert task is not None
@@ -140,7 +140,7 @@ class Dispatcher:
     def _lost(self, error: WorkerLostError) -> Answer:
         """A failed attempt, as when an app over HTTP closes the connection.
 
-        The call may have killed the process. The next attempt starts at once.
+        The call may have killed the process. The next attempt starts immediately.
         """
         lost = ErrorData(name=error.name, message=error.message)
         return AttemptFailed(lost, retry_at=self._settings.clock.now())
@@ -161,7 +161,7 @@ class Dispatcher:
         try:
             return await waiting
         except asyncio.CancelledError:
-            # The call was cancelled while it waited, or just as it got a slot.
+            # The call was cancelled while it waited, or just when it got a slot.
             if not waiting.cancelled() and (slots := waiting.result()) is not None:
                 self._leave(slots, function_id)
             raise
@@ -186,7 +186,7 @@ class Dispatcher:
                 waiting.set_result(self._enter(slots, function_id))
 
     def _release_unserved(self) -> None:
-        """End the wait of calls whose function no process serves any more."""
+        """Stop waiting calls whose function no process serves any more."""
         for function_id in self._waiting.functions():
             if not self._is_served(function_id):
                 self._release(function_id)
@@ -239,7 +239,7 @@ class UnservedFunctions:
         if self._is_unserved(function_id):
             self._warned.add(function_id)
             _logger.warning(
-                "no process that is running serves the function %r, so its runs wait. If it was renamed or removed, "
+                "no running process serves the function %r, so its runs wait. If it was renamed or removed, "
                 "serve it again under this id, with trigger=[], until its runs have ended; or cancel them: durably "
                 "runs cancel --function %s",
                 function_id,
@@ -264,16 +264,16 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, task: AnyTask) -> None:
-        """Start the timeout of ``task``, which is the running one."""
+        """Start the timeout of ``task``, which must be the running task."""
         loop = task.get_loop()
         self._due[task] = loop.time() + self._seconds
         if self._timer is None:
             self._timer = loop.call_later(self._seconds, self._check, loop)
 
     def end(self, task: AnyTask) -> bool:
-        """Stop the timeout. Returns whether it alone cancelled the task.
+        """Cancel the timeout. Returns whether only the timeout cancelled the task.
 
-        If it did, the task continues.
+        If so, the task continues.
         """
         self._due.pop(task, None)
         if task not in self._late:

@@ -59,9 +59,9 @@ class EmbeddedProcess(ProcessEngine[Node]):
         return self._node is not None and self._node.is_leader
 
     async def _send_directly(self, arguments: Mapping[str, Any]) -> EventReceipt | None:
-        """In the leader, sends go straight to the writer's thread.
+        """In the leader, pass sends directly to the writer's thread.
 
-        That saves two changes of threads.
+        This saves two thread switches.
         """
         if self._runs_functions and self._node is not None:
             with contextlib.suppress(EngineMovedError):
@@ -128,22 +128,26 @@ _SHORTEST_LEASE = dt.timedelta(seconds=0.5)
 class Embedded(InProcessHandle[EmbeddedProcess]):
     """The engine, in this app's own processes, on the SQLite database at ``path``.
 
-    Every process of the app makes one, with the same path. Give it to the client, and serve functions as always::
+    Every process of the app creates one with the same path. Pass it to the client, and serve functions as usual::
 
         client = Client(app_id="shop", engine=Embedded("durably.db"))
 
-    ``max_calls`` is the number of calls that this process takes at a time. ``lease`` is the time without a heartbeat
-    after which the others treat a process as dead. ``settings`` are those of the engine: backoff of retries,
-    durability, limits.
+    - ``max_calls``: the maximum number of concurrent calls of this process.
+    - ``lease``: the time without a heartbeat after which other processes treat a process as dead.
+    - ``settings``: settings of the engine, such as backoff of retries, durability, and limits.
 
-    Its other methods are the operations of an engine, for any event loop; those ending in ``_sync`` are the same for
+    Other methods are the operations of an engine, for any event loop. Methods ending in ``_sync`` are the same for
     synchronous code. They raise ``durably.errors.TransportError`` if no engine answers within 30 s, or if the leader
-    ended during an operation that starts something: it is then unclear whether it was executed.
+    ended during an operation that starts something: it is then unclear whether the operation was executed.
 
-    Raises ``ValueError`` for a lease that is too short, ``max_calls`` below 1 or ``":memory:"``, ``TypeError`` for a
-    value of another type, ``ImportError`` if the extra is not installed, ``OSError`` on Windows, ``RuntimeError`` under
-    gevent and eventlet, and ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a symbolic link of another user or
-    a loop of links.
+    Raises:
+
+    - ``ValueError`` for a lease that is too short, ``max_calls`` below 1, or ``":memory:"``
+    - ``TypeError`` for a value of another type
+    - ``ImportError`` if the extra is not installed
+    - ``OSError`` on Windows
+    - ``RuntimeError`` under gevent and eventlet
+    - ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a symbolic link of another user or a loop of links
     """
 
     def __init__(
@@ -165,7 +169,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
         if os.fspath(path) == ":memory:":
             raise ValueError(
-                'Embedded(":memory:") cannot be: its database is a file that the processes of an app share. Give a '
+                'Embedded does not support ":memory:": the processes of an app share a file. Give a '
                 "path; tests use durably.testing.TestEngine, which keeps nothing"
             )
         check_count(max_calls, "Embedded.max_calls")
@@ -184,11 +188,12 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
         return f"Embedded({str(self.path)!r})"
 
     async def start(self) -> None:
-        """Start in this process, on the running event loop, and take calls.
+        """Start in this process, on the running event loop, and accept calls.
 
-        Functions run on it, sync ones in a thread pool. Returns when this process is the leader or is connected to it.
-        Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``, ``DatabasePathError`` for a
-        path that cannot be used, ``ConfigInvalidError`` for invalid options of a function, and ``OSError``.
+        Async functions run on this loop, sync ones in a thread pool. Returns when this process is the leader or is
+        connected to it. Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``,
+        ``DatabasePathError`` for a path that cannot be used, ``ConfigInvalidError`` for invalid options of a function,
+        and ``OSError``.
         """
         await super().start()
 
@@ -199,8 +204,8 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
             prometheus_client.REGISTRY.register(engine.prometheus_collector())
 
-        Each process of the app shows the same values, those of the whole engine. ``in_leader_only``: only the leader
-        shows them, for apps whose processes are all scraped. If no engine answers within 5 s, ``durably_up`` is 0.
+        Each process of the app exposes the same values, those of the whole engine. ``in_leader_only``: only the leader
+        exposes them, for apps whose processes are all scraped. If no engine answers within 5 s, ``durably_up`` is 0.
         """
         return EngineCollector(lambda: self._read_metrics(in_leader_only=in_leader_only))
 

@@ -18,7 +18,7 @@ from durably.protocol.text import get_logger
 from .process import TIMEOUT_SECONDS, ProcessEngine
 
 _SCRAPE_SECONDS = 5.0
-"""The time for the engine's metrics, shorter than Prometheus' own (10 s)."""
+"""Seconds for reading the engine's metrics, shorter than Prometheus' timeout (10 s)."""
 
 _logger = get_logger("durably.engine")
 
@@ -32,7 +32,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
     _process: P
 
     def __in_process__(self) -> InProcessEngine:
-        """See ``durably.engines``."""
+        """The ``InProcessEngine``; see ``durably.engines``."""
         return self._process
 
     @property
@@ -41,9 +41,9 @@ class InProcessHandle(SyncEngine, Generic[P]):
         return self._process.function_ids
 
     async def start(self) -> None:
-        """Start in this process, on the running event loop, and take calls.
+        """Start in this process, on the running event loop, and accept calls.
 
-        Functions run on it, sync ones in a thread pool. Raises the error that prevents the start, such as
+        Async functions run on this loop, sync ones in a thread pool. Raises the error that prevents the start, such as
         ``ConfigInvalidError`` for invalid options of a function.
         """
         await self._process.start()
@@ -57,7 +57,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         get_background_loop().run(self.start())
 
     async def stop(self) -> None:
-        """Take no more calls, and wait for calls under way.
+        """Accept no more calls, and wait for running ones.
 
         The wait is at most the settings' ``close_grace``. Calls that have not ended by then are returned, and other
         processes continue their runs.
@@ -79,7 +79,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         try:
             metrics: list[Metric] = self._process.request("read_metrics", {}, _SCRAPE_SECONDS).result()
             return metrics
-        except Exception as error:  # Another exception would take the app's own metrics away, too.
+        except Exception as error:  # Another exception would also remove the app's own metrics.
             _logger.warning("the metrics could not be read: %s: %s", type(error).__name__, error)
             return None
 
@@ -97,13 +97,13 @@ class InProcessHandle(SyncEngine, Generic[P]):
         return await self._process.request(operation.name, arguments, timeout)
 
     def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """The coroutine's result. Blocks this thread until then."""
+        """Block this thread until the coroutine has ended. Returns its result."""
         return self._process.run(coroutine)
 
     async def wait_for_run(self, run_id: str, *, timeout: dt.timedelta | None = None) -> RunView:
-        """Wait until the run has ended with any status; the run.
+        """Wait until the run has ended with any status. Returns the run.
 
-        Without a ``timeout`` it waits without a limit, also while no engine answers. Raises ``TimeoutError`` and
+        Without a ``timeout`` it waits without a limit, even while no engine answers. Raises ``TimeoutError`` and
         ``RunNotFoundError``.
         """
         try:
@@ -115,12 +115,11 @@ class InProcessHandle(SyncEngine, Generic[P]):
     async def rerun(
         self, run_id: str, *, from_step: FromStep | str | None = None, step_input: Sequence[Any] | None = None
     ) -> str:
-        """Run the same function again with the same events; the new run's id.
+        """Run the same function again with the same events. Returns the new run's id.
 
-        ``from_step`` is the id of a step that the run has finished: the new run takes over the results of the steps
-        before it. ``step_input`` are arguments for that step in place of its own. Raises ``RunNotFoundError``,
-        ``StepNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, and ``ValueError`` for a
-        ``step_input`` without a step.
+        ``from_step`` is the id of a finished step: the new run copies the results of the steps before it.
+        ``step_input`` replaces the arguments of that step. Raises ``RunNotFoundError``, ``StepNotFoundError``,
+        ``FunctionNotFoundError``, ``FunctionPausedError``, and ``ValueError`` for a ``step_input`` without a step.
         """
         if step_input is not None and from_step is None:
             raise ValueError("step_input needs from_step, the step that it is for")
@@ -143,7 +142,7 @@ class InProcessHandle(SyncEngine, Generic[P]):
         if_exp: str | None = None,
         app_id: str | None = None,
     ) -> CancellationView:
-        """See ``Engine.cancel_runs``. ``started_before`` is by default the present."""
+        """See ``Engine.cancel_runs``. ``started_before`` is now by default."""
         return await super().cancel_runs(
             function_id,
             started_after=started_after,

@@ -1,7 +1,7 @@
 """The engine as one process uses it, from the first request to its end.
 
-``ProcessEngine`` has what the engines in process have in common: starts by users, by hooks of servers and by requests,
-and what happens at forks. A node is the process's connection to the engine: see ``EngineNode``.
+``ProcessEngine`` is the common part of the engines in process: starts by users, by hooks of servers and by requests,
+and the behaviour at forks. A node is the process's connection to the engine: see ``EngineNode``.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from .worker import AppLoop
 T = TypeVar("T")
 
 TIMEOUT_SECONDS = 30.0
-"""The time for an answer of the engine."""
+"""Seconds for an answer of the engine."""
 
 _logger = get_logger("durably.engine")
 
@@ -76,7 +76,7 @@ class EngineNode(Protocol):
 
     @property
     def last_error(self) -> Exception | None:
-        """The error that prevents the start, if there is one."""
+        """The error that prevents the start, or ``None``."""
         ...
 
     async def update(self) -> None:
@@ -84,14 +84,14 @@ class EngineNode(Protocol):
         ...
 
     async def close(self) -> None:
-        """Take no more calls, and wait for calls under way.
+        """Accept no more calls, and wait for running ones.
 
         The wait is at most the settings' ``close_grace``.
         """
         ...
 
     def forget(self) -> None:
-        """Leave everything to the parent, in a forked child."""
+        """In a forked child, leave everything to the parent."""
         ...
 
 
@@ -107,14 +107,14 @@ def submit(coroutine: Coroutine[Any, Any, T]) -> Remote[T]:
 
 
 class ProcessEngine(Generic[N]):
-    """An ``InProcessEngine``.
+    """Base class of ``InProcessEngine`` classes: starts, stops and forks.
 
-    ``name`` names the engine in messages, like "the engine on shop.db".
+    ``name`` is the engine in messages, like "the engine on shop.db".
 
-    A process that does not serve can make requests: it stores events, and runs no functions. It serves after it was
-    started by ``start``, by a hook of its framework, by its first request, or by the first event that it sends. In a
-    test run only ``start`` starts anything. What is still ending does not start it again: a function, a request during
-    a stop, or a send after the end of its server.
+    A process that does not serve can make requests: it stores events, and runs no functions. It begins to serve after
+    ``start``, after a hook of its framework, with its first request, or with the first event that it sends. In a test
+    run only ``start`` starts anything. These do not start it again while it ends: a function, a request during a stop,
+    or a send after the end of its server.
     """
 
     def __init__(self, name: str, settings: EngineSettings | None) -> None:
@@ -162,7 +162,7 @@ class ProcessEngine(Generic[N]):
             await self.stop()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Block this thread until the coroutine has ended on the engine's."""
+        """Block this thread until the coroutine has ended on the engine's thread."""
         return submit(coroutine).result()
 
     def request(self, operation: str, arguments: Mapping[str, Any], timeout: float | None) -> Remote[Any]:
@@ -190,7 +190,7 @@ class ProcessEngine(Generic[N]):
         return self.request("add_run_logs", {"run_id": run_id, "lines": lines}, timeout)
 
     def refuse_to_block(self) -> None:
-        """Any thread of the app may wait: the engine has its own."""
+        """Do nothing: any thread of the app may wait, because the engine has its own."""
 
     def add_handler(self, handler: CommHandler) -> None:
         app_id = handler.client.app_id
@@ -270,7 +270,7 @@ class ProcessEngine(Generic[N]):
     # on the engine's thread
 
     async def _start_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Raises the error that prevents the start.
+        """Start. Raises the error that prevents the start.
 
         A refused function is the app's mistake: the traceback of the engine's own code would hide the message.
         """
@@ -282,7 +282,7 @@ class ProcessEngine(Generic[N]):
             raise error.with_traceback(None) from None
 
     async def _start(self) -> None:
-        """Raises the error that prevents the start."""
+        """Start. Raises the error that prevents the start."""
         self._end_background_start()
         self._waits_for_lifespan = False
         node = self._node
@@ -292,7 +292,7 @@ class ProcessEngine(Generic[N]):
         await node.wait_started()
 
     async def _start_in_background(self) -> None:
-        """Start without a caller that waits: the node logs errors, and tries again."""
+        """Start in the background: the node logs errors, and tries again."""
         try:
             await self._start()
         except NodeClosedError:
@@ -316,7 +316,7 @@ class ProcessEngine(Generic[N]):
         node, self._node, self._is_serving = self._node, None, False
         if node is not None:
             self._closing = asyncio.create_task(_close(node, self._closing))
-        if self._closing is not None:  # A stop that is cancelled closes the node all the same.
+        if self._closing is not None:  # A cancelled stop still closes the node.
             await asyncio.shield(self._closing)
 
     @property
@@ -346,7 +346,7 @@ class ProcessEngine(Generic[N]):
         receipt: EventReceipt = await self._request("receive_events", arguments, timeout)
         if not self._runs_functions and not self._has_warned:
             self._has_warned = True
-            if await self._warn_if_nothing_runs():  # It follows that no function has a trigger for these events.
+            if await self._warn_if_nothing_runs():  # So no function has a trigger for these events.
                 return msgspec.structs.replace(receipt, unmatched={})
         return receipt
 
@@ -409,7 +409,7 @@ class ProcessEngine(Generic[N]):
 
     @property
     def _needs_threads(self) -> bool:
-        """Whether a node needs pools of threads, which end with the main thread."""
+        """Whether a node needs thread pools, which end with the main thread."""
         return True
 
     def _check_place(self) -> None:
@@ -430,12 +430,13 @@ class ProcessEngine(Generic[N]):
         settings = self._settings
         modes = {handler.client.is_production for handler in self._handlers.values()}
         if settings is not None:
-            if True in modes and settings.backoff is dev_backoff:  # the default: other settings were given
+            if True in modes and settings.backoff is dev_backoff:  # The default: other settings were given.
                 settings = msgspec.structs.replace(settings, backoff=standard_backoff)
         else:
             settings = EngineSettings(
                 backoff=standard_backoff if True in modes else dev_backoff,
-                allow_private_addresses=modes == {False},  # not in a process without functions: the others' are unknown
+                # Not in a process without functions: the settings of the others are unknown.
+                allow_private_addresses=modes == {False},
             )
         traced = [handler.client.tracing for handler in self._handlers.values() if handler.client.tracing is not None]
         if traced and settings.tracing is None:
@@ -446,13 +447,13 @@ class ProcessEngine(Generic[N]):
         server = development_server(sys.argv)
         if self._handlers and server is not None and settings.backoff is standard_backoff:
             _logger.warning(
-                "%s runs functions in production mode: a failed attempt is repeated after 15 seconds and more. Set "
-                "DURABLY_DEV=1 in its environment while you develop",
+                "%s runs functions in production mode: a failed attempt is repeated after 15 seconds or more. Set "
+                "DURABLY_DEV=1 in its environment during development",
                 server,
             )
 
     def _stop_at_exit(self) -> None:
-        """Without a hook of the server for its end, stop at the exit of the process."""
+        """Stop at the exit of the process, if the server has no hook for its end."""
         self._process_ends = True
         if self._node is None and not self._is_stopping:
             return
@@ -463,7 +464,7 @@ class ProcessEngine(Generic[N]):
     # forks
 
     def _before_fork(self) -> None:
-        """A process that loads the app and then forks leaves the start to its children."""
+        """Leave the start to the children of a process that loads the app and then forks."""
         if self._background_start is not None:
             self._background_start.cancel()
 
@@ -478,7 +479,7 @@ class ProcessEngine(Generic[N]):
             self.start_with_server()
 
     def _note_fork(self, node: N) -> None:
-        """``node`` is the parent's."""
+        """Replace the parent's ``node``."""
 
 
 async def _close(node: EngineNode, before: asyncio.Task[None] | None) -> None:
@@ -488,7 +489,7 @@ async def _close(node: EngineNode, before: asyncio.Task[None] | None) -> None:
 
 
 def names_of_engines() -> list[str]:
-    """The engines that this process has, like "the engine on shop.db"."""
+    """The engines of this process, like "the engine on shop.db"."""
     return sorted({engine.name for engine in list(_instances)})
 
 

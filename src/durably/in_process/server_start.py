@@ -47,7 +47,7 @@ def program_of(arguments: Sequence[str], environment: Environment) -> Program:
 
 
 def development_server(arguments: Sequence[str]) -> str | None:
-    """The command of the server for development of this process.
+    """The command of this process's development server.
 
     ``None`` for any other program.
     """
@@ -74,7 +74,7 @@ def _flask_reloads(arguments: Sequence[str], environment: Environment) -> bool:
 
 
 def _name_of(arguments: Sequence[str]) -> str:
-    """The file's name of a script; the package's name for ``python -m package``."""
+    """The file name of a script, or the package name for ``python -m package``."""
     if not arguments:
         return ""
     path = PurePath(arguments[0])
@@ -83,14 +83,13 @@ def _name_of(arguments: Sequence[str]) -> str:
 
 _LOOK_SECONDS = 0.05
 _SETTLE_SECONDS = 1.0
-"""Delay from the last import to the start. By then an app factory has run, and the server has forked its
-workers."""
+"""Seconds from the last import to the start. By then an app factory has run, and the server has forked its workers."""
 
 
 class BackgroundStart:
     """Calls ``start`` in a separate thread when all imports are done.
 
-    It does not if it is cancelled before.
+    It does not call it if it is cancelled before.
     """
 
     def __init__(self, start: Callable[[], object]) -> None:
@@ -102,7 +101,7 @@ class BackgroundStart:
     def cancel(self) -> None:
         """Cancel the start, and wait until the thread has ended.
 
-        So the thread does not exist when the process forks.
+        The thread must not exist when the process forks.
         """
         self._is_cancelled.set()
         if self._thread is not threading.current_thread():
@@ -124,9 +123,9 @@ def is_importing() -> bool:
 
 
 def call_before_threads_end(callback: Callable[[], None]) -> None:
-    """Call at the exit of the process, before thread pools end.
+    """Register a function for the process's exit, before thread pools end.
 
-    ``atexit`` calls after that.
+    ``atexit`` functions run after that.
     """
     getattr(threading, "_register_atexit", atexit.register)(callback)
 
@@ -145,5 +144,5 @@ def refuse_green_threads() -> None:
         if patcher is not None and any(getattr(patcher, question)(part) for part in ("thread", "threading")):
             raise RuntimeError(
                 f"{name} has replaced this process's threads, and an engine in it would block them all: use workers "
-                "with real ones (gunicorn -k gthread, say), or an engine of its own (`durably start`)"
+                "with real threads (such as gunicorn -k gthread), or a separate engine (`durably start`)"
             )

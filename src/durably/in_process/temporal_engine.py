@@ -41,11 +41,11 @@ _UNUSED_SETTINGS = UNUSED_SETTINGS | {
     "max_calls": "give TemporalEngine(max_calls=…)",
     "unreached_backoff": "calls in process always reach their app",
 }
-"""Settings that do nothing here, with the reasons."""
+"""Settings that have no effect here, with the reasons."""
 
 
 def _refuse_unused(settings: EngineSettings) -> None:
-    """Raises ``ValueError``."""
+    """Raises ``ValueError`` for settings without effect."""
     default = EngineSettings(clock=settings.clock if isinstance(settings.clock, SystemClock) else SystemClock())
     for name, reason in _UNUSED_SETTINGS.items():
         if getattr(settings, name) != getattr(default, name):
@@ -97,25 +97,32 @@ class TemporalProcess(ProcessEngine[TemporalNode]):
 class TemporalEngine(InProcessHandle[TemporalProcess]):
     """The engine on a Temporal cluster, and this app's functions in its own processes.
 
-    Every process of the app makes one. Give it to the client, and serve functions as always::
+    Every process of the app creates one. Pass it to the client, and serve functions as usual::
 
         client = Client(app_id="shop", engine=TemporalEngine("localhost:7233"))
 
-    ``address`` is ``host:port``. Address, ``namespace``, ``api_key``, ``tls``, ``rpc_metadata``, ``profile``,
-    ``config_file``, ``name`` and ``same_server_as`` are those of ``durably.temporal.Temporal``; their defaults are the
-    ``TEMPORAL_…`` variables. ``encryption`` is a codec for events, memos and outputs.
+    - ``address``: ``host:port``. It, ``namespace``, ``api_key``, ``tls``, ``rpc_metadata``, ``profile``,
+      ``config_file``, ``name`` and ``same_server_as`` are those of ``durably.temporal.Temporal``. Their defaults are
+      the ``TEMPORAL_…`` variables.
+    - ``encryption``: a codec for events, memos and outputs.
+    - ``max_calls``: the maximum number of concurrent calls of this process.
+    - ``workers``: if false, this process sends events and runs no functions. `durably worker module:client` runs them
+      in a separate process.
+    - ``settings``: settings of the engine. ``alerts`` and ``log_runs`` apply to runs that this process executes. The
+      others are ``backoff``, ``call_timeout``, ``close_grace``, ``max_depth``, ``max_event_bytes``, ``max_steps``,
+      ``allow_private_addresses`` and ``temporal_ui``.
 
-    ``max_calls`` is the number of calls that this process takes at a time. With ``workers=False`` this process sends
-    events and runs no functions; `durably worker module:client` runs them in a process apart. ``settings`` are those
-    of the engine: ``alerts`` and ``log_runs`` for runs that this process executes, ``backoff``, ``call_timeout``,
-    ``close_grace``, ``max_depth``, ``max_event_bytes``, ``max_steps``, ``allow_private_addresses``, ``temporal_ui``.
-
-    Its other methods are the operations of an engine, for any event loop; those ending in ``_sync`` are the same for
+    Other methods are the operations of an engine, for any event loop. Methods ending in ``_sync`` are the same for
     synchronous code. They raise ``durably.errors.TransportError`` if the server does not answer within 30 s.
 
-    Raises ``ValueError`` for ``max_calls`` below 1 and for settings that have no effect on Temporal, ``TypeError`` for
-    a value of another type, ``ImportError`` if an extra is not installed, and ``RuntimeError`` under gevent and
-    eventlet. Wrong settings of the connection are reported at its start.
+    Raises:
+
+    - ``ValueError`` for ``max_calls`` below 1, and for settings without effect on Temporal
+    - ``TypeError`` for a value of another type
+    - ``ImportError`` if an extra is not installed
+    - ``RuntimeError`` under gevent and eventlet
+
+    Invalid settings of the connection are reported at its start.
     """
 
     def __init__(
@@ -174,17 +181,17 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
         return "TemporalEngine()" if self._address is None else f"TemporalEngine({self._address!r})"
 
     async def start(self) -> None:
-        """Sync the functions of this process, and take calls.
+        """Sync the functions of this process, and accept calls.
 
         Async functions run on the running event loop, sync ones in a thread pool. Returns when the functions are
-        synced, or when the server turns out to be away: the start then continues in the background. Raises
+        synced. If the server is unreachable, it returns as well, and the start continues in the background. Raises
         ``ConfigInvalidError`` for options of a function that are invalid or impossible on Temporal, and
         ``durably.temporal.TemporalSettingsError``.
         """
         await super().start()
 
     async def start_worker(self) -> None:
-        """``start`` in a process that runs functions in spite of ``workers=False``."""
+        """``start`` in a process that runs functions despite ``workers=False``."""
         self._process.runs_workers = True
         await self.start()
 
@@ -195,8 +202,8 @@ class TemporalEngine(InProcessHandle[TemporalProcess]):
 
             prometheus_client.REGISTRY.register(engine.prometheus_collector())
 
-        They count what this process has done; only ``durably_runs_live`` is that of all processes. So scrape each
-        process at a port of its own. If the engine does not answer within 5 s, ``durably_up`` is 0.
+        They are counts of this process; only ``durably_runs_live`` is a count of all processes. So scrape each process
+        at its own port. If the engine does not answer within 5 s, ``durably_up`` is 0.
         """
         return EngineCollector(self.scrape)
 

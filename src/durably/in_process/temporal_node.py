@@ -29,14 +29,14 @@ from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData
 from durably.protocol.text import get_logger
 from durably.temporal import Temporal
-from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_patiently
+from durably.temporal.client.connect_failures import FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS, connect_with_retries
 
 LONGEST_GAP_SECONDS = 5.0
-"""Seconds without a sign of life of this process after which a call may have been given up. Temporal gives a call up
-20 s after its last heartbeat, which may have been sent 10 s before the process stalled."""
+"""Seconds without a sign of life of this process after which a call may have been given up. Temporal gives up a call 20
+s after its last heartbeat, which may have been sent 10 s before the process stalled."""
 _BEAT_SECONDS = 1.0
 _REPEAT_SECONDS = 0.2
-"""Before an operation is repeated that the server did not answer."""
+"""Seconds before an unanswered operation is repeated."""
 
 _OPERATIONS = operations_of(Engine)
 _NEED_FUNCTIONS = ("receive_events", "invoke")
@@ -45,11 +45,11 @@ _logger = get_logger("durably.engine")
 
 
 class TemporalNode:
-    """An ``EngineNode``.
+    """The ``EngineNode`` of ``TemporalEngine``.
 
-    With functions it runs workers and syncs; without, it only makes requests. ``run_elsewhere`` are apps of this
-    process whose functions other processes run. Events wait until the functions of this process's apps were synced,
-    because an event triggers those that the engine knows when it is sent.
+    With functions it runs workers and syncs. Without functions it only makes requests. ``run_elsewhere`` are apps of
+    this process whose functions other processes run. Sends wait until this process's functions are synced; otherwise an
+    event would miss them.
     """
 
     def __init__(
@@ -87,16 +87,16 @@ class TemporalNode:
             self._tasks = [self.loop.create_task(each) for each in (self._run(), self._beat())]
 
     async def wait_started(self) -> None:
-        """Wait until the functions are synced, or the server turns out to be away.
+        """Wait until the functions are synced, or the server is found to be unreachable.
 
-        Raises ``ConfigInvalidError`` and ``TemporalSettingsError``. A server that is away prevents no app's start.
+        Raises ``ConfigInvalidError`` and ``TemporalSettingsError``. An unreachable server does not prevent the start.
         """
         await asyncio.shield(self._first_attempt)
 
     async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """See ``EngineNode``.
 
-        Waits without a limit while the server is away, and until the node is closed.
+        Waits without a limit while the server is unreachable, and until the node is closed.
         """
         engine = await asyncio.shield(self._engine)
         if name in _NEED_FUNCTIONS:
@@ -124,7 +124,7 @@ class TemporalNode:
     async def _answered_before_close(self, name: str) -> AsyncIterator[None]:
         """End the wait when the node is closed.
 
-        Temporal answers some requests only once a worker has taken a task, and no worker may be left. Raises
+        Temporal answers some requests only after a worker has taken a task, and no worker may be left. Raises
         ``NodeClosedError``, and ``TransportError`` if an operation that must not be repeated may have been executed.
         """
         wait = asyncio.timeout(None)
@@ -160,7 +160,6 @@ class TemporalNode:
             _logger.warning("process %d: the Temporal server answers again", os.getpid())
 
     async def update(self) -> None:
-        """See ``EngineNode``."""
         if not self._engine.done():
             return  # The start reports them.
         try:
@@ -169,7 +168,6 @@ class TemporalNode:
             _logger.error("process %d serves functions that the engine refuses: %s", os.getpid(), error)
 
     async def close(self) -> None:
-        """See ``EngineNode``."""
         self._is_closed = True
         for task in self._tasks:
             task.cancel()
@@ -185,13 +183,15 @@ class TemporalNode:
             await engine.close()
 
     def forget(self) -> None:
-        """See ``EngineNode``. ``temporalio`` is left to ``temporal/client/runtimes.py``."""
+        """Do nothing: ``temporal/client/runtimes.py`` handles forks of ``temporalio``."""
 
     # the start
 
     async def _run(self) -> None:
         try:
-            engine = WorkflowEngine(await connect_patiently(self._temporal.connect, self._note_absence), self._settings)
+            engine = WorkflowEngine(
+                await connect_with_retries(self._temporal.connect, self._note_absence), self._settings
+            )
             connection = self._temporal.settings
             _logger.info(
                 "process %d is connected to Temporal at %s, namespace %s",
@@ -265,7 +265,7 @@ class TemporalNode:
     async def _serve(self, engine: WorkflowEngine) -> None:
         """Run workers for the apps of this process, and sync their functions.
 
-        The workers come first, because the workflows that take functions need one. Raises ``ConfigInvalidError``.
+        The workers start first, because the workflows that store functions need one. Raises ``ConfigInvalidError``.
         """
         async with self._changing:
             syncs = self._worker.syncs() if self._worker.capacity().max_calls else []
@@ -287,7 +287,7 @@ class TemporalNode:
                 _logger.info("process %d synced the app %s with Temporal: %s", os.getpid(), sync.app_id, functions)
 
     async def _call(self, call: CallInput, data: CallData) -> Answer:
-        """Run a call. Its run makes a returned one again, for another worker.
+        """Run a call. The run makes a returned call again, for another worker.
 
         A process with other code of the app may lack the function, for example during a deployment. That uses up no
         attempt.
@@ -305,7 +305,7 @@ class TemporalNode:
             return
         if is_end:
             stopped = asyncio.create_task(workers.stop_calls())
-            await asyncio.sleep(0)  # No more calls are requested before those under way are refused.
+            await asyncio.sleep(0)  # Request no more calls before the running ones are refused.
             self._worker.refuse()
             await self._worker.finish(self._settings.close_grace.total_seconds())
             await stopped

@@ -28,11 +28,11 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 _END_SECONDS = 1.0
-"""Time for a cancelled function to end before its process stops without it."""
+"""Seconds for a cancelled function to end before its process stops without it."""
 
 
 class LocalWorker:
-    """Runs calls in this process: ``max_calls`` at a time, until ``refuse``.
+    """Runs up to ``max_calls`` concurrent calls in this process, until ``refuse``.
 
     ``handlers`` are by app id.
     """
@@ -74,8 +74,8 @@ class LocalWorker:
 
         Raises ``CallReturnedError``.
 
-        No code of the app runs on this event loop, which is the engine's. Functions get no context variables, because
-        those here may belong to any request that has sent an event.
+        No code of the app runs on this event loop, which is the engine's. Functions run in an empty context: the
+        current one may belong to an unrelated request.
         """
         handler = self._handlers.get(app_id)
         if handler is None or self._is_stopping:
@@ -105,11 +105,11 @@ class LocalWorker:
             return await threads.run(answer)
 
     def refuse(self) -> None:
-        """Take no more calls. The capacity is 0 from now on."""
+        """Accept no more calls. The capacity is 0 from now on."""
         self._is_stopping = True
 
     async def finish(self, grace_seconds: float) -> None:
-        """Wait for calls under way. Call it after ``refuse``.
+        """Wait for running calls. Call it after ``refuse``.
 
         The wait is at most ``grace_seconds``. Calls that have not ended by then are returned.
         """
@@ -143,23 +143,23 @@ class FairLimit:
 
         ``priority`` moves the call ahead of the function's other calls, by milliseconds.
         """
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(function_id, time.monotonic_ns() // 1_000_000 - priority, (function_id, turn))
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.add(function_id, time.monotonic_ns() // 1_000_000 - priority, (function_id, waiter))
         self._admit()
         try:
-            await turn
+            await waiter
             yield
         finally:
-            if turn.done() and not turn.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 self._leave(function_id)
 
     def _admit(self) -> None:
         while (upcoming := self._waiting.take(self._may_start)) is not None:
-            function_id, turn = upcoming
-            if not turn.done():
+            function_id, waiter = upcoming
+            if not waiter.done():
                 self._free -= 1
                 self._under_way[function_id] += 1
-                turn.set_result(None)
+                waiter.set_result(None)
 
     def _may_start(self, function_id: str) -> bool:
         return may_have_another(self._under_way[function_id], self._free)
@@ -173,9 +173,9 @@ class FairLimit:
 
 
 class AppLoop:
-    """Runs async functions on ``loop``, or on the process's background event loop.
+    """Runs async functions on the app's event loop.
 
-    The latter while ``loop`` is ``None``.
+    While ``loop`` is ``None``, they run on the process's background event loop.
     """
 
     def __init__(self) -> None:
@@ -192,9 +192,10 @@ class AppLoop:
     async def run(self, function: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a coroutine function on the app's loop, and wait for it.
 
-        The wait is on the running loop, the engine's. The coroutine has no context variables. Cancelled, this cancels
-        the coroutine and does not wait for its end: see ``wait_ended``. Raises what it raises, ``RuntimeError`` if it
-        is cancelled by itself, and ``CallReturnedError`` if the app's loop does not run any more.
+        It waits on the running loop, the engine's. The coroutine has no context variables. If this is cancelled, it
+        cancels the coroutine and does not wait for its end: see ``wait_ended``. Raises the coroutine's exception,
+        ``RuntimeError`` if the coroutine is cancelled by itself, and ``CallReturnedError`` if the app's loop does not
+        run any more.
         """
         to_app = self._to_app = _callbacks_on(self.loop or get_background_loop().loop, self._to_app)
         to_engine = self._to_engine = _callbacks_on(asyncio.get_running_loop(), self._to_engine)
@@ -229,7 +230,7 @@ class AppLoop:
 
 
 class _Call(Generic[T]):
-    """A coroutine on its way through the app's loop.
+    """A coroutine between the engine's loop and the app's loop.
 
     ``ended`` belongs to the engine's loop.
     """
@@ -252,7 +253,7 @@ class _Call(Generic[T]):
         self.task: asyncio.Task[T] | None = None
 
     def begin(self) -> None:
-        """On the app's loop."""
+        """Start the coroutine. Called on the app's loop."""
         if self.is_cancelled:
             self.close()
             self._report_end()
@@ -261,11 +262,11 @@ class _Call(Generic[T]):
         self.task.add_done_callback(self._report_end)
 
     def close(self) -> None:
-        """The coroutine does not start."""
+        """Drop the coroutine, which does not start."""
         self._coroutine.close()
 
     def cancel(self) -> None:
-        """On the app's loop."""
+        """Cancel the task. Called on the app's loop."""
         if self.task is not None:
             self.task.cancel()
 
@@ -284,7 +285,7 @@ class _Callbacks:
     Several waiting callbacks wake it once.
 
     ``add`` appends before it reads ``_is_woken``, and ``_call`` clears that before it reads the queue. So no callback
-    is left behind.
+    is missed.
     """
 
     __slots__ = ("_is_woken", "_waiting", "loop")
@@ -312,7 +313,7 @@ class _Callbacks:
                 number -= 1
                 self._waiting.popleft()()
         finally:
-            if number:  # a callback raised, which the loop logs
+            if number:  # A callback raised, which the loop logs.
                 self._wake()
 
 

@@ -1,7 +1,4 @@
-"""Event loops in threads of their own.
-
-They are for asynchronous work of synchronous code, and for the engine.
-"""
+"""Event loops in threads, for async work of sync code and for the engine."""
 
 import asyncio
 import concurrent.futures
@@ -48,15 +45,15 @@ class BackgroundLoop:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
 
     def run(self, awaitable: Awaitable[T]) -> T:
-        """Wait for an awaitable in the loop.
+        """Wait for an awaitable in the loop, and raise its exception.
 
-        Raises what it raises; cancels it if the wait is interrupted.
+        The awaitable is cancelled if the wait is interrupted.
         """
         if threading.current_thread() is self._thread:
             if inspect.iscoroutine(awaitable):
                 awaitable.close()
             raise RuntimeError(
-                "sync code that runs on Durably's background event loop cannot wait for something asynchronous: "
+                "sync code that runs on Durably's background event loop cannot block on async work: "
                 "await it there (client.send instead of client.send_sync, say)"
             )
         future = self.submit(_await(awaitable))
@@ -81,7 +78,10 @@ class Remote(Generic[T]):
         return asyncio.wrap_future(self._future).__await__()
 
     def result(self) -> T:
-        """Raises the coroutine's exception; ``RuntimeError`` at the interpreter's end."""
+        """The result. Raises the coroutine's exception.
+
+        Raises ``RuntimeError`` at the interpreter's end.
+        """
         try:
             _refuse_at_exit()
             return self._future.result()
@@ -91,7 +91,7 @@ class Remote(Generic[T]):
 
 
 def _refuse_at_exit() -> None:
-    """Refuse to wait, in a ``__del__`` say, for threads that no longer run.
+    """Refuse to wait for threads that no longer run, such as in a ``__del__``.
 
     Raises ``RuntimeError``.
     """
@@ -102,7 +102,7 @@ def _refuse_at_exit() -> None:
 def await_on(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, T]) -> Awaitable[T]:
     """An awaitable of a coroutine that must run on a certain event loop.
 
-    The loop may be another thread's. The awaitable must be awaited at once.
+    The loop may be another thread's. Await the result at once.
     """
     if asyncio.get_running_loop() is loop:
         return coroutine
@@ -124,7 +124,7 @@ async def _await(awaitable: Awaitable[T]) -> T:
 class OnAnyLoop(Remote[T]):
     """A coroutine that can run on any event loop.
 
-    If it is awaited, it runs on the running loop. If a caller blocks for it, it runs on ``loop``.
+    If it is awaited, it runs on the running loop. If a caller blocks on it, it runs on ``loop``.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, start: Callable[[], Coroutine[Any, Any, T]]) -> None:
@@ -153,7 +153,7 @@ def get_background_loop() -> BackgroundLoop:
 
 
 def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
-    """The chunks of a stream, for a thread. It runs on the background loop."""
+    """The chunks of a stream, for a thread. The stream runs on the background loop."""
     loop = get_background_loop()
     try:
         while (chunk := loop.run(anext(stream, None))) is not None:
@@ -165,7 +165,7 @@ def iterate_sync(stream: AsyncGenerator[bytes, None]) -> Iterator[bytes]:
 def get_engine_loop() -> asyncio.AbstractEventLoop:
     """The event loop of this process's engine, in a thread of its own.
 
-    It runs no code of users.
+    It runs no user code.
     """
     global _engine_loop
     with _lock:
@@ -180,7 +180,7 @@ def get_engine_loop() -> asyncio.AbstractEventLoop:
 def run_with_callbacks(start: Callable[[CallBlocking], Coroutine[Any, Any, T]]) -> T:
     """Block this thread until a coroutine has ended on the background loop.
 
-    ``start`` makes the coroutine. Functions that it gives to its argument are called in this thread, with this thread's
+    ``start`` creates the coroutine. Functions given to its argument are called in this thread, with this thread's
     request, database connections and locks.
     """
     calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
@@ -221,7 +221,7 @@ def _resolve(result: asyncio.Future[Any], value: Any, error: Exception | None) -
 
 
 def _forget() -> None:
-    """In a forked child, which has none of its parent's threads."""
+    """Reset after a fork: the child has none of its parent's threads."""
     global _background_loop, _engine_loop, _lock
     _background_loop, _engine_loop, _lock = None, None, threading.Lock()
 

@@ -1,6 +1,6 @@
 """Request bodies, read up to a maximum size.
 
-All adapters use this module, so none buffers more.
+All adapters use this module, so they have the same limit.
 """
 
 import sys
@@ -12,7 +12,7 @@ from durably.protocol.limits import MAX_REQUEST_BYTES
 
 _CHUNK_BYTES = 64 * 1024
 UNREADABLE = (BodyInvalidError, BodyLengthMissingError, BodyTooLargeError)
-"""Errors of the functions below, which adapters answer by ``CommHandler.refuse``."""
+"""Errors of the functions below. Adapters answer them with ``CommHandler.refuse``."""
 
 
 def check_size(size: int) -> None:
@@ -24,8 +24,7 @@ def check_size(size: int) -> None:
 def check_length(content_length: str | None, check: Callable[[int], None] = check_size) -> None:
     """Refuse a body by its ``content-length`` header, before any of it is read.
 
-    ``check`` refuses a size in bytes. A header that is not a number is left to the server. Raises
-    ``BodyTooLargeError``.
+    ``check`` refuses a size in bytes. The server handles a header that is not a number. Raises ``BodyTooLargeError``.
     """
     text = (content_length or "").strip()
     if text.isascii() and text.isdigit():
@@ -35,10 +34,9 @@ def check_length(content_length: str | None, check: Callable[[int], None] = chec
 def is_chunked(environ: Mapping[str, Any]) -> bool:
     """Whether a WSGI request has a body of unknown length.
 
-    Such a body can be read until ``wsgi.input`` ends.
-
-    Raises ``BodyLengthMissingError`` if the server does not end ``wsgi.input``: PEP 3333 defines no such body, so the
-    frameworks would take it for an empty one. gunicorn and Werkzeug do, and set ``wsgi.input_terminated``.
+    Such a body can be read until ``wsgi.input`` ends. Raises ``BodyLengthMissingError`` if the server does not end
+    ``wsgi.input``. PEP 3333 defines no such body, so the frameworks would take it for an empty one. gunicorn and
+    Werkzeug end it, and set ``wsgi.input_terminated``.
     """
     if environ.get("CONTENT_LENGTH") or not environ.get("HTTP_TRANSFER_ENCODING"):
         return False
@@ -57,11 +55,11 @@ def read_body(
     framework_errors: tuple[type[Exception], ...] = (),
     check: Callable[[int], None] = check_size,
 ) -> bytes:
-    """Read a whole body by ``read(size)``, which returns no bytes at the end.
+    """Read a whole body with ``read(size)``, which returns no bytes at the end.
 
-    ``check`` refuses a size in bytes. Its errors and ``framework_errors`` are raised as they are, because the framework
-    answers them. Raises ``BodyTooLargeError``, and ``BodyInvalidError`` if the body ends too early or its chunks are
-    malformed: each server has its own error.
+    ``check`` refuses a size in bytes. Its errors and ``framework_errors`` are raised unchanged, because the framework
+    answers them. Raises ``BodyTooLargeError``. Raises ``BodyInvalidError`` instead of each server's own error if the
+    body ends too early or its chunks are malformed.
     """
     if content_length is not None:
         check_length(content_length)
@@ -88,8 +86,8 @@ async def read_chunks(
 ) -> bytes:
     """Read a whole body from its chunks.
 
-    ``disconnect`` is the framework's error for a client that has gone. ``check`` refuses a size in bytes. Raises like
-    ``read_body``.
+    ``disconnect`` is the framework's error for a disconnected client. ``check`` refuses a size in bytes. Raises the
+    errors of ``read_body``.
     """
     if content_length is not None:
         check_length(content_length)

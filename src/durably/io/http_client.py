@@ -19,14 +19,14 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 _MAX_THREADS = 32
-"""Requests of async callers at a time, as many as there are connections."""
+"""Maximum number of concurrent requests of async callers, equal to the connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request to an engine.
 
-    ``timeout`` is seconds, from connecting to the answer's last byte.
+    ``timeout`` is the number of seconds from connecting to the answer's last byte.
     """
 
     method: str
@@ -42,8 +42,8 @@ class Response:
     body: bytes
 
 
-class Job(Protocol[T_co]):
-    """Work that was started.
+class PendingResult(Protocol[T_co]):
+    """Started work.
 
     ``result()`` is for work that has ended, ``cancel()`` for work that has not.
     """
@@ -60,7 +60,7 @@ class IO(Protocol):
     """
 
     async def request(self, request: Request) -> Response:
-        """Raises ``TransportError`` if there is no answer."""
+        """Send a request. Raises ``TransportError`` if there is no answer."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -72,30 +72,30 @@ class IO(Protocol):
     async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
         """Call code that computes or blocks for a long time.
 
-        On an event loop, it runs in a thread of the executor.
+        From an event loop, it runs in a thread of the executor.
         """
         ...
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         """Start a coroutine without waiting for it.
 
-        In an event loop it ends with the current task.
+        On an event loop it ends with the current task.
         """
         ...
 
-    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         """Start a coroutine that does not end with the current task."""
         ...
 
-    async def wait(self, job: Job[Any], seconds: float) -> bool:
-        """Wait up to ``seconds`` for a job. Returns whether it has ended."""
+    async def wait(self, job: PendingResult[Any], seconds: float) -> bool:
+        """Wait up to ``seconds`` for started work. Returns whether it has ended."""
         ...
 
 
 class _Threads:
     """The threads in which requests of async callers wait.
 
-    A forked child makes its own.
+    A forked child creates its own.
     """
 
     def __init__(self) -> None:
@@ -126,7 +126,7 @@ def send(request: Request) -> Response:
 
     Redirects are not followed. Raises ``TransportError``.
     """
-    from . import http_connections  # many processes send no request: without urllib3 they start sooner
+    from . import http_connections  # not every process sends requests, and starts sooner without urllib3
 
     status, body = http_connections.send(request.method, request.url, request.headers, request.body, request.timeout)
     return Response(status, body)
@@ -147,13 +147,13 @@ class BlockingIO:
     async def compute(self, function: Callable[[], T], executor: Executor | None = None) -> T:
         return function()
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         return get_background_loop().submit(coroutine)
 
-    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         return get_background_loop().submit(coroutine)
 
-    async def wait(self, job: Job[Any], seconds: float) -> bool:
+    async def wait(self, job: PendingResult[Any], seconds: float) -> bool:
         assert isinstance(job, concurrent.futures.Future)
         return bool(concurrent.futures.wait([job], seconds).done)
 
@@ -175,18 +175,18 @@ class AsyncIO:
             return await asyncio.to_thread(function)
         return await asyncio.get_running_loop().run_in_executor(executor, function)
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         job = asyncio.ensure_future(coroutine)
         starter = asyncio.current_task()
         assert starter is not None
-        # If the client disconnects, servers cancel the task that writes, but not all close the generator it reads.
+        # If the client disconnects, servers cancel the writing task, but not all close the generator that it reads.
         starter.add_done_callback(lambda _: job.cancel())
         return job
 
-    def detach(self, coroutine: Coroutine[Any, Any, T]) -> Job[T]:
+    def detach(self, coroutine: Coroutine[Any, Any, T]) -> PendingResult[T]:
         return asyncio.get_running_loop().create_task(coroutine)
 
-    async def wait(self, job: Job[Any], seconds: float) -> bool:
+    async def wait(self, job: PendingResult[Any], seconds: float) -> bool:
         assert isinstance(job, asyncio.Future)
         return bool((await asyncio.wait([job], timeout=seconds))[0])
 
@@ -194,7 +194,7 @@ class AsyncIO:
 async def request_with_keys(io: IO, request: Request, keys: tuple[str | None, str | None]) -> Response:
     """Send a request with the bearer token of the signing key.
 
-    If it is refused, send it with that of the fallback key.
+    If it is refused, send it with the token of the fallback key.
     """
     usable = [key for key in keys if key]
     response = await io.request(_with_bearer(request, usable[0] if usable else None))

@@ -1,4 +1,4 @@
-"""Connections to an engine, by urllib3.
+"""Connections to an engine, with urllib3.
 
 ``http_client`` imports this module with the first request, because many processes send none.
 """
@@ -19,14 +19,14 @@ import urllib3
 from durably.errors import TransportError
 
 MAX_CONNECTIONS = 32
-"""Connections to one engine that are kept open."""
+"""Maximum number of connections to one engine that are kept open."""
 _CHUNK_BYTES = 64 * 1024
 
 
 class _Connections:
     """The process's connection pools.
 
-    A forked child makes its own.
+    A forked child creates its own.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class _Connections:
 
 
 def _proxy_for(url: str) -> str | None:
-    """The proxy that the environment or the platform names.
+    """The proxy from the environment or the platform.
 
     ``None`` for a URL on this machine.
     """
@@ -120,7 +120,7 @@ def send(method: str, url: str, headers: Mapping[str, str], body: bytes | None, 
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         raise TransportError(f"cannot reach {origin}: {failure_reason(error)}") from None
-    except ValueError:  # urlsplit raises it; the engine's URL was checked when the client was made
+    except ValueError:  # raised by urlsplit for the proxy's URL; the engine's was checked before
         raise TransportError(
             "cannot reach the engine: the URL of the proxy in HTTP_PROXY or HTTPS_PROXY is not valid"
         ) from None
@@ -129,7 +129,7 @@ def send(method: str, url: str, headers: Mapping[str, str], body: bytes | None, 
 
 
 def _read(answer: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
-    """The whole body.
+    """Read the whole body.
 
     The socket's timeout limits each wait for bytes, ``deadline`` limits their sum.
     """
@@ -148,7 +148,7 @@ def failure_reason(error: Exception) -> str:
         return f"its proxy: {failure_reason(error.original_error)}"
     if isinstance(error, urllib3.exceptions.NameResolutionError):
         return "the host's name cannot be resolved"
-    if isinstance(error, urllib3.exceptions.NewConnectionError):  # a kind of TimeoutError, to urllib3
+    if isinstance(error, urllib3.exceptions.NewConnectionError):  # urllib3 makes it a kind of TimeoutError
         cause = error.__cause__
         return str(getattr(cause, "strerror", None) or "no connection can be made").lower()
     if isinstance(error, urllib3.exceptions.TimeoutError):

@@ -1,7 +1,7 @@
 """Logs functions that block their event loop, while they do.
 
 A thread sends a callback to each event loop that runs functions. If the loop does not answer for a second, the stack of
-its thread shows the function, and the step's handler, that is running there.
+its thread shows the function and the step's handler that block it.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from durably.run_logger import Logger
 BLOCKED_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 _IDLE_LOOKS = 50
-"""The number of checks without any call after which the thread waits until it is woken."""
+"""Number of checks without a call after which the thread waits until it is woken."""
 _QUIET_SECONDS = 60.0
 """Seconds before the same function and step are logged again."""
 
@@ -30,8 +30,8 @@ Running = tuple[str, str | None]
 class WatchedLoop:
     """An event loop, which counts its calls and answers.
 
-    The other fields belong to the watching thread. ``since`` is when the loop was asked, or when ``suspect`` began to
-    run after that.
+    The other fields belong to the watching thread. ``since`` is the time of the last callback, or the time at which
+    ``suspect`` began to run after it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -50,8 +50,8 @@ class WatchedLoop:
 class LoopWatch:
     """Watches the event loops of one process.
 
-    A call adds itself to the ``calls`` of its loop in ``loops``. It calls ``start`` if the loop is not there, or if the
-    watching thread is not awake. ``logger`` is that of the call that began last.
+    A call adds itself to the ``calls`` of its loop in ``loops``. It calls ``start`` if the loop is missing, or if the
+    watching thread is not awake. ``logger`` is that of the latest call.
     """
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class LoopWatch:
         if watched.answered == watched.asked:
             watched.asked += 1
             watched.since, watched.suspect = now, None
-            with suppress(RuntimeError):  # closed since
+            with suppress(RuntimeError):  # the loop has been closed
                 watched.loop.call_soon_threadsafe(watched.answer, watched.asked)
             return
         frame = stack_of_thread(watched.thread_id)
@@ -119,8 +119,8 @@ class LoopWatch:
         function_id, step_id = suspect
         where = f'step "{printable(step_id)}"' if step_id is not None else "code between the steps"
         self.logger.warning(
-            '%s of function "%s" has blocked the event loop for more than %g s, at %s:%d: all else on that loop waits. '
-            "%s, or await what it waits for",
+            '%s of function "%s" has blocked the event loop for more than %g s, at %s:%d: all other code on that loop '
+            "waits. %s, or await what it waits for",
             where,
             function_id,
             BLOCKED_SECONDS,

@@ -19,12 +19,12 @@ _Job = tuple["asyncio.Future[Any]", asyncio.AbstractEventLoop, contextvars.Conte
 class WorkerThreads:
     """Threads of a pool.
 
-    ``request_context`` makes the framework's context for work in a thread, ``size`` is the number of threads, if it is
-    known.
+    ``request_context`` creates the framework's context for work in a thread. ``size`` is the number of threads, if it
+    is known.
 
     Without a size, each job is a task of the executor, which may have other users. With a size, the executor gets at
-    most ``size`` tasks at a time, and a task runs jobs until none waits. ``ThreadPoolExecutor`` creates a future with a
-    condition for each task: a third of a job's cost, if many wait.
+    most ``size`` tasks at a time, and a task runs jobs until none waits. This saves ``ThreadPoolExecutor``'s future
+    with a condition for each task: a third of a job's cost, if many wait.
     """
 
     def __init__(self, pool: Executor, request_context: RequestContext = nullcontext, size: int | None = None) -> None:
@@ -40,11 +40,11 @@ class WorkerThreads:
         """Call ``work`` in a thread, with a copy of the caller's context variables.
 
         Raises the errors of ``work``, and ``RuntimeError`` if the executor is shut down. If the caller is cancelled,
-        work that still waits for a thread does not begin. A thread cannot be interrupted: work that has begun
-        continues, its result is dropped, and ``on_abandoned`` is called.
+        work that has not begun is dropped. A thread cannot be interrupted: work that has begun continues, its result is
+        dropped, and ``on_abandoned`` is called.
         """
         loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()  # ``wrap_future`` would cost half as much again
+        done: asyncio.Future[T] = loop.create_future()  # ``wrap_future`` would add half of this cost
         job = (done, loop, contextvars.copy_context(), work)
         with self._lock:
             self._jobs.append(job)
@@ -67,7 +67,7 @@ class WorkerThreads:
             raise
 
     def _withdraw(self, job: _Job) -> bool:
-        """Take back a job. False if a thread has begun it."""
+        """Take back a job. Returns ``False`` if a thread has begun it."""
         with self._lock, suppress(ValueError):
             self._jobs.remove(job)
             return True
@@ -79,7 +79,7 @@ class WorkerThreads:
         while True:
             with self._lock:
                 if not self._jobs or not may_continue:
-                    self._running -= 1  # Under the lock of the queue, so that no job stays in it.
+                    self._running -= 1  # under the queue's lock, so that no job stays in it
                     return
                 done, loop, context, work = self._jobs.popleft()
             deliver: Callable[[], None]

@@ -1,8 +1,8 @@
 """The spans of an engine: received events, runs, and calls to apps.
 
-The ids of the spans of runs and calls are derived from the runs' ids. So a run needs no open span while it sleeps for
-days: its calls name the span that is reported when it ends, and each call has a link to the one before it, also after a
-restart.
+The ids of the spans of runs and calls are derived from the runs' ids. Therefore a run needs no open span while it
+sleeps for days. Its calls name the span that is reported when the run ends, and each call links to the one before it,
+even after a restart.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ from .spans import end_span, report, start_span
 
 _SCOPE = "durably.engine"
 _MOST_RUNS = 10_000
-"""The maximum number of runs whose latest call is kept, for links."""
+"""Maximum number of runs whose latest call is kept, for links."""
 _MOST_LINKS = 128
 
 _logger = get_logger("durably.engine")
 
 _wanted: ContextVar[tuple[int | None, int] | None] = ContextVar("durably_wanted_ids", default=None)
-"""The trace id, for a span without a parent, and the id of the span that is started next."""
+"""The trace id of a span without a parent, and the id of the next span."""
 
 
 class _DerivedIds(RandomIdGenerator):
-    """Generates the wanted ids. Other spans have random ones."""
+    """Generates the requested ids. Other spans have random ones."""
 
     def generate_trace_id(self) -> int:
         wanted = _wanted.get()
@@ -68,10 +68,10 @@ def _call_span_id(run_id: str, generation: int, execution: int, repetition: int 
     return _derive(8, "call", run_id, generation, *rest)
 
 
-class EngineTracing:
-    """A ``durably.engine.tracing.Tracing``.
+class OtelEngineTracing:
+    """A ``durably.engine.tracing.EngineTracing``.
 
-    Without a tracer of OpenTelemetry's SDK it reports nothing, and passes the trace contexts of events on.
+    Without a tracer of OpenTelemetry's SDK it reports no spans, but propagates the trace contexts of events.
     """
 
     def __init__(self, tracer_provider: Any = None, meter_provider: Any = None) -> None:
@@ -79,7 +79,7 @@ class EngineTracing:
         self._tracer: Tracer | None = None
         self._has_warned = False
         self._latest_calls: OrderedDict[str, tuple[int, SpanContext]] = OrderedDict()
-        """Generations and spans, by run."""
+        """The latest generation and span, by run."""
         meter = metrics.get_meter(_SCOPE, VERSION, meter_provider)
         self._runs = meter.create_histogram("durably.run.duration", "s", "Duration of runs from trigger to end")
 
@@ -174,7 +174,8 @@ class EngineTracing:
     def _links_to_before(self, data: CallData, run: TraceContext, execution: int) -> list[Link]:
         """A link to the call that ended last.
 
-        After a restart, or if another process may have made a later one, it is to the call with the generation before.
+        After a restart, or if another process may have made a later call, it links to the call with the generation
+        before.
         """
         generation = data.call.generation
         known = self._latest_calls.get(data.run_id)
@@ -213,8 +214,7 @@ class _NoSpan:
     def __init__(self, traceparent: str | None) -> None:
         self.traceparent = traceparent
 
-    def answered(self, answer: Answer) -> None:
-        """See ``CallSpan``."""
+    def answered(self, answer: Answer) -> None: ...
 
 
 class _Call:
@@ -240,7 +240,7 @@ def _parse(traceparent: str | None) -> TraceContext | None:
 def _run_context(tracer: Tracer, run_id: str, traceparent: str | None) -> TraceContext:
     """The context of a run's span.
 
-    A run whose event has no trace, such as a schedule's, begins one.
+    A run whose event has no trace, such as a schedule's, starts one.
     """
     event = _parse(traceparent)
     trace_id = _derive(16, "trace", run_id) if event is None else event.trace_id

@@ -14,14 +14,14 @@ from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Reso
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-from .engine import EngineTracing
+from .engine import OtelEngineTracing
 
 _SERVICE = "durably-engine"
 
 
 @contextmanager
-def exporting() -> Iterator[EngineTracing]:
-    """The tracing of an engine. At the end, what was not exported yet is exported."""
+def exporting() -> Iterator[OtelEngineTracing]:
+    """The tracing of an engine. On exit, pending spans and metrics are exported."""
     named = OTELResourceDetector().detect().attributes  # OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES
     resource = Resource.create({} if SERVICE_NAME in named else {SERVICE_NAME: _SERVICE})
     tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
@@ -29,7 +29,7 @@ def exporting() -> Iterator[EngineTracing]:
     reader = PeriodicExportingMetricReader(OTLPMetricExporter())
     meter_provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
     try:
-        yield EngineTracing(tracer_provider, meter_provider)
+        yield OtelEngineTracing(tracer_provider, meter_provider)
     finally:
         tracer_provider.shutdown()
         meter_provider.shutdown()

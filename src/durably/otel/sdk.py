@@ -13,7 +13,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind
 
 from durably.app import VERSION
-from durably.execution import Found, Outcome, Raised, StepInfo
+from durably.execution import FoundSteps, Outcome, Raised, StepInfo
 from durably.protocol.events import Event
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import TraceContext
@@ -28,10 +28,10 @@ _MOST_LINKS = 32
 _HEADER = "baggage"
 
 
-class AppTracing:
-    """A ``durably.tracing.Tracing``.
+class OtelAppTracing:
+    """A ``durably.tracing.AppTracing``.
 
-    ``None`` for a provider is the global one, at the time of the first span.
+    ``None`` for a provider is the global one at the time of the first span.
     """
 
     def __init__(self, tracer_provider: Any, meter_provider: Any, *, record_exceptions: bool) -> None:
@@ -55,20 +55,20 @@ class AppTracing:
         return _Send(self, [event.name for event in events if isinstance(event, Event)])
 
     def _check_provider(self) -> None:
-        """Warn at the first span, once, if nothing receives spans."""
+        """Warn once, at the first span, if no provider receives spans."""
         self._is_checked = True
         if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
             _logger.warning(
-                "durably.otel.instrument: no TracerProvider is set, so that no traces are reported: call "
+                "durably.otel.instrument: no TracerProvider is set, so no traces are reported: call "
                 "opentelemetry.trace.set_tracer_provider(…) before the app sends events or is called, or pass "
                 "tracer_provider=; with opentelemetry-instrument, check its settings"
             )
 
     def for_engine(self) -> object:
         """The tracing of an engine in the same process, with the same providers."""
-        from .engine import EngineTracing  # needs the extra "engine"
+        from .engine import OtelEngineTracing  # needs the extra "engine"
 
-        return EngineTracing(*self._providers)
+        return OtelEngineTracing(*self._providers)
 
 
 class _Current:
@@ -93,7 +93,7 @@ class _Current:
 class _Send:
     """A ``durably.tracing.SendSpan``."""
 
-    def __init__(self, tracing: AppTracing, event_names: list[str]) -> None:
+    def __init__(self, tracing: OtelAppTracing, event_names: list[str]) -> None:
         self._tracing = tracing
         self._names = event_names
         self.traceparent: str | None = None
@@ -124,7 +124,7 @@ class _Send:
 class _Call:
     """A ``durably.tracing.CallSpan``."""
 
-    def __init__(self, tracing: AppTracing, call: CallInfo) -> None:
+    def __init__(self, tracing: OtelAppTracing, call: CallInfo) -> None:
         self._tracing = tracing
         self._ids: names.Attributes = {
             names.FUNCTION_ID: names.name(call.function_id),
@@ -166,7 +166,7 @@ class _Call:
         if isinstance(outcome, Raised):
             self._error = outcome.error
             names.record_error(self._current.span, outcome.error, with_text=self._tracing.records_text)
-        elif isinstance(outcome, Found):
+        elif isinstance(outcome, FoundSteps):
             # The span of the step has the error.
             self._error = next((report.error for report in outcome.reports if report.error is not None), None)
             if self._error is not None:
@@ -188,7 +188,7 @@ class _Call:
 class _Step:
     """A ``durably.execution.StepSpan``."""
 
-    def __init__(self, tracing: AppTracing, step: StepInfo, ids: names.Attributes) -> None:
+    def __init__(self, tracing: OtelAppTracing, step: StepInfo, ids: names.Attributes) -> None:
         self._tracing = tracing
         self._ids = ids
         described = {**ids, names.STEP_ID: names.name(step.id)}
@@ -206,7 +206,7 @@ class _Step:
 
 
 def _describe_outcome(ids: names.Attributes, error: BaseException | None) -> names.Attributes:
-    """The attributes of a measurement. They have few values."""
+    """The attributes of a measurement. They have low cardinality."""
     described: names.Attributes = {names.SYSTEM: names.DURABLY, names.FUNCTION_ID: ids[names.FUNCTION_ID]}
     return described if error is None else {**described, names.ERROR_TYPE: type(error).__name__}
 
@@ -227,10 +227,10 @@ def _current_baggage() -> str:
 
 
 def _parent_of(call: CallInfo) -> tuple[Context, list[Link]]:
-    """The context that a call continues, and its link to a trace of the engine's own.
+    """The context that a call continues, and its link to the engine's own trace.
 
     A call over HTTP continues the framework's span of the request, if that is in the same trace. In process the current
-    context is ignored, because it is that of any task that has woken the engine.
+    context is ignored, because it belongs to whichever task has woken the engine.
     """
     base = otel_context.get_current() if call.has_request else Context()
     sent = None if call.traceparent is None else TraceContext.parse(call.traceparent)

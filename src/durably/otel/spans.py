@@ -1,8 +1,8 @@
-"""Spans that never disturb what they report, and the names of their attributes.
+"""Spans that never break the code they report, and the names of their attributes.
 
-A sampler or span processor of the app may raise. Then the span is left out, with one line in the log. Attributes are
-bounded, and without users' data. Their names are those of OpenTelemetry's conventions for messaging where these have
-one, and begin with ``durably`` otherwise.
+A sampler or span processor of the app may raise. Then the span is omitted, with one line in the log. Attributes are
+bounded, and have no users' data. Their names are those of OpenTelemetry's conventions for messaging if these have one,
+and begin with ``durably`` otherwise.
 """
 
 from typing import Any
@@ -88,7 +88,7 @@ def to_span_context(context: TraceContext, *, is_remote: bool = True) -> SpanCon
 
 
 def to_trace(context: SpanContext, baggage: str) -> str | None:
-    """The trace context as it is kept (see ``durably.protocol.trace_context``).
+    """The trace context as a string (see ``durably.protocol.trace_context``).
 
     ``None`` without OpenTelemetry's SDK, which leaves ids empty.
     """
@@ -118,7 +118,7 @@ def start_span(tracer: trace.Tracer, name: str, **options: Any) -> Span:
 
 
 def end_span(span: Span, end_time: int | None = None) -> None:
-    """``span.end``, whatever its processors do. ``end_time`` is nanoseconds."""
+    """``span.end``, with errors of its processors logged. ``end_time`` is nanoseconds."""
     try:
         span.end(end_time)
     except Exception as error:

@@ -3,7 +3,7 @@
 They are the envelope, errors, syncs and sent events.
 
 Official clients read the fields of the public ``/v1`` API (``docs/openapi`` of inngest/inngest). Results of operations
-are in ``durably.engine.views``. Times are RFC 3339 text in UTC; ids are text; ``data`` is any JSON.
+are in ``durably.engine.views``. Times are RFC 3339 strings in UTC; ids are strings; ``data`` is any JSON.
 """
 
 import datetime as dt
@@ -13,7 +13,7 @@ import msgspec
 
 T = TypeVar("T")
 DEFAULT_PORT = 8288
-"""The port of an engine, as of the official development server."""
+"""The port of an engine, the same as that of the official development server."""
 
 
 class Metadata(msgspec.Struct, kw_only=True):
@@ -40,10 +40,12 @@ class ErrorBody(msgspec.Struct, kw_only=True):
 class AppSyncBody(msgspec.Struct, kw_only=True):
     """Answer of ``POST /v1/apps/sync``.
 
-    It lists an app's functions, and those that a sync added, changed and removed.
+    It lists an app's functions, and the functions that a sync added, changed and removed.
 
-    ``version`` is the ``app_version`` of the app's client; ``previous_version`` that of the previous sync.
-    ``previous_url`` is the app's URL before, if it has changed. ``warning`` reports another app with the same id.
+    - ``version``: The ``app_version`` of the app's client.
+    - ``previous_version``: The version of the previous sync.
+    - ``previous_url``: The app's former URL, if it has changed.
+    - ``warning``: Reports another app with the same id.
     """
 
     app_id: str
@@ -62,8 +64,8 @@ class AppSyncBody(msgspec.Struct, kw_only=True):
 class SendBody(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Answer of ``POST /e/{key}``.
 
-    ``ids`` are those of the events, in the order in which they were sent. ``unmatched`` is an addition of Durably's:
-    names of events that match nothing, each with the reason.
+    ``ids`` are the events' ids, in the order in which the events were sent. ``unmatched`` is an addition of Durably:
+    names of events that match no trigger, each with the reason.
     """
 
     ids: list[str]

@@ -1,10 +1,10 @@
 """Calls, checkpoints, lines of logs, and the decoding of JSON.
 
-An engine advances a run with a call (spec §4.4). Spec §10.3.1 defines checkpoints. Apps in development hand the lines
+An engine advances a run with a call (spec §4.4). Spec §10.3.1 defines checkpoints. Apps in development send the lines
 of ``ctx.logger`` to their engine.
 
-Every fault of received JSON raises a ``msgspec.DecodeError``. msgspec itself raises other exceptions for two faults,
-and does not check text inside ``msgspec.Raw``.
+Every error in received JSON raises a ``msgspec.DecodeError``. msgspec raises other exceptions for two kinds of errors,
+and does not check strings inside ``msgspec.Raw``.
 """
 
 import datetime as dt
@@ -25,11 +25,11 @@ T = TypeVar("T")
 class TooDeepError(msgspec.DecodeError):
     """The JSON is nested more deeply than ``MAX_NESTING``, or than Python can decode.
 
-    Sending it again does not help.
+    A retry does not help.
     """
 
     def __init__(self) -> None:
-        super().__init__(f"JSON is nested too deeply: at most {MAX_NESTING} levels are possible")
+        super().__init__(f"JSON is nested too deeply: at most {MAX_NESTING} levels are allowed")
 
 
 class NotUtf8Error(msgspec.DecodeError):
@@ -44,19 +44,20 @@ _STEPS = bytes(1 if byte in b"[{" else 255 if byte in b"]}" else 0 for byte in r
 """One level down or, as a signed byte, up, by the sign."""
 
 _BODY_NESTING = MAX_NESTING + 10
-"""Bodies have events and outputs in objects of their own."""
+"""Levels of the objects in which bodies contain events and outputs."""
 
 
 def check_nesting(body: bytes, most: int = _BODY_NESTING) -> None:
-    """Raises ``TooDeepError`` if JSON is nested more deeply than ``most`` levels.
+    """Raises ``TooDeepError`` for JSON with more than ``most`` levels.
 
-    The check takes half the time of decoding at most, and next to none if there are few brackets.
+    The check takes at most half the time of decoding, and almost none if there are few brackets.
     """
     if body.count(b"[") + body.count(b"{") <= most:
         return
     if b"\\" in body:
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    # Quotes next to each other are those of a text without brackets, or of two texts: what is outside stays outside.
+    # Adjacent quotes enclose a string without brackets, or separate two strings. Their removal keeps the outside
+    # outside.
     signs = body.translate(None, _NO_SIGNS).replace(b'""', b"")
     if b'"' in signs:
         signs = b"".join(signs.split(b'"')[::2])
@@ -67,7 +68,8 @@ def check_nesting(body: bytes, most: int = _BODY_NESTING) -> None:
 def decode(decoder: msgspec.json.Decoder[T], body: bytes, max_nesting: int = _BODY_NESTING) -> T:
     """Decode a JSON body.
 
-    Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault, or ``TooDeepError``.
+    Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``, which state the error's position, or
+    ``TooDeepError``.
     """
     check_nesting(body, max_nesting)
     try:
@@ -94,8 +96,8 @@ class Stack(msgspec.Struct, kw_only=True, gc=False):
 class CallContext(msgspec.Struct, kw_only=True, gc=False):
     """The context of a call.
 
-    ``also`` is an addition to the protocol: planned steps that the app may execute with the step that it is called for,
-    and whose ops it reports too. Each has a call of its own, which is made later if this call leaves it out.
+    ``also`` is an addition to the protocol: planned steps that the app may execute together with the call's own step,
+    and whose ops it reports too. A step that this call omits gets a later call of its own.
     """
 
     run_id: str
@@ -117,9 +119,8 @@ class CallContext(msgspec.Struct, kw_only=True, gc=False):
 class CallRequest(msgspec.Struct, kw_only=True, gc=False):
     """The body of a call.
 
-    ``steps`` maps hashed step ids to memos, left undecoded: the app decodes each when its step takes it.
-
-    ``event`` and ``events`` are absent if ``use_api`` says that the app must fetch them.
+    ``steps`` maps hashed step ids to memos. They stay encoded until the app's step takes them. ``event`` and ``events``
+    are absent if ``use_api`` says that the app must fetch them.
     """
 
     ctx: CallContext
@@ -131,9 +132,9 @@ class CallRequest(msgspec.Struct, kw_only=True, gc=False):
 
 
 _CALL_NESTING = 2 * MAX_NESTING
-"""A call has events and memos in objects of its own, and an event about a run's end has the run's event."""
+"""Nesting: a call contains events and memos, and an event about a run's end contains the run's event."""
 decode_call = partial(decode, msgspec.json.Decoder(CallRequest), max_nesting=_CALL_NESTING)
-"""Decode a call. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
+"""Decode a call. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the error's position."""
 decode_steps = partial(decode, msgspec.json.Decoder(dict[str, msgspec.Raw]), max_nesting=_CALL_NESTING)
 """Decode the answer to ``GET /v0/runs/{run}/actions``. Raises like ``decode_call``."""
 decode_events = partial(decode, msgspec.json.Decoder(list[Event]), max_nesting=_CALL_NESTING)
@@ -143,7 +144,7 @@ decode_events = partial(decode, msgspec.json.Decoder(list[Event]), max_nesting=_
 class CheckpointRequest(msgspec.Struct, kw_only=True, gc=False):
     """``POST {api}/v1/checkpoint/{run}/async``.
 
-    The ids are those that the call carried in its context.
+    The ids are those of the call's context.
     """
 
     run_id: str = ""
@@ -157,7 +158,7 @@ class CheckpointRequest(msgspec.Struct, kw_only=True, gc=False):
 
 
 decode_checkpoint = msgspec.json.Decoder(CheckpointRequest).decode
-"""Decode a checkpoint. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the place of the fault."""
+"""Decode a checkpoint. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError`` with the error's position."""
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Text of durations: Go-like, ``1h30m``, ``500ms``, also ``d`` and ``w``."""
+"""Strings of durations: like Go's, ``1h30m``, ``500ms``, also ``d`` and ``w``."""
 
 import datetime as dt
 import re
@@ -20,7 +20,7 @@ _WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
 
 
 def read_duration(text: str) -> dt.timedelta | None:
-    """``None`` for text that is not a whole sequence of ``<number><unit>``.
+    """Read a sequence of ``<number><unit>``. ``None`` for any other string.
 
     Raises ``OverflowError``.
     """

@@ -1,7 +1,7 @@
-"""Durations and timestamps as the wire writes them (spec §1.3.2).
+"""Durations and timestamps of the wire (spec §1.3.2).
 
-A duration is Go-like text: ``1h30m``, ``500ms``, also ``d`` and ``w``. A timestamp is RFC 3339. ``parse_timestamp``
-accepts either, as parts of the protocol do.
+A duration is a string like Go's: ``1h30m``, ``500ms``, also ``d`` and ``w``. A timestamp is RFC 3339.
+``parse_timestamp`` accepts either, as parts of the protocol do.
 """
 
 import datetime as dt
@@ -15,7 +15,7 @@ _MILLISECOND = dt.timedelta(milliseconds=1)
 _FORMAT_UNITS = tuple((unit, UNITS[unit]) for unit in ("w", "d", "h", "m", "s"))
 
 Duration = int | str | dt.timedelta
-"""A duration as users write it: text like ``"1h30m"`` or ``"3d"``, a ``timedelta``, or milliseconds."""
+"""A duration as users write it: a string like ``"1h30m"`` or ``"3d"``, a ``timedelta``, or milliseconds."""
 
 
 class DurationInvalidError(Error, ValueError):
@@ -40,7 +40,8 @@ def to_timedelta(value: Duration, setting: str | None = None) -> dt.timedelta:
 def _to_timedelta(value: Duration) -> dt.timedelta:
     if isinstance(value, bool) or not isinstance(value, int | str | dt.timedelta):
         raise DurationInvalidError(
-            f'a duration is text like "1h30m", a datetime.timedelta, or a number of milliseconds (int), not {value!r}'
+            f'a duration is a string like "1h30m", a datetime.timedelta, or a number of milliseconds (int), not '
+            f"{value!r}"
         )
     if isinstance(value, str):
         return parse_duration(value)
@@ -54,10 +55,10 @@ def _to_timedelta(value: Duration) -> dt.timedelta:
 
 
 def format_duration(value: Duration) -> str:
-    """Text of the largest unit that divides the duration exactly.
+    """A string in the largest unit that divides the duration exactly.
 
-    The smallest unit is a millisecond: ``90s``, ``1500ms``. Fractions of a millisecond are rounded up, so that nothing
-    ends early.
+    The smallest unit is a millisecond: ``90s``, ``1500ms``. Fractions of a millisecond are rounded up, so that no
+    duration ends early.
     """
     delta = to_timedelta(value)
     milliseconds = -(-delta // _MILLISECOND)
@@ -71,9 +72,9 @@ def format_duration(value: Duration) -> str:
 
 
 def parse_duration(text: str) -> dt.timedelta:
-    """Parse the text of a duration.
+    """Parse the string of a duration.
 
-    Raises ``DurationInvalidError`` for text that is not a whole sequence of ``<number><unit>``, or is too long a
+    Raises ``DurationInvalidError`` for a string that is not a sequence of ``<number><unit>``, or that means too long a
     duration.
     """
     try:
@@ -95,7 +96,7 @@ def format_timestamp(timestamp: dt.datetime) -> str:
 
 
 def parse_rfc3339(text: str) -> dt.datetime | None:
-    """The timestamp, in UTC if it has no offset; ``None`` for other text."""
+    """The timestamp, in UTC if it has no offset; ``None`` for other strings."""
     try:
         timestamp = dt.datetime.fromisoformat(text.strip())
         return (timestamp if timestamp.tzinfo else timestamp.replace(tzinfo=dt.UTC)).astimezone(dt.UTC)
@@ -104,9 +105,9 @@ def parse_rfc3339(text: str) -> dt.datetime | None:
 
 
 def parse_timestamp(text: str, now: dt.datetime) -> dt.datetime:
-    """Parse a time of the wire.
+    """Parse a time of the wire: a duration from ``now``, or an RFC 3339 timestamp.
 
-    It is a duration from ``now`` or an RFC 3339 timestamp. Raises ``DurationInvalidError``.
+    Raises ``DurationInvalidError``.
     """
     if len(text) >= 10 and (timestamp := parse_rfc3339(text)):
         return timestamp
@@ -117,9 +118,9 @@ def parse_timestamp(text: str, now: dt.datetime) -> dt.datetime:
 
 
 def parse_retry_after(text: str, now: dt.datetime) -> dt.datetime | None:
-    """The ``retry-after`` header: seconds, RFC 3339, or an HTTP date.
+    """Read the ``retry-after`` header: seconds, RFC 3339, or an HTTP date.
 
-    ``None`` for other text.
+    ``None`` for any other string.
     """
     text = text.strip()
     if re.fullmatch(r"\d{1,9}(\.\d+)?", text, re.ASCII):

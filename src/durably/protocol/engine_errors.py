@@ -1,6 +1,6 @@
 """Errors that engines raise.
 
-Each message names the thing, the fault and the remedy.
+Each message names the subject, the problem and the remedy.
 """
 
 from durably.protocol.errors import Error
@@ -30,9 +30,9 @@ class DatabaseCorruptError(EngineError):
 
 
 class DatabaseLostError(EngineError):
-    """Another engine took the database over; this one must stop.
+    """Another engine took the database over while this one was running.
 
-    The takeover happened while this engine was running.
+    This engine must stop.
     """
 
 
@@ -57,12 +57,12 @@ class DatabaseNotOwnedError(EngineError):
 class DatabasePathError(EngineError):
     """The path of a database or of its lock file cannot be used.
 
-    It names a directory, a device or another thing that is not a file, or no file can be created there.
+    It names a directory, a device or similar, or no file can be created there.
     """
 
 
 class DatabaseUnavailableError(EngineError):
-    """The database cannot be read or written at the moment. Nothing was changed.
+    """The database cannot be read or written now. Nothing was changed.
 
     The disk is full, or failing.
     """
@@ -85,7 +85,7 @@ class EngineClosedError(EngineError):
 class EventInvalidError(EngineError):
     """An event cannot be accepted.
 
-    Nothing of what was sent together with it was stored.
+    None of the events sent together with it was stored.
     """
 
 
@@ -106,11 +106,11 @@ class ConfigInvalidError(EngineError):
 
 
 class FunctionNotFoundError(EngineError):
-    """No app that has synced has a function of this id."""
+    """No synced app has a function with this id."""
 
 
 class FunctionPausedError(EngineError):
-    """The function is paused: none of its runs starts."""
+    """The function is paused, so its runs do not start."""
 
 
 class RunNotFoundError(EngineError):
@@ -118,7 +118,7 @@ class RunNotFoundError(EngineError):
 
 
 class StepNotFoundError(EngineError):
-    """A run is to be run again from a step that it has not finished."""
+    """A run cannot be repeated from a step that it has not finished."""
 
 
 class CancellationNotFoundError(EngineError):
@@ -136,11 +136,11 @@ class TooManyWaitersError(EngineError):
 
 
 class NotSupportedError(EngineError):
-    """This kind of engine cannot do it (501). The message names the reason."""
+    """This kind of engine does not support it (501). The message names the reason."""
 
 
 class RunUnavailableError(EngineError):
-    """No process of the engine answers for the run at the moment (503)."""
+    """No process of the engine answers for the run now (503)."""
 
     is_retriable = True
 
@@ -150,7 +150,7 @@ class ServerUnavailableError(EngineError):
 
 
 class StaleCallError(EngineError):
-    """A call was given up, or its run has ended: its answer changes nothing (409)."""
+    """A call was given up, or its run has ended. Its answer has no effect (409)."""
 
 
 class CheckpointInvalidError(EngineError):

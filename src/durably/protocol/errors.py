@@ -1,10 +1,8 @@
-"""Errors of functions and steps, as the wire carries them.
+"""Errors of functions and steps on the wire (spec §4.4.3, §5.2.2).
 
-Spec §4.4.3 and §5.2.2 define their form.
-
-``Error`` is the base of every exception that Durably raises on purpose. The classes that decide how an
-answer is written (may it be retried, and when) live here, because both ``execution`` and ``comm`` need
-them; ``durably.errors`` exports all of them to users.
+``Error`` is the base of every exception that Durably raises on purpose. The classes that decide how an answer is
+written (whether and when it may be retried) are in this module, because both ``execution`` and ``comm`` need them.
+``durably.errors`` exports all of them to users.
 """
 
 import datetime as dt
@@ -126,7 +124,7 @@ class FunctionConfigInvalidError(Error, ValueError):
 
 
 class NonRetriableError(Error):
-    """Raise in a function or step to fail it for good, without further attempts.
+    """Raise in a function or step to fail it permanently, without further attempts.
 
     ``quiet`` keeps the error out of the app's log.
     """
@@ -142,7 +140,7 @@ class NonRetriableError(Error):
 class RetryAfterError(Error):
     """Raise in a function or step to choose the time of its next attempt.
 
-    ``retry_after`` is text like ``"5m"``, a ``timedelta``, milliseconds, or a ``datetime`` (naive ones are local
+    ``retry_after`` is a string like ``"5m"``, a ``timedelta``, milliseconds, or a ``datetime`` (naive ones are local
     time). The engine clips it to one second … 24 hours. ``quiet`` keeps the error out of the app's log.
     """
 
@@ -159,7 +157,9 @@ class RetryAfterError(Error):
         if isinstance(given, str):
             retry_after = read_duration(given)  # type: ignore[assignment]
         if not isinstance(retry_after, int | dt.timedelta | dt.datetime):
-            raise TypeError(f'retry_after is text like "5m", milliseconds, a timedelta or a datetime, not {given!r}')
+            raise TypeError(
+                f'retry_after is a string like "5m", milliseconds, a timedelta or a datetime, not {given!r}'
+            )
         self.retry_after: dt.timedelta | dt.datetime = (
             dt.timedelta(milliseconds=retry_after) if isinstance(retry_after, int) else retry_after
         )
@@ -169,7 +169,7 @@ class RetryAfterError(Error):
 class DeadlineError(Error, TimeoutError):
     """A ``group.timeout`` is over.
 
-    Not retriable: at every replay it would be over again.
+    Not retriable: it would be over again at every replay.
     """
 
     code = ErrorCode.DEADLINE
@@ -181,9 +181,8 @@ class StepError(Error):
 
     The awaited step raises it, and the function may catch it.
 
-    The original exception was raised in another call, so only its ``name``, ``message`` and
-    ``stack`` remain, and its ``code`` if it was one of Durably's. Not retriable: the step's own attempts are used up
-    (spec §5.2.2).
+    The original exception was raised in another call. Only its ``name``, ``message`` and ``stack`` remain, and its
+    ``code`` if it was one of Durably's. Not retriable: the step's own attempts are used up (spec §5.2.2).
     """
 
     code = ErrorCode.STEP_ERRORED
@@ -218,9 +217,9 @@ def format_stack(error: BaseException) -> str:
 
 
 def error_message(error: BaseException) -> str:
-    """The exception's message.
+    """The exception's message, if its ``__str__`` returns one that UTF-8 can encode.
 
-    Also if its ``__str__`` raises, or returns what UTF-8 cannot encode.
+    Otherwise a sentence about the failure.
     """
     try:
         return _encodable(str(error))
@@ -235,7 +234,7 @@ def _encodable(text: str) -> str:
 def is_retriable(error: BaseException) -> bool:
     """Whether another attempt can help.
 
-    For a group, such as ``asyncio.TaskGroup`` raises: whether it can help for any of its errors.
+    For an exception group, as ``asyncio.TaskGroup`` raises: whether it can help for any of its errors.
     """
     if isinstance(error, BaseExceptionGroup):
         return any(is_retriable(inner) for inner in error.exceptions)
@@ -247,10 +246,7 @@ def is_quiet(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> ErrorData:
-    """An exception as the wire carries it.
-
-    Name, message and traceback are the user's own.
-    """
+    """An exception as the wire carries it: the user's name, message and traceback."""
     if isinstance(error, Error):
         return ErrorData(code=error.code, message=error.message, name=error.name, stack=error.stack)
     return ErrorData(

@@ -1,4 +1,4 @@
-"""Events, as sent, stored and handed to functions (spec §1.3.4)."""
+"""Events as they are sent, stored and passed to functions (spec §1.3.4)."""
 
 from collections.abc import Iterator, Mapping
 from enum import StrEnum
@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     Data = Mapping[str, Any]
 else:
     Data = Mapping[str, Any] | None
-    """Peers send null for no data. It is read as that, and held as an empty mapping."""
+    """Reads the null that peers send for no data as an empty mapping."""
 
 
 class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Something that happened.
 
-    ``name`` is what triggers match on; ``data`` any JSON object; ``ts`` milliseconds since the epoch,
-    0 until it is sent; the engine sets ``id`` if it is empty, otherwise it makes sending idempotent for
-    24 hours; ``user`` and ``v`` are passed on unchanged.
+    - ``name``: Triggers match it.
+    - ``data``: Any JSON object.
+    - ``id``: Makes sending idempotent for 24 hours. The engine sets it if it is empty.
+    - ``ts``: Milliseconds since the epoch; 0 until it is sent.
+    - ``user``, ``v``: Passed on unchanged.
     """
 
     name: str
@@ -32,7 +34,7 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
         if self.data is None:
             self.data = {}
 
-    # As the events of the ``inngest`` package have them from pydantic.
+    # As pydantic defines them for events of the ``inngest`` package.
 
     def model_dump(self, **options: Any) -> dict[str, Any]:
         """The fields as a dictionary, with ``user`` and ``v`` if they are set.
@@ -46,7 +48,7 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
         return dumped | {name: value for name in ("user", "v") if (value := getattr(self, name)) is not None}
 
     def model_dump_json(self) -> str:
-        """The fields as JSON."""
+        """The fields as a JSON string."""
         return msgspec.json.encode(self.model_dump()).decode()
 
     @classmethod
@@ -60,9 +62,9 @@ class Event(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def patterns_of(name: str) -> Iterator[str]:
-    """The trigger names that match an event's.
+    """The trigger names that match an event's name.
 
-    They are its own, and ``a/*``, ``a/b.*`` for each of its prefixes that ends in a slash or a dot.
+    They are the name itself, and ``a/*``, ``a/b.*`` for each of its prefixes that ends in a slash or a dot.
     """
     yield name
     for index, character in enumerate(name):
@@ -73,7 +75,7 @@ def patterns_of(name: str) -> Iterator[str]:
 class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """An engine's answer to stored events.
 
-    ``ids`` are in the events' order. ``unmatched`` has the names of events that match nothing, each with the reason.
+    ``ids`` are in the events' order. ``unmatched`` has the names of events that match no trigger, each with the reason.
     """
 
     ids: list[str]
@@ -81,11 +83,11 @@ class EventReceipt(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True
 
 
 INTERNAL_PREFIX = "inngest/"
-"""The beginning of the names of ``InternalEvent``, which apps may not send."""
+"""The prefix of the names in ``InternalEvent``, which apps may not send."""
 
 
 class InternalEvent(StrEnum):
-    """Events that engines send themselves."""
+    """Events that engines themselves send."""
 
     FUNCTION_FAILED = "inngest/function.failed"
     FUNCTION_FINISHED = "inngest/function.finished"

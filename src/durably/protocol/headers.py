@@ -1,6 +1,6 @@
 """Names of HTTP headers and query parameters, with their values (spec §4.1).
 
-Of browsers' headers, it reads from which site a request was sent.
+It also reads from browsers' headers which site sent a request.
 """
 
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Header(StrEnum):
-    """Header names, in the lower case in which both sides compare them."""
+    """Header names in lower case, which both sides compare."""
 
     ANSWER_SIGNATURE = "x-durably-signature"
     AUTHORIZATION = "authorization"
@@ -68,7 +68,7 @@ ENGINE_USER_AGENT = "durably"
 """The ``user-agent`` of Durably's engine, which continues the traces of events (``traceparent``) in calls."""
 
 DISCOVER = "step"
-"""The ``stepId`` of a call that targets no step: run the function until new steps are found."""
+"""The ``stepId`` of a call without a target: run the function until new steps are found."""
 
 REQUEST_VERSION = "2"
 """Value of ``x-inngest-req-version``: the call format that both sides speak."""
@@ -77,7 +77,7 @@ _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def is_of_another_site(headers: Mapping[str, str]) -> bool:
-    """Whether the browser reports a request of a page of another site.
+    """Whether the browser reports a request from a page of another site.
 
     Browsers send ``Sec-Fetch-Site`` over HTTPS and to localhost only. Without it, ``Origin`` is compared with ``Host``,
     or with ``X-Forwarded-Host`` behind a proxy.
@@ -88,6 +88,6 @@ def is_of_another_site(headers: Mapping[str, str]) -> bool:
         return False
     scheme, _, asking = origin.lower().partition("://")
     asked = (headers.get("host", ""), *headers.get("x-forwarded-host", "").split(","))
-    # Origins leave the default port out.
+    # An origin omits the default port.
     hosts = {host.strip().lower().removesuffix(_DEFAULT_PORTS.get(scheme, "")) for host in asked}
     return not asking or asking not in hosts

@@ -1,4 +1,4 @@
-"""The figures of the protocol. Bytes, seconds and counts, as named."""
+"""Sizes, times and counts of the protocol. The unit is bytes or seconds, as named."""
 
 import datetime as dt
 
@@ -11,7 +11,7 @@ RETRY_AFTER_MAX = dt.timedelta(hours=24)
 
 MAX_EVENT_BYTES = 512 * 1024
 MAX_DEV_EVENT_BYTES = 3 * 1024 * 1024
-"""Development servers take what any plan of the hosted one may allow."""
+"""Development servers accept what any plan of the hosted service allows."""
 MAX_EVENT_NAME_LENGTH = 512
 MAX_EVENTS_PER_POST = 5000
 MAX_STEP_OUTPUT_BYTES = 4 * 1024 * 1024
@@ -25,17 +25,19 @@ MAX_REQUEST_BYTES = MAX_RUN_STATE_BYTES + 4 * 1024 * 1024
 MAX_FORM_BYTES = 10 * 1024 * 1024
 """The largest form of the dashboard. An event of ``MAX_DEV_EVENT_BYTES`` fits, with each byte as ``%xx``."""
 MAX_NESTING = 200
-"""Arrays and objects inside of each other in JSON that an engine receives. Python's own limit depends on its version,
-and on the stack."""
+"""Maximum depth of arrays and objects in JSON that an engine receives.
+
+Python's own limit depends on its version and on the stack.
+"""
 MAX_STEPS = 1000
 MAX_DEPTH = 100
 """The maximum depth of nested invocations, unless the engine is configured otherwise."""
 MAX_DEFERRED = 20
 MAX_DEFERRED_BYTES = 4 * 1024 * 1024
-"""Functions that a run may defer, and the size of all their data."""
+"""The number of functions that a run may defer, and the size of all their data."""
 MAX_WAIT = dt.timedelta(days=366)
 DEFAULT_LONG_TIMEOUT = dt.timedelta(days=365)
-"""An empty timeout of an invoke or of a wait for a signal."""
+"""The timeout of an invoke or of a wait for a signal without one."""
 MAX_CALL_DURATION = dt.timedelta(hours=2)
 IDEMPOTENCY_PERIOD = dt.timedelta(hours=24)
 MAX_COUNT = 1_000_000_000
@@ -47,11 +49,13 @@ MAX_CANCELS = 5
 MAX_CONCURRENCY = 2
 SIGNATURE_TOLERANCE = dt.timedelta(minutes=5)
 MAX_CANONICAL_BYTES = 64 * 1024
-"""The largest request body whose RFC 8785 form is tried when the signature is not of its bytes: other engines sign that
-form, whatever they send. Making it takes up to 0.2 s of CPU at this size, if the body is full of fractions."""
+"""The largest request body whose RFC 8785 form is tried if the signature is not of its bytes. Other engines sign that
+form, whatever they send. Creating it takes up to 0.2 s of CPU at this size, if the body is full of fractions.
+"""
 CANONICAL_CPU_SHARE = 0.05
 CANONICAL_CPU_BURST = 0.25
-"""The share of one CPU, and the seconds of it at once, that a process spends on RFC 8785 forms of bodies that then turn
-out to be badly signed."""
+"""The share of one CPU, and the seconds of it at once, that a process spends on RFC 8785 forms of bodies with invalid
+signatures.
+"""
 MAX_METRIC_FUNCTIONS = 200
-"""Functions with time series of their own in an engine's metrics; the others share one label."""
+"""Number of functions with time series of their own in an engine's metrics. The others share one label."""

@@ -33,7 +33,7 @@ class Opcode(StrEnum):
 
 
 RETRY_AFTER_OPT = "retryAfter"
-"""In the opts of a failed step: when to retry it, if several steps failed, for which one header is not enough."""
+"""In the opts of a failed step: when to retry it. Several failed steps need more than the one header."""
 
 
 STEP_INPUT_OPT = "input"
@@ -41,10 +41,10 @@ STEP_INPUT_OPT = "input"
 
 
 class ParallelMode(StrEnum):
-    """When the engine asks for discovery while several steps of a run are under way.
+    """When the engine requests discovery while several steps of a run are under way.
 
-    ``WAIT``: once all of them have ended, which costs the fewest calls. ``RACE``: after each one, so
-    that branches of several steps advance independently of each other.
+    ``WAIT``: once all of them have ended, which costs the fewest calls. ``RACE``: after each one, so that branches of
+    several steps advance independently of each other.
     """
 
     RACE = "race"
@@ -74,8 +74,8 @@ class Timing(msgspec.Struct, frozen=True, gc=False):
 class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name": "displayName"}, gc=False):
     """One op.
 
-    ``data`` and ``error`` are set by executed steps, ``opts`` by all others. ``timing`` is that of an executed step, if
-    the SDK sends it; see ``read_timing``.
+    Executed steps set ``data`` and ``error``, all others ``opts``. ``timing`` is that of an executed step, if the SDK
+    sends it; see ``read_timing``.
     """
 
     id: str = ""
@@ -96,7 +96,7 @@ class Op(msgspec.Struct, kw_only=True, omit_defaults=True, rename={"display_name
 def read_timing(timing: Any) -> Timing | None:
     """The time in which an app executed a step, from its op.
 
-    ``None`` if the SDK sent none, or nonsense.
+    ``None`` if the SDK sent no valid time.
     """
     if timing is None or type(timing) is Timing:
         return timing
@@ -110,9 +110,8 @@ def read_timing(timing: Any) -> Timing | None:
 def hash_step_id(step_id: str, index: int = 0) -> str:
     """The wire id of a step.
 
-    It is the hex SHA-1 of the step's id, or of ``id:n`` for its n-th repetition (spec §5.1.2).
-
-    Remembered, because ids are mostly literals in functions that are replayed again and again.
+    It is the hex SHA-1 of the step's id, or of ``id:n`` for its n-th repetition (spec §5.1.2). Results are cached,
+    because most ids are literals in functions that are replayed often.
     """
     text = f"{step_id}:{index}" if index else step_id
     return hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
@@ -126,6 +125,6 @@ _RESULT_KEYS = frozenset(("data", "type"))
 def unwrap_memo(memo: Any) -> Any:
     """A step's result.
 
-    All memos but those of event waits wrap it. Other memos, errors among them, are returned as they are.
+    All memos but those of event waits wrap it. Other memos, such as errors, are returned unchanged.
     """
     return memo["data"] if isinstance(memo, dict) and "data" in memo and _RESULT_KEYS.issuperset(memo) else memo

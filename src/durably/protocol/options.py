@@ -1,12 +1,11 @@
 """The options of functions, each declared once.
 
-The declarations are for users, for the sync payload (spec §4.3.2) and for engines.
+The declarations serve users, the sync payload (spec §4.3.2) and engines. Users construct these classes, and msgspec
+reads them from the payload. A field's annotation holds its check, which runs in both cases; its wire name follows from
+``rename``. ``FunctionOptions`` lists the options of a function. ``expressions_of`` yields the expressions that an
+engine compiles.
 
-Users construct these classes, and msgspec reads them from the payload. A field's annotation holds its check, which
-runs in both cases; its wire name follows from ``rename``. ``FunctionOptions`` lists the options of a function.
-``expressions_of`` yields the expressions that an engine compiles.
-
-Users write durations as text, milliseconds or ``timedelta``; a class holds them as text, as the payload does.
+Users write durations as strings, milliseconds or ``timedelta``. A class holds them as strings, as the payload does.
 """
 
 import datetime as dt
@@ -42,17 +41,17 @@ class OptionInvalidError(FunctionConfigInvalidError):
         self.problem = problem
 
 
-# Checks of fields. Each returns the value to hold, ``None`` if the field is not used, or raises ``ValueError``.
+# Checks of fields. Each returns the value to store, ``None`` if the field is not used, or raises ``ValueError``.
 
 
 class Text(msgspec.Struct, frozen=True, kw_only=True):
-    """Text. Blank text means that the field is not used."""
+    """A string. A blank one means that the field is not used."""
 
     longest: int | None = None
 
     def check(self, value: Any) -> Any:
         if not isinstance(value, str):
-            raise ValueError(f"is {value!r}; it must be text")
+            raise ValueError(f"is {value!r}; it must be a string")
         if self.longest is not None and len(value) > self.longest:
             raise ValueError(f"has {len(value)} characters; it must have at most {self.longest}")
         return value if value.strip() else None
@@ -116,7 +115,7 @@ def _shorten(value: object) -> str:
 
 
 def parse_date(text: str) -> dt.datetime | None:
-    """The time that a date (RFC 3339) states; ``None`` if the text is a duration."""
+    """The time of a date (RFC 3339); ``None`` if the string is a duration."""
     return parse_rfc3339(text) if len(text) >= 10 else None
 
 
@@ -131,14 +130,14 @@ if TYPE_CHECKING:
     _Scope = Literal["account", "env", "fn"]
     _Mode = Literal["skip", "cancel"]
 else:
-    _Duration = _Scope = _Mode = str  # what msgspec reads from the payload
+    _Duration = _Scope = _Mode = str  # the type that msgspec reads from the payload
 
 _Key = Annotated[str | None, Expression()]
 _Condition = Annotated[str | None, Expression(gives="bool")]
 
 
 class Option(msgspec.Struct, kw_only=True, frozen=True):
-    """Base of the options: runs the checks of the fields, and writes the wire's form."""
+    """Base of the options: runs the checks of the fields, and writes the wire form."""
 
     def __post_init__(self) -> None:
         for name, check, is_required in _checks_of(type(self)):
@@ -217,9 +216,9 @@ class Concurrency(Option, frozen=True):
 
 
 class Debounce(Option, frozen=True):
-    """Start a run when no event has come for ``period``.
+    """Start a run when no event has arrived for ``period``.
 
-    It starts ``timeout`` after the first event at the latest.
+    It starts at the latest ``timeout`` after the first event.
     """
 
     period: Annotated[_Duration, Period(most=MAX_PERIOD)]
@@ -235,7 +234,7 @@ class Debounce(Option, frozen=True):
 
 
 class Priority(Option, frozen=True):
-    """An expression: by how many seconds (-600 … 600) a run goes ahead in the queue."""
+    """An expression: the seconds (-600 … 600) by which a run moves ahead in the queue."""
 
     run: Annotated[str, Expression(gives="number")]
 
@@ -270,7 +269,7 @@ class Throttle(Option, frozen=True):
     key: _Key = None
 
     def check_fields(self) -> None:
-        # In milliseconds: a product of a count and a timedelta may be more than one holds.
+        # Compute in milliseconds: the product of a count and a timedelta may overflow.
         if milliseconds(self.period) * (self.burst or 1) > milliseconds(MAX_WAIT) * self.limit:
             longest = format_duration(MAX_WAIT)
             raise self._invalid("burst", f"is {self.burst}; at this limit it would take more than {longest} to gather")
@@ -279,7 +278,7 @@ class Throttle(Option, frozen=True):
 class Timeouts(Option, frozen=True):
     """Cancel a run that begins or ends too late.
 
-    It must begin within ``start``, and end within ``finish`` after that.
+    It must begin within ``start``, and end within ``finish`` after its begin.
     """
 
     start: Annotated[_Duration | None, Period(may_be_date=True)] = None
@@ -356,9 +355,9 @@ def _to_seconds(duration: Duration | None) -> float | None:
 
 
 def check_checkpointing(value: object, owner: str) -> None:
-    """Check a choice about checkpointing.
+    """Check a value for checkpointing.
 
-    Raises ``FunctionConfigInvalidError`` unless the value is a choice or ``None``.
+    Raises ``FunctionConfigInvalidError`` for other values than ``None`` and those that it takes.
     """
     if not (value is None or isinstance(value, bool | Checkpointing)):
         raise FunctionConfigInvalidError(f"{owner}: checkpointing takes True, False or Checkpointing, not {value!r}")
@@ -373,7 +372,7 @@ class ListOf(msgspec.Struct, frozen=True):
 class FunctionOptions(msgspec.Struct, kw_only=True, omit_defaults=True, rename="camel"):
     """The options on which an engine acts.
 
-    ``None`` and empty lists stand for options that are not used.
+    ``None`` and empty lists mean that an option is not used.
     """
 
     batch_events: Batch | None = None
@@ -406,10 +405,7 @@ class FunctionOptions(msgspec.Struct, kw_only=True, omit_defaults=True, rename="
         return None
 
     def options_to_wire(self) -> dict[str, Any]:
-        """The options that are used.
-
-        They are fields of the function's entry in the sync payload.
-        """
+        """The options in use, as fields of the function's entry in the sync payload."""
         wire = {}
         for option in OPTIONS:
             value = getattr(self, option.name)
@@ -427,7 +423,7 @@ _NOT_WITH_BATCHES = {
     "rate_limit": "events are dropped one by one, before they make a batch",
     "idempotency": "events are dropped one by one, before they make a batch",
 }
-"""The options that batches exclude, as on the public server, and why."""
+"""The options that cannot be combined with batches, and why."""
 
 
 class DeclaredOption(msgspec.Struct, frozen=True):
@@ -449,7 +445,7 @@ class DeclaredOption(msgspec.Struct, frozen=True):
             return None if isinstance(value, self.type) else f"takes {self.type.__name__}, not {value!r}"
         if not isinstance(value, list) or not all(isinstance(entry, self.type) for entry in value):
             return f"takes a list of {self.type.__name__}, not {value!r}"
-        return None if len(value) <= self.most else f"has {len(value)} entries; at most {self.most} are possible"
+        return None if len(value) <= self.most else f"has {len(value)} entries; at most {self.most} are allowed"
 
 
 def _declared_options() -> Iterator[DeclaredOption]:
@@ -468,7 +464,7 @@ OPTIONS = tuple(_declared_options())
 def expressions_of(options: FunctionOptions) -> Iterator[tuple[str, str, Expression]]:
     """The expressions that the options use.
 
-    Each has its place, its text, and the check that an engine must make.
+    Each has its position, its source, and the check that an engine must make.
     """
     for option in OPTIONS:
         value = getattr(options, option.name)

@@ -1,6 +1,7 @@
 """Checks of the types and ranges of settings, which would otherwise fail late.
 
-``setting`` is the name in the message, such as ``Client.env``. ``error`` is raised for a value of another type.
+``setting`` is the name in the message, such as ``Client.env``. ``error`` is the class to raise for a value of another
+type.
 """
 
 import datetime as dt
@@ -20,19 +21,19 @@ def check_type(
 
     ``True`` is not a number, and a class is not an instance of itself. The message shows no values that may be secret.
     """
-    if isinstance(value, type):  # It has the methods that a protocol asks for.
+    if isinstance(value, type):  # It has the methods that a protocol requires.
         raise error(f"{setting} must be {article_and_kind}, not the class {value.__name__}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise error(f"{setting} must be {article_and_kind}, not {_shown(value)}")
 
 
 def check_text(value: object, setting: str, error: type[Exception] = TypeError) -> None:
-    """Check a text, or ``None``.
+    """Check a string, or ``None``.
 
     The message does not show the value, which may be a key.
     """
     if not (value is None or isinstance(value, str)):
-        raise error(f"{setting} must be a text, not a value of type {type(value).__name__}")
+        raise error(f"{setting} must be a string, not a value of type {type(value).__name__}")
 
 
 def check_function(value: object, setting: str, error: type[Exception] = TypeError) -> None:
@@ -44,7 +45,7 @@ def check_function(value: object, setting: str, error: type[Exception] = TypeErr
 def check_switch(value: object, setting: str, error: type[Exception] = TypeError) -> None:
     """Check ``True``, ``False`` or ``None``.
 
-    A text such as ``"false"`` would count as true.
+    A string such as ``"false"`` would count as true.
     """
     if not (value is None or isinstance(value, bool)):
         raise error(f"{setting} must be True or False, not {_shown(value)}")
@@ -64,7 +65,7 @@ def check_time_span(value: object, setting: str, *, may_be_zero: bool = False) -
 def check_count(value: object, setting: str) -> None:
     """Check a number.
 
-    Raises ``TypeError`` for what is not an ``int``, and ``ValueError`` for one below 1.
+    Raises ``TypeError`` for any other type than ``int``, and ``ValueError`` for a number below 1.
     """
     check_type(value, setting, int, "a whole number")
     assert isinstance(value, int)
@@ -73,22 +74,22 @@ def check_count(value: object, setting: str) -> None:
 
 
 def check_texts(value: object, setting: str, example: str) -> None:
-    """Check a collection of texts.
+    """Check a collection of strings.
 
-    One text alone would be taken as a collection of letters. Raises ``TypeError``.
+    A single string would be taken as a collection of letters. Raises ``TypeError``.
     """
     if (
         isinstance(value, str | bytes)
         or not isinstance(value, Collection)
         or not all(isinstance(text, str) for text in value)
     ):
-        raise TypeError(f"{setting} must be a collection of texts, such as {example}, not {_shown(value)}")
+        raise TypeError(f"{setting} must be a collection of strings, such as {example}, not {_shown(value)}")
 
 
 def _shown(value: object) -> str:
     """The value in a message.
 
-    It is the type if the value may hold a key, a password or a URL with a token.
+    Only its type is shown if it may hold a key, a password or a URL with a token.
     """
     is_harmless = value is None or isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 5)
     return repr(value) if is_harmless else f"a value of type {type(value).__name__}"

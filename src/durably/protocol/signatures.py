@@ -24,7 +24,7 @@ _MAX_EXACT = 2**53
 
 
 class SignatureError(Error):
-    """A request or an answer is not signed as it must be.
+    """A request or an answer has no valid signature.
 
     The message never contains a key or a signature.
     """
@@ -39,11 +39,11 @@ class SignatureError(Error):
 
 
 class SignatureMismatchError(SignatureError):
-    """The signature fits none of the keys for these bytes."""
+    """The signature matches none of the keys for these bytes."""
 
 
 class SigningKeyInvalidError(Error, ValueError):
-    """A signing key is empty, has nothing after its prefix, or is written wrongly.
+    """A signing key is empty, has nothing after its prefix, or is malformed.
 
     The message names the setting, never the key.
     """
@@ -54,12 +54,10 @@ class SigningKeyInvalidError(Error, ValueError):
 
 
 def check_signing_key(key: str | None, setting: str) -> None:
-    """Refuse a key that is easy to guess, or that is written wrongly.
+    """Refuse a key that is easy to guess, or malformed.
 
-    ``setting`` is its name; ``None`` means that no key is set. A key with quotes or spaces around it would be another
-    key than that of the other side, and each call would be refused.
-
-    Raises ``SigningKeyInvalidError``.
+    ``setting`` is its name; ``None`` means that no key is set. A key with quotes or spaces around it would differ from
+    the other side's key, and each call would be refused. Raises ``SigningKeyInvalidError``.
     """
     if key is None:
         return
@@ -67,7 +65,7 @@ def check_signing_key(key: str | None, setting: str) -> None:
     if not bare or _BARE_PREFIX.fullmatch(bare):
         problem = "has nothing after its prefix" if key.strip() else "is empty"
         raise SigningKeyInvalidError(
-            f"the signing key in {setting} {problem}, so anybody could sign with it: set the whole key "
+            f"the signing key in {setting} {problem}, so anyone could sign with it: set the whole key "
             "(`durably keys` makes one), or leave it unset"
         )
     if not _VISIBLE.fullmatch(key) or key[0] in _QUOTES or key[-1] in _QUOTES:
@@ -95,10 +93,10 @@ def sign(body: bytes, key: str, timestamp: int) -> str:
 
 
 def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: float) -> str:
-    """Check a signature over the body's bytes and return the key that made it.
+    """Check a signature over the body's bytes. Returns the key that made it.
 
-    ``keys`` are tried in order, ``None`` skipped; ``now`` is unix seconds. Costs no more than hashing the body. Raises
-    ``SignatureMismatchError`` if the signature does not fit the bytes, ``SignatureError`` if it is missing or
+    ``keys`` are tried in order, ``None`` is skipped; ``now`` is unix seconds. It costs no more than hashing the body.
+    Raises ``SignatureMismatchError`` if the signature does not match the bytes, ``SignatureError`` if it is missing or
     malformed.
     """
     usable = [key for key in keys if key]
@@ -122,9 +120,7 @@ def verify(body: bytes, header: str | None, keys: Iterable[str | None], now: flo
 def parse_header(header: str) -> tuple[int, str]:
     """The timestamp (unix seconds) and the signature (64 lower-case hex digits).
 
-    Raises ``SignatureError``.
-
-    Any client may send this header, at any length, so it costs one bounded match.
+    Any client may send this header, at any length, so it costs one bounded match. Raises ``SignatureError``.
     """
     match = _HEADER.fullmatch(header) if len(header) <= _MAX_HEADER_LENGTH else None
     if match is None:
@@ -135,11 +131,11 @@ def parse_header(header: str) -> tuple[int, str]:
 def verify_canonical(body: bytes, header: str | None, keys: Iterable[str | None], now: float) -> tuple[str, bytes]:
     """``verify`` for a request whose body a platform may have re-encoded.
 
-    The signature is over the body's RFC 8785 form.
+    The signature is over the body's RFC 8785 form. Returns the key and the canonical form, which is what was signed.
+    The received body may contain other integers from 2**53 on, because these are rounded.
 
-    Returns the key and the canonical form, which is what was signed: the body as it came may hold other integers from
-    2**53, since these are rounded. Takes far longer than hashing, so bodies above ``MAX_CANONICAL_BYTES`` are refused;
-    not for an event loop. Raises ``SignatureError``.
+    Takes far longer than hashing, so do not call it on an event loop. Bodies above ``MAX_CANONICAL_BYTES`` are refused.
+    Raises ``SignatureError``.
     """
     if len(body) > MAX_CANONICAL_BYTES:
         raise SignatureMismatchError(
@@ -161,7 +157,7 @@ def canonicalize(body: bytes) -> bytes | None:
 
 
 def _parse_integer(text: str) -> int | float:
-    """RFC 8785 numbers are doubles.
+    """Parse an integer as RFC 8785 does: as a double.
 
     An integer that is not exactly a double was signed as the nearest double.
     """
@@ -170,7 +166,7 @@ def _parse_integer(text: str) -> int | float:
 
 
 def hash_signing_key(key: str) -> str:
-    """Hex SHA-256 of the hex-decoded key; other keys are hashed as text."""
+    """Hex SHA-256 of the hex-decoded key. Other keys are hashed as strings."""
     bare = strip_key_prefix(key)
     try:
         raw = bytes.fromhex(bare)
@@ -199,15 +195,14 @@ def _digest(body: bytes, key: str, timestamp: int) -> str:
 
 
 _KEPT_SECONDS = 2 * int(SIGNATURE_TOLERANCE.total_seconds())
-"""Longer than a signature is accepted, in case the clock is set back."""
+"""Longer than the validity of a signature, in case the clock is set back."""
 _DIGITS = 16
 
 
 class SentSignatures:
     """Signature headers of the last ten minutes.
 
-    They are stored by the second in which they were made. Each takes eight bytes, the start of its HMAC. Safe to use
-    from several threads.
+    They are stored by the second in which they were made. Each takes eight bytes, the start of its HMAC. Thread-safe.
     """
 
     def __init__(self) -> None:
@@ -276,6 +271,6 @@ def verify_answer(
         if hmac.compare_digest(sign_answer(status, headers, body, call_signature=call_signature, key=key), given):
             return
     raise SignatureError(
-        f"the {Header.ANSWER_SIGNATURE} header is not made with the engine's key for this status, these headers, this "
+        f"the {Header.ANSWER_SIGNATURE} header was not made with the engine's key for this status, these headers, this "
         "body and this call"
     )

@@ -1,8 +1,8 @@
 """Sync: an app sends an engine its functions (spec §4.3).
 
-Reading is lenient: official SDKs send ``appname`` or ``appName``, nulls and zeros for absent options, and dates
-(RFC 3339) for some durations. An unknown option is ignored, because newer SDKs may have more of them. An unknown field
-of a known option is refused, because it is misspelt. ``options`` declares the options and their checks.
+Reading is lenient: official SDKs send ``appname`` or ``appName``, nulls and zeros for absent options, and dates (RFC
+3339) for some durations. An unknown option is ignored, because newer SDKs may have more options. An unknown field of a
+known option is refused, because it is misspelt. ``options`` declares the options and their checks.
 """
 
 import re
@@ -17,7 +17,7 @@ SYNC_VERSION = "0.1"
 
 
 class _Wire(msgspec.Struct, kw_only=True, omit_defaults=True, rename="camel"):
-    """Base of the wire's structs: camelCase names; default values are left out."""
+    """Base of the wire's structs: camelCase names, default values omitted."""
 
 
 class Trigger(_Wire):
@@ -96,16 +96,16 @@ _CAPITAL = re.compile(r"(?<=[a-z])([A-Z])")
 def decode_sync(body: bytes) -> SyncRequest:
     """Decode the body of a sync.
 
-    Raises ``msgspec.ValidationError``, which names the function and the option or else the place of a wrong value, or
-    ``msgspec.DecodeError``.
+    Raises ``msgspec.ValidationError``, which names the function and the option or else the position of a wrong value,
+    or ``msgspec.DecodeError``.
     """
     return decode_functions(body, SyncRequest)
 
 
 def decode_functions(body: bytes, as_type: type[T]) -> T:
-    """Decode a JSON object that has configurations as its ``functions``.
+    """Decode a JSON object with configurations as its ``functions``.
 
-    Raises like ``decode_sync``.
+    Raises the errors of ``decode_sync``.
     """
     document = decode(_json, body)
     configs = document.get("functions") if isinstance(document, dict) else None
@@ -135,7 +135,7 @@ def decode_function(stored: bytes) -> FunctionConfig:
 def decode_without_options(stored: bytes) -> FunctionConfig:
     """Decode the configuration of one function, but none of its options.
 
-    Raises like ``decode_function``.
+    Raises the errors of ``decode_function``.
     """
     options = {option.wire_name for option in OPTIONS}
     config = msgspec.json.decode(stored)
@@ -143,9 +143,9 @@ def decode_without_options(stored: bytes) -> FunctionConfig:
 
 
 def _drop_unused(config: Any) -> Any:
-    """Drop values that SDKs send for options that are not used.
+    """Drop values that SDKs send for unused options.
 
-    They are nulls, blank texts, and limits and bursts of 0.
+    They are nulls, blank strings, and limits and bursts of 0.
     """
     if not isinstance(config, dict):
         return config
@@ -170,7 +170,7 @@ def _is_blank(value: Any) -> bool:
 
 
 def _limits(value: Any) -> Any:
-    """Concurrency as a list: the payload may have one entry alone, or just its limit."""
+    """Concurrency as a list. The payload may have a single entry, or only its limit."""
     if isinstance(value, int) and not isinstance(value, bool):
         value = {"limit": value}
     entries = [value] if isinstance(value, dict) else value
@@ -187,7 +187,7 @@ def _drop_unused_fields(entry: Any) -> Any:
 
 
 def _name_option(error: msgspec.ValidationError, configs: Any, index: int | None = None) -> str:
-    """The fault with the function and the option in place of the JSON path.
+    """The error with the function and the option instead of the JSON path.
 
     ``index`` is the function's, if the path does not name it.
     """
@@ -208,7 +208,7 @@ def _name_option(error: msgspec.ValidationError, configs: Any, index: int | None
 def _check_fields(config: dict[str, Any]) -> None:
     """Refuse fields that an option does not have.
 
-    Nulls ask for nothing, whatever their names.
+    Nulls are ignored, whatever their names.
     """
     for option, known in _FIELDS.items():
         value = config.get(option)

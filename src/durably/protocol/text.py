@@ -1,7 +1,7 @@
 """Makes untrusted text safe to show on a terminal, in a log line, or in an error.
 
-Apps choose names, ids, errors and outputs. Raw, they could move a terminal's cursor, forge log lines, reverse text,
-or contain the password of a URL. ``printable`` escapes invisible characters, ``redact_url`` removes secrets.
+Apps choose names, ids, errors and outputs. Unescaped, they could move a terminal's cursor, forge log lines, reverse
+text, or contain the password of a URL. ``printable`` escapes invisible characters, ``redact_url`` removes secrets.
 """
 
 import difflib
@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus, urlsplit, urlunsplit
 
 REDACTED = "***"
 
-# Controls (C0, DEL, C1), bidirectional controls, line and paragraph separators, halves of surrogate pairs.
+# Controls (C0, DEL, C1), bidirectional controls, line and paragraph separators, unpaired surrogates.
 _IN_LINES = r"\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE = re.compile(rf"[\t\n{_IN_LINES}]")
 _UNSAFE_IN_LINES = re.compile(rf"[{_IN_LINES}]")
@@ -35,15 +35,15 @@ def parse_switch(text: str) -> bool | None:
 
 
 def printable(value: object) -> str:
-    """The text of a value as one line.
+    """A value's string on one line.
 
-    Characters that are not visible become escapes like ``\\x1b`` and ``\\n``.
+    Invisible characters become escapes like ``\x1b`` and ``\n``.
     """
     return _UNSAFE.sub(_escape, str(value))
 
 
 def is_name(value: object) -> bool:
-    """Whether a value is text that can name something.
+    """Whether a value is a string that can be a name.
 
     It is not blank, and all of its characters are printable.
     """
@@ -51,15 +51,15 @@ def is_name(value: object) -> bool:
 
 
 def printable_lines(value: object) -> str:
-    """The text of a value as printable lines.
+    """A value's string as printable lines.
 
-    Like ``printable``, for text of several lines, such as a traceback: line ends and tabs stay.
+    Like ``printable``, for several lines, such as a traceback: line ends and tabs stay.
     """
     return _UNSAFE_IN_LINES.sub(_escape, str(value))
 
 
 def keep_ends(text: str, most: int, omitted: str = "not shown") -> str:
-    """The two ends of a text of more than ``most`` characters, and a note between."""
+    """The two ends of a string of more than ``most`` characters, with a note between."""
     if len(text) <= most:
         return text
     half = most // 2
@@ -136,9 +136,8 @@ def find_random_words(text: str) -> list[str]:
 def redact_url(url: object) -> str:
     """A URL, printable and without secrets.
 
-    It has no user information, no fragment, and no secrets in its query and path.
-
-    Random-looking parts of a path are treated as tokens, because webhooks of chat services have such URLs.
+    It has no user information, no fragment, and no secrets in its query and path. Random-looking parts of a path count
+    as tokens, because webhooks of chat services have such URLs.
     """
     try:
         parts = urlsplit(str(url))
@@ -163,9 +162,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def show_url(text: str) -> str:
-    """A text that should be a URL, for an error message.
+    """A string that should be a URL, for an error message.
 
-    The text is unchanged, unless it may contain a password.
+    It is unchanged, unless it may contain a password.
     """
     return redact_url(text) if "@" in text else text
 
@@ -187,7 +186,7 @@ def _looks_random(word: str) -> bool:
 # logs
 
 _HARMLESS = (int, float, list, dict, set, frozenset)
-"""Types that format without raw text: numbers, and containers that show items by ``repr``."""
+"""Types that format without raw strings: numbers, and containers that show items by ``repr``."""
 
 
 class _Printable(logging.Filter):
@@ -213,7 +212,7 @@ _formatter = logging.Formatter()
 def get_logger(name: str) -> logging.Logger:
     """A logger for lines that quote received text."""
     logger = logging.getLogger(name)
-    logger.addFilter(_filter)  # once, however often it is asked for
+    logger.addFilter(_filter)  # once, even if it is requested several times
     return logger
 
 
@@ -222,11 +221,11 @@ def _printable_argument(value: object) -> object:
 
 
 def describe_os_error(error: OSError) -> str:
-    """The reason alone: what the socket module adds to it names the address once more."""
+    """The reason without the address that the socket module adds to it."""
     return (error.strerror or str(error)).partition(" (")[0]
 
 
 def reachable(host: str) -> str:
-    """The host to connect to for one that is listened at."""
+    """The host to connect to, for a host that a server listens on."""
     unspecified = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}
     return unspecified.get(host, f"[{host}]" if ":" in host else host)

@@ -1,7 +1,7 @@
-"""Trace contexts and baggage of the W3C, in headers and as engines keep them.
+"""W3C trace contexts and baggage, in headers and as engines store them.
 
 The engine stores the context of an event's sender, and passes it to the calls of the runs that the event starts. A
-context is kept as one string: its ``traceparent``, and if it has them ``tracestate`` and ``baggage``, on a line each.
+context is stored as one string: its ``traceparent``, and ``tracestate`` and ``baggage`` if present, on a line each.
 """
 
 import re
@@ -16,11 +16,11 @@ _INVALID_VERSION = "ff"
 _SAMPLED = 1
 _VALUE = re.compile(r"[\x20-\x7e]*")
 MAX_STATE, MAX_BAGGAGE = 512, 8192
-"""The longest ``tracestate`` and ``baggage`` that are passed on, in bytes. The specifications allow to drop others."""
+"""Maximum bytes of ``tracestate`` and ``baggage`` that are passed on. The specifications allow dropping longer ones."""
 
 
 class TraceContext(NamedTuple):
-    """The ids of a span and of its trace, with what travels with the trace.
+    """The ids of a span and of its trace, with the state and baggage of the trace.
 
     ``is_sampled``: the trace is sampled. ``state`` and ``baggage`` are the values of the headers, ``""`` if there are
     none.
@@ -34,10 +34,10 @@ class TraceContext(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """The context that is kept as ``text``, such as a ``traceparent``.
+        """Parse the stored form of a context, such as a ``traceparent``.
 
-        ``None`` if it is invalid. The specification requires to ignore invalid ones. A version after 00 may have more
-        fields.
+        ``None`` if it is invalid, because the specification requires ignoring invalid contexts. A version after 00 may
+        have more fields.
         """
         text, *rest_of_trace = text.split("\n")
         state, baggage = (*rest_of_trace, "", "")[:2]
@@ -50,16 +50,15 @@ class TraceContext(NamedTuple):
         return cls(int(trace_id, 16), int(span_id, 16), bool(int(flags, 16) & _SAMPLED), state, baggage)
 
     def __str__(self) -> str:
-        """The context as it is kept."""
+        """The context in its stored form."""
         parent = f"00-{self.trace_id:032x}-{self.span_id:016x}-{self.is_sampled:02x}"
         return f"{parent}\n{self.state}\n{self.baggage}".rstrip("\n")
 
 
 def read_trace(headers: Mapping[str, str | None]) -> str | None:
-    """The context in received headers, as it is kept.
+    """The context in received headers, in its stored form.
 
-    ``None`` if there is none, or if it is invalid. A ``tracestate`` or ``baggage`` that is too long or is not printable
-    is left out.
+    ``None`` if there is no valid one. A ``tracestate`` or ``baggage`` that is too long or not printable is omitted.
     """
     parent = headers.get(Header.TRACEPARENT)
     context = None if not parent or "\n" in parent else TraceContext.parse(parent)
@@ -70,7 +69,7 @@ def read_trace(headers: Mapping[str, str | None]) -> str | None:
 
 
 def trace_headers(kept: str | None) -> dict[str, str]:
-    """The headers that pass on a context that is kept as ``kept``."""
+    """The headers that pass on a context in its stored form."""
     if not kept:
         return {}
     if "\n" not in kept:

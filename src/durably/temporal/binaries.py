@@ -1,6 +1,6 @@
-"""The programs that PyPI has for development and tests.
+"""Programs for development and tests that PyPI has.
 
-They are Temporal's development server, and one that skips time.
+They are Temporal's development server, and a test server that skips time.
 """
 
 import shutil

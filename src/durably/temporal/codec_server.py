@@ -1,8 +1,8 @@
-"""A codec server: Temporal's web UI and CLI show payloads that the app encrypts.
+"""A codec server, with which Temporal's web UI and CLI show encrypted payloads.
 
 The protocol is ``POST …/encode`` and ``…/decode`` with ``{"payloads": [{"metadata": …, "data": …}]}``, the bytes in
 Base64, and the namespace in ``X-Namespace`` (https://docs.temporal.io/production-deployment/data-encryption). Adapters
-mount a ``CodecServer`` like a ``Gateway``; it knows no framework.
+mount a ``CodecServer`` like a ``Gateway``. This module uses no framework.
 """
 
 import logging
@@ -45,7 +45,7 @@ _HEADERS = "Authorization, Authorization-Extras, Content-Type, X-Namespace"
 _HEADER_LIST = re.compile(r"[A-Za-z0-9-]+( *, *[A-Za-z0-9-]+){0,30}")
 _PREFLIGHT_SECONDS = "600"
 _VALUES_OF_PAYLOAD = 10
-"""Elements of lists and objects for each payload of a body, on average: some of metadata."""
+"""Average elements of lists and objects for each payload of a body, including some metadata."""
 
 
 class CodecOperation(StrEnum):
@@ -55,7 +55,7 @@ class CodecOperation(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CodecAction:
-    """An operation that a principal asks of the codec server.
+    """An operation that a principal requests from the codec server.
 
     ``namespace`` is that of ``X-Namespace``. It has a codec; a single ``PayloadCodec`` serves all namespaces.
     ``principal`` and ``request`` are as in ``Action``.
@@ -73,12 +73,14 @@ AuthorizeCodec = Callable[[CodecAction], bool | Awaitable[bool]]
 class CodecServer:
     """``POST /encode`` and ``POST /decode`` for Temporal's web UI and CLI.
 
-    ``codecs`` is the app's ``Temporal``, for its own namespace; several of them, with the first one for requests
-    without a namespace; a ``PayloadCodec``; or a mapping of namespaces to either. ``origins`` are those of the web UI,
-    such as ``https://temporal.example.com``: only their pages can call it with cookies and credentials. ``authorize``
-    gets a ``CodecAction`` and returns whether it is allowed, or raises ``Unauthenticated``. A refused principal gets
-    403, or 401 if it is anonymous. ``allow_anonymous=True`` instead of ``authorize`` lets everybody read encrypted
-    payloads. ``max_body`` is in bytes.
+    - ``codecs``: the app's ``Temporal``, for its own namespace; several of them, with the first one for requests
+      without a namespace; a ``PayloadCodec``; or a mapping of namespaces to either.
+    - ``origins``: origins of the web UI, such as ``https://temporal.example.com``. Only their pages can call the server
+      with cookies and credentials.
+    - ``authorize``: gets a ``CodecAction`` and returns whether it is allowed, or raises ``Unauthenticated``. A refused
+      principal gets 403, or 401 if it is anonymous.
+    - ``allow_anonymous=True`` instead of ``authorize``: all clients can read encrypted payloads.
+    - ``max_body``: in bytes.
 
     Raises ``TemporalSettingsError``.
     """
@@ -101,7 +103,7 @@ class CodecServer:
         self._origins = frozenset(_check_origin(origin) for origin in origins)
 
     def check(self) -> None:
-        """Read the settings of the connections, for adapters and at an app's start.
+        """Read the settings of the connections. Adapters call it at an app's start.
 
         Raises ``TemporalSettingsError`` for a connection without a codec.
         """

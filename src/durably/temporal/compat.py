@@ -1,8 +1,8 @@
 """The private and undocumented parts of ``temporalio`` that Durably uses.
 
-This module has all of them. They were read from version 1.35.0, and ``tests/temporal/test_compat.py`` checks each
-against the installed version. A part that no longer fits raises ``TemporalVersionError``, which names the part and the
-installed version. No other module may touch a private name of ``temporalio``; ``tests/test_imports.py`` checks that.
+They were read from version 1.35.0, and ``tests/temporal/test_compat.py`` checks each against the installed version. If
+a part has changed, ``TemporalVersionError`` names the part and the installed version. No other module may use a private
+name of ``temporalio``; ``tests/test_imports.py`` checks that.
 """
 
 import ctypes
@@ -14,8 +14,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from temporalio import activity, workflow
 from temporalio.api.common.v1 import Payload
@@ -54,7 +55,7 @@ def _does_not_fit(part: str, reason: str) -> TemporalVersionError:
     )
 
 
-# Definitions. ``temporalio`` has no public way to read what the decorators of a class or function said. Its workers
+# Definitions. ``temporalio`` has no public way to read the arguments of decorators of a class or function. Its workers
 # and clients read ``_Definition``.
 
 
@@ -74,7 +75,7 @@ class HandlerDefinition:
 class WorkflowParts:
     """The definition of a workflow class. ``name`` is ``None`` for a dynamic workflow.
 
-    Handlers are by name, without dynamic handlers and those that ``temporalio`` adds itself.
+    Handlers are by name, without dynamic handlers and the built-in ones of ``temporalio``.
     """
 
     name: str | None
@@ -88,7 +89,7 @@ class WorkflowParts:
 def workflow_parts(defined: type | Callable[..., Any]) -> WorkflowParts | None:
     """The definition of a workflow class, or of the class with that run method.
 
-    It is ``None`` for anything else. Raises ``TemporalVersionError``.
+    Returns ``None`` for anything else. Raises ``TemporalVersionError``.
     """
     with _private("temporalio.workflow._Definition"):
         kind = workflow._Definition
@@ -123,7 +124,7 @@ _HANDLER_ATTRIBUTES: Mapping[HandlerKind, str] = {
 def handler_name(kind: HandlerKind, method: Callable[..., Any]) -> str | None:
     """The name that a handler's decorator gave it.
 
-    It is ``None`` without a name, or for a handler of another kind. Raises ``TemporalVersionError``.
+    Returns ``None`` without a name, or for a handler of another kind. Raises ``TemporalVersionError``.
     """
     definition = getattr(method, _HANDLER_ATTRIBUTES[kind], None)
     if definition is None:
@@ -175,9 +176,9 @@ def _find_or_add_paused(statuses: type[WorkflowExecutionStatus]) -> WorkflowExec
 PAUSED = _find_or_add_paused(WorkflowExecutionStatus)
 
 
-# Request ids. The server carries out a request once, by its id. The client makes an id for each call and takes none, so
-# the methods of its raw service are wrapped: the requests have a field for the id. An update's id is an argument of the
-# client's; headers are for all of them, without an interceptor that an app's own client may lack.
+# Request ids. The server executes a request once, by its id. ``Client`` generates request ids and accepts none, so the
+# raw service methods are wrapped: the requests have a field for the id. An update's id is an argument of the client's
+# method. Headers are set for all of them, without an interceptor that an app's own client may lack.
 
 _IDENTIFIED_CALLS = (
     "start_workflow_execution",
@@ -210,7 +211,7 @@ _chosen_id: ContextVar[_ChosenId | None] = ContextVar("durably_request_id", defa
 def request_id(client: Client, id: str, headers: Mapping[str, Payload] = MappingProxyType({})) -> Iterator[None]:
     """Give ``id`` to the starts and signals that ``client`` sends in this context.
 
-    ``headers`` are given to them and to updates. Raises ``TemporalVersionError``.
+    ``headers`` are added to them and to updates. Raises ``TemporalVersionError``.
     """
     _wrap_service(client)
     chosen = _ChosenId(id, headers)
@@ -248,8 +249,8 @@ class _IdentifiedCall:
         return self._call(request, **options)
 
 
-# Native objects after a fork. A runtime's threads do not exist in a forked child, and freeing a runtime, client or call
-# of the parent waits for these threads for ever, at the latest when the child exits. ``temporalio`` documents only that
+# Native objects after a fork. A runtime's threads do not exist in a forked child. Freeing a runtime, client or call of
+# the parent waits for these threads forever, at the latest when the child exits. ``temporalio`` only documents that
 # runtimes do not work across forks. A module global does not help: the interpreter's shutdown clears it.
 
 
@@ -261,14 +262,14 @@ def never_free(native: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(native))
 
 
-# Workers that never ran. The client keeps the task queue of a worker until the worker stops, and one whose server did
-# not answer at its start never does: no other worker of the client could be made for the task queue.
+# Workers that never ran. The client reserves the task queue of a worker until the worker stops. A worker whose server
+# did not answer at its start never stops, so the client could not make another worker for the task queue.
 
 
 def release_task_queue(worker: Worker) -> None:
-    """Let other workers have the task queue of a worker that never ran.
+    """Free the task queue of a worker that never ran.
 
-    Does nothing if it did.
+    Does nothing if the worker ran.
     """
     with _private("Worker._bridge_worker"):
         if not worker._started:
@@ -281,14 +282,14 @@ MAIN_IN_SANDBOX = "__temporal_main__"
 """The name under which the workflow sandbox imports ``__main__``."""
 
 
-# Texts of the native client, which say more than its statuses and are not documented. If they change, users get a less
-# exact message, and nothing else changes.
+# Messages of the native client, which are more exact than its statuses and are not documented. If they change, users
+# only get a less exact message.
 
 _BROKEN_CONNECTION = re.compile(r"transport error|h2 protocol error|http2 error|operation was canceled")
 
 
 def says_connection_broke(error: RPCError) -> bool:
-    """Whether the native client says that the connection ended during a call.
+    """Whether the native client reports that the connection ended during a call.
 
     It does so under several statuses.
     """
@@ -301,8 +302,8 @@ def connect_failure(error: Exception) -> str:
     return messages[-1] if messages else str(error)
 
 
-# Replays. A ``Replayer`` says what is wrong in the native core's words, which do not always name the event. So what the
-# code asked for is read from its completions, whose types are in ``temporalio.bridge``.
+# Replays. A ``Replayer`` reports errors in the native core's words, which do not always name the event. So the commands
+# of the code are read from its completions, whose types are in ``temporalio.bridge``.
 
 
 @dataclass(frozen=True)
@@ -318,9 +319,9 @@ class Command:
 
 @dataclass(frozen=True)
 class RecordedTask:
-    """One workflow task as the code did it.
+    """One workflow task as executed by the code.
 
-    ``history_length`` is the id of the last event that the code has seen. ``error`` is what the code raised.
+    ``history_length`` is the id of the last event that the code has seen. ``error`` is the code's error.
     """
 
     history_length: int
@@ -328,18 +329,25 @@ class RecordedTask:
     error: str | None = None
 
 
-class RecordingRunner(WorkflowRunner):
-    """Runs workflows by another runner, and gives ``record`` each workflow task."""
+class _OuterRunner(WorkflowRunner):
+    """Runs workflows by another runner."""
 
-    def __init__(self, runner: WorkflowRunner, record: Callable[[RecordedTask], None]) -> None:
+    def __init__(self, runner: WorkflowRunner) -> None:
         self._runner = runner
-        self._record = record
 
     def prepare_workflow(self, defn: Any) -> None:
         self._runner.prepare_workflow(defn)
 
     def set_worker_level_failure_exception_types(self, types: Any) -> None:
         self._runner.set_worker_level_failure_exception_types(types)
+
+
+class RecordingRunner(_OuterRunner):
+    """Runs workflows by another runner, and gives ``record`` each workflow task."""
+
+    def __init__(self, runner: WorkflowRunner, record: Callable[[RecordedTask], None]) -> None:
+        super().__init__(runner)
+        self._record = record
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         instance: Any = _RecordingInstance(self._runner.create_instance(det), self._record)
@@ -394,6 +402,72 @@ _FAILURE_MESSAGE = re.compile(r'message: "((?:[^"\\]|\\.)*)"')
 
 
 def replay_error(error: Exception) -> str:
-    """The core's own words in the error of a failed replay."""
+    """The core's message in the error of a failed replay."""
     found = _FAILURE_MESSAGE.search(str(error))
     return found[1].replace('\\"', '"').replace("\\'", "'") if found else str(error)
+
+
+# Evictions. A worker keeps workflows in its memory. Whether the server has accepted the end of one is known only from
+# the reason for which the runtime then evicts it. A worker has no bound of the memory, so evictions are requested.
+
+
+class Eviction(Enum):
+    """Why the runtime removes a workflow from a worker's memory."""
+
+    ENDED = "the server has accepted the workflow's end"
+    REFUSED = "the server has refused a task, because an event came during it: the task is executed again"
+    OTHER = "the memory is full, for example, or the task is another worker's"
+
+
+class CacheObserver(Protocol):
+    """Gets what happens to the workflows in a worker's memory, in threads of the worker."""
+
+    def note_activated(self, info: workflow.Info) -> None: ...
+
+    def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None: ...
+
+
+class ObservedRunner(_OuterRunner):
+    """Runs workflows by another runner, and tells ``observer`` about their activations and evictions."""
+
+    def __init__(self, runner: WorkflowRunner, observer: CacheObserver) -> None:
+        super().__init__(runner)
+        self._observer = observer
+
+    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
+        instance: Any = _ObservedInstance(self._runner.create_instance(det), det.info, self._observer)
+        return instance  # type: ignore[no-any-return]
+
+
+class _ObservedInstance:
+    def __init__(self, instance: WorkflowInstance, info: workflow.Info, observer: CacheObserver) -> None:
+        self._instance = instance
+        self._info = info
+        self._observer = observer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._instance, name)
+
+    def activate(self, act: Any) -> Any:
+        completion = self._instance.activate(act)
+        with _private("the eviction of a workflow"):
+            job = next((each.remove_from_cache for each in act.jobs if each.HasField("remove_from_cache")), None)
+            reason = None if job is None else job.EvictionReason.Name(job.reason)
+        if reason is None:
+            self._observer.note_activated(self._info)
+        else:
+            self._observer.note_evicted(self._info, _EVICTIONS.get(reason, Eviction.OTHER))
+        return completion
+
+
+_EVICTIONS = {"WORKFLOW_EXECUTION_ENDING": Eviction.ENDED, "UNHANDLED_COMMAND": Eviction.REFUSED}
+
+
+def evict(worker: Worker, run_id: str) -> None:
+    """Remove a workflow from the memory of a worker, when it has no task.
+
+    Its next task reads its history. Does nothing if the worker does not have it, or has ended.
+    """
+    with _private("Worker._bridge_worker.request_workflow_eviction"):
+        if worker._bridge_worker._ref is not None:
+            worker._bridge_worker.request_workflow_eviction(run_id)

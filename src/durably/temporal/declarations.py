@@ -1,7 +1,7 @@
 """Declared workers and schedules, and the options and arguments of calls.
 
 An app declares its workers and schedules at import time, in any number of places. The options and arguments are those
-of its calls to the server. Nothing in this file connects or starts anything.
+of its calls to the server. This module does not connect, and starts nothing.
 """
 
 import inspect
@@ -37,7 +37,7 @@ from .errors import TemporalSettingsError, TemporalWorkerError
 
 
 class WorkerOptions(TypedDict, total=False):
-    """Options of a worker besides its work.
+    """Options of a worker that are not workflows or activities.
 
     ``temporalio.worker.Worker`` describes them.
     """
@@ -77,13 +77,13 @@ class WorkerDeclaration:
 
 
 _ADDED_UP = "interceptors"
-"""The option that several declarations of one task queue may each add to."""
+"""The option to which several declarations of one task queue may add."""
 
 
 def by_task_queue(declarations: Iterable[WorkerDeclaration], default: str | None) -> list[WorkerDeclaration]:
-    """Merge declarations: one for each task queue.
+    """Merge declarations, so that there is one for each task queue.
 
-    The server gives a queue's tasks to any of its workers. If two workers had half of the workflows each, both would
+    The server gives a queue's tasks to any of its workers. If each of two workers had half of the workflows, both would
     fail half of their tasks.
 
     Raises ``TemporalWorkerError`` if there is nothing to run, no task queue, or an option with two values.
@@ -114,7 +114,7 @@ def _merge(queue: str, known: WorkerDeclaration | None, more: WorkerDeclaration)
         options[_ADDED_UP] = _union(tuple(known.options.get(_ADDED_UP, ())), tuple(more.options.get(_ADDED_UP, ())))
     for name in known.options.keys() & more.options.keys() - {_ADDED_UP}:
         if known.options[name] != more.options[name]:
-            raise TemporalWorkerError(f'the option {name} of the task queue "{queue}" is given twice, differently')
+            raise TemporalWorkerError(f'the option {name} of the task queue "{queue}" has two different values')
     return WorkerDeclaration(
         task_queue=queue,
         workflows=_union(known.workflows, more.workflows),
@@ -187,7 +187,7 @@ def make_spec(
     Raises ``TemporalSettingsError`` unless exactly one of the first three is given.
     """
     if sum(given is not None for given in (cron, every, spec)) != 1:
-        raise TemporalSettingsError("a schedule is given one of cron=, every= and spec=")
+        raise TemporalSettingsError("a schedule needs exactly one of cron=, every= and spec=")
     if spec is None:
         expressions = [cron] if isinstance(cron, str) else list(cron or ())
         intervals = [] if every is None else [ScheduleIntervalSpec(every=every)]
@@ -260,7 +260,7 @@ def check_memo(memo: Any, where: str) -> Mapping[str, Any]:
     """Check and return the app's memo for a workflow or schedule.
 
     ``where`` is the code that gives it: ``expose(OrderWorkflow)``. Raises ``TemporalSettingsError`` if it is not a
-    mapping of texts to values, and for a reserved key.
+    mapping of strings to values, and for a reserved key.
     """
     if not isinstance(memo, Mapping):
         raise TemporalSettingsError(
@@ -268,7 +268,7 @@ def check_memo(memo: Any, where: str) -> Mapping[str, Any]:
         )
     for name in memo:
         if not isinstance(name, str):
-            raise TemporalSettingsError(f"memo= of {where} has the key {name!r}: keys are texts")
+            raise TemporalSettingsError(f"memo= of {where} has the key {name!r}: keys must be strings")
         if name.startswith(RESERVED_MEMO_PREFIX):
             raise TemporalSettingsError(
                 f'memo= of {where} has the key "{name}", and keys that begin with "{RESERVED_MEMO_PREFIX}" are '
@@ -299,7 +299,7 @@ def with_defaults(method: Callable[..., Any], arguments: Sequence[Any]) -> list[
     left_out = parameters[len(arguments) :]
     if missing := [each.name for each in left_out if each.default is each.empty]:
         raise TypeError(f"{name}() needs an argument for {', '.join(missing)}")
-    if not arguments:  # Then the worker reads nothing, and the method's own defaults count.
+    if not arguments:  # Then the worker reads nothing, and the method's own defaults apply.
         return []
     return [*arguments, *(each.default for each in left_out)]
 
@@ -309,8 +309,8 @@ def fill_arguments(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """``with_defaults`` for a call of ``temporalio``'s client.
 
-    Its arguments are ``arg`` or ``options["args"]``. The parameters of a method that is given by name are unknown: its
-    arguments stay. Raises ``TypeError``.
+    Its arguments are ``arg`` or ``options["args"]``. If the method is given by name, its parameters are unknown and its
+    arguments are unchanged. Raises ``TypeError``.
     """
     changed = dict(options)
     if isinstance(method, str) or (arg and "args" in changed):  # The SDK refuses both.

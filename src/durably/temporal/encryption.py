@@ -1,8 +1,8 @@
 """Payloads that the Temporal server stores but cannot read.
 
 They are encrypted by AES-GCM, with keys that can be replaced. The wire format is that of Temporal's encryption samples
-(``binary/encrypted``, the key's id in the metadata, a nonce of 12 bytes before the ciphertext), so that codec servers
-and other SDKs that follow them understand it.
+(``binary/encrypted``, the key's id in the metadata, a nonce of 12 bytes before the ciphertext). Codec servers and SDKs
+that follow the samples understand it.
 """
 
 import base64
@@ -47,7 +47,7 @@ class EncryptionKey:
     def parse(cls, text: str) -> "EncryptionKey":
         """Read a key from ``id:key``, the key in Base64.
 
-        Raises ``TemporalSettingsError``, which repeats nothing of the text.
+        Raises ``TemporalSettingsError``, which does not contain the input.
         """
         id, colon, encoded = text.strip().partition(":")
         if not colon or not id:
@@ -61,13 +61,13 @@ class EncryptionKey:
 
     @classmethod
     def parse_all(cls, keys: str | Sequence[str]) -> list["EncryptionKey"]:
-        """Read keys from a list of such texts, or one text with commas between them.
+        """Read keys from a list of such strings, or one string with commas between them.
 
         Raises ``TemporalSettingsError``.
         """
         texts = keys.split(",") if isinstance(keys, str) else keys
         if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-            raise TemporalSettingsError("encryption keys are a list of texts, each written id:key")
+            raise TemporalSettingsError("encryption keys are a list of strings, each written id:key")
         found = []
         for number, text in enumerate(texts, start=1):
             try:
@@ -81,7 +81,7 @@ class EncryptionKey:
         return cls(id, os.urandom(32))
 
     def export(self) -> str:
-        """The text that ``parse`` reads, which is a secret."""
+        """The string that ``parse`` reads, which is a secret."""
         return f"{self.id}:{base64.b64encode(self.key).decode()}"
 
 
@@ -93,9 +93,9 @@ def _check_length(key: bytes, what: str) -> None:
 class EncryptionCodec(PayloadCodec):
     """Encrypts with the first key, and decrypts with the key that a payload names.
 
-    To replace a key: add the new one at the end everywhere, then move it to the front everywhere, and remove the old
-    one when the server keeps no workflow of it. Payloads that are not encrypted are read unchanged, so that encryption
-    can be turned on while workflows run; ``require_encrypted=True`` refuses them.
+    To replace a key: add the new key at the end in all processes, then move it to the front in all processes. Remove
+    the old key when the server has no workflow with it. Payloads that are not encrypted are read unchanged, so that
+    encryption can be turned on while workflows run. ``require_encrypted=True`` refuses them.
     """
 
     def __init__(self, *keys: EncryptionKey, require_encrypted: bool = False) -> None:
@@ -135,6 +135,6 @@ class EncryptionCodec(PayloadCodec):
             plain = cipher.decrypt(payload.data[:_NONCE_BYTES], payload.data[_NONCE_BYTES:], None)
         except (InvalidTag, ValueError):
             raise PayloadEncryptionError(
-                f'a payload of the key "{id}" cannot be decrypted: another key, or changed'
+                f'a payload of the key "{id}" cannot be decrypted: it has another key, or was changed'
             ) from None
         return Payload.FromString(plain)

@@ -1,6 +1,6 @@
-"""Errors between an app and a Temporal server; texts without credentials.
+"""Errors between an app and a Temporal server; messages without credentials.
 
-The errors of ``temporalio`` are not among them.
+Errors of ``temporalio`` are separate.
 """
 
 import re
@@ -88,8 +88,8 @@ _NAMES = "|".join(
 )
 _VALUE = r"""(?:"(?:[^"\\]|\\.)*"?|'(?:[^'\\]|\\.)*'?|[^\s,;&)}\]]+)"""
 
-# Each pattern takes time in proportion to the text, which may be long and hostile: no pattern begins with a
-# repetition, and a repetition ends where the next piece begins.
+# Each pattern takes time in proportion to the text, which may be long and hostile: no pattern begins with a repetition,
+# and a repetition ends where the next part begins.
 _PATTERNS = [
     (re.compile(pattern, re.IGNORECASE | re.DOTALL), replacement)
     for pattern, replacement in [
@@ -109,14 +109,15 @@ _PATTERNS = [
 ]
 
 MAXIMUM = 20_000
-"""Characters that ``scrub`` keeps. A failure may have two megabytes, which would block an event loop for seconds."""
+"""Number of characters that ``scrub`` keeps. A failure may have two megabytes, which would block an event loop for
+seconds."""
 
 
 def scrub(text: str) -> str:
     """A failure's text without credentials. It hides too much rather than too little.
 
-    The message of an exception may contain anything: the repr of a request's headers, a database's URL. A text that is
-    too long ends with the number of characters that are left out.
+    The message of an exception may contain anything: the repr of a request's headers, a database's URL. A shortened
+    text ends with the number of omitted characters.
     """
     if len(text) > MAXIMUM:
         return f"{scrub(text[:MAXIMUM])}… ({len(text) - MAXIMUM} more characters)"

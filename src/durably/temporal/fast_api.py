@@ -105,7 +105,7 @@ def _last_segment(request: fastapi.Request) -> str:
 
 
 def _route_class(gateway: Gateway, view: Callable[..., Any]) -> type[APIRoute]:
-    """A route with types of another view in the document: the gateway validates."""
+    """A route with types of another view in the document. The gateway validates."""
 
     class GatewayRoute(APIRoute):
         def get_route_handler(self) -> _Handle:
@@ -127,7 +127,7 @@ def _add_fallbacks(
     """Routes for paths and methods that are not endpoints: they return problems.
 
     They have no real method and so match each request partially: the app's own routes have precedence. They are the
-    first routes of the router: an endpoint with another method matches partially too, and the first match counts.
+    first routes of the router: an endpoint with another method matches partially too, and the first match is used.
     """
 
     class FallbackRoute(APIRoute):

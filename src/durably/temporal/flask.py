@@ -69,10 +69,10 @@ def blueprint(
 ) -> flask.Blueprint:
     """The gateway's endpoints and ``openapi.json``, for ``app.register_blueprint``.
 
-    ``principal`` returns the user, such as ``lambda: flask_login.current_user``. ``authorize`` gets it as
-    ``action.principal``, in the thread and the context of the request.
-    ``docs=True`` adds a page with Swagger UI at ``docs``, with its code from a CDN; a URL is that of the app's own copy
-    of the npm package ``swagger-ui-dist``.
+    - ``principal``: returns the user, such as ``lambda: flask_login.current_user``. ``authorize`` gets it as
+      ``action.principal``, in the thread and the context of the request.
+    - ``docs=True``: adds a page with Swagger UI at ``docs``, with its code from a CDN. It may be the URL of the app's
+      own copy of the npm package ``swagger-ui-dist``.
     """
     made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
 
@@ -102,8 +102,8 @@ def codec_blueprint(
 ) -> flask.Blueprint:
     """A codec server for Temporal's web UI and CLI: ``/encode`` and ``/decode``.
 
-    ``principal`` is as for ``blueprint``. Preflight requests have none. ``app.register_blueprint`` raises
-    ``TemporalSettingsError`` for a connection without a codec, if ``init_app`` has been called for it before.
+    ``principal`` is as for ``blueprint``. Preflight requests have none. If ``init_app`` was called for the connection
+    before, ``app.register_blueprint`` raises ``TemporalSettingsError`` for a connection without a codec.
     """
     made = flask.Blueprint(name, __name__, url_prefix=url_prefix)
 
@@ -143,7 +143,7 @@ def _answer(server: RequestHandler, path: str, principal: Callable[[], Any] | No
 
 
 def _principal_of(principal: Callable[[], Any]) -> Any:
-    """The user itself: a proxy has another value in other threads."""
+    """The user itself, because a proxy has another value in other threads."""
     found = principal()
     return current_object(found) if type(found) is LocalProxy else found
 

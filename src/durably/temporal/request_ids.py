@@ -1,8 +1,8 @@
-"""The id of a web request, on its way to the workflow and the activities.
+"""The id of a web request, passed to the workflow and the activities.
 
 The workflow is the one that the request starts, and the activities are that workflow's. The id is kept in a context
-variable within a process, and in a header of Temporal's calls between processes. The header is not encrypted: an id is
-not a secret.
+variable within a process, and in a header of Temporal's calls between processes. The header is not encrypted, because
+an id is not a secret.
 """
 
 import logging
@@ -36,7 +36,7 @@ def current_request_id() -> str | None:
 def web_request(id: str | None) -> Iterator[None]:
     """Give this id to workflows that start within ``with``.
 
-    It is for an app that makes ids of requests itself.
+    It is for an app that creates request ids itself.
     """
     token = request_id.set(id)
     try:
@@ -51,7 +51,7 @@ def usable_request_id(given: str | None) -> str | None:
 
 
 def choose_request_id(given: str | None) -> str:
-    """The id of a request: that of ``X-Request-ID`` if it can be used, else a new one."""
+    """The id of a request: ``X-Request-ID`` if it is usable, else a new one."""
     return usable_request_id(given) or uuid.uuid4().hex
 
 
@@ -75,12 +75,12 @@ def with_request_id(headers: Mapping[str, Payload], id: str | None) -> Mapping[s
 
 
 def read_request_id(headers: Mapping[str, Payload]) -> str | None:
-    """The id in the headers; ``None`` if there is none, or none that can be read."""
+    """The id in the headers, or ``None`` if there is none that can be read."""
     payload = headers.get(HEADER)
     if payload is None:
         return None
     try:
         id = PayloadConverter.default.from_payload(payload)
     except Exception:
-        return None  # Of another program, which has used the header's name.
+        return None  # The header of another program with the same name.
     return usable_request_id(id) if isinstance(id, str) else None

@@ -1,9 +1,9 @@
 """The log of web requests, with the ids of the workflows that a request used.
 
 During a request, every call of the client records the workflow's id. The middlewares here log one line for each
-request, with the ids. ``WorkflowIdFilter`` adds them to the records of an app's own logging instead.
+request, with the ids. Alternatively, ``WorkflowIdFilter`` adds them to the records of an app's own logging.
 
-The middlewares are for ASGI and WSGI; Django's is in ``durably.temporal.django``, and a mixin for Tornado's handlers in
+The middlewares are for ASGI and WSGI. Django's is in ``durably.temporal.django``, and a mixin for Tornado's handlers in
 ``durably.temporal.tornado``.
 """
 
@@ -126,7 +126,7 @@ def _header(scope: Scope) -> str | None:
 class WsgiRequestLogMiddleware:
     """Logs one line for each request of a WSGI app.
 
-    In Flask: ``app.wsgi_app = WsgiRequestLogMiddleware(app.wsgi_app)``. A streamed body is not waited for.
+    In Flask: ``app.wsgi_app = WsgiRequestLogMiddleware(app.wsgi_app)``. It does not wait for a streamed body.
     """
 
     def __init__(self, app: Callable[..., Iterable[bytes]]) -> None:

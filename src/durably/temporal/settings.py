@@ -1,9 +1,13 @@
 """Settings of a connection, from several sources.
 
-The sources are arguments, the environment, a profile, and a framework's settings. The first source with a value counts:
-arguments; ``TEMPORAL_…`` environment variables; the profile of Temporal's own configuration file (both as
-``temporalio.envconfig`` reads them, so the ``temporal`` command and the app agree); the framework's settings, with the
-same names without the prefix; the defaults of a development server.
+The first source with a value is used:
+
+- arguments
+- ``TEMPORAL_…`` environment variables
+- the profile of Temporal's own configuration file (``temporalio.envconfig`` reads it and the variables, so the
+  ``temporal`` command and the app agree)
+- the framework's settings, with the same names without the prefix
+- the defaults of a development server
 
 An app with several connections gives the others a name. The variables of the connection ``billing`` begin with
 ``TEMPORAL_BILLING_``; it ignores other ``TEMPORAL_…`` variables.
@@ -57,7 +61,7 @@ _TLS = f"{PREFIX}TLS"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*([_-][A-Za-z0-9]+)*\Z")
 _OTHER_WORDS = frozenset({"CLIENT", "CONNECTIONS", "DEPLOYMENT", "GATEWAY", "GRPC", "OPTIONS", "UI", "WORKER"})
 _TAKEN = _OTHER_WORDS | {key.partition("_")[0] for key in FRAMEWORK_KEYS}
-"""First words of other variables: those of a connection of such a name would be ambiguous."""
+"""First words of other variables. Variables of a connection with such a name would be ambiguous."""
 _OF_A_SERVER = frozenset({"ADDRESS", "SERVER", "PROFILE", "CONFIG_FILE"})
 
 _OF_WORKERS = {
@@ -89,16 +93,17 @@ _READ_KEYS = sorted(FRAMEWORK_KEYS - {_SERVER_ALIAS})
 _OF_ONE_PROCESS = ("GATEWAY_SECRET", "UI_URL")
 """Variables of Durably that are not settings of a connection."""
 _SIMILARITY = 0.85
-"""The similarity of a misspelt name, as ``difflib`` counts it: one or two letters. Valid names are less similar."""
+"""The minimum ``difflib`` ratio of a misspelt name and a valid one: one or two letters. Valid names are less similar to
+each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionSettings:
     """Settings of a connection.
 
-    ``address`` is ``host:port``. ``tls`` is ``None`` to use TLS when there is an API key, and not otherwise.
-    ``encryption_keys`` are what ``EncryptionKey.parse_all`` reads; there is no encryption if there are none.
-    ``deployment_name`` and ``build_id`` are the version of workers, see ``durably.temporal.worker.deployments``.
+    ``address`` is ``host:port``. If ``tls`` is ``None``, TLS is used only with an API key. ``encryption_keys`` are read
+    by ``EncryptionKey.parse_all``; without keys there is no encryption. ``deployment_name`` and ``build_id`` are the
+    version of workers, see ``durably.temporal.worker.deployments``.
     """
 
     address: str = DEFAULT_ADDRESS
@@ -127,8 +132,8 @@ def resolve(
     """Settings from their sources.
 
     ``arguments`` are fields of ``ConnectionSettings``, unset if they are ``None``. ``name`` is that of one of several
-    connections. ``same_server_as`` gives the address, TLS and credentials if no source of this connection says which
-    server it is, and the encryption keys if no source has any. Raises ``TemporalSettingsError``.
+    connections. ``same_server_as`` gives the address, TLS and credentials if no source of this connection has a server,
+    and the encryption keys if no source has any. Raises ``TemporalSettingsError``.
     """
     environment = variables_of(name, os.environ if environment is None else environment)
     given = _framework_variables(framework)
@@ -164,7 +169,7 @@ def _given(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_own_names(text: str, settings: ConnectionSettings) -> str:
-    """The text of an error with the names of this connection's variables.
+    """An error's message with the names of this connection's variables.
 
     The connection may be one of several, whose variables have other names.
     """
@@ -174,15 +179,15 @@ def with_own_names(text: str, settings: ConnectionSettings) -> str:
 def prefix_of(name: str | None) -> str:
     """The prefix of a connection's environment variables.
 
-    Raises ``TemporalSettingsError`` for a bad name.
+    Raises ``TemporalSettingsError`` for an invalid name.
     """
     if name is None:
         return PREFIX
     upper = name.upper().replace("-", "_")
     if not _NAME.match(name) or upper.partition("_")[0] in _TAKEN:
         raise TemporalSettingsError(
-            f"{name!r} cannot be the name of a connection to Temporal: take letters, digits, - and _, and another "
-            f"first word than {', '.join(sorted(_TAKEN))}, since its variables begin with {PREFIX}NAME_"
+            f"{name!r} cannot be the name of a connection to Temporal: use letters, digits, - and _, and another first "
+            f"word than {', '.join(sorted(_TAKEN))}, since its variables begin with {PREFIX}NAME_"
         )
     return f"{PREFIX}{upper}_"
 
@@ -232,7 +237,8 @@ def _meant_key(key: str) -> str | None:
 def _key_after_misspelt_prefix(variable: str, prefix: str) -> str | None:
     """The key of a variable with a misspelt prefix.
 
-    It is the key of ``TEMPORAL_BILING_ADDRESS`` for the prefix ``TEMPORAL_BILLING_``. Digits are no misspelling.
+    It is the key of ``TEMPORAL_BILING_ADDRESS`` for the prefix ``TEMPORAL_BILLING_``. A different digit is not a
+    misspelling.
     """
     wanted = prefix.removeprefix(PREFIX).rstrip("_")
     for key in _READ_KEYS:
@@ -250,7 +256,7 @@ def _names_a_server(arguments: Mapping[str, Any], framework: Mapping[str, Any], 
 
 
 def _inherit(other: ConnectionSettings | None, *, with_server: bool) -> ConnectionSettings:
-    """Never sends credentials to another server."""
+    """Inherit a connection's server. Never sends credentials to another server."""
     if other is None:
         return ConnectionSettings()
     if not with_server:
@@ -268,7 +274,7 @@ def _inherit(other: ConnectionSettings | None, *, with_server: bool) -> Connecti
 def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
     """A framework's settings as environment variables.
 
-    One reader understands both then.
+    This way one reader understands both.
     """
     if unknown := sorted(set(framework) - FRAMEWORK_KEYS):
         raise TemporalSettingsError(
@@ -279,7 +285,9 @@ def _framework_variables(framework: Mapping[str, Any]) -> dict[str, str]:
         if value is None or key in _NOT_OF_THE_SDK:
             continue
         if not isinstance(value, str | bool | Path):
-            raise TemporalSettingsError(f"the setting {key!r} for Temporal is not text but {type(value).__name__}")
+            raise TemporalSettingsError(
+                f"the setting {key!r} for Temporal must be a string, not {type(value).__name__}"
+            )
         name = "ADDRESS" if key == "SERVER" else key
         variables[f"TEMPORAL_{name}"] = str(value).lower() if isinstance(value, bool) else str(value)
     return variables
@@ -296,7 +304,8 @@ def _with_plain_switch(variables: Mapping[str, str], source: str) -> dict[str, s
         return others
     if (is_on := parse_switch(word)) is None:
         raise TemporalSettingsError(
-            f"{_TLS} in {source} is {word[:20]!r}: it is on ({', '.join(TRUE_WORDS)}) or off ({', '.join(FALSE_WORDS)})"
+            f"{_TLS} in {source} is {word[:20]!r}: it must be on ({', '.join(TRUE_WORDS)}) or off "
+            f"({', '.join(FALSE_WORDS)})"
         )
     return {**others, _TLS: "true" if is_on else "false"}
 
@@ -359,7 +368,7 @@ def _config_file(
 ) -> Path | None:
     """The configuration file that is named, if one is.
 
-    The SDK would ignore one that does not exist. Raises ``TemporalSettingsError``.
+    The SDK would ignore a missing file. Raises ``TemporalSettingsError``.
     """
     sources = (
         ("Temporal(config_file=…)", argument),
@@ -424,4 +433,4 @@ def check_address(address: str, what: str, *, to_listen_at: bool = False) -> Non
     is_port = port.isascii() and port.isdigit() and lowest <= int(port[:6]) < 65536
     if not (_HOST.fullmatch(host) and is_port):
         shown = f"***@{address.rpartition('@')[2]}" if "@" in address else address
-        raise TemporalSettingsError(f"{what} is host:port, such as {DEFAULT_ADDRESS}, and not {shown!r}")
+        raise TemporalSettingsError(f"{what} must be host:port, such as {DEFAULT_ADDRESS}, not {shown!r}")

@@ -39,11 +39,12 @@ def routes(
 ) -> list[BaseRoute]:
     """The gateway's endpoints, for ``Starlette(routes=…)`` or a ``Mount``.
 
-    Their OpenAPI document is at ``openapi.json``. ``principal`` returns the user; it may be async, and a plain function
-    runs in a thread. By default it is ``request.user`` of ``AuthenticationMiddleware``, if that is installed.
+    Their OpenAPI document is at ``openapi.json``.
 
-    ``docs=True`` adds a page with Swagger UI at ``docs``, with its code from a CDN; a URL is that of the app's own copy
-    of the npm package ``swagger-ui-dist``.
+    - ``principal``: returns the user. It may be async; a plain function runs in a thread. By default it is
+      ``request.user`` of ``AuthenticationMiddleware``, if that is installed.
+    - ``docs=True``: adds a page with Swagger UI at ``docs``, with its code from a CDN. It may be the URL of the app's
+      own copy of the npm package ``swagger-ui-dist``.
     """
 
     async def document(request: Request) -> Response:

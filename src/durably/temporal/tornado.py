@@ -36,7 +36,7 @@ class ProblemMixin(tornado.web.RequestHandler):
 class RequestLogMixin(tornado.web.RequestHandler):
     """Logs a line for each request, with the ids of its workflows.
 
-    It is the first base of the app's own handlers, and with ``routes(gateway, base=…)`` of the gateway's.
+    Use it as the first base of the app's own handlers, and with ``routes(gateway, base=…)`` of the gateway's.
     """
 
     async def _execute(self, *args: Any, **kwargs: Any) -> None:
@@ -59,11 +59,11 @@ def routes(
 ) -> list[tuple[str, type[tornado.web.RequestHandler]]]:
     """The gateway's endpoints and ``openapi.json``, for ``Application``.
 
-    ``base`` is the application's own handler class: its ``get_current_user`` returns the user. ``check_xsrf`` is on by
-    default, except for a gateway that is open to all and has no cookies to protect. Turn it off if users do not
-    authenticate with cookies.
-    ``docs=True`` adds a page with Swagger UI at ``docs``, with its code from a CDN; a URL is that of the app's own copy
-    of the npm package ``swagger-ui-dist``.
+    - ``base``: the application's own handler class. Its ``get_current_user`` returns the user.
+    - ``check_xsrf``: on by default, except for a gateway that is open to all and has no cookies to protect. Turn it off
+      if users do not authenticate with cookies.
+    - ``docs=True``: adds a page with Swagger UI at ``docs``, with its code from a CDN. It may be the URL of the app's
+      own copy of the npm package ``swagger-ui-dist``.
     """
     checks_xsrf = not gateway.allow_anonymous if check_xsrf is None else check_xsrf
     handler = _make_handler(gateway, prefix, base, principal, checks_xsrf=checks_xsrf)
@@ -85,7 +85,7 @@ def _page_handler(base: Any, answer: Callable[[str], GatewayResponse]) -> type[t
         SUPPORTED_METHODS = METHODS
 
         def check_xsrf_cookie(self) -> None:
-            """The page changes nothing."""
+            """Do nothing: the page changes nothing."""
 
         async def _answer(self) -> None:
             await write(self, answer(self.request.method or ""))
@@ -154,7 +154,7 @@ def _make_handler(
 
 
 def _secrets(settings: Mapping[str, Any]) -> list[str | bytes]:
-    """``cookie_secret`` is a secret, or a mapping of versions to secrets."""
+    """The secrets. ``cookie_secret`` is a secret, or a mapping of versions to secrets."""
     secret = settings.get("cookie_secret")
     if isinstance(secret, Mapping):
         present = secret.get(settings.get("key_version"))

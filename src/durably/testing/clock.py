@@ -1,6 +1,7 @@
 """A virtual clock, which stands still until a test advances it.
 
-It then jumps from timer to timer. An engine registers its timers with the clock, and holds the clock during work.
+It then jumps from timer to timer. An engine registers its timers with the clock, and reports its work, which stops the
+clock.
 """
 
 import asyncio
@@ -33,16 +34,16 @@ class VirtualClock:
             heapq.heappush(self._timers, (when, next(self._order), timer))
         return timer
 
-    def hold(self) -> None:
+    def begin_work(self) -> None:
         self._held += 1
 
-    def release(self) -> None:
+    def end_work(self) -> None:
         self._held -= 1
         if not self._held and self._at_rest is not None and not self._at_rest.done():
             self._at_rest.set_result(None)
 
     async def rest(self) -> None:
-        """Wait until no work holds the clock."""
+        """Wait until no work is under way."""
         while self._held:
             if self._at_rest is None or self._at_rest.done():
                 self._at_rest = asyncio.get_running_loop().create_future()
@@ -57,7 +58,7 @@ class VirtualClock:
     async def advance(self, until: int | None = None) -> bool:
         """Advance to the next timer, and wait until the work that it starts is done.
 
-        If no timer is due by ``until``, advance to ``until`` and return False.
+        If no timer is due by ``until``, advance to ``until`` and return ``False``.
         """
         await self.rest()
         due = self.next_due()
@@ -72,7 +73,7 @@ class VirtualClock:
 
 
 class _Timer:
-    """Holds the clock from its due time until the event loop has run its callback."""
+    """Counts as work from its due time until the event loop has run its callback."""
 
     def __init__(self, clock: VirtualClock, callback: Callable[[], None]) -> None:
         self._clock = clock
@@ -81,13 +82,13 @@ class _Timer:
         self.is_over = False
 
     def start(self) -> None:
-        self._clock.hold()
+        self._clock.begin_work()
         self._handle = asyncio.get_running_loop().call_soon(self._fire)
 
     def cancel(self) -> None:
         if not self.is_over and self._handle is not None:
             self._handle.cancel()
-            self._clock.release()
+            self._clock.end_work()
         self.is_over = True
 
     def _fire(self) -> None:
@@ -95,4 +96,4 @@ class _Timer:
         try:
             self._callback()
         finally:
-            self._clock.release()
+            self._clock.end_work()

@@ -20,10 +20,10 @@ from durably.comm import CommHandler
 from durably.engine.views import RunStatus
 from durably.functions.function import Function
 
-from .replays import RETURNED, Found, OtherProcessError, Past, PastStep, call_body, replay, replay_elsewhere
+from .replays import RETURNED, OtherProcessError, Past, PastStep, ReplayedCall, call_body, replay, replay_elsewhere
 
 _REPETITIONS = 8
-"""Calls with the same memos. More calls find a random choice with a higher probability."""
+"""Number of calls with the same memos. More calls find a random choice with a higher probability."""
 _TIME_SHIFTS = (dt.timedelta(hours=12), dt.timedelta(days=3, hours=6), dt.timedelta(days=200))
 
 _ADVICE = """\
@@ -54,14 +54,14 @@ class DeterminismWarning(UserWarning):
 
 
 class _Point(msgspec.Struct, frozen=True):
-    """A repeated call: its memos and what it found."""
+    """A repeated call: its memos and the steps it found."""
 
     memos: Sequence[PastStep]
-    found: Found
+    found: ReplayedCall
 
 
 Choose = Callable[[Sequence[PastStep], Sequence[PastStep]], PastStep | None]
-"""Chooses the next memo, from the memos so far and the candidates; ``None`` ends the walk."""
+"""Chooses the next memo from the memos so far and the candidates; ``None`` ends the walk."""
 
 
 class DeterminismCheck:
@@ -91,7 +91,7 @@ class DeterminismCheck:
         await self._compare_elsewhere()
 
     async def _walk(self, choose: Choose) -> None:
-        """Give the function one memo after the other, and record which steps it finds."""
+        """Add the memos one by one, and record which steps the function finds."""
         memos: list[PastStep] = []
         known: set[str] = set()
         while True:
@@ -117,7 +117,7 @@ class DeterminismCheck:
             return None  # it lost a race, and finished later
         raise self._failure(memos, f"the run had step {expected.name!r} next", f"it found {found}", _SINCE)
 
-    def _check_end(self, memos: Sequence[PastStep], found: Found) -> None:
+    def _check_end(self, memos: Sequence[PastStep], found: ReplayedCall) -> None:
         if self._status is RunStatus.COMPLETED and found.end != RETURNED:
             raise self._failure(memos, "the run returned", f"it found {found}", _SINCE)
         if self._status is RunStatus.FAILED and found.end == RETURNED:
@@ -127,7 +127,7 @@ class DeterminismCheck:
         """Whether the run's steps could have finished in another order."""
         return any(len(point.found.steps) > 1 for point in self._points.values())
 
-    async def _find(self, memos: Sequence[PastStep]) -> Found:
+    async def _find(self, memos: Sequence[PastStep]) -> ReplayedCall:
         """The steps that the function finds in each call with these memos."""
         key = _key(memos)
         if key in self._points:
@@ -141,7 +141,7 @@ class DeterminismCheck:
         self._points[key] = _Point(tuple(memos), first)
         return first
 
-    async def _replay(self, body: bytes, shift: dt.timedelta | None) -> Found:
+    async def _replay(self, body: bytes, shift: dt.timedelta | None) -> ReplayedCall:
         with nullcontext() if shift is None else _shifted(shift):
             return await replay(self._handler, self._past.function_id, body)
 
@@ -159,7 +159,7 @@ class DeterminismCheck:
         for point, elsewhere in zip(points, found, strict=True):
             self._compare(point.memos, point.found, elsewhere, _BY_ORDER)
 
-    def _compare(self, memos: Sequence[PastStep], first: Found, second: Found, cause: str) -> None:
+    def _compare(self, memos: Sequence[PastStep], first: ReplayedCall, second: ReplayedCall, cause: str) -> None:
         if not first.is_like(second):
             raise self._failure(
                 memos, f"it found {first}", f"called again with the same memos, it found {second}", cause

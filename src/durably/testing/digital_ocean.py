@@ -1,7 +1,4 @@
-"""The runtime of DigitalOcean Functions as a WSGI app.
-
-It is for tests and local development.
-"""
+"""The runtime of DigitalOcean Functions as a WSGI app, for tests and development."""
 
 import base64
 import json
@@ -17,7 +14,7 @@ PATH = f"/api/v1/web{FUNCTION_NAME}"
 
 @dataclass(frozen=True)
 class SimulatedContext:
-    """The part of the platform's context object that names the function."""
+    """The fields of the platform's context object that name the function."""
 
     api_host: str
     function_name: str = FUNCTION_NAME
@@ -26,7 +23,7 @@ class SimulatedContext:
 class DigitalOceanSimulator:
     """Turns HTTP requests into ``main(event, context)`` calls.
 
-    It does so as the platform does with ``web: raw``. It is a WSGI app that answers at every path; ``PATH`` is the
+    It behaves like the platform with ``web: raw``. It is a WSGI app that answers at every path; ``PATH`` is the
     platform's.
     """
 
@@ -47,7 +44,7 @@ class DigitalOceanSimulator:
 
 
 def _content_length(environ: dict[str, Any]) -> int | None:
-    """``None`` if the header is not a number."""
+    """The body's length; ``None`` if the header is not a number."""
     text = environ.get("CONTENT_LENGTH") or "0"
     return int(text) if text.isdecimal() and len(text) < 20 else None
 
@@ -80,9 +77,9 @@ def _origin_of(environ: dict[str, Any]) -> str:
 
 
 def _answer_of(result: Any) -> tuple[int, dict[str, Any], bytes]:
-    """A dictionary with ``body``, ``statusCode`` and ``headers``.
+    """The response for a dictionary with ``body``, ``statusCode`` and ``headers``.
 
-    A body that is not text becomes JSON.
+    A body that is not a string becomes JSON.
     """
     if not isinstance(result, dict):
         return HTTPStatus.NO_CONTENT, {}, b""

@@ -37,7 +37,7 @@ class CallerThread(Executor):
         return future
 
     def wait_for(self, awaited: "Future[T]") -> T:
-        """Run jobs until ``awaited`` is done; its result."""
+        """Run jobs until ``awaited`` is done. Returns its result."""
         awaited.add_done_callback(lambda _: self._jobs.put(None))
         while not awaited.done():
             if (job := self._jobs.get()) is not None:
@@ -161,12 +161,14 @@ class TestEngine(TestEngineBase):
     Use it as ``async with TestEngine(client, [function]) as engine:``. While it is open, it gets all events that the
     client sends. It belongs to the event loop that opened it.
 
-    ``now`` is the start of its clock (default: the real time). ``calls_at_once`` is the maximum number of concurrent
-    calls; with one, the default, a test is deterministic. ``checkpointing`` lets a call execute several steps, as
-    in-process mode does; without it each step ends its call, so that functions are replayed as often as possible.
-    ``allow_private_addresses`` lets ``fetch`` and ``ai.infer``, if they are not mocked, reach servers on this machine.
-    ``retention`` is how long ended runs are kept, for tests with very many runs; by default all are kept. ``max_steps``
-    and ``max_depth`` are as in ``EngineSettings``.
+    - ``now``: The start of its clock (default: the real time).
+    - ``calls_at_once``: The maximum number of concurrent calls. With one, the default, a test is deterministic.
+    - ``checkpointing``: Lets a call execute several steps, as in-process mode does. Without it each step ends its call,
+      so that functions are replayed as often as possible.
+    - ``allow_private_addresses``: Lets ``fetch`` and ``ai.infer``, if they are not mocked, reach servers on this
+      machine.
+    - ``retention``: How long ended runs are kept, for tests with very many runs. By default all are kept.
+    - ``max_steps``, ``max_depth``: As in ``EngineSettings``.
     """
 
     def sync(self) -> SyncTestEngine:
@@ -182,8 +184,8 @@ async def check_determinism(
 ) -> None:
     """Run a function on an event to its end, and check that it is deterministic.
 
-    The run is in a ``TestEngine`` of its own. ``mocks`` are what its steps return, by id; see ``TestEngine.mock_step``,
-    and ``TestEngine.check_determinism``.
+    The run is in a ``TestEngine`` of its own. ``mocks`` are the results of its steps, by id; see
+    ``TestEngine.mock_step``, and ``TestEngine.check_determinism``.
     """
     async with TestEngine(client, [function]) as engine:
         for step_id, output in (mocks or {}).items():

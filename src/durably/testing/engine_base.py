@@ -46,11 +46,11 @@ DEFAULT_MAX_TIME = dt.timedelta(days=400)
 _MILLISECOND = dt.timedelta(milliseconds=1)
 _MOST_DESCRIBED = 10
 _ID_SEED = 0
-"""Ids of runs and events are the same in each test; the times in them are those of its clock."""
+"""Random-looking bytes for ids, the same in each test. The times in ids are those of its clock."""
 
 
 def _check_error(error: object, argument: str) -> None:
-    """Raises ``TypeError``."""
+    """Check an error argument. Raises ``TypeError``."""
     if not (error is None or isinstance(error, BaseException) or _is_exception_class(error)):
         raise TypeError(f"{argument} must be an exception, such as ValueError(…), not {error!r}")
 
@@ -71,16 +71,16 @@ class TestRun(RunFacts):
         self._engine = engine
 
     async def wait(self, max_time: Duration = DEFAULT_MAX_TIME) -> Self:
-        """Advance the clock until the run has ended, with any status; the run itself.
+        """Advance the clock until the run has ended, with any status. Returns the run.
 
-        Raises ``RunStuckError``, which names what the run waits for, if nothing is scheduled, or if it does not end
-        within ``max_time`` of virtual time.
+        Raises ``RunStuckError``, which names what the run waits for, if nothing is scheduled, or if the run does not
+        end within ``max_time`` of virtual time.
         """
         await self._engine._wait_for(self, max_time)
         return self
 
     async def cancel(self) -> bool:
-        """Cancel the run; false if it has already ended."""
+        """Cancel the run. Returns ``False`` if it has already ended."""
         return await self._engine.cancel(self)
 
 
@@ -158,7 +158,7 @@ class TestEngineBase:
     def describe_runs(self, *, besides: str = "") -> str:
         """The timelines of the latest runs, and the mocks that no step has used.
 
-        Timelines that are in ``besides`` are left out.
+        Timelines in ``besides`` are omitted.
         """
         runs = [self._run(run.id) for run in self._open_records.inspector.latest_runs(_MOST_DESCRIBED + 1)]
         lines = [text for run in runs[-_MOST_DESCRIBED:] if (text := run.timeline()) not in besides]
@@ -166,11 +166,11 @@ class TestEngineBase:
             heading = "latest runs" if len(runs) > _MOST_DESCRIBED else "runs"
             lines.insert(0, f"The test engine's {heading}, at {self.now:%Y-%m-%d %H:%M:%S} UTC:")
         if unmet := self._mocks.unmet():
-            lines.append(f"No step has met {', '.join(unmet)}.")
+            lines.append(f"No step has used {', '.join(unmet)}.")
         return "\n".join(lines)
 
     async def _open(self, thread_pool: Executor) -> Self:
-        """``thread_pool`` runs sync functions."""
+        """Open the engine. ``thread_pool`` runs sync functions."""
         async with AsyncExitStack() as stack:
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="durably-test-"))
             for client, functions in self._apps:
@@ -182,7 +182,7 @@ class TestEngineBase:
             self._engine = SqliteEngine(self._runtime)
             self._link.open(self._engine, self._clock)
             stack.enter_context(self._runtime.subscriptions.listen(self._recorder.note))
-            inspector = Inspector(path, self._runtime.executor)
+            inspector = Inspector(path, self._runtime.call_dispatcher)
             stack.callback(inspector.close)
             for handler in self._link.handlers.values():
                 await self._engine.sync_app(sync_of(handler), in_process=True)
@@ -197,7 +197,7 @@ class TestEngineBase:
         await self._stack.aclose()
 
     def _make_caller(self, settings: EngineSettings) -> Caller:
-        return TestCaller(self._link.handlers, settings, self._link.checkpoints, self._mocks.stand_in)
+        return TestCaller(self._link.handlers, settings, self._link.checkpoints, self._mocks.replace_step)
 
     @property
     def _open_records(self) -> Records:
@@ -226,7 +226,7 @@ class TestEngineBase:
         return [self._run(run_id) for run_id in runs]
 
     async def invoke(self, function: Function[Any], data: Mapping[str, Any] | None = None) -> TestRun:
-        """Run a function, whatever its trigger, with ``data`` as its event's."""
+        """Run a function, whatever its trigger, with ``data`` as its event's data."""
         receipt = await self._apply(self._engine.invoke(function.id, dict(as_data(data) or {})))
         if receipt.run_id is None:
             records = self._open_records
@@ -234,11 +234,11 @@ class TestEngineBase:
         return self._run(receipt.run_id)
 
     async def signal(self, name: str, data: Any = None) -> bool:
-        """Whether a run waited for the signal."""
+        """Send a signal. Returns whether a run waited for it."""
         return await self._apply(self._engine.signal(name, data)) is not None
 
     async def cancel(self, run: RunFacts) -> bool:
-        """Cancel the run; false if it has already ended."""
+        """Cancel the run. Returns ``False`` if it has already ended."""
         return await self._apply(self._engine.cancel_run(run.id))
 
     async def rerun(self, run: RunFacts) -> TestRun:
@@ -274,9 +274,9 @@ class TestEngineBase:
         minutes: float = 0,
         seconds: float = 0,
     ) -> None:
-        """Advance the clock, and do everything that becomes due, each at its own time.
+        """Advance the clock, and do all work that becomes due, each at its own time.
 
-        ``delta`` is text like ``"3d"``, a ``timedelta`` or milliseconds; the other arguments are added to it.
+        ``delta`` is a string like ``"3d"``, a ``timedelta`` or milliseconds; the other arguments are added to it.
         """
         await self._rest()
         given = dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
@@ -300,17 +300,17 @@ class TestEngineBase:
             await self._clock.advance()
 
     async def _wait_for(self, run: RunFacts, max_time: Duration = DEFAULT_MAX_TIME) -> None:
-        """See ``TestRun.wait``."""
+        """Wait for a run; see ``TestRun.wait``."""
         await self._rest()
         max_time = to_timedelta(max_time)
         until = self._clock.now() + round(max_time / _MILLISECOND)
         while not run.has_ended:
             due = self._clock.next_due()
             if due is None:
-                raise run.why_stuck("and nothing is scheduled any more")
+                raise run.why_stuck("nothing is scheduled")
             if due > until:
                 raise run.why_stuck(
-                    f"not within {format_span(max_time)} of virtual time (wait(max_time=…) allows more)"
+                    f"{format_span(max_time)} of virtual time have passed (wait(max_time=…) allows more)"
                 )
             await self._clock.advance()
 
@@ -327,11 +327,12 @@ class TestEngineBase:
     ) -> None:
         """Give steps with this id, of any kind, a result from now on.
 
-        ``returns`` is the value that the step returns to its function: of a wait an ``Event``, a ``Signal``, or
-        ``None`` for a timeout; of ``fetch`` a ``FetchResponse``. ``raises`` is the error of its handler, which is
-        retried like any error; a ``NonRetriableError`` is final. ``calls`` is called in place of the handler with its
-        arguments, or, for steps without a handler, with a dictionary of the step's options. ``function`` limits it to
-        one function.
+        - ``returns``: The value that the step returns to its function: of a wait an ``Event``, a ``Signal``, or
+          ``None`` for a timeout; of ``fetch`` a ``FetchResponse``.
+        - ``raises``: The error of its handler, which is retried like any error; a ``NonRetriableError`` is final.
+        - ``calls``: Called instead of the handler with its arguments, or, for steps without a handler, with a
+          dictionary of the step's options.
+        - ``function``: Limits it to one function.
         """
         if sum(given is not None for given in (returns, raises, calls)) > 1:
             raise TypeError("mock_step takes one of returns, raises and calls")
@@ -359,7 +360,7 @@ class TestEngineBase:
         """
         _check_error(error, "fail_step(error=…)")
         if error is None:
-            error = RuntimeError(f"the test lets step {step_id!r} fail")
+            error = RuntimeError(f"the test makes step {step_id!r} fail")
         elif isinstance(error, type):
             error = error()
         self._mocks.fail(step_id, _id_of(function), attempts, error)
@@ -369,7 +370,7 @@ class TestEngineBase:
 
         It is called with the memos of one more step each time, for parallel steps in ``orders`` other orders, at other
         times, and in another process. Its steps are not executed, but its code between them is, many times. Raises
-        ``NotDeterministicError``, which names the step; warns by ``DeterminismWarning`` if it cannot use another
+        ``NotDeterministicError``, which names the step. Warns with ``DeterminismWarning`` if it cannot use another
         process.
         """
         await self._rest()
@@ -388,7 +389,7 @@ class TestEngineBase:
     async def _apply(self, operation: Coroutine[Any, Any, T]) -> T:
         """Execute an operation of the engine, and wait for its effects.
 
-        All work that was started before is done first.
+        All earlier work is completed first.
         """
         try:
             await self._rest()
@@ -400,7 +401,7 @@ class TestEngineBase:
         return result
 
     async def _rest(self) -> Records:
-        """Wait until all work that was started before is done."""
+        """Wait until all earlier work is done."""
         refuse_inside_calls()
         records = self._open_records
         await self._clock.rest()

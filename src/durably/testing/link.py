@@ -15,10 +15,10 @@ from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.interface import Engine
 from durably.engine.operations import Operation
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import Clock, EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
-from durably.execution import StandIn
+from durably.execution import ReplaceStep
 from durably.functions.checkpoints import Checkpoints
 from durably.in_process.calls import EngineCheckpoints, run_call
 from durably.io.background_loop import await_on, get_background_loop, running_loop
@@ -35,25 +35,25 @@ _inside_call: contextvars.ContextVar[bool] = contextvars.ContextVar("durably_ins
 class TestCaller:
     """A ``Caller`` of functions in this process.
 
-    ``stand_ins`` replaces a function's steps. The caller marks the code within calls, which cannot wait until the
+    ``step_mocks`` replaces a function's steps. The caller marks the code within calls, which cannot wait until the
     engine is idle. ``handlers``, by app id, may grow.
     """
 
-    __test__ = False  # Otherwise pytest would collect it, for its name.
+    __test__ = False  # Otherwise pytest would collect it because of its name.
 
     def __init__(
         self,
         handlers: Mapping[str, CommHandler],
         settings: EngineSettings,
         checkpoints: Checkpoints,
-        stand_ins: Callable[[str], StandIn | None],
+        step_mocks: Callable[[str], ReplaceStep | None],
     ) -> None:
         self._handlers = handlers
         self._settings = settings
         self._checkpoints = checkpoints
-        self._stand_ins = stand_ins
+        self._step_mocks = step_mocks
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         handler = self._handlers.get(function.app_id)
         if handler is None:
             message = f"this process does not serve the app {function.app_id!r}"
@@ -61,15 +61,15 @@ class TestCaller:
         token = _inside_call.set(True)
         try:
             async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
-                stand_in = self._stand_ins(function.id)
-                return await run_call(handler, data, self._checkpoints, self._settings.clock, stand_in)
+                replace_step = self._step_mocks(function.id)
+                return await run_call(handler, data, self._checkpoints, self._settings.clock, replace_step)
         except TimeoutError:
             return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
         finally:
             _inside_call.reset(token)
 
     async def close(self) -> None:
-        """Does nothing: no connection is open."""
+        """Do nothing: no connection is open."""
 
 
 def refuse_inside_calls() -> None:
@@ -121,10 +121,10 @@ class TestLink:
         return self._checkpoints
 
     def add_handler(self, handler: CommHandler) -> None:
-        """Take the handler of the test engine itself, which is the first.
+        """Accept the handler of the test engine itself, which is the first.
 
-        A later one is that of an app which is loaded while the engine is open, such as by the first request to Django.
-        It would run the functions in threads of its own.
+        A later handler is that of an app which is loaded while the engine is open, for example by the first request to
+        Django. It would run the functions in threads of its own.
         """
         self.handlers.setdefault(handler.client.app_id, handler)
 
@@ -138,7 +138,7 @@ class TestLink:
 
     @property
     def keeps_logs(self) -> bool:
-        """A test reads the lines of its loggers, and they would arrive at no fixed time."""
+        """False, because lines would arrive at no fixed time. Tests read their loggers."""
         return False
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine], timeout: float) -> bool:
@@ -152,28 +152,28 @@ class TestLink:
             )
 
     def running_with_server(self) -> AbstractAsyncContextManager[None]:
-        """A test engine does not depend on a web server: its test starts it."""
+        """Do nothing: the test starts the engine, not a web server."""
         return nullcontext()
 
     def expect_start(self) -> None:
-        """See ``running_with_server``."""
+        """Do nothing; see ``running_with_server``."""
 
     def start_with_server(self) -> None:
-        """See ``running_with_server``."""
+        """Do nothing; see ``running_with_server``."""
 
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
-        """See ``running_with_server``."""
+        """Do nothing; see ``running_with_server``."""
         return False
 
     async def _on_loop(self, work: Coroutine[Any, Any, T]) -> T:
-        return await await_on(self._loop, self._hold_through(work))
+        return await await_on(self._loop, self._keep_time_during(work))
 
-    async def _hold_through(self, work: Coroutine[Any, Any, T]) -> T:
-        self._clock.hold()
+    async def _keep_time_during(self, work: Coroutine[Any, Any, T]) -> T:
+        self._clock.begin_work()
         try:
             return await work
         finally:
-            self._clock.release()
+            self._clock.end_work()
 
 
 @contextmanager
@@ -181,7 +181,7 @@ def linked(link: TestLink, client: Client) -> Iterator[None]:
     """Make ``link`` the client's engine."""
     before = client.in_process
     if isinstance(before, TestLink):
-        raise RuntimeError(f"{client!r} is in use by another test engine that is open; close that one first")
+        raise RuntimeError(f"{client!r} is in use by another open test engine; close that one first")
     client.in_process = link
     try:
         yield

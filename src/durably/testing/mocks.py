@@ -1,7 +1,7 @@
 """Mocks of steps.
 
 They replace a step's own handler, or the request of the step to the engine. A mocked step of any kind becomes a
-``step.run`` whose handler is the mock. So it is memoised, retried and shown like any other step, and the function gets
+``step.run`` with the mock as its handler. It is memoised, retried and shown like any other step, and the function gets
 the mock's result in the form of the real one.
 """
 
@@ -11,16 +11,16 @@ from typing import Any
 
 import msgspec
 
-from durably.execution import StandIn, StepRequest
+from durably.execution import ReplaceStep, StepRequest
 from durably.protocol.opcodes import Opcode
 
 Handler = Callable[..., Any]
 _NEAR = 0.75
-"""The least likeness of a mistyped id and the one that was meant, as ``difflib`` counts it."""
+"""Minimum ``difflib`` ratio of a mistyped id and the intended one."""
 
 
 class UnusedMockWarning(UserWarning):
-    """No step has met a mock, and a step with nearly the same id was not mocked."""
+    """No step has used a mock, and a step with nearly the same id was not mocked."""
 
 
 class _Rule(msgspec.Struct, frozen=True):
@@ -64,19 +64,19 @@ class Mocks:
         self._failing.insert(0, _Rule(step_id, function_id, chosen, raising(error)))
 
     def unmet(self) -> list[str]:
-        """Calls of ``mock_step`` and ``fail_step`` that no step has matched so far.
+        """Calls of ``mock_step`` and ``fail_step`` that no step has used so far.
 
         Their ids are probably mistyped.
         """
         return [f"{method}({rule.step_id!r})" for method, rule in self._unmet()]
 
     def mistyped(self) -> list[str]:
-        """Sentences about mocks that no step has met.
+        """Sentences about mocks that no step has used.
 
         Each names a step that was not mocked, and has nearly the same id.
         """
         return [
-            f"no step has met {method}({rule.step_id!r}), and the step {near!r} was not mocked: is the id mistyped?"
+            f"no step has used {method}({rule.step_id!r}), and the step {near!r} was not mocked: is the id mistyped?"
             for method, rule in self._unmet()
             for near in difflib.get_close_matches(rule.step_id, self._unmocked, 1, _NEAR)
             if near != rule.step_id
@@ -86,7 +86,7 @@ class Mocks:
         kinds = (("mock_step", self._mocked), ("fail_step", self._failing))
         return [(method, rule) for method, rules in kinds for rule in reversed(rules) if id(rule) not in self._applied]
 
-    def stand_in(self, function_id: str) -> StandIn | None:
+    def replace_step(self, function_id: str) -> ReplaceStep | None:
         """The replacement of a function's steps; ``None`` without mocks."""
         if not self._mocked and not self._failing:
             return None
@@ -117,7 +117,7 @@ def raising(error: BaseException) -> Callable[[StepRequest], Handler]:
 
 
 def calling(function: Handler) -> Callable[[StepRequest], Handler]:
-    """A maker of handlers that call ``function``.
+    """A function that creates handlers which call ``function``.
 
     ``function`` gets the handler's arguments, or the options of a step without a handler as one dictionary.
     """

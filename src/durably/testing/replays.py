@@ -1,8 +1,8 @@
 """Replays: calls of a function with the memos of a past run.
 
 They find steps and execute none. A replay needs no engine. ``python -m durably.testing.replays`` replays in another
-process, in which sets of text have another order: Python chooses the order for each process. It imports the module that
-defines the function, reads a ``Task`` from its input, and writes what each call found.
+process, in which sets of strings have another order, because Python chooses the order for each process. It imports the
+module that defines the function, reads a ``Task`` from its input, and writes what each call found.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ class Past(msgspec.Struct, frozen=True):
     steps: list[PastStep]
 
 
-class Found(msgspec.Struct, frozen=True):
+class ReplayedCall(msgspec.Struct, frozen=True):
     """The result of a call: the steps that it found, or how the function ended.
 
     ``steps`` are the names of steps without memos, by their hashed ids.
@@ -51,7 +51,7 @@ class Found(msgspec.Struct, frozen=True):
     steps: dict[str, str]
     end: str | None = None
 
-    def is_like(self, other: "Found") -> bool:
+    def is_like(self, other: "ReplayedCall") -> bool:
         return self.steps.keys() == other.steps.keys() and self.end == other.end
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ def call_body(past: Past, memos: Sequence[PastStep]) -> bytes:
     return msgspec.json.encode(body)
 
 
-async def replay(handler: CommHandler, function_id: str, body: bytes) -> Found:
+async def replay(handler: CommHandler, function_id: str, body: bytes) -> ReplayedCall:
     request = CommRequest(
         body=body,
         headers={},
@@ -95,10 +95,10 @@ async def replay(handler: CommHandler, function_id: str, body: bytes) -> Found:
     response = await handler.post(request)
     answer = response.body
     if response.status_code == HTTPStatus.OK:
-        return Found({}, RETURNED)
+        return ReplayedCall({}, RETURNED)
     if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-        return Found({}, f"that it raised {msgspec.json.decode(answer)['name']}")
-    return Found({op.id: _name_of(op) for op in _ops_decoder.decode(answer)})
+        return ReplayedCall({}, f"that it raised {msgspec.json.decode(answer)['name']}")
+    return ReplayedCall({op.id: _name_of(op) for op in _ops_decoder.decode(answer)})
 
 
 def _name_of(op: Op) -> str:
@@ -110,7 +110,7 @@ def _name_of(op: Op) -> str:
 _TIMEOUT_SECONDS = 60
 
 
-class Place(msgspec.Struct, frozen=True):
+class ImportPath(msgspec.Struct, frozen=True):
     """The module and attribute of an object that can be imported."""
 
     module: str
@@ -119,8 +119,8 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class Task(msgspec.Struct, frozen=True):
-    client: Place
-    function: Place
+    client: ImportPath
+    function: ImportPath
     function_id: str
     path: list[str]
     bodies: list[bytes]
@@ -130,8 +130,8 @@ class OtherProcessError(Exception):
     """The calls could not be repeated in another process."""
 
 
-def find_place(wanted: object) -> Place | None:
-    """The module variable that holds the object, or ``None`` if no module has it.
+def find_import_path(wanted: object) -> ImportPath | None:
+    """The path of the module variable with the object; ``None`` if there is none.
 
     For example, no module has a function within another function.
     """
@@ -140,16 +140,18 @@ def find_place(wanted: object) -> Place | None:
             continue
         for attribute, value in list(vars(module).items()):
             if value is wanted:
-                return Place(name, getattr(module, "__file__", None), attribute)
+                return ImportPath(name, getattr(module, "__file__", None), attribute)
     return None
 
 
-def replay_elsewhere(client: App, function: Function[Any], function_id: str, bodies: Sequence[bytes]) -> list[Found]:
+def replay_elsewhere(
+    client: App, function: Function[Any], function_id: str, bodies: Sequence[bytes]
+) -> list[ReplayedCall]:
     """The steps that each of the calls finds in a new process.
 
     Raises ``OtherProcessError``.
     """
-    client_place, function_place = find_place(client), find_place(function)
+    client_place, function_place = find_import_path(client), find_import_path(function)
     if client_place is None or function_place is None:
         what = repr(client) if client_place is None else f"function {function.id!r}"
         raise OtherProcessError(f"{what} is not a variable of a module that another process could import")
@@ -163,7 +165,7 @@ def replay_elsewhere(client: App, function: Function[Any], function_id: str, bod
             timeout=_TIMEOUT_SECONDS,
             check=True,
         )
-        return msgspec.json.decode(done.stdout, type=list[Found])
+        return msgspec.json.decode(done.stdout, type=list[ReplayedCall])
     except subprocess.CalledProcessError as error:
         last_line = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         raise OtherProcessError(f"{function_place.module} could not be used there: {last_line}") from None
@@ -176,26 +178,26 @@ def _other_seed() -> str:
     return "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
 
 
-async def _replay_all(task: Task) -> list[Found]:
+async def _replay_all(task: Task) -> list[ReplayedCall]:
     client, function = _load(task.client), _load(task.function)
     client.mode = ServerKind.DEV  # production mode would need keys
     handler = CommHandler(client=client, framework="testing", functions=[function])
     return [await replay(handler, task.function_id, body) for body in task.bodies]
 
 
-def _load(place: Place) -> Any:
+def _load(path: ImportPath) -> Any:
     try:
-        module = importlib.import_module(place.module)
+        module = importlib.import_module(path.module)
     except ImportError:
-        # As test runners load files outside sys.path.
-        if place.file is None:
+        # Test runners load files outside sys.path in this way.
+        if path.file is None:
             raise
-        spec = importlib.util.spec_from_file_location(place.module, place.file)
+        spec = importlib.util.spec_from_file_location(path.module, path.file)
         assert spec is not None
         assert spec.loader is not None
-        module = sys.modules[place.module] = importlib.util.module_from_spec(spec)
+        module = sys.modules[path.module] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    return getattr(module, place.attribute)
+    return getattr(module, path.attribute)
 
 
 def _set_up_django() -> None:

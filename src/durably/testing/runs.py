@@ -1,7 +1,6 @@
 """Runs and steps as tests see them.
 
-They are read from the test engine's database at each access. Reads work on any thread, and return the state of that
-time.
+They are read from the test engine's database at each access. Reads work on any thread, and return the current state.
 """
 
 import datetime as dt
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.scheduling.requests.call_dispatch import CallDispatcher
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.queries import views
 from durably.engine.views import RunStatus, RunView, StepStatus, StepView, to_datetime
@@ -38,7 +37,7 @@ class RunUnknownError(AssertionError):
 class RunStuckError(AssertionError):
     """A test waits for a run that does not end.
 
-    Nothing more happens to the run, or not in the allowed time.
+    The run is blocked, or did not end within ``max_time``.
     """
 
 
@@ -56,9 +55,9 @@ class OutstandingWait(msgspec.Struct, frozen=True):
 class Inspector:
     """Reads the database, over a connection that is open until ``close``."""
 
-    def __init__(self, path: Path, executor: Executor) -> None:
+    def __init__(self, path: Path, call_dispatcher: CallDispatcher) -> None:
         self._connection = connect_reader(path)
-        self._executor = executor
+        self._call_dispatcher = call_dispatcher
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -68,15 +67,17 @@ class Inspector:
             self._connection.close()
 
     def run(self, run_id: str) -> RunView:
-        run = self._read(lambda connection: views.find_run(connection, run_id, self._executor.first_call_at))
+        run = self._read(lambda connection: views.find_run(connection, run_id, self._call_dispatcher.first_call_at))
         assert run is not None, f"the engine no longer has run {run_id}"
         return run
 
     def runs_of_event(self, event_id: str) -> list[RunView]:
-        return self._read(lambda connection: views.event_runs(connection, event_id, self._executor.first_call_at))
+        return self._read(
+            lambda connection: views.event_runs(connection, event_id, self._call_dispatcher.first_call_at)
+        )
 
     def runs(self, function_id: str | None) -> list[RunView]:
-        """Oldest first."""
+        """All runs, oldest first."""
         found: list[RunView] = []
         while True:
             page = self._page(function_id, found[-1].id if found else None, _PAGE)
@@ -85,30 +86,30 @@ class Inspector:
                 return found[::-1]
 
     def latest_runs(self, limit: int) -> list[RunView]:
-        """Oldest first."""
+        """The latest runs, oldest first."""
         return self._page(None, None, limit)[::-1]
 
     def _page(self, function_id: str | None, cursor: str | None, limit: int) -> list[RunView]:
-        first_call_at = self._executor.first_call_at
+        first_call_at = self._call_dispatcher.first_call_at
         return self._read(
             lambda connection: views.list_runs(connection, None, function_id, limit, cursor, first_call_at)
         )
 
     def steps(self, run_id: str) -> list[StepView]:
-        return self._read(lambda connection: views.run_steps(connection, run_id, self._executor.is_under_way))
+        return self._read(lambda connection: views.run_steps(connection, run_id, self._call_dispatcher.is_under_way))
 
     def events(self, run_id: str) -> list[Event]:
         batch = self._read(lambda connection: views.run_batch(connection, run_id))
         return msgspec.json.decode(batch or b"[]", type=list[Event])
 
     def waits(self, run_id: str) -> dict[str, OutstandingWait]:
-        """By hashed step id."""
+        """The waits of a run, by hashed step id."""
         query = "SELECT step_id, topic, expression FROM waits JOIN runs ON runs.key = waits.run_key WHERE runs.id = ?"
         rows = self._read(lambda connection: connection.execute(query, (run_id,)).fetchall())
         return {row[0]: OutstandingWait(*row) for row in rows}
 
     def finished_steps(self, run_id: str) -> list[PastStep]:
-        """In the order of their memos."""
+        """The finished steps of a run, in the order of their memos."""
         query = (
             "SELECT step_id, name, memo FROM memos JOIN runs ON runs.key = memos.run_key WHERE runs.id = ? ORDER BY seq"
         )
@@ -127,13 +128,14 @@ class Inspector:
 
 
 class TestStep(msgspec.Struct, frozen=True, kw_only=True):
-    """A step of a run.
+    """A step of a run. Times are UTC, on the engine's clock.
 
-    ``id`` is the step's own id; its n-th repetition has ``id:n``, as on the wire (n from 1). ``output`` is the result,
-    from JSON: of the handler or the invoked function, or the event or signal as a dictionary; ``None`` after a sleep
-    and after a timeout. ``error`` is set if the step failed. ``attempts`` counts attempts of any outcome. Times are
-    UTC, on the engine's clock; ``due_at`` is the end of a sleep, the timeout of a wait, or the time of the next
-    attempt.
+    - ``id``: The step's own id. Its n-th repetition has ``id:n``, as on the wire (n from 1).
+    - ``output``: The result, from JSON: of the handler or the invoked function, or the event or signal as a dictionary;
+      ``None`` after a sleep and after a timeout.
+    - ``error``: Set if the step failed.
+    - ``attempts``: The number of attempts of any outcome.
+    - ``due_at``: The end of a sleep, the timeout of a wait, or the time of the next attempt.
     """
 
     __test__ = False
@@ -154,7 +156,7 @@ class TestStep(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def to_steps(views: list[StepView]) -> dict[str, TestStep]:
-    """By id: finished steps in the order of their memos, then unfinished ones."""
+    """Steps by id: finished ones in the order of their memos, then unfinished ones."""
     steps = (_to_step(view) for view in views)
     return {step.id: step for step in steps}
 
@@ -207,7 +209,7 @@ class RunRef(msgspec.Struct, frozen=True):
 
 
 class RunFacts:
-    """The present state of a run, and assertions on it.
+    """The current state of a run, and assertions on it.
 
     The messages of the assertions end with the run's timeline.
     """
@@ -286,10 +288,7 @@ class RunFacts:
         return to_steps(self._records.inspector.steps(self.id))
 
     def timeline(self) -> str:
-        """A line for each thing that happened to the run.
-
-        Each has the virtual time since the run's start.
-        """
+        """A line for each event in the run's life, with the virtual time since its start."""
         return describe_run(self._view, self.events, self._records.recorder.of_run(self.id), self._records.now)
 
     def __repr__(self) -> str:
@@ -368,7 +367,7 @@ class RunFacts:
     def why_stuck(self, reason: str) -> RunStuckError:
         """The error for a run that does not end."""
         if not self.has_begun:
-            return RunStuckError(f"event {self._ref.event_name!r} starts no run, {reason}")
+            return RunStuckError(f"event {self._ref.event_name!r} started no run: {reason}")
         waits = self._records.inspector.waits(self.id)
         lines = [
             f"  step {step.id!r} ({step.op.value}) {step.status.value}"
@@ -377,7 +376,7 @@ class RunFacts:
         ]
         lines += [f"    for {wait.topic!r}{_condition(wait.expression)}" for wait in waits.values() if wait.topic]
         outstanding = "\n".join(lines) or "  its first call: flow control delays it"
-        return RunStuckError(f"the run does not end, {reason}. It waits for:\n{outstanding}\n\n{self.timeline()}")
+        return RunStuckError(f"the run did not end: {reason}. It waits for:\n{outstanding}\n\n{self.timeline()}")
 
     @property
     def _view(self) -> RunView:

@@ -52,8 +52,8 @@ class TemporalServer:
     """A server for tests on a free port of this machine; a context manager.
 
     It is Temporal's development server, which has every feature. With ``time_skipping`` it is the test server, which
-    skips the time that a workflow waits while its result is awaited. Raises ``ProgramMissingError`` when its
-    package is not installed.
+    skips the time that a workflow waits while its result is awaited. Raises ``ProgramMissingError`` if its package is
+    not installed.
     """
 
     def __init__(self, *, time_skipping: bool = False) -> None:
@@ -166,7 +166,7 @@ async def _stop(running: "asyncio.Future[None]") -> None:
 def mock_activities(declarations: Sequence[WorkerDeclaration], mocks: Mocks) -> list[WorkerDeclaration]:
     """The declarations with mocks instead of activities.
 
-    Raises ``MockError`` for a mock of no activity.
+    Raises ``MockError`` for a mock without a matching activity.
     """
     by_name = {each if isinstance(each, str) else _name_to_mock(each): mock for each, mock in mocks.items()}
     names = {_name(each) for declaration in declarations for each in declaration.activities}
@@ -201,7 +201,7 @@ def _name_to_mock(of: Activity) -> str:
 def _mock(original: Activity, mock: Any) -> Activity:
     """An activity with the name and types of ``original``, which returns the mock.
 
-    Its arguments therefore have the same types.
+    Its arguments have the same types as well.
     """
 
     async def call(*arguments: Any) -> Any:

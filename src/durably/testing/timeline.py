@@ -1,4 +1,4 @@
-"""Timelines of runs for people, and short texts of times and values.
+"""Timelines of runs for users, and short strings of times and values.
 
 Times are relative to a run's start.
 """
@@ -21,7 +21,7 @@ _WIDTH = 100
 def format_span(span: dt.timedelta) -> str:
     """A span of time: ``0s``, ``15s``, ``3d 4h 15s``, ``1s 500ms``.
 
-    It is not rounded, since times on a virtual clock are exact.
+    It is not rounded, because times on a virtual clock are exact.
     """
     rest = round(span / dt.timedelta(milliseconds=1))
     parts = []
@@ -48,7 +48,7 @@ _FIRST = {UpdateKind.RUN_STARTED, UpdateKind.RUN_SKIPPED}
 
 
 class Recorder:
-    """Keeps the latest updates of all runs, a limited number of them."""
+    """Keeps the latest updates of all runs, up to a limit."""
 
     def __init__(self) -> None:
         self._updates: deque[RunUpdate] = deque(maxlen=_MOST_REMEMBERED)
@@ -63,7 +63,7 @@ class Recorder:
 
 
 def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], now: dt.datetime) -> str:
-    """A heading, and a line for each thing that happened."""
+    """A heading, and a line for each update of the run."""
     span = format_span((run.ended_at or now) - run.created_at)
     heading = (
         f"run {run.id} of {printable(run.function_id)}: {run.status.value} {'after' if run.ended_at else 'for'} {span}"

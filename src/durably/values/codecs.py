@@ -17,7 +17,7 @@ from durably.serializers import Serializer
 from .json_values import Change, describe_loss, encode_json, failing_path, find_changes, is_same, worst_change
 
 _MAX_CACHED = 512
-"""The size of caches by type. Types can be made at run time, so the caches are bounded."""
+"""The size of caches by type. Types can be created at run time, so the caches are bounded."""
 
 _PLAIN = frozenset((Any, object, None, type(None), bool, int, float, str, dict, list, typing.Never, typing.NoReturn))
 _PLAIN_LISTS = (list, abc.Sequence, abc.MutableSequence, abc.Collection, abc.Iterable)
@@ -26,13 +26,13 @@ _PATHS = (pathlib.PurePath,)
 
 
 class TypeUnsupportedError(Exception):
-    """JSON cannot be converted to a type. The message says why."""
+    """JSON cannot be converted to a type. The message states the reason."""
 
 
 class ValueRefusedError(Exception):
-    """A value cannot be stored, or stored JSON does not fit the type.
+    """A value cannot be stored, or stored JSON does not match the type.
 
-    The message says where and why.
+    The message states the position and the reason.
     """
 
 
@@ -45,7 +45,7 @@ class Codec(Protocol):
     name: str
 
     def encode(self, value: Any, notify: Notify) -> Any:
-        """JSON values that ``decode`` turns into an equal value.
+        """JSON values that ``decode`` converts to an equal value.
 
         ``notify`` gets parts whose form changes.
         """
@@ -57,10 +57,9 @@ class Codec(Protocol):
 def codec_for(typ: Any, serializer: Serializer | None = None) -> Codec | None:
     """The codec of a type; ``None`` if the type needs none.
 
-    It needs none if its values are JSON values already, or if any value belongs to it.
-
-    ``serializer`` converts types that msgspec and pydantic do not know. Raises ``TypeUnsupportedError``, and
-    ``NameError`` for a type with annotations that cannot be resolved.
+    It needs none if its values are JSON values, or if any value belongs to it. ``serializer`` converts types that
+    msgspec and pydantic do not know. Raises ``TypeUnsupportedError``, and ``NameError`` for a type with annotations
+    that cannot be resolved.
     """
     try:
         found: Codec | str | None = _cached_codec(typ)
@@ -79,7 +78,7 @@ def _cached_codec(typ: Any) -> Codec | str | None:
 
 
 def _find_codec(typ: Any) -> Codec | str | None:
-    """A text is the reason why there is none."""
+    """The codec of a type, or the reason why there is none."""
     if is_plain(typ):
         return None
     try:
@@ -164,7 +163,7 @@ class _CheckedCodec:
             returned = self.decode(data)
         except ValueRefusedError as error:
             for loss in find_changes(value, data):
-                if loss.stored == "null":  # nan: the null that does not fit comes from our encoder
+                if loss.stored == "null":  # nan: our encoder has written the null that does not match
                     raise ValueRefusedError(describe_loss(loss)) from None
             raise ValueRefusedError(f"the value does not fit {self.name}: {error}") from None
         if not is_same(value, returned):
@@ -213,9 +212,9 @@ class _PydanticCodec(_CheckedCodec):
         self._error: type[Exception] = pydantic.ValidationError
 
     def _to_json(self, value: Any) -> Any:
-        """The JSON of a value, by the fields' aliases.
+        """The JSON of a value, with the fields' aliases.
 
-        It is by the fields' names if the model cannot read its own output by alias.
+        The fields' names are used if the model cannot read its own output by alias.
         """
         data = self._dump(value, by_alias=True)
         try:
@@ -243,7 +242,7 @@ class _PydanticCodec(_CheckedCodec):
 
 
 class SerializerCodec:
-    """Leaves values to a client's serializer, whose errors pass."""
+    """Leaves values to a client's serializer, and raises its errors."""
 
     def __init__(self, serializer: Serializer, typ: Any) -> None:
         self.name = type_name(typ)

@@ -1,4 +1,4 @@
-"""Users' values as JSON: encoding, and finding what JSON changes."""
+"""Users' values as JSON: encoding, and detecting what JSON changes."""
 
 import dataclasses
 import datetime as dt
@@ -27,14 +27,14 @@ _WITH_FORM_IN_JSON = (
     bytearray,
     memoryview,
 )
-"""Types with a usual form in JSON (text or a number) that can be decoded again."""
+"""Types with a usual form in JSON (a string or a number) that can be decoded again."""
 
 
 _IDENTITY: Any = object.__eq__
 """The comparison of classes without their own ``__eq__``."""
 
 _MAX_DEPTH = 32
-"""The depth to which a value is searched for its fault."""
+"""The depth to which a value is searched for its error."""
 
 
 class Change(NamedTuple):
@@ -50,7 +50,7 @@ class Change(NamedTuple):
 
 
 def encode_json(value: Any) -> bytes:
-    """Raises ``ValueError`` with the fault of the value."""
+    """Encode a value. Raises ``ValueError`` with the reason and its position."""
     try:
         return msgspec.json.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -65,8 +65,8 @@ def encode_json(value: Any) -> bytes:
 def encode_checked(value: Any) -> tuple[bytes, Any, Change | None]:
     """JSON of a value, the value decoded from it, and a part whose form changed.
 
-    The last is ``None`` if no part changed its form. Raises ``ValueError`` with the fault and its place if the value
-    has no JSON or cannot be restored from it.
+    The last is ``None`` if no part changed its form. Raises ``ValueError`` with the reason and its position if the
+    value has no JSON or cannot be restored from it.
     """
     try:
         data = encode_json(value)
@@ -76,7 +76,7 @@ def encode_checked(value: Any) -> tuple[bytes, Any, Change | None]:
     except TooDeepError as error:
         raise ValueError(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise ValueError(f"half of a surrogate pair in the text at `{failing_path(value)}`") from None
+        raise ValueError(f"an unpaired surrogate in the string at `{failing_path(value)}`") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{error} - at `{failing_path(value)}`") from None
     if change is not None and change.is_loss:
@@ -117,7 +117,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 def is_same(value: Any, returned: Any) -> bool:
     """Whether the values are equal, by their own ``==``.
 
-    Times are compared in UTC, because Python treats a repeated hour of one time zone as unequal to that of another.
+    Times are compared in UTC, because Python treats the repeated hour of a time zone as unequal to that of another.
     """
     try:
         if isinstance(value, dt.datetime) and isinstance(returned, dt.datetime) and value.tzinfo and returned.tzinfo:
@@ -141,7 +141,7 @@ def worst_change(value: Any, returned: Any) -> Change | None:
 
 
 def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]:
-    """The parts of ``value`` that are different in ``returned``.
+    """The parts of ``value`` that differ in ``returned``.
 
     ``returned`` was decoded from the JSON of ``value``.
     """
@@ -165,7 +165,7 @@ def find_changes(value: Any, returned: Any, path: str = "$") -> Iterator[Change]
     elif isinstance(returned, enum.Enum) and returned.value == value:
         return
     elif isinstance(value, str) and not isinstance(value, enum.Enum) and not isinstance(returned, str):
-        return  # text that was converted to the type
+        return  # a string that was converted to the type
     elif not is_same(value, returned) and kind is not type(returned):
         yield Change(path, _describe(value), _describe(returned), not isinstance(value, _WITH_FORM_IN_JSON))
     elif not is_same(value, returned) and kind.__eq__ is not _IDENTITY:
@@ -192,7 +192,7 @@ def _changes_of_mapping(value: Mapping[Any, Any], returned: Any, path: str) -> I
         elif key in returned:
             yield from find_changes(item, returned[key], place)
         elif len(value) != len(returned):
-            yield Change(place, _describe(item), "nothing: two keys are the same text", True)
+            yield Change(place, _describe(item), "nothing: two keys are the same string", True)
         else:
             yield Change(place, f"a key of type {type(key).__name__}", "text", False)
 

@@ -1,6 +1,6 @@
 """Outputs of steps and functions: their JSON (spec §5.3.1), and their types.
 
-The type of an output is given by annotation or ``output_type``.
+An annotation or ``output_type`` defines the type of an output.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ _AWAITABLES = (abc.Awaitable, abc.Coroutine, asyncio.Future, asyncio.Task)
 _PLAIN = (None, "None", bool, int, float, str, "bool", "int", "float", "str", dict, "dict", list, "list", Any)
 
 _known: dict[Any, Codec | None] = dict.fromkeys(_PLAIN)
-"""Codecs by annotation, for annotations that mean the same in every module. Read for each step of each call."""
+"""Codecs by annotation, for annotations with the same meaning in every module. Read for each step of each call."""
 _MAX_KNOWN = 512
 _declared: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # types by handler; Unset if there is none
 _warned: dict[tuple[str, str, str], None] = {}
@@ -46,9 +46,9 @@ _MAX_WARNED = 4096
 
 
 def encode_output(value: Any, source: str) -> bytes:
-    """JSON of what a function or step returned.
+    """JSON of the result of a function or step.
 
-    Raises ``OutputUnserializableError`` naming the source.
+    Raises ``OutputUnserializableError``, which names the source.
     """
     return to_json(value, source)[0]
 
@@ -57,7 +57,7 @@ def to_json(value: Any, source: str, function_id: str = "") -> tuple[bytes, Any]
     """JSON of the output of a function or step, and the value decoded from it.
 
     Warns if the decoded value has another form; ``function_id`` names the step's function in the warning. Raises
-    ``OutputUnserializableError`` naming the source, and the place.
+    ``OutputUnserializableError`` naming the source, and the position.
     """
     if value is msgspec.UNSET:
         return b"null", None
@@ -101,7 +101,7 @@ def check_found(reports: Sequence[StepReport]) -> None:
 
 
 def finish(report: StepReport) -> None:
-    """Put what the step returned or raised into its op, once."""
+    """Put the result or the error of the step into its op, once."""
     op = report.op
     if report.error is None and op.op == Opcode.STEP_RUN and op.data is msgspec.UNSET:
         try:
@@ -134,7 +134,7 @@ def decode_as(codec: Codec, source: str, data: Any) -> Any:
 
 
 def _warn_of_change(source: str, change: Change) -> None:
-    """Warn, once for each place, that the output comes back in another form."""
+    """Warn, once for each position, that the output comes back in another form."""
     if _is_first_warning(source, change.path, change.found):
         _logger.warning(
             "%s returned %s at `%s`, which is stored as %s and comes back as that; annotate the handler with its "
@@ -243,7 +243,7 @@ def function_codec(
 
 
 def check_output_type(source: str, output_type: Any, serializer: Serializer | None) -> None:
-    """Check the ``output_type`` of a function when it is made.
+    """Check the ``output_type`` of a function when it is created.
 
     Names in the type may be defined later. Raises ``FunctionConfigInvalidError``.
     """
@@ -302,7 +302,7 @@ def declared_type(handler: Any, args: Sequence[Any] = ()) -> Any:
 def _resolve(handler: Any, annotation: Any) -> Any:
     """Resolve the return annotation only.
 
-    The others may use names that are imported only for type checkers.
+    Other annotations may use names that are imported only for type checkers.
     """
     function = inspect.unwrap(handler)
     names = dict(getattr(function, "__globals__", {}))

@@ -1,20 +1,23 @@
 """Requests and responses of web frameworks: one module for each framework.
 
-``serve``, the dashboard and the gateway to Temporal use them, so that each framework is known in one place. The modules
-read bodies up to a limit, find the mount point, route all paths and methods below it, and write responses.
+``serve``, the dashboard and the gateway to Temporal use them, so that the code for a framework is in one module. The
+modules read bodies up to a limit, find the mount point, route all paths and methods below it, and write responses.
 """
 
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
-"""A server below a mount point answers all of them: an unsupported one has the same response in each framework."""
+"""Methods that a server below a mount point answers, so that an unsupported one has the same response in each
+framework.
+"""
 
 
 class ServerResponse(Protocol):
     """A response of the gateway, the dashboard or ``CommHandler``.
 
-    ``headers`` is a mapping, or a list of pairs in which a name may be repeated. ``stream`` makes the chunks of a body.
+    ``headers`` is a mapping, or a list of pairs in which a name may be repeated. ``stream`` yields the chunks of a
+    body.
     """
 
     @property

@@ -19,7 +19,7 @@ def to_response(response: ServerResponse) -> Any:
     else:
         made = HttpResponse(response.body, status=response.status_code)
         made["content-length"] = str(len(response.body))
-    del made["content-type"]  # Django has a default
+    del made["content-type"]  # Django sets a default
     for name, value in header_pairs(response):
         if name.lower() == "set-cookie":
             made.cookies.load(value)

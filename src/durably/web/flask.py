@@ -16,7 +16,7 @@ from . import METHODS, ServerResponse, header_pairs
 
 
 class _AnyPath(PathConverter):
-    """Any path, also with empty segments: the server reports errors in it."""
+    """Matches any path, also with empty segments: the server reports errors in it."""
 
     regex = r"[\s\S]*?"
     part_isolating = False
@@ -49,7 +49,7 @@ def add_rule(blueprint: flask.Blueprint, view: Callable[[str], flask.Response], 
 
 
 def read_body(request: flask.Request, check: Callable[[int], None], errors: tuple[type[Exception], ...] = ()) -> bytes:
-    """The body, which the app's own code can read again.
+    """Read the body, which the app's own code can read again.
 
     ``check`` raises one of ``errors`` for a size in bytes that is too large. Raises ``HTTPException``,
     ``BodyInvalidError`` and ``OSError``. Werkzeug has no limit for a body in chunks.

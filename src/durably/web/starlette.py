@@ -15,7 +15,7 @@ from . import ServerResponse
 
 
 class _AnyPath(Convertor[str]):
-    """Any path, with line feeds too: the server reports errors in it."""
+    """Matches any path, also with line feeds, so that the server reports errors in it."""
 
     regex = r"[\s\S]*"
 
@@ -43,7 +43,7 @@ def path_of(regex: str) -> str:
 
 
 class AnyMethod:
-    """An ASGI app for all methods: Starlette restricts functions to some."""
+    """An ASGI app for all methods. Starlette restricts the methods of functions."""
 
     def __init__(self, view: Callable[[Request], Awaitable[Response]]) -> None:
         self._view = view

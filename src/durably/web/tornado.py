@@ -50,7 +50,7 @@ class BoundedBodyHandler(tornado.web.RequestHandler):
         raise NotImplementedError
 
     async def _check(self, check: Callable[[], None]) -> bool:
-        """False if the body is too large, and its request refused."""
+        """Check a size. Returns ``False`` after refusing a body that is too large."""
         try:
             check()
         except BodyTooLargeError as error:
@@ -71,7 +71,7 @@ def write_head(handler: tornado.web.RequestHandler, response: ServerResponse) ->
 
 
 async def write(handler: tornado.web.RequestHandler, response: ServerResponse) -> None:
-    """Write a response. A client that has gone ends its stream."""
+    """Write a response. A disconnected client ends its stream."""
     write_head(handler, response)
     if response.stream is None:
         await handler.finish(response.body or None)

@@ -20,7 +20,7 @@ from durably.engine.views import RunStatus
 
 from ..conftest import only_run, send
 from ..small_app import SmallApp, Steps
-from .pages import get, header, post, token_of
+from .dashboard_client import get, header, post, token_of
 
 
 async def allow(action: Action) -> bool:

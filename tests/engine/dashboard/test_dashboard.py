@@ -13,7 +13,7 @@ from durably.protocol.engine_errors import EngineClosedError
 
 from ..conftest import only_run, send
 from ..small_app import SmallApp, Steps
-from .pages import get, header, page, post, token_of
+from .dashboard_client import get, header, page, post, token_of
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from durably.engine.sqlite_engine import SqliteEngine
 
 from ..conftest import only_run, send, step_is
 from ..small_app import SmallApp, Steps
-from .pages import get, header, page
+from .dashboard_client import get, header, page
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 import durably
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.views import RunStatus, RunView
 from durably.protocol.limits import MAX_CANONICAL_BYTES
 
@@ -126,7 +126,7 @@ async def test_a_request_of_the_engine_that_is_sent_back_is_a_failed_attempt(
     cloud: Harness, between: Meddler, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     """Apps of other SDKs sign bodies only, with the key of the calls."""
-    monkeypatch.setattr(Function, "signs_whole_answers", False)
+    monkeypatch.setattr(SyncedFunction, "signs_whole_answers", False)
     assert (await run(cloud, n=1)).status is RunStatus.COMPLETED
     method = {"inspection": "GET", "sync": "PUT"}.get(kind, "POST")
     index = 0 if kind == "earlier call" else -1

@@ -22,7 +22,7 @@ from durably.protocol.events import Event
 
 from ..conftest import QUICK, ShiftedClock, ended, only_run, opened, output, run_to_end, send, step_is, until
 from ..small_app import SDK_HEADERS, SmallApp, StepFailed, Steps
-from .test_trouble import trying_again as trying_again
+from .test_error_handling import trying_again as trying_again
 
 HOUR = 3_600_000
 
@@ -209,7 +209,7 @@ async def test_an_app_that_redirects_is_not_followed(engine: SqliteEngine, app: 
 class JumpyClock(ShiftedClock):
     """Notices within moments, and not within a minute, that it was set."""
 
-    _LONGEST_NAP_SECONDS = 0.02
+    _MAX_TIMER_SECONDS = 0.02
 
 
 async def test_a_clock_that_steps_forward_wakes_what_is_due(path: Path, app: SmallApp) -> None:

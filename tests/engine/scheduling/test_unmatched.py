@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.registry import Registry, SyncedFunction
 from durably.engine.scheduling.transactions.event_routing import EventOutcome, EventOutcomes
 from durably.engine.scheduling.unmatched import KnownNames, UnmatchedEvents, explain_unmatched
 from durably.engine.sqlite_engine import SqliteEngine
@@ -92,7 +92,7 @@ def test_the_nearest_name_is_named(sent: str, nearest: str | None) -> None:
     step = StepConfig(id="step", runtime=Runtime(url="http://app"), retries=Retries(attempts=0))
     triggers = [Trigger(event="shop/order.placed"), Trigger(event="user/*")]
     config = FunctionConfig(id="app-f", triggers=triggers, steps={"step": step})
-    reason = explain_unmatched(sent, Registry([Function.from_config(config, "app")], {}).known_names())
+    reason = explain_unmatched(sent, Registry([SyncedFunction.from_config(config, "app")], {}).known_names())
     assert reason.startswith("no function is triggered by it, and no run waits for it now")
     assert (repr(nearest) in reason) if nearest else ("nearest" not in reason)
 

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -30,10 +30,13 @@ _DEFAULT = EngineSettings()
 
 
 class RoutedApp(SmallApp):
-    """A small app with an id of its own, on a server that other tests use too. ``event`` makes its names unique."""
+    """A small app with an id of its own, on a server that other tests use too. ``event`` makes its names unique.
+
+    Ids do not begin as those of ``apps.py``, which counts for itself.
+    """
 
     def __init__(self, client: Client, settings: EngineSettings) -> None:
-        super().__init__(f"app{os.getpid()}x{next(_numbers)}")
+        super().__init__(f"routed{os.getpid()}x{next(_numbers)}")
         self.client = client
         self.engine = WorkflowEngine(client, settings)
         self.url = "embedded://app"
@@ -110,13 +113,6 @@ async def running(app: RoutedApp) -> AsyncIterator[None]:
 def data_of(steps: Steps) -> Mapping[str, Any]:
     assert steps.event is not None
     return steps.event.data
-
-
-async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until something is so. The server reports no change, so this asks again and again."""
-    async with asyncio.timeout(PATIENCE):
-        while not await is_so():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 def sync_request(app: SmallApp, **changes: Any) -> SyncRequest:

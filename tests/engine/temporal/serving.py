@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,6 +22,8 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunView
 from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
 from durably.protocol.call import CheckpointRequest
+
+from ...waiting import async_eventually
 
 T = TypeVar("T")
 
@@ -76,19 +78,11 @@ async def send(engine: WorkflowEngine, name: str, data: dict[str, Any] | None = 
     return event_id
 
 
-async def eventually(read: Callable[[], Awaitable[T]], is_right: Callable[[T], Any] = bool) -> T:
-    """What ``read`` returns once it is right: lists lag behind."""
-    pause = 0.02
-    async with asyncio.timeout(_PATIENCE):
-        while True:
-            value = await read()
-            if is_right(value):
-                return value
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, 0.3)
-
-
 async def ended_runs(engine: WorkflowEngine, event_id: str, count: int = 1) -> list[RunView]:
     """The runs that an event started, once all of them have ended."""
-    runs = await eventually(lambda: engine.event_runs(event_id), lambda runs: len(runs) >= count)
+    runs = await async_eventually(
+        lambda: engine.event_runs(event_id),
+        "the runs of the event are listed",
+        is_right=lambda runs: len(runs) >= count,
+    )
     return [await engine.wait_for_run(run.id) for run in runs]

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
 from durably.engine.core.call_body import CallData
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import Durability, EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus
@@ -81,7 +81,7 @@ class _Caller:
         self.awaited: set[str] = set()
         """Names of events that the run has waited for."""
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         if function.id == "app-child":
             step = msgspec.json.decode(data.events[0])["data"]["step"]
             return AttemptFailed(CHILD_FAILED, no_retry=True) if child_fails(self._seed, step) else Returned(b"3")

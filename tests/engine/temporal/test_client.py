@@ -14,7 +14,7 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.in_process.calls import sync_of
 
 from ...temporal.dev_server import DevServer
-from .apps import make_client
+from .running_apps import make_client
 
 SECONDS = 0.3
 

@@ -18,7 +18,8 @@ from durably.cli.servers.dev_server import DevServer as CommandDevServer
 from durably.engine.views import RunUpdate, UpdateKind
 
 from ...temporal.dev_server import DevServer
-from .serving import ended_runs, eventually, new_app, send, serving
+from ...waiting import async_eventually
+from .serving import ended_runs, new_app, send, serving
 
 
 class Notes(Console):
@@ -57,7 +58,7 @@ async def test_commands_ask_the_server(server: DevServer) -> None:
 
     async with serving(server.address, app, [go]) as engine:
         event_id = (await run_on(server, "send", app.app_id, "--data", '{"naps": true}')).strip()
-        (napping,) = await eventually(lambda: engine.event_runs(event_id))
+        (napping,) = await async_eventually(lambda: engine.event_runs(event_id), "the event has its run")
         function_id = f"{app.app_id}-go"
         assert json.loads(await run_on(server, "invoke", function_id)) == "hello"
         assert function_id in await run_on(server, "functions", "list")
@@ -83,7 +84,9 @@ async def test_an_event_that_starts_no_run_is_sent(server: DevServer) -> None:
         await ctx.step.sleep("nap", dt.timedelta(hours=1))
 
     async with serving(server.address, app, [go]) as engine:
-        (run_,) = await eventually(partial(engine.event_runs, await send(engine, app.app_id)))
+        (run_,) = await async_eventually(
+            partial(engine.event_runs, await send(engine, app.app_id)), "the event has its run"
+        )
         sent = json.loads(await run_on(server, "send", event, "--json"))
         assert (sent["unmatched"], sent["runs"]) == (None, [])
         assert "an engine on Temporal lists runs about a second after their start" in sent["notes"][0]

@@ -13,7 +13,8 @@ from durably.temporal import Temporal
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 
 from ...temporal.dev_server import BILLING, DevServer
-from .serving import ended_runs, eventually, new_app, send, serving
+from ...waiting import async_eventually
+from .serving import ended_runs, new_app, send, serving
 
 SECRET = "the-secret-of-a-customer"
 
@@ -53,7 +54,11 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
         assert (failed.status, failed.decode_output()["message"]) == (RunStatus.FAILED, f"refused {SECRET}")
 
         # Lists and reports read what is encrypted.
-        runs = await eventually(lambda: engine.list_runs(function_id=f"{app.app_id}-go"), lambda runs: len(runs) == 2)
+        runs = await async_eventually(
+            lambda: engine.list_runs(function_id=f"{app.app_id}-go"),
+            "two runs are listed",
+            is_right=lambda runs: len(runs) == 2,
+        )
         assert [each.decode_output() for each in runs][1] == f"{SECRET}, said"
         page = await engine.search_events(name=event)
         assert [each.event.data["text"] for each in page.events] == [SECRET, SECRET]

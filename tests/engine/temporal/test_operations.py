@@ -10,7 +10,8 @@ from durably.engine.views import RunStatus
 from durably.protocol.engine_errors import FunctionNotFoundError, NotSupportedError, RunNotFoundError
 
 from ...temporal.dev_server import DevServer
-from .serving import ended_runs, eventually, new_app, send, serving
+from ...waiting import async_eventually
+from .serving import ended_runs, new_app, send, serving
 
 
 async def test_functions_and_apps_are_listed_paused_and_resumed(server: DevServer) -> None:
@@ -23,7 +24,9 @@ async def test_functions_and_apps_are_listed_paused_and_resumed(server: DevServe
     async def daily(ctx: durably.Context) -> None: ...
 
     async with serving(server.address, app, [go, daily]) as engine:
-        apps = await eventually(engine.list_apps, lambda apps: any(each.id == app.app_id for each in apps))
+        apps = await async_eventually(
+            engine.list_apps, "the app is listed", is_right=lambda apps: any(each.id == app.app_id for each in apps)
+        )
         (own,) = [each for each in apps if each.id == app.app_id]
         assert own.function_count == 2
         (report,) = [each for each in await engine.inspect_apps() if each.app.id == app.app_id]
@@ -43,7 +46,7 @@ async def test_functions_and_apps_are_listed_paused_and_resumed(server: DevServe
         (paused,) = [each for each in await engine.list_functions() if each.id == f"{app.app_id}-go"]
         assert paused.is_paused
         event_id = await send(engine, app.app_id)
-        (skipped,) = await eventually(lambda: engine.event_runs(event_id))
+        (skipped,) = await async_eventually(lambda: engine.event_runs(event_id), "the event has its skipped run")
         assert skipped.status is RunStatus.SKIPPED
         await engine.resume_function(f"{app.app_id}-go")
         (run,) = await ended_runs(engine, await send(engine, app.app_id))
@@ -106,7 +109,11 @@ async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypa
         await ended_runs(engine, await send(engine, event))
         [failed] = await ended_runs(engine, await send(engine, event, {"fails": True}))
         await send(engine, event, {"waits": True})
-        await eventually(lambda: engine.list_runs(function_id=function_id), lambda runs: len(runs) == 3)
+        await async_eventually(
+            lambda: engine.list_runs(function_id=function_id),
+            "three runs are listed",
+            is_right=lambda runs: len(runs) == 3,
+        )
 
         async def counted() -> tuple[int, ...]:
             engine._loads._kept.clear()
@@ -116,9 +123,9 @@ async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypa
             ends = (sum(each.completed for each in report.load.counts), sum(each.failed for each in report.load.counts))
             return (report.load.live, created, *ends)
 
-        assert await eventually(counted, lambda counts: counts == (1, 3, 1, 1))
+        assert await async_eventually(counted, "the runs are counted", is_right=lambda counts: counts == (1, 3, 1, 1))
         monkeypatch.setattr("durably.engine.temporal.reports.loads._MOST_READ", 0)
-        assert await eventually(counted, lambda counts: counts == (1, 3, 1, 1))
+        assert await async_eventually(counted, "the runs are counted", is_right=lambda counts: counts == (1, 3, 1, 1))
         overview = await engine.overview(since=dt.datetime.now(dt.UTC) - dt.timedelta(hours=1))
         assert sum(each.failed for each in overview.counts) >= 1
         assert [each.subject for each in overview.concerns if each.subject == function_id] == [function_id]
@@ -136,7 +143,7 @@ async def test_loads_count_runs_by_function_and_time(server: DevServer, monkeypa
             concerns = [each.subject for each in overview.concerns if each.subject == function_id]
             return sum(each.failed for each in load.counts), sum(each.open_failures for each in load.counts), concerns
 
-        assert await eventually(left, lambda found: found == (1, 0, []))
+        assert await async_eventually(left, "no call is left", is_right=lambda found: found == (1, 0, []))
         metrics = {each.name: each for each in await engine.read_metrics()}
         assert (function_id,) in [sample.labels for sample in metrics["runs_live"].samples]
         waits.set()
@@ -156,7 +163,7 @@ async def test_cancellations_and_invocations_return_the_run(server: DevServer) -
         assert receipt.run_id is not None
         assert (await waiting).position != changes.position
         run_id = receipt.run_id
-        assert await eventually(lambda: engine.get_run(run_id))
+        assert await async_eventually(lambda: engine.get_run(run_id), "the engine knows the run")
         assert await engine.cancel_run(run_id)
         run = await engine.get_run(run_id)
         assert run is not None

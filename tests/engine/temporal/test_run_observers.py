@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import logging
+import threading
 import time
 import uuid
 from collections import Counter
@@ -18,8 +19,11 @@ from temporalio.client import Client as TemporalClient
 
 from durably import Alerts, Client, Context, Embedded, EngineSettings, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
+from durably.engine.core.inputs import EndRun
 from durably.engine.metrics.catalogue import CATALOGUE, Metric
+from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.process_monitor import LiveRuns
+from durably.engine.temporal.runs.run_changes import RunChanges
 from durably.engine.views import RunView
 
 from ...temporal.dev_server import DevServer
@@ -301,6 +305,33 @@ async def test_two_engines_of_a_process_with_one_app_count_apart(server: DevServ
             assert "runs_ended,pay,failed" not in await second.counts()
         await first.run("order")
         await first.wait_until_counted("runs_ended,order,completed")
+
+
+async def test_an_end_that_the_server_refuses_is_not_counted_however_late_the_next_one_is(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is cancelled during the task that completes it. A busy process executes it again much later."""
+    is_ending, was_cancelled, note_end = threading.Event(), threading.Event(), RunChanges.note_end
+
+    def stall(self: RunChanges, end: EndRun) -> None:
+        if is_ending.is_set():
+            time.sleep(1)
+        note_end(self, end)
+        is_ending.set()
+        was_cancelled.wait(1.5)
+
+    monkeypatch.setattr(RunChanges, "note_end", stall)
+    async with opened(TemporalEngine(server.address, settings=EngineSettings(**QUICK))) as shop:
+        run_id = await shop.start("pay")
+        await asyncio.to_thread(is_ending.wait, 60)
+        client = await TemporalClient.connect(server.address)
+        await client.get_workflow_handle(run_workflow_id(run_id)).cancel()
+        was_cancelled.set()
+        status = (await shop.engine.wait_for_run(run_id)).status.value.lower()
+        await shop.wait_until_counted(f"runs_ended,pay,{status}")
+        ended = {name: count for name, count in (await shop.counts()).items() if name.startswith("runs_ended")}
+    assert ended == {f"runs_ended,pay,{status}": 1}
+    assert status == "cancelled"
 
 
 @pytest.mark.slow

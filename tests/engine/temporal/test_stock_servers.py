@@ -15,9 +15,9 @@ from durably.engine.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
-from ...in_process.cluster import eventually
 from ...in_process.stock import Server, code_of, make_project, running
 from ...temporal.dev_server import DevServer
+from ...waiting import eventually
 
 FUNCTIONS = """
 import asyncio

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.temporal.support import check_support
 from durably.protocol.engine_errors import ConfigInvalidError
 
@@ -15,7 +15,7 @@ SHARED = {"limit": 2, "scope": "account", "key": "event.data.user"}
 
 
 def check(**options: Any) -> None:
-    check_support([Function.from_config(config_of(**options), "shop")])
+    check_support([SyncedFunction.from_config(config_of(**options), "shop")])
 
 
 @pytest.mark.parametrize(

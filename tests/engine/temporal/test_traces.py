@@ -22,14 +22,14 @@ from durably.engine.temporal.http_engine import HttpWorkflowEngine
 from durably.engine.temporal.ids import make_run_id
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.views import RunView
-from durably.otel.engine import EngineTracing
+from durably.otel.engine import OtelEngineTracing
 from durably.protocol.errors import ErrorData
 
 from ...app_and_engine.conftest import durable
 from ...otel.conftest import Spans, attribute, id_of, linked, trace_of
 from ...otel.test_http import served, sync
 from ...temporal.dev_server import DevServer
-from .apps import make_client, on, running
+from .running_apps import make_client, on, running
 
 SETTINGS = EngineSettings(
     backoff=lambda attempt, jitter: dt.timedelta(milliseconds=20),
@@ -137,7 +137,7 @@ async def test_runs_that_a_run_starts_are_in_its_trace(server: DevServer, spans:
 
 
 async def test_one_trace_of_an_app_that_is_called_over_http(server: DevServer, spans: Spans) -> None:
-    settings = msgspec.structs.replace(SETTINGS, tracing=EngineTracing(spans.provider))
+    settings = msgspec.structs.replace(SETTINGS, tracing=OtelEngineTracing(spans.provider))
     temporal = await TemporalClient.connect(server.address, data_converter=DATA_CONVERTER)
 
     async def open_engine() -> HttpWorkflowEngine:
@@ -181,7 +181,7 @@ async def test_a_call_that_does_not_reach_its_app_is_repeated_in_a_span_of_its_o
     @app.create_function(fn_id="go", trigger=on(app, "go"))
     async def go(ctx: Context) -> None: ...
 
-    settings = msgspec.structs.replace(SETTINGS, tracing=EngineTracing(spans.provider))
+    settings = msgspec.structs.replace(SETTINGS, tracing=OtelEngineTracing(spans.provider))
     async with running(server.address, app, go, settings=settings) as on_temporal:
 
         async def refuse_once(call: CallInput, data: CallData) -> Answer:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ...variants import variants
-from ..cluster import eventually, gunicorn, serving, uvicorn
+from ...waiting import eventually
+from ..cluster import gunicorn, serving, uvicorn
 
 WORKERS = 3
 SERVERS = {"between": gunicorn("flask_app", WORKERS, "--preload"), "between-async": uvicorn("fast_api_app", WORKERS)}

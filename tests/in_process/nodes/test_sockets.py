@@ -19,7 +19,7 @@ from durably import Embedded
 from durably.cli.clients.http_client import SocketPool
 from durably.engine.logs import SparseLog
 from durably.in_process.nodes import link, sockets
-from durably.in_process.nodes.sockets import Entrance
+from durably.in_process.nodes.sockets import ProtocolDetector
 from durably.protocol.engine_errors import EngineError
 
 
@@ -94,7 +94,7 @@ async def test_first_byte_of_a_connection_chooses_frames_or_http(tmp_path: Path)
     make_http: asyncio.Future[Callable[[], asyncio.Protocol]] = loop.create_future()
     path = tmp_path / "1"
     server = await loop.create_unix_server(
-        lambda: Entrance(lambda: Recorder(b"frames"), make_http, set()), sock=sockets.listen(path)
+        lambda: ProtocolDetector(lambda: Recorder(b"frames"), make_http, set()), sock=sockets.listen(path)
     )
     async with server:
         http, link = [await asyncio.open_unix_connection(path) for _ in range(2)]
@@ -194,7 +194,7 @@ async def test_garbage_is_logged_once(
             while await reader.read(1024):
                 pass
             writer.close()
-    [line] = [record.getMessage() for record in caplog.records if "not a frame" in record.getMessage()]
+    [line] = [record.getMessage() for record in caplog.records if "invalid frame" in record.getMessage()]
     assert line.startswith("a connection was closed")
 
 

@@ -11,7 +11,8 @@ import pytest
 from durably import Embedded
 from durably.in_process.nodes.write_lock import LockHolder, find_write_lock_holder
 
-from ..cluster import Cluster, eventually, gunicorn, serving, state_of
+from ...waiting import eventually
+from ..cluster import Cluster, gunicorn, serving, state_of
 
 WORKERS = 2
 only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports who holds a lock")

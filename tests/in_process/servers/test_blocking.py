@@ -11,8 +11,9 @@ from durably import Client, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 
 from ...variants import variants
+from ...waiting import eventually
 from ..apps import LEASE
-from ..cluster import eventually, gunicorn, serving, uvicorn
+from ..cluster import gunicorn, serving, uvicorn
 
 SECONDS = 2 * LEASE.total_seconds()
 
@@ -53,5 +54,5 @@ def test_a_step_that_brings_its_process_down_uses_up_its_attempts(how: signal.Si
     with serving(gunicorn("flask_app", 1 if how == signal.SIGKILL else 3), tmp_path) as cluster:
         cluster.wait_leader()
         cluster.send({"name": "signal", "id": "one", "data": {"signal": how}})
-        eventually(lambda: "Failed" in cluster.run_statuses().values(), "the run fails", seconds=60)
+        eventually(lambda: "Failed" in cluster.run_statuses().values(), "the run fails", timeout=60)
         assert [entry["attempt"] for entry in cluster.diary.entries("signalled")] == [0, 1]

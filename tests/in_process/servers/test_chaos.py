@@ -15,7 +15,7 @@ from ..functions import STEPS
 
 WORKERS = 3
 ROUNDS = int(os.environ.get("DURABLY_CHAOS_ROUNDS", "4"))
-"""For hours of it, set this to hundreds, and pytest's time-out (``-o timeout=``) to match."""
+"""For hours of it, set this to hundreds, and pytest's timeout (``-o timeout=``) to match."""
 EVENTS = 30
 
 

@@ -13,7 +13,8 @@ import pytest
 from durably import Embedded
 
 from ...variants import variants
-from ..cluster import ROOT, Cluster, eventually, gunicorn, serving, uvicorn
+from ...waiting import eventually
+from ..cluster import ROOT, Cluster, gunicorn, serving, uvicorn
 
 TORNADO = """
 import asyncio, socket, sys

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ...variants import variants
-from ..cluster import eventually
+from ...waiting import eventually
 from ..stock import make_project, running
 
 SERVERS = {

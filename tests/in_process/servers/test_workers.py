@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from ...variants import variants
-from ..cluster import Cluster, eventually, gunicorn, serving, uvicorn
+from ...waiting import eventually
+from ..cluster import Cluster, gunicorn, serving, uvicorn
 
 SERVERS = {
     "gunicorn-flask": gunicorn("flask_app", 3),

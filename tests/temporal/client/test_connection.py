@@ -6,8 +6,7 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +18,7 @@ from durably.temporal import Temporal, TemporalUnreachableError
 
 from ...ports import free_port
 from ...variants import variants
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..proxy import Proxy
 
@@ -126,24 +126,14 @@ def test_a_restarted_server_is_found_again(tmp_path: Path) -> None:
         lost = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.UNKNOWN, RPCStatusCode.CANCELLED)
         assert failure.value.status in lost
         server.start()
-        wait_for(lambda: temporal.sync.get_workflow_handle("kept").describe().id == "kept")
+        eventually(
+            lambda: temporal.sync.get_workflow_handle("kept").describe().id == "kept",
+            "the server describes the workflow",
+            ignore=(RPCError,),
+        )
         assert temporal.sync.client is client
     finally:
         server.kill()
-
-
-def wait_for(check: Callable[[], bool], patience: float = 30) -> None:
-    """For a server that has a port before it can answer."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            if check():
-                return
-        except RPCError:
-            if time.monotonic() > end:
-                raise
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 FORK = """

@@ -21,9 +21,9 @@ from durably.temporal.settings import resolve
 
 from ...cli.conftest import Command, Start, directory, start, write
 from ...ports import free_port
-from ..commands import write_shop
 from ..dev_server import BILLING, DevServer
-from ..test_django import run
+from ..django.test_django import run
+from ..user_projects import write_shop
 from ..worker_thread import working
 from ..workflows import ACTIVITIES, TASK_QUEUE, WORKFLOWS, OrderWorkflow, SumWorkflow
 

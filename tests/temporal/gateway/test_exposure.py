@@ -53,7 +53,7 @@ def test_a_gateway_needs_authorize_or_allow_anonymous() -> None:
     temporal = Temporal()
     with pytest.raises(TemporalSettingsError, match="authorize="):
         Gateway(temporal, [])
-    with pytest.raises(TemporalSettingsError, match="exclude each other"):
+    with pytest.raises(TemporalSettingsError, match="cannot be combined"):
         Gateway(temporal, [], authorize=lambda action: True, allow_anonymous=True)
 
 

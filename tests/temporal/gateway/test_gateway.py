@@ -43,12 +43,13 @@ from durably.temporal.gateway import (
 from durably.temporal.gateway.messages import has_more_values
 from durably.temporal.gateway.problems import to_problem
 
+from ...waiting import async_eventually
 from ..apps import exposures
 from ..dev_server import DevServer
-from ..plain import get
+from ..gateway_requests import get
 from ..workflows import MistypedWorkflow, Order, OrderWorkflow, SleepingWorkflow, SumWorkflow
-from . import asking
-from .asking import Answer, until
+from . import gateway_client as asking
+from .gateway_client import Answer
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -78,7 +79,7 @@ async def test_a_description_shows_pending_activities(gateway: Gateway) -> None:
         pending = (await ask(gateway, "GET", place)).json["pending_activities"]
         return bool(pending) and pending[0]["attempt"] > 1 and "last_failure" in pending[0]
 
-    await until(has_failed_once)
+    await async_eventually(has_failed_once, "an attempt has failed")
     [pending] = (await ask(gateway, "GET", place)).json["pending_activities"]
     assert pending["type"] == "charge"
     assert pending["last_failure"][0] == {"type": "BankAway", "message": "the bank does not answer"}
@@ -109,7 +110,7 @@ async def test_activities_that_no_worker_takes_are_noticed(temporal: Temporal) -
         return bool((await ask(gateway, "GET", place)).json["notices"] == [notice])
 
     async with Worker(await temporal.client(), task_queue=queue, workflows=[OrderWorkflow]):
-        await until(is_noticed)
+        await async_eventually(is_noticed, "the notice is shown")
 
 
 async def test_no_notice_of_a_missing_worker_if_one_is_running(gateway: Gateway) -> None:
@@ -127,7 +128,7 @@ async def test_lists_show_one_kind_of_workflow_page_by_page(gateway: Gateway, te
         page = await ask(gateway, "GET", "orders", query=query)
         return len(page.json["workflows"]) == 3
 
-    await until(are_listed)
+    await async_eventually(are_listed, "three workflows are listed")
     first = (await ask(gateway, "GET", "orders", query=query, page_size="2", status="running")).json
     second = (await ask(gateway, "GET", "orders", query=query, status="running", page=first["next_page"])).json
     found = [f"orders/{item['workflow_id']}" for page in (first, second) for item in page["workflows"]]
@@ -167,7 +168,7 @@ async def test_a_paused_workflow_can_be_listed_signalled_and_cancelled(gateway: 
         page = await ask(gateway, "GET", "orders", query=query, status="paused")
         return [item["status"] for item in page.json["workflows"]] == ["paused"]
 
-    await until(is_listed)
+    await async_eventually(is_listed, "the paused workflow is listed")
     assert (await ask(gateway, "POST", f"{place}/terminate")).status == 202
 
 

@@ -15,7 +15,7 @@ from ..app_server import QUICK, AppServer, running
 from ..apps import exposures
 from ..bad_bytes import BAD_BYTES, CHUNKED, PROBLEMS, SAID_TO_BE_TOO_LARGE, Request, send
 from ..dev_server import DevServer
-from ..plain import get
+from ..gateway_requests import get
 from ..serve import SERVERS
 
 SEGMENTS = st.sampled_from(

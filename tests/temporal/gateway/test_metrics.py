@@ -19,11 +19,11 @@ from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway
 
 from ...ports import free_port
+from ...waiting import async_eventually
 from ..apps import LIMITS, exposures
 from ..dev_server import DevServer
-from ..plain import get
+from ..gateway_requests import get
 from ..workflows import TASK_QUEUE
-from .asking import until
 from .test_gateway import ORDER, ask
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -88,7 +88,7 @@ async def test_held_requests_are_a_metric(measured: Measured) -> None:
     async with asyncio.TaskGroup() as clients:
         polls = [clients.create_task(ask(measured.gateway, "GET", f"{place}/result", wait="30")) for _ in range(2)]
         clients.create_task(follow())
-        await until(are_waiting)
+        await async_eventually(are_waiting, "the requests are waiting")
         await ask(measured.gateway, "POST", f"{place}/signals/ship")
     assert [poll.result().status for poll in polls] == [200, 200]
     assert (waiting("result"), waiting("events")) == (0, 0)
@@ -118,7 +118,7 @@ def test_each_process_serves_its_own(server: DevServer) -> None:
         from durably.temporal import Temporal
         from durably.temporal.gateway import Gateway
         from tests.temporal.apps import exposures
-        from tests.temporal.plain import get
+        from tests.temporal.gateway_requests import get
 
         port = int(sys.argv[2])
         temporal = Temporal(sys.argv[1], task_queue="orders")

@@ -42,9 +42,10 @@ from durably.temporal.gateway import (
 from durably.temporal.namespace import search_attributes
 from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE
 
+from ...waiting import async_eventually
 from ..dev_server import DevServer
 from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
-from .asking import ask, until
+from .gateway_client import ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -68,7 +69,7 @@ async def until_run(gateway: Gateway, workflow_id: str, *, other_than: str) -> N
         described = await ask(gateway, "staff", "GET", f"flows/{workflow_id}")
         return bool(described.json["run_id"] != other_than)
 
-    await until(is_another)
+    await async_eventually(is_another, "the workflow has another run")
 
 
 @pytest.mark.parametrize("how", ["continue as new", "retry", "reset"])
@@ -81,7 +82,7 @@ async def test_the_owner_survives(temporal: Temporal, how: str) -> None:
         async def is_reset() -> bool:
             return (await ask(gateway, "ada", "POST", f"{place}/reset", {"to": "first_workflow_task"})).status == 202
 
-        await until(is_reset)
+        await async_eventually(is_reset, "the workflow can be reset")
     await until_run(gateway, workflow_id, other_than=started["run_id"])
     assert [await status_for(gateway, user, workflow_id) for user in ("ada", "bob", "staff")] == [200, 404, 200]
     assert (await ask(gateway, "ada", "POST", f"{place}/terminate")).status == 202
@@ -113,7 +114,7 @@ async def test_a_workflow_can_change_its_owner(temporal: Temporal) -> None:
     async def is_bobs() -> bool:
         return await status_for(gateway, "bob", workflow_id) == 200
 
-    await until(is_bobs)
+    await async_eventually(is_bobs, "the workflow is bob's")
     assert await status_for(gateway, "ada", workflow_id) == 404
     # It was started with the key, and has another owner now.
     again = await ask(gateway, "ada", "POST", "flows", {"how": "hand over"}, key=key)
@@ -312,7 +313,7 @@ async def test_a_former_owner_cannot_reset_a_workflow_of_another_user(temporal: 
 
     id = uuid.uuid4().hex
     first = await start("ada")
-    await until(lambda: has_begun("ada"))
+    await async_eventually(lambda: has_begun("ada"), "ada's run has begun")
     await first.terminate()
     second = await start("bob")
     place, former = f"flows/{id}", first.result_run_id or ""
@@ -325,7 +326,7 @@ async def test_a_former_owner_cannot_reset_a_workflow_of_another_user(temporal: 
     assert (refused.status, refused.json["type"]) == (409, "urn:durably:problem:handed-over"), refused.json
     assert (await ask(gateway, "bob", "GET", place)).json["status"] == "running"
     # An earlier run of the same owner can be reset.
-    await until(lambda: has_begun("bob"))
+    await async_eventually(lambda: has_begun("bob"), "bob's run has begun")
     await second.terminate()
     await start("bob")
     again = await ask(gateway, "staff", "POST", f"{place}/reset", reset, run_id=second.result_run_id or "")
@@ -368,7 +369,7 @@ async def test_a_reset_does_not_change_the_owner_back(temporal: Temporal) -> Non
     async def is_bobs() -> bool:
         return (await ask(gateway, "bob", "GET", place)).status == 200
 
-    await until(is_bobs)
+    await async_eventually(is_bobs, "the workflow is bob's")
     for user in ("bob", "staff"):
         for reset in ({"to": "first_workflow_task"}, {"event_id": 4}):
             refused = await ask(gateway, user, "POST", f"{place}/reset", reset)
@@ -432,7 +433,7 @@ async def test_requests_without_a_user_do_not_reach_the_server(temporal: Tempora
         (lambda user: "a\\b", "backslashes"),
         (lambda user: "'ada", "starts or ends with a single quote"),
         (lambda user: "ada'", "starts or ends with a single quote"),
-        (lambda user: str(getattr(user, "tenant", None)), 'the text "None"'),
+        (lambda user: str(getattr(user, "tenant", None)), 'the string "None"'),
         (lambda user: str(object()), "an object without __str__"),
         (lambda user: str(lambda: user), "an object without __str__"),
     ],
@@ -678,7 +679,7 @@ async def test_a_result_is_hidden_after_the_owner_has_changed(temporal: Temporal
         async def is_another() -> bool:
             return (await handle.describe()).workflow_type == "SleepingWorkflow"
 
-        await until(is_another)
+        await async_eventually(is_another, "the workflow has continued as another type")
         await handle.terminate()
     refused = await waiting
     assert (refused.status, "done" in json.dumps(refused.json)) == (404, False)
@@ -704,7 +705,7 @@ async def create_namespace(address: str, name: str) -> None:
     async def is_known() -> bool:
         return (await Temporal(address, namespace=name).check_health()).ok
 
-    await until(is_known)
+    await async_eventually(is_known, "the namespace is known")
 
 
 async def test_the_attribute_is_registered_by_the_first_start_with_an_owner(server: DevServer) -> None:
@@ -799,7 +800,7 @@ async def test_staff_see_the_owner_of_a_workflow(temporal: Temporal) -> None:
     async def is_listed() -> bool:
         return bool((await ask(gateway, "ada", "GET", "flows", query=query)).json["workflows"])
 
-    await until(is_listed)
+    await async_eventually(is_listed, "the workflow is listed")
     for user, owner in (("staff", "ada"), ("ada", None)):
         [row] = (await ask(gateway, user, "GET", "flows", query=query)).json["workflows"]
         described = (await ask(gateway, user, "GET", place)).json

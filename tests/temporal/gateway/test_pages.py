@@ -14,10 +14,11 @@ from durably.temporal.gateway.authorization import principal_key
 from durably.temporal.gateway.pages import VARIABLE, PageTokens
 from durably.temporal.gateway.problems import Problem
 
+from ...waiting import async_eventually
 from ..app_server import AppServer
 from ..dev_server import BILLING
 from ..workflows import SleepingWorkflow
-from .asking import Answer, until
+from .gateway_client import Answer
 
 SECRET = "for tests only, and long enough"
 REFUSAL = "page is not a next_page of this request"
@@ -48,7 +49,7 @@ class Site:
             pages = [await self.ask(name) for name in ("ours", "theirs")]
             return [len(page.json["workflows"]) for page in pages] == [3, 3]
 
-        await until(are_listed)
+        await async_eventually(are_listed, "all workflows are listed")
 
     async def ask(self, path: str, principal: Any = "ada", secrets: Any = (), **query: str) -> Answer:
         request = GatewayRequest(

@@ -9,7 +9,7 @@ from temporalio.client import Interceptor, OutboundInterceptor
 from durably.temporal import Temporal
 from durably.temporal.gateway import Gateway, expose
 
-from ..plain import get
+from ..gateway_requests import get
 from ..workflows import SleepingWorkflow
 
 pytestmark = pytest.mark.usefixtures("worker")

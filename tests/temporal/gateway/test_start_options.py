@@ -13,7 +13,7 @@ from durably.temporal.gateway import FOR_OPERATORS, Exposure, Gateway, expose
 
 from ..app_server import AppServer
 from ..workflows import ChainWorkflow, Order, OrderWorkflow, Pair, SleepingWorkflow, StepsWorkflow, SumWorkflow
-from .asking import Answer, ask
+from .gateway_client import Answer, ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 
@@ -210,7 +210,7 @@ def test_attach_needs_an_id_and_no_other_policy() -> None:
     with pytest.raises(TemporalSettingsError, match="attach= without id="):
         expose(OrderWorkflow, attach=True)
     policy = WorkflowIDConflictPolicy.TERMINATE_EXISTING
-    with pytest.raises(TemporalSettingsError, match="exclude each other"):
+    with pytest.raises(TemporalSettingsError, match="cannot be combined"):
         expose(OrderWorkflow, id="{order_id}", attach=True, id_conflict_policy=policy)
 
 

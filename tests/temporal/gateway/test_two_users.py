@@ -1,12 +1,11 @@
 """Two users at one gateway with owners, in each framework: neither can reach the workflows of the other."""
 
-import time
 import uuid
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from ...waiting import eventually
 from ..app_server import Answer, AppServer
 
 pytestmark = pytest.mark.usefixtures("worker")
@@ -60,14 +59,6 @@ def new_order() -> dict[str, Any]:
 
 def replayed(answer: Answer) -> bool:
     return "Idempotent-Replayed" in answer.headers
-
-
-def until(check: Callable[[], bool]) -> None:
-    """The index of workflows lags behind."""
-    end = time.monotonic() + 30
-    while not check():
-        assert time.monotonic() < end
-        time.sleep(0.02)
 
 
 def test_another_user_cannot_reach_a_workflow(ada: User, bob: User, staff: User) -> None:
@@ -140,7 +131,7 @@ def test_lists_show_each_user_its_own_workflows(ada: User, bob: User, staff: Use
         assert page.status == 200, page.body
         return sorted(item["workflow_id"] for item in page.json["workflows"])
 
-    until(lambda: listed(ada) == sorted(ids[:2]) and listed(bob) == ids[2:])
+    eventually(lambda: listed(ada) == sorted(ids[:2]) and listed(bob) == ids[2:], "both users' lists are complete")
     every = " OR ".join(f"WorkflowId = '{id}'" for id in ids)
     assert listed(ada, query=every) == sorted(ids[:2])
     assert listed(bob, query=every) == ids[2:]
@@ -168,11 +159,11 @@ def test_event_streams_are_bounded_for_each_user_and_freed_when_they_end(app: Ap
     assert ada.ask("HEAD", f"{place}/events").status == 429
     assert next(app.events(f"{other}/events", {"X-User": bob.name})) == {"retry": "2000"}
     readers.pop().close()  # The client disconnects.
-    until(lambda: ada.ask("HEAD", f"{place}/events").status == 200)
+    eventually(lambda: ada.ask("HEAD", f"{place}/events").status == 200, "the run has ended")
     assert ada.ask("POST", f"{place}/terminate").status == 202
     for reader in readers:
         assert [event["event"] for event in reader][-1] == "problem"
     assert bob.ask("POST", f"{other}/terminate").status == 202
     for _ in range(9):  # Each ends at once or is never read.
-        until(lambda: ada.ask("GET", f"{place}/events").status == 200)
+        eventually(lambda: ada.ask("GET", f"{place}/events").status == 200, "the run has ended")
         assert ada.ask("HEAD", f"{place}/events").status == 200

@@ -13,8 +13,9 @@ from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.namespace.schedules import sync_schedules
 
 from ...cli.conftest import Run, directory, run, write
+from ...waiting import async_eventually
 from ..dev_server import DevServer
-from ..django_site import DjangoSite
+from ..django.django_site import DjangoSite
 from ..workflows import Order, OrderWorkflow, Pair, SumWorkflow
 
 __all__ = ["directory", "run"]
@@ -85,9 +86,11 @@ def test_what_is_declared_no_longer_is_said_and_deleted_if_asked(server: DevServ
 def wait_until_listed(temporal: Temporal, id: str) -> None:
     async def wait() -> None:
         client = await temporal.client()
-        async with asyncio.timeout(30):
-            while id not in [each.id async for each in await client.list_schedules()]:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+
+        async def listed() -> list[str]:
+            return [each.id async for each in await client.list_schedules()]
+
+        await async_eventually(listed, f"the schedule {id} is listed", is_right=lambda ids: id in ids)
 
     asyncio.run(wait())
 

@@ -18,7 +18,8 @@ from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, Limits, expose
 from durably.temporal.namespace import search_attributes
 
-from ..gateway.asking import ask
+from ...waiting import eventually
+from ..gateway.gateway_client import ask
 from ..workflows import OrderWorkflow, SleepingWorkflow
 
 KNOWN, NUMBER = SearchAttributeKey.for_keyword("OwnKeyword"), SearchAttributeKey.for_float("OwnNumber")
@@ -43,10 +44,7 @@ async def register_known(temporal: Temporal) -> None:
 
 def wait_for_log(caplog: pytest.LogCaptureFixture, *words: str) -> list[logging.LogRecord]:
     """The check is made in the background."""
-    end = time.monotonic() + 30
-    while not all(word in caplog.text for word in words):
-        assert time.monotonic() < end, caplog.text
-        time.sleep(0.02)
+    eventually(lambda: caplog.text, f"{words} are logged", is_right=lambda text: all(word in text for word in words))
     return [record for record in caplog.records if record.name == "durably.temporal"]
 
 

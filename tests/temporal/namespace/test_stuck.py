@@ -3,10 +3,9 @@
 import asyncio
 import datetime as dt
 import json
-import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,11 @@ from durably.temporal import SyncWorkflowHandle, Temporal
 from durably.temporal.flask import init_app
 from durably.temporal.gateway import Gateway, expose
 from durably.temporal.namespace.inspection import Inspector, keep_metric
-from durably.temporal.namespace.notices import Queue, Reason, Tail, find_notices
+from durably.temporal.namespace.notices import HistoryTail, Reason, TaskQueueState, find_notices
 
 from ...cli.conftest import Run, directory, run, write
 from ...ports import free_port
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..gateway.test_gateway import ask
 from ..stuck_workflows import (
@@ -56,13 +56,6 @@ EXPOSED = [AbandonedWorkflow, BrokenWorkflow, LargeWorkflow, PatientWorkflow, Re
 Handles = Mapping[str, SyncWorkflowHandle[None, None]]
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 @pytest.fixture(scope="module")
 def connection(server: DevServer) -> Temporal:
     return Temporal(server.address, task_queue=f"stuck-{uuid.uuid4().hex[:8]}")
@@ -79,7 +72,10 @@ def stuck(connection: Temporal) -> Iterator[Handles]:
             own = f"nobody-{queue}" if each is AbandonedWorkflow else queue
             handles[name] = connection.sync.start_workflow(name, id=f"{name}-{queue}", task_queue=own)
             stack.callback(handles[name].terminate)
-        wait_until(lambda: all(reasons(connection, handles[name]) == [STUCK[name]] for name in STUCK))
+        eventually(
+            lambda: all(reasons(connection, handles[name]) == [STUCK[name]] for name in STUCK),
+            "each workflow is stuck for its reason",
+        )
         yield handles
 
 
@@ -199,12 +195,14 @@ def test_versioned_workers_without_a_current_version(server: DevServer, connecti
     )
     with working(connection, queue, workflows=[PatientWorkflow], deployment_config=config):
         handle = connection.sync.start_workflow("PatientWorkflow", id=queue, task_queue=queue)
-        wait_until(lambda: reasons(connection, handle) == [Reason.NO_CURRENT_VERSION])
+        eventually(
+            lambda: reasons(connection, handle) == [Reason.NO_CURRENT_VERSION], "the workflow has no current version"
+        )
         inspector, description = Inspector(connection), handle.describe()
         [notice] = connection.sync.run(lambda client: inspector.notices(client, description))
         assert "with `durably temporal deployment set-current-version MODULE:TEMPORAL`" in notice.text
         connection.sync.run(lambda client: set_current(client, version))
-        wait_until(lambda: reasons(connection, handle) == [])
+        eventually(lambda: reasons(connection, handle) == [], "the workflow is not stuck")
     handle.terminate()
 
 
@@ -216,7 +214,7 @@ async def set_current(client: Client, version: WorkerDeploymentVersion) -> None:
 
 
 NOW = dt.datetime(2026, 1, 2, tzinfo=dt.UTC)
-POLLED = Queue(name="orders", polls={None: NOW})
+POLLED = TaskQueueState(name="orders", polls={None: NOW})
 
 
 def described(**parts: Any) -> DescribeWorkflowExecutionResponse:
@@ -225,8 +223,10 @@ def described(**parts: Any) -> DescribeWorkflowExecutionResponse:
     return found
 
 
-def find(found: DescribeWorkflowExecutionResponse, queue: Queue = POLLED, tail: Tail | None = None) -> list[Reason]:
-    return [notice.reason for notice in find_notices(found, [queue], tail or Tail(), NOW)]
+def find(
+    found: DescribeWorkflowExecutionResponse, queue: TaskQueueState = POLLED, tail: HistoryTail | None = None
+) -> list[Reason]:
+    return [notice.reason for notice in find_notices(found, [queue], tail or HistoryTail(), NOW)]
 
 
 @pytest.mark.parametrize(("attempt", "expected"), [(2, []), (3, [Reason.WORKFLOW_TASK_FAILING])])
@@ -240,7 +240,7 @@ def test_a_workflow_task_fails_from_the_third_attempt_on(attempt: int, expected:
 )
 def test_an_activity_is_retried_too_often_or_for_too_long(attempt: int, minutes: int, expected: list[Reason]) -> None:
     activity = PendingActivityInfo(activity_id="1", attempt=attempt)
-    tail = Tail(scheduled={"1": NOW - dt.timedelta(minutes=minutes)})
+    tail = HistoryTail(scheduled={"1": NOW - dt.timedelta(minutes=minutes)})
     assert find(described(pending_activities=[activity]), tail=tail) == expected
 
 
@@ -253,9 +253,9 @@ def test_a_task_that_waits_although_a_worker_polls(seconds: int, expected: list[
 
 def test_a_version_without_a_worker_is_named() -> None:
     silent = NOW - dt.timedelta(seconds=91)
-    queue = Queue(name="orders", polls={"shop.b1": silent, "shop.b2": NOW}, current_version="shop.b1")
-    [notice] = find_notices(described(), [queue], Tail(), NOW)
+    queue = TaskQueueState(name="orders", polls={"shop.b1": silent, "shop.b2": NOW}, current_version="shop.b1")
+    [notice] = find_notices(described(), [queue], HistoryTail(), NOW)
     assert notice.reason is Reason.NO_POLLER_OF_VERSION
     assert "a worker of version shop.b1" in notice.text
     assert "there are workers of shop.b2" in notice.text
-    assert find(described(), Queue(name="orders", polls={"shop.b1": silent})) == [Reason.NO_POLLER]
+    assert find(described(), TaskQueueState(name="orders", polls={"shop.b1": silent})) == [Reason.NO_POLLER]

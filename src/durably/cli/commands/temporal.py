@@ -233,7 +233,7 @@ def _run_worker(
     from durably.temporal.worker.workers import Workers
 
     workers = Workers(loaded, task_queues=task_queues, grace=timedelta(seconds=grace))
-    run_worker_process(loaded, workers, say=Console().note, health=health, metrics=metrics)
+    run_worker_process(loaded, workers, print_line=Console().note, health=health, metrics=metrics)
 
 
 @temporal.command("encryption-key")

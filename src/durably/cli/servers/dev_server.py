@@ -35,7 +35,7 @@ from durably.engine.http.server import DEFAULT_HOST, EngineServer
 from durably.engine.http.syncs import AcceptedSync
 from durably.engine.interface import LocalEngine
 from durably.engine.settings import Durability, EngineSettings
-from durably.engine.tracing import Tracing
+from durably.engine.tracing import EngineTracing
 from durably.engine.views import RunUpdate
 from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
@@ -86,7 +86,9 @@ class DevServer:
     Entering raises ``AppFailedError`` or ``EngineError`` if the server cannot start.
     """
 
-    def __init__(self, options: DevOptions, console: Console | None = None, tracing: Tracing | None = None) -> None:
+    def __init__(
+        self, options: DevOptions, console: Console | None = None, tracing: EngineTracing | None = None
+    ) -> None:
         self.options = options
         self._is_log = options.log_format is LogFormat.JSON
         self.console = console or (LogConsole() if self._is_log else Console())

@@ -52,7 +52,7 @@ def server_on_temporal(
     from durably.engine.http.server import EngineServer
     from durably.engine.temporal.http_engine import HttpWorkflowEngine
     from durably.temporal import TemporalUnreachableError
-    from durably.temporal.client.connect_failures import connect_patiently
+    from durably.temporal.client.connect_failures import connect_with_retries
 
     def note(error: TemporalUnreachableError) -> None:
         if str(error) not in known:
@@ -62,7 +62,7 @@ def server_on_temporal(
     known: set[str] = set()
 
     async def open_engine() -> "LocalEngine":
-        return await HttpWorkflowEngine.open(await connect_patiently(temporal.connect, note), settings)
+        return await HttpWorkflowEngine.open(await connect_with_retries(temporal.connect, note), settings)
 
     async def open_server(**options: Any) -> EngineServer:
         server = await EngineServer.open_on(open_engine, settings, **options)

@@ -1,4 +1,4 @@
-"""No table: the permissions, which ``migrate`` makes."""
+"""Creates no table, only the permissions."""
 
 from django.db import migrations, models
 

@@ -1,4 +1,4 @@
-"""Alerts of failed runs: their times, and their texts. Pure.
+"""Alerts of failed runs: their times, and their strings. Pure.
 
 Failures of functions are grouped into few alerts. Texts are JSON for webhooks, and e-mails. Times are in milliseconds.
 """
@@ -102,7 +102,7 @@ class FailureGroups:
         return Alert(tuple(due), others)
 
 
-# texts
+# strings
 
 
 def clip_error(error: str) -> str:

@@ -68,7 +68,7 @@ class Webhook:
         except TimeoutError:
             raise DeliveryError(f"{self._where} did not answer within {TIMEOUT_SECONDS:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Not chained: the texts of these exceptions quote the URL.
+            # Not chained: the strings of these exceptions quote the URL.
             raise DeliveryError(f"{self._where} was not reached: {type(error).__name__}") from None
         if not 200 <= status < 300:
             raise DeliveryError(f"{self._where} answered with status {status}")

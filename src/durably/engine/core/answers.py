@@ -31,7 +31,7 @@ class Returned(msgspec.Struct, frozen=True, tag=True):
 class ReportedOps(msgspec.Struct, frozen=True, tag=True):
     """The ops that an app reports in answer to a call.
 
-    ``races`` is set if the app predates parallel modes: each of its parallel steps asks for discovery.
+    ``races`` is set if the app predates parallel modes. Each of its parallel steps then requests discovery.
     """
 
     ops: list[Op]
@@ -43,7 +43,7 @@ class ReportedOps(msgspec.Struct, frozen=True, tag=True):
 class AttemptFailed(msgspec.Struct, frozen=True, tag=True):
     """A failed attempt of a call.
 
-    ``written`` is the error as the app wrote it, JSON; ``None`` if the app wrote none.
+    ``written`` is the error's JSON from the app; ``None`` if there is none.
     """
 
     error: ErrorData
@@ -62,9 +62,9 @@ Answer = Returned | ReportedOps | AttemptFailed | Unreached
 
 
 class _Streamed(msgspec.Struct):
-    """The status, headers and body inside of a streamed answer.
+    """The status, headers and body inside a streamed answer.
 
-    This status and these headers count. They are known only when the function has ended.
+    They replace those of the response, and are known only when the function has ended.
     """
 
     status: int
@@ -87,14 +87,14 @@ def failed(name: str, message: str, *, no_retry: bool = False) -> AttemptFailed:
 def _invalid(message: str, error: msgspec.DecodeError) -> AttemptFailed:
     """The failed attempt for an answer that cannot be read.
 
-    A truncated or malformed answer may be complete at the next attempt, so it is retried. A too deeply nested one stays
-    so, and is not retried.
+    A truncated or malformed answer may be complete at the next attempt, so it is retried. Too deep nesting will not
+    change, so it is not retried.
     """
     return failed("AnswerInvalidError", message, no_retry=isinstance(error, TooDeepError))
 
 
 Refuse = Callable[[int, Mapping[str, str], bytes, bool], AttemptFailed | None]
-"""Maps status, headers, body and whether it was streamed to a failed attempt if the answer is not from the app."""
+"""Function ``(status, headers, body, is_streamed)`` that returns a failed attempt if the answer is not from the app."""
 
 
 def read_answer(
@@ -141,7 +141,7 @@ def read_answer(
 
 def _read_output(body: bytes, max_bytes: int) -> Answer:
     if len(body) > max_bytes:
-        message = f"the function returned {len(body)} bytes; at most {max_bytes} are possible"
+        message = f"the function returned {len(body)} bytes; at most {max_bytes} are allowed"
         return failed("OutputTooLargeError", message, no_retry=True)
     body = body.strip() or b"null"
     try:
@@ -155,7 +155,7 @@ def _read_output(body: bytes, max_bytes: int) -> Answer:
 
 def _read_ops(headers: Mapping[str, str], body: bytes, no_retry: bool, retry_at: int | None) -> Answer:
     try:
-        # The first SDKs sent a lone op instead of a list.
+        # The first SDKs sent a single op instead of a list.
         ops = [decode(_op_decoder, body)] if body.lstrip().startswith(b"{") else decode(_ops_decoder, body)
     except msgspec.DecodeError as error:
         return _invalid(f"the app's answer is not a list of ops: {error}", error)
@@ -170,7 +170,7 @@ def _read_retry_after(text: str, now_ms: int) -> int | None:
 
 
 def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[ErrorData, bytes | None]:
-    """The error that a function raised, and its JSON as the app wrote it, if any.
+    """The error that a function raised, and its JSON from the app, if any.
 
     If the answer is not from an app, the error describes the answer.
     """
@@ -193,7 +193,7 @@ def describe_failure(status: int, headers: Mapping[str, str], body: bytes) -> st
 def _unwrap_text(body: bytes) -> bytes:
     """Unwrap JSON in a JSON string.
 
-    Streamed answers, and errors of some SDKs, are written so.
+    Some SDKs double-encode errors and streamed answers.
     """
     stripped = body.strip()
     return decode(_text_decoder, stripped).encode() if stripped.startswith(b'"') else stripped
@@ -205,7 +205,7 @@ def _excerpt(body: bytes) -> str:
 
 
 _ECHOED = (
-    "the app's answer (status {status}) is not used, since it is a signed request of the "
+    "the app's answer (status {status}) is not used, because it is a signed request of the "
     "engine's own that was sent back; check what answers at the app's URL"
 )
 
@@ -213,9 +213,11 @@ _ECHOED = (
 class AnswerVerification(msgspec.Struct, frozen=True):
     """Checks the answers to one call.
 
-    ``keys`` are the engine's, ``call_signature`` is the call's signature, ``now`` is in unix seconds.
-    ``signs_whole``: the app announced at its sync that it signs whole answers.
-    ``was_sent`` returns whether the engine sent a signature header itself.
+    - ``keys``: The engine's signing keys.
+    - ``call_signature``: The call's signature.
+    - ``now``: Unix seconds.
+    - ``signs_whole``: The app announced at its sync that it signs whole answers.
+    - ``was_sent``: Returns whether the engine itself sent a signature header.
     """
 
     keys: tuple[str | None, str | None]
@@ -227,7 +229,7 @@ class AnswerVerification(msgspec.Struct, frozen=True):
     def refuse(self, status: int, headers: Mapping[str, str], body: bytes, was_streamed: bool) -> AttemptFailed | None:
         """The failed attempt for a bad signature; ``None`` if the signature is valid.
 
-        Always retriable, after the usual delay, because unsigned headers decide nothing. ``headers`` has lower-case
+        Always retriable, after the usual delay, because unsigned headers have no effect. ``headers`` has lower-case
         names.
         """
         signature = headers.get(Header.SIGNATURE)

@@ -25,11 +25,15 @@ _SDK_DECIDES = -1
 class CallData(msgspec.Struct, frozen=True, gc=False):
     """The content of a call.
 
-    ``events`` are JSON, several if the run has a batch; ``memos`` are hashed step ids and memos in the order of the
-    memos. ``step_input``, if any, is the hashed id of a step that has not run yet, and the input that a person gave it:
-    ``{"input": […]}``. ``also`` are calls that share the request of ``call``: an app may execute their steps too, and
-    an SDK without this feature ignores them. ``priority`` orders calls, and is not sent. ``defers`` are the functions
-    that the run has deferred. ``traceparent`` is the trace context that the call continues, if any.
+    - ``events``: JSON, several if the run has a batch.
+    - ``memos``: Hashed step ids and memos, in the order of the memos.
+    - ``step_input``: If set, the hashed id of a step that has not run yet, and the input that a user gave it:
+      ``{"input": […]}``.
+    - ``also``: Calls that share the request of ``call``. An app may execute their steps too. An SDK without this
+      feature ignores them.
+    - ``priority``: Orders calls, and is not sent.
+    - ``defers``: The functions that the run has deferred.
+    - ``traceparent``: The trace context that the call continues, if any.
     """
 
     run_id: str
@@ -47,12 +51,12 @@ class CallData(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def request_id(self) -> str:
-        """Identifies this call. Checkpoints without a generation are known by it."""
+        """Identifies this call, also for checkpoints without a generation."""
         return f"{self.run_id}.{self.call.generation}"
 
 
 def job_id_of(run_id: str, step_id: str) -> str:
-    """The same for all attempts to discover, or to run one step."""
+    """The same id for all attempts to discover, or to run one step."""
     return f"{run_id}.{step_id}"
 
 
@@ -77,7 +81,7 @@ def generation_of_checkpoint(request: CheckpointRequest) -> int:
 def build_body(data: CallData, max_bytes: int = MAX_CALL_BODY_BYTES) -> bytes:
     """The body of a call, at most ``max_bytes`` long if possible.
 
-    If the body would be too large, it asks the app to fetch memos and events from the engine's API instead.
+    A body that would be too large asks the app to fetch memos and events from the engine's API instead.
     """
     events = len(data.events[0]) + sum(map(len, data.events))
     size = events + sum([len(step_id) + len(memo) + 4 for step_id, memo in data.memos])
@@ -147,12 +151,16 @@ def _compile(pattern: bytes) -> Any:
 _LARGE = _compile(rb"(?:^|[^0-9.])[0-9]{16,}(?:$|[^0-9.eE])")
 _FLOAT = _compile(rb"[0-9][.eE]")
 _KEY_BEYOND_BMP = _compile(rb"(?:[\xf0-\xf4]|\\u[dD][89abAB])" + rb'(?:[^"\\]|\\(?s:.))*"[ \t\r\n]*:')
-"""RFC 8785 sorts keys by UTF-16, and msgspec by code points: the order of keys outside of the basic plane differs.
-Each pattern may also match inside of a text, which costs time but no correctness."""
+"""RFC 8785 sorts keys by UTF-16, and msgspec by code points: the order of keys outside of the basic plane differs. Each
+pattern may also match inside of a string, which costs time but no correctness.
+"""
 
 
 def canonical_json(raw: bytes) -> bytes:
-    """``raw`` is JSON. Integers that would be rounded keep their digits."""
+    """The canonical form of the JSON ``raw``.
+
+    Integers that would be rounded keep their digits.
+    """
     if _LARGE.search(raw) or _KEY_BEYOND_BMP.search(raw):
         try:
             return rfc8785.dumps(json.loads(raw))
@@ -165,8 +173,8 @@ def canonical_json(raw: bytes) -> bytes:
 def canonical_call(data: CallData) -> tuple[bytes, bytes]:
     """The body of a call to an app of another SDK, and the bytes to sign.
 
-    Each event and memo is canonicalised separately: one call into msgspec for all of them would hold the interpreter's
-    lock for longer. A megabyte takes up to 0.1 s, so run large calls outside of the event loop.
+    Each event and memo is canonicalised separately, because one call into msgspec for all of them would hold the
+    interpreter's lock for longer. A megabyte takes up to 0.1 s, so run large calls outside of the event loop.
     """
     canonical = msgspec.structs.replace(
         data,
@@ -179,17 +187,14 @@ def canonical_call(data: CallData) -> tuple[bytes, bytes]:
 
 
 def to_sign(body: bytes) -> bytes:
-    """The bytes to sign for a body.
-
-    ``canonical_json`` made the body, or the parts that it is made of.
-    """
+    """The bytes to sign for a body that ``canonical_json`` made, at least in parts."""
     return canonicalize(body) or body if _LARGE.search(body) else body
 
 
 def _canonical_float(text: str) -> msgspec.Raw:
     """A float in canonical form, as RFC 8785 requires.
 
-    Without an exponent, ``repr`` writes the same digits as ECMAScript, which RFC 8785 refers to.
+    Without an exponent, ``repr`` writes the same digits as ECMAScript, to which RFC 8785 refers.
     """
     value = float(text)
     shortest = repr(value)

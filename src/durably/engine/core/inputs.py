@@ -17,8 +17,8 @@ from .run_state import Call, RunStatus
 class Answered(msgspec.Struct, frozen=True, gc=False):
     """A call has ended.
 
-    ``memoised`` are the steps of the answer, and the call's own target, that already have a memo: the run state does
-    not know them. ``called_at`` is when the call was made, if it is known; nothing depends on it.
+    ``memoised`` are the steps of the answer, and the call's own target, that already have a memo, because the run state
+    does not have them. ``called_at`` is when the call was made, if known. It affects no decision.
     """
 
     generation: int
@@ -28,7 +28,7 @@ class Answered(msgspec.Struct, frozen=True, gc=False):
 
 
 class AnsweredTogether(msgspec.Struct, frozen=True):
-    """Calls that shared a request have ended. Stale ones change nothing."""
+    """Calls that shared a request have ended. Stale ones are ignored."""
 
     answers: tuple[Answered, ...]
 
@@ -109,9 +109,9 @@ class CancelRequested(msgspec.Struct, frozen=True):
 
 
 class DelaysSkipped(msgspec.Struct, frozen=True):
-    """Sleeps end now, and delayed attempts are made now.
+    """End sleeps and delayed attempts now.
 
-    They are those of the step with this id, as the user wrote it or hashed; ``None`` for all of the run.
+    ``step_id`` limits this to one step, by its written or hashed id.
     """
 
     step_id: str | None = None
@@ -151,7 +151,7 @@ class FailedAttempt(msgspec.Struct, frozen=True):
 
 
 class MakeCall(msgspec.Struct, frozen=True, gc=False):
-    """``failed`` is the attempt that the call repeats, if any."""
+    """Make a call. ``failed`` is the attempt that it repeats, if any."""
 
     call: Call
     failed: FailedAttempt | None = None
@@ -160,9 +160,10 @@ class MakeCall(msgspec.Struct, frozen=True, gc=False):
 class WriteMemo(msgspec.Struct, frozen=True, gc=False):
     """Store the memo of a finished step.
 
-    ``attempts`` is the number of attempts that the step took; ``failed``: the memo is an error. ``timing`` is when the
-    app executed the step, as in its op, and ``arguments`` are the step's, a JSON array; both only if the app sends
-    them.
+    - ``attempts``: The number of attempts that the step took.
+    - ``failed``: The memo is an error.
+    - ``timing``: When the app executed the step, as in its op, if the app sends it.
+    - ``arguments``: The step's arguments, a JSON array, if the app sends them.
     """
 
     step_id: str
@@ -190,7 +191,10 @@ class AwaitEvent(msgspec.Struct, frozen=True):
 
 
 class AwaitSignal(msgspec.Struct, frozen=True):
-    """``replaces``: the wait takes the place of another step's wait for the signal."""
+    """Wait for a signal.
+
+    ``replaces``: the wait replaces another step's wait for the signal.
+    """
 
     step_id: str
     name: str
@@ -202,7 +206,7 @@ class AwaitSignal(msgspec.Struct, frozen=True):
 class Invoke(msgspec.Struct, frozen=True):
     """Invoke a function for a step.
 
-    ``payload`` is an event without a name: ``data``, and perhaps ``user``, ``v``, ``id``, ``ts``.
+    ``payload`` is an event without a name: ``data``, and optionally ``user``, ``v``, ``id``, ``ts``.
     """
 
     step_id: str
@@ -215,8 +219,8 @@ class Invoke(msgspec.Struct, frozen=True):
 class MakeRequest(msgspec.Struct, frozen=True):
     """Make a request for a step.
 
-    ``opts`` may hold credentials, so it must not be stored. ``None`` stands for those of the attempt before. ``failed``
-    is the memo of that attempt.
+    ``opts`` may contain credentials, so it must not be stored. ``None`` stands for those of the previous attempt.
+    ``failed`` is the memo of that attempt.
     """
 
     step_id: str
@@ -239,7 +243,7 @@ class CloseWait(msgspec.Struct, frozen=True, gc=False):
 class Defer(msgspec.Struct, frozen=True):
     """Start a function when the run has ended.
 
-    ``data`` is that of its event, a JSON object.
+    ``data`` is the data of its event, a JSON object.
     """
 
     step_id: str

@@ -1,14 +1,13 @@
 """The run machine: a run state and an input give the next run state and commands.
 
-Pure: ``advance`` reads no clock, draws no random number, touches no storage, and never sees a stored memo. The engine
+Pure: ``advance`` reads no clock, draws no random number, touches no storage, and never reads a stored memo. The engine
 stores the run state and executes the commands in one transaction. ``TRANSITIONS``, at the end, is the table of all
 inputs by the run's status; the table of ``ops`` lists the ops of an answer. The semantics are those of spec §5.
 
 Three rules:
-- A call is known by its generation, and no generation is used twice. So an answer to a call that was given up finds
-  no call, and changes nothing (``StaleCallError``).
-- At most one discovery is outstanding. Requests for another while it is under way become one more discovery
-  afterwards.
+- A call is identified by its generation, and no generation is used twice. An answer to a call that was given up
+  therefore finds no call, and changes nothing (``StaleCallError``).
+- At most one discovery is outstanding. Requests for another while it is under way become one more discovery afterwards.
 - A run that has not ended has a call or wait outstanding; otherwise nothing would continue it.
 """
 
@@ -66,7 +65,7 @@ NOTHING_ASKED = ErrorData(
 
 
 def start(max_attempts: int, now: int, memos: int = 0, size: int = 0) -> RunState:
-    """The run state of a new run. Its first call is outstanding, a discovery.
+    """The run state of a new run, with an outstanding discovery as its first call.
 
     ``memos`` and ``size`` are the number and the bytes of the memos that it copies from another run.
     """
@@ -84,8 +83,8 @@ def start(max_attempts: int, now: int, memos: int = 0, size: int = 0) -> RunStat
 def advance(state: RunState, run_input: Input, now: int, policy: Policy) -> tuple[RunState, list[Command]]:
     """The run state after an input, and the commands to execute with it.
 
-    Raises ``StaleCallError``, and for checkpoints ``CheckpointInvalidError`` and ``TooLargeError``; then nothing has
-    changed.
+    Raises ``StaleCallError``, and for checkpoints ``CheckpointInvalidError`` and ``TooLargeError``. The state is then
+    unchanged.
     """
     transition = Transition(state, now, policy)
     _HANDLERS[state.status, type(run_input)](transition, run_input)
@@ -165,7 +164,7 @@ def _is_new_step(transition: Transition, op: Op, memoised: frozenset[str]) -> bo
 def _check_progress(transition: Transition, call: Call, memoised: frozenset[str]) -> None:
     """Fail the attempt if the answer has no result of its call.
 
-    In that case the app is faulty, or a checkpoint was committed and its acknowledgement was lost.
+    In that case the app has a bug, or a checkpoint was committed and its acknowledgement was lost.
     """
     if call.is_discovery:
         _drop_lost_requests(transition)
@@ -246,8 +245,8 @@ def _fail_wait(transition: Transition, run_input: SignalConflicted) -> None:
     wait = transition.waits.get(run_input.step_id)
     if wait is not None:
         message = (
-            f"step {wait.name!r} waits for the signal {run_input.signal!r}, for which another step waits already; give "
-            "the wait on_conflict='replace' to take its place"
+            f"step {wait.name!r} waits for the signal {run_input.signal!r}, for which another step already waits; give "
+            "the wait on_conflict='replace' to replace it"
         )
         transition.fail(ErrorData(name="SignalConflictError", message=message))
 
@@ -324,7 +323,7 @@ def _repeat_lost(transition: Transition, run_input: Recovered) -> None:
 def _ignore(transition: Transition, run_input: Input) -> None:
     """Ignore the input, and report nothing to its sender.
 
-    The input is too late, or concerns nothing of the run.
+    The input is too late, or concerns no part of the run.
     """
 
 

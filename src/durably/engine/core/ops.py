@@ -24,7 +24,7 @@ from .transition import Transition, data_memo, error_memo
 def step_name(op: Op) -> str:
     """The step's id as the user wrote it, with the number of its repetition.
 
-    If the app does not send them, it is the op's name or its id.
+    If the app sends neither, it is the op's name or its id.
     """
     if op.userland:
         return f"{op.userland.id}:{op.userland.index}" if op.userland.index else op.userland.id
@@ -35,7 +35,7 @@ class AnsweredCall:
     """An answer while its ops are applied, and the call that it ends.
 
     ``attempt`` is the app's attempt at the step of the next op. It is 0 after each executed step, so that an error
-    after one in the same answer belongs to a first attempt. ``gave_up``: the function has continued without the step
+    after it in the same answer belongs to a first attempt. ``gave_up``: the function has continued without the step
     that the call was for.
     """
 
@@ -54,7 +54,7 @@ class AnsweredCall:
 
 
 def apply_op(answered: AnsweredCall, op: Op) -> None:
-    """Apply one op. Raises ``OpInvalidError`` and ``RunOverflow``; both fail the run."""
+    """Apply one op. Raises ``OpInvalidError`` and ``RunOverflow``. Both fail the run."""
     handler = _HANDLERS.get(op.op)
     if handler is None:
         raise OpInvalidError(
@@ -72,7 +72,7 @@ def executed_memo(op: Op, max_bytes: int) -> tuple[bytes, bool]:
     if len(data) <= max_bytes:
         return data_memo(data), False
     message = (
-        f"step {step_name(op)!r} returned {len(data)} bytes; at most {max_bytes} are possible: return "
+        f"step {step_name(op)!r} returned {len(data)} bytes; at most {max_bytes} are allowed: return "
         "less, for instance a reference to where the data is stored"
     )
     return error_memo(ErrorData(name="StepOutputTooLargeError", message=message)), True
@@ -99,7 +99,7 @@ def _step_failed(answered: AnsweredCall, op: Op) -> None:
 
 
 def _error_of(op: Op) -> ErrorData:
-    return op.error or ErrorData(message="the step failed without saying why")
+    return op.error or ErrorData(message="the step failed without a reason")
 
 
 def _write(answered: AnsweredCall, op: Op, memo: bytes, failed: bool) -> None:
@@ -114,7 +114,7 @@ def _write(answered: AnsweredCall, op: Op, memo: bytes, failed: bool) -> None:
 def _step_planned(answered: AnsweredCall, op: Op) -> None:
     transition = answered.transition
     if op.id == answered.call.step_id:
-        # The call was to execute the step, and planned it instead: its attempt had no result.
+        # The app planned the step instead of executing it, so the attempt has no result.
         return
     lost = transition.close_wait(op.id)
     attempt = lost.attempt if lost else 0
@@ -171,7 +171,7 @@ def _step_not_found(answered: AnsweredCall, op: Op) -> None:
 
 
 def target_not_found(transition: Transition, call: Call, name: str) -> bool:
-    """Whether the run goes on without the step that the call was for.
+    """Whether the run continues without the step that the call was for.
 
     If the function has seen more memos since it planned the step, it may have continued without the step, for example
     because another branch won a race or the step was cancelled. Otherwise it is not deterministic: its run fails.
@@ -193,10 +193,10 @@ def _run_complete(answered: AnsweredCall, op: Op) -> None:
 
 
 def _discovery_request(answered: AnsweredCall, op: Op) -> None:
-    """Ask for discovery after the answer.
+    """Request discovery after the answer.
 
-    A failed step in the answer is retried by a discovery of its own. If the app has finished no step since it was
-    called, the request alone uses up an attempt.
+    A failed step in the answer is retried by a discovery of its own. If the app has finished no step since the call,
+    the request alone uses up an attempt.
     """
     transition = answered.transition
     transition.discover_again = transition.discover_again or transition.memos > answered.call.memos_seen
@@ -206,11 +206,14 @@ def _discovery_request(answered: AnsweredCall, op: Op) -> None:
 
 
 LAZY = frozenset({Opcode.DEFER_ADD, Opcode.DEFER_ABORT})
-"""Ops that come with other ops, or alone, and have no effect before the run's end."""
+"""Ops that accompany other ops, or come alone, and have no effect before the run's end."""
 
 
 def note_deferred(transition: Transition, op: Op) -> bool:
-    """Whether anything has changed: apps may repeat these ops."""
+    """Record deferred functions. Returns whether anything has changed.
+
+    Apps may repeat these ops.
+    """
     try:
         return _add_deferred(transition, op) if op.op == Opcode.DEFER_ADD else _abort_deferred(transition, op)
     except OpInvalidError as error:
@@ -231,9 +234,9 @@ def _add_deferred(transition: Transition, op: Op) -> bool:
         size = sum(deferred.size for deferred in transition.defers.values()) + len(command.data)
         if size > policy.max_deferred_bytes:
             most = policy.max_deferred_bytes
-            raise OpInvalidError(f"all its deferred data has {size} bytes; at most {most} are possible")
+            raise OpInvalidError(f"all its deferred data has {size} bytes; at most {most} are allowed")
     except OpInvalidError:
-        # The app gets it as accepted, so that it does not repeat it with each call.
+        # Mark it accepted, so that the app does not send it again.
         transition.defers[op.id] = Deferred(step_id=op.id, is_abortable=False)
         raise
     transition.defers[op.id] = Deferred(step_id=op.id, size=len(command.data))
@@ -272,14 +275,17 @@ def _read_retry_after(op: Op, transition: Transition) -> int | None:
 
 
 def _read_event_wait(op: Op, transition: Transition) -> AwaitEvent:
-    """An empty timeout means now: the wait ends at once, without an event."""
+    """Read a wait for an event.
+
+    An empty timeout means now: the wait ends at once, without an event.
+    """
     event = _text(op, "event") or op.name or ""
     if not event:
         raise OpInvalidError(f"step {step_name(op)!r} waits for an event but names none")
     if len(event) > (longest := transition.policy.max_event_name_length):
         raise OpInvalidError(
             f"step {step_name(op)!r} waits for an event whose name has {len(event)} characters; "
-            f"at most {longest} are possible"
+            f"at most {longest} are allowed"
         )
     expression = _text(op, "if") or None
     if expression:
@@ -335,7 +341,7 @@ def _read_defer_abort(op: Op) -> str:
     """The hashed id of the deferred step."""
     target = _text(op, "target_hashed_id")
     if not target:
-        raise OpInvalidError("it does not say what is to be aborted")
+        raise OpInvalidError("the abort op has no target step")
     return target
 
 
@@ -353,7 +359,7 @@ def _until(op: Op, text: str, transition: Transition) -> int:
     except DurationInvalidError as error:
         raise OpInvalidError(f"step {step_name(op)!r}: {error}") from error
     if until - at > (longest := transition.policy.max_wait):
-        raise OpInvalidError(f"step {step_name(op)!r} is to last {text!r}; at most {longest.days} days are possible")
+        raise OpInvalidError(f"step {step_name(op)!r} is to last {text!r}; at most {longest.days} days are allowed")
     # Rounded up: a wait must not end a fraction of a millisecond early.
     return max(transition.now, transition.now + -(-(until - at) // dt.timedelta(milliseconds=1)))
 
@@ -363,7 +369,7 @@ def _text(op: Op, option: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise OpInvalidError(f"step {step_name(op)!r} has {option!r} as {type(value).__name__}; it must be text")
+        raise OpInvalidError(f"step {step_name(op)!r} has {option!r} as {type(value).__name__}; it must be a string")
     return value.strip()
 
 
@@ -390,10 +396,10 @@ _WITHOUT_STEP = frozenset({Opcode.RUN_COMPLETE, Opcode.DISCOVERY_REQUEST})
 """Ops that concern the run, not a step of it."""
 
 EXECUTED = frozenset({Opcode.STEP, Opcode.STEP_RUN})
-"""Ops that report a step which the app has executed, and which needs no decision of the engine."""
+"""Ops that report a step which the app has executed, without a decision of the engine."""
 
 REQUESTS = frozenset({Opcode.AI_GATEWAY, Opcode.GATEWAY})
-"""Ops for which the engine makes a request of its own."""
+"""Ops for which the engine itself makes a request."""
 
 ASKING = REQUESTS | {
     Opcode.STEP_PLANNED,
@@ -402,7 +408,7 @@ ASKING = REQUESTS | {
     Opcode.WAIT_FOR_SIGNAL,
     Opcode.INVOKE_FUNCTION,
 }
-"""Ops that ask the engine for something; several in one answer mean that the run has parallel branches."""
+"""Ops that request something from the engine. Several in one answer mean that the run has parallel branches."""
 
 STARTING = EXECUTED | ASKING | {Opcode.WAIT_FOR_SIGNAL}
 """Ops that add a step to a run."""

@@ -25,16 +25,18 @@ from durably.protocol.limits import (
 )
 
 Backoff = Callable[[int, float], dt.timedelta]
-"""Maps the number of the attempt that failed (from 0) and a random number in [0, 1) to the delay."""
+"""Function of the failed attempt's number (from 0) and a random number in [0, 1). Returns the delay."""
 
 
 class Policy(msgspec.Struct, frozen=True):
-    """The engine's settings that decide about runs.
+    """The engine's settings that decide about runs. Times are milliseconds.
 
-    ``retry_delay`` is the delay after the given attempt (from 0) failed, ``unreached_delay`` the delay after the given
-    number of calls in a row (from 0) did not reach the app, both in milliseconds. ``max_steps`` is the maximum number
-    of steps of a run, ``max_depth`` the maximum depth of invocations. ``max_wait`` is the longest sleep or wait,
-    ``default_timeout`` that of an invocation or a wait for a signal without one.
+    - ``retry_delay``: The delay after the given attempt (from 0) failed.
+    - ``unreached_delay``: The delay after the given number of consecutive calls (from 0) did not reach the app.
+    - ``max_steps``: The maximum number of steps of a run.
+    - ``max_depth``: The maximum depth of invocations.
+    - ``max_wait``: The longest sleep or wait.
+    - ``default_timeout``: The timeout of an invocation or a wait for a signal without one.
     """
 
     retry_delay: Callable[[int], int]
@@ -70,7 +72,7 @@ def unreached_backoff(failures: int, jitter: float) -> dt.timedelta:
 
 
 def clip_retry_after(wanted: dt.datetime, now: dt.datetime) -> dt.datetime:
-    """The time that an app asks for, within the protocol's limits.
+    """The retry time that an app requests, within the protocol's limits.
 
     The limits are one second and 24 hours from ``now``.
     """

@@ -1,6 +1,6 @@
 """The state of a run, and the origins of its events.
 
-The machine decides from the state what happens next.
+The machine decides the next step from the state.
 """
 
 from collections.abc import Callable
@@ -32,11 +32,14 @@ class RunStatus(StrEnum):
 class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An outstanding call, to be made at ``due`` or under way since.
 
-    ``due`` is in milliseconds since the epoch. ``step_id`` is the planned step that it targets, or ``DISCOVER``.
-    ``generation`` is its lease: an answer with another one is stale. ``attempt`` counts from 0; ``unreached`` is the
-    number of times in a row that it did not reach the app. ``race`` is the parallel mode of the targeted step.
-    ``memos_seen`` is the least number of memos that this discovery, or the one that planned this call, saw. ``error``
-    is the reason why the attempt before failed.
+    - ``due``: Milliseconds since the epoch.
+    - ``step_id``: The planned step that it targets, or ``DISCOVER``.
+    - ``generation``: Its lease. An answer with another one is stale.
+    - ``attempt``: Counts from 0.
+    - ``unreached``: The number of consecutive times that it did not reach the app.
+    - ``race``: The parallel mode of the targeted step.
+    - ``memos_seen``: The lowest number of memos that this discovery, or the one that planned this call, saw.
+    - ``error``: The reason why the previous attempt failed.
     """
 
     generation: int
@@ -65,8 +68,8 @@ class Call(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
 class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """An outstanding step that waits for something other than a call, by its ``op``.
 
-    ``generation``, ``attempt`` and ``needs_op`` concern only requests. The content of a request is not stored, so after
-    a restart the step ``needs_op``: the app must report it again.
+    Only requests use ``generation``, ``attempt`` and ``needs_op``. The content of a request is not stored, so after a
+    restart the step ``needs_op``: the app must report it again.
     """
 
     step_id: str
@@ -81,8 +84,8 @@ class Wait(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=Fal
 class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """A function that the run has deferred.
 
-    It starts when the run has ended, if it still ``is_abortable``. ``size`` is that of its data in bytes; the data is
-    stored beside the run state.
+    It starts when the run has ended, if it still ``is_abortable``. ``size`` is the size of its data in bytes. The data
+    is stored separately from the run state.
     """
 
     step_id: str
@@ -93,8 +96,8 @@ class Deferred(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc
 class RunState(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """The state of a run, with its outstanding calls and waits.
 
-    ``generation`` is the last one used. ``discover_again``: discovery was asked for while one was under way.
-    ``memos`` and ``bytes`` are the number and size of the run's memos, for the protocol's limits.
+    ``generation`` is the last one used. ``discover_again``: discovery was requested while one was under way. ``memos``
+    and ``bytes`` are the number and size of the run's memos, for the protocol's limits.
     """
 
     version: int
@@ -121,7 +124,7 @@ _decoder = msgspec.msgpack.Decoder(RunState)
 
 
 def decode_run_state(stored: bytes) -> RunState:
-    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    """Decode a state. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
     return _decoder.decode(stored)
 
 
@@ -136,8 +139,8 @@ _ROOM_FOR_HANDLERS = 2
 class Origin(msgspec.Struct, frozen=True, array_like=True):
     """The run that sent an event.
 
-    ``depth`` is the number of invocations around the run that the event starts, ``chain`` the number of runs that led
-    to it since ``since`` (milliseconds since the epoch).
+    ``depth`` is the number of invocations around the run that the event starts. ``chain`` is the number of runs that
+    led to it since ``since`` (milliseconds since the epoch).
     """
 
     run_key: int
@@ -164,7 +167,7 @@ def explain_runaway(origin: Origin | None, max_depth: int, *, is_run_end: bool) 
     """
     if origin is None:
         return None
-    advice = "if that is not a mistake, raise the engine's limit (`--max-depth`, or `max_depth` in its settings)"
+    advice = "if this is intended, raise the engine's limit (`--max-depth`, or `max_depth` in its settings)"
     if origin.depth > max_depth:
         return f"functions that invoke each other may be {max_depth} deep; {advice}"
     most = max_depth * _CHAIN_FACTOR

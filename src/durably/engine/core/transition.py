@@ -80,7 +80,7 @@ class Transition:
         call = self.calls.get(generation)
         if call is None:
             raise StaleCallError(
-                f"the call is stale: its generation {generation} is not outstanding any more, since the engine "
+                f"the call is stale: its generation {generation} is stale: the engine "
                 "has given it up and may have made another in its place"
             )
         return call
@@ -97,10 +97,9 @@ class Transition:
         return self.generation
 
     def discover(self) -> None:
-        """Ask for discovery.
+        """Request discovery. Reuse an outstanding discovery call that has not been sent.
 
-        An outstanding one that is not made yet serves as well. One that is under way may not see the latest memos, so
-        another follows it.
+        A discovery that is under way may not see the latest memos, so another follows it.
         """
         outstanding = self.discovery
         if outstanding is None:
@@ -123,9 +122,9 @@ class Transition:
         name: str = "",
         executed: Op | None = None,
     ) -> None:
-        """Make a call again whose ``attempt`` failed.
+        """Repeat a call whose ``attempt`` failed.
 
-        ``executed`` is the op of the step that failed, if the app reported one.
+        ``executed`` is the op of the failed step, if the app reported one.
         """
         if any(other.step_id == call.step_id for other in self.calls.values()):
             return
@@ -144,7 +143,7 @@ class Transition:
     ) -> None:
         """Fail an attempt: retry the call, or end the run after its last attempt.
 
-        ``written`` is the error as the app wrote it, which becomes the run's output if this was its last attempt.
+        ``written`` is the error's JSON from the app, which becomes the run's output if this was its last attempt.
         """
         if no_retry or call.attempt + 1 >= self.max_attempts:
             self.end(RunStatus.FAILED, written or encode_error(error), by_engine=written is None)
@@ -176,7 +175,7 @@ class Transition:
     ) -> None:
         """Store the result of a step.
 
-        ``executed`` is the op of a step that the app has executed. Raises ``RunOverflow`` if the run has no room.
+        ``executed`` is the op of a step that the app has executed. Raises ``RunOverflow`` if the run has no capacity.
         """
         if self.memos + 1 > self.policy.max_steps:
             raise self._too_many_steps(f"step {name!r} is number {self.memos + 1}")
@@ -211,14 +210,14 @@ class Transition:
         self.waits[wait.step_id] = wait
 
     def check_room_for(self, new_steps: int) -> None:
-        """Check that the run has room for new steps.
+        """Check that the run has capacity for new steps.
 
         Raises ``RunOverflow`` if finished, outstanding and new steps together are over the limit.
         """
         steps = self.memos + len(self.waits) + sum(not call.is_discovery for call in self.calls.values())
         if steps + new_steps > self.policy.max_steps:
             raise self._too_many_steps(
-                f"it has {steps} and asks for {new_steps} more, so that none of these was started"
+                f"it has {steps} and requests {new_steps} more, so none of the new ones was started"
             )
 
     def _too_many_steps(self, reason: str) -> RunOverflow:
@@ -236,10 +235,10 @@ class Transition:
         return wait
 
     def settle(self) -> None:
-        """Ask for discovery at the end of a transition, if it is needed.
+        """Request discovery at the end if steps ended and no other step is pending.
 
-        It is needed if steps have ended and no other step has to be waited for. Racing steps delay no others: discovery
-        follows the end of each. The losers of a race may be outstanding long after the function has continued.
+        Racing steps delay no others: discovery follows the end of each. The losers of a race may be outstanding long
+        after the function has continued.
         """
         if self.status.has_ended:
             return
@@ -258,10 +257,7 @@ class Transition:
     # ends
 
     def fail(self, error: ErrorData) -> None:
-        """End the run because of a fault in its ops.
-
-        No op of the same transition is started.
-        """
+        """Fail the run because of an invalid op, and start no op of this transition."""
         self.commands = [command for command in self.commands if isinstance(command, KEPT_BY_FAILURES)]
         self.end(RunStatus.FAILED, encode_error(error), by_engine=True)
 
@@ -274,6 +270,6 @@ class Transition:
 
 
 def excerpt(error: ErrorData) -> str:
-    """``Name: message`` in one short line, for people."""
+    """``Name: message`` in one short line, for display."""
     text = f"{error.name or 'Error'}: {error.message or ''}"
     return text if len(text) <= _ERROR_EXCERPT_LENGTH else text[: _ERROR_EXCERPT_LENGTH - 1] + "…"

@@ -155,7 +155,7 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
         return f"ApiKeys({self.server_kind}, {len(self.event_keys)} event keys, {len(self.signing_keys)} signing keys)"
 
 
-class Gate:
+class AccessCheck:
     """Checks who may use a route.
 
     ``hosts`` is used in dev mode only, which needs no keys.

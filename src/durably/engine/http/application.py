@@ -18,7 +18,7 @@ from durably.engine.operations import Access, operations_of
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES, MAX_REQUEST_BYTES
 
-from .access import AllowedHosts, ApiKeys, Gate
+from .access import AccessCheck, AllowedHosts, ApiKeys
 from .connections import CONNECTIONS
 from .messages import ApiError, answer_error, answer_expectation, explain_stop, read_body
 from .routes import (
@@ -67,18 +67,18 @@ def create_api(
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)
     conflicts = conflicts or AppConflicts(engine, _is_never_alive)
     api = ApiState(engine, keys.server_kind, on_sync, sync_at, conflicts, has_limits)
-    gate = Gate(keys, hosts)
+    access = AccessCheck(keys, hosts)
     operations = [operation_route(operation) for operation in operations_of(Engine).values()]
     pages = [] if dashboard is None else _dashboard_routes(dashboard)
     for route in (*SERVER_ROUTES, *operations, *pages, *unsupported_routes(), UNROUTED):
         if route.access is not Access.DEVELOPMENT or keys.server_kind is ServerKind.DEV:
-            endpoint = _endpoint(api, gate, route)
+            endpoint = _endpoint(api, access, route)
             for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
                 app.router.add_route(method, route.path, endpoint, expect_handler=answer_expectation)
     return app
 
 
-def _endpoint(api: ApiState, gate: Gate, route: Route) -> Handler:
+def _endpoint(api: ApiState, access: AccessCheck, route: Route) -> Handler:
     """The handler of a route with the checks around it.
 
     It applies the connection's limits and the access check, and answers errors.
@@ -91,7 +91,7 @@ def _endpoint(api: ApiState, gate: Gate, route: Route) -> Handler:
         connections = request.app.get(CONNECTIONS)
         connection = None if connections is None else connections.begin_request(request)
         try:
-            gate.check(request, route.access)
+            access.check(request, route.access)
             # The process lives: if a supervisor restarted it, it might start with an empty database.
             if engine.stop_error is not None and not is_health:
                 raise ApiError(503, explain_stop(engine.stop_error))
@@ -160,7 +160,7 @@ async def _stream(answer: DashboardResponse, api: ApiState, request: web.Request
         status=answer.status_code, headers=CIMultiDict([*answer.headers, *api.headers().items()])
     )
     async with contextlib.aclosing(answer.stream()) as chunks:
-        with contextlib.suppress(ConnectionResetError):  # The client has gone.
+        with contextlib.suppress(ConnectionResetError):  # The client has disconnected.
             await response.prepare(request)
             if request.method != "HEAD":
                 async for chunk in chunks:

@@ -15,7 +15,14 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from durably.engine.interface import Engine
-from durably.engine.operations import Argument, ArgumentInvalidError, Operation, Place, read_status, without_none
+from durably.engine.operations import (
+    Argument,
+    ArgumentInvalidError,
+    ArgumentLocation,
+    Operation,
+    read_status,
+    without_none,
+)
 from durably.engine.views import RunStatus
 from durably.protocol import engine_errors as errors
 from durably.protocol.api import Envelope, ErrorBody, Metadata
@@ -106,20 +113,20 @@ def read_arguments(
     """
     arguments: dict[str, Any] = {}
     for argument in operation.arguments:
-        match argument.place:
-            case Place.PATH:
+        match argument.location:
+            case ArgumentLocation.PATH:
                 arguments[argument.name] = path[argument.name]
-            case Place.HEADER:
+            case ArgumentLocation.HEADER:
                 if text := headers.get(argument.wire_name):
                     arguments[argument.name] = check_header(argument.wire_name, text)
-            case Place.QUERY:
+            case ArgumentLocation.QUERY:
                 if text := query.get(argument.wire_name):
                     arguments[argument.name] = argument.read(text, has_limits=has_limits)
                 elif argument.http_default is not None:
                     arguments[argument.name] = argument.http_default
-            case Place.BODY:
+            case ArgumentLocation.BODY:
                 arguments[argument.name] = body if argument.type is bytes else _read_whole_body(argument.type, body)
-            case Place.FIELD:
+            case ArgumentLocation.FIELD:
                 pass
     if fields := _fields_of(operation):
         arguments |= fields.read(body)
@@ -190,7 +197,7 @@ def _read_field(argument: Argument, value: Any) -> Any:
 
 @functools.cache
 def _fields_of(operation: Operation) -> _Fields | None:
-    fields = [argument for argument in operation.arguments if argument.place is Place.FIELD]
+    fields = [argument for argument in operation.arguments if argument.location is ArgumentLocation.FIELD]
     return _Fields(fields, f"the body of {operation.name}") if fields else None
 
 
@@ -207,19 +214,19 @@ def write_request(operation: Operation, given: Mapping[str, Any], **path: str) -
         value = given.get(argument.name)
         if value is None:
             continue
-        match argument.place:
-            case Place.PATH:
+        match argument.location:
+            case ArgumentLocation.PATH:
                 path[argument.name] = argument.write(value)
-            case Place.QUERY:
+            case ArgumentLocation.QUERY:
                 query[argument.wire_name] = argument.write(value)
-            case Place.HEADER:
+            case ArgumentLocation.HEADER:
                 headers[argument.wire_name] = value
-            case Place.BODY:
+            case ArgumentLocation.BODY:
                 body = bytes(value) if isinstance(value, bytes | msgspec.Raw) else _encoder.encode(value)
-            case Place.FIELD:
+            case ArgumentLocation.FIELD:
                 fields[argument.wire_name] = value
     for argument in operation.arguments:
-        if argument.http_default is not None and argument.place is Place.QUERY:
+        if argument.http_default is not None and argument.location is ArgumentLocation.QUERY:
             query.setdefault(argument.wire_name, argument.write(argument.default))
     if _fields_of(operation):
         body = _encoder.encode(fields)
@@ -320,7 +327,7 @@ def wire_type(kind: Any) -> Any:
         wire = wire_type(inner)
         return kind if wire == inner else wire | None
     if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        return _twin_of(kind)
+        return _wire_struct(kind)
     return kind
 
 
@@ -337,35 +344,35 @@ def from_wire(value: Any) -> Any:
         return [from_wire(each) for each in value]
     if isinstance(value, dict):
         return {key: from_wire(each) for key, each in value.items()}
-    twin = _twins.get(type(value))
-    if twin is None:
+    wire_struct = _wire_structs.get(type(value))
+    if wire_struct is None:
         return value
-    view, changed = twin
+    view, changed = wire_struct
     fields = {name: getattr(value, name) for name in value.__struct_fields__}
     return view(**{name: from_wire(each) if name in changed else each for name, each in fields.items()})
 
 
-_twins: dict[type[Any], tuple[type[Any], frozenset[str]]] = {}
-"""The views of twins, and the names of the fields that differ."""
+_wire_structs: dict[type[Any], tuple[type[Any], frozenset[str]]] = {}
+"""The views of wire structs, and the names of the fields that differ."""
 
 
-def _twin_of(view: type[msgspec.Struct]) -> type[Any]:
+def _wire_struct(view: type[msgspec.Struct]) -> type[Any]:
     """The struct with the wire types of its fields, if any of them differs."""
     fields = msgspec.structs.fields(view)
     changed = frozenset(field.name for field in fields if wire_type(field.type) != field.type)
     if not changed:
         return view
-    twin = msgspec.defstruct(
+    wire_struct = msgspec.defstruct(
         view.__name__,
-        [_field_of_twin(field) for field in fields],
+        [_wire_field(field) for field in fields],
         rename={field.name: field.encode_name for field in fields},
         kw_only=True,
     )
-    _twins[twin] = view, changed
-    return twin
+    _wire_structs[wire_struct] = view, changed
+    return wire_struct
 
 
-def _field_of_twin(field: msgspec.structs.FieldInfo) -> Any:
+def _wire_field(field: msgspec.structs.FieldInfo) -> Any:
     if field.type == msgspec.Raw | None:
         return field.name, msgspec.Raw, msgspec.Raw(_NULL)
     kind = wire_type(field.type)

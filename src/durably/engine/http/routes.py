@@ -33,8 +33,10 @@ from .syncs import AcceptedSync, AppConflicts, OnSync, SyncAt
 
 READY_SECONDS = 5.0
 _KEEP_ALIVE_SECONDS = 15.0
-"""Seconds of silence before an empty line is written to a stream. It shows that the engine is alive, and shows the
-engine if the client has gone."""
+"""Seconds of silence before an empty line is written to a stream.
+
+It shows that the engine is alive, and shows the engine if the client has disconnected.
+"""
 _LOG_AGAIN_SECONDS = 600.0
 
 _logger = get_logger("durably.engine.api")
@@ -169,7 +171,7 @@ async def _stream_updates(api: ApiState, request: web.Request) -> web.StreamResp
     """
     headers = {"content-type": "application/x-ndjson", "cache-control": "no-store"}
     response = web.StreamResponse(headers=headers | api.headers())
-    with api.engine.watch() as updates, contextlib.suppress(ConnectionResetError):  # The client has gone.
+    with api.engine.watch() as updates, contextlib.suppress(ConnectionResetError):  # The client has disconnected.
         await response.prepare(request)
         await _write_updates(response, updates, request.query.get("function_id"))
         await response.write_eof()

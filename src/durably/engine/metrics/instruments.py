@@ -1,4 +1,4 @@
-"""Counters of what an engine has done, and gauges of its present state.
+"""Counters of what an engine has done, and gauges of its current state.
 
 Counters are integers in memory, which ``EngineCounters`` raises after each commit and call. They begin at zero with
 each start of the engine, as counters of Prometheus may. Gauges are read for each scrape.
@@ -177,7 +177,7 @@ class EngineCounters(Observer):
     # reading
 
     def read(self) -> list[Metric]:
-        """The present values, without those of the database."""
+        """The current values, without those of the database."""
         return [
             self._of_functions("runs_started", lambda name, each: [Sample((name,), each.started)]),
             self._by_outcome("runs_ended", _RUN_OUTCOMES, lambda each: each.ended),
@@ -193,7 +193,7 @@ class EngineCounters(Observer):
         ]
 
     def read_store(self) -> list[Metric]:
-        """The present values of the database and the timers."""
+        """The current values of the database and the timers."""
         return [
             Metric("commits", [Sample((), self._commits)]),
             Metric("commit_transactions", [self._commit_sizes.sample()]),

@@ -11,7 +11,7 @@ from durably.engine.core.run_state import Call
 from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.tracing import EndedRun
 
-from .registry import Function, FunctionControls
+from .registry import FunctionControls, SyncedFunction
 from .subscriptions import RunChange
 
 
@@ -33,7 +33,7 @@ class ScheduledCall(msgspec.Struct, frozen=True, gc=False):
 def schedule_call(
     run: RunRow, queue_entry: QueueEntry | None, call: Call, *, has_to_queue: bool = False, data: CallData | None = None
 ) -> ScheduledCall:
-    priority = 0 if queue_entry is None else run.created_at - queue_entry.place
+    priority = 0 if queue_entry is None else run.created_at - queue_entry.position
     return ScheduledCall(run.key, call, run.function_id, priority, has_to_queue, data)
 
 
@@ -95,7 +95,7 @@ class Synced(msgspec.Struct, frozen=True):
     """The new functions of an app."""
 
     app_id: str
-    functions: Sequence[Function]
+    functions: Sequence[SyncedFunction]
 
 
 class RunEnded(msgspec.Struct, frozen=True, gc=False):

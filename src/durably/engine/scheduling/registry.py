@@ -26,7 +26,7 @@ from .unmatched import KnownNames
 _logger = get_logger("durably.engine")
 
 
-class Function(msgspec.Struct, frozen=True):
+class SyncedFunction(msgspec.Struct, frozen=True):
     """A function that an app has synced.
 
     ``is_active`` is false if the app's last sync did not include it; its runs continue. ``flow`` is its flow control;
@@ -44,7 +44,7 @@ class Function(msgspec.Struct, frozen=True):
     app_version: str | None = None
 
     @classmethod
-    def from_config(cls, config: FunctionConfig, app_id: str, app_version: str | None = None) -> "Function":
+    def from_config(cls, config: FunctionConfig, app_id: str, app_version: str | None = None) -> "SyncedFunction":
         """Raises ``ConfigInvalidError``, which names the function and the option."""
         flow = read_flow(config)
         return cls(config.id, app_id, True, config, flow, flow.is_plain, _max_attempts(config), app_version)
@@ -52,11 +52,11 @@ class Function(msgspec.Struct, frozen=True):
     @classmethod
     def from_row(
         cls, function_id: str, app_id: str, is_active: bool, encoded: bytes, app_version: str | None = None
-    ) -> "Function":
+    ) -> "SyncedFunction":
         try:
             function = cls.from_config(decode_function(encoded), app_id, app_version)
         except (ConfigInvalidError, msgspec.ValidationError) as error:
-            # An earlier version may have accepted it at the sync. The engine must start nevertheless.
+            # An earlier version may have accepted it at the sync. The engine must start anyway.
             _logger.error("%s; the engine continues without the function's flow control", error)
             config = decode_without_options(encoded)
             function = cls(
@@ -94,7 +94,7 @@ def _url_of(synced: str, function_id: str, step_id: str) -> URL:
 
 
 class _Triggered(msgspec.Struct, frozen=True):
-    function: Function
+    function: SyncedFunction
     expression: Expression | None
 
 
@@ -150,10 +150,10 @@ class Registry:
         all_controls: Mapping[str, FunctionControls] | None = None,
     ) -> "Registry":
         """Of ids, apps, whether active, configurations as JSON, and versions of the apps."""
-        return cls((Function.from_row(*row) for row in rows), all_controls or {})
+        return cls((SyncedFunction.from_row(*row) for row in rows), all_controls or {})
 
-    def __init__(self, functions: Iterable[Function], all_controls: Mapping[str, FunctionControls]) -> None:
-        self.functions: Mapping[str, Function] = {function.id: function for function in functions}
+    def __init__(self, functions: Iterable[SyncedFunction], all_controls: Mapping[str, FunctionControls]) -> None:
+        self.functions: Mapping[str, SyncedFunction] = {function.id: function for function in functions}
         self.controls = all_controls
         self._by_pattern: dict[str, list[_Triggered]] = {}
         self._by_name: dict[str, list[_Triggered]] = {}
@@ -165,19 +165,19 @@ class Registry:
                 self._cancelling.update(cancel.event for cancel in function.flow.options.cancel or ())
                 self._index(function)
 
-    def _index(self, function: Function) -> None:
+    def _index(self, function: SyncedFunction) -> None:
         for trigger in function.config.triggers:
             if not trigger.event:
                 continue
             try:
                 expression = compile_expression(trigger.expression) if trigger.expression else None
             except ExpressionInvalidError as error:
-                # An earlier version may have accepted it at the sync. The engine must start nevertheless.
+                # An earlier version may have accepted it at the sync. The engine must start anyway.
                 _logger.error("function %s: its trigger %s is left out: %s", function.id, trigger.event, error)
             else:
                 self._by_pattern.setdefault(trigger.event, []).append(_Triggered(function, expression))
 
-    def with_app(self, app_id: str, functions: Sequence[Function]) -> "Registry":
+    def with_app(self, app_id: str, functions: Sequence[SyncedFunction]) -> "Registry":
         """This registry, after an app has synced.
 
         Functions of the app that the sync left out are inactive.
@@ -196,11 +196,11 @@ class Registry:
             del all_controls[function_id]
         return Registry(self.functions.values(), all_controls)
 
-    def find_active(self, function_id: str) -> Function | None:
+    def find_active(self, function_id: str) -> SyncedFunction | None:
         function = self.functions.get(function_id)
         return function if function is not None and function.is_active else None
 
-    def get_active(self, function_id: str) -> Function:
+    def get_active(self, function_id: str) -> SyncedFunction:
         """Raises ``FunctionNotFoundError``."""
         if (function := self.find_active(function_id)) is None:
             raise self.not_found(function_id)
@@ -230,12 +230,12 @@ class Registry:
         """Whether events of a name trigger a function, if its conditions hold."""
         return any(pattern in self._by_pattern for pattern in patterns_of(name))
 
-    def triggered_by(self, event: ReceivedEvent, now: int) -> list[Function]:
+    def triggered_by(self, event: ReceivedEvent, now: int) -> list[SyncedFunction]:
         """The active functions that an event triggers.
 
         Each occurs once, even if several of its triggers match.
         """
-        found: dict[str, Function] = {}
+        found: dict[str, SyncedFunction] = {}
         for triggered in self._triggers_of(event.name):
             if triggered.function.id not in found and (
                 triggered.expression is None or triggered.expression.matches(event.fields, now=now)
@@ -270,21 +270,21 @@ class Registry:
 _LONGEST_QUOTE = 200
 
 
-def read_sync(request: SyncRequest, *, in_process: bool) -> list[Function]:
+def read_sync(request: SyncRequest, *, in_process: bool) -> list[SyncedFunction]:
     """The functions of an app. ``in_process`` says that its URLs are never called.
 
     Raises ``ConfigInvalidError``, which names the function and the option.
     """
     if not request.app_id.strip():
         raise ConfigInvalidError("the app has no id: set app_id where the client is made")
-    functions: dict[str, Function] = {}
+    functions: dict[str, SyncedFunction] = {}
     for config in request.functions:
         _check_id(config.id, request.app_id)
         if config.id in functions:
             raise ConfigInvalidError(f"app {request.app_id!r}: two functions have the id {config.id!r}")
         _check_steps(config, in_process)
         check_triggers(config.id, config.triggers)
-        functions[config.id] = Function.from_config(config, request.app_id, request.app_version)
+        functions[config.id] = SyncedFunction.from_config(config, request.app_id, request.app_version)
     return list(functions.values())
 
 

@@ -117,7 +117,7 @@ class Retention:
         self._due = min(self._due, now + self._interval)  # The clock may have been set back.
         if now >= self._due:
             self._due = now + self._interval
-            self._clock.hold()
+            self._clock.begin_work()
             self._purge = asyncio.get_running_loop().create_task(self._run(now))
             self._purge.add_done_callback(self._finished)
         else:
@@ -155,4 +155,4 @@ class Retention:
             ):
                 _logger.error("old runs could not be purged: %s", error, exc_info=error)
             self._timer = self._clock.call_at(self._due, self.start)
-        self._clock.release()
+        self._clock.end_work()

@@ -104,9 +104,9 @@ class Timers(Generic[T]):
             due.append(heapq.heappop(self._heap)[2])
         self._look_ahead()
         if self._loading is None and self._next_stored - now <= _AHEAD_MILLISECONDS:
-            self._clock.hold()
+            self._clock.begin_work()
             self._loading = asyncio.get_running_loop().create_task(self._read_on(now + _WINDOW_MILLISECONDS))
-            self._loading.add_done_callback(lambda _: self._clock.release())
+            self._loading.add_done_callback(lambda _: self._clock.end_work())
         if due:
             self._on_due(due)
         self._wake()

@@ -38,14 +38,14 @@ def check_database(path: Path, *, on_progress: Callable[[str, int, int], object]
     checks = _checks()
     with contextlib.closing(open_existing(path)) as connection:
         connection.execute("BEGIN")
-        findings: list[str] = []
+        problems: list[str] = []
         for number, (name, check) in enumerate(checks.items(), start=1):
             if on_progress is not None:
                 on_progress(name, number, len(checks))
-            findings += _abridge(list(check(connection)))
-            if findings and check is _check_file:  # queries of a damaged file may fail, or not end
-                return findings
-        return findings
+            problems += _abridge(list(check(connection)))
+            if problems and check is _check_file:  # queries of a damaged file may fail, or not end
+                return problems
+        return problems
 
 
 def _checks() -> dict[str, _Check]:
@@ -64,9 +64,9 @@ def _checks() -> dict[str, _Check]:
     }
 
 
-def _abridge(findings: list[str]) -> list[str]:
-    more = len(findings) - _MOST_OF_A_KIND
-    return findings if more <= 0 else [*findings[:_MOST_OF_A_KIND], f"… and {more} more like that"]
+def _abridge(problems: list[str]) -> list[str]:
+    more = len(problems) - _MOST_OF_A_KIND
+    return problems if more <= 0 else [*problems[:_MOST_OF_A_KIND], f"… and {more} more like that"]
 
 
 def _check_file(connection: sqlite3.Connection) -> Iterator[str]:

@@ -29,7 +29,7 @@ _MAX_GROUP = 512
 the last. A submission has at most as many."""
 
 
-class _Job(msgspec.Struct, eq=False):
+class _QueuedTransaction(msgspec.Struct, eq=False):
     """A unit that is submitted to the writer, and its result.
 
     ``future`` belongs to ``loop``, the event loop that submitted the unit, and is resolved there. ``outcome`` is for
@@ -88,10 +88,12 @@ class Writer:
         self._on_lost = on_lost
         self._on_rollback = on_rollback
         self._check_files = check_files
-        self._groups: queue.SimpleQueue[list[_Job] | None] = queue.SimpleQueue()
+        self._groups: queue.SimpleQueue[list[_QueuedTransaction] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
-        self._own: list[_Job] = []
-        self._others: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Job]] = weakref.WeakKeyDictionary()
+        self._own: list[_QueuedTransaction] = []
+        self._others: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_QueuedTransaction]] = (
+            weakref.WeakKeyDictionary()
+        )
         """Units that one iteration of another event loop submits."""
         self._lock = threading.Lock()
         """A closed writer accepts no units, from any thread."""
@@ -132,11 +134,11 @@ class Writer:
                 jobs = self._others.setdefault(loop, [])
         if not jobs:
             loop.call_soon(self._hand_over, jobs)
-        job = _Job(unit, loop, loop.create_future())
+        job = _QueuedTransaction(unit, loop, loop.create_future())
         jobs.append(job)
         return job.future
 
-    def _hand_over(self, submitted: list[_Job]) -> None:
+    def _hand_over(self, submitted: list[_QueuedTransaction]) -> None:
         jobs = submitted.copy()
         submitted.clear()
         with self._lock:
@@ -175,9 +177,9 @@ class Writer:
                 return
             del group  # otherwise its objects live until the next group is full, and the garbage collector visits them
 
-    def _next_group(self) -> tuple[list[_Job], bool]:
+    def _next_group(self) -> tuple[list[_QueuedTransaction], bool]:
         jobs = self._groups.get()
-        group: list[_Job] = []
+        group: list[_QueuedTransaction] = []
         while jobs is not None:
             group += jobs
             if len(group) >= _MAX_GROUP:
@@ -188,7 +190,7 @@ class Writer:
                 return group, False
         return group, True
 
-    def _commit(self, group: list[_Job]) -> None:
+    def _commit(self, group: list[_QueuedTransaction]) -> None:
         try:
             self._begin()
             for job in group:
@@ -210,7 +212,7 @@ class Writer:
         if epoch != self._epoch:
             raise DatabaseLostError("another engine has taken over the database")
 
-    def _run(self, job: _Job) -> bool:
+    def _run(self, job: _QueuedTransaction) -> bool:
         """False if the unit failed after changing something."""
         job.error = None
         changes = self._connection.total_changes
@@ -224,7 +226,7 @@ class Writer:
             return self._connection.total_changes == changes
         return True
 
-    def _run_apart(self, group: list[_Job]) -> None:
+    def _run_apart(self, group: list[_QueuedTransaction]) -> None:
         """Roll the group back, and run each unit with a savepoint of its own."""
         self._on_rollback()
         self._connection.execute("ROLLBACK")
@@ -238,7 +240,7 @@ class Writer:
 
     # after the commit
 
-    def _deliver(self, group: list[_Job], seconds: float) -> None:
+    def _deliver(self, group: list[_QueuedTransaction], seconds: float) -> None:
         failed = 0
         for job in group:
             if job.error is None:
@@ -255,9 +257,9 @@ class Writer:
                 job.resolve()
         self._on_group(Group(len(group) - failed, failed, seconds))
 
-    def _deliver_elsewhere(self, group: list[_Job]) -> None:
+    def _deliver_elsewhere(self, group: list[_QueuedTransaction]) -> None:
         """Resolve futures of other event loops. A closed event loop has no waiters."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Job]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[_QueuedTransaction]] = {}
         for job in group:
             if job.loop is not self._loop:
                 by_loop.setdefault(job.loop, []).append(job)
@@ -266,6 +268,6 @@ class Writer:
                 loop.call_soon_threadsafe(_resolve, jobs)
 
 
-def _resolve(jobs: list[_Job]) -> None:
+def _resolve(jobs: list[_QueuedTransaction]) -> None:
     for job in jobs:
         job.resolve()

@@ -1,6 +1,6 @@
-"""The engine's Temporal client: payloads, cancellation, servers that are away.
+"""The engine's Temporal client: payloads, cancellation, unreachable servers.
 
-Payloads are plain JSON, so that people can read histories.
+Payloads are plain JSON, so that users can read histories.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.temporal.compat import says_connection_broke
 
 _STATUSES = (RPCStatusCode.UNAVAILABLE, RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED)
-"""Statuses of requests that the server may not have seen."""
+"""Statuses of requests that may not have reached the server."""
 
 
 class _JsonPayloadConverter(EncodingPayloadConverter):
@@ -50,9 +50,9 @@ class _JsonPayloadConverter(EncodingPayloadConverter):
 
 
 class EnginePayloadConverter(CompositePayloadConverter):
-    """Converts msgspec's structs, and ``Raw`` JSON as it is.
+    """Converts msgspec structs, and passes ``Raw`` JSON through.
 
-    The SDK's own answers about workflows are Protobuf.
+    The SDK's own messages about workflows are Protobuf.
     """
 
     def __init__(self) -> None:
@@ -68,10 +68,10 @@ DATA_CONVERTER = DataConverter(payload_converter_class=EnginePayloadConverter)
 
 
 def with_cancellation(client: Client) -> Client:
-    """A client on the same connection, whose Updates are cancelled with their task.
+    """A client on the same connection that cancels Updates with their task.
 
-    They raise ``CancelledError``. By itself, ``temporalio`` raises ``WorkflowUpdateRPCTimeoutOrCancelledError`` in a
-    task that is cancelled, which looks as if the server were away.
+    A cancelled Update raises ``CancelledError``. ``temporalio`` itself raises
+    ``WorkflowUpdateRPCTimeoutOrCancelledError``, which cannot be distinguished from an unreachable server.
     """
     config = client.config()
     config["interceptors"] = [_CancellationInterceptor(), *config["interceptors"]]

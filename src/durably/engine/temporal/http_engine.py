@@ -7,7 +7,7 @@ from temporalio.client import Client
 
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.scheduling.requests.http_call import HttpCaller
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.runs.call_messages import CallInput
@@ -21,11 +21,11 @@ from .workers import WorkerGroup
 from .workflow_engine import WorkflowEngine
 
 _FUNCTION_SECONDS = 1.0
-"""Seconds for which a function's URL is used without another look. An app's move to another URL is seen after it."""
+"""Seconds for which the URL of a function is cached. A change of an app's URL takes effect after this time."""
 
 
 class HttpWorkflowEngine(WorkflowEngine):
-    """An engine that executes workflows, and calls apps at the URLs that they synced.
+    """An engine that executes workflows and calls apps at their synced URLs.
 
     Several processes may serve the same apps.
     """
@@ -34,13 +34,13 @@ class HttpWorkflowEngine(WorkflowEngine):
         super().__init__(client, settings, in_process=False)
         self._caller = HttpCaller(settings)
         self._workers = WorkerGroup(lambda: self.make_workers([HTTP_QUEUE], self._call_app), settings.close_grace)
-        self._functions: dict[str, tuple[float, Function]] = {}
+        self._functions: dict[str, tuple[float, SyncedFunction]] = {}
 
     @classmethod
     async def open(cls, client: Client, settings: EngineSettings) -> Self:
         """Prepare the namespace, and run workers.
 
-        Raises ``SearchAttributeError`` if the namespace cannot be prepared, and ``RPCError``.
+        Raises ``RPCError``, and ``SearchAttributeError`` if the namespace cannot be prepared.
         """
         engine = cls(client, settings)
         try:
@@ -52,7 +52,7 @@ class HttpWorkflowEngine(WorkflowEngine):
         return engine
 
     async def close(self) -> None:
-        self._closed.set()  # Streams of changes end before the calls do.
+        self._closed.set()  # Streams of changes must end before calls do.
         await self._workers.stop()
         await self._caller.close()
         await super().close()
@@ -69,13 +69,13 @@ class HttpWorkflowEngine(WorkflowEngine):
             return Unreached(ErrorData(name=type(error).__name__, message=error.message))
         return await self._caller.call(function, data)
 
-    async def _find_function(self, function_id: str) -> Function:
+    async def _find_function(self, function_id: str) -> SyncedFunction:
         known = self._functions.get(function_id)
         if known is not None and known[0] > time.monotonic():
             return known[1]
         record = await self._router.records.find_function(function_id)
         if record is None:
             raise FunctionNotFoundError(f"no app has synced a function with the id {function_id!r}")
-        function = Function.from_config(record.config, record.app_id, record.app_version)
+        function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
         self._functions[function_id] = (time.monotonic() + _FUNCTION_SECONDS, function)
         return function

@@ -1,8 +1,8 @@
-"""Ids of workflows.
+"""Workflow ids.
 
-They route events, waits and invocations: no lookup uses visibility, which lags.
+Events, waits and invocations are routed by these ids. No lookup uses visibility, which lags.
 
-Each kind of workflow has a prefix of its own below ``durably/``.
+Each kind of workflow has its own prefix below ``durably/``.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ HTTP_QUEUE = "durably/http"
 """The task queue of calls over HTTP."""
 _RUN_PREFIX = "durably/run/"
 _MAX_NAME_BYTES = 800
-"""The largest name that is part of an id as it is. It may have 512 characters of up to 4 bytes."""
+"""The maximum size of a name that is used unchanged in an id. A name may have 512 characters of up to 4 bytes."""
 
 
 def app_queue(app_id: str) -> str:
@@ -31,7 +31,7 @@ def process_queue() -> str:
 
 
 CALL_ID_PREFIX = "call/"
-"""The beginning of ids of activities that are calls. The generation follows."""
+"""The prefix of activity ids of calls. The generation follows."""
 
 
 def run_workflow_id(run_id: str) -> str:
@@ -39,43 +39,43 @@ def run_workflow_id(run_id: str) -> str:
 
 
 def run_id_of(workflow_id: str) -> str:
-    """The run of a workflow with a ``run_workflow_id``."""
+    """The run id of a workflow with a ``run_workflow_id``."""
     return workflow_id.removeprefix(_RUN_PREFIX)
 
 
 def make_run_id(milliseconds: int, event_id: str, function_id: str) -> str:
     """The id of the run that an event starts: a ULID.
 
-    The same event and function always give the same id, so that a repeated send starts no second run.
-    ``milliseconds`` is the event's time.
+    The same event and function always give the same id, so that a repeated send starts no second run. ``milliseconds``
+    is the event's time.
     """
     digest = hashlib.sha256(f"{event_id}\n{function_id}".encode()).digest()
     return make_id(milliseconds, lambda size: digest[:size])
 
 
 def make_event_id(milliseconds: int, sender_id: str) -> str:
-    """The engine's id of an event to which its sender gave an id."""
+    """The engine's id for an event with an id of its sender."""
     digest = hashlib.sha256(sender_id.encode()).digest()[:ENTROPY_BYTES]
     return make_id(milliseconds, lambda _: digest)
 
 
 _EXECUTION_BITS = 20
 _GENERATION_BITS = 32
-"""Together they are below 2 to the power of 53, which JavaScript reads exactly."""
+"""Both together stay below 2^53, the largest integer that JavaScript reads exactly."""
 
 
 def execution_of(workflow_run_id: str) -> int:
-    """A number above 0 for an execution of a run's workflow.
+    """A number above 0 that identifies an execution of a run's workflow.
 
-    A reset begins another one.
+    A reset begins a new execution.
     """
     return 1 + zlib.crc32(workflow_run_id.encode()) % ((1 << _EXECUTION_BITS) - 1)
 
 
 def app_generation(generation: int, execution: int) -> int:
-    """The generation of a call as its app gets it.
+    """The generation of a call as the app receives it.
 
-    Generations of an execution that was reset begin again from an earlier one.
+    After a reset, the generations of the new execution begin again from an earlier one.
     """
     return (execution << _GENERATION_BITS) + generation
 
@@ -83,7 +83,7 @@ def app_generation(generation: int, execution: int) -> int:
 def split_generation(generation: int) -> tuple[int, int]:
     """The generation and the execution of an ``app_generation``.
 
-    The execution is 0 if it has none.
+    The execution is 0 if there is none.
     """
     return generation & ((1 << _GENERATION_BITS) - 1), generation >> _GENERATION_BITS
 
@@ -127,8 +127,8 @@ def signal_workflow_id(signal: str) -> str:
     return f"durably/signal/{_digest(signal)}"
 
 
-def gate_workflow_id(function_id: str, option: str, key: str) -> str:
-    """The workflow of one value of an option's key, of a function or of a scope."""
+def bucket_workflow_id(function_id: str, option: str, key: str) -> str:
+    """The bucket workflow for one key value of an option, in a function or a scope."""
     return f"durably/gate/{_bounded(function_id)}/{option}/{_digest(key)}"
 
 
@@ -140,7 +140,7 @@ def slots_workflow_id(app_id: str) -> str:
 def slots_queue(function_id: str, *, in_process: bool) -> str:
     """The task queue of calls that need a leased slot.
 
-    They are made in the app's own processes or over HTTP.
+    The calls are made in the app's own processes or over HTTP.
     """
     return f"durably/{'calls' if in_process else 'http-calls'}/{_bounded(function_id)}"
 
@@ -150,9 +150,9 @@ def _digest(text: str) -> str:
 
 
 def _bounded(name: str) -> str:
-    """A name as part of an id. The server takes ids of at most 1,000 bytes.
+    """A name as part of an id. The server accepts ids of at most 1,000 bytes.
 
-    The result for a longer name is longer than each name that stays as it is, so no two names share an id.
+    Shortened names are longer than every unchanged name, so no two names share an id.
     """
     encoded = name.encode()
     if len(encoded) <= _MAX_NAME_BYTES:

@@ -1,8 +1,8 @@
-"""Records of apps, functions, events, runs and waits, as messages.
+"""Messages: records of apps, functions, events, runs and waits.
 
-Those of calls are in ``runs/call_messages.py``.
+Messages of calls are in ``runs/call_messages.py``.
 
-They are in histories, so a field may be added with a default, and none may be renamed or removed.
+Messages are in histories, so a field may be added with a default, and none may be renamed or removed.
 """
 
 import datetime as dt
@@ -18,16 +18,16 @@ from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_STEPS
 from durably.protocol.sync import FunctionConfig
 
 END = "end"
-"""The memo of a cancelled run with its error: Temporal stores no reason in the end of a cancelled workflow."""
+"""The memo of a cancelled run with its error. Temporal stores no reason for the end of a cancelled workflow."""
 RUN_MEMO = "run"
 """The memo of a run's workflow with its ``RunMemo``."""
 
 
 class RunPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The engine's settings that decide about a run, as they were when it started.
+    """The engine's settings for a run, taken when it started.
 
-    ``retry_delays`` are the least delay after each attempt, and what is added at random at most, in milliseconds; if
-    there are none, the protocol's schedule holds. ``call_timeout`` is in milliseconds.
+    - ``retry_delays``: (minimum, maximum jitter) for each attempt in milliseconds; empty for the protocol's schedule.
+    - ``call_timeout``: in milliseconds.
     """
 
     retry_delays: tuple[tuple[int, int], ...] = ()
@@ -39,7 +39,7 @@ class RunPolicy(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class CancellationRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A bulk cancellation, as it applies to new runs of its function.
 
-    Times are milliseconds since the epoch. ``created_at`` is by the clock of the server, as are the ends of runs.
+    Times are milliseconds since the epoch. ``created_at`` and the ends of runs are by the server's clock.
     """
 
     id: str
@@ -55,8 +55,8 @@ class CancellationRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_onl
 class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A function as its app synced it: the memo ``function`` of its workflow.
 
-    ``in_process``: calls go to the processes of its app, and not to its URL.
-    ``cancellations`` are those in bulk that apply to its new runs; some may be over.
+    - ``in_process``: calls go to the app's processes, not to its URL.
+    - ``cancellations``: bulk cancellations that apply to new runs. Some may have expired.
     """
 
     app_id: str
@@ -70,19 +70,20 @@ class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
 
 
 class TriggerRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A trigger of a topic; ``expression`` is its condition, if any."""
+    """A trigger of a topic. ``expression`` is its condition, if any."""
 
     function_id: str
     expression: str | None = None
 
 
 class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """An app as it synced last: the memo ``app`` of its workflow.
+    """An app's last sync: the memo ``app`` of its workflow.
 
-    ``functions`` are digests of the configurations by ids, in the app's order. ``names`` are those of all events that
-    trigger its functions, or did so before. ``synced_at`` is milliseconds since the epoch. ``error`` is why a later
-    sync was refused. ``leased`` and ``leased_http`` are the functions whose calls in process and over HTTP need leased
-    slots, or did so before.
+    - ``functions``: digests of the configurations by id, in the app's order.
+    - ``names``: all event names that trigger its functions, or did so before.
+    - ``synced_at``: milliseconds since the epoch.
+    - ``error``: why a later sync was refused.
+    - ``leased``, ``leased_http``: functions whose calls in process and over HTTP need leased slots, or did so before.
     """
 
     url: str
@@ -102,9 +103,9 @@ class AppRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class SyncInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A sync of an app: its functions, and what its record has besides.
+    """A sync of an app: its functions, and the other parts of its record.
 
-    ``restores``: it is applied even if the app's record has it already.
+    ``restores``: apply it even if the app's record is the same.
     """
 
     app_id: str
@@ -114,11 +115,9 @@ class SyncInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Triggers and wait paths of an event name.
+    """Triggers and wait paths of an event name: the memo ``topic`` of its workflow.
 
-    It is the memo ``topic`` of the topic's workflow.
-
-    ``paths`` are those of the wait index (see ``index_key``); ``None`` for waits that require no value.
+    ``paths`` are paths of the wait index (see ``index_key``). ``None`` is the path of waits that require no value.
     """
 
     triggers: tuple[TriggerRecord, ...] = ()
@@ -126,7 +125,7 @@ class TopicRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class InvokerRecord(msgspec.Struct, frozen=True, array_like=True):
-    """The step that invoked a function by an event. ``name`` is that of the step."""
+    """The step that invoked a function by an event. ``name`` is the step's name."""
 
     run_id: str
     step_id: str
@@ -136,10 +135,13 @@ class InvokerRecord(msgspec.Struct, frozen=True, array_like=True):
 class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """An event that is routed.
 
-    ``id`` is the engine's; ``body`` is the event as functions get it. ``at`` is when it was received, in milliseconds
-    since the epoch. ``sender`` is the run that sent it, or whose end it reports. ``chain`` are the functions of the
-    last runs that led to it, the latest first. ``index`` is its place in its request. ``invoker`` hears of the
-    end of the run, if that is not its child.
+    - ``id``: the engine's id.
+    - ``body``: the event as functions get it.
+    - ``at``: the time of receipt, in milliseconds since the epoch.
+    - ``sender``: the run that sent it, or whose end it reports.
+    - ``chain``: the functions of the last runs that led to it, the latest first.
+    - ``index``: its position in its request.
+    - ``invoker``: is notified of the run's end if the run is not its child workflow.
     """
 
     id: str
@@ -155,14 +157,14 @@ class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 
     @property
     def place(self) -> tuple[int, int]:
-        """The order in which events were received."""
+        """The sort key for the order of receipt."""
         return self.at, self.index
 
 
 class DeliveryRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event with all that it leads to, as it was when the event was received.
+    """An event with its targets, as they were at its receipt.
 
-    ``waits`` are paths of the wait index, each with the value that the event has there.
+    ``waits`` are paths of the wait index, each with the event's value there.
     """
 
     event: EventRecord
@@ -174,7 +176,7 @@ class DeliveryRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RunOutcome(msgspec.Struct, frozen=True):
-    """The end of a run that makes no call: it is skipped, cancelled, or fails at once."""
+    """The end of a run that makes no call: skipped, cancelled, or failed at its start."""
 
     status: RunStatus
     error: ErrorData
@@ -191,13 +193,15 @@ class CancelRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     until: int | None = None
 
 
-class RunFlow(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class RunFlowState(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Flow control of a run.
 
-    ``singleton`` is the id of the gate that it holds, ``queue`` that of its calls' queue. If it waits there, its first
-    call is made until ``start_by``, or it is cancelled. A timeout that is a duration is ``start_within`` instead, in
-    milliseconds after the start of its workflow, because the clock of the sender may be wrong. ``calls_queue`` is the
-    task queue of its calls if they need leased slots.
+    - ``singleton``: the id of its bucket.
+    - ``queue``: the id of its calls' queue.
+    - ``start_by``: the run is cancelled if its first call is still queued at this time.
+    - ``start_within``: the same as a duration in milliseconds from the start of the workflow, because the sender's
+      clock may be wrong.
+    - ``calls_queue``: the task queue of its calls if they need leased slots.
     """
 
     singleton: str | None = None
@@ -214,9 +218,9 @@ class MemoRecord(msgspec.Struct, frozen=True, array_like=True):
 
 
 class CopiedMemos(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """The first memos of another run, which a rerun takes over.
+    """The first memos of another run, which a rerun copies.
 
-    ``size`` is their bytes. ``step_input`` is the input that a person gave a step: ``{"input": […]}``.
+    ``size`` is their bytes. ``step_input`` is the input that a user gave a step: ``{"input": […]}``.
     """
 
     run_id: str
@@ -228,9 +232,9 @@ class CopiedMemos(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The start of a run.
 
-    ``events`` are several for a batch. ``parent`` is the run that started this one, by its step ``parent_step`` if it
-    invoked it.
-    ``finish_timeout`` is the function's option ``timeouts.finish``.
+    - ``events``: several for a batch.
+    - ``parent``: the run that started this one; ``parent_step`` is its step if it invoked this one.
+    - ``finish_timeout``: the function's option ``timeouts.finish``.
     """
 
     run_id: str
@@ -245,7 +249,7 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     parent_step: str | None = None
     outcome: RunOutcome | None = None
     cancel_on: tuple[CancelRecord, ...] = ()
-    flow: RunFlow | None = None
+    flow: RunFlowState | None = None
     copied: CopiedMemos | None = None
     finish_timeout: int | str | None = None
     policy: RunPolicy = RunPolicy()
@@ -254,7 +258,7 @@ class RunInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 class RunMemo(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """The memo ``run`` of a run's workflow, for lists.
 
-    The fields are as in ``RunInput``, and ``origin``, ``traceparent`` and ``chain`` as in its event.
+    Fields are as in ``RunInput``. ``origin``, ``traceparent`` and ``chain`` are as in its event.
     """
 
     function_id: str
@@ -310,12 +314,13 @@ class Condition(msgspec.Struct, frozen=True, array_like=True):
 class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A run's wait for an event.
 
-    ``is_exact``: the value at the path is its whole condition, so that the first event ends it. If it is not, events
-    that do not meet the ``condition`` do not reach the run. Without one, the run gets each event with the value, and
-    evaluates the condition itself. ``until`` is milliseconds since the epoch; ``None``: until the run ends.
-    ``is_early``: it is registered before its run starts. ``ignored`` are events that the run got before. One of them
-    may be delivered again after a crash. Events for a run that has not started are kept for ``start_within``
-    milliseconds.
+    - ``is_exact``: the value at the path is the whole condition, so the first event ends the wait.
+    - ``condition``: other events do not reach the run. Without a condition, the run gets each event with the value, and
+      evaluates the condition itself.
+    - ``until``: milliseconds since the epoch; ``None``: until the run ends.
+    - ``is_early``: registered before its run starts.
+    - ``ignored``: events that the run received before. One may be delivered again after a crash.
+    - ``start_within``: milliseconds for which events are kept if the run has not started.
     """
 
     run_id: str
@@ -332,7 +337,7 @@ class WaitRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class LeaveInput(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Waits of a run that are over, though neither an event nor a signal ended them."""
+    """Waits of a run that ended without an event or a signal."""
 
     waits: tuple[WaitRecord, ...] = ()
     signals: tuple["SignalRecord", ...] = ()
@@ -372,7 +377,7 @@ class InvokeInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
 class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The run to start for an invocation, or the error of its step.
 
-    If it has neither, the function has gates: they start the run, which reports its end to the step. Its id is then
+    If it has neither, the function has buckets. They start the run, which reports its end to the step. The run's id is
     ``run_id``, unless it is the run of a batch.
     """
 
@@ -384,7 +389,7 @@ class ResolvedInvocation(msgspec.Struct, frozen=True, omit_defaults=True):
 class SignalRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A run's wait for a signal.
 
-    ``replaces``: it takes the place of another step's wait.
+    ``replaces``: it replaces another step's wait.
     """
 
     run_id: str

@@ -1,6 +1,6 @@
-"""``ProcessMonitor``: counts, logs, traces and publishes what a process does.
+"""``ProcessMonitor``: counts, logs, traces and publishes the work of a process.
 
-Workflows report to it (``runs/run_changes.py``). Nothing in a run depends on it.
+Workflows report to it (``runs/run_changes.py``). No run depends on it.
 """
 
 import asyncio
@@ -23,33 +23,34 @@ from durably.engine.scheduling.subscriptions import RunChange, Subscriptions
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite.writer import Group
 from durably.engine.temporal.ids import execution_of
-from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.runs.run_changes import RunReport, listen
 from durably.engine.views import RunUpdate
 from durably.protocol.text import get_logger
+from durably.temporal.compat import Eviction
 
 from .workflow_code import wall_clock
 
 _FRESH_SECONDS, _KEPT_SECONDS = 15.0, 120.0
-"""Ages after which numbers are read again, and are no longer shown."""
+"""Seconds until numbers are read again, and until they are no longer shown."""
 _FIRST_SECONDS, _READ_SECONDS = 1.0, 10.0
-"""Times for the first answer, and for one read."""
+"""Timeouts in seconds of the first answer and of one read."""
 _NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
-"""Changes of runs are those of workflows, which no transaction of ours commits."""
+"""Workflows report run changes; no local transaction commits them."""
 _HELD_SECONDS = 0.5
-"""Time before the end of a run is published. The server refuses the task that ends a run if an event comes during it,
-and the run may then end otherwise."""
+"""Time before the end of a run is published if it is unknown whether the server has accepted it."""
 _MOST_KNOWN = 10_000
-"""Reports that are known again if they are repeated."""
+"""Recent reports, to drop duplicates."""
 
 _logger = get_logger("durably.engine")
 
 
 class LiveRuns:
-    """``get`` starts a read if the last one is old, and waits only for the first.
+    """Numbers of live runs. ``get`` waits only for the first read.
 
-    One read costs a request for each function, and the scrapes of all processes add up.
+    ``get`` starts a new read if the last one is old. A read costs a request for each function, and each process is
+    scraped.
     """
 
     def __init__(self, read: Callable[[], Awaitable[Mapping[str, int]]]) -> None:
@@ -60,7 +61,7 @@ class LiveRuns:
         self._has_failed = False
 
     async def get(self) -> Mapping[str, int] | None:
-        """The numbers by function; ``None`` if they are unknown."""
+        """The numbers by function, or ``None`` if they are unknown."""
         age = time.monotonic() - self._read_at
         if (self._numbers is None or age > _FRESH_SECONDS) and self._reading is None:
             self._reading = asyncio.create_task(self._refresh())
@@ -75,7 +76,7 @@ class LiveRuns:
                 self._numbers = await self._read()
             self._read_at = time.monotonic()
             self._has_failed = False
-        except Exception as error:  # The other metrics are of use then, and so are the app's own.
+        except Exception as error:  # Keep serving the other metrics.
             if not self._has_failed:
                 _logger.warning(
                     "durably_runs_live is missing in the metrics until it can be read again: %s: %s",
@@ -101,46 +102,62 @@ class ProcessMonitor:
         self._started_at = time.time()
         self._tracing = settings.tracing
         self._ends: dict[int, RunReport] = {}
+        """Ends that the server may not have accepted. It refuses the task that ends a run if an event comes during it,
+        and the run may then end otherwise."""
         self._known = set[int]()
         self._known_in_order = deque[int]()
         self._stop_listening: Callable[[], None] | None = None
 
-    def monitor(self, namespace: str, queues: Sequence[str], caller: Caller) -> Caller:
+    def monitor(self, namespace: str, queues: Sequence[str], caller: ActivityCaller) -> ActivityCaller:
         """Follow the runs of these task queues, on the running event loop.
 
         Returns a caller that makes calls through ``caller``, and counts and traces them.
         """
         if self._stop_listening is not None:
             self._stop_listening()
-        self._stop_listening = listen(namespace, queues, self._note)
+        self._stop_listening = listen(namespace, queues, self._note, self._note_eviction)
         return partial(self._count, caller)
 
     def _note(self, reports: list[RunReport]) -> None:
         changes: list[RunChange] = []
         for report in reports:
             if report.key in self._known:
-                if report.key in self._ends:
-                    self._ends[report.key] = report
                 continue
-            self._known.add(report.key)
-            self._known_in_order.append(report.key)
-            if len(self._known_in_order) > _MOST_KNOWN:
-                self._known.discard(self._known_in_order.popleft())
             if report.ended is None:
+                self._remember(report.key)
                 changes.append(report.change)
             else:
                 self._ends[report.key] = report
-                asyncio.get_running_loop().call_later(_HELD_SECONDS, self._publish_end, report.key)
         if changes:
             self._publish(changes)
 
-    def _publish_end(self, key: int) -> None:
-        report = self._ends.pop(key, None)
+    def _note_eviction(self, key: int, eviction: Eviction) -> None:
+        report = self._ends.get(key)
         if report is None:
             return
+        match eviction:
+            case Eviction.ENDED:
+                self._publish_end(report)
+            case Eviction.REFUSED:
+                del self._ends[key]
+            case Eviction.OTHER:
+                asyncio.get_running_loop().call_later(_HELD_SECONDS, self._publish_end, report)
+
+    def _publish_end(self, report: RunReport) -> None:
+        """Publish an end, unless the workflow was executed again since, and reports another."""
+        if self._ends.get(report.key) is not report:
+            return
+        del self._ends[report.key]
+        self._remember(report.key)
         self._publish([report.change])
         if self._tracing is not None and report.ended is not None:
             self._tracing.run_ended(report.ended)
+
+    def _remember(self, key: int) -> None:
+        self._known.add(key)
+        self._known_in_order.append(key)
+        if len(self._known_in_order) > _MOST_KNOWN:
+            self._known.discard(self._known_in_order.popleft())
 
     def _publish(self, changes: list[RunChange]) -> None:
         self._observers.changes += changes
@@ -149,7 +166,7 @@ class ProcessMonitor:
             for change in changes:
                 self._updates.publish(change)
 
-    async def _count(self, caller: Caller, call: CallInput, data: CallData) -> Answer:
+    async def _count(self, caller: ActivityCaller, call: CallInput, data: CallData) -> Answer:
         delay, began = _delay_of(call), time.perf_counter()
         self._in_flight[call.function_id] += 1
         try:
@@ -159,7 +176,7 @@ class ProcessMonitor:
         self._observers.on_call(EndedCall(call.function_id, delay, time.perf_counter() - began, answer))
         return answer
 
-    async def _trace(self, caller: Caller, call: CallInput, data: CallData) -> Answer:
+    async def _trace(self, caller: ActivityCaller, call: CallInput, data: CallData) -> Answer:
         """Make a call in its own span. Calls are activities, so replays make no spans."""
         if self._tracing is None:
             return await caller(call, data)
@@ -172,7 +189,7 @@ class ProcessMonitor:
             return answer
 
     def note_events(self, names: Sequence[str], unmatched: Collection[str]) -> None:
-        """Count events of a sender, and those of them that match nothing."""
+        """Count the events of a sender, and how many of them match nothing."""
         self._observers.counters.received += len(names)
         if unmatched:
             self._observers.on_unmatched([name for name in names if name in unmatched])
@@ -183,7 +200,7 @@ class ProcessMonitor:
     def read(self, live: Mapping[str, int] | None) -> list[Metric]:
         """The metrics.
 
-        ``live`` are the numbers of live runs of all processes, by function; ``None`` if they are unknown.
+        ``live`` has the numbers of live runs of all processes by function, or ``None`` if they are unknown.
         """
         return [
             *self._observers.read(),
@@ -203,19 +220,19 @@ class ProcessMonitor:
         """End the updates, and send the last alerts, for at most 2 s."""
         if self._stop_listening is not None:
             self._stop_listening()
-        for key in list(self._ends):
-            self._publish_end(key)
+        for report in list(self._ends.values()):
+            self._publish_end(report)
         self._updates.close()
         await self._observers.close()
 
 
 def _delay_of(call: CallInput) -> int:
-    """Milliseconds since the call was due.
+    """Milliseconds between the due time of the call and now.
 
     Limits and the task queue have delayed it.
     """
     info = activity.info()
     due = call.call.due
-    if info.attempt > 1:  # Those before did not reach the app.
+    if info.attempt > 1:  # Earlier attempts did not reach the app.
         due = max(due, int(info.current_attempt_scheduled_time.timestamp() * 1000))
     return max(0, wall_clock() - due)

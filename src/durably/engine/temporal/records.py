@@ -1,10 +1,10 @@
-"""Records of long-lived workflows, and workflows that somebody has ended.
+"""Records of long-lived workflows, and restoring of terminated workflows.
 
-Records are in memos. They are read by Describe, which is consistent and costs no action. A workflow that somebody
-terminated is started again with the record that it had.
+Records are in memos. They are read by Describe, which is consistent and costs no action. A long-lived workflow that a
+user terminated is started again with its record.
 
-A new workflow in the place of one that ends by itself would not know what waits there, is held or is under way. So
-those are restored before anybody needs them: by the next event, signal, wait or call.
+Buckets, queues and waits end by themselves, so a new workflow would not know the waiting, stored and running work of a
+terminated one. They are restored before the next event, signal, wait or call uses them.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ _ENDLESS: Mapping[str, Any] = {APP: AppWorkflow.run, FUNCTION: FunctionWorkflow.
 _PAGE = 100
 _LAST_DAYS = dt.timedelta(days=7)
 _MOST_ENDED = 1000
-"""Workflows of one look."""
+"""Maximum number of workflows in one search."""
 _MOST_AT_ONCE = 16
 
 
@@ -56,7 +56,7 @@ class Records:
         self._reads = SharedReads(self._describe)
 
     async def read(self, workflow_id: str, memo: str, as_type: type[T]) -> T | None:
-        """A record in the memo of a workflow; ``None`` if there is none."""
+        """A record in the memo of a workflow, or ``None``."""
         found: T | None = await self._reads((workflow_id, memo, as_type))
         return found
 
@@ -71,7 +71,7 @@ class Records:
         return record
 
     async def _restore(self, workflow_id: str, memo: str, record: object) -> None:
-        _logger.warning("the workflow %r was ended on Temporal, and is started again with what it held", workflow_id)
+        _logger.warning("the workflow %r was terminated on Temporal, and is started again with its record", workflow_id)
         await self._client.start_workflow(
             _ENDLESS[memo],
             record,
@@ -86,7 +86,7 @@ class Records:
         return await self.read(function_workflow_id(function_id), FUNCTION, FunctionRecord)
 
     async def find_functions(self, function_ids: Iterable[str]) -> dict[str, FunctionRecord]:
-        """The functions that exist, by their ids."""
+        """The functions that exist, by id."""
         wanted = list(function_ids)
         found = await asyncio.gather(*map(self.find_function, wanted))
         return {each: record for each, record in zip(wanted, found, strict=True) if record is not None}
@@ -95,7 +95,7 @@ class Records:
         return await self.read(run_workflow_id(run_id), RUN_MEMO, RunMemo)
 
     async def find_topic(self, event_name: str) -> TopicRecord:
-        """An empty record if the event is not known."""
+        """The record of an event name, empty if the name is unknown."""
         found = await self.read(topic_workflow_id(event_name), TOPIC, TopicRecord)
         return TopicRecord() if found is None else found
 
@@ -104,21 +104,21 @@ class Records:
 
 
 class Restorer:
-    """Restores workflows that end by themselves when they hold nothing."""
+    """Restores workflows that end by themselves when they are empty."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
         self._reads: SharedReads[str] = SharedReads(self._restore)
 
     async def restore(self, workflow_id: str) -> bool:
-        """Continue a workflow if somebody has ended it. Returns whether it runs."""
+        """Continue a workflow that a user has terminated. Returns whether it runs."""
         is_running: bool = await self._reads(workflow_id)
         return is_running
 
     async def restore_all(self) -> None:
-        """Continue the gates and queues that somebody has ended in the last days.
+        """Continue the buckets and queues that users terminated in the last days.
 
-        Their next event or call does that too, but it may never come, and they hold events and calls until a time.
+        Their next event or call also does that. But it may never arrive, and their events and calls are due at a time.
         """
         since = dt.datetime.now(dt.UTC) - _LAST_DAYS
         query = (
@@ -136,12 +136,12 @@ class Restorer:
             await asyncio.gather(*map(restore, ids))
             if len(ids) == _MOST_ENDED:
                 _logger.warning(
-                    "somebody has ended more gates and queues on Temporal than the %d that continue now; the others "
+                    "more buckets and queues were terminated on Temporal than the %d that continue now; the others "
                     "continue with their next event or call",
                     _MOST_ENDED,
                 )
         except RPCError as error:
-            _logger.warning("gates and queues that were ended on Temporal cannot be looked for: %s", error)
+            _logger.warning("cannot search for buckets and queues that were terminated on Temporal: %s", error)
 
     async def _restore(self, workflow_id: str) -> bool:
         described = await describe(self._client, workflow_id)
@@ -156,12 +156,12 @@ class Restorer:
             )
             if task_end is None:
                 _logger.warning(
-                    "the workflow %r was ended on Temporal before a worker had executed it, and what it held is lost: "
-                    "rerun the runs that wait for it, and send its events again",
+                    "the workflow %r was terminated on Temporal before a worker had executed it, and its state is "
+                    "lost: rerun the runs that wait for it, and send its events again",
                     workflow_id,
                 )
                 return False
-            _logger.warning("the workflow %r was ended on Temporal, and continues with what it held", workflow_id)
+            _logger.warning("the workflow %r was terminated on Temporal, and continues with its state", workflow_id)
             await self._reset(execution, task_end)
             return True
         return False
@@ -169,7 +169,7 @@ class Restorer:
     async def _reset(self, execution: WorkflowExecution, task_end: int) -> None:
         """Execute a task again.
 
-        The server applies the signals and Updates after it again.
+        The server applies the later signals and Updates again.
         """
         await self._client.workflow_service.reset_workflow_execution(
             ResetWorkflowExecutionRequest(
@@ -184,9 +184,9 @@ class Restorer:
         )
 
     async def _find_last_task_end(self, execution: WorkflowExecution, *, was_cancelled: bool) -> int | None:
-        """The end of the last task; if the workflow was cancelled, of the one before that.
+        """The end of the last task, or of the one before it if the workflow was cancelled.
 
-        A task that has started need not have ended.
+        The last started task may not have ended.
         """
         is_past = not was_cancelled
         async for event in self._events(execution):

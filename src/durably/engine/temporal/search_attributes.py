@@ -1,6 +1,6 @@
 """Search attributes of runs, by which lists find them.
 
-They hold no data of events. Routing never uses them: an index of workflows lags behind.
+They contain no data of events. Routing never uses them, because the index of workflows lags.
 """
 
 import datetime as dt
@@ -22,24 +22,25 @@ EVENT_IDS = SearchAttributeKey.for_keyword_list("DurablyEventIds")
 PARENT = SearchAttributeKey.for_keyword("DurablyParent")
 """The run that started this one."""
 STATUS = SearchAttributeKey.for_keyword("DurablyStatus")
-"""The run's status, if Temporal has none for it: a skipped run, or one that was cancelled and failed so."""
+"""The run's status, if Temporal has none for it: a skipped run, or a cancelled run whose workflow failed."""
 
 _KEYS = (APP, FUNCTION, EVENT, EVENT_IDS, PARENT, STATUS)
 _RPC_TIMEOUT = dt.timedelta(seconds=10)
 _MAX_TEXT = 255
-"""Characters that SQL visibility stores keep of a Keyword."""
+"""Number of characters that SQL visibility stores keep of a Keyword."""
 _MAX_WHOLE_IDS = 60
-"""Ids whose list fits into the 2 KB of a value. Of the ids of more events, the random parts do."""
+"""Maximum number of ids whose list fits into the 2 KB of a value. If a run has more events, only the random parts of
+their ids are stored."""
 _RANDOM_CHARACTERS = 16
 
 
 def keyword(text: str) -> str:
-    """A text as an index keeps it."""
+    """A string as an index stores it."""
     return text[:_MAX_TEXT]
 
 
 def short_event_id(event_id: str) -> str:
-    """The random part of an event's id, which a large batch has in place of the id."""
+    """The random part of an event's id. A large batch has it instead of the id."""
     return event_id[-_RANDOM_CHARACTERS:]
 
 
@@ -63,7 +64,7 @@ def search_attributes_of(run: RunInput) -> TypedSearchAttributes:
 async def register_search_attributes(client: Client) -> None:
     """Register the attributes that the server lacks, and wait until it accepts them.
 
-    Raises ``SearchAttributeError`` with the commands to run, if the server does not let this client register them, and
+    Raises ``SearchAttributeError`` with the commands to run if the server does not let this client register them, and
     ``TemporalCredentialsError`` if it denies the whole namespace.
     """
     await register_and_wait(client, {key.name: indexed_type(key) for key in _KEYS}, _RPC_TIMEOUT)

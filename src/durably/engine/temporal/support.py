@@ -11,7 +11,7 @@ import msgspec
 
 from durably.engine.core.expressions.syntax import Literal, parse
 from durably.engine.core.flow.config import Flow
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import FunctionConfig
 
@@ -29,14 +29,14 @@ _TWO_SHARED = (
     "it can share one limit with others. Remove one of the limits"
 )
 MAX_PATTERNS = 16
-"""Wildcards that an event of a long name may meet. Each costs every such event a request."""
+"""Maximum number of wildcard patterns for an event name. Each pattern costs every such event a request."""
 UNUSED_SETTINGS = {
     "clock": "the Temporal server has the timers",
     "durability": "the Temporal server's database decides",
     "entropy": "ids of runs are made from those of events",
     "retention": "that of Temporal's namespace decides: `temporal operator namespace update --retention`",
 }
-"""Each with the reason."""
+"""Settings that are not used, each with the reason."""
 
 
 class Support(StrEnum):
@@ -64,14 +64,14 @@ SUPPORT: Sequence[OptionSupport] = (
     OptionSupport(
         "throttle",
         Support.DIFFERENT,
-        "It is exact. Runs of one key, or of a function with other limits too, wait in one workflow, which starts some "
-        "tens of them a second",
+        "It is exact. Runs of one key, or of a function with other limits too, wait in one workflow, which starts a "
+        "few dozen of them a second",
     ),
     OptionSupport(
         "concurrency",
         Support.DIFFERENT,
         "It is exact. With a key, each call takes its slot from one workflow for each value, or for the function if it "
-        "has several limits. That costs about four actions a call, and a queue serves some tens of calls a second. The "
+        "has several limits. That costs about four actions a call, and a queue serves a few dozen calls a second. The "
         "slots of a run that is terminated in Temporal's UI are free within a minute. A call that does not reach its "
         "app keeps its slot until it does. A changed set of limits applies to runs that start after the sync; changed "
         "numbers apply to waiting calls within a minute",
@@ -85,7 +85,7 @@ SUPPORT: Sequence[OptionSupport] = (
         "throttle, a timeout or a second limit, calls take their slots from a workflow as with a key",
     ),
     OptionSupport(
-        "concurrency of scope env or account, beside another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"
+        "concurrency of scope env or account, with another limit or a throttle", Support.REFUSED, f"It {_TWO_SCOPES}"
     ),
     OptionSupport("two limits of scope env or account", Support.REFUSED, f"It {_TWO_SHARED}"),
     OptionSupport("priority", Support.SAME, "The function has concurrency or throttle"),
@@ -105,7 +105,7 @@ SUPPORT: Sequence[OptionSupport] = (
 )
 
 
-def check_support(functions: Sequence[Function]) -> None:
+def check_support(functions: Sequence[SyncedFunction]) -> None:
     """Raises ``ConfigInvalidError``, which names the function and the option."""
     for function in functions:
         for option, problem in (*find_refusals(function.flow), *_find_long_patterns(function.config)):
@@ -135,7 +135,7 @@ def _find_long_patterns(config: FunctionConfig) -> Iterator[tuple[str, str]]:
         if (trigger.event or "").endswith("*") and depth > MAX_PATTERNS:
             yield (
                 f"triggers[{index}]",
-                f"has a wildcard after {depth} slashes and dots; on Temporal at most {MAX_PATTERNS} are possible",
+                f"has a wildcard after {depth} slashes and dots; on Temporal at most {MAX_PATTERNS} are allowed",
             )
 
 

@@ -1,6 +1,6 @@
 """The workers of a process: their workflows, activities and polls.
 
-They run until they are stopped, and are made again if one of them fails.
+They run until they are stopped. If one fails, all are created again.
 """
 
 import asyncio
@@ -9,20 +9,22 @@ import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+from temporalio import workflow
 from temporalio.client import Client
-from temporalio.worker import Worker
+from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
 from durably.engine.temporal.apps.record_workflows import AppWorkflow, FunctionWorkflow, TopicWorkflow
-from durably.engine.temporal.flow.call_queue_workflow import CallQueueWorkflow
-from durably.engine.temporal.flow.gate_workflow import GateWorkflow
+from durably.engine.temporal.flow.bucket_workflow import BucketWorkflow
+from durably.engine.temporal.flow.limit_queue_workflow import LimitQueueWorkflow
 from durably.engine.temporal.reports.bulk import Bulk
 from durably.engine.temporal.reports.bulk_workflow import BulkWorkflow
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.routing.workflows import EventWorkflow, SignalWorkflow, WaitWorkflow
-from durably.engine.temporal.runs.activities import CallActivities, Caller, StepRequests
+from durably.engine.temporal.runs.activities import ActivityCaller, CallActivities, StepRequests
+from durably.engine.temporal.runs.cached_runs import CachedRuns
 from durably.engine.temporal.runs.local_activities import LocalActivities
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
 from durably.engine.temporal.slots.call_slots import CallSlots, tuner_of
@@ -31,7 +33,7 @@ from durably.engine.temporal.slots.leased_workers import LeasedWorkers
 from durably.engine.temporal.slots.slot_leases import SlotLeases
 from durably.engine.temporal.slots.slots_workflow import SlotsWorkflow
 from durably.protocol.text import get_logger
-from durably.temporal.compat import release_task_queue
+from durably.temporal.compat import ObservedRunner, evict, release_task_queue
 
 from .ids import WORKFLOWS_QUEUE, process_queue
 
@@ -39,10 +41,10 @@ _COMMON_WORKFLOWS: Sequence[type] = (
     AppWorkflow,
     CronWorkflow,
     BulkWorkflow,
-    CallQueueWorkflow,
+    LimitQueueWorkflow,
     EventWorkflow,
     FunctionWorkflow,
-    GateWorkflow,
+    BucketWorkflow,
     SignalWorkflow,
     SlotsWorkflow,
     TopicWorkflow,
@@ -51,17 +53,18 @@ _COMMON_WORKFLOWS: Sequence[type] = (
 WORKFLOWS = (RunWorkflow, *_COMMON_WORKFLOWS)
 
 _STICKY_TIMEOUT = dt.timedelta(seconds=3)
-"""Time after which another worker takes a workflow over whose worker is gone."""
+"""Seconds after which another worker takes over the workflow of a lost worker."""
 
 _CALL_POLLS = 2
-"""Polls for calls. Most calls need none: they come with the answers to workflow tasks. A poll of a worker that stops
-may bring a call that it has to return."""
+"""Number of polls for calls. Most calls need none: they come with the answers to workflow tasks. A poll of a worker
+that stops may bring a call that it has to return."""
 
 _RUN_POLLS = 16
-"""Polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read again:
-with Temporal's default of 5 that happens to most tasks of 20 busy runs."""
+"""Number of polls for the tasks of runs. A task that finds no waiting poll is written to the server's database and read
+again. With Temporal's default of 5 that happens to most tasks of 20 busy runs."""
 MAX_CACHED_RUNS = 1000
-"""Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs."""
+"""Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs. ``CachedRuns``
+bounds the bytes of these."""
 
 _RETRY_SECONDS = 1.0
 _RETURN_SECONDS = 5.0
@@ -70,7 +73,7 @@ _logger = get_logger("durably.engine")
 
 
 class AnyWorker(Protocol):
-    """A worker of temporalio, or several that act as one."""
+    """A temporalio worker, or several that act as one."""
 
     async def run(self) -> None: ...
 
@@ -82,7 +85,7 @@ class AnyWorker(Protocol):
 
 
 class Slots(Protocol):
-    """See ``CallSlots``."""
+    """The slots of a worker; see ``CallSlots``."""
 
     def close(self) -> None: ...
 
@@ -94,7 +97,7 @@ class Slots(Protocol):
 class ProcessWorkers(list[AnyWorker]):
     """Workers, and the slots of the calls that they make.
 
-    The first worker executes what workflows of the others ask for, such as the registration of a wait.
+    The first worker executes requests of the other workers' workflows, such as the registration of a wait.
     """
 
     def __init__(self, workers: Iterable[AnyWorker], slots: Sequence[Slots]) -> None:
@@ -105,19 +108,19 @@ class ProcessWorkers(list[AnyWorker]):
 def make_workers(
     client: Client,
     calls_queues: Sequence[str],
-    call: Caller,
+    call: ActivityCaller,
     *,
     router: Router,
     apps: AppSync,
     bulk: Bulk,
     leased: LeasedFunctions,
-    outbound: Outbound,
+    outbound: OutboundClient,
     max_calls: int,
 ) -> ProcessWorkers:
     """The workers of a process.
 
-    One executes the workflows that all apps share. The others execute the runs of one task queue each, and their
-    calls: the server gives a call to the worker that executes its run, with the answer to the workflow task.
+    One executes the workflows that all apps share. The others execute the runs of one task queue each, and their calls.
+    The server gives a call to the worker that executes its run, with the answer to the workflow task.
     """
     local = LocalActivities(client, router, apps)
     requests = StepRequests(process_queue(), outbound)
@@ -127,7 +130,7 @@ def make_workers(
         workflows=_COMMON_WORKFLOWS,
         activities=[
             *local.activities,
-            *router.gates.activities,
+            *router.buckets.activities,
             *CronActivities(router).activities,
             bulk.apply_page,
         ],
@@ -146,15 +149,24 @@ def make_workers(
         )
 
     of_leased = LeasedWorkers(leased, router.records, client, worker_of, max_calls)
+    loop = asyncio.get_running_loop()
+
+    def evict_run(info: workflow.Info) -> None:
+        worker = runs[calls_queues.index(info.task_queue)]
+        with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
+            loop.call_soon_threadsafe(evict, worker, info.run_id)
+
+    runner = ObservedRunner(UnsandboxedWorkflowRunner(), CachedRuns(evict_run))
     runs = [
         Worker(
             client,
             task_queue=queue,
             workflows=[RunWorkflow],
+            unsandboxed_workflow_runner=runner,
             activities=[
                 *CallActivities(client, call, requests, queue_slots, at_once).activities,
                 *local.activities,
-                *router.gates.activities,
+                *router.buckets.activities,
             ],
             tuner=tuner_of(queue_slots),
             max_concurrent_workflow_task_polls=_RUN_POLLS,
@@ -171,7 +183,7 @@ def make_workers(
 class WorkerGroup:
     """Runs the workers of a process.
 
-    A stop gives calls ``close_grace`` to end, and a little time to return the steps of calls that have not.
+    At a stop, calls get ``close_grace`` to end. Calls that have not ended get a little more time to return their steps.
     """
 
     def __init__(self, make: Callable[[], ProcessWorkers], close_grace: dt.timedelta) -> None:
@@ -186,9 +198,9 @@ class WorkerGroup:
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop_calls(self) -> None:
-        """Take no more calls, and wait for those under way.
+        """Accept no more calls, and wait for running ones.
 
-        Workflows continue, so that the calls can hand over steps.
+        Workflows continue, so that calls can commit their steps.
         """
         self._is_stopping = True
         for slots in self._workers.slots:
@@ -198,11 +210,11 @@ class WorkerGroup:
                 await asyncio.gather(*(slots.wait_until_unused() for slots in self._workers.slots))
 
     async def stop(self) -> None:
-        """``stop_calls``, then stop the execution of workflows."""
+        """Call ``stop_calls``, then stop the execution of workflows."""
         await self.stop_calls()
         if self._task is not None:
             await asyncio.gather(*(slots.wait_until_polls_are_quiet() for slots in self._workers.slots))
-            # Runs end what they have begun, for which this process may be the only one with the first worker.
+            # Runs end what they have begun. This process may be the only one with the first worker.
             await asyncio.gather(*(worker.shutdown() for worker in self._workers[1:]))
             await asyncio.gather(*(worker.shutdown() for worker in self._workers[:1]))
             self._task.cancel()

@@ -1,6 +1,6 @@
 """Parts of workflow code: clock, timer, packed states, long histories.
 
-All but ``wall_clock`` is for workflow code only.
+Everything but ``wall_clock`` is for workflow code only.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ def wall_clock() -> int:
 
 
 class EarliestTimer:
-    """One timer, set to the earliest of the times that are asked for.
+    """One timer, set to the earliest of the requested times.
 
     ``on_due`` gets the time that the timer was set to.
     """
@@ -35,9 +35,9 @@ class EarliestTimer:
         self._due = 0
 
     def set(self, due: int | None) -> None:
-        """Set the timer, unless an earlier one is set: that costs less than to replace it.
+        """Set the timer, unless an earlier one is set: this costs less than replacing it.
 
-        ``due`` is milliseconds since the epoch; ``None`` asks for nothing.
+        ``due`` is milliseconds since the epoch; ``None`` changes nothing.
         """
         if due is None or (self._task is not None and self._due <= due):
             return
@@ -57,13 +57,13 @@ def history_is_long() -> bool:
 
 
 async def wait_for_long_history() -> None:
-    """Wait until the history is long, and no Update is under way."""
+    """Wait until the history is long, and no Update is running."""
     await workflow.wait_condition(history_is_long)
     await workflow.wait_condition(workflow.all_handlers_finished)
 
 
 class PackableState(Protocol):
-    """A state with a field for all of the others, packed."""
+    """A state with one field that has all other fields, compressed."""
 
     @property
     def packed(self) -> bytes: ...
@@ -73,7 +73,7 @@ S = TypeVar("S", bound=PackableState)
 
 
 def pack(state: S) -> S:
-    """The state for another execution of a workflow, whose input has at most 2 MB."""
+    """The state for the next execution of a workflow, whose input has at most 2 MB."""
     return type(state)(packed=zlib.compress(msgspec.json.encode(state)))  # type: ignore[call-arg]
 
 

@@ -39,7 +39,7 @@ from durably.engine.reports import (
 )
 from durably.engine.scheduling.events import check_event, make_id
 from durably.engine.scheduling.registry import read_sync
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.apps.app_sync import AppSync
@@ -53,7 +53,7 @@ from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
 from durably.engine.temporal.routing.event_receiver import EventReceiver
 from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.runs.activities import Caller
+from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.call_messages import CheckpointInput
 from durably.engine.temporal.runs.run_record import Annotation
 from durably.engine.temporal.runs.sizes import (
@@ -125,13 +125,13 @@ _VERIFY_TIMEOUT = dt.timedelta(seconds=2)
 _logger = get_logger("durably.engine")
 
 _CANCEL_SECONDS = 5.0
-"""Time for which a cancellation waits for the run's end."""
+"""Seconds for which a cancellation waits for the run's end."""
 
 
 class WorkflowEngine(LocalEngine):
     """The engine on Temporal. ``client`` has ``DATA_CONVERTER``.
 
-    ``in_process``: its workers make the calls of apps in this process, and not those over HTTP.
+    ``in_process``: its workers call apps in this process, not over HTTP.
     """
 
     def __init__(self, client: Client, settings: EngineSettings, *, in_process: bool = True) -> None:
@@ -139,7 +139,9 @@ class WorkflowEngine(LocalEngine):
         client = with_cancellation(client)
         self._client = client
         self._settings = settings
-        self._outbound = Outbound(allow_private_addresses=settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES)
+        self._outbound = OutboundClient(
+            allow_private_addresses=settings.allow_private_addresses, max_bytes=MAX_OUTPUT_BYTES
+        )
         self._router = Router(client, settings)
         self._apps = AppSync(client, settings)
         self._events = EventReceiver(client, self._router, settings)
@@ -170,8 +172,8 @@ class WorkflowEngine(LocalEngine):
         self._has_search_attributes = False
         self._closed = asyncio.Event()
 
-    def make_workers(self, calls_queues: Sequence[str], call: Caller) -> ProcessWorkers:
-        """The workers of a process, which makes calls of some task queues by ``call``."""
+    def make_workers(self, calls_queues: Sequence[str], call: ActivityCaller) -> ProcessWorkers:
+        """The workers of a process. They make the calls of task queues by ``call``."""
         self._call_queues = frozenset(calls_queues)
         return make_workers(
             self._client,
@@ -188,7 +190,7 @@ class WorkflowEngine(LocalEngine):
     async def close(self) -> None:
         """Close the connections of steps' requests, and end watches.
 
-        Stop the workers before.
+        Stop the workers first.
         """
         self._closed.set()
         self._live_runs.close()
@@ -196,7 +198,7 @@ class WorkflowEngine(LocalEngine):
         await self._outbound.close()
 
     async def verify(self) -> None:
-        """See ``LocalEngine``. Raises ``ServerUnavailableError``."""
+        """Raises ``ServerUnavailableError`` if the server does not answer."""
         request = DescribeNamespaceRequest(namespace=self._client.namespace)
         try:
             await self._client.workflow_service.describe_namespace(request, timeout=_VERIFY_TIMEOUT)
@@ -204,7 +206,6 @@ class WorkflowEngine(LocalEngine):
             raise self.explain(error) from None
 
     def explain(self, error: Exception) -> Exception:
-        """See ``LocalEngine``."""
         if is_away(error):
             return ServerUnavailableError(f"the Temporal server does not answer: {error}")
         return error
@@ -218,7 +219,7 @@ class WorkflowEngine(LocalEngine):
         yield RunWatch(self._lists, self._views, self._closed)
 
     def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
-        """See ``LocalEngine``. Workflows report what they do to their process."""
+        """The updates of this process. Workflows report their changes to their process."""
         return self._monitor.watch()
 
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
@@ -228,7 +229,7 @@ class WorkflowEngine(LocalEngine):
     async def prepare(self) -> None:
         """Prepare the namespace for runs. Each process does so before it serves functions.
 
-        Raises ``SearchAttributeError`` with the commands to run, if the server does not let this client do it, and
+        Raises ``SearchAttributeError`` with the commands to run if the server does not let this client do it, and
         ``TemporalCredentialsError`` if it denies the namespace.
         """
         if not self._has_search_attributes:
@@ -306,7 +307,7 @@ class WorkflowEngine(LocalEngine):
         started_after: dt.datetime | None = None,
         id_suffix: str | None = None,
     ) -> list[RunView]:
-        """Lists lag behind, usually below a second."""
+        """A page of runs. Lists lag, usually below a second."""
         wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
         return await self._search.list_runs(wanted, limit, cursor, id_suffix and id_suffix.upper())
 
@@ -324,7 +325,7 @@ class WorkflowEngine(LocalEngine):
         limit: int = 50,
         cursor: str | None = None,
     ) -> RunPage:
-        """``event_name`` is that of the first event of a batch."""
+        """A page of runs. ``event_name`` is that of the first event of a batch."""
         wanted = RunFilter(
             status=status,
             function_id=function_id,
@@ -345,9 +346,9 @@ class WorkflowEngine(LocalEngine):
         started_after: dt.datetime | None = None,
         started_before: dt.datetime | None = None,
     ) -> StatusCounts:
-        """Running runs include scheduled ones.
+        """Numbers of runs. Running runs include scheduled ones.
 
-        Raises ``NotSupportedError`` if the server counts no groups.
+        Raises ``NotSupportedError`` if the server cannot count groups.
         """
         wanted = RunFilter(
             function_id=function_id,
@@ -395,7 +396,7 @@ class WorkflowEngine(LocalEngine):
         return await self._update_live(run_id, "annotate", Annotation(lines=lines), False)
 
     async def _update_live(self, run_id: str, update: str, argument: Any, of_ended: T) -> T:
-        """The result of an Update of a run; ``of_ended`` if the run has ended.
+        """The result of an Update of a run, or ``of_ended`` if the run has ended.
 
         Raises ``RunNotFoundError``, and ``NotSupportedError`` after too many Updates.
         """
@@ -432,7 +433,7 @@ class WorkflowEngine(LocalEngine):
         return await self._reports.logs(run_id, position, limit)
 
     async def add_traces(self, body: bytes, content_type: str) -> bool:
-        """Spans are not kept: give apps an exporter of OpenTelemetry."""
+        """Discard spans. Apps need an OpenTelemetry exporter."""
         return False
 
     async def run_traces(self, run_id: str) -> list[TracesView]:
@@ -464,7 +465,7 @@ class WorkflowEngine(LocalEngine):
         return run
 
     async def cancel_run(self, run_id: str) -> bool:
-        """Returns when the run has ended, or after 5 s if no worker executes it."""
+        """Cancel a run. Returns when it has ended, or after 5 s if no worker executes it."""
         run = await self._views.describe(run_id)
         if run is None:
             raise RunNotFoundError(f"there is no run with the id {run_id!r}")
@@ -474,7 +475,7 @@ class WorkflowEngine(LocalEngine):
         try:
             await handle.cancel(reason=CancelRequested().reason)
         except RPCError as error:
-            if error.status is RPCStatusCode.NOT_FOUND:  # It ended after that.
+            if error.status is RPCStatusCode.NOT_FOUND:  # It ended in between.
                 return False
             raise
         with contextlib.suppress(TimeoutError):
@@ -573,7 +574,7 @@ class WorkflowEngine(LocalEngine):
         cursor: str | None = None,
         id_suffix: str | None = None,
     ) -> list[EventView]:
-        """Events that started runs: Temporal stores no others."""
+        """Events that started runs. Temporal stores no others."""
         wanted = EventFilter(name=name, received_after=received_after, received_before=received_before, id=id_suffix)
         return await self._event_lists.list_events(wanted, limit, cursor)
 
@@ -604,7 +605,7 @@ class WorkflowEngine(LocalEngine):
         return await self._event_lists.search(wanted, limit, cursor)
 
     async def get_event(self, event_id: str) -> EventView | None:
-        """Raises ``NotSupportedError`` for an event that started no run."""
+        """An event. Raises ``NotSupportedError`` if it started no run."""
         event = await self._event_lists.find(event_id)
         if event is None:
             raise NotSupportedError(
@@ -651,16 +652,16 @@ class WorkflowEngine(LocalEngine):
         return await self._changes.wait(after, run_id)
 
     async def read_metrics(self) -> list[Metric]:
-        """Counts of what this process has done, and live runs of its functions.
+        """Counts of this process, and live runs of its functions.
 
-        Temporal and its workers have metrics of their own.
+        Temporal and its workers have their own metrics.
         """
         return self._monitor.read(await self._live_runs.get())
 
     async def _count_live_runs(self) -> Counter[str]:
-        """Of the functions that this process serves.
+        """Count live runs of functions that this process serves.
 
-        Other apps' functions would use up the labels.
+        Other apps' functions would exhaust the labels.
         """
         served = [
             view.id

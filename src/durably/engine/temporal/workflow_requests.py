@@ -13,7 +13,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from .ids import WORKFLOWS_QUEUE
 
 ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
-"""Ends that no workflow of the engine but a run has by itself."""
+"""Ends by a user. Of the engine's workflows, only runs end this way by themselves."""
 K = TypeVar("K", bound=Hashable)
 
 
@@ -42,8 +42,8 @@ async def update_with_start(
 ) -> Any:
     """The result of an Update of the workflow with an id.
 
-    ``workflow`` is its ``run`` method; it starts with ``state``, ``memo`` and ``task_timeout`` if it does not run.
-    Raises ``WorkflowUpdateFailedError`` and ``RPCError``.
+    ``workflow`` is its ``run`` method. The workflow starts with ``state``, ``memo`` and ``task_timeout`` if it does not
+    run. Raises ``WorkflowUpdateFailedError`` and ``RPCError``.
     """
     start: WithStartWorkflowOperation[Any, Any] = WithStartWorkflowOperation(
         workflow,
@@ -84,11 +84,11 @@ def ignoring_not_found() -> Iterator[None]:
 
 
 class SharedReads(Generic[K]):
-    """Reads that several requests share. Each begins after the ones that it answers.
+    """Reads that several requests share. Each begins after its requests.
 
-    Many events at once read the same topics and functions. A read that has begun may miss what was acknowledged since.
-    So a request never joins it: all requests during it share the next one.
-    At most one read of a key is under way, and one waits. Belongs to one event loop.
+    Concurrent events read the same topics and functions. A running read may miss records that were acknowledged after
+    its start. So a request never joins a running read: all requests during it share the next one. At most one read of a
+    key is running, and one waits. Belongs to one event loop.
     """
 
     def __init__(self, read: Callable[[K], Coroutine[Any, Any, Any]]) -> None:
@@ -106,7 +106,7 @@ class SharedReads(Generic[K]):
                 self._under_way[key] = task
             else:
                 self._next[key] = task
-        return await asyncio.shield(task)  # Others may wait for it.
+        return await asyncio.shield(task)  # Other requests may wait for it.
 
     async def _begin(self, key: K, before: "asyncio.Task[Any] | None") -> Any:
         task = asyncio.current_task()

@@ -1,7 +1,7 @@
 """A follower: a node that reaches the engine through a link to the leader.
 
 This module has the follower's side and the leader's side. Arguments and results of the engine's operations are JSON.
-Users' JSON is part of results as it is, byte for byte; bodies among the arguments are sent beside them.
+Users' JSON in results is passed byte for byte. Arguments that are bodies are sent next to the JSON.
 """
 
 import asyncio
@@ -41,14 +41,14 @@ class EngineMovedError(Error):
 
 
 class JoinRequest(msgspec.Struct, frozen=True):
-    """A follower's report to the leader, at first and after each change."""
+    """A follower's report to the leader, at its start and after each change."""
 
     capacity: Capacity
     syncs: list[SyncRequest] = []
 
 
 class Follower:
-    """Made by ``connect``."""
+    """A follower's connection to the leader. Use ``connect``."""
 
     def __init__(self, socket: Path, link: Link, worker: LocalWorker) -> None:
         self.socket = socket
@@ -142,7 +142,7 @@ _call_decoder = msgspec.msgpack.Decoder(tuple[str, CallData])
 
 
 class _EncodedOps(msgspec.Struct, frozen=True, tag=True):
-    """``ReportedOps`` with JSON of the ops: their data is JSON already."""
+    """``ReportedOps`` with JSON of the ops, because their data is JSON already."""
 
     ops: bytes
     no_retry: bool
@@ -156,7 +156,7 @@ _answer_decoder: msgspec.msgpack.Decoder[Returned | _EncodedOps | AttemptFailed 
 
 
 def encode_answer(answer: Answer) -> bytes:
-    """For another process."""
+    """The answer as bytes for another process."""
     if isinstance(answer, ReportedOps):
         answer_or_ops = _EncodedOps(msgspec.json.encode(answer.ops), answer.no_retry, answer.retry_at)
         return msgspec.msgpack.encode(answer_or_ops)
@@ -176,9 +176,9 @@ _parts_decoder = msgspec.msgpack.Decoder(tuple[bytes, dict[str, bytes]])
 
 
 def encode_arguments(operation: Operation, arguments: Mapping[str, Any]) -> bytes:
-    """The arguments as JSON, with those that are bytes apart.
+    """The arguments as JSON, and the arguments that are bytes.
 
-    Bytes may be anything.
+    Bytes are kept apart because they may have any content.
     """
     bodies = {name: bytes(value) for name, value in arguments.items() if name in _bodies_of(operation)}
     others = {name: value for name, value in arguments.items() if name not in bodies}
@@ -204,7 +204,7 @@ def _bodies_of(operation: Operation) -> dict[str, Any]:
 
 @functools.cache
 def _arguments_type(operation: Operation) -> Any:
-    """Decodes the other arguments. Numbers and texts have no limits within an app."""
+    """The type of the other arguments. Within an app, values have no size limits."""
     fields = [
         (argument.name, base_of(argument.type)[0] | None | msgspec.UnsetType, msgspec.UNSET)
         for argument in operation.arguments

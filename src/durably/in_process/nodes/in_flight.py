@@ -1,7 +1,7 @@
-"""The calls under way, in a file that the next leader reads.
+"""The running calls, in a file that the next leader reads.
 
 A call in a process that has died, or in a leader that was silent, uses up an attempt. So a step that kills its process
-runs a limited number of times. The file is never flushed to disk: a power failure is not the fault of a step.
+runs a limited number of times. The file is never flushed to disk: a power failure is not caused by a step.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _FREE = b" " * _RECORD_BYTES
 _GROWTH = 1024
 """The number of records by which the file grows."""
 _LOST = "lost"
-"""In the place of a process: the call is lost, and its run does not know it yet."""
+"""Marker instead of a process: the call is lost; its run has not been updated."""
 
 
 class CallKey(NamedTuple):
@@ -34,9 +34,9 @@ class CallKey(NamedTuple):
 
 
 class InFlightCalls:
-    """The calls under way, with their file.
+    """The running calls, with their file.
 
-    Used by one thread. If the file cannot be written, lost calls are not counted as attempts.
+    Used by one thread. If the file cannot be written, lost calls do not count as attempts.
     """
 
     def __init__(self, directory: Path, epoch: int) -> None:
@@ -51,7 +51,7 @@ class InFlightCalls:
         self._lost_at = {key: self.begin(_LOST, key) for key in lost}
 
     def take_lost(self, key: CallKey) -> bool:
-        """Whether the call was lost with its process. True only once for each call."""
+        """Whether the call was lost with its process. Returns true once per call."""
         index = self._lost_at.pop(key, None)
         if index is None:
             return False
@@ -72,7 +72,7 @@ class InFlightCalls:
         return index
 
     def end(self, index: int) -> None:
-        """The call has ended, or was returned."""
+        """Remove the record of a call that has ended or was returned."""
         self._write(index, _FREE)
         self._free.append(index)
 
@@ -98,7 +98,7 @@ class InFlightCalls:
     def _grow(self) -> None:
         size = 0 if self._records is None else len(self._records)
         with contextlib.suppress(OSError):
-            # Written first, because a mapped page that a full disk cannot store ends the process (SIGBUS).
+            # Write first: a mapped page that a full disk cannot store ends the process (SIGBUS).
             os.pwrite(self._file, _FREE * _GROWTH, size)
             self._records = mmap.mmap(self._file, size + _RECORD_BYTES * _GROWTH)
 
@@ -108,7 +108,7 @@ def path_of(directory: Path, epoch: int) -> Path:
 
 
 def identity_of(process_id: int) -> str:
-    """A text that distinguishes a process from a later one with the same id.
+    """A string that distinguishes a process from a later one with the same id.
 
     It is empty if the platform cannot distinguish them.
     """
@@ -125,7 +125,7 @@ def identity_of(process_id: int) -> str:
 
 
 def _read_lost(directory: Path, epoch: int) -> set[CallKey]:
-    """Calls that were under way under earlier leaders and are lost."""
+    """Calls that ran under earlier leaders and are lost."""
     lost: set[CallKey] = set()
     for path in directory.glob("*.calls"):
         if path.stem.isdecimal() and int(path.stem) < epoch:

@@ -33,21 +33,21 @@ from . import sockets
 from .follower import OPERATIONS, EngineMovedError, FollowerWorker, JoinRequest, answer_operation
 from .in_flight import InFlightCalls
 from .link import Link, Timing
-from .sockets import Entrance
+from .sockets import ProtocolDetector
 
 LOCK_NOTE = "in-process"
-"""The note in the lock file. It says that the leader has a socket."""
+"""The note in the lock file. It means that the leader has a socket."""
 
 _LOCK_SECONDS = 0.1
-"""Between two attempts of a leader without the lock to get it. Its predecessor is stopped, and may end."""
+"""Interval of lock attempts while a stopped former leader has the lock file. That leader may end."""
 _API_CLOSE_SECONDS = 0.5
-"""Time for requests over HTTP to end before the leader closes."""
+"""Seconds for HTTP requests to end before the leader closes."""
 
 _logger = get_logger("durably.engine")
 
 
 class Leader:
-    """Runs the engine and accepts followers. Made by ``open``."""
+    """Runs the engine and accepts followers. Use ``open``."""
 
     def __init__(
         self, database: Path, settings: EngineSettings, worker: LocalWorker, timing: Timing, lock: DatabaseLock | None
@@ -62,7 +62,7 @@ class Leader:
         self._followers: set[FollowerWorker] = set()
         self._server: Acceptor | None = None
         self._api: web.AppRunner | None = None
-        self._undecided: set[Entrance] = set()
+        self._pending: set[ProtocolDetector] = set()
         self._make_http: asyncio.Future[Callable[[], asyncio.Protocol]] = asyncio.get_running_loop().create_future()
         self._socket = Path()
         self._engine: asyncio.Future[SqliteEngine] = asyncio.get_running_loop().create_future()
@@ -81,8 +81,8 @@ class Leader:
     ) -> "Leader":
         """Start the engine on the database, and accept followers.
 
-        ``lock`` is the database's lock file, or ``None`` if its holder sends no heartbeat. Without the lock, a new
-        epoch takes the database over; the lock follows when it is free.
+        ``lock`` is the database's lock file, or ``None`` if its owner sends no heartbeat. Without the lock, a new epoch
+        takes over the database, and the leader locks the file when it is free.
 
         Raises the errors of ``SqliteEngine.open``, and ``ConfigInvalidError`` for a function of this process.
         """
@@ -127,7 +127,7 @@ class Leader:
 
     @property
     def runs_nothing(self) -> bool:
-        """Whether no process takes calls."""
+        """Whether no process accepts calls."""
         return not self._dispatcher.takes_calls
 
     def _count_followers(self) -> int:
@@ -146,7 +146,7 @@ class Leader:
         await self._leave()
 
     async def close(self) -> None:
-        """Stop making calls, wait for calls under way, and release the database.
+        """Stop making calls, wait for running ones, and release the database.
 
         It waits for calls in all processes.
         """
@@ -157,7 +157,7 @@ class Leader:
     def descriptors(self) -> list[int]:
         """Descriptors that a forked child must close.
 
-        Otherwise others do not notice the end of this process.
+        Otherwise other processes do not notice the end of this process.
         """
         listening = [self._server.fileno()] if self._server else []
         return [*listening, *(follower.link.descriptor for follower in self._followers if follower.link is not None)]
@@ -171,7 +171,7 @@ class Leader:
         return await asyncio.shield(self._engine)
 
     async def _leave(self) -> None:
-        """Release everything once.
+        """Release all resources once.
 
         If one of several callers is cancelled, the others still wait.
         """
@@ -185,8 +185,8 @@ class Leader:
         if self._server is not None:
             await self._server.close()
             self._socket.unlink(missing_ok=True)
-        for entrance in list(self._undecided):
-            entrance.close()
+        for connection in list(self._pending):
+            connection.close()
         for follower in list(self._followers):
             if follower.link is not None:
                 follower.link.close()
@@ -202,7 +202,7 @@ class Leader:
     async def _watch(self, engine: SqliteEngine) -> None:
         """Check the epoch after a long pause of this process.
 
-        Another process may have taken the database over.
+        Another process may have taken over the database.
         """
         loop = asyncio.get_running_loop()
         while True:
@@ -228,13 +228,13 @@ class Leader:
     async def _accept_followers(self, epoch: int) -> None:
         """Listen for followers before the engine recovers its runs.
 
-        The recovery may take long. Followers can connect and wait.
+        The recovery may be slow. Followers can connect and wait.
         """
         self._socket = sockets.path_of(self._directory, epoch)
         listener = sockets.listen(self._socket)
         self._server = Acceptor(
             listener,
-            lambda: Entrance(self._make_link, self._make_http, self._undecided),
+            lambda: ProtocolDetector(self._make_link, self._make_http, self._pending),
             name="the leader of the database",
             logger=_logger,
         )
@@ -285,7 +285,7 @@ class Leader:
         return await answer_operation(OPERATIONS[name], await self._get_engine(), payload)
 
     async def _join(self, follower: FollowerWorker, request: JoinRequest) -> None:
-        """Raises ``ConfigInvalidError``. The follower then gets no calls."""
+        """Add a follower. Raises ``ConfigInvalidError``; the follower then gets no calls."""
         assert follower.link is not None
         engine = await self._get_engine()
         for sync in request.syncs:

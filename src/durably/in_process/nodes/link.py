@@ -62,7 +62,7 @@ class _Kind(IntEnum):
 
 
 class _Frame(msgspec.Struct, frozen=True, array_like=True):
-    """``name`` is the operation's or the error's. ``id`` is the request's."""
+    """``name`` is the name of the operation or the error. ``id`` is the request's."""
 
     kind: _Kind
     id: int = 0
@@ -81,7 +81,7 @@ Answer = Callable[[str, bytes], Awaitable[bytes]]
 class Link(asyncio.Protocol):
     """One side of a link.
 
-    ``lost`` is set when the link is closed. ``was_silent``: it was closed by silence, so the other process may live.
+    ``lost`` is set when the link is closed. ``was_silent``: silence closed it, so the other process may be alive.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Link(asyncio.Protocol):
     async def request(self, name: str, payload: bytes) -> bytes:
         """Send a request. Returns its answer.
 
-        Raises ``LinkLostError`` and ``AnswerError``. If it is cancelled, the other side cancels its work.
+        Raises ``LinkLostError`` and ``AnswerError``. If the request is cancelled, the other side cancels its work.
         """
         if self.lost.is_set():
             raise LinkLostError("the link is closed")
@@ -146,7 +146,7 @@ class Link(asyncio.Protocol):
 
     @property
     def descriptor(self) -> int:
-        """Of the socket, or -1."""
+        """The descriptor of the socket, or -1."""
         return -1 if self._transport is None else int(self._transport.get_extra_info("socket").fileno())
 
     # asyncio.Protocol
@@ -192,7 +192,7 @@ class Link(asyncio.Protocol):
                 with memoryview(self._received) as view:
                     frame = _decoder.decode(view[position + _LENGTH_BYTES : end])
             except msgspec.DecodeError as error:
-                _log.log(logging.WARNING, "a connection was closed: it sent what is not a frame (%s)", error)
+                _log.log(logging.WARNING, "a connection was closed: it sent an invalid frame (%s)", error)
                 self.close()
                 return
             position = end
@@ -225,7 +225,7 @@ class Link(asyncio.Protocol):
             self._send(answer)
 
     def _send(self, frame: _Frame) -> None:
-        """Frames of one iteration of the event loop are written together."""
+        """Send a frame. All frames of one event loop iteration are written together."""
         encoded = _encoder.encode(frame)
         if not self._to_send:
             self._loop.call_soon(self._flush)
@@ -240,7 +240,7 @@ class Link(asyncio.Protocol):
     def _tick(self) -> None:
         """Count silence in ticks, not by the clock.
 
-        If this process was stopped or its event loop blocked, data that has arrived is read before the next tick.
+        If this process was stopped or its event loop blocked, received data is read before the next tick.
         """
         if self._silent_ticks * self._timing.heartbeat >= self._timing.lease:
             self.was_silent = True
@@ -254,8 +254,8 @@ class Link(asyncio.Protocol):
 class Heartbeat:
     """Records beats, and the gaps between them.
 
-    Beats are those of the engine's loop in the leader, and of data from the leader in a follower. ``longest_gap`` is
-    the longest time between two beats, in seconds, after which no process has treated another as dead.
+    The leader beats with the engine's loop, a follower with data from the leader. ``longest_gap`` is the longest time
+    between two beats, in seconds, at which no process has treated another as dead.
     """
 
     def __init__(self, longest_gap: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -265,28 +265,28 @@ class Heartbeat:
         self._gap_ended = -math.inf
 
     def beat(self) -> None:
-        """Record that this process runs and is in contact."""
+        """Record that this process runs and has contact."""
         now = self._clock()
         if now - self._last_beat > self._longest_gap:
             self._gap_ended = now
         self._last_beat = now
 
     def lose_contact(self) -> None:
-        """Record that everything that this process knew before now may be stale."""
+        """Mark everything known before now as possibly stale."""
         self._gap_ended = self._clock()
 
     def certain_at_arrival(self) -> float:
-        """The time since which data that arrives now is certainly valid.
+        """Data received now is valid as of this time.
 
         Just after a gap, it may have been sent before the gap.
         """
         return self._clock() - self._longest_gap
 
     def may_be_stale(self, since: float) -> bool:
-        """Whether something that was true at ``since`` may have changed without notice.
+        """Whether a fact known at ``since`` may have changed without notice.
 
         ``since`` is a time of the same clock.
         """
-        # In this order: ``beat``, in the engine's thread, notes a gap before it ends it.
+        # In this order: ``beat``, in the engine's thread, records a gap before it ends it.
         is_in_gap = self._clock() - self._last_beat > self._longest_gap
         return is_in_gap or since < self._gap_ended

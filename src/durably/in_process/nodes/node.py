@@ -34,13 +34,13 @@ from .link import Timing
 from .write_lock import find_write_lock_holder
 
 _SEARCH_SECONDS = 0.025
-"""Between two attempts to find a leader or get the lock."""
+"""Seconds between two attempts to find a leader or get the lock."""
 _STARTUP_DELAY_SECONDS = 0.5
 """Seconds a process without functions, such as a shell, waits before it becomes leader."""
 _UNKNOWN_HOLDER_SECONDS = 1.0
-"""Seconds the lock may be held without a note. Its holder writes the note just after it gets the lock."""
+"""Seconds the lock may exist without a note. Its owner writes the note just after it gets the lock."""
 _RETRY_SECONDS = 1.0
-"""Before another attempt, after an error."""
+"""Seconds before another attempt after an error."""
 _UNUSABLE = (DatabasePathError, DatabaseCorruptError)
 """Errors that only a person can end. Requests fail with them at once; the node still tries again."""
 
@@ -50,10 +50,10 @@ _logger = get_logger("durably.engine")
 class Node:
     """This process's part in the engine: it finds a leader or becomes one.
 
-    It does so again after each loss. It belongs to one event loop.
+    It repeats this after each loss. It belongs to one event loop.
 
     ``holds_database``: SQLite has the database open in this process. A forked child of such a process must never open
-    it, because SQLite would take the parent's locks for the child's. The child's node is made with ``may_lead=False``.
+    it, because SQLite would take the parent's locks for the child's. The child's node has ``may_lead=False``.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Node:
         self._files: DatabaseFiles | None = None
 
     def start(self) -> None:
-        """Start to look for a leader.
+        """Start the search for a leader.
 
         Requests wait until this process is leader or follower.
         """
@@ -122,7 +122,7 @@ class Node:
 
     @property
     def last_error(self) -> Exception | None:
-        """The error that prevents the start, if there is one."""
+        """The error that prevents the start, or ``None``."""
         return self._last_error
 
     def request_directly(self, name: str, arguments: Mapping[str, Any]) -> Awaitable[Any]:
@@ -141,7 +141,7 @@ class Node:
 
     @property
     def runs_nothing(self) -> bool:
-        """Whether this process is the leader and no process takes calls."""
+        """Whether this process is the leader and no process accepts calls."""
         role = self._get_role()
         return isinstance(role, Leader) and role.runs_nothing
 
@@ -161,7 +161,7 @@ class Node:
             _logger.error("process %d serves functions that the engine refuses: %s", os.getpid(), error)
 
     async def close(self) -> None:
-        """Take no more calls, and wait for calls under way.
+        """Accept no more calls, and wait for running ones.
 
         The wait is at most the settings' ``close_grace``. Calls that have not ended by then are returned.
         """
@@ -190,9 +190,9 @@ class Node:
         self.holds_database = False
 
     def forget(self) -> None:
-        """Leave the role to the parent, in a forked child.
+        """In a forked child, leave the role to the parent.
 
-        Closes what would keep the parent's links open.
+        Closes descriptors that would keep the parent's links open.
         """
         role = self._get_role()
         if role is None:
@@ -234,7 +234,7 @@ class Node:
     def _give_up(self, error: DatabaseReplacedError) -> None:
         """Stop until the app is restarted.
 
-        An engine that continued would use an empty or unknown database.
+        If the engine continued, it would use an empty or unknown database.
         """
         _logger.critical(
             "process %d no longer sends events or runs functions: %s (%s); put the database back, then restart the app",
@@ -291,8 +291,8 @@ class Node:
             is_node = read_note(self._database) == LOCK_NOTE
             if not is_node and waited > _UNKNOWN_HOLDER_SECONDS:
                 raise DatabaseLockedError(
-                    f"the database {self._database} belongs to another engine that is running, and that is not in "
-                    "the processes of a web app: stop that one, or give this one a database of its own"
+                    f"the database {self._database} belongs to another engine that is running, which is not in the "
+                    "processes of a web app: stop that engine, or use another database"
                 )
             is_silent = self._silent_socket is not None or (is_node and waited > self._timing.lease)
             if is_due and is_silent and (leader := await self._take_over()) is not None:
@@ -329,7 +329,7 @@ class Node:
             return None
 
     async def _take_over(self) -> Leader | None:
-        """``None`` if another process was faster."""
+        """Become leader. Returns ``None`` if another process became leader first."""
         _logger.warning(
             "the leader of the database %s has sent no heartbeat for %s s; process %d tries to take over",
             self._database,
@@ -342,7 +342,8 @@ class Node:
     async def _lead(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Leader | None:
         """Become the leader, if possible.
 
-        Returns ``None`` if another process was faster, or holds SQLite's write lock. Neither prevents a server's start.
+        Returns ``None`` if another process became leader first, or has SQLite's write lock. Neither prevents a server's
+        start.
         """
         self.holds_database = True
         try:

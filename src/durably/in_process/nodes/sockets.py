@@ -16,16 +16,16 @@ from typing import cast
 from durably.protocol.engine_errors import EngineError
 
 SILENT_SECONDS = 10.0
-"""Seconds after which a connection that has sent nothing is closed. Clients send something at once."""
+"""Seconds after which a connection that has sent nothing is closed. Clients send immediately."""
 _MAX_PATH_BYTES = 100
-"""A little less than the limits of platforms: 104 bytes on macOS, 108 on Linux."""
+"""Slightly less than the limits of platforms: 104 bytes on macOS, 108 on Linux."""
 
 
 def directory_of(database: Path) -> Path:
     """The directory of a database's sockets, which is next to the database.
 
-    If its path is too long for a socket, and not on Linux, it is in the directory for temporary files. On macOS that
-    directory belongs to the user.
+    If its path is too long for a socket, and the platform is not Linux, it is in the directory for temporary files. On
+    macOS that directory belongs to the user.
     """
     beside = database.with_name(database.name + ".sockets")
     longest_name = "/9999999999.calls"
@@ -36,7 +36,7 @@ def directory_of(database: Path) -> Path:
 
 
 def make_directory(directory: Path) -> None:
-    """Raises ``EngineError`` if the directory is not private to this user."""
+    """Make the directory. Raises ``EngineError`` if it is not private to this user."""
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700, parents=True)
     check_directory(directory, os.getuid())
@@ -60,7 +60,7 @@ def check_directory(directory: Path, user: int) -> None:
 def address_of(path: Path) -> Iterator[str]:
     """The address at which to bind or connect a socket at ``path``.
 
-    It is valid for as long as the context lasts. Raises ``OSError`` if the directory does not exist.
+    It is valid in the context. Raises ``OSError`` if the directory does not exist.
     """
     if len(os.fsencode(path)) <= _MAX_PATH_BYTES or sys.platform != "linux":
         yield str(path)
@@ -75,7 +75,7 @@ def address_of(path: Path) -> Iterator[str]:
 def listen(path: Path) -> socket.socket:
     """A listening socket for this user only.
 
-    It replaces a socket that an earlier process left behind.
+    It replaces the socket of an earlier process.
     """
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
@@ -116,10 +116,9 @@ def remove_older(directory: Path, epoch: int) -> None:
 
 
 def is_same_user(descriptor: int) -> bool:
-    """Whether the peer of a connection belongs to this process's user.
+    """Whether the peer process of a connection belongs to this process's user.
 
-    The peer is the process on the other side. The directory's mode keeps other users out. On Linux this check holds
-    even if the mode was changed.
+    The directory's mode keeps other users out. On Linux this check works even if the mode was changed.
     """
     if sys.platform != "linux":
         return True
@@ -129,25 +128,25 @@ def is_same_user(descriptor: int) -> bool:
     return bool(user == os.getuid())
 
 
-class Entrance(asyncio.Protocol):
+class ProtocolDetector(asyncio.Protocol):
     """A new connection at the leader's socket. Its first byte decides its protocol.
 
-    A follower sends frames (``link``), and their first byte is 0. Everything else is HTTP, to the engine's API:
-    ``durably runs --db …``, for example. HTTP waits until the engine has recovered its runs.
+    A follower sends frames (``link``), which begin with a 0 byte. Everything else is HTTP to the engine's API, for
+    example of ``durably runs --db …``. HTTP waits until the engine has recovered its runs.
 
-    A connection that sends nothing is closed after ``SILENT_SECONDS``. ``undecided`` has the connections whose protocol
-    is not decided yet.
+    A connection that sends nothing is closed after ``SILENT_SECONDS``. ``pending`` has the connections without a
+    protocol.
     """
 
     def __init__(
         self,
         make_link: Callable[[], asyncio.Protocol],
         make_http: "asyncio.Future[Callable[[], asyncio.Protocol]]",
-        undecided: "set[Entrance]",
+        pending: "set[ProtocolDetector]",
     ) -> None:
         self._make_link = make_link
         self._make_http = make_http
-        self._undecided = undecided
+        self._pending = pending
         self._silence: asyncio.TimerHandle | None = None
         self._received = bytearray()
         self._waiting: asyncio.Task[None] | None = None
@@ -158,7 +157,7 @@ class Entrance(asyncio.Protocol):
         if not is_same_user(int(transport.get_extra_info("socket").fileno())):
             self._transport.abort()
             return
-        self._undecided.add(self)
+        self._pending.add(self)
         self._silence = asyncio.get_running_loop().call_later(SILENT_SECONDS, self.close)
 
     def data_received(self, data: bytes) -> None:
@@ -172,13 +171,13 @@ class Entrance(asyncio.Protocol):
             self._waiting = asyncio.get_running_loop().create_task(self._wait_for_http())
 
     def close(self) -> None:
-        """Close the connection, if its protocol is not decided yet."""
+        """Close the connection if it has no protocol yet."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self._undecided.discard(self)
+        self._pending.discard(self)
         if self._silence is not None:
             self._silence.cancel()
         if self._waiting is not None:
@@ -196,7 +195,7 @@ class Entrance(asyncio.Protocol):
         self._continue_with(make_http())
 
     def _continue_with(self, protocol: asyncio.Protocol) -> None:
-        self._undecided.discard(self)
+        self._pending.discard(self)
         transport, self._transport = self._transport, None
         if transport is not None:
             transport.set_protocol(protocol)

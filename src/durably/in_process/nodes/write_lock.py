@@ -1,6 +1,6 @@
-"""The process that holds SQLite's write lock. Linux only.
+"""Finds the process that has SQLite's write lock. Linux only.
 
-An error can name it.
+Errors name this process.
 """
 
 import os
@@ -47,7 +47,7 @@ def find_write_lock_holder(database: Path) -> LockHolder | None:
     shared_memory = database.with_name(database.name + "-shm")
     try:
         status = os.stat(shared_memory)
-        # Not by fcntl: closing the file again would release all locks of a process that has the database open.
+        # Do not use fcntl: closing the file again would release all locks of a process that has the database open.
         locks = list(_write_locks())
     except OSError:
         return None
@@ -59,7 +59,7 @@ def find_write_lock_holder(database: Path) -> LockHolder | None:
 
 
 def _write_locks() -> Iterator[tuple[int, int, int, float]]:
-    """Process ids, inodes, and first and last byte. Raises ``OSError``."""
+    """Process ids, inodes, and first and last byte of locks. Raises ``OSError``."""
     for line in Path("/proc/locks").read_text().splitlines():
         fields = line.split()
         if len(fields) == 8 and fields[1] == "POSIX" and fields[3] == "WRITE":
@@ -70,7 +70,7 @@ def _write_locks() -> Iterator[tuple[int, int, int, float]]:
 def _has_open(process_id: int, file: tuple[int, int]) -> bool:
     """Whether the process has the file open.
 
-    Inodes alone are unique only within a file system.
+    The device is compared too, because inodes are unique only within a file system.
     """
     try:
         descriptors = list(Path(f"/proc/{process_id}/fd").iterdir())

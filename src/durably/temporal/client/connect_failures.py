@@ -1,7 +1,7 @@
-"""Failed connections: reasons that name the setting, and a wait for the server.
+"""Failed connections: reasons that name the setting, and connection retries.
 
-The reasons are about certificates, keys, names and API keys. The native client reports texts of its TLS library and of
-gRPC. They are not documented and were read from ``temporalio`` 1.35.0. Users get a text that is not in the table
+The reasons are about certificates, keys, names and API keys. The native client reports messages of its TLS library and
+of gRPC. They are not documented and were read from ``temporalio`` 1.35.0. A message that is not in the table is shown
 unchanged.
 """
 
@@ -25,8 +25,8 @@ _API_KEY = "TEMPORAL_API_KEY or Temporal(api_key=…)"
 _TLS = "TEMPORAL_TLS or Temporal(tls=…)"
 _DEMANDS_CERTIFICATE = f"the server demands a client certificate: set {CLIENT_CERT}, and {CLIENT_KEY}"
 _REFUSES_CERTIFICATE = (
-    "the server refuses the client certificate: check that an authority signed it that the server trusts "
-    f"({CLIENT_CERT})"
+    "the server refuses the client certificate: check that an authority that the server trusts has signed it "
+    "({CLIENT_CERT})"
 )
 _CAUSES = (
     (
@@ -45,7 +45,7 @@ _CAUSES = (
     (r"InvalidCertificate", f"the server's certificate is not accepted: check {_CA}"),
     (
         r"InconsistentKeys",
-        f"the private key is not that of the client certificate: check {CLIENT_CERT}, and {CLIENT_KEY}",
+        f"the private key does not match the client certificate: check {CLIENT_CERT}, and {CLIENT_KEY}",
     ),
     (r"failed to parse private key", f"the private key cannot be read: it is a PEM file; check {CLIENT_KEY}"),
     (r"NoCertificatesPresented", f"the client certificate cannot be read: it is a PEM file; check {CLIENT_CERT}"),
@@ -59,23 +59,23 @@ _CAUSES = (
     (r"code: Unauthenticated", f"the server refuses the app's API key: check {_API_KEY}"),
     (
         r"code: PermissionDenied",
-        f"the server does not permit the namespace to the app: check TEMPORAL_NAMESPACE, and {_API_KEY}",
+        f"the server denies the app the namespace: check TEMPORAL_NAMESPACE, and {_API_KEY}",
     ),
 )
-"""Patterns of the native client's text, and their meanings."""
+"""Patterns of the native client's messages, and their meanings."""
 _BROKEN = re.compile(
     r"connection closed|ConnectionReset|BrokenPipe|UnexpectedEof|operation was canceled|transport error"
 )
 _AFTER_CONNECT = "call error after connection"
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.2, 2.0
-"""Between two attempts of ``connect_patiently``."""
+"""Seconds between two attempts of ``connect_with_retries``."""
 
 
 @dataclass(frozen=True)
 class ConnectFailure:
     """The reason of a failed connection.
 
-    ``is_refusal`` if the server or the app refuses the other's credentials: trying again does not help.
+    ``is_refusal``: the server or the app refuses the other's credentials, so a retry does not help.
     """
 
     reason: str
@@ -83,7 +83,7 @@ class ConnectFailure:
 
 
 def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) -> TemporalUnreachableError:
-    """The error to raise for what ``Client.connect`` raised."""
+    """The error to raise for an error of ``Client.connect``."""
     said = f"{error.status.name}: {error.message}" if isinstance(error, RPCError) else connect_failure(error)
     found = explain_failure(str(error), said, settings)
     if not found.is_refusal:
@@ -95,7 +95,7 @@ def connect_error(settings: ConnectionSettings, error: RuntimeError | RPCError) 
 
 
 def explain_refusal(message: str, settings: ConnectionSettings) -> str:
-    """The message of a connected server that refuses.
+    """The message for a refusal by a connected server.
 
     It has the remedy if the server does not know the namespace.
     """
@@ -105,7 +105,7 @@ def explain_refusal(message: str, settings: ConnectionSettings) -> str:
 def unknown_namespace(message: str, settings: ConnectionSettings) -> str | None:
     """The remedy for a namespace that the server does not know.
 
-    It is ``None`` unless ``message`` of the server or the SDK says so.
+    Returns ``None`` unless ``message`` of the server or the SDK reports this.
     """
     found = re.search(r"Namespace (\S+) (?:is|was) not found", message)
     if found is None:
@@ -127,7 +127,7 @@ def unreachable(settings: ConnectionSettings, reason: str) -> TemporalUnreachabl
 
 
 def cause_to_show(settings: ConnectionSettings, error: Exception) -> Exception | None:
-    """``error``, unless the server has quoted the API key in it.
+    """``error`` as the cause, or ``None`` if its text contains the API key.
 
     Tracebacks show causes.
     """
@@ -137,19 +137,19 @@ def cause_to_show(settings: ConnectionSettings, error: Exception) -> Exception |
 def explain_failure(text: str, message: str, settings: ConnectionSettings) -> ConnectFailure:
     """The reason of a failed connection, without the secrets of the settings.
 
-    ``text`` is the native client's, ``message`` the part of it for people.
+    ``text`` is the native client's message, ``message`` the part of it that users see.
     """
     for pattern, cause in _CAUSES:
         if re.search(pattern, text):
             shown = f" (it says: {_without_secrets(message, settings)})" if "code: " in pattern else ""
             return ConnectFailure(cause + shown, is_refusal=True)
     if _AFTER_CONNECT in text and _BROKEN.search(text):
-        return ConnectFailure(f"the server ends the connection at once. {_guess(settings)}")
+        return ConnectFailure(f"the server closes the connection immediately. {_guess(settings)}")
     return ConnectFailure(_without_secrets(message, settings))
 
 
 def _guess(settings: ConnectionSettings) -> str:
-    """A server that refuses a certificate may close the connection without a word."""
+    """A guess at the setting, because servers may refuse by closing the connection."""
     tls = settings.tls
     if tls is None:
         tls = settings.api_key is not None
@@ -164,13 +164,13 @@ def _without_secrets(text: str, settings: ConnectionSettings) -> str:
     return text.replace(settings.api_key, "[redacted]") if settings.api_key else text
 
 
-async def connect_patiently(
+async def connect_with_retries(
     connect: Callable[..., Awaitable[Client]], note: Callable[[TemporalUnreachableError], None]
 ) -> Client:
-    """Connect by ``Temporal.connect`` when the server answers.
+    """Connect by ``Temporal.connect`` once the server answers.
 
-    ``note`` gets the error of each attempt before. Raises ``TemporalSettingsError`` and ``TemporalCredentialsError``,
-    because waiting does not help then.
+    ``note`` gets the error of each failed attempt. Raises ``TemporalSettingsError`` and ``TemporalCredentialsError``
+    immediately, because waiting does not help.
     """
     pause = FIRST_PAUSE_SECONDS
     while True:

@@ -1,8 +1,8 @@
 """The connection of an app to its Temporal server.
 
-There is one client per process, which connects at its first use. A ``Temporal`` is made at import time, before any
-event loop and before a fork; the server may be away. The first use connects, on the background event loop. Then the
-client serves every event loop and thread of the process, and reconnects by itself when the server is back.
+There is one client per process. A ``Temporal`` is created at import time, before any event loop and before a fork, even
+if the server is unreachable. The first use connects, on the background event loop. The client then serves every event
+loop and thread of the process, and reconnects by itself.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ from durably.temporal.declarations import (
     scheduled_arguments,
 )
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
-from durably.temporal.namespace.search_attributes import DeclaredAttribute, log_faults
+from durably.temporal.namespace.search_attributes import DeclaredAttribute, log_errors
 from durably.temporal.settings import ConnectionSettings, check_address, misspelt_variables, prefix_of, resolve
 from durably.temporal.worker.workers import Lifespan
 
@@ -49,7 +49,7 @@ from .runtimes import RuntimeFactory, measured_runtime, plain_runtime, runtime_o
 from .sync import SyncClient
 
 WEB_RETRY = RetryConfig(max_interval_millis=1_000, max_elapsed_time_millis=3_000)
-"""Retries of a web app's calls while the server is away: a visitor waits three seconds, not the SDK's ten."""
+"""Retries of a web app's calls while the server is unreachable. Users wait three seconds, not the SDK's ten."""
 
 DEFAULT_CONNECT_TIMEOUT = timedelta(seconds=5)
 DEFAULT_RPC_TIMEOUT = timedelta(seconds=10)
@@ -61,7 +61,7 @@ _logger = get_logger("durably.temporal")
 class Health:
     """The health of a connection and of the web process's workers.
 
-    ``ok`` if the server answers for the namespace, and the workers run. Otherwise ``problem`` is the reason.
+    ``ok``: the server answers for the namespace, and the workers run. Otherwise ``problem`` is the reason.
     """
 
     ok: bool
@@ -73,21 +73,26 @@ class Health:
 class Temporal:
     """An app's connection to Temporal.
 
-    ``address`` is ``host:port``. Defaults are from ``TEMPORAL_…`` environment variables, Temporal's configuration
-    file (``profile``, ``config_file``) and the framework's settings; see ``durably.temporal.settings``.
-    ``task_queue`` is the default for starts of workflows. ``data_converter`` is the pydantic one if pydantic is
-    installed. ``encryption`` is a codec for it, which hides failures' texts too; by default it is made of the
-    settings' encryption keys, if there are any.
-    ``deployment_name``, ``build_id`` and ``versioning_behavior`` (``pinned``, ``auto-upgrade``) are the version of the
-    app's workers: see ``durably.temporal.worker.deployments``.
-    ``tracing`` makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
-    ``runtime`` makes the process's ``temporalio`` runtime, with its telemetry. ``retry_config`` bounds the retries of
-    calls while the server is away. ``connect_timeout`` bounds the first connection as a whole. ``rpc_timeout`` is the
-    default timeout of calls, except waits for results and updates; with ``None`` it is the SDK's half minute.
+    Defaults are from ``TEMPORAL_…`` environment variables, Temporal's configuration file (``profile``, ``config_file``)
+    and the framework's settings; see ``durably.temporal.settings``.
 
-    An app with several connections gives the others a ``name``: the environment variables of
-    ``Temporal(name="billing")`` begin with ``TEMPORAL_BILLING_``. ``same_server_as`` is a connection that gives its
-    address, TLS and credentials if this one names no server, and its encryption keys if this one has none.
+    - ``address``: ``host:port``.
+    - ``task_queue``: the default for starts of workflows.
+    - ``data_converter``: by default the pydantic one if pydantic is installed.
+    - ``encryption``: a codec for the converter, which also hides the messages of failures. By default it is made of the
+      settings' encryption keys, if there are any.
+    - ``deployment_name``, ``build_id``, ``versioning_behavior`` (``pinned``, ``auto-upgrade``): the version of the
+      app's workers; see ``durably.temporal.worker.deployments``.
+    - ``tracing``: makes spans of OpenTelemetry for calls, workflows and activities, in the trace of the web request.
+    - ``runtime``: makes the process's ``temporalio`` runtime, with its telemetry.
+    - ``retry_config``: limits the retries of calls while the server is unreachable.
+    - ``connect_timeout``: for the first connection as a whole.
+    - ``rpc_timeout``: the default timeout of calls, except waits for results and updates. With ``None`` it is the SDK's
+      half minute.
+    - ``name``: for an app with several connections. The environment variables of ``Temporal(name="billing")`` begin
+      with ``TEMPORAL_BILLING_``.
+    - ``same_server_as``: a connection that gives its address, TLS and credentials if this one names no server, and its
+      encryption keys if this one has none.
 
     The constructor does not connect and reads no settings. ``await temporal.client()`` gives the client;
     ``temporal.sync`` is the same for synchronous code.
@@ -184,13 +189,13 @@ class Temporal:
     def _check_types(
         tls: object, rpc_metadata: Mapping[str, str] | None, config_file: object, same_server_as: object
     ) -> None:
-        """Raises ``TypeError``. A text such as ``"false"`` would turn TLS on."""
+        """Raises ``TypeError``. A string such as ``"false"`` would turn TLS on."""
         if tls is not None and not isinstance(tls, bool):
             check_type(tls, "tls", TLSConfig, "True, False or a TLSConfig(…)")
         if rpc_metadata is not None:
             check_type(rpc_metadata, "rpc_metadata", Mapping, 'a mapping, such as {"header": "value"}')
             if not all(isinstance(value, str | bytes) for value in rpc_metadata.values()):
-                raise TypeError("rpc_metadata must be a mapping of texts to texts")
+                raise TypeError("rpc_metadata must be a mapping of strings to strings")
         if config_file is not None:
             check_type(config_file, "config_file", (str, os.PathLike), "the path of a file")
         if same_server_as is not None:
@@ -210,12 +215,12 @@ class Temporal:
     def configure(self, configuration: Callable[[], Mapping[str, Any]]) -> None:
         """Set the source of the framework's settings, which is read at first use.
 
-        It has the keys ``durably.temporal.settings.FRAMEWORK_KEYS``. Raises ``TemporalSettingsError`` when the settings
+        It has the keys ``durably.temporal.settings.FRAMEWORK_KEYS``. Raises ``TemporalSettingsError`` if the settings
         have been read already.
         """
         if "settings" in self.__dict__:
             raise TemporalSettingsError(
-                "the settings for Temporal are in use already: configure it before its first use"
+                "the settings for Temporal are already in use: configure it before its first use"
             )
         self._configuration = configuration
 
@@ -258,9 +263,11 @@ class Temporal:
 
         An example: ``temporal.add_schedule("report", ReportWorkflow.run, "sales", cron="0 3 * * *")``.
 
-        The times are one of ``cron``, ``every`` and ``spec``, in ``time_zone`` (default: UTC). The workflows' ids are
-        ``workflow_id`` (default: the schedule's id) and the time. Parameters of ``start`` without an argument get their
-        present defaults. ``durably temporal sync-schedules module:temporal`` writes schedules to the server. Raises
+        - Exactly one of ``cron``, ``every`` and ``spec`` gives the times, in ``time_zone`` (default: UTC).
+        - Workflow ids consist of ``workflow_id`` (default: the schedule's id) and the time.
+        - Parameters of ``start`` without an argument get their current defaults.
+
+        ``durably temporal sync-schedules module:temporal`` writes schedules to the server. Raises
         ``TemporalSettingsError``, also for arguments that do not fit.
         """
         if workflow.unsafe.in_sandbox():
@@ -284,8 +291,9 @@ class Temporal:
     ) -> None:
         """Declare search attributes that the app sets.
 
-        Gateways add those that exposures declare by key. When the process connects, attributes that the namespace does
-        not know are logged as errors, with the command that registers them and ``where``, the code that sets them.
+        Gateways add the attributes that exposures declare by key. When the process connects, attributes that the
+        namespace does not know are logged as errors. The log line has the command that registers them, and ``where``,
+        the code that sets them.
         """
         if workflow.unsafe.in_sandbox() or not keys:
             return
@@ -298,18 +306,19 @@ class Temporal:
         """Serve the process's metrics to Prometheus at ``http://{address}/metrics``.
 
         ``address`` is ``host:port``. If several ``processes`` of a web server call this, each takes the next free port.
-        Raises ``TemporalSettingsError`` when a runtime was given, which has its own telemetry, or the address is bad.
+        Raises ``TemporalSettingsError`` for an invalid address, and if a ``runtime`` was given, which has its own
+        telemetry.
         """
         if self._own_runtime is not plain_runtime:
             raise TemporalSettingsError("Temporal(runtime=…) decides on metrics itself: add a PrometheusConfig there")
         check_address(address, "the address to serve metrics at", to_listen_at=True)
         if processes < 1:
-            raise TemporalSettingsError(f"metrics are served by one process or more, and not by {processes}")
+            raise TemporalSettingsError(f"metrics are served by one process or more, not by {processes}")
         self._own_runtime = measured_runtime(address, processes)
 
     @property
     def _runtime(self) -> RuntimeFactory:
-        """Connections to one server share their metrics."""
+        """The runtime. Connections to one server share its metrics."""
         if self._own_runtime is plain_runtime and self._same_server_as is not None:
             return self._same_server_as._runtime
         return self._own_runtime
@@ -318,7 +327,7 @@ class Temporal:
     def meter(self) -> MetricMeter:
         """The meter of the process's metrics, for the app's own metrics too.
 
-        Without an exporter it does nothing. Raises ``TemporalSettingsError`` when the runtime cannot be started.
+        Without an exporter it does nothing. Raises ``TemporalSettingsError`` if the runtime cannot be started.
         """
         return MetricMeter.noop if self._runtime is plain_runtime else runtime_of_process(self._runtime).metric_meter
 
@@ -339,7 +348,7 @@ class Temporal:
     def _warn_of_misspelt_variables(self) -> None:
         others = [each.variable_prefix for each in _connections]
         for variable, meant in misspelt_variables(self.name, os.environ, others).items():
-            _logger.warning("The environment variable %s does not count. Is %s meant?", variable, meant)
+            _logger.warning("The environment variable %s is not used. Is %s meant?", variable, meant)
 
     @cached_property
     def data_converter(self) -> DataConverter:
@@ -377,9 +386,9 @@ class Temporal:
         return await asyncio.shield(asyncio.wrap_future(self._connect_once()))
 
     def start_connecting(self) -> concurrent.futures.Future[Client] | None:
-        """Connect in the background, so that the first request need not.
+        """Connect in the background before the first request.
 
-        Returns ``None`` when there is a client.
+        Returns ``None`` if there is a client.
         """
         return self._connect_once() if self._client is None and self._override is None else None
 
@@ -400,17 +409,17 @@ class Temporal:
                 self._connecting = None
 
     def _check_attributes(self, client: Client, declared: Sequence[DeclaredAttribute]) -> None:
-        """In the background: no request waits for it."""
+        """Check search attributes in the background, so that no request waits for it."""
         if declared:
-            get_background_loop().submit(log_faults(client, tuple(declared), DEFAULT_RPC_TIMEOUT))
+            get_background_loop().submit(log_errors(client, tuple(declared), DEFAULT_RPC_TIMEOUT))
 
     async def connect(
         self, *, retry_config: RetryConfig | None = None, interceptors: Sequence[Interceptor] | None = None
     ) -> Client:
         """Make a new client with the same settings.
 
-        An example is the client of a worker, whose calls are retried for longer. Raises what ``client`` raises, and
-        ``TemporalSettingsError`` when the runtime cannot be started.
+        An example is the client of a worker, whose calls are retried for longer. Raises the errors of ``client``, and
+        ``TemporalSettingsError`` if the runtime cannot be started.
         """
         if self._override is not None:
             return self._override
@@ -440,8 +449,8 @@ class Temporal:
     async def check_health(self, timeout: timedelta = timedelta(seconds=2)) -> Health:
         """Ask the server for the namespace, and check the web process's workers.
 
-        These are the workers of ``lifespan(worker=True)``. Never raises for a server that is away or refuses: see
-        ``Health``.
+        These are the workers of ``lifespan(worker=True)``. It does not raise if the server is unreachable or refuses:
+        see ``Health``.
         """
         settings = self.settings
         request = workflowservice.DescribeNamespaceRequest(namespace=settings.namespace)
@@ -465,7 +474,7 @@ class Temporal:
     def worker_problem(self) -> str | None:
         """The reason why workers of ``lifespan(worker=True)`` do not run.
 
-        It is ``None`` if they do, or if there are none.
+        Returns ``None`` if they run, or if there are none.
         """
         return None if self.web_worker is None else self.web_worker.worker_problem
 
@@ -473,7 +482,7 @@ class Temporal:
     def override(self, client: Client) -> Iterator[None]:
         """Use another client within ``with``, in the whole process.
 
-        It can be that of a test environment.
+        An example is the client of a test environment.
         """
         before, self._override = self._override, client
         try:
@@ -484,10 +493,10 @@ class Temporal:
     def lifespan(self, app: object = None, *, worker: bool = False) -> Lifespan:
         """The lifespan of a web app: ``FastAPI(lifespan=temporal.lifespan)``.
 
-        It connects in the background: the app starts without a server.
+        It connects in the background, so the app starts without a server.
 
-        ``FastAPI(lifespan=temporal.lifespan(worker=True))`` also runs the declared workers in the web process, which
-        is for development: in production they take the processor from requests.
+        ``FastAPI(lifespan=temporal.lifespan(worker=True))`` also runs the declared workers in the web process. This is
+        for development: in production, workers would take processor time from requests.
         """
         return Lifespan(self, worker=worker)
 

@@ -1,6 +1,6 @@
 """Interceptors of calls and activities.
 
-They are for each call of a client, a context around each activity, and OpenTelemetry.
+One prepares each call of a client, one runs each activity in a context, one makes spans of OpenTelemetry.
 """
 
 import functools
@@ -44,7 +44,7 @@ _BOUNDED = (
     "backfill_schedule",
     "delete_schedule",
 )
-"""Other calls with a deadline. Waits for a result or an update have none: they are long on purpose."""
+"""Other calls with a deadline. Waits for a result or an update have none, because they may be long."""
 
 
 class CallInterceptor(client.Interceptor):
@@ -52,8 +52,8 @@ class CallInterceptor(client.Interceptor):
 
     A single interceptor costs the least.
 
-    - The web request that is handled notes the workflow's id, for its log.
-    - A workflow that is started carries the id of that request.
+    - The current web request records the workflow's id for its log.
+    - A started workflow carries the id of that request.
     - A call without ``rpc_timeout`` gets this one. The SDK would let a thread wait half a minute for a server that does
       not answer.
     - The owner's search attribute is registered before the first workflow that is started with it. A new server would
@@ -75,7 +75,7 @@ class _Prepared(OutboundInterceptor):
         self._connect, self.rpc_timeout = connect, rpc_timeout
 
     async def start_workflow(self, input: StartWorkflowInput) -> WorkflowHandle[Any, Any]:
-        # Written out, without a function for each part: it is on the path of every start.
+        # Inline, without a function for each part, because every start runs this code.
         if (noted := noted_workflows.get()) is not None and input.id not in noted:
             noted.append(input.id)
         if (id := request_id.get()) is not None:
@@ -162,8 +162,8 @@ class _InContext(ActivityInboundInterceptor):
 def tracing_interceptor() -> client.Interceptor:
     """The interceptor that makes spans of OpenTelemetry.
 
-    A web request, the workflow that it starts, and its activities are one trace. It is for clients and workers, with
-    the global tracer provider. Needs the extra ``temporal-otel``.
+    A web request, the workflow that it starts, and its activities are one trace. Clients and workers use the
+    interceptor, with the global tracer provider. It needs the extra ``temporal-otel``.
     """
     try:
         from temporalio.contrib.opentelemetry import TracingInterceptor

@@ -1,11 +1,11 @@
 """One ``temporalio`` runtime per process, also after a fork.
 
-A runtime is a pool of native threads, which do not exist in a forked child. There, a client of the parent's runtime
-never answers, and to free it waits for those threads forever. So a child starts a runtime of its own, and never frees
-what it inherited.
+A runtime is a pool of native threads, which do not exist in a forked child. A client of the parent's runtime never
+answers in a child, and freeing it would wait for those threads forever. So a child starts its own runtime, and never
+frees the inherited one.
 
-The interpreter's exit does not wait for those threads either. A thread that passes an answer to Python at that time
-would end the process with a fatal error. So the exit waits briefly for them.
+The interpreter's exit does not wait for those threads either. If such a thread passes an answer to Python during the
+exit, the process ends with a fatal error. So the exit waits briefly for them.
 """
 
 import atexit
@@ -22,7 +22,7 @@ from durably.temporal.errors import TemporalSettingsError
 
 GATEWAY_LATENCY = "durably_gateway_latency"
 _WEB_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""The SDK's own buckets begin at 50 milliseconds, within which most requests are answered, and end at ten seconds."""
+"""The SDK's own buckets start at 50 milliseconds, within which most requests are answered, and end at ten seconds."""
 
 RuntimeFactory = Callable[[], Runtime]
 

@@ -83,7 +83,7 @@ class SyncClient:
     def __init__(
         self, client: Callable[[], Awaitable[Client]], task_queue: Callable[[], str | None], variable: str
     ) -> None:
-        """``variable`` is the environment variable with the task queue, for messages."""
+        """``variable`` is the environment variable of the task queue, for messages."""
         self._runner = Runner(client)
         self._task_queue = task_queue
         self._variable = variable
@@ -119,7 +119,7 @@ class SyncClient:
         self, workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[StartOptions]
     ) -> "SyncWorkflowHandle[Any, Any]": ...
     def start_workflow(self, workflow: Any, *arg: Any, id: str, **options: Any) -> "SyncWorkflowHandle[Any, Any]":
-        """Start a workflow. Returns as soon as the server has stored it.
+        """Start a workflow. Returns when the server has stored it.
 
         ``task_queue`` is that of the connection by default. Raises ``WorkflowAlreadyStartedError``, ``RPCError``.
         """
@@ -175,7 +175,7 @@ class SyncClient:
         return self._handle(self.client.get_workflow_handle_for(workflow, workflow_id, run_id=run_id))
 
     def list_workflows(self, query: str | None = None, **options: Any) -> Iterator[WorkflowExecution]:
-        """Workflows that a visibility query finds. Pages are fetched when they are needed."""
+        """Workflows that match a visibility query. Pages are fetched on demand."""
         return self._runner.iterate(lambda client: client.list_workflows(query, **options))
 
     def count_workflows(self, query: str | None = None, **options: Unpack[CallOptions]) -> WorkflowExecutionCount:

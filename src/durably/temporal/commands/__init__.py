@@ -15,7 +15,7 @@ from durably.protocol.text import printable
 class CouldNotRunError(click.ClickException):
     """The command has no result.
 
-    The exit code 2 distinguishes that from a negative result, 1.
+    Its exit code is 2. A negative result has the exit code 1.
     """
 
     exit_code = 2
@@ -34,7 +34,7 @@ class Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Print a line, with control characters escaped."""
     click.echo(printable(line))
 

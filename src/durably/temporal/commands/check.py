@@ -1,6 +1,6 @@
 """``check``: list running workflows that are stuck.
 
-The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server could not be asked.
+The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server did not answer.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import workflow_types
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import Gateway
-from durably.temporal.namespace.inspection import DEFAULT_LIMIT, Check, Inspector, Stuck
+from durably.temporal.namespace.inspection import DEFAULT_LIMIT, Check, Inspector, StuckWorkflow
 from durably.temporal.namespace.notices import DEFAULT_THRESHOLDS, Thresholds
 
 from . import CouldNotRunError, json_option, with_target
@@ -90,14 +90,14 @@ def make_check_command(load: Callable[..., CheckTarget], *, target: str | None =
     of_target = "" if target is None else f" {target} exposes or runs"
     words = (
         f"List running workflows that are stuck, of the types that{of_target or ' the workers run'}.\n\n"
-        "The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server could not be asked."
+        "The exit code is 0 if no workflow is stuck, 1 if one is, and 2 if the server did not answer."
     )
     return with_target(click.Command("check", callback=run, params=list(CHECK_OPTIONS), help=words), target)
 
 
 def run_check(
     target: CheckTarget,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     *,
     limit: int,
     activity_attempts: int,
@@ -106,8 +106,8 @@ def run_check(
 ) -> bool:
     """Report stuck workflows, with reasons. Returns whether no workflow is stuck.
 
-    Raises ``TemporalSettingsError``, also for a refusal of the server and if there are no types, and
-    ``TemporalUnreachableError``.
+    Raises ``TemporalUnreachableError``, and ``TemporalSettingsError``, also for a refusal of the server and if there
+    are no types.
     """
     if not target.workflow_types:
         raise TemporalSettingsError("there is nothing to check: no workflow is exposed or declared for a worker")
@@ -122,7 +122,7 @@ def run_check(
     except RPCError as error:
         raise TemporalSettingsError(explain_refusal(error.message, target.temporal.settings)) from error
     for line in _to_json(found) if as_json else _to_text(found):
-        say(line)
+        print_line(line)
     return not found.stuck
 
 
@@ -144,7 +144,7 @@ def _to_json(found: Check) -> list[str]:
     return [printable_json(msgspec.json.encode(row).decode()) for row in rows]
 
 
-def _row(stuck: Stuck) -> dict[str, Any]:
+def _row(stuck: StuckWorkflow) -> dict[str, Any]:
     return {
         "workflow_id": stuck.workflow_id,
         "run_id": stuck.run_id,

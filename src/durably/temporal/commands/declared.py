@@ -23,12 +23,12 @@ from durably.temporal.namespace.search_attributes import (
     type_name,
 )
 
-from . import say, with_target
+from . import print_line, with_target
 
 _PATIENCE = timedelta(seconds=10)
 
 Load = Callable[..., Temporal]
-Say = Callable[[str], object]
+PrintLine = Callable[[str], object]
 
 REGISTER_OPTIONS = (
     click.Option(["--check"], is_flag=True, help="Register nothing; the exit code is 1 if something is missing."),
@@ -36,7 +36,7 @@ REGISTER_OPTIONS = (
 SYNC_OPTIONS = (
     click.Option(["--app"], metavar="NAME", help="The app of these schedules.  [default: the task queue's name]"),
     click.Option(["--prune"], is_flag=True, help="Delete schedules of this app that are no longer declared."),
-    click.Option(["--dry-run"], is_flag=True, help="Change nothing: print what would be done."),
+    click.Option(["--dry-run"], is_flag=True, help="Change nothing: print the changes."),
 )
 
 
@@ -48,7 +48,7 @@ def make_register_command(load: Load, *, target: str | None = None) -> click.Com
     """
 
     def run(*, check: bool, **given: str) -> None:
-        if not run_register(load(**given), say, check=check):
+        if not run_register(load(**given), print_line, check=check):
             raise click.exceptions.Exit(1)
 
     words = (
@@ -66,7 +66,7 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
     """
 
     def run(*, app: str | None, prune: bool, dry_run: bool, **given: str) -> None:
-        run_sync_schedules(load(**given), say, app=app, prune=prune, dry_run=dry_run)
+        run_sync_schedules(load(**given), print_line, app=app, prune=prune, dry_run=dry_run)
 
     words = (
         f"Create and update the schedules that {target or 'the app'} declares with add_schedule().\n\n"
@@ -75,33 +75,33 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
     return with_target(click.Command("sync-schedules", callback=run, params=list(SYNC_OPTIONS), help=words), target)
 
 
-def run_register(temporal: Temporal, say: Say, *, check: bool) -> bool:
-    """Register the declared search attributes, or only look for them.
+def run_register(temporal: Temporal, print_line: PrintLine, *, check: bool) -> bool:
+    """Register the declared search attributes, or only check them.
 
-    Returns whether all are registered. Raises ``SearchAttributeError``, also for two types of one name and for a
-    refusal of the server, and ``TemporalUnreachableError``.
+    Returns whether all are registered. Raises ``TemporalUnreachableError``, and ``SearchAttributeError``, also for two
+    types of one name and for a refusal of the server.
     """
     try:
-        return asyncio.run(_register(temporal, say, check))
+        return asyncio.run(_register(temporal, print_line, check))
     except RPCError as error:
         raise SearchAttributeError(explain_refusal(error.message, temporal.settings)) from error
 
 
-async def _register(temporal: Temporal, say: Say, check: bool) -> bool:
+async def _register(temporal: Temporal, print_line: PrintLine, check: bool) -> bool:
     wanted = declared_types([*temporal.search_attributes, *temporal.owner_attributes])
     if not wanted:
-        say("no search attributes are declared; temporal.add_search_attributes(…) declares some")
+        print_line("no search attributes are declared; temporal.add_search_attributes(…) declares some")
         return True
     client = await temporal.connect()
     if check:
         known = await known_attributes(client, _PATIENCE)
         for name, indexed in wanted.items():
             own = f": run this command without --check, or {commands(client, name, indexed)}"
-            say(_state(name, indexed, known) + ("" if name in known else own))
+            print_line(_state(name, indexed, known) + ("" if name in known else own))
         return all(known.get(name) == indexed for name, indexed in wanted.items())
     new = await register(client, wanted, _PATIENCE)
     for name, indexed in wanted.items():
-        say(f"{name} ({type_name(indexed)}): {'registered' if name in new else 'is there'}")
+        print_line(f"{name} ({type_name(indexed)}): {'registered' if name in new else 'exists'}")
     return True
 
 
@@ -109,11 +109,13 @@ def _state(name: str, indexed: IndexedType, known: Mapping[str, IndexedType]) ->
     if name not in known:
         return f"{name} ({type_name(indexed)}): missing"
     if known[name] == indexed:
-        return f"{name} ({type_name(indexed)}): is there"
-    return f"{name} ({type_name(indexed)}): the server has it as {type_name(known[name])}: give it another name"
+        return f"{name} ({type_name(indexed)}): exists"
+    return f"{name} ({type_name(indexed)}): the server has it as {type_name(known[name])}: use another name"
 
 
-def run_sync_schedules(temporal: Temporal, say: Say, *, app: str | None, prune: bool, dry_run: bool) -> None:
+def run_sync_schedules(
+    temporal: Temporal, print_line: PrintLine, *, app: str | None, prune: bool, dry_run: bool
+) -> None:
     """Sync the declared schedules, and report the outcome of each.
 
     Raises ``TemporalSettingsError``, also for a refusal of the server, and ``TemporalUnreachableError``.
@@ -123,11 +125,11 @@ def run_sync_schedules(temporal: Temporal, say: Say, *, app: str | None, prune: 
         found = False
         async for id, outcome in sync_schedules(temporal, app=app, prune=prune, dry_run=dry_run):
             found = True
-            say(f"{id}: {outcome}{' (dry run)' if dry_run else ''}")
+            print_line(f"{id}: {outcome}{' (dry run)' if dry_run else ''}")
         if not found:
-            say("no schedules are declared; temporal.add_schedule(…) declares one")
+            print_line("no schedules are declared; temporal.add_schedule(…) declares one")
         elif dry_run:
-            say("nothing was changed, and the server has not checked the declarations")
+            print_line("nothing was changed, and the server has not checked the declarations")
 
     try:
         asyncio.run(run())

@@ -30,7 +30,7 @@ from durably.temporal.worker.deployments import (
     wait_until_drained,
 )
 
-from . import CouldNotRunError, json_option, say, with_target
+from . import CouldNotRunError, json_option, print_line, with_target
 
 Result = TypeVar("Result")
 
@@ -65,7 +65,7 @@ _ROUTING = (
         show_default=True,
         type=click.FloatRange(0),
         metavar="SECONDS",
-        help="How long the server may take to notice the version's workers.",
+        help="Time for the server to notice the version's workers.",
     ),
 )
 _TIMEOUT = click.Option(
@@ -111,7 +111,7 @@ def _describe(temporal: Temporal, name: str | None, as_json: bool) -> None:
         click.echo(printable_json(json.dumps(asdict(found), default=dt.datetime.isoformat, indent=2)))
         return
     for line in describe(found):
-        say(line)
+        print_line(line)
 
 
 def describe(found: Deployment) -> list[str]:
@@ -124,7 +124,7 @@ def describe(found: Deployment) -> list[str]:
 def _list(temporal: Temporal) -> None:
     """List the deployments of the namespace."""
     for name in _run(temporal, list_deployments) or ["there are no deployments"]:
-        say(name)
+        print_line(name)
 
 
 def _set_current(
@@ -137,7 +137,7 @@ def _set_current(
     chosen, build = _deployment_name(temporal, name), _build_id(temporal, build_id, unversioned)
     seconds = dt.timedelta(seconds=wait)
     previous = _run(temporal, lambda client: set_current_version(client, chosen, build, wait=seconds, **routing))
-    say(f"{chosen}: current {build or UNVERSIONED}, before {previous or UNVERSIONED}")
+    print_line(f"{chosen}: current {build or UNVERSIONED}, before {previous or UNVERSIONED}")
 
 
 def _ramp(
@@ -155,25 +155,25 @@ def _ramp(
     The same share of running workflows that upgrade themselves is routed to it too.
     """
     if delete == (percentage is not None):
-        raise click.UsageError("say how much, --percentage 10, or end the ramp with --delete")
+        raise click.UsageError("give the share, such as --percentage 10, or end the ramp with --delete")
     chosen = _deployment_name(temporal, name)
     build = None if delete else _build_id(temporal, build_id, unversioned)
     seconds, share = dt.timedelta(seconds=wait), percentage or 0.0
     _run(temporal, lambda client: set_ramping_version(client, chosen, build, share, wait=seconds, **routing))
     words = "no ramping version" if delete else f"ramping {build or UNVERSIONED} ({share:g} %)"
-    say(f"{chosen}: {words}")
+    print_line(f"{chosen}: {words}")
 
 
 def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: float) -> None:
     """Wait until no workflow is pinned to a version.
 
-    Its workers may then be stopped. The exit code is 1 if some workflows are still pinned at the end of the timeout.
+    Its workers may then be stopped. The exit code is 1 if workflows are still pinned at the timeout.
     """
     chosen, build = _deployment_name(temporal, name), _build_id(temporal, build_id, False)
     assert build is not None
     seconds = dt.timedelta(seconds=timeout)
     status = _run(temporal, lambda client: wait_until_drained(client, chosen, build, seconds))
-    say(f"{chosen}.{build}: {status}")
+    print_line(f"{chosen}.{build}: {status}")
     if status in (VersionStatus.CURRENT, VersionStatus.RAMPING):
         raise CouldNotRunError("a version that gets new workflows is not drained: make another one current first")
     if status is VersionStatus.DRAINING:
@@ -181,10 +181,10 @@ def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: f
 
 
 def _delete(temporal: Temporal, name: str | None, build_id: str, skip_drainage: bool) -> None:
-    """Forget a version that is drained and has no workers."""
+    """Delete a version that is drained and has no workers."""
     chosen = _deployment_name(temporal, name)
     _run(temporal, lambda client: delete_version(client, chosen, build_id, skip_drainage=skip_drainage))
-    say(f"{chosen}.{build_id}: deleted")
+    print_line(f"{chosen}.{build_id}: deleted")
 
 
 def _deployment_name(temporal: Temporal, given: str | None) -> str:
@@ -197,7 +197,7 @@ def _deployment_name(temporal: Temporal, given: str | None) -> str:
 def _build_id(temporal: Temporal, given: str | None, unversioned: bool) -> str | None:
     if unversioned:
         if given is not None:
-            raise click.UsageError("--unversioned and --build-id exclude each other")
+            raise click.UsageError("--unversioned and --build-id cannot be combined")
         return None
     found = given or _setting(temporal, "build_id")
     if found is None:

@@ -1,6 +1,6 @@
 """``replay``: replay histories of workflows against the code.
 
-The exit code is 0 if all histories fit the code, 1 if one does not, and 2 if histories could not be replayed.
+The exit code is 0 if all histories match the code, 1 if one does not, and 2 if histories could not be replayed.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ from durably.temporal.replay.histories import (
 )
 from durably.temporal.replay.replayer import HistoryReplayer, TypeReport, replay_all
 
-from . import CouldNotRunError, json_option, say, with_target
+from . import CouldNotRunError, json_option, print_line, with_target
 
 ADVICE = (
     "Running workflows of this kind would stop after a deployment: guard the change with workflow.patched(), or let "
-    "them end on the version that began them (worker versioning)."
+    "them end on the version that started them (worker versioning)."
 )
 
 
@@ -44,7 +44,7 @@ ADVICE = (
 class ReplayTarget:
     """The code to replay against.
 
-    It is the workflows of the workers, and the workflows that a gateway exposes.
+    It has the workflows of the workers, and the workflows that a gateway exposes.
     """
 
     temporal: Temporal
@@ -75,7 +75,7 @@ def _with_exposed(declared: Sequence[WorkerDeclaration], exposures: Iterable[Exp
 
 
 class Since(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """``7d`` or an RFC 3339 date; the value is a time in UTC."""
+    """``7d`` or an RFC 3339 date. The value is a time in UTC."""
 
     name = "since"
 
@@ -153,7 +153,7 @@ def _run(
         click.echo(printable_json(_to_json(reports)))
     else:
         for line in describe_reports(reports):
-            say(line)
+            print_line(line)
     if any(report.failures for report in reports):
         raise click.exceptions.Exit(1)
 
@@ -184,7 +184,7 @@ async def _fetch(
 
 
 def describe_reports(reports: Sequence[TypeReport]) -> Iterator[str]:
-    """A line for each workflow type and for each history that does not fit.
+    """A line for each workflow type and for each history that does not match.
 
     Advice is at the end.
     """

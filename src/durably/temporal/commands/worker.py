@@ -16,7 +16,7 @@ from durably.temporal.declarations import with_interceptor
 from durably.temporal.worker.process import run_worker_process
 from durably.temporal.worker.workers import DEFAULT_GRACE, Workers
 
-from . import Group, say, with_target
+from . import Group, print_line, with_target
 from .check import check_target, make_check_command
 from .declared import make_register_command, make_sync_schedules_command
 from .deployment import make_deployment_group
@@ -24,7 +24,10 @@ from .replay import make_replay_command, replay_target
 
 WORKER_OPTIONS = (
     click.Option(
-        ["--task-queue", "task_queues"], multiple=True, metavar="NAME", help="Only this one. May be repeated."
+        ["--task-queue", "task_queues"],
+        multiple=True,
+        metavar="NAME",
+        help="Run only this task queue. May be repeated.",
     ),
     click.Option(
         ["--grace"],
@@ -34,8 +37,8 @@ WORKER_OPTIONS = (
         metavar="SECONDS",
         help="Time for running activities when the worker is stopped.",
     ),
-    click.Option(["--health"], metavar="HOST:PORT", help="Serve /live and /ready here."),
-    click.Option(["--metrics"], metavar="HOST:PORT", help="Serve /metrics to Prometheus here."),
+    click.Option(["--health"], metavar="HOST:PORT", help="Address for /live and /ready."),
+    click.Option(["--metrics"], metavar="HOST:PORT", help="Address for /metrics, for Prometheus."),
     click.Option(["--reload"], is_flag=True, help="Restart when Python source below the working directory changes."),
 )
 
@@ -45,13 +48,13 @@ def make_worker_command(
 ) -> click.Command:
     """The command ``worker``.
 
-    ``run`` gets the options, ``more`` ones among them. If ``target`` is given, the command takes an argument with this
-    metavar, and ``run`` gets it as ``target``.
+    ``run`` gets the options, including those of ``more``. If ``target`` is given, the command takes an argument with
+    this metavar, and ``run`` gets it as ``target``.
     """
     words = (
         f"Run the workers that {target or 'the app'} declares with add_worker().\n\n"
-        "SIGTERM or Ctrl-C stops them: they take no more tasks, activities may end, and are cancelled after --grace. A "
-        "second signal ends the process at once. If the server is away, the workers wait for it."
+        "SIGTERM or Ctrl-C stops them: they accept no more tasks, activities may end, and are cancelled after "
+        "--grace. A second signal ends the process immediately. If the server is unreachable, the workers wait for it."
     )
     command = click.Command("worker", callback=run, params=[*WORKER_OPTIONS, *more], help=words)
     return with_target(command, target)
@@ -65,14 +68,14 @@ def make_group(
 ) -> click.Group:
     """A group ``temporal`` with all commands.
 
-    Activities run in ``context()``, that of the app.
+    Activities run in ``context()``, the context of the app.
     """
 
     def run(task_queues: tuple[str, ...], grace: float, health: str | None, metrics: str | None, reload: bool) -> None:
         def work() -> None:
             declarations = with_interceptor(temporal.workers, ActivityContext(context))
             workers = Workers(temporal, declarations, task_queues=task_queues, grace=timedelta(seconds=grace))
-            run_worker_process(temporal, workers, say=say, health=health, metrics=metrics)
+            run_worker_process(temporal, workers, print_line=print_line, health=health, metrics=metrics)
 
         if reload:
             run_with_reloader(work)

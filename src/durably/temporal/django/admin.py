@@ -1,6 +1,6 @@
 """The admin's pages of Temporal.
 
-They are a list of workflows, and one workflow, to watch, cancel, terminate and signal.
+They are a list of workflows, and a page of one workflow with cancel, terminate and signal.
 
 The pages need Django's permissions ``durably_temporal.view_workflow``, ``view_payloads``, ``cancel_workflow``,
 ``terminate_workflow`` and ``signal_workflow``. Actions are in the admin's log. ``connection`` in the URL is one of
@@ -66,7 +66,7 @@ def _problems_shown(view: View) -> View:
             return view(self, request, *args, **options)
         except _SHOWN as error:
             status = 500 if isinstance(error, TemporalSettingsError) else to_problem(error).status
-            # Users of the admin may read more than visitors, such as the server's address.
+            # Users of the admin may read more than other users, such as the server's address.
             detail = str(error) if isinstance(error, Error) else to_problem(error).detail
             page: HttpResponse = self._render(request, "problem", {"title": "Temporal", "detail": detail}, status)
             return page
@@ -263,7 +263,7 @@ def _pages(request: Any, *scope: str) -> Pages:
 def _connection(request: Any) -> tuple[str, Temporal]:
     """The connection of a page.
 
-    Raises ``Http404``, and ``TemporalSettingsError`` for bad settings.
+    Raises ``Http404``, and ``TemporalSettingsError`` for invalid settings.
     """
     given = request.POST if request.method == "POST" else request.GET
     name = given.get("connection") or DEFAULT_CONNECTION
@@ -273,7 +273,7 @@ def _connection(request: Any) -> tuple[str, Temporal]:
 
 
 def _is_of_query(error: Exception, request: Any) -> bool:
-    """Whether the server refuses the user's query, and not a page of the list."""
+    """Whether the server refuses the user's query, not a page of the list."""
     return bool(request.GET.get("query") and not request.GET.get("page")) and to_problem(error).status == 400
 
 
@@ -289,7 +289,7 @@ def _reason(request: Any) -> str:
 
 
 def _signal(handle: SyncWorkflowHandle[Any, Any], request: Any) -> str:
-    """Raises ``ValueError`` for input that is not a signal."""
+    """Send the signal of a form. Raises ``ValueError`` for invalid input."""
     name = request.POST.get("name", "").strip()
     if not name:
         raise ValueError("Which signal? It has no name.")
@@ -321,7 +321,7 @@ def _connection_links(request: Any, chosen: str) -> list[dict[str, Any]]:
 
 
 def _with(request: Any, **changes: str) -> str:
-    """The page's own query with changes; an empty value removes a parameter."""
+    """The page's own query with changes. An empty value removes a parameter."""
     query = request.GET.copy()
     for name, value in changes.items():
         query.pop(name, None)

@@ -1,6 +1,6 @@
 """System checks for the worker.
 
-``manage.py check`` and the worker's start report what would prevent the worker from running.
+``manage.py check`` and the worker's start report errors that would prevent the worker from running.
 """
 
 from datetime import timedelta
@@ -17,14 +17,14 @@ from durably.errors import Error
 from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import by_task_queue
 from durably.temporal.errors import TemporalUnreachableError
-from durably.temporal.namespace.search_attributes import find_faults
+from durably.temporal.namespace.search_attributes import find_errors
 
 from .conf import DEFAULT_CONNECTION, connections
 from .discovery import connection_of, discover, project_modules, workflows_of
 from .views import codec_servers
 from .workflow_pages import ui_url
 
-_PATIENCE = timedelta(seconds=5)
+_TIMEOUT = timedelta(seconds=5)
 
 
 def register() -> None:
@@ -110,7 +110,7 @@ def _check_module(module: ModuleType) -> list[checks.CheckMessage]:
     return [
         checks.Error(
             f"{module.__name__} has the model {name}, and workflows must not use models.",
-            hint="Workflows run again from their history: use models in activities.py, and hand ids and plain values "
+            hint="Workflows run again from their history: use models in activities.py, and pass ids and plain values "
             "to the workflow.",
             obj=module.__name__,
             id="durably_temporal.E002",
@@ -174,14 +174,14 @@ def _check_attributes(temporal: Temporal) -> list[checks.CheckMessage]:
     if not temporal.search_attributes:
         return []
     try:
-        faults = temporal.sync.run(lambda client: find_faults(client, temporal.search_attributes, _PATIENCE))
+        errors = temporal.sync.run(lambda client: find_errors(client, temporal.search_attributes, _TIMEOUT))
     except (TemporalUnreachableError, RPCError) as error:
         names = ", ".join(each.key.name for each in temporal.search_attributes)
         return [
             checks.Warning(
-                f"It is not known whether the search attributes {names} are registered: {error}",
+                f"Cannot check whether the search attributes {names} are registered: {error}",
                 hint="Run the check where the Temporal server can be reached.",
                 id="durably_temporal.W002",
             )
         ]
-    return [checks.Error(fault, id="durably_temporal.E005") for fault in faults]
+    return [checks.Error(error, id="durably_temporal.E005") for error in errors]

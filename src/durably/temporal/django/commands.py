@@ -55,7 +55,7 @@ class ClickCommand(BaseCommand):  # type: ignore[misc]
 
     ``manage.py name …`` gives all arguments but Django's own and ``--connection`` to the command of ``make()``.
 
-    From code it is ``call_command(name, arguments=["--from", "histories"])``.
+    In code, use ``call_command(name, arguments=["--from", "histories"])``.
     """
 
     def make(self, connection: str) -> click.Command:

@@ -1,9 +1,12 @@
 """The project's connections to Temporal, from Django's settings.
 
-``TEMPORAL_SERVER``, ``TEMPORAL_NAMESPACE`` and ``TEMPORAL_TASK_QUEUE`` are settings of their own. The dictionary
-``TEMPORAL`` has the others: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, and ``OPTIONS``, further
-arguments of ``durably.temporal.Temporal``. ``TEMPORAL_CONNECTIONS`` has such a dictionary for each of several
-connections, by name; ``default`` is the one above, unless it is there too. The environment takes precedence.
+- ``TEMPORAL_SERVER``, ``TEMPORAL_NAMESPACE`` and ``TEMPORAL_TASK_QUEUE`` are separate settings.
+- The dictionary ``TEMPORAL`` has the others: the keys of ``durably.temporal.settings.FRAMEWORK_KEYS``, and ``OPTIONS``,
+  further arguments of ``durably.temporal.Temporal``.
+- ``TEMPORAL_CONNECTIONS`` has such a dictionary for each of several connections, by name. Its ``default`` replaces the
+  settings above.
+
+The environment takes precedence.
 """
 
 import threading
@@ -24,12 +27,12 @@ _SEVERAL = "TEMPORAL_CONNECTIONS"
 
 
 class Connections:
-    """The project's connections by name, each made at its first use.
+    """The project's connections by name, each created at its first use.
 
     An example is ``connections["billing"]``.
 
-    A connection whose settings name no server is on the server of ``default``, with its TLS and credentials. Iterating
-    gives the names, ``default`` first. Raises ``TemporalSettingsError`` for an unknown name and for bad settings.
+    A connection whose settings name no server uses the server of ``default``, with its TLS and credentials. Iterating
+    gives the names, ``default`` first. Raises ``TemporalSettingsError`` for an unknown name and for invalid settings.
     """
 
     def __init__(self) -> None:
@@ -79,7 +82,7 @@ def connection_settings(name: str) -> dict[str, Any]:
     else:
         where, given = "settings.TEMPORAL", getattr(settings, "TEMPORAL", {})
     if not isinstance(given, Mapping):
-        raise TemporalSettingsError(f"{where} is not a dictionary but {type(given).__name__}")
+        raise TemporalSettingsError(f"{where} must be a dictionary, not {type(given).__name__}")
     if unknown := sorted(set(given) - FRAMEWORK_KEYS - _OTHER_KEYS):
         known = ", ".join(sorted(FRAMEWORK_KEYS | _OTHER_KEYS))
         raise TemporalSettingsError(f"{where} has an unknown key {unknown[0]!r}; known are {known}")
@@ -90,7 +93,7 @@ def connection_settings(name: str) -> dict[str, Any]:
 def _several() -> Mapping[str, Any]:
     given = getattr(settings, _SEVERAL, {})
     if not isinstance(given, Mapping):
-        raise TemporalSettingsError(f"settings.{_SEVERAL} is not a dictionary but {type(given).__name__}")
+        raise TemporalSettingsError(f"settings.{_SEVERAL} must be a dictionary, not {type(given).__name__}")
     return given
 
 
@@ -121,4 +124,4 @@ def get_temporal(connection: str = DEFAULT_CONNECTION) -> Temporal:
 
 
 temporal = cast(Temporal, SimpleLazyObject(get_temporal))
-"""The default connection, for import at the top of a module, before settings may be read."""
+"""The default connection. Modules import it at their top, before settings may be read."""

@@ -2,11 +2,11 @@
 
 The module also starts workflows when a transaction commits.
 
-The database connections of an activity are those of a request: Django closes dead and old ones before and after it
-(``CONN_MAX_AGE``), and those of its own threads at its end. An activity is not in a transaction: what it commits
-stays, also when it is retried.
+Database connections of an activity are treated as in a request: Django closes dead and old ones before and after it
+(``CONN_MAX_AGE``), and connections of its own threads at its end. An activity is not in a transaction: its commits
+stay, even if it is retried.
 
-A workflow runs again from its history and must not query the database: a model in a workflow is an error that names
+A workflow runs again from its history and must not query the database: a model in a workflow raises an error that names
 the line.
 """
 
@@ -55,7 +55,7 @@ class ModelInWorkflowError(Error):
 class OrmInterceptor(Interceptor):
     """The interceptor for a worker whose activities use the ORM.
 
-    Give it in ``interceptors``. The project's own worker has it.
+    Pass it in ``interceptors``. The project's own worker has it.
     """
 
     def intercept_activity(self, next: ActivityInboundInterceptor) -> ActivityInboundInterceptor:
@@ -68,7 +68,7 @@ class OrmInterceptor(Interceptor):
 class _Activities(ActivityInboundInterceptor):
     async def execute_activity(self, input: ExecuteActivityInput) -> Any:
         if is_async(input.fn):
-            # A thread for the sync code of each activity: their queries do not wait for each other.
+            # A thread for the sync code of each activity, so that their queries do not wait for each other.
             async with ThreadSensitiveContext():
                 try:
                     return await super().execute_activity(input)
@@ -135,7 +135,7 @@ def _refusal(error: BaseException) -> ModelInWorkflowError:
     own = [frame for frame in frames if not frame.filename.startswith(_OF_OTHERS)] or frames
     return ModelInWorkflowError(
         f"a workflow uses the database, at {own[-1].filename}, line {own[-1].lineno}: {own[-1].line}. Workflows run "
-        "again from their history, and must not: use models in activities, and hand plain values to the workflow."
+        "again from their history, and must not: use models in activities, and pass plain values to the workflow."
     )
 
 
@@ -185,11 +185,12 @@ def start_on_commit(
 ) -> None:
     """Start a workflow when the current transaction commits.
 
-    If there is no transaction, it starts at once.
+    Without a transaction, it starts immediately.
 
-    The arguments are those of ``temporal.sync.start_workflow``; ``using`` names the database. If the server is away
-    then, the transaction stays committed. The end of the ``atomic`` block raises the error, or with ``robust`` it is
-    logged. If a workflow must start in any case, write a row and let an activity or a schedule start it.
+    The arguments are those of ``temporal.sync.start_workflow``; ``using`` names the database. If the server is
+    unreachable at the commit, the transaction stays committed. The end of the ``atomic`` block raises the error, or
+    logs it with ``robust``. If a workflow must start in any case, write a row and let an activity or a schedule start
+    it.
 
     Raises ``SynchronousOnlyOperation`` on an event loop, whose transactions are in another thread: see
     ``astart_on_commit``. Before the commit, raises ``TemporalSettingsError`` if no task queue is known, and
@@ -228,10 +229,10 @@ async def astart_on_commit(
 async def astart_on_commit(workflow: Any, *arg: Any, id: str, **options: Any) -> None:
     """Start a workflow from asynchronous code when the transaction commits.
 
-    Like ``start_on_commit``; the transaction is that of ``sync_to_async``'s thread.
+    Like ``start_on_commit``, with the transaction of ``sync_to_async``'s thread.
 
-    Django has no transactions on an event loop, so in most asynchronous views there is none and the workflow has
-    started when this returns. The event loop is not blocked.
+    Django has no transactions on an event loop. So in most asynchronous views there is no transaction, and the workflow
+    has started when this returns. The event loop is not blocked.
     """
     await sync_to_async(start_on_commit)(workflow, *arg, id=id, **options)
 

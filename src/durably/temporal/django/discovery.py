@@ -1,6 +1,6 @@
 """The project's workflows and activities.
 
-They are those in ``workflows.py`` and ``activities.py`` of its apps.
+They are in ``workflows.py`` and ``activities.py`` of its apps.
 
 Both may be packages. A module's ``TASK_QUEUE`` replaces ``settings.TEMPORAL_TASK_QUEUE`` for its own workflows and
 activities. A module's ``TEMPORAL_CONNECTION`` is the connection whose worker runs them; the default is ``default``.
@@ -25,7 +25,7 @@ from .database import OrmInterceptor
 WORKFLOWS, ACTIVITIES = "workflows", "activities"
 
 _ORM = OrmInterceptor()
-"""One object, so that several declarations for one task queue have the same interceptor."""
+"""A single object, so that several declarations for one task queue have the same interceptor."""
 
 
 def discover(connection: str = DEFAULT_CONNECTION) -> list[WorkerDeclaration]:
@@ -40,7 +40,7 @@ def discover(connection: str = DEFAULT_CONNECTION) -> list[WorkerDeclaration]:
 
 
 def _declared(connection: str) -> list[WorkerDeclaration]:
-    """Imports the modules first, since they may call ``add_worker``."""
+    """Declarations of a connection. Imports the modules, which may call ``add_worker``."""
     modules = list(project_modules())
     found = [_declare(module) for module in modules if connection_of(module) == connection]
     return [each for each in (*get_temporal(connection).workers, *found) if each.workflows or each.activities]

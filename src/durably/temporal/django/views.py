@@ -47,10 +47,10 @@ _logger = logging.getLogger("django.security.csrf")
 def csrf_check() -> Callable[[Any], None]:
     """The CSRF check of the project's middleware, which raises a problem.
 
-    There is no check in a project without that middleware.
+    Without that middleware there is no check.
 
-    Django's middleware would answer with a page for browsers before the view is called. So the gateway's view is
-    exempt from it, and makes the check itself.
+    Django's middleware would answer with an HTML page before the view is called. So the gateway's view is exempt from
+    it, and makes the check itself.
     """
     for path in settings.MIDDLEWARE:
         kind = import_string(path)
@@ -91,8 +91,8 @@ def require_permissions(
 
     Use it as ``authorize=require_permissions({Operation.START: "shop.add_order"}, otherwise="shop.view_order")``.
 
-    Names the permission for each operation. ``otherwise`` is that of all other operations, which are refused without
-    it. An anonymous user gets 401. Raises ``TemporalSettingsError`` for operations that do not exist.
+    The mapping has the permission for each operation. ``otherwise`` is the permission for all other operations, which
+    are refused without it. An anonymous user gets 401. Raises ``TemporalSettingsError`` for unknown operations.
     """
     try:
         wanted = {Operation(operation): permission for operation, permission in permissions.items()}
@@ -139,13 +139,14 @@ def urls(
 ) -> Urls:
     """The gateway's URLs, as with ``admin.site.urls``.
 
-    Use them as ``path("api/", durably.temporal.django.urls(gateway))``.
+    Use them as ``path("api/", durably.temporal.django.urls(gateway))``. Their OpenAPI document is at ``openapi.json``.
 
-    Their OpenAPI document is at ``openapi.json``. ``authorize`` gets ``request.user`` as ``action.principal``, or the
-    result of ``principal(request)``; it may use the ORM. CSRF is checked if the project's middleware does so, unless
-    the gateway allows anonymous use, which has no session to protect. ``csrf_exempt=True`` is for APIs whose users send
-    tokens. ``docs=True`` adds a page with Swagger UI at ``docs``, whose code is loaded from a CDN; ``docs`` may be the
-    URL of the app's own copy of the npm package ``swagger-ui-dist``.
+    - ``principal``: ``authorize`` gets ``principal(request)``, or ``request.user`` by default, as ``action.principal``.
+      It may use the ORM.
+    - ``csrf_exempt=True``: for APIs whose users send tokens. By default CSRF is checked if the project's middleware
+      does so, unless the gateway allows anonymous use, which has no session to protect.
+    - ``docs=True``: adds a page with Swagger UI at ``docs``, whose code is loaded from a CDN. It may be the URL of the
+      app's own copy of the npm package ``swagger-ui-dist``.
     """
 
     def document(request: Any) -> Any:
@@ -176,13 +177,13 @@ def codec_urls(
 
     Use it as ``path("codec/", codec_urls(origins=[…]))``.
 
-    It decodes for users with ``permission``, in the namespaces of all of the project's connections with a codec;
+    It decodes for users with ``permission``, in the namespaces of all of the project's connections with a codec.
     ``manage.py check`` reports a project without one. ``origins`` are the web UI's. ``server`` replaces all of that.
-    ``principal`` is as for ``urls``. CSRF is not checked, since the web UI is another site: the server checks the
+    ``principal`` is as for ``urls``. CSRF is not checked, because the web UI is another site: the server checks the
     origin and the content type.
     """
     if server is None:
-        # Made at the first request, so that `manage.py check` can report a bad setting.
+        # Create it at the first request, so that `manage.py check` can report an invalid setting.
         several: Any = SimpleLazyObject(_connections_with_codec)
         server = CodecServer(several, origins=origins, authorize=require_codec_permission(permission))
     elif origins:
@@ -238,15 +239,14 @@ def _anonymous(request: Any) -> None:
 
 
 def _no_check(request: Any) -> None:
-    """The CSRF check of a view without a session that other sites could use."""
+    """No CSRF check, for a view without a session that other sites could use."""
 
 
 def _user_of(request: Any) -> Any:
     """``request.user``, evaluated.
 
-    The user is lazy, and the ORM may be unavailable later.
-
-    ``request.auser()`` would ignore a user that the project's own middleware has set.
+    The user is lazy, and the ORM may be unavailable later. ``request.auser()`` would ignore a user that the project's
+    own middleware has set.
     """
     user = getattr(request, "user", None)
     getattr(user, "is_authenticated", None)
@@ -289,7 +289,7 @@ def _to_gateway(request: Any, path: str, check_csrf: Callable[[Any], None]) -> G
 class TemporalErrorMiddleware(MiddlewareMixin):  # type: ignore[misc]
     """Middleware that answers errors as problem documents, for ``MIDDLEWARE``.
 
-    The errors are those of ``temporalio`` and the connection. Django handles others.
+    The errors are those of ``temporalio`` and the connection. Django handles other errors.
     """
 
     def process_exception(self, request: HttpRequest, error: Exception) -> HttpResponse | None:

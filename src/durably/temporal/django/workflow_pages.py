@@ -1,9 +1,9 @@
 """The admin's pages about workflows.
 
-They are a list by filters, and one workflow with its activities, history and links.
+They are a list with filters, and a page of one workflow with its activities, history and links.
 
 Asynchronous, over ``temporalio``'s client, without requests and templates. Inputs, results and memos are read only for
-users who may see them, decoded, decrypted, and bounded in size.
+users with the permission. They are decoded, decrypted, and bounded in size.
 """
 
 import datetime as dt
@@ -39,22 +39,25 @@ from durably.temporal.namespace.inspection import Inspector, is_open
 from .conf import connection_settings, get_temporal
 
 MAX_BYTES = 256 * 1024
-"""The largest payload that is decoded; the server accepts two megabytes."""
+"""Maximum size of a decoded payload. The server accepts two megabytes."""
 
 MAX_CHARACTERS = 10_000
-"""The longest text that is shown."""
+"""Maximum length of a shown text."""
 
 
 @dataclass(frozen=True)
 class PayloadText:
-    """``note`` says which part of ``text`` is missing, or why there is no text."""
+    """The text of a payload.
+
+    ``note`` names the missing part of ``text``, or the reason why there is no text.
+    """
 
     text: str
     note: str | None = None
 
 
 async def payload_texts(converter: DataConverter, payloads: Iterable[Payload]) -> list[PayloadText]:
-    """The note of a payload that cannot be read says why."""
+    """The texts of payloads. The note of an unreadable payload has the reason."""
     return [await _payload_text(converter, payload) for payload in payloads]
 
 
@@ -175,7 +178,7 @@ async def _one_event(
 
 
 def run_in_ui(temporal: Temporal, connection: str, workflow_id: str, run_id: str) -> str | None:
-    """The run's page in Temporal's UI; ``None`` if the UI's address is unknown."""
+    """The run's page in Temporal's UI, or ``None`` if the UI's address is unknown."""
     base = ui_url(temporal, connection)
     if base is None:
         return None
@@ -193,7 +196,7 @@ def ui_url(temporal: Temporal, connection: str) -> str | None:
     given = os.environ.get(f"{temporal.variable_prefix}UI_URL") or connection_settings(connection).get("UI_URL")
     if given:
         if not str(given).startswith(("http://", "https://")):
-            raise TemporalSettingsError(f"UI_URL for Temporal begins with http:// or https://, and is not {given!r}")
+            raise TemporalSettingsError(f"UI_URL for Temporal must begin with http:// or https://, not {given!r}")
         return str(given)
     host = temporal.settings.address.rpartition(":")[0]
     if host in _LOCAL_HOSTS:
@@ -253,9 +256,8 @@ class Event:
 class Details:
     """A workflow, its pending activities, and a page of its history.
 
-    ``payloads`` are inputs and results, by title.
-
-    ``payloads`` and ``memo`` are empty for users who may not see payloads.
+    ``payloads`` are inputs and results, by title. ``payloads`` and ``memo`` are empty for users who may not see
+    payloads.
     """
 
     row: Row

@@ -1,7 +1,7 @@
 """An HTTP interface to Temporal workflows, for any framework.
 
 ``expose`` opens a workflow, ``Gateway`` handles requests, and adapters such as ``durably.temporal.fast_api`` mount it.
-Nothing here knows a framework.
+This package uses no framework.
 """
 
 try:

@@ -1,7 +1,7 @@
 """Principals, owners of workflows, and the app's ``authorize`` hook.
 
-The owner of a workflow is a text in a search attribute. It survives continue-as-new, retries, cron and reset, lists can
-be filtered by it, and a workflow can change it by upserting the attribute. Nothing here knows a framework.
+The owner of a workflow is a string in a search attribute. Continue-as-new, retries, cron and reset keep it, lists can
+be filtered by it, and a workflow can change it by upserting the attribute. This module uses no framework.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ Identify = Callable[[Any], str]
 ANONYMOUS = json.dumps(["anonymous"])
 
 _REMEDY = (
-    "Give Gateway(identify=…), a function of the principal that returns a text of its own for each, such as "
+    "Give Gateway(identify=…), a function of the principal that returns a unique string for each, such as "
     "lambda user: user.email"
 )
 
@@ -50,8 +50,8 @@ _NO_PRINCIPALS: Sequence[tuple[Callable[[Any], bool], str]] = (
 def check_principal(principal: Any) -> Any:
     """The principal as the app gave it; ``None`` for a proxy of ``None``.
 
-    Raises ``UnknownPrincipalError`` for a coroutine, generator or function: ``principal=`` is asynchronous or was not
-    called, and an ``authorize`` with ``principal is not None`` would allow everybody.
+    Raises ``UnknownPrincipalError`` for a coroutine, generator or function. In this case ``principal=`` is asynchronous
+    or was not called, and an ``authorize`` with ``principal is not None`` would allow all requests.
     """
     if principal.__class__ is type(None):
         return None
@@ -67,12 +67,15 @@ def check_principal(principal: Any) -> Any:
 
 
 def principal_key(principal: Any, identify: Identify | None = None) -> str:
-    """A text that is unique for each principal, and the same in each process.
+    """A string that is unique for each principal, and the same in each process.
 
-    Idempotency keys and page tokens are bound to it; it is hashed before it is stored or sent. ``None`` and objects
-    with ``is_anonymous``, or with a false ``is_authenticated``, are anonymous. ``identify`` decides for all others, if
-    it is given. Otherwise the key of a ``str``, ``int`` or ``UUID`` is its value; of another object ``pk`` or ``id``
-    with its class; or ``sub`` and ``iss``, which are members of a mapping (claims of a token) or attributes.
+    Idempotency keys and page tokens are bound to it. It is hashed before it is stored or sent.
+
+    - ``None`` and objects with ``is_anonymous``, or with a false ``is_authenticated``, are anonymous.
+    - ``identify``, if given, decides for all other principals.
+    - The key of a ``str``, ``int`` or ``UUID`` is its value.
+    - The key of another object is ``pk`` or ``id`` with its class, or ``sub`` and ``iss``, which are members of a
+      mapping (claims of a token) or attributes.
 
     Raises ``UnknownPrincipalError`` for any other principal: a guess could give one user the workflows of another.
     """
@@ -83,12 +86,12 @@ def principal_key(principal: Any, identify: Identify | None = None) -> str:
         if not isinstance(text, str) or not text:
             raise UnknownPrincipalError(
                 f"Gateway(identify=…) returned {type(text).__name__} for a principal of the class "
-                f"{_class_of(principal)}: it must return a text that is not empty"
+                f"{_class_of(principal)}: it must return a string that is not empty"
             )
         if (shared := describe_shared_text(text)) is not None:
             raise UnknownPrincipalError(
                 f"Gateway(identify=…) returned {shared}, for a principal of the class {_class_of(principal)}: several "
-                "users could have it. It must return a text that is unique. If users may really have that name, put a "
+                "users could have it. It must return a unique string. If users may really have that name, put a "
                 'word before it: f"user:{user.name}"'
             )
         return json.dumps(["identify", text])
@@ -142,7 +145,7 @@ def _no_verdict(principal: Any, name: str, why: str) -> UnknownPrincipalError:
 
 
 def _subject(principal: Any, subject: Any, issuer: Any) -> str:
-    """Subjects are unique within their issuer (RFC 7519, section 4.1.2)."""
+    """The subject. Subjects are unique within their issuer (RFC 7519, section 4.1.2)."""
     if subject is None:
         raise UnknownPrincipalError(
             f"a principal of the class {_class_of(principal)} has no pk, id or sub that distinguishes it from others. "
@@ -156,10 +159,10 @@ def _plain(principal: Any, value: Any, name: str) -> list[str]:
     if isinstance(value, bool) or not isinstance(value, (str, int, UUID)) or value == "":
         found = "empty" if value == "" else f"of the class {type(value).__name__}"
         raise UnknownPrincipalError(
-            f"the {name} of a principal of the class {_class_of(principal)} is not a text, number or UUID that "
+            f"the {name} of a principal of the class {_class_of(principal)} is not a string, number or UUID that "
             f"distinguishes it from others: it is {found}. {_REMEDY}"
         )
-    # A member of an enumeration may have a ``__str__`` of its own.
+    # A member of an enumeration may have its own ``__str__``.
     if isinstance(value, str):
         return ["str", str.__str__(value)]
     if isinstance(value, int):
@@ -168,7 +171,7 @@ def _plain(principal: Any, value: Any, name: str) -> list[str]:
 
 
 def _class_of(principal: Any) -> str:
-    """``__class__`` is the class of the user even if the principal is a proxy."""
+    """The class of the user. Proxies also return it as ``__class__``."""
     kind = principal.__class__
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -185,11 +188,11 @@ class Access:
 
 
 EVERYTHING = Access()
-"""For exposures without ``owner=``: ``authorize`` alone decides."""
+"""For exposures without ``owner=``. Only ``authorize`` decides."""
 
 
 def access_of(ownership: Ownership, principal: Any) -> Access:
-    """Raises the problem 401 for a principal that is neither an owner nor staff."""
+    """The access of a principal. Raises 401 unless it is an owner or staff."""
     if is_anonymous(principal):
         raise unauthenticated()
     owner = ownership.owner(principal)
@@ -237,7 +240,7 @@ def check_attribute_name(name: str) -> str:
 
 
 def no_such_workflow() -> Problem:
-    """A workflow that does not exist, or has another owner or type."""
+    """The problem for a workflow that does not exist, or has another owner or type."""
     return not_found("there is no such workflow here")
 
 
@@ -293,18 +296,20 @@ class ActionSubject:
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """An operation that a principal asks for.
+    """An operation that a principal requests.
 
-    ``workflow`` is the name in the URL. ``workflow_id`` is the id in the URL or of the workflow to be started; ``None``
-    for lists and batches. ``name`` is the name of the signal, query or update, ``input`` the validated input.
-    ``principal`` is the user as the framework knows it (Django's ``request.user``, the value of a FastAPI dependency),
-    ``request`` the framework's request. For an action on schedules, ``exposure`` is a ``ScheduleExposure``, ``name``
-    the schedule's id (``None`` for the list) and ``workflow_id`` is ``None``.
-
-    ``owner``, ``memo`` and ``description`` are those of the workflow in the URL. The first one that is read costs one
-    request to the server; an asynchronous ``authorize`` calls ``await action.load()`` before. They are ``None``, empty
-    and ``None`` if the workflow does not exist, if the principal cannot reach it because of ``owner=`` and ``staff=``,
-    and for schedules.
+    - ``workflow``: the name in the URL.
+    - ``workflow_id``: the id in the URL or of the workflow to be started; ``None`` for lists, batches and schedules.
+    - ``name``: the name of the signal, query or update, or the schedule's id (``None`` for the list).
+    - ``input``: the validated input.
+    - ``principal``: the user as the framework provides it (Django's ``request.user``, the value of a FastAPI
+      dependency).
+    - ``request``: the framework's request.
+    - ``exposure``: a ``ScheduleExposure`` for an action on schedules.
+    - ``owner``, ``memo``, ``description``: facts of the workflow in the URL. The first one that is read costs one
+      request to the server. An asynchronous ``authorize`` calls ``await action.load()`` first. They are ``None``, empty
+      and ``None`` if the workflow does not exist, if the principal cannot reach it because of ``owner=`` and
+      ``staff=``, and for schedules.
     """
 
     operation: Operation
@@ -328,7 +333,7 @@ class Action:
     def owner(self) -> str | None:
         """The owner of the workflow, also of one that will be started.
 
-        For a batch it is the owner of all its workflows; ``None`` if it is not limited to one owner.
+        For a batch it is the owner of all its workflows, or ``None`` if it is not limited to one owner.
         """
         return self.subject.get().owner
 
@@ -353,25 +358,25 @@ class Unauthenticated(Exception):
 
 
 class Guard:
-    """The policy of a server: a function ``authorize``, or open to all.
+    """The policy of a server: a function ``authorize``, or open to all clients.
 
-    ``server`` is the name of its class, and ``permission`` what ``allow_anonymous=True`` allows, for errors. Raises
+    ``server`` is the name of its class, and ``permission`` describes ``allow_anonymous=True``, for errors. Raises
     ``TemporalSettingsError`` unless exactly one of ``authorize`` and ``allow_anonymous`` is given.
     """
 
     def __init__(
         self, authorize: Callable[[Any], Any] | None, allow_anonymous: bool, *, server: str, permission: str
     ) -> None:
-        # A text such as "false" would let everybody in.
+        # A string such as "false" would allow all clients.
         check_type(allow_anonymous, f"{server}: allow_anonymous", bool, "True or False", TemporalSettingsError)
         check_function(authorize, f"{server}: authorize", TemporalSettingsError)
         if authorize is None and not allow_anonymous:
             raise TemporalSettingsError(
                 f"{server} needs a policy: give it authorize=, a function of the action that returns whether it is "
-                f"allowed, or allow_anonymous=True, with which everybody can {permission}"
+                f"allowed, or allow_anonymous=True, with which all clients can {permission}"
             )
         if authorize is not None and allow_anonymous:
-            raise TemporalSettingsError(f"{server}: authorize= and allow_anonymous=True exclude each other")
+            raise TemporalSettingsError(f"{server}: authorize= and allow_anonymous=True cannot be combined")
         self.is_open = authorize is None
         self._authorize = authorize
         self._is_async = authorize is not None and is_async(authorize)

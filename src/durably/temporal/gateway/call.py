@@ -28,17 +28,21 @@ CLOSED = "workflow-closed"
 """The kind of the problem."""
 
 _MAXIMUM_RUNS = 5
-"""Runs that are tried one after another if each continues as new before it gets the request."""
+"""Maximum number of runs to try, if each continues as new before it gets the request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Limits of a gateway.
 
-    ``rpc_timeout`` bounds each request to the server, and ``max_wait`` (seconds) the wait for a result. A request has
-    at most ``max_body`` bytes and ``max_values`` elements of lists and objects, at all levels. An event stream is open
-    for ``stream_limit`` seconds and silent for ``keep_alive`` seconds at most. A principal has at most ``max_streams``
-    streams in each process, a batch at most ``max_batch`` workflows.
+    - ``rpc_timeout``: for each request to the server.
+    - ``max_wait``: maximum wait for a result, in seconds.
+    - ``max_body``: bytes of a request.
+    - ``max_values``: elements of lists and objects in a request, at all levels.
+    - ``stream_limit``: seconds for which an event stream is open.
+    - ``keep_alive``: maximum silence of a stream, in seconds.
+    - ``max_streams``: streams of a principal in each process.
+    - ``max_batch``: workflows of a batch.
     """
 
     rpc_timeout: timedelta = timedelta(seconds=10)
@@ -58,7 +62,7 @@ class RunClosedError(Exception):
 class Target:
     """The workflow in a URL: described once, checked, and pinned to that run.
 
-    Requests go to this run: a workflow that gets the same id later is never reached. ``asked_run`` is the run that the
+    Requests go to this run: a later workflow with the same id is never reached. ``asked_run`` is the run that the
     request names, or ``None`` for the latest.
     """
 
@@ -125,8 +129,8 @@ class Target:
     async def ask_open_run(self, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> T:
         """Send a request to an open run. ``ask`` may raise ``RunClosedError``.
 
-        If the run has continued as new since it was described, the next run is described, checked and asked.
-        Raises the problem 409 for a closed workflow.
+        If the run has continued as new since it was described, the next run is described, checked and used. Raises the
+        problem 409 for a closed workflow.
         """
         for _ in range(_MAXIMUM_RUNS):
             try:
@@ -151,7 +155,7 @@ class Target:
 
 @functools.cache
 def _warn_of_missing_owner(workflow_type: str, attribute: str) -> None:
-    """Once in a process. Users get 404 for workflows that the app started for them."""
+    """Warn once in a process. Users get 404 for workflows that the app started for them."""
     logger.warning(
         "There are workflows of the type %s without an owner (search attribute %s), which only staff can reach: start "
         "them with search_attributes=owned_by(…) of durably.temporal",
@@ -164,7 +168,7 @@ def is_closed(description: WorkflowExecutionDescription) -> bool:
 
 
 def _says_closed(error: RPCError) -> bool:
-    """The server reports that a closed workflow is not found."""
+    """Whether the server reports a closed workflow, which it does as not found."""
     return error.status is RPCStatusCode.NOT_FOUND and "completed" in error.message
 
 
@@ -176,11 +180,14 @@ def _closed() -> Problem:
 class Call:
     """An authorized request about workflows, for the functions of endpoints.
 
-    ``label`` is the endpoint without ids, for logs. ``value`` is the validated input. ``workflow_id`` is the id in the
-    URL or of the workflow to be started, ``location`` its path. ``ids`` are the other ids in the URL. ``waiting`` is a
-    context for a response that waits for a workflow, ``count_notices`` counts reasons why a workflow makes no progress.
-    ``take_stream`` counts an event stream until the returned function is called. ``client`` is set last, when the
-    process is connected.
+    - ``label``: the endpoint without ids, for logs.
+    - ``value``: the validated input.
+    - ``workflow_id``: the id in the URL or of the workflow to be started; ``location`` is its path.
+    - ``ids``: the other ids in the URL.
+    - ``waiting``: a context for a response that waits for a workflow.
+    - ``count_notices``: counts reasons why a workflow makes no progress.
+    - ``take_stream``: counts an event stream until the returned function is called.
+    - ``client``: set last, when the process is connected.
     """
 
     request: GatewayRequest

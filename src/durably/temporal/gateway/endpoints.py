@@ -97,7 +97,7 @@ class Route:
 _RUN = EndpointParameter("run_id", "query", str, "A run of the workflow; by default the latest.")
 _WAIT = EndpointParameter("wait", "query", int, "Seconds to wait for a result.", 0)
 _PREFER = EndpointParameter("Prefer", "header", str, "wait=N waits N seconds for the result.")
-_KEY = EndpointParameter("Idempotency-Key", "header", str, "A repeated request with this key is carried out once.")
+_KEY = EndpointParameter("Idempotency-Key", "header", str, "A repeated request with this key is executed once.")
 _PAGE = EndpointParameter("page", "query", str, "The next_page of the previous page.")
 _LAST_EVENT = EndpointParameter("Last-Event-ID", "header", str, "The id of the last event that was received.")
 
@@ -138,7 +138,7 @@ _NOTE = _model(models.ScheduleNote)
 
 @functools.lru_cache(maxsize=1024)
 def _renamed(name: str, body: type[BaseModel]) -> type[BaseModel]:
-    """A body with a name of its own: pydantic would name it ``Completed_Receipt_``."""
+    """A body with its own name. Pydantic would name it ``Completed_Receipt_``."""
     return create_model(name, __base__=body, __doc__=body.__doc__)
 
 
@@ -200,16 +200,16 @@ ROUTES = (
     Route(Operation.LIST, "GET", "", lists.list_workflows, "List {exposure}",
           _ok(models.Page), _LIST),
     Route(Operation.SIGNAL_WITH_START, "POST", "signal-with-start/{name}", starting.signal_with_start,
-          "Signal {name}, and start {workflow} before if it is not running",
+          "Signal {name}, and first start {workflow} if it is not running",
           _accepted(models.Accepted), (_KEY,), _with_start, Key.USED),
     # Before the routes with an id, which they shadow: the id "batch" is reserved.
-    Route(Operation.BATCH_CANCEL, "POST", "batch/cancel", batches.batch, "Cancel all open workflows that a query finds",
+    Route(Operation.BATCH_CANCEL, "POST", "batch/cancel", batches.batch, "Cancel all open workflows that match a query",
           _batched, (_KEY,), _model(models.BatchRequest), Key.USED, _UNSUPPORTED),
     Route(Operation.BATCH_TERMINATE, "POST", "batch/terminate", batches.batch,
-          "Terminate all open workflows that a query finds",
+          "Terminate all open workflows that match a query",
           _batched, (_KEY,), _model(models.BatchRequest), Key.USED, _UNSUPPORTED),
     Route(Operation.BATCH_SIGNAL, "POST", "batch/signals/{name}", batches.batch,
-          "Send the signal {name} to all open workflows that a query finds",
+          "Send the signal {name} to all open workflows that match a query",
           _batched, (_KEY,), _batch_of_signals, Key.USED, _UNSUPPORTED),
     Route(Operation.BATCH_STATUS, "GET", "batch/jobs/{job_id}", batches.batch_status, "The progress of a batch",
           _ok(models.BatchJob), problems=_UNSUPPORTED),
@@ -229,7 +229,7 @@ ROUTES = (
           _updated, (_RUN, _WAIT)),
     Route(Operation.CANCEL, "POST", "{workflow_id}/cancel", actions.cancel, "Request its cancellation",
           _accepted(models.Accepted), (_RUN,), _REASON),
-    Route(Operation.TERMINATE, "POST", "{workflow_id}/terminate", actions.terminate, "End it at once",
+    Route(Operation.TERMINATE, "POST", "{workflow_id}/terminate", actions.terminate, "End it immediately",
           _accepted(models.Accepted), (_RUN,), _REASON),
     Route(Operation.RESET, "POST", "{workflow_id}/reset", actions.reset, "Continue from an earlier point, in a new run",
           _accepted(models.Accepted), (_RUN,), _model(models.ResetRequest), Key.REFUSED),
@@ -314,7 +314,7 @@ class Endpoint:
 
     @cached_property
     def operation_id(self) -> str:
-        # A GET beside a POST of the same operation.
+        # A GET in addition to a POST of the same operation.
         is_second = self.method == "GET" and self.route.operation in (Operation.QUERY, Operation.UPDATE)
         name = "" if self.handler is None else self.handler.name
         words = [self.route.operation.value, self.exposure.name, name, "get" if is_second else ""]
@@ -463,5 +463,5 @@ def _not_allowed(allowed: set[str]) -> Problem:
 
 
 def _allow(methods: Iterable[str]) -> str:
-    """The ``Allow`` header: all places have OPTIONS, and HEAD if they have GET."""
+    """The ``Allow`` header: all paths have OPTIONS, and HEAD if they have GET."""
     return ", ".join(sorted({*methods, "OPTIONS", *(["HEAD"] if "GET" in methods else [])}))

@@ -97,7 +97,7 @@ FOR_USERS = frozenset(
         Operation.CANCEL,
     }
 )
-"""The default of ``expose``. Signals, queries and updates must be named, too."""
+"""The default of ``expose``. Signals, queries and updates must also be named."""
 
 FOR_OWNERS = FOR_USERS | {Operation.LIST}
 """The default of ``expose`` with ``owner=``: lists show each principal its own workflows."""
@@ -105,8 +105,8 @@ FOR_OWNERS = FOR_USERS | {Operation.LIST}
 FOR_OPERATORS = frozenset(Operation) - FOR_SCHEDULE_OPERATORS
 """All operations of workflows.
 
-Beside those of users: list and history show others' workflows; raw history shows inputs and results; terminate and
-reset end a run at once; pause and resume; batches act on many workflows.
+In addition to users' operations: list and history show others' workflows; raw history shows inputs and results;
+terminate and reset end a run immediately; pause and resume; batches act on many workflows.
 """
 
 
@@ -139,8 +139,8 @@ class HandlerExposure:
 class Exposure:
     """An open workflow, made by ``expose``. ``name`` is the first segment of its URLs.
 
-    ``id`` is a function of input, principal and owner; ``search_attributes``, ``memo`` and ``start_delay`` of input
-    and principal. With ``attaches``, a start whose id is in use returns the running workflow.
+    ``id`` is a function of input, principal and owner. ``search_attributes``, ``memo`` and ``start_delay`` are
+    functions of input and principal. With ``attaches``, a start whose id is in use returns the running workflow.
     """
 
     name: str
@@ -191,25 +191,26 @@ def expose(
 ) -> Exposure:
     """Open a workflow to the gateway's clients.
 
-    ``name`` is the first segment of its URLs, by default the workflow's name in kebab case. ``id`` is a template over
-    the fields of the input, such as ``order-{order_id}``, with ``{principal}`` for the text of the owner, or a function
-    of the input and the principal; by default ids are random. ``input`` is a pydantic model that is stricter than the
-    workflow's own type hints. ``signals``, ``queries`` and ``updates`` are methods of the workflow, their names, or
-    ``"all"``; none are open by default. ``operations`` are ``FOR_USERS`` (the default), ``FOR_OWNERS`` (the default
-    with ``owner``), ``FOR_OPERATORS``, or any set.
+    - ``name``: the first segment of its URLs, by default the workflow's name in kebab case.
+    - ``id``: a template over the fields of the input, such as ``order-{order_id}``, with ``{principal}`` for the owner;
+      or a function of the input and the principal. By default ids are random.
+    - ``input``: a pydantic model that is stricter than the workflow's own type hints.
+    - ``signals``, ``queries``, ``updates``: methods of the workflow, their names, or ``"all"``. None are open by
+      default.
+    - ``operations``: ``FOR_USERS`` (the default), ``FOR_OWNERS`` (the default with ``owner``), ``FOR_OPERATORS``, or
+      any set.
+    - ``owner``: a function of the principal. It returns the owner of a workflow that the principal starts: a string, or
+      ``None`` for a principal that is not a user (401). Other principals get 404.
+    - ``staff``: a function of the principal. If it returns ``True``, the principal can reach all workflows.
+    - ``search_attributes``: a mapping of ``SearchAttributeKey`` to functions, or one function that makes all. The keys
+      of a mapping are checked when the process connects; the log names unregistered ones. These functions and ``memo``
+      take the validated input, or the input and the principal.
+    - ``start_delay``: such a function or a ``timedelta``. The server starts the workflow after it.
+    - ``attach`` (the same as ``id_conflict_policy=USE_EXISTING``): a start whose id is in use returns the running
+      workflow with ``"attached": true`` instead of 409. Its own input is dropped. A workflow of another type or owner
+      is never returned.
 
-    ``owner`` is a function of the principal. It returns the owner of a workflow that the principal starts: a text, or
-    ``None`` for a principal that is not a user (401). Other principals get 404, except if ``staff`` returns ``True``
-    for them.
-
-    ``search_attributes`` is a mapping of ``SearchAttributeKey`` to functions, or one function that makes all. Those of
-    a mapping are looked up when the process connects; the log names unregistered ones. These functions and ``memo``
-    take the validated input, or the input and the principal. ``start_delay`` is such a function or a ``timedelta``: the
-    server starts the workflow after it.
-
-    With ``attach`` (the same as ``id_conflict_policy=USE_EXISTING``) a start whose id is in use returns the running
-    workflow with ``"attached": true`` instead of 409; its own input is dropped. A workflow of another type or owner
-    is never returned. The other parameters are those of ``temporalio.client.Client.start_workflow``.
+    The other parameters are those of ``temporalio.client.Client.start_workflow``.
 
     Raises ``TemporalSettingsError``.
     """
@@ -291,7 +292,7 @@ def _is_id_shared(id: str | Callable[..., str] | None) -> bool:
 
 
 def _warn_of_shared_ids(title: str) -> None:
-    """The server cannot refuse a signal-with-start: only the id can prevent it."""
+    """Warn of ids without the owner. The server cannot refuse a signal-with-start."""
     if workflow_api.unsafe.in_sandbox():
         return  # The sandbox imports a single-file app again for each run of a workflow.
     logger.warning(
@@ -370,26 +371,28 @@ class ScheduleExposure:
     def declared(self, temporal: Temporal) -> Mapping[str, ScheduleDeclaration]:
         """The open schedules by id, in the order of their declaration.
 
-        Schedules with a fault are left out; each fault is logged once in a process. Raises ``TemporalSettingsError``
-        for an id that is declared twice.
+        Invalid schedules are left out; each error is logged once in a process. Raises ``TemporalSettingsError`` for an
+        id that is declared twice.
         """
         declared = declared_schedules(temporal)
         opened = dict.fromkeys(declared if self.ids is None else [id for id in declared if id in self.ids])
-        faults = {id: self._fault(id, declared) for id in [*opened, *sorted((self.ids or frozenset()) - opened.keys())]}
-        for fault in filter(None, faults.values()):
-            _log_fault(fault)
-        return {id: declared[id] for id in opened if faults[id] is None}
+        errors = {
+            id: self._error_of(id, declared) for id in [*opened, *sorted((self.ids or frozenset()) - opened.keys())]
+        }
+        for error in filter(None, errors.values()):
+            _log_error(error)
+        return {id: declared[id] for id in opened if errors[id] is None}
 
     def check(self, temporal: Temporal, id: str) -> None:
-        """Raises ``TemporalSettingsError`` for an open schedule with a fault."""
+        """Raises ``TemporalSettingsError`` for an invalid open schedule."""
         declared = declared_schedules(temporal)
         is_open = id in declared if self.ids is None else id in self.ids
-        if is_open and (fault := self._fault(id, declared)) is not None:
-            raise TemporalSettingsError(fault)
+        if is_open and (error := self._error_of(id, declared)) is not None:
+            raise TemporalSettingsError(error)
 
-    def _fault(self, id: str, declared: Mapping[str, ScheduleDeclaration]) -> str | None:
+    def _error_of(self, id: str, declared: Mapping[str, ScheduleDeclaration]) -> str | None:
         if id in declared:
-            return _url_fault(id)
+            return _url_error(id)
         return (
             f'expose_schedules() names the schedule "{id}", which this process does not declare: import the module '
             "that calls add_schedule(), or remove the id"
@@ -397,8 +400,8 @@ class ScheduleExposure:
 
 
 @functools.cache
-def _log_fault(fault: str) -> None:
-    logger.error("%s", fault)
+def _log_error(error: str) -> None:
+    logger.error("%s", error)
 
 
 AnyExposure = Exposure | ScheduleExposure
@@ -412,18 +415,19 @@ def expose_schedules(
 ) -> ScheduleExposure:
     """Open schedules of ``Temporal.add_schedule``, for ``Gateway(schedules=…)``.
 
-    Without ``ids``, all are open. ``name`` is the first segment of their URLs. ``operations`` are
-    ``FOR_SCHEDULE_READERS`` (list and describe, the default), ``FOR_SCHEDULE_OPERATORS`` (also pause, resume, trigger
-    and backfill), or any set. ``app`` is the ``--app`` of ``sync-schedules``, if it has one: schedules of other apps
-    are not open. Schedules have no owners: ``authorize`` alone decides.
+    - ``ids``: the open schedules; by default all are open.
+    - ``name``: the first segment of their URLs.
+    - ``operations``: ``FOR_SCHEDULE_READERS`` (list and describe, the default), ``FOR_SCHEDULE_OPERATORS`` (also pause,
+      resume, trigger and backfill), or any set.
+    - ``app``: the ``--app`` of ``sync-schedules``, if it has one. Schedules of other apps are not open.
 
-    Raises ``TemporalSettingsError``.
+    Schedules have no owners: only ``authorize`` decides. Raises ``TemporalSettingsError``.
     """
     for id in ids:
         if not isinstance(id, str):
             raise TemporalSettingsError(f'expose_schedules("nightly", "hourly") takes ids one by one, not {id!r}')
-        if (fault := _url_fault(id)) is not None:
-            raise TemporalSettingsError(fault)
+        if (error := _url_error(id)) is not None:
+            raise TemporalSettingsError(error)
     return ScheduleExposure(
         name=check_place(name),
         ids=frozenset(ids) or None,
@@ -432,7 +436,7 @@ def expose_schedules(
     )
 
 
-def _url_fault(id: str) -> str | None:
+def _url_error(id: str) -> str | None:
     """The reason why a schedule cannot have a URL, or ``None``."""
     try:
         check_id(id, "the id")
@@ -445,7 +449,7 @@ def _url_fault(id: str) -> str | None:
 
 
 def check_place(name: str) -> str:
-    """A name that can be a segment of a URL. Raises ``TemporalSettingsError``."""
+    """Check a name that becomes a segment of a URL. Raises ``TemporalSettingsError``."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.~-]*", name):
         raise TemporalSettingsError(f'"{name}" cannot be a segment of a URL: letters, digits, - and _ can')
     return name

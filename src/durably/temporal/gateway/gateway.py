@@ -1,7 +1,7 @@
-"""The gateway: from a request to a response, in no framework's terms.
+"""The gateway: from a request to a response, independent of frameworks.
 
 First a request is matched with an endpoint and validated, without the server. Then ``authorize`` decides. Then the
-endpoint's function asks the server.
+endpoint's function calls the server.
 """
 
 import functools
@@ -84,24 +84,23 @@ _SENT_BY_FORMS = frozenset({"application/x-www-form-urlencoded", "multipart/form
 class Gateway:
     """HTTP endpoints for the workflows of ``exposures`` (see ``expose``).
 
-    ``authorize`` gets each action before the server is asked, and returns whether it is allowed. A synchronous one may
-    block: it runs in the request's thread, or in another thread if requests are on an event loop. A gateway without it
-    must have ``allow_anonymous=True``.
-    ``identify`` returns a unique text for each principal (``None`` is anonymous). It is needed if ``pk``, ``id`` and
-    ``sub`` do not distinguish principals: see ``authorization.principal_key``.
-    ``secret``, 16 characters or more, signs the tokens of pages. By default it is ``TEMPORAL_GATEWAY_SECRET`` of the
-    environment, the framework's own secret, or a random one of the process.
-    ``owner_attribute`` is the search attribute, a Keyword, with the owner of a workflow (``expose(owner=…)``).
-    ``security_schemes`` maps names to OpenAPI security schemes. A request needs one of them. They only document the
-    API: ``authorize`` must enforce them.
-    ``limits`` bounds waits, bodies and streams.
-    ``schedules`` opens declared schedules (see ``expose_schedules``).
+    - ``authorize``: gets each action before the server is called, and returns whether it is allowed. A synchronous one
+      may block: it runs in the request's thread, or in another thread if requests are on an event loop.
+    - ``allow_anonymous=True``: required without ``authorize``.
+    - ``identify``: returns a unique string for each principal (``None`` is anonymous). It is needed if ``pk``, ``id``
+      and ``sub`` do not distinguish principals: see ``authorization.principal_key``.
+    - ``secret``: 16 characters or more; signs page tokens. The default is the environment variable
+      ``TEMPORAL_GATEWAY_SECRET``, the framework's own secret, or a random secret of the process.
+    - ``owner_attribute``: the search attribute, a Keyword, with the owner of a workflow (``expose(owner=…)``).
+    - ``security_schemes``: maps names to OpenAPI security schemes. A request needs one of them. They only document the
+      API: ``authorize`` must enforce them.
+    - ``limits``: limits of waits, bodies and streams.
+    - ``schedules``: opens declared schedules (see ``expose_schedules``).
+    - ``app_parameters``: names of query parameters that the app itself reads, such as in ``authorize``. The gateway
+      answers 400 to unknown ones. It knows the parameters of FastAPI's dependencies.
 
-    ``app_parameters`` are names of query parameters that the app itself reads, such as in ``authorize``. The gateway
-    answers 400 to unknown ones. The parameters of FastAPI's dependencies are known without it.
-
-    Raises ``TemporalSettingsError`` without ``authorize`` or ``allow_anonymous``, for two exposures with one
-    name, and for a short secret.
+    Raises ``TemporalSettingsError`` without ``authorize`` or ``allow_anonymous``, for two exposures with one name, and
+    for a short secret.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Gateway:
         check_type(limits, "Gateway: limits", (Limits, NoneType), "Limits(…)", TemporalSettingsError)
         self.temporal = temporal
         self.exposures: Mapping[str, Exposure] = {exposure.name: exposure for exposure in exposures}
-        self._guard = Guard(authorize, allow_anonymous, server="Gateway", permission="do all that is exposed")
+        self._guard = Guard(authorize, allow_anonymous, server="Gateway", permission="do everything that is exposed")
         self.allow_anonymous = allow_anonymous
         check_owners(allow_anonymous, self.exposures)
         if len(self.exposures) < len(exposures):
@@ -197,7 +196,7 @@ class Gateway:
         principal = request.principal = check_principal(request.principal)
         if isinstance(exposure, ScheduleExposure):
             return await self._respond_to_schedule(request, endpoint, exposure, ids.get("schedule_id"), io)
-        # Before the body is read: a 401 costs less.
+        # Before the body is read, because a 401 costs less.
         access = EVERYTHING if exposure.ownership is None else access_of(exposure.ownership, principal)
         value = self._read(request, endpoint)
         workflow_id = ids.get("workflow_id")
@@ -299,8 +298,8 @@ class Gateway:
         """The validated input. Raises a problem."""
         if endpoint.route.key is Key.REFUSED and "idempotency-key" in request.headers:
             raise bad_request(
-                "Idempotency-Key does not work here, and each request would be carried out: leave it out. Before you "
-                "repeat a request without a response, check whether it was carried out"
+                "Idempotency-Key does not work here, and each request would be executed: omit it. Before you repeat a "
+                "request without a response, check whether it was executed"
             )
         if request.query_params:
             self._check_query(request, endpoint)
@@ -337,7 +336,7 @@ class Gateway:
     def _check_body(self, request: GatewayRequest) -> None:
         """Raises a problem for a body that is too large or not JSON.
 
-        A page of another site cannot send JSON with its visitor's cookies, unless the app allows it. An empty body may
+        A page of another site cannot send JSON with its user's cookies, unless the app allows it. An empty body may
         have any type, except if the browser reports that such a page sends it.
         """
         body, limits = request.body, self.limits
@@ -372,9 +371,9 @@ class Gateway:
         return keyed_request(request.headers["idempotency-key"], key, place, value)
 
     def _declare_attributes(self, exposure: Exposure, made: TypedSearchAttributes) -> None:
-        """Look up an attribute in the namespace when a function first sets it.
+        """Check an attribute in the namespace when a function first sets it.
 
-        Attributes that an exposure declares by key have been declared by ``__init__``.
+        ``__init__`` has declared the attributes that an exposure declares by key.
         """
         known = declared_keys(exposure.search_attributes)
         for key in [pair.key for pair in made if pair.key not in known]:
@@ -415,7 +414,7 @@ class Gateway:
         return self._documents.answer(method, mount=mount, title=title)
 
     def answer_docs(self, method: str, *, title: str, docs: bool | str) -> GatewayResponse:
-        """The response to a request for the page with Swagger UI, beside the document.
+        """The response to a request for the page with Swagger UI, next to the document.
 
         ``docs`` is the URL of the app's own copy of ``swagger-ui-dist``, or ``True`` for a CDN.
         """
@@ -437,7 +436,7 @@ class _Instruments:
         self.latency = meter.create_histogram_timedelta(
             GATEWAY_LATENCY, "From a request to its response, or to the start of its stream.", "duration"
         )
-        self.waiting = meter.create_gauge("durably_gateway_waiting", "Long polls and streams that are held open.")
+        self.waiting = meter.create_gauge("durably_gateway_waiting", "Open long polls and streams.")
         self.notices = meter.create_counter("durably_gateway_notices", "Descriptions of workflows without progress.")
         self.held = Counter[_Labels]()
 
@@ -445,7 +444,7 @@ class _Instruments:
 class _Metrics:
     """Metrics of requests, for ``Temporal.serve_metrics``.
 
-    It is made before a fork. Each process has its own meter.
+    It is created before a fork. Each process has its own meter.
     """
 
     def __init__(self, temporal: Temporal) -> None:

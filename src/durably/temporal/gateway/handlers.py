@@ -192,8 +192,8 @@ class Arguments:
 def _finite(validate: Callable[[bytes], T], body: bytes) -> T:
     """The validated body, whose numbers a workflow can read again.
 
-    Pydantic writes ``inf`` and ``nan`` as ``null``, unless a model says otherwise. A workflow whose input cannot be
-    read repeats its first task without end.
+    Pydantic writes ``inf`` and ``nan`` as ``null``, unless a model specifies otherwise. A workflow whose input cannot
+    be read repeats its first task forever.
     """
     value = validate(body)
     if _MAY_BE_INFINITE.search(body) and _has_infinite(value):

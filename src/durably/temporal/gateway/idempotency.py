@@ -1,13 +1,15 @@
 """Idempotency keys: a repeated request has no further effect.
 
-A key is valid for one principal, workflow type, operation and handler: its scope. The server carries a request out once
-by the request's id, which is derived from the scope. It compares the id of a start with the latest run of the workflow
-id, and the id of a signal or update with those that the run has had. It compares no inputs. So the gateway stores a
-fingerprint of the input with the request: in the memo for a start, in the headers for signals and updates. Scope and
-fingerprint are hashes that contain the key; they reveal neither principal, key nor input.
+A key is valid for one principal, workflow type, operation and handler: its scope. The request's id is derived from the
+scope, and the server executes a request once by its id. For a start it compares the id with the latest run of the
+workflow id. For a signal or update it compares the id with the requests that the run has had.
 
-The server does not report repetitions of signals and updates. They are searched in the history, newest events first:
-a new request is found at once and costs one more request to the server.
+The server does not compare inputs. So the gateway stores a fingerprint of the input with the request: in the memo for a
+start, in the headers for signals and updates. Scope and fingerprint are hashes that contain the key. They do not reveal
+the principal, the key or the input.
+
+The server does not report repetitions of signals and updates. The gateway searches the history for them, newest events
+first. A new request is found quickly, with one more request to the server.
 """
 
 import asyncio
@@ -73,8 +75,8 @@ class KeyedRequest:
     def is_repeated_by(self, header: Header) -> bool | None:
         """Whether an earlier request with this key has sent this header.
 
-        ``None`` for a header without this key, ``False`` for one of this very request. Raises a problem for another
-        input.
+        Returns ``None`` for a header without this key, ``False`` for a header of this same request. Raises a problem
+        for another input.
         """
         if HEADER not in header.fields:
             return None
@@ -148,8 +150,8 @@ _PAUSES = (0.02, 0.05, 0.1, 0.2, 0.4)
 async def is_repetition(history: RunHistory, keyed: KeyedRequest) -> bool:
     """Whether an earlier request with this key has made the stored signal or update.
 
-    ``False`` also if the server withholds it for more than a second or goes down: it has accepted the request. Raises
-    a problem for another input.
+    It is also ``False`` if the server withholds it for more than a second or goes down: the server has accepted the
+    request. Raises a problem for another input.
     """
     try:
         return await _search(history, keyed)
@@ -203,7 +205,7 @@ def _header(event: HistoryEvent) -> Header | None:
 
 
 async def find_update_name(history: RunHistory, update_id: str) -> str | None:
-    """The name of an accepted update; ``None`` if the history does not contain it."""
+    """The name of an accepted update, or ``None`` if the history does not contain it."""
     async for events in history.pages():
         for event in events:
             request = _update_request(event)

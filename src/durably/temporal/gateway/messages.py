@@ -1,4 +1,4 @@
-"""Requests and responses of the gateway, in no framework's terms."""
+"""Requests and responses of the gateway, independent of frameworks."""
 
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
@@ -21,13 +21,16 @@ CallBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]
 class GatewayRequest:
     """A request as an adapter passes it on.
 
-    ``path`` follows the gateway's mount point ``mount`` (``/api``) and is percent-decoded. ``headers`` may be in any
-    case. ``query_params`` maps names to a text or a list of texts, or is a framework's multi-dictionary (with
-    ``getlist`` or ``getall``): a repeated parameter must be visible. ``principal`` is the user as the framework knows
-    it, ``raw_request`` the framework's own request. ``call_blocking`` runs a synchronous hook in a thread of the
-    framework; by default in any thread. ``secrets`` are the framework's own, the present one first: unless the gateway
-    has a secret, page tokens are signed with a key that is derived from them. ``app_parameters`` are names of query
-    parameters that the app itself reads.
+    - ``path``: follows the gateway's mount point ``mount`` (``/api``), percent-decoded.
+    - ``headers``: in any case.
+    - ``query_params``: maps names to a string or a list of strings, or is a framework's multi-dictionary (with
+      ``getlist`` or ``getall``): a repeated parameter must be visible.
+    - ``principal``: the user as the framework provides it.
+    - ``raw_request``: the framework's own request.
+    - ``call_blocking``: runs a synchronous hook in a thread of the framework; by default in any thread.
+    - ``secrets``: the framework's own, the current one first. Unless the gateway has a secret, page tokens are signed
+      with a key that is derived from them.
+    - ``app_parameters``: names of query parameters that the app itself reads.
     """
 
     method: str
@@ -121,7 +124,7 @@ def to_json(body: BaseModel) -> bytes:
 
 
 def links_to(location: str) -> Links:
-    """``location`` is the path of a workflow."""
+    """Links of a workflow. ``location`` is its path."""
     return Links(self=location, result=f"{location}/result", events=f"{location}/events")
 
 
@@ -140,7 +143,7 @@ async def _no_chunks() -> AsyncGenerator[bytes, None]:
 
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
-"""A JSON string. One without an end extends to the end of the document, so that the search is linear."""
+"""A JSON string. An unterminated one extends to the end of the document, so that the search is linear."""
 
 
 def has_more_values(body: bytes, limit: int) -> bool:

@@ -70,7 +70,7 @@ class ProblemDocument(BaseModel):
 
 
 class Links(Body):
-    """Paths of the workflow and of what belongs to it."""
+    """Paths of the workflow and its resources."""
 
     self: str
     result: str
@@ -177,7 +177,7 @@ class Accepted(Body):
 
 
 class Reason(Body):
-    reason: str = Field(default="", max_length=1000, description="Kept in the workflow's history.")
+    reason: str = Field(default="", max_length=1000, description="Stored in the workflow's history.")
 
 
 class BatchRequest(Body):
@@ -186,7 +186,7 @@ class BatchRequest(Body):
     model_config = ConfigDict(extra="forbid", validate_default=True)
 
     query: str = Field(min_length=1, description="A visibility query of Temporal.")
-    reason: str = Field(default="", max_length=1000, description="Kept with the batch job.")
+    reason: str = Field(default="", max_length=1000, description="Stored with the batch job.")
     dry_run: bool = Field(default=False, strict=True)
 
 

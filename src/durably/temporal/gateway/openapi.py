@@ -29,7 +29,7 @@ def openapi(
     version: str,
     security_schemes: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """``mount`` is the path before the gateway's own, such as ``/api``."""
+    """The document. ``mount`` is the path before the gateway's own, such as ``/api``."""
     security: dict[str, Any] = {}
     if security_schemes:
         security = {"security": [{name: []} for name in security_schemes]}
@@ -72,7 +72,7 @@ class _Schemas:
         self.definitions: dict[str, Any] = shared.get("$defs", {})
 
     def _index(self, body: Any, mode: str) -> int | None:
-        """By equality, since not every type can be hashed."""
+        """The index by equality, because not every type can be hashed."""
         return next((i for i, key in enumerate(self._keys) if key == (body, mode)), None)
 
     def of(self, body: Any, mode: str) -> dict[str, Any]:
@@ -143,7 +143,7 @@ _INTEGRITY = {
 
 
 def swagger_page(*, title: str, assets: str | None) -> bytes:
-    """``assets`` is the URL of the app's own copy of the package; ``None`` is the CDN."""
+    """The page. ``assets`` is the URL of the app's own copy; ``None`` is the CDN."""
     style, script = (_source(name, assets) for name in _INTEGRITY)
     options = json.dumps({"url": "openapi.json", "dom_id": "#swagger-ui", "deepLinking": True})
     return f"""<!doctype html>
@@ -198,7 +198,7 @@ def check_security_schemes(schemes: SecuritySchemes | None) -> dict[str, dict[st
 
 
 class Documents:
-    """The OpenAPI document of a gateway as JSON, cached for each place and title."""
+    """The OpenAPI document of a gateway as JSON, cached for each path and title."""
 
     _MAXIMUM = 8
 

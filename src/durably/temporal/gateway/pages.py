@@ -1,7 +1,7 @@
 """Page tokens: the server's ``next_page_token``, signed and bound to one request.
 
-The server accepts its tokens with any query: a token of one query could reveal the results of another. A token of the
-gateway is valid only for the same principal, exposure, operation, query and workflow.
+The server accepts its tokens with any query, so a token of one query could reveal the results of another. A token of
+the gateway is valid only for the same principal, exposure, operation, query and workflow.
 """
 
 import base64
@@ -27,19 +27,19 @@ Secret = str | bytes
 VARIABLE = "TEMPORAL_GATEWAY_SECRET"
 _MINIMUM_BYTES = 16
 _CONTEXT = b"durably: page tokens of the Temporal gateway, 1"
-"""Derives a separate key: a token reveals nothing about other signatures with the app's secret."""
+"""Context of a derived key: a token reveals nothing about other signatures with the app's secret."""
 _REFUSAL = "page is not a next_page of this request"
 _REMEDY = (
-    "set Gateway(secret=…) or the environment variable TEMPORAL_GATEWAY_SECRET, to the same text of 16 characters or "
-    "more in each process"
+    "set Gateway(secret=…) or the environment variable TEMPORAL_GATEWAY_SECRET, to the same string of 16 characters "
+    "or more in each process"
 )
 
 
 class PageTokens:
     """Keys of page tokens.
 
-    They are derived from ``secret``, ``TEMPORAL_GATEWAY_SECRET``, the framework's secrets, or a random secret of this
-    process: the first of these that is set. Raises ``TemporalSettingsError`` for a short secret.
+    They are derived from the first available secret: ``secret``, ``TEMPORAL_GATEWAY_SECRET``, the framework's secrets,
+    or a random secret of this process. Raises ``TemporalSettingsError`` for a short secret.
     """
 
     def __init__(self, secret: Secret | None = None) -> None:
@@ -50,7 +50,7 @@ class PageTokens:
     def of(self, scope: Sequence[str], framework_secrets: Sequence[Secret] = ()) -> "Pages":
         """The page tokens of one request, which are bound to ``scope``.
 
-        The first of the framework's secrets signs. The others are former ones, whose tokens are still accepted.
+        The first of the framework's secrets signs. Tokens of the others, former secrets, are still accepted.
         """
         keys = self._keys or _keys(framework_secrets)
         return Pages(self, msgspec.json.encode(list(scope)), keys or [self._random_key], is_random=not keys)
@@ -112,7 +112,7 @@ def _configured(secret: Secret | None) -> list[Secret]:
         return []
     if len(given) < _MINIMUM_BYTES:
         raise TemporalSettingsError(
-            f"{name} is shorter than {_MINIMUM_BYTES} characters: take a random one, such as the output of "
+            f"{name} is shorter than {_MINIMUM_BYTES} characters: use a random one, such as the output of "
             "python -c 'import secrets; print(secrets.token_urlsafe())'"
         )
     return [given]

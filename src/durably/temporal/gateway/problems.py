@@ -1,7 +1,7 @@
 """Errors as problem documents (RFC 9457), with their status codes.
 
 The gateway raises ``Problem``. ``to_problem`` converts the exceptions of ``temporalio``. A problem never contains the
-server's address, credentials, or the text of an unexpected exception: these are logged.
+server's address, credentials, or the message of an unexpected exception: these are logged.
 """
 
 import logging
@@ -41,13 +41,13 @@ logger = logging.getLogger("durably.temporal")
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER = "2"
-"""Seconds after which a client may repeat a request that a busy or absent server did not answer."""
+"""Seconds after which a client may repeat a request that a busy or unreachable server did not answer."""
 
 _PASSING = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT})
 
 
 class Problem(Exception):
-    """An error response. ``kind`` is stable, for programs; ``detail`` for people."""
+    """An error response. ``kind`` is stable, for programs; ``detail`` is for users."""
 
     def __init__(
         self, status: HTTPStatus, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any
@@ -86,7 +86,7 @@ def bad_request(detail: str, **more: Any) -> Problem:
 
 
 def unknown_parameter(name: str, known: Sequence[str]) -> Problem:
-    """An unknown query parameter. Its name is the caller's: shortened, in ASCII."""
+    """An unknown query parameter. Its name comes from the client: shortened, in ASCII."""
     there_are = f"there are {', '.join(known)}" if known else "there are none"
     return Problem(
         HTTPStatus.BAD_REQUEST,
@@ -106,13 +106,13 @@ def repeated_parameter(name: str) -> Problem:
 
 
 def no_principal() -> Problem:
-    """An ``Idempotency-Key`` without a principal: all such callers would share it."""
+    """An ``Idempotency-Key`` without a principal. All such clients would share it."""
     return Problem(
         HTTPStatus.BAD_REQUEST,
         "no-principal",
         "an Idempotency-Key belongs to a principal, and this request has none: send no key, or authenticate. In the "
         "app, principal= of router(), blueprint(), routes() or urls() returns the principal; to let all callers share "
-        'their keys, return the same text for each, such as principal=lambda request: "everyone"',
+        'their keys, return the same string for each, such as principal=lambda request: "everyone"',
     )
 
 
@@ -135,11 +135,11 @@ def refused(status: int) -> Problem:
 
 
 def _not_set_up(error: SearchAttributeError) -> Problem:
-    return _unavailable(error.message, "the app is not set up completely; its log says what is missing")
+    return _unavailable(error.message, "the app's configuration is incomplete; see its log")
 
 
 def unauthenticated(challenge: str = "Bearer") -> Problem:
-    """``challenge`` is the ``WWW-Authenticate`` header."""
+    """The problem 401. ``challenge`` is the ``WWW-Authenticate`` header."""
     return Problem(
         HTTPStatus.UNAUTHORIZED,
         "unauthenticated",
@@ -149,12 +149,12 @@ def unauthenticated(challenge: str = "Bearer") -> Problem:
 
 
 def unreadable() -> Problem:
-    return bad_request("the body was cut off, or is not what the headers say of it")
+    return bad_request("the body is incomplete, or does not match the headers")
 
 
 _MAXIMUM_ERRORS = 100
 _MAXIMUM_ERROR_TEXT = 200
-"""Characters of a message and of each part of a location: the caller may have chosen them."""
+"""Maximum characters of a message and of each part of a location, which the client may have chosen."""
 
 
 def invalid_body(error: ValidationError, members: Sequence[str] = ()) -> Problem:
@@ -173,7 +173,7 @@ def invalid_body(error: ValidationError, members: Sequence[str] = ()) -> Problem
 
 
 def invalid_input(errors: Sequence[Mapping[str, Any]]) -> Problem:
-    """Pydantic's errors with their places. The values are not repeated."""
+    """Pydantic's errors with their locations. The values are not repeated."""
     listed = [
         {"location": [_shorten(str(part)) for part in error["loc"]], "message": _shorten(error["msg"])}
         for error in errors[:_MAXIMUM_ERRORS]
@@ -209,8 +209,8 @@ def internal_error() -> Problem:
     )
 
 
-def _unavailable(reason: str, detail: str = "the Temporal server cannot be reached at present") -> Problem:
-    """``reason`` is logged: it is for the app's operator."""
+def _unavailable(reason: str, detail: str = "the Temporal server cannot be reached now") -> Problem:
+    """The server is unavailable. ``reason`` is logged for the app's operator."""
     _outages.log(reason)
     return Problem(
         HTTPStatus.SERVICE_UNAVAILABLE,
@@ -230,7 +230,9 @@ def _cut_off(error: RPCError) -> Problem:
 def _timed_out(error: Any) -> Problem:
     if isinstance(error.__cause__, RPCError) and says_connection_broke(error.__cause__):
         return _cut_off(error.__cause__)
-    return Problem(HTTPStatus.GATEWAY_TIMEOUT, "timed-out", "no answer came in time; it may still have taken effect")
+    return Problem(
+        HTTPStatus.GATEWAY_TIMEOUT, "timed-out", "no answer in time; the request may still have taken effect"
+    )
 
 
 def no_worker(detail: str) -> Problem:
@@ -238,13 +240,13 @@ def no_worker(detail: str) -> Problem:
 
 
 def already_started(workflow_id: str, **more: Any) -> Problem:
-    """``more`` identifies the run, if the client may know it."""
+    """The id is in use. ``more`` identifies the run, if the client may know it."""
     detail = f'the workflow "{workflow_id}" has already been started'
     return Problem(HTTPStatus.CONFLICT, "already-started", detail, workflow_id=workflow_id, **more)
 
 
 def workflow_failed(error: WorkflowFailureError, **more: Any) -> Problem:
-    """``more`` identifies the workflow."""
+    """The workflow failed. ``more`` identifies it."""
     outcome = _OUTCOMES.get(type(error.cause), "failed")
     return Problem(
         HTTPStatus.FAILED_DEPENDENCY,
@@ -283,11 +285,11 @@ def _query_failed(error: WorkflowQueryFailedError) -> Problem:
 def _query_rejected(error: WorkflowQueryRejectedError) -> Problem:
     if error.status is PAUSED:
         return _paused()
-    return Problem(HTTPStatus.CONFLICT, "query-rejected", "the workflow takes no queries in its present status")
+    return Problem(HTTPStatus.CONFLICT, "query-rejected", "the workflow accepts no queries in its current status")
 
 
 def _paused() -> Problem:
-    detail = "the workflow is paused: it takes no queries and updates until it is resumed"
+    detail = "the workflow is paused: it accepts no queries and updates until it is resumed"
     return Problem(HTTPStatus.CONFLICT, "workflow-paused", detail)
 
 
@@ -346,7 +348,7 @@ EXCEPTIONS = tuple(kind for kind, _ in _PROBLEMS)
 
 
 class _OutageLog:
-    """Logs each error once in ten seconds: all requests have it in an outage."""
+    """Logs each error once in ten seconds, because in an outage all requests have it."""
 
     _PERIOD = 10.0
     _MAXIMUM_REMEMBERED = 100
@@ -373,7 +375,7 @@ _MAXIMUM_CAUSES = 20
 def causes(error: BaseException | None) -> list[FailureCause]:
     """The chain of a failure's causes, from the outermost to the first.
 
-    Details and stack traces are left out, and credentials in messages are hidden.
+    Details and stack traces are omitted, and credentials in messages are hidden.
     """
     chain: list[FailureCause] = []
     while error is not None and len(chain) < _MAXIMUM_CAUSES:

@@ -139,7 +139,7 @@ PRINCIPAL = "principal"
 class IdTemplate:
     """``order-{order_id}``: the id of a workflow from fields of its input.
 
-    ``{principal}`` is the text of the owner. Different values give different ids: see ``_encode``.
+    ``{principal}`` is the owner. Different values give different ids: see ``_encode``.
     """
 
     def __init__(self, template: str) -> None:
@@ -172,14 +172,14 @@ class IdTemplate:
             )
         known = names | {PRINCIPAL} if has_owner else names
         if unknown := [name for name in self._names if name not in known]:
-            hint = f"; {{{PRINCIPAL}}} needs owner=, whose text it stands for" if unknown[0] == PRINCIPAL else ""
+            hint = f"; {{{PRINCIPAL}}} needs owner=, which gives its value" if unknown[0] == PRINCIPAL else ""
             raise TemporalSettingsError(
                 f'the id template "{self._template}" names {unknown[0]}, which is not a field of {title}{hint}'
             )
 
     @property
     def has_principal(self) -> bool:
-        """Whether each owner has ids of its own."""
+        """Whether each owner has separate ids."""
         return PRINCIPAL in self._names
 
     def fill(self, value: Any, principal: Any = None, owner: str | None = None) -> str:
@@ -197,7 +197,7 @@ _UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 
 @dataclass(frozen=True)
 class _Separator:
-    """The text between two fields of an id. ``key`` is its first special character.
+    """The string between two fields of an id. ``key`` is its first special character.
 
     An escaped field does not contain ``key``: the first ``key`` of an id is the end of the field.
     """
@@ -207,7 +207,7 @@ class _Separator:
 
     @classmethod
     def checked(cls, text: str, template: str) -> "_Separator":
-        """Raises ``TemporalSettingsError`` for a text that cannot separate two fields."""
+        """Raises ``TemporalSettingsError`` for a string that cannot separate two fields."""
         key = next((character for character in text if not character.isalnum()), None)
         if key is None:
             raise TemporalSettingsError(
@@ -252,7 +252,7 @@ def id_function(function: Callable[..., Any]) -> Callable[[Any, Any, str | None]
     def fill(value: Any, principal: Any, owner: str | None) -> str:
         made = called(value, principal)
         if not isinstance(made, str):
-            raise TemporalSettingsError(f"expose(id=…) returned {type(made).__name__}: it must return a text")
+            raise TemporalSettingsError(f"expose(id=…) returned {type(made).__name__}: it must return a string")
         return made
 
     return fill
@@ -263,11 +263,11 @@ def check_attach(attach: bool, id: Any, policy: WorkflowIDConflictPolicy, title:
     uses_existing = policy is WorkflowIDConflictPolicy.USE_EXISTING
     if attach and id is None:
         raise TemporalSettingsError(
-            f"{title} has attach= without id=: the ids of its workflows are random, so that none is ever in use"
+            f"{title} has attach= without id=: the ids of its workflows are random, so no id is ever in use"
         )
     if attach and not uses_existing and policy is not WorkflowIDConflictPolicy.FAIL:
         raise TemporalSettingsError(
-            f"{title} has attach= and id_conflict_policy={policy.name}, which exclude each other"
+            f"{title} has attach= and id_conflict_policy={policy.name}, which cannot be combined"
         )
     return attach or uses_existing
 

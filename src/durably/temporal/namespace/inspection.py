@@ -1,7 +1,7 @@
 """Reasons why workflows are stuck, found by requests to the server.
 
-The requests are about task queues, histories, and all workflows of some types. ``notices`` judges the answers. Workers
-that serve metrics count stuck workflows (``keep_metric``).
+The requests are about task queues, histories, and all workflows of some types. ``notices`` evaluates the answers.
+Workers that serve metrics count stuck workflows (``keep_metric``).
 """
 
 import asyncio
@@ -32,10 +32,10 @@ from durably.temporal.compat import PAUSED
 
 from .notices import (
     DEFAULT_THRESHOLDS,
+    HistoryTail,
     Notice,
-    Queue,
     Reason,
-    Tail,
+    TaskQueueState,
     Thresholds,
     find_notices,
     needs_tail,
@@ -44,15 +44,15 @@ from .notices import (
 )
 
 _REMEMBERED = 3.0
-"""Seconds for which an answer about a task queue is cached: a page of workflows asks about the same queue each time."""
+"""Seconds for which an answer about a task queue is cached. A page of workflows needs the same queue each time."""
 
 _MAXIMUM_REMEMBERED = 1000
 
 _TAIL_EVENTS = 100
-"""Events that are read from the end of a history."""
+"""Number of events that are read from the end of a history."""
 
 _AT_A_TIME = 10
-"""Workflows that are described concurrently."""
+"""Maximum number of workflows that are described concurrently."""
 
 DEFAULT_LIMIT = 1000
 DEFAULT_TIMEOUT = dt.timedelta(seconds=10)
@@ -61,12 +61,12 @@ _logger = get_logger("durably.temporal")
 _worker_logger = get_logger("durably.temporal.worker")
 
 OPEN_FILTER = "CloseTime IS NULL"
-"""A list filter that finds open workflows. Old servers refuse the status Paused in a query."""
+"""A list filter for open workflows. Old servers refuse the status Paused in a query."""
 
 METRIC = "durably_temporal_stuck_workflows"
 METRIC_PERIOD = dt.timedelta(minutes=1)
 METRIC_LIMIT = 200
-"""Workflows that a worker checks in each period."""
+"""Maximum number of workflows that a worker checks in each period."""
 
 _ENDED = Notice(Reason.WORKER_ENDED, "the worker in this web process does not run; the app's log says why")
 
@@ -77,7 +77,7 @@ def is_open(status: WorkflowExecutionStatus | None) -> bool:
 
 
 @dataclass(frozen=True)
-class Stuck:
+class StuckWorkflow:
     """A stuck workflow, and the reasons."""
 
     workflow_id: str
@@ -90,7 +90,7 @@ class Stuck:
 class Check:
     """The result for ``checked`` of ``running`` workflows."""
 
-    stuck: tuple[Stuck, ...]
+    stuck: tuple[StuckWorkflow, ...]
     checked: int
     running: int
 
@@ -98,14 +98,14 @@ class Check:
 class Inspector:
     """Finds notices of workflows.
 
-    A process shares one, since it caches the state of task queues.
+    A process shares one, because it caches the state of task queues.
     """
 
     def __init__(self, temporal: Temporal, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> None:
         self._temporal = temporal
         self._thresholds = thresholds
         self._lock = threading.Lock()
-        self._queues: dict[tuple[str, str, bool], tuple[float, Queue]] = {}
+        self._queues: dict[tuple[str, str, bool], tuple[float, TaskQueueState]] = {}
 
     async def notices(
         self, client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta = DEFAULT_TIMEOUT
@@ -122,7 +122,7 @@ class Inspector:
         if poller_notice(queues[0], _now(), self._thresholds):
             others -= {own}  # The same worker is missing.
         queues += [await self._queue(client, name, True, timeout) for name in sorted(others)]
-        tail = Tail()
+        tail = HistoryTail()
         if needs_tail(described, self._thresholds):
             tail = await _read_tail(client, description, timeout)
         found = find_notices(described, queues, tail, _now(), self._thresholds)
@@ -131,21 +131,21 @@ class Inspector:
     async def known_notices(
         self, client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta = DEFAULT_TIMEOUT
     ) -> list[Notice]:
-        """``notices``, or none if the server does not answer the questions about them.
+        """``notices``, or none if the server does not answer.
 
-        Then there is a line in the log.
+        In this case it logs a line.
         """
         try:
             return await self.notices(client, description, timeout)
         except RPCError as error:
-            _logger.warning("Whether workflow %s is stuck is not known: %s", description.id, error)
+            _logger.warning("Cannot check whether workflow %s is stuck: %s", description.id, error)
             return []
 
     async def poller_notice(self, client: Client, task_queue: str, timeout: dt.timedelta) -> Notice | None:
         """A notice if no worker polls a task queue for workflows. Raises ``RPCError``."""
         return poller_notice(await self._queue(client, task_queue, False, timeout), _now(), self._thresholds)
 
-    async def _queue(self, client: Client, name: str, is_for_activities: bool, timeout: dt.timedelta) -> Queue:
+    async def _queue(self, client: Client, name: str, is_for_activities: bool, timeout: dt.timedelta) -> TaskQueueState:
         key = (client.namespace, name, is_for_activities)
         with self._lock:
             made, known = self._queues.get(key, (-_REMEMBERED, None))
@@ -172,7 +172,7 @@ class Inspector:
         running = (await client.count_workflows(query, rpc_timeout=timeout)).count
         free = asyncio.Semaphore(_AT_A_TIME)
 
-        async def look(workflow_id: str, run_id: str) -> Stuck | None:
+        async def look(workflow_id: str, run_id: str) -> StuckWorkflow | None:
             async with free:
                 return await self._look(client, workflow_id, run_id, timeout)
 
@@ -180,7 +180,7 @@ class Inspector:
         found = await asyncio.gather(*looks)
         return Check(tuple(each for each in found if each is not None), len(found), max(running, len(found)))
 
-    async def _look(self, client: Client, workflow_id: str, run_id: str, timeout: dt.timedelta) -> Stuck | None:
+    async def _look(self, client: Client, workflow_id: str, run_id: str, timeout: dt.timedelta) -> StuckWorkflow | None:
         handle = client.get_workflow_handle(workflow_id, run_id=run_id)
         try:
             description = await handle.describe(rpc_timeout=timeout)
@@ -191,7 +191,7 @@ class Inspector:
             raise
         if not notices:
             return None
-        return Stuck(workflow_id, run_id, description.workflow_type, tuple(notices))
+        return StuckWorkflow(workflow_id, run_id, description.workflow_type, tuple(notices))
 
 
 async def _running(client: Client, query: str, limit: int, timeout: dt.timedelta) -> AsyncIterator[tuple[str, str]]:
@@ -207,7 +207,7 @@ def _now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
-async def _ask_queue(client: Client, name: str, is_for_activities: bool, timeout: dt.timedelta) -> Queue:
+async def _ask_queue(client: Client, name: str, is_for_activities: bool, timeout: dt.timedelta) -> TaskQueueState:
     kind = TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY if is_for_activities else TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW
     request = DescribeTaskQueueRequest(
         namespace=client.namespace, task_queue=TaskQueue(name=name), task_queue_type=kind
@@ -216,13 +216,13 @@ async def _ask_queue(client: Client, name: str, is_for_activities: bool, timeout
     return _read_queue(name, is_for_activities, response)
 
 
-def _read_queue(name: str, is_for_activities: bool, response: DescribeTaskQueueResponse) -> Queue:
+def _read_queue(name: str, is_for_activities: bool, response: DescribeTaskQueueResponse) -> TaskQueueState:
     current = response.versioning_info.current_deployment_version
     polls: dict[str | None, dt.datetime] = {}
     for poller in response.pollers:
         version, last = _version(poller.deployment_options), poller.last_access_time.ToDatetime(dt.UTC)
         polls[version] = max(last, polls.get(version, last))
-    return Queue(
+    return TaskQueueState(
         name=name,
         is_for_activities=is_for_activities,
         polls=polls,
@@ -235,7 +235,7 @@ def _version(options: Any) -> str | None:
     return f"{options.deployment_name}.{options.build_id}" if is_versioned else None
 
 
-async def _read_tail(client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta) -> Tail:
+async def _read_tail(client: Client, description: WorkflowExecutionDescription, timeout: dt.timedelta) -> HistoryTail:
     request = GetWorkflowExecutionHistoryReverseRequest(
         namespace=client.namespace,
         execution=WorkflowExecution(workflow_id=description.id, run_id=description.run_id),
@@ -254,18 +254,18 @@ async def _read_tail(client: Client, description: WorkflowExecutionDescription, 
     return replace(tail, scheduled=scheduled, failures=failures)
 
 
-async def _read_task_failure(client: Client, events: Sequence[HistoryEvent]) -> Tail:
+async def _read_task_failure(client: Client, events: Sequence[HistoryEvent]) -> HistoryTail:
     """The failure of the last workflow task; ``events`` are the last ones first."""
     for event in events:
         if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_TIMED_OUT:
-            return Tail(cause="timed_out", message="no worker has answered in time")
+            return HistoryTail(cause="timed_out", message="no worker has answered in time")
         if event.HasField("workflow_task_failed_event_attributes"):
             failed = event.workflow_task_failed_event_attributes
             cause = WorkflowTaskFailedCause.Name(failed.cause).removeprefix("WORKFLOW_TASK_FAILED_CAUSE_").lower()
-            return Tail(cause=cause, message=await _message(client, failed.failure))
+            return HistoryTail(cause=cause, message=await _message(client, failed.failure))
         if event.HasField("workflow_task_completed_event_attributes"):
             break
-    return Tail()
+    return HistoryTail()
 
 
 async def _message(client: Client, failure: Any) -> str:

@@ -31,7 +31,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Notice:
-    """``text`` is a sentence for people, without secrets."""
+    """``text`` is a sentence for users, without secrets."""
 
     reason: Reason
     text: str
@@ -57,11 +57,11 @@ DEFAULT_THRESHOLDS = Thresholds()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Queue:
+class TaskQueueState:
     """A task queue as the server describes it.
 
-    ``polls`` has the time of the last poll by the version of the worker (``deployment.build_id``), which is ``None``
-    without worker versioning. ``current_version`` is the version that new workflows are given to.
+    ``polls`` has the time of the last poll by worker version (``deployment.build_id``), or by ``None`` without worker
+    versioning. ``current_version`` is the version of new workflows.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Queue:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tail:
+class HistoryTail:
     """The last events of a history.
 
     ``cause`` and ``message`` are those of a failed workflow task. ``cause`` is a ``WorkflowTaskFailedCause`` in lower
@@ -86,7 +86,7 @@ class Tail:
 
 
 MAXIMUM_MESSAGE = 300
-"""Characters of an error's text in a notice."""
+"""Maximum characters of an error's text in a notice."""
 
 _RETRYING = 2
 """An activity in this attempt has failed before."""
@@ -112,8 +112,8 @@ def queues_to_ask(described: DescribeWorkflowExecutionResponse) -> tuple[str, fr
 
 def find_notices(
     described: DescribeWorkflowExecutionResponse,
-    queues: Sequence[Queue],
-    tail: Tail,
+    queues: Sequence[TaskQueueState],
+    tail: HistoryTail,
     now: dt.datetime,
     thresholds: Thresholds = DEFAULT_THRESHOLDS,
 ) -> list[Notice]:
@@ -129,7 +129,9 @@ def find_notices(
     return [notice for notice in found if notice is not None]
 
 
-def poller_notice(queue: Queue, now: dt.datetime, thresholds: Thresholds = DEFAULT_THRESHOLDS) -> Notice | None:
+def poller_notice(
+    queue: TaskQueueState, now: dt.datetime, thresholds: Thresholds = DEFAULT_THRESHOLDS
+) -> Notice | None:
     """A notice if no worker polls the queue."""
     what = " for activities" if queue.is_for_activities else ""
     if not queue.polls:
@@ -144,7 +146,7 @@ def poller_notice(queue: Queue, now: dt.datetime, thresholds: Thresholds = DEFAU
 
 
 def _version_notice(
-    described: DescribeWorkflowExecutionResponse, queue: Queue, now: dt.datetime, thresholds: Thresholds
+    described: DescribeWorkflowExecutionResponse, queue: TaskQueueState, now: dt.datetime, thresholds: Thresholds
 ) -> Notice | None:
     """A notice if no poller of the queue has a version for this workflow.
 
@@ -198,7 +200,9 @@ def _is_task_failing(described: DescribeWorkflowExecutionResponse, thresholds: T
     return described.pending_workflow_task.attempt >= thresholds.workflow_task_attempts
 
 
-def _task_notice(described: DescribeWorkflowExecutionResponse, tail: Tail, thresholds: Thresholds) -> Notice | None:
+def _task_notice(
+    described: DescribeWorkflowExecutionResponse, tail: HistoryTail, thresholds: Thresholds
+) -> Notice | None:
     if not _is_task_failing(described, thresholds):
         return None
     attempt = described.pending_workflow_task.attempt
@@ -214,7 +218,7 @@ def _task_notice(described: DescribeWorkflowExecutionResponse, tail: Tail, thres
 
 
 def _activity_notice(
-    activity: PendingActivityInfo, tail: Tail, now: dt.datetime, thresholds: Thresholds
+    activity: PendingActivityInfo, tail: HistoryTail, now: dt.datetime, thresholds: Thresholds
 ) -> Notice | None:
     if activity.attempt < _RETRYING:
         return None

@@ -34,7 +34,7 @@ _OWNER = "durably-app"
 _FINGERPRINT = "durably-schedule"
 
 
-class Outcome(StrEnum):
+class SyncOutcome(StrEnum):
     CREATED = "created"
     UPDATED = "updated"
     UNCHANGED = "unchanged"
@@ -61,15 +61,15 @@ def check_spec(declaration: ScheduleDeclaration) -> None:
     """Check a declaration without the server.
 
     The server accepts more forms of cron expressions. Raises ``TemporalSettingsError`` for an unknown time zone, if
-    this machine has a database of them, and for a wrong expression of five fields, if cronsim is installed.
+    this machine has a time zone database, and for an invalid expression of five fields, if cronsim is installed.
     """
     zone = declaration.spec.time_zone_name
     if zone and not _is_zone(zone):
         raise TemporalSettingsError(f'the schedule "{declaration.id}" has an unknown time zone: {zone!r}')
     for expression in declaration.spec.cron_expressions:
-        if (fault := _cron_fault(expression)) is not None:
+        if (error := _cron_error(expression)) is not None:
             raise TemporalSettingsError(
-                f'the schedule "{declaration.id}" has a cron expression that is not valid: {expression!r} ({fault})'
+                f'the schedule "{declaration.id}" has an invalid cron expression: {expression!r} ({error})'
             )
 
 
@@ -81,7 +81,7 @@ def _is_zone(name: str) -> bool:
     return True
 
 
-def _cron_fault(expression: str) -> str | None:
+def _cron_error(expression: str) -> str | None:
     fields = expression.split("#")[0].split()
     if not fields or fields[0].startswith(("@", "CRON_TZ=", "TZ=")) or len(fields) in (6, 7):
         return None
@@ -109,7 +109,7 @@ def _duration(span: timedelta) -> str:
 
 async def sync_schedules(
     temporal: Temporal, *, app: str | None = None, prune: bool = False, dry_run: bool = False
-) -> AsyncIterator[tuple[str, Outcome]]:
+) -> AsyncIterator[tuple[str, SyncOutcome]]:
     """Create and update the server's schedules as they are declared.
 
     Yields the id and outcome of each. With ``prune``, deletes schedules of the same ``app`` without a declaration. With
@@ -126,13 +126,13 @@ async def sync_schedules(
             continue
         if prune and not dry_run:
             await client.get_schedule_handle(listed.id).delete()
-        yield listed.id, Outcome.DELETED if prune else Outcome.UNDECLARED
+        yield listed.id, SyncOutcome.DELETED if prune else SyncOutcome.UNDECLARED
 
 
 async def schedule_owner(schedule: ScheduleDescription | ScheduleListDescription) -> str | None:
     """The app that declared a schedule.
 
-    It is ``None`` if its name cannot be read: another data converter has written it.
+    Returns ``None`` if its name cannot be read, because another data converter has written it.
     """
     try:
         return str(await schedule.memo_value(_OWNER, None) or "") or None
@@ -146,7 +146,7 @@ def default_app(temporal: Temporal) -> str:
 
 
 def declared_schedules(temporal: Temporal) -> dict[str, ScheduleDeclaration]:
-    """By id. Raises ``TemporalSettingsError`` for an id that is declared twice."""
+    """The schedules by id. Raises ``TemporalSettingsError`` for a duplicate id."""
     by_id: dict[str, ScheduleDeclaration] = {}
     for declaration in temporal.schedules:
         if declaration.id in by_id:
@@ -157,7 +157,7 @@ def declared_schedules(temporal: Temporal) -> dict[str, ScheduleDeclaration]:
 
 async def _sync(
     temporal: Temporal, client: Client, declaration: ScheduleDeclaration, app: str, dry_run: bool
-) -> Outcome:
+) -> SyncOutcome:
     fingerprint = _fingerprint(temporal, declaration)
     schedule = _schedule(temporal, declaration, fingerprint)
     handle = client.get_schedule_handle(declaration.id)
@@ -171,22 +171,22 @@ async def _sync(
         else:
             with _refusals(declaration.id):
                 await _create(client, declaration.id, schedule, app)
-        return Outcome.CREATED
+        return SyncOutcome.CREATED
     owner = await schedule_owner(described)
     if owner != app:
         raise TemporalSettingsError(
-            f'the schedule "{declaration.id}" is there already, and not declared by {app}'
+            f'the schedule "{declaration.id}" already exists, and is not declared by {app}'
             + (f" but by {owner}" if owner else "")
             + ": give this one another id, or delete that one"
         )
     if await _known_fingerprint(client, described) == fingerprint:
-        return Outcome.UNCHANGED
+        return SyncOutcome.UNCHANGED
     if dry_run:
         check_spec(declaration)
     else:
         with _refusals(declaration.id):
             await _update(handle, schedule)
-    return Outcome.UPDATED
+    return SyncOutcome.UPDATED
 
 
 async def is_synced(
@@ -234,7 +234,7 @@ def _queue(temporal: Temporal, declaration: ScheduleDeclaration) -> str:
     queue = declaration.task_queue or temporal.settings.task_queue
     if not queue:
         raise TemporalSettingsError(
-            f'on which task queue does the schedule "{declaration.id}" start workflows? Give task_queue=, here or to '
+            f'the schedule "{declaration.id}" has no task queue: give task_queue=, here or to '
             f"Temporal(), or set {temporal.variable_prefix}TASK_QUEUE"
         )
     return queue

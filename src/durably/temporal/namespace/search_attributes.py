@@ -1,4 +1,4 @@
-"""Search attributes, the owner's among them.
+"""Search attributes, including the owner's.
 
 A Temporal server must know them before workflows can have them. Durably registers its own attribute if the server
 permits that. If not, as in Temporal Cloud, errors name the command.
@@ -36,7 +36,7 @@ IndexedType: TypeAlias = "IndexedValueType.ValueType"
 KEYWORD: IndexedType = IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
 
 _PATIENCE = timedelta(seconds=15)
-"""Time until a server accepts a registered attribute: it caches a namespace for some seconds."""
+"""Seconds until a server accepts a registered attribute. It caches a namespace for some seconds."""
 
 _PAUSE = 0.1
 """Seconds between two checks whether the server accepts an attribute."""
@@ -47,7 +47,7 @@ _AWAY = (
     RPCStatusCode.CANCELLED,
     RPCStatusCode.RESOURCE_EXHAUSTED,
 )
-"""Statuses of a server that is away or busy, and refuses nothing."""
+"""Statuses of a server that is unreachable or busy, which are not refusals."""
 
 _logger = logging.getLogger("durably.temporal")
 
@@ -78,10 +78,10 @@ def commands(client: Client, name: str, indexed: IndexedType) -> str:
 
 
 async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_timeout: timedelta) -> list[str]:
-    """Register attributes; returns the names of new ones.
+    """Register attributes. Returns the names of new ones.
 
-    Raises ``SearchAttributeError`` for one that the server knows with another type, and if the server does not let this
-    client register attributes; ``RPCError`` if the server is away.
+    Raises ``SearchAttributeError`` for an attribute that the server knows with another type, and if the server does not
+    let this client register attributes. Raises ``RPCError`` if the server is unreachable.
     """
     new = []
     try:
@@ -112,7 +112,7 @@ async def register(client: Client, attributes: Mapping[str, IndexedType], rpc_ti
 
 
 async def _listed(client: Client, rpc_timeout: timedelta) -> Mapping[str, IndexedType]:
-    """``known_attributes``, or none of the time-skipping test server.
+    """``known_attributes``, or an empty mapping for the time-skipping test server.
 
     That server does not list them.
     """
@@ -150,42 +150,42 @@ class DeclaredAttribute:
     where: str
 
 
-async def find_faults(client: Client, declared: Iterable[DeclaredAttribute], rpc_timeout: timedelta) -> list[str]:
-    """A text for each attribute that the server does not know as it is declared.
+async def find_errors(client: Client, declared: Iterable[DeclaredAttribute], rpc_timeout: timedelta) -> list[str]:
+    """A message for each attribute that the server does not know as declared.
 
-    Raises ``RPCError`` if the server is away, or does not list search attributes for this client.
+    Raises ``RPCError`` if the server is unreachable, or does not list search attributes for this client.
     """
     known = await known_attributes(client, rpc_timeout)
-    faults = []
+    errors = []
     for each in dict.fromkeys(declared):
         name, wanted = each.key.name, indexed_type(each.key)
         if name not in known:
-            faults.append(
+            errors.append(
                 f"{each.where} sets the search attribute {name}, which is not registered in the namespace "
                 f"{client.namespace}, so that its workflows cannot be started: {REGISTER_COMMANDS}, or "
                 f"{commands(client, name, wanted)}"
             )
         elif known[name] != wanted:
-            faults.append(
+            errors.append(
                 f"{each.where} sets the search attribute {name} as {type_name(wanted)}, and the namespace "
                 f"{client.namespace} has it as {type_name(known[name])}: give it another name, or its type"
             )
-    return faults
+    return errors
 
 
-async def log_faults(client: Client, declared: Sequence[DeclaredAttribute], rpc_timeout: timedelta) -> None:
-    """Log each fault as an error, once a process has connected."""
+async def log_errors(client: Client, declared: Sequence[DeclaredAttribute], rpc_timeout: timedelta) -> None:
+    """Log each error once a process has connected."""
     try:
-        faults = await find_faults(client, declared, rpc_timeout)
+        errors = await find_errors(client, declared, rpc_timeout)
     except RPCError as error:
         names = ", ".join(each.key.name for each in declared)
         _logger.warning(
-            "It is not known whether the search attributes %s are registered: the server does not list them (%s)",
+            "Cannot check whether the search attributes %s are registered: the server does not list them (%s)",
             *(names, error.status.name),
         )
         return
-    for fault in faults:
-        _logger.error("%s", fault)
+    for message in errors:
+        _logger.error("%s", message)
 
 
 async def known_attributes(client: Client, rpc_timeout: timedelta) -> dict[str, IndexedType]:
@@ -207,7 +207,7 @@ def indexed_type(key: SearchAttributeKey[Any]) -> IndexedType:
 async def ensure_keyword(client: Client, name: str, rpc_timeout: timedelta) -> None:
     """Register a Keyword unless the server knows it, once per client.
 
-    Waits until the server accepts it. Raises ``SearchAttributeError``, and ``RPCError`` if the server is away.
+    Waits until the server accepts it. Raises ``SearchAttributeError``, and ``RPCError`` if the server is unreachable.
     """
     if name in _known.get(client, ()):
         return
@@ -237,7 +237,7 @@ async def register_and_wait(client: Client, attributes: Mapping[str, IndexedType
 async def _check_access(client: Client, rpc_timeout: timedelta) -> None:
     """Raises ``TemporalCredentialsError``.
 
-    It omits the server's text, which may have credentials.
+    It omits the server's message, which may contain credentials.
     """
     request = DescribeNamespaceRequest(namespace=client.namespace)
     try:
@@ -264,8 +264,8 @@ async def _until_accepted(
     while not await _is_accepted(client, condition, rpc_timeout):
         if time.monotonic() > end:
             raise SearchAttributeError(
-                f"the server has registered the search attribute {name} and does not accept it yet: if that stays "
-                f"so, {commands(client, name, indexed)}"
+                f"the server has registered the search attribute {name} and does not accept it yet: if this continues, "
+                f"{commands(client, name, indexed)}"
             )
         await asyncio.sleep(_PAUSE)
 
@@ -315,15 +315,15 @@ _DEFAULT_REPR = re.compile(r"<.* at 0x[0-9a-fA-F]+.*>")
 
 
 def describe_shared_text(text: str) -> str | None:
-    """Describes a text that several users can have; ``None`` for any other text.
+    """Describes a string that several users can have; ``None`` for any other string.
 
-    ``str`` makes such texts of a missing attribute, and of an object without ``__str__``: its text has the address in
-    memory, which another user's object gets later.
+    ``str`` returns such strings for a missing attribute, and for an object without ``__str__``: the string has the
+    address in memory, which another user's object gets later.
     """
     if text == "None":
-        return 'the text "None", as str(None) makes it'
+        return 'the string "None", as str(None) makes it'
     if _DEFAULT_REPR.fullmatch(text):
-        return "the text of an object without __str__, which contains its address in memory"
+        return "the string of an object without __str__, which contains its address in memory"
     return None
 
 
@@ -332,13 +332,13 @@ def owned_by(
 ) -> TypedSearchAttributes:
     """Search attributes of a workflow that belongs to ``owner``.
 
-    ``owner`` is a text as ``expose(owner=…)`` returns it. ``others`` are further search attributes. ``attribute`` is
+    ``owner`` is a string as ``expose(owner=…)`` returns it. ``others`` are further search attributes. ``attribute`` is
     that of ``Gateway(owner_attribute=…)``. Raises ``TemporalSettingsError`` for an owner that a server cannot find, and
     if ``others`` has the attribute.
     """
     pairs = list(others or ())
     if any(pair.key.name == attribute for pair in pairs):
-        raise TemporalSettingsError(f"owned_by() got {attribute} among the other search attributes: leave it out there")
+        raise TemporalSettingsError(f"owned_by() got {attribute} among the other search attributes: omit it there")
     text = check_owner(owner, "owned_by(…) got")
     return TypedSearchAttributes([*pairs, SearchAttributePair(SearchAttributeKey.for_keyword(attribute), text)])
 
@@ -346,20 +346,22 @@ def owned_by(
 def check_owner(owner: Any, source: str) -> str:
     """Check and return an owner that the app gives.
 
-    ``source`` begins the error. Raises ``TemporalSettingsError``, without the text: it may be personal data.
+    ``source`` begins the error. Raises ``TemporalSettingsError``, without the owner, which may be personal data.
     """
     if not isinstance(owner, str):
         kind = "a coroutine" if hasattr(owner, "__await__") else type(owner).__name__
-        raise TemporalSettingsError(f"{source} {kind}: an owner is a text, such as str(user.id), or None for no owner")
+        raise TemporalSettingsError(
+            f"{source} {kind}: an owner is a string, such as str(user.id), or None for no owner"
+        )
     if (shared := describe_shared_text(owner)) is not None:
         raise TemporalSettingsError(
-            f"{source} {shared}: several users could have it. Use a text that is unique, such as str(user.id), or None "
+            f"{source} {shared}: several users could have it. Use a unique string, such as str(user.id), or None "
             'for no owner. If users may really have that name, put a word before it: f"user:{user.name}"'
         )
     is_unfit = not owner.isprintable() or _UNFIT & set(owner) or "'" in (owner[:1], owner[-1:])
     if not owner or len(owner) > _MAXIMUM_OWNER or is_unfit:
         raise TemporalSettingsError(
-            f"{source} a text that is empty, longer than {_MAXIMUM_OWNER} characters, has control characters, double "
+            f"{source} a string that is empty, longer than {_MAXIMUM_OWNER} characters, has control characters, double "
             "quotes, backquotes or backslashes, or starts or ends with a single quote: a Temporal server cannot find "
             "workflows by it"
         )

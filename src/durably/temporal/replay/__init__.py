@@ -12,13 +12,13 @@ from .histories import (
     read_histories,
     save_history,
 )
-from .replayer import HistoryReplayer, Outcome, ReplayResult, TypeReport, replay_all
+from .replayer import HistoryReplayer, ReplayOutcome, ReplayResult, TypeReport, replay_all
 
 __all__ = [
     "HistoryError",
     "HistoryQuery",
     "HistoryReplayer",
-    "Outcome",
+    "ReplayOutcome",
     "ReplayResult",
     "StoredHistory",
     "TypeReport",

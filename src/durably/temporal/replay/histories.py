@@ -31,7 +31,7 @@ class HistoryError(Error):
 
 @dataclass(frozen=True)
 class StoredHistory:
-    """A history and, if it was read from one, its file."""
+    """A history, and its file if it was read from one."""
 
     history: WorkflowHistory
     source: str | None = None
@@ -53,8 +53,8 @@ class StoredHistory:
 class HistoryQuery:
     """A selection of a server's workflows.
 
-    It has the ``limit`` most recent ones of each type and state, started after ``since``. ``query`` is a condition of
-    Temporal's list filters that is added to the others.
+    It has the ``limit`` most recent ones of each type and state, started after ``since``. ``query`` is a further
+    condition of Temporal's list filters.
     """
 
     limit: int = DEFAULT_LIMIT
@@ -79,7 +79,7 @@ def _quoted(text: str) -> str:
 
 
 async def list_workflows(client: Client, workflow_type: str, query: HistoryQuery) -> list[tuple[str, str]]:
-    """Workflow ids and run ids. Raises ``HistoryError`` for what the server refuses."""
+    """Workflow ids and run ids. Raises ``HistoryError`` if the server refuses."""
     found: list[tuple[str, str]] = []
     for state in query.states:
         asked = query.filter(workflow_type, state)
@@ -93,7 +93,7 @@ async def list_workflows(client: Client, workflow_type: str, query: HistoryQuery
 async def fetch_histories(client: Client, workflow_type: str, query: HistoryQuery) -> AsyncIterator[StoredHistory]:
     """Fetch histories one after the other.
 
-    Leaves out workflows that the server has deleted since they were listed. Raises ``HistoryError``.
+    Skips workflows that the server has deleted since they were listed. Raises ``HistoryError``.
     """
     for workflow_id, run_id in await list_workflows(client, workflow_type, query):
         try:
@@ -108,8 +108,8 @@ async def fetch_histories(client: Client, workflow_type: str, query: HistoryQuer
 def read_histories(directory: str | Path) -> Iterator[StoredHistory]:
     """The histories of all ``*.json`` files of a directory and below.
 
-    The files are as `temporal workflow show -o json` prints them. Raises ``HistoryError`` for a directory without any,
-    and for a file that has none.
+    The files are as `temporal workflow show -o json` prints them. Raises ``HistoryError`` for a directory without
+    histories, and for a file without one.
     """
     paths = find_files(directory)
     return (read_history(path) for path in paths)
@@ -128,7 +128,7 @@ def read_history(path: Path) -> StoredHistory:
     """Raises ``HistoryError``."""
     try:
         history = WorkflowHistory.from_json(path.stem, path.read_text("utf-8"))
-    except Exception as error:  # What the JSON and protobuf libraries raise.
+    except Exception as error:  # Errors of the JSON and protobuf libraries.
         raise HistoryError(f"{path} is not a workflow's history: {error}") from error
     if not history.events or not history.events[0].HasField("workflow_execution_started_event_attributes"):
         raise HistoryError(f"{path} is not a workflow's history: it does not begin with WorkflowExecutionStarted")

@@ -22,20 +22,20 @@ from durably.temporal.declarations import WorkerDeclaration, by_task_queue
 from durably.temporal.errors import TemporalWorkerError
 from durably.temporal.worker.sandbox import explain, make_runner
 
-from .faults import NO_FAULT, Fault, find_fault
 from .histories import StoredHistory
+from .mismatches import NO_MISMATCH, Mismatch, find_mismatch
 
 REPLAYS_AT_ONCE = 4
-"""Histories that are in memory at the same time, and the threads that replay them."""
+"""Maximum number of histories in memory, and of threads that replay them."""
 
 REPLAY_SECONDS = 120.0
-"""A replay that takes longer is cancelled: no workflow task takes as long on a worker."""
+"""A replay that takes longer is cancelled. No workflow task takes as long on a worker."""
 
 _NO_TASK_QUEUE = "replay"
-"""The task queue of declarations without one: a replay needs none."""
+"""The task queue of declarations without one, which a replay does not need."""
 
 
-class Outcome(StrEnum):
+class ReplayOutcome(StrEnum):
     """The outcome of a replay.
 
     ``NONDETERMINISTIC``: the code differs from the history. ``ERROR``: the code raised, or blocked.
@@ -50,7 +50,7 @@ class Outcome(StrEnum):
     UNKNOWN_TYPE = "unknown_type"
 
 
-_FINE = (Outcome.REPLAYED, Outcome.SKIPPED)
+_FINE = (ReplayOutcome.REPLAYED, ReplayOutcome.SKIPPED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class ReplayResult:
     workflow_type: str
     workflow_id: str
     run_id: str
-    outcome: Outcome
+    outcome: ReplayOutcome
     source: str | None = None
     message: str = ""
     event_id: int | None = None
@@ -79,7 +79,7 @@ class ReplayResult:
     def describe(self) -> str:
         """One line about the result.
 
-        The line has the workflow, the event at fault, what the code does instead, and the error.
+        The line has the workflow, the event that differs, what the code does instead, and the error.
         """
         where = f"{self.workflow_type} {self.workflow_id} (run {self.run_id}"
         parts = [f"{where}, {self.source})" if self.source else f"{where})"]
@@ -130,14 +130,14 @@ class HistoryReplayer:
         declaration = self._declaration_of(stored)
         if declaration is None:
             message = f"the app has no workflow {stored.workflow_type}, only {', '.join(self.workflow_types)}"
-            return _result(stored, Outcome.UNKNOWN_TYPE, message)
+            return _result(stored, ReplayOutcome.UNKNOWN_TYPE, message)
         completed = EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED
         if not any(event.event_type == completed for event in stored.history.events):
-            return _result(stored, Outcome.SKIPPED)
+            return _result(stored, ReplayOutcome.SKIPPED)
         recorded: list[RecordedTask] = []
         error = await self._run(stored, declaration, recorded.append)
         if error is None:
-            return _result(stored, Outcome.REPLAYED)
+            return _result(stored, ReplayOutcome.REPLAYED)
         return _failure(stored, error, recorded[-1] if recorded else None)
 
     async def _run(
@@ -191,15 +191,17 @@ def _names(declaration: WorkerDeclaration) -> set[str | None]:
 def _failure(stored: StoredHistory, error: Exception, last: RecordedTask | None) -> ReplayResult:
     if last is not None and last.error is not None:
         started = [each for each in stored.history.events if each.event_id == last.history_length]
-        fault = find_fault(started, None, f"HistoryEvent(id: {last.history_length}")
-        return _result(stored, Outcome.ERROR, last.error, fault)
+        mismatch = find_mismatch(started, None, f"HistoryEvent(id: {last.history_length}")
+        return _result(stored, ReplayOutcome.ERROR, last.error, mismatch)
     message = replay_error(error)
     if not isinstance(error, workflow.NondeterminismError):
-        return _result(stored, Outcome.ERROR, message)
-    return _result(stored, Outcome.NONDETERMINISTIC, message, find_fault(stored.history.events, last, message))
+        return _result(stored, ReplayOutcome.ERROR, message)
+    return _result(stored, ReplayOutcome.NONDETERMINISTIC, message, find_mismatch(stored.history.events, last, message))
 
 
-def _result(stored: StoredHistory, outcome: Outcome, message: str = "", fault: Fault = NO_FAULT) -> ReplayResult:
+def _result(
+    stored: StoredHistory, outcome: ReplayOutcome, message: str = "", mismatch: Mismatch = NO_MISMATCH
+) -> ReplayResult:
     return ReplayResult(
         workflow_type=stored.workflow_type,
         workflow_id=stored.history.workflow_id,
@@ -207,9 +209,9 @@ def _result(stored: StoredHistory, outcome: Outcome, message: str = "", fault: F
         outcome=outcome,
         source=stored.source,
         message=message,
-        event_id=fault.event_id,
-        event=fault.event,
-        instead=fault.instead,
+        event_id=mismatch.event_id,
+        event=mismatch.event,
+        instead=mismatch.instead,
     )
 
 
@@ -228,7 +230,7 @@ class TypeReport:
     def add(self, result: ReplayResult) -> None:
         if result.failed:
             self.failures.append(result)
-        elif result.outcome is Outcome.SKIPPED:
+        elif result.outcome is ReplayOutcome.SKIPPED:
             self.skipped += 1
         else:
             self.replayed += 1

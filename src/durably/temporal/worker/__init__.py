@@ -1,4 +1,1 @@
-"""Workers of Temporal.
-
-The modules run them, and have their sandbox, log, process and versions.
-"""
+"""Workers of Temporal: their start, sandbox, log, process and versions."""

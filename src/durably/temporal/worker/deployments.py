@@ -2,7 +2,7 @@
 
 The module has the version of the app's workers, and deployments with their versions on the server.
 
-A version is a deployment and a build id. The server gives a worker with a version the workflows of that version only.
+A version is a deployment and a build id. The server gives a worker with a version only the workflows of that version.
 New workflows go to the deployment's current version, which ``durably temporal deployment set-current-version`` sets.
 """
 
@@ -101,7 +101,7 @@ _IN_PROGRESS = 1
 """``ROUTING_CONFIG_UPDATE_STATE_IN_PROGRESS`` of the server's API."""
 
 _NOT_SEEN_YET = (RPCStatusCode.NOT_FOUND, RPCStatusCode.FAILED_PRECONDITION)
-"""Answers of a server that has not yet noticed the workers of a version."""
+"""Errors of a server that has not yet noticed the workers of a version."""
 
 _HINTS: Mapping[RPCStatusCode, str] = {
     RPCStatusCode.UNIMPLEMENTED: ": the server has no worker deployments; Temporal has them from version 1.28 on",
@@ -119,7 +119,7 @@ class DeploymentError(Error):
 class VersionStatus(StrEnum):
     """The status of a version.
 
-    ``DRAINING``: workflows that are pinned to the version still run. ``DRAINED``: none does.
+    ``DRAINING``: workflows that are pinned to the version still run. ``DRAINED``: no such workflow runs.
     """
 
     CREATED = "created"
@@ -191,10 +191,8 @@ async def set_current_version(
 ) -> str | None:
     """Route new workflows, and those that upgrade themselves, to a version.
 
-    ``None`` is workers without versions.
-
-    ``wait`` is how long the server may take to notice the version's workers, and then to pass the change to its task
-    queues. Returns the previous build id. Raises ``DeploymentError``.
+    ``None`` is workers without versions. ``wait`` is the time for the server to notice the version's workers, and then
+    to pass the change to its task queues. Returns the previous build id. Raises ``DeploymentError``.
     """
     request = SetWorkerDeploymentCurrentVersionRequest(
         namespace=client.namespace,
@@ -204,7 +202,7 @@ async def set_current_version(
         allow_no_pollers=allow_no_pollers,
     )
     call = client.workflow_service.set_worker_deployment_current_version
-    response = await _ask_patiently(name, lambda: call(request), wait)
+    response = await _call_with_retries(name, lambda: call(request), wait)
     await _wait_for_routing(client, name, wait)
     return response.previous_deployment_version.build_id or None
 
@@ -232,16 +230,15 @@ async def set_ramping_version(
         allow_no_pollers=allow_no_pollers,
     )
     call = client.workflow_service.set_worker_deployment_ramping_version
-    await _ask_patiently(name, lambda: call(request), wait)
+    await _call_with_retries(name, lambda: call(request), wait)
     await _wait_for_routing(client, name, wait)
 
 
 async def wait_until_drained(client: Client, name: str, build_id: str, timeout: dt.timedelta) -> VersionStatus:
     """Wait until no workflow is pinned to a version.
 
-    Returns the version's status then, or at the end of ``timeout``.
-
-    The server looks for such workflows every few minutes. Raises ``DeploymentError``.
+    Returns the version's status then, or at the end of ``timeout``. The server checks for such workflows every few
+    minutes. Raises ``DeploymentError``.
     """
     end = asyncio.get_running_loop().time() + timeout.total_seconds()
     while True:
@@ -252,7 +249,7 @@ async def wait_until_drained(client: Client, name: str, build_id: str, timeout: 
 
 
 async def delete_version(client: Client, name: str, build_id: str, *, skip_drainage: bool = False) -> None:
-    """Forget a version that is drained and has no workers. Raises ``DeploymentError``."""
+    """Delete a version that is drained and has no workers. Raises ``DeploymentError``."""
     request = DeleteWorkerDeploymentVersionRequest(
         namespace=client.namespace,
         deployment_version=RawVersion(deployment_name=name, build_id=build_id),
@@ -268,7 +265,7 @@ async def _ask(name: str, call: Awaitable[Any]) -> Any:
         raise _refused(name, error) from error
 
 
-async def _ask_patiently(name: str, call: Callable[[], Awaitable[Any]], wait: dt.timedelta) -> Any:
+async def _call_with_retries(name: str, call: Callable[[], Awaitable[Any]], wait: dt.timedelta) -> Any:
     end = asyncio.get_running_loop().time() + wait.total_seconds()
     while True:
         try:
@@ -318,7 +315,7 @@ def _deployment(info: WorkerDeploymentInfo) -> Deployment:
 
 
 def _status(number: WorkerDeploymentVersionStatus.ValueType) -> VersionStatus:
-    """A later server may have more."""
+    """The status. A later server may have more statuses."""
     try:
         name = WorkerDeploymentVersionStatus.Name(number)
     except ValueError:

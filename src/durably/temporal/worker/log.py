@@ -2,8 +2,8 @@
 
 It has the start and the end of each workflow run, and failed attempts of activities.
 
-The text is for people. The same facts are fields of the record (``extra``) for structlog and JSON formatters. Replays
-log nothing.
+The message is readable text. The same facts are fields of the record (``extra``) for structlog and JSON formatters.
+Replays log nothing.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ workflow_logger = get_logger("durably.temporal.workflows")
 activity_logger = get_logger("durably.temporal.activities")
 
 MAXIMUM_MESSAGE = 500
-"""Characters of an error's text in a line of the log."""
+"""Maximum characters of an error's text in a line of the log."""
 
 
 class LogInterceptor(Interceptor):
@@ -76,7 +76,7 @@ def _log_error(error: BaseException) -> None:
 
 
 def _log_workflow(level: int, outcome: str, error: BaseException | None = None) -> None:
-    # A run that leaves the worker's cache is cancelled, and counts as replaying then.
+    # A run that leaves the worker's cache is cancelled, and counts as replaying.
     if workflow.unsafe.is_replaying() or not workflow_logger.isEnabledFor(level):
         return
     info = workflow.info()
@@ -111,7 +111,7 @@ def _log(logger: logging.Logger, level: int, text: str, fields: dict[str, Any], 
 
 
 def _innermost(error: BaseException) -> BaseException:
-    """The original error: that of an activity only says that it failed."""
+    """The original error. The error of an activity only reports that it failed."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error

@@ -2,8 +2,8 @@
 
 The commands of Durably, Django and Flask use it.
 
-SIGTERM and SIGINT end it gracefully, within a bound, since supervisors kill a process that takes longer. Activities
-that were cut off run again after their timeouts.
+SIGTERM and SIGINT end it gracefully, within a time limit, because supervisors kill a process that takes longer.
+Interrupted activities run again after their timeouts.
 """
 
 import asyncio
@@ -31,13 +31,18 @@ from .deployments import describe_version
 from .workers import Workers, describe
 
 AFTER_GRACE = timedelta(seconds=5)
-"""Time after the grace in which cancelled activities end and are reported."""
+"""Seconds after the grace period in which cancelled activities end and are reported."""
 
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def run_worker_process(
-    temporal: Temporal, workers: Workers, *, say: Say, health: str | None = None, metrics: str | None = None
+    temporal: Temporal,
+    workers: Workers,
+    *,
+    print_line: PrintLine,
+    health: str | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Work until a signal, or until the workers fail.
 
@@ -48,18 +53,20 @@ def run_worker_process(
     if metrics is not None:
         temporal.serve_metrics(metrics)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_work(temporal, workers, say, health, metrics))
+        asyncio.run(_work(temporal, workers, print_line, health, metrics))
 
 
-async def _work(temporal: Temporal, workers: Workers, say: Say, health: str | None, metrics: str | None) -> None:
+async def _work(
+    temporal: Temporal, workers: Workers, print_line: PrintLine, health: str | None, metrics: str | None
+) -> None:
     with contextlib.ExitStack() as context:
         if health is not None:
             served = context.enter_context(HealthServer(health, workers))
-            say(f"health at http://{served.address}/live and /ready")
+            print_line(f"health at http://{served.address}/live and /ready")
         stop = asyncio.Event()
         context.enter_context(_signals(stop.set))
         working = asyncio.create_task(workers.run())
-        reporting = asyncio.create_task(_report_start(workers, say, metrics))
+        reporting = asyncio.create_task(_report_start(workers, print_line, metrics))
         counting = asyncio.create_task(_count_stuck_workflows(temporal, workers)) if metrics is not None else None
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -68,23 +75,23 @@ async def _work(temporal: Temporal, workers: Workers, say: Say, health: str | No
             counting.cancel()
         stopping.cancel()
         if not working.done():
-            say(f"stopping; activities have {workers.grace.total_seconds():g} seconds to end")
+            print_line(f"stopping; activities have {workers.grace.total_seconds():g} seconds to end")
             await _stop(working, workers.grace)
         if not working.cancelled():
             working.result()
-        say("stopped")
+        print_line("stopped")
 
 
-async def _report_start(workers: Workers, say: Say, metrics: str | None) -> None:
+async def _report_start(workers: Workers, print_line: PrintLine, metrics: str | None) -> None:
     settings = workers.temporal.settings
-    say(f"connecting to {settings.address}, namespace {settings.namespace}")
+    print_line(f"connecting to {settings.address}, namespace {settings.namespace}")
     await workers.started()
     if metrics is not None:
-        say(f"metrics at http://{metrics}/metrics")
+        print_line(f"metrics at http://{metrics}/metrics")
     if workers.version is not None:
-        say(f"version {describe_version(workers.version)}")
+        print_line(f"version {describe_version(workers.version)}")
     for declaration in workers.declarations:
-        say(f"working on {describe(declaration)}")
+        print_line(f"working on {describe(declaration)}")
 
 
 async def _count_stuck_workflows(temporal: Temporal, workers: Workers) -> None:
@@ -96,12 +103,14 @@ async def _stop(working: "asyncio.Task[None]", grace: timedelta) -> None:
     working.cancel()
     await asyncio.wait([working], timeout=(grace + AFTER_GRACE).total_seconds())
     if not working.done():
-        _end_at_once("activities do not end though cancelled; the process ends without them, and they will be retried")
+        _end_at_once(
+            "activities do not end despite their cancellation; the process ends without them, and they will be retried"
+        )
 
 
 @contextlib.contextmanager
 def _signals(stop: Callable[[], None]) -> Iterator[None]:
-    """The first signal stops the workers, a second one ends the process at once."""
+    """The first signal stops the workers, a second one ends the process immediately."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -112,7 +121,7 @@ def _signals(stop: Callable[[], None]) -> Iterator[None]:
     def handle(*_: object) -> None:
         nonlocal signalled
         if signalled:
-            _end_at_once("interrupted; activities that ran will be retried")
+            _end_at_once("interrupted; running activities will be retried")
         signalled = True
         loop.call_soon_threadsafe(stop)
 
@@ -136,7 +145,7 @@ def _end_at_once(reason: str) -> NoReturn:
 
 
 PATIENCE = timedelta(seconds=2)
-"""Time after which an event loop without an answer counts as blocked."""
+"""Seconds after which an event loop without an answer counts as blocked."""
 
 
 class HealthServer:
@@ -144,9 +153,11 @@ class HealthServer:
 
     They are at ``http://{address}``. The server is a context manager.
 
-    ``/live`` is 200 while the event loop answers: restart the process if it is not. ``/ready`` is 200 if all workers
-    run and the server answers for the namespace. Otherwise the status is 503, with the problem as JSON.
-    A thread of its own serves it, so that a blocked event loop is reported. ``Temporal.serve_metrics`` serves metrics.
+    - ``/live`` is 200 while the event loop answers. Restart the process if it is not.
+    - ``/ready`` is 200 if all workers run and the server answers for the namespace. Otherwise the status is 503, with
+      the problem as JSON.
+
+    A separate thread serves it, so that a blocked event loop is reported. ``Temporal.serve_metrics`` serves metrics.
     """
 
     def __init__(self, address: str, workers: Workers) -> None:
@@ -185,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         checks = {"/live": (self._check_loop,), "/ready": (self._check_loop, self._check_work)}.get(self.path)
         if checks is None:
-            self._send(HTTPStatus.NOT_FOUND, {"problem": "there is only /live and /ready"})
+            self._send(HTTPStatus.NOT_FOUND, {"problem": "the paths are /live and /ready"})
         elif problem := next(filter(None, (check() for check in checks)), None):
             self._send(HTTPStatus.SERVICE_UNAVAILABLE, {"problem": problem, "workers": self.workers.task_queues})
         else:

@@ -2,9 +2,9 @@
 
 The module decides which modules the sandbox shares with the process, and explains why a workflow cannot be loaded.
 
-The SDK imports a workflow's module again for each run. In an app of one file that module imports the web framework,
-the database library and HTTP clients too. These cannot be imported again (the SDK's restricted modules break class
-definitions in them), and it would be slow. Workflows do not use them, so they are shared with the process.
+The SDK imports a workflow's module again for each run. In an app of one file, that module also imports the web
+framework, the database library and HTTP clients. These cannot be imported again (the SDK's restricted modules break
+class definitions in them), and it would be slow. Workflows do not use them, so they are shared with the process.
 """
 
 import linecache
@@ -39,16 +39,17 @@ LIBRARIES = frozenset(_LIBRARIES.split())
 """Libraries of activities and views: for databases, HTTP, queues, mail, security, numbers."""
 
 FAMILIES = ("aiohttp_", "django_", "fastapi_", "flask_", "sqlalchemy_", "starlette_")
-"""Extensions of frameworks, as far as the process has imported them."""
+"""Extensions of frameworks that the process has imported."""
 
 _CALLS_OF_CLIENTS = {
     "boto3": {"client", "resource"},
     "httpx": {"delete", "get", "head", "options", "patch", "post", "put", "request", "stream"},
     "requests": {"delete", "get", "head", "options", "patch", "post", "put", "request"},
 }
-"""Calls that a workflow must not make although it can import them: each replay would repeat them.
+"""Calls that a workflow must not make although it can import them. Each replay would repeat them.
 
-They are restricted while workflows run, not while their module is imported."""
+They are restricted while workflows run, not while their module is imported.
+"""
 
 
 def make_runner(declaration: WorkerDeclaration) -> SandboxedWorkflowRunner:
@@ -73,8 +74,8 @@ def shared_modules(declaration: WorkerDeclaration, imported: frozenset[str]) -> 
 def declared_modules(declaration: WorkerDeclaration) -> set[str]:
     """Modules that only have activities, and ``passed_through`` of the declaration.
 
-    A workflow imports its activities for their names and types. To import again all that they need would be slow, and
-    fails for a module that can exist only once, such as Django's models.
+    A workflow imports its activities for their names and types. To import all of their dependencies again would be
+    slow, and fails for a module that can exist only once, such as Django's models.
     """
     workflows = {workflow.__module__ for workflow in declaration.workflows}
     activities = {
@@ -102,9 +103,7 @@ def _restricted(members: SandboxMatcher) -> SandboxMatcher:
 def explain(error: BaseException, declaration: WorkerDeclaration) -> str | None:
     """The line of the app that prevents the import of a workflow, and a remedy.
 
-    ``None`` for any other error.
-
-    The line is the last one of the workflow's own package in the traceback.
+    Returns ``None`` for any other error. The line is the last one of the workflow's own package in the traceback.
     """
     origin = error.__cause__
     if origin is None:

@@ -2,8 +2,8 @@
 
 They connect when the server answers, run until stopped, and stop gracefully.
 
-``durably temporal worker``, Django's and Flask's commands, tests and, in development, web apps (``Lifespan``) run
-them. Signals and terminals belong to ``process``.
+``durably temporal worker``, Django's and Flask's commands, tests and, in development, web apps (``Lifespan``) run them.
+Signals and terminals are in ``process``.
 """
 
 import asyncio
@@ -32,9 +32,9 @@ from .sandbox import explain, make_runner
 
 DEFAULT_GRACE = timedelta(seconds=30)
 DEFAULT_ACTIVITIES = 100
-"""Concurrent activities of a worker without ``max_concurrent_activities``: the SDK's own default."""
+"""Maximum number of concurrent activities of a worker without ``max_concurrent_activities``: the SDK's own default."""
 WEB_GRACE = timedelta(seconds=2)
-"""Time for activities when a web process with a worker ends: in development, a reload should be quick."""
+"""Time for activities when a web process with a worker ends. In development, a reload should be quick."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0
 _CHECK_SECONDS = 1.0
 """Seconds for the checks of other workers when a worker has failed."""
@@ -56,9 +56,11 @@ class Connection(Protocol):
 class Workers:
     """The workers that a ``Temporal`` declares, one for each task queue.
 
-    ``grace`` is the time that running activities get when the workers are stopped; then they are cancelled.
-    Tests give a ``client``, so that the workers do not connect. With ``versioned=False``, the settings of worker
-    versioning are ignored. Raises ``TemporalWorkerError`` for faults that are visible before the start.
+    - ``grace``: the time of running activities when the workers are stopped. Then they are cancelled.
+    - ``client``: used in tests. With it the workers do not connect.
+    - ``versioned=False``: ignores the settings of worker versioning.
+
+    Raises ``TemporalWorkerError`` for errors that are visible before the start.
     """
 
     def __init__(
@@ -109,9 +111,9 @@ class Workers:
     async def run(self) -> None:
         """Work until cancelled, then stop gracefully.
 
-        Waits for a server that is away, and logs that.
+        Waits for an unreachable server, and logs that.
 
-        Raises ``TemporalWorkerError`` if a worker cannot be made or fails. The others are stopped then.
+        Raises ``TemporalWorkerError`` if a worker cannot be created or fails. The others are stopped then.
         """
         client = self._client or await self._connect()
         try:
@@ -126,7 +128,7 @@ class Workers:
         pause = _FIRST_PAUSE
         while True:
             try:
-                # No visitor waits for a worker, so calls are repeated for as long as the SDK's default says.
+                # Users do not wait for a worker, so calls are repeated for as long as the SDK's default.
                 return await self.temporal.connect(retry_config=RetryConfig())
             except TemporalUnreachableError as error:
                 _logger.warning("%s Trying again in %g seconds.", error.message, pause)
@@ -173,7 +175,7 @@ class Workers:
             await asyncio.wait(tasks)
 
     async def _let_checks_end(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
-        """Let workers that have not started yet end their check of the namespace.
+        """Let workers that have not started yet finish their check of the namespace.
 
         If the event loop closes when the answer of the server to a cancelled check arrives, the SDK prints a traceback.
         """
@@ -299,7 +301,9 @@ def _forget_failure(connecting: "concurrent.futures.Future[Any]") -> None:
 
 def _log_end(working: "asyncio.Task[None]") -> None:
     if not working.cancelled():
-        _logger.error("The worker in this web process has ended, and the app goes on without it: %s", _end_of(working))
+        _logger.error(
+            "The worker in this web process has ended, and the app continues without it: %s", _end_of(working)
+        )
 
 
 def _end_of(working: "asyncio.Task[None]") -> str:

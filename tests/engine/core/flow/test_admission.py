@@ -21,7 +21,7 @@ from durably.engine.core.flow.admission import (
     admit,
     end_batch,
     end_debounce,
-    place_of,
+    queue_position,
     release_singleton,
     start,
     take_singleton,
@@ -389,14 +389,14 @@ def test_a_debounced_singleton_is_decided_when_its_run_would_start() -> None:
 )
 def test_priority(value: Any, seconds: int) -> None:
     flow = flow_of(priority={"run": "event.data.value"})
-    assert place_of(flow, event(value=value), _START) == _START - 1000 * seconds
+    assert queue_position(flow, event(value=value), _START) == _START - 1000 * seconds
 
 
 @example(float("inf"))
 @given(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3))
 def test_no_priority_moves_a_run_by_more_than_ten_minutes(value: Any) -> None:
     flow = flow_of(priority={"run": "event.data.value"})
-    ahead = _START - place_of(flow, event(value=value), _START)
+    ahead = _START - queue_position(flow, event(value=value), _START)
     assert abs(ahead) <= 600_000
     assert ahead % 1000 == 0
     if type(value) is int or (type(value) is float and math.isfinite(value)):
@@ -407,7 +407,7 @@ def test_no_priority_moves_a_run_by_more_than_ten_minutes(value: Any) -> None:
 
 def test_priority_of_a_missing_field_is_zero() -> None:
     flow = flow_of(priority={"run": "event.data.nothing"})
-    assert place_of(flow, event(), _START) == _START
+    assert queue_position(flow, event(), _START) == _START
 
 
 def test_a_queue_entry_survives_storage() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from durably.engine.core.flow import rates
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue import Queue
+from durably.engine.core.flow.queue import LimitQueue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry, decode_queue_entry, encode_queue_entry
 from durably.engine.core.flow.rates import Level
 
@@ -110,8 +110,8 @@ class World:
         self.run_keys = count(1)
 
     @contextmanager
-    def transaction(self) -> Iterator[Queue]:
-        queue = Queue(self.rows, self.now)
+    def transaction(self) -> Iterator[LimitQueue]:
+        queue = LimitQueue(self.rows, self.now)
         yield queue
         made = queue.settle()
         expected = self.plain.settle(self.flows, self.now)
@@ -119,24 +119,24 @@ class World:
         gated = [call.key for call in expected if call.queue_entry.is_queued]
         assert [call for call in made if call in set(gated)] == gated
 
-    def start_run(self, queue: Queue, function: int, **data: Any) -> Call:
+    def start_run(self, queue: LimitQueue, function: int, **data: Any) -> Call:
         flow = self.flows[function]
         queue_entry = ticket_of(flow, event(**data), self.now)
         return self.join(
-            queue, Call(QueuedCall(queue_entry.place, next(self.run_keys), 1), queue_entry, function, True)
+            queue, Call(QueuedCall(queue_entry.position, next(self.run_keys), 1), queue_entry, function, True)
         )
 
-    def join(self, queue: Queue, call: Call) -> Call:
+    def join(self, queue: LimitQueue, call: Call) -> Call:
         self.plain.queued[call.name] = call
         queue.join(call.key, call.queue_entry, self.flows[call.function], starts_run=call.starts_run)
         return call
 
-    def leave(self, queue: Queue, call: Call) -> None:
+    def leave(self, queue: LimitQueue, call: Call) -> None:
         self.plain.queued.pop(call.name, None)
         self.plain.under_way.pop(call.name, None)
         queue.leave(*call.name)
 
-    def call_again(self, queue: Queue, call: Call) -> None:
+    def call_again(self, queue: LimitQueue, call: Call) -> None:
         """One call of a run ends, and another of it follows."""
         self.leave(queue, call)
         key = call.key._replace(generation=call.key.generation + 1)
@@ -324,16 +324,16 @@ def count_statements(queued: int, flow: Flow, users: int) -> int:
     """How many statements it takes to end a call and make the next, with so many queued."""
     rows = SqliteRows(":memory:")
     world = World(rows, [flow])
-    queue, calls = Queue(rows, world.now), []
+    queue, calls = LimitQueue(rows, world.now), []
     for number in range(queued):
         queue_entry = ticket_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
-        call = QueuedCall(queue_entry.place, number, 1)
+        call = QueuedCall(queue_entry.position, number, 1)
         queue.join(call, queue_entry, flow, starts_run=True)
     calls = queue.settle()
     assert calls
     rows.record_statements()
     for call in calls[:1]:
-        queue = Queue(rows, world.now + 100_000)
+        queue = LimitQueue(rows, world.now + 100_000)
         queue.leave(call.run_key, call.generation)
         queue.check_throttles(100)
         assert len(queue.settle()) == 1

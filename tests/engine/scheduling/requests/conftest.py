@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -62,8 +62,8 @@ async def other() -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-async def outbound() -> AsyncIterator[Outbound]:
-    outbound = Outbound(allow_private_addresses=True, timeout=20)
+async def outbound() -> AsyncIterator[OutboundClient]:
+    outbound = OutboundClient(allow_private_addresses=True, timeout=20)
     yield outbound
     await outbound.close()
 

@@ -11,7 +11,7 @@ from durably.engine.core.answers import ReportedOps
 from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.outbox import ScheduledCall
-from durably.engine.scheduling.requests.call_queue import RUN_REQUESTS, CallQueue
+from durably.engine.scheduling.requests.call_queue import RUN_REQUESTS, ReadyCalls
 from durably.protocol.opcodes import Op, Timing
 
 _KINDS = st.sampled_from(["step"] * 6 + ["again", "discovery"])
@@ -26,7 +26,7 @@ class Model:
     def __init__(self, max_requests: int = 500, functions: int = 1) -> None:
         self.max_requests = max_requests
         self.functions = functions
-        self.ready = CallQueue(max_requests)
+        self.ready = ReadyCalls(max_requests)
         self.generations = count(1)
         self.waiting: dict[int, dict[int, ScheduledCall]] = defaultdict(dict)
         self.requests: Counter[int] = Counter()
@@ -129,7 +129,7 @@ def test_as_many_steps_as_requests_have_one_each() -> None:
 
 def test_quick_steps_share_few_requests_until_one_is_slow() -> None:
     quick, slow = ReportedOps([_op(1)]), ReportedOps([_op(1_000)])
-    assert len(_sizes(CallQueue(500))) == RUN_REQUESTS
+    assert len(_sizes(ReadyCalls(500))) == RUN_REQUESTS
     for answers, requests in (
         ([quick, quick], 8),
         ([quick, None], RUN_REQUESTS),  # the app had no time for all
@@ -137,17 +137,17 @@ def test_quick_steps_share_few_requests_until_one_is_slow() -> None:
         ([ReportedOps([Op(id="a", op="StepRun")]), quick], RUN_REQUESTS),  # without a duration
         ([quick], RUN_REQUESTS),  # this app may execute one step at a time
     ):
-        ready = CallQueue(500)
+        ready = ReadyCalls(500)
         ready.note_durations([_step(1)] * len(answers), answers)
         sizes = _sizes(ready)
         assert (len(sizes), sum(sizes)) == (requests, 100)
-    ready = CallQueue(500)
+    ready = ReadyCalls(500)
     ready.note_durations([_step(1), _step(2)], [quick, quick])
     ready.note_durations([_step(3)], [slow])
     assert len(_sizes(ready)) == RUN_REQUESTS
 
 
-def _sizes(ready: CallQueue) -> list[int]:
+def _sizes(ready: ReadyCalls) -> list[int]:
     """The sizes of the requests for a hundred steps of a run."""
     for generation in range(100):
         ready.add(_step(generation), 0)
@@ -166,7 +166,7 @@ def _op(milliseconds: int) -> Op:
 
 
 def test_a_functions_single_call_is_next_behind_a_thousand_of_another() -> None:
-    ready = CallQueue(2)
+    ready = ReadyCalls(2)
     for run_key in range(1000):
         ready.add(_call(run_key, "busy"), run_key)
     ready.add(_call(1000, "single"), 1000)
@@ -174,7 +174,7 @@ def test_a_functions_single_call_is_next_behind_a_thousand_of_another() -> None:
 
 
 def test_a_function_on_its_own_leaves_a_tenth_of_the_room_to_others() -> None:
-    ready = CallQueue(500)
+    ready = ReadyCalls(500)
     for run_key in range(1000):
         ready.add(_call(run_key, "busy"), 0)
     taken = []
@@ -190,14 +190,14 @@ def test_a_function_on_its_own_leaves_a_tenth_of_the_room_to_others() -> None:
 
 def test_few_requests_are_all_for_a_function_on_its_own() -> None:
     for room in (1, 2, 9):
-        ready = CallQueue(room)
+        ready = ReadyCalls(room)
         for run_key in range(20):
             ready.add(_call(run_key, "f"), 0)
         assert [len(ready.take()) for _ in range(room + 1)] == [1] * room + [0]
 
 
 def test_runs_of_a_higher_priority_go_first_and_none_waits_for_ever() -> None:
-    ready = CallQueue(1)
+    ready = ReadyCalls(1)
     ready.add(_call(1, "f"), 0)
     for run_key, priority, now in ((2, 0, 1000), (3, 5000, 4000), (4, 5000, 6000), (5, -2000, 1000)):
         ready.add(_call(run_key, "f", priority), now)
@@ -209,7 +209,7 @@ def test_runs_of_a_higher_priority_go_first_and_none_waits_for_ever() -> None:
 
 
 def test_a_clock_that_is_set_back_lets_nobody_overtake() -> None:
-    ready = CallQueue(1)
+    ready = ReadyCalls(1)
     ready.add(_call(1, "f"), 10_000)
     ready.add(_call(2, "f"), 1000)
     assert [due.run_key for due in ready.take()] == [1]

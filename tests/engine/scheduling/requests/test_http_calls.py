@@ -15,7 +15,7 @@ from durably.engine.core import call_body
 from durably.engine.core.answers import Answer, AnswerVerification
 from durably.engine.core.call_body import CallData, build_body, to_sign
 from durably.engine.scheduling.outbox import ScheduledCall
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.scheduling.requests import call_dispatch
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
@@ -49,9 +49,9 @@ async def test_the_content_of_a_call_from_memory_is_what_is_stored(
         return steps.run("last", lambda: 4)
 
     from_memory: dict[str, list[bool]] = {"small": [], "large": []}
-    call = call_dispatch.Executor._call
+    call = call_dispatch.CallDispatcher._call
 
-    async def compare(self: call_dispatch.Executor, scheduled: ScheduledCall, data: CallData) -> Answer:
+    async def compare(self: call_dispatch.CallDispatcher, scheduled: ScheduledCall, data: CallData) -> Answer:
         generations = [each.generation for each in (data.call, *data.also)]
         stored = await self._reader.read(
             lambda connection: call_dispatch.read_call(connection, scheduled.run_key, generations)
@@ -66,7 +66,7 @@ async def test_the_content_of_a_call_from_memory_is_what_is_stored(
         )
         return await call(self, scheduled, data)
 
-    monkeypatch.setattr(call_dispatch.Executor, "_call", compare)
+    monkeypatch.setattr(call_dispatch.CallDispatcher, "_call", compare)
     await engine.sync_app(app.sync_request())
     assert output(await run_to_end(engine, "mixed")) == 4
     assert output(await run_to_end(engine, "mixed", text="x" * 5000)) == 4
@@ -388,7 +388,7 @@ async def test_a_large_call_of_durablys_app_is_signed_as_it_is(
     """It verifies the bytes that it gets."""
     simple(app)
     app.signing_key = KEY
-    monkeypatch.setattr(Function, "signs_whole_answers", True)
+    monkeypatch.setattr(SyncedFunction, "signs_whole_answers", True)
     monkeypatch.setattr(AnswerVerification, "refuse", lambda *_: None)
     async with opened(path, msgspec.structs.replace(QUICK, signing_key=KEY)) as engine:
         await engine.sync_app(app.sync_request())

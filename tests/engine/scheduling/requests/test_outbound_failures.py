@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.scheduling.requests.step_requests import Outbound, OutboundError
+from durably.engine.scheduling.requests.step_requests import OutboundClient, OutboundError
 
 
 async def test_too_large_an_answer(server: Any) -> None:
     server.respond(body=gzip.compress(b"0" * 2_000_000), headers={"Content-Encoding": "gzip"})
-    outbound = Outbound(allow_private_addresses=True, max_bytes=1_000_000)
+    outbound = OutboundClient(allow_private_addresses=True, max_bytes=1_000_000)
     with pytest.raises(OutboundError, match="more than 1000000 bytes") as caught:
         await outbound.fetch({"url": server.url})
     assert not caught.value.retriable
@@ -25,14 +25,14 @@ async def test_too_slow_an_answer(server: Any) -> None:
         raise AssertionError
 
     server.answer = answer
-    outbound = Outbound(allow_private_addresses=True, timeout=0.05)
+    outbound = OutboundClient(allow_private_addresses=True, timeout=0.05)
     with pytest.raises(OutboundError, match=r"no complete answer within 0\.05 s") as caught:
         await outbound.fetch({"url": server.url})
     assert caught.value.retriable
     await outbound.close()
 
 
-async def test_broken_off_answer(server: Any, outbound: Outbound) -> None:
+async def test_broken_off_answer(server: Any, outbound: OutboundClient) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(request)
@@ -47,7 +47,7 @@ async def test_broken_off_answer(server: Any, outbound: Outbound) -> None:
     assert caught.value.retriable
 
 
-async def test_an_answer_that_is_not_http(outbound: Outbound) -> None:
+async def test_an_answer_that_is_not_http(outbound: OutboundClient) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readline()
         writer.write(b"220 mail ready\r\n\r\n")
@@ -62,7 +62,7 @@ async def test_an_answer_that_is_not_http(outbound: Outbound) -> None:
     assert caught.value.retriable
 
 
-async def test_nobody_there(outbound: Outbound, serving: Any) -> None:
+async def test_nobody_there(outbound: OutboundClient, serving: Any) -> None:
     async with serving() as gone:
         url = gone.url
     with pytest.raises(OutboundError, match="no connection: ") as caught:
@@ -71,13 +71,13 @@ async def test_nobody_there(outbound: Outbound, serving: Any) -> None:
     assert caught.value.name == "GatewayError"
 
 
-async def test_unknown_host(outbound: Outbound) -> None:
+async def test_unknown_host(outbound: OutboundClient) -> None:
     with pytest.raises(OutboundError, match="host was not found") as caught:
         await outbound.fetch({"url": "http://no-such-host.invalid/"})
     assert caught.value.retriable
 
 
-async def test_https_with_a_server_that_has_no_tls(server: Any, outbound: Outbound) -> None:
+async def test_https_with_a_server_that_has_no_tls(server: Any, outbound: OutboundClient) -> None:
     with pytest.raises(OutboundError, match="did not agree on TLS"):
         await outbound.fetch({"url": server.url.replace("http:", "https:")})
 
@@ -102,7 +102,7 @@ async def test_https_with_a_server_that_has_no_tls(server: Any, outbound: Outbou
         ({"url": f"http://{'a' * 300}.com/"}, "cannot be made|failed"),
     ],
 )
-async def test_requests_that_cannot_be_made(outbound: Outbound, opts: Any, fault: str) -> None:
+async def test_requests_that_cannot_be_made(outbound: OutboundClient, opts: Any, fault: str) -> None:
     for send, more in ((outbound.fetch, {}), (outbound.infer, {"body": opts.get("body", {})})):
         if send == outbound.infer and "method" in opts and opts.get("body") is None:
             continue  # an inference is always a POST
@@ -111,6 +111,6 @@ async def test_requests_that_cannot_be_made(outbound: Outbound, opts: Any, fault
 
 
 async def test_closing_twice_and_unused() -> None:
-    outbound = Outbound()
+    outbound = OutboundClient()
     await outbound.close()
     await outbound.close()

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.scheduling.requests.step_requests import Outbound, OutboundError
+from durably.engine.scheduling.requests.step_requests import OutboundClient, OutboundError
 
 
-async def test_fetch_hands_the_answer_back(server: Any, outbound: Outbound) -> None:
+async def test_fetch_hands_the_answer_back(server: Any, outbound: OutboundClient) -> None:
     server.respond(
         status=404, text="nothing é", headers={"X-Kind": "test", "Set-Cookie": "a=1"}, content_type="text/plain"
     )
@@ -35,7 +35,7 @@ async def test_fetch_hands_the_answer_back(server: Any, outbound: Outbound) -> N
     ],
 )
 async def test_fetch_sends_what_is_asked(
-    server: Any, outbound: Outbound, opts: Any, method: str, body: bytes, content_type: str | None
+    server: Any, outbound: OutboundClient, opts: Any, method: str, body: bytes, content_type: str | None
 ) -> None:
     await outbound.fetch({"url": server.url, **opts})
     assert server.requests[0].method == method
@@ -43,7 +43,7 @@ async def test_fetch_sends_what_is_asked(
     assert server.requests[0].headers.get("content-type") == content_type
 
 
-async def test_headers_of_the_connection_are_the_engines(server: Any, outbound: Outbound) -> None:
+async def test_headers_of_the_connection_are_the_engines(server: Any, outbound: OutboundClient) -> None:
     headers = {"Host": "internal", "Content-Length": "5", "Transfer-Encoding": "chunked", "X-Own": "1", "X-Null": None}
     await outbound.fetch({"url": server.url, "method": "POST", "body": "abc", "headers": headers})
     sent = server.requests[0].headers
@@ -54,27 +54,27 @@ async def test_headers_of_the_connection_are_the_engines(server: Any, outbound: 
     assert server.bodies == [b"abc"]
 
 
-async def test_user_information_in_the_url_becomes_a_header(server: Any, outbound: Outbound) -> None:
+async def test_user_information_in_the_url_becomes_a_header(server: Any, outbound: OutboundClient) -> None:
     answer = await outbound.fetch({"url": server.url.replace("://", "://me:pass%20word@")})
     assert server.requests[0].headers["authorization"] == "Basic bWU6cGFzcyB3b3Jk"
     assert answer["url"] == f"{server.url}/"
 
 
-async def test_url_is_handed_back_without_credentials(server: Any, outbound: Outbound) -> None:
+async def test_url_is_handed_back_without_credentials(server: Any, outbound: OutboundClient) -> None:
     answer = await outbound.fetch({"url": f"{server.url}/a?api_key=hunter22&q=1"})
     assert server.requests[0].query["api_key"] == "hunter22"
     assert answer["url"] == f"{server.url}/a?api_key=***&q=1"
 
 
 @pytest.mark.parametrize("status", [204, 205, 304])
-async def test_answers_that_cannot_have_a_body_have_none(server: Any, outbound: Outbound, status: int) -> None:
+async def test_answers_that_cannot_have_a_body_have_none(server: Any, outbound: OutboundClient, status: int) -> None:
     server.respond(status=status)
     answer = await outbound.fetch({"url": server.url})
     assert answer["status_code"] == status
     assert "body" not in answer
 
 
-async def test_packed_answers_are_unpacked(server: Any, outbound: Outbound) -> None:
+async def test_packed_answers_are_unpacked(server: Any, outbound: OutboundClient) -> None:
     server.respond(body=gzip.compress(b"hello"), headers={"Content-Encoding": "gzip"})
     answer = await outbound.fetch({"url": server.url, "headers": {"Accept-Encoding": "zstd"}})
     assert answer["body"] == "hello"
@@ -89,12 +89,14 @@ async def test_packed_answers_are_unpacked(server: Any, outbound: Outbound) -> N
         ("é".encode(), "text/plain; charset=nonsense", "é"),
     ],
 )
-async def test_bodies_become_text(server: Any, outbound: Outbound, body: bytes, content_type: str, text: str) -> None:
+async def test_bodies_become_text(
+    server: Any, outbound: OutboundClient, body: bytes, content_type: str, text: str
+) -> None:
     server.respond(body=body, headers={"Content-Type": content_type})
     assert (await outbound.fetch({"url": server.url}))["body"] == text
 
 
-async def test_cookies_are_not_kept_between_requests(server: Any, outbound: Outbound) -> None:
+async def test_cookies_are_not_kept_between_requests(server: Any, outbound: OutboundClient) -> None:
     server.respond(headers={"Set-Cookie": "session=1"})
     url = server.url.replace("127.0.0.1", "localhost")
     await outbound.fetch({"url": url})
@@ -102,7 +104,7 @@ async def test_cookies_are_not_kept_between_requests(server: Any, outbound: Outb
     assert "cookie" not in server.requests[1].headers
 
 
-async def test_redirect_within_an_origin_keeps_the_headers(server: Any, outbound: Outbound) -> None:
+async def test_redirect_within_an_origin_keeps_the_headers(server: Any, outbound: OutboundClient) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         if request.path == "/a":
             return web.Response(status=307, headers={"Location": "/b"})
@@ -118,7 +120,7 @@ async def test_redirect_within_an_origin_keeps_the_headers(server: Any, outbound
 
 @pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-Api-Key", "X-Anything"])
 async def test_redirect_to_another_origin_drops_what_may_be_a_credential(
-    server: Any, other: Any, outbound: Outbound, name: str
+    server: Any, other: Any, outbound: OutboundClient, name: str
 ) -> None:
     server.respond(status=302, headers={"Location": other.url.replace("://", "://a:b@")})
     url = server.url.replace("://", "://me:secret@") if name == "Authorization" else server.url
@@ -133,7 +135,9 @@ async def test_redirect_to_another_origin_drops_what_may_be_a_credential(
     ("status", "method", "then"),
     [(303, "POST", "GET"), (302, "POST", "GET"), (301, "PUT", "GET"), (302, "HEAD", "HEAD"), (308, "PUT", "PUT")],
 )
-async def test_method_after_a_redirect(server: Any, outbound: Outbound, status: int, method: str, then: str) -> None:
+async def test_method_after_a_redirect(
+    server: Any, outbound: OutboundClient, status: int, method: str, then: str
+) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         return web.Response(status=status, headers={"Location": "/b"}) if request.path == "/a" else web.Response()
 
@@ -142,7 +146,7 @@ async def test_method_after_a_redirect(server: Any, outbound: Outbound, status: 
     assert server.requests[1].method == then
 
 
-async def test_redirect_without_end(server: Any, outbound: Outbound) -> None:
+async def test_redirect_without_end(server: Any, outbound: OutboundClient) -> None:
     server.respond(status=302, headers={"Location": "/again"})
     with pytest.raises(OutboundError, match="redirected more than 20 times") as caught:
         await outbound.fetch({"url": server.url})
@@ -150,7 +154,7 @@ async def test_redirect_without_end(server: Any, outbound: Outbound) -> None:
 
 
 @pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/", "http://a:99999/"])
-async def test_redirect_to_another_scheme(server: Any, outbound: Outbound, location: str) -> None:
+async def test_redirect_to_another_scheme(server: Any, outbound: OutboundClient, location: str) -> None:
     server.respond(status=302, headers={"Location": location})
     with pytest.raises(OutboundError, match="something else than http") as caught:
         await outbound.fetch({"url": server.url})

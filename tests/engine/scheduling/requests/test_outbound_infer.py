@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.scheduling.requests.step_requests import Outbound, OutboundError
+from durably.engine.scheduling.requests.step_requests import OutboundClient, OutboundError
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from durably.engine.scheduling.requests.step_requests import Outbound, OutboundE
     ],
 )
 async def test_infer_puts_the_key_where_the_format_has_it(
-    server: Any, outbound: Outbound, format: str | None, headers: dict[str, str], name: str, value: str
+    server: Any, outbound: OutboundClient, format: str | None, headers: dict[str, str], name: str, value: str
 ) -> None:
     server.respond(text='{"choices": []}', content_type="application/json")
     opts = {
@@ -41,14 +41,16 @@ async def test_infer_puts_the_key_where_the_format_has_it(
 
 
 @pytest.mark.parametrize("query", ["", "?key=from-url"])
-async def test_infer_puts_the_key_of_gemini_into_the_query_once(server: Any, outbound: Outbound, query: str) -> None:
+async def test_infer_puts_the_key_of_gemini_into_the_query_once(
+    server: Any, outbound: OutboundClient, query: str
+) -> None:
     opts = {"url": f"{server.url}/m:generateContent{query}", "auth_key": "sk-1234", "format": "gemini", "body": {}}
     await outbound.infer(opts)
     assert server.requests[0].query.getall("key") == ["from-url" if query else "sk-1234"]
     assert "authorization" not in server.requests[0].headers
 
 
-async def test_infer_without_a_key(server: Any, outbound: Outbound) -> None:
+async def test_infer_without_a_key(server: Any, outbound: OutboundClient) -> None:
     await outbound.infer({"url": server.url, "auth_key": "", "format": "openai-chat", "body": {}})
     assert "authorization" not in server.requests[0].headers
 
@@ -58,7 +60,7 @@ async def test_infer_without_a_key(server: Any, outbound: Outbound) -> None:
     [(400, False), (401, False), (404, False), (408, True), (429, True), (500, True), (529, True)],
 )
 async def test_infer_fails_unless_the_status_is_success(
-    server: Any, outbound: Outbound, status: int, retriable: bool
+    server: Any, outbound: OutboundClient, status: int, retriable: bool
 ) -> None:
     server.respond(status=status, text='{"error": "no credit"}')
     with pytest.raises(OutboundError, match=rf"status {status}: .*no credit") as caught:
@@ -67,7 +69,7 @@ async def test_infer_fails_unless_the_status_is_success(
 
 
 @pytest.mark.parametrize("body", ["<html>", "", "[" * 100_000])
-async def test_infer_needs_json(server: Any, outbound: Outbound, body: str) -> None:
+async def test_infer_needs_json(server: Any, outbound: OutboundClient, body: str) -> None:
     server.respond(text=body)
     with pytest.raises(OutboundError, match="was not answered with JSON"):
         await outbound.infer({"url": server.url, "body": {}})

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from durably.engine.scheduling.requests import outbound_request
 from durably.engine.scheduling.requests.outbound_request import is_public
-from durably.engine.scheduling.requests.step_requests import Outbound, OutboundError
+from durably.engine.scheduling.requests.step_requests import OutboundClient, OutboundError
 
 PRETENDED = "127.0.0.2"
 """An address of this machine that tests take for a public one."""
 
 
 @pytest.fixture
-async def outbound() -> AsyncIterator[Outbound]:
-    outbound = Outbound(timeout=20)
+async def outbound() -> AsyncIterator[OutboundClient]:
+    outbound = OutboundClient(timeout=20)
     yield outbound
     await outbound.close()
 
@@ -75,7 +75,7 @@ def resolve_to(monkeypatch: pytest.MonkeyPatch, *found: str) -> None:
     ],
 )
 async def test_private_addresses_are_refused_however_they_are_spelt(
-    private: Any, outbound: Outbound, host: str
+    private: Any, outbound: OutboundClient, host: str
 ) -> None:
     port = private.url.rpartition(":")[2]
     for send in (outbound.fetch, outbound.infer):
@@ -85,14 +85,14 @@ async def test_private_addresses_are_refused_however_they_are_spelt(
     assert private.requests == []
 
 
-async def test_a_refusal_is_final_and_says_what_to_do(private: Any, outbound: Outbound) -> None:
+async def test_a_refusal_is_final_and_says_what_to_do(private: Any, outbound: OutboundClient) -> None:
     with pytest.raises(OutboundError, match="--allow-private-addresses") as caught:
         await outbound.fetch({"url": private.url})
     assert not caught.value.retriable
 
 
 async def test_names_that_resolve_to_private_addresses(
-    private: Any, outbound: Outbound, monkeypatch: pytest.MonkeyPatch
+    private: Any, outbound: OutboundClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve_to(monkeypatch, "127.0.0.1", "10.0.0.1")
     with pytest.raises(OutboundError, match="not on the public internet") as caught:
@@ -102,7 +102,7 @@ async def test_names_that_resolve_to_private_addresses(
 
 
 async def test_names_with_a_public_address_among_others_reach_that_one(
-    public: Any, outbound: Outbound, monkeypatch: pytest.MonkeyPatch
+    public: Any, outbound: OutboundClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve_to(monkeypatch, "127.0.0.1", PRETENDED)
     await outbound.fetch({"url": public.url.replace(PRETENDED, "shop.example")})
@@ -110,7 +110,7 @@ async def test_names_with_a_public_address_among_others_reach_that_one(
 
 
 async def test_a_name_that_resolves_otherwise_the_second_time(
-    public: Any, private: Any, outbound: Outbound, monkeypatch: pytest.MonkeyPatch
+    public: Any, private: Any, outbound: OutboundClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve_to(monkeypatch, PRETENDED)
     await outbound.fetch({"url": public.url.replace(PRETENDED, "shop.example")})
@@ -120,7 +120,7 @@ async def test_a_name_that_resolves_otherwise_the_second_time(
     assert private.requests == []
 
 
-async def test_redirects_to_private_addresses(public: Any, private: Any, outbound: Outbound) -> None:
+async def test_redirects_to_private_addresses(public: Any, private: Any, outbound: OutboundClient) -> None:
     public.respond(status=307, headers={"Location": private.url})
     with pytest.raises(OutboundError, match="not on the public internet"):
         await outbound.fetch({"url": public.url})
@@ -129,7 +129,7 @@ async def test_redirects_to_private_addresses(public: Any, private: Any, outboun
 
 
 async def test_proxies_of_the_environment_are_not_used(
-    public: Any, outbound: Outbound, monkeypatch: pytest.MonkeyPatch
+    public: Any, outbound: OutboundClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", public.url)
     with pytest.raises(OutboundError, match="not on the public internet"):
@@ -168,8 +168,8 @@ KEY = "sk-Very5ecretKeyOfAnApp"
 
 
 @pytest.fixture
-async def unsafe() -> AsyncIterator[Outbound]:
-    outbound = Outbound(allow_private_addresses=True, timeout=0.2, max_bytes=1000)
+async def unsafe() -> AsyncIterator[OutboundClient]:
+    outbound = OutboundClient(allow_private_addresses=True, timeout=0.2, max_bytes=1000)
     yield outbound
     await outbound.close()
 
@@ -196,7 +196,7 @@ async def _elsewhere(request: web.Request) -> web.StreamResponse:
 @pytest.mark.parametrize("answer", [_repeat, _close, _too_large, _elsewhere])
 @pytest.mark.parametrize("format", ["openai-chat", "anthropic", "gemini", "bedrock"])
 async def test_no_credential_in_an_error_or_a_log(
-    private: Any, unsafe: Outbound, caplog: pytest.LogCaptureFixture, answer: Any, format: str
+    private: Any, unsafe: OutboundClient, caplog: pytest.LogCaptureFixture, answer: Any, format: str
 ) -> None:
     caplog.set_level(logging.DEBUG)
     private.answer = answer
@@ -223,7 +223,7 @@ async def test_no_credential_in_an_error_or_a_log(
         {"url": "http://127.0.0.1:1/", "auth_key": f"{KEY}\n"},
     ],
 )
-async def test_no_credential_in_the_error_of_a_request_that_was_not_made(unsafe: Outbound, opts: Any) -> None:
+async def test_no_credential_in_the_error_of_a_request_that_was_not_made(unsafe: OutboundClient, opts: Any) -> None:
     for send in (unsafe.fetch, unsafe.infer):
         with pytest.raises(OutboundError) as caught:
             await send({"body": None, **opts})

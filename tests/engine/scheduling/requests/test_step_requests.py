@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.sqlite_engine import SqliteEngine
 
 from ...conftest import output, run_to_end
@@ -27,10 +27,10 @@ async def test_a_failure_that_nobody_thought_of_fails_the_step(
         except StepFailed as failure:
             return failure.args
 
-    async def break_down(self: Outbound, opts: dict[str, Any]) -> object:
+    async def break_down(self: OutboundClient, opts: dict[str, Any]) -> object:
         raise LookupError(f"cannot send {opts}")
 
-    monkeypatch.setattr(Outbound, "fetch", break_down)
+    monkeypatch.setattr(OutboundClient, "fetch", break_down)
     await engine.sync_app(app.sync_request())
     message, name = output(await run_to_end(engine, "fetching"))
     assert (name, message) == ("RequestFailedError", "the engine could not make the request of step 'get': LookupError")

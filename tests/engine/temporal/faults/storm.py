@@ -30,7 +30,7 @@ from .limited_functions import KINDS, LIMITED
 
 APP = "crash"
 LEASE = dt.timedelta(seconds=2)
-"""The heartbeat time-out. A worker that is stopped for longer has lost its calls when it continues."""
+"""The heartbeat timeout. A worker that is stopped for longer has lost its calls when it continues."""
 PATIENCE = dt.timedelta(seconds=10)
 """The time that a journey waits for an answer before it asks again. Too short, it asks faster than it is answered."""
 SETTINGS = EngineSettings(backoff=backoff)

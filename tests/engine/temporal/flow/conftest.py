@@ -19,8 +19,8 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.flow.config import read_flow
 from durably.engine.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.flow.call_queue_state import QueueCounts
-from durably.engine.temporal.ids import app_queue, gate_workflow_id, run_workflow_id
+from durably.engine.temporal.flow.limit_queue_state import QueueCounts
+from durably.engine.temporal.ids import app_queue, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
@@ -132,7 +132,7 @@ class World:
         """The queue of a function with one limit, for an event with some data."""
         config = self.config_of(fn_id)
         (limit,) = read_flow(config).concurrency
-        queue_id = gate_workflow_id(config.id, "concurrency", limit.bucket_id(config.id, {"data": data}, 0))
+        queue_id = bucket_workflow_id(config.id, "concurrency", limit.bucket_id(config.id, {"data": data}, 0))
         return self.temporal.get_workflow_handle(queue_id)
 
     def config_of(self, fn_id: str) -> FunctionConfig:

@@ -16,8 +16,8 @@ from durably.engine.core.flow.buckets import BucketKind
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow import gate_workflow
-from durably.engine.temporal.ids import gate_workflow_id, make_run_id, run_workflow_id, wait_workflow_id
+from durably.engine.temporal.flow import bucket_workflow
+from durably.engine.temporal.ids import bucket_workflow_id, make_run_id, run_workflow_id, wait_workflow_id
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.routing.wait_keys import wait_key
 from durably.engine.temporal.runs import run_waits
@@ -25,7 +25,7 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
 from durably.protocol.opcodes import hash_step_id
 
-from ..serving import eventually
+from ....waiting import async_eventually
 from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
@@ -114,7 +114,7 @@ async def test_a_newer_run_of_a_singleton_cancels_the_one_before(world: World) -
     assert b"a newer one took its place" in bytes(cancelled.output or b"")
 
 
-async def test_steps_that_invoke_a_function_with_gates_get_its_result(world: World) -> None:
+async def test_steps_that_invoke_a_function_with_buckets_get_its_result(world: World) -> None:
     late = world.recording("late", debounce=Debounce(period=SECOND))
     single = world.gated("single", singleton=Singleton(mode="skip"))
 
@@ -159,7 +159,7 @@ async def test_the_result_of_an_invocation_that_a_lost_worker_made_is_used(world
     assert bytes((await world.engine.wait_for_run(run_id)).output or b"") == b"7"
 
 
-async def test_an_event_is_accepted_while_no_worker_asks_gates(
+async def test_an_event_is_accepted_while_no_worker_asks_buckets(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
@@ -174,7 +174,7 @@ async def test_an_event_is_accepted_while_no_worker_asks_gates(
     await world.wait_for_seen(1)
 
 
-async def test_an_event_cancels_a_run_that_starts_when_a_worker_asks_its_gates(
+async def test_an_event_cancels_a_run_that_starts_when_a_worker_asks_its_buckets(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
@@ -186,7 +186,7 @@ async def test_an_event_cancels_a_run_that_starts_when_a_worker_asks_its_gates(
     await world.limit.wait_for(0)
     await world.stop_workers()
     accepted = await world.send("work", n=1, order="b")
-    await world.send("work", n=2, order="a")  # Its gate drops this one.
+    await world.send("work", n=2, order="a")  # Its bucket drops this one.
     await world.send("stop", n=1)
     await world.start_workers()
     run_id = make_run_id(ULID.from_str(accepted).milliseconds, accepted, f"{world.app_id}-work")
@@ -221,8 +221,8 @@ async def test_a_step_whose_invoked_run_was_terminated_fails(world: World, monke
     assert bytes(run.output or b"").decode() == f'"the run {world.run_ids[1]} was terminated on Temporal"'
 
 
-async def test_a_gate_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_workflow, "history_is_long", lambda: True)
+async def test_a_bucket_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bucket_workflow, "history_is_long", lambda: True)
     world.recording("work", batch_events=Batch(max_size=3, timeout=MINUTE))
     await world.open()
     for n in range(6):
@@ -235,43 +235,45 @@ async def test_a_batch_that_closes_while_its_function_is_paused_is_skipped(world
     await world.open()
     event_id = await world.send("work", n=0)
     await world.engine.pause_function(f"{world.app_id}-work")
-    runs = await eventually(lambda: world.engine.event_runs(event_id))
+    runs = await async_eventually(lambda: world.engine.event_runs(event_id), "the event has its run")
     assert [run.status for run in runs] == [RunStatus.SKIPPED]
     assert world.seen == []
 
 
-def gate_of(world: World, fn_id: str, kind: BucketKind) -> WorkflowHandle[Any, Any]:
+def bucket_of(world: World, fn_id: str, kind: BucketKind) -> WorkflowHandle[Any, Any]:
     bucket = read_flow(world.config_of(fn_id)).bucket(kind, {"data": {}}, 0)
     assert bucket is not None
-    return world.temporal.get_workflow_handle(gate_workflow_id(bucket.function_id, kind, bucket.key))
+    return world.temporal.get_workflow_handle(bucket_workflow_id(bucket.function_id, kind, bucket.key))
 
 
-async def test_gates_that_somebody_terminates_continue_with_what_they_held(
+async def test_buckets_that_somebody_terminates_continue_with_what_they_held(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.recording("limited", rate_limit=RateLimit(limit=1, period=MINUTE))
     world.recording("batched", batch_events=Batch(max_size=2, timeout=MINUTE))
     await world.open()
-    limited, batched = gate_of(world, "limited", BucketKind.RATE_LIMIT), gate_of(world, "batched", BucketKind.BATCH)
+    limited, batched = bucket_of(world, "limited", BucketKind.RATE_LIMIT), bucket_of(world, "batched", BucketKind.BATCH)
     await world.send("batched", n=0)
     await world.send("limited", n=1)
-    for gate in (limited, batched):
-        await gate.terminate()
+    for bucket in (limited, batched):
+        await bucket.terminate()
     await world.send("limited", n=2)  # The limit counts the event before.
     await world.send("batched", n=3)
     await world.wait_for_seen(1, [0, 3])
-    assert caplog.text.count("was ended on Temporal, and continues with what it held") == 2
+    assert caplog.text.count("was terminated on Temporal, and continues with its state") == 2
 
 
-async def test_a_process_that_starts_continues_gates_that_no_event_reaches(world: World) -> None:
+async def test_a_process_that_starts_continues_buckets_that_no_event_reaches(world: World) -> None:
     world.recording("work", batch_events=Batch(max_size=2, timeout=MINUTE))
     await world.open()
     await world.send("work", n=0)
-    gate = gate_of(world, "work", BucketKind.BATCH)
-    await gate.terminate()
+    bucket = bucket_of(world, "work", BucketKind.BATCH)
+    await bucket.terminate()
 
     async def restart() -> WorkflowExecutionStatus | None:
         await WorkflowEngine(world.temporal, EngineSettings()).sync_app(world.sync_request(), in_process=True)
-        return (await gate.describe()).status
+        return (await bucket.describe()).status
 
-    await eventually(restart, lambda status: status is WorkflowExecutionStatus.RUNNING)
+    await async_eventually(
+        restart, "the bucket runs again", is_right=lambda status: status is WorkflowExecutionStatus.RUNNING
+    )

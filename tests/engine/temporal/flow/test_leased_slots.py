@@ -18,7 +18,7 @@ from durably.engine.temporal.slots.lease_time import USE_SECONDS
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
 
-from ..serving import eventually
+from ....waiting import async_eventually
 from .conftest import PATIENCE, World
 from .test_queues import event_counts
 
@@ -125,7 +125,7 @@ async def test_runs_of_a_function_that_no_process_serves_are_reported_once(
     world.engine = WorkflowEngine(world.temporal, world.engine._settings)
     await world.open()
     running = RunFilter(function_id=f"{world.app_id}-old", status=RunStatus.RUNNING)
-    await eventually(lambda: world.engine._lists.count(running))
+    await async_eventually(lambda: world.engine._lists.count(running), "the list has the run")
     for _ in range(2):
         await world.engine._leased.refresh()
     warnings = [record.getMessage() for record in caplog.records if record.name == "durably.engine"]

@@ -13,15 +13,15 @@ from temporalio.client import WorkflowHandle, WorkflowHistory
 from ulid import ULID
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
-from durably.engine.temporal.flow import call_queue_workflow
-from durably.engine.temporal.flow.call_queue_state import JoinInput, QueueCounts
+from durably.engine.temporal.flow import limit_queue_workflow
+from durably.engine.temporal.flow.limit_queue_state import JoinInput, QueueCounts
 from durably.engine.temporal.ids import make_run_id, run_workflow_id
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.routing import router
 from durably.engine.temporal.runs import run_calls
 
 from ....variants import variants
-from ..serving import eventually
+from ....waiting import async_eventually
 from .conftest import PATIENCE, World
 
 SECOND = dt.timedelta(seconds=1)
@@ -96,11 +96,11 @@ async def test_a_terminated_queue_continues_with_what_it_held(world: World, capl
     world.limit.let_go(2)
     await world.limit.wait_for(3)
     assert world.limit.most_inside == 1
-    assert caplog.text.count("continues with what it held") == 2
+    assert caplog.text.count("continues with its state") == 2
 
 
 async def test_a_terminated_run_frees_its_slot(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_queue_workflow, "_INSPECTION_PERIOD", 300)
+    monkeypatch.setattr(limit_queue_workflow, "_INSPECTION_PERIOD", 300)
     world.gated("work", concurrency=[Concurrency(limit=1, key=ONE)])
     await world.open()
     await world.send("work", n=1)
@@ -203,10 +203,12 @@ async def join_by_a_lost_worker(world: World, run_id: str, generation: int) -> N
     (given,) = await world.temporal.data_converter.decode(started.input.payloads, [RunInput])
     assert given.flow.queue is not None
     call = JoinInput(given.flow.queue, given.function_id, run_id, generation, given.flow.queue_entry, starts_run=True)
-    await world.engine._router.gates.join(call)
+    await world.engine._router.buckets.join(call)
     async with world.engine.make_workers([], world._call)[0]:
-        await eventually(
-            run.fetch_history, lambda history: has_event(history, "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED")
+        await async_eventually(
+            run.fetch_history,
+            "the run has its slot",
+            is_right=lambda history: has_event(history, "EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED"),
         )
 
 
@@ -263,7 +265,7 @@ async def test_throttled_runs_start_evenly_spaced(world: World) -> None:
 
 async def test_a_queue_keeps_its_state_in_another_execution(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        call_queue_workflow, "history_is_long", lambda: workflow.info().get_current_history_length() > 12
+        limit_queue_workflow, "history_is_long", lambda: workflow.info().get_current_history_length() > 12
     )
     world.gated("work", concurrency=[Concurrency(limit=2, key=ONE)])
     await world.open()

@@ -16,8 +16,8 @@ import durably
 from durably.functions.function import Function
 
 from ....temporal.dev_server import DevServer
-from ..apps import RunningApp, on, running
-from ..serving import eventually
+from ....waiting import async_eventually
+from ..running_apps import RunningApp, on, running
 
 _PROCESS = re.compile(r"\b\d+@[\w.-]+")
 _ROOT = str(Path(__file__).parents[4])
@@ -87,9 +87,11 @@ async def _run(on_temporal: RunningApp) -> None:
     for function in ("calls", "child"):
         await (await on_temporal.start(function)).result()
     cancelled = await on_temporal.start("cancelled")
-    await eventually(cancelled.event_types, lambda types: "TIMER_STARTED" in types)
+    await async_eventually(cancelled.event_types, "a timer is set", is_right=lambda types: "TIMER_STARTED" in types)
     await on_temporal.engine.cancel_run(cancelled.id)
-    await eventually(everything.event_types, lambda types: types.count("MARKER_RECORDED") >= 3)
+    await async_eventually(
+        everything.event_types, "three markers are recorded", is_right=lambda types: types.count("MARKER_RECORDED") >= 3
+    )
     await on_temporal.start("go", {"n": 1})
     print(await everything.result())
 

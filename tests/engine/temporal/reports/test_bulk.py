@@ -23,9 +23,10 @@ from durably.protocol.engine_errors import (
 )
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from ...small_app import Steps
-from ..routed_app import PATIENCE, RoutedApp, routed_app, until
-from ..serving import ended_runs, eventually, new_app, send, serving
+from ..routed_app import PATIENCE, RoutedApp, routed_app
+from ..serving import ended_runs, new_app, send, serving
 
 
 async def test_a_rerun_has_the_same_events_and_names_its_run(server: DevServer) -> None:
@@ -43,7 +44,9 @@ async def test_a_rerun_has_the_same_events_and_names_its_run(server: DevServer) 
         again = await engine.wait_for_run(await engine.rerun(run.id))
         assert (again.rerun_of, again.event_ids, again.decode_output()) == (run.id, [event_id], 2)
         assert seen == [7, 7]
-        await eventually(lambda: engine.event_runs(event_id), lambda runs: len(runs) == 2)
+        await async_eventually(
+            lambda: engine.event_runs(event_id), "two runs are listed", is_right=lambda runs: len(runs) == 2
+        )
         with pytest.raises(RunNotFoundError, match="nobody"):
             await engine.rerun("nobody")
         await engine.pause_function(f"{app.app_id}-go")
@@ -93,17 +96,31 @@ async def test_failed_runs_are_replayed_once(server: DevServer, monkeypatch: pyt
     async with serving(server.address, app, [go]) as engine:
         function_id = f"{app.app_id}-go"
         runs = [run for n in range(5) for run in await ended_runs(engine, await send(engine, app.app_id, {"n": n}))]
-        await eventually(
-            lambda: engine.list_runs(function_id=function_id, status=RunStatus.FAILED), lambda r: len(r) == 3
+        await async_eventually(
+            lambda: engine.list_runs(function_id=function_id, status=RunStatus.FAILED),
+            "three failed runs are listed",
+            is_right=lambda r: len(r) == 3,
         )
         failing.clear()
         started = await engine.replay_runs(function_id, if_exp="event.data.n < 3")
-        found = await eventually(lambda: engine.get_replay(started.id), lambda view: view is not None and view.ended_at)
+        found = await async_eventually(
+            lambda: engine.get_replay(started.id),
+            "the replay has ended",
+            is_right=lambda view: view is not None and view.ended_at,
+        )
         assert found is not None
         assert found.affected == 2
-        replayed = await eventually(lambda: engine.list_runs(function_id=function_id), lambda r: len(r) == 7)
+        replayed = await async_eventually(
+            lambda: engine.list_runs(function_id=function_id),
+            "the replayed runs are listed",
+            is_right=lambda r: len(r) == 7,
+        )
         assert sorted(run.rerun_of for run in replayed if run.rerun_of) == sorted([runs[1].id, runs[2].id])
-        assert [each.id for each in await eventually(engine.list_replays) if each.id == started.id] == [started.id]
+        assert [
+            each.id
+            for each in await async_eventually(engine.list_replays, "the replay is listed")
+            if each.id == started.id
+        ] == [started.id]
         assert await engine.get_cancellation(started.id) is None
         with pytest.raises(FunctionNotFoundError):
             await engine.replay_runs("nobody")
@@ -118,7 +135,11 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
 
     async with serving(server.address, app, [nap]) as engine:
         ids = [await send(engine, app.app_id, {"n": n}) for n in range(3)]
-        await eventually(lambda: engine.list_runs(function_id=f"{app.app_id}-nap"), lambda runs: len(runs) == 3)
+        await async_eventually(
+            lambda: engine.list_runs(function_id=f"{app.app_id}-nap"),
+            "three runs are listed",
+            is_right=lambda runs: len(runs) == 3,
+        )
         until = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
         started = await engine.cancel_runs("nap", app_id=app.app_id, started_before=until, if_exp="event.data.n > 0")
         ended = [run for event_id in ids[1:] for run in await ended_runs(engine, event_id)]
@@ -127,11 +148,19 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
         assert later.decode_output()["message"] == CANCELLED_IN_BULK
         (spared,) = await engine.event_runs(ids[0])
         assert spared.ended_at is None
-        view = await eventually(lambda: engine.get_cancellation(started.id), lambda view: view and view.affected == 2)
+        view = await async_eventually(
+            lambda: engine.get_cancellation(started.id),
+            "two runs are cancelled",
+            is_right=lambda view: view and view.affected == 2,
+        )
         assert view is not None
         assert view.ended_at is not None
         await engine.delete_cancellation(started.id)
-        await eventually(lambda: engine.get_cancellation(started.id), lambda view: view is None)
+        await async_eventually(
+            lambda: engine.get_cancellation(started.id),
+            "the cancellation is deleted",
+            is_right=lambda view: view is None,
+        )
         with pytest.raises(CancellationNotFoundError):
             await engine.delete_cancellation("nobody")
         await asyncio.gather(*(engine.cancel_run(run.id) for run in await engine.event_runs(ids[0])))
@@ -154,7 +183,11 @@ async def test_a_bulk_cancellation_for_which_there_is_no_room_is_refused(
             started_before=dt.datetime.now(dt.UTC) + dt.timedelta(hours=1),
         )
         first = await cancel()
-        await eventually(lambda: engine.get_cancellation(first.id), lambda view: view and view.ended_at is not None)
+        await async_eventually(
+            lambda: engine.get_cancellation(first.id),
+            "the cancellation has ended",
+            is_right=lambda view: view and view.ended_at is not None,
+        )
         with pytest.raises(SelectionInvalidError, match=r"than the 1 that apply .* Wait until one is over"):
             await cancel()
         assert await engine.get_cancellation(first.id) is not None
@@ -210,7 +243,11 @@ async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
         again = await app.engine.rerun(first)
         spared = [again, await start(app, "loop"), await start(app, "loop", again)]
         await app.engine.delete_cancellation(cancellation.id)
-        await eventually(lambda: app.engine.get_cancellation(cancellation.id), lambda view: view is None)
+        await async_eventually(
+            lambda: app.engine.get_cancellation(cancellation.id),
+            "the cancellation is deleted",
+            is_right=lambda view: view is None,
+        )
         spared.append(await start(app, "loop", second))
         for run_id in spared:
             await wait_for_call(app, run_id)
@@ -234,4 +271,4 @@ async def test_a_bulk_cancellation_that_is_over_can_be_deleted(
         async def is_gone() -> bool:
             return await app.engine.get_cancellation(view.id) is None
 
-        await until(is_gone)
+        await async_eventually(is_gone, "the cancellation is deleted")

@@ -11,7 +11,7 @@ from temporalio.client import WorkflowHistory
 import durably
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
+from ..running_apps import make_client, on, running
 
 STEPS = int(os.environ.get("COUNTED_STEPS", "30"))
 """The costs of a step do not depend on their number: ``COUNTED_STEPS=1000`` counts a thousand."""

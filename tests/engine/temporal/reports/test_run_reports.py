@@ -16,7 +16,8 @@ from durably.protocol.headers import ServerKind
 from durably.protocol.opcodes import Opcode
 
 from ....temporal.dev_server import DevServer
-from ..serving import ended_runs, eventually, new_app, send, serving
+from ....waiting import async_eventually
+from ..serving import ended_runs, new_app, send, serving
 
 HOUR = dt.timedelta(hours=1)
 
@@ -78,7 +79,7 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
             assert report is not None
             return [(each.relation or "", each.step) for each in report.children]
 
-        assert await eventually(children) == [(Relation.INVOKED, "ask")]
+        assert await async_eventually(children, "the report has the invoked run") == [(Relation.INVOKED, "ask")]
         report = await engine.inspect_run(run.id)
         assert report is not None
         assert report.steps[2].child_run_id == report.children[0].run_id
@@ -115,14 +116,20 @@ async def test_a_live_run_shows_what_it_does_and_its_delays_are_skipped(server: 
         run_id = receipt.run_id
         assert run_id is not None
         await began.wait()
-        (call,) = await eventually(lambda: engine.run_calls(run_id), lambda calls: calls and calls[0].in_flight)
+        (call,) = await async_eventually(
+            lambda: engine.run_calls(run_id),
+            "the call is under way",
+            is_right=lambda calls: calls and calls[0].in_flight,
+        )
         assert call.attempt == 0
         run = await engine.get_run(run_id)
         assert run is not None
         assert (run.status, run.waiting) == (RunStatus.RUNNING, None)
         goes_on.set()
 
-        run = await eventually(lambda: engine.get_run(run_id), lambda run: run is not None and run.waiting)
+        run = await async_eventually(
+            lambda: engine.get_run(run_id), "the run waits", is_right=lambda run: run is not None and run.waiting
+        )
         assert run is not None
         assert run.waiting is not None
         assert (run.waiting.kind, run.waiting.step) == (StepStatus.SLEEPING, "nap")
@@ -150,7 +157,7 @@ async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -
     async with serving(server.address, app, [nap], settings=settings) as engine:
         run_id = (await engine.invoke(f"{app.app_id}-nap")).run_id
         assert run_id is not None
-        await eventually(lambda: engine.get_run(run_id))
+        await async_eventually(lambda: engine.get_run(run_id), "the engine knows the run")
         lines = [LogLine(at=dt.datetime.now(dt.UTC), level="INFO", message=f"line {n}") for n in range(3)]
         assert await engine.add_run_logs(run_id, lines)
         assert await engine.add_run_metadata(run_id, msgspec.Raw(b'{"target": "run"}'))

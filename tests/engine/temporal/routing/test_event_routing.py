@@ -116,6 +116,31 @@ async def test_a_fan_out_that_the_sender_reported_is_not_repeated(
     assert EventType.EVENT_TYPE_MARKER_RECORDED not in kinds, "it was delivered by a local activity"
 
 
+async def test_a_sender_that_stalls_after_the_delivery_gets_no_error(
+    app: RoutedApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event's workflow has delivered it too, and ended before the sender reports it."""
+    monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
+    one(app)
+    one(app, "two")
+    await app.sync()
+    deliver, is_sender = router.Router.deliver, [True]
+
+    async def stall(self: router.Router, delivery: DeliveryRecord) -> None:
+        stalls = is_sender.pop() if is_sender else False
+        await deliver(self, delivery)
+        if stalls:
+            workflow_id = event_workflow_id(delivery.event.id)
+            await app.client.get_workflow_handle(workflow_id).result()
+
+    monkeypatch.setattr(router.Router, "deliver", stall)
+    receipt = await app.send("go", n=3)
+    assert await app.result(app.run_id(receipt, "one")) == 3
+    assert await app.result(app.run_id(receipt, "two")) == 3
+    await app.wait_for_calls(2)
+    assert len(app.calls) == 2
+
+
 async def test_names_that_match_nothing_are_reported_to_the_sender(app: RoutedApp) -> None:
     one(app, cancel=[{"event": app.event("stop")}])
     await app.sync()

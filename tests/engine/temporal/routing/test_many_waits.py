@@ -27,10 +27,11 @@ from durably.engine.temporal.workflow_code import pack
 from durably.protocol.opcodes import hash_step_id
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from ...small_app import Steps
-from .. import apps
-from ..apps import make_client, on
-from ..routed_app import RoutedApp, data_of, routed_app, running, until
+from .. import running_apps as apps
+from ..routed_app import RoutedApp, data_of, routed_app, running
+from ..running_apps import make_client, on
 
 SAME = "event.data.n == async.data.n"
 
@@ -90,7 +91,7 @@ async def has_continued(app: RoutedApp, workflow_id: str) -> None:
         described = await app.client.get_workflow_handle(workflow_id).describe()
         return described.run_id != await first_run_id(app, workflow_id)
 
-    await until(is_so)
+    await async_eventually(is_so, "the workflow has continued as a new run")
 
 
 @pytest.mark.slow
@@ -179,7 +180,7 @@ async def test_a_wait_that_a_workflow_cannot_hold_fails_its_step(
             info = (await queue.describe()).raw_description.workflow_execution_info
             return info.first_run_id != info.execution.run_id
 
-        await until(has_continued)
+        await async_eventually(has_continued, "the wait workflow has continued as a new run")
         message = await (await on_temporal.start("wait")).result()
         assert re.match(
             r"\d+ waits for the event '.*/reply' have the same value, or none, and Temporal can hold", message

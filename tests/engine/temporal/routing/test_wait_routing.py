@@ -13,8 +13,9 @@ from durably.engine.temporal.routing.wait_keys import matching, wait_key
 from durably.engine.views import RunStatus
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from ...small_app import Steps
-from ..routed_app import PATIENCE, RoutedApp, data_of, routed_app, until
+from ..routed_app import PATIENCE, RoutedApp, data_of, routed_app
 
 SAME = "event.data.n == async.data.n"
 ANOTHER = f"{SAME} && async.data.ok"
@@ -281,7 +282,7 @@ async def ended_by_hand(app: RoutedApp, workflow_id: str, how: str) -> None:
     async def has_ended() -> bool:
         return (await handle.describe()).close_time is not None
 
-    await until(has_ended)
+    await async_eventually(has_ended, "the workflow has ended")
 
 
 @pytest.mark.parametrize("how", ["terminate", "cancel"])

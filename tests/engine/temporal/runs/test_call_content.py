@@ -16,7 +16,7 @@ from temporalio.testing import ActivityEnvironment
 from durably.engine.core.answers import Answer, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.messages import MemoRecord
 from durably.engine.temporal.runs.activities import CallActivities, StepRequests
 from durably.engine.temporal.runs.call_messages import CallInput, ContentPage, ContentRequest
@@ -73,7 +73,7 @@ async def memos_of_call(run_id: str, committed: RunContent, workflow: Workflow) 
         memos=len(committed.memos),
         digest=committed.digest,
     )
-    requests = StepRequests("durably/process/test", Outbound())
+    requests = StepRequests("durably/process/test", OutboundClient())
     await environment.run(CallActivities(workflow, make_call, requests, CallSlots(1), asyncio.Semaphore(1)).call, call)  # type: ignore[arg-type]
     [data] = seen
     return list(data.memos)

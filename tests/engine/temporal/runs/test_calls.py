@@ -27,7 +27,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode, hash_step_id
 
 from ....temporal.dev_server import DevServer
-from ..apps import QUICK, RunningApp, RunOfApp, make_client, on, running
+from ..running_apps import QUICK, RunningApp, RunOfApp, make_client, on, running
 
 
 def simple(app: durably.Client, *, retries: int = 0) -> durably.Function[Any]:

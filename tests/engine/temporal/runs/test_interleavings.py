@@ -214,7 +214,7 @@ async def app(server: DevServer) -> AsyncIterator[RoutedApp]:
         workflows=[each for each in WORKFLOWS if each is not RunWorkflow],
         activities=[
             *routing.activities,
-            *app.engine._router.gates.activities,
+            *app.engine._router.buckets.activities,
             *CronActivities(app.engine._router).activities,
         ],
     )

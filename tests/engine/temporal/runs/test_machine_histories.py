@@ -28,7 +28,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.scheduling.events import make_id
-from durably.engine.scheduling.requests.step_requests import Outbound
+from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (
@@ -77,7 +77,7 @@ SEEDS = range(*map(int, os.environ.get("MACHINE_SEEDS", "0:5").split(":")))
 LEAVES = ("step", "step", "step", "flaky", "doomed", "sleep", "event", "invoke", "fetch")
 ONCE = RetryPolicy(maximum_attempts=1)
 LEASE = dt.timedelta(milliseconds=500)
-"""The heartbeat time-out of calls. A lost worker sends none."""
+"""The heartbeat timeout of calls. A lost worker sends none."""
 
 
 def random_shape(chance: random.Random, depth: int) -> tuple[object, ...]:
@@ -185,7 +185,7 @@ class FakeWorld:
 
 async def _run(environment: WorkflowEnvironment, world: FakeWorld, *, caches: bool) -> Ending:
     """The run's end. A worker that does not cache workflows executes each one from the start, as after a loss."""
-    requests = StepRequests(f"durably/process/{uuid.uuid4()}", Outbound())
+    requests = StepRequests(f"durably/process/{uuid.uuid4()}", OutboundClient())
     calls = CallActivities(environment.client, world.call, requests, CallSlots(100), asyncio.Semaphore(100))
     event = msgspec.Raw(b'{"name":"go","data":{},"id":"e","ts":1}')
     run_id = make_id(1, random.randbytes)

@@ -15,8 +15,8 @@ from durably.engine.temporal.runs.call_messages import CallInput
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
-from ..serving import eventually
+from ....waiting import async_eventually
+from ..running_apps import make_client, on, running
 
 SECRET = "s3cret-8a7f6e5d4c3b2a19"
 
@@ -87,7 +87,9 @@ async def test_a_request_whose_process_has_ended_is_asked_for_again(
         ]
         await requests.shutdown()
         run = await on_temporal.start("fetch")
-        await eventually(run.event_types, lambda types: "ACTIVITY_TASK_TIMED_OUT" in types)
+        await async_eventually(
+            run.event_types, "the activity times out", is_right=lambda types: "ACTIVITY_TASK_TIMED_OUT" in types
+        )
         await asyncio.gather(*(worker.shutdown() for worker in on_temporal.workers))
         async with on_temporal.working():
             assert "answer" in str(await run.result())

@@ -11,7 +11,7 @@ import durably
 from durably.engine.temporal.messages import END
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
+from ..running_apps import make_client, on, running
 
 
 async def test_a_cancelled_run_is_cancelled_in_both_views_with_its_reason(server: DevServer) -> None:
@@ -79,7 +79,7 @@ async def test_the_invoker_of_a_cancelled_run_gets_the_reason(server: DevServer)
         assert "timeouts.finish" in await (await on_temporal.start("parent")).result()
 
 
-async def test_the_details_show_the_timeline(server: DevServer) -> None:
+async def test_details_list_the_last_changes_of_a_run(server: DevServer) -> None:
     app = make_client()
 
     @app.create_function(fn_id="steps", trigger=on(app, "steps"))

@@ -26,8 +26,8 @@ from durably.protocol.engine_errors import EventInvalidError, NotSupportedError
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
-from ..serving import eventually
+from ....waiting import async_eventually
+from ..running_apps import make_client, on, running
 
 MEGABYTE = 1_000_000
 STATE = int(os.environ.get("STATE_MEGABYTES", "4"))
@@ -86,7 +86,7 @@ async def test_a_step_whose_output_is_too_large_fails_once(server: DevServer) ->
     async with running(server.address, app, function) as on_temporal:
         run = await on_temporal.start("large")
         assert (await run.result()).startswith(
-            f"step 'big' returned {MAX_OUTPUT_BYTES + 2} bytes; at most {MAX_OUTPUT_BYTES} are possible"
+            f"step 'big' returned {MAX_OUTPUT_BYTES + 2} bytes; at most {MAX_OUTPUT_BYTES} are allowed"
         )
     assert executions == 1
 
@@ -145,7 +145,7 @@ async def test_a_large_state_survives_the_restart_of_its_worker(server: DevServe
 
     async with running(server.address, app, function) as on_temporal:
         run = await on_temporal.start("large")
-        await eventually(run.event_types, lambda types: "TIMER_STARTED" in types)
+        await async_eventually(run.event_types, "a timer is set", is_right=lambda types: "TIMER_STARTED" in types)
         await asyncio.gather(*(worker.shutdown() for worker in on_temporal.workers))
         CONTENTS.clear()
         async with on_temporal.working():
@@ -184,7 +184,7 @@ async def test_a_run_that_soon_gets_no_events_any_more_fails(
 
     async with running(server.address, app, function) as on_temporal:
         run = await on_temporal.start("wait", {"text": "x" * 5000})
-        await eventually(run.event_types, lambda types: "TIMER_STARTED" in types)
+        await async_eventually(run.event_types, "a timer is set", is_right=lambda types: "TIMER_STARTED" in types)
         for _ in range(3):
             await on_temporal.engine.receive_events(
                 msgspec.json.encode({"name": f"{app.app_id}/tick", "data": {"n": 1}})

@@ -12,7 +12,7 @@ from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.slots.call_slots import CallSlots
 
 from ....temporal.dev_server import DevServer
-from ..apps import make_client, on, running
+from ..running_apps import make_client, on, running
 from ..runs.test_calls import checkpoint
 
 

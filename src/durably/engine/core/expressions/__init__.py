@@ -1,8 +1,7 @@
-"""Expressions: CEL over ``event`` and ``async`` in the tolerant dialect.
+"""Expressions: CEL over ``event`` and ``async`` in a tolerant dialect.
 
-The dialect is the protocol's. ``compile_expression`` parses a text (``syntax``) and compiles it (``compiler``, over
-``functions`` and ``values``) into an ``Expression``. It has the methods for conditions and keys, and the equalities by
-which waits are indexed.
+The dialect is the protocol's. ``compile_expression`` parses a string (``syntax``) and compiles it (``compiler``, over ``functions`` and ``values``)
+into an ``Expression``. An ``Expression`` evaluates conditions and keys, and has the equalities that index waits.
 """
 
 from .expression import Equality, Expression, Kind, compile_expression

@@ -1,21 +1,21 @@
-"""From an expression's tree to a function of a frame.
+"""Compiles an expression tree into a Python closure.
 
-Every node becomes one small closure over the closures of its parts, so that an evaluation is a few calls and only
-looks up data. The commonest forms (a path of fields, its comparison with a literal) have closures of their own.
-Names, functions and literals are checked here, once.
+Every node becomes a small closure over the closures of its parts, so that an evaluation is a few calls and only reads
+data. The most common forms (a path of fields, its comparison with a literal) have closures of their own. Names,
+functions and literals are checked once, at compile time.
 """
 
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .functions import FUNCTIONS, TYPES, Function, compile_pattern
+from .functions import FUNCTIONS, TYPES, CelFunction, compile_pattern
 from .syntax import (
     Binary,
     Call,
     Chain,
     Conditional,
-    FaultError,
+    ExpressionSyntaxError,
     Field,
     Index,
     ListOf,
@@ -23,7 +23,7 @@ from .syntax import (
     MapOf,
     Name,
     Node,
-    Place,
+    Position,
     Unary,
 )
 from .values import (
@@ -90,11 +90,11 @@ def split_path(node: Node) -> tuple[str, Path] | None:
 class Compiler:
     """Compiles one expression.
 
-    ``variables`` is how many slots its macros need in a frame. ``event_fields`` are the fields of events that it reads,
-    like ``{"data": "event"}``, each with the last name of the event.
-
-    Without a later event (``has_async`` is false), naming it is a fault, because it would always be unknown. An
-    expression that ``has_output`` knows a run's ``output`` in the place of a later event.
+    - ``variables``: The number of slots that its macros need in a frame.
+    - ``event_fields``: The fields of events that it reads, like ``{"data": "event"}``, each with the last name of the
+      event.
+    - ``has_async``: If false, ``async`` is rejected, because it would always be unknown.
+    - ``has_output``: The expression may name a run's ``output`` instead of a later event.
     """
 
     def __init__(self, has_async: bool, has_output: bool = False) -> None:
@@ -105,7 +105,7 @@ class Compiler:
         self._scope: dict[str, int] = {}
 
     def compile(self, node: Node) -> Evaluate:
-        """Raises ``FaultError``."""
+        """Compile a tree. Raises ``ExpressionSyntaxError``."""
         match node:
             case Literal(value=value):
                 return _compile_literal(value)
@@ -141,13 +141,15 @@ class Compiler:
         if node.name in ROOTS:
             if node.name == "async" and not self._has_async:
                 known = "over `event` and `output`" if self._has_output else "over `event` alone"
-                raise FaultError(f"`async` is not known here; this expression is {known}", node.place)
+                raise ExpressionSyntaxError(f"`async` is not known here; this expression is {known}", node.position)
             return ROOTS[node.name]
         if node.name in TYPES:
             type_of = TYPES[node.name]
             return lambda frame: type_of
         other = "output" if self._has_output else "async"
-        raise FaultError(f"unknown name {node.name!r}; an expression knows `event` and `{other}`", node.place)
+        raise ExpressionSyntaxError(
+            f"unknown name {node.name!r}; an expression knows `event` and `{other}`", node.position
+        )
 
     def _compile_fields(self, node: Field) -> Evaluate:
         names: list[str] = []
@@ -173,7 +175,7 @@ class Compiler:
         if isinstance(left, Literal) and node.operator in ("==", "!="):
             left, right = right, left
         evaluate = self.compile(left)
-        # A text equals nothing but itself in Python too, where 1 equals True.
+        # A string equals only itself in Python too, where 1 equals True.
         if isinstance(right, Literal) and isinstance(right.value, str):
             text = right.value
             if node.operator == "==":
@@ -191,16 +193,16 @@ class Compiler:
         function = _find_function(node)
         nodes = node.arguments if node.target is None else (node.target, *node.arguments)
         if node.name == "matches" and isinstance(nodes[1], Literal) and isinstance(nodes[1].value, str):
-            _check_pattern(nodes[1].value, node.place)
+            _check_pattern(nodes[1].value, node.position)
         return _compile_function(function, tuple(map(self.compile, nodes)))
 
     def _compile_has(self, node: Call) -> Evaluate:
         """Whether a field exists, null included.
 
-        The result is true or false, never unknown, so that ``!has(…)`` holds.
+        The result is true or false, never unknown, so that ``!has(…)`` works.
         """
         if len(node.arguments) != 1 or not isinstance(node.arguments[0], Field):
-            raise FaultError("has() takes one field, like has(event.data.id)", node.place)
+            raise ExpressionSyntaxError("has() takes one field, like has(event.data.id)", node.position)
         field = self.compile(node.arguments[0])
         return lambda frame: field(frame) is not UNKNOWN
 
@@ -209,7 +211,9 @@ class Compiler:
         arities, compile_loop = _MACROS[node.name]
         if len(node.arguments) not in arities or not isinstance(node.arguments[0], Name):
             example = f"{node.name}(x, {'x.id' if node.name == 'map' else 'x > 1'})"
-            raise FaultError(f"{node.name}() takes a variable and an expression, like {example}", node.place)
+            raise ExpressionSyntaxError(
+                f"{node.name}() takes a variable and an expression, like {example}", node.position
+            )
         items = self.compile(node.target)
         variable = node.arguments[0].name
         hidden = self._scope.get(variable)
@@ -224,12 +228,12 @@ class Compiler:
 
 def _compile_literal(value: Any) -> Evaluate:
     if type(value) is int and value > INT_MAX:
-        raise FaultError(f"the integer {value} does not fit in 64 bits")
+        raise ExpressionSyntaxError(f"the integer {value} does not fit in 64 bits")
     return lambda frame: value
 
 
 def _or_null(value: Any) -> Any:
-    """The value in a list or a map: null stands for a missing one."""
+    """The value in a list or a map, with null for a missing value."""
     return None if value is UNKNOWN else value
 
 
@@ -325,28 +329,30 @@ def _compile_map(entries: list[tuple[Evaluate, Evaluate]]) -> Evaluate:
     return build
 
 
-def _find_function(node: Call) -> Function:
+def _find_function(node: Call) -> CelFunction:
     function = FUNCTIONS.get(node.name)
     if function is None:
-        raise FaultError(f"there is no function {node.name!r}", node.place)
+        raise ExpressionSyntaxError(f"there is no function {node.name!r}", node.position)
     count = len(node.arguments) + (node.target is not None)
     if not (function.is_global if node.target is None else function.is_method):
         form = f"x.{node.name}(…)" if function.is_method else f"{node.name}(x)"
-        raise FaultError(f"{node.name!r} is called like {form}", node.place)
+        raise ExpressionSyntaxError(f"{node.name!r} is called like {form}", node.position)
     if count not in function.arities:
         wanted = " or ".join(str(arity - (node.target is not None)) for arity in function.arities)
-        raise FaultError(f"{node.name}() takes {wanted} arguments, not {len(node.arguments)}", node.place)
+        raise ExpressionSyntaxError(f"{node.name}() takes {wanted} arguments, not {len(node.arguments)}", node.position)
     return function
 
 
-def _check_pattern(pattern: str, place: Place) -> None:
+def _check_pattern(pattern: str, position: Position) -> None:
     try:
         compile_pattern(pattern)
     except ValueError as error:
-        raise FaultError(f"the pattern {pattern[:80]!r} is not an RE2 expression: {error}", place) from None
+        raise ExpressionSyntaxError(
+            f"the pattern {pattern[:80]!r} is not an RE2 expression: {error}", position
+        ) from None
 
 
-def _compile_function(function: Function, arguments: tuple[Evaluate, ...]) -> Evaluate:
+def _compile_function(function: CelFunction, arguments: tuple[Evaluate, ...]) -> Evaluate:
     implementation, when_unknown = function.implementation, function.when_unknown
     if len(arguments) == 1:
         only = arguments[0]

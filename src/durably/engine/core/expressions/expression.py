@@ -16,7 +16,7 @@ from .syntax import (
     Chain,
     Conditional,
     ExpressionInvalidError,
-    FaultError,
+    ExpressionSyntaxError,
     Field,
     Index,
     ListOf,
@@ -39,7 +39,7 @@ class Equality:
 
     ``async_path`` in the later event equals ``event_path`` in the trigger, or ``literal`` if that is ``None``.
 
-    Compare by keys: short texts that are the same for values that the dialect holds equal (1 and 1.0, null and a
+    Compare by keys. A key is a short string, equal for values that are equal in the dialect (1 and 1.0, null and a
     missing field). Store ``wanted_key(event)`` with the wait, and find waits by ``found_key(later)``.
     """
 
@@ -57,7 +57,7 @@ class Equality:
 def read_equalities(node: Node) -> Iterator[Equality]:
     """The equalities that a tree requires.
 
-    These are only terms of ``&&``, because others need not hold.
+    Only terms of ``&&`` count, because others need not be true.
     """
     match node:
         case Chain(operator="&&", terms=terms):
@@ -146,16 +146,17 @@ def _kind_of_literal(value: object) -> Kind:
 
 
 class Expression:
-    """One expression, compiled.
+    """A compiled expression.
 
-    Immutable, and may be evaluated from several threads. Evaluating raises nothing.
+    Immutable, and may be evaluated from several threads. Evaluating raises no errors.
 
-    ``missing_field`` is set if the expression reads a field that events do not have. The field's value is unknown, so
-    such a condition never holds.
+    ``event`` is the trigger, ``async_`` the later event that the expression calls ``async``, both as decoded JSON.
+    ``now`` is the value of ``now()``, in milliseconds since the epoch.
 
-    ``event`` is the trigger, ``async_`` the later event that the expression calls ``async``, both as JSON decodes
-    them. ``now`` is the value of ``now()``, in milliseconds since the epoch. ``kinds`` are the kinds of values that it
-    may give. ``is_equality``: it is a single one of its ``equalities``, and nothing else.
+    - ``kinds``: The kinds of values that it may give.
+    - ``is_equality``: It consists of a single one of its ``equalities``.
+    - ``missing_field``: Set if it reads a field that events do not have. The field's value is unknown, so such a
+      condition is never true.
     """
 
     __slots__ = (
@@ -192,8 +193,8 @@ class Expression:
     def value(self, event: Mapping[str, Any], async_: Mapping[str, Any] | None = None, *, now: int) -> Any:
         """The result as JSON, for keys and priorities.
 
-        It is a bool, a finite number, a text, a list or a dict; ``None`` for null and unknown values. Times (RFC 3339,
-        ``90s``) and bytes become text.
+        It is a bool, a finite number, a string, a list or a dict; ``None`` for null and unknown values. Times (RFC
+        3339, ``90s``) and bytes become strings.
         """
         result = self._run(event, async_, now)
         if result is UNKNOWN or (isinstance(result, float) and not math.isfinite(result)):
@@ -205,14 +206,14 @@ class Expression:
     def equalities(self) -> list[Equality]:
         """Equalities between the later event and the trigger.
 
-        They hold whenever ``matches`` does.
+        They are true whenever ``matches`` is.
         """
         return list(self._equalities)
 
     def part_of(self, event: Mapping[str, Any]) -> Mapping[str, Any]:
         """The part of a trigger that the expression reads.
 
-        It gives the same result as the whole.
+        It gives the same result as the whole trigger.
         """
         part: dict[str, Any] = {}
         for path in self._trigger_paths:
@@ -230,7 +231,7 @@ class Expression:
 
 
 def _copy_path(path: Path, event: Mapping[Any, Any], part: dict[Any, Any]) -> None:
-    """Copy a path as far as it leads through maps, and all that is below."""
+    """Copy a path as far as it leads through maps, with everything below it."""
     *parents, last = path
     for key in parents:
         below = event.get(key)
@@ -256,12 +257,12 @@ def _explain_missing_field(fields: Mapping[str, str]) -> str | None:
 def compile_expression(text: str, *, has_async: bool = True, has_output: bool = False) -> Expression:
     """Compile a CEL expression in the protocol's dialect. The last 2,048 are cached.
 
-    ``has_async``: the expression may name the later event, ``async``, as those of waits and cancellations do.
-    ``has_output``: it may name the ``output`` of a run instead, which is then evaluated as the later event.
-    Raises ``ExpressionInvalidError``, whose message quotes the expression and names the place and the fault.
+    ``has_async``: the expression may name the later event, ``async``, as in waits and cancellations. ``has_output``: it
+    may name the ``output`` of a run instead, which is then evaluated as the later event. Raises
+    ``ExpressionInvalidError``, whose message quotes the expression and states the position and the error.
     """
     try:
         node = parse(text)
         return Expression(text, Compiler(has_async and not has_output, has_output), node)
-    except FaultError as fault:
-        raise ExpressionInvalidError(text, fault.reason, fault.place) from None
+    except ExpressionSyntaxError as error:
+        raise ExpressionInvalidError(text, error.reason, error.position) from None

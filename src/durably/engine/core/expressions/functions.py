@@ -1,7 +1,7 @@
 """The functions of expressions: CEL's own, and those that the dialect adds.
 
-The dialect is the protocol's. A table leads from names to implementations. Each takes the evaluation's frame and its
-arguments, none of them ``UNKNOWN``, and returns ``UNKNOWN`` for arguments that it cannot use. They raise nothing but
+The dialect is the protocol's. A table maps names to implementations. Each takes the evaluation's frame and its
+arguments, none of them ``UNKNOWN``, and returns ``UNKNOWN`` for arguments that it cannot use. They only raise
 ``FuelExhaustedError``.
 """
 
@@ -25,7 +25,7 @@ from .values import INT_MAX, INT_MIN, UNKNOWN, Frame, is_number, to_text
 
 _MAX_PATTERN = 1000
 _MAX_WORD = 100
-"""Characters of a text that a number, a date or a duration is read from."""
+"""Maximum number of characters from which a number, a date or a duration is read."""
 _EARLIEST_DATE_SECONDS = 946_684_800
 _DECIMAL = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d{1,20}", re.ASCII)
@@ -41,11 +41,11 @@ Implementation = Callable[..., Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Function:
+class CelFunction:
     """A function of expressions, and the forms in which it is called.
 
-    ``arities`` counts the target of a method as an argument, as CEL does. ``when_unknown`` is the result if
-    an argument is missing: false for a question, as the server has it, unknown for a value.
+    ``arities`` counts the target of a method as an argument, as CEL does. ``when_unknown`` is the result if an argument
+    is missing: as on the server, false for a predicate, unknown for a value.
     """
 
     implementation: Implementation
@@ -55,14 +55,14 @@ class Function:
     when_unknown: Any
 
 
-FUNCTIONS: dict[str, Function] = {}
+FUNCTIONS: dict[str, CelFunction] = {}
 
 
 def _function(
     name: str, *arities: int, form: str = "global", when_unknown: Any = UNKNOWN
 ) -> Callable[[Implementation], Implementation]:
     def register(implementation: Implementation) -> Implementation:
-        FUNCTIONS[name] = Function(implementation, arities, form != "method", form != "global", when_unknown)
+        FUNCTIONS[name] = CelFunction(implementation, arities, form != "method", form != "global", when_unknown)
         return implementation
 
     return register
@@ -89,9 +89,9 @@ _text_question("endsWith", str.endswith)
 
 @_function("matches", 2, form="both", when_unknown=False)
 def _matches(frame: Frame, text: Any, pattern: Any) -> Any:
-    """Whether RE2 finds the pattern in the text.
+    """Whether RE2 finds the pattern in the string.
 
-    Its fuel, like its time, grows with the text's length times the pattern's size.
+    Its fuel, like its time, grows with the string's length times the pattern's size.
     """
     if not (isinstance(text, str) and isinstance(pattern, str)):
         return UNKNOWN
@@ -105,7 +105,7 @@ def _matches(frame: Frame, text: Any, pattern: Any) -> Any:
 
 @functools.lru_cache(maxsize=128)
 def compile_pattern(pattern: str) -> Any:
-    """Raises ``ValueError`` with the fault of the pattern."""
+    """Compile a pattern. Raises ``ValueError`` with the reason."""
     if len(pattern) > _MAX_PATTERN:
         raise ValueError(f"a pattern has at most {_MAX_PATTERN} characters")
     options = re2.Options()
@@ -216,10 +216,7 @@ def _dyn(frame: Frame, value: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TypeOf:
-    """The value of ``type()``.
-
-    It is also the value of the names ``int``, ``string`` … that are not called.
-    """
+    """The value of ``type()``, and of names like ``int`` that are not called."""
 
     name: str
 
@@ -303,7 +300,7 @@ def _duration(frame: Frame, value: Any) -> Any:
 
 @_function("timestamp", 1)
 def _timestamp(frame: Frame, value: Any) -> Any:
-    """CEL's own: RFC 3339 text, or seconds since the epoch."""
+    """CEL's own: an RFC 3339 string, or seconds since the epoch."""
     match value:
         case dt.datetime():
             return value

@@ -13,8 +13,8 @@ from durably.protocol.errors import ErrorCode
 _SHOWN_LENGTH = 200
 
 
-class Place(NamedTuple):
-    """A place in an expression; both numbers begin at one."""
+class Position(NamedTuple):
+    """A position in an expression; both numbers begin at one."""
 
     line: int
     column: int
@@ -23,30 +23,30 @@ class Place(NamedTuple):
 class ExpressionInvalidError(EngineError):
     """An expression is not valid.
 
-    The message quotes it, with the place of the fault and the remedy.
+    The message quotes it, with the position of the error and the remedy.
     """
 
     code = ErrorCode.FUNCTION_CONFIG_INVALID
 
-    def __init__(self, text: str, reason: str, place: Place | None = None) -> None:
+    def __init__(self, text: str, reason: str, position: Position | None = None) -> None:
         shown = text if len(text) <= _SHOWN_LENGTH else f"{text[:_SHOWN_LENGTH]}…"
-        where = f" at line {place.line}, column {place.column}" if place else ""
+        where = f" at line {position.line}, column {position.column}" if position else ""
         super().__init__(f"the expression `{shown}` is not valid{where}: {reason}")
         self.text = text
-        self.place = place
+        self.position = position
         self.reason = reason
 
 
-class FaultError(Exception):
-    """A fault in an expression.
+class ExpressionSyntaxError(Exception):
+    """An error in an expression.
 
     It is raised again as ``ExpressionInvalidError``, with the whole expression.
     """
 
-    def __init__(self, reason: str, place: Place | None = None) -> None:
+    def __init__(self, reason: str, position: Position | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.place = place
+        self.position = position
 
 
 _ESCAPE = re.compile(
@@ -88,7 +88,7 @@ def _decode_escape(match: re.Match[str]) -> str:
 
 
 def _decode_bytes(content: str, is_raw: bool) -> bytes:
-    """In bytes, ``\\x`` and octal escapes are bytes, not characters."""
+    """Decode a bytes literal, in which ``\\x`` and octal escapes are bytes."""
     if is_raw:
         return content.encode()
     decoded = bytearray()
@@ -105,9 +105,9 @@ def _decode_bytes(content: str, is_raw: bool) -> bytes:
 
 
 MAX_LENGTH = 10_000
-"""Characters of an expression."""
+"""Maximum number of characters of an expression."""
 MAX_DEPTH = 50
-"""Levels of nesting, not counting parentheses and the terms of one ``&&``, ``||`` or ``+`` chain."""
+"""Maximum nesting, without parentheses and the terms of one ``&&``, ``||`` or ``+`` chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ class Literal:
 @dataclass(frozen=True, slots=True)
 class Name:
     name: str
-    place: Place
+    position: Position
     depth: int = 1
 
 
@@ -146,7 +146,7 @@ class Call:
     name: str
     target: "Node | None"
     arguments: tuple["Node", ...]
-    place: Place
+    position: Position
     depth: int = 1
 
 
@@ -201,9 +201,9 @@ Node = Literal | Name | Field | Index | Call | ListOf | MapOf | Unary | Binary |
 
 
 class _TreeBuilder:
-    """Makes nodes, bottom-up, as the parser reduces.
+    """Creates nodes, bottom-up, as the parser reduces.
 
-    Refuses trees that are too deep while they grow.
+    Refuses trees that become too deep.
     """
 
     def conditional(self, parts: list[Any]) -> Node:
@@ -243,15 +243,15 @@ class _TreeBuilder:
     def method(self, parts: list[Any]) -> Node:
         target, name, arguments = parts
         arguments = tuple(arguments or ())
-        return Call(str(name), target, arguments, _place(name), depth=_depth_over((target, *arguments)))
+        return Call(str(name), target, arguments, _position(name), depth=_depth_over((target, *arguments)))
 
     def call(self, parts: list[Any]) -> Node:
         name, arguments = parts
         arguments = tuple(arguments or ())
-        return Call(str(name), None, arguments, _place(name), depth=_depth_over(arguments))
+        return Call(str(name), None, arguments, _position(name), depth=_depth_over(arguments))
 
     def name(self, parts: list[Any]) -> Node:
-        return Name(str(parts[0]), _place(parts[0]))
+        return Name(str(parts[0]), _position(parts[0]))
 
     def items(self, parts: list[Any]) -> list[Any]:
         *items, last = parts
@@ -285,8 +285,8 @@ class _TreeBuilder:
     def integer(self, parts: list[Any]) -> Node:
         digits = parts[0].rstrip("uU")
         value = int(digits, 16 if digits[:2] in ("0x", "0X") else 10) if len(digits) <= 30 else 2**64
-        if value > 2**63:  # as large as the least integer's absolute value, whose minus sign comes after
-            raise FaultError(f"the integer {parts[0][:40]} does not fit in 64 bits", _place(parts[0]))
+        if value > 2**63:  # the absolute value of the least integer, whose minus sign is a separate node
+            raise ExpressionSyntaxError(f"the integer {parts[0][:40]} does not fit in 64 bits", _position(parts[0]))
         return Literal(value)
 
     def double(self, parts: list[Any]) -> Node:
@@ -296,18 +296,18 @@ class _TreeBuilder:
         try:
             return Literal(decode_string(str(parts[0])))
         except ValueError as error:
-            raise FaultError(str(error), _place(parts[0])) from None
+            raise ExpressionSyntaxError(str(error), _position(parts[0])) from None
 
 
 def _depth_over(nodes: Any) -> int:
     depth = 1 + max((node.depth for node in nodes), default=0)
     if depth > MAX_DEPTH:
-        raise FaultError(f"it is nested more than {MAX_DEPTH} levels deep")
+        raise ExpressionSyntaxError(f"it is nested more than {MAX_DEPTH} levels deep")
     return depth
 
 
-def _place(token: Any) -> Place:
-    return Place(token.line, token.column)
+def _position(token: Any) -> Position:
+    return Position(token.line, token.column)
 
 
 @functools.cache
@@ -322,12 +322,14 @@ def _load_parser() -> Callable[[str], Node]:
         try:
             return parser.parse(text)  # type: ignore[return-value]
         except lark.UnexpectedCharacters as error:
-            reason = "a text is not closed" if error.char in "\"'" else f"unexpected {error.char!r}"
-            raise FaultError(reason, Place(error.line, error.column)) from None
+            reason = "a string is not closed" if error.char in "\"'" else f"unexpected {error.char!r}"
+            raise ExpressionSyntaxError(reason, Position(error.line, error.column)) from None
         except lark.UnexpectedToken as error:
             if error.token.type == "$END":
-                raise FaultError("it ends too early") from None
-            raise FaultError(f"unexpected {str(error.token)[:40]!r}", Place(error.line, error.column)) from None
+                raise ExpressionSyntaxError("it ends too early") from None
+            raise ExpressionSyntaxError(
+                f"unexpected {str(error.token)[:40]!r}", Position(error.line, error.column)
+            ) from None
 
     return parse
 
@@ -335,8 +337,8 @@ def _load_parser() -> Callable[[str], Node]:
 def parse(text: str) -> Node:
     """Parse an expression.
 
-    Raises ``FaultError`` for text that is not an expression, too long, or too deeply nested.
+    Raises ``ExpressionSyntaxError`` for a string that is not an expression, too long, or too deeply nested.
     """
     if len(text) > MAX_LENGTH:
-        raise FaultError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")
+        raise ExpressionSyntaxError(f"it has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     return _load_parser()(text)

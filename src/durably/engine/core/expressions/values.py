@@ -1,8 +1,8 @@
 """Values in the protocol's dialect of CEL: equality, order, arithmetic and truth.
 
 Plain CEL stops with an error if types differ or a field is missing; the dialect continues. ``UNKNOWN`` stands for a
-missing field, and for an operation without a result (a division by zero, a text less than a number). Comments say
-"as the server does" for rules of the public server that are not obvious. Values are those of JSON, plus ``bytes``,
+missing field, and for an operation without a result (a division by zero, an order of a string and a number). Comments
+say "as the server does" for rules of the public server that are not obvious. Values are those of JSON, plus ``bytes``,
 ``datetime`` (a timestamp) and ``timedelta``. Fuel bounds the work on large values.
 """
 
@@ -17,9 +17,9 @@ from typing import Any, Final
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
 MAX_TEXT: Final = 1024 * 1024
-"""Characters (and elements) that a concatenation may have; a longer one is unknown."""
+"""Maximum characters or elements of a concatenation. The result of a longer one is unknown."""
 FUEL: Final = 200_000
-"""Elements that one evaluation may visit in macros and in lists it compares or searches: some 0.1 s of work."""
+"""Maximum elements that one evaluation may visit in macros and in compared or searched lists: about 0.1 s of work."""
 _LONGEST_KEY_TEXT: Final = 64
 
 
@@ -35,7 +35,7 @@ _ORDERED = (str, bool, bytes, dt.datetime, dt.timedelta)
 _SCALARS = frozenset((str, bool, int, float, bytes, dt.datetime, dt.timedelta, type(None)))
 
 Path = tuple[str | int, ...]
-"""The place of a value below ``event`` or ``async``: field names and list indexes."""
+"""The path of a value below ``event`` or ``async``: field names and list indexes."""
 
 
 class FuelExhaustedError(Exception):
@@ -73,7 +73,7 @@ def is_number(value: object) -> bool:
 def is_truthy(value: object) -> bool:
     """Truth as in JavaScript, for ``||``, ``&&`` and ``?:``.
 
-    An empty list is true, an empty text is not.
+    An empty list is true, an empty string is not.
     """
     if value is True or value is False:
         return value
@@ -152,7 +152,7 @@ def contains(frame: Frame, item: object, container: object) -> Any:
 def _order(compare: Callable[[Any, Any], bool], unknown_left: bool) -> Callable[[Frame, Any, Any], Any]:
     """An ordering operator.
 
-    A missing field is less than any value, and null is the other's zero, as the server does.
+    As on the server, a missing field sorts first, and null counts as the zero of the other operand's type.
     """
 
     def ordered(frame: Frame, left: Any, right: Any) -> Any:
@@ -188,7 +188,7 @@ greater_or_equal = _order(operator.ge, unknown_left=False)
 def add(frame: Frame, left: Any, right: Any) -> Any:
     """The operator ``+``.
 
-    A missing field or null adds nothing; values of two types are joined as text.
+    Missing and null operands are ignored. Operands of different types are concatenated as strings.
     """
     if left is UNKNOWN or left is None:
         return right
@@ -283,9 +283,9 @@ def _calculate(operation: Callable[[Any, Any], Any], left: Any, right: Any) -> A
 
 
 def to_text(value: object) -> str | None:
-    """The text that ``+`` and ``string()`` make of a value; ``None`` if there is none.
+    """A value's string for ``+`` and ``string()``; ``None`` if there is none.
 
-    The text is as the server writes it. A whole number has no decimal point, whether JSON wrote it ``5`` or ``5.0``.
+    It is the server's form. A whole number has no decimal point, whether JSON wrote it ``5`` or ``5.0``.
     """
     match value:
         case str():
@@ -320,9 +320,9 @@ def _element_to_text(value: object) -> str:
 
 
 def to_index_key(value: object) -> str:
-    """A short text that values share if they are equal in the dialect.
+    """A short string that values share if they are equal in the dialect.
 
-    Different values nearly never share one. A missing field has null's key. All lists share one key, and so do all
+    Different values almost never share one. A missing field has null's key. All lists share one key, and so do all
     maps: evaluate the expression after a lookup.
     """
     if value is None or value is UNKNOWN:

@@ -2,5 +2,5 @@
 
 All modules are pure: they take events, stored states and the time (milliseconds since the epoch) as values, and return
 decisions and new states. ``config`` compiles the options of a function into a ``Flow``. ``admission`` decides about an
-event. ``queue`` hands out the calls that wait for a slot. The engines store states and queues.
+event. ``queue`` returns the waiting calls that may be made. The engines store states and queues.
 """

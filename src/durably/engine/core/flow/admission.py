@@ -1,8 +1,8 @@
 """Admission: the decision about an event that triggers a function.
 
-The options are applied in a fixed order. An event that repeats another or exceeds a limit starts nothing. A debounced
-or batched event starts a run later. A singleton skips the event, or cancels the run before. Otherwise a run starts,
-and its calls go through the ``queue``. Nothing here stores anything: decisions carry the states to store.
+The options are applied in a fixed order. An event that repeats another or exceeds a limit starts no run. A debounced or
+batched event starts a run later. A singleton skips the event, or cancels the run before. Otherwise a run starts, and
+its calls go through the ``queue``. The module stores no state: decisions carry the states to store.
 """
 
 import datetime as dt
@@ -27,7 +27,7 @@ _IDEMPOTENCY_PERIOD = IDEMPOTENCY_PERIOD // dt.timedelta(milliseconds=1)
 
 
 class Trigger(msgspec.Struct, frozen=True):
-    """The event that triggers the function, as it is stored.
+    """The stored event that triggers the function.
 
     ``key`` grows from event to event, ``bytes`` is its size as JSON.
     """
@@ -49,10 +49,10 @@ SKIP_REASONS = {
     SkipReason.SINGLETON: "a run of it is under way (singleton)",
 }
 PAUSED = "it is paused"
-REPLACED = "a later event took the place of this one (debounce)"
+REPLACED = "a later event replaced this one (debounce)"
 STARTED_LATE = "the run was cancelled: it had not started by the time that timeouts.start allows"
 FINISHED_LATE = "the run was cancelled: it had not ended by the time that timeouts.finish allows"
-CANCELLED_BY_SINGLETON = "the run was cancelled: a newer one took its place (singleton)"
+CANCELLED_BY_SINGLETON = "the run was cancelled: a newer run replaced it (singleton)"
 
 
 def skipped_error(function_id: str, reason: str) -> ErrorData:
@@ -64,7 +64,7 @@ def skipped_error(function_id: str, reason: str) -> ErrorData:
 class CancelOn(msgspec.Struct, frozen=True):
     """An event that cancels one run.
 
-    ``until`` is ``None`` if it does so until the run ends. In ``condition``, ``event`` is the run's trigger and
+    ``until`` is ``None`` if it can do so until the run ends. In ``condition``, ``event`` is the run's trigger and
     ``async`` the cancelling event.
     """
 
@@ -74,7 +74,7 @@ class CancelOn(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True):
-    """Start a run, after cancelling the one with the key ``cancels``, if any.
+    """Start a run, after cancelling the run with the key ``cancels``, if any.
 
     Events of ``cancel_on`` cancel the run, and so does the time ``start_by`` if its first call was not made before. If
     its queue entry has a ``singleton``, store ``take_singleton(queue_entry, run_key)`` with it.
@@ -87,17 +87,17 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Skip(msgspec.Struct, frozen=True):
-    """Start nothing. ``run_key`` is the run of the singleton, if that is the reason."""
+    """Start no run. ``run_key`` is the run of the singleton, if that is the reason."""
 
     reason: SkipReason
     run_key: int | None = None
 
 
 class Debounced(msgspec.Struct, frozen=True):
-    """Start a run at ``fires_at``, for the event that is pending in the bucket then.
+    """Start a run at ``fires_at``, for the event that is then pending in the bucket.
 
     ``fired_at_before`` is the time at which the run would have started without this event, if an event was pending.
-    ``dropped`` is the key of the event that gets no run: the one that was pending, or this one if it is older.
+    ``dropped`` is the key of the event without a run: the pending event, or this one if it is older.
     """
 
     bucket: Bucket
@@ -109,7 +109,7 @@ class Debounced(msgspec.Struct, frozen=True):
 class Batched(msgspec.Struct, frozen=True):
     """Add the event to the batch.
 
-    Start a run for it now if it ``is_full``, otherwise at ``fires_at``.
+    Start a run for the batch now if it ``is_full``, otherwise at ``fires_at``.
     """
 
     bucket: Bucket
@@ -129,10 +129,10 @@ class Admission(msgspec.Struct, frozen=True):
 
 
 class OpenBatch(BucketState, frozen=True, array_like=True):
-    """A batch that still takes events.
+    """A batch that still accepts events.
 
-    ``id`` is the key of the batch's first event, ``bytes`` the size of all its events, ``fires_at`` the time at which
-    it closes at the latest.
+    ``id`` is the key of the batch's first event, ``bytes`` the size of all its events, ``fires_at`` the latest time at
+    which it closes.
     """
 
     id: int
@@ -160,7 +160,7 @@ class Seen(BucketState, frozen=True, array_like=True):
 
 
 class Holder(BucketState, frozen=True, array_like=True):
-    """The run that holds a singleton."""
+    """The run that owns a singleton."""
 
     run_key: int
 
@@ -192,8 +192,8 @@ def admit(
 def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
     """Decide about a run that is to start now.
 
-    It starts for an event that was admitted, for a debounce or batch (its first event) that has ended, or for a rerun.
-    The outcome is ``Start`` or ``Skip``.
+    It starts for an admitted event, for a debounce or batch (its first event) that has ended, or for a rerun. The
+    outcome is ``Start`` or ``Skip``.
     """
     options = flow.options
     singleton = None if options.singleton is None else flow.bucket(BucketKind.SINGLETON, event, now)
@@ -204,7 +204,7 @@ def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:
     return Admission(
         Start(
             queue_entry=QueueEntry(
-                place=place_of(flow, event, now),
+                position=queue_position(flow, event, now),
                 slots=_slots(flow, event, now),
                 throttle=None if throttle is None else throttle.id,
                 singleton=singleton,
@@ -230,11 +230,11 @@ def cancel_on_of(flow: Flow, now: int) -> tuple[CancelOn, ...]:
     )
 
 
-def place_of(flow: Flow, event: Fields, now: int) -> int:
-    """The place of a run admitted ``now`` in its function's queue, in milliseconds.
+def queue_position(flow: Flow, event: Fields, now: int) -> int:
+    """The position of a run admitted ``now`` in its function's queue, in milliseconds.
 
-    The least goes first. Priority is whole seconds between -600 and 600: fractions are cut off, and other values than
-    numbers count as 0.
+    The lowest goes first. Priority is whole seconds between -600 and 600: fractions are truncated, and values other
+    than numbers count as 0.
     """
     if flow.options.priority is None:
         return now
@@ -314,7 +314,7 @@ def _add_to_batch(flow: Flow, trigger: Trigger, read: ReadState, now: int, max_b
 def end_batch(bucket: Bucket, batch_id: int, read: ReadState) -> StateChange | None:
     """The change that ends a batch when its timer fires.
 
-    ``start`` a run after it. ``None`` if the batch was full before, and another may be open in its place.
+    ``start`` a run after it. ``None`` if the batch was already full. Another batch may be open then.
     """
     batch = OpenBatch.load(read, bucket)
     return StateChange(bucket, None) if batch is not None and batch.id == batch_id else None

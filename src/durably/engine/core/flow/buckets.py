@@ -1,8 +1,8 @@
 """Buckets: an option counts separately in each.
 
-An example is the events of one user for one function. A bucket is identified by the option, the function and the
-value of the option's key expression. Its state is a small struct, stored as bytes under the bucket's id. A bucket
-without a state has counted nothing yet.
+An example is the events of one user for one function. The option, the function and the value of the option's key
+expression identify a bucket. Its state is a small struct, stored as bytes under the bucket's id. A bucket without a
+state has not counted any event.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from durably.engine.core.expressions.values import to_index_key
 _LONGEST_ID = 200
 
 Fields = Mapping[str, Any]
-"""An event as JSON decodes it."""
+"""An event as decoded JSON."""
 
 ReadState = Callable[[str], bytes | None]
-"""From a bucket's id to its state as stored."""
+"""Returns a bucket's stored state for its id."""
 
 
 class BucketKind(StrEnum):
@@ -64,8 +64,7 @@ class BucketState(msgspec.Struct, frozen=True, array_like=True):
 class StateChange(msgspec.Struct, frozen=True):
     """The state to store for a bucket; ``None`` removes it.
 
-    ``fires_at`` is the time of its timer, if it has one. From the time ``expires`` on, its state means the same as no
-    state, and may be removed.
+    ``fires_at`` is the time of its timer, if it has one. After ``expires`` the state has no effect and may be deleted.
     """
 
     bucket: Bucket
@@ -75,15 +74,15 @@ class StateChange(msgspec.Struct, frozen=True):
 
 
 def bucket_id(*parts: str) -> str:
-    """Text that differs if the parts differ: readable if short, a hash if long."""
+    """A string that differs if the parts differ: readable if short, a hash if long."""
     text = "/".join(part.replace("~", "~0").replace("/", "~1") for part in parts)
     return text if len(text) <= _LONGEST_ID else f"{parts[0]}/#{_hash(text.encode())}"
 
 
 def key_text(value: object) -> str:
-    """The value of a key expression as text.
+    """The value of a key expression as a string.
 
-    It is the same for values that expressions hold equal, such as 1 and 1.0.
+    It is the same for values that are equal in expressions, such as 1 and 1.0.
     """
     if isinstance(value, list | dict):
         return f"composite:{_hash(msgspec.json.encode(_normalise(value)))}"
@@ -102,7 +101,7 @@ def _scalar_text(value: object) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool):
-        # Ids may have more digits than a double; those that differ in the last must not share a bucket.
+        # Ids may have more digits than a double. Ids that differ in the last digit must not share a bucket.
         return f"number:{value}"
     return to_index_key(value)
 

@@ -29,7 +29,7 @@ from .cron import Schedule, read_schedules
 from .rates import Pace, pace_of
 
 _BURST_SHARE = 10
-"""The share of a rate limit that may be used at once, beyond the first event."""
+"""The share of a rate limit that may be used at once, in addition to the first event."""
 _LONGEST_QUOTE = 80
 _KEY_PLACES = {kind: f"{kind}.key" for kind in BucketKind} | {
     BucketKind.BATCH: "batch_events.key",
@@ -59,10 +59,11 @@ class ConcurrencyLimit(msgspec.Struct, frozen=True):
 
 
 class Flow(msgspec.Struct, frozen=True, kw_only=True):
-    """The options of a function, and what is computed from them once.
+    """The options of a function, and values computed from them once.
 
-    ``expressions`` are by their places, such as ``debounce.key``. ``rate_limit`` and ``throttle`` are set if the
-    function has those options. ``cancel_conditions`` are those of the option ``cancel``, one for each entry.
+    - ``expressions``: By option, such as ``debounce.key``.
+    - ``rate_limit``, ``throttle``: Set if the function has those options.
+    - ``cancel_conditions``: One for each entry of the option ``cancel``.
     """
 
     function_id: str
@@ -125,7 +126,10 @@ def _read_timeout(timeout: Duration) -> tuple[int | None, int]:
 
 
 def read_flow(config: FunctionConfig) -> Flow:
-    """Raises ``ConfigInvalidError``, which names the function and the option."""
+    """Compile a function's options.
+
+    Raises ``ConfigInvalidError``, which names the function and the option.
+    """
     if (problem := config.find_problem()) is not None:
         raise ConfigInvalidError(f"function {config.id!r}: {problem}")
     if config.batch_events is not None and config.batch_events.timeout is None:
@@ -165,7 +169,7 @@ def _limit(option: Concurrency, key: Expression | None) -> ConcurrencyLimit:
 def read_expression(function_id: str, place: str, text: str, declared: DeclaredExpression) -> Expression:
     """Compile an expression.
 
-    Raises ``ConfigInvalidError`` if it is invalid, or can never give what is needed.
+    Raises ``ConfigInvalidError`` if it is invalid, or can never give a value of the needed kind.
     """
     try:
         expression = compile_expression(text, has_async=declared.has_async)
@@ -182,7 +186,7 @@ def read_expression(function_id: str, place: str, text: str, declared: DeclaredE
 def check_triggers(function_id: str, triggers: Sequence[Trigger]) -> None:
     """Check the triggers of a function.
 
-    Raises ``ConfigInvalidError``. A function without triggers is started only by invocations, as on the public server.
+    Raises ``ConfigInvalidError``. Only invocations start a function without triggers, as on the public server.
     """
     for option, problem in _problems_of_triggers(triggers):
         raise ConfigInvalidError.at(function_id, option, problem)
@@ -193,15 +197,15 @@ def check_triggers(function_id: str, triggers: Sequence[Trigger]) -> None:
 
 def _problems_of_triggers(triggers: Sequence[Trigger]) -> Iterator[tuple[str, str]]:
     if len(triggers) > MAX_TRIGGERS:
-        yield "triggers", f"are {len(triggers)}; at most {MAX_TRIGGERS} are possible"
+        yield "triggers", f"are {len(triggers)}; at most {MAX_TRIGGERS} are allowed"
     if any(trigger in triggers[:index] for index, trigger in enumerate(triggers)):
         yield "triggers", "has the same trigger twice"
     for trigger in triggers:
         if bool(trigger.event) == bool(trigger.cron) or not (trigger.event or trigger.cron or "").strip():
             yield "triggers", "must each have either an event or a cron schedule"
         if trigger.cron and trigger.expression:
-            yield "triggers.if_exp", "is about events, and has no place beside a cron schedule"
+            yield "triggers.if_exp", "is about events, and cannot be combined with a cron schedule"
         if trigger.event and len(trigger.event) > MAX_EVENT_NAME_LENGTH:
             yield "triggers", f"name an event of more than {MAX_EVENT_NAME_LENGTH} characters"
         if trigger.event and trigger.jitter:
-            yield "triggers.jitter", "is about cron schedules, and has no place beside an event"
+            yield "triggers.jitter", "is about cron schedules, and cannot be combined with an event"

@@ -15,20 +15,23 @@ from durably.protocol.options import OptionInvalidError, TriggerCron, millisecon
 from durably.protocol.sync import Trigger
 
 MAX_LENGTH = 255
-"""Characters of a schedule."""
+"""Maximum characters of a schedule."""
 _ZONE = re.compile(r"(?:CRON_)?TZ=(\S+)\s+(.+)", re.ASCII)
 _VALUE = r"(?:\d{1,2}|[A-Za-z]{3})"
 _ITEM = rf"(?:[*?]|{_VALUE}(?:-{_VALUE})?)(?:/\d{{1,2}})?"
 _FIELD = re.compile(rf"{_ITEM}(?:,{_ITEM})*", re.ASCII)
 _STEPPED_DAYS = {2: "1-31", 4: "0-6"}
 _LATE = 60_000
-"""A tick counts as missed, not as late, if it is overdue by more than its jitter and this many milliseconds."""
+"""A tick counts as missed instead of late if it is overdue by more than its jitter and this many milliseconds."""
 _FIRST_LOOK_BACK = 24 * 60 * 60 * 1000
 _LOOK_BACK_GROWTH = 8
 
 
 class Schedule(msgspec.Struct, frozen=True):
-    """``text`` is the app's, ``fields`` its normal form, ``jitter`` in milliseconds."""
+    """A cron schedule.
+
+    ``text`` is the app's, ``fields`` its normal form, ``jitter`` in milliseconds.
+    """
 
     text: str
     fields: str
@@ -50,7 +53,7 @@ class Schedule(msgspec.Struct, frozen=True):
 class Tick(NamedTuple):
     """A tick of a schedule.
 
-    ``at`` is the scheduled time; ``due`` is when to fire it, which is up to the jitter later.
+    ``at`` is the scheduled time. ``due`` is the time to fire it, later by up to the jitter.
     """
 
     at: int
@@ -60,7 +63,7 @@ class Tick(NamedTuple):
 class Fired(NamedTuple):
     """A fired tick and the next one.
 
-    ``tick`` starts a run now, ``upcoming`` is the next to plan; ``None`` if there is none.
+    ``tick`` starts a run now, ``upcoming`` is the next to plan. Each is ``None`` if there is none.
     """
 
     tick: Tick
@@ -77,7 +80,7 @@ def plan_tick(schedule: Schedule, function_id: str, after: int) -> Tick | None:
 
 
 def fire(schedule: Schedule, function_id: str, planned: Tick, now: int) -> Fired:
-    """Fire a planned tick whose time has come, or the last one since if it was missed."""
+    """Fire a due tick. If ticks were missed, fire only the latest."""
     tick = planned
     horizon = now - schedule.jitter - _LATE
     if planned.at < horizon:
@@ -88,7 +91,7 @@ def fire(schedule: Schedule, function_id: str, planned: Tick, now: int) -> Fired
 def _latest(schedule: Schedule, planned: int, until: int) -> int:
     """The last tick from ``planned`` to ``until``.
 
-    The search begins ever further back.
+    The search begins at increasingly early times.
     """
     look_back = _FIRST_LOOK_BACK
     while (start := until - look_back) > planned:
@@ -109,7 +112,7 @@ def _latest(schedule: Schedule, planned: int, until: int) -> int:
 
 
 def _spread(schedule: Schedule, function_id: str, at: int) -> Tick:
-    """A tick with its jitter, which is always the same."""
+    """A tick with its jitter, which is deterministic."""
     if not schedule.jitter:
         return Tick(at, at)
     seed = f"{function_id}|{schedule.text}|{at}".encode()
@@ -118,7 +121,7 @@ def _spread(schedule: Schedule, function_id: str, at: int) -> Tick:
 
 
 def read_schedules(function_id: str, triggers: Sequence[Trigger]) -> tuple[Schedule, ...]:
-    """Raises ``ConfigInvalidError``."""
+    """Read the schedules of a function. Raises ``ConfigInvalidError``."""
     texts = [trigger.cron.strip() for trigger in triggers if trigger.cron]
     if len(set(texts)) < len(texts):
         raise ConfigInvalidError.at(function_id, "triggers.cron", "has the same schedule twice")
@@ -161,7 +164,7 @@ _NICKNAMES = {
 def _read_fields(text: str) -> tuple[str, str]:
     """The time zone and the five fields of a schedule.
 
-    Raises ``ValueError``, which says what is wrong.
+    Raises ``ValueError`` with the reason.
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"… is longer than {MAX_LENGTH} characters")

@@ -1,16 +1,13 @@
 """The queue of calls, which applies the limits of their functions.
 
 Calls join the queue and leave it. ``settle`` returns the calls that may be made now: those that are within their
-limits, best place first. A returned call occupies its concurrency slots until it leaves. One rule keeps this cheap: *a
-concurrency key waits at a limit only while that limit is reached.* When a limit has room again, the concurrency keys
-that wait at it are checked in order, and no others, until it is reached again. A key that has to wait for another limit
-moves there. Waiting calls cost only their rows.
+limits, lowest position first. A returned call occupies its concurrency slots until it leaves.
 
-(A concurrency key with two limits that both change all the time may move between them at every transaction. That takes
-three limits on one function, two of them coarse and one fine. Otherwise a transaction moves at most as many concurrency
-keys as calls are under way.)
+One rule keeps this cheap: *a concurrency key waits at a limit only while that limit is reached.* When a limit has
+capacity again, the concurrency keys that wait at it are checked in order, and no others, until it is reached again. A
+key that has to wait for another limit moves there. Waiting calls cost only their rows.
 
-Pure but for its rows, which are read and written through ``QueueRows``, all within one transaction.
+The module is pure except for its rows, which it reads and writes through ``QueueRows`` within one transaction.
 """
 
 import heapq
@@ -45,13 +42,10 @@ class QueueRows(Protocol):
     def keys_of(self, function_id: str) -> list[ConcurrencyKey]: ...
 
     def first_key(self, limit: Limit) -> ConcurrencyKey | None:
-        """Of the concurrency keys that wait at the limit, that with the least ``first``."""
+        """The concurrency key with the lowest ``first`` that waits at the limit."""
 
     def next_limit(self, bucket_id: str, above: int) -> int | None:
-        """The least limit above ``above`` under which a concurrency key waits.
-
-        The concurrency key waits at the bucket.
-        """
+        """The lowest limit above ``above`` at which a concurrency key waits in the bucket."""
 
     def add_call(self, key_id: str, call: QueuedCall) -> None: ...
 
@@ -94,8 +88,8 @@ class _NewKey:
         self.calls: list[QueuedCall] = []
 
 
-class Queue:
-    """The queue for one transaction; ``now`` is milliseconds since the epoch."""
+class LimitQueue:
+    """The queue for one transaction. ``now`` is milliseconds since the epoch."""
 
     def __init__(self, rows: QueueRows, now: int) -> None:
         self._rows = rows
@@ -127,9 +121,9 @@ class Queue:
             self._rows.put_key(msgspec.structs.replace(stored, first=call))
 
     def leave(self, run_key: int, generation: int) -> None:
-        """Remove a call that has ended, or is not outstanding any more.
+        """Remove a call that has ended, or is no longer outstanding.
 
-        Works for any call, and more than once.
+        Works for any call, and repeatedly.
         """
         holding_slots = self._rows.free_slots(run_key, generation)
         if holding_slots is not None:
@@ -145,7 +139,7 @@ class Queue:
             self._forget(run_key, generation)
 
     def check_throttles(self, at_most: int) -> bool:
-        """Check throttles that are ready. True if there may be more of them."""
+        """Check throttles that are ready. Returns true if there may be more of them."""
         opened = self._rows.take_due_throttles(self._now, at_most)
         self._to_check.update(Limit(bucket_id) for bucket_id in opened)
         return len(opened) == at_most
@@ -158,7 +152,7 @@ class Queue:
                 self._put_changed(changed)
 
     def settle(self) -> list[QueuedCall]:
-        """The calls that may be made now, in order. They hold their slots from now on."""
+        """The calls that may be made now, in order. They occupy their slots from now on."""
         self._made.sort()
         for new in self._new.values():
             heapq.heappush(self._heap, (new.calls[0], new))
@@ -185,8 +179,10 @@ class Queue:
     def _push(self, limit: Limit) -> None:
         """Check the first concurrency key that waits at a limit, in order.
 
-        It cannot change before that: concurrency keys only begin to wait at limits that are reached, and within a
-        transaction those do not open again.
+        Keys join only closed limits, and limits do not reopen within a transaction, so this order is stable. A
+        concurrency key with two limits that both change constantly may move between them at every transaction. That
+        takes three limits on one function, two of them coarse and one fine. Otherwise a transaction moves at most as
+        many concurrency keys as calls are under way.
         """
         key = self._rows.first_key(limit)
         if key is not None:
@@ -232,7 +228,7 @@ class Queue:
         self._made.append(call)
 
     def _advance(self, key: ConcurrencyKey) -> None:
-        """After a call has left a concurrency key's rows."""
+        """Update a concurrency key after a call has left its rows."""
         first = self._rows.first_call(key.id)
         if first is None:
             self._rows.drop_key(key.id)

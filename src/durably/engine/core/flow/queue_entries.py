@@ -1,7 +1,4 @@
-"""Queue entries of runs, and the concurrency keys in which their calls wait.
-
-Runs carry queue entries for flow control.
-"""
+"""Queue entries of runs, and the concurrency keys in which their calls wait."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -25,11 +22,12 @@ class EntrySlot(msgspec.Struct, frozen=True, array_like=True):
 class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
     """The data that a run carries for flow control.
 
-    ``place`` is the run's place in its function's queue: least first. ``throttle`` is the id of the bucket in which its
-    start is counted, ``singleton`` the bucket that it holds.
+    - ``position``: The run's position in its function's queue, lowest first.
+    - ``throttle``: The id of the bucket that counts its start.
+    - ``singleton``: The bucket that it owns.
     """
 
-    place: int
+    position: int
     slots: tuple[EntrySlot, ...] = ()
     throttle: str | None = None
     singleton: Bucket | None = None
@@ -40,7 +38,7 @@ class QueueEntry(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
         return bool(self.slots) or self.throttle is not None
 
     def has_to_queue(self, *, starts_run: bool) -> bool:
-        """Whether a call goes through the queue; ``starts_run`` is as in ``Queue.join``."""
+        """Whether a call goes through the queue. For ``starts_run`` see ``join``."""
         return bool(self.slots) or (starts_run and self.throttle is not None)
 
 
@@ -53,17 +51,17 @@ def encode_queue_entry(queue_entry: QueueEntry) -> bytes:
 
 
 def decode_queue_entry(stored: bytes) -> QueueEntry:
-    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    """Decode an entry. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
     return _decoder.decode(stored)
 
 
 class QueuedCall(NamedTuple):
     """A call in the queue.
 
-    Compares by the order in which calls are made: by place, then by age of the run, then of the call.
+    Calls compare by the order in which they are made: by position, then by age of the run, then of the call.
     """
 
-    place: int
+    position: int
     run_key: int
     generation: int
 
@@ -80,9 +78,9 @@ NO_LIMIT = Limit("")
 
 
 class Slot(msgspec.Struct, frozen=True, array_like=True):
-    """A concurrency bucket in which calls are counted, with the function's limit.
+    """A concurrency bucket that counts calls, with the function's limit.
 
-    ``limit`` is ``None`` if the function no longer has it. Calls are still counted, because it may return.
+    ``limit`` is ``None`` if the function no longer has it. Calls are still counted, because the limit may return.
     """
 
     limit_name: str
@@ -91,7 +89,10 @@ class Slot(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Throttled(msgspec.Struct, frozen=True, array_like=True):
-    """``pace`` is ``None`` if the function no longer has a throttle."""
+    """A throttle's bucket.
+
+    ``pace`` is ``None`` if the function no longer has a throttle.
+    """
 
     bucket_id: str
     pace: Pace | None
@@ -112,7 +113,7 @@ class ConcurrencyKey(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limits(self) -> list[Limit]:
-        """The limits at which it may wait."""
+        """The limits at which the key may wait."""
         limits = [Limit(slot.bucket_id, slot.limit) for slot in self.slots if slot.limit is not None]
         if self.throttle is not None and self.throttle.pace is not None:
             limits.append(Limit(self.throttle.bucket_id))
@@ -120,17 +121,14 @@ class ConcurrencyKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ReachedLimit(NamedTuple):
-    """``ready_at`` is ``None`` if it depends on the calls under way."""
+    """A reached limit. ``ready_at`` is ``None`` if it depends on the calls under way."""
 
     limit: Limit
     ready_at: int | None = None
 
 
 def key_of(queue_entry: QueueEntry, flow: Flow, call: QueuedCall, *, starts_run: bool) -> ConcurrencyKey:
-    """The concurrency key in which a call queues.
-
-    It has the numbers that the function has now.
-    """
+    """The concurrency key in which a call queues, with the function's current numbers."""
     throttle = queue_entry.throttle if starts_run else None
     names = (flow.function_id, throttle, *(slot.bucket_id for slot in queue_entry.slots))
     return ConcurrencyKey(
@@ -143,7 +141,7 @@ def key_of(queue_entry: QueueEntry, flow: Flow, call: QueuedCall, *, starts_run:
 
 
 def with_current_limits(flow: Flow, key: ConcurrencyKey) -> ConcurrencyKey:
-    """The concurrency key with the function's present numbers."""
+    """The concurrency key with the function's current numbers."""
     throttle = None if key.throttle is None else key.throttle.bucket_id
     return msgspec.structs.replace(key, slots=_slots(flow, key.slots), throttle=_throttled(flow, throttle))
 
@@ -161,7 +159,7 @@ def find_reached_limit(
 ) -> ReachedLimit | None:
     """The limit at which the concurrency key has to wait; ``None`` if there is none.
 
-    The limit where it waits already is preferred, if that is still closed.
+    The limit at which it already waits is preferred, if that is still closed.
     """
     reached = [ReachedLimit(limit) for limit in key.limits if limit.maximum and used(limit.bucket_id) >= limit.maximum]
     if key.throttle is not None and key.throttle.pace is not None:
@@ -176,5 +174,5 @@ def encode_key(key: ConcurrencyKey) -> bytes:
 
 
 def decode_key(stored: bytes) -> ConcurrencyKey:
-    """Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
+    """Decode a key. Raises ``msgspec.ValidationError`` or ``msgspec.DecodeError``."""
     return msgspec.msgpack.decode(stored, type=ConcurrencyKey)

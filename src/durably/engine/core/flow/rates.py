@@ -1,6 +1,6 @@
-"""Rates: the generic cell rate algorithm.
+"""Generic cell rate algorithm (GCRA) for rate limits and throttles.
 
-By it, rate limits drop events and throttles delay starts.
+Rate limits drop events, throttles delay starts.
 """
 
 import msgspec
@@ -11,17 +11,20 @@ from durably.protocol.options import milliseconds
 from .buckets import BucketState
 
 _NANOSECONDS = 1_000_000
-"""In a millisecond."""
+"""Nanoseconds in a millisecond."""
 
 
 class Level(BucketState, frozen=True, array_like=True):
-    """``full_at`` is the theoretical arrival time, in nanoseconds since the epoch."""
+    """The state of a rate.
+
+    ``full_at`` is the theoretical arrival time, in nanoseconds since the epoch.
+    """
 
     full_at: int
 
     @property
     def expires(self) -> int:
-        """The time, in milliseconds, from which the level means the same as no level."""
+        """The time, in milliseconds, from which the level has no effect."""
         return -(-self.full_at // _NANOSECONDS) + 1
 
 
@@ -38,8 +41,8 @@ class Pace(msgspec.Struct, frozen=True, array_like=True):
 def pace_of(limit: int, period: Duration, burst: int) -> Pace:
     """The pace of ``limit`` units in each ``period`` (a duration).
 
-    Up to ``burst`` of them (at least one) may be used at once. Over any stretch of time, give or take a millisecond, at
-    most ``stretch / period * limit + burst`` units are used.
+    Up to ``burst`` of them (at least one) may be used at once. In any interval of length ``stretch``, plus or minus a
+    millisecond, at most ``stretch / period * limit + burst`` units are used.
     """
     interval = -(-milliseconds(period) * _NANOSECONDS // limit)
     return Pace(interval, (burst - 1) * interval)
@@ -57,8 +60,8 @@ def ready_at(pace: Pace, level: Level | None, now: int) -> int:
 
 def take(pace: Pace, level: Level | None, now: int) -> Level:
     """The level after one unit is used ``now``."""
-    # Ready times are rounded up to whole milliseconds. If that were counted as the arrival, each wait would cost up
-    # to a millisecond of the rate.
+    # Ready times are rounded up to whole milliseconds. As arrival times they would cost up to a millisecond of the rate
+    # per wait.
     received = (now - 1) * _NANOSECONDS + 1
     full_at = received if level is None else max(received, _clip(pace, level, now))
     return Level(full_at + pace.interval)
@@ -67,7 +70,6 @@ def take(pace: Pace, level: Level | None, now: int) -> Level:
 def _clip(pace: Pace, level: Level, now: int) -> int:
     """The level's time, at most that of a full bucket.
 
-    A clock that was set back, or a slower pace before, may have left a later one; it must not close the bucket for
-    longer than a full one does.
+    A clock set back, or a former slower limit, may have stored a later time.
     """
     return min(level.full_at, now * _NANOSECONDS + pace.tolerance + pace.interval)

@@ -1,1 +1,1 @@
-"""Counts, overviews and changes for people; no run depends on them."""
+"""Counts, overviews and changes for users; no run depends on them."""

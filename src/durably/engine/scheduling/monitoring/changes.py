@@ -1,4 +1,4 @@
-"""Waiting for changes, for pages that show the present state of an engine."""
+"""Waiting for changes, for pages that show the current state of an engine."""
 
 import asyncio
 from collections.abc import Callable

@@ -21,7 +21,7 @@ from durably.engine.reports import (
     SyncReport,
 )
 from durably.engine.scheduling.registry import Registry
-from durably.engine.scheduling.requests.call_dispatch import Executor
+from durably.engine.scheduling.requests.call_dispatch import CallDispatcher
 from durably.engine.scheduling.requests.call_queue import CallLoad
 from durably.engine.scheduling.transactions.transact import Transactions
 from durably.engine.scheduling.unmatched import explain_unmatched
@@ -105,18 +105,23 @@ class Overviews:
     """Reads the load and the counts of an engine."""
 
     def __init__(
-        self, reader: Reader, transactions: Transactions, executor: Executor, statistics: Statistics, clock: Clock
+        self,
+        reader: Reader,
+        transactions: Transactions,
+        call_dispatcher: CallDispatcher,
+        statistics: Statistics,
+        clock: Clock,
     ) -> None:
         self._reader = reader
         self._transactions = transactions
-        self._executor = executor
+        self._call_dispatcher = call_dispatcher
         self._statistics = statistics
         self._clock = clock
 
     async def overview(self, since: dt.datetime | None, until: dt.datetime | None) -> Overview:
         now = self._clock.now()
         axis = plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_INTERVALS)
-        registry, first_call_at = self._transactions.registry, self._executor.first_call_at
+        registry, first_call_at = self._transactions.registry, self._call_dispatcher.first_call_at
 
         def read(connection: sqlite3.Connection) -> _Facts:
             awaited = awaited_names(connection)
@@ -187,7 +192,7 @@ class Overviews:
 
     async def schedules(self) -> list[ScheduleView]:
         """The schedules of active functions."""
-        first_call_at, registry = self._executor.first_call_at, self._transactions.registry
+        first_call_at, registry = self._call_dispatcher.first_call_at, self._transactions.registry
         planned = await self._reader.read(lambda connection: planned_schedules(connection, first_call_at))
         found = ((each, _find_schedule(registry, each)) for each in planned)
         return [self._schedule_view(each, schedule) for each, schedule in found if schedule is not None]
@@ -208,7 +213,7 @@ class Overviews:
     ) -> list[FunctionLoad]:
         counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step, function_id)
         replayed = await self._replayed(counts, axis.since)
-        live, calls, now = await self._statistics.live(), self._executor.loads(), self._clock.now()
+        live, calls, now = await self._statistics.live(), self._call_dispatcher.loads(), self._clock.now()
         active = {each.id for each in self._transactions.registry.functions.values() if each.is_active}
         found = {function_id} if function_id is not None else {*active, *live, *calls, *queued, *counts}
         return [

@@ -29,7 +29,7 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.text import get_logger
 
-from .call_queue import CallLoad, CallQueue
+from .call_queue import CallLoad, ReadyCalls
 from .http_call import Caller
 
 _READ_AGAIN_SECONDS = 1.0
@@ -37,7 +37,7 @@ _READ_AGAIN_SECONDS = 1.0
 _logger = get_logger("durably.engine")
 
 
-class Executor:
+class CallDispatcher:
     """Makes due calls, at most ``max_calls`` requests at a time."""
 
     def __init__(
@@ -56,7 +56,7 @@ class Executor:
         self._clock = clock
         self._observers = observers
         self._max_calls = max_calls
-        self._call_queue = CallQueue(max_calls)
+        self._call_queue = ReadyCalls(max_calls)
         self._under_way: dict[tuple[int, int], int] = {}  # by run and generation, the time at which they were made
         self._requests: set[asyncio.Task[Sequence[ScheduledCall]]] = set()
         self._started: dict[int, int] = {}
@@ -77,7 +77,7 @@ class Executor:
         self._start_waiting()
 
     def loads(self) -> dict[str, CallLoad]:
-        """See ``CallQueue``."""
+        """See ``ReadyCalls``."""
         return self._call_queue.loads()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
@@ -120,7 +120,7 @@ class Executor:
         if not calls:
             self._call_queue.ended(taken[0])
             return
-        self._clock.hold()
+        self._clock.begin_work()
         now = self._clock.now()
         task = asyncio.get_running_loop().create_task(self._make(calls))
         self._requests.add(task)
@@ -142,7 +142,7 @@ class Executor:
                     self._call_queue.add(unanswered, self._clock.now())
         if self._call_queue.waiting:
             self._start_waiting()
-        self._clock.release()
+        self._clock.end_work()
 
     async def _make(self, calls: Sequence[ScheduledCall]) -> Sequence[ScheduledCall]:
         """Make calls of one run by one request.

@@ -36,7 +36,7 @@ class CallLoad(msgspec.Struct, frozen=True):
     in_flight: int
 
 
-class CallQueue:
+class ReadyCalls:
     """Due calls: their order, and which calls of a run share a request.
 
     ``max_requests`` is the maximum number of requests at a time. ``waiting`` are the calls that wait, by run.
@@ -49,7 +49,7 @@ class CallQueue:
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
         self.waiting: dict[int, deque[ScheduledCall]] = {}
-        self._turns: FairQueue[int] = FairQueue()  # runs that may have a call made
+        self._order: FairQueue[int] = FairQueue()  # runs that may have a call made
         self._held: set[int] = set()  # runs with as many requests under way as possible
         self._by_run: Counter[int] = Counter()
         self._by_function: Counter[str] = Counter()
@@ -89,10 +89,10 @@ class CallQueue:
     def take(self) -> Sequence[ScheduledCall]:
         """The calls of the next request, all of one run.
 
-        Empty if all waiting calls must go on waiting.
+        Empty if all waiting calls must continue waiting.
         """
         while (free := self._max_requests - self._under_way) > 0:
-            run_key = self._turns.take(partial(self._may_have_another, free))
+            run_key = self._order.take(partial(self._may_have_another, free))
             if run_key is None:
                 break
             queue = self.waiting[run_key]
@@ -147,7 +147,7 @@ class CallQueue:
     def clear(self) -> None:
         self.waiting.clear()
         self._waiting_by_function.clear()
-        self._turns.clear()
+        self._order.clear()
         self._held.clear()
 
     def loads(self) -> dict[str, CallLoad]:
@@ -175,7 +175,7 @@ class CallQueue:
         return may_have_another(self._by_function[function_id], free)
 
     def _line_up(self, scheduled: ScheduledCall) -> None:
-        self._turns.add(scheduled.function_id, self._now - scheduled.priority, scheduled.run_key)
+        self._order.add(scheduled.function_id, self._now - scheduled.priority, scheduled.run_key)
 
 
 def _take_batch(queue: deque[ScheduledCall], count: int) -> list[ScheduledCall]:

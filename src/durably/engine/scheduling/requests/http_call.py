@@ -14,9 +14,9 @@ from yarl import URL
 
 from durably.engine.core.answers import Answer, AnswerVerification, Refuse, Unreached, failed, read_answer
 from durably.engine.core.call_body import CallData, build_body, canonical_call, canonical_json, job_id_of, to_sign
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
-from durably.engine.tracing import Tracing
+from durably.engine.tracing import EngineTracing
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import ENGINE_USER_AGENT, Header, ServerKind
 from durably.protocol.limits import MAX_REQUEST_BYTES
@@ -87,7 +87,7 @@ but costs a twentieth of a call.)"""
 class Caller(Protocol):
     """Makes calls to apps, on the engine's event loop."""
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         """Make one call.
 
         An app that cannot be reached, or answers badly, is an ``Answer`` too. Raises only ``CancelledError``.
@@ -100,11 +100,11 @@ class Caller(Protocol):
 class TracedCaller:
     """Makes calls through another caller, each in a span of its own."""
 
-    def __init__(self, caller: Caller, tracing: Tracing) -> None:
+    def __init__(self, caller: Caller, tracing: EngineTracing) -> None:
         self._caller = caller
         self._tracing = tracing
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         with self._tracing.calling(data) as span:
             traced = msgspec.structs.replace(data, traceparent=span.traceparent)
             answer = await self._caller.call(function, traced)
@@ -134,7 +134,7 @@ class HttpCaller:
         await self._session.close()
         await self._fresh_session.close()
 
-    async def call(self, function: Function, data: CallData) -> Answer:
+    async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         body = build_body(data)
         url = function.url_of(data.call.step_id)
         # If a kept connection was closed, a new one shows whether the app can be reached.
@@ -169,7 +169,7 @@ class HttpCaller:
         read = partial(read_answer, response.status, answered, content, now, refuse)
         return read() if len(content) <= _QUICK_BYTES else await asyncio.to_thread(read)
 
-    def _verification(self, function: Function, call_signature: str) -> Refuse | None:
+    def _verification(self, function: SyncedFunction, call_signature: str) -> Refuse | None:
         """The verification of the app's answer to a call.
 
         ``None`` if unsigned answers of the app are accepted (``unsigned_apps``).
@@ -185,7 +185,7 @@ class HttpCaller:
             was_sent=was_sent,
         ).refuse
 
-    async def _to_sign(self, function: Function, data: CallData, body: bytes) -> tuple[bytes, bytes]:
+    async def _to_sign(self, function: SyncedFunction, data: CallData, body: bytes) -> tuple[bytes, bytes]:
         """The body to send to an app, and the bytes to sign.
 
         For Durably's apps the bytes are those of the body. Other SDKs verify the canonical form, so they are sent it

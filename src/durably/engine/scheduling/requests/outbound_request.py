@@ -50,13 +50,13 @@ class RequestInvalidError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class OutboundRequest:
     method: str
     url: URL
     headers: CIMultiDict[str]
     body: bytes | None
 
-    def redirected(self, status: int, location: str) -> "Request":
+    def redirected(self, status: int, location: str) -> "OutboundRequest":
         """The request that follows a redirect.
 
         Another origin gets no header that may be a credential. 301, 302 and 303 change all methods but HEAD into GET,
@@ -73,10 +73,10 @@ class Request:
         return request
 
 
-def read_fetch(opts: Mapping[str, Any]) -> Request:
+def read_fetch(opts: Mapping[str, Any]) -> OutboundRequest:
     """The request of a ``Gateway`` op.
 
-    The op has ``url``, ``method`` (GET if absent), ``headers``, and ``body``, a text or else JSON. Raises
+    The op has ``url``, ``method`` (GET if absent), ``headers``, and ``body``, a string or else JSON. Raises
     ``RequestInvalidError``.
     """
     method = opts.get("method") or "GET"
@@ -89,7 +89,7 @@ def read_fetch(opts: Mapping[str, Any]) -> Request:
     return _authorised(method.upper(), opts, headers, body)
 
 
-def read_inference(opts: Mapping[str, Any]) -> Request:
+def read_inference(opts: Mapping[str, Any]) -> OutboundRequest:
     """The request of an ``AIGateway`` op.
 
     The op has ``url``, ``headers``, ``body`` (JSON), ``auth_key`` and ``format``, which says where the key goes. A
@@ -116,7 +116,7 @@ def read_inference(opts: Mapping[str, Any]) -> Request:
     return request
 
 
-def _authorised(method: str, opts: Mapping[str, Any], headers: CIMultiDict[str], body: bytes | None) -> Request:
+def _authorised(method: str, opts: Mapping[str, Any], headers: CIMultiDict[str], body: bytes | None) -> OutboundRequest:
     """The request of an op, with the user information of its URL in a header.
 
     User information becomes what it stands for, an ``Authorization`` header.
@@ -128,7 +128,7 @@ def _authorised(method: str, opts: Mapping[str, Any], headers: CIMultiDict[str],
     if url.raw_user or url.raw_password:
         credentials = base64.b64encode(f"{url.user or ''}:{url.password or ''}".encode()).decode()
         headers.setdefault("authorization", f"Basic {credentials}")
-    return Request(method, _without_user(url), headers, body)
+    return OutboundRequest(method, _without_user(url), headers, body)
 
 
 def _parse_url(text: str, base: URL | None = None) -> URL:
@@ -186,11 +186,11 @@ def _keep(headers: CIMultiDict[str], names: frozenset[str]) -> CIMultiDict[str]:
 
 
 _SHORTEST_SECRET = 4
-"""Characters; scrubbing shorter ones would garble texts and hide nothing."""
+"""Characters; scrubbing shorter ones would garble strings and hide nothing."""
 
 
 def find_secrets(opts: Mapping[str, Any]) -> list[str]:
-    """The texts of a request that must not be shown, longest first."""
+    """The strings of a request that must not be shown, longest first."""
     found: set[str] = set()
     headers = opts.get("headers")
     named = [*opts.items(), *(headers.items() if isinstance(headers, Mapping) else ())]

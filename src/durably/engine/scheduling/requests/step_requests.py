@@ -28,7 +28,7 @@ from durably.protocol.text import get_logger, redact_url
 
 from .outbound_request import (
     AddressRefusedError,
-    Request,
+    OutboundRequest,
     RequestInvalidError,
     find_secrets,
     open_public_socket,
@@ -69,7 +69,7 @@ _CONNECT_SECONDS = 15.0
 _QUOTED_CHARACTERS = 500
 
 
-class Outbound:
+class OutboundClient:
     """Makes the requests of ``step.fetch`` and ``step.ai.infer``.
 
     Use it on one event loop, and close it. ``allow_private_addresses`` lets them reach this machine and its networks.
@@ -126,7 +126,7 @@ class Outbound:
             await self._session.close()
             self._session = None
 
-    async def _send(self, attempt: "_Attempt", request: Request) -> tuple[int, dict[str, str], str]:
+    async def _send(self, attempt: "_Attempt", request: OutboundRequest) -> tuple[int, dict[str, str], str]:
         try:
             for _ in range(_MAX_REDIRECTS + 1):
                 async with self._open_session().request(
@@ -144,7 +144,7 @@ class Outbound:
         except RequestInvalidError:
             raise attempt.error("was redirected to something else than http or https", retriable=False) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Not chained: the texts of these exceptions quote the URL.
+            # Not chained: the strings of these exceptions quote the URL.
             raise _describe(attempt, error, self._timeout) from None
         raise attempt.error(f"was redirected more than {_MAX_REDIRECTS} times", retriable=False)
 
@@ -186,9 +186,9 @@ class _Attempt:
     def __repr__(self) -> str:
         return f"_Attempt({self.shown_url!r})"
 
-    def read(self, reader: Any) -> Request:
+    def read(self, reader: Any) -> OutboundRequest:
         try:
-            request: Request = reader(self._opts)
+            request: OutboundRequest = reader(self._opts)
         except RequestInvalidError as error:
             raise self.error(f"cannot be made: {error}", retriable=False) from None
         return request
@@ -243,10 +243,10 @@ def _describe(attempt: _Attempt, error: Exception, timeout: float) -> OutboundEr
 _logger = get_logger("durably.engine")
 
 
-class Requests:
+class StepRequests:
     """Requests of steps that are due or under way, by run."""
 
-    def __init__(self, outbound: Outbound, transactions: Transactions, clock: Clock) -> None:
+    def __init__(self, outbound: OutboundClient, transactions: Transactions, clock: Clock) -> None:
         self._outbound = outbound
         self._transactions = transactions
         self._clock = clock
@@ -262,7 +262,7 @@ class Requests:
         opts = self._opts.get(wanted.run_key, {}).get(wanted.request.step_id)
         if opts is None:
             return
-        self._clock.hold()
+        self._clock.begin_work()
         task = asyncio.get_running_loop().create_task(self._make(wanted, opts))
         self._tasks.setdefault(wanted.run_key, set()).add(task)
         task.add_done_callback(lambda task: self._finished(wanted.run_key, task))
@@ -287,7 +287,7 @@ class Requests:
         if not task.cancelled() and (error := task.exception()) is not None:
             # Its text may quote what was sent.
             _logger.error("the result of a step's request could not be stored: %s", type(error).__name__)
-        self._clock.release()
+        self._clock.end_work()
 
     async def _make(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
         outcome = await perform(self._outbound, wanted.request, opts)
@@ -320,7 +320,7 @@ def _is_same_step(one: ScheduledRequest, other: ScheduledRequest) -> bool:
 
 
 async def perform(
-    outbound: Outbound, request: MakeRequest, opts: dict[str, Any], max_bytes: int = MAX_STEP_OUTPUT_BYTES
+    outbound: OutboundClient, request: MakeRequest, opts: dict[str, Any], max_bytes: int = MAX_STEP_OUTPUT_BYTES
 ) -> RequestFinished:
     """Make the request of a step. ``max_bytes`` is the size of the largest result."""
     send = outbound.infer if request.op == Opcode.AI_GATEWAY else outbound.fetch

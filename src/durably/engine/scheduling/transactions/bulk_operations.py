@@ -14,11 +14,11 @@ from durably.engine.scheduling.registry import (
     CANCELLED_IN_BULK,
     FOLLOWED_FOR,
     BulkCancellation,
-    Function,
     FunctionControls,
+    SyncedFunction,
 )
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind
-from durably.engine.sqlite.tables.runs import Store
+from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.views import Selection, to_milliseconds
 from durably.protocol.engine_errors import CancellationNotFoundError, FunctionPausedError, SelectionInvalidError
 
@@ -104,7 +104,7 @@ def resume(transaction: Transaction, function_id: str) -> None:
     transaction.outbox.extend(map(ContinueBulkOperation, transaction.store.apps.open_bulk_operations(function_id)))
 
 
-def refuse_paused(transaction: Transaction, function: Function) -> None:
+def refuse_paused(transaction: Transaction, function: SyncedFunction) -> None:
     """Raises ``FunctionPausedError``."""
     if function.id in transaction.store.apps.paused_functions():
         raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")
@@ -115,7 +115,7 @@ def continue_operation(operation_id: str) -> Callable[[Transaction], None]:
     return lambda transaction: _continue_operation(transaction, operation_id)
 
 
-def read_controls(store: Store, now: int) -> dict[str, FunctionControls]:
+def read_controls(store: RunStore, now: int) -> dict[str, FunctionControls]:
     """The controls of functions that have any, by function id."""
     cancellations: dict[str, list[BulkCancellation]] = {}
     for operation in store.apps.of_kind(BulkOperationKind.CANCEL):

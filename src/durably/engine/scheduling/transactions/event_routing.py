@@ -15,7 +15,7 @@ from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import Origin
 from durably.engine.scheduling.events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
 from durably.engine.scheduling.outbox import EventsStored
-from durably.engine.scheduling.registry import Function, Registry
+from durably.engine.scheduling.registry import Registry, SyncedFunction
 from durably.engine.scheduling.unmatched import explain_unmatched
 from durably.engine.sqlite.tables.runs import RunRow
 from durably.engine.views import EventView, to_milliseconds
@@ -78,7 +78,7 @@ def send(
 
 def invoke(
     transaction: Transaction,
-    function: Function,
+    function: SyncedFunction,
     event: Event,
     event_id: str,
     metadata: dict[str, Any],
@@ -94,7 +94,7 @@ def invoke(
     return route_to(transaction, function, received)
 
 
-def route_to(transaction: Transaction, function: Function, received: ReceivedEvent) -> RunRow | None:
+def route_to(transaction: Transaction, function: SyncedFunction, received: ReceivedEvent) -> RunRow | None:
     """Route an event that is meant for one function.
 
     Other functions that it triggers start as well.
@@ -130,7 +130,10 @@ def _origin_of(transaction: Transaction, run_id: str) -> tuple[Origin | None, st
 
 
 def route(
-    transaction: Transaction, received: ReceivedEvent, sender_id: str | None = None, besides: Function | None = None
+    transaction: Transaction,
+    received: ReceivedEvent,
+    sender_id: str | None = None,
+    besides: SyncedFunction | None = None,
 ) -> int | None:
     """Store an event, and do what follows from it.
 

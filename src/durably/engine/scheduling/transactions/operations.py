@@ -32,7 +32,7 @@ from durably.engine.scheduling.outbox import (
     Synced,
     ThrottleTimer,
 )
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.sqlite.tables.flow import DeadlineKind
 from durably.engine.views import FromStep, InvokeReceipt, SyncResult, to_datetime
 from durably.protocol.call import CheckpointRequest
@@ -190,7 +190,7 @@ def recover(transaction: Transaction, run_keys: Collection[int]) -> None:
         runs.apply(transaction, run_key, Recovered())
 
 
-def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Function]) -> SyncResult:
+def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[SyncedFunction]) -> SyncResult:
     """Replace the app's functions by those of the sync.
 
     ``functions`` are checked already. Raises ``ConfigInvalidError`` if another app has a function with the same id.
@@ -274,7 +274,7 @@ def _find_run(transaction: Transaction, run_id: str) -> int:
     return key
 
 
-def plan_schedules(transaction: Transaction, function: Function) -> None:
+def plan_schedules(transaction: Transaction, function: SyncedFunction) -> None:
     """After a sync: plan the next tick of new schedules, and drop removed schedules."""
     planned = transaction.store.flow.schedules(function.id)
     wanted = {schedule.text: schedule for schedule in function.flow.schedules}
@@ -306,7 +306,7 @@ def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
     event_routing.route_to(transaction, function, event)
 
 
-def _plan(transaction: Transaction, function: Function, schedule: Schedule, tick: Tick | None) -> None:
+def _plan(transaction: Transaction, function: SyncedFunction, schedule: Schedule, tick: Tick | None) -> None:
     if tick is None:
         transaction.store.flow.drop_schedule(function.id, schedule.text)
     else:

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import msgspec
 
 from durably.engine.core.run_state import Origin, RunStatus, describe_chain, explain_runaway
-from durably.engine.scheduling.registry import Function
-from durably.engine.sqlite.tables.runs import RunRow, Store
+from durably.engine.scheduling.registry import SyncedFunction
+from durably.engine.sqlite.tables.runs import RunRow, RunStore
 from durably.engine.views import FromStep
 from durably.protocol.engine_errors import StepNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
@@ -33,7 +33,7 @@ class Rerun(msgspec.Struct, frozen=True):
     step_input: bytes | None = None
 
 
-def plan_rerun(store: Store, run: RunRow, from_step: FromStep | None) -> Rerun:
+def plan_rerun(store: RunStore, run: RunRow, from_step: FromStep | None) -> Rerun:
     """Raises ``StepNotFoundError``."""
     event_keys = store.event_keys(run)
     if from_step is None:
@@ -46,7 +46,7 @@ def plan_rerun(store: Store, run: RunRow, from_step: FromStep | None) -> Rerun:
     return Rerun(run.key, run.id, event_keys, until, memos, size, step_input)
 
 
-def _find_step(store: Store, run: RunRow, wanted: str) -> tuple[str, int]:
+def _find_step(store: RunStore, run: RunRow, wanted: str) -> tuple[str, int]:
     """The hashed id of a step, and the place of its memo."""
     steps = store.memo_order(run.key)
     accepted = (wanted, hash_step_id(wanted))
@@ -90,7 +90,7 @@ def descends_from_cancelled(transaction: Transaction, function_id: str, origin: 
 
 
 def refuse_runaway(
-    transaction: Transaction, function: Function, origin: Origin | None, *, is_run_end: bool = False
+    transaction: Transaction, function: SyncedFunction, origin: Origin | None, *, is_run_end: bool = False
 ) -> ErrorData | None:
     """The reason why an event must not start a run of a function, or ``None``.
 

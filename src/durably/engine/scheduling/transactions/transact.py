@@ -83,11 +83,11 @@ class Transactions:
             future = self.transact(work)
         except EngineClosedError:
             return
-        self._clock.hold()
+        self._clock.begin_work()
 
         def check(future: asyncio.Future[object]) -> None:
             if future.cancelled() or future.exception() is None:
-                self._clock.release()
+                self._clock.end_work()
                 return
             task = asyncio.get_running_loop().create_task(self._insist(future, work, otherwise))
             self._retrying.add(task)
@@ -117,7 +117,7 @@ class Transactions:
         self._retrying.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             _logger.error("the failure of a run could not be stored: %s", error)
-        self._clock.release()
+        self._clock.end_work()
 
     def close(self) -> None:
         """Cancel the repetitions."""

@@ -11,7 +11,7 @@ from typing import Protocol
 import msgspec
 
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue import Queue
+from durably.engine.core.flow.queue import LimitQueue
 from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
 from durably.engine.core.policy import Policy
@@ -20,9 +20,9 @@ from durably.engine.scheduling.events import Entropy, ReceivedEvent, make_id, ma
 from durably.engine.scheduling.outbox import Outbox, ThrottleTimer, schedule_call
 from durably.engine.scheduling.registry import Registry
 from durably.engine.sqlite.tables.flow import SqliteQueueRows
-from durably.engine.sqlite.tables.runs import RunRow, Store
+from durably.engine.sqlite.tables.runs import RunRow, RunStore
 from durably.engine.steps.rows import CallTimes, EndedWait
-from durably.engine.tracing import EndedRun, Tracing, trace_of_run
+from durably.engine.tracing import EndedRun, EngineTracing, trace_of_run
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
@@ -105,24 +105,24 @@ class RunQueue:
     ``now`` is milliseconds since the epoch.
     """
 
-    def __init__(self, store: Store, registry: Registry, outbox: Outbox, now: int) -> None:
+    def __init__(self, store: RunStore, registry: Registry, outbox: Outbox, now: int) -> None:
         self._registry = registry
         self._outbox = outbox
         self._now = now
         self._rows = SqliteQueueRows(store.connection, now)
-        self._queue: Queue | None = None
+        self._queue: LimitQueue | None = None
 
     @property
-    def _open_queue(self) -> Queue:
+    def _open_queue(self) -> LimitQueue:
         if self._queue is None:
-            self._queue = Queue(self._rows, self._now)
+            self._queue = LimitQueue(self._rows, self._now)
         return self._queue
 
     def join(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
         """Add a call that is due."""
         function = self._registry.functions.get(run.function_id)
         flow = Flow(function_id=run.function_id) if function is None else function.flow
-        queued = QueuedCall(queue_entry.place, run.key, call.generation)
+        queued = QueuedCall(queue_entry.position, run.key, call.generation)
         self._open_queue.join(queued, queue_entry, flow, starts_run=run.started_at is None)
 
     def join_again(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
@@ -195,13 +195,13 @@ class CancelRun(Protocol):
 class TransactionContext(msgspec.Struct, frozen=True):
     """The values that all transactions of an engine share."""
 
-    store: Store
+    store: RunStore
     policy: Policy
     max_event_bytes: int
     entropy: Entropy
     cache: RunCache
     cancel_run: CancelRun
-    tracing: Tracing | None = None
+    tracing: EngineTracing | None = None
 
 
 class LiveRun(msgspec.Struct, eq=False, gc=False):

@@ -31,7 +31,7 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.scheduling.events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
 from durably.engine.scheduling.outbox import BucketTimer, DeadlineTimer, schedule_call
-from durably.engine.scheduling.registry import CANCELLED_IN_BULK, Function
+from durably.engine.scheduling.registry import CANCELLED_IN_BULK, SyncedFunction
 from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
 from durably.engine.sqlite.tables.runs import NewRun, RunRow
@@ -42,7 +42,7 @@ from .reruns import Rerun, descends_from_cancelled, refuse_runaway
 from .transaction import MOST_TRIGGER_BYTES, CachedRun, Transaction
 
 
-def trigger_function(transaction: Transaction, function: Function, event_key: int) -> RunRow | None:
+def trigger_function(transaction: Transaction, function: SyncedFunction, event_key: int) -> RunRow | None:
     """Start a run of the function for an event.
 
     Returns the run, or a run that is shown as skipped; ``None`` if no run starts, or if one starts later.
@@ -73,7 +73,7 @@ def trigger_function(transaction: Transaction, function: Function, event_key: in
             return _start_or_skip(transaction, function, (event_key,), admission)
 
 
-def start_rerun(transaction: Transaction, function: Function, rerun: Rerun) -> RunRow:
+def start_rerun(transaction: Transaction, function: SyncedFunction, rerun: Rerun) -> RunRow:
     """Repeat a run."""
     event = transaction.event(rerun.event_keys[0]).fields
     admission = start(function.flow, event, transaction.store.flow.read, transaction.now)
@@ -121,7 +121,7 @@ def release_run(transaction: Transaction, run: RunRow, queue_entry: QueueEntry) 
 # outcomes of an event
 
 
-def _hold_back(transaction: Transaction, function: Function, event_key: int, debounced: Debounced) -> None:
+def _hold_back(transaction: Transaction, function: SyncedFunction, event_key: int, debounced: Debounced) -> None:
     bucket_id = debounced.bucket.id
     if debounced.fired_at_before is None or debounced.fires_at < debounced.fired_at_before:
         # The timer of a postponed one fires at its earlier time, and is set again then.
@@ -133,7 +133,9 @@ def _hold_back(transaction: Transaction, function: Function, event_key: int, deb
         _drop(transaction, function, debounced.dropped, REPLACED)
 
 
-def _add_to_batch(transaction: Transaction, function: Function, event_key: int, batched: Batched) -> RunRow | None:
+def _add_to_batch(
+    transaction: Transaction, function: SyncedFunction, event_key: int, batched: Batched
+) -> RunRow | None:
     bucket_id = batched.bucket.id
     transaction.store.flow.hold_event(bucket_id, event_key)
     if batched.is_full:
@@ -143,7 +145,7 @@ def _add_to_batch(transaction: Transaction, function: Function, event_key: int, 
     return None
 
 
-def _start_held(transaction: Transaction, function: Function, bucket_id: str) -> RunRow | None:
+def _start_held(transaction: Transaction, function: SyncedFunction, bucket_id: str) -> RunRow | None:
     event_keys = transaction.store.flow.take_held_events(bucket_id)
     controls = transaction.registry.controls.get(function.id)
     if controls is not None and controls.is_paused:
@@ -154,10 +156,10 @@ def _start_held(transaction: Transaction, function: Function, bucket_id: str) ->
     )
 
 
-def _drop(transaction: Transaction, function: Function, event_key: int, reason: str) -> None:
+def _drop(transaction: Transaction, function: SyncedFunction, event_key: int, reason: str) -> None:
     """Drop the trigger.
 
-    Report it to the invoking step, if there is one, and to people who look at the event.
+    Report it to the invoking step, if there is one, and to users who look at the event.
     """
     error = skipped_error(function.id, reason)
     transaction.note_dropped(transaction.event(event_key).id, error.message or reason)
@@ -165,9 +167,13 @@ def _drop(transaction: Transaction, function: Function, event_key: int, reason: 
 
 
 def _skip_run(
-    transaction: Transaction, function: Function, event_keys: Sequence[int], reason: str, rerun_of: str | None = None
+    transaction: Transaction,
+    function: SyncedFunction,
+    event_keys: Sequence[int],
+    reason: str,
+    rerun_of: str | None = None,
 ) -> RunRow:
-    """Store a skipped run, so that people can find and rerun it."""
+    """Store a skipped run, so that users can find and rerun it."""
     error = skipped_error(function.id, reason)
     run = _store_skipped_run(transaction, function, tuple(event_keys), error, rerun_of=rerun_of)
     if rerun_of is None:
@@ -180,7 +186,7 @@ def _skip_run(
 
 def _start_or_skip(
     transaction: Transaction,
-    function: Function,
+    function: SyncedFunction,
     event_keys: tuple[int, ...],
     admission: Admission,
     rerun: Rerun | None = None,
@@ -195,7 +201,7 @@ def _start_or_skip(
 
 
 def _start(
-    transaction: Transaction, function: Function, event_keys: tuple[int, ...], how: Start, rerun: Rerun | None
+    transaction: Transaction, function: SyncedFunction, event_keys: tuple[int, ...], how: Start, rerun: Rerun | None
 ) -> RunRow:
     queue_entry = how.queue_entry if _is_needed(transaction, function, how) else None
     run = _start_run(transaction, function, event_keys, queue_entry=queue_entry, rerun=rerun)
@@ -223,7 +229,7 @@ def _listen(transaction: Transaction, run: RunRow, cancel_on: Sequence[CancelOn]
         transaction.add_wait_path(cancel.event, path)
 
 
-def _heed_cancellations(transaction: Transaction, function: Function, run: RunRow) -> None:
+def _heed_cancellations(transaction: Transaction, function: SyncedFunction, run: RunRow) -> None:
     controls = transaction.registry.controls.get(function.id)
     if controls is None:
         return
@@ -238,7 +244,7 @@ def _heed_cancellations(transaction: Transaction, function: Function, run: RunRo
             return
 
 
-def _set_finish(transaction: Transaction, function: Function, run: RunRow) -> None:
+def _set_finish(transaction: Transaction, function: SyncedFunction, run: RunRow) -> None:
     finish_by = function.flow.finish_by(transaction.now)
     if finish_by is not None:
         _set_deadline(transaction, run, DeadlineKind.FINISH, finish_by)
@@ -249,14 +255,14 @@ def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due
     transaction.outbox.append(DeadlineTimer(run.key, due))
 
 
-def _is_needed(transaction: Transaction, function: Function, how: Start) -> bool:
+def _is_needed(transaction: Transaction, function: SyncedFunction, how: Start) -> bool:
     """Whether the queue entry must be kept with the run.
 
     That holds if the run's state depends on the entry, or must be cleaned up after it.
     """
     queue_entry = how.queue_entry
     has_deadline = function.flow.options.timeouts is not None
-    has_priority = queue_entry.place != transaction.now
+    has_priority = queue_entry.position != transaction.now
     is_limited = queue_entry.is_queued or queue_entry.singleton is not None
     return is_limited or bool(how.cancel_on) or has_deadline or has_priority
 
@@ -278,7 +284,7 @@ _MOST_CARRIED_BYTES = 16 * 1024
 
 def _start_run(
     transaction: Transaction,
-    function: Function,
+    function: SyncedFunction,
     event_keys: tuple[int, ...],
     *,
     queue_entry: QueueEntry | None = None,
@@ -340,7 +346,7 @@ def _start_run(
 
 def _store_skipped_run(
     transaction: Transaction,
-    function: Function,
+    function: SyncedFunction,
     event_keys: tuple[int, ...],
     error: ErrorData,
     *,
@@ -351,7 +357,7 @@ def _store_skipped_run(
 
 
 def _store_failed_run(
-    transaction: Transaction, function: Function, event_keys: tuple[int, ...], error: ErrorData
+    transaction: Transaction, function: SyncedFunction, event_keys: tuple[int, ...], error: ErrorData
 ) -> RunRow:
     """Store a run that failed before it began, and report its end."""
     run = _end_at_once(transaction, function, event_keys, RunStatus.FAILED, error, None)
@@ -364,7 +370,7 @@ def _store_failed_run(
 
 def _end_at_once(
     transaction: Transaction,
-    function: Function,
+    function: SyncedFunction,
     event_keys: tuple[int, ...],
     status: RunStatus,
     error: ErrorData,

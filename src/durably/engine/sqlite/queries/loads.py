@@ -1,4 +1,4 @@
-"""Queries for the present load of an engine, and for what needs attention.
+"""Queries for the current load of an engine, and for what needs attention.
 
 They run in the reader's threads. Times are milliseconds since the epoch.
 """

@@ -248,7 +248,7 @@ def _events_of_id(connection: sqlite3.Connection, text: str) -> list[int] | None
 def _search_by_part_of_id(
     connection: sqlite3.Connection, text: str, limit: int, cursor: str | None, rows: _Rows
 ) -> RunPage | None:
-    """The runs whose id begins with a text or ends in it.
+    """The runs whose id begins with a string or ends in it.
 
     ``None`` if the text may be of an event's id.
     """
@@ -307,21 +307,21 @@ class _CountedRows:
         self._connection = connection
         walks = index_walks(connection, wanted)
         walk, end = farthest(connection, walks, low, high, COUNTED_ROWS_PORTION)
-        narrowing: Walk | None = None
+        second_index: Walk | None = None
         if end > low and wanted.event_name is None:
             walk = walks[0]
             end = walk.reach(connection, low, high, COUNTED_PORTION)
             if len(walks) > 1:
                 # Few runs of a function may have the status, and few with the status be the function's.
-                narrowing = walks[1]
-                end = max(end, narrowing.reach(connection, low, high, COUNTED_PORTION))
+                second_index = walks[1]
+                end = max(end, second_index.reach(connection, low, high, COUNTED_PORTION))
         self.are_all = end <= low
         self._source = _source_of(walk, wanted)
         self._where, self._values = row_conditions(wanted, walk, end, high)
-        if narrowing is not None:
-            keys = f"SELECT runs.key FROM {narrowing.rows} WHERE {narrowing.rows_clause} AND runs.key >= ?"
+        if second_index is not None:
+            keys = f"SELECT runs.key FROM {second_index.rows} WHERE {second_index.rows_clause} AND runs.key >= ?"
             self._where += f" AND {walk.key} IN ({keys})"
-            self._values += [*narrowing.values, end]
+            self._values += [*second_index.values, end]
 
     def count(self, condition: str) -> int:
         """The number of rows that meet a condition, up to one more than ``MOST_COUNTED``."""

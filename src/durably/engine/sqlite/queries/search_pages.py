@@ -22,7 +22,7 @@ PORTION = 20_000
 PARTS_PORTION = 2_000
 """Rows of an index of several parts that a request looks at: they are sorted."""
 ID_PORTION = 50_000
-"""Ids that a request looks at for those that end in a text."""
+"""Ids that a request looks at for those that end in a string."""
 AFTER_KEYS, AFTER_IDS = 2**62, "~"
 """Positions after all keys, and after all ids."""
 _ID_LENGTH = 26
@@ -166,7 +166,7 @@ def key_range(
 
 
 class IdMatches(msgspec.Struct, frozen=True):
-    """The keys of rows whose ids match a text.
+    """The keys of rows whose ids match a string.
 
     ``end`` is the id before which the search continues, if it does.
     """
@@ -176,7 +176,7 @@ class IdMatches(msgspec.Struct, frozen=True):
 
 
 def match_ids(connection: sqlite3.Connection, table: str, text: str, before: str, limit: int) -> IdMatches:
-    """Rows whose id begins with a text or, if none does, ends in it.
+    """Rows whose id begins with a string or, if none does, ends in it.
 
     They are from the newest to older ones.
 

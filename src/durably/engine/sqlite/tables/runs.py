@@ -93,7 +93,7 @@ def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, OpenWa
     return {step_id: OpenWait(*values) for step_id, *values in rows}
 
 
-class Store:
+class RunStore:
     """Statements of the tables of events and runs.
 
     ``flow`` and ``apps`` hold the statements of flow control and of apps.

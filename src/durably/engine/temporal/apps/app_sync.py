@@ -13,9 +13,9 @@ from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.policy import standard_backoff
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow.call_queue import has_leased_slots
+from durably.engine.temporal.flow.limit_queue import has_leased_slots
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord, RunPolicy, SyncInput, TriggerRecord
 from durably.engine.temporal.records import Records, Restorer
@@ -46,7 +46,7 @@ _PARALLEL_REQUESTS = 20
 _LONGEST_ERROR = 2000
 _MILLISECOND = dt.timedelta(milliseconds=1)
 _CHECK_SECONDS = 600.0
-"""Seconds between two checks of an app, whose sync may be repeated every few seconds."""
+"""Seconds between two checks of an app. Apps may repeat a sync every few seconds."""
 
 
 class AppSync:
@@ -59,11 +59,11 @@ class AppSync:
         self._checked_at: dict[str, float] = {}
 
     async def has_synced(self, app_id: str) -> bool:
-        """Whether an app has ever synced: events find the triggers of its functions."""
+        """Whether an app has ever synced, so that events find its triggers."""
         return await self._records.read(app_workflow_id(app_id), APP, AppRecord) is not None
 
-    async def sync(self, request: SyncRequest, functions: Sequence[Function], *, in_process: bool) -> SyncResult:
-        """Make these the functions of an app. Raises ``ConfigInvalidError``."""
+    async def sync(self, request: SyncRequest, functions: Sequence[SyncedFunction], *, in_process: bool) -> SyncResult:
+        """Replace the functions of an app. Raises ``ConfigInvalidError``."""
         sync = _sync_input(request, functions, in_process, self._settings)
         is_check_due = self._is_check_due(sync.app_id)
         if is_check_due:
@@ -94,8 +94,8 @@ class AppSync:
         if before is not None and before.in_process != in_process:
             places = ["at its URL", "in its own processes"]
             _logger.warning(
-                "the functions of the app %r are called %s from now on, and no longer %s: each sync decides that, so "
-                "serve an app in one of these ways only",
+                "the functions of the app %r are now called %s, and no longer %s: the last sync decides, so serve an "
+                "app in one of these ways only",
                 sync.app_id,
                 places[in_process],
                 places[before.in_process],
@@ -103,7 +103,7 @@ class AppSync:
         return result
 
     def _is_check_due(self, app_id: str) -> bool:
-        """Whether to look for workflows that somebody has ended or deleted."""
+        """Whether to look for workflows that a user has terminated or deleted."""
         checked_at = self._checked_at.get(app_id)
         if checked_at is not None and time.monotonic() - checked_at < _CHECK_SECONDS:
             return False
@@ -111,7 +111,7 @@ class AppSync:
         return True
 
     async def _is_intact(self, sync: SyncInput) -> bool:
-        """Whether events find the functions of an app: somebody may delete workflows."""
+        """Whether events find the functions of an app. A user may have deleted workflows."""
         known = await self._records.find_functions(record.config.id for record in sync.functions)
         if any(known.get(record.config.id) is None for record in sync.functions):
             return False
@@ -130,7 +130,7 @@ class AppSync:
     async def apply(self, applied: AppliedSync) -> None:
         """Apply a sync. Repeating it changes nothing.
 
-        An event finds the triggers of a function after the function, so that none is lost.
+        Functions are stored before their triggers, so no event is lost.
         """
         sync, before = applied.sync, applied.before
         await self._check_owners(sync)
@@ -178,7 +178,7 @@ class AppSync:
             await self._waits.update_topic(name, "set_triggers", AppTriggers(function_ids, tuple(triggers)), topic)
 
     async def note_refused(self, app_id: str, error: str) -> None:
-        """Keep the reason why the sync of an app that has synced before was refused."""
+        """Store the reason why a later sync of an app was refused."""
         handle = self._client.get_workflow_handle(app_workflow_id(app_id))
         with ignoring_not_found():
             await handle.signal("note_refused", error[:_LONGEST_ERROR])
@@ -207,7 +207,7 @@ async def _each(act: Callable[[Any], Awaitable[None]], items: Iterable[Any]) -> 
 
 
 def _sync_input(
-    request: SyncRequest, functions: Sequence[Function], in_process: bool, settings: EngineSettings
+    request: SyncRequest, functions: Sequence[SyncedFunction], in_process: bool, settings: EngineSettings
 ) -> SyncInput:
     records = tuple(
         FunctionRecord(

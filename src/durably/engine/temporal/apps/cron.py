@@ -1,7 +1,7 @@
 """Cron schedules of a function: the workflow, and the activities of its ticks.
 
 Each tick is planned and fired as on other engines. A Temporal Schedule would skip or repeat ticks around clock changes,
-and make up for all missed ticks. Planning reads time zones, which change, so activities plan.
+and would fire every missed tick. Activities do the planning, because it reads time zones, and these change.
 """
 
 import contextlib
@@ -33,9 +33,9 @@ _MILLISECOND = dt.timedelta(milliseconds=1)
 
 
 class CronRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The schedules of a function, and their planned ticks by their texts.
+    """The schedules of a function, and their planned ticks by cron expression.
 
-    The tick of a schedule that does not tick any more is ``None``.
+    The tick is ``None`` if the schedule has no further tick.
     """
 
     function_id: str
@@ -50,7 +50,7 @@ class PlanInput(msgspec.Struct, frozen=True):
 
 
 class FireInput(msgspec.Struct, frozen=True):
-    """A tick that is due. ``now`` is milliseconds since the epoch."""
+    """A due tick. ``now`` is milliseconds since the epoch."""
 
     function_id: str
     schedule: Schedule
@@ -79,7 +79,7 @@ class CronWorkflow:
 
     @workflow.update(name="configure")
     def configure(self, schedules: tuple[Schedule, ...]) -> None:
-        """Replace the schedules. Those that stay keep their planned ticks."""
+        """Replace the schedules. Unchanged schedules keep their planned ticks."""
         self._schedules = {schedule.text: schedule for schedule in schedules}
         self._planned = {text: tick for text, tick in self._planned.items() if text in self._schedules}
         self._is_changed = True
@@ -155,7 +155,7 @@ def _event_of(due: FireInput, tick: Tick) -> EventRecord:
 
 
 async def put_schedules(client: Client, function_id: str, schedules: tuple[Schedule, ...]) -> None:
-    """Make these the schedules of a function. Repeating it changes nothing."""
+    """Replace the schedules of a function. Repeating it changes nothing."""
     workflow_id = cron_workflow_id(function_id)
     if await _read_schedules(client, workflow_id) == schedules:
         return
@@ -175,7 +175,7 @@ async def has_schedules(client: Client, function_id: str, schedules: tuple[Sched
 
 
 async def _read_schedules(client: Client, workflow_id: str) -> tuple[Schedule, ...] | None:
-    """``None`` if the workflow has just been started."""
+    """Return the schedules, or ``None`` if the workflow has just started."""
     described = await describe(client, workflow_id)
     if described is None or described.status is not WorkflowExecutionStatus.RUNNING:
         return ()

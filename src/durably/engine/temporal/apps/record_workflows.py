@@ -1,7 +1,7 @@
-"""The workflows of apps, functions and topics, which keep records for ever.
+"""Workflows of apps, functions and topics, which keep records permanently.
 
 Records are read by Describe, which is strongly consistent and costs no action. Syncs of one app are applied one after
-another, even if the processes that asked for them end.
+another, even if the requesting processes end.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ FUNCTION = "function"
 TOPIC = "topic"
 """The memo of a topic's workflow with its ``TopicRecord``."""
 MAX_PATHS = 50
-"""The maximum number of paths of a topic, because each costs every event of the name a request."""
+"""The maximum number of paths of a topic. Each path costs every event of the name a request."""
 APPLY_SYNC = "durably.apply_sync"
 SYNC_REFUSED = "SyncRefused"
-"""The type of errors of syncs that must not be repeated."""
+"""The error type of syncs that must not be repeated."""
 _LEASED = ("leased", "leased_http")
 _COMPARED = ("url", "sdk", "framework", "version", "in_process", "names")
 
 
 class AppliedSync(msgspec.Struct, frozen=True):
-    """A sync to apply, and the record of the app before it."""
+    """A sync to apply, and the app's previous record."""
 
     sync: SyncInput
     before: AppRecord | None = None
@@ -46,7 +46,7 @@ class AppliedSync(msgspec.Struct, frozen=True):
 
 @workflow.defn(name="durably.App", sandboxed=False)
 class AppWorkflow:
-    """An app: the functions that it synced last."""
+    """An app: the functions of its last sync."""
 
     @workflow.init
     def __init__(self, record: AppRecord | None = None) -> None:
@@ -86,7 +86,7 @@ class AppWorkflow:
 
     @workflow.signal(name="note_refused")
     def note_refused(self, error: str) -> None:
-        """Keep the reason why a sync was refused before it was applied."""
+        """Store the reason why a sync was refused before it was applied."""
         if self._record is not None:
             self._put(msgspec.structs.replace(self._record, error=error))
 
@@ -104,7 +104,7 @@ def is_same_sync(before: AppRecord, now: AppRecord) -> bool:
 
 
 def result_of_sync(sync: SyncInput, before: AppRecord | None) -> SyncResult:
-    """The result of a sync: its differences from the record before."""
+    """The result of a sync: its differences from the previous record."""
     old = {} if before is None else before.functions
     new, url = sync.app.functions, None if before is None else before.url
     return SyncResult(
@@ -121,7 +121,7 @@ def result_of_sync(sync: SyncInput, before: AppRecord | None) -> SyncResult:
 
 @workflow.defn(name="durably.Function", sandboxed=False)
 class FunctionWorkflow:
-    """A function: the configuration that its app synced."""
+    """A function: its synced configuration."""
 
     @workflow.init
     def __init__(self, record: FunctionRecord) -> None:
@@ -134,7 +134,7 @@ class FunctionWorkflow:
 
     @workflow.update(name="configure")
     def configure(self, record: FunctionRecord) -> None:
-        """The pause and the cancellations stay: an app does not sync them."""
+        """Replace the configuration. Pause and cancellations stay: apps do not sync them."""
         before = self._record
         self._put(msgspec.structs.replace(record, is_paused=before.is_paused, cancellations=before.cancellations))
 
@@ -146,7 +146,7 @@ class FunctionWorkflow:
     def add_cancellation(self, cancellation: CancellationRecord) -> int:
         """Apply a bulk cancellation to new runs. Repeating this changes nothing.
 
-        Returns when it began.
+        Returns the start time of the cancellation.
         """
         for known in self._record.cancellations:
             if known.id == cancellation.id:
@@ -165,7 +165,7 @@ class FunctionWorkflow:
 class AppTriggers(msgspec.Struct, frozen=True):
     """The new triggers of some functions.
 
-    ``triggers`` has none of a function that has no trigger any more.
+    A function without triggers is missing in ``triggers``.
     """
 
     function_ids: tuple[str, ...]
@@ -192,7 +192,7 @@ class TopicWorkflow:
 
     @workflow.update(name="add_path")
     def add_path(self, path: str | None) -> bool:
-        """False if the topic has too many paths."""
+        """Add a path. Returns false if the topic has too many paths."""
         if path in self._record.paths:
             return True
         if path is not None and len(self._record.paths) >= MAX_PATHS:

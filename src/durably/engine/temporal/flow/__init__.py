@@ -1,1 +1,1 @@
-"""Flow control on Temporal: gates of events, and queues of calls."""
+"""Flow control on Temporal: buckets for events, and queues for calls."""

@@ -14,36 +14,37 @@ from durably.engine.core.inputs import EndRun, WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import data_memo
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.messages import InvokerRecord, RunFlow, RunInput
+from durably.engine.temporal.messages import InvokerRecord, RunFlowState, RunInput
 
-from .call_queue_state import JoinInput, LeaveRecord
+from .limit_queue_state import JoinInput, LeaveRecord
 
 JOIN = "durably.join"
 RESTORE_QUEUE = "durably.restore_queue"
 _LOCAL_TIMEOUT = dt.timedelta(seconds=30)
 _EARLY_GRANTS = "early-grants"
 _EARLY_SECONDS = 1
-"""Time in which a call asks for a slot that it has already. Almost always it asks in the same workflow task."""
+"""Time in which a call requests a slot that it has already. It usually does so in the same workflow task."""
 _OF_BEGUN_RUNS = Priority(priority_key=2)
-"""Others have 3."""
+"""Temporal's default priority is 3."""
 
 
 class RunFlowControl:
-    """A run's calls join their queue before they are made, and leave it afterwards."""
+    """Queues a run's calls before they are made, and removes them afterwards."""
 
     def __init__(self, run: RunInput, cancel: Callable[[str], None]) -> None:
         self._run = run
         self._cancel = cancel
-        self._flow = run.flow or RunFlow()
+        self._flow = run.flow or RunFlowState()
         self._waiting: dict[int, asyncio.Future[None]] = {}
         self._joining: dict[int, asyncio.Task[None]] = {}
         self._sending: set[asyncio.Future[object]] = set()
         self._asked: set[int] = set()
-        """Generations that have asked for a slot."""
+        """Generations that have requested a slot."""
         self._early: dict[int, asyncio.Task[None]] = {}
-        """Slots of generations that have not asked yet.
+        """Slots of generations that have not requested one yet.
 
-        A worker joined the queue, and ended before it stored its workflow task. So the next one has the grant first."""
+        A worker may queue a call and end before it stores its workflow task. The next worker then gets the grant first.
+        """
         self._has_ended = False
         self._has_started = False
         self._timeout: asyncio.Task[None] | None = None
@@ -54,9 +55,9 @@ class RunFlowControl:
         return self._flow.calls_queue or self._run.calls_queue
 
     def priority_of(self, generation: int) -> Priority:
-        """The place of a call in its task queue.
+        """The priority of a call in its task queue.
 
-        Runs that have begun come before new ones. Servers without priorities ignore it.
+        Started runs come before new runs. Servers without priorities ignore it.
         """
         has_begun = self._flow.calls_queue is not None and generation > 1
         return _OF_BEGUN_RUNS if has_begun else Priority.default
@@ -67,7 +68,7 @@ class RunFlowControl:
         return self._has_started or self._flow.queue is None
 
     async def acquire(self, generation: int) -> None:
-        """Wait until the call may be made. ``release`` it in any case."""
+        """Wait until the call may be made. Always call ``release`` afterwards."""
         entry, queue = self._flow.queue_entry, self._flow.queue
         starts_run = not self._has_started
         if entry is None or queue is None or not entry.has_to_queue(starts_run=starts_run):
@@ -116,7 +117,7 @@ class RunFlowControl:
         elif self._may_ask(generation) and workflow.patched(_EARLY_GRANTS):
             self._early[generation] = asyncio.create_task(self._leave_unasked(generation))
         else:
-            self._send(self._leave(generation))  # It was released, or joined once more by a process that had stalled.
+            self._send(self._leave(generation))  # The call was released, or a stalled process queued it again.
 
     def _may_ask(self, generation: int) -> bool:
         return generation not in self._asked and generation not in self._early and not self._has_ended
@@ -138,12 +139,12 @@ class RunFlowControl:
         queue, left = self._flow.queue, LeaveRecord(self._run.run_id, generation)
         if queue is None or await _signal(queue, "leave", left) or not workflow.patched("restore-queue"):
             return
-        # The queue ends when nothing needs it, so somebody has terminated it. Other runs may wait there.
+        # A queue in use does not end by itself, so a user has terminated it. Other runs may wait in it.
         await workflow.execute_local_activity(RESTORE_QUEUE, queue, start_to_close_timeout=_LOCAL_TIMEOUT)
         await _signal(queue, "leave", left)
 
     async def end(self, end: EndRun) -> None:
-        """Release everything, and report the end to steps that invoked the run by a gate."""
+        """Release all slots, and report the end to steps that invoked it through a bucket."""
         self._stop_timeout()
         self._has_ended = True
         for generation in list(self._waiting):
@@ -172,7 +173,7 @@ async def _resolve(invoker: InvokerRecord, end: EndRun) -> None:
 
 
 async def _signal(workflow_id: str, signal: str, argument: object) -> bool:
-    """False if the workflow has ended, and needs no signal."""
+    """Send a signal. Returns false if the workflow has ended and needs none."""
     try:
         await workflow.get_external_workflow_handle(workflow_id).signal(signal, argument)
     except FailureError as error:

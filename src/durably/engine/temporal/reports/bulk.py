@@ -54,7 +54,7 @@ View = TypeVar("View", CancellationView, ReplayView)
 _TOGETHER = 100
 """Runs of one page."""
 MAX_PRESENT_BYTES = 400_000
-"""The size of the present cancellations of a function. Its record is in a memo, which each event reads."""
+"""Maximum size of a function's current cancellations. The record is in a memo, which each event reads."""
 
 
 class Reruns:
@@ -65,7 +65,7 @@ class Reruns:
         self._views = views
 
     async def start(self, run_id: str, now: int, seed: str, from_step: FromStep | None = None) -> str:
-        """Repeat a run. The same ``now`` and ``seed`` give the same run.
+        """Run again. The same ``now`` and ``seed`` give the same run.
 
         Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, ``StepNotFoundError``, and
         ``RunUnavailableError`` if no worker reads the steps of the run.
@@ -79,7 +79,7 @@ class Reruns:
                 f"the function {given.function_id!r} is paused; resume it before you run anything again"
             )
         copied = None if from_step is None else await self._copied(given, from_step)
-        # The step that invoked the run has its result already.
+        # The invoking step has its result already.
         events = tuple(msgspec.structs.replace(event, invoker=None) for event in given.events)
         digest = hashlib.sha256(f"{seed}\n{run_id}".encode()).digest()[:ENTROPY_BYTES]
         run = msgspec.structs.replace(
@@ -90,10 +90,10 @@ class Reruns:
             parent_step=None,
             copied=copied,
         )
-        return await self._router.gates.start(run, record)
+        return await self._router.buckets.start(run, record)
 
     async def _copied(self, given: RunInput, from_step: FromStep) -> CopiedMemos:
-        """The memos that are older than a step's. Raises ``StepNotFoundError``."""
+        """The memos before a step's memo. Raises ``StepNotFoundError``."""
         accepted = (from_step.step_id, hash_step_id(from_step.step_id))
         names: list[str] = []
         size = 0
@@ -108,7 +108,7 @@ class Reruns:
                 names.append(step.name)
                 size += len(memo)
         named = ", ".join(map(repr, names[:_MOST_NAMED])) + (", …" if len(names) > _MOST_NAMED else "")
-        known = f"it has {named}" if names else "it has none; run it again from the start"
+        known = f"it has {named}" if names else "no step has finished; rerun it from the start"
         raise StepNotFoundError(f"run {given.run_id} has no finished step {from_step.step_id!r}: {known}")
 
 
@@ -179,7 +179,7 @@ class Bulk:
         return record
 
     async def all(self, view: type[View]) -> list[View]:
-        """Newest first. The index lags behind."""
+        """All operations, newest first. The index lags."""
         ids = {each.id async for each in self._client.list_workflows("WorkflowType = 'durably.Bulk'")}
         prefix = bulk_workflow_id("")
         found = await asyncio.gather(
@@ -266,9 +266,9 @@ def _view(record: BulkRecord, view: type[View]) -> View:
 
 
 def _filter_of(record: BulkRecord) -> RunFilter:
-    """The runs that an operation looks at.
+    """The filter for the runs of an operation.
 
-    A cancellation also looks at those that other runs have started since.
+    A cancellation also includes runs that other runs have started since.
     """
     until = to_datetime(record.started_before)
     return RunFilter(

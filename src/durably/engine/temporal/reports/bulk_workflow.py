@@ -1,7 +1,7 @@
 """Bulk cancellations and replays, each as a workflow.
 
-It applies the operation to some runs of the function at a time. Runs that start later find a cancellation in the record
-of their function. Its workflow runs as long as it applies to them, so that it can be deleted.
+The workflow applies the operation to pages of the function's runs. Runs that start later find a cancellation in the
+record of their function. The workflow runs as long as the cancellation applies to new runs, so that it can be deleted.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ BULK_PAGE = "durably.bulk_page"
 _PAGE_TIMEOUT = dt.timedelta(minutes=5)
 _HEARTBEAT_TIMEOUT = dt.timedelta(seconds=30)
 _PAUSE = 5_000
-"""Milliseconds between two looks for runs that the index did not have."""
+"""Milliseconds between two searches for runs that the index did not have."""
 _LAG = 30_000
-"""Milliseconds after which the index has a run. It lags by less, usually below a second."""
+"""Milliseconds after which the index has a run. The lag is usually below a second."""
 _STARTS_CHECK = "starts-check-cancellations"
 _LONGEST_WAIT = 30 * 24 * 3600 * 1000
 """Milliseconds of one timer."""
@@ -33,8 +33,9 @@ _LONGEST_WAIT = 30 * 24 * 3600 * 1000
 class BulkRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A bulk operation; see ``BulkOperationView``.
 
-    Times are milliseconds since the epoch. ``statuses`` are those of a replay; a cancellation has none.
-    ``is_stopped``: it was deleted.
+    - Times are milliseconds since the epoch.
+    - ``statuses``: those of a replay; a cancellation has none.
+    - ``is_stopped``: it was deleted.
     """
 
     id: str
@@ -54,7 +55,7 @@ class BulkRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
 
 
 class BulkInput(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A page of a bulk operation: runs after ``cursor``, which is the id of a run."""
+    """A page of a bulk operation: runs after ``cursor``, a run id."""
 
     record: BulkRecord
     cursor: str | None = None
@@ -63,7 +64,7 @@ class BulkInput(msgspec.Struct, frozen=True, omit_defaults=True):
 class BulkPage(msgspec.Struct, frozen=True, omit_defaults=True):
     """The runs to which the operation was applied.
 
-    ``cursor`` continues; ``None`` if there are no more runs.
+    ``cursor`` is the start of the next page, or ``None`` if there are no more runs.
     """
 
     run_ids: list[str] = []
@@ -113,7 +114,7 @@ class BulkWorkflow:
         self._put(record)
 
     async def _wait_for_more(self) -> bool:
-        """Whether a cancellation has to look for runs again."""
+        """Whether a cancellation must search for runs again."""
         if self._record.is_replay:
             return False
         if not workflow.patched(_STARTS_CHECK):

@@ -23,10 +23,10 @@ from .run_views import RunViews, status_of
 LONGEST_WAIT_SECONDS = 20.0
 _POLL_SECONDS = 1.0
 _MOST_WAITERS = 100
-"""Each makes a request a second to the server."""
+"""Maximum number of waiting clients. Each causes a request a second to the server."""
 _EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _LAG = dt.timedelta(seconds=20)
-"""The index has a change after this time at the latest."""
+"""Maximum lag of the index."""
 
 _logger = get_logger("durably.engine")
 
@@ -34,7 +34,7 @@ _logger = get_logger("durably.engine")
 class ChangePoll:
     """Waits for changes.
 
-    A position is a number of a state, and states are compared for equality only.
+    A position identifies a state. Positions are compared for equality only.
     """
 
     def __init__(self, client: Client, lists: RunLists, views: RunViews) -> None:
@@ -50,9 +50,7 @@ class ChangePoll:
         if after is None or position != after:
             return Changes(position=position)
         if self._waiters >= _MOST_WAITERS:
-            raise TooManyWaitersError(
-                f"{_MOST_WAITERS} clients wait for changes already: close pages that are not looked at"
-            )
+            raise TooManyWaitersError(f"{_MOST_WAITERS} clients already wait for changes: close unused pages")
         self._waiters += 1
         try:
             while position == after and time.monotonic() < until:
@@ -81,14 +79,14 @@ class ChangePoll:
 
 
 def _number(state: str) -> int:
-    """A number below 2^53 for a text."""
+    """A number below 2^53 for a string."""
     return int.from_bytes(hashlib.sha256(state.encode()).digest()[:6]) + 1
 
 
 class _Progress(msgspec.Struct, frozen=True):
     """The changes that were reported.
 
-    ``latest`` is the time of the last one, ``ids`` are the runs with a change since ``since``.
+    ``latest`` is the time of the last one. ``ids`` are the runs with a change since ``since``.
     """
 
     latest: dt.datetime
@@ -99,17 +97,17 @@ class _Progress(msgspec.Struct, frozen=True):
         return self.latest - _LAG
 
     def after(self, times: Iterable[tuple[str, dt.datetime]]) -> "_Progress":
-        """``times`` are all changes since ``since``."""
+        """The next progress. ``times`` are all changes since ``since``."""
         known = dict(times)
         latest = max([self.latest, *known.values()])
         return _Progress(latest, frozenset(each for each, time in known.items() if time >= latest - _LAG))
 
 
 class RunWatch(AsyncIterator[RunUpdate]):
-    """An iteration over starts and ends of runs, which asks the server each second.
+    """Iterates over starts and ends of runs by one request a second.
 
-    Times are those of the server, because its clock and this process's may differ. A read that is cancelled loses no
-    update. It ends when ``closed`` is set.
+    Times are the server's, because its clock and this process's may differ. A cancelled read loses no update. The
+    iteration ends when ``closed`` is set.
     """
 
     def __init__(self, lists: RunLists, views: RunViews, closed: asyncio.Event) -> None:

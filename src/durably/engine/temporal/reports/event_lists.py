@@ -1,4 +1,4 @@
-"""Events, as the runs that they started have them: Temporal stores no others."""
+"""Events, read from the runs that they started. Temporal stores no others."""
 
 import datetime as dt
 import re
@@ -19,7 +19,7 @@ from .run_lists import RunFilter, RunLists
 from .run_views import RunViews, memo_of
 
 _MOST_LOOKED_AT = 200
-"""Runs that one page of events looks at."""
+"""Runs that are read for one page of events."""
 _MOST_RUNS = 50
 _WHOLE_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}\Z")
 _UNMATCHED = (
@@ -30,7 +30,7 @@ _event_decoder = msgspec.json.Decoder(Event)
 
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Events that a list is for. ``id`` is that of an event, or its end."""
+    """The events of a list. ``id`` is an event id, or its suffix."""
 
     name: str | None = None
     received_after: dt.datetime | None = None
@@ -46,7 +46,7 @@ class EventLists:
         self._views = views
 
     async def find(self, event_id: str) -> EventView | None:
-        """The event; ``None`` if it started no run, or the list lags."""
+        """The event, or ``None`` if it started no run or the list lags."""
         for each in await self._started_by(event_id):
             found = await self._event_of(each, event_id)
             if found is not None:
@@ -59,7 +59,7 @@ class EventLists:
         return [run for run in runs if event_id in run.event_ids]
 
     async def list_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> list[EventView]:
-        """``cursor`` is the id of an event."""
+        """A page of events. ``cursor`` is an event id."""
         position = None
         if cursor is not None:
             started = await self._started_by(cursor)
@@ -107,7 +107,7 @@ class EventLists:
         return EventPage(events=events, cursor=None)
 
     async def _events_first_shown_at(self, run: WorkflowExecution, wanted: EventFilter) -> AsyncIterator[EventView]:
-        """The events of a run that no newer run shows already."""
+        """The events of a run that no newer run has."""
         memo = await memo_of(run)
         if memo.rerun_of is not None:
             return

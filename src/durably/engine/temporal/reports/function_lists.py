@@ -1,6 +1,6 @@
 """Functions, apps and schedules, from the memos of their workflows.
 
-Which of them exist is known from Temporal's index, which lags; each is read by Describe, which is consistent.
+Temporal's index, which lags, lists them. Each is read by Describe, which is consistent.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import msgspec
 from temporalio.client import Client
 
 from durably.engine.reports import AppReport, RunLink, ScheduleView, SyncReport
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
@@ -38,7 +38,7 @@ class FunctionLists:
         self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
 
     async def functions(self) -> list[FunctionView]:
-        """The active functions, in the order of apps and of functions within them."""
+        """The active functions, ordered by app and by position in the app."""
         apps = await self.app_records()
         found = await asyncio.gather(*(self._of_app(app_id, record) for app_id, record in apps))
         return list(itertools.chain.from_iterable(found))
@@ -70,7 +70,7 @@ class FunctionLists:
         return record
 
     async def set_paused(self, function_id: str, is_paused: bool) -> None:
-        """Raises ``FunctionNotFoundError``."""
+        """Pause or resume a function. Raises ``FunctionNotFoundError``."""
         await self.get(function_id)
         handle = self._client.get_workflow_handle(function_workflow_id(function_id))
         await handle.execute_update("set_paused", is_paused)
@@ -95,7 +95,7 @@ class FunctionLists:
     async def app_reports(self) -> list[AppReport]:
         """Apps with their last syncs.
 
-        Calls to an app that is away show in Temporal as activities that are retried.
+        Calls to an unreachable app are shown in Temporal as retried activities.
         """
         return [
             AppReport(
@@ -117,7 +117,7 @@ class FunctionLists:
         """The schedules of active functions, by function."""
         views: list[ScheduleView] = []
         for view in await self.functions():
-            function = Function.from_config(view.config, view.app_id)
+            function = SyncedFunction.from_config(view.config, view.app_id)
             if not function.flow.schedules:
                 continue
             runs = await self._cron_runs(view.id)

@@ -22,12 +22,12 @@ from .run_lists import RunFilter, RunLists, format_time
 from .run_views import is_run, memo_of, status_of
 
 _MOST_READ = 5_000
-"""Runs that are read one by one for a report. Of more, the index counts them in longer intervals."""
+"""Maximum number of runs that are read one by one for a report. The index counts more runs in longer intervals."""
 _MOST_INTERVALS, _MOST_OF_FUNCTION, _MOST_COUNTED_INTERVALS = 120, 30, 24
 _MOST_AT_ONCE = 8
 _SAMPLED = 100
 _KEPT_SECONDS = 2.0
-"""Time for which counts are used again: several pages may ask for them."""
+"""Seconds for which counts are cached, because several pages may request them."""
 
 Counts = dict[str, dict[int, list[int]]]
 """Numbers of runs (see ``COLUMNS``) by function and minute."""
@@ -90,7 +90,7 @@ class Loads:
         ]
 
     async def function_report(self, function: FunctionView, since: dt.datetime | None, now: int) -> FunctionReport:
-        """Steps have no durations here: they are in the histories of runs only."""
+        """A function's report. It has no step durations: only histories of runs have them."""
         (load,) = await self.function_loads(since, None, now, function.id)
         durations: list[float] = []
         async for each in self._lists.walk(RunFilter(function_id=function.id)):
@@ -108,7 +108,7 @@ class Loads:
         )
 
     async def live(self, function_ids: list[str]) -> Counter[str]:
-        """Numbers of live runs by function, one count for each."""
+        """Numbers of live runs by function, with one count request each."""
         numbers = await asyncio.gather(
             *(self._number(RunFilter(function_id=each, status=RunStatus.RUNNING)) for each in function_ids)
         )
@@ -129,7 +129,7 @@ class Loads:
     async def _runs(self, axis: Axis, function_id: str | None = None) -> list[WorkflowExecution] | None:
         """The runs that began or ended on the axis.
 
-        ``None`` if there are too many to read.
+        Returns ``None`` if there are too many to read.
         """
         key = axis.since, axis.until, function_id
         kept = self._kept.get(key)
@@ -150,7 +150,7 @@ class Loads:
         return runs
 
     async def _counted(self, axis: Axis, function_id: str | None) -> dict[int, list[int]]:
-        """Numbers of runs by interval, which the index counts."""
+        """Numbers of runs by interval, counted by the index."""
         counts = {minute: [0] * len(COLUMNS) for minute in axis.minutes}
 
         async def count(minute: int, column: int, wanted: RunFilter) -> None:

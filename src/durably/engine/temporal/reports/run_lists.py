@@ -1,8 +1,8 @@
 """Lists of runs from Temporal's index of workflows, newest first.
 
-The index lags behind, usually below a second.
+The index lags, usually below a second.
 
-SQL stores of Temporal do not sort. So a list reads intervals of time, each short enough to be sorted here.
+SQL stores of Temporal do not sort. So a list reads time intervals that are short enough to be sorted here.
 """
 
 import asyncio
@@ -29,11 +29,11 @@ from durably.protocol.engine_errors import NotSupportedError
 from .run_views import is_run
 
 _MOST_SORTED = 500
-"""Runs that are read and sorted together."""
+"""Maximum number of runs that are read and sorted together."""
 _FIRST_INTERVAL = dt.timedelta(minutes=1)
 _SHORTEST_INTERVAL = dt.timedelta(milliseconds=1)
 _CLOCK_DIFFERENCE = dt.timedelta(minutes=5)
-"""The server's clock may be ahead by this much."""
+"""Maximum lead of the server's clock."""
 _EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _RUNS = "WorkflowType = 'durably.Run' AND ExecutionStatus != 'ContinuedAsNew'"
 
@@ -45,7 +45,7 @@ _ENDED: dict[RunStatus, str] = {
     RunStatus.SKIPPED: f"{STATUS.name} = 'Skipped'",
 }
 _OF_ENGINE = (RunStatus.CANCELLED, RunStatus.SKIPPED)
-"""The statuses that the search attribute has."""
+"""Statuses that are stored in the search attribute."""
 _STATUSES = {
     "Running": RunStatus.RUNNING,
     "Completed": RunStatus.COMPLETED,
@@ -54,11 +54,11 @@ _STATUSES = {
     "Canceled": RunStatus.CANCELLED,
     "Terminated": RunStatus.CANCELLED,
 }
-"""By Temporal's names of statuses, for workflows without the search attribute."""
+"""Statuses by Temporal's names, for workflows without the search attribute."""
 
 
 def quote(text: str) -> str:
-    """A text in a query of Temporal."""
+    """A quoted string for a query of Temporal."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 
@@ -68,11 +68,11 @@ def format_time(time: dt.datetime) -> str:
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The runs that a list is for, by conditions of the index.
+    """The runs of a list, by conditions of the index.
 
-    They were created from ``started_after`` until before ``started_before``, and ended likewise. ``id_prefix`` is the
-    beginning of their ids. Of runs that were created from ``only_children_from``, only those count that another run
-    started.
+    - ``started_after``, ``started_before``: half-open range of creation times; the range of end times is the same way.
+    - ``id_prefix``: the prefix of their ids.
+    - ``only_children_from``: later runs count only if another run started them.
     """
 
     status: RunStatus | None = None
@@ -90,11 +90,11 @@ class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def query(self) -> str:
-        """Raises ``NotSupportedError`` for scheduled runs."""
+        """The conditions of a query. Raises ``NotSupportedError`` for scheduled runs."""
         if self.status is RunStatus.SCHEDULED:
             raise NotSupportedError(
-                "lists of an engine on Temporal do not distinguish scheduled and running runs: ask for running "
-                "ones, which have both"
+                "lists of an engine on Temporal do not distinguish scheduled and running runs: select running ones, "
+                "which include both"
             )
         clauses = [_RUNS]
         if self.status is not None:
@@ -134,7 +134,7 @@ class RunLists:
     async def count_by_status(self, wanted: RunFilter) -> dict[RunStatus, int]:
         """Numbers of runs by status; running ones include scheduled ones.
 
-        Raises ``NotSupportedError`` if the server counts no groups.
+        Raises ``NotSupportedError`` if the server cannot count groups.
         """
         by_temporal, *by_engine = await asyncio.gather(
             self._count_groups(f"{wanted.query} AND {STATUS.name} IS NULL"),
@@ -145,7 +145,7 @@ class RunLists:
             counts[of_engine] += found.count
         for group in by_temporal.groups:
             status = _STATUSES.get(str(group.group_values[0]))
-            if status is not None:  # Lists by status have no others either.
+            if status is not None:  # Lists by status have no other statuses either.
                 counts[status] += group.count
         return counts
 
@@ -154,16 +154,16 @@ class RunLists:
             return await self._client.count_workflows(f"{query} GROUP BY ExecutionStatus")
         except RPCError as error:
             if error.status is RPCStatusCode.INVALID_ARGUMENT:
-                raise NotSupportedError(f"the Temporal server counts no runs by status: {error}") from None
+                raise NotSupportedError(f"the Temporal server cannot count runs by status: {error}") from None
             raise
 
     async def read(self, wanted: RunFilter) -> list[WorkflowExecution]:
-        """All of them, newest first."""
+        """All runs, newest first."""
         found = [each async for each in self._client.list_workflows(wanted.query) if is_run(each)]
         return sorted(found, key=_place, reverse=True)
 
     async def walk(self, wanted: RunFilter, after: WorkflowExecution | None = None) -> AsyncIterator[WorkflowExecution]:
-        """Runs, newest first; those that come after a run."""
+        """Runs, newest first, after a run if given."""
         now = dt.datetime.now(dt.UTC)
         until = min(wanted.started_before or now + _CLOCK_DIFFERENCE, now + _CLOCK_DIFFERENCE)
         if after is not None:

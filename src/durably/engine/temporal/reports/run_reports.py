@@ -1,6 +1,6 @@
 """Reports of a run, by queries of its workflow.
 
-A worker of the engine answers them, for ended runs too.
+A worker of the engine answers queries, also for ended runs.
 """
 
 import datetime as dt
@@ -46,7 +46,7 @@ _NO_WORKERS = (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED, RPCStat
 class _Recorded(msgspec.Struct):
     """The record of a run, and its finished steps with their memos.
 
-    ``state`` is that of a live run.
+    ``state`` is set for a live run.
     """
 
     record: RecordPage
@@ -63,7 +63,7 @@ class RunReports:
         self._views = views
 
     async def find(self, run_id: str) -> RunView | None:
-        """A run, with what it waits for now, if a worker answers."""
+        """A run, with its current waits if a worker answers."""
         described = await self._views.describe(run_id)
         if described is None:
             return None
@@ -158,14 +158,14 @@ class RunReports:
         return report_run(run, facts, reporter, steps)
 
     async def record(self, run_id: str) -> RecordPage | None:
-        """The record of a run besides its steps; ``None`` if the run does not exist."""
+        """The record of a run without its steps, or ``None`` if the run does not exist."""
         if await self._views.describe(run_id) is None:
             return None
         record, _ = await self._read_record(run_id)
         return record
 
     async def logs(self, run_id: str, position: int | None, limit: int) -> LogPage:
-        """Lines from ``position`` on, which is 1 for the first; by default the latest."""
+        """Lines from ``position`` on (1 is the first); by default the latest."""
         record = await self.record(run_id)
         described = await self._views.describe(run_id)
         if record is None or described is None:
@@ -177,14 +177,14 @@ class RunReports:
         return LogPage(entries=entries, position=first + len(lines) + 1)
 
     async def batch(self, run_id: str) -> msgspec.Raw | None:
-        """The run's events, as the protocol has them."""
+        """The run's events in the protocol's form."""
         given = await self._views.input(run_id)
         if given is None:
             return None
         return msgspec.Raw(b"[" + b",".join(bytes(event.body) for event in given.events) + b"]")
 
     async def memos(self, run_id: str) -> msgspec.Raw | None:
-        """The run's memos by hashed step id, as the protocol has them."""
+        """The run's memos by hashed step id in the protocol's form."""
         given = await self._views.input(run_id)
         if given is None:
             return None
@@ -224,7 +224,7 @@ class RunReports:
         return first, failed
 
     async def _query(self, run_id: str, name: str, *arguments: Any, result_type: Any, timeout: Any = None) -> Any:
-        """Raises ``RunUnavailableError``."""
+        """Query a run's workflow. Raises ``RunUnavailableError``."""
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
         try:
             return await handle.query(
@@ -237,8 +237,8 @@ class RunReports:
         except WorkflowQueryFailedError as error:
             reason = str(error)
         raise RunUnavailableError(
-            f"no worker of the engine answers for run {run_id} ({reason}): its steps are known again when a process "
-            "with the app runs (the app itself, or `durably worker`)"
+            f"no worker of the engine answers for run {run_id} ({reason}): to read its steps, start a process with the "
+            "app (the app itself, or `durably worker`)"
         )
 
     async def _children(self, run_id: str) -> tuple[list[RunLink], bool]:
@@ -259,7 +259,7 @@ class RunReports:
 
 
 def _calls_under_way(described: WorkflowExecution) -> dict[int, int]:
-    """When calls were made that are under way, in milliseconds, by generation."""
+    """Start times of current calls in milliseconds, by generation."""
     if not isinstance(described, WorkflowExecutionDescription):
         return {}
     found = {}

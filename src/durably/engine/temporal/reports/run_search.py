@@ -1,4 +1,4 @@
-"""Searches of runs, with conditions that need their events and outputs."""
+"""Searches of runs with conditions that need their events and outputs."""
 
 import datetime as dt
 import re
@@ -19,11 +19,11 @@ from .run_lists import RunFilter, RunLists
 from .run_views import RunViews, memo_of, status_of
 
 _MOST_EVALUATED = 200
-"""Runs whose events are read for one page of a search."""
+"""Maximum number of runs whose events are read for one page of a search."""
 _MOST_OF_SUFFIX = 10_000
-"""Runs whose ids are compared for one list."""
+"""Maximum number of runs whose ids are compared for one list."""
 _MOST_COUNTED = 2_000
-"""Runs whose events are read for one count."""
+"""Maximum number of runs whose events are read for one count."""
 _LONGEST_OUTPUT = 16 * 1024
 _WHOLE_ID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}\Z")
 
@@ -36,7 +36,7 @@ class RunSearch:
     async def list_runs(
         self, wanted: RunFilter, limit: int, cursor: str | None = None, id_suffix: str | None = None
     ) -> list[RunView]:
-        """Raises ``NotSupportedError`` if the index has too many runs to find a suffix."""
+        """A page of runs. Raises ``NotSupportedError`` if too many runs must be compared."""
         found: list[WorkflowExecution] = []
         seen = 0
         async for each in self._lists.walk(wanted, await self._position(cursor)):
@@ -47,8 +47,8 @@ class RunSearch:
                 break
             if seen == _MOST_OF_SUFFIX and id_suffix is not None:
                 raise NotSupportedError(
-                    f"an engine on Temporal compares the ends of ids with its {_MOST_OF_SUFFIX} newest runs, and there "
-                    f"are more: give the whole id in place of {id_suffix!r}, or its beginning to a search"
+                    f"an engine on Temporal finds id suffixes among its {_MOST_OF_SUFFIX} newest runs only, and there "
+                    f"are more: give the whole id instead of {id_suffix!r}, or search for its prefix"
                 )
         return await self._views.views(found)
 
@@ -81,7 +81,7 @@ class RunSearch:
         return MatchCount(count=count, is_complete=True)
 
     async def matches(self, execution: WorkflowExecution, condition: Expression, now: int) -> bool:
-        """Whether a condition holds for a run's event and output."""
+        """Whether a condition matches a run's event and output."""
         run_id = run_id_of(execution.id)
         run = await self._views.input(run_id)
         if run is None:
@@ -154,7 +154,7 @@ class RunSearch:
 
 
 def _listed(status: RunStatus) -> RunStatus:
-    """The status under which lists have runs of a status."""
+    """The status that lists use for a status."""
     return RunStatus.RUNNING if status is RunStatus.SCHEDULED else status
 
 

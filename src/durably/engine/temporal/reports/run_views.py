@@ -29,11 +29,11 @@ _STATUSES = {
     WorkflowExecutionStatus.TERMINATED: RunStatus.CANCELLED,
 }
 _MOST_AT_ONCE = 16
-"""Requests to the server that one page of runs makes at once."""
+"""Maximum number of concurrent requests to the server for one page of runs."""
 
 
 def status_of(execution: WorkflowExecution) -> RunStatus:
-    """A live run counts as running.
+    """The status of a workflow. A live run counts as running.
 
     The server does not know whether the app was called.
     """
@@ -61,7 +61,7 @@ class RunViews:
         return None if described is None else await self.view(described)
 
     async def describe(self, run_id: str) -> WorkflowExecution | None:
-        """The run's workflow; ``None`` if there is none."""
+        """The run's workflow, or ``None``."""
         described = await describe(self._client, run_workflow_id(run_id))
         return described if described is not None and is_run(described) else None
 
@@ -107,7 +107,7 @@ class RunViews:
         )
 
     async def output(self, run_id: str) -> msgspec.Raw:
-        """The output of a run, once it has ended."""
+        """The output of an ended run."""
         handle = self._client.get_workflow_handle(run_workflow_id(run_id), result_type=msgspec.Raw)
         try:
             output: msgspec.Raw = await handle.result()
@@ -116,7 +116,7 @@ class RunViews:
             return _error_output(error.cause)
 
     async def input(self, run_id: str) -> RunInput | None:
-        """The input of a run, with its events, from the first event of its history."""
+        """The input of a run with its events, from the first event of its history."""
         handle = self._client.get_workflow_handle(run_workflow_id(run_id))
         with ignoring_not_found():
             async for event in handle.fetch_history_events(page_size=1):
@@ -141,7 +141,7 @@ async def memo_of(execution: WorkflowExecution) -> RunMemo:
 
 
 def _error_output(cause: BaseException | None) -> msgspec.Raw:
-    """The error of a run, as it wrote it, or as Temporal says."""
+    """The error of a run, as it wrote it, or as Temporal reports it."""
     if isinstance(cause, ApplicationError) and cause.details:
         return msgspec.Raw(msgspec.json.encode(cause.details[0]))
     match cause:
@@ -152,7 +152,7 @@ def _error_output(cause: BaseException | None) -> msgspec.Raw:
         case TerminatedError():
             name, message = "FunctionCancelledError", f"the run was terminated on Temporal: {cause}"
         case TimeoutError():
-            name, message = "RunTimedOutError", "Temporal's timeout of the run's workflow is over"
+            name, message = "RunTimedOutError", "the run's workflow has timed out on Temporal"
         case _:
             name, message = type(cause).__name__, str(cause)
     return msgspec.Raw(encode_error(ErrorData(name=name, message=message)))

@@ -1,7 +1,8 @@
 """Bulk cancellations, as they apply to runs that start later.
 
-A function's record has them, so a start of another function looks for none. Those of the range of a cancellation are
-cancelled, and so are descendants of cancelled runs, for an hour. Descendants are found by the senders of events.
+A function's record has its cancellations, so starts of other functions read none. Runs in the time range are cancelled.
+Descendants of cancelled runs are cancelled for one hour. The senders of events find out whether an event has a
+cancelled ancestor.
 """
 
 from collections.abc import AsyncIterator
@@ -35,7 +36,7 @@ class BulkCancellations:
     async def begin(self, record: BulkRecord) -> int:
         """Apply a cancellation to runs that start from now on.
 
-        Repeating this changes nothing. Returns when it began, by the server's clock.
+        Repeating this changes nothing. Returns its start time by the server's clock.
         """
         cancellation = CancellationRecord(
             id=record.id,
@@ -55,7 +56,7 @@ class BulkCancellations:
         return began_at
 
     async def apply(self, run: RunInput, function: FunctionRecord) -> RunInput:
-        """The run; if a cancellation applies to it, it ends without a call."""
+        """The run. If a cancellation applies to it, it ends without a call."""
         if not function.cancellations or run.outcome is not None or not await self._is_cancelled(run, function):
             return run
         return msgspec.structs.replace(run, outcome=_CANCELLED, cancel_on=())
@@ -78,7 +79,7 @@ class BulkCancellations:
         return False
 
     async def _is_in_force(self, cancellation_id: str) -> bool:
-        """False if somebody deleted the cancellation, or ended its workflow in Temporal."""
+        """False if a user deleted the cancellation, or terminated its workflow."""
         described = await describe(self._client, bulk_workflow_id(cancellation_id))
         if described is None:
             return False
@@ -86,7 +87,7 @@ class BulkCancellations:
         return described.status not in ENDED_BY_HAND and not record.is_stopped
 
     async def ancestor_cancelled_at(self, function_id: str, sender: str | None) -> int:
-        """When the last cancelled run of a function ended that led to an event.
+        """End time of the latest cancelled ancestor of an event, for one function.
 
         ``sender`` is the event's. Returns 0 if there is none.
         """
@@ -98,7 +99,7 @@ class BulkCancellations:
         return max(ends, default=0)
 
     async def _ancestors(self, sender: str | None) -> AsyncIterator[tuple[WorkflowExecution, RunMemo]]:
-        """The runs that led to an event, the latest first, until one is no longer known."""
+        """The runs that led to an event, the latest first, until the first unknown one."""
         run_id, is_ancestor = sender, True
         for _ in range(MOST_ANCESTORS):
             described = None if run_id is None else await self._views.describe(run_id)
@@ -107,7 +108,7 @@ class BulkCancellations:
             memo = await memo_of(described)
             if is_ancestor:
                 yield described, memo
-            # A rerun has the event of the run that it repeats. That run's sender led to it, the run itself did not.
+            # A rerun has the event of the original run. The sender of the original led to it, the original did not.
             is_ancestor = memo.rerun_of is None
             run_id = memo.parent if is_ancestor else memo.rerun_of
 

@@ -1,4 +1,4 @@
-"""Events from outside: their ids, and the report about names that match nothing."""
+"""External events: their ids, and the report about names that match nothing."""
 
 import asyncio
 import os
@@ -46,8 +46,8 @@ class EventReceiver:
     ) -> EventReceipt:
         """Route events. They are durable when this returns.
 
-        An event with a known id of its sender changes nothing, as long as the server keeps workflows that have ended.
-        Raises ``EventInvalidError``.
+        A repeated event with an id of its sender changes nothing, as long as the server keeps ended workflows. Raises
+        ``EventInvalidError``.
         """
         checked = [check_event(event, self._settings.max_event_bytes) for event in events]
         id_seed = IdSeed(seed) if seed else None
@@ -70,7 +70,7 @@ class EventReceiver:
     async def _find_sender(self, run_id: str, now: int, traceparent: str | None) -> "_Sender":
         """The run that sends events.
 
-        They continue its trace, and count in its chain.
+        Its events continue its trace and its chain.
         """
         run = await self._router.records.find_run(run_id)
         if run is None:
@@ -79,7 +79,7 @@ class EventReceiver:
         return _Sender(run_id, traceparent, origin_of(0, run.origin, now), run.chain)
 
     async def _known_names(self) -> KnownNames:
-        """The names for explanations. They may lag, unlike the routes of events."""
+        """Known event names for explanations. They may lag, unlike the routes of events."""
         if self._names_read_at is None or time.monotonic() - self._names_read_at > _NAMES_FRESH_SECONDS:
             self._names_read_at = time.monotonic()
             self._names = await self._read_names()
@@ -99,7 +99,7 @@ class EventReceiver:
 
 
 class _Sender(msgspec.Struct, frozen=True):
-    """The parts of an event that are those of its sender."""
+    """The parts of an event that come from its sender."""
 
     run_id: str | None = None
     traceparent: str | None = None

@@ -1,7 +1,7 @@
-"""Routing of events to runs, functions and waits, by the ids of workflows.
+"""Routing of events to runs, functions and waits, by workflow ids.
 
-An event that leads to one workflow goes straight to it. One that leads to several starts a workflow of its own first,
-so that it reaches all of them even if this process ends. Nothing is looked up by visibility queries, which lag.
+An event with one target goes directly to it. An event with several targets first starts its own workflow, so that it
+reaches all of them even if this process ends. Visibility queries are not used, because they lag.
 """
 
 import asyncio
@@ -26,10 +26,10 @@ from durably.engine.scheduling.events import (
     make_received_event,
     value_at,
 )
-from durably.engine.scheduling.registry import Function
+from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.flow.call_queue import run_flow_of
-from durably.engine.temporal.flow.gates import Gates, has_gates
+from durably.engine.temporal.flow.buckets import Buckets, has_buckets
+from durably.engine.temporal.flow.limit_queue import run_flow_of
 from durably.engine.temporal.ids import (
     HTTP_QUEUE,
     WORKFLOWS_QUEUE,
@@ -59,6 +59,7 @@ from durably.engine.temporal.records import Records
 from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
+from durably.engine.temporal.workflow_requests import ignoring_not_found
 from durably.engine.tracing import trace_of_run
 from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
@@ -73,9 +74,9 @@ from .workflows import DELIVERED, SENDERS_TIME, EventWorkflow
 
 _MOST_NAMED_FUNCTIONS = 8
 _MAX_DELIVERY_SECONDS = 3.0
-"""Seconds for which a sender waits for the delivery of an event that is durable already."""
+"""Seconds for which a sender waits for the delivery of an event that is already durable."""
 _MAX_START_DELAY = 600_000
-"""Milliseconds after which a run has started whose event could not be delivered at once."""
+"""Milliseconds within which a run starts if its event could not be delivered immediately."""
 
 _logger = get_logger("durably.engine")
 
@@ -83,7 +84,7 @@ _logger = get_logger("durably.engine")
 class Routes(msgspec.Struct, frozen=True):
     """The routes of an event.
 
-    ``is_known``: functions or waits listen for its name, even if it meets none of their conditions.
+    ``is_known``: functions or waits use its name, even if it matches none of their conditions.
     """
 
     delivery: DeliveryRecord
@@ -97,23 +98,23 @@ class Router:
         self.records = Records(client)
         self.cancellations = BulkCancellations(client, self.records)
         self.waits = Waits(client)
-        self.gates = Gates(client, self.records, self.run_input, self.start)
+        self.buckets = Buckets(client, self.records, self.run_input, self.start)
 
     # events
 
     async def route(self, event: EventRecord, *, is_deduplicated: bool = False) -> Routes:
-        """Bring an event to all that it leads to. It is durable when this returns.
+        """Deliver an event to all of its targets. It is durable when this returns.
 
-        ``is_deduplicated``: the event has an id of its sender, so that another with this id changes nothing.
+        ``is_deduplicated``: the event has an id of its sender. Another event with this id changes nothing.
         """
         routes = await self.find_routes(event)
         delivery = routes.delivery
         if is_deduplicated or len(delivery) > 1:
-            await self._deliver_surely(delivery)
+            await self._deliver_with_retries(delivery)
         else:
             functions = await self.records.find_functions(delivery.function_ids)
             if any(_needs_workflow(function) for function in functions.values()):
-                await self._deliver_surely(delivery)
+                await self._deliver_with_retries(delivery)
             else:
                 await self._deliver(delivery, functions)
         return routes
@@ -128,14 +129,14 @@ class Router:
         return Routes(DeliveryRecord(event, function_ids, waits), is_known)
 
     async def deliver(self, delivery: DeliveryRecord) -> None:
-        """Bring an event to what it leads to. Repeating this changes nothing.
+        """Deliver an event to its targets. Repeating this changes nothing.
 
-        Waits come first: an event does not cancel the runs that it starts, nor end their waits.
+        Waits come first: an event does not cancel the runs that it starts, and does not end their waits.
         """
         await self._deliver(delivery, {})
 
     async def _deliver(self, delivery: DeliveryRecord, functions: Mapping[str, FunctionRecord]) -> None:
-        """``functions`` are those that are known already."""
+        """Deliver an event. ``functions`` are those that are known already."""
         event = delivery.event
         await asyncio.gather(*(self.waits.deliver(event, path, value) for path, value in delivery.waits))
         await asyncio.gather(
@@ -150,7 +151,7 @@ class Router:
             record = self._event_of_run(sent, received)
             await self.deliver((await self.find_routes(record)).delivery)
 
-    async def _deliver_surely(self, delivery: DeliveryRecord) -> None:
+    async def _deliver_with_retries(self, delivery: DeliveryRecord) -> None:
         try:
             handle = await self._client.start_workflow(
                 EventWorkflow.run,
@@ -170,20 +171,21 @@ class Router:
         except (TimeoutError, WorkflowUpdateRPCTimeoutOrCancelledError):
             if not limit.expired():
                 raise
-            # Gates need a worker. If there is none, the workflow delivers the event later.
+            # Buckets need a worker. If there is none, the workflow delivers the event later.
             await self._expect_cancellations(delivery)
             return
-        await handle.signal(DELIVERED)
+        with ignoring_not_found():  # Its workflow has delivered the event meanwhile, after a sender's long stall.
+            await handle.signal(DELIVERED)
 
     async def finish_delivery(self, delivery: DeliveryRecord) -> None:
-        """Deliver an event whose sender did not."""
+        """Deliver an event that its sender did not deliver."""
         await self.deliver(delivery)
         for run in await self._cancellable_runs(delivery):
-            if not await self.waits.is_running(run.run_id):  # A gate has dropped the event, or it has ended already.
+            if not await self.waits.is_running(run.run_id):  # A bucket has dropped the event, or the run has ended.
                 await self.waits.leave(LeaveInput(cancel_waits(run)))
 
     async def _expect_cancellations(self, delivery: DeliveryRecord) -> None:
-        """Let events cancel the runs that the event starts later."""
+        """Register waits for events that cancel the runs which the event starts later."""
         waits = [wait for run in await self._cancellable_runs(delivery) for wait in cancel_waits(run)]
         try:
             async with asyncio.timeout(_MAX_DELIVERY_SECONDS):
@@ -191,14 +193,13 @@ class Router:
                     await self.waits.register(msgspec.structs.replace(wait, start_within=_MAX_START_DELAY))
         except TimeoutError:
             _logger.warning(
-                "the event %s (%s) starts its runs when a worker runs; events that would cancel them have no effect "
-                "before",
+                "the event %s (%s) starts its runs once a worker runs; events cannot cancel them before that",
                 delivery.event.id,
                 delivery.event.name,
             )
 
     async def _cancellable_runs(self, delivery: DeliveryRecord) -> list[RunInput]:
-        """The runs that an event starts now, or would if their gates had a worker."""
+        """The runs that an event starts, whether or not their buckets have a worker."""
         functions = (await self.records.find_functions(delivery.function_ids)).values()
         starts = [each for each in functions if each.is_active and each.config.cancel and not _is_held(each)]
         return [self.run_input(function, (delivery.event,)) for function in starts]
@@ -208,14 +209,14 @@ class Router:
     async def _trigger(self, function_id: str, event: EventRecord, known: FunctionRecord | None = None) -> None:
         function = known or await self.records.find_function(function_id)
         if function is not None and function.is_active:
-            await self.gates.trigger(function, event)
+            await self.buckets.trigger(function, event)
 
     def run_input(self, record: FunctionRecord, events: tuple[EventRecord, ...]) -> RunInput:
-        """The run of a function for events.
+        """The input of a function's run for events.
 
-        It is skipped, or fails at once, if the function must not start.
+        The run is skipped, or fails immediately, if the function must not start.
         """
-        function = Function.from_config(record.config, record.app_id, record.app_version)
+        function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
         outcome = self._outcome_of(record, events[0])
         cancel_on = () if outcome is not None else cancel_on_of(function.flow, wall_clock())
         return RunInput(
@@ -308,14 +309,14 @@ class Router:
             return ResolvedInvocation(error=runaway)
         await self.deliver(await self._find_others(record, function_id))
         run = self.run_input(function, (record,))
-        if not has_gates(function.config):
+        if not has_buckets(function.config):
             run = await self.cancellations.apply(run, function)
         if run.outcome is not None:
             await self.start(run, function)
             return ResolvedInvocation(error=run.outcome.error)
-        if has_gates(function.config):
+        if has_buckets(function.config):
             invoker = InvokerRecord(invocation.run_id, invocation.step_id, invocation.name)
-            await self.gates.trigger(function, msgspec.structs.replace(record, invoker=invoker))
+            await self.buckets.trigger(function, msgspec.structs.replace(record, invoker=invoker))
             return ResolvedInvocation(run_id=None if function.config.batch_events else run.run_id)
         await self._listen_for_cancellations(run)
         return ResolvedInvocation(run=msgspec.structs.replace(run, parent_step=invocation.name))
@@ -334,7 +335,7 @@ class Router:
         )
 
     async def invoke(self, function_id: str, event: Event, event_id: str) -> str:
-        """Start a run of one function for an event, whatever its triggers.
+        """Start a run of one function for an event, regardless of its triggers.
 
         Returns the run's id. Raises ``FunctionNotFoundError``.
         """
@@ -347,19 +348,19 @@ class Router:
         record = EventRecord(id=event_id, name=event.name, body=msgspec.Raw(received.body), at=now)
         others = await self._find_others(record, function_id)
         function_ids = (function_id, *others.function_ids)
-        await self._deliver_surely(msgspec.structs.replace(others, function_ids=function_ids))
+        await self._deliver_with_retries(msgspec.structs.replace(others, function_ids=function_ids))
         return make_run_id(now, event_id, function_id)
 
     async def route_to(self, function_id: str, event: EventRecord) -> None:
         """Route an event that is meant for one function.
 
-        Other functions that it triggers start as well. The caller repeats this until it succeeds.
+        Other functions that it triggers start too. The caller repeats this until it succeeds.
         """
         await self.deliver(await self._find_others(event, function_id))
         await self._trigger(function_id, event)
 
     async def _find_others(self, event: EventRecord, function_id: str) -> DeliveryRecord:
-        """The delivery of an event that is meant for one function, to all others."""
+        """The delivery of an event to all targets but the function for which it is meant."""
         found = (await self.find_routes(event)).delivery
         others = tuple(each for each in found.function_ids if each != function_id)
         return msgspec.structs.replace(found, function_ids=others)
@@ -377,11 +378,11 @@ def _triggered(topics: Iterable[TopicRecord], fields: dict[str, object]) -> dict
 
 def _needs_workflow(function: FunctionRecord) -> bool:
     """Whether a start of the function takes several requests."""
-    return bool(function.config.cancel) or has_gates(function.config)
+    return bool(function.config.cancel) or has_buckets(function.config)
 
 
 def _is_held(function: FunctionRecord) -> bool:
-    """Whether runs start some time after their events, which others cancel no earlier."""
+    """Whether a debounce or batch delays runs. No event cancels them before they start."""
     return bool(function.config.debounce or function.config.batch_events)
 
 
@@ -400,8 +401,8 @@ def _metadata_of(invocation: InvokeInput) -> dict[str, object]:
     }
 
 
-def _finish_timeout_of(function: Function) -> int | str | None:
-    """The option ``timeouts.finish`` as text, or in milliseconds."""
+def _finish_timeout_of(function: SyncedFunction) -> int | str | None:
+    """The option ``timeouts.finish`` as a string, or in milliseconds."""
     timeouts = function.flow.options.timeouts
     finish = None if timeouts is None else timeouts.finish
     return milliseconds(finish) if isinstance(finish, dt.timedelta) else finish

@@ -11,20 +11,20 @@ from durably.engine.scheduling.events import index_key
 from durably.engine.temporal.messages import CancelRecord, Condition, MatchInput, RunInput, WaitRecord
 
 _EXACT_KEYS = ("text:", "hash:", "true", "false")
-"""The beginnings of keys that no different value shares. Null's key is that of missing fields too."""
+"""Prefixes of keys that only equal values share. Null and missing fields have the same key."""
 _NUMBER = "number:"
 _LARGEST_EXACT = 2**53
 """Larger numbers are rounded in keys."""
 
 MAX_CONDITION_BYTES = 4096
-"""The largest condition with the part of the trigger that it reads. A wait workflow holds those of all its waits."""
+"""Maximum size of a condition, with the part of the trigger that it reads. A wait workflow stores the conditions of all
+its waits."""
 
 
 class WaitKey(msgspec.Struct, frozen=True):
     """The path of the wait index, and the value that an event must have there.
 
-    Both are ``None`` if no value is required.
-    ``is_exact``: each event with this value meets the whole condition.
+    Both are ``None`` if no value is required. ``is_exact``: each event with this value meets the whole condition.
     """
 
     path: str | None = None
@@ -42,7 +42,7 @@ def wait_key(expression: str | None, trigger: Mapping[str, Any]) -> WaitKey:
 
 
 def condition_of(expression: str | None, trigger: Mapping[str, Any]) -> Condition | None:
-    """The condition of a wait; ``None`` if it reads too much of the trigger."""
+    """The condition of a wait, or ``None`` if it reads too much of the trigger."""
     if expression is None:
         return None
     part = msgspec.json.encode(compile_expression(expression).part_of(trigger))
@@ -52,13 +52,13 @@ def condition_of(expression: str | None, trigger: Mapping[str, Any]) -> Conditio
 
 
 _MATCH_SECONDS = 5.0
-"""Time for the conditions of one event, which may be slow and many."""
+"""Seconds for all conditions of one event. Conditions may be slow and many."""
 
 
 def matching(wanted: MatchInput, now: int, seconds: float = _MATCH_SECONDS) -> list[int]:
     """The indexes of the conditions that an event may meet.
 
-    After ``seconds`` the others are taken to be met: their runs evaluate them again.
+    After ``seconds`` all remaining conditions count as met: their runs evaluate them again.
     """
     fields = msgspec.json.decode(wanted.event.body)
     end = time.monotonic() + seconds
@@ -86,15 +86,15 @@ _CANCEL_PREFIX = "cancel:"
 
 
 def cancel_step_id(position: int) -> str:
-    """The id in place of a step's for an event that cancels a run.
+    """The id, in place of a step id, for an event that cancels a run.
 
-    ``position`` is that in ``cancel_on``.
+    ``position`` is the position in ``cancel_on``.
     """
     return f"{_CANCEL_PREFIX}{position}"
 
 
 def cancel_position(step_id: str) -> int | None:
-    """The position that ``cancel_step_id`` was made of; ``None`` for the id of a step."""
+    """The position of a ``cancel_step_id``, or ``None`` for a step id."""
     position = step_id.removeprefix(_CANCEL_PREFIX)
     return int(position) if position != step_id and position.isdecimal() else None
 

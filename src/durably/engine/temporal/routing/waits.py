@@ -23,7 +23,7 @@ from .workflows import SignalWorkflow, WaitState, WaitWorkflow
 
 _MOST_TRIES = 5
 _NEVER_RAN = "not found"
-"""Part of the server's error for a workflow that does not exist. That of one that has ended has another text."""
+"""Part of the server's error for a workflow that does not exist. The error for an ended workflow has another text."""
 
 
 class Waits:
@@ -55,9 +55,9 @@ class Waits:
         )
 
     async def add_path(self, event_name: str, path: str | None) -> bool:
-        """Make events of a name look for waits by a path.
+        """Make events of a name search for waits by a path.
 
-        False if they look for too many paths already.
+        Returns false if the name has the maximum number of paths.
         """
         topic = await self._records.find_topic(event_name)
         return path in topic.paths or bool(await self.update_topic(event_name, "add_path", path, topic, bool))
@@ -87,27 +87,27 @@ class Waits:
                     await handle.signal("event", event)
 
     async def _is_restored(self, workflow_id: str, error: RPCError) -> bool:
-        """Whether a workflow runs again that did not get a message. Raises other errors."""
+        """Whether the workflow that missed a message is restored. Raises other errors."""
         if error.status is not RPCStatusCode.NOT_FOUND:
             raise error
-        # Most often nothing ever waited for the value. Then the server has no such workflow.
+        # Usually nothing ever waited for the value. Then the server has no such workflow.
         return _NEVER_RAN not in error.message.lower() and await self._restorer.restore(workflow_id)
 
     # signals
 
     async def register_signal(self, wait: SignalRecord) -> bool:
-        """False if another step waits for the signal."""
+        """Register a wait for a signal. Returns false if another step waits for it."""
         await self._restorer.restore(signal_workflow_id(wait.signal))
         for _ in range(_MOST_TRIES):
             holder = await self._try_signal(wait)
             if holder is None or await self.is_running(holder):
                 return holder is None
-            # Its run has ended without leaving, for example because somebody terminated it.
+            # Its run has ended without deregistering, for example because a user terminated it.
             await self._leave_signal(wait.signal, holder)
         return False
 
     async def _try_signal(self, wait: SignalRecord) -> str | None:
-        """The id of the run that waits for the signal already."""
+        """The id of the run that already waits for the signal."""
         holder: str | None = await update_with_start(
             self._client,
             "wait",
@@ -120,7 +120,7 @@ class Waits:
         return holder
 
     async def send_signal(self, name: str, memo: bytes) -> str | None:
-        """The id of the run that waited for the signal. Its step gets the memo."""
+        """Send a signal. Returns the id of the run that waited. Its step gets the memo."""
         handle = self._client.get_workflow_handle(signal_workflow_id(name))
         for _ in range(_MOST_TRIES):
             try:
@@ -141,7 +141,7 @@ class Waits:
     # ends
 
     async def leave(self, left: LeaveInput) -> None:
-        """End waits. Repeating it changes nothing."""
+        """Remove waits. Repeating it changes nothing."""
         await asyncio.gather(
             *map(self._leave_wait, left.waits),
             *(self._leave_signal(wait.signal, wait.run_id, wait.step_id) for wait in left.signals),
@@ -161,7 +161,7 @@ class Waits:
 
 
 def _unindexed(wait: WaitRecord) -> WaitRecord:
-    """The wait among those that require no value. Its run evaluates the condition."""
+    """The same wait without a required value. Its run evaluates the condition."""
     return msgspec.structs.replace(wait, path=None, value=None, is_exact=False)
 
 

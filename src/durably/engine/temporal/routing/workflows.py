@@ -1,7 +1,7 @@
-"""The workflows of routing: fan-outs of events, waits for events and signals.
+"""Workflows of routing: fan-outs of events, waits for events and signals.
 
-The sender of an event delivers it, and reports that to the event's workflow. If it does not, for example because its
-process ended, the workflow delivers the event when it begins, after a delay.
+The sender of an event delivers it, and reports that to the event's workflow. Without this report, for example because
+the sender's process ended, the workflow delivers the event when it begins, after a delay.
 
 A workflow of waits exists as long as a run waits. An event for which no run waits finds no workflow, and costs nothing.
 """
@@ -39,24 +39,25 @@ DELIVERED = "delivered"
 SENDERS_TIME = dt.timedelta(seconds=15)
 """The start delay of the workflow. A signal does not end it early."""
 MAX_PARALLEL_DELIVERIES = 500
-"""The server refuses more than 2,000 signals of a workflow at once."""
+"""The server refuses more than 2,000 signals of a workflow at a time."""
 MAX_DELIVERED_BYTES = 2_000_000
-"""The size of parallel deliveries. The server refuses messages of more than 4 MB."""
+"""Maximum size of parallel deliveries. The server refuses messages of more than 4 MB."""
 _DELIVERY_BYTES = 300
-"""The size of a delivery without its event, about."""
+"""Approximate size of a delivery without its event."""
 _MAX_STATE_BYTES = 1_400_000
-"""The size of a packed state, which is a third larger in a payload of up to 2 MB."""
+"""Maximum size of a packed state, which is a third larger in a payload of up to 2 MB."""
 MATCH = "durably.match"
-"""The local activity that evaluates conditions: histories have its result, whatever a later version would answer."""
+"""The local activity that evaluates conditions. Histories store its result, because a later version may have another
+result."""
 _MAX_CONDITIONS = 1000
-"""Conditions that one activity evaluates. Each may be another expression, which takes milliseconds to compile."""
+"""Maximum number of conditions for one activity. Each may be another expression, and takes milliseconds to compile."""
 _MATCH_TIMEOUT = dt.timedelta(seconds=30)
 _KEPT_PAUSE = 1.0
 """Seconds between two deliveries to a run that has not started."""
 FULL_BYTES = 1_000_000
-"""The packed state from which no further wait is taken. Those that arrive before the next execution need the rest."""
+"""The packed size from which no further wait is accepted. Waits that arrive before the next execution need the rest."""
 START_GRACE = dt.timedelta(minutes=1)
-"""The time within which the run of an early wait starts."""
+"""Time within which the run of an early wait must start."""
 Key = tuple[str, str]
 """A run and its step."""
 
@@ -79,7 +80,7 @@ class EventWorkflow:
 
 
 class Waiting(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
-    """A wait as in ``WaitRecord``. ``since`` is when it was registered."""
+    """A wait as in ``WaitRecord``. ``since`` is the time of its registration."""
 
     run_id: str
     step_id: str
@@ -97,9 +98,9 @@ class Waiting(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
 
 
 class PendingDelivery(msgspec.Struct, frozen=True):
-    """An event, and the waits that have still to get it.
+    """An event, and the waits to which it has not been delivered.
 
-    It reaches ``unmatched`` ones only if it meets their conditions.
+    It reaches the waits ``unmatched`` only if it meets their conditions.
     """
 
     event: EventRecord
@@ -108,9 +109,9 @@ class PendingDelivery(msgspec.Struct, frozen=True):
 
 
 class WaitState(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The state of a wait workflow when it continues as a new one.
+    """The state of a wait workflow when it continues as new.
 
-    ``capacity`` is the number of waits that it takes, if it had nearly too many.
+    ``capacity`` is the maximum number of waits, if it nearly had too many.
     """
 
     waits: tuple[Waiting, ...] = ()
@@ -131,7 +132,7 @@ class WaitWorkflow:
         self._capacity = state.capacity
         self._refused: list[WaitRecord] = []
         self._kept: list[PendingDelivery] = []
-        """Deliveries to runs that have still to start."""
+        """Deliveries to runs that have not started."""
         self._is_too_large = False
 
     @workflow.run
@@ -147,12 +148,12 @@ class WaitWorkflow:
                 await self._repeat_kept()
             else:
                 await self._sleep()
-        # A signal that arrives now makes the server refuse the end, so no wait is lost.
+        # If a signal arrives now, the server refuses the end, so no wait is lost.
 
     def _continue_as_new(self) -> None:
         """Continue in another execution, unless its input would be too large.
 
-        Then events are delivered first.
+        If it would be, events are delivered first.
         """
         waits, deliveries = tuple(self._waits.values()), (*self._deliveries, *self._kept)
         if sum(len(each.event.body) for each in deliveries) <= _MAX_STATE_BYTES:
@@ -198,7 +199,7 @@ class WaitWorkflow:
             self._deliveries.append(PendingDelivery(event, (), unmatched))  # Conditions may be slow.
 
     async def _sleep(self) -> None:
-        """Wait for a signal, or for the time-out of a wait."""
+        """Wait for a signal, or for the timeout of a wait."""
         waits, deliveries = len(self._waits), len(self._deliveries)
         until = min((wait.until for wait in self._waits.values() if wait.until is not None), default=None)
         seconds = None if until is None else max((until - now()) / 1000, 0.001)
@@ -235,8 +236,8 @@ class WaitWorkflow:
 
     async def _refuse(self, wait: WaitRecord) -> None:
         problem = (
-            f"{self._capacity} waits for the event {wait.event!r} have the same value, or none, and Temporal can hold "
-            "no more: give the wait a condition with an equality, such as event.data.id == async.data.id"
+            f"{self._capacity} waits for the event {wait.event!r} have the same value, or none, which is the maximum "
+            "on Temporal: give the wait a condition with an equality, such as event.data.id == async.data.id"
         )
         if cancel_position(wait.step_id) is not None:
             workflow.logger.warning("the run %s cannot be cancelled by an event: %s", wait.run_id, problem)
@@ -301,13 +302,13 @@ class SignalWorkflow:
                 self._wait = None
 
     async def _next(self) -> SignalRecord | None:
-        """The wait; ``None`` once there is none, and no Update is under way."""
+        """The wait, or ``None`` if there is none and no Update is running."""
         await workflow.wait_condition(lambda: self._wait is not None or workflow.all_handlers_finished())
         return self._wait
 
     @workflow.update(name="wait")
     def wait(self, wait: SignalRecord) -> str | None:
-        """Register a wait. The id of the run that waits for the signal already, if any."""
+        """Register a wait. Returns the id of a run that already waits for the signal."""
         self._is_new = False
         before = self._wait
         if before is not None and not wait.replaces and not _is_same(before, wait):
@@ -317,14 +318,14 @@ class SignalWorkflow:
 
     @workflow.signal(name="leave")
     def leave(self, run_id: str, step_id: str | None) -> None:
-        """End the wait of a run's step, or of whichever of its steps waits."""
+        """End the wait of a run's step, or of the run's waiting step if none is given."""
         wait = self._wait
         if wait is not None and wait.run_id == run_id and step_id in (None, wait.step_id):
             self._wait = None
 
     @workflow.update(name="send")
     async def send(self, memo: msgspec.Raw) -> str | None:
-        """The id of the run that waited; the signal ends its wait."""
+        """Deliver the signal, which ends the wait. Returns the id of the run that waited."""
         wait, self._wait = self._wait, None
         if wait is None:
             return None

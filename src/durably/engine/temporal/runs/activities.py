@@ -1,8 +1,8 @@
 """Activities of runs: calls to apps, and requests of steps.
 
-The requests are those of ``fetch`` and ``ai.infer``. The process that got the options of a request from the app makes
-it. Options may hold credentials, so they are in no history: they stay in the memory of the process, whose own task
-queue gets the requests. If they are lost with the process, the run asks the app again.
+The requests are those of ``fetch`` and ``ai.infer``. The process that received the options of a request from the app
+makes the request. Options may contain credentials, so they are in no history. They stay in the memory of the process,
+and its own task queue gets the requests. If they are lost with the process, the run calls the app for them again.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.ops import REQUESTS
-from durably.engine.scheduling.requests.step_requests import Outbound, perform
+from durably.engine.scheduling.requests.step_requests import OutboundClient, perform
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
@@ -46,13 +46,14 @@ REQUEST = "durably.request"
 _MAX_KEPT_BYTES = 128 * 1024 * 1024
 CALL = "durably.call"
 STEPS = "steps"
-"""The signal with steps of an answer that follows."""
+"""The signal with those steps of an answer that are sent ahead of it."""
 CALL_RETURNED = "CallReturnedError"
-"""The type of the failure of a call whose process stops."""
+"""The failure type of a call whose process stops."""
 _MAX_UNREACHED_SECONDS = 66.0
-"""A call waits for an app that is down with at most 60 attempts in the first hour, the quick first ones included."""
+"""Maximum pause between attempts to reach an app that is down. The first hour has at most 60 attempts, including the
+quick first ones."""
 _MAX_SLOT_SECONDS = 60.0
-"""Seconds for which a process holds a call that has no slot. It sends heartbeats, which are billed."""
+"""Seconds for which a process keeps a call without a slot. It sends heartbeats, which are billed."""
 _RETURN_DELAY = dt.timedelta(milliseconds=50)
 
 _logger = get_logger("durably.engine")
@@ -60,7 +61,7 @@ _logger = get_logger("durably.engine")
 
 @asynccontextmanager
 async def heartbeats() -> AsyncIterator[None]:
-    """Send a heartbeat after each half of the activity's time-out.
+    """Send a heartbeat after each half of the activity's timeout.
 
     Heartbeats are billed, and most calls are shorter.
     """
@@ -82,11 +83,11 @@ async def _send(seconds: float) -> None:
 class StepRequests:
     """The options of requests by run and step, and the activity that makes them.
 
-    ``queue`` is the task queue of this process. The oldest options are dropped when all are too large: they are asked
-    for again.
+    ``queue`` is the task queue of this process. The oldest options are dropped if all are too large. Dropped options
+    are requested from the app again.
     """
 
-    def __init__(self, queue: str, outbound: Outbound) -> None:
+    def __init__(self, queue: str, outbound: OutboundClient) -> None:
         self.queue = queue
         self._outbound = outbound
         self._opts: OrderedDict[tuple[str, str], tuple[dict[str, Any], int]] = OrderedDict()
@@ -136,7 +137,7 @@ class StepRequests:
             self._bytes -= dropped[1]
 
 
-class Caller(Protocol):
+class ActivityCaller(Protocol):
     """Makes calls to an app, in this process or over HTTP."""
 
     async def __call__(self, call: CallInput, data: CallData) -> Answer: ...
@@ -145,14 +146,14 @@ class Caller(Protocol):
 class CallActivities:
     """The activity that calls apps.
 
-    It is apart from the others, because its task queue is that of the app. ``at_once`` limits the calls of the process:
-    those with leased slots come from workers of their own.
+    It is separate from the others, because its task queue is that of the app. ``at_once`` limits the calls of the
+    process: calls with leased slots come from separate workers.
     """
 
     def __init__(
         self,
         client: Client,
-        call: Caller,
+        call: ActivityCaller,
         requests: StepRequests,
         slots: CallSlots,
         at_once: asyncio.Semaphore,
@@ -173,7 +174,7 @@ class CallActivities:
     @activity.defn(name=CALL)
     async def call(self, call: CallInput) -> CallResult:
         if self._slots.is_closed:
-            # Nothing of the call has happened, so that it keeps its generation.
+            # The function was not started, so the call keeps its generation.
             raise _passed_on("the process stops")
         try:
             async with heartbeats(), self._leased_slot(call.function_id), self._at_once:
@@ -187,15 +188,16 @@ class CallActivities:
         except SlotsClosedError:
             raise _passed_on("the process has no free slot") from None
         except SlotLostError:
-            # Other processes may use the slot. This one's function may not have ended.
+            # Other processes may use the slot, and this process's function may still run.
             raise returned_call("the process has lost the lease of the call's slot") from None
         except asyncio.CancelledError:
             if activity.is_worker_shutdown():
-                # Another process makes the call, with a new generation: this one's function may not have ended.
+                # Another process makes the call, with a new generation: this process's function may still run.
                 raise returned_call("the process stops") from None
             details = activity.cancellation_details()
             if details is not None and not details.cancel_requested:
-                # No run waits for the call: it was cancelled, for example. Otherwise the worker would log a traceback.
+                # No run waits for the call. It was cancelled, for example. Without this error the worker would log a
+                # traceback.
                 raise returned_call("the call's run has ended, or has given it up") from None
             raise
         result = result_of(answer, self._requests.queue if has_requests else None)
@@ -204,8 +206,9 @@ class CallActivities:
     async def _commit_steps(self, call: CallInput, fitted: FittedAnswer) -> Answer:
         """Commit the steps of an answer that is too large for one payload.
 
-        Returns the rest of the answer, or a failure if the run refuses the steps. They are signals if the server
-        accepts no further Update: unlike an app, the run may learn from the rest that they were refused.
+        Returns the rest of the answer, or a failure if the run refuses the steps. If the server accepts no further
+        Update, they are sent as signals: unlike an app, the run can see from the rest of the answer that they were
+        refused.
         """
         run = self._run_of_activity(call)
         for steps in fitted.checkpoints:
@@ -229,7 +232,7 @@ class CallActivities:
         return self._leases.slot(function_id, min(_MAX_SLOT_SECONDS, timeout.total_seconds() / 10))
 
     def _note_reached(self, app_id: str, answer: Answer) -> None:
-        """Log once that an app does not answer, and that it answers again."""
+        """Log once that an app does not answer, and once that it answers again."""
         if isinstance(answer, Unreached) and app_id not in self._away:
             self._away.add(app_id)
             _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
@@ -265,9 +268,9 @@ class CallActivities:
         return content
 
     async def _fetch_content(self, call: CallInput, known: RunContent | None) -> RunContent:
-        """The content of a call, based on what this process has if that fits."""
+        """The content of a call, based on this process's content if that fits."""
         if known is not None:
-            # The workflow's own content is not changed: its thread adds to it.
+            # Copy it: the workflow's thread adds to its own content.
             content = await self._extend(call, known.copy())
             if content.begins_with(call.memos, call.digest):
                 return content
@@ -309,12 +312,12 @@ async def read_content(run: WorkflowHandle[Any, Any], request: ContentRequest) -
 
 
 def returned_call(reason: str) -> ApplicationError:
-    """The error by which a run repeats a call at once. The worker does not log it."""
+    """The error after which a run repeats a call immediately. Workers do not log it."""
     return ApplicationError(reason, type=CALL_RETURNED, non_retryable=True, category=ApplicationErrorCategory.BENIGN)
 
 
 def _passed_on(reason: str) -> ApplicationError:
-    """The error by which the server gives a call to another worker."""
+    """The error after which the server gives a call to another worker."""
     return ApplicationError(
         reason,
         type=CALL_RETURNED,
@@ -324,7 +327,7 @@ def _passed_on(reason: str) -> ApplicationError:
 
 
 def _unreached(answer: Unreached) -> ApplicationError:
-    """The error by which the server repeats the call later.
+    """The error after which the server repeats the call later.
 
     A repetition adds no events to the run's history.
     """
@@ -337,7 +340,7 @@ def _unreached(answer: Unreached) -> ApplicationError:
 
 
 def unreached_seconds(attempt: int) -> float:
-    """Seconds after an attempt to reach an app until the next one.
+    """Seconds between an attempt to reach an app and the next one.
 
     The first attempt has the number 1.
     """

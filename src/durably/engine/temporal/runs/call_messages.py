@@ -1,6 +1,6 @@
-"""Calls of runs and their answers, checkpoints, memos and requests, as messages.
+"""Messages: calls of runs and their answers, checkpoints, memos and requests.
 
-They are in histories, so a field may be added with a default, and none may be renamed or removed.
+Messages are in histories, so a field may be added with a default, and none may be renamed or removed.
 """
 
 import msgspec
@@ -17,8 +17,8 @@ from durably.protocol.opcodes import Op, Opcode
 class CallInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """A call, without its memos.
 
-    Memos in inputs would make histories grow with the square of the steps.
-    ``memos`` is the number of them, and ``digest`` that of ``RunContent``.
+    Memos in inputs would make histories grow with the square of the steps. ``memos`` is their number, and ``digest``
+    that of ``RunContent``.
     """
 
     run_id: str
@@ -41,7 +41,7 @@ class ReturnedResult(msgspec.Struct, frozen=True, tag="returned"):
 class OpsResult(msgspec.Struct, frozen=True, tag="ops", omit_defaults=True):
     """An answer with ops.
 
-    ``requests_queue``: the task queue of the process that has the options of the requests among the ops.
+    ``requests_queue``: the task queue of the process that has the options of requests among the ops.
     """
 
     ops: list[Op]
@@ -61,8 +61,8 @@ class FailedResult(msgspec.Struct, frozen=True, tag="failed", omit_defaults=True
 
 
 CallResult = ReturnedResult | OpsResult | FailedResult
-"""An answer as JSON that people can read. The activity repeats calls that do not reach the app, so it has none of
-these. ``called_at`` is when the call was made, in milliseconds since the epoch."""
+"""An answer as readable JSON. The activity repeats calls that do not reach the app, so they have no answer.
+``called_at`` is the start time of the call, in milliseconds since the epoch."""
 
 
 def result_of(answer: Answer, requests_queue: str | None = None) -> CallResult:
@@ -92,7 +92,8 @@ def answer_of(result: CallResult) -> Answer:
 class CheckpointInput(msgspec.Struct, frozen=True, omit_defaults=True):
     """Steps that a call has finished: the argument of the Update ``checkpoint``.
 
-    ``execution`` is the ``execution_of`` the workflow that made the call; 0 if the request names it otherwise.
+    ``execution`` is the ``execution_of`` the workflow that made the call, or 0 if the request identifies it in another
+    way.
     """
 
     generation: int
@@ -104,7 +105,7 @@ class CheckpointInput(msgspec.Struct, frozen=True, omit_defaults=True):
 class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
     """A page of a run's memos, from the answer of the query ``content``.
 
-    ``events`` and ``step_input`` are in the page from 0 only. ``total`` is the number of memos.
+    Only page 0 has ``events`` and ``step_input``. ``total`` is the number of memos.
     """
 
     total: int
@@ -115,9 +116,9 @@ class ContentPage(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class ContentRequest(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A page of memos after a number of them, and up to another.
+    """A range of memos: the argument of the query ``content``.
 
-    It is the argument of the query ``content``. ``has_steps``: the page has the rows of the memos too.
+    ``has_steps``: the page also has the rows of the memos.
     """
 
     after: int
@@ -133,7 +134,7 @@ class MemosToCopy(msgspec.Struct, frozen=True):
 
 
 class RequestInput(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """A request for a step, without its options, which may hold credentials."""
+    """A request for a step, without its options, which may contain credentials."""
 
     run_id: str
     step_id: str

@@ -1,12 +1,13 @@
 """Events and memos of runs in this process, for the calls that it makes.
 
-The bytes never pass through the inputs of activities. The worker that executes a run's workflow fills the cache; a
-process that makes a call without having them asks the workflow, page by page.
+Inputs of activities never contain these bytes. The worker that executes a run's workflow fills the cache. A process
+that makes a call without them reads them from the workflow, page by page.
 """
 
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from weakref import WeakValueDictionary
 from zlib import crc32
 
 from durably.engine.temporal.messages import MemoRecord
@@ -15,17 +16,17 @@ MAX_PAGE_BYTES = 1024 * 1024
 """The size of a page of memos. A payload of Temporal has at most 2 MB."""
 MAX_CACHE_BYTES = 256 * 1024 * 1024
 _RUN_BYTES, _MEMO_BYTES = 600, 230
-"""Memory of a run and of a memo in the cache, besides their JSON. Most are small."""
+"""Memory of a run and of a memo in the cache, in addition to their JSON. Most are small."""
 
 
 class RunContent:
-    """The events of a run as JSON, and its memos by hashed step id, in their order.
+    """The events of a run as JSON, and its memos by hashed step id, in order.
 
-    A process may have memos that were never committed, or in another order: it executed a workflow task whose result
-    did not reach the server. So the first memos are known by their number and their digest.
+    A process may have memos that were never committed, or in another order, if it executed a workflow task whose result
+    did not reach the server. So the first memos are identified by their number and their digest.
 
-    ``step_input`` is the input that a person gave a step of a rerun: see ``CallData``. ``size`` is the bytes of memory,
-    roughly.
+    ``step_input`` is the input that a user gave a step of a rerun: see ``CallData``. ``size`` is the approximate memory
+    in bytes.
     """
 
     __slots__ = ("_digests", "events", "memos", "size", "step_input")
@@ -51,7 +52,7 @@ class RunContent:
         return self._digests[-1]
 
     def begins_with(self, count: int, digest: int) -> bool:
-        """Whether the first ``count`` memos are those with this digest."""
+        """Whether the first ``count`` memos have this digest."""
         return count <= len(self.memos) and self._digests[count] == digest
 
     def page(self, after: int, until: int) -> int:
@@ -64,7 +65,7 @@ class RunContent:
         return end
 
     def copy(self) -> "RunContent":
-        """The same content, to which another thread may add."""
+        """The same content. Another thread may add to the copy."""
         copied = RunContent(self.events, self.step_input)
         copied.memos, copied._digests = [*self.memos], [*self._digests]
         copied.size = self.size
@@ -74,7 +75,7 @@ class RunContent:
 class RunContents:
     """The contents of the runs that this process used last.
 
-    They are known by Temporal's id of a run, which a reset changes. Workflows and calls use this in several threads.
+    The key is Temporal's run id, which a reset changes. Workflows and calls use this in several threads.
     """
 
     def __init__(self, max_bytes: int = MAX_CACHE_BYTES) -> None:
@@ -104,7 +105,7 @@ class RunContents:
             self._drop(key)
 
     def clear(self) -> None:
-        """Forget all, as a new process would not have it."""
+        """Remove all contents. Tests use it to simulate a new process."""
         with self._lock:
             self._by_run.clear()
             self._bytes = 0
@@ -117,3 +118,23 @@ class RunContents:
 
 CONTENTS = RunContents()
 """Workflows have no other access to their process than a module."""
+
+
+class HeldContent:
+    """The content that a workflow in memory holds.
+
+    The objects of an evicted workflow refer to each other, so Python frees them much later. ``release`` frees the
+    content, unless calls use it.
+    """
+
+    __slots__ = ("__weakref__", "content")
+
+    def __init__(self, content: RunContent) -> None:
+        self.content = content
+
+    def release(self) -> None:
+        self.content = RunContent(())
+
+
+HELD: WeakValueDictionary[str, HeldContent] = WeakValueDictionary()
+"""By Temporal's id of a run. ``CachedRuns`` bounds their size."""

@@ -125,7 +125,7 @@ class LocalActivities:
 
     @activity.defn(name=FIND_LOST)
     async def find_lost(self, run_id: str) -> ErrorData | None:
-        """The error of a run that ended without its code, and reported nothing."""
+        """The error of a run that ended without its code and without a report."""
         described = await describe(self._client, run_workflow_id(run_id))
         return terminated_error(run_id) if described is not None and described.status in _LOST else None
 

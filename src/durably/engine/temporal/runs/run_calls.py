@@ -1,6 +1,6 @@
 """Calls and requests of a run, as activities.
 
-All of it is workflow code.
+Everything here is workflow code.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from .run_context import RunContext, stop
 _CALL_RESULT: Any = CallResult
 _HEARTBEAT_TIMEOUT = dt.timedelta(seconds=20)
 _REQUEST_TIMEOUT = dt.timedelta(minutes=11)
-"""Longer than a request's own."""
+"""Longer than the timeout of a request."""
 _PICK_UP_TIMEOUT = dt.timedelta(seconds=30)
-"""Time in which the process that has the options of a request begins it. If it does not, it has ended."""
+"""Time within which the process that has the options of a request begins it. After it, the process counts as ended."""
 
 _CALL_RETRIES = RetryPolicy(
     initial_interval=dt.timedelta(seconds=1),
@@ -37,12 +37,12 @@ _CALL_RETRIES = RetryPolicy(
     backoff_coefficient=2,
     non_retryable_error_types=["TemporalTimeout:Heartbeat", "TemporalTimeout:StartToClose"],
 )
-"""Time-outs of a worker are not repeated: the next call needs a generation of its own."""
+"""Temporal does not repeat calls after a worker's timeout: the next call needs its own generation."""
 _ONCE = RetryPolicy(maximum_attempts=1)
 
 
 class RunCalls:
-    """The calls of a run that are under way or to be made, and its requests."""
+    """The current and pending calls of a run, and its requests."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context
@@ -55,7 +55,7 @@ class RunCalls:
         self._tasks[command.call.generation] = self._context.spawn(self._call, command.call)
 
     def stop_given_up(self) -> None:
-        """Stop calls that the run does not wait for any more."""
+        """Stop calls that the run no longer waits for."""
         outstanding = {call.generation for call in self._context.state.calls}
         for generation in [each for each in self._tasks if each not in outstanding]:
             stop(self._tasks.pop(generation))
@@ -88,7 +88,7 @@ class RunCalls:
             workflow.logger.debug("the answer of a call that was given up")
 
     async def _ask(self, call: Call) -> tuple[Answer, int | None]:
-        """The answer, and when the call was made, if that is known."""
+        """The answer, and the start time of the call if it is known."""
         run, state = self._context.run, self._context.state
         self._context.share_content()
         call_input = CallInput(
@@ -127,7 +127,7 @@ class RunCalls:
         """The answer of a call whose activity has failed.
 
         The next call has another generation, so that the worker's checkpoints are refused if it continues. A second
-        loss of a worker is a failed attempt, because the function may be what ends its workers.
+        lost worker counts as a failed attempt: the function may be crashing its workers.
         """
         cause = error.cause
         if isinstance(cause, ApplicationError) and cause.type == CALL_RETURNED:

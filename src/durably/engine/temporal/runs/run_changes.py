@@ -3,7 +3,8 @@
 They are for metrics, the log, alerts and spans. Nothing else depends on them.
 
 Workflows have no other access to their process than a module. A replay reports nothing. A task that the server refuses,
-because an event came during it, or that it gives to a second process, is executed again, and reports again.
+because an event came during it, or that it gives to a second process, is executed again, and reports again. So an end
+is one only if the runtime then evicts the workflow because the server has accepted it.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from durably.engine.tracing import EndedRun
 from durably.engine.views import END_UPDATES, UpdateKind
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
+from durably.temporal.compat import Eviction
 
 from .run_record import RunRecord
 
@@ -45,7 +47,7 @@ _WAITS = {
 class RunReport(msgspec.Struct, frozen=True, gc=False):
     """A change of a run.
 
-    ``key`` is the same in each report of it. The end of a run has ``ended``.
+    ``key`` is the same in each report of the change. The end of a run has ``ended``.
     """
 
     key: int
@@ -54,15 +56,19 @@ class RunReport(msgspec.Struct, frozen=True, gc=False):
 
 
 Listener = Callable[[list[RunReport]], None]
+EvictionListener = Callable[[int, Eviction], None]
+"""Gets the key of an end, and why the workflow that may have reported it was evicted."""
 
-_listeners: dict[tuple[str, str], Listener] = {}
+_listeners: dict[tuple[str, str], tuple[Listener, EvictionListener]] = {}
 """The functions that get reports, by the namespace and the task queue of the workflows."""
 
 
-def listen(namespace: str, queues: Iterable[str], listener: Listener) -> Callable[[], None]:
-    """Call ``listener`` with reports, on the running event loop.
+def listen(
+    namespace: str, queues: Iterable[str], listener: Listener, on_eviction: EvictionListener
+) -> Callable[[], None]:
+    """Call ``listener`` with reports, and ``on_eviction`` after them, on the running event loop.
 
-    Returns a function that ends it.
+    Returns a function that removes the listener.
     """
     loop = asyncio.get_running_loop()
 
@@ -70,25 +76,41 @@ def listen(namespace: str, queues: Iterable[str], listener: Listener) -> Callabl
         with contextlib.suppress(RuntimeError):  # The event loop is closed: the process stops.
             loop.call_soon_threadsafe(listener, reports)
 
+    def report_eviction(key: int, eviction: Eviction) -> None:
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(on_eviction, key, eviction)
+
+    listeners = report, report_eviction
     keys = [(namespace, queue) for queue in queues]
-    _listeners.update(dict.fromkeys(keys, report))
+    _listeners.update(dict.fromkeys(keys, listeners))
 
     def end() -> None:
         for key in keys:
-            if _listeners.get(key) is report:
+            if _listeners.get(key) is listeners:
                 del _listeners[key]
 
     return end
 
 
 def find_listener() -> Listener | None:
-    """The function that gets reports of the running workflow.
+    """The listener for reports of the running workflow.
 
     ``None`` during a replay. Workflow code.
     """
     info = workflow.info()
-    listener = _listeners.get((info.namespace, info.task_queue))
-    return None if listener is None or workflow.unsafe.is_replaying() else listener
+    listeners = _listeners.get((info.namespace, info.task_queue))
+    return None if listeners is None or workflow.unsafe.is_replaying() else listeners[0]
+
+
+def report_eviction(info: workflow.Info, eviction: Eviction) -> None:
+    """Tell the listener that the runtime has evicted a workflow, and so whether its end is one."""
+    listeners = _listeners.get((info.namespace, info.task_queue))
+    if listeners is not None:
+        listeners[1](_key_of_end(info.run_id), eviction)
+
+
+def _key_of_end(workflow_run_id: str) -> int:
+    return hash((workflow_run_id, "end"))
 
 
 class _Run(msgspec.Struct, frozen=True, gc=False):
@@ -111,13 +133,13 @@ class RunChanges:
         self._has_started = False
 
     def note_start(self) -> None:
-        """Report the start of a run that does not end at once."""
+        """Report the start of a run that does not end immediately."""
         self._has_started = True
         if report := find_listener():
             report([self._report(RunChange(UpdateKind.RUN_STARTED, now(), self._run))])
 
     def note(self, commands: Sequence[Command]) -> None:
-        """Report what an input has caused, which is in the record already."""
+        """Report the effects of an input that the record already contains."""
         report = find_listener()
         if report is None:
             return
@@ -169,8 +191,8 @@ class RunChanges:
             rerun_of=self._input.rerun_of,
             error=None if is_completed else msgspec.json.decode(end.output, type=ErrorData).name,
         )
-        report([RunReport(hash((workflow.info().run_id, "end")), change, ended)])
+        report([RunReport(_key_of_end(workflow.info().run_id), change, ended)])
 
     def _report(self, change: RunChange, part: str | int = "") -> RunReport:
-        """``part`` is the part of the run that changes: a step, or a call."""
+        """Report a change. ``part`` is the changed part of the run: a step, or a call."""
         return RunReport(hash((workflow.info().run_id, change.kind, part)), change)

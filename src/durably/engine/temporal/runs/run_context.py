@@ -1,6 +1,6 @@
 """The context that the parts of a run's workflow share.
 
-All of it is workflow code.
+Everything here is workflow code.
 """
 
 import asyncio
@@ -17,20 +17,20 @@ from durably.engine.temporal.messages import CopiedMemos, RunInput
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.opcodes import Op
 
-from .contents import CONTENTS, RunContent
+from .contents import CONTENTS, HELD, HeldContent, RunContent
 
 
 class RunContext:
-    """The state, events and memos of a run, and the tasks that carry out its commands.
+    """State, events and memos of a run, and the tasks that execute its commands.
 
-    ``apply`` applies an input to the run. ``fault`` is the first error of a task: a fault of the engine, or of its
+    ``apply`` applies an input to the run. ``error`` is the first error of a task: an error of the engine or of its
     configuration.
     """
 
     def __init__(self, run: RunInput, apply: Callable[[Input], None]) -> None:
         self.run = run
         self.apply = apply
-        self.fault: Exception | None = None
+        self.error: Exception | None = None
         self.triggers = [
             ReceivedEvent(each.id, each.name, bytes(each.body), origin=each.origin, traceparent=each.traceparent)
             for each in run.events
@@ -38,20 +38,25 @@ class RunContext:
         copied = run.copied or CopiedMemos(run_id="", memos=0, size=0)
         given = copied.step_input
         step_input = None if given is None else (given.step_id, bytes(given.memo))
-        self.content = RunContent([event.body for event in self.triggers], step_input)
+        self._held = HeldContent(RunContent([event.body for event in self.triggers], step_input))
         self.memoised: set[str] = set()
         self.state = start(run.max_attempts, now(), copied.memos, copied.size)
         self.flow = RunFlowControl(run, self.cancel)
         self.registrations: set[asyncio.Task[None]] = set()
         """Registrations of waits. The steps after them run only when they are registered."""
         self._content_key = workflow.info().run_id
+        HELD[self._content_key] = self._held
+
+    @property
+    def content(self) -> RunContent:
+        return self._held.content
 
     def add_memo(self, step_id: str, memo: bytes) -> None:
         self.memoised.add(step_id)
         self.content.add(step_id, memo)
 
     def share_content(self) -> None:
-        """Give the content to the calls that this process makes."""
+        """Share the content with the calls that this process makes."""
         CONTENTS.put(self._content_key, self.content)
 
     def forget_content(self) -> None:
@@ -70,7 +75,7 @@ class RunContext:
         try:
             await work(*arguments)
         except Exception as error:
-            self.fault = self.fault or error
+            self.error = self.error or error
 
 
 def stop(task: "asyncio.Task[None]") -> None:

@@ -1,6 +1,6 @@
-"""The record of a run for reports, and its timeline in Temporal's UI.
+"""The record of a run for reports, and its details in Temporal's UI.
 
-Its workflow keeps them, and executes nothing because of them.
+The run's workflow keeps them. They have no effect on its execution.
 """
 
 from collections import deque
@@ -39,10 +39,10 @@ from durably.engine.views import MetadataView, RunWait, to_datetime
 from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024
-"""Arguments of steps that a run keeps. Further ones are not shown."""
+"""Maximum number of step arguments that a run keeps. Further arguments are not shown."""
 _MAX_PAGE_BYTES = 1024 * 1024
 _ROW_BYTES = 300
-"""The size of a row of the record, about."""
+"""Approximate size of a row of the record."""
 _MAX_LINES = 50
 _MAX_CHARACTERS = 200
 
@@ -87,7 +87,7 @@ class StepsPage(msgspec.Struct, frozen=True, omit_defaults=True):
 class Annotation(msgspec.Struct, frozen=True, omit_defaults=True):
     """The argument of the Update ``annotate``.
 
-    Lines of ``ctx.logger``, or metadata of an SDK.
+    It has lines of ``ctx.logger``, or metadata of an SDK.
     """
 
     lines: list[LogLine] = []
@@ -95,7 +95,7 @@ class Annotation(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class RunRecord:
-    """Records what happens to a run. It is a ``ChangingRun``."""
+    """Records the changes of a run. It is a ``ChangingRun``."""
 
     def __init__(self, run_id: str) -> None:
         self.id = run_id
@@ -118,7 +118,7 @@ class RunRecord:
         self._log_characters = 0
 
     def copy(self, steps: Sequence[MemoRow]) -> None:
-        """Take over steps of the run that this one repeats."""
+        """Copy steps of the run that this one repeats."""
         self.steps += [msgspec.structs.replace(step, is_copied=True) for step in steps]
 
     def note(self, before: RunState, run_input: Input, commands: Sequence[Command], now: int) -> None:
@@ -193,7 +193,7 @@ class RunRecord:
         self._waits.clear()
 
     def annotate(self, annotation: Annotation) -> bool:
-        """False if not all of it is kept."""
+        """Store an annotation. Returns false if part of it is dropped."""
         if annotation.metadata is not None:
             size = sum(len(bytes(each.body)) for each in (*self.metadata, annotation.metadata))
             if size > MAX_METADATA_BYTES:
@@ -265,10 +265,10 @@ _NOTES: dict[type[Any], Callable[[RunRecord, Any, int], None]] = {
 }
 
 
-class RunTimeline:
-    """The last lines of a run's timeline.
+class RunDetails:
+    """The last changes of a run, as Markdown in Temporal's UI.
 
-    ``workflow.set_current_details`` shows them; it adds nothing to histories.
+    ``workflow.set_current_details`` shows them. It adds nothing to histories.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
 """Waits of a run: sleeps, events, signals and invoked functions.
 
-All of it is workflow code.
+Everything here is workflow code.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ from .run_context import RunContext, stop
 
 Registered = WaitRecord | SignalRecord
 MAX_IGNORED = 100
-"""Events are delivered again soon, if at all."""
+"""Maximum number of remembered event ids. An event is delivered again soon, if at all."""
 RUN = "durably.Run"
 _EARLY_RESULTS = "early-results"
 _FIRST_CHECK = 60_000
@@ -66,7 +66,7 @@ _LONGEST_CHECK = 43_200_000
 _ERROR_OR_NONE: Any = ErrorData | None
 
 
-class Listening:
+class RegisteredWaits:
     """The waits of a run that are registered outside of it, and its last events. Pure.
 
     An event may be delivered again after a crash. It ends no wait that began after its first delivery. No event that
@@ -75,29 +75,29 @@ class Listening:
 
     def __init__(self, run: RunInput) -> None:
         self._registered: dict[str, Registered] = {wait.step_id: wait for wait in cancel_waits(run)}
-        self._got = [event.id for event in run.events]
+        self._received_ids = [event.id for event in run.events]
 
     @property
-    def got(self) -> tuple[str, ...]:
-        """The ids of the last events that the run got."""
-        return tuple(self._got[-MAX_IGNORED:])
+    def received_ids(self) -> tuple[str, ...]:
+        """The ids of the last events that the run received."""
+        return tuple(self._received_ids[-MAX_IGNORED:])
 
     def begin(self, registered: Registered) -> None:
         self._registered[registered.step_id] = registered
 
     def note_delivered(self, delivery: Delivery) -> None:
-        """Note that an event ends a wait. An exact wait was removed by the event itself."""
-        self._got.append(delivery.event.id)
+        """Record that an event ends a wait. The event itself has removed an exact wait."""
+        self._received_ids.append(delivery.event.id)
         registered = self._registered.get(delivery.step_id)
         if isinstance(registered, WaitRecord) and registered.is_exact:
             self.forget(delivery.step_id)
 
     def forget(self, step_id: str) -> None:
-        """Forget a wait that was removed outside: it has timed out, or got its signal."""
+        """Remove a wait that was removed outside: it timed out, or received its signal."""
         self._registered.pop(step_id, None)
 
     def close(self, step_id: str) -> LeaveInput | None:
-        """End a wait. Returns what must be removed outside, if anything."""
+        """End a wait. Returns the registration to remove outside, if any."""
         registered = self._registered.pop(step_id, None)
         return None if registered is None else _leaving([registered])
 
@@ -124,10 +124,11 @@ class RunWaits:
         self._early: dict[str, list[Delivery | WaitResolved]] = {}
         """Messages for waits that are not known yet.
 
-        A worker registered the wait, and ended before it stored the op. So the next workflow task has the message
-        first."""
+        A worker may register the wait and end before it stores the op. The next workflow task then has the message
+        first.
+        """
         self._handling_early: set[asyncio.Task[None]] = set()
-        self._listening = Listening(context.run)
+        self._registered_waits = RegisteredWaits(context.run)
         self._leaving: set[asyncio.Task[None]] = set()
 
     def add(self, step_id: str, task: "asyncio.Task[None]") -> None:
@@ -138,7 +139,7 @@ class RunWaits:
         task = self._tasks.pop(step_id, None)
         if task is not None:
             stop(task)
-        left = self._listening.close(step_id)
+        left = self._registered_waits.close(step_id)
         if left is not None:
             self._leaving.add(leaving := self._context.spawn(self._leave, left))
             leaving.add_done_callback(self._leaving.discard)
@@ -151,8 +152,8 @@ class RunWaits:
         self._early.clear()
 
     async def leave_all(self) -> None:
-        """Remove the waits of a run that has ended."""
-        left = self._listening.close_all()
+        """Deregister all waits of a run that has ended."""
+        left = self._registered_waits.close_all()
         if left is not None:
             await self._leave(left)
         while self._leaving:
@@ -176,7 +177,7 @@ class RunWaits:
         if wait is None:
             self._keep_early(delivery)
         elif self._meets(delivery, wait.expression):
-            self._listening.note_delivered(delivery)
+            self._registered_waits.note_delivered(delivery)
             self._context.apply(WaitResolved(delivery.step_id, bytes(delivery.event.body)))
 
     def _meets(self, delivery: Delivery, expression: str | None) -> bool:
@@ -187,7 +188,7 @@ class RunWaits:
 
     def resolve(self, resolved: WaitResolved) -> None:
         if any(wait.step_id == resolved.step_id for wait in self._context.state.waits):
-            self._listening.forget(resolved.step_id)
+            self._registered_waits.forget(resolved.step_id)
             self._context.apply(resolved)
         else:
             self._keep_early(resolved)
@@ -211,11 +212,13 @@ class RunWaits:
     # sleeps, events and signals
 
     def sleep(self, command: Sleep) -> None:
-        self.add(command.step_id, self._context.spawn(self._time_out, command.step_id, command.until, command.name))
+        self.add(
+            command.step_id, self._context.spawn(self._end_at_timeout, command.step_id, command.until, command.name)
+        )
 
-    async def _time_out(self, step_id: str, until: int, summary: str) -> None:
+    async def _end_at_timeout(self, step_id: str, until: int, summary: str) -> None:
         await workflow.sleep(max(until - now(), 1) / 1000, summary=summary)
-        self._listening.forget(step_id)
+        self._registered_waits.forget(step_id)
         self._context.apply(TimerFired(step_id))
 
     def await_event(self, command: AwaitEvent) -> None:
@@ -230,10 +233,10 @@ class RunWaits:
             path=key.path,
             value=key.value,
             is_exact=key.is_exact,
-            ignored=self._listening.got,
+            ignored=self._registered_waits.received_ids,
             condition=condition_of(command.expression, self._context.triggers[0].fields),
         )
-        self._listening.begin(record)
+        self._registered_waits.begin(record)
         registered = self._register(self._register_event, record, command.name)
         self.add(command.step_id, self._context.spawn(self._time_out_after, registered, command))
 
@@ -251,7 +254,7 @@ class RunWaits:
             replaces=command.replaces,
             until=command.until,
         )
-        self._listening.begin(record)
+        self._registered_waits.begin(record)
         registered = self._register(self._register_signal, record, command.name)
         self.add(command.step_id, self._context.spawn(self._time_out_after, registered, command))
 
@@ -260,7 +263,7 @@ class RunWaits:
             WAIT_FOR_SIGNAL, record, result_type=bool, start_to_close_timeout=LOCAL_TIMEOUT, summary=name
         )
         if not taken:
-            self._listening.forget(record.step_id)
+            self._registered_waits.forget(record.step_id)
             self._context.apply(SignalConflicted(record.step_id, record.signal))
 
     def _register(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any) -> "asyncio.Task[None]":
@@ -270,8 +273,11 @@ class RunWaits:
         return task
 
     async def _time_out_after(self, registered: "asyncio.Task[None]", command: AwaitEvent | AwaitSignal) -> None:
-        await workflow.wait([registered])  # It continues if the wait ends before, so that leaving comes after it.
-        await self._time_out(command.step_id, command.until, f"{command.name} times out")
+        await workflow.wait(
+            [registered]
+            # Registration completes even if the wait ends first, so that deregistration follows it.
+        )
+        await self._end_at_timeout(command.step_id, command.until, f"{command.name} times out")
 
     # invocations
 
@@ -309,7 +315,7 @@ class RunWaits:
         if resolved.run is None:
             if resolved.run_id is not None and not await self._is_to_report(command, resolved.run_id):
                 return
-            await self._time_out(command.step_id, command.until, f"{command.name} times out")
+            await self._end_at_timeout(command.step_id, command.until, f"{command.name} times out")
             return
         child = self._context.spawn(self._run_child, command, resolved.run)
         done, _ = await workflow.wait([child], timeout=max(command.until - now(), 1) / 1000)
@@ -317,9 +323,9 @@ class RunWaits:
             self._context.apply(TimerFired(command.step_id))
 
     async def _is_to_report(self, command: Invoke, run_id: str) -> bool:
-        """Check from time to time that a run was not terminated.
+        """Check at intervals that a run was not terminated.
 
-        Such a run reports no end. Returns shortly before the timeout of the step.
+        A terminated run reports no end. Returns shortly before the timeout of the step.
         """
         pause = _FIRST_CHECK
         while command.until - now() > pause:
@@ -360,7 +366,7 @@ class RunWaits:
         if isinstance(cause, ApplicationError) and cause.details:
             return msgspec.convert(cause.details[0], ErrorData)
         if isinstance(cause, CancelledError):
-            # Temporal does not pass the reason of a cancellation on.
+            # Temporal does not pass on the reason of a cancellation.
             reported: ErrorData = await workflow.execute_local_activity(
                 READ_END, run.run_id, result_type=ErrorData, start_to_close_timeout=LOCAL_TIMEOUT
             )

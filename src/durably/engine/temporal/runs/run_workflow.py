@@ -1,6 +1,6 @@
 """A run as a workflow.
 
-It holds the run state, and executes the commands of the run machine. Calls are in ``run_calls.py``, waits in
+It keeps the run state, and executes the commands of the run machine. Calls are in ``run_calls.py``, waits in
 ``run_waits.py``.
 
 No user code runs here, so there is no sandbox. Everything in this file is workflow code: a change must replay the
@@ -55,7 +55,7 @@ from .local_activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
 from .run_calls import RunCalls
 from .run_changes import RunChanges
 from .run_context import RunContext
-from .run_record import Annotation, RecordPage, RunRecord, RunSummary, RunTimeline, StepsPage, steps_page
+from .run_record import Annotation, RecordPage, RunDetails, RunRecord, RunSummary, StepsPage, steps_page
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 
@@ -71,7 +71,7 @@ class RunWorkflow:
         self._context = RunContext(run, self._apply)
         self._calls = RunCalls(self._context)
         self._waits = RunWaits(self._context)
-        self._timeline = RunTimeline()
+        self._details = RunDetails()
         self._policy = _make_policy(run.policy)
         self._deferred: dict[str, tuple[str, bytes]] = {}
         """Functions to start at the end, and their data, by step."""
@@ -89,13 +89,13 @@ class RunWorkflow:
                 self._end_at_once(run.outcome.status, run.outcome.error)
             else:
                 await self._begin()
-            await workflow.wait_condition(lambda: self._end is not None or self._context.fault is not None)
+            await workflow.wait_condition(lambda: self._end is not None or self._context.error is not None)
         except asyncio.CancelledError:
             self._is_cancelled = True
             self._cancel(CancelRequested(workflow.cancellation_reason() or CancelRequested().reason))
         if self._end is None:
-            assert self._context.fault is not None
-            raise self._context.fault
+            assert self._context.error is not None
+            raise self._context.error
         await self._conclude(self._end)
         return self._result_of(self._end)
 
@@ -145,7 +145,7 @@ class RunWorkflow:
     def _check_checkpoint(self, checkpoint: CheckpointInput) -> None:
         """Refuse a checkpoint that the machine refuses.
 
-        Validators are not replayed, so it draws no random number, and may ask which execution this is.
+        Validators are not replayed, so this draws no random number, and may use the id of the execution.
         """
         if checkpoint.execution not in (0, execution_of(workflow.info().run_id)):
             raise StaleCallError("the call is stale: its run was reset in Temporal")
@@ -244,14 +244,14 @@ class RunWorkflow:
         self._changes.note(commands)
         self._calls.stop_given_up()
         for command in commands:
-            self._timeline.note(command)
+            self._details.note(command)
             _COMMANDS[type(command)](self, command)
         self._check_history()
 
     def _check_history(self) -> None:
         """Fail a run whose history is near the limits of the server.
 
-        Beyond them the server terminates it.
+        At the limits the server terminates it.
         """
         info = workflow.info()
         events, size = info.get_current_history_length(), info.get_current_history_size()
@@ -259,15 +259,15 @@ class RunWorkflow:
             return
         message = (
             f"the run's history in Temporal has {events} events and {size} bytes; at most {MAX_HISTORY_EVENTS} and "
-            f"{MAX_HISTORY_BYTES} are possible: do more in each step, buffer steps, or spread the work over several "
+            f"{MAX_HISTORY_BYTES} are allowed: do more in each step, buffer steps, or spread the work over several "
             "runs"
         )
         self._end_at_once(RunStatus.FAILED, ErrorData(name="HistoryTooLargeError", message=message))
 
     def _check_signals(self) -> None:
-        """Fail a run that soon gets no signals any more.
+        """Fail a run that is near the limit of signals.
 
-        Otherwise, it would lose events in silence.
+        Otherwise it would silently lose events.
         """
         self._signals += 1
         self._check_history()
@@ -355,14 +355,14 @@ class RunWorkflow:
         if end.status is RunStatus.SKIPPED:
             return []
         if end.status is not RunStatus.COMPLETED:
-            # A run keeps its error as the app wrote it. Events have it without nulls, as from official servers.
+            # A run keeps its error as the app wrote it. In events, nulls are omitted as by official servers.
             output = encode_error(msgspec.json.decode(output, type=ErrorData))
         result = RunResult(run.run_id, run.function_id, end.status, output)
         events: list[tuple[str, msgspec.Raw]] = []
         for name, data in run_end_events(result, self._context.triggers):
             fitted, omitted = fit_end_event(data)
             if omitted:
-                message = "run %s: the event %r is too large with %s, which it does not have"
+                message = "run %s: the event %r is too large with %s, which it omits"
                 workflow.logger.warning(message, run.run_id, name.value, ", ".join(omitted))
             events.append((name.value, msgspec.Raw(fitted)))
         for function_id, data in self._deferred.values():
@@ -390,7 +390,7 @@ def _make_policy(run_policy: RunPolicy) -> Policy:
         return least + round(spread * jitter)
 
     def unreached_delay(failures: int) -> int:
-        """The first call after a lost worker, or one that stops, is made at once."""
+        """Delay of the next call. It is 0 after a lost worker, or one that stops."""
         return unreached_backoff(failures, workflow.random().random()) // _MILLISECOND if failures else 0
 
     return Policy(

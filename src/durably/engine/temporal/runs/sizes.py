@@ -1,6 +1,6 @@
-"""Sizes that Temporal limits, and answers that keep to them.
+"""Temporal's size limits, and answers that fit them.
 
-The server takes payloads of up to 2 MB, messages of up to 4 MB, and histories of up to 51,200 events and 50 MB.
+The server accepts payloads of up to 2 MB, messages of up to 4 MB, and histories of up to 51,200 events and 50 MB.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 
 MAX_OUTPUT_BYTES = 1_500_000
-"""The largest output of a step or of a run."""
+"""Maximum size of an output of a step or of a run."""
 MAX_EVENT_BYTES = 1_000_000
-"""The largest event, whatever the engine's settings allow."""
+"""Maximum size of an event, regardless of the engine's settings."""
 MAX_PAYLOAD_BYTES = 1_900_000
-"""The largest answer or checkpoint, with all that surrounds the outputs."""
+"""Maximum size of an answer or checkpoint, including everything around the outputs."""
 _MAX_ARGUMENT_BYTES = 256 * 1024
 MAX_HISTORY_EVENTS = 50_000
 MAX_HISTORY_BYTES = 45_000_000
@@ -31,7 +31,7 @@ MAX_SIGNALS = 9_000
 class FittedAnswer(msgspec.Struct, frozen=True):
     """An answer that fits into a payload.
 
-    ``checkpoints`` are steps of it to be committed before it.
+    ``checkpoints`` are steps of the answer that are committed before it.
     """
 
     answer: Answer
@@ -41,7 +41,7 @@ class FittedAnswer(msgspec.Struct, frozen=True):
 def fit_answer(answer: Answer) -> FittedAnswer:
     match answer:
         case Returned(output) if len(output) > MAX_OUTPUT_BYTES:
-            message = f"the function returned {len(output)} bytes; at most {MAX_OUTPUT_BYTES} are possible"
+            message = f"the function returned {len(output)} bytes; at most {MAX_OUTPUT_BYTES} are allowed"
             return FittedAnswer(failed("OutputTooLargeError", message, no_retry=True))
         case AttemptFailed(error, no_retry, retry_at, written):
             if len(written or b"") + size_of(error) > MAX_PAYLOAD_BYTES:
@@ -56,19 +56,19 @@ def fit_answer(answer: Answer) -> FittedAnswer:
 def _fit_ops(answer: ReportedOps) -> FittedAnswer:
     ops = [_fit_op(op) for op in answer.ops]
     if len(ops) == 1 and ops[0].op == Opcode.RUN_COMPLETE and size_of(ops[0].data) > MAX_OUTPUT_BYTES:
-        message = f"the function returned {size_of(ops[0].data)} bytes; at most {MAX_OUTPUT_BYTES} are possible"
+        message = f"the function returned {size_of(ops[0].data)} bytes; at most {MAX_OUTPUT_BYTES} are allowed"
         return FittedAnswer(failed("OutputTooLargeError", message, no_retry=True))
     checkpoints: Sequence[list[Op]] = ()
     if size_of(ops) > MAX_PAYLOAD_BYTES:
         checkpoints = split_steps([op for op in ops if op.op in EXECUTED])
         ops = [op for op in ops if op.op not in EXECUTED]
-        # Their ends are known already, so the answer has to ask for what follows them.
+        # The run already knows the ends of these steps, so the answer must request discovery.
         ops.append(Op(id="", op=Opcode.DISCOVERY_REQUEST))
         size = size_of(ops)
         if size > MAX_PAYLOAD_BYTES:
             names = ", ".join(repr(step_name(op)) for op in ops if op.id)
             message = (
-                f"the app's answer with the steps {names} has {size} bytes; at most {MAX_PAYLOAD_BYTES} are possible"
+                f"the app's answer with the steps {names} has {size} bytes; at most {MAX_PAYLOAD_BYTES} are allowed"
             )
             return FittedAnswer(failed("AnswerTooLargeError", message, no_retry=True))
     return FittedAnswer(msgspec.structs.replace(answer, ops=ops), checkpoints)
@@ -78,7 +78,7 @@ def check_step(op: Op) -> None:
     """Raises ``TooLargeError`` if the step cannot be checkpointed."""
     size = size_of(op.data)
     if size > MAX_OUTPUT_BYTES:
-        raise TooLargeError(f"step {step_name(op)!r} returned {size} bytes; at most {MAX_OUTPUT_BYTES} are possible")
+        raise TooLargeError(f"step {step_name(op)!r} returned {size} bytes; at most {MAX_OUTPUT_BYTES} are allowed")
 
 
 def without_large_arguments(op: Op) -> Op:
@@ -121,7 +121,7 @@ def split_steps(steps: list[Op]) -> list[list[Op]]:
 
 
 def fit_end_event(data: bytes) -> tuple[bytes, list[str]]:
-    """The data of an event about a run's end, and the omitted fields.
+    """The data of an event about a run's end, and the names of omitted fields.
 
     Fields are omitted if the event would be too large.
     """

@@ -1,4 +1,4 @@
-"""Slots for the calls that a worker makes at a time."""
+"""Slots for concurrent calls of a worker."""
 
 import asyncio
 import contextlib
@@ -20,13 +20,13 @@ _OTHER_SLOTS = FixedSizeSlotSupplier(100)
 """Temporal's default."""
 
 _RETURN_SECONDS = 2.0
-"""Time for the server to give a returned call to another poll."""
+"""Seconds for the server to give a returned call to another poll."""
 
 
 class CallSlots(CustomSlotSupplier):
     """``size`` slots, until ``close``.
 
-    Temporal's runtime uses them from threads of its own.
+    Temporal's runtime uses them from its own threads.
     """
 
     def __init__(self, size: int, on_close: Callable[[], None] = lambda: None) -> None:
@@ -43,7 +43,7 @@ class CallSlots(CustomSlotSupplier):
     def close(self) -> None:
         """Give out no more slots.
 
-        A poll of the server that has begun has one, and may still bring a call.
+        A running poll has a slot, and may still return a call.
         """
         with self._lock:
             self.is_closed = True
@@ -57,15 +57,15 @@ class CallSlots(CustomSlotSupplier):
         self._changed.set()
 
     async def wait_until_unused(self) -> None:
-        """Wait for the end of calls under way."""
+        """Wait for the end of running calls."""
         while self._used:
             await self._wait_for_change()
 
     async def wait_until_polls_are_quiet(self) -> None:
-        """Wait until returned calls have gone elsewhere.
+        """Wait until other workers have taken the returned calls.
 
-        The server may give one to a poll of this worker that has begun. If the worker is shut down at that time, the
-        call is lost until its heartbeat time-out.
+        The server may give a returned call to a running poll of this worker. If the worker is shut down at that time,
+        the call is lost until its heartbeat timeout.
         """
         while self._has_polls and (left := self._last_return + _RETURN_SECONDS - time.monotonic()) > 0:
             with contextlib.suppress(TimeoutError):

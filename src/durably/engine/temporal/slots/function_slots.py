@@ -16,13 +16,13 @@ from . import lease_time
 from .call_slots import CallSlots
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 5.0
-"""Between requests for slots that other processes hold."""
+"""Seconds between requests for slots while other processes have them."""
 _RENEWAL_SECONDS = 10.0
-"""The same for a process that has slots. It asks for more when it renews them."""
-_TURN_SECONDS = 2.0
-"""Time for which a function keeps its turn, or each call would move a slot."""
+"""The same for a process that has slots. It requests more when it renews them."""
+_MIN_SHARE_SECONDS = 2.0
+"""Minimum time a function keeps its slots. Without it, slots would move at each call."""
 ReadLimit = Callable[[str], Awaitable[int | None]]
-"""The present limit of a function; ``None`` if it has none."""
+"""Reads the current limit of a function; ``None`` if it has none."""
 
 _log = SparseLog(get_logger("durably.engine"))
 
@@ -35,21 +35,21 @@ class FunctionSlots:
         self.most = most
         self.held = 0
         self.in_use = 0
-        """Calls with a slot. At a stop, those that were cancelled or returned count on: their steps may go on."""
+        """Calls with a slot. During a stop, cancelled and returned calls still count: their steps may continue."""
         self.most_used = 0
         self.share: int | None = None
         """The slots that other processes leave to this one."""
         self.local_share: int | None = None
         """The slots that other functions of this process leave to this one."""
-        self.last_turn = 0.0
+        self.last_share_at = 0.0
         """The time at which its last call ended, or a request got no slot."""
-        self.turn_end = 0.0
+        self.share_ends_at = 0.0
         self.limit: int | None = MAX_COUNT
         self.limit_read_at = -math.inf
         self.unlimited_until = 0.0
         self.waiting: deque[asyncio.Future[None]] = deque()
         self.next_request = 0.0
-        """The time of the next request for slots, if there were none."""
+        """The time of the next request for slots, if the last one got none."""
         self._pause = 0.0
 
     @property
@@ -62,19 +62,19 @@ class FunctionSlots:
 
     @property
     def demand(self) -> int:
-        """The slots that the present calls can use."""
+        """The slots that the current calls can use."""
         calls = self.in_use + len(self.waiting)
         return calls if self.limit is None else min(calls, self.limit)
 
     def demand_at(self, now: float) -> int:
-        """The slots that it can use, if it does not wait for other processes."""
+        """The slots that it can use, unless it waits for other processes."""
         return self.demand if now >= self.next_request else self.in_use
 
     @property
     def needed(self) -> int:
-        """Slots to ask for.
+        """The number of slots to request.
 
-        They are as many as are in use, so that a process under load doubles what it has.
+        It is the number in use, so that a process under load doubles its slots.
         """
         if not self.waiting or self.in_use < self.usable or self.held > self.usable:
             return 0
@@ -83,46 +83,48 @@ class FunctionSlots:
         return min(needed, max(0, most - self.held))
 
     def begin_call(self, now: float) -> None:
-        if now >= self.turn_end:
-            self.turn_end = now + _TURN_SECONDS
+        if now >= self.share_ends_at:
+            self.share_ends_at = now + _MIN_SHARE_SECONDS
         self.in_use += 1
         self.most_used = max(self.most_used, self.in_use)
 
     def end_call(self, now: float) -> None:
         self.in_use -= 1
-        self.last_turn = now
+        self.last_share_at = now
 
     def note_request(self, now: float, *, has_slots: bool) -> None:
-        """Note whether a request for slots has brought some."""
+        """Record whether a request for slots got any."""
         if has_slots:
             self._pause = self.next_request = 0.0
             self.most_used = max(self.most_used, self.held)  # Their calls start now.
         else:
             self._pause = min(max(_FIRST_PAUSE_SECONDS, 2 * self._pause), _LONGEST_PAUSE_SECONDS)
             self.next_request = now + (_RENEWAL_SECONDS if self.held else self._pause)
-            self.last_turn = now
+            self.last_share_at = now
 
     def wake(self) -> None:
-        """Let waiting calls look whether they may start."""
+        """Make waiting calls check whether they may start."""
         for future in self.waiting:
             if not future.done():
                 future.set_result(None)
 
     def resize(self) -> None:
-        """Ask the server for as many calls as there are slots, and one more."""
+        """Request one more call from the server than there are slots."""
         self.calls.resize(self.most if self.unlimited_until else min(self.most, max(self.held, self.in_use) + 1))
 
 
 def fair_shares(pools: list[FunctionSlots], most: int, now: float) -> dict[FunctionSlots, int]:
-    """Equal shares of ``most`` slots, but none without a use.
+    """Divide ``most`` slots equally among the pools that need them.
 
-    A pool gets no more than it has calls for, or holds while others need none. If there are more pools than slots, they
-    take turns.
+    A pool gets at most as many as it has calls. Left-over slots stay with the pools that have them. If there are more
+    pools than slots, they alternate.
     """
     demands = {pool: demand for pool in pools if (demand := pool.demand_at(now))}
     if len(demands) > most:
-        turns = sorted(demands, key=lambda pool: (pool.in_use == 0 and now >= pool.turn_end, pool.last_turn))[:most]
-        demands = {pool: demands[pool] for pool in turns}
+        served = sorted(demands, key=lambda pool: (pool.in_use == 0 and now >= pool.share_ends_at, pool.last_share_at))[
+            :most
+        ]
+        demands = {pool: demands[pool] for pool in served}
     shares = dict.fromkeys(pools, 0)
     left = most
     for index, pool in enumerate(sorted(demands, key=demands.__getitem__)):
@@ -138,8 +140,8 @@ def fair_shares(pools: list[FunctionSlots], most: int, now: float) -> dict[Funct
 class FunctionLimits:
     """Reads the limits of functions.
 
-    The server may take seconds to answer, so a lease is not renewed after a read, but beside it. ``on_read`` gets the
-    slots of the function, and whether the limit has changed.
+    The server may take seconds to answer, so leases are renewed during a read, not after it. ``on_read`` gets the slots
+    of the function, and whether the limit has changed.
     """
 
     def __init__(self, read: ReadLimit, on_read: Callable[[FunctionSlots, bool], None]) -> None:
@@ -150,7 +152,7 @@ class FunctionLimits:
     async def refresh(self, functions: Mapping[str, FunctionSlots]) -> None:
         """Read limits again.
 
-        Waits for those that are not known, and for those that were read long ago.
+        Waits for limits that are unknown or were read long ago.
         """
         now, unknown = lease_time.now(), []
         for function_id, pool in functions.items():
@@ -187,4 +189,4 @@ class FunctionLimits:
     def _end(self, function_id: str, task: "asyncio.Task[None]") -> None:
         del self._reading[function_id]
         if not task.cancelled():
-            task.exception()  # The server is away. Requests report it.
+            task.exception()  # The server is unreachable. Requests report it.

@@ -20,15 +20,15 @@ from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 
 _POLL_AGE = dt.timedelta(minutes=2)
-"""A process that runs has polled a task queue since. Its polls wait for a minute."""
+"""Every live process polls its task queue within this time. A poll waits for a minute."""
 
 _logger = get_logger("durably.engine")
 
 
 class LeasedFunctions:
-    """In process they are those that it serves itself, over HTTP those of all apps.
+    """Functions of this process (in process), or of all apps (over HTTP).
 
-    Calls of a function that left its app's code wait in its task queue until a process serves it.
+    If a function was removed from its app, its calls wait in the task queue until a process serves it again.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LeasedFunctions:
         return slots_queue(function_id, in_process=self._in_process)
 
     async def note_synced(self, request: SyncRequest, *, in_process: bool) -> None:
-        """Make the calls of an app's functions, besides those that it had before.
+        """Add the functions of an app that has synced. Earlier functions stay.
 
         Raises ``RPCError``.
         """
@@ -57,7 +57,7 @@ class LeasedFunctions:
             self._add(request.app_id, await self._read(request.app_id))
 
     async def refresh(self) -> None:
-        """See functions that other processes have synced, and those that none serves.
+        """Find functions that other processes have synced, and those that none serves.
 
         Raises ``RPCError``.
         """

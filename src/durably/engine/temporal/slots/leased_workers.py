@@ -14,7 +14,7 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from durably.engine.core.flow.config import read_flow
-from durably.engine.temporal.flow.call_queue import leased_limit
+from durably.engine.temporal.flow.limit_queue import leased_limit
 from durably.engine.temporal.ids import slots_workflow_id
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.workflow_requests import update_with_start
@@ -27,12 +27,12 @@ from .slot_pools import LeaseAnswer, LeaseRequest
 from .slots_workflow import SlotsWorkflow
 
 _REFRESH_SECONDS, _RETRY_SECONDS = 60.0, 2.0
-"""Seconds after which a process sees that another process has synced a function with such a limit, and until it looks
-again if the server did not answer."""
+"""Seconds after which a process sees that another process has synced a function with such a limit. Also the pause after
+a request that the server did not answer."""
 
 _TASK_TIMEOUT = dt.timedelta(seconds=5)
-"""Time until another process gets a task of the workflow whose process has ended. Temporal's default of 10 s is half of
-the time for which a lease lasts without an answer."""
+"""Time until another process gets a workflow task whose process has ended. Temporal's default of 10 s is half of the
+time for which a lease lasts without an answer."""
 
 MakeWorker = Callable[[str, CallSlots, SlotLeases], Worker]
 """A worker for a task queue."""
@@ -90,7 +90,7 @@ class LeasedWorkers:
 
     async def _refresh(self) -> float:
         """Look for functions. Returns the seconds until the next look."""
-        with contextlib.suppress(RPCError):  # The server is away.
+        with contextlib.suppress(RPCError):  # The server is unreachable.
             await self._functions.refresh()
             return _REFRESH_SECONDS
         return _RETRY_SECONDS
@@ -112,7 +112,6 @@ class LeasedWorkers:
         await self._return_slots()
 
     async def wait_until_polls_are_quiet(self) -> None:
-        """See ``CallSlots``."""
         await asyncio.gather(*(slots.wait_until_polls_are_quiet() for slots in self._slots))
 
     async def _return_slots(self) -> None:
@@ -171,7 +170,7 @@ class LeasedWorkers:
     async def _read_limit(self, function_id: str) -> int | None:
         """The limit of calls that wait in the function's task queue.
 
-        If it has been replaced by limits with keys, the smallest of these.
+        If limits with keys have replaced it, the smallest of them.
         """
         record = await self._records.find_function(function_id)
         if record is None:

@@ -1,4 +1,4 @@
-"""The slots that this process holds for the functions of one app."""
+"""The slots that this process leases for the functions of one app."""
 
 import asyncio
 import contextlib
@@ -18,11 +18,11 @@ from .function_slots import FunctionLimits, FunctionSlots, ReadLimit, fair_share
 from .slot_pools import LeaseAnswer, LeaseRequest, WantedSlots
 
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 1.0
-"""Between requests without an answer."""
+"""Seconds between requests without an answer."""
 _RELEASE_SECONDS = 2.0
 
-_PATIENCE_SECONDS = 1.0
-"""The least time that a request waits for slots if other functions could use them. It is longer if answers are slow."""
+_ANSWER_SECONDS = 1.0
+"""Minimum seconds that a request waits for slots that other functions could use. It is longer if answers are slow."""
 
 _SILENT_SECONDS = 3.0
 """Seconds of failed requests before a log line."""
@@ -38,9 +38,9 @@ class SlotLostError(Exception):
 
 
 class SlotsClosedError(Exception):
-    """The process stops, or a call has waited for long.
+    """The process stops, or a call has waited too long.
 
-    Nothing of the call has happened.
+    The call's function was not started.
     """
 
 
@@ -53,7 +53,7 @@ class _Lease:
         self.end = 0.0
         self.next_renewal = 0.0
         self.next_return = 0.0
-        """The time at which slots are returned that were not used since the time before."""
+        """Next time to return unused slots."""
         self.may_get_slots = False
         """Whether a request for slots has no answer yet."""
         self.scopes: set[asyncio.Timeout] = set()
@@ -63,7 +63,7 @@ class _Lease:
 class SlotLeases:
     """The slots of the functions of an app, for calls of one event loop.
 
-    ``most`` is the largest number of slots of the process.
+    ``most`` is the maximum number of slots of the process.
     """
 
     def __init__(self, send: Send, read_limit: ReadLimit, most: int) -> None:
@@ -78,8 +78,8 @@ class SlotLeases:
         self._failing_since: float | None = None
         self._is_closed = False
         self._is_short = False
-        """Whether functions want more slots than the process may have."""
-        self._patience = _PATIENCE_SECONDS
+        """Whether functions need more slots than the process may have."""
+        self._answer_timeout = _ANSWER_SECONDS
 
     def add(self, function_id: str) -> CallSlots:
         """The slots of a temporalio worker that makes the calls of a function."""
@@ -88,14 +88,14 @@ class SlotLeases:
         return pool.calls
 
     @asynccontextmanager
-    async def slot(self, function_id: str, patience: float) -> AsyncIterator[None]:
+    async def slot(self, function_id: str, timeout: float) -> AsyncIterator[None]:
         """A slot for a call, while its lease lasts.
 
-        Raises ``SlotLostError`` if the lease ends before the call, even if the process notices it later, and
-        ``SlotsClosedError`` after ``patience`` seconds without a slot.
+        Raises ``SlotLostError`` if the lease ends before the call, even if the process notices it later. Raises
+        ``SlotsClosedError`` after ``timeout`` seconds without a slot.
         """
         pool = self._pools[function_id]
-        await self._wait(pool, patience)
+        await self._wait(pool, timeout)
         if pool.unlimited_until:
             yield
             return
@@ -126,7 +126,7 @@ class SlotLeases:
                     self._changed.set()
 
     async def close(self) -> None:
-        """Return the slots, but for those that steps may still use.
+        """Return the slots, except those that steps may still use.
 
         These are free at the end of the lease.
         """
@@ -154,9 +154,9 @@ class SlotLeases:
 
     # calls
 
-    async def _wait(self, pool: FunctionSlots, patience: float) -> None:
+    async def _wait(self, pool: FunctionSlots, timeout: float) -> None:
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(timeout):
                 while not (self._is_closed or pool.calls.is_closed):
                     if self._may_start(pool):
                         return
@@ -219,12 +219,12 @@ class SlotLeases:
 
     @property
     def _needs_no_slots(self) -> bool:
-        """Whether no call needs the slots for which it has asked."""
+        """Whether no call needs the slots that were requested."""
         is_waiting = any(pool.waiting for pool in self._pools.values())
         return self._lease.may_get_slots and not self._has_lease and not is_waiting
 
     def _is_due(self, asked: LeaseRequest | None = None) -> bool:
-        """Whether a request is due, beside one that has no answer yet."""
+        """Whether another request is due while one has no answer yet."""
         if self._has_lease and lease_time.now() >= self._lease.next_renewal:
             return True
         if self._needs_no_slots and (asked is None or _asks_for_any(asked)):
@@ -237,9 +237,9 @@ class SlotLeases:
         )
 
     def _divide(self) -> int:
-        """Divide the slots among functions that want more than the process may have.
+        """Divide the slots among functions that need more than the process may have.
 
-        The result is the number of slots that it may still ask for.
+        Returns the number of slots that it may still request.
         """
         pools = [pool for pool in self._pools.values() if pool.demand or pool.held]
         self._is_short = sum(max(pool.demand, pool.held) for pool in pools) > self._most
@@ -251,14 +251,14 @@ class SlotLeases:
         return self._most - sum(pool.held for pool in pools)
 
     async def _ask(self) -> bool:
-        """Whether something has changed."""
+        """Send a request. Returns whether anything changed."""
         if self._lease.end and lease_time.now() >= self._lease.end:
             if self._has_lease or self._lease.scopes:
                 message = "process %d has lost its slots, which it could not renew for %.0f s: their calls are repeated"
                 _log.log(logging.WARNING, message, os.getpid(), lease_time.USE_SECONDS)
                 self._lose()
             else:
-                self._lease.end = 0.0  # It had returned all slots.
+                self._lease.end = 0.0  # The process had returned all slots.
         try:
             await self._limits.refresh({each: pool for each, pool in self._pools.items() if pool.held or pool.waiting})
             sent_at = lease_time.now()
@@ -266,7 +266,7 @@ class SlotLeases:
             if not (request.functions or self._lease.end or self._lease.may_get_slots):
                 return True
             answer = await self._answer_of(request, sent_at)
-        except Exception as error:  # The server is away, or the workflow continues elsewhere.
+        except Exception as error:  # The server is unreachable, or the workflow continues in another execution.
             self._lease.next_renewal = 0.0
             self._note_error(error)
             return False
@@ -279,7 +279,7 @@ class SlotLeases:
         if self._failing_since is None:
             self._failing_since = now
         elif now - self._failing_since > _SILENT_SECONDS:
-            message = "process %d gets no slots for functions with a concurrency limit, and asks again: %s"
+            message = "process %d gets no slots for functions with a concurrency limit, and tries again: %s"
             _log.log(logging.WARNING, message, os.getpid(), error)
 
     def _note_limit(self, pool: FunctionSlots, has_changed: bool) -> None:
@@ -287,11 +287,11 @@ class SlotLeases:
             pool.resize()
             pool.wake()
         if has_changed:
-            self._lease.next_renewal = 0.0  # The workflow learns the number at once.
+            self._lease.next_renewal = 0.0  # Report the number to the workflow immediately.
             self._changed.set()
 
     def _make_request(self, now: float) -> LeaseRequest:
-        """Slots that are returned are not used from now on."""
+        """The next request. Slots that it returns are not used from now on."""
         lease = self._lease
         returns_unused = now >= lease.next_return
         if returns_unused:
@@ -315,15 +315,15 @@ class SlotLeases:
         return LeaseRequest(lease.process, lease.number, round(lease_time.LEASE_SECONDS * 1000), functions)
 
     async def _answer_of(self, request: LeaseRequest, sent_at: float) -> LeaseAnswer | None:
-        """The answer; ``None`` if another request is due before it arrives.
+        """The answer, or ``None`` if another request is due before it arrives.
 
-        The workflow answers a request that waits for slots at the next one. The lease is renewed by both answers.
+        The workflow answers a request that waits for slots when the next one arrives. Both answers renew the lease.
         """
         self._lease.may_get_slots |= _asks_for_any(request)
         asking = asyncio.ensure_future(self._send(request))
         self._asking.add(asking)
         asking.add_done_callback(self._forget)
-        unanswered_at, is_noted = sent_at + self._patience, False
+        unanswered_at, is_noted = sent_at + self._answer_timeout, False
         while not asking.done():
             next_at = self._lease.next_renewal if self._has_lease else sent_at + lease_time.USE_SECONDS / 2
             if self._is_due(request) or lease_time.now() >= next_at:
@@ -331,7 +331,7 @@ class SlotLeases:
                 return None
             if self._is_short and not is_noted and lease_time.now() >= unanswered_at:
                 is_noted = True
-                self._patience = min(2 * self._patience, lease_time.USE_SECONDS / 3)
+                self._answer_timeout = min(2 * self._answer_timeout, lease_time.USE_SECONDS / 3)
                 self._note_slots(request)
                 continue
             self._changed.clear()
@@ -342,13 +342,13 @@ class SlotLeases:
                 await asyncio.wait({asking, change}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 change.cancel()
-        self._patience = min(max(_PATIENCE_SECONDS, 2 * (lease_time.now() - sent_at)), lease_time.USE_SECONDS / 3)
+        self._answer_timeout = min(max(_ANSWER_SECONDS, 2 * (lease_time.now() - sent_at)), lease_time.USE_SECONDS / 3)
         return asking.result()
 
     def _renew_late(self, lease: _Lease, sent_at: float, asking: asyncio.Future[LeaseAnswer]) -> None:
-        """Renew by the answer to a request that another one has followed.
+        """Renew the lease from an outdated answer.
 
-        That one decides about the slots.
+        The newer request decides the slots.
         """
         if asking.cancelled() or asking.exception() is not None or lease is not self._lease:
             return
@@ -362,7 +362,7 @@ class SlotLeases:
             self._extend(sent_at + lease_time.USE_SECONDS)
 
     def _extend(self, end: float) -> None:
-        """Move the end of the lease, and that of its calls."""
+        """Extend the lease, and the deadlines of its calls."""
         lease = self._lease
         if end <= lease.end:
             return
@@ -397,7 +397,7 @@ class SlotLeases:
         return True
 
     def _note_slots(self, request: LeaseRequest) -> None:
-        """Note for which functions a request has brought slots, if for any."""
+        """Record the functions for which a request got slots."""
         wanted = {each: wanted.kept for each, wanted in request.functions.items() if wanted.wanted}
         given = [each for each, kept in wanted.items() if self._pools[each].held > kept]
         for function_id in given or wanted:

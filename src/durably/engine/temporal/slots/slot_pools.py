@@ -1,4 +1,4 @@
-"""The slots of an app's functions and their holders: messages and decisions.
+"""The slots of an app's functions and their processes: messages and decisions.
 
 Pure; a workflow drives it. Messages are in histories: fields are only ever added.
 """
@@ -9,14 +9,14 @@ import msgspec
 
 from durably.protocol.limits import MAX_COUNT
 
-_TURNS = 6
-"""A process keeps slots for this part of its lease before it has to share them, or each call would move a slot."""
+_KEPT_DIVISOR = 6
+"""A process keeps new slots for its lease divided by this. Without it, slots would move at each call."""
 
 
 class WantedSlots(msgspec.Struct, frozen=True, array_like=True):
-    """The slots of a function that a process keeps, and those that it needs besides.
+    """The slots of a function that a process keeps, and those that it also needs.
 
-    ``limit`` is the function's present limit.
+    ``limit`` is the function's current limit.
     """
 
     kept: int
@@ -27,8 +27,8 @@ class WantedSlots(msgspec.Struct, frozen=True, array_like=True):
 class LeaseRequest(msgspec.Struct, frozen=True):
     """The argument of the Update ``lease``.
 
-    ``functions`` has all slots that the process keeps or needs. The numbers of a process's requests rise. ``lease`` is
-    in milliseconds.
+    ``functions`` has all slots that the process keeps or needs. The numbers of a process's requests increase. ``lease``
+    is in milliseconds.
     """
 
     process: str
@@ -37,10 +37,10 @@ class LeaseRequest(msgspec.Struct, frozen=True):
     functions: dict[str, WantedSlots]
 
 
-class HeldSlots(msgspec.Struct, frozen=True, array_like=True):
-    """The slots of a function that a process holds.
+class ProcessSlots(msgspec.Struct, frozen=True, array_like=True):
+    """The slots of a function that a process has.
 
-    ``share``: it should keep no more, because other processes wait. ``None``: none waits.
+    ``share``: the number to keep at most, because other processes wait. ``None``: none waits.
     """
 
     slots: int
@@ -50,15 +50,15 @@ class HeldSlots(msgspec.Struct, frozen=True, array_like=True):
 class LeaseAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
     """The slots of the process from now on.
 
-    ``is_lost``: the process has no lease any more, and holds nothing.
+    ``is_lost``: the lease has ended, and the process has no slots.
     """
 
-    functions: dict[str, HeldSlots] = {}
+    functions: dict[str, ProcessSlots] = {}
     is_lost: bool = False
 
 
-class Holding(msgspec.Struct, omit_defaults=True):
-    """The slots of a function that a process holds, and waits for.
+class LeasedSlots(msgspec.Struct, omit_defaults=True):
+    """The slots of a function that a process has, and waits for.
 
     ``granted_at`` and ``waits_since`` are milliseconds since the epoch.
     """
@@ -72,13 +72,13 @@ class Holding(msgspec.Struct, omit_defaults=True):
 class ProcessLease(msgspec.Struct, omit_defaults=True):
     """The lease of a process.
 
-    ``ends`` is milliseconds since the epoch. ``number`` is that of its last request, ``holdings`` are by function.
+    ``ends`` is milliseconds since the epoch. ``number`` is that of its last request. ``leased`` is by function.
     """
 
     ends: int
     lease: int
     number: int
-    holdings: dict[str, Holding] = {}
+    leased: dict[str, LeasedSlots] = msgspec.field(name="holdings", default_factory=dict)
 
 
 class SlotsState(msgspec.Struct, omit_defaults=True):
@@ -97,7 +97,7 @@ class SlotPools:
         return not self.state.processes
 
     def next_end(self) -> int | None:
-        """The time at which a lease ends."""
+        """The time at which the next lease ends."""
         return min((lease.ends for lease in self.state.processes.values()), default=None)
 
     def expire(self, now: int) -> None:
@@ -111,28 +111,28 @@ class SlotPools:
         return None if lease is None else lease.number
 
     def accept(self, request: LeaseRequest, now: int) -> bool:
-        """Note what a process keeps and needs.
+        """Store the slots that a process keeps and needs.
 
-        False if it keeps slots that it does not hold, as after the end of its lease. A request that arrives late, or
-        again, changes nothing.
+        Returns false if it keeps slots that it does not have, as after the end of its lease. A late or repeated request
+        changes nothing.
         """
         lease = self.state.processes.get(request.process)
         if lease is not None and request.number <= lease.number:
             return True
-        before = {} if lease is None else lease.holdings
+        before = {} if lease is None else lease.leased
         if any(wanted.kept > _slots(before, function_id) for function_id, wanted in request.functions.items()):
             return False
-        holdings = {}
+        leased = {}
         for function_id, wanted in request.functions.items():
             self.state.limits[function_id] = wanted.limit
-            old = before.get(function_id, Holding())
+            old = before.get(function_id, LeasedSlots())
             waits_on = old.wanted and wanted.wanted and wanted.kept >= old.slots
             waits_since = old.waits_since if waits_on else now
             if wanted.kept or wanted.wanted:
-                holdings[function_id] = Holding(wanted.kept, wanted.wanted, old.granted_at, waits_since)
-        if holdings:
+                leased[function_id] = LeasedSlots(wanted.kept, wanted.wanted, old.granted_at, waits_since)
+        if leased:
             self.state.processes[request.process] = ProcessLease(
-                now + request.lease, request.lease, request.number, holdings
+                now + request.lease, request.lease, request.number, leased
             )
         else:
             self.state.processes.pop(request.process, None)
@@ -142,11 +142,11 @@ class SlotPools:
     def grant(self, listening: Collection[str], now: int) -> None:
         """Give free slots to processes that wait for an answer.
 
-        Those with the fewest come first.
+        Processes with the fewest slots come first.
         """
         for function_id, limit in self.state.limits.items():
-            free = limit - sum(holding.slots for holding in self._holdings(function_id).values())
-            while free > 0 and (found := self._neediest(function_id, listening)) is not None:
+            free = limit - sum(slots.slots for slots in self._leased(function_id).values())
+            while free > 0 and (found := self._most_waiting(function_id, listening)) is not None:
                 found.slots, found.wanted, found.granted_at = found.slots + 1, found.wanted - 1, now
                 free -= 1
 
@@ -156,16 +156,16 @@ class SlotPools:
         if lease is None or lease.number != request.number:
             return False
         needed = [each for each, wanted in request.functions.items() if wanted.wanted]
-        return bool(needed) and all(lease.holdings[each].slots == request.functions[each].kept for each in needed)
+        return bool(needed) and all(lease.leased[each].slots == request.functions[each].kept for each in needed)
 
-    def urgency(self, process: str) -> tuple[int, int]:
+    def rank(self, process: str) -> tuple[int, int]:
         """The rank of a process that needs slots.
 
-        The value is lower if it has fewer, or has waited longer.
+        The value is lower if it has fewer slots, or has waited longer.
         """
         lease = self.state.processes.get(process)
-        holdings = () if lease is None else lease.holdings.values()
-        waiting = [(holding.slots, holding.waits_since) for holding in holdings if holding.wanted > 0]
+        leased = () if lease is None else lease.leased.values()
+        waiting = [(slots.slots, slots.waits_since) for slots in leased if slots.wanted > 0]
         return min(waiting, default=(MAX_COUNT, 0))
 
     def answer(self, process: str, now: int) -> LeaseAnswer:
@@ -174,36 +174,34 @@ class SlotPools:
             return LeaseAnswer()
         return LeaseAnswer(
             {
-                function_id: HeldSlots(holding.slots, self._share(function_id, lease, holding, now))
-                for function_id, holding in lease.holdings.items()
+                function_id: ProcessSlots(slots.slots, self._share(function_id, lease, slots, now))
+                for function_id, slots in lease.leased.items()
             }
         )
 
-    def _holdings(self, function_id: str) -> dict[str, Holding]:
-        """By process."""
+    def _leased(self, function_id: str) -> dict[str, LeasedSlots]:
+        """Leased slots of a function by process."""
         processes = self.state.processes.items()
-        return {each: lease.holdings[function_id] for each, lease in processes if function_id in lease.holdings}
+        return {each: lease.leased[function_id] for each, lease in processes if function_id in lease.leased}
 
-    def _neediest(self, function_id: str, listening: Collection[str]) -> Holding | None:
+    def _most_waiting(self, function_id: str, listening: Collection[str]) -> LeasedSlots | None:
         waiting = (
-            holding
-            for process, holding in self._holdings(function_id).items()
-            if holding.wanted > 0 and process in listening
+            slots for process, slots in self._leased(function_id).items() if slots.wanted > 0 and process in listening
         )
-        return min(waiting, key=lambda holding: (holding.slots, holding.waits_since), default=None)
+        return min(waiting, key=lambda slots: (slots.slots, slots.waits_since), default=None)
 
-    def _share(self, function_id: str, lease: ProcessLease, holding: Holding, now: int) -> int | None:
-        limit, holdings = self.state.limits[function_id], list(self._holdings(function_id).values())
-        share = limit // len(holdings)
-        if sum(each.slots for each in holdings) > limit:
+    def _share(self, function_id: str, lease: ProcessLease, slots: LeasedSlots, now: int) -> int | None:
+        limit, leased = self.state.limits[function_id], list(self._leased(function_id).values())
+        share = limit // len(leased)
+        if sum(each.slots for each in leased) > limit:
             return share
-        others = [each for each in holdings if each is not holding]
+        others = [each for each in leased if each is not slots]
         if not any(each.wanted > 0 and each.slots < max(share, 1) for each in others):
             return None
-        return share if now - holding.granted_at >= lease.lease // _TURNS else None
+        return share if now - slots.granted_at >= lease.lease // _KEPT_DIVISOR else None
 
     def _forget_limits(self) -> None:
-        used = {function_id for lease in self.state.processes.values() for function_id in lease.holdings}
+        used = {function_id for lease in self.state.processes.values() for function_id in lease.leased}
         for function_id in [each for each in self.state.limits if each not in used]:
             del self.state.limits[function_id]
 
@@ -211,7 +209,7 @@ class SlotPools:
 class WaitingRequests:
     """Requests that wait for slots, at most ``most`` of them.
 
-    They are those of the processes that need slots most. Others get an answer at once, and are repeated.
+    The processes with the lowest ranks wait. Others get an answer immediately, and repeat their requests.
     """
 
     def __init__(self, pools: SlotPools, most: int) -> None:
@@ -227,15 +225,15 @@ class WaitingRequests:
         return self._numbers.get(request.process) == request.number
 
     def add(self, request: LeaseRequest) -> None:
-        """Add a request that needs slots, unless all others are more urgent."""
+        """Add a request that needs slots. If there are too many, drop the highest rank."""
         self._numbers[request.process] = request.number
         if len(self._numbers) > self._most:
-            del self._numbers[max(self._numbers, key=self._pools.urgency)]
+            del self._numbers[max(self._numbers, key=self._pools.rank)]
 
     def remove(self, process: str) -> None:
         self._numbers.pop(process, None)
 
 
-def _slots(holdings: dict[str, Holding], function_id: str) -> int:
-    holding = holdings.get(function_id)
-    return 0 if holding is None else holding.slots
+def _slots(leased: dict[str, LeasedSlots], function_id: str) -> int:
+    slots = leased.get(function_id)
+    return 0 if slots is None else slots.slots

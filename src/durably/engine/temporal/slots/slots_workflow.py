@@ -1,6 +1,7 @@
 """The workflow that leases the slots of an app's functions to processes.
 
-It ends when no process holds a slot. If it is terminated, slots are free that processes use until their next renewal.
+It ends when no process has a slot. If a user terminates it, slots count as free that processes use until their next
+renewal.
 """
 
 from temporalio import workflow
@@ -12,8 +13,8 @@ from .slot_pools import LeaseAnswer, LeaseRequest, SlotPools, SlotsState, Waitin
 
 SLOTS_CONTINUE = "SlotsContinue"
 MOST_WAITING = 4
-"""Requests that wait for slots at a time: the server allows ten Updates of a workflow at a time, and renewals must not
-wait."""
+"""Maximum number of requests that wait for slots. The server allows ten concurrent Updates of a workflow, and renewals
+must not wait."""
 
 
 @workflow.defn(name="durably.Slots", sandboxed=False)
@@ -65,7 +66,7 @@ class SlotsWorkflow:
 
     @lease.validator
     def check_open(self, request: LeaseRequest) -> None:
-        """Refuse requests while the workflow ends this execution. Processes ask again."""
+        """Refuse requests while this execution ends. Processes repeat them."""
         if self._is_closing:
             raise ApplicationError("the slots continue in another execution", type=SLOTS_CONTINUE)
 

@@ -50,7 +50,7 @@ async def signal(call: Call) -> GatewayResponse:
 async def _ask_once(call: Call, ask: Callable[[WorkflowHandle[Any, Any]], Awaitable[T]]) -> tuple[T | None, bool]:
     """The result of ``ask``, and whether the key is repeated. Raises problems.
 
-    The result is ``None`` if the workflow has closed since that request: the server compares no ids any more.
+    The result is ``None`` if the workflow has closed since that request: then the server no longer compares ids.
     """
     try:
         asked = await call.existing.ask_open_run(ask)
@@ -170,7 +170,7 @@ async def _answered(call: Call, asking: Awaitable[T]) -> T:
 
 
 async def cancel(call: Call) -> GatewayResponse:
-    """Describe the run before and after: closed runs accept cancellations too."""
+    """Cancel, and describe the run before and after: closed runs accept it too."""
 
     async def send(run: WorkflowHandle[Any, Any]) -> None:
         if is_closed(await call.describe()):
@@ -229,16 +229,15 @@ async def _check_latest_owner(call: Call) -> None:
         raise Problem(
             HTTPStatus.CONFLICT,
             "handed-over",
-            "the latest run of the workflow has another owner than this run: reset the latest run, since a reset of "
-            "this one would end it and give the workflow back to its former owner",
+            "the latest run of the workflow has another owner than this run: reset the latest run. A reset of this "
+            "run would end it, and the former owner would get the workflow back",
         )
 
 
 async def _check_owner_before(call: Call, run_id: str, event_id: int) -> None:
-    """Raises a problem if the run has got another owner after the event.
+    """Raises a problem if the owner has changed after the event.
 
-    The new run would have the former owner until its code changes the owner again, with copies of signals of the
-    present owner.
+    A reset would give the run back to its former owner, with the current owner's signals.
     """
     async for events in call.history(run_id).pages():
         for event in events:
@@ -249,8 +248,8 @@ async def _check_owner_before(call: Call, run_id: str, event_id: int) -> None:
                 raise Problem(
                     HTTPStatus.CONFLICT,
                     "handed-over",
-                    f"the workflow has got another owner by event {event.event_id}: reset it to a later point, since a "
-                    "reset to an earlier one would give it back to its former owner",
+                    f"event {event.event_id} changed the owner: reset to a later event, or the former owner would get "
+                    "the workflow back",
                 )
 
 

@@ -1,9 +1,10 @@
-"""Batches: cancel, terminate or signal open workflows that a query finds.
+"""Batches: cancel, terminate or signal open workflows that match a query.
 
 The server does the work in a batch job. The job gets the runs, which have been checked one by one, and not the query:
-the server would evaluate it later, without checks. The gateway stores nothing: the job's id contains a hash of its
-exposure and owner. For a request with an idempotency key it also contains the key's hash, and the job's identity the
-fingerprint of the input: the server refuses a second job with the same id.
+the server would evaluate it later, without checks. The gateway stores nothing. The job's id contains a hash of its
+exposure and owner. For a request with an idempotency key, it also contains the key's hash, and the job's identity has
+the fingerprint of the input. The server refuses a second job with the same id.
+
 Source: https://docs.temporal.io/cli/command-reference/batch.
 """
 
@@ -42,7 +43,7 @@ from .lists import check_searchable, fetch_page, is_reachable, reachable, time_o
 from .visibility import all_of, parse, write
 
 SAMPLE = 20
-"""Ids in the response to a dry run."""
+"""Number of ids in the response to a dry run."""
 _DEFAULT_REASON = "Requested through the app's gateway"
 """The server refuses a batch without a reason."""
 _PAGE = 1000

@@ -1,14 +1,17 @@
 """The events of a workflow: pages of its history, and a live stream.
 
-A brief history names activities, timers and signals, and reasons of failures, but no contents. The raw history is what
-the server stores.
+A brief history has names of activities, timers and signals, and reasons of failures, but no contents. The raw history
+is that of the server.
 
-A stream (server-sent events, ``EventSource`` of browsers) sends each event of the history. Its id is the run and the
-event, from which a reader continues after it was disconnected (``Last-Event-ID``). ``run`` announces a run; the stream
-follows continue-as-new, retries, cron and resets. After a silence, ``pending`` lists the activities with their
-attempts, as often as they change. The last event is ``result``, or ``problem`` for a workflow that did not complete. A
-reader that returns after it gets 204: browsers stop then. While the server is down the stream stays open, with comments
-that browsers skip.
+A stream (server-sent events, ``EventSource`` of browsers) sends each event of the history.
+
+- The event id consists of the run and the event. A client continues from it after a disconnect (``Last-Event-ID``).
+- ``run`` announces a run; the stream follows continue-as-new, retries, cron and resets.
+- ``pending``, after a silence, lists the activities with their attempts, at each change.
+- ``result`` is the last event, or ``problem`` for a workflow that did not complete. A client that connects after it
+  gets 204, after which browsers stop.
+
+While the server is down the stream stays open, with comments that browsers skip.
 """
 
 import asyncio
@@ -40,7 +43,7 @@ MAX_PAGE_SIZE = 1000
 PAGE_SIZE = 100
 
 _AT_A_TIME = 50
-"""Events that are converted to JSON before other requests continue: two milliseconds."""
+"""Number of events that are converted to JSON before other requests continue: two milliseconds."""
 
 
 async def history(call: Call) -> GatewayResponse:
@@ -145,12 +148,12 @@ def _has(attributes: Any, field: str) -> bool:
 _HEADERS = {
     "Content-Type": "text/event-stream",
     "Cache-Control": "no-store",
-    # Proxies that collect an answer before they pass it on would keep events back.
+    # Proxies that buffer an answer would delay events.
     "X-Accel-Buffering": "no",
 }
 
 _PAUSE = 1.0
-"""Seconds after which a server that did not answer is asked again. The client repeats each request by itself, too."""
+"""Seconds until a server that did not answer is called again. The client also repeats each request itself."""
 
 _NOISE = frozenset({"workflow_task_scheduled", "workflow_task_started", "workflow_task_completed"})
 """Events about the work of workers, not about the workflow."""
@@ -213,7 +216,7 @@ async def _held(
 
 
 async def _follow(stream: "_Stream", first: list[bytes]) -> AsyncGenerator[bytes, None]:
-    """Wait for a server that is down: a 503 would stop browsers for good."""
+    """Wait for a server that is down. A 503 would stop browsers permanently."""
     for message in first:
         yield message
     stream.start()
@@ -235,7 +238,7 @@ async def _follow(stream: "_Stream", first: list[bytes]) -> AsyncGenerator[bytes
 
 
 class _Stream:
-    """The position of a reader. ``messages`` can be called again after an error."""
+    """The position of a client. ``messages`` can be called again after an error."""
 
     def __init__(self, call: Call, seen: Position, announced: Run | None) -> None:
         self._call, self._seen, self._announced = call, seen, announced
@@ -247,7 +250,7 @@ class _Stream:
         self.end = self._last_time + self._call.limits.stream_limit
 
     def last_id(self) -> bytes:
-        """The id of the last message: a reader does not need to return after a problem."""
+        """The id of the last message. A client need not reconnect after a problem."""
         return f"id: {Position(self._seen.run_id, is_end=True)}\n".encode()
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
@@ -308,7 +311,7 @@ async def _pending(call: Call, run_id: str) -> Pending:
 
 
 class _LimitReached(Exception):
-    """The stream has been open for ``Limits.stream_limit``: the reader connects again."""
+    """The stream was open for ``Limits.stream_limit``. The client connects again."""
 
 
 async def _history(call: Call, run_id: str, end: float) -> AsyncGenerator[RawEvent | None, None]:
@@ -342,7 +345,7 @@ def _message(kind: str, body: BaseModel, position: Position | None = None) -> by
 
 
 class StreamSlot:
-    """An open stream, until it is released or collected: some are never closed."""
+    """An open stream, until it is released or collected. Some are never closed."""
 
     def __init__(self, others: "WeakSet[StreamSlot]") -> None:
         self._others = others
@@ -359,7 +362,7 @@ class StreamSlots:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._lock = threading.Lock()
-        # Only the slots keep a principal's set: principals without streams use no memory.
+        # Only the slots reference a principal's set, so principals without streams use no memory.
         self._open: WeakValueDictionary[str, WeakSet[StreamSlot]] = WeakValueDictionary()
 
     def take(self, principal_key: str) -> Callable[[], None]:

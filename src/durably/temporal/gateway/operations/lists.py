@@ -127,7 +127,7 @@ def _is_unsearchable(error: RPCError) -> bool:
 
 def _unsearchable() -> Problem:
     return bad_request(
-        "the server's store cannot search a Text attribute for a text with a double quote: leave the quote out, it "
+        "the server's store cannot search a Text attribute for a string with a double quote: omit the quote, which "
         "only separates words there"
     )
 

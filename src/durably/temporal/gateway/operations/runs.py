@@ -1,6 +1,6 @@
 """The runs of a workflow, one after another, and its result.
 
-Runs follow each other by continue-as-new, retries, cron and resets. A reader's position is a run and an event, since
+Runs follow each other by continue-as-new, retries, cron and resets. A client's position is a run and an event, because
 each run numbers its events from 1.
 """
 
@@ -55,7 +55,7 @@ async def result(call: Call) -> GatewayResponse:
 async def wait_for_result(call: Call, run_id: str, seconds: float) -> Completed[Any] | None:
     """The result of the last run that follows a run; ``None`` after ``seconds``.
 
-    Raises a problem for a workflow that did not complete, and 404 if it has got another owner or type during the wait.
+    Raises a problem for a workflow that did not complete, and 404 if its owner or type changed during the wait.
     """
     try:
         with must_fit(call, "the result"):
@@ -76,8 +76,8 @@ _OTHER_ERRORS: tuple[type[Exception], ...] = (Problem, TimeoutError, *EXCEPTIONS
 def must_fit(call: Call, what: str) -> Iterator[None]:
     """A context in which ``what`` is fetched and decoded.
 
-    Raises the problem 500 if it does not fit its declared type: this is an error of the app. Other exceptions of
-    ``temporalio`` pass.
+    Raises the problem 500 if the value does not have its declared type, which is an error of the app. Other exceptions
+    of ``temporalio`` are not caught.
     """
     try:
         yield
@@ -117,7 +117,7 @@ _INITIATORS: dict[int, Cause] = {
 
 @dataclass(frozen=True)
 class Position:
-    """The last event that a reader has got. ``is_end`` is after the result."""
+    """The last event that a client has received. ``is_end`` is after the result."""
 
     run_id: str
     event_id: int = 0

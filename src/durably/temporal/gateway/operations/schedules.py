@@ -56,7 +56,7 @@ class ScheduleCall:
     def declaration(self) -> ScheduleDeclaration:
         """Raises the problem 404 for a schedule that is not declared or not open.
 
-        Raises ``TemporalSettingsError`` for one that ``expose_schedules`` names and the app does not declare.
+        Raises ``TemporalSettingsError`` for a schedule that ``expose_schedules`` names and the app does not declare.
         """
         assert self.id is not None, "only endpoints with an id use it"
         self.exposure.check(self.temporal, self.id)

@@ -99,7 +99,7 @@ async def signal_with_start(call: Call) -> GatewayResponse:
     _check_signal(call, latest)
     is_replay = False
     if keyed is not None and latest is not None and not is_open(latest.status):
-        # The server does not remember the signals of a closed run: it would start another one.
+        # The server does not store the signals of a closed run, so it would start another one.
         is_replay = await find_repetition(call.history(latest.run_id), keyed)
     if not is_replay:
         with one_request(call.client, keyed):

@@ -1,6 +1,6 @@
 """Visibility queries: Temporal's list filters as trees.
 
-A caller's query is parsed with a grammar and written again from the tree, with our own quoting: it cannot escape from
+A client's query is parsed with a grammar and written again from the tree, with our own quoting: it cannot escape from
 the parentheses around it. Source: https://docs.temporal.io/list-filter, and the lexer of the server 1.32.
 """
 
@@ -14,9 +14,9 @@ from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway.problems import Problem, bad_request
 
 MAX_LENGTH = 2000
-"""Characters of a query."""
+"""Maximum number of characters of a query."""
 MAX_DEPTH = 20
-"""Levels of AND, OR and NOT. Parentheses are not counted."""
+"""Maximum number of levels of AND, OR and NOT. Parentheses are not counted."""
 
 _GRAMMAR = r"""
 ?start: any_of
@@ -68,7 +68,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number as written: only the server knows whether it must be an integer."""
+    """A number as written. Only the server knows whether it must be an integer."""
 
     digits: str
 
@@ -108,7 +108,7 @@ Filter = Condition | Negation | Junction
 
 
 def compare(attribute: str, operator: str, value: Value) -> Filter:
-    """A condition. Raises a problem for a text that the server cannot search."""
+    """A condition. Raises a problem for a string that the server cannot search."""
     return Condition(attribute, operator, (_checked(value),))
 
 
@@ -117,7 +117,7 @@ def all_of(first: Filter, *others: Filter) -> Filter:
 
 
 def parse(text: str) -> Filter:
-    """The tree of a caller's query. Raises a problem with the position of the error."""
+    """The tree of a client's query. Raises a problem with the position of the error."""
     if len(text) > MAX_LENGTH:
         raise bad_request(f"the visibility query has {len(text)} characters; at most {MAX_LENGTH} are allowed")
     try:
@@ -154,12 +154,12 @@ def _write_value(value: Value) -> str:
 
 
 def _checked(value: Value) -> Value:
-    """The value. Raises a problem for a text that the server cannot search."""
+    """The value. Raises a problem for a string that the server cannot search."""
     if isinstance(value, str):
         if _CONTROL.search(value):
-            raise bad_request(f"the server cannot search for a text with control characters: {value!r}")
+            raise bad_request(f"the server cannot search for a string with control characters: {value!r}")
         if value[:1] == "'" or value[-1:] == "'":
-            raise bad_request(f"the server cannot search for a text that starts or ends with a quote ': {value!r}")
+            raise bad_request(f"the server cannot search for a string that starts or ends with a quote ': {value!r}")
     return value
 
 
@@ -182,7 +182,7 @@ def _depth_over(operands: tuple[Filter, ...]) -> int:
 
 
 class _TreeBuilder:
-    """Builds the tree bottom-up. Refuses a tree as soon as it is too deep."""
+    """Builds the tree bottom-up. Refuses a tree when it becomes too deep."""
 
     def any_of(self, parts: list[Any]) -> Filter:
         return _bounded(_joined("OR", tuple(parts[::2])))
@@ -260,7 +260,7 @@ def _load_parser() -> Callable[[str], Filter]:
             position = error.pos_in_stream or 0
             if bare := _bare_value(text, position):
                 start, word = bare
-                raise _unexpected(text, start, f"a text is written in quotes: '{word}'") from None
+                raise _unexpected(text, start, f"a string is written in quotes: '{word}'") from None
             if isinstance(error, lark.UnexpectedCharacters):
                 raise _unexpected(text, position, _open_text(error.char)) from None
             raise _unexpected(text, position, _unexpected_word(str(error.token))) from None
@@ -284,7 +284,7 @@ def _bare_value(text: str, position: int) -> tuple[int, str] | None:
 
 def _open_text(character: str) -> str:
     if character in "'\"`":
-        return f"the {character} is not closed, or the text in it has control characters"
+        return f"the {character} is not closed, or the string in it has control characters"
     return f"unexpected {character!r}"
 
 

@@ -12,8 +12,8 @@ from durably.temporal.django.discovery import discover
 
 class Command(ConnectionCommand):
     help = (
-        "Lists running workflows of the installed apps that are stuck. The exit code is 1 if there are any, and 2 "
-        "if the server could not be asked."
+        "Lists running workflows of the installed apps that are stuck. The exit code is 1 if there are any, and 2 if "
+        "the server did not answer."
     )
 
     error_code = 2

@@ -20,8 +20,8 @@ from durably.temporal.worker.workers import Workers
 class Command(ConnectionCommand):
     help = (
         "Runs the workflows and activities of workflows.py and activities.py in the installed apps, until SIGTERM or "
-        "Ctrl-C; then activities may end, and are cancelled after --grace. If the server is away, the worker waits "
-        "for it."
+        "Ctrl-C; then activities may end, and are cancelled after --grace. If the server is unreachable, the worker "
+        "waits for it."
     )
 
     click_options = WORKER_OPTIONS
@@ -54,13 +54,17 @@ class Command(ConnectionCommand):
         )
         for other in connections:
             if not options["no_connection_notes"] and other != name and discover(other):
-                self._say(f"not working for the connection {other}: its worker is --connection {other}")
-        run_worker_process(temporal, workers, say=self._say, health=options["health"], metrics=options["metrics"])
+                self._print_line(f"not working for the connection {other}: its worker is --connection {other}")
+        run_worker_process(
+            temporal, workers, print_line=self._print_line, health=options["health"], metrics=options["metrics"]
+        )
 
     def _list_connections(self) -> None:
         names = [name for name in connections if discover(name)]
-        self._say(json.dumps([{"name": name, "namespace": connections[name].settings.namespace} for name in names]))
+        self._print_line(
+            json.dumps([{"name": name, "namespace": connections[name].settings.namespace} for name in names])
+        )
 
-    def _say(self, line: str) -> None:
+    def _print_line(self, line: str) -> None:
         self.stdout.write(line)
         self.stdout.flush()

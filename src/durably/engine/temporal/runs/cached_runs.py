@@ -1,0 +1,59 @@
+"""``CachedRuns``: the runs whose workflows a process keeps in memory, and the bytes of their contents."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+
+from temporalio import workflow
+
+from durably.temporal.compat import Eviction
+
+from .contents import HELD
+from .run_changes import report_eviction
+
+MAX_HELD_BYTES = 1024 * 1024 * 1024
+"""The size of the contents that workflows in memory hold. One run has at most 32 MB."""
+
+
+class CachedRuns:
+    """Evicts the runs that were used least recently if the contents of all have more than ``max_bytes``.
+
+    The next task of an evicted run reads its history again. ``evict`` is called in a thread of a worker, and so are
+    the methods (see ``CacheObserver``).
+    """
+
+    def __init__(self, evict: Callable[[workflow.Info], None], max_bytes: int = MAX_HELD_BYTES) -> None:
+        self._evict = evict
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._runs: OrderedDict[str, tuple[workflow.Info, int]] = OrderedDict()
+        self._bytes = 0
+
+    def note_activated(self, info: workflow.Info) -> None:
+        held = HELD.get(info.run_id)
+        evicted = []
+        with self._lock:
+            self._drop(info.run_id)
+            if held is not None:
+                size = held.content.size
+                self._runs[info.run_id] = info, size
+                self._bytes += size
+            while self._bytes > self._max_bytes and len(self._runs) > 1:
+                evicted.append(self._drop(next(iter(self._runs))))
+        for each in evicted:
+            if each is not None:
+                self._evict(each)
+
+    def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None:
+        with self._lock:
+            self._drop(info.run_id)
+        if (held := HELD.pop(info.run_id, None)) is not None:
+            held.release()
+        report_eviction(info, eviction)
+
+    def _drop(self, run_id: str) -> workflow.Info | None:
+        dropped = self._runs.pop(run_id, None)
+        if dropped is None:
+            return None
+        self._bytes -= dropped[1]
+        return dropped[0]

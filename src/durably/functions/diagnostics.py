@@ -1,0 +1,176 @@
+"""Possible mistakes in a function that a call detects.
+
+They are steps that the function no longer reaches, small durations, and unfinished steps.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from contextvars import ContextVar
+
+import msgspec
+
+from durably.app import App
+from durably.execution import Divergence, ReplayDivergedError, StepIdUnstableError, in_step
+from durably.protocol.errors import Error
+from durably.protocol.text import printable
+from durably.run_logger import Logger
+
+from .middleware import in_hook
+
+_MAX_RUNS = 1_000
+_MAX_NAMES = 10_000
+_MAX_LISTED = 5
+_MAX_GROWTHS = 5
+"""Calls with a growing number of unreached finished steps after which a run fails."""
+
+_MAX_SMALL_DURATIONS = 100
+"""Maximum number of steps of one function with a warning about their duration."""
+
+_GUIDE = "Give the steps the ids that they had; a new version of the function may take a new fn_id"
+
+
+running_diagnostics: ContextVar["Diagnostics | None"] = ContextVar("durably_running_diagnostics", default=None)
+"""Set while a function's own code runs, and in what it calls."""
+
+
+def check_send() -> None:
+    """Warn if a function sends events outside of its steps.
+
+    Steps, and hooks of middleware, may send.
+    """
+    diagnostics = running_diagnostics.get()
+    if diagnostics is not None and in_step.get() is None and not in_hook.get():
+        diagnostics.sent_directly()
+
+
+class DivergenceLog:
+    """The divergences of one function's runs that this process has seen.
+
+    ``names`` maps hashed step ids to readable ids, because memos have only the former.
+    """
+
+    def __init__(self, function_id: str) -> None:
+        self.function_id = function_id
+        self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()  # most unreached steps, and increases
+        self.names: dict[str, str] = {}
+        self.has_sent_directly = False
+        """Whether the function was warned of ``client.send`` outside of a step."""
+
+    def report(self, run_id: str, divergence: Divergence, logger: Logger, *, is_strict: bool) -> Error | None:
+        """Log a divergence, once for each run and number of unreached steps.
+
+        Returns the error that fails the run, if any.
+        """
+        if len(self.names) > _MAX_NAMES:
+            self.names.clear()
+        text = self._describe(run_id, divergence)
+        if is_strict:
+            return ReplayDivergedError(f"{text} (strict_replay). {_GUIDE}")
+        most, growths = self._runs.pop(run_id, (-1, 0))
+        unreached = len(divergence.unreached)
+        is_new = unreached > most
+        if unreached > max(most, 0):
+            growths += 1
+        self._runs[run_id] = (max(most, unreached), growths)
+        if len(self._runs) > _MAX_RUNS:
+            self._runs.popitem(last=False)
+        if growths >= _MAX_GROWTHS and divergence.found is not None:
+            del self._runs[run_id]
+            return StepIdUnstableError(
+                f"{text}. This has happened in {growths} calls of the run, with more steps each time: the ids of its "
+                "steps change from call to call (are they random, or made from the time?), so their handlers would run "
+                f"again endlessly. {_GUIDE}"
+            )
+        if is_new:
+            logger.warning("%s. Steps whose ids have changed run again. %s", printable(text), _GUIDE)
+        return None
+
+    def _describe(self, run_id: str, divergence: Divergence) -> str:
+        where = f'function "{self.function_id}", run {run_id}'
+        if not divergence.unreached:
+            return f'{where}: the function reached step "{divergence.early}" earlier than when the run finished it'
+        steps = self._list(divergence.unreached)
+        did = f'found the new step "{divergence.found}"' if divergence.found is not None else "returned"
+        return f"{where}: the function {did} without reaching steps that the run has finished: {steps}"
+
+    def _list(self, ids: Sequence[str]) -> str:
+        listed = [
+            f'"{name}"'
+            if (name := self.names.get(hashed_id))
+            else f"one unknown to this process (SHA-1 of its id: {hashed_id[:12]}…)"
+            for hashed_id in ids[:_MAX_LISTED]
+        ]
+        more = len(ids) - len(listed)
+        return ", ".join(listed) + (f" and {more} more" if more else "")
+
+
+class Diagnostics(msgspec.Struct):
+    """Logs what one call detects (an ``execution.Diagnostics``).
+
+    ``warned`` are the steps of the function with a warning about their duration. With ``is_strict`` a run fails if its
+    function no longer reaches its finished steps.
+    """
+
+    app: App
+    divergences: DivergenceLog
+    warned: set[str]
+    run_id: str
+    is_strict: bool
+    is_over: bool = False
+
+    @property
+    def function_id(self) -> str:
+        return self.divergences.function_id
+
+    def small_duration(self, step_id: str, milliseconds: int) -> None:
+        """Warn once for each step, in development."""
+        if self.app.is_production or step_id in self.warned or len(self.warned) >= _MAX_SMALL_DURATIONS:
+            return
+        self.warned.add(step_id)
+        self.app.logger.warning(
+            'step "%s" of function "%s": %d means %d milliseconds; write "%ds" if you mean seconds, "%dms" if not',
+            step_id,
+            self.function_id,
+            *[milliseconds] * 4,
+        )
+
+    def divergence(self, divergence: Divergence) -> Error | None:
+        return self.divergences.report(self.run_id, divergence, self.app.logger, is_strict=self.is_strict)
+
+    def unfinished_steps(self, step_ids: Sequence[str]) -> None:
+        more = len(step_ids) - _MAX_LISTED
+        self.app.logger.warning(
+            'function "%s", run %s: the function returned without steps that it had given to a task or to gather, '
+            "which nothing awaited: %s%s. They are not finished, and nothing waits for their results: await the task "
+            "or the gather, or cancel it",
+            self.function_id,
+            self.run_id,
+            ", ".join(f'"{printable(step_id)}"' for step_id in step_ids[:_MAX_LISTED]),
+            f" and {more} more" if more > 0 else "",
+        )
+
+    def not_awaited(self, problem: str) -> None:
+        self.app.logger.warning('function "%s", run %s: %s', self.function_id, self.run_id, printable(problem))
+
+    def sent_directly(self) -> None:
+        """Warn once for each function and process."""
+        if self.is_over or self.divergences.has_sent_directly:
+            return
+        self.divergences.has_sent_directly = True
+        self.app.logger.warning(
+            'function "%s" sends events by client.send outside of a step (run %s): they are sent again each time that '
+            "the function continues after a step or is retried. Write ctx.step.send_event(id, events), which sends "
+            "them once, or call client.send in the handler of a step",
+            self.function_id,
+            self.run_id,
+        )
+
+    def abandoned_thread(self, step_id: str) -> None:
+        self.app.logger.warning(
+            'step "%s" of function "%s" (run %s) was cancelled while its handler ran in a thread, which continues: '
+            "a thread cannot be interrupted. Its result is dropped, and if the function reaches the step again, "
+            "the handler runs again",
+            printable(step_id),
+            self.function_id,
+            self.run_id,
+        )

@@ -1,0 +1,122 @@
+"""The dashboard and the command line on an engine on Temporal, through its HTTP API."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+import durably
+from durably.engine.dashboard.dashboard import Dashboard
+from durably.engine.http.access import ApiKeys
+from durably.engine.http.application import create_api
+from durably.engine.settings import EngineSettings
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.protocol.headers import ServerKind
+
+from ....ports import free_port
+from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
+from ..serving import ended_runs, new_app, send, serving
+
+UI = "http://temporal.example"
+
+
+@contextlib.asynccontextmanager
+async def api_of(engine: WorkflowEngine) -> AsyncIterator[str]:
+    """The URL of the engine's HTTP API, with the dashboard."""
+    dashboard = Dashboard(engine, allow_anonymous=True)
+    runner = web.AppRunner(
+        create_api(engine, ApiKeys(server_kind=ServerKind.DEV), dashboard=dashboard), access_log=None
+    )
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await runner.cleanup()
+
+
+async def durably_command(url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "durably.cli", *arguments, "--url", url]
+    return await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.slow
+async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
+    app = new_app()
+    event = f"{app.app_id}/go"
+
+    @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=event), retries=0)
+    async def go(ctx: durably.Context) -> str:
+        if ctx.event.data.get("fails"):
+            raise ValueError("it is refused")
+        return await ctx.step.run("greet", lambda: "hello")
+
+    async with (
+        serving(server.address, app, [go], settings=EngineSettings(temporal_ui=UI)) as engine,
+        api_of(engine) as url,
+        aiohttp.ClientSession() as http,
+    ):
+        event_id = await send(engine, event)
+        (run,) = await ended_runs(engine, event_id)
+        (failed,) = await ended_runs(engine, await send(engine, event, {"fails": True}))
+        await async_eventually(
+            engine.list_apps, "the app is listed", is_right=lambda apps: any(each.id == app.app_id for each in apps)
+        )
+
+        async def page(path: str, status: int = 200) -> str:
+            async with http.get(url + path) as answer:
+                text = await answer.text()
+                assert answer.status == status, text
+                return text
+
+        lagging = "which lags behind"
+        runs, overview, events = [
+            await page(path) for path in (f"/runs?function={app.app_id}-go", "/", f"/events?name={event}")
+        ]
+        assert run.id in runs
+        assert lagging in overview
+        assert event_id in events
+        # What this engine refuses is not offered.
+        assert ('value="Running"' in runs, 'value="Scheduled"' in runs) == (True, False)
+        assert ("status=Running" in overview, "status=Scheduled" in overview) == (True, False)
+        assert "Anything or nothing" not in events
+        for path in ("/functions", f"/functions/{app.app_id}-go", "/apps", "/cron"):
+            assert app.app_id in await page(path) or path == "/cron"
+        of_run = await page(f"/runs/{run.id}")
+        assert "greet" in of_run
+        assert f"{UI}/namespaces/default/workflows/durably%2Frun%2F{run.id}" in of_run
+        assert "it is refused" in await page(f"/runs/{failed.id}")
+        refused = await page("/events?unmatched=1", 501)
+        assert "stores events in the runs that they start" in refused
+        assert "Traceback" not in refused
+
+        async with http.get(f"{url}/v1/search/events?is_unmatched=true") as answer:
+            assert answer.status == 501
+            assert (await answer.json())["code"] == "NotSupportedError"
+
+        listed = await durably_command(url, "runs", "list", "--function", f"{app.app_id}-go")
+        assert failed.id in listed.stdout
+        assert lagging in listed.stderr
+        assert event_id in (await durably_command(url, "events", "list", "--name", event)).stdout
+        assert f"{app.app_id}-go" in (await durably_command(url, "functions", "list")).stdout
+        assert "greet" in (await durably_command(url, "runs", "show", run.id)).stdout
+        assert "runs/min" in (await durably_command(url, "top", "--once")).stdout
+
+
+async def test_runs_link_to_temporals_ui(server: DevServer) -> None:
+    async with serving(server.address, new_app(), [], settings=EngineSettings(temporal_ui=f"{UI}/")) as engine:
+        info = await engine.describe_engine()
+        assert info.run_url == f"{UI}/namespaces/default/workflows/durably%2Frun%2F{{run_id}}"
+
+
+@pytest.mark.parametrize("settings", [EngineSettings()])
+async def test_without_an_address_there_is_no_link(server: DevServer, settings: EngineSettings) -> None:
+    async with serving(server.address, new_app(), [], settings=settings) as engine:
+        assert (await engine.describe_engine()).run_url is None

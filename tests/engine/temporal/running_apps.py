@@ -1,0 +1,136 @@
+"""Apps on the engine on Temporal: its workers run in the test's event loop, and call the functions in process."""
+
+import asyncio
+import datetime as dt
+import itertools
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+from temporalio.client import Client, WorkflowHandle, WorkflowHistory
+from temporalio.worker import Worker
+from ulid import ULID
+
+import durably
+from durably.comm.handler import CommHandler
+from durably.engine.core.answers import Answer
+from durably.engine.core.call_body import CallData
+from durably.engine.settings import EngineSettings
+from durably.engine.temporal.client import DATA_CONVERTER
+from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
+from durably.engine.temporal.runs.activities import ActivityCaller
+from durably.engine.temporal.runs.call_messages import CallInput
+from durably.engine.temporal.workers import ProcessWorkers
+from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.functions.function import Function
+from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
+from durably.protocol.limits import MAX_STEPS
+
+_numbers = itertools.count()
+QUICK = EngineSettings(
+    backoff=lambda attempt, jitter: dt.timedelta(milliseconds=20),
+    allow_private_addresses=True,
+    close_grace=dt.timedelta(milliseconds=100),
+    max_event_bytes=10_000_000,
+    max_steps=MAX_STEPS * 100,
+)
+
+
+def make_client() -> durably.Client:
+    """The client of an app with a name of its own: tests share a server."""
+    name = f"app{os.getpid()}x{next(_numbers)}"
+    return durably.Client(app_id=name, is_production=False, engine="http://localhost:1")
+
+
+class RunningApp:
+    """An app whose functions run on Temporal.
+
+    ``caller`` makes its calls; tests may replace it.
+    """
+
+    def __init__(self, app: durably.Client, functions: Sequence[Function[Any]], client: Client, engine: WorkflowEngine):
+        self.id = app.app_id
+        self.client = client
+        self.engine = engine
+        self.handler = CommHandler(client=app, framework="test", functions=[*functions])
+        self.caller: ActivityCaller = self.call_function
+        self.workers = ProcessWorkers([], [])
+        self._checkpoints = EngineCheckpoints(engine.checkpoint, _block)
+
+    async def call_function(self, call: CallInput, data: CallData) -> Answer:
+        return await run_call(self.handler, data, self._checkpoints, QUICK.clock)
+
+    async def call(self, call: CallInput, data: CallData) -> Answer:
+        return await self.caller(call, data)
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Workers as in one process."""
+        self.workers = self.engine.make_workers([app_queue(self.id)], self.call)
+        async with _all_of(self.workers):
+            yield
+
+    async def start(self, function: str, data: dict[str, Any] | None = None) -> "RunOfApp":
+        """Send the event that triggers a function, and find its run."""
+        event = {"name": f"{self.id}/{function}", "data": data or {}}
+        (event_id,) = (await self.engine.receive_events(msgspec.json.encode(event))).ids
+        run_id = make_run_id(ULID.from_str(event_id).milliseconds, event_id, f"{self.id}-{function}")
+        return RunOfApp(run_id, self.client.get_workflow_handle(run_workflow_id(run_id), result_type=Any))
+
+    async def sync(self) -> None:
+        await self.engine.sync_app(sync_of(self.handler), in_process=True)
+
+
+class RunOfApp:
+    def __init__(self, run_id: str, handle: WorkflowHandle[Any, Any]) -> None:
+        self.id = run_id
+        self.handle = handle
+
+    async def result(self) -> Any:
+        return await self.handle.result()
+
+    async def history(self) -> WorkflowHistory:
+        return await self.handle.fetch_history()
+
+    async def event_types(self) -> list[str]:
+        from temporalio.api.enums.v1 import EventType
+
+        return [EventType.Name(event.event_type).removeprefix("EVENT_TYPE_") for event in (await self.history()).events]
+
+
+@asynccontextmanager
+async def _all_of(workers: Sequence[Worker]) -> AsyncIterator[None]:
+    """Run workers, and stop all of them at the same time."""
+    running = [asyncio.create_task(worker.run()) for worker in workers]
+    try:
+        yield
+    finally:
+        await asyncio.gather(*(worker.shutdown() for worker in workers))
+        await asyncio.gather(*running)
+
+
+@asynccontextmanager
+async def running(
+    address: str, app: durably.Client, *functions: Function[Any], settings: EngineSettings = QUICK
+) -> AsyncIterator[RunningApp]:
+    """The app is synced, and has workers."""
+    client = await Client.connect(address, data_converter=DATA_CONVERTER)
+    app_on_temporal = RunningApp(app, functions, client, WorkflowEngine(client, settings))
+    try:
+        async with app_on_temporal.working():
+            await app_on_temporal.sync()
+            yield app_on_temporal
+    finally:
+        await app_on_temporal.engine.close()
+
+
+def on(app: durably.Client, function: str) -> durably.TriggerEvent:
+    """The trigger of a function for ``RunningApp.start``."""
+    return durably.TriggerEvent(event=f"{app.app_id}/{function}")
+
+
+def _block(coroutine: Any) -> None:
+    coroutine.close()
+    raise AssertionError("these functions are async")

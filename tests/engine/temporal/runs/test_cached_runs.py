@@ -1,0 +1,49 @@
+"""The memory of a process's runs is bounded by the bytes of their contents, not only by their number."""
+
+import gc
+
+import pytest
+
+from durably.engine.temporal.runs import cached_runs
+from durably.engine.temporal.runs.contents import CONTENTS, RunContent
+
+from ....temporal.dev_server import DevServer
+from ...small_app import Steps
+from ..routed_app import RoutedApp, data_of, routed_app, until
+
+OUTPUT_BYTES = 1_000_000
+RUNS = 8
+MOST = 3 * OUTPUT_BYTES
+
+
+async def test_runs_that_were_used_least_recently_leave_the_memory_and_continue(
+    server: DevServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cached_runs.CachedRuns.__init__, "__defaults__", (MOST,))
+    async with routed_app(server.address) as app:
+        waits(app)
+        await app.sync()
+        gc.disable()  # The memory is free without it, which may run much later.
+        try:
+            receipts = [await app.send("go", n=number) for number in range(RUNS)]
+            await app.wait_for_calls(3 * RUNS)
+            await until(is_bounded)
+        finally:
+            gc.enable()
+        await app.send("next")
+        results = [await app.result(app.run_id(receipt, "waits")) for receipt in receipts]
+    assert results == [OUTPUT_BYTES + number for number in range(RUNS)]
+
+
+def waits(app: RoutedApp) -> None:
+    @app.function("waits", event=app.event("go"))
+    def waits(steps: Steps) -> object:
+        output = steps.run("large", lambda: "x" * OUTPUT_BYTES)
+        steps.wait_registered("next", app.event("next"))
+        return len(output) + data_of(steps)["n"]
+
+
+async def is_bounded() -> bool:
+    CONTENTS.clear()
+    contents = (each for each in gc.get_objects() if isinstance(each, RunContent))
+    return sum(sum(len(memo) for _, memo in each.memos) for each in contents) <= MOST

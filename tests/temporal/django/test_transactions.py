@@ -1,0 +1,215 @@
+"""``start_on_commit`` and ``astart_on_commit``: when a workflow starts, and when it does not."""
+
+from pathlib import Path
+
+import pytest
+
+from ..dev_server import DevServer
+from .test_django import run
+
+pytestmark = pytest.mark.usefixtures("worker")
+
+TOOLS = """
+import durably.temporal.django
+urls = settings.ROOT_URLCONF
+import asyncio
+import os
+from asgiref.sync import async_to_sync, sync_to_async
+from django.core.exceptions import SynchronousOnlyOperation
+from django.db import transaction
+from django.http import HttpResponse
+from django.test import AsyncClient, Client, TestCase
+from django.urls import path
+from temporalio.service import RPCError
+from durably.temporal.errors import TemporalSettingsError
+from tests.temporal.workflows import SleepingWorkflow, SumWorkflow
+
+ids = iter(uuid.uuid4().hex for _ in range(100))
+
+def exists(id):
+    try:
+        return temporal.sync.get_workflow_handle(id).describe().id == id
+    except RPCError:
+        return False
+
+def start(id, **options):
+    start_on_commit(SleepingWorkflow.run, id=id, **options)
+
+async def astart(id, **options):
+    await astart_on_commit(SleepingWorkflow.run, id=id, **options)
+"""
+SECOND_DATABASE = 'options["DATABASES"]["other"] = {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}'
+
+
+def check(server: DevServer, tmp_path: Path, code: str, before: str = "") -> None:
+    run(server, tmp_path / "db.sqlite3", code, before, TOOLS)
+
+
+def test_rollbacks_savepoints_and_databases(server: DevServer, tmp_path: Path) -> None:
+    code = """
+        inner, outer, other, alone, robust, after = (next(ids) for _ in range(6))
+        with transaction.atomic(), transaction.atomic(using="other"):
+            start(outer)
+            start(other, using="other")
+            try:
+                with transaction.atomic():
+                    start(inner)
+                    raise ZeroDivisionError
+            except ZeroDivisionError:
+                pass
+            assert not exists(other)
+        assert [exists(id) for id in (inner, outer, other)] == [False, True, True]
+        start(alone)
+        assert exists(alone)
+
+        start(robust)
+        with transaction.atomic():
+            start(robust, robust=True)  # It has been started already, which is logged.
+            start(after)
+        assert exists(after)
+
+        # What can be known before the commit is an error then.
+        nowhere = durably.temporal.Temporal(sys.argv[1])
+        try:
+            with transaction.atomic():
+                start(next(ids), temporal=nowhere, robust=True)
+        except TemporalSettingsError as error:
+            assert "there is no task queue" in str(error)
+        else:
+            raise AssertionError("the transaction has committed")
+        try:
+            with transaction.atomic():
+                start_on_commit(SumWorkflow.run, args=[], id=next(ids), robust=True)
+        except TypeError as error:
+            assert "needs an argument for pair" in str(error)
+        else:
+            raise AssertionError("the transaction has committed")
+    """
+    check(server, tmp_path, code, SECOND_DATABASE)
+
+
+@pytest.mark.slow
+def test_async_views_start_workflows_and_are_told_how(server: DevServer, tmp_path: Path) -> None:
+    """Under an ASGI server and under WSGI, where Django runs the view on a loop of its own."""
+    code = """
+        def store(id, failing=False):
+            with transaction.atomic():
+                start(id)
+                assert not exists(id)
+                if failing:
+                    raise ZeroDivisionError
+
+        def enter_and_leave(id):
+            with transaction.atomic():
+                async_to_sync(astart)(id)
+                assert not exists(id)
+
+        async def plain(request, id):
+            await astart(id)
+            return HttpResponse("started")
+
+        async def stored(request, id):
+            await sync_to_async(store)(id)
+            return HttpResponse("started")
+
+        async def rolled_back(request, id):
+            try:
+                await sync_to_async(store)(id, failing=True)
+            except ZeroDivisionError:
+                return HttpResponse("nothing")
+
+        async def nested(request, id):
+            await sync_to_async(enter_and_leave)(id)
+            return HttpResponse("started")
+
+        async def wrong(request, id):
+            try:
+                start(id)
+            except SynchronousOnlyOperation as error:
+                return HttpResponse(str(error))
+
+        views = [plain, stored, rolled_back, nested, wrong]
+        urls.urlpatterns += [path(f"{view.__name__}/<id>", view) for view in views]
+        urls.urlpatterns += [path("sync/<id>", lambda request, id: HttpResponse(str(store(id))))]
+
+        def check(get):
+            def asked(view):
+                id = next(ids)
+                response = get(f"/{view}/{id}")
+                assert response.status_code == 200, response.content
+                return exists(id), response.content.decode()
+
+            assert asked("sync") == (True, "None")
+            assert asked("plain") == (True, "started")
+            assert asked("stored") == (True, "started")
+            assert asked("rolled_back") == (False, "nothing")
+            assert asked("nested") == (True, "started")
+            for unsafe in ("", "true"):
+                os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = unsafe
+                assert "await astart_on_commit(" in asked("wrong")[1]
+            os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = ""
+
+        check(Client().get)
+        check(lambda url: asyncio.run(AsyncClient().get(url)))
+    """
+    check(server, tmp_path, code)
+
+
+@pytest.mark.slow
+def test_the_event_loop_goes_on_while_a_server_does_not_answer(server: DevServer, tmp_path: Path) -> None:
+    code = """
+        import socket
+        from datetime import timedelta
+        from durably.temporal import Temporal, TemporalUnreachableError
+
+        silent = socket.create_server(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        slow = Temporal(address, task_queue="orders", connect_timeout=timedelta(seconds=1))
+
+        async def count_turns():
+            turns = 0
+            starting = asyncio.ensure_future(astart(next(ids), temporal=slow))
+            while not starting.done():
+                turns += 1
+                await asyncio.sleep(0.01)
+            assert isinstance(starting.exception(), TemporalUnreachableError), starting.exception()
+            return turns
+
+        assert asyncio.run(count_turns()) > 10
+    """
+    check(server, tmp_path, code)
+
+
+@pytest.mark.slow
+def test_a_test_case_sees_what_would_start(server: DevServer, tmp_path: Path) -> None:
+    code = """
+        import unittest
+
+        class Tests(TestCase):
+            databases = {"default"}
+
+            def test_sync(self):
+                id, dropped = next(ids), next(ids)
+                with self.captureOnCommitCallbacks(execute=True) as callbacks:
+                    start(id)
+                    assert not exists(id)
+                assert len(callbacks) == 1
+                assert exists(id)
+                start(dropped)
+                assert not exists(dropped)
+
+            async def test_async(self):
+                id = next(ids)
+
+                def start_one():
+                    with self.captureOnCommitCallbacks(execute=True) as callbacks:
+                        async_to_sync(astart)(id)
+                    return len(callbacks)
+
+                assert await sync_to_async(start_one)() == 1
+                assert await sync_to_async(exists)(id)
+
+        result = unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(Tests))
+        assert (result.wasSuccessful(), result.testsRun) == (True, 2)
+    """
+    check(server, tmp_path, code)

@@ -1,0 +1,33 @@
+"""Requests to a gateway object, without a framework."""
+
+import json
+from typing import Any
+
+from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse
+
+
+class Answer:
+    """A response with its JSON body."""
+
+    def __init__(self, response: GatewayResponse) -> None:
+        self.status = response.status_code
+        self.headers = response.headers
+        self.json: Any = json.loads(response.body) if response.body else None
+
+
+async def ask(gateway: Gateway, user: Any, method: str, path: str, body: Any = None, /, **query: Any) -> Answer:
+    """A request of ``user``. Parameters that begin with ``h_`` are headers; ``key`` is the idempotency key."""
+    headers = {name[2:].replace("_", "-"): value for name, value in query.items() if name.startswith("h_")}
+    if (key := query.pop("key", None)) is not None:
+        headers["idempotency-key"] = key
+    request = GatewayRequest(
+        method=method,
+        path=path,
+        mount="/api",
+        headers={"content-type": "application/json", **headers},
+        query_params={name: value for name, value in query.items() if not name.startswith("h_")},
+        body=b"" if body is None else json.dumps(body).encode(),
+        raw_request=None,
+        principal=user,
+    )
+    return Answer(await gateway.handle(request))
