@@ -3,19 +3,26 @@
 ``make docs`` runs it, and a test compares. After a change of the code: ``python docs/generate.py``.
 """
 
+import datetime as dt
+import enum
 import inspect
+import re
 import textwrap
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import msgspec
 
+from durably.cli.group import durably
+from durably.engine.alerts.settings import Alerts
 from durably.engine.interface import Engine
 from durably.engine.metrics.catalogue import CATALOGUE
 from durably.engine.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
-from durably.engine.temporal.support import SUPPORT
+from durably.engine.settings import EngineSettings
+from durably.engine.temporal.support import SUPPORT, UNUSED_SETTINGS
 from durably.protocol.durations import format_duration
 from durably.protocol.options import Batch, Choice, Count, Expression, Option, Period, Text
 from durably.settings import SETTINGS
@@ -27,13 +34,90 @@ REQUIRED_OPTIONS: dict[type[Option], tuple[str, ...]] = {Batch: ("timeout",)}
 KEYS = {Access.OPEN: "none", Access.EVENT_KEY: "event key, in the path", Access.DEVELOPMENT: "none; only in dev mode"}
 
 
+ENGINE_VARIABLES = """
+## Variables of the engine
+
+They are options of `durably dev`, `durably start` and `durably worker`. The option overrides the variable. The engine
+also reads `DURABLY_SIGNING_KEY`, `DURABLY_SIGNING_KEY_FALLBACK` and `DURABLY_EVENT_KEY`.
+"""
+
+
 def settings() -> str:
-    """A section for each setting of the SDK."""
+    """A section for each setting of the SDK, and for each variable of the engine."""
+    return f"{app_variables()}{ENGINE_VARIABLES}\n{engine_variables()}"
+
+
+def app_variables() -> str:
     return "\n".join(
         f"### `{each.name}`\n\n{fill(each.meaning[0].upper() + each.meaning[1:] + '.')}\n\n"
         f"Also read: `{each.inngest}`.{f' Argument: {each.argument}.' if each.argument else ''}\n"
         for each in SETTINGS
     )
+
+
+def engine_variables() -> str:
+    """A section for each variable of a command that no setting of the SDK has, sorted by name."""
+    found: dict[str, dict[str, click.Option]] = {}
+    for command, declared in options_of(durably, "durably"):
+        if isinstance(declared.envvar, str):
+            found.setdefault(declared.envvar, {})[command] = declared
+    return "\n".join(engine_variable(name, found[name]) for name in sorted(found))
+
+
+def engine_variable(name: str, declared: dict[str, click.Option]) -> str:
+    [option] = {each.opts[0] for each in declared.values()}
+    meaning = (next(each.help for each in declared.values()) or "").partition("  [default")[0]
+    where = ", ".join(f"`{command}`" for command in sorted(declared))
+    return f"### `{name}`\n\n{fill(meaning)}\n\n{fill(f'Option: `{option}` of {where}.')}\n"
+
+
+def options_of(command: click.Command, name: str) -> Iterator[tuple[str, click.Option]]:
+    """The options of a command and of the commands in it."""
+    yield from ((name, each) for each in command.params if isinstance(each, click.Option))
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            yield from options_of(inner, f"{name} {inner.name}")
+
+
+def engine_settings() -> str:
+    """A section for each setting of ``EngineSettings``, and for each of ``Alerts``."""
+    return f"{fields_of(EngineSettings, UNUSED_SETTINGS)}\n## `durably.Alerts`\n\n{fields_of(Alerts, {})}"
+
+
+def fields_of(declared: type[msgspec.Struct], unused_on_temporal: dict[str, str]) -> str:
+    """A section for each field of a struct, by the list in its docstring."""
+    meanings = dict(re.findall(r"^- ``(\w+)``: (.+(?:\n  .+)*)", inspect.getdoc(declared) or "", re.MULTILINE))
+    sections = []
+    for each in msgspec.structs.fields(declared):
+        meaning = " ".join(meanings.pop(each.name).split()).replace("``", "`")
+        refusal = unused_on_temporal.get(each.name)
+        note = "" if refusal is None else f"\n\n{fill(f'Refused on Temporal: {refusal}.')}"
+        sections.append(
+            f"### `{each.name}`\n\n{fill(meaning[0].upper() + meaning[1:])}\n\n"
+            f"Default: {default_of_field(each)}.{note}\n"
+        )
+    assert not meanings, f"{declared.__name__} has no field {', '.join(meanings)}"
+    return "\n".join(sections)
+
+
+def default_of_field(field: msgspec.structs.FieldInfo) -> str:
+    if field.default_factory is not msgspec.NODEFAULT:
+        return f"`{getattr(field.default_factory, '__name__', field.default_factory)}()`"
+    match field.default:
+        case dt.timedelta() as duration:
+            return format_duration(duration)
+        case bool() as switch:
+            return f"`{switch}`"
+        case int() as count:
+            return f"{count:,}"
+        case function if callable(function):
+            return f"`{function.__name__}`"
+        case frozenset():
+            return "none"
+        case enum.Enum() as member:
+            return f"`{type(member).__name__}.{member.name}`"
+        case default:
+            return f"`{default!r}`"
 
 
 def options() -> str:
@@ -162,6 +246,7 @@ def options_on_temporal() -> str:
 GENERATED: dict[Path, Callable[[], str]] = {
     REFERENCE / "options.md": options,
     REFERENCE / "settings.md": settings,
+    REFERENCE / "engine-settings.md": engine_settings,
     REFERENCE / "http-api.md": operations,
     REFERENCE / "metrics.md": metrics,
     REFERENCE / "options-on-temporal.md": options_on_temporal,

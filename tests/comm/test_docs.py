@@ -1,10 +1,13 @@
 """The adapter of how-to/write-an-adapter.md works as printed, and reference/wire.md matches the endpoint."""
 
+import datetime as dt
 import json
 import re
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import aiohttp
@@ -29,6 +32,27 @@ def load_adapter() -> Any:
     namespace: dict[str, Any] = {}
     exec(compile(source, "aiohttp_adapter.py", "exec"), namespace)
     return namespace["serve"]
+
+
+async def test_the_engine_of_an_adapted_app_starts_with_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapter = ModuleType("aiohttp_adapter")
+    vars(adapter)["serve"] = load_adapter()
+    monkeypatch.setitem(sys.modules, "aiohttp_adapter", adapter)
+    [source] = re.findall(r"```python\n# main\.py\n(.*?)```", ADAPTER, re.DOTALL)
+    main: dict[str, Any] = {}
+    exec(compile(source, "main.py", "exec"), main)
+    runner = web.AppRunner(main["app"], access_log=None)
+    await runner.setup()
+    try:
+        [event_id] = await main["client"].send(durably.Event(name="shop/visitor.came", data={"name": "Ada"}))
+        [run] = await main["engine"].event_runs(event_id)
+        ended = await main["engine"].wait_for_run(run.id, timeout=dt.timedelta(seconds=30))
+        assert ended.decode_output() == "Hello, Ada!"
+    finally:
+        await runner.cleanup()
 
 
 @asynccontextmanager

@@ -406,8 +406,8 @@ def dashboard_options(command: Command) -> Command:
             envvar=DASHBOARD_KEY,
             show_envvar=True,
             metavar="KEY",
-            help="Serve the dashboard at /, for visitors who enter this key. Without this and the next option there is "
-            "none.",
+            help="Serve the dashboard at /, for visitors who enter this key. Without this and --dashboard-proxy-header "
+            "there is none.",
         ),
     ):
         command = option(command)

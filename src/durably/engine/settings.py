@@ -87,23 +87,30 @@ class Durability(StrEnum):
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of an engine.
 
-    - ``signing_key``: Signs calls. The API verifies requests with it.
-    - ``signing_key_fallback``: The key before a rotation, which the API accepts too. In production answers to calls
-      must be signed with either.
-    - ``unsigned_apps``: Ids of apps whose unsigned answers are accepted, because their SDK does not sign.
-    - ``backoff``: Delays of retries.
-    - ``unreached_backoff``: Delays of calls that did not reach their app. These calls use up no attempt.
-    - ``call_timeout``: Limits the time of one call.
-    - ``max_calls``: Maximum number of concurrent calls.
-    - ``max_steps``: Maximum number of steps of a run.
-    - ``max_depth``: Maximum depth of invocations. Ten times as many runs may start each other within an hour.
-    - ``allow_private_addresses``: Lets ``fetch`` and ``ai.infer`` reach them.
-    - ``retention``: How long finished runs, and events that no run needs, are kept; ``None`` keeps them forever.
-    - ``alerts``: Reports runs that have finally failed, to a webhook or by e-mail.
-    - ``tracing``: Reports spans (see ``durably.otel``).
-    - ``log_runs``: Logs the end of each run to ``durably.runs``.
-    - ``temporal_ui``: The address of Temporal's UI, such as ``http://localhost:8233``, for links to runs.
-    - ``clock``, ``entropy``: Tests may replace them. ``entropy`` makes ids.
+    - ``server_kind``: the mode that calls announce. `durably start` sets it to production.
+    - ``signing_key``: the key that signs calls. The API verifies requests with it. In production, answers to calls must
+      be signed with it or with ``signing_key_fallback``.
+    - ``signing_key_fallback``: the key before a rotation, which the API accepts too.
+    - ``unsigned_apps``: the ids of apps whose unsigned answers are accepted, because their SDK does not sign.
+    - ``backoff``: the delays between attempts, as a function of the attempt that failed (from 0) and a random number
+      from 0 to 1. In process, the default in production mode is that of `durably start`.
+    - ``unreached_backoff``: the delays before a call is repeated that did not reach its app. They use up no attempt.
+    - ``call_timeout``: the longest time of one call.
+    - ``connect_timeout``: the longest time to connect to an app.
+    - ``max_calls``: the number of calls at a time.
+    - ``max_event_bytes``: the largest size of an event, as JSON.
+    - ``max_steps``: the maximum number of steps of a run.
+    - ``max_depth``: the maximum depth of invocations. Ten times as many runs may start each other within an hour.
+    - ``allow_private_addresses``: whether ``fetch`` and ``ai.infer`` may reach private addresses.
+    - ``durability``: the data that survives a power failure.
+    - ``close_grace``: the time that calls under way may take to end when the engine stops.
+    - ``retention``: the time for which ended runs are kept, and events that no run needs; ``None`` keeps them forever.
+    - ``alerts``: reports of runs that have finally failed, to a webhook or by e-mail.
+    - ``tracing``: the recipient of spans; see ``durably.otel``.
+    - ``log_runs``: whether the end of each run is logged to ``durably.runs``.
+    - ``temporal_ui``: the address of Temporal's UI, such as ``http://localhost:8233``, for links to runs.
+    - ``clock``: the clock of the engine, which tests may replace.
+    - ``entropy``: the source of random bytes for ids, which tests may replace.
     """
 
     server_kind: ServerKind = ServerKind.DEV

@@ -49,16 +49,15 @@ class Alerts(msgspec.Struct, frozen=True, kw_only=True):
 
     Give them to the engine: ``EngineSettings(alerts=Alerts(url=…))``.
 
-    ``url`` is a webhook that gets a POST with JSON: ``text``, as Slack and similar show it, and ``alert``. ``emails``
-    are addresses that get the same by e-mail, through the server ``smtp_url``, such as
-    ``smtp://user:password@smtp.example.com:587`` or ``smtps://…``; ``email_from`` is the sender, by default the first
-    address.
-
     The first failure of a function is reported at once. Further ones are counted, and reported together after
     ``interval``. A message is sent at most every 10 s.
 
-    ``dashboard_url`` is the address of the dashboard's overview as users reach it. Alerts then link to the pages of
-    runs.
+    - ``url``: a webhook that gets a POST with JSON: ``text``, as Slack and similar show it, and ``alert``.
+    - ``emails``: addresses that get the same by e-mail.
+    - ``smtp_url``: the server for e-mail, such as ``smtp://user:password@smtp.example.com:587`` or ``smtps://…``.
+    - ``email_from``: the sender of e-mails; by default the first address of ``emails``.
+    - ``interval``: the time between two reports of one function.
+    - ``dashboard_url``: the address of the dashboard's overview as users reach it. Alerts then link to pages of runs.
 
     The URLs are the operator's, so they may have private addresses. Redirects are not followed. Raises
     ``AlertsInvalidError``, and ``TypeError`` for a value of another type.
