@@ -54,8 +54,7 @@ def serve(
 
     Async functions run on the server's event loop, sync ones in a thread pool.
     """
-    mounts, path = mounts_of(app), mount_path(serve_path)
-    check_mount(mounts, path, client, functions)
+    path = check_mount(mounts := mounts_of(app), mount_path(serve_path), client, functions)
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,
@@ -138,8 +137,7 @@ class _Endpoint:
         request = fastapi.Request(scope, receive)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         try:
-            length = headers.get("content-length")
-            body = await read_chunks(request.stream(), length, disconnect=ClientDisconnect)
+            body = await read_chunks(request.stream(), headers.get("content-length"), disconnect=ClientDisconnect)
         except UNREADABLE as error:
             response = self._mount.handler.refuse(error)
         else:
@@ -175,8 +173,7 @@ _parse_frequent = lru_cache(256)(_parse)
 def _run_with_server(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
     """Run the engine within the app's own lifespan.
 
-    Functions can then use the resources of the lifespan. Under a server without lifespan the engine starts with the
-    first request.
+    So functions can use its resources. Under a server without lifespan the engine starts with the first request.
     """
     own = app.router.lifespan_context
 

@@ -36,15 +36,15 @@ def mounts_of(owner: object) -> Mounts:
         return {}
 
 
-def check_mount(mounts: Mounts, path: str, client: Client, functions: Sequence[Function[Any]]) -> None:
-    """Refuse another call of ``serve`` for the path.
+def check_mount(mounts: Mounts, path: str, client: Client, functions: Sequence[Function[Any]]) -> str:
+    """Refuse another call of ``serve`` for the path, which it returns.
 
     Raises ``FunctionConfigInvalidError``. Call it before the handler is made, because an engine in this process calls
     the functions of the newest handler.
     """
     mount = mounts.get(path)
     if mount is None or not isinstance(functions, Sequence) or _is_repeated(mount.handler.functions, functions):
-        return
+        return path
     served = mount.handler
     if served.client is client:
         remedy = "give all functions to one call, serve(…, [*orders, *invoices])"

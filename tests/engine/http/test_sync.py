@@ -163,7 +163,7 @@ async def test_no_app_at_the_url(dev: Harness) -> None:
 async def test_wrong_path_of_an_app(dev: Harness, serve_functions: ServeFunctions) -> None:
     client = client_of(dev)
     url = await serve_functions(client, [_hello(client)])
-    with pytest.raises(NoAppError, match="status 404.*whose path is /api/inngest unless serve_path sets another"):
+    with pytest.raises(NoAppError, match=r"status 404.*whose path is /api/inngest unless serve_path sets another"):
         await dev.server.discovery.sync(url.replace("/api/inngest", "/wrong"))
 
 

@@ -149,7 +149,7 @@ class AppDiscovery:
         is_same_host = own.host == given.host or {own.host, given.host} <= LOOPBACK_HOSTS
         if is_same_host and own.port == given.port:
             return "this is the engine, so give the URL of the app's endpoint"
-        return f"give the URL of the app's endpoint, whose path is /api/inngest unless serve_path sets another"
+        return "give the URL of the app's endpoint, whose path is /api/inngest unless serve_path sets another"
 
     def _address_advice(self) -> str:
         if self._settings.server_kind is ServerKind.DEV:
