@@ -21,7 +21,7 @@ class Call:
     headers: dict[str, str] = field(default_factory=dict)
 
     def signed(self) -> "Call":
-        """The call with a signature of this moment; apps refuse those older than five minutes."""
+        """The call with a current signature; apps refuse those older than five minutes."""
         stamp = str(int(time.time()))
         key = SIGNING_KEY.removeprefix("signkey-test-").encode()
         digest = hmac.new(key, self.body + stamp.encode(), hashlib.sha256).hexdigest()

@@ -17,7 +17,7 @@ async def wait_settled(directory: Path) -> None:
 
 
 def bytes_of_events(directory: Path) -> int:
-    """What the table of events and its indexes take of the file."""
+    """Bytes of the file that the table of events and its indexes take."""
     query = "SELECT sum(pgsize) FROM dbstat WHERE name LIKE '%events%'"
     with closing(sqlite3.connect(directory / DATABASE)) as connection:
         (size,) = connection.execute(query).fetchone()

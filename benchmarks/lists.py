@@ -1,4 +1,4 @@
-"""What the dashboard's lists cost an engine that has a million runs, and an open dashboard one that is idle."""
+"""Cost of the dashboard's lists with a million runs, and of an open dashboard on an idle engine."""
 
 import asyncio
 import datetime as dt

@@ -48,7 +48,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Growth:
-    """What ``calls`` calls added; ``garbage`` counts the objects a call leaves to the garbage collector."""
+    """Memory that ``calls`` calls added; ``garbage`` counts the objects a call leaves to the garbage collector."""
 
     calls: int
     before: Footprint

@@ -1,4 +1,4 @@
-"""RESULTS.md: a section for each row, each of which can be measured, and replaced, by itself."""
+"""RESULTS.md: a section for each row, which can be measured and replaced alone."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What the page of a run of a thousand steps costs the engine, and when a browser has drawn it."""
+"""Cost of the page of a run of a thousand steps for the engine, and the time until a browser has drawn it."""
 
 import json
 import statistics

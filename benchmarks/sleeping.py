@@ -34,14 +34,14 @@ class Wakes:
 
 def measure_idle(directory: Path, seconds: float) -> Idle:
     with Child("benchmarks.engine_process", directory) as engine:
-        time.sleep(min(seconds, 2.0))  # what opening leaves to do is no idling
+        time.sleep(min(seconds, 2.0))  # the work after opening is not idle time
         before = engine.cpu_seconds()
         time.sleep(seconds)
         return Idle(engine.ready["opened"], engine.rss(), (engine.cpu_seconds() - before) / seconds)
 
 
 def measure_wakes(directory: Path, runs: int, seconds: float) -> Wakes:
-    """``runs`` tell the capacity; then for so many seconds they wake at half of it."""
+    """``runs`` measure the capacity. Then they wake at half of it, for the given seconds."""
     with (
         Child("benchmarks.engine_process", directory) as engine,
         Child("benchmarks.contenders.sleeping", directory / "app", engine.ready["origin"]) as app,

@@ -1,4 +1,4 @@
-"""What a step costs in a function of a thousand steps, against in one of ten: what came before must not count."""
+"""Cost of a step in a function of a thousand steps, compared with one of ten: earlier steps must not count."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What results are written with: Markdown tables, and the machine that they were measured on (but not its name)."""
+"""Markdown tables of results, and the machine that they were measured on (but not its name)."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""A thousand clients that wait for results at one app: what they cost it, and whether others are answered meanwhile."""
+"""A thousand clients that wait for results at one app: their cost, and the latency of other requests."""
 
 import resource
 import time
@@ -16,7 +16,7 @@ POLLS = 1_000
 _CONTENDERS = "benchmarks.contenders"
 _STARTING = 16
 _OTHERS = 4
-"""Clients that ask for something else meanwhile."""
+"""Clients that make other requests at the same time."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def measure(directory: Path, *, polls: int, idle: float, others: int) -> tuple[l
         waiting.ask(origin=app.ready, orders=orders)
         while _open_files(app) < none.files - _OTHERS + polls:  # the others' connections may be closed again
             time.sleep(0.1)
-        time.sleep(min(idle, 2.0))  # what opening leaves to do is no idling
+        time.sleep(min(idle, 2.0))  # the work after opening is not idle time
         held = watch(polls)
         begun = time.perf_counter()
         start("temporal_worker", server.ready)

@@ -81,7 +81,7 @@ class Speeds:
         return median(self.samples[contender])
 
     def ratio(self, contender: Contender, other: Contender) -> float:
-        """How many times as fast: the median of the rounds' own ratios."""
+        """The speed-up: the median of the rounds' own ratios."""
         return median(a / b for a, b in zip(self.samples[contender], self.samples[other], strict=True))
 
 

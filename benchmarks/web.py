@@ -1,4 +1,4 @@
-"""A web app under uvicorn, on the event loop of whoever measures it, and its sync with an engine."""
+"""A web app under uvicorn, on the event loop of the measurement, and its sync with an engine."""
 
 import asyncio
 import socket
@@ -28,7 +28,7 @@ async def serve_app(app: Any) -> AsyncIterator[str]:
 
 
 async def sync_app(origin: str) -> None:
-    """Make the app tell its engine its functions. Raises ``RuntimeError`` with what it answered."""
+    """Have the app sync with its engine. Raises ``RuntimeError`` with the answer."""
     answer = await asyncio.to_thread(urllib3.request, "PUT", origin + PATH)
     if answer.status != 200:
         raise RuntimeError(f"syncing was answered with {answer.status}: {answer.data[:500]!r}")

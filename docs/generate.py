@@ -199,7 +199,13 @@ def fill_item(text: str) -> str:
 def paragraphs(documented: object) -> list[str]:
     """The paragraphs of a docstring as Markdown."""
     docstring = inspect.getdoc(documented) or ""
-    return [fill(" ".join(part.split()).replace("``", "`")) for part in docstring.split("\n\n")]
+    return [fill_list(part.replace("``", "`")) for part in docstring.split("\n\n")]
+
+
+def fill_list(text: str) -> str:
+    """A paragraph, or the items of a list."""
+    items = [" ".join(item.split()) for item in f"\n{text}".split("\n- ")]
+    return "\n".join([fill(item) for item in items[:1] if item] + [fill_item(f"- {item}") for item in items[1:]])
 
 
 def argument(declared: Argument) -> str:

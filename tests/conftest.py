@@ -1,4 +1,4 @@
-"""What all tests have in common."""
+"""Fixtures and hooks of all tests."""
 
 import gc
 import os

@@ -3,6 +3,7 @@
 import contextlib
 import random
 import socket
+from collections.abc import Iterator
 
 _FIRST, _LAST = 20_000, 32_000
 """Below the range from which systems take ports for outgoing connections and for port 0, so that no connection and no
@@ -17,3 +18,10 @@ def free_port() -> int:
         port = _choice.randrange(_FIRST, _LAST)
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
+
+
+@contextlib.contextmanager
+def listening_socket() -> Iterator[tuple[socket.socket, str]]:
+    """A listening socket for a server that inherits it, and its origin."""
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as listener:
+        yield listener, f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -23,9 +23,9 @@ from durably.errors import FunctionConfigInvalidError, OutputUnserializableError
 from durably.protocol.opcodes import hash_step_id
 from durably.testing import TestEngine
 
-from .conformance.fake_engine import FakeEngine as HTTPEngine
-from .conformance.fake_engine import serving_fake_engine
 from .execution.engine import Run, engine_for
+from .fake_engine import FakeEngine as HTTPEngine
+from .fake_engine import serving_fake_engine
 
 KEY = "a long key of the app"
 SECRET = "4111-1111-1111-1111"
@@ -61,7 +61,7 @@ class Official:
         return event.data
 
     def decrypt_event(self, data: Any) -> Any:
-        """What a function gets."""
+        """The input of a function."""
         return self._middleware._decrypt_event_data(data)
 
     def decrypt(self, memo: Any) -> Any:
@@ -152,7 +152,7 @@ async def test_events_are_read_by_the_official_sdk(http_engine: HTTPEngine) -> N
     assert events[0].data == {"encrypted": SECRET, "n": 1}
     await asyncio.to_thread(client.send_sync, events)
     for request in http_engine.to("/e/"):
-        for event in request.body:
+        for event in request.json:
             assert SECRET not in json.dumps(event)
             assert event["data"]["n"] == 1
             assert Official(KEY).decrypt_event(event["data"]) == {"encrypted": SECRET, "n": 1}
@@ -298,7 +298,7 @@ async def test_keys_rotate_without_an_interruption() -> None:
 async def test_decrypt_only_encrypts_nothing_and_reads_all(http_engine: HTTPEngine) -> None:
     client = client_with(EncryptionMiddleware.factory(KEY, decrypt_only=True), event_api_base_url=http_engine.origin)
     await client.send(Event(name="e", data={"encrypted": "plain"}))
-    assert http_engine.to("/e/")[0].body[0]["data"] == {"encrypted": "plain"}
+    assert http_engine.to("/e/")[0].json[0]["data"] == {"encrypted": "plain"}
     run = await engine_for(echo_twice, client=client).run(data={"encrypted": Cipher(KEY).encrypt("x")})
     assert run.output == ["x", SECRET, ""]
 

@@ -62,12 +62,12 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "told"), MISTAKES, ids=stable_id)
-def test_a_mistake_is_refused_at_creation_and_names_function_and_option(options: dict[str, Any], told: str) -> None:
+@pytest.mark.parametrize(("options", "message"), MISTAKES, ids=stable_id)
+def test_a_mistake_is_refused_at_creation_and_names_function_and_option(options: dict[str, Any], message: str) -> None:
     with pytest.raises(FunctionConfigInvalidError) as raised:
         create(**options)
     assert "function 'app-fn': " in str(raised.value)
-    assert told in str(raised.value)
+    assert message in str(raised.value)
 
 
 def test_right_options_are_accepted() -> None:

@@ -71,8 +71,8 @@ async def test_each_line_names_function_run_and_step(handler: Any) -> None:
         f"{IN_STEP}in pay",
         f"{LINE}end: 100%",
     ]
-    told = [{name: vars(record).get(name) for name in ("app_id", "function_id", "run_id")} for record in kept.records]
-    assert told == [{"app_id": "app", "function_id": "app-function", "run_id": "01RUN"}] * 3
+    fields = [{name: vars(record).get(name) for name in ("app_id", "function_id", "run_id")} for record in kept.records]
+    assert fields == [{"app_id": "app", "function_id": "app-function", "run_id": "01RUN"}] * 3
     assert [vars(record).get("step_id") for record in kept.records] == [None, "pay", None]
     assert top.filename == end.filename == "test_run_logger.py"
     assert top.msg == "[%s] top", "tools group lines by the template"

@@ -103,9 +103,9 @@ async def test_a_memo_that_does_not_fit_the_type_is_an_error_where_the_step_is_a
     assert run.output == "no error"
     stale = run.state_at(1)
     stale.memos[run.stack[0]] = {"data": {"number": "none"}}
-    told = (await engine.call(stale)).json
-    assert told.startswith('step "it": the stored result does not fit Order: Input should be a valid integer')
-    assert "$.number" in told
+    message = (await engine.call(stale)).json
+    assert message.startswith('step "it": the stored result does not fit Order: Input should be a valid integer')
+    assert "$.number" in message
 
 
 async def test_an_output_that_does_not_fit_its_type_fails_the_step() -> None:

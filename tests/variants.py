@@ -1,4 +1,4 @@
-"""Which cases of a test are in ``make test``. ``make test-slow`` runs the others, and CI both."""
+"""Cases of a test that ``make test`` runs. ``make test-slow`` runs the others, and CI both."""
 
 from collections.abc import Callable, Container, Iterable
 from typing import Any, TypeVar

@@ -6,6 +6,8 @@ these functions: they are for servers, processes, files and indexes that notify 
 
 import asyncio
 import inspect
+import socket
+import subprocess
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, TypeVar
@@ -70,6 +72,21 @@ async def async_eventually(
         if not scope.expired():
             raise
     raise _error(what, timeout, last)
+
+
+def wait_until_listening(port: int, process: "subprocess.Popen[Any]", output: Callable[[], str]) -> None:
+    """Wait until a program listens at its port. The error has its output."""
+
+    def is_listening() -> bool:
+        if process.poll() is not None:
+            raise AssertionError(f"{process.args!r} has ended:\n{output()}")
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+
+    try:
+        eventually(is_listening, f"a program listens at port {port}", ignore=(OSError,))
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{output()}") from None
 
 
 def _pauses(timeout: float) -> Iterator[float]:

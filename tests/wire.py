@@ -1,4 +1,4 @@
-"""The protocol as these tests speak it: ids, signatures, bodies of calls, ops. Written apart from the product's own.
+"""The protocol as tests speak it: ids, signatures, bodies of calls, ops.
 
 Nothing here imports the package under test, so that a mistake there cannot hide behind the same mistake here.
 """
@@ -16,7 +16,7 @@ Op = dict[str, Any]
 SIGNING_KEY = "signkey-test-" + "8ee2262a15e8d3c42d6a840db7af3de2aab08ef632b32a37a687f24b34dba3ff"
 FALLBACK_KEY = "signkey-test-" + "3b0c1f7bd1e6ad0c0e2b1a8a3c9f5d4e6b7a8c9d0e1f2a3b4c5d6e7f8091a2b3"
 WRONG_KEY = "signkey-test-" + "00" * 32
-EVENT_KEY = "conformance-event-key"
+EVENT_KEY = "event-key-that-must-stay-secret"
 
 
 def step_hash(step_id: str, index: int = 0) -> str:
@@ -33,8 +33,8 @@ def _bare(key: str) -> str:
     return key.rsplit("-", 1)[-1]
 
 
-def sign(body: bytes, key: str = SIGNING_KEY, at: int | None = None) -> str:
-    stamp = str(int(time.time()) if at is None else at)
+def sign(body: bytes, key: str = SIGNING_KEY, at: float | None = None) -> str:
+    stamp = str(int(time.time() if at is None else at))
     return f"t={stamp}&s={hmac.new(_bare(key).encode(), body + stamp.encode(), hashlib.sha256).hexdigest()}"
 
 

@@ -1,1 +1,1 @@
-"""What is compared: each module does the same work with one package, in a process of its own (see ``children``)."""
+"""Compared systems: each module does the same work with one package, in its own process (see ``children``)."""

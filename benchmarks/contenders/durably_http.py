@@ -1,5 +1,5 @@
 """Durably over HTTP: the engine is a process of its own, the app runs under uvicorn in the process that sends the
-events which start the runs. An argument tells how many steps are handed over together while a call goes on."""
+events which start the runs. An argument sets the number of steps in a checkpoint."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

@@ -1,4 +1,4 @@
-"""How long after an event is sent its function's first line runs, one event at a time, on an idle engine."""
+"""Time from sending an event to the first line of its function, one event at a time, on an idle engine."""
 
 import asyncio
 import time

@@ -23,12 +23,12 @@ def event_data(number: int) -> dict[str, Any]:
 
 
 def charged(number: int) -> dict[str, Any]:
-    """What each step returns."""
+    """The output of each step."""
     return {"id": f"charge-{number}", "amount": 4200 + number, "currency": "EUR", "paid": True}
 
 
 def step_memo() -> bytes:
-    """What a step returns, as JSON."""
+    """The output of a step, as JSON."""
     return json.dumps(charged(1)).encode()
 
 

@@ -19,7 +19,7 @@ from benchmarks.serving import in_process, served
 EVENT = "benchmark/sleep"
 BATCH = 200
 _SENT_PER_SECOND = 250
-"""What any machine can put to sleep, so that all sleep before the first of them is to wake."""
+"""A rate at which any machine can start runs, so that all sleep before the first one wakes."""
 
 
 class Sleepers:

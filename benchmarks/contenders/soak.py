@@ -22,7 +22,7 @@ async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator
     async with served(arguments[0], runs.make_functions) as client:
 
         async def answer(question: dict[str, Any]) -> int:
-            """How many runs there have been so far."""
+            """The number of runs so far."""
             until = time.perf_counter() + question["seconds"]
 
             async def run_some(_: int) -> None:

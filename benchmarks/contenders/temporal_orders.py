@@ -70,7 +70,7 @@ async def describe(client: Client, id: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Server:
-    """Where Temporal's server is, and how it is connected to by hand."""
+    """The address of Temporal's server, and a connection by hand."""
 
     address: str
     tls: TLSConfig | None
@@ -79,7 +79,7 @@ class Server:
         return await Client.connect(self.address, tls=self.tls)
 
     async def get_client(self, way: str) -> Connect:
-        """What the async frameworks' endpoints take their client from."""
+        """The source of the client of the async frameworks' endpoints."""
         if way == DIRECT:
             return Temporal(self.address, task_queue=QUEUE).client
         if way == CONNECT:
@@ -93,7 +93,7 @@ class Server:
 
 
 class Orders(Protocol):
-    """What the endpoints in threads do."""
+    """The work of the endpoints in threads."""
 
     def start(self, order: Order) -> dict[str, Any]: ...
 

@@ -37,7 +37,7 @@ async def open_contender(directory: Path, arguments: list[str]) -> AsyncIterator
     async with TestEngine(client, [sleeper], retention=dt.timedelta(minutes=15)) as engine:
 
         async def answer(question: dict[str, Any]) -> int:
-            """How many runs have ended so far, once so many more have been started."""
+            """The number of ended runs, once ``count`` more have been started."""
             for _ in range(0, question["runs"], BATCH):
                 await engine.send([durably.Event(name=EVENT, data={"number": number}) for number in range(BATCH)])
                 await engine.advance(_BETWEEN)

@@ -1,4 +1,4 @@
-"""What ends a call that hands its steps over: ops, errors, parallel steps; and what the answer then carries."""
+"""Ends of a call with checkpoints: ops, errors, parallel steps, and the answer of each."""
 
 import asyncio
 from typing import Any

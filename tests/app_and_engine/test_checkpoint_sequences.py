@@ -14,7 +14,7 @@ Handler = Callable[[Any], Any]
 
 
 def sequence(count: int, is_async: bool) -> Handler:
-    """A function of so many steps, each of which returns the tuple ``(number,)``."""
+    """A function of ``count`` steps. Each returns the tuple ``(number,)``."""
 
     async def async_steps(ctx: Context) -> Any:
         return [await ctx.step.run(f"step {number}", lambda number: (number,), number) for number in range(count)]
@@ -141,7 +141,7 @@ async def test_a_large_output_goes_into_the_answer(app: App) -> None:
             return str(error)
         return "fits"
 
-    assert "at most 4194304 are possible" in await app.run(durable(app, function))
+    assert "at most 4194304 are allowed" in await app.run(durable(app, function))
     assert app.gate.batches == [["small"], ["large"]]
 
 

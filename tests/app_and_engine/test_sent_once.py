@@ -1,4 +1,4 @@
-"""A step that sends events sends them once, even if its app fails after it has, and before the engine knows."""
+"""Events of ``send_event`` are stored once, even if the app dies before it reports the step."""
 
 from typing import Any, ClassVar
 
@@ -10,14 +10,14 @@ from .conftest import App, durable
 
 
 class FailsAfterSending(Middleware):
-    """Each call that has sent comes to nothing, but for the third."""
+    """Each call that has sent fails, except the third."""
 
     sent: ClassVar[list[list[str]]] = []
 
     async def after_send_events(self, result: SendEventsResult) -> None:
         self.sent.append(list(result.ids))
         if len(self.sent) < 3:
-            raise RuntimeError("the app is no more")
+            raise RuntimeError("the app has died")
 
 
 @pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])

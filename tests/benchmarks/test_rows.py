@@ -1,4 +1,4 @@
-"""Benchmarks are worth something only while they can be run: each row is, at its smallest size."""
+"""Each benchmark row runs at its smallest size."""
 
 import importlib.util
 from pathlib import Path
@@ -16,7 +16,7 @@ PEERS = {
     "temporal-polls": ("temporalio", "httptools"),
     "temporal-engine": ("temporalio", "uvloop"),
 }
-"""What ``make bench`` installs, and ``make test`` may do without."""
+"""A package that ``make bench`` installs, and ``make test`` can do without."""
 LONG = {"cost", "memory", "sleeping", "virtual", "soak"}
 """Rows that take more than seconds whatever their size."""
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..frameworks.engine import FakeEngine, serving_engine
+from ..fake_engine import FakeEngine, serving_fake_engine
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +17,7 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def _comm_engine() -> Iterator[FakeEngine]:
-    with serving_engine() as engine:
+    with serving_fake_engine() as engine:
         yield engine
 
 

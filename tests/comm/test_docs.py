@@ -18,8 +18,8 @@ import durably
 from durably.comm import requests
 from durably.protocol.limits import MAX_REQUEST_BYTES
 
-from ..frameworks import wire
-from ..frameworks.engine import FakeEngine
+from ..fake_engine import FakeEngine
+from ..frameworks import app_calls
 
 DOCS = Path(__file__).parents[2] / "docs"
 ADAPTER = (DOCS / "how-to" / "write-an-adapter.md").read_text()
@@ -81,7 +81,7 @@ async def serving(engine: FakeEngine, **options: Any) -> AsyncIterator[aiohttp.C
 
 
 def call(session: aiohttp.ClientSession, function: str, **options: Any) -> Any:
-    body = wire.encode(wire.call_body(steps={"step": {"data": 1}}))
+    body = app_calls.canonical(app_calls.call_body(steps={"step": {"data": 1}}))
     headers = {"content-type": "application/json", **options.pop("headers", {})}
     query = {"fnId": f"shop-{function}", "stepId": "step"}
     return session.post("/api/inngest", params=query, data=body, headers=headers)
@@ -116,32 +116,32 @@ async def test_it_refuses_what_is_too_large(engine: FakeEngine) -> None:
 
 
 async def test_it_verifies_signatures(engine: FakeEngine) -> None:
-    production = {"is_production": True, "signing_key": wire.SIGNING_KEY, "event_key": "x"}
+    production = {"is_production": True, "signing_key": app_calls.SIGNING_KEY, "event_key": "x"}
     async with serving(engine, client=production) as session:
         async with call(session, "b") as answer:
             assert answer.status == 401
-        body = wire.encode(wire.call_body(steps={"step": {"data": 1}}))
-        async with call(session, "b", headers={"x-inngest-signature": wire.sign(body)}) as answer:
+        body = app_calls.canonical(app_calls.call_body(steps={"step": {"data": 1}}))
+        async with call(session, "b", headers={"x-inngest-signature": app_calls.sign(body)}) as answer:
             assert answer.status == 200
             assert "x-durably-signature" in answer.headers
 
 
 def test_the_page_has_every_status_of_a_refusal() -> None:
     table = WIRE.partition("Requests that are refused")[2].partition("\n\nEvery answer")[0]
-    told = {
+    documented = {
         code: int(status)
         for status, codes in re.findall(r"^\| (\d{3}) \| ([^|]*) \|", table, re.MULTILINE)
         for code in re.findall(r"`(\w+)`", codes)
     }
     statuses = {code.value: int(status) for code, status in requests._STATUS_OF_CODE.items()}
-    assert told == statuses | {"function_not_found": 500}
+    assert documented == statuses | {"function_not_found": 500}
 
 
 async def test_the_page_has_every_field_of_an_inspection(engine: FakeEngine) -> None:
     section = WIRE.partition("### Inspection")[2].partition("\n## ")[0]
-    production = {"is_production": True, "signing_key": wire.SIGNING_KEY, "event_key": "x"}
+    production = {"is_production": True, "signing_key": app_calls.SIGNING_KEY, "event_key": "x"}
     async with serving(engine, client=production) as session:
-        for headers in ({}, {"x-inngest-signature": wire.sign(b"")}):
+        for headers in ({}, {"x-inngest-signature": app_calls.sign(b"")}):
             async with session.get("/api/inngest", headers=headers) as answer:
                 shown = await answer.json()
             public, _, private = section.partition("A signed request also gets")

@@ -1,4 +1,4 @@
-"""Which engine a client talks to: its arguments, the environment and the mode decide. Production has no default."""
+"""The engine of a client, by its arguments, the environment and the mode. Production has no default."""
 
 from typing import Any
 

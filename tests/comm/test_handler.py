@@ -27,8 +27,8 @@ from durably.errors import (
 from durably.protocol import signatures
 from durably.protocol.headers import Probe, ServerKind
 
-from ..frameworks import wire
-from ..frameworks.engine import FakeEngine
+from ..fake_engine import FakeEngine
+from ..frameworks import app_calls
 
 EVENT = durably.TriggerEvent(event="test/event")
 
@@ -65,7 +65,7 @@ def make_request(body: bytes = b"", **options: Any) -> CommRequest:
 
 def make_call(function_id: str = "app-plain", **options: Any) -> CommRequest:
     query = {"fnId": function_id, "stepId": "step"}
-    return make_request(wire.encode(wire.call_body(run_id="01RUN")), query_params=query, **options)
+    return make_request(app_calls.canonical(app_calls.call_body(run_id="01RUN")), query_params=query, **options)
 
 
 # -- making one
@@ -87,7 +87,7 @@ def test_production_needs_a_signing_key() -> None:
 @pytest.mark.usefixtures("outside_tests")
 @pytest.mark.parametrize("options", [{}, {"event_api_base_url": "https://engine.example.com"}])
 def test_production_needs_an_engine(options: dict[str, str]) -> None:
-    client = make_client(is_production=True, signing_key=wire.SIGNING_KEY, **options)
+    client = make_client(is_production=True, signing_key=app_calls.SIGNING_KEY, **options)
     with pytest.raises(EngineNotConfiguredError, match="DURABLY_ENGINE_URL"):
         make_handler(client)
 
@@ -126,7 +126,7 @@ def test_a_serializers_class_is_no_serializer() -> None:
 
 
 def test_a_retry_at_no_time() -> None:
-    with pytest.raises(TypeError, match=r"retry_after is text like .* not 'soon'"):
+    with pytest.raises(TypeError, match=r"retry_after is a string like .* not 'soon'"):
         durably.RetryAfterError("busy", "soon")
 
 
@@ -181,7 +181,7 @@ def test_refusal_of_another_method_lists_the_allowed_ones() -> None:
 
 
 def test_requests_of_an_authenticated_connection_are_not_signed() -> None:
-    handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
+    handler = make_handler(make_client(is_production=True, signing_key=app_calls.SIGNING_KEY))
     assert handler.post_sync(make_call()).status_code == 401
     assert handler.post_sync(make_call(is_connect=True)).status_code == 200
 
@@ -284,7 +284,7 @@ def test_events_that_are_no_requests(event: dict[str, Any], word: str) -> None:
 def test_a_body_in_base64() -> None:
     client = make_client()
     main = serve_digital_ocean(client, [make_function(client, "plain")])
-    body = base64.b64encode(wire.encode(wire.call_body({"text": "☃"}))).decode()
+    body = base64.b64encode(app_calls.canonical(app_calls.call_body({"text": "☃"}))).decode()
     result = main({"http": {**HTTP, "body": body, "isBase64Encoded": True}}, DigitalOceanContext())
     assert (result["statusCode"], result["body"]) == (200, '"01RUN"')
 
@@ -311,10 +311,10 @@ def test_a_serve_origin_is_a_scheme_and_a_host(monkeypatch: pytest.MonkeyPatch, 
 def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> None:
     monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "https://public.example.com")
     monkeypatch.setenv("DURABLY_SERVE_PATH", "of/env")
-    handler = make_handler(make_client(signing_key=wire.SIGNING_KEY, api_base_url=engine.origin))
+    handler = make_handler(make_client(signing_key=app_calls.SIGNING_KEY, api_base_url=engine.origin))
     monkeypatch.delenv("DURABLY_SERVE_ORIGIN")
     monkeypatch.delenv("DURABLY_SERVE_PATH")
-    signed = make_request(headers={"x-inngest-signature": wire.sign(b"")})
+    signed = make_request(headers={"x-inngest-signature": app_calls.sign(b"")})
     inspected = json.loads(handler.get_sync(signed).body)
     assert (inspected["serve_origin"], inspected["serve_path"]) == ("https://public.example.com", "of/env")
     handler.put_sync(signed)
@@ -325,9 +325,9 @@ def test_settings_are_read_when_the_handler_is_made(monkeypatch: pytest.MonkeyPa
 
 
 def test_reencoded_body_is_verified_off_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
-    canonical = wire.encode(wire.call_body(run_id="01RUN"))
-    request = make_call(headers={"x-inngest-signature": wire.sign(canonical)})
+    handler = make_handler(make_client(is_production=True, signing_key=app_calls.SIGNING_KEY))
+    canonical = app_calls.canonical(app_calls.call_body(run_id="01RUN"))
+    request = make_call(headers={"x-inngest-signature": app_calls.sign(canonical)})
     request.body = json.dumps(json.loads(canonical), indent=1).encode()
     threads: list[threading.Thread] = []
     canonicalize = signatures.canonicalize
@@ -345,7 +345,7 @@ def test_reencoded_body_is_verified_off_the_event_loop(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("front", ["post", "post_sync"])
 def test_what_was_signed_is_what_is_used(front: str) -> None:
     """A large integer that was changed on the way has the same canonical form."""
-    client = make_client(is_production=True, signing_key=wire.SIGNING_KEY)
+    client = make_client(is_production=True, signing_key=app_calls.SIGNING_KEY)
     seen: list[object] = []
 
     @client.create_function(fn_id="fn", trigger=EVENT)
@@ -353,8 +353,8 @@ def test_what_was_signed_is_what_is_used(front: str) -> None:
         seen.append(ctx.event.data["n"])
 
     handler = CommHandler(client=client, framework="x", functions=[fn])
-    text = wire.encode(wire.call_body({"n": 1}, run_id="01RUN")).replace(b'"n":1', b'"n":9007199254740992')
-    request = make_call("app-fn", headers={"x-inngest-signature": wire.sign(text)})
+    text = app_calls.canonical(app_calls.call_body({"n": 1}, run_id="01RUN")).replace(b'"n":1', b'"n":9007199254740992')
+    request = make_call("app-fn", headers={"x-inngest-signature": app_calls.sign(text)})
     request.body = text.replace(b"9007199254740992", b"9007199254740993")
     if front == "post":
         asyncio.run(handler.post(request))
@@ -367,7 +367,7 @@ def test_badly_signed_bodies_take_a_bounded_share_of_the_cpu(monkeypatch: pytest
     now, tried = 0.0, []
     monkeypatch.setattr(signatures, "canonicalize", lambda body: tried.append(now))
     checks = CanonicalChecks(clock=lambda: now, cpu_clock=lambda: 0.167 * len(tried))
-    given = b"[1.50]", wire.sign(b""), (wire.SIGNING_KEY, None), time.time()
+    given = b"[1.50]", app_calls.sign(b""), (app_calls.SIGNING_KEY, None), time.time()
     for request in range(6000):  # ten a second
         now = request / 10
         with pytest.raises(SignatureError):
@@ -378,8 +378,8 @@ def test_badly_signed_bodies_take_a_bounded_share_of_the_cpu(monkeypatch: pytest
 def test_too_many_badly_signed_bodies_are_refused_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now, cpu = 0.0, iter(range(100))
     checks = CanonicalChecks(clock=lambda: now, cpu_clock=lambda: float(next(cpu)))
-    bad = b"[1.50]", wire.sign(b""), (wire.SIGNING_KEY, None), time.time()
-    good = b"[1.50]", wire.sign(b"[1.5]"), (wire.SIGNING_KEY, None), time.time()
+    bad = b"[1.50]", app_calls.sign(b""), (app_calls.SIGNING_KEY, None), time.time()
+    good = b"[1.50]", app_calls.sign(b"[1.5]"), (app_calls.SIGNING_KEY, None), time.time()
     for _ in range(20):
         assert checks.verify(*good).body == b"[1.5]"
     with pytest.raises(SignatureError):
@@ -387,14 +387,14 @@ def test_too_many_badly_signed_bodies_are_refused_for_a_while(monkeypatch: pytes
     with pytest.raises(SignatureError, match="for some seconds"):
         checks.verify(*good)
     now = 20.0
-    assert checks.verify(*good).key == wire.SIGNING_KEY
+    assert checks.verify(*good).key == app_calls.SIGNING_KEY
 
 
 def test_bodies_are_verified_outside_of_the_apps_own_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
     monkeypatch.setattr(signatures, "canonicalize", lambda body: names.append(threading.current_thread().name))
-    handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
-    request = make_request(b"[1.50]", headers={"x-inngest-signature": wire.sign(b"")})
+    handler = make_handler(make_client(is_production=True, signing_key=app_calls.SIGNING_KEY))
+    request = make_request(b"[1.50]", headers={"x-inngest-signature": app_calls.sign(b"")})
     assert asyncio.run(handler.post(request)).status_code == 401
     assert [name.partition("_")[0] for name in names] == ["durably-verify"]
 
@@ -402,7 +402,7 @@ def test_bodies_are_verified_outside_of_the_apps_own_threads(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("result", "is_request"),
     [
-        (wire.call_body(run_id="forged"), True),
+        (app_calls.call_body(run_id="forged"), True),
         ({"url": "http://attacker.example.com"}, True),
         ({"ctxt": 1, "data": {"ctx": {"run_id": "forged"}, "url": "x"}}, False),
         ([{"ctx": {"run_id": "forged"}}], False),
@@ -412,15 +412,15 @@ def test_bodies_are_verified_outside_of_the_apps_own_threads(monkeypatch: pytest
 )
 def test_no_result_of_a_function_is_signed_like_a_request(result: object, is_request: bool) -> None:
     """A client that makes a function return a call, and reads the answer, must not be able to send it as a call."""
-    client = make_client(is_production=True, signing_key=wire.SIGNING_KEY)
+    client = make_client(is_production=True, signing_key=app_calls.SIGNING_KEY)
 
     @client.create_function(fn_id="fn", trigger=EVENT)
     def fn(ctx: ContextSync) -> object:
         return result
 
     handler = CommHandler(client=client, framework="x", functions=[fn])
-    body = wire.encode(wire.call_body(run_id="01RUN"))
-    request = make_call("app-fn", headers={"x-inngest-signature": wire.sign(body)})
+    body = app_calls.canonical(app_calls.call_body(run_id="01RUN"))
+    request = make_call("app-fn", headers={"x-inngest-signature": app_calls.sign(body)})
     request.body = body
     answer = handler.post_sync(request)
     assert (answer.status_code, json.loads(answer.body)) == (200, result)
@@ -435,8 +435,8 @@ def test_no_result_of_a_function_is_signed_like_a_request(result: object, is_req
 @pytest.mark.parametrize("size", [signatures.MAX_CANONICAL_BYTES + 1, 8 * 1024 * 1024])
 def test_a_large_badly_signed_body_is_only_hashed(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     monkeypatch.setattr(signatures, "canonicalize", lambda body: pytest.fail("it was canonicalised"))
-    handler = make_handler(make_client(is_production=True, signing_key=wire.SIGNING_KEY))
-    request = make_request(b"[" + b"0," * (size // 2) + b"0]", headers={"x-inngest-signature": wire.sign(b"")})
+    handler = make_handler(make_client(is_production=True, signing_key=app_calls.SIGNING_KEY))
+    request = make_request(b"[" + b"0," * (size // 2) + b"0]", headers={"x-inngest-signature": app_calls.sign(b"")})
     for response in (asyncio.run(handler.post(request)), handler.post_sync(request)):
         assert response.status_code == 401
         assert str(signatures.MAX_CANONICAL_BYTES) in json.loads(response.body)["message"]
@@ -444,14 +444,14 @@ def test_a_large_badly_signed_body_is_only_hashed(monkeypatch: pytest.MonkeyPatc
 
 def test_unsigned_syncs_in_production_make_one_request(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syncer, "UNSIGNED_SECONDS", 3600.0)
-    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=wire.SIGNING_KEY)
+    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=app_calls.SIGNING_KEY)
     handler = make_handler(client, serve_origin="https://app.example.com")
     forged = make_request(headers={"x-inngest-server-kind": "dev"})
     assert handler.put_sync(forged).status_code == 400
     answers = [handler.put_sync(make_request()) for _ in range(20)]
     assert {(answer.status_code, answer.body) for answer in answers} == {(200, answers[0].body)}
     assert len(engine.to("/fn/register")) == 1
-    signed = make_request(headers={"x-inngest-signature": wire.sign(b"")})
+    signed = make_request(headers={"x-inngest-signature": app_calls.sign(b"")})
     assert handler.put_sync(signed).status_code == 200
     assert len(engine.to("/fn/register")) == 2
 
@@ -466,7 +466,7 @@ WARNING = {"ok": True, "modified": True, "warning": 'app "app" is also at http:/
 def test_an_unsigned_sync_in_production_shows_nothing_of_the_engine(
     engine: FakeEngine, caplog: pytest.LogCaptureFixture, reply: Any, status: int
 ) -> None:
-    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=wire.SIGNING_KEY)
+    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=app_calls.SIGNING_KEY)
     handler = make_handler(client, serve_origin="https://app.example.com")
     engine.answers["/fn/register"] = reply
     answer = handler.put_sync(make_request())
@@ -478,18 +478,18 @@ def test_an_unsigned_sync_in_production_shows_nothing_of_the_engine(
 
 
 def test_nor_where_the_engine_is_if_it_is_down(caplog: pytest.LogCaptureFixture) -> None:
-    client = make_client(api_base_url="http://127.0.0.1:9", is_production=True, signing_key=wire.SIGNING_KEY)
+    client = make_client(api_base_url="http://127.0.0.1:9", is_production=True, signing_key=app_calls.SIGNING_KEY)
     handler = make_handler(client, serve_origin="https://app.example.com")
     answer = handler.put_sync(make_request())
     assert (answer.status_code, b"127.0.0.1" in answer.body) == (500, False)
     assert "127.0.0.1:9" in caplog.text
-    signed = handler.put_sync(make_request(headers={"x-inngest-signature": wire.sign(b"")}))
+    signed = handler.put_sync(make_request(headers={"x-inngest-signature": app_calls.sign(b"")}))
     assert b"127.0.0.1:9" in signed.body
 
 
 def test_an_unsigned_sync_that_failed_is_tried_again_later(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(syncer, "UNSIGNED_SECONDS", 3600.0)
-    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=wire.SIGNING_KEY)
+    client = make_client(api_base_url=engine.origin, is_production=True, signing_key=app_calls.SIGNING_KEY)
     handler = make_handler(client, serve_origin="https://app.example.com")
     engine.answers["/fn/register"] = 400, {"error": "no"}
     assert [handler.put_sync(make_request()).status_code for _ in range(3)] == [400, 429, 429]

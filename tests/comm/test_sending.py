@@ -16,7 +16,7 @@ from durably import Client, Event, events
 from durably import app as app_module
 from durably.errors import EngineNotConfiguredError, EventKeyUnspecifiedError, SendEventsError
 
-from ..frameworks.engine import Answer, FakeEngine, Received
+from ..fake_engine import Answer, FakeEngine, Received
 from ..io.test_transport import serving
 
 KEY = "event-key"

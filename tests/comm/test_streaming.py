@@ -15,7 +15,7 @@ from durably.comm.requests import stream
 from durably.io.background_loop import get_background_loop
 from durably.io.http_client import AsyncIO, BlockingIO
 
-from ..frameworks import wire
+from ..frameworks import app_calls
 
 Work = Callable[[], Coroutine[Any, Any, CommResponse]]
 
@@ -147,7 +147,7 @@ async def test_a_sync_function_that_has_not_begun_never_does(monkeypatch: pytest
 
     async def start(run_id: str) -> Any:
         query = {"fnId": "app-waits", "stepId": "step"}
-        body = wire.encode(wire.call_body(run_id=run_id))
+        body = app_calls.canonical(app_calls.call_body(run_id=run_id))
         request = CommRequest(body=body, headers={}, query_params=query, raw_request=None, request_url="http://app/")
         response = await handler.post(request)
         assert response.stream is not None

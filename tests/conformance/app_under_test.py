@@ -8,9 +8,9 @@ from urllib.parse import urlencode
 
 import pytest
 
-from . import wire
+from .. import wire
+from ..fake_engine import FakeEngine
 from .client import Answer, request
-from .fake_engine import FakeEngine
 
 APP_ID = "conformance"
 
@@ -26,10 +26,10 @@ class App:
 
     @cached_property
     def functions(self) -> dict[str, Any]:
-        """What the app synced, by function id."""
+        """The synced functions, by id."""
         self.put()
         (sync,) = self.engine.to("/fn/register")[-1:]
-        return {function["id"]: function for function in sync.body["functions"]}
+        return {function["id"]: function for function in sync.json["functions"]}
 
     def require(self, function: str) -> None:
         """Skip the test where the app does not serve the function, as the README allows for some."""

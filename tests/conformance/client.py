@@ -29,7 +29,7 @@ class Answer:
 
     @property
     def output(self) -> Any:
-        """What the function returned: the body of a 200, or the op ``RunComplete``."""
+        """The function's output: the body of a 200, or the data of the op ``RunComplete``."""
         if self.status == 206:
             (op,) = self.ops
             assert op["op"] == "RunComplete", op

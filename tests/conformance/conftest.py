@@ -1,5 +1,7 @@
-"""What the tests speak to. By default they start it all: our own app and engine, and the same app with two official
-SDKs, which keeps the tests honest. The options point them at an app or an engine of anyone's; see the README.
+"""The apps and engines under test.
+
+By default the tests start all of them: our own app and engine, and the same app with two official SDKs, which keeps the
+tests honest. The options name an app or an engine of another implementation; see the README.
 """
 
 import os
@@ -11,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from .. import wire
+from ..fake_engine import FakeEngine, serving_fake_engine
 from ..peers import node
 from ..ports import free_port
-from . import wire
 from .app_under_test import App
 from .engine_under_test import Engine
 from .engines import ENGINES, SQLITE, RestartableEngine, Store, open_store, running_cloud_engine, running_dev_engine
-from .fake_engine import FakeEngine, serving_fake_engine
 from .programs import clean_environment, running
 from .scripted_app import ScriptedApp, serving_scripted_app
 

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from .. import wire
 from ..waiting import eventually
-from . import wire
 from .client import Answer, request
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Engine:
         return request(method, self.origin + path, content, self._auth | dict(headers or {}))
 
     def data(self, path: str) -> Any:
-        """What the API answers to a GET, without its envelope."""
+        """The API's answer to a GET, without its envelope."""
         answer = self.api("GET", path)
         assert answer.status == 200, (path, answer.status, answer.body)
         return answer.json["data"]

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import wire
+from .. import wire
 from .engine_under_test import Engine
 from .programs import clean_environment, running
 
@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Store:
-    """What keeps an engine's state: the commands that start an engine on it, without the port at their end."""
+    """A store of an engine's state: the commands that start an engine on it. The port follows them."""
 
     dev_command: Sequence[str]
     cloud_command: Sequence[str]

@@ -2,16 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-START_SECONDS = 120.0
+from ..waiting import wait_until_listening
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
@@ -35,23 +32,10 @@ def running(
             stderr=subprocess.STDOUT,
         )
         try:
-            _wait_until_listening(process, port, log.fileno())
+            wait_until_listening(port, process, lambda: os.pread(log.fileno(), 100_000, 0).decode(errors="replace"))
             yield process
         finally:
             _stop(process)
-
-
-def _wait_until_listening(process: subprocess.Popen[bytes], port: int, log: int) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    pause = threading.Event()
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            pause.wait(0.02)
-    printed = os.pread(log, 100_000, 0).decode(errors="replace")
-    raise RuntimeError(f"the program does not listen at port {port}: {process.args!r}\n{printed}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

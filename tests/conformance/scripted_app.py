@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from . import wire
+from .. import wire
 from .engine_under_test import Engine
 
 CALL_SECONDS = 60.0
@@ -149,7 +149,7 @@ class ScriptedApp:
         return Function(self, function_id, event)
 
     def payload(self) -> dict[str, Any]:
-        """What the app registers with."""
+        """The body of the app's sync."""
         return {
             "url": self.url,
             "deployType": "ping",
@@ -161,7 +161,7 @@ class ScriptedApp:
         }
 
     def close(self) -> None:
-        """Break off calls that nobody answers."""
+        """Close the connections of unanswered calls."""
         for calls in self.calls.values():
             while not calls.empty():
                 calls.get().breaks_off()

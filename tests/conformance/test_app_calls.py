@@ -5,7 +5,7 @@ import email.utils
 
 import pytest
 
-from . import wire
+from .. import wire
 from .app_under_test import App
 
 
@@ -91,7 +91,7 @@ def _seconds_until(retry_after: str) -> float:
     if retry_after.isdigit():
         return float(retry_after)
     try:
-        moment = dt.datetime.fromisoformat(retry_after)
+        timestamp = dt.datetime.fromisoformat(retry_after)
     except ValueError:
-        moment = email.utils.parsedate_to_datetime(retry_after)
-    return (moment - dt.datetime.now(dt.UTC)).total_seconds()
+        timestamp = email.utils.parsedate_to_datetime(retry_after)
+    return (timestamp - dt.datetime.now(dt.UTC)).total_seconds()

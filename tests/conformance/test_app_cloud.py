@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from . import wire
+from .. import wire
+from ..wire import FALLBACK_KEY, SIGNING_KEY, WRONG_KEY
 from .app_under_test import App
-from .wire import FALLBACK_KEY, SIGNING_KEY, WRONG_KEY
 
 _STALE = 6 * 60
 

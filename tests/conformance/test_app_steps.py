@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from . import wire
+from .. import wire
+from ..wire import step_hash
 from .app_under_test import App
 from .client import Answer
-from .wire import step_hash
 
 A, B = step_hash("a"), step_hash("b")
 
@@ -154,7 +154,7 @@ def test_send_event_is_a_step_that_sends(app: App) -> None:
     op = only_op(app.call("send"))
     assert (op["id"], op["op"]) == (step_hash("send"), "StepRun")
     (sent,) = app.engine.to("/e/")
-    (event,) = sent.body
+    (event,) = sent.json
     assert (event["name"], event["data"]["n"]) == ("conformance/sent", 1)
     assert sent.headers["x-inngest-event-id-seed"]
 
@@ -286,7 +286,7 @@ def test_each_finished_step_reaches_the_engine_once(app: App, status: int) -> No
         app.engine.received.clear()
         answer = app.call("sequence", steps=memos, qi_id="queue-item", request_id="request", generation_id=1)
         checkpoints = app.engine.to("/v1/checkpoint/") if status == 200 else []
-        ops = [op for request in checkpoints for op in request.body["steps"]]
+        ops = [op for request in checkpoints for op in request.json["steps"]]
         if answer.status not in (200, 206):
             assert status == 409, answer.body
             assert app.engine.to("/v1/checkpoint/")

@@ -1,4 +1,4 @@
-"""Syncing in dev mode: what apps tell an engine of their functions, and what they say of themselves."""
+"""Syncs in dev mode: the apps' functions, and inspection."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_the_payload_names_the_app_its_url_and_its_sdk(synced: App) -> None:
     (request,) = synced.engine.to("/fn/register")
     assert request.method == "POST"
     assert request.query["deployId"] == ["dep1"]
-    body = request.body
+    body = request.json
     assert body.get("appName") or body["appname"] == APP_ID
     assert body["url"].partition("?")[0] == synced.url
     assert ":v" in body["sdk"]
@@ -83,7 +83,7 @@ def test_a_failure_handler_is_triggered_by_its_functions_failure(synced: App) ->
 
 def test_a_refused_sync_is_not_reported_as_a_success(app: App) -> None:
     app.excuse("inngest", "it answers 200 with the engine's error")
-    app.engine.register_answer = 400, {"error": "no such function option", "status": 400}
+    app.engine.answers["/fn/register"] = 400, {"error": "no such function option", "status": 400}
     answer = app.put(headers={"x-inngest-server-kind": "dev"})
     assert answer.status >= 400
     assert "no such function option" in answer.body.decode()

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
+from .. import wire
 from ..waiting import eventually
-from . import wire
+from ..wire import step_hash
 from .engine_under_test import NO_EVENT_LOG, Engine
 from .scripted_app import ScriptedApp
-from .wire import step_hash
 
 MEGABYTE = 1024 * 1024
 LARGE = 1_400_000
@@ -178,7 +178,7 @@ def test_invoking_over_http(script: ScriptedApp, engine: Engine) -> None:
     assert call.body["event"]["name"] == "inngest/function.invoked"
     assert call.body["event"]["data"]["n"] == 1
     call.returns(None)
-    assert engine.api("POST", "/invoke/nobody-knows", {"data": {}}).status == 404
+    assert engine.api("POST", "/invoke/unknown", {"data": {}}).status == 404
 
 
 def test_a_cancelled_run_is_not_called_any_more(script: ScriptedApp, engine: Engine) -> None:

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from .. import wire
 from ..ports import free_port
 from ..waiting import eventually
-from . import wire
 from .engine_under_test import Engine
 from .scripted_app import SDK_HEADERS, ScriptedApp, serving_scripted_app
 
@@ -127,11 +127,11 @@ def test_attempts_are_counted_anew_after_a_finished_step(script: ScriptedApp) ->
 
 
 def _retry_after(kind: str, delay: dt.timedelta) -> str:
-    moment = dt.datetime.now(dt.UTC) + delay
+    timestamp = dt.datetime.now(dt.UTC) + delay
     return {
         "seconds": str(int(delay.total_seconds())),
-        "rfc 3339": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-        "http date": email.utils.format_datetime(moment, usegmt=True),
+        "rfc 3339": timestamp.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "http date": email.utils.format_datetime(timestamp, usegmt=True),
     }[kind]
 
 

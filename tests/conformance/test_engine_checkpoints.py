@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from . import wire
+from .. import wire
+from ..wire import step_hash
 from .client import Answer
 from .engine_under_test import Engine
 from .scripted_app import Call, ScriptedApp
-from .wire import step_hash
 
 
 def checkpoint(engine: Engine, call: Call, *ops: wire.Op, **changes: Any) -> Answer:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from . import wire
+from .. import wire
 from .client import request
 from .engine_under_test import Engine
 from .scripted_app import ScriptedApp

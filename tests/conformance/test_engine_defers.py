@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from . import wire
+from .. import wire
 from .engine_under_test import Engine
 from .scripted_app import Function, ScriptedApp
 

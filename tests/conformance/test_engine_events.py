@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from .. import wire
 from ..waiting import eventually
-from . import wire
 from .engine_under_test import NO_EVENT_LOG, Engine
 from .scripted_app import Function, ScriptedApp
 

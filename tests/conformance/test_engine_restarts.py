@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager
 
 import pytest
 
+from .. import wire
 from ..waiting import eventually
-from . import wire
+from ..wire import step_hash
 from .engines import RestartableEngine
 from .scripted_app import serving_scripted_app
 from .test_engine_checkpoints import checkpoint
 from .test_engine_waits import invoke_op, signal_op, wait_op, waiting
-from .wire import step_hash
 
 Start = Callable[[], AbstractContextManager[RestartableEngine]]
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from . import wire
+from .. import wire
+from ..wire import step_hash
 from .engine_under_test import Engine
 from .scripted_app import Call, Function, ScriptedApp
-from .wire import step_hash
 
 
 def next_memo(fn: Function, call: Call, op: wire.Op, **headers: str) -> Any:
@@ -164,8 +164,8 @@ def test_an_error_that_says_the_step_was_not_found_fails_the_run(script: Scripte
 
 
 def _in(seconds: float) -> str:
-    moment = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    timestamp = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds)
+    return timestamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from .. import wire
 from ..waiting import eventually
-from . import wire
+from ..wire import step_hash
 from .engine_under_test import Engine
 from .scripted_app import ScriptedApp
-from .wire import step_hash
 
 
 def wait_op(event: str, timeout: str, *, in_name: bool = False, if_exp: str | None = None) -> wire.Op:
@@ -143,7 +143,7 @@ def test_a_signal_that_does_not_come_has_null_for_a_memo(script: ScriptedApp) ->
 
 
 def test_a_signal_that_nobody_waits_for_is_not_found(script: ScriptedApp, engine: Engine) -> None:
-    assert engine.api("POST", "/v1/signals", {"signal": f"{script.id}-nobody", "data": 1}).status == 404
+    assert engine.api("POST", "/v1/signals", {"signal": f"{script.id}-unknown", "data": 1}).status == 404
 
 
 def test_a_second_wait_for_a_signal_fails_its_run(script: ScriptedApp, engine: Engine) -> None:
@@ -218,9 +218,9 @@ def test_an_invoke_that_takes_too_long_is_an_error(script: ScriptedApp) -> None:
 
 def test_an_invoke_of_an_unknown_function_is_an_error(script: ScriptedApp) -> None:
     parent = script.function("parent")
-    parent.first_call().reports(invoke_op("nobody-knows", {}))
+    parent.first_call().reports(invoke_op("unknown", {}))
     call = parent.next_call()
-    assert "nobody-knows" in call.steps[step_hash("call")]["error"]["message"]
+    assert "unknown" in call.steps[step_hash("call")]["error"]["message"]
     call.returns(None)
 
 
@@ -239,7 +239,7 @@ def test_an_invoked_run_that_is_cancelled_is_an_error(script: ScriptedApp, engin
 
 
 class Provider:
-    """An HTTP server that the engine is asked to speak to. ``answers`` are statuses, the last of which stays."""
+    """An HTTP server that the engine is asked to call. ``answers`` are statuses. The last one stays."""
 
     def __init__(self) -> None:
         self.received: list[tuple[str, str, dict[str, str], bytes]] = []

@@ -2,7 +2,7 @@
 
 ``python -m tests.crash.app_process PORT DIARY``, with ``DURABLY_DEV`` naming the engine. The diary is appended to, one
 line of JSON an execution, so that it survives the process. Each execution returns a token of its own: a step's memo
-tells which of its executions counts.
+decides which of its executions counts.
 """
 
 import asyncio

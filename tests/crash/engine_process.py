@@ -14,7 +14,7 @@ from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings, SystemClock, Timer
 
 LEASE = dt.timedelta(seconds=1.5)
-"""How long a call may take. An app that is stopped for longer has lost its calls when it goes on."""
+"""Timeout of calls. An app that is stopped for longer has lost its calls when it continues."""
 _FIRST_DELAY = dt.timedelta(milliseconds=50)
 _DOUBLINGS = 6
 
@@ -25,7 +25,7 @@ def backoff(attempt: int, jitter: float) -> dt.timedelta:
 
 
 class FastClock(SystemClock):
-    """The same moment shows the same time in every process."""
+    """The same timestamp shows the same time in every process."""
 
     ANCHOR = 1_790_000_000_000
 
@@ -35,9 +35,9 @@ class FastClock(SystemClock):
     def now(self) -> int:
         return self.shows(super().now())
 
-    def shows(self, moment: int) -> int:
-        """At a moment of the machine's clock."""
-        return self.ANCHOR + (moment - self.ANCHOR) * self._speed
+    def shows(self, timestamp: int) -> int:
+        """The time of a timestamp of the machine's clock."""
+        return self.ANCHOR + (timestamp - self.ANCHOR) * self._speed
 
     def call_at(self, when: int, callback: Callable[[], None]) -> Timer:
         now = self.now()

@@ -5,8 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import aiohttp
+
+from ..waiting import async_eventually
+
+Request = Callable[[str], AbstractAsyncContextManager[aiohttp.ClientResponse]]
 ROOT = Path(__file__).parents[2]
 
 
@@ -44,3 +51,13 @@ class Victim:
         """Its exit status, once it has ended."""
         assert self._process is not None
         return self._process.wait(timeout=60)
+
+
+async def until_succeeded(request: Request, url: str) -> None:
+    """Repeat a request until its status is 200. To put something to the app has it sync."""
+
+    async def has_succeeded() -> bool:
+        async with request(url) as response:
+            return response.status == 200
+
+    await async_eventually(has_succeeded, f"{url} answers with 200", ignore=(aiohttp.ClientError, TimeoutError))

@@ -8,8 +8,7 @@ import contextlib
 import random
 import signal
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +17,9 @@ import aiohttp
 from durably.engine.sqlite.maintenance import check_database
 
 from ..ports import free_port
+from ..waiting import async_eventually
 from .engine_process import LEASE
-from .processes import Victim
-
-Request = Callable[[str], AbstractAsyncContextManager[aiohttp.ClientResponse]]
+from .processes import Victim, until_succeeded
 
 EVENTS = tuple(f"crash/{name}" for name in ("journey", "voyage", "walk", "doze", "batch", "settle", "doomed"))
 _SENDERS = 4
@@ -29,6 +27,7 @@ _PACE_SECONDS = 0.4
 """Each sender's pause: the load should keep up with the crashes, so that all ends soon after the last."""
 _COUNT_LIVE = "SELECT count(*) FROM heads"
 _COUNT_LEFT = "SELECT (SELECT count(*) FROM heads) + (SELECT count(*) FROM held_events)"
+_CALM_SECONDS = 600.0
 _MOST_LIVE = 40
 """No more runs are begun then: an app that can no longer keep up would use up all attempts by its slowness."""
 _LONGEST_STOP = 2 * LEASE.total_seconds()
@@ -60,7 +59,7 @@ class Storm:
     async def rage(self, blows: int) -> None:
         """Strike ``blows`` times while events are sent, and wait until all that was begun has ended."""
         async with self._running(), aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as http:
-            await self._until(http.put, self.app_url)
+            await until_succeeded(http.put, self.app_url)
             async with asyncio.TaskGroup() as senders:
                 for _ in range(_SENDERS):
                     senders.create_task(self._send_events(http))
@@ -75,8 +74,8 @@ class Storm:
     async def _let_pass_some_time(self, http: aiohttp.ClientSession) -> None:
         """Often from when all is up, so that there is something to destroy; else it may just be starting."""
         if self._random.random() < 0.6:
-            await self._until(http.get, f"{self.engine_url}/health")
-            await self._until(http.get, self.app_url)
+            await until_succeeded(http.get, f"{self.engine_url}/health")
+            await until_succeeded(http.get, self.app_url)
         await asyncio.sleep(self._random.uniform(0.05, 0.9))
 
     @contextlib.asynccontextmanager
@@ -88,15 +87,6 @@ class Storm:
         finally:
             self.engine.kill()
             self.app.kill()
-
-    async def _until(self, request: Request, url: str) -> None:
-        """Repeat a request until it succeeds. To put something to the app has it sync."""
-        while True:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with request(url) as response:
-                    if response.status == 200:
-                        return
-            await asyncio.sleep(0.05)
 
     async def _send_events(self, http: aiohttp.ClientSession) -> None:
         """Each event is sent until it is acknowledged."""
@@ -143,10 +133,9 @@ class Storm:
 
     async def _calm(self) -> None:
         """Returns once no run is live, and no event is to start one later."""
-        while True:
-            if not self._count(_COUNT_LEFT):
-                return
-            await asyncio.sleep(0.1)
+        await async_eventually(
+            lambda: self._count(_COUNT_LEFT), "no run is left", is_right=lambda count: count == 0, timeout=_CALM_SECONDS
+        )
 
     def _count(self, query: str) -> int:
         with contextlib.closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as connection:

@@ -15,8 +15,9 @@ import aiohttp
 import pytest
 
 from ..ports import free_port
+from ..waiting import async_eventually
 from .engine_process import FastClock
-from .processes import Victim
+from .processes import Victim, until_succeeded
 from .verdict import MINUTE, ticks
 
 SPEED = 30
@@ -67,7 +68,7 @@ class CronStorm:
         self._app.start()
         try:
             async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=3)) as http:
-                await self._until(http, "PUT", self._app_url)
+                await until_succeeded(http.put, self._app_url)
                 for _ in range(BLOWS):
                     await self._until_fired(len(self.fired().get("crash-tick", ())) + _LEAST_TICKS)
                     await asyncio.sleep(self._random.random())
@@ -93,23 +94,11 @@ class CronStorm:
         else:
             self._engine.kill()
             self._engine.start()
-        await self._until(http, "GET", f"{self._url}/health")
+        await until_succeeded(http.get, f"{self._url}/health")
         self.down.append((began, self._now()))
 
     def _now(self) -> int:
         return FastClock(SPEED).shows(time.time_ns() // 1_000_000)
 
     async def _until_fired(self, count: int) -> None:
-        while True:
-            if len(self.fired().get("crash-tick", ())) >= count:
-                return
-            await asyncio.sleep(0.05)
-
-    async def _until(self, http: aiohttp.ClientSession, method: str, url: str) -> None:
-        """Repeat a request until it succeeds."""
-        while True:
-            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-                async with http.request(method, url) as response:
-                    if response.status == 200:
-                        return
-            await asyncio.sleep(0.05)
+        await async_eventually(lambda: len(self.fired().get("crash-tick", ())) >= count, f"{count} ticks have fired")

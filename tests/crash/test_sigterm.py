@@ -1,4 +1,4 @@
-"""SIGTERM: what is under way may finish for a moment; what does not is handed back, and made again later."""
+"""SIGTERM: calls under way have a grace period; the others are made again after the restart."""
 
 import asyncio
 import signal
@@ -12,6 +12,7 @@ import pytest
 from ..engine.small_app import SmallApp, Steps, serve
 from ..ports import free_port
 from ..variants import variants
+from ..waiting import async_eventually
 from .processes import Victim
 
 
@@ -28,15 +29,17 @@ class Engine:
         await self.until("/health", lambda answer: True)
 
     async def until(self, path: str, is_so: Callable[[Any], bool]) -> Any:
-        while True:
-            try:
-                async with self._http.get(self.url + path) as response:
-                    answer = await response.json()
-                    if response.status == 200 and is_so(answer):
-                        return answer
-            except aiohttp.ClientConnectionError:
-                pass
-            await asyncio.sleep(0.02)
+        async def look() -> Any:
+            async with self._http.get(self.url + path) as response:
+                return response.status, await response.json()
+
+        _, answer = await async_eventually(
+            look,
+            f"{path} has the answer that the test waits for",
+            is_right=lambda found: found[0] == 200 and is_so(found[1]),
+            ignore=(aiohttp.ClientConnectionError,),
+        )
+        return answer
 
     async def post(self, path: str, body: Any) -> Any:
         async with self._http.post(self.url + path, json=body) as response:

@@ -1,4 +1,4 @@
-"""What must hold after a storm, read from the engine's database and the app's diary alone."""
+"""Invariants after a storm, read from the engine's database and the app's diary alone."""
 
 import contextlib
 import datetime as dt
@@ -18,7 +18,7 @@ from .app_process import NAP, SLEEP
 FUNCTIONS = {
     f"crash/{name}": f"crash-{name}" for name in ("journey", "voyage", "walk", "doze", "batch", "settle", "doomed")
 }
-"""What each event starts, and nothing else."""
+"""The functions that each event starts."""
 MINUTE = 60_000
 """Milliseconds."""
 ENDS = {"crash-doomed": {"Failed"}, "crash-doomed-failure": {"Completed", "Failed"}}

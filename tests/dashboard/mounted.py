@@ -49,9 +49,9 @@ call_command("check", fail_level="WARNING", verbosity=0)
 call_command("makemigrations", check_changes=True, verbosity=0)
 call_command("migrate", verbosity=0)
 may = Permission.objects.filter(content_type__app_label="durably")
-people = {"viewer": ["view_dashboard"], "operator": ["view_dashboard", "change_dashboard"], "nobody": [], "clerk": []}
+people = {"viewer": ["view_dashboard"], "operator": ["view_dashboard", "change_dashboard"], "stranger": [], "clerk": []}
 for name, permissions in people.items():
-    user = User.objects.create_user(name, is_staff=name != "nobody")
+    user = User.objects.create_user(name, is_staff=name != "stranger")
     user.user_permissions.set(may.filter(codename__in=permissions))
     client = Client()
     client.force_login(user)
@@ -145,7 +145,12 @@ def make_plain(framework: str, directory: Path, code: str) -> dict[str, dict[str
     code = code.replace("8000", "int(sys.argv[1])").replace("\n\nasync def main()", f"\n{sending}\n\nasync def main()")
     (directory / "main.py").write_text(code if framework == "Tornado" else code + sending)
     make_sleep_long(directory)
-    return {"operator": {"x-user": "ada"}, "viewer": {"x-user": "grace"}, "nobody": {"x-user": "eve"}, "anonymous": {}}
+    return {
+        "operator": {"x-user": "ada"},
+        "viewer": {"x-user": "grace"},
+        "stranger": {"x-user": "eve"},
+        "anonymous": {},
+    }
 
 
 @functools.cache

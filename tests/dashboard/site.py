@@ -1,6 +1,5 @@
 """An engine with the showcase's app and its dashboard, for tests in a browser."""
 
-import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,10 +15,9 @@ from durably.engine.views import RunStatus, RunView
 from durably.io.background_loop import BackgroundLoop
 
 from ..ports import free_port
+from ..waiting import eventually
 
 T = TypeVar("T")
-WAIT_SECONDS = 60.0
-_pause = threading.Event()
 
 
 class Quiet(Console):
@@ -81,12 +79,8 @@ class Site:
         )
 
     def wait(self, look: Callable[[], T | None], what: str) -> T:
-        """What ``look`` returns, once it is neither ``None`` nor false."""
-        for _ in range(int(WAIT_SECONDS / 0.05)):
-            if found := look():
-                return found
-            _pause.wait(0.05)
-        raise AssertionError(f"no {what} after {WAIT_SECONDS} s")
+        """The first value of ``look`` that is true."""
+        return eventually(look, what)  # type: ignore[return-value]
 
     def runs(self, function: str, status: RunStatus | None = None) -> list[RunView]:
         """The showcase's runs of a function, newest first."""

@@ -71,7 +71,7 @@ def test_styles_are_kept_and_files_outside_are_not_found(app: Mounted) -> None:
 def test_others_see_nothing(app: Mounted) -> None:
     run_id = app.new_run()
     for path in ("/durably/runs", f"/durably/runs/{run_id}", "/durably/runs/unknown"):
-        refused = app.ask("nobody", path)
+        refused = app.ask("stranger", path)
         assert refused.status == 403
         assert run_id not in refused.text
         visitor = app.ask("anonymous", path)
@@ -87,7 +87,7 @@ def test_a_viewer_has_no_buttons_and_may_change_nothing(app: Mounted) -> None:
     assert 'method="post"' not in page.text
     token, cookie = app.form_of("operator", f"/durably/runs/{run_id}")
     assert app.post("viewer", f"/durably/runs/{run_id}/cancel", cookie, csrf=token).status == 403
-    assert app.post("nobody", f"/durably/runs/{run_id}/cancel", cookie, csrf=token).status == 403
+    assert app.post("stranger", f"/durably/runs/{run_id}/cancel", cookie, csrf=token).status == 403
     assert status_of(app, run_id) != "Cancelled"
 
 
@@ -175,7 +175,7 @@ def test_djangos_admin_links_to_the_dashboard(app: Mounted) -> None:
     assert link is not None
     redirect = app.ask("viewer", link[1])
     assert (redirect.status, redirect.headers["Location"]) == (302, "/durably/")
-    assert "/admin/durably/" not in app.ask("nobody", "/admin/").text
+    assert "/admin/durably/" not in app.ask("stranger", "/admin/").text
     assert "/admin/durably/" not in app.ask("clerk", "/admin/").text
     assert app.ask("clerk", "/durably/runs").status == 403
     assert app.ask("clerk", "/admin/durably/dashboard/add/").status == 404

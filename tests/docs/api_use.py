@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 Types = tuple[type, ...]
-"""What a name may be: an example of a page may use the synchronous or the asynchronous class of a pair."""
+"""The possible values of a name: an example may use the synchronous or the asynchronous class of a pair."""
 
 
 class Instance(typing.NamedTuple):
@@ -93,7 +93,7 @@ class Checker(ast.NodeVisitor):
 
 
 def members(owner: Any, name: str) -> Iterator[Any]:
-    """What ``owner.name`` may be; methods of instances without ``self``."""
+    """The possible values of ``owner.name``; methods of instances without ``self``."""
     if not isinstance(owner, Instance):
         try:
             yield getattr(owner, name)
@@ -154,7 +154,7 @@ def _own_attributes(cls: type) -> frozenset[str]:
 
 
 def misfit(function: Any, count: int, keywords: Mapping[str, None], has_more: bool) -> str | None:
-    """Why the arguments do not fit the signature."""
+    """The reason why the arguments do not fit the signature."""
     has_self = isinstance(function, BoundMethod) and function.has_self
     target = function.function if isinstance(function, BoundMethod) else function
     if isinstance(target, Instance):

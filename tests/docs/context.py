@@ -1,4 +1,4 @@
-"""What the examples of the pages use and leave to the reader: a client, workflows, activities, users."""
+"""Names that the examples of the pages leave to the reader: a client, workflows, activities, users."""
 
 import asyncio
 import datetime
@@ -97,7 +97,7 @@ def make() -> dict[str, Any]:
 
 
 def public() -> dict[str, Any]:
-    """What pages name in their text without an import."""
+    """Names that pages use in their text without an import."""
     from durably import encryption, remote_state, testing
     from durably.temporal import gateway
     from durably.testing import temporal as temporal_tests

@@ -21,7 +21,7 @@ from durably.protocol.events import Event
 from durably.protocol.headers import ServerKind
 
 OPERATIONS = operations_of(Engine)
-MOMENT = dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)
+TIMESTAMP = dt.datetime(2026, 1, 31, 12, 0, 0, 123456, tzinfo=dt.UTC)
 SAMPLES: dict[str, Any] = {
     "after": 1_790_000_000_123,
     "position": 1_790_000_000_124,
@@ -31,14 +31,14 @@ SAMPLES: dict[str, Any] = {
     "id_suffix": "ABC",
     "is_unmatched": True,
     "limit": 7,
-    "lines": [LogLine(at=MOMENT, level="INFO", message="paid", step="pay", attempt=0)],
-    "received_after": MOMENT,
-    "since": MOMENT,
-    "until": MOMENT,
-    "received_before": MOMENT,
+    "lines": [LogLine(at=TIMESTAMP, level="INFO", message="paid", step="pay", attempt=0)],
+    "received_after": TIMESTAMP,
+    "since": TIMESTAMP,
+    "until": TIMESTAMP,
+    "received_before": TIMESTAMP,
     "request": CheckpointRequest(run_id="r", steps=[]),
-    "started_after": MOMENT,
-    "started_before": MOMENT,
+    "started_after": TIMESTAMP,
+    "started_before": TIMESTAMP,
     "status": RunStatus.FAILED,
     "statuses": [RunStatus.FAILED, RunStatus.CANCELLED],
 }

@@ -1,6 +1,5 @@
 """The number of functions that an event passes in the engine, from its request over HTTP to the end of its run."""
 
-import asyncio
 import contextlib
 import json
 import sqlite3
@@ -16,6 +15,7 @@ from durably.engine.http.server import EngineServer
 from durably.engine.settings import Durability, EngineSettings
 
 from ..paths import CallPath, Tracer, usual_path
+from ..waiting import async_eventually
 
 ROUNDS = 9
 MAX_FUNCTIONS = 108
@@ -82,6 +82,4 @@ async def _until_completed(database: Path, event_id: str) -> None:
     """Read the database: a request to the engine would be recorded too."""
     with contextlib.closing(sqlite3.connect(database)) as connection:
         query = "SELECT 1 FROM runs JOIN events ON events.key = event_key WHERE events.id = ? AND status = 'Completed'"
-        async with asyncio.timeout(60):
-            while connection.execute(query, (event_id,)).fetchone() is None:  # noqa: ASYNC110 (the database has no event)
-                await asyncio.sleep(0.001)
+        await async_eventually(lambda: connection.execute(query, (event_id,)).fetchone(), "the run has completed")

@@ -1,7 +1,6 @@
 """The example with the engine inside of the app, on uvicorn with two workers."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,14 +11,14 @@ from typing import Any
 
 import urllib3
 
+from ..ports import listening_socket
+
 ROOT = Path(__file__).parents[2]
 
 
 @contextmanager
 def serving(directory: Path) -> Iterator[str]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
+    with listening_socket() as (listener, origin):
         command = [sys.executable, "-m", "uvicorn", "examples.embedded.app:app", "--workers", "2"]
         server = subprocess.Popen(
             [*command, "--fd", str(listener.fileno()), "--log-level", "warning"],
@@ -28,7 +27,7 @@ def serving(directory: Path) -> Iterator[str]:
             pass_fds=[listener.fileno()],
         )
         try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            yield origin
         finally:
             server.terminate()
             server.wait(20)

@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from examples.showcase.events import send_events
 from durably import Event
 from durably.cli.servers.dev_server import DevOptions, DevServer
 from durably.engine.views import RunStatus, RunUpdate, StepStatus, UpdateKind
+
+from ..waiting import async_eventually
 
 ROOT = Path(__file__).parents[2]
 ENDS = {UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED}
@@ -139,11 +143,14 @@ async def test_showcase_has_runs_of_every_kind(tmp_path: Path) -> None:
             ("send-newsletter", RunStatus.SKIPPED),
         }
         seen: set[tuple[str, str]] = set()
-        while expected - seen:
+
+        async def missing() -> set[tuple[str, str]]:
             for run in await engine.list_runs(limit=100):
                 name = run.function_id.removeprefix("back-office-")
-                seen |= {(name, run.status)} | {(name, step.status) for step in await engine.run_steps(run.id)}
-            await asyncio.sleep(0.1)
+                seen.update({(name, run.status)}, {(name, step.status) for step in await engine.run_steps(run.id)})
+            return expected - seen
+
+        await async_eventually(missing, "the showcase has each kind of run", is_right=lambda left: not left)
         [misspelled] = await engine.list_events(name="refund/requestd")
         assert await engine.event_runs(misspelled.id) == []
 
@@ -152,7 +159,7 @@ def test_demo_shows_a_run_and_exits_with_0() -> None:
     demo = subprocess.run(
         [sys.executable, "-m", "examples.demo"],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "160"},  # a plugin of pytest's may have told of a narrow terminal
+        env={**os.environ, "COLUMNS": "160"},  # a plugin of pytest's may have set a narrow terminal
         capture_output=True,
         text=True,
         timeout=60,
@@ -164,3 +171,27 @@ def test_demo_shows_a_run_and_exits_with_0() -> None:
     assert '"status":"delivered"' in demo.stdout
     assert re.search(r"^Look at the run: http://127\.0\.0\.1:\d+/runs/\w{26}$", demo.stdout, re.MULTILINE)
     assert r"\n" not in demo.stdout, "no line break is shown escaped"
+
+
+def test_dev_ends_with_the_link_and_takes_any_port(tmp_path: Path) -> None:
+    log = tmp_path / "dev.log"
+    with log.open("w") as output:
+        dev = subprocess.Popen(
+            [sys.executable, "-m", "examples.demo", "--stay", "--port", "0", "--app-port", "0"],
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "160"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            link = re.compile(r"^Runs of every kind: http://127\.0\.0\.1:\d+/$", re.MULTILINE)
+            for _ in range(600):
+                if dev.poll() is not None or link.search(log.read_text()):
+                    break
+                time.sleep(0.1)
+            shown = log.read_text()
+            assert link.search(shown), shown
+        finally:
+            dev.send_signal(signal.SIGINT)
+            dev.wait(30)
+    assert len(re.findall(r"shop-fulfil-order +■  run completed", shown)) == 1, "each update is printed once"

@@ -25,9 +25,8 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
-from durably.cli.processes.child_process import free_port
-
 from ..cli.conftest import TIMEOUT_SECONDS, Command, environment
+from ..ports import free_port
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "production"
@@ -58,7 +57,7 @@ def keys(directory: Path, variables: dict[str, str]) -> dict[str, str]:
 @pytest.fixture
 def here(directory: Path) -> Change:
     """Puts this test's ports and paths in the place of those of a deployment."""
-    ports = {name: str(free_port("127.0.0.1")) for name in ("8288", "8000")}
+    ports = {name: str(free_port()) for name in ("8288", "8000")}
     paths = {"/opt/shop/venv/bin": str(BIN), "/var/lib/durably": str(directory), "/data/": f"{directory}/"}
     hosts = {"://engine:": "://127.0.0.1:", "://app:": "://127.0.0.1:", "0.0.0.0": "127.0.0.1"}
 

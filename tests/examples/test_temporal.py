@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 import tomllib
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ import urllib3
 
 from ..cli.conftest import Command
 from ..variants import variants
+from ..waiting import eventually
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -133,7 +133,7 @@ def shops(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], 
 
 @pytest.fixture(params=variants(WITH_SIGNALS, ["fastapi"]))
 def shop(request: pytest.FixtureRequest, shops: Callable[[str], Shop]) -> Shop:
-    """Those whose orders wait to be shipped."""
+    """Customers whose orders wait to be shipped."""
     return shops(request.param)
 
 
@@ -298,7 +298,7 @@ def test_the_layouts() -> None:
 
 
 def test_what_is_to_be_installed_exists() -> None:
-    """Each extra that a page tells to install is one of the package's."""
+    """Each extra that a page installs is one of the package's."""
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *EXAMPLES.glob("*/README.md")]
     named = {
@@ -436,7 +436,7 @@ USERS = {name: {"authorization": name} for name in ("ada", "bob")}
 
 
 def write_fastapi(project: Path) -> tuple[str, ...]:
-    """A project with the snippet of the page added; gives what ``durably temporal dev`` is told."""
+    """A project with the snippet of the page added; returns the arguments of ``durably temporal dev``."""
     write(project, {"main.py": SNIPPETS["fastapi"], "auth.py": AUTH, **OF_THE_PROJECT})
     return ("main:app",)
 
@@ -517,13 +517,11 @@ User.objects.create_superuser("root", password="secret")
 
 
 def until_listed(api: str, user: dict[str, str], workflow_id: str) -> set[str]:
-    """The ids of a user's list, once that one is among them: lists follow the workflows after a moment."""
-    end = time.monotonic() + 30
-    while True:
+    """The ids of a user's list, once it has the workflow: the server's index lags."""
+
+    def look() -> set[str]:
         page = call("GET", api, headers=user)
         assert page.status == 200, page.body
-        ids = {each[IDS] for each in page.body["workflows"]}
-        if workflow_id in ids:
-            return ids
-        assert time.monotonic() < end, ids
-        time.sleep(0.05)
+        return {each[IDS] for each in page.body["workflows"]}
+
+    return eventually(look, f"{workflow_id} is listed", is_right=lambda ids: workflow_id in ids)

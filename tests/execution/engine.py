@@ -18,7 +18,7 @@ NULL = object()
 """A reply of the engine's that is the memo ``null`` itself: the end of a sleep, a wait that timed out."""
 
 Pick = Callable[[Sequence["Job"]], int]
-"""Which of the jobs that are due comes next, as its index."""
+"""The index of the next job among those that are due."""
 
 
 def first(jobs: Sequence["Job"]) -> int:
@@ -152,12 +152,12 @@ class FakeEngine:
                 break
             job = run.jobs.pop(pick(run.jobs))
             if job.is_call:
-                await self._carry_out(run, function_id, job)
+                await self._make_call(run, function_id, job)
             else:
                 self._end_step(run, job, self._reply(job))
         assert run.is_over or run.jobs, "the run waits, and nothing is due"
 
-    async def _carry_out(self, run: Run, function_id: str, job: Job) -> None:
+    async def _make_call(self, run: Run, function_id: str, job: Job) -> None:
         answer = await self.call(run, function_id, target=job.target, attempt=job.attempt)
         run.answers.append(answer)
         if "retry-after" in answer.headers:

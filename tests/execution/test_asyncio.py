@@ -233,7 +233,7 @@ async def test_primitives_between_branches() -> None:
 
 
 async def test_a_bare_future_between_branches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing tells that a branch will resolve it rather than I/O, so it is waited for, but not for ever."""
+    """A branch or I/O may resolve it, so the call waits for it, but not for ever."""
     monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.02)
 
     async def function(ctx: Context) -> Any:

@@ -216,7 +216,7 @@ async def test_in_a_real_engine_an_unstable_id_fails_its_run() -> None:
     assert len(ran) == 5
 
 
-# -- what is no divergence
+# -- changes that are not divergences
 
 
 async def race(ctx: Context) -> str:

@@ -39,8 +39,8 @@ async def test_steps_take_every_form(kind: str, duration: Any) -> None:
     )
     assert run.status == "Completed", run.output
     ops = [op for answer in run.answers if answer.status == 206 for op in answer.ops if op["op"] != "StepRun"]
-    told = {op["opts"].get("duration") or op["opts"].get("timeout") for op in ops if op["op"] != "StepPlanned"}
-    assert told == {"90m"}
+    reported = {op["opts"].get("duration") or op["opts"].get("timeout") for op in ops if op["op"] != "StepPlanned"}
+    assert reported == {"90m"}
 
 
 @pytest.mark.parametrize("duration", SAME)

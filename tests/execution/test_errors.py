@@ -182,8 +182,8 @@ async def test_retry_after_error(where: str, delay: Any) -> None:
     assert not run.answers[0].no_retry
     [text] = run.retry_after
     if callable(delay):
-        moment = dt.datetime.fromisoformat(text)
-        assert abs(moment - dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)).total_seconds() < 60
+        timestamp = dt.datetime.fromisoformat(text)
+        assert abs(timestamp - dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)).total_seconds() < 60
     else:
         assert text == "3600"
     if where == "step":

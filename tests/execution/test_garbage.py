@@ -29,7 +29,7 @@ class NoHooks:
 
 
 class Payload:
-    """What a function holds on to; unlike a dict it can be watched."""
+    """An object that a function references. Unlike a dict, it supports weak references."""
 
 
 async def executes(step: Step) -> None:

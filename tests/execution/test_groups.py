@@ -78,15 +78,15 @@ async def test_executed_steps_repeat_the_mode_with_which_they_were_planned(
         ctx.group.parallel([lambda: ctx.step.run("good", str), lambda: ctx.step.run("bad", explode)], mode or RACE)
 
     run = await engine_for(function if kind == "async" else function_sync, max_attempts=2).run()
-    told = [
+    reported = [
         (op["op"], (op.get("opts") or {}).get("parallelMode"))
         for answer in run.answers
         if answer.status == 206
         for op in answer.ops
     ]
     expected = None if mode is WAIT else "race"
-    assert {opcode for opcode, _ in told} == {"StepPlanned", "StepRun", "StepError", "StepFailed"}
-    assert {given for _, given in told} == {expected}
+    assert {opcode for opcode, _ in reported} == {"StepPlanned", "StepRun", "StepError", "StepFailed"}
+    assert {given for _, given in reported} == {expected}
 
 
 async def test_one_callable_is_a_group_too() -> None:

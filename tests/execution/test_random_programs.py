@@ -100,7 +100,7 @@ class Program:
         return list(ctx.group.parallel(branches, ParallelMode(node.how)))
 
     def expected(self, node: Leaf | Tree | None = None, path: str = "0") -> Any:
-        """What the run returns, whatever the order, where the program has no races."""
+        """The run's output, in any order, if the program has no races."""
         node = node or self.tree
         if isinstance(node, Leaf):
             return f"done {path}"

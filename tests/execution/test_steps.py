@@ -14,7 +14,7 @@ from durably.testing import TestEngine
 
 from .engine import NULL, Run, complete, engine_for, fail
 
-MOMENT = dt.datetime(2030, 1, 2, 3, 4, 5, 678_000, tzinfo=dt.UTC)
+TIMESTAMP = dt.datetime(2030, 1, 2, 3, 4, 5, 678_000, tzinfo=dt.UTC)
 EVENT = {"name": "shop/paid", "data": {"n": 1}, "id": "01PAID", "ts": 1_700_000_000_001}
 
 
@@ -61,7 +61,7 @@ CASES = [
     ),
     Case(
         "sleep until",
-        lambda step: step.sleep_until("it", MOMENT),
+        lambda step: step.sleep_until("it", TIMESTAMP),
         "Sleep",
         {"duration": "2030-01-02T03:04:05.678Z"},
         op_name="2030-01-02T03:04:05.678Z",
@@ -296,11 +296,15 @@ async def test_the_input_of_a_step_can_be_replaced() -> None:
     ("call", "error", "message"),
     [
         (lambda step: step.sleep("nap", -1), DurationInvalidError, 'step "nap": a duration cannot be negative'),
-        (lambda step: step.sleep("nap", 1.5), DurationInvalidError, 'step "nap": a duration is text like "1h30m", a d'),
+        (
+            lambda step: step.sleep("nap", 1.5),
+            DurationInvalidError,
+            'step "nap": a duration is a string like "1h30m", a d',
+        ),
         (lambda step: step.sleep("nap", dt.timedelta(days=400)), DurationInvalidError, "longer than the 366 days"),
         (lambda step: step.sleep_until("nap", 5), DurationInvalidError, "sleep_until takes a datetime, not 5"),
-        (lambda step: step.run("", len), FunctionConfigInvalidError, "a step's id must be text"),
-        (lambda step: step.run(7, len), FunctionConfigInvalidError, "a step's id must be text"),
+        (lambda step: step.run("", len), FunctionConfigInvalidError, "a step's id must be a string"),
+        (lambda step: step.run(7, len), FunctionConfigInvalidError, "a step's id must be a string"),
         (lambda step: step.run("it", 5), FunctionConfigInvalidError, 'step "it": the handler must be callable'),
         (lambda step: step.invoke("it", function=len), FunctionConfigInvalidError, "use invoke_by_id"),
         (

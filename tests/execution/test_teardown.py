@@ -1,4 +1,4 @@
-"""What happens to a function's tasks when its call ends: they are cancelled, clean up, and leave nothing behind."""
+"""Tasks of a function when its call ends: they are cancelled, clean up, and leave nothing behind."""
 
 import asyncio
 import gc

@@ -95,7 +95,7 @@ async def test_a_step_made_in_a_sync_handler_is_a_nested_step() -> None:
     assert 'step "inner" was called inside step "outer"' in error["message"]
 
 
-# -- what is no mistake
+# -- code that is not a mistake
 
 
 async def lost_race(ctx: Context) -> Any:
@@ -189,7 +189,7 @@ async def test_ordinary_asyncio_is_no_mistake(function: Any, pick: Any, blocking
     assert (run.status, run.output) == ("Completed", 1)
 
 
-# -- steps in tasks that nobody awaits
+# -- steps in tasks that are not awaited
 
 
 async def left_gather(ctx: Context) -> Any:

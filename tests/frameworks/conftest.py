@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from .engine import FakeEngine, serving_engine
+from ..fake_engine import FakeEngine, serving_fake_engine
 from .servers import SERVER_NAMES, Server, running
 
 
 @pytest.fixture(scope="session")
 def _engine() -> Iterator[FakeEngine]:
-    with serving_engine() as engine:
+    with serving_fake_engine() as engine:
         yield engine
 
 
@@ -28,5 +28,5 @@ def server(request: pytest.FixtureRequest, _engine: FakeEngine) -> Iterator[Serv
 
 @pytest.fixture(params=("async", "sync"))
 def kind(request: pytest.FixtureRequest) -> str:
-    """Which kind of function is called."""
+    """The kind of the called function."""
     return str(request.param)

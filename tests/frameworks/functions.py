@@ -1,7 +1,7 @@
 """The functions that every server under test serves, each as an async and as a sync one.
 
-They run in this process or in a server's own, so what tests want to know of them they return, or tell and ask
-the engine that the test plays (``data["engine"]``, ``data["name"]``).
+They run in this process or in a server's own, so they return their results to the tests, or report them to
+the fake engine (``data["engine"]``, ``data["name"]``).
 """
 
 import asyncio
@@ -277,7 +277,7 @@ def wait_at_gate(data: Any) -> None:
 
 
 def _situation(ctx: Context | ContextSync) -> dict[str, Any]:
-    """What a test may want to know of where a function ran."""
+    """Thread, event loop and context in which a function ran."""
     return {
         "data": dict(ctx.event.data or {}),
         "events": len(ctx.events),
@@ -324,7 +324,7 @@ def _current_span() -> dict[str, Any]:
 
 
 def _where() -> dict[str, Any]:
-    """Where a sync handler runs."""
+    """The thread of a sync handler."""
     return {
         "in_request_thread": request_thread.get() == threading.get_ident(),
         "on_loop": asyncio._get_running_loop() is not None,

@@ -6,11 +6,9 @@ Those that can run in threads of this process do; gunicorn forks, and so runs in
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,8 @@ from typing import Any
 
 import urllib3
 
+from ..ports import listening_socket
+from ..waiting import eventually
 from . import apps
 from .variants import PATHS
 
@@ -55,8 +55,8 @@ def _uvicorn(app: Any) -> Iterator[str]:
 
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
-    with _listening_socket() as listener, _in_thread(lambda: server.run(sockets=[listener])):
-        yield _origin_of(listener)
+    with listening_socket() as (listener, origin), _in_thread(lambda: server.run(sockets=[listener])):
+        yield origin
         server.should_exit = True
 
 
@@ -136,16 +136,16 @@ def tornado_on_its_own(engine: str) -> Iterator[str]:
         loop.run_until_complete(start())
         loop.run_forever()
 
-    with _listening_socket() as listener:
+    with listening_socket() as (listener, origin):
         listener.setblocking(False)
         with _in_thread(run):
-            yield _origin_of(listener)
+            yield origin
             loop.call_soon_threadsafe(loop.stop)
 
 
 @contextmanager
 def flask_on_gunicorn(engine: str) -> Iterator[str]:
-    with _listening_socket() as listener:
+    with listening_socket() as (listener, origin):
         settings = Path(__file__).with_name("gunicorn.conf.py")
         command = [sys.executable, "-m", "gunicorn", "--config", str(settings), "--bind", f"fd://{listener.fileno()}"]
         command += ["tests.frameworks.apps:make_flask_of_environment()"]
@@ -157,23 +157,10 @@ def flask_on_gunicorn(engine: str) -> Iterator[str]:
             start_new_session=True,
         )
         try:
-            yield _origin_of(listener)
+            yield origin
         finally:
             os.killpg(process.pid, signal.SIGTERM)
             process.wait()
-
-
-@contextmanager
-def _listening_socket() -> Iterator[socket.socket]:
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(128)
-        yield listener
-
-
-def _origin_of(listener: socket.socket) -> str:
-    return f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @contextmanager
@@ -207,12 +194,8 @@ def running(name: str, engine: str) -> Iterator[Server]:
 
 
 def _wait_until_up(server: Server) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            if urllib3.request("GET", server.url("default"), timeout=30, retries=False).status == 200:
-                return
-        except urllib3.exceptions.HTTPError:
-            pass
-        assert time.monotonic() < deadline, f"{server.name} does not come up"
-        time.sleep(0.02)
+    eventually(
+        lambda: urllib3.request("GET", server.url("default"), timeout=30, retries=False).status == 200,
+        f"{server.name} is up",
+        ignore=(urllib3.exceptions.HTTPError,),
+    )

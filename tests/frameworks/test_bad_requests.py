@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from . import wire
-from .engine import FakeEngine
+from ..fake_engine import FakeEngine
+from . import app_calls
 from .servers import Server
 
 
-def assert_refused(answer: wire.Answer, status: int, code: str, *words: str) -> None:
+def assert_refused(answer: app_calls.Answer, status: int, code: str, *words: str) -> None:
     assert answer.status == status, answer.body
     error = answer.json
     assert set(error) == {"code", "message", "name"}
@@ -24,7 +24,7 @@ def assert_refused(answer: wire.Answer, status: int, code: str, *words: str) -> 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[1, 2", b"\xff\xfe", b'{"ctx": {"run_id": "x"}} trailing'])
 def test_malformed_json(server: Server, body: bytes) -> None:
-    answer = wire.call(server.url("dev"), "app-dev-plain-sync", body)
+    answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", body)
     assert_refused(answer, 400, "body_invalid", "invalid call: ")
 
 
@@ -36,7 +36,7 @@ def test_json_that_cannot_be_decoded(server: Server, data: bytes, fault: str) ->
         b'{"ctx": {"run_id": "r"}, "event": {"name": "x", "data": {"a": %b}}}' % data,
         b'{"ctx": {"run_id": "r"}, "event": {"name": "x"}, "steps": {"a": {"data": %b}}}' % data,
     ):
-        assert_refused(wire.call(server.url("dev"), "app-dev-plain-sync", body), 400, "body_invalid", fault)
+        assert_refused(app_calls.call(server.url("dev"), "app-dev-plain-sync", body), 400, "body_invalid", fault)
 
 
 @pytest.mark.parametrize(
@@ -54,37 +54,37 @@ def test_json_that_cannot_be_decoded(server: Server, data: bytes, fault: str) ->
     ],
 )
 def test_wrong_shapes_are_named_by_their_place(server: Server, wrong: object, place: str) -> None:
-    answer = wire.call(server.url("dev"), "app-dev-plain-sync", json.dumps(wrong).encode())
+    answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", json.dumps(wrong).encode())
     assert_refused(answer, 400, "body_invalid", place)
 
 
 def test_a_function_that_is_not_there(server: Server) -> None:
-    answer = wire.call(server.url("dev"), "app-dev-gone", wire.call_body())
+    answer = app_calls.call(server.url("dev"), "app-dev-gone", app_calls.call_body())
     assert_refused(answer, 500, "function_not_found", "'app-dev-gone'", "app-dev-plain-sync")
     assert answer.headers["x-inngest-no-retry"] == "false"
 
 
 @pytest.mark.parametrize(("query", "name"), [("", "fnId"), ("?fnId=", "fnId"), ("?fnId=app-dev-plain-sync", "stepId")])
 def test_missing_query_parameters(server: Server, query: str, name: str) -> None:
-    answer = wire.request("POST", server.url("dev") + query, wire.encode(wire.call_body()))
+    answer = app_calls.request("POST", server.url("dev") + query, app_calls.canonical(app_calls.call_body()))
     assert_refused(answer, 400, "query_param_missing", name)
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PATCH"])
 def test_other_methods(server: Server, method: str) -> None:
-    answer = wire.request(method, server.url("dev"), b"{}")
+    answer = app_calls.request(method, server.url("dev"), b"{}")
     assert answer.status == 405
     assert b"Traceback" not in answer.body
 
 
 def test_too_large_bodies(server: Server) -> None:
     body = b'{"padding": "' + b"x" * (36 * 1024 * 1024) + b'"}'
-    answer = wire.call(server.url("dev"), "app-dev-plain-sync", body)
+    answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", body)
     assert_refused(answer, 413, "body_too_large", "bytes")
 
 
 def test_bodies_that_are_large_but_not_too_large(server: Server) -> None:
-    answer = wire.call(server.url("dev"), "app-dev-plain-sync", wire.call_body({"padding": "x" * 5_000_000}))
+    answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", app_calls.call_body({"padding": "x" * 5_000_000}))
     assert answer.status == 200
     assert len(answer.json["data"]["padding"]) == 5_000_000
 
@@ -92,12 +92,12 @@ def test_bodies_that_are_large_but_not_too_large(server: Server) -> None:
 # -- functions
 
 
-def call_mistaken(server: Server, kind: str, what: str, *, streamed: bool = False) -> wire.Answer:
+def call_mistaken(server: Server, kind: str, what: str, *, streamed: bool = False) -> app_calls.Answer:
     variant = "stream" if streamed else "dev"
-    return wire.call(server.url(variant), f"app-{variant}-mistakes-{kind}", wire.call_body({"what": what}))
+    return app_calls.call(server.url(variant), f"app-{variant}-mistakes-{kind}", app_calls.call_body({"what": what}))
 
 
-def assert_error(answer: wire.Answer, code: str, *words: str) -> None:
+def assert_error(answer: app_calls.Answer, code: str, *words: str) -> None:
     """A function's error, which says where in the app's code, but shows none of ours."""
     assert answer.status == 500
     assert answer.headers["x-inngest-no-retry"] == "true"
@@ -107,7 +107,7 @@ def assert_error(answer: wire.Answer, code: str, *words: str) -> None:
     assert b"src/durably/comm" not in answer.body
 
 
-def assert_step_error(answer: wire.Answer, op: str, code: str, *words: str) -> None:
+def assert_step_error(answer: app_calls.Answer, op: str, code: str, *words: str) -> None:
     assert answer.status == 206
     assert answer.json[0]["op"] == op
     error = answer.json[0]["error"]
@@ -146,15 +146,15 @@ def test_a_coroutine_function_given_to_a_sync_functions_step(server: Server) -> 
 
 
 def test_a_body_that_arrives_slowly(server: Server) -> None:
-    """In two parts, of which the second is sent only once another request was answered."""
-    body = wire.encode(wire.call_body({"a": "b" * 5000}))
+    """In two parts. The second is sent only once another request was answered."""
+    body = app_calls.canonical(app_calls.call_body({"a": "b" * 5000}))
     parts = urlsplit(server.url("dev"))
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)
     connection.putrequest("POST", f"{parts.path}?fnId=app-dev-plain-sync&stepId=step")
     connection.putheader("content-type", "application/json")
     connection.putheader("content-length", str(len(body)))
     connection.endheaders(body[:2000])
-    assert wire.request("GET", server.url("dev")).status == 200
+    assert app_calls.request("GET", server.url("dev")).status == 200
     connection.send(body[2000:])
     assert connection.getresponse().status == 200
     connection.close()
@@ -167,14 +167,14 @@ def test_a_client_that_breaks_off_in_its_body(server: Server) -> None:
     connection.putheader("content-length", "5000")
     connection.endheaders(b'{"ctx"')
     connection.close()
-    assert wire.request("GET", server.url("dev")).status == 200
+    assert app_calls.request("GET", server.url("dev")).status == 200
 
 
 def test_several_requests_on_one_connection(server: Server, engine: FakeEngine) -> None:
     """Each answer ends where its length says, so that the next can follow it."""
     parts = urlsplit(server.url("dev"))
     connection = http.client.HTTPConnection(parts.netloc, timeout=10)  # which reconnects where the server closes
-    body = wire.encode(wire.call_body())
+    body = app_calls.canonical(app_calls.call_body())
     for _ in range(3):
         for function, status in (("plain-sync", 200), ("steps-async", 206), ("gone", 500)):
             headers = {"content-type": "application/json"}

@@ -7,15 +7,15 @@ import pytest
 
 from durably.encryption import Cipher
 
-from . import wire
-from .engine import Answer, FakeEngine, Received
+from ..fake_engine import Answer, FakeEngine, Received
+from . import app_calls
 from .functions import ENCRYPTION_KEY, RETRY_AT
 from .servers import Server
 
 
 def test_a_function_without_steps(server: Server, kind: str) -> None:
-    body = wire.call_body({"text": "naïve ☃"}, run_id="01THISRUN", attempt=3)
-    answer = wire.call(server.url("dev"), f"app-dev-plain-{kind}", body)
+    body = app_calls.call_body({"text": "naïve ☃"}, run_id="01THISRUN", attempt=3)
+    answer = app_calls.call(server.url("dev"), f"app-dev-plain-{kind}", body)
     assert answer.status == 200
     assert {**answer.json, "in_request_thread": 0, "request_name": 0} == {
         "data": {"text": "naïve ☃"},
@@ -28,19 +28,19 @@ def test_a_function_without_steps(server: Server, kind: str) -> None:
 
 
 def test_at_the_default_path(server: Server, kind: str) -> None:
-    assert wire.call(server.url("default"), f"app-default-plain-{kind}", wire.call_body()).status == 200
+    assert app_calls.call(server.url("default"), f"app-default-plain-{kind}", app_calls.call_body()).status == 200
 
 
 def test_what_every_answer_carries(server: Server, kind: str) -> None:
     url, function_id = server.url("cloud"), f"app-cloud-plain-{kind}"
     for answer in (
-        wire.call(url, function_id, wire.call_body(), key=wire.SIGNING_KEY),
-        wire.call(url, "app-cloud-steps-sync", wire.call_body(), key=wire.SIGNING_KEY),
-        wire.call(url, "no-such-function", wire.call_body(), key=wire.SIGNING_KEY),
-        wire.call(url, function_id, b"{", key=wire.SIGNING_KEY),
-        wire.call(url, function_id, wire.call_body()),
-        wire.request("GET", url),
-        wire.request("PUT", url, b""),
+        app_calls.call(url, function_id, app_calls.call_body(), key=app_calls.SIGNING_KEY),
+        app_calls.call(url, "app-cloud-steps-sync", app_calls.call_body(), key=app_calls.SIGNING_KEY),
+        app_calls.call(url, "no-such-function", app_calls.call_body(), key=app_calls.SIGNING_KEY),
+        app_calls.call(url, function_id, b"{", key=app_calls.SIGNING_KEY),
+        app_calls.call(url, function_id, app_calls.call_body()),
+        app_calls.request("GET", url),
+        app_calls.request("PUT", url, b""),
     ):
         assert answer.headers["content-type"] == "application/json"
         assert answer.headers["x-inngest-sdk"].startswith("durably:v")
@@ -53,7 +53,7 @@ def test_what_every_answer_carries(server: Server, kind: str) -> None:
 
 
 def test_timings_name_the_parts_of_a_call(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("dev"), f"app-dev-plain-{kind}", wire.call_body())
+    answer = app_calls.call(server.url("dev"), f"app-dev-plain-{kind}", app_calls.call_body())
     parts = [part.partition(";dur=")[0] for part in answer.headers["server-timing"].split(", ")]
     assert parts == ["comm_handler", "mw.transform_input", "function", "mw.transform_output"]
 
@@ -65,37 +65,41 @@ def test_steps_one_call_after_the_other(server: Server, kind: str) -> None:
     url, function_id = server.url("dev"), f"app-dev-steps-{kind}"
     memos: dict[str, object] = {}
 
-    answer = wire.call(url, function_id, wire.call_body(steps=memos))
+    answer = app_calls.call(url, function_id, app_calls.call_body(steps=memos))
     assert answer.ops == [("StepRun", "one")]
-    assert (answer.json[0]["id"], answer.json[0]["data"]) == (wire.hashed("one"), 1)
+    assert (answer.json[0]["id"], answer.json[0]["data"]) == (app_calls.step_hash("one"), 1)
 
     memos["one"] = {"type": "data", "data": "from the engine"}
-    answer = wire.call(url, function_id, wire.call_body(steps=memos))
+    answer = app_calls.call(url, function_id, app_calls.call_body(steps=memos))
     assert answer.ops == [("Sleep", "nap")]
     assert answer.json[0]["opts"] == {"duration": "90s"}
 
     memos["nap"] = None
-    answer = wire.call(url, function_id, wire.call_body(steps=memos))
+    answer = app_calls.call(url, function_id, app_calls.call_body(steps=memos))
     assert answer.ops == [("StepRun", "two")]
 
     memos["two"] = {"data": 2}
-    answer = wire.call(url, function_id, wire.call_body(steps=memos))
+    answer = app_calls.call(url, function_id, app_calls.call_body(steps=memos))
     assert (answer.status, answer.json) == (200, ["from the engine", 2])
 
 
 def test_parallel_steps_are_planned_then_targeted(server: Server, kind: str) -> None:
     url, function_id = server.url("dev"), f"app-dev-parallel-{kind}"
-    answer = wire.call(url, function_id, wire.call_body())
+    answer = app_calls.call(url, function_id, app_calls.call_body())
     assert answer.ops == [("StepPlanned", "left"), ("StepPlanned", "right")]
-    answer = wire.call(url, function_id, wire.call_body(disable_immediate_execution=True), target=wire.hashed("right"))
+    answer = app_calls.call(
+        url, function_id, app_calls.call_body(disable_immediate_execution=True), target=app_calls.step_hash("right")
+    )
     assert answer.ops == [("StepRun", "right")]
     assert answer.json[0]["data"] == "R"
     memos = {"right": {"data": "R"}, "left": {"data": "L"}}
-    assert wire.call(url, function_id, wire.call_body(steps=memos)).json == ["L", "R"]
+    assert app_calls.call(url, function_id, app_calls.call_body(steps=memos)).json == ["L", "R"]
 
 
 def test_a_target_that_never_turns_up(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("dev"), f"app-dev-parallel-{kind}", wire.call_body(), target=wire.hashed("long gone"))
+    answer = app_calls.call(
+        server.url("dev"), f"app-dev-parallel-{kind}", app_calls.call_body(), target=app_calls.step_hash("long gone")
+    )
     assert (answer.status, answer.json["name"]) == (500, "StepUnexpectedError")
     assert answer.headers["x-inngest-no-retry"] == "false"
 
@@ -104,7 +108,7 @@ def test_a_target_that_never_turns_up(server: Server, kind: str) -> None:
 
 
 def test_an_error_is_answered_with_name_message_and_traceback(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("dev"), f"app-dev-raises-{kind}", wire.call_body({"how": "plain"}))
+    answer = app_calls.call(server.url("dev"), f"app-dev-raises-{kind}", app_calls.call_body({"how": "plain"}))
     assert answer.status == 500
     assert answer.headers["x-inngest-no-retry"] == "false"
     error = answer.json
@@ -115,13 +119,13 @@ def test_an_error_is_answered_with_name_message_and_traceback(server: Server, ki
 
 
 def test_an_error_that_is_not_to_be_retried(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("dev"), f"app-dev-raises-{kind}", wire.call_body({"how": "no retry"}))
+    answer = app_calls.call(server.url("dev"), f"app-dev-raises-{kind}", app_calls.call_body({"how": "no retry"}))
     assert (answer.status, answer.headers["x-inngest-no-retry"]) == (500, "true")
     assert answer.json["name"] == "NonRetriableError"
 
 
 def test_an_error_that_says_when_to_retry(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("dev"), f"app-dev-raises-{kind}", wire.call_body({"how": "retry after"}))
+    answer = app_calls.call(server.url("dev"), f"app-dev-raises-{kind}", app_calls.call_body({"how": "retry after"}))
     assert (answer.status, answer.headers["x-inngest-no-retry"]) == (500, "false")
     assert answer.headers["retry-after"] == RETRY_AT.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
@@ -136,8 +140,8 @@ def test_an_error_that_says_when_to_retry(server: Server, kind: str) -> None:
     ],
 )
 def test_an_error_in_a_step(server: Server, kind: str, how: str, attempt: int, op: str, no_retry: str) -> None:
-    body = wire.call_body({"how": how}, attempt=attempt, max_attempts=5)
-    answer = wire.call(server.url("dev"), f"app-dev-step-raises-{kind}", body)
+    body = app_calls.call_body({"how": how}, attempt=attempt, max_attempts=5)
+    answer = app_calls.call(server.url("dev"), f"app-dev-step-raises-{kind}", body)
     assert answer.ops == [(op, "bad")]
     assert answer.headers["x-inngest-no-retry"] == no_retry
     assert ("retry-after" in answer.headers) == (how == "retry after")
@@ -145,7 +149,7 @@ def test_an_error_in_a_step(server: Server, kind: str, how: str, attempt: int, o
 
 
 def test_the_failure_handler_is_a_function_of_its_own(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("dev"), f"app-dev-plain-{kind}-failure", wire.call_body({"of": "what"}))
+    answer = app_calls.call(server.url("dev"), f"app-dev-plain-{kind}-failure", app_calls.call_body({"of": "what"}))
     assert (answer.status, answer.json) == (200, "failed: {'of': 'what'}")
 
 
@@ -153,7 +157,9 @@ def test_the_failure_handler_is_a_function_of_its_own(server: Server, kind: str)
 
 
 def test_middleware_sees_the_frameworks_own_request(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("dev"), f"app-dev-middle-{kind}", wire.call_body(), headers={"x-name": "Ada"})
+    answer = app_calls.call(
+        server.url("dev"), f"app-dev-middle-{kind}", app_calls.call_body(), headers={"x-name": "Ada"}
+    )
     assert answer.status == 200
     request_type = {
         "fast_api": "starlette.requests.Request",
@@ -171,16 +177,16 @@ def test_middleware_sees_the_frameworks_own_request(server: Server, kind: str) -
 
 
 def test_middleware_of_both_levels_sees_a_step(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("dev"), f"app-dev-step-middle-{kind}", wire.call_body())
+    answer = app_calls.call(server.url("dev"), f"app-dev-step-middle-{kind}", app_calls.call_body())
     assert answer.json[0]["data"] == "HELLO"
 
 
 def test_encrypted_data_stays_so_outside_of_the_app(server: Server, kind: str) -> None:
     url, function_id, cipher = server.url("dev"), f"app-dev-sealed-{kind}", Cipher(ENCRYPTION_KEY)
     data = {"encrypted": cipher.encrypt("4111")}
-    first = wire.call(url, function_id, wire.call_body(data))
+    first = app_calls.call(url, function_id, app_calls.call_body(data))
     memo = {"data": first.json[0]["data"]}
-    second = wire.call(url, function_id, wire.call_body(data, steps={"card": memo}))
+    second = app_calls.call(url, function_id, app_calls.call_body(data, steps={"card": memo}))
     assert second.ops == [("InvokeFunction", "a"), ("InvokeFunction", "b")]
     sent = [memo["data"], *(op["opts"]["payload"]["data"]["encrypted"] for op in second.json)]
     assert [cipher.decrypt(envelope) for envelope in sent] == ["4111"] * 3
@@ -191,44 +197,47 @@ def test_encrypted_data_stays_so_outside_of_the_app(server: Server, kind: str) -
 
 
 def use_api_body() -> bytes:
-    return wire.encode(wire.call_body(use_api=True, run_id="01BIGRUN"))
+    return app_calls.canonical(app_calls.call_body(use_api=True, run_id="01BIGRUN"))
 
 
 def test_a_large_runs_state_is_fetched(server: Server, engine: FakeEngine, kind: str) -> None:
     events = [{"name": "test/event", "data": {"n": n}, "ts": 1, "id": f"e{n}"} for n in range(3)]
-    engine.answers["/v0/runs/01BIGRUN/actions"] = 200, {wire.hashed("one"): {"data": 1}, wire.hashed("nap"): None}
+    engine.answers["/v0/runs/01BIGRUN/actions"] = (
+        200,
+        {app_calls.step_hash("one"): {"data": 1}, app_calls.step_hash("nap"): None},
+    )
     engine.answers["/v0/runs/01BIGRUN/batch"] = 200, events
-    answer = wire.call(server.url("cloud"), f"app-cloud-steps-{kind}", use_api_body(), key=wire.SIGNING_KEY)
+    answer = app_calls.call(server.url("cloud"), f"app-cloud-steps-{kind}", use_api_body(), key=app_calls.SIGNING_KEY)
     assert answer.ops == [("StepRun", "two")]
-    assert {received.headers["authorization"] for received in engine.received} == {wire.bearer()}
+    assert {received.headers["authorization"] for received in engine.received} == {app_calls.bearer()}
     assert "use_api;dur=" in answer.headers["server-timing"]
 
-    answer = wire.call(server.url("cloud"), f"app-cloud-plain-{kind}", use_api_body(), key=wire.SIGNING_KEY)
+    answer = app_calls.call(server.url("cloud"), f"app-cloud-plain-{kind}", use_api_body(), key=app_calls.SIGNING_KEY)
     assert (answer.json["data"], answer.json["events"]) == ({"n": 0}, 3)
 
 
 def test_state_is_fetched_with_the_fallback_key_where_the_key_is_refused(server: Server, engine: FakeEngine) -> None:
     def answer(received: Received) -> Answer:
-        if received.headers["authorization"] != wire.bearer(wire.FALLBACK_KEY):
+        if received.headers["authorization"] != app_calls.bearer(app_calls.FALLBACK_KEY):
             return 401, {"error": "who?"}
         return 200, [{"name": "test/event"}] if received.path.endswith("batch") else {}
 
     engine.answers["/v0/runs/01BIGRUN/actions"] = engine.answers["/v0/runs/01BIGRUN/batch"] = answer
-    got = wire.call(server.url("cloud"), "app-cloud-steps-sync", use_api_body(), key=wire.SIGNING_KEY)
+    got = app_calls.call(server.url("cloud"), "app-cloud-steps-sync", use_api_body(), key=app_calls.SIGNING_KEY)
     assert got.ops == [("StepRun", "one")]
 
 
 @pytest.mark.parametrize("fetched", [(404, {"error": "no such run"}), (200, b"<html>"), (200, [1, 2]), (503, b"")])
 def test_state_that_cannot_be_fetched(server: Server, engine: FakeEngine, fetched: Answer) -> None:
     engine.answers["/v0/runs/01BIGRUN/actions"] = fetched
-    answer = wire.call(server.url("cloud"), "app-cloud-steps-sync", use_api_body(), key=wire.SIGNING_KEY)
+    answer = app_calls.call(server.url("cloud"), "app-cloud-steps-sync", use_api_body(), key=app_calls.SIGNING_KEY)
     assert answer.status == 500  # to be tried again
     assert "the run's actions" in answer.json["message"]
     assert answer.headers.get("x-inngest-no-retry") != "true"
 
 
 def test_state_of_an_engine_that_is_away(server: Server) -> None:
-    answer = wire.call(server.url("away"), "app-away-steps-sync", use_api_body(), key=wire.SIGNING_KEY)
+    answer = app_calls.call(server.url("away"), "app-away-steps-sync", use_api_body(), key=app_calls.SIGNING_KEY)
     assert answer.status == 500
     assert answer.json["message"] == "cannot reach http://127.0.0.1:9: connection refused"
 
@@ -238,23 +247,23 @@ def test_state_of_an_engine_that_is_away(server: Server) -> None:
 
 def test_the_trust_probe(server: Server) -> None:
     url = server.url("cloud") + "?probe=trust"
-    answer = wire.request("POST", url, b"", {"x-inngest-signature": wire.sign(b"")})
+    answer = app_calls.request("POST", url, b"", {"x-inngest-signature": app_calls.sign(b"")})
     assert (answer.status, answer.body) == (200, b"")
-    assert wire.is_signed(answer)
-    for headers in ({}, {"x-inngest-signature": wire.sign(b"", wire.WRONG_KEY)}):
-        answer = wire.request("POST", url, b"", headers)
+    assert app_calls.is_signed(answer)
+    for headers in ({}, {"x-inngest-signature": app_calls.sign(b"", app_calls.WRONG_KEY)}):
+        answer = app_calls.request("POST", url, b"", headers)
         assert answer.status == 401
         assert "x-inngest-signature" not in answer.headers
 
 
 def test_the_trust_probe_in_development(server: Server) -> None:
-    answer = wire.request("POST", server.url("dev") + "?probe=trust", b"")
+    answer = app_calls.request("POST", server.url("dev") + "?probe=trust", b"")
     assert (answer.status, answer.body) == (200, b"")
     assert "x-inngest-signature" not in answer.headers
 
 
 def test_unknown_probe_is_refused(server: Server) -> None:
-    answer = wire.request("POST", server.url("dev") + "?probe=space", b"")
+    answer = app_calls.request("POST", server.url("dev") + "?probe=space", b"")
     assert (answer.status, answer.json["code"]) == (400, "query_param_invalid")
     assert "space" in answer.json["message"]
 
@@ -262,60 +271,62 @@ def test_unknown_probe_is_refused(server: Server) -> None:
 # -- signatures
 
 
-@pytest.mark.parametrize("key", [wire.SIGNING_KEY, wire.FALLBACK_KEY])
+@pytest.mark.parametrize("key", [app_calls.SIGNING_KEY, app_calls.FALLBACK_KEY])
 def test_the_answer_is_signed_with_the_key_that_signed_the_call(server: Server, kind: str, key: str) -> None:
-    answer = wire.call(server.url("cloud"), f"app-cloud-plain-{kind}", wire.call_body({"x": "é"}), key=key)
+    answer = app_calls.call(server.url("cloud"), f"app-cloud-plain-{kind}", app_calls.call_body({"x": "é"}), key=key)
     assert answer.status == 200
-    assert wire.is_signed(answer, key)
+    assert app_calls.is_signed(answer, key)
 
 
 @pytest.mark.parametrize("how", ["plain", "no retry"])
 def test_errors_are_signed_too(server: Server, how: str) -> None:
-    body = wire.call_body({"how": how})
-    assert wire.is_signed(wire.call(server.url("cloud"), "app-cloud-raises-sync", body, key=wire.SIGNING_KEY))
+    body = app_calls.call_body({"how": how})
+    assert app_calls.is_signed(
+        app_calls.call(server.url("cloud"), "app-cloud-raises-sync", body, key=app_calls.SIGNING_KEY)
+    )
 
 
 def test_body_that_a_proxy_reencoded_is_accepted(server: Server) -> None:
-    body = wire.call_body({"z": 1.0, "a": [1, {"y": "é", "b": None}], "n": 1e21})
+    body = app_calls.call_body({"z": 1.0, "a": [1, {"y": "é", "b": None}], "n": 1e21})
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     canonical = canonical.replace("1.0", "1")
     sent = json.dumps(body, indent=3).encode()
-    headers = {"x-inngest-signature": wire.sign(canonical.encode())}
-    assert wire.call(server.url("cloud"), "app-cloud-plain-sync", sent, headers=headers).status == 200
+    headers = {"x-inngest-signature": app_calls.sign(canonical.encode())}
+    assert app_calls.call(server.url("cloud"), "app-cloud-plain-sync", sent, headers=headers).status == 200
 
 
 @pytest.mark.parametrize("seconds", [-270, 299])
 def test_a_signature_may_be_a_little_old_or_ahead(server: Server, seconds: int) -> None:
-    body = wire.encode(wire.call_body())
-    headers = {"x-inngest-signature": wire.sign(body, at=time.time() + seconds)}
-    assert wire.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers).status == 200
+    body = app_calls.canonical(app_calls.call_body())
+    headers = {"x-inngest-signature": app_calls.sign(body, at=time.time() + seconds)}
+    assert app_calls.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers).status == 200
 
 
 @pytest.mark.parametrize("seconds", [-310, 340])
 def test_but_not_more(server: Server, seconds: int) -> None:
-    body = wire.encode(wire.call_body())
-    headers = {"x-inngest-signature": wire.sign(body, at=time.time() + seconds)}
-    answer = wire.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers)
+    body = app_calls.canonical(app_calls.call_body())
+    headers = {"x-inngest-signature": app_calls.sign(body, at=time.time() + seconds)}
+    answer = app_calls.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers)
     assert (answer.status, answer.json["code"]) == (401, "sig_verification_failed")
     assert "five minutes" in answer.json["message"]
 
 
 @pytest.mark.parametrize(
-    "signature", [None, "", "nonsense", "t=&s=", "t=1&s=" + "0" * 64, "s=ff", wire.sign(b"something else")]
+    "signature", [None, "", "nonsense", "t=&s=", "t=1&s=" + "0" * 64, "s=ff", app_calls.sign(b"something else")]
 )
 def test_a_badly_signed_call_is_refused(server: Server, signature: str | None) -> None:
     headers = {} if signature is None else {"x-inngest-signature": signature}
-    answer = wire.call(server.url("cloud"), "app-cloud-plain-sync", wire.call_body(), headers=headers)
+    answer = app_calls.call(server.url("cloud"), "app-cloud-plain-sync", app_calls.call_body(), headers=headers)
     assert answer.status == 401
     assert answer.json["code"] == ("sig_verification_failed" if signature else "header_missing")
     assert "x-inngest-signature" not in answer.headers
 
 
 def test_signatures_in_development(server: Server) -> None:
-    """What is rightly signed is answered so; else a signature is as good as none, as engines there sign or do not."""
+    """A correct signature gets a signed answer. A wrong one counts as absent, since engines there may not sign."""
     url, function_id = server.url("dev-keys"), "app-dev-keys-plain-sync"
-    assert wire.is_signed(wire.call(url, function_id, wire.call_body(), key=wire.SIGNING_KEY))
-    for key in (None, wire.WRONG_KEY):
-        answer = wire.call(url, function_id, wire.call_body(), key=key)
+    assert app_calls.is_signed(app_calls.call(url, function_id, app_calls.call_body(), key=app_calls.SIGNING_KEY))
+    for key in (None, app_calls.WRONG_KEY):
+        answer = app_calls.call(url, function_id, app_calls.call_body(), key=key)
         assert answer.status == 200
         assert "x-inngest-signature" not in answer.headers

@@ -7,7 +7,7 @@ import durably
 import durably.flask
 from durably import Client, Context, ContextSync, Streaming
 
-from . import wire
+from . import app_calls
 
 
 @pytest.fixture(params=[None, Streaming.FORCE])
@@ -34,8 +34,8 @@ def app(request: pytest.FixtureRequest) -> flask.Flask:
 
 def test_what_flask_binds_to_a_request(app: flask.Flask, kind: str) -> None:
     url = f"/api/inngest?fnId=app-see-{kind}&stepId=step"
-    response = app.test_client().post(url, data=wire.encode(wire.call_body()), headers={"x-name": "mine"})
-    answer = wire.Answer(response.status_code, response.headers, response.data)
+    response = app.test_client().post(url, data=app_calls.canonical(app_calls.call_body()), headers={"x-name": "mine"})
+    answer = app_calls.Answer(response.status_code, response.headers, response.data)
     if answer.status == 201:
         answer = answer.inner
     assert answer.json == ["shop", "mine", "Ada"]

@@ -3,14 +3,14 @@
 import http.client
 import json
 import socket
-import time
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from . import wire
-from .engine import FakeEngine
+from ..fake_engine import FakeEngine
+from ..waiting import eventually
+from . import app_calls
 from .servers import Server, django_on_werkzeug
 from .variants import ORIGIN, PATHS
 
@@ -22,7 +22,7 @@ FORGED = {
     "forwarded": "host=attacker.example;proto=https",
     "x-original-host": "attacker.example",
 }
-FORGED_BODY = wire.encode({"url": "https://attacker.example/api/inngest"})
+FORGED_BODY = app_calls.canonical({"url": "https://attacker.example/api/inngest"})
 MAX_BYTES = 36 * 1024 * 1024
 
 
@@ -40,8 +40,8 @@ def test_an_unsigned_sync_in_production_takes_no_url_from_the_request(
     server: Server, engine: FakeEngine, headers: dict[str, str], body: bytes
 ) -> None:
     if has_platform_url(server):
-        pytest.skip("the platform tells the URL")
-    answer = wire.request("PUT", server.url("cloud"), body, headers)
+        pytest.skip("the platform supplies the URL")
+    answer = app_calls.request("PUT", server.url("cloud"), body, headers)
     assert answer.status in (400, 401)
     if answer.headers.get("x-inngest-sdk"):  # Django itself refuses hosts that its settings do not name
         for word in ("serve_origin", "DURABLY_SERVE_ORIGIN", "durably sync"):
@@ -50,7 +50,7 @@ def test_an_unsigned_sync_in_production_takes_no_url_from_the_request(
 
 
 def test_an_unsigned_sync_in_production_registers_the_configured_url(server: Server, engine: FakeEngine) -> None:
-    wire.request("PUT", server.url("origin") + "?deployId=forged", FORGED_BODY, FORGED)
+    app_calls.request("PUT", server.url("origin") + "?deployId=forged", FORGED_BODY, FORGED)
     [received] = engine.to("/fn/register")
     assert received.json["url"] == ORIGIN + PATHS["origin"]
     assert "attack" not in received.body.decode()
@@ -61,30 +61,32 @@ def test_an_unsigned_sync_in_production_registers_the_configured_url(server: Ser
 def test_signed_out_of_band_sync_takes_no_url_from_the_request(server: Server, engine: FakeEngine, body: bytes) -> None:
     """Its signature does not cover the Host, and an attacker who saw it may repeat it."""
     if has_platform_url(server):
-        pytest.skip("the platform tells the URL")
-    answer = wire.request("PUT", server.url("cloud"), body, {**FORGED, "x-inngest-signature": wire.sign(body)})
+        pytest.skip("the platform supplies the URL")
+    answer = app_calls.request(
+        "PUT", server.url("cloud"), body, {**FORGED, "x-inngest-signature": app_calls.sign(body)}
+    )
     assert (answer.status, answer.json["code"]) == (400, "serve_origin_missing")
     assert engine.received == []
 
 
 def test_a_signed_sync_may_name_its_deployment(server: Server, engine: FakeEngine) -> None:
-    signature = {"x-inngest-signature": wire.sign(b"{}")}
-    assert wire.request("PUT", server.url("origin") + "?deployId=d", b"{}", signature).status == 200
+    signature = {"x-inngest-signature": app_calls.sign(b"{}")}
+    assert app_calls.request("PUT", server.url("origin") + "?deployId=d", b"{}", signature).status == 200
     assert engine.to("/fn/register")[0].query == {"deployId": ["d"]}
 
 
 def test_a_badly_signed_sync_in_production_is_refused(server: Server, engine: FakeEngine) -> None:
-    signature = {"x-inngest-signature": wire.sign(b"{}", wire.WRONG_KEY)}
-    answer = wire.request("PUT", server.url("origin"), b"{}", signature)
+    signature = {"x-inngest-signature": app_calls.sign(b"{}", app_calls.WRONG_KEY)}
+    answer = app_calls.request("PUT", server.url("origin"), b"{}", signature)
     assert (answer.status, answer.json["code"]) == (401, "sig_verification_failed")
     assert engine.received == []
 
 
 @pytest.mark.parametrize("url", ["http://[", "ftp://x", "//x", "http://a:port/", ""])
 def test_in_band_sync_of_an_invalid_url_is_refused(server: Server, url: str) -> None:
-    body = wire.encode({"url": url})
-    headers = {"x-inngest-sync-kind": "in_band", "x-inngest-signature": wire.sign(body)}
-    answer = wire.request("PUT", server.url("cloud"), body, headers)
+    body = app_calls.canonical({"url": url})
+    headers = {"x-inngest-sync-kind": "in_band", "x-inngest-signature": app_calls.sign(body)}
+    answer = app_calls.request("PUT", server.url("cloud"), body, headers)
     assert (answer.status, answer.json["code"]) == (400, "body_invalid")
 
 
@@ -102,7 +104,7 @@ def _raw(server: Server, method: str, url: str, headers: dict[str, str]) -> int:
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(urlsplit(server.origin).netloc, timeout=10)
     connection.putrequest(method, f"{parts.path}?fnId=app-dev-plain-sync&stepId=step", skip_host=True)
-    body = wire.encode(wire.call_body())
+    body = app_calls.canonical(app_calls.call_body())
     for name, value in {"content-type": "application/json", "content-length": str(len(body)), **headers}.items():
         connection.putheader(name, value.encode())
     connection.endheaders(body)
@@ -116,18 +118,18 @@ def _raw(server: Server, method: str, url: str, headers: dict[str, str]) -> int:
 
 @pytest.mark.parametrize("ctx", [{"fn_id": "app-cloud-plain-sync"}, {"fn_id": "app-cloud-steps-sync", "step_id": "x"}])
 def test_a_call_for_another_function_or_step_is_refused(server: Server, ctx: dict[str, Any]) -> None:
-    body = wire.encode(wire.call_body(**ctx))
+    body = app_calls.canonical(app_calls.call_body(**ctx))
     url = server.url("cloud") + "?fnId=app-cloud-steps-sync&stepId=step"
-    answer = wire.request("POST", url, body, {"x-inngest-signature": wire.sign(body)})
+    answer = app_calls.request("POST", url, body, {"x-inngest-signature": app_calls.sign(body)})
     assert (answer.status, answer.json["code"]) == (400, "call_mismatch")
 
 
 @pytest.mark.parametrize("fn_id", ["app-cloud-plain-sync", "", "0b8f3dd0-6a4c-5a3b-9a4e-5d1f5c8f0a11"])
 def test_a_call_for_its_function_is_answered(server: Server, fn_id: str) -> None:
     """Inngest servers send their own UUID, and old servers send nothing."""
-    body = wire.encode(wire.call_body(fn_id=fn_id))
+    body = app_calls.canonical(app_calls.call_body(fn_id=fn_id))
     url = server.url("cloud") + "?fnId=app-cloud-plain-sync&stepId=step"
-    assert wire.request("POST", url, body, {"x-inngest-signature": wire.sign(body)}).status == 200
+    assert app_calls.request("POST", url, body, {"x-inngest-signature": app_calls.sign(body)}).status == 200
 
 
 PAGES = [
@@ -142,29 +144,29 @@ PAGES = [
 @pytest.mark.parametrize("headers", [*PAGES, {"content-type": "text/plain;charset=utf-8"}])
 def test_pages_call_nothing_in_development(server: Server, headers: dict[str, str]) -> None:
     url = server.url("dev") + "?fnId=app-dev-plain-sync&stepId=step"
-    answer = wire.request("POST", url, wire.encode(wire.call_body()), headers)
+    answer = app_calls.request("POST", url, app_calls.canonical(app_calls.call_body()), headers)
     assert (answer.status, answer.json["code"]) == (403, "browser_refused")
 
 
 @pytest.mark.parametrize("headers", PAGES)
 def test_pages_sync_nothing_in_development(server: Server, engine: FakeEngine, headers: dict[str, str]) -> None:
-    answer = wire.request("PUT", server.url("dev"), b"", headers)
+    answer = app_calls.request("PUT", server.url("dev"), b"", headers)
     assert (answer.status, answer.json["code"]) == (403, "browser_refused")
     assert engine.received == []
 
 
 @pytest.mark.parametrize("headers", PAGES)
 def test_pages_may_inspect_in_development(server: Server, headers: dict[str, str]) -> None:
-    assert wire.request("GET", server.url("dev"), None, headers).status == 200
+    assert app_calls.request("GET", server.url("dev"), None, headers).status == 200
 
 
 def test_a_deeply_nested_call_has_one_clear_answer(server: Server) -> None:
     body = b'{"ctx": ' + b"[" * 100_000
-    answer = wire.request("POST", server.url("dev") + "?fnId=app-dev-plain-sync&stepId=step", body)
+    answer = app_calls.request("POST", server.url("dev") + "?fnId=app-dev-plain-sync&stepId=step", body)
     assert (answer.status, answer.json["code"]) == (400, "body_invalid")
     data = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
     body = b'{"ctx":{"run_id":"r"},"event":{"name":"a","data":' + data + b'},"events":[],"steps":{}}'
-    answer = wire.request("POST", server.url("dev") + "?fnId=app-dev-plain-sync&stepId=step", body)
+    answer = app_calls.request("POST", server.url("dev") + "?fnId=app-dev-plain-sync&stepId=step", body)
     assert (answer.status, answer.json["code"]) == (400, "body_invalid")
     assert "nested too deeply" in answer.json["message"]
 
@@ -215,7 +217,7 @@ def test_a_body_of_unknown_length_is_refused_at_the_limit(server: Server) -> Non
 
 
 def test_what_is_refused_explains_itself(server: Server) -> None:
-    answer = wire.request("POST", server.url("cloud"), b"x" * (MAX_BYTES + 1))
+    answer = app_calls.request("POST", server.url("cloud"), b"x" * (MAX_BYTES + 1))
     assert answer.status == 413
     assert json.loads(answer.body)["code"] == "body_too_large"
 
@@ -227,8 +229,8 @@ NO_CHUNKS = ("django-wsgi", "digitalocean")
 def test_a_chunked_body_is_read_or_refused_with_the_reason(server: Server) -> None:
     if server.name == "digitalocean":
         pytest.skip("the platform reads the body")
-    body = wire.encode(wire.call_body())
-    with _open(server, ("transfer-encoding", "chunked"), ("x-inngest-signature", wire.sign(body))) as connection:
+    body = app_calls.canonical(app_calls.call_body())
+    with _open(server, ("transfer-encoding", "chunked"), ("x-inngest-signature", app_calls.sign(body))) as connection:
         connection.sendall(b"%x\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (9, body[:9], len(body) - 9, body[9:]))
         answer = http.client.HTTPResponse(connection)
         answer.begin()
@@ -265,10 +267,10 @@ def test_a_client_that_leaves_within_a_body_causes_no_traceback(
         pytest.skip("the server or the framework handles it")
     with _open(server, ("content-length", "1000")) as connection:
         connection.sendall(b"{")
-    deadline = time.monotonic() + 20
-    while not any("body cannot be read" in line or "Exception" in line for line in caplog.messages):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    eventually(
+        lambda: any("body cannot be read" in line or "Exception" in line for line in caplog.messages),
+        "the disconnect is logged",
+    )
     assert [record.getMessage() for record in caplog.records if record.exc_info] == []
 
 
@@ -276,6 +278,6 @@ def test_an_id_in_a_call_forges_no_line_of_the_log(server: Server, kind: str, ca
     if server.name == "flask-gunicorn":
         pytest.skip("its log is in another process")
     run_id = "01RUN\nforged \x1b[31m"
-    assert wire.call(server.url("dev"), f"app-dev-logs-{kind}", wire.call_body(run_id=run_id)).status == 200
+    assert app_calls.call(server.url("dev"), f"app-dev-logs-{kind}", app_calls.call_body(run_id=run_id)).status == 200
     [line] = [line for line in caplog.messages if "line of the function" in line]
     assert line == f"[app-dev-logs-{kind} 01RUN\\nforged \\x1b[31m] line of the function"

@@ -6,7 +6,7 @@ import pytest
 
 from durably import Client
 
-from . import wire
+from . import app_calls
 from .functions import make_functions
 from .servers import Server
 
@@ -23,18 +23,18 @@ UNSIGNED = {
 
 
 def test_unsigned_says_little(server: Server) -> None:
-    answer = wire.request("GET", server.url("cloud"))
+    answer = app_calls.request("GET", server.url("cloud"))
     assert answer.status == 200
     assert answer.json == UNSIGNED
     assert "x-inngest-signature" not in answer.headers
 
 
-KEYS = {"signing_key_hash": wire.SIGNING_KEY, "signing_key_fallback_hash": wire.FALLBACK_KEY}
+KEYS = {"signing_key_hash": app_calls.SIGNING_KEY, "signing_key_fallback_hash": app_calls.FALLBACK_KEY}
 
 
-@pytest.mark.parametrize("key", [wire.SIGNING_KEY, wire.FALLBACK_KEY])
+@pytest.mark.parametrize("key", [app_calls.SIGNING_KEY, app_calls.FALLBACK_KEY])
 def test_signed_says_all_but_secrets(server: Server, key: str) -> None:
-    answer = wire.request("GET", server.url("cloud"), headers={"x-inngest-signature": wire.sign(b"", key)})
+    answer = app_calls.request("GET", server.url("cloud"), headers={"x-inngest-signature": app_calls.sign(b"", key)})
     assert answer.status == 200
     said = answer.json
     assert {name: said[name] for name in UNSIGNED if name != "authentication_succeeded"} == {
@@ -44,58 +44,65 @@ def test_signed_says_all_but_secrets(server: Server, key: str) -> None:
     assert (said["app_id"], said["env"], said["framework"]) == ("app-cloud", "my-env", server.framework)
     assert (said["sdk_language"], said["mode"]) == ("py", "cloud")
     assert len({said["event_key_hash"], said["signing_key_hash"], said["signing_key_fallback_hash"]}) == 3
-    assert wire.is_signed(answer, key)
+    assert app_calls.is_signed(answer, key)
 
 
 def test_inspection_does_not_show_the_token_of_the_engines_api(server: Server) -> None:
     """The whole hash of a signing key is that token, and everybody between engine and app reads the inspection."""
-    headers = {"x-inngest-signature": wire.sign(b"")}
-    answer = wire.request("GET", server.url("cloud"), headers=headers)
-    tokens = {name: wire.bearer(key).rpartition("-")[2] for name, key in KEYS.items()}
+    headers = {"x-inngest-signature": app_calls.sign(b"")}
+    answer = app_calls.request("GET", server.url("cloud"), headers=headers)
+    tokens = {name: app_calls.bearer(key).rpartition("-")[2] for name, key in KEYS.items()}
     assert {name: answer.json[name] for name in KEYS} == {name: token[:12] for name, token in tokens.items()}
-    body = wire.encode({"url": server.url("cloud")})
-    sync = {"x-inngest-signature": wire.sign(body), "x-inngest-sync-kind": "in_band"}
-    synced = wire.request("PUT", server.url("cloud"), body, sync)
+    body = app_calls.canonical({"url": server.url("cloud")})
+    sync = {"x-inngest-signature": app_calls.sign(body), "x-inngest-sync-kind": "in_band"}
+    synced = app_calls.request("PUT", server.url("cloud"), body, sync)
     assert synced.json["inspection"]["authentication_succeeded"] is True
     assert not any(token.encode() in answer.body + synced.body for token in tokens.values())
 
 
 @pytest.mark.parametrize(
     "sign",
-    [lambda: wire.sign(b"", wire.WRONG_KEY), lambda: wire.sign(b"else"), lambda: "t=1&s=2", lambda: "nonsense"],
+    [
+        lambda: app_calls.sign(b"", app_calls.WRONG_KEY),
+        lambda: app_calls.sign(b"else"),
+        lambda: "t=1&s=2",
+        lambda: "nonsense",
+    ],
     ids=["wrong key", "other body", "too old", "malformed"],
 )
 def test_badly_signed_says_no_more_than_unsigned(server: Server, sign: Callable[[], str]) -> None:
-    answer = wire.request("GET", server.url("cloud"), headers={"x-inngest-signature": sign()})
+    answer = app_calls.request("GET", server.url("cloud"), headers={"x-inngest-signature": sign()})
     assert answer.status == 200
     assert answer.json == {**UNSIGNED, "authentication_succeeded": False}
     assert "x-inngest-signature" not in answer.headers
 
 
 def test_development_mode(server: Server) -> None:
-    answer = wire.request("GET", server.url("dev"))
+    answer = app_calls.request("GET", server.url("dev"))
     assert answer.status == 200
     assert (answer.json["mode"], answer.json["has_signing_key"]) == ("dev", False)
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("cloud", "dev"), ("dev", "cloud")])
 def test_engine_of_the_other_kind_gets_no_inspection(server: Server, variant: str, kind: str) -> None:
-    answer = wire.request("GET", server.url(variant), headers={"x-inngest-server-kind": kind})
+    answer = app_calls.request("GET", server.url(variant), headers={"x-inngest-server-kind": kind})
     assert (answer.status, answer.json) == (403, {})
 
 
 @pytest.mark.parametrize("kind", ["dev", "martian"])
 def test_an_engine_of_the_same_kind_or_of_none_is_answered(server: Server, kind: str) -> None:
-    assert wire.request("GET", server.url("dev"), headers={"x-inngest-server-kind": kind}).status == 200
+    assert app_calls.request("GET", server.url("dev"), headers={"x-inngest-server-kind": kind}).status == 200
 
 
 def test_settings_of_the_endpoint_are_shown(server: Server) -> None:
-    signed = {"x-inngest-signature": wire.sign(b"")}
-    assert wire.request("GET", server.url("dev-keys"), headers=signed).json["serve_path"] == "/dev-keys/api/inngest"
+    signed = {"x-inngest-signature": app_calls.sign(b"")}
+    assert (
+        app_calls.request("GET", server.url("dev-keys"), headers=signed).json["serve_path"] == "/dev-keys/api/inngest"
+    )
 
 
 def test_a_path_is_meant_as_it_is_written(server: Server) -> None:
     if server.framework == "digitalocean":
         pytest.skip("the platform routes")
-    assert wire.request("GET", server.origin + "/by-env/from.env").status == 200
-    assert wire.request("GET", server.origin + "/by-env/from-env").status == 404
+    assert app_calls.request("GET", server.origin + "/by-env/from.env").status == 200
+    assert app_calls.request("GET", server.origin + "/by-env/from-env").status == 404

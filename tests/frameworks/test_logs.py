@@ -1,12 +1,12 @@
 """Lines of ``ctx.logger`` name app, function, run and step, in every framework, server and thread."""
 
-from . import wire
+from . import app_calls
 from .servers import Server
 
 
 def test_a_line_of_a_step_has_its_fields(server: Server, kind: str) -> None:
-    body = wire.call_body(run_id=f"01RUN{server.name}")
-    [op] = wire.call(server.url("dev"), f"app-dev-fields-{kind}", body).json
+    body = app_calls.call_body(run_id=f"01RUN{server.name}")
+    [op] = app_calls.call(server.url("dev"), f"app-dev-fields-{kind}", body).json
     assert op["data"] == {
         "app_id": "app-dev",
         "function_id": f"app-dev-fields-{kind}",

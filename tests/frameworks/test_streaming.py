@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 import django
 import pytest
 
-from . import wire
-from .engine import FakeEngine
+from ..fake_engine import FakeEngine
+from . import app_calls
 from .servers import Server
 
 
@@ -33,7 +33,7 @@ class Reading:
         self._connection = http.client.HTTPConnection(parts.netloc, timeout=10)
         path = f"{parts.path}?fnId={function_id}&stepId=step"
         headers = {"content-type": "application/json"}
-        self._connection.request("POST", path, wire.encode(wire.call_body(data)), headers)
+        self._connection.request("POST", path, app_calls.canonical(app_calls.call_body(data)), headers)
         self.response = self._connection.getresponse()
 
     def read(self, length: int) -> bytes:
@@ -53,7 +53,7 @@ def reading() -> Iterator[list[Reading]]:
 
 
 def test_the_answer_comes_in_an_envelope(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("stream"), f"app-stream-plain-{kind}", wire.call_body({"text": "☃"}))
+    answer = app_calls.call(server.url("stream"), f"app-stream-plain-{kind}", app_calls.call_body({"text": "☃"}))
     assert answer.status == 201
     assert answer.headers["content-type"] == "application/json"
     assert answer.headers["x-inngest-sdk"].startswith("durably:v")
@@ -81,34 +81,38 @@ def test_spaces_arrive_while_the_call_runs(
 
 def test_steps_and_errors_come_inside_too(server: Server, kind: str) -> None:
     url = server.url("stream")
-    inner = wire.call(url, f"app-stream-steps-{kind}", wire.call_body()).inner
+    inner = app_calls.call(url, f"app-stream-steps-{kind}", app_calls.call_body()).inner
     assert inner.ops == [("StepRun", "one")]
-    inner = wire.call(url, f"app-stream-raises-{kind}", wire.call_body({"how": "plain"})).inner
+    inner = app_calls.call(url, f"app-stream-raises-{kind}", app_calls.call_body({"how": "plain"})).inner
     assert (inner.status, inner.json["name"], inner.headers["x-inngest-no-retry"]) == (500, "OddError", "false")
-    inner = wire.call(url, f"app-stream-raises-{kind}", wire.call_body({"how": "retry after"})).inner
+    inner = app_calls.call(url, f"app-stream-raises-{kind}", app_calls.call_body({"how": "retry after"})).inner
     assert "retry-after" in inner.headers
-    inner = wire.call(url, f"app-stream-mistakes-{kind}", wire.call_body({"what": "output"})).inner
+    inner = app_calls.call(url, f"app-stream-mistakes-{kind}", app_calls.call_body({"what": "output"})).inner
     assert (inner.status, inner.json["code"]) == (500, "output_unserializable")
 
 
 def test_middleware_runs_inside(server: Server, kind: str) -> None:
-    answer = wire.call(server.url("stream"), f"app-stream-middle-{kind}", wire.call_body(), headers={"x-name": "Ada"})
+    answer = app_calls.call(
+        server.url("stream"), f"app-stream-middle-{kind}", app_calls.call_body(), headers={"x-name": "Ada"}
+    )
     assert (answer.inner.json["sync"]["name"], answer.inner.json["async"]["name"]) == ("Ada", "Ada")
 
 
-@pytest.mark.parametrize("key", [wire.SIGNING_KEY, wire.FALLBACK_KEY])
+@pytest.mark.parametrize("key", [app_calls.SIGNING_KEY, app_calls.FALLBACK_KEY])
 def test_the_inner_answer_is_signed(server: Server, kind: str, key: str) -> None:
-    answer = wire.call(server.url("stream-cloud"), f"app-stream-cloud-plain-{kind}", wire.call_body(), key=key)
+    answer = app_calls.call(
+        server.url("stream-cloud"), f"app-stream-cloud-plain-{kind}", app_calls.call_body(), key=key
+    )
     assert "x-inngest-signature" not in answer.headers  # what would be signed is not yet known
-    assert wire.is_signed(answer.inner, key)
+    assert app_calls.is_signed(answer.inner, key)
 
 
 def test_what_is_refused_is_not_streamed(server: Server) -> None:
     url = server.url("stream-cloud")
-    assert wire.call(url, "app-stream-cloud-plain-sync", wire.call_body()).status == 401
-    assert wire.call(url, "gone", wire.call_body(), key=wire.SIGNING_KEY).status == 500
-    assert wire.call(url, "app-stream-cloud-plain-sync", b"{", key=wire.SIGNING_KEY).status == 400
-    assert wire.request("GET", url).status == 200
+    assert app_calls.call(url, "app-stream-cloud-plain-sync", app_calls.call_body()).status == 401
+    assert app_calls.call(url, "gone", app_calls.call_body(), key=app_calls.SIGNING_KEY).status == 500
+    assert app_calls.call(url, "app-stream-cloud-plain-sync", b"{", key=app_calls.SIGNING_KEY).status == 400
+    assert app_calls.request("GET", url).status == 200
 
 
 def test_a_client_that_hangs_up_ends_the_job(
@@ -120,4 +124,4 @@ def test_a_client_that_hangs_up_ends_the_job(
     engine.wait_for_report(data["name"], "started")
     call.hang_up()
     engine.wait_for_report(data["name"], "cancelled")
-    assert wire.call(server.url("stream"), "app-stream-plain-async", wire.call_body()).inner.status == 200
+    assert app_calls.call(server.url("stream"), "app-stream-plain-async", app_calls.call_body()).inner.status == 200

@@ -4,16 +4,16 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from . import wire
-from .engine import FakeEngine
+from ..fake_engine import FakeEngine
+from . import app_calls
 from .servers import Server
 
 IN_BAND = {"x-inngest-sync-kind": "in_band"}
-IN_BAND_BODY = wire.encode({"url": "https://app.example.com/some/path?ignored=1"})
+IN_BAND_BODY = app_calls.canonical({"url": "https://app.example.com/some/path?ignored=1"})
 
 
 def app_url(server: Server, variant: str) -> str:
-    """The URL of which an app syncs its functions, where nothing else is set."""
+    """The URL with which an app syncs its functions, if nothing else is set."""
     if server.framework == "digitalocean" and variant == "default":
         return f"{server.origin}/api/v1/web/fn-00000000/default/app"
     return server.url(variant)
@@ -23,17 +23,17 @@ def app_url(server: Server, variant: str) -> str:
 
 
 def signed() -> dict[str, str]:
-    """A signature of this moment: one that is made when the module is imported may be too old when the test runs."""
-    return {"x-inngest-signature": wire.sign(b"{}")}
+    """A current signature: one that is made when the module is imported may be too old when the test runs."""
+    return {"x-inngest-signature": app_calls.sign(b"{}")}
 
 
-@pytest.mark.parametrize("key", [wire.SIGNING_KEY, wire.FALLBACK_KEY])
+@pytest.mark.parametrize("key", [app_calls.SIGNING_KEY, app_calls.FALLBACK_KEY])
 def test_in_band_answers_with_the_whole_configuration(server: Server, engine: FakeEngine, key: str) -> None:
-    headers = {**IN_BAND, "x-inngest-signature": wire.sign(IN_BAND_BODY, key)}
-    answer = wire.request("PUT", server.url("cloud"), IN_BAND_BODY, headers)
+    headers = {**IN_BAND, "x-inngest-signature": app_calls.sign(IN_BAND_BODY, key)}
+    answer = app_calls.request("PUT", server.url("cloud"), IN_BAND_BODY, headers)
     assert answer.status == 200
     assert answer.headers["x-inngest-sync-kind"] == "in_band"
-    assert wire.is_signed(answer, key)
+    assert app_calls.is_signed(answer, key)
     synced = answer.json
     assert (synced["app_id"], synced["appVersion"], synced["env"]) == ("app-cloud", "1.2.3", "my-env")
     assert (synced["framework"], synced["sdk_language"]) == (server.framework, "py")
@@ -54,13 +54,13 @@ def test_in_band_answers_with_the_whole_configuration(server: Server, engine: Fa
     ("signature", "code"),
     [
         (None, "header_missing"),
-        (wire.sign(IN_BAND_BODY, wire.WRONG_KEY), "sig_verification_failed"),
-        (wire.sign(b"{}"), "sig_verification_failed"),
+        (app_calls.sign(IN_BAND_BODY, app_calls.WRONG_KEY), "sig_verification_failed"),
+        (app_calls.sign(b"{}"), "sig_verification_failed"),
     ],
 )
 def test_in_band_needs_a_signature(server: Server, engine: FakeEngine, signature: str | None, code: str) -> None:
     headers = IN_BAND | ({"x-inngest-signature": signature} if signature else {})
-    answer = wire.request("PUT", server.url("cloud"), IN_BAND_BODY, headers)
+    answer = app_calls.request("PUT", server.url("cloud"), IN_BAND_BODY, headers)
     assert (answer.status, answer.json["code"]) == (401, code)
     assert "x-inngest-sync-kind" not in answer.headers
     assert answer.headers["x-inngest-expected-server-kind"] == "cloud"
@@ -69,21 +69,21 @@ def test_in_band_needs_a_signature(server: Server, engine: FakeEngine, signature
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"url": 5}', b"{}"])
 def test_in_band_sync_with_an_invalid_body_is_refused(server: Server, body: bytes) -> None:
-    headers = {**IN_BAND, "x-inngest-signature": wire.sign(body)}
-    answer = wire.request("PUT", server.url("cloud"), body, headers)
+    headers = {**IN_BAND, "x-inngest-signature": app_calls.sign(body)}
+    answer = app_calls.request("PUT", server.url("cloud"), body, headers)
     assert (answer.status, answer.json["code"]) == (400, "body_invalid")
 
 
 def test_in_band_where_it_is_switched_off_is_out_of_band(server: Server, engine: FakeEngine) -> None:
-    headers = {**IN_BAND, "x-inngest-signature": wire.sign(IN_BAND_BODY)}
-    answer = wire.request("PUT", server.url("no-in-band"), IN_BAND_BODY, headers)
+    headers = {**IN_BAND, "x-inngest-signature": app_calls.sign(IN_BAND_BODY)}
+    answer = app_calls.request("PUT", server.url("no-in-band"), IN_BAND_BODY, headers)
     assert answer.status == 200
     assert answer.headers["x-inngest-sync-kind"] == "out_of_band"
     assert len(engine.to("/fn/register")) == 1
 
 
 def test_in_band_without_keys_in_development_is_out_of_band(server: Server, engine: FakeEngine) -> None:
-    answer = wire.request("PUT", server.url("dev"), IN_BAND_BODY, IN_BAND)
+    answer = app_calls.request("PUT", server.url("dev"), IN_BAND_BODY, IN_BAND)
     assert answer.headers["x-inngest-sync-kind"] == "out_of_band"
     assert len(engine.to("/fn/register")) == 1
 
@@ -94,7 +94,7 @@ def test_in_band_without_keys_in_development_is_out_of_band(server: Server, engi
 @pytest.mark.parametrize("variant", ["default", "dev"])
 def test_out_of_band_registers_the_app(server: Server, engine: FakeEngine, variant: str) -> None:
     engine.answers["/fn/register"] = 200, {"ok": True, "modified": True}
-    answer = wire.request("PUT", server.url(variant), b"")
+    answer = app_calls.request("PUT", server.url(variant), b"")
     assert (answer.status, answer.json) == (200, {"ok": True, "modified": True})
     assert answer.headers["x-inngest-sync-kind"] == "out_of_band"
     [received] = engine.to("/fn/register")
@@ -115,15 +115,15 @@ def test_out_of_band_registers_the_app(server: Server, engine: FakeEngine, varia
 
 
 def test_nothing_absent_is_sent_as_null(server: Server, engine: FakeEngine) -> None:
-    wire.request("PUT", server.url("dev"), b"")
+    app_calls.request("PUT", server.url("dev"), b"")
     assert b"null" not in engine.to("/fn/register")[0].body
 
 
 def test_out_of_band_in_production_proves_itself(server: Server, engine: FakeEngine) -> None:
-    answer = wire.request("PUT", server.url("origin"), b"{}", signed())
+    answer = app_calls.request("PUT", server.url("origin"), b"{}", signed())
     assert answer.status == 200
     [received] = engine.to("/fn/register")
-    assert received.headers["authorization"] == wire.bearer(wire.SIGNING_KEY)
+    assert received.headers["authorization"] == app_calls.bearer(app_calls.SIGNING_KEY)
     assert received.headers["x-inngest-env"] == "my-env"
     assert received.json["appVersion"] == "1.2.3"
 
@@ -132,35 +132,35 @@ def test_out_of_band_in_production_proves_itself(server: Server, engine: FakeEng
 def test_where_the_key_is_refused_the_fallback_is_tried(server: Server, engine: FakeEngine, status: int) -> None:
     answers = iter([(status, {"error": "who?"}), (200, {"ok": True})])
     engine.answers["/fn/register"] = lambda received: next(answers)
-    assert wire.request("PUT", server.url("origin"), b"{}", signed()).status == 200
+    assert app_calls.request("PUT", server.url("origin"), b"{}", signed()).status == 200
     keys = [received.headers["authorization"] for received in engine.to("/fn/register")]
-    assert keys == [wire.bearer(wire.SIGNING_KEY), wire.bearer(wire.FALLBACK_KEY)]
+    assert keys == [app_calls.bearer(app_calls.SIGNING_KEY), app_calls.bearer(app_calls.FALLBACK_KEY)]
 
 
 def test_where_both_keys_are_refused_so_is_the_sync(server: Server, engine: FakeEngine) -> None:
     engine.answers["/fn/register"] = 401, {"error": "who?"}
-    answer = wire.request("PUT", server.url("origin"), b"{}", signed())
+    answer = app_calls.request("PUT", server.url("origin"), b"{}", signed())
     assert (answer.status, answer.json["message"]) == (401, "who?")
     assert len(engine.to("/fn/register")) == 2
 
 
 def test_unsigned_syncs_can_be_refused(server: Server, engine: FakeEngine) -> None:
-    answer = wire.request("PUT", server.url("strict"), b"")
+    answer = app_calls.request("PUT", server.url("strict"), b"")
     assert (answer.status, answer.json["code"]) == (401, "header_missing")
     assert engine.received == []
-    answer = wire.request("PUT", server.url("strict"), b"", {"x-inngest-signature": wire.sign(b"")})
+    answer = app_calls.request("PUT", server.url("strict"), b"", {"x-inngest-signature": app_calls.sign(b"")})
     assert answer.status == 200
 
 
 def test_the_deployment_is_named_to_the_engine_but_not_in_the_url(server: Server, engine: FakeEngine) -> None:
-    wire.request("PUT", server.url("dev") + "?deployId=d%201&other=2", b"")
+    app_calls.request("PUT", server.url("dev") + "?deployId=d%201&other=2", b"")
     [received] = engine.to("/fn/register")
     assert received.query == {"deployId": ["d 1"]}
     assert received.json["url"] == server.url("dev")
 
 
 def test_sync_names_the_expected_kind_of_engine(server: Server, engine: FakeEngine) -> None:
-    wire.request("PUT", server.url("dev"), b"", {"x-inngest-server-kind": "dev"})
+    app_calls.request("PUT", server.url("dev"), b"", {"x-inngest-server-kind": "dev"})
     assert engine.to("/fn/register")[0].headers["x-inngest-expected-server-kind"] == "dev"
 
 
@@ -169,8 +169,8 @@ def test_sync_names_the_expected_kind_of_engine(server: Server, engine: FakeEngi
 def test_an_engine_of_the_other_kind_cannot_sync(
     server: Server, engine: FakeEngine, variant: str, kind: str, is_in_band: bool
 ) -> None:
-    headers = {**IN_BAND, "x-inngest-signature": wire.sign(IN_BAND_BODY)} if is_in_band else {}
-    answer = wire.request("PUT", server.url(variant), IN_BAND_BODY, headers | {"x-inngest-server-kind": kind})
+    headers = {**IN_BAND, "x-inngest-signature": app_calls.sign(IN_BAND_BODY)} if is_in_band else {}
+    answer = app_calls.request("PUT", server.url(variant), IN_BAND_BODY, headers | {"x-inngest-server-kind": kind})
     assert (answer.status, answer.json["code"]) == (400, "server_kind_mismatch")
     assert f"{kind} engine" in answer.json["message"]
     assert engine.received == []
@@ -184,7 +184,7 @@ def test_an_engine_of_the_other_kind_cannot_sync(
     ],
 )
 def test_what_the_engine_sees_of_the_url_can_be_set(server: Server, engine: FakeEngine, variant: str, url: str) -> None:
-    wire.request("PUT", server.url(variant), b"")
+    app_calls.request("PUT", server.url(variant), b"")
     assert engine.to("/fn/register")[0].json["url"] == url
 
 
@@ -193,7 +193,7 @@ def test_what_the_engine_sees_of_the_url_can_be_set(server: Server, engine: Fake
 
 def test_what_the_engine_refuses_is_handed_back(server: Server, engine: FakeEngine) -> None:
     engine.answers["/fn/register"] = 400, {"error": "function plain: no such trigger\n"}
-    answer = wire.request("PUT", server.url("dev"), b"")
+    answer = app_calls.request("PUT", server.url("dev"), b"")
     assert answer.status == 400
     assert answer.json == {
         "code": "registration_failed",
@@ -205,16 +205,16 @@ def test_what_the_engine_refuses_is_handed_back(server: Server, engine: FakeEngi
 @pytest.mark.parametrize("body", [b"<html>bad gateway</html>", b"", b"[]"])
 def test_engines_answer_that_is_not_json_fails_the_sync(server: Server, engine: FakeEngine, body: bytes) -> None:
     engine.answers["/fn/register"] = 502, body
-    answer = wire.request("PUT", server.url("dev"), b"")
+    answer = app_calls.request("PUT", server.url("dev"), b"")
     assert (answer.status, answer.json["code"]) == (500, "registration_failed")
     assert "502" in answer.json["message"]
 
 
 def test_an_engine_that_is_away(server: Server) -> None:
     """Only a signed request learns where the engine is."""
-    answer = wire.request("PUT", server.url("away"), b"")
+    answer = app_calls.request("PUT", server.url("away"), b"")
     assert answer.status == 500
     assert "127.0.0.1:9" not in answer.json["message"]
-    answer = wire.request("PUT", server.url("away"), b"", {"x-inngest-signature": wire.sign(b"")})
+    answer = app_calls.request("PUT", server.url("away"), b"", {"x-inngest-signature": app_calls.sign(b"")})
     assert answer.status == 500
     assert answer.json["message"] == "cannot reach http://127.0.0.1:9: connection refused"

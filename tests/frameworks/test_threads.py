@@ -1,4 +1,4 @@
-"""Where functions run, and that one which takes its time keeps nobody else waiting."""
+"""Threads and event loops of functions. A slow function does not delay others."""
 
 import threading
 import uuid
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from . import wire
-from .engine import FakeEngine
+from ..fake_engine import FakeEngine
+from . import app_calls
 from .servers import Server
 
 
@@ -34,17 +34,17 @@ def test_a_running_function_keeps_no_other_request_waiting(
     server: Server, engine: FakeEngine, kind: str, held: dict[str, str]
 ) -> None:
     url = server.url("dev")
-    with in_background(lambda: wire.call(url, f"app-dev-held-{kind}", wire.call_body(held))) as answers:
+    with in_background(lambda: app_calls.call(url, f"app-dev-held-{kind}", app_calls.call_body(held))) as answers:
         engine.wait_for_report(held["name"], "started")
-        assert wire.request("GET", url, timeout=30).status == 200
-        assert wire.call(url, f"app-dev-plain-{kind}", wire.call_body()).status == 200
+        assert app_calls.request("GET", url, timeout=30).status == 200
+        assert app_calls.call(url, f"app-dev-plain-{kind}", app_calls.call_body()).status == 200
         assert not answers
         engine.open_gate(held["name"])
     assert answers[0].json == "let go"
 
 
 def in_request_thread(server: Server, variant: str, kind: str) -> bool:
-    answer = wire.call(server.url(variant), f"app-{variant}-plain-{kind}", wire.call_body())
+    answer = app_calls.call(server.url(variant), f"app-{variant}-plain-{kind}", app_calls.call_body())
     if answer.status == 201:
         answer = answer.inner
     return bool(answer.json["in_request_thread"])
@@ -65,7 +65,7 @@ def test_without_a_pool_sync_functions_run_where_the_request_does(server: Server
 
 def where_handlers_run(server: Server, variant: str) -> Any:
     function_id = f"app-{variant}-threads-async"
-    answer = wire.call(server.url(variant), function_id, wire.call_body(), headers={"x-name": "Grace"})
+    answer = app_calls.call(server.url(variant), function_id, app_calls.call_body(), headers={"x-name": "Grace"})
     if answer.status == 201:
         answer = answer.inner
     return answer.json[0]["data"]
@@ -84,29 +84,29 @@ def test_without_a_pool_sync_handlers_of_async_functions_run_on_the_loop(server:
 def test_streaming_without_a_pool_is_not_done_for_sync_functions(server: Server) -> None:
     """Nothing could send the spaces while the function runs."""
     url = server.url("stream-no-pool")
-    answer = wire.call(url, "app-stream-no-pool-plain-sync", wire.call_body())
+    answer = app_calls.call(url, "app-stream-no-pool-plain-sync", app_calls.call_body())
     assert (answer.status, answer.json["in_request_thread"]) == (200, True)
-    answer = wire.call(url, "app-stream-no-pool-plain-async", wire.call_body())
+    answer = app_calls.call(url, "app-stream-no-pool-plain-async", app_calls.call_body())
     assert answer.status == (201 if server.streams else 200)
 
 
 @pytest.mark.parametrize("variant", ["dev", "no-pool", "stream"])
 def test_context_variables_of_the_request_reach_functions(server: Server, kind: str, variant: str) -> None:
     function_id = f"app-{variant}-plain-{kind}"
-    answer = wire.call(server.url(variant), function_id, wire.call_body(), headers={"x-name": "Grace"})
+    answer = app_calls.call(server.url(variant), function_id, app_calls.call_body(), headers={"x-name": "Grace"})
     if answer.status == 201:
         answer = answer.inner
     assert answer.json["request_name"] == "Grace"
 
 
 def test_and_only_their_own(server: Server, engine: FakeEngine, kind: str, held: dict[str, str]) -> None:
-    """Two at once, the first of which is still running when the second comes."""
+    """Two at once. The first is still running when the second comes."""
     url = server.url("dev")
     with in_background(
-        lambda: wire.call(url, f"app-dev-held-{kind}", wire.call_body(held), headers={"x-name": "first"})
+        lambda: app_calls.call(url, f"app-dev-held-{kind}", app_calls.call_body(held), headers={"x-name": "first"})
     ):
         engine.wait_for_report(held["name"], "started")
-        answer = wire.call(url, f"app-dev-plain-{kind}", wire.call_body(), headers={"x-name": "second"})
+        answer = app_calls.call(url, f"app-dev-plain-{kind}", app_calls.call_body(), headers={"x-name": "second"})
         engine.open_gate(held["name"])
     assert answer.json["request_name"] == "second"
-    assert wire.call(url, f"app-dev-plain-{kind}", wire.call_body()).json["request_name"] == "unset"
+    assert app_calls.call(url, f"app-dev-plain-{kind}", app_calls.call_body()).json["request_name"] == "unset"

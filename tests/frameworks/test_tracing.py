@@ -2,7 +2,7 @@
 
 import pytest
 
-from . import wire
+from . import app_calls
 from .servers import Server
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -12,7 +12,7 @@ TRACEPARENT = f"00-{TRACE_ID}-00f067aa0ba902b7-01"
 @pytest.mark.parametrize("user_agent", ["durably", "inngest"])
 def test_a_step_runs_in_its_span(server: Server, kind: str, user_agent: str) -> None:
     headers = {"traceparent": TRACEPARENT, "user-agent": user_agent}
-    answer = wire.call(server.url("traced"), f"app-traced-traces-{kind}", wire.call_body(), headers=headers)
+    answer = app_calls.call(server.url("traced"), f"app-traced-traces-{kind}", app_calls.call_body(), headers=headers)
     [op] = answer.json
     span = op["data"]
     assert span["name"] == "step spans"
@@ -22,5 +22,5 @@ def test_a_step_runs_in_its_span(server: Server, kind: str, user_agent: str) -> 
 
 def test_a_client_that_is_not_instrumented_makes_no_span(server: Server, kind: str) -> None:
     headers = {"traceparent": TRACEPARENT, "user-agent": "durably"}
-    [op] = wire.call(server.url("dev"), f"app-dev-traces-{kind}", wire.call_body(), headers=headers).json
+    [op] = app_calls.call(server.url("dev"), f"app-dev-traces-{kind}", app_calls.call_body(), headers=headers).json
     assert op["data"] == {"name": None, "trace_id": "0" * 32}

@@ -13,7 +13,7 @@ import durably.otel
 from durably import Client, Streaming, events
 from durably.comm import requests, syncer
 
-from . import wire
+from . import app_calls
 from .functions import make_functions
 
 KEEP_ALIVE_SECONDS = 0.05
@@ -34,7 +34,7 @@ class Variant:
 
 
 AWAY = "http://127.0.0.1:9"
-"""Where nobody listens."""
+"""An address at which no server listens."""
 
 ORIGIN = "https://app.example.com"
 """The configured origin of apps in production."""
@@ -42,17 +42,17 @@ ORIGIN = "https://app.example.com"
 _DEV = {"is_production": False}
 _CLOUD = {
     "is_production": True,
-    "signing_key": wire.SIGNING_KEY,
-    "event_key": wire.EVENT_KEY,
+    "signing_key": app_calls.SIGNING_KEY,
+    "event_key": app_calls.EVENT_KEY,
     "env": "my-env",
     "app_version": "1.2.3",
 }
-_FALLBACK = {"DURABLY_SIGNING_KEY_FALLBACK": wire.FALLBACK_KEY}
+_FALLBACK = {"DURABLY_SIGNING_KEY_FALLBACK": app_calls.FALLBACK_KEY}
 
 VARIANTS = (
     Variant("default", _DEV, has_own_path=True),
     Variant("dev", _DEV),
-    Variant("dev-keys", {**_DEV, "signing_key": wire.SIGNING_KEY}),
+    Variant("dev-keys", {**_DEV, "signing_key": app_calls.SIGNING_KEY}),
     Variant("cloud", _CLOUD, environ=_FALLBACK),
     Variant("origin", _CLOUD, {"serve_origin": ORIGIN}, environ=_FALLBACK),
     Variant("strict", _CLOUD, {"enable_unauthed_sync": False, "serve_origin": ORIGIN}),

@@ -15,9 +15,9 @@ from inngest.experimental.remote_state_middleware import InMemoryDriver, RemoteS
 from durably import Client, Context, ContextSync, Event, Middleware, MiddlewareSync
 from durably.errors import FunctionConfigInvalidError
 
-from ..conformance.fake_engine import FakeEngine as HTTPEngine
-from ..conformance.fake_engine import serving_fake_engine
 from ..execution.engine import Run, complete, engine_for
+from ..fake_engine import FakeEngine as HTTPEngine
+from ..fake_engine import serving_fake_engine
 
 OFFICIAL_HOOKS = (
     "transform_input",
@@ -128,8 +128,8 @@ async def test_it_may_send_events_of_its_own_class(kind: str, http_engine: HTTPE
     await client.send(Event(name="own"))
     await asyncio.to_thread(client.send_sync, Event(name="own"))
     for request in http_engine.to("/e/"):
-        assert [(event["name"], event["data"]) for event in request.body] == [("own", {}), ("extra", {"n": 1})]
-        assert request.body[1]["id"] == "x"
+        assert [(event["name"], event["data"]) for event in request.json] == [("own", {}), ("extra", {"n": 1})]
+        assert request.json[1]["id"] == "x"
 
 
 @pytest.mark.parametrize("function", ["async", "sync"])

@@ -15,9 +15,9 @@ import durably
 from durably import Client, Context, ContextSync, Event, Middleware, MiddlewareSync, TransformOutputResult
 from durably.execution import StepInfo, StepMemos
 
-from ..conformance.fake_engine import FakeEngine as HTTPEngine
-from ..conformance.fake_engine import serving_fake_engine
 from ..execution.engine import Run, complete, engine_for, fail, named
+from ..fake_engine import FakeEngine as HTTPEngine
+from ..fake_engine import serving_fake_engine
 
 HOOKS = (
     "transform_input",
@@ -410,7 +410,7 @@ async def test_sending_hooks_run_once_per_sending(is_async: bool, http_engine: H
     run = await engine_for(function, client=client).run()
     assert [entry for entry in log if "send" in entry] == expected
     assert run.output == ["01EVENT" + "0" * 18 + str(index) for index in range(2)]
-    sent = http_engine.to("/e/")[-1].body
+    sent = http_engine.to("/e/")[-1].json
     assert [(event["name"], event["data"]) for event in sent] == [("a", {"n": 1}), ("b", {})]
 
 
@@ -423,7 +423,7 @@ async def test_send_event_in_a_sync_function(blocking: bool, http_engine: HTTPEn
 
     run = await engine_for(function, client=client, blocking=blocking).run()
     assert decrypt(run.output) == ["01EVENT" + "0" * 19]
-    assert http_engine.to("/e/")[0].body[0]["data"] == {"n": encrypt(1)}
+    assert http_engine.to("/e/")[0].json[0]["data"] == {"n": encrypt(1)}
 
 
 async def test_hooks_get_the_error_of_a_failed_sending() -> None:

@@ -13,7 +13,7 @@ from durably import Client, Event
 from durably.comm import CommHandler, CommRequest
 from durably.functions import unserved
 
-from ..frameworks.engine import Answer, FakeEngine, serving_engine
+from ..fake_engine import Answer, FakeEngine, serving_fake_engine
 
 ACCEPTED: Answer = (200, {"ids": ["01A"], "status": 200})
 UNMATCHED: Answer = (200, {"ids": ["01A"], "status": 200, "unmatched": {"order": "no function is triggered by it"}})
@@ -21,7 +21,7 @@ UNMATCHED: Answer = (200, {"ids": ["01A"], "status": 200, "unmatched": {"order":
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[FakeEngine]:
-    with serving_engine() as engine:
+    with serving_fake_engine() as engine:
         yield engine
 
 

@@ -1,4 +1,4 @@
-"""The apps under test, in each framework, configured by the environment as servers in processes of their own are."""
+"""The apps under test, in each framework. The environment configures them, because servers run in processes."""
 
 import datetime as dt
 import logging

@@ -1,4 +1,4 @@
-"""Answers to in-process calls: those that an engine reads from the HTTP response with the same outcome."""
+"""Answers to in-process calls equal those that an engine reads from the HTTP response."""
 
 import copy
 import datetime as dt
@@ -78,7 +78,7 @@ def test_answer_is_that_of_the_http_response(name: str) -> None:
 
 
 def _copied(outcome: Outcome) -> Outcome:
-    """Encoding changes reports and their ops."""
+    """Copy reports, because encoding changes them and their ops."""
     if not isinstance(outcome, FoundSteps):
         return outcome
     return FoundSteps([msgspec.structs.replace(report, op=copy.copy(report.op)) for report in outcome.reports])

@@ -214,7 +214,7 @@ async def test_a_call_that_is_cancelled_at_its_timeout_is_cancelled(impatient: D
     await settle()
     loop = asyncio.get_running_loop()
     loop.call_later(0.05, given_up.cancel)
-    loop.call_soon(time.sleep, 0.1)  # then both are due in one turn of the loop
+    loop.call_soon(time.sleep, 0.1)  # Then both are due in one iteration of the loop.
     await asyncio.wait([given_up])
     assert given_up.cancelled()
 

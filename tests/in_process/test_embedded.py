@@ -24,6 +24,8 @@ from durably.protocol.engine_errors import (
     StepNotFoundError,
 )
 
+from ..waiting import async_eventually
+
 SETTINGS = EngineSettings(close_grace=dt.timedelta(0))
 SECOND = dt.timedelta(seconds=1)
 
@@ -80,19 +82,20 @@ def engine(client: Client) -> Embedded:
 
 
 async def start(client: Client, engine: Embedded, event: Event) -> str:
-    """The run's id."""
+    """Send an event. Returns the run's id."""
     [event_id] = await client.send(event)
     [run] = await engine.event_runs(event_id)
     return run.id
 
 
 async def until_ended(engine: Embedded, kind: str) -> int:
-    """How many runs the last bulk order concerned, once it is carried out."""
-    async with asyncio.timeout(20):
-        while True:
-            [latest, *_] = await (engine.list_replays() if kind == "replay" else engine.list_cancellations())
-            if latest.ended_at is not None:
-                return latest.affected
+    """The number of runs that the last bulk operation affected, once it has ended."""
+    [latest, *_] = await async_eventually(
+        engine.list_replays if kind == "replay" else engine.list_cancellations,
+        f"the {kind} has ended",
+        is_right=lambda found: found[0].ended_at is not None,
+    )
+    return latest.affected
 
 
 async def test_waiting_for_a_run(client: Client, engine: Embedded) -> None:
@@ -110,7 +113,7 @@ async def test_waiting_for_a_run(client: Client, engine: Embedded) -> None:
         await engine.wait_for_run("none")
 
 
-async def test_who_waits_for_a_run_goes_on_when_another_process_takes_over(tmp_path: Path) -> None:
+async def test_waiting_for_a_run_survives_a_change_of_leader(tmp_path: Path) -> None:
     first, second = (Embedded(tmp_path / "durably.db", settings=SETTINGS) for _ in range(2))
     client, _ = serve(first), serve(second)
     await first.start()
@@ -181,7 +184,7 @@ async def test_pausing_a_function(client: Client, engine: Embedded) -> None:
             await act("app-none")
 
 
-async def test_replaying_what_failed(client: Client, engine: Embedded) -> None:
+async def test_failed_runs_are_replayed(client: Client, engine: Embedded) -> None:
     runs = [await start(client, engine, Event(name="fail", data={"n": number})) for number in range(3)]
     for run_id in runs:
         assert (await engine.wait_for_run(run_id)).status == "Failed"
@@ -226,7 +229,7 @@ async def test_looking_at_events(client: Client, engine: Embedded) -> None:
     assert await engine.get_event("none") is None
 
 
-async def test_an_error_that_is_no_exception_fails_the_attempt(client: Client, engine: Embedded) -> None:
+async def test_base_exception_fails_the_attempt(client: Client, engine: Embedded) -> None:
     [event_id] = await client.send(Event(name="leave"))
     runs = [await engine.wait_for_run(run.id, timeout=20 * SECOND) for run in await engine.event_runs(event_id)]
     assert [run.status for run in runs] == ["Failed", "Failed"]
@@ -280,7 +283,7 @@ FOR_SDKS = {
     "sync_app",
     "verify",
 }
-"""Methods that the HTTP API and commands call, and a web app's code does not."""
+"""Methods that only the HTTP API and commands call."""
 
 
 def test_every_method_has_a_synchronous_twin() -> None:

@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -41,11 +40,13 @@ from durably.protocol.engine_errors import (
     RunNotFoundError,
 )
 
+from ..waiting import async_eventually, eventually
+
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
 
 
 class App:
-    """A client on a database, and what it serves."""
+    """A client on a database, and its functions."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.engine = Embedded(path, **options)
@@ -75,11 +76,12 @@ class App:
         return await self.ended(event_id)
 
     async def ended(self, event_id: str) -> RunView:
-        async with asyncio.timeout(20):
-            while True:
-                if (runs := await self.engine.event_runs(event_id)) and runs[0].ended_at is not None:
-                    return runs[0]
-                await asyncio.sleep(0.005)
+        runs = await async_eventually(
+            lambda: self.engine.event_runs(event_id),
+            "the event's run has ended",
+            is_right=lambda runs: runs and runs[0].ended_at is not None,
+        )
+        return runs[0]
 
 
 def output_of(run: RunView) -> Any:
@@ -107,7 +109,7 @@ async def test_functions_run_on_the_servers_loop_and_sync_code_in_a_pool(app: Ap
         assert output_of(await app.run(Event(name="sync"))) != threading.get_ident()
 
 
-async def test_finished_steps_are_committed_and_the_function_goes_on(app: App) -> None:
+async def test_finished_steps_are_committed_and_the_function_continues(app: App) -> None:
     calls = []
 
     @app.function("steps")
@@ -189,11 +191,7 @@ async def test_runs_are_cancelled_signalled_invoked_and_run_again(app: App) -> N
 
     async with app.running():
         receipt = await app.engine.invoke("app-f", {})
-        async with asyncio.timeout(10):
-            while True:
-                if await app.engine.signal("go", {"n": 1}) is not None:
-                    break
-                await asyncio.sleep(0.005)
+        await async_eventually(lambda: app.engine.signal("go", {"n": 1}), "the run waits for the signal")
         assert output_of(await app.ended(receipt.event_id)) == {"n": 1}
         again = await app.engine.rerun(receipt.run_id)
         assert await app.engine.cancel_run(again)
@@ -221,7 +219,7 @@ async def test_the_apps_event_loop_may_block_for_the_engine(app: App) -> None:
         assert len(await asyncio.to_thread(app.client.send_sync, Event(name="f"))) == 1
 
 
-async def test_what_is_under_way_goes_on_after_a_restart(app: App, tmp_path: Path) -> None:
+async def test_running_runs_continue_after_a_restart(app: App, tmp_path: Path) -> None:
     began = asyncio.Event()
 
     @app.function("f")
@@ -309,7 +307,7 @@ async def test_a_stop_that_is_cancelled_closes_the_engine(app: App) -> None:
 
 
 async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be one of another server, or the process was only started for a moment."""
+    """It may be one of another server, or the process was only started briefly."""
     monkeypatch.setattr("durably.in_process.process.is_test_run", lambda: False)
 
     @app.function("f")
@@ -329,10 +327,10 @@ async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: p
     await app.engine.stop()
 
 
-async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durably.functions.config._check", None)  # as with a stricter engine
+async def test_invalid_configuration_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("durably.functions.config._check", None)  # As with a stricter engine.
 
-    @app.function("f", concurrency=[Concurrency(limit=1, key="this is no expression ((")])
+    @app.function("f", concurrency=[Concurrency(limit=1, key="not an expression ((")])
     async def f(ctx: Context) -> None: ...
 
     with pytest.raises(Exception, match=r"app-f.*concurrency"):
@@ -340,7 +338,7 @@ async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypa
             pass
 
 
-async def test_a_database_of_an_engine_apart_is_refused(app: App, tmp_path: Path) -> None:
+async def test_database_of_a_separate_engine_is_refused(app: App, tmp_path: Path) -> None:
     engine = await SqliteEngine.open(tmp_path / "durably.db")
     try:
         with pytest.raises(DatabaseLockedError, match="another engine"):
@@ -350,7 +348,7 @@ async def test_a_database_of_an_engine_apart_is_refused(app: App, tmp_path: Path
 
 
 async def test_two_engines_in_one_process_share_a_database(tmp_path: Path) -> None:
-    """As two processes do: each with its own functions; calls go where they are served."""
+    """As in two processes: each has its own functions, and calls go to the process that serves them."""
     path = tmp_path / "durably.db"
     first, second = App(path, settings=NO_GRACE), App(path, settings=NO_GRACE)
     second.client = Client(app_id="second", engine=second.engine)
@@ -381,10 +379,10 @@ def replace(database: Path) -> None:
     ],
     ids=["deleted", "replaced", "linked"],
 )
-async def test_once_the_database_is_not_the_same_every_process_says_so(
+async def test_every_process_reports_a_replaced_database(
     tmp_path: Path, harm: Callable[[Path], None], reason: str
 ) -> None:
-    """No other database is created in its place."""
+    """No other database is created instead."""
     database = tmp_path / "durably.db"
     leader, follower = (App(database, settings=NO_GRACE) for _ in range(2))
     async with leader.running(), follower.running():
@@ -405,7 +403,7 @@ async def test_a_database_with_hard_links_is_refused(app: App, tmp_path: Path) -
             await App(tmp_path / path).engine.start()
 
 
-async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
+async def test_calls_beyond_the_limit_of_a_process_wait(tmp_path: Path) -> None:
     app = App(tmp_path / "durably.db", settings=NO_GRACE, max_calls=2)
     under_way: list[int] = []
     most = 0
@@ -426,7 +424,7 @@ async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("output", "problem"), [({1}, "returned unserializable data"), ("x" * 5_000_000, "bytes")])
-async def test_an_output_that_cannot_be_stored_is_logged(
+async def test_output_that_cannot_be_stored_is_logged(
     app: App, caplog: pytest.LogCaptureFixture, output: Any, problem: str
 ) -> None:
     @app.function("f", retries=0)
@@ -450,7 +448,9 @@ async def test_an_event_that_matches_nothing_is_warned_of(app: App, caplog: pyte
     assert "the event 'g' was sent, but no function is triggered by it" in caplog.text
 
 
-async def test_many_calls_of_a_sync_function_do_not_hold_up_anothers(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_calls_of_a_sync_function_do_not_delay_another_function(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release, running = threading.Event(), threading.Semaphore(0)
     order: list[str] = []
 
@@ -475,7 +475,7 @@ async def test_many_calls_of_a_sync_function_do_not_hold_up_anothers(app: App, m
     assert order.index("single") < 45
 
 
-async def test_throttle_holds_in_process(app: App) -> None:
+async def test_throttle_applies_in_process(app: App) -> None:
     @app.function("f", throttle=Throttle(limit=1, period=dt.timedelta(hours=1)))
     async def f(ctx: Context) -> None: ...
 
@@ -522,7 +522,7 @@ async def test_a_send_that_the_leader_did_not_acknowledge_is_repeated_and_counts
     await second.engine.stop()
 
 
-async def test_what_must_not_be_repeated_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unrepeatable_operations_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
     requested = threading.Event()
 
@@ -541,7 +541,7 @@ async def test_what_must_not_be_repeated_is_not(tmp_path: Path, monkeypatch: pyt
     await second.engine.stop()
 
 
-async def test_flask_functions_have_their_app_around_them(app: App) -> None:
+async def test_flask_functions_run_in_the_app_context(app: App) -> None:
     import flask
 
     import durably.flask
@@ -568,7 +568,7 @@ def test_where_processes_do_not_outlive_a_request_it_is_refused(app: App) -> Non
         durably.digital_ocean.serve(app.client, app.functions)
 
 
-def test_where_there_are_no_unix_sockets_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_platform_without_unix_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(OSError, match="durably start"):
         Embedded("durably.db")
@@ -658,7 +658,7 @@ async def test_a_call_that_the_apps_own_code_cancels_has_failed(app: App) -> Non
     assert "cancelled by the app's own code" in output_of(run)["message"]
 
 
-def test_synchronous_code_starts_asks_and_stops_the_same(app: App) -> None:
+def test_synchronous_methods_start_call_and_stop_the_engine(app: App) -> None:
     @app.function("greet")
     def greet(ctx: ContextSync) -> str:
         return ctx.step.run("say", lambda: "hello")
@@ -669,10 +669,11 @@ def test_synchronous_code_starts_asks_and_stops_the_same(app: App) -> None:
     try:
         [event_id] = app.client.send_sync(Event(name="greet"))
         [run] = engine.event_runs_sync(event_id)
-        deadline = time.monotonic() + 20
-        while (found := engine.get_run_sync(run.id)) is not None and found.ended_at is None:
-            assert time.monotonic() < deadline, found
-            time.sleep(0.005)
+        found = eventually(
+            lambda: engine.get_run_sync(run.id),
+            "the run has ended",
+            is_right=lambda found: found is None or found.ended_at is not None,
+        )
         assert found is not None
         assert found.decode_output() == "hello"
         assert [step.id for step in engine.run_steps_sync(run.id)] == ["say"]

@@ -17,16 +17,16 @@ PATIENCE_SECONDS = 60
 
 
 class Lines(logging.Handler):
-    """Collects lines; ``told`` is set by the first."""
+    """Collects lines; the first sets ``has_line``."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.lines: list[str] = []
-        self.told = threading.Event()
+        self.has_line = threading.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.lines.append(record.getMessage())
-        self.told.set()
+        self.has_line.set()
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def client_of(lines: Lines) -> Client:
 @pytest.mark.parametrize("place", ["step", "function"])
 async def test_code_that_blocks_the_loop_is_named_while_it_does(place: str, lines: Lines) -> None:
     def block() -> bool:
-        return lines.told.wait(PATIENCE_SECONDS)
+        return lines.has_line.wait(PATIENCE_SECONDS)
 
     async def pay() -> bool:
         return block()
@@ -65,7 +65,7 @@ async def test_code_that_blocks_the_loop_is_named_while_it_does(place: str, line
 
 async def test_blocking_step_is_logged_once(lines: Lines) -> None:
     async def pay() -> None:
-        assert lines.told.wait(PATIENCE_SECONDS)
+        assert lines.has_line.wait(PATIENCE_SECONDS)
         time.sleep(1.5)
 
     async def function(ctx: Context) -> None:

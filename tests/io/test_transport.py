@@ -1,4 +1,4 @@
-"""HTTP to an engine: what is sent, and how failures are told."""
+"""HTTP to an engine: requests, and the errors of failures."""
 
 import asyncio
 import base64
@@ -17,7 +17,7 @@ from durably.errors import TransportError
 from durably.execution import drive
 from durably.io.http_client import AsyncIO, BlockingIO, Request, send
 
-from ..frameworks.engine import FakeEngine
+from ..fake_engine import FakeEngine
 
 
 @contextmanager
@@ -179,7 +179,7 @@ def test_a_proxy_with_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_proxy_for_what_is_on_this_machine(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, host: str) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
-    assert send(get(engine.origin.replace("127.0.0.1", host))).status == 200
+    assert send(get(engine.origin.replace("127.0.0.1", host) + "/dev")).status == 200
 
 
 def test_no_proxy_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,9 @@ def test_connections_are_kept_and_shared_by_threads_and_loops() -> None:
 
 
 async def test_hundreds_of_requests_at_once(engine: FakeEngine) -> None:
-    responses = await asyncio.gather(*(AsyncIO().request(get(f"{engine.origin}/{n}")) for n in range(200)))
+    responses = await asyncio.gather(
+        *(AsyncIO().request(get(f"{engine.origin}/v0/runs/{n}/batch")) for n in range(200))
+    )
     assert {response.status for response in responses} == {200}
     assert len({received.path for received in engine.received}) == 200
 
@@ -228,7 +230,7 @@ def test_a_forked_process_opens_its_own(engine: FakeEngine) -> None:
     program = f"""
 import asyncio, os
 from durably.io.http_client import AsyncIO, Request, send
-request = Request("GET", "{engine.origin}/", {{}})
+request = Request("GET", "{engine.origin}/dev", {{}})
 async def ask(): return await AsyncIO().request(request)
 assert send(request).status == 200 and asyncio.run(ask()).status == 200
 if child := os.fork():

@@ -1,4 +1,4 @@
-"""Where step handlers of async functions run: sync ones in worker threads, async ones on the event loop."""
+"""Step handlers of async functions: sync ones run in worker threads, async ones on the event loop."""
 
 import asyncio
 import functools
@@ -155,19 +155,19 @@ async def test_an_errors_traceback_begins_in_the_handler() -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "told"),
+    ("raised", "message"),
     [
         (StopIteration(3), "StopIteration"),
         (asyncio.CancelledError(), "CancelledError"),
         (SystemExit(2), "sys.exit(2) was called"),
     ],
 )
-async def test_errors_that_asyncio_treats_specially_fail_the_step(raised: BaseException, told: str) -> None:
+async def test_errors_that_asyncio_treats_specially_fail_the_step(raised: BaseException, message: str) -> None:
     async def function(ctx: Context) -> None:
         await ctx.step.run("bad", raise_error, raised)
 
     error = await fail(function, max_attempts=1)
-    assert told in error["message"] + error["stack"]
+    assert message in error["message"] + error["stack"]
 
 
 async def test_error_of_a_handler_without_an_event_loop_names_the_thread() -> None:
@@ -229,7 +229,7 @@ async def test_without_a_pool_sync_handlers_run_on_the_event_loop(monkeypatch: p
     assert await complete(function) is True
 
 
-async def test_the_frameworks_surroundings_are_around_the_handler_in_its_thread() -> None:
+async def test_handler_in_a_thread_has_the_request_context() -> None:
     threads: list[tuple[str, int]] = []
 
     @contextmanager

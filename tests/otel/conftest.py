@@ -1,6 +1,5 @@
 """Spans in memory, of an app and its engine."""
 
-import asyncio
 import datetime as dt
 import os
 from collections.abc import Callable
@@ -13,6 +12,8 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from durably.engine.settings import EngineSettings
+
+from ..waiting import async_eventually
 
 SETTINGS = EngineSettings(
     backoff=lambda attempt, jitter: dt.timedelta(milliseconds=20),
@@ -46,9 +47,7 @@ class Spans:
 
     async def wait_for(self, name: str) -> ReadableSpan:
         """The span of this name, which may end a little after what it is about."""
-        async with asyncio.timeout(30):
-            while not self.named(name):  # noqa: ASYNC110 - spans of other threads
-                await asyncio.sleep(0.01)
+        await async_eventually(lambda: self.named(name), f"the span {name} has ended")
         return self.one(name)
 
     def path(self, span: ReadableSpan) -> list[str]:

@@ -96,7 +96,7 @@ async def test_an_engine_without_tracing_passes_the_trace_on(app_of_plain_engine
     app = app_of_plain_engine
 
     async def order(ctx: Context) -> None:
-        await ctx.step.send_event("tell", Event(name="other"))
+        await ctx.step.send_event("notify", Event(name="other"))
         await ctx.step.sleep("nap", 1)
         await ctx.step.run("charge", lambda: 1)
 
@@ -105,7 +105,7 @@ async def test_an_engine_without_tracing_passes_the_trace_on(app_of_plain_engine
     await send(app, spans)
     around = ["POST /orders", "send go", "process app-order"]
     assert spans.path(spans.one("step charge")) == [*around, "step charge"]
-    assert spans.path(spans.one("send other")) == [*around, "step tell", "send other"]
+    assert spans.path(spans.one("send other")) == [*around, "step notify", "send other"]
 
 
 async def test_an_apps_failed_answer_marks_the_call(engine: EngineServer, spans: Spans) -> None:
@@ -158,7 +158,7 @@ async def test_events_of_an_untraced_app_continue_the_trace_of_their_run(engine:
 
         async def order(ctx: Context) -> None:
             if ctx.event.data.get("is_first"):
-                await ctx.step.send_event("tell", Event(name="go"))
+                await ctx.step.send_event("notify", Event(name="go"))
 
         app.serve(durable(app, order))
         await sync(app)

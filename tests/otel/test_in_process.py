@@ -27,6 +27,7 @@ from durably.comm import CommHandler
 from durably.engine.views import RunView
 from durably.errors import FunctionConfigInvalidError
 
+from ..waiting import async_eventually
 from .conftest import SETTINGS, Spans, attribute, id_of, linked, trace_of
 
 NO_RETRIES: dict[str, Any] = {"retries": 0}
@@ -193,7 +194,7 @@ async def test_a_step_that_is_replayed_makes_no_span(app: App, spans: Spans) -> 
 
 async def test_what_a_run_invokes_and_sends_is_in_its_trace(app: App, spans: Spans) -> None:
     async def parent(ctx: Context) -> int:
-        await ctx.step.send_event("tell", Event(name="sibling"))
+        await ctx.step.send_event("notify", Event(name="sibling"))
         return await ctx.step.invoke_by_id("ask", function_id="child", app_id="shop")
 
     def child(ctx: ContextSync) -> int:
@@ -211,7 +212,7 @@ async def test_what_a_run_invokes_and_sends_is_in_its_trace(app: App, spans: Spa
     assert spans.path(spans.one("step answer"))[3:6] == ["run shop-parent", "run shop-child", "call shop-child"]
     assert spans.path(spans.one("step listen"))[5:11] == [
         "process shop-parent",
-        "step tell",
+        "step notify",
         "send sibling",
         "receive sibling",
         "run shop-sibling",
@@ -308,8 +309,11 @@ async def test_a_restart_keeps_the_trace_and_its_links(tmp_path: Path, spans: Sp
 
 async def _until_waiting(app: App, event_id: str) -> None:
     [run] = await app.engine.event_runs(event_id)
-    while not [step for step in await app.engine.run_steps(run.id) if step.op == "WaitForEvent"]:
-        pass
+
+    async def waits() -> bool:
+        return any(step.op == "WaitForEvent" for step in await app.engine.run_steps(run.id))
+
+    await async_eventually(waits, "the run waits for the event")
 
 
 async def test_metrics_count_sends_calls_steps_and_runs(app: App, spans: Spans) -> None:
@@ -388,7 +392,7 @@ async def test_broken_parts_of_opentelemetry_disturb_no_run(
     app = App(tmp_path / "durably.db", spans)
 
     async def order(ctx: Context) -> str:
-        await ctx.step.send_event("tell", Event(name="other"))
+        await ctx.step.send_event("notify", Event(name="other"))
         return await ctx.step.run("charge", lambda: "paid")
 
     app.serve(order)
@@ -415,15 +419,15 @@ async def test_state_and_baggage_of_the_trace_reach_steps_and_the_runs_that_they
     async def order(ctx: Context) -> None:
         await ctx.step.run("charge", note)
         await ctx.step.sleep("nap", 1)
-        await ctx.step.send_event("tell", Event(name="told"))
+        await ctx.step.send_event("notify", Event(name="notified"))
 
-    async def told(ctx: Context) -> None:
+    async def notified(ctx: Context) -> None:
         await ctx.step.run("listen", note)
 
     async def note() -> None:
         seen.append(baggage.get_all())
 
-    app.serve(order, told)
+    app.serve(order, notified)
     state = TraceState([("vendor", "a:1;b")])
     sender = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED), trace_state=state)
     outside = baggage.set_baggage("tenant", "a b,é", trace.set_span_in_context(NonRecordingSpan(sender)))
@@ -431,7 +435,7 @@ async def test_state_and_baggage_of_the_trace_reach_steps_and_the_runs_that_they
     try:
         async with app.engine.running():
             await app.request("order")
-            [event] = await app.engine.list_events(name="told")
+            [event] = await app.engine.list_events(name="notified")
             [run] = await app.engine.event_runs(event.id)
             await app.engine.wait_for_run(run.id)
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ..conformance import wire
+from .. import wire
 from ..conformance.client import request
 from ..conformance.engine_under_test import Engine
 from ..conformance.programs import clean_environment, running
@@ -66,11 +66,11 @@ class PeerApp:
         return run["run_id"]  # type: ignore[no-any-return]
 
     def output(self, name: str) -> Any:
-        """What the run returned; it has to complete."""
+        """The output of the run, which has to complete."""
         return self.engine.completed(self.run_id(name))
 
     def error(self, name: str) -> Any:
-        """What the run failed with; it has to fail."""
+        """The error of the run, which has to fail."""
         return self.engine.failed(self.run_id(name))
 
     def steps(self, name: str) -> list[Any]:

@@ -9,7 +9,7 @@ import pytest
 
 from durably.encryption import Cipher
 
-from ..conformance import wire
+from .. import wire
 from ..conformance.engine_under_test import Engine
 from ..variants import variants
 from ..waiting import eventually
@@ -46,12 +46,12 @@ def test_events_invokes_and_outputs_are_read_by_the_other(apps: dict[str, PeerAp
     app.start(["ask"], encrypted=cipher.encrypt(secret), other=other.id)
     assert cipher.decrypt(app.output("ask")) == {"reply": secret}
 
-    def told() -> bool | None:
+    def has_replies() -> bool | None:
         runs = app.engine.data(f"/v1/runs?function_id={other.id}-reply")
         found = [run for run in runs if run["ended_at"] and cipher.decrypt(run["output"]) == {"reply": secret}]
         return len(found) == 2 or None
 
-    eventually(told, "the replies to the event and to the invoke")
+    eventually(has_replies, "the replies to the event and to the invoke")
     shown = [app.engine.api("GET", f"/v1/runs/{app.run_id('ask')}/steps").body]
     shown += [json.dumps(app.engine.data(f"/v1/events?name={other.id}/reply&limit=100")).encode()]
     shown += [json.dumps(app.engine.data("/v1/events?name=inngest/function.invoked&limit=100")).encode()]

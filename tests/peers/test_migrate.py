@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..conformance import wire
+from .. import wire
 from ..waiting import eventually
 from .harness import PeerApp, running_app, running_engine, uvicorn
 
@@ -52,17 +52,17 @@ def _take_orders(app: PeerApp) -> dict[str, Any]:
 
 
 def _failures_told(app: PeerApp) -> list[str]:
-    """What the failure handler said of the two orders that fail."""
+    """The failure handler's reports of the two orders that fail."""
 
     def look() -> list[str] | None:
         runs = app.engine.data("/v1/runs?function_id=shop-order-failure")
         return [run["output"] for run in runs] if sum(run["status"] == "Completed" for run in runs) == 2 else None
 
-    return eventually(look, "two failures to be told")
+    return eventually(look, "two failures are reported")
 
 
 def _describe(app: PeerApp, run_id: str) -> dict[str, Any]:
-    """What users can tell of a run; tracebacks and ids differ."""
+    """The parts of a run that users see and that do not differ between engines."""
     run = app.engine.ended(run_id)
     steps = app.engine.data(f"/v1/runs/{run_id}/steps")
     output = run["output"]

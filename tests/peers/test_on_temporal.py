@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ..conformance import wire
+from .. import wire
 from ..conformance.engine_under_test import Engine
 from . import node, test_javascript_sdk, test_python_sdk
 from .conftest import Provider

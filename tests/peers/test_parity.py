@@ -1,8 +1,8 @@
 """The public API of the ``inngest`` package, name by name and parameter by parameter, has to be there in ``durably``.
 
 What is public there is what its ``__all__`` names, and what hangs on that without an underscore. Differences that are
-deliberate are listed with their reason, and in ``examples/migrate/README.md`` for users; an entry that is no difference
-any more fails too.
+deliberate are listed with their reason, and in ``examples/migrate/README.md`` for users; an entry that no longer
+differs fails, too.
 """
 
 import enum
@@ -22,7 +22,7 @@ from durably import steps
 
 FRAMEWORKS = ("digital_ocean", "django", "fast_api", "flask", "tornado")
 MADE_BY_THE_SDK = {"Context", "ContextSync", "Function", "Step", "StepMemos", "StepSync"}
-"""Users are given these, so how they are constructed is nobody's business."""
+"""Users receive these and do not construct them."""
 
 _INTERNAL = "internal to the SDK, although no underscore says so"
 DIFFERENCES = {
@@ -42,7 +42,7 @@ def is_data(owner: Any) -> bool:
 
 
 def differences_of(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Iterator[str]:
-    """What a caller of theirs could not do with ours."""
+    """Calls of theirs that ours would not accept."""
     wanted, given = inspect.signature(theirs).parameters, inspect.signature(ours).parameters
     takes_any = {parameter.kind for parameter in given.values()}
     places = [name for name, parameter in wanted.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
@@ -114,7 +114,7 @@ def test_options_and_events_have_the_same_fields(name: str) -> None:
 
 
 def test_the_parts_of_steps_and_groups() -> None:
-    """What hangs on a context: ``ctx.step.ai`` and ``ctx.group`` are not exported by name."""
+    """Attributes of a context: ``ctx.step.ai`` and ``ctx.group`` are not exported by name."""
     pairs = [
         (step_lib.Group, durably.Group),
         (step_lib.GroupSync, durably.GroupSync),

@@ -1,4 +1,4 @@
-"""Durations and moments, in the forms that users and the wire write them."""
+"""Durations and timestamps, in the forms that users and the wire write them."""
 
 import datetime as dt
 import email.utils
@@ -23,7 +23,7 @@ NOW = dt.datetime(2030, 1, 2, 3, 4, 5, tzinfo=dt.UTC)
 MILLISECOND = dt.timedelta(milliseconds=1)
 DURATIONS = st.timedeltas(min_value=dt.timedelta(0), max_value=dt.timedelta(days=5000))
 OFFSETS = st.integers(-14 * 60, 14 * 60).map(lambda minutes: dt.timezone(dt.timedelta(minutes=minutes)))
-MOMENTS = st.builds(
+TIMESTAMPS = st.builds(
     lambda seconds, offset: dt.datetime.fromtimestamp(seconds, offset), st.floats(200_000, 2e11), OFFSETS
 )
 
@@ -100,28 +100,28 @@ def test_values_that_are_no_durations(value: Any) -> None:
         to_timedelta(value)
 
 
-@given(MOMENTS)
-def test_written_moments_are_read_again(moment: dt.datetime) -> None:
-    text = format_timestamp(moment)
+@given(TIMESTAMPS)
+def test_written_timestamps_are_read_again(timestamp: dt.datetime) -> None:
+    text = format_timestamp(timestamp)
     assert text.endswith("Z")
     read = parse_rfc3339(text)
     assert read is not None
-    assert moment - MILLISECOND < read <= moment
+    assert timestamp - MILLISECOND < read <= timestamp
     assert parse_timestamp(text, NOW) == read
 
 
 @given(DURATIONS)
-def test_a_moment_may_be_a_duration_from_now(delta: dt.timedelta) -> None:
+def test_a_timestamp_may_be_a_duration_from_now(delta: dt.timedelta) -> None:
     assert NOW + delta <= parse_timestamp(format_duration(delta), NOW) < NOW + delta + MILLISECOND
 
 
-def test_a_moment_too_far_away() -> None:
+def test_a_timestamp_too_far_away() -> None:
     with pytest.raises(DurationInvalidError, match="too long"):
         parse_timestamp("500000w", NOW)
 
 
 @pytest.mark.parametrize(
-    ("text", "moment"),
+    ("text", "timestamp"),
     [
         ("2030-01-02T03:04:05Z", NOW),
         ("2030-01-02T03:04:05", NOW),
@@ -129,8 +129,8 @@ def test_a_moment_too_far_away() -> None:
         ("2030-01-02T03:04:05.000000Z", NOW),
     ],
 )
-def test_dates_in_the_forms_that_sdks_write(text: str, moment: dt.datetime) -> None:
-    assert parse_rfc3339(text) == parse_timestamp(text, NOW) == moment
+def test_dates_in_the_forms_that_sdks_write(text: str, timestamp: dt.datetime) -> None:
+    assert parse_rfc3339(text) == parse_timestamp(text, NOW) == timestamp
 
 
 @given(st.text())
@@ -143,11 +143,11 @@ def test_retry_after_in_seconds(seconds: int) -> None:
     assert parse_retry_after(str(seconds), NOW) == NOW + dt.timedelta(seconds=seconds)
 
 
-@given(MOMENTS)
-def test_retry_after_as_a_date_of_either_form(moment: dt.datetime) -> None:
-    moment = moment.astimezone(dt.UTC).replace(microsecond=0)
-    assert parse_retry_after(moment.isoformat(), NOW) == moment
-    assert parse_retry_after(email.utils.format_datetime(moment, usegmt=True), NOW) == moment
+@given(TIMESTAMPS)
+def test_retry_after_as_a_date_of_either_form(timestamp: dt.datetime) -> None:
+    timestamp = timestamp.astimezone(dt.UTC).replace(microsecond=0)
+    assert parse_retry_after(timestamp.isoformat(), NOW) == timestamp
+    assert parse_retry_after(email.utils.format_datetime(timestamp, usegmt=True), NOW) == timestamp
 
 
 @given(st.text())

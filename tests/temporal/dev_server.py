@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +16,14 @@ from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal
 
 from ..ports import free_port
+from ..waiting import eventually
 
 PATIENCE = 60.0
 BILLING = "billing"
-"""A namespace beside ``default``."""
+"""A namespace in addition to ``default``."""
 SETTINGS = {
     "frontend.WorkflowPauseEnabled": True,
-    # The server counts jobs by its index of workflows, which lags: jobs of a test before this one may still count.
+    # The server counts jobs by its index of workflows, which lags: jobs of an earlier test may still count.
     "frontend.MaxConcurrentBatchOperationPerNamespace": 100,
 }
 
@@ -34,10 +34,7 @@ def _binary() -> str:
 
 
 class DevServer:
-    """``temporal server start-dev`` on a port of its own. With ``database`` it keeps what it knows over a restart.
-
-    ``settings`` are of its dynamic configuration.
-    """
+    """``temporal server start-dev`` on its own port. With ``database`` it keeps its state over a restart."""
 
     def __init__(self, database: Path | None = None, *, settings: Mapping[str, Any] | None = None) -> None:
         self.port = free_port()
@@ -63,21 +60,20 @@ class DevServer:
             command += ["--dynamic-config-value", f"{name}={json.dumps(value)}"]
         if self._database is not None:
             command += ["--db-filename", str(self._database)]
-        environment = {**os.environ, "GOGC": "400"}  # fewer garbage collections: memory for time
+        environment = {**os.environ, "GOGC": "400"}  # Fewer garbage collections: memory for time.
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         self._wait_until_it_is_healthy()
 
     def _wait_until_it_is_healthy(self) -> None:
         """It has a port some time before it answers."""
-        assert self._process is not None
         temporal = Temporal(self.address)
-        end = time.monotonic() + PATIENCE
-        while time.monotonic() < end:
+
+        def is_healthy() -> bool:
+            assert self._process is not None
             assert self._process.poll() is None, "the development server has stopped"
-            if get_background_loop().run(temporal.check_health()).ok:
-                return
-            time.sleep(0.02)
-        raise AssertionError("the development server does not start")
+            return get_background_loop().run(temporal.check_health()).ok
+
+        eventually(is_healthy, "the development server is healthy", timeout=PATIENCE)
 
     def count_writes(self, operation: str, namespace: str = "default") -> int:
         """Operations of the server's database so far, such as ``CreateTasks``."""
@@ -87,12 +83,12 @@ class DevServer:
         return sum(int(line.split()[-1]) for line in found if all(label in line for label in labels))
 
     def run(self, *arguments: str) -> str:
-        """What ``temporal …`` prints of this server."""
+        """The output of ``temporal …`` for this server."""
         command = [_binary(), *arguments, "--address", self.address]
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
 
     def hang(self) -> None:
-        """It keeps its connections and answers nothing, until ``go_on``."""
+        """Keep connections and answer nothing, until ``go_on``."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)

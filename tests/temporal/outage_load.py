@@ -1,4 +1,4 @@
-"""Requests of all kinds that go on while the server behind an app is killed, is away and comes back."""
+"""Requests of all kinds during an outage: the server behind an app is killed and started again."""
 
 import threading
 import uuid
@@ -11,18 +11,18 @@ from .app_server import Answer, AppServer
 
 PATIENCE = 120.0
 PACE = 0.6
-"""Seconds between two requests of a kind, so that a small machine has time for other things."""
+"""Seconds between two requests of a kind, so that a small machine has time for other work."""
 
 FOR_WORKERS = frozenset({"query", "update"})
-"""Kinds that a worker answers, which may come to 504."""
+"""Kinds that a worker answers. They may end with 504."""
 
 MAY_WAIT = "update"
-"""The server gives what it had handed to a worker ten seconds: then only it is asked of a worker again."""
+"""The server waits ten seconds for a worker's answer before it gives the task to another worker."""
 
 
 @dataclass
-class Told:
-    """What a request of a kind came to; ``status`` is the exception's name if there was no answer."""
+class Outcome:
+    """The outcome of a request; ``status`` is the exception's name if there was no answer."""
 
     kind: str
     phase: str
@@ -32,12 +32,12 @@ class Told:
 
 
 class Load:
-    """One thread for each kind of request to one app, and three requests that are held all the while."""
+    """One thread for each kind of request to one app, and three requests that stay open."""
 
     def __init__(self, app: AppServer) -> None:
         self.app = app
         self.phase = "before"
-        self.told: list[Told] = []
+        self.outcomes: list[Outcome] = []
         self.events: list[dict[str, str]] = []
         self._stop = threading.Event()
         self.place = place = self._place_order()
@@ -68,16 +68,20 @@ class Load:
             thread.start()
 
     def wait_until_each_kind_had(self, *statuses: int) -> None:
-        """In the present phase."""
+        """Wait until each kind had a request in the current phase."""
 
         def have_had() -> bool:
-            had = {told.kind for told in list(self.told) if told.phase == self.phase and told.status in statuses}
+            had = {
+                outcome.kind
+                for outcome in list(self.outcomes)
+                if outcome.phase == self.phase and outcome.status in statuses
+            }
             return had >= self._kinds.keys() - {MAY_WAIT}
 
         eventually(have_had, f"{statuses} for each kind of request in {self.app.name}")
 
     def end(self) -> None:
-        """Also of the workflow that the held requests are about."""
+        """End the threads and the workflow of the open requests."""
         self._stop.set()
         assert self.app.post(f"{self.place}/signals/ship").status == 202
 
@@ -95,9 +99,9 @@ class Load:
         try:
             answer = ask()
         except Exception as error:
-            self.told.append(Told(kind, phase, f"{type(error).__name__}: {error}"))
+            self.outcomes.append(Outcome(kind, phase, f"{type(error).__name__}: {error}"))
         else:
-            self.told.append(Told(kind, phase, answer.status, answer.headers, answer.body))
+            self.outcomes.append(Outcome(kind, phase, answer.status, answer.headers, answer.body))
 
     def _follow(self) -> None:
         for event in self.app.events(f"{self.place}/events"):

@@ -1,4 +1,4 @@
-"""Stuck workflows, each for a reason of its own."""
+"""Stuck workflows, each for another reason."""
 
 from datetime import timedelta
 
@@ -49,11 +49,11 @@ class PatientWorkflow:
 
 @workflow.defn
 class AbandonedWorkflow:
-    """Started on a task queue that nobody polls."""
+    """Started on a task queue that no worker polls."""
 
     @workflow.run
     async def run(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 WORKFLOWS = [BrokenWorkflow, LargeWorkflow, RetryingWorkflow, PatientWorkflow]

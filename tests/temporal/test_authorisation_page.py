@@ -1,4 +1,4 @@
-"""The page on authorisation: each of its examples as it stands there, on a real server of its framework."""
+"""The page on authorisation: each example as printed, on a real server of its framework."""
 
 import uuid
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def test_each_example_has_its_test() -> None:
 def test_each_user(serve_example: Any) -> None:
     with serve_example("Each user has their own workflows") as shop:
         place = shop.place("ada").headers["Location"]
-        assert shop.statuses("GET", place, "ada", "bob", None, "nobody") == [200, 404, 401, 401]
+        assert shop.statuses("GET", place, "ada", "bob", None, "stranger") == [200, 404, 401, 401]
         assert shop.statuses("GET", "orders", "ada", "bob", None) == [200, 200, 401]
         others = shop.ask("bob", "GET", "orders").json["workflows"]
         assert place.rpartition("/")[2] not in {workflow["workflow_id"] for workflow in others}

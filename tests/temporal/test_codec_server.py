@@ -170,7 +170,7 @@ async def test_a_connection_without_encryption_is_named_in_the_log(caplog: pytes
 
 
 async def test_a_body_with_many_entries_is_refused_before_it_is_parsed() -> None:
-    """8 MiB of metadata would hold the event loop for seconds."""
+    """8 MiB of metadata would block the event loop for seconds."""
     entries = {f"k{number}": "" for number in range(50)}
     body = json.dumps({"payloads": [{"metadata": entries}] * 20}).encode()
     for most, status in ((19, 413), (50, 413), (100, 200)):
@@ -232,7 +232,7 @@ def test_temporals_command_line_reads_encrypted_payloads(
     encrypted = Temporal(server.address, encryption=CODEC)
     memo = {"customer": "a name that the server does not see"}
     id = f"encrypted-{uuid.uuid4()}"
-    handle = encrypted.sync.start_workflow(SleepingWorkflow.run, id=id, task_queue="nobody", memo=memo)
+    handle = encrypted.sync.start_workflow(SleepingWorkflow.run, id=id, task_queue="unpolled", memo=memo)
     show = ["workflow", "describe", "--workflow-id", id, "--output", "json"]
     codec = ["--codec-endpoint", f"{apps('flask').origin}/codec", "--codec-header", "X-User=owner"]
     try:

@@ -1,7 +1,6 @@
 """The gateway in each framework, with a real web server, Temporal server and worker."""
 
 import json
-import time
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 from durably.temporal import Temporal
 
 from ..variants import variants
+from ..waiting import eventually
 from .app_server import AppServer, running
 from .apps import open_gateway
 from .dev_server import DevServer
@@ -108,7 +108,7 @@ def test_refusals_are_problem_documents(app: AppServer, order: dict[str, object]
     with_port = {"Origin": "https://shop.example.com", "X-Forwarded-Host": "shop.example.com:443"}
     assert app.post("/open/sleeping", b"", with_port).status == 202
     own = app.post("/open/sleeping", {}, {"Sec-Fetch-Site": "cross-site", "Content-Type": "application/json"})
-    assert own.status == 202  # Whoever may send JSON from another site may send it.
+    assert own.status == 202  # CORS allows the site to send JSON.
     assert app.post("/open/orders/x/signals/secret").status in (404, 405)
     assert app.get("/open/sleeping/x/history").status == 404
 
@@ -179,10 +179,13 @@ def test_live_progress_continues_from_run_to_run(some_app: AppServer) -> None:
             continue
         causes.append(json.loads(event["data"]).get("cause"))
         if causes[-1] == "retry":
-            while some_app.get(f"{place}/history", owner).json["events"][-1]["type"] != "workflow_task_completed":
-                time.sleep(0.02)
+            eventually(
+                lambda: some_app.get(f"{place}/history", owner).json["events"][-1]["type"],
+                "the workflow task has completed",
+                is_right=lambda kind: kind == "workflow_task_completed",
+            )
             assert some_app.post(f"{place}/reset", {"to": "last_workflow_task"}, owner).status == 202
-        if causes[-1] in (None, "reset"):  # Each run goes on only while it is followed.
+        if causes[-1] in (None, "reset"):  # Each run continues only while it is followed.
             assert some_app.post(f"{place}/signals/go", {}, owner).status == 202
     assert causes == [None, "continue_as_new", "retry", "reset"]
     assert (seen[-1]["event"], json.loads(seen[-1]["data"])["result"]) == ("result", "done")
@@ -314,6 +317,6 @@ def test_a_repeated_query_parameter_is_refused(app: AppServer) -> None:
 
 
 def test_an_idempotency_key_without_a_principal_is_refused(app: AppServer) -> None:
-    """Everybody can start sums at this gateway."""
+    """All clients can start sums at this gateway."""
     answer = app.post("/keyless/sum-of-pair", {"pair": {"left": 1}}, {"Idempotency-Key": "k"})
     assert (answer.status, answer.json["type"]) == (400, "urn:durably:problem:no-principal")

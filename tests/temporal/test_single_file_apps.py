@@ -1,4 +1,4 @@
-"""Apps with the views, the workflow and the activity in one module, as tutorials of the frameworks have them."""
+"""Apps with views, workflow and activity in one module, as in tutorials of the frameworks."""
 
 import importlib
 import signal
@@ -181,7 +181,7 @@ def load(
 
 
 async def run_workers(app: ModuleType, workflow: str, *arguments: str) -> object:
-    """The result of a workflow of the app, whose workers run meanwhile."""
+    """The result of a workflow of the app, with its workers running."""
     async with app.temporal.lifespan(worker=True):
         client = await app.temporal.client()
         queue = app.temporal.settings.task_queue

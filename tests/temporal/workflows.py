@@ -65,7 +65,7 @@ class OrderWorkflow:
 
     @workflow.signal
     def ship(self) -> None:
-        """The parcel has left."""
+        """The order was shipped."""
         self.shipped = True
 
     @workflow.signal
@@ -129,7 +129,7 @@ class SleepingWorkflow:
 
 @workflow.defn
 class MistypedWorkflow:
-    """What it returns and answers is not what its type hints say."""
+    """Its results and answers do not match its type hints."""
 
     def __init__(self) -> None:
         self.is_over = False
@@ -151,7 +151,7 @@ class MistypedWorkflow:
 
 @workflow.defn
 class ChainWorkflow:
-    """Ends each of its runs as it is told to, and has two of them."""
+    """Ends each of its two runs as its input says."""
 
     @workflow.run
     async def run(self, how: str, run: int = 1) -> str:

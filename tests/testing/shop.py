@@ -44,7 +44,7 @@ def order(ctx: durably.ContextSync) -> dict[str, object]:
 async def mail(ctx: durably.Context) -> str:
     await ctx.step.sleep("in-the-morning", DAY / 2)
     sent = await ctx.step.run("send", lambda: f"mailed {ctx.event.data['receipt']}")
-    await ctx.step.send_event("tell", durably.Event(name="billing/mailed", data={"text": sent}))
+    await ctx.step.send_event("notify", durably.Event(name="billing/mailed", data={"text": sent}))
     return sent
 
 

@@ -84,7 +84,7 @@ async def test_batches() -> None:
 
 async def test_throttle() -> None:
     throttled = echo(throttle=durably.Throttle(limit=1, period=MINUTE))
-    held_back = r"not within 10s of virtual time.*It waits for:\n  its first call"
+    held_back = r"10s of virtual time have passed.*It waits for:\n  its first call"
     async with TestEngine(client, [throttled], now=BEGIN) as engine:
         runs = await engine.send([go(number) for number in range(4)])
         with pytest.raises(RunStuckError, match=held_back):

@@ -1,4 +1,4 @@
-"""The fixtures, in a pytest of its own; and what a failed test tells."""
+"""The fixtures, in a pytest of their own, and the report of a failed test."""
 
 import subprocess
 import sys
@@ -100,7 +100,7 @@ def test_a_failed_assertion_tells_of_its_run_once_and_of_mocks_that_no_step_met(
                 engine.send(tired).wait().assert_completed(output="tired")
     """)
     result = app.runpytest_subprocess("--tb=short", "-rN")  # in CI, its summary would repeat it
-    result.stdout.fnmatch_lines(["E *No step has met mock_step('knap'), fail_step('nap')."])
+    result.stdout.fnmatch_lines(["E *No step has used mock_step('knap'), fail_step('nap')."])
     assert str(result.stdout).count("run 01") == 1
 
 

@@ -1,4 +1,4 @@
-"""What type checkers infer for users; `make lint` checks it with mypy and pyright, nothing runs it."""
+"""Types that checkers infer for users. `make lint` checks it with mypy and pyright; nothing runs it."""
 
 from typing import assert_type
 

@@ -1,4 +1,4 @@
-"""What type checkers infer of Temporal's synchronous client."""
+"""Types that checkers infer for Temporal's synchronous client."""
 
 from typing import assert_type
 

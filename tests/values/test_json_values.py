@@ -1,4 +1,4 @@
-"""What users' values become on the wire."""
+"""Users' values on the wire."""
 
 import enum
 import json

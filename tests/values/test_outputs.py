@@ -387,9 +387,9 @@ async def test_an_annotation_that_cannot_be_resolved_is_reported_once(caplog: py
         return [await ctx.step.run("it", untyped_because_unresolved) for _ in range(2)]
 
     assert await complete(function) == [7, 7]
-    (told,) = [line for line in caplog.messages if "cannot be resolved" in line]
-    assert "untyped_because_unresolved: the return annotation cannot be resolved" in told
-    assert "OnlyForTypeCheckers" in told
+    (message,) = [line for line in caplog.messages if "cannot be resolved" in line]
+    assert "untyped_because_unresolved: the return annotation cannot be resolved" in message
+    assert "OnlyForTypeCheckers" in message
 
 
 class Custom:
@@ -450,7 +450,7 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
     (Any, {"price": float("nan")}, "$.price", "nan"),
     (Any, [1.0, float("-inf")], "$[1]", "-inf"),
     (Any, {"tags": {1}}, "$.tags", "a set"),
-    (Any, {"a": {1: 2, "1": 3}}, "$.a[1]", "the same text"),
+    (Any, {"a": {1: 2, "1": 3}}, "$.a[1]", "the same string"),
     (Any, {"text": "\ud800"}, "$.text", "surrogate"),
     (Any, {"deep": [object()]}, "$.deep[0]", "object"),
     (Any, Loose({1}), "$.data", "a set"),
@@ -523,12 +523,12 @@ async def test_the_report_names_the_function_and_each_function_has_its_own(caplo
     assert [line.partition(" returned")[0].rpartition("app-")[2] for line in lines] == ['one"', 'two"']
 
 
-@pytest.mark.parametrize(("annotation", "value", "told", "returned"), CHANGED, ids=stable_id)
+@pytest.mark.parametrize(("annotation", "value", "message", "returned"), CHANGED, ids=stable_id)
 async def test_what_comes_back_in_another_form_is_reported_once(
-    annotation: Any, value: Any, told: str, returned: Any, caplog: pytest.LogCaptureFixture
+    annotation: Any, value: Any, message: str, returned: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     got = []
-    step_id = f"changed {told}"
+    step_id = f"changed {message}"
 
     async def function(ctx: Context) -> None:
         for _ in range(2):
@@ -538,7 +538,7 @@ async def test_what_comes_back_in_another_form_is_reported_once(
         await complete(function)
     assert got[-2:] == [returned, returned]
     (line,) = [line for line in caplog.messages if step_id in line]
-    assert told in line
+    assert message in line
     assert "output_type" in line
 
 
@@ -552,9 +552,9 @@ async def test_json_values_are_not_reported(value: Any, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize(
-    ("data", "told"), [({"price": float("nan")}, "`$.payload.data.price`"), ({"x": object()}, "`$.payload.data.x`")]
+    ("data", "message"), [({"price": float("nan")}, "`$.payload.data.price`"), ({"x": object()}, "`$.payload.data.x`")]
 )
-async def test_data_for_another_function_is_held_to_the_same(data: Any, told: str) -> None:
+async def test_data_for_another_function_is_held_to_the_same(data: Any, message: str) -> None:
     async def function(ctx: Context) -> None:
         await ctx.step.invoke_by_id("call", function_id="other", data=data)
 
@@ -565,21 +565,21 @@ async def test_data_for_another_function_is_held_to_the_same(data: Any, told: st
         run = await engine_for(handler).run()
         assert (run.output["code"], len(run.answers)) == ("output_unserializable", 1)
         assert run.output["message"].startswith('step "call" was given data that JSON cannot express')
-        assert told in run.output["message"]
+        assert message in run.output["message"]
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [({"price": float("nan")}, "nan at `$[0].data.price`"), ({"tags": {1}}, "a set at `$[0].data.tags`")],
 )
-async def test_data_of_events_is_held_to_the_same(data: Any, told: str) -> None:
+async def test_data_of_events_is_held_to_the_same(data: Any, message: str) -> None:
     client = Client(app_id="app", is_production=False)
     with pytest.raises(durably.errors.SendEventsError) as refused:
         client.send_sync(durably.Event(name="e", data=data))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
     with pytest.raises(durably.errors.SendEventsError) as refused:
         await client.send(durably.Event(name="e", data=data))
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 async def test_output_type_of_a_function_needs_no_serializer() -> None:
@@ -622,10 +622,10 @@ async def test_a_memo_that_no_longer_fits_names_step_place_and_remedy() -> None:
         assert run.output == "no error"
         stale = run.state_at(1)
         stale.memos[run.stack[0]]["data"].pop("amount")
-        told = (await engine.call(stale)).json
-        assert told.startswith('step "it": the stored result does not fit Charge: ')
-        assert "missing required field `amount`" in told
-        assert "another id" in told
+        message = (await engine.call(stale)).json
+        assert message.startswith('step "it": the stored result does not fit Charge: ')
+        assert "missing required field `amount`" in message
+        assert "another id" in message
 
 
 async def test_a_memo_that_no_longer_fits_fails_the_run_with_its_code() -> None:

@@ -45,12 +45,14 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
     """A failed attempt that was or will be followed by another.
 
-    ``attempt`` counts from 0.
+    ``attempt`` counts from 0. ``is_unreached``: the call did not reach the app, so that the next call made the same
+    attempt.
     """
 
     attempt: int
     ended_at: dt.datetime
     error: ErrorData
+    is_unreached: bool = False
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,13 +182,15 @@ class RunPage(msgspec.Struct, frozen=True, kw_only=True):
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     """An event and the runs that it started.
 
-    ``runs`` are the first 50. ``is_unmatched``: the event had no effect, and its name triggers no function now. The
-    engine's own events are never unmatched.
+    ``runs`` are the first 50. ``ended`` is the number of waits that it ended and of runs that it cancelled; 0 on
+    Temporal, where it is not known. ``is_unmatched``: the event had no effect, and its name triggers no function now.
+    The engine's own events are never unmatched.
     """
 
     event: EventView
     runs: list[RunLink]
     is_unmatched: bool
+    ended: int = 0
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,7 +266,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's state.
 
     ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``. ``live`` has the number of runs
-    for each status of runs that have not ended.
+    for each status of runs that have not ended. ``retrying`` is how many of them have failed with their last attempt
+    since the engine's start, and are tried again; ``None`` on Temporal.
     """
 
     since: dt.datetime
@@ -272,6 +277,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     live: dict[RunStatus, int]
     functions: list[FunctionLoad]
     concerns: list[Concern]
+    retrying: int | None = None
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):

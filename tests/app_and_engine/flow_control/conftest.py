@@ -44,7 +44,7 @@ class Clock(VirtualClock):
 
 
 class Limit:
-    """Holds steps up until the test lets them go on, and tells who is inside."""
+    """Blocks steps until the test releases them. ``inside`` has the blocked ones."""
 
     def __init__(self) -> None:
         self.entered: list[Any] = []
@@ -207,12 +207,12 @@ class World:
         self.clock.set(self.clock.now() + dt.timedelta(**span) // dt.timedelta(milliseconds=1))
 
     def rows(self, *tables: str) -> int:
-        """How many rows the tables have."""
+        """The number of rows of the tables."""
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return sum(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables)
 
     def plan(self, statement: str) -> str:
-        """How SQLite carries a statement out."""
+        """SQLite's query plan of a statement."""
         with contextlib.closing(sqlite3.connect(self.path)) as connection:
             return " ".join(row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}"))
 
@@ -226,10 +226,10 @@ class World:
     async def outputs(self, fn_id: str) -> list[Any]:
         return [None if run.output is None else msgspec.json.decode(run.output) for run in await self.runs(fn_id)]
 
-    def seconds(self, moment: dt.datetime | None) -> float:
+    def seconds(self, timestamp: dt.datetime | None) -> float:
         """Since the test began."""
-        assert moment is not None
-        return (moment - START).total_seconds()
+        assert timestamp is not None
+        return (timestamp - START).total_seconds()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""How runs come to be cancelled: by events, by their time being up, in bulk."""
+"""Cancellation of runs: by events, by timeouts, in bulk."""
 
 import datetime as dt
 from typing import Any

@@ -1,4 +1,4 @@
-"""What becomes of events before a run starts: rate limit, idempotency, debounce, batches, singleton."""
+"""Options that act on events before a run starts: rate limit, idempotency, debounce, batches, singleton."""
 
 import datetime as dt
 from typing import Any
@@ -174,7 +174,7 @@ async def test_an_open_batch_survives_restarts(world: World) -> None:
 
 
 async def test_a_large_batch_is_fetched_by_the_app(world: World) -> None:
-    # The app has no engine URL to fetch from in these tests: what is told is looked at instead.
+    # The app has no engine URL to fetch from in these tests, so they read the body of the call.
     world.recording("work", [], batch_events=Batch(max_size=3, timeout=MINUTE))
     await world.open(max_event_bytes=2**22)
     ids = [await world.send("work", n=n, text="x" * 2**21) for n in range(3)]

@@ -370,7 +370,7 @@ class Histories(RuleBasedStateMachine):
             assert used >= limit, limit
 
     def _end(self) -> None:
-        """Let everything come to its end, and look at what is left."""
+        """Let everything end, and check what is left."""
         for _ in range(400):
             while self.under_way:
                 self._answer(self._some_call(0), self._ending(self._some_call(0)))

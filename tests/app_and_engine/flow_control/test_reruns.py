@@ -23,7 +23,7 @@ HOUR = dt.timedelta(hours=1)
 
 
 def three_steps(world: World, executed: Counter[str], **options: Any) -> None:
-    """A function of three steps, the last of which fails where its event says so."""
+    """A function of three steps. The last one fails if the event says so."""
 
     def execute(step: str, value: int) -> int:
         executed[step] += 1

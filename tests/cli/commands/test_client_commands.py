@@ -27,8 +27,8 @@ def test_a_run_from_its_event_to_its_rerun(ask: Run, dev: Command) -> None:
     assert listed.stdout.splitlines()[1].split()[:3] == [run_id, "shop-place", "Completed"]
     [run, *_] = json.loads(ask("runs", "list", "--json", "--status", "completed", "--function", "shop-place").stdout)
     assert (run["run_id"], run["output"]) == (run_id, {"charged": 3})
-    unknown = ask("runs", "list", "--function", "shop-nobody")
-    assert (unknown.status, "no app has a function with the id 'shop-nobody'" in unknown.stderr) == (1, True)
+    unknown = ask("runs", "list", "--function", "shop-unknown")
+    assert (unknown.status, "no app has a function with the id 'shop-unknown'" in unknown.stderr) == (1, True)
     assert ask("runs", "list", "--status", "skipped", "--function", "shop-ship").stderr == "no runs\n"
 
     shown = ask("runs", "show", run_id)
@@ -86,7 +86,7 @@ def test_mistakes_are_said_in_a_line(ask: Run) -> None:
         (["runs", "show", "nosuchrun"], "no run has the id 'nosuchrun'"),
         (["runs", "cancel", "nosuchrun"], "nosuchrun"),
         (["runs", "rerun", "nosuchrun"], "nosuchrun"),
-        (["invoke", "shop-nobody"], "shop-nobody"),
+        (["invoke", "shop-unknown"], "shop-unknown"),
     ]
     for arguments, pattern in mistakes:
         result = ask(*arguments)
@@ -98,7 +98,7 @@ def test_mistakes_are_said_in_a_line(ask: Run) -> None:
 
 
 def test_events_that_trigger_nothing_are_pointed_out(ask: Run) -> None:
-    result = ask("send", "nobody/listens")
+    result = ask("send", "unmatched/event")
     assert (result.status, len(result.stdout.strip())) == (0, 26)
     assert result.stderr == "it starts nothing: no function is triggered by it, and no run waits for it now\n"
     result = ask("send", "order/plcaed")
@@ -228,13 +228,13 @@ def test_runs_are_cancelled_in_bulk(ask: Run, dev: Command) -> None:
     dev.until(rf"{waiting[-6:]} .* paid .* waits until")
     selected = ("runs", "cancel", "--function", "shop-place", "--if", "event.data.total == 88")
     assert ask(*selected, "--since", "1h").stdout == "1 run was cancelled\n"
-    dev.until(rf"{waiting[-6:]} .* run cancelled .* a bulk cancellation holds for it")
+    dev.until(rf"{waiting[-6:]} .* run cancelled .* a bulk cancellation applies to it")
 
     standing = ask(*selected, "--until", "2999-01-01T00:00:00Z")
     assert standing.stdout == "0 runs were cancelled\n", standing.stderr
     [cancellation_id] = re.findall(r"`durably cancellations delete (\w+)`", standing.stderr)
     refused = ask("invoke", "shop-place", "--data", '{"total": 88}')
-    assert (refused.status, "a bulk cancellation holds for it" in refused.stderr) == (1, True)
+    assert (refused.status, "a bulk cancellation applies to it" in refused.stderr) == (1, True)
     listed = ask("cancellations", "list").stdout.splitlines()
     assert listed[0].split() == ["CANCELLATION", "FUNCTION", "SINCE", "UNTIL", "IF", "CANCELLED"]
     assert listed[1].split()[:2] == [cancellation_id, "shop-place"]

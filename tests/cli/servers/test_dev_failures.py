@@ -1,4 +1,4 @@
-"""What can keep ``durably dev`` from starting, and what it then says: one or two lines, exit code 1, no traceback."""
+"""Failed starts of ``durably dev``: one or two lines, exit code 1, no traceback."""
 
 import re
 import signal
@@ -131,7 +131,7 @@ def test_the_database_is_of_a_newer_version(run: Run, directory: Path) -> None:
 
 
 def test_the_database_is_none(run: Run, directory: Path) -> None:
-    (directory / "engine.db").write_bytes(b"this is no database" * 1000)
+    (directory / "engine.db").write_bytes(b"not a database" * 1000)
     check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db")
 
 

@@ -1,4 +1,4 @@
-"""What each answer, op and event does to a run: the rules one at a time. Histories are in test_machine_histories."""
+"""Transitions of a run, one answer, op or event at a time. Histories are in test_machine_histories."""
 
 import msgspec
 import pytest
@@ -374,7 +374,7 @@ def test_checkpoints_may_defer() -> None:
         (deferred(function=None), "names no function"),
         (deferred(data=[1]), "not an object"),
         (deferred(data={"text": "x" * MAX_DEFERRED_BYTES}), "bytes"),
-        (op(Opcode.DEFER_ABORT, opts={}), "what is to be aborted"),
+        (op(Opcode.DEFER_ABORT, opts={}), "has no target step"),
     ],
 )
 def test_an_invalid_defer_is_reported_and_fails_no_run(wrong: Op, reason: str) -> None:
@@ -530,7 +530,7 @@ def test_an_error_that_says_the_target_was_not_found_counts_as_that_op() -> None
 
 
 def test_an_executed_step_may_say_that_it_races() -> None:
-    """Where the engine was not told when the step was planned."""
+    """If the op has no time, the request began with the call."""
     run = Run()
     run.ops(planned("a"), planned("b"))
     run.ops(msgspec.structs.replace(ran("a"), opts={"parallelMode": "race"}), step="a")
@@ -617,7 +617,7 @@ def test_invoke_and_its_timeout() -> None:
     [
         (op(Opcode.SLEEP, name="soon"), "invalid duration 'soon'"),
         (op(Opcode.SLEEP, name="367d"), "at most 366 days"),
-        (op(Opcode.SLEEP, opts={"duration": 5}), "must be text"),
+        (op(Opcode.SLEEP, opts={"duration": 5}), "must be a string"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"timeout": "1h"}), "names none"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x" * 600, "timeout": "1h"}), "600 characters"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x", "if": "async.data.x ==", "timeout": "1h"}), "not valid"),

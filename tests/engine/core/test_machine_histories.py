@@ -127,7 +127,7 @@ class World:
         return [call for call in self.state.calls if call.due <= self.now and call.generation not in self.under_way]
 
     def _dispatch(self) -> None:
-        """The app sees the memos of this moment, however late its answer is."""
+        """The app has the memos of this time, however late its answer is."""
         call = self.chance.choice(self._due())
         answer = self.app.run(call.step_id, dict(self.memos), self.state.disable_immediate)
         self.under_way[call.generation] = answer
@@ -272,7 +272,7 @@ def test_cancelled_at_any_time(shape: tuple[object, ...], seed: int, after: int)
 
 
 def test_a_run_state_is_small() -> None:
-    """What a run has done already costs its run state nothing."""
+    """Finished steps take no space in the run state."""
     world = World(tuple(Step(f"s{n}") for n in range(500)), random.Random(1), misfortunes=0)
     sizes = []
     for _ in range(400):

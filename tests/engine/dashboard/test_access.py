@@ -1,4 +1,4 @@
-"""Who may do what in the dashboard, and requests that try to get around it."""
+"""Permissions of the dashboard, and requests that try to bypass them."""
 
 import datetime as dt
 import re

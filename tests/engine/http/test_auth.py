@@ -1,4 +1,4 @@
-"""Who may ask, in either mode."""
+"""Access to the API, in either mode."""
 
 import contextlib
 import logging

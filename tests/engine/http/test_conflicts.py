@@ -69,8 +69,8 @@ async def test_two_apps_with_other_functions_are_told_at_once(apps: Apps, caplog
     assert apps.said[1].startswith("two apps have the id 'shop' and remove each other's functions: the one at ")
     assert f"{apps.urls['two']} has just removed shop-a, shop-b of the one at {apps.urls['one']}" in apps.said[1]
     assert apps.said[2] is not None
-    told = {record.name: record.getMessage() for record in caplog.records if record.name.startswith("app.")}
-    assert {name: message.partition(": ")[2] for name, message in told.items()} == {
+    warnings = {record.name: record.getMessage() for record in caplog.records if record.name.startswith("app.")}
+    assert {name: message.partition(": ")[2] for name, message in warnings.items()} == {
         "app.two": apps.said[1],
         "app.one": apps.said[2],
     }

@@ -78,7 +78,7 @@ async def test_runs_are_listed_and_filtered(dev: Harness, serve_functions: Serve
     assert await listed(function_id=function, status="failed") == [ids[1]]
     assert await listed(function_id=function, limit=1) == [ids[2]]
     assert await listed(function_id=function, cursor=ids[2]) == [ids[1], ids[0]]
-    assert await listed(function_id="nobody") == []
+    assert await listed(function_id="unknown") == []
     status, answer = await dev.json("GET", "/v1/runs?status=lost")
     assert (status, "Completed" in answer["error"]) == (400, True)
 

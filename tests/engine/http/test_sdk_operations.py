@@ -1,4 +1,4 @@
-"""What reaches a run, or starts one, other than through events: signals, invocations, checkpoints."""
+"""Requests of SDKs besides events: signals, invocations, checkpoints."""
 
 import asyncio
 import hashlib
@@ -32,8 +32,8 @@ async def test_a_signal_wakes_the_run_that_waits_for_it(dev: Harness, serve_func
 
 
 async def test_a_signal_without_a_waiting_run_is_not_found(dev: Harness) -> None:
-    status, answer = await dev.json("POST", "/v1/signals", json={"signal": "nobody", "data": 1})
-    assert (status, "nobody" in answer["error"]) == (404, True)
+    status, answer = await dev.json("POST", "/v1/signals", json={"signal": "unknown", "data": 1})
+    assert (status, "unknown" in answer["error"]) == (404, True)
     status, answer = await dev.json("POST", "/v1/signals", json={"data": 1})
     assert (status, "signal" in answer["error"]) == (400, True)
     status, _ = await dev.json("POST", "/v1/signals", json={"signal": ""})
@@ -57,8 +57,8 @@ async def test_a_function_is_invoked_with_data(dev: Harness, serve_functions: Se
 
 
 async def test_an_unknown_function_cannot_be_invoked(dev: Harness) -> None:
-    status, answer = await dev.json("POST", "/invoke/shop-nobody", json={"data": {}})
-    assert (status, "shop-nobody" in answer["error"]) == (404, True)
+    status, answer = await dev.json("POST", "/invoke/shop-unknown", json={"data": {}})
+    assert (status, "shop-unknown" in answer["error"]) == (404, True)
 
 
 class RawApp:

@@ -1,4 +1,4 @@
-"""Apps telling the engine their functions, asked and unasked."""
+"""Syncs of apps: pushed by the app, and requested by the engine."""
 
 import gzip
 import socket
@@ -16,7 +16,7 @@ from durably.engine.http.discovery import MAX_ANSWER_BYTES, AppUnreachedError, N
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import bearer_token
 
-from ...frameworks.engine import serving_engine
+from ...fake_engine import serving_fake_engine
 from .conftest import FALLBACK_KEY, SIGNING_KEY, Harness, OpenServer, ServeFunctions, client_of
 
 
@@ -85,8 +85,8 @@ async def test_a_bad_sync_is_refused(
 
 
 async def test_functions_of_an_unknown_app_are_not_found(dev: Harness) -> None:
-    status, answer = await dev.json("GET", "/v1/apps/nobody/functions")
-    assert (status, "nobody" in answer["error"]) == (404, True)
+    status, answer = await dev.json("GET", "/v1/apps/unknown/functions")
+    assert (status, "unknown" in answer["error"]) == (404, True)
 
 
 async def test_an_app_is_asked_to_sync(dev: Harness, serve_functions: ServeFunctions) -> None:
@@ -360,7 +360,7 @@ async def test_in_cloud_mode_an_app_that_syncs_out_of_band_must_sync_here(
 ) -> None:
     monkeypatch.setenv("DURABLY_ALLOW_IN_BAND_SYNC", "0")
     monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "http://127.0.0.1:1")
-    with serving_engine() as other:
+    with serving_fake_engine() as other:
         origin = cloud.server.origin if knows_engine else other.origin
         client = client_of(cloud, is_production=True, signing_key=SIGNING_KEY, event_key="x", api_base_url=origin)
         url = await serve_functions(client, [_hello(client)])

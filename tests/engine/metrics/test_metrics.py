@@ -115,7 +115,7 @@ async def test_timers_and_steps_that_sleep_are_counted(engine: SqliteEngine, app
     assert values["timer_lag_seconds_count"] == 1
     assert values["timer_lag_seconds_sum"] >= 0
     assert values["steps_ended_total{nap,completed}"] == 1
-    assert values["step_duration_seconds_count{nap}"] == 0, "its time is no work"
+    assert values["step_duration_seconds_count{nap}"] == 0, "its time is not work"
     assert values["attempts_total{nap,completed}"] == 1, "that of the function itself"
 
 

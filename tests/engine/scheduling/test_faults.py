@@ -1,4 +1,4 @@
-"""What the world may do to an engine: take its disk away, lie to it, hang up on it, and move its clock."""
+"""Faults of an engine's environment: full disks, false answers, broken connections, moved clocks."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ def files_limited_to(size: int) -> Iterator[None]:
 
 
 async def test_a_full_disk_is_said_and_loses_nothing(path: Path, app: SmallApp, trying_again: asyncio.Event) -> None:
-    """What was acknowledged is there, what was refused is not, and what is under way waits for room."""
+    """Acknowledged events are stored, refused ones are not, and calls under way wait for space."""
 
     @app.function("f")
     def f(steps: Steps) -> object:
@@ -56,7 +56,7 @@ async def test_a_full_disk_is_said_and_loses_nothing(path: Path, app: SmallApp, 
         log = path.with_name("engine.db-wal")
         accepted: list[str] = []
         with files_limited_to(log.stat().st_size + 200_000):
-            with pytest.raises(DatabaseUnavailableError, match="cannot be used at the moment"):
+            with pytest.raises(DatabaseUnavailableError, match="cannot be used now"):
                 await fill(engine, accepted)
             assert accepted
             app.gate.set()
@@ -114,7 +114,7 @@ async def test_a_database_that_is_read_only_is_refused(open_path: Path) -> None:
         pass
     os.chmod(open_path, 0o444)
     for path in open_path.parent.glob("engine.db*"):
-        shutil.chown(path, "nobody")  # a database of another user is refused for that
+        shutil.chown(path, 65_534)  # a database of another user is refused for that
     with as_nobody(), pytest.raises(DatabaseUnavailableError, match=r"engine\.db cannot be written: .*readonly"):
         await SqliteEngine.open(open_path, QUICK)
     assert check_database(open_path) == []
@@ -191,11 +191,11 @@ async def test_a_step_that_returns_5_mb_fails_with_a_clear_error(engine: SqliteE
     await engine.sync_app(app.sync_request())
     message, name = output(await run_to_end(engine, "f"))
     assert name == "StepOutputTooLargeError"
-    assert "step 'large' returned 5242882 bytes; at most 4194304 are possible" in message
+    assert "step 'large' returned 5242882 bytes; at most 4194304 are allowed" in message
 
 
 async def test_an_app_that_redirects_is_not_followed(engine: SqliteEngine, app: SmallApp) -> None:
-    """A call is signed for one place, and tells what its run knows."""
+    """A call is signed for one URL, and contains the run's data."""
     app.function("f", retries=0)(lambda steps: None)
     app.before = lambda call: web.Response(status=307, headers={**SDK_HEADERS, "location": f"{app.url}?elsewhere"})
     await engine.sync_app(app.sync_request())
@@ -207,7 +207,7 @@ async def test_an_app_that_redirects_is_not_followed(engine: SqliteEngine, app: 
 
 
 class JumpyClock(ShiftedClock):
-    """Notices within moments, and not within a minute, that it was set."""
+    """Notices within milliseconds, and not within a minute, that it was set."""
 
     _MAX_TIMER_SECONDS = 0.02
 

@@ -110,7 +110,7 @@ async def test_while_a_call_is_under_way(path: Path, app: SmallApp) -> None:
 
 
 async def test_while_a_request_is_under_way_and_its_secrets(path: Path, app: SmallApp) -> None:
-    """What a request sends is on disk nowhere, so the app is asked for it again."""
+    """Request bodies are not stored on disk, so the engine asks the app for them again."""
     asked = asyncio.Event()
     held = asyncio.Event()
     seen: list[str | None] = []

@@ -1,4 +1,4 @@
-"""What has ended long ago is purged, and nothing else; the file does not grow by what is gone."""
+"""Runs that ended long ago are purged, and nothing else. The file does not grow by purged rows."""
 
 import asyncio
 import datetime as dt
@@ -61,7 +61,7 @@ async def test_what_is_old_goes_and_what_is_live_or_young_stays(path: Path, app:
     async with opened(path, keeping(clock, days=30)) as engine:
         await engine.sync_app(app.sync_request())
         await run_to_end(engine, "short")
-        await send(engine, "nobody cares")
+        await send(engine, "unmatched")
         live = await only_run(engine, await send(engine, "long", n=1))
         await step_is(engine, live, "wait", "waiting")
     clock.offset = -1 * DAY
@@ -159,7 +159,7 @@ async def test_events_that_come_after_all_others_are_gone_go_in_their_turn(path:
             clock.offset = 2 * day * DAY
             await purge_now(engine)
             assert await count(engine) == {"runs": 0, "memos": 0, "events": 0}
-            await engine.send_events([Event(name="nobody cares") for _ in range(3)])
+            await engine.send_events([Event(name="unmatched") for _ in range(3)])
 
 
 async def purge_now(engine: SqliteEngine) -> None:

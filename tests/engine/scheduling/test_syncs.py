@@ -1,4 +1,4 @@
-"""Apps that tell the engine their functions."""
+"""Syncs of apps' functions."""
 
 from typing import Any
 

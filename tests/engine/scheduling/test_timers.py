@@ -1,4 +1,4 @@
-"""What is due when, on a clock that is set by hand."""
+"""Timers on a clock that tests set."""
 
 import asyncio
 

@@ -59,7 +59,7 @@ async def test_a_copy_is_whole_and_goes_on_by_itself(engine: SqliteEngine, path:
 
 
 async def test_a_copy_is_made_without_an_engine_and_of_one_that_was_killed(path: Path) -> None:
-    """What is in the write-ahead log alone is in the copy too."""
+    """Rows that are only in the write-ahead log are in the copy, too."""
     async with opened(path) as engine:
         await send(engine, "kept")
         # As a kill leaves it: the log not yet folded into the file.
@@ -142,7 +142,7 @@ async def test_a_copy_takes_no_files_place(path: Path) -> None:
 async def test_a_partial_copy_of_somebody_else_is_named(
     path: Path, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a directory with the sticky bit, where nobody can remove the files of others."""
+    """As in a directory with the sticky bit, where users cannot remove the files of others."""
     async with opened(path):
         pass
     copy = path.with_name("copy.db")

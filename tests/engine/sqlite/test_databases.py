@@ -213,7 +213,7 @@ async def test_what_waits_together_is_committed_together_and_failures_stay_alone
     go.set()
     results = await asyncio.gather(*futures, return_exceptions=True)
     await held
-    assert commits == 2, "one for what held the writer up, one for all that waited meanwhile"
+    assert commits == 2, "one for the write that delayed the writer, one for all that waited for it"
     assert (results[0], results[2], results[3]) == ("a", "c", "d")
     assert isinstance(results[1], sqlite3.IntegrityError)
     assert order == [None, "a", "c", "d"]
@@ -258,7 +258,7 @@ async def test_only_what_was_done_is_undone(path: Path) -> None:
 
 
 async def test_a_result_is_there_for_all_once_it_is_told(path: Path) -> None:
-    """What was acknowledged, any other connection sees."""
+    """Acknowledged writes are visible to other connections."""
     async with opened(path) as engine:
         other = sqlite3.connect(path, isolation_level=None)
         for number in range(50):

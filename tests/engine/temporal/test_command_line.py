@@ -23,7 +23,7 @@ from .serving import ended_runs, new_app, send, serving
 
 
 class Notes(Console):
-    """Keeps the lines of ``durably dev``."""
+    """Records the lines of ``durably dev``."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
@@ -40,7 +40,7 @@ def run(*arguments: str, **environment: str) -> Result:
 
 
 async def run_on(server: DevServer, *arguments: str) -> str:
-    """What a command prints on stdout. Its engine is in the variable that apps use."""
+    """The stdout of a command. Its engine is in the variable that apps use."""
     variables = {"DURABLY_ENGINE_URL": f"temporal://{server.address}/default"}
     done = await asyncio.to_thread(run, *arguments, **variables)
     assert done.exit_code == 0, done.output
@@ -143,7 +143,7 @@ async def test_refusals_are_the_engines(server: DevServer) -> None:
     url = f"temporal://{server.address}"
     for arguments, reason in (
         (("runs", "show", "01ARZ3NDEKTSV4RRFFQ69G5FAV"), "no run has the id"),
-        (("functions", "pause", "nobody-here"), "no app has synced a function with the id 'nobody-here'"),
+        (("functions", "pause", "unknown"), "no app has synced a function with the id 'unknown'"),
         (("logs",), "name a run"),
     ):
         done = await asyncio.to_thread(run, *arguments, "--url", url)
@@ -178,7 +178,7 @@ async def test_the_development_engine_keeps_its_state_on_the_server(server: DevS
         ((), "nowhere", 1, 'no namespace "nowhere"'),
     ],
 )
-def test_the_development_engine_says_what_prevents_its_start(
+def test_development_engine_reports_the_error_that_prevents_its_start(
     server: DevServer, arguments: tuple[str, ...], namespace: str, status: int, reason: str
 ) -> None:
     done = run("dev", "--temporal", server.address, "--port", "0", *arguments, TEMPORAL_NAMESPACE=namespace)

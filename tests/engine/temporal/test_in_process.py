@@ -1,7 +1,6 @@
 """``durably.TemporalEngine``: the functions of an app, in its own processes, on a Temporal server."""
 
 import asyncio
-import contextlib
 import datetime as dt
 import logging
 import threading
@@ -23,6 +22,7 @@ from durably.protocol.engine_errors import ConfigInvalidError
 from durably.temporal import TemporalSettingsError
 
 from ...temporal.dev_server import DevServer
+from ...waiting import async_eventually
 
 WAIT_SECONDS = 60
 NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
@@ -34,7 +34,7 @@ async def within(awaitable: Awaitable[Any]) -> Any:
 
 
 class App:
-    """An app with functions that report what they did."""
+    """An app with functions that report their steps."""
 
     def __init__(self, engine: TemporalEngine, app_id: str, **options: Any) -> None:
         self.engine = engine
@@ -93,7 +93,7 @@ def hold(app: App) -> Function[Any]:
 
 
 def hold_no_more(app: App) -> Function[Any]:
-    """The same function in another process, in which nothing holds it."""
+    """The same function in another process, in which nothing blocks it."""
 
     @app.client.create_function(fn_id="hold", trigger=TriggerEvent(event=f"{app.client.app_id}/hold"))
     async def hold(ctx: Context) -> None:
@@ -143,7 +143,7 @@ async def test_a_call_whose_run_was_cancelled_ends_without_a_traceback(
     async with app.engine.running():
         await app.send("wait")
         await app.engine.cancel_run(await app.reported())
-        await within(ended.wait())  # At the next heartbeat the server says that there is no such call any more.
+        await within(ended.wait())  # At the next heartbeat the server reports that the call no longer exists.
     assert "Traceback" not in caplog.text
 
 
@@ -168,13 +168,11 @@ async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(
         await second.engine.stop()
 
 
-async def test_a_stop_hands_over_finished_steps_and_says_so(
-    server: DevServer, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_stop_commits_finished_steps_and_logs_them(server: DevServer, caplog: pytest.LogCaptureFixture) -> None:
     goes_on = asyncio.Event()
 
     def two_steps(app: App) -> Function[Any]:
-        @app.client.create_function(fn_id="two", trigger=TriggerEvent(event="handover/two"))
+        @app.client.create_function(fn_id="two", trigger=TriggerEvent(event="stopping/two"))
         async def two(ctx: Context) -> None:
             async def first() -> None:
                 app.report("first")
@@ -186,20 +184,18 @@ async def test_a_stop_hands_over_finished_steps_and_says_so(
         return two
 
     caplog.set_level(logging.INFO)
-    app = App(TemporalEngine(server.address), "handover").serve(two_steps)
+    app = App(TemporalEngine(server.address), "stopping").serve(two_steps)
     await app.engine.start()
     await app.send("two")
     assert await app.reported() == "first"
     stopping = asyncio.create_task(app.engine.stop())
-    async with asyncio.timeout(WAIT_SECONDS):
-        while app.engine._process._node is not None:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    await async_eventually(lambda: app.engine._process._node is None, "the engine has begun to stop")
     goes_on.set()
     await stopping
     assert "this process stops, so the call ends and its answer has the finished steps" in caplog.text
     assert "refused" not in caplog.text
     assert f"is connected to Temporal at {server.address}, namespace default" in caplog.text
-    assert "synced the app handover with Temporal: handover-two" in caplog.text
+    assert "synced the app stopping with Temporal: stopping-two" in caplog.text
     async with app.engine.running():
         assert await app.reported() == "second"
 
@@ -234,7 +230,7 @@ async def test_a_send_during_a_stop_does_not_start_the_process_again(
 
 
 async def test_a_request_that_only_a_worker_can_answer_ends_with_the_process(server: DevServer) -> None:
-    """A thread that waits for it would otherwise keep the process alive for ever."""
+    """Otherwise a thread that waits for it would keep the process alive forever."""
     app = App(TemporalEngine(server.address, settings=NO_GRACE), "unanswered").serve(add)
     await app.engine.start()
     node = app.engine._process._node
@@ -271,9 +267,9 @@ async def test_a_process_that_lacks_the_function_uses_up_no_attempt(
         await new.engine.start()
         await new.engine.stop()
         await old.send("hold")
-        async with asyncio.timeout(WAIT_SECONDS):
-            while "does not serve the function 'deployed-hold'" not in caplog.text:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await async_eventually(
+            lambda: "does not serve the function 'deployed-hold'" in caplog.text, "the missing function is logged"
+        )
         await new.engine.start()
         assert await new.reported() == "first"
         assert await new.reported() == "continued in attempt 0"
@@ -283,7 +279,7 @@ async def test_a_process_that_lacks_the_function_uses_up_no_attempt(
 
 
 @pytest.mark.slow
-async def test_a_server_that_is_away_delays_the_start_and_fails_sends_in_time(
+async def test_unreachable_server_delays_the_start_and_fails_sends_in_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = DevServer()
@@ -304,9 +300,12 @@ async def test_a_server_that_is_away_delays_the_start_and_fails_sends_in_time(
 
 async def _until_sent(app: App, event: Event) -> None:
     """Until the functions are synced, an event finds none."""
-    while app.reports.empty():
-        with contextlib.suppress(SendEventsError):
-            await app.client.send(event)
+
+    async def send() -> bool:
+        await app.client.send(event)
+        return not app.reports.empty()
+
+    await async_eventually(send, "the event starts a run", ignore=(SendEventsError,))
 
 
 async def test_invalid_options_prevent_the_start(server: DevServer) -> None:
@@ -318,7 +317,7 @@ async def test_invalid_options_prevent_the_start(server: DevServer) -> None:
     CommHandler(client=app.client, framework="test", functions=[bad])
     with pytest.raises(ConfigInvalidError, match=r"'invalid-bad'.*@daily") as refused:
         await app.engine.start()
-    # What servers print of it: not the code of the engine.
+    # The output of servers about it must not contain the engine's code.
     assert "workflow_engine" not in "".join(traceback.format_exception(refused.value))
 
 
@@ -328,7 +327,7 @@ async def test_invalid_settings_prevent_the_start() -> None:
         await engine.start()
 
 
-async def test_a_process_without_workers_sends_events_and_runs_none(server: DevServer) -> None:
+async def test_process_without_workers_sends_events_and_runs_no_functions(server: DevServer) -> None:
     web = App(TemporalEngine(server.address, workers=False), "apart").serve(add_sync)
     worker = App(TemporalEngine(server.address), "apart").serve(add_sync)
     async with worker.engine.running(), web.engine.running():
@@ -409,8 +408,8 @@ async def test_a_stopped_engine_starts_again(server: DevServer) -> None:
             assert await app.reported() == [number, 2]
 
 
-async def test_a_stop_does_not_wait_for_a_wait_that_is_being_registered(server: DevServer) -> None:
-    """The registration needs a workflow, which this process alone executes."""
+async def test_stop_does_not_wait_for_a_registration(server: DevServer) -> None:
+    """The registration needs a workflow, which only this process executes."""
 
     def wait(app: App) -> Function[Any]:
         @app.client.create_function(fn_id="wait", trigger=TriggerEvent(event=f"{app.client.app_id}/wait"))

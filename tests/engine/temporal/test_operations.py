@@ -36,7 +36,7 @@ async def test_functions_and_apps_are_listed_paused_and_resumed(server: DevServe
         assert functions is not None
         assert functions[0].name == "Go"
         assert {each.id for each in functions} <= {each.id for each in await engine.list_functions()}
-        assert await engine.list_app_functions("nobody") is None
+        assert await engine.list_app_functions("unknown") is None
 
         schedules = [each for each in await engine.list_schedules() if each.function_id == f"{app.app_id}-daily"]
         assert [each.schedule for each in schedules] == ["0 3 * * *"]
@@ -51,8 +51,8 @@ async def test_functions_and_apps_are_listed_paused_and_resumed(server: DevServe
         await engine.resume_function(f"{app.app_id}-go")
         (run,) = await ended_runs(engine, await send(engine, app.app_id))
         assert run.status is RunStatus.COMPLETED
-        with pytest.raises(FunctionNotFoundError, match="nobody"):
-            await engine.pause_function("nobody")
+        with pytest.raises(FunctionNotFoundError, match="unknown"):
+            await engine.pause_function("unknown")
 
 
 async def test_events_are_those_that_started_runs(server: DevServer) -> None:
@@ -85,7 +85,7 @@ async def test_events_are_those_that_started_runs(server: DevServer) -> None:
         assert got.data == {"n": 2}
         with pytest.raises(NotSupportedError, match="has none that matched nothing"):
             await engine.search_events(is_unmatched=True)
-        unmatched = await send(engine, f"{event}/nobody")
+        unmatched = await send(engine, f"{event}/unknown")
         with pytest.raises(NotSupportedError, match="stores events in the runs that they start"):
             await engine.get_event(unmatched)
         assert await engine.event_runs(unmatched) == []
@@ -170,5 +170,5 @@ async def test_cancellations_and_invocations_return_the_run(server: DevServer) -
         assert run.status is RunStatus.CANCELLED
         assert "cancelled by request" in run.decode_output()["message"]
         assert not await engine.cancel_run(run_id)
-        with pytest.raises(RunNotFoundError, match="nobody"):
-            await engine.cancel_run("nobody")
+        with pytest.raises(RunNotFoundError, match="unknown"):
+            await engine.cancel_run("unknown")

@@ -27,6 +27,7 @@ from durably.engine.temporal.runs.run_changes import RunChanges
 from durably.engine.views import RunView
 
 from ...temporal.dev_server import DevServer
+from ...waiting import async_eventually
 from ..alerts.test_alerts import receiving
 
 QUICK: dict[str, Any] = {
@@ -52,7 +53,7 @@ def make_engine(request: pytest.FixtureRequest, server: DevServer, tmp_path: Pat
 
 
 class Shop:
-    """An app with an id of its own: tests share a server."""
+    """An app with a unique id, because tests share a server."""
 
     def __init__(self, engine: Handle, app_id: str | None = None) -> None:
         self.engine = engine
@@ -84,11 +85,9 @@ class Shop:
         return TriggerEvent(event=f"{self.id}/{name}")
 
     async def start(self, name: str) -> str:
-        """The id of the run that an event starts. Lists on Temporal lag."""
+        """Send an event. Returns the id of its run. Lists on Temporal lag."""
         [event_id] = await self.client.send(Event(name=f"{self.id}/{name}"))
-        async with asyncio.timeout(60):
-            while not (runs := await self.engine.event_runs(event_id)):  # noqa: ASYNC110 - the server's index
-                await asyncio.sleep(0.02)
+        runs = await async_eventually(lambda: self.engine.event_runs(event_id), f"the run of {name} is listed")
         return runs[0].id
 
     async def run(self, name: str) -> RunView:
@@ -115,9 +114,7 @@ class Shop:
         return {name.replace(f"{self.id}-", ""): value for name, value in values.items() if value}
 
     async def wait_until_counted(self, name: str) -> None:
-        async with asyncio.timeout(60):
-            while name not in await self.counts():  # noqa: ASYNC110 - counters tell nobody
-                await asyncio.sleep(0.02)
+        await async_eventually(self.counts, f"{name} is counted", is_right=lambda counts: name in counts)
 
 
 @asynccontextmanager
@@ -134,7 +131,7 @@ async def test_both_engines_count_the_same(make_engine: MakeEngine) -> None:
         napping = await shop.start("nap")
         await shop.wait_until_counted("steps_ended,nap,completed")
         assert await shop.engine.cancel_run(napping)
-        await shop.client.send(Event(name=f"{shop.id}/nobody"))
+        await shop.client.send(Event(name=f"{shop.id}/unknown"))
         await shop.wait_until_counted("runs_ended,nap,cancelled")
         assert await shop.counts() == {
             "runs_started,order": 1,
@@ -234,7 +231,7 @@ async def test_a_failed_run_is_reported_to_a_webhook(make_engine: MakeEngine) ->
     assert "ValueError: declined" in body["text"]
 
 
-async def test_a_server_that_is_away_leaves_the_other_metrics() -> None:
+async def test_unreachable_server_keeps_the_other_metrics() -> None:
     with DevServer() as own_server:
         async with opened(TemporalEngine(own_server.address)) as shop:
             await shop.run("pay")
@@ -251,7 +248,7 @@ async def test_a_server_that_is_away_leaves_the_other_metrics() -> None:
             own_server.go_on()
 
 
-async def test_numbers_that_cannot_be_read_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreadable_numbers_are_omitted(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> dict[str, int]:
         raise KeyError("Unknown payload encoding binary/encrypted")
 
@@ -290,7 +287,7 @@ async def test_the_functions_of_other_apps_have_no_labels(server: DevServer) -> 
     assert {sample.labels[0].rpartition("-")[0] for sample in metrics["runs_live"].samples} == {other.id}
 
 
-async def test_two_engines_of_a_process_with_one_app_count_apart(server: DevServer) -> None:
+async def test_two_engines_of_a_process_with_one_app_count_separately(server: DevServer) -> None:
     """The connections differ by their namespaces."""
     client = await TemporalClient.connect(server.address)
     namespace = f"billing{uuid.uuid4().hex[:8]}"
@@ -335,8 +332,8 @@ async def test_an_end_that_the_server_refuses_is_not_counted_however_late_the_ne
 
 
 @pytest.mark.slow
-async def test_a_run_that_is_cancelled_while_it_ends_is_counted_once_and_truly(server: DevServer) -> None:
-    """The server refuses the task that ends a run if the cancellation comes during it."""
+async def test_run_that_is_cancelled_while_it_ends_is_counted_once_with_its_status(server: DevServer) -> None:
+    """The server refuses the task that ends a run if the cancellation arrives during it."""
     engine = TemporalEngine(server.address, settings=EngineSettings(**QUICK))
     shop = Shop(engine)
     client = Client(app_id=f"{shop.id}b", engine=engine, is_production=False)
@@ -365,8 +362,8 @@ async def test_a_run_that_is_cancelled_while_it_ends_is_counted_once_and_truly(s
             samples = (await shop.read())["runs_ended"].samples
             return {each.labels[1]: each.value for each in samples if "brief" in each.labels[0] and each.value}
 
-        async with asyncio.timeout(60):
-            while sum((await counted()).values()) < len(runs):  # noqa: ASYNC110 - counters tell nobody
-                await asyncio.sleep(0.1)
+        await async_eventually(
+            counted, "the end of each run is counted", is_right=lambda counts: sum(counts.values()) >= len(runs)
+        )
         await asyncio.sleep(1)
         assert await counted() == ended

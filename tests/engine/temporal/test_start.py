@@ -105,7 +105,7 @@ def test_an_engine_without_urls_of_apps_serves_until_it_is_stopped(start: Start,
     port = free_port()
     engine = start("start", "--temporal", server.address, "--port", str(port), **KEYS)
     logged(engine, "engine started")
-    event = json.dumps({"name": "order/nobody-listens"})
+    event = json.dumps({"name": "order/unknown"})
     sent = urllib3.request("POST", f"http://127.0.0.1:{port}/e/{EVENT_KEY}", body=event, timeout=30)
     assert sent.status == 200, sent.data
     assert engine.stop(signal.SIGTERM) == 0
@@ -150,7 +150,7 @@ def test_a_worker_runs_an_apps_functions(start: Start, directory: Path, server: 
         ("shop:app", "not a durably.Client"),
     ],
 )
-def test_a_worker_refuses_what_it_cannot_run(run: Run, directory: Path, target: str, reason: str) -> None:
+def test_worker_refuses_functions_that_it_cannot_run(run: Run, directory: Path, target: str, reason: str) -> None:
     write(directory / "shop.py", NOT_FOR_WORKERS)
     result = run("worker", target, DURABLY_DEV="1")
     assert result.status == 1

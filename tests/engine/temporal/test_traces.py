@@ -1,4 +1,4 @@
-"""Traces of runs on Temporal: of an app in its own processes, and of one that is called over HTTP."""
+"""Traces of runs on Temporal: of an app in its own processes, and of an app that is called over HTTP."""
 
 import datetime as dt
 import os
@@ -116,7 +116,7 @@ async def test_runs_that_a_run_starts_are_in_its_trace(server: DevServer, spans:
     app = App(server, "family", spans)
 
     async def parent(ctx: Context) -> None:
-        await ctx.step.send_event("tell", Event(name=app.event("sibling")))
+        await ctx.step.send_event("notify", Event(name=app.event("sibling")))
         await ctx.step.invoke_by_id("ask", function_id="child", app_id=app.id)
         raise LookupError("after that")
 
@@ -129,10 +129,15 @@ async def test_runs_that_a_run_starts_are_in_its_trace(server: DevServer, spans:
         run = await app.request("parent")
         own = spans.one(f"run {app.id}-parent")
         assert (run.status, attribute(own, "error.type")) == ("Failed", "LookupError")
-        invoked, told = [await spans.wait_for(f"run {app.id}-{each}") for each in ("child", "sibling")]
+        invoked, notified = [await spans.wait_for(f"run {app.id}-{each}") for each in ("child", "sibling")]
     assert spans.path(invoked)[-2:] == [f"run {app.id}-parent", f"run {app.id}-child"]
-    sent = [f"process {app.id}-parent", "step tell", f"send {app.event('sibling')}", f"receive {app.event('sibling')}"]
-    assert spans.path(told)[-5:] == [*sent, f"run {app.id}-sibling"]
+    sent = [
+        f"process {app.id}-parent",
+        "step notify",
+        f"send {app.event('sibling')}",
+        f"receive {app.event('sibling')}",
+    ]
+    assert spans.path(notified)[-5:] == [*sent, f"run {app.id}-sibling"]
     assert {trace_of(span) for span in spans.all} == {trace_of(own)}
 
 
@@ -173,9 +178,7 @@ async def test_one_trace_of_an_app_that_is_called_over_http(server: DevServer, s
     assert {trace_of(span) for span in own} == {trace_of(spans.one("POST /orders"))}
 
 
-async def test_a_call_that_does_not_reach_its_app_is_repeated_in_a_span_of_its_own(
-    server: DevServer, spans: Spans
-) -> None:
+async def test_call_that_does_not_reach_its_app_is_repeated_in_a_separate_span(server: DevServer, spans: Spans) -> None:
     app = make_client()
 
     @app.create_function(fn_id="go", trigger=on(app, "go"))

@@ -1,4 +1,4 @@
-"""Servers that refuse the namespace, or are away for a while."""
+"""Servers that refuse the namespace, or are unreachable for a while."""
 
 import asyncio
 import contextlib
@@ -23,13 +23,14 @@ from durably.temporal import TemporalCredentialsError
 
 from ...temporal.dev_server import DevServer
 from ...temporal.proxy import Proxy
-from .test_in_process import WAIT_SECONDS, App, add_sync, within
+from ...waiting import async_eventually
+from .test_in_process import App, add_sync, within
 
 _DENIED = 7
 
 
 class DenyingServer:
-    """It describes itself, and denies all requests for a namespace, as Temporal does without a permission."""
+    """Describes itself, and denies all requests for a namespace, as Temporal does without a permission."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -49,7 +50,7 @@ class DenyingServer:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         connection.initiate_connection()
         paths: dict[int, bytes] = {}
-        with contextlib.suppress(OSError, h2.exceptions.ProtocolError), near:  # Clients give requests up.
+        with contextlib.suppress(OSError, h2.exceptions.ProtocolError), near:  # Clients give up requests.
             while data := near.recv(65536):
                 for event in connection.receive_data(data):
                     if isinstance(event, h2.events.RequestReceived):
@@ -59,7 +60,7 @@ class DenyingServer:
                 near.sendall(connection.data_to_send())
 
     def _answer(self, connection: h2.connection.H2Connection, stream: int, path: bytes) -> None:
-        """Answer a request that has ended: the rest of one that is answered early is a protocol error."""
+        """Answer a request that has ended: the rest of a request that is answered early is a protocol error."""
         headers = [(":status", "200"), ("content-type", "application/grpc")]
         if path.endswith(b"/GetSystemInfo"):
             connection.send_headers(stream, headers)
@@ -102,7 +103,7 @@ async def test_a_sync_without_an_answer_is_repeated(server: DevServer, monkeypat
 
 
 @pytest.mark.slow
-async def test_runs_and_events_continue_after_their_server_was_away(
+async def test_runs_and_events_continue_after_a_server_outage(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = Proxy(server.port)
@@ -123,9 +124,9 @@ async def test_runs_and_events_continue_after_their_server_was_away(
             proxy.leave()
             may_end.set()
             sending = asyncio.create_task(app.send("work", n=2))
-            async with asyncio.timeout(WAIT_SECONDS):
-                while "the Temporal server does not answer" not in caplog.text:  # noqa: ASYNC110 - a log
-                    await asyncio.sleep(0.02)
+            await async_eventually(
+                lambda: "the Temporal server does not answer" in caplog.text, "the unreachable server is logged"
+            )
             proxy.come_back()
             await within(sending)
             assert sorted([await app.reported() for _ in range(3)]) == ["begun 2", "ended 1", "ended 2"]

@@ -1,4 +1,4 @@
-"""When and where the engine starts: with servers, before the first request; not where the app is only imported."""
+"""Start of the engine: with servers, before the first request; not if the app is only imported."""
 
 import datetime as dt
 import os
@@ -53,7 +53,7 @@ def werkzeug(descriptor: int) -> list[str]:
 
 def flask_run(*options: str) -> Callable[[int], list[str]]:
     app = "tests.in_process.apps:flask_app"
-    # It takes a listening socket from its reloader only, so the test cannot send requests to it.
+    # It accepts a listening socket from its reloader only, so the test cannot send requests to it.
     return lambda _: ["-m", "flask", "--app", app, *options, "run", "--port", "0"]
 
 
@@ -146,7 +146,7 @@ print(os.getpid())
 
 @pytest.mark.slow
 def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> None:
-    """Whether the app is running or not; what it sends waits for the app."""
+    """Whether the app is running or not. Its events wait for the app."""
     with serving(AT_ONCE["flask-gunicorn"], tmp_path) as cluster:
         cluster.wait_leader()
         first = python(SCRIPT.format(serve="", id="first"), tmp_path)
@@ -159,7 +159,7 @@ def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> 
     assert not {int(first), int(second)} & {entry["process"] for entry in cluster.diary.entries("step")}
 
 
-def test_a_process_that_serves_functions_runs_what_it_sends(tmp_path: Path) -> None:
+def test_serving_process_runs_the_functions_of_its_events(tmp_path: Path) -> None:
     """In any program, without a known server or a request."""
     serve = "import flask, durably.flask; durably.flask.serve(flask.Flask('x'), client, functions)"
     wait = "; import time\nwhile client.engine.list_runs_sync()[0].ended_at is None: time.sleep(0.01)"
@@ -187,12 +187,12 @@ asyncio.run(main())
 """
 
 
-def test_a_process_that_has_sent_before_it_starts_goes_on_as_one_that_serves(tmp_path: Path) -> None:
+def test_process_that_sent_before_its_start_serves_afterwards(tmp_path: Path) -> None:
     python(BEFORE_THE_START, tmp_path)
     cluster = Cluster(tmp_path, "", None)  # type: ignore[arg-type]
     assert list(cluster.run_statuses().values()) == [
         "Completed"
-    ]  # the early event was sent before there were functions
+    ]  # The early event was sent before there were functions.
     assert f"the database {tmp_path}/durably.db has no functions" in cluster.log()
 
 
@@ -208,7 +208,7 @@ except Error as error:
 """
 
 
-def test_no_answer_in_time_says_why(tmp_path: Path) -> None:
+def test_timeout_error_has_the_reason(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
     with sqlite3.connect(database) as connection:
         connection.execute("PRAGMA user_version = 999999")
@@ -246,7 +246,7 @@ os._exit(0)
 """
 
 
-def test_a_forked_child_holds_nothing(tmp_path: Path) -> None:
+def test_forked_child_keeps_no_descriptors(tmp_path: Path) -> None:
     """Its parent's end is seen at once, not after the lease. It does not open the database that its parent had open,
     but follows the leader."""
     database, answer = tmp_path / "durably.db", tmp_path / "answer"

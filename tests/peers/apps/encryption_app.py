@@ -33,7 +33,7 @@ async def ask(ctx: Any) -> Any:
 
     other = ctx.event.data["other"]
     data = {"encrypted": await ctx.step.run("secret", secret), "plain": 1}
-    await ctx.step.send_event("tell", sdk.Event(name=f"{other}/reply", data=data))
+    await ctx.step.send_event("notify", sdk.Event(name=f"{other}/reply", data=data))
     return await ctx.step.invoke_by_id("ask", app_id=other, function_id="reply", data=data)
 
 

@@ -249,7 +249,7 @@ add(
 
 // Deferred functions run once the function has ended; one of these is taken back before.
 const later = createDefer(client, { id: "later" }, async ({ event, step }) => {
-  await step.sendEvent("tell", { name: `${id}/deferred-ran`, data: { n: event.data.n } });
+  await step.sendEvent("notify", { name: `${id}/deferred-ran`, data: { n: event.data.n } });
 });
 functions.push(later);
 add("deferring", async ({ defer, step }) => {

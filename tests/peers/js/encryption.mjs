@@ -14,7 +14,7 @@ const reply = client.createFunction({ id: "reply", triggers: [{ event: `${id}/re
 const ask = client.createFunction({ id: "ask", triggers: [{ event: `${id}/ask` }] }, async ({ event, step }) => {
   const other = event.data.other;
   const data = { encrypted: await step.run("secret", () => event.data.encrypted), plain: 1 };
-  await step.sendEvent("tell", { name: `${other}/reply`, data });
+  await step.sendEvent("notify", { name: `${other}/reply`, data });
   return step.invoke("ask", { function: referenceFunction({ appId: other, functionId: "reply" }), data });
 });
 

@@ -66,7 +66,7 @@ def test_event_loops_of_several_threads_share_one_connection(proxy: Proxy) -> No
     assert proxy.opened == 1
 
 
-async def test_who_gives_up_waiting_leaves_the_connection_to_the_others(proxy: Proxy) -> None:
+async def test_cancelled_caller_keeps_the_connection_of_the_others(proxy: Proxy) -> None:
     temporal = Temporal(proxy.address)
     impatient = asyncio.create_task(temporal.client())
     patient = asyncio.create_task(temporal.client())
@@ -81,10 +81,10 @@ async def test_synchronous_calls_on_an_event_loop_are_refused(temporal: Temporal
         temporal.sync.start_workflow("any", id="any")
 
 
-async def test_an_absent_server_is_named_and_found_once_it_is_there() -> None:
+async def test_unreachable_server_is_named_and_found_once_it_starts() -> None:
     server = DevServer()
     temporal = Temporal(server.address)
-    async with temporal.lifespan():  # The app starts all the same.
+    async with temporal.lifespan():  # The app starts anyway.
         with pytest.raises(TemporalUnreachableError, match=f"{server.address} cannot be reached: Connection refused"):
             await temporal.client()
         health = await temporal.check_health()
@@ -198,6 +198,6 @@ Temporal(sys.argv[1]).sync.count_workflows()
 
 @pytest.mark.slow
 def test_a_process_that_exits_right_after_its_last_call_ends_well(server: DevServer) -> None:
-    """Without a pause at exit, about one in four dies of a native thread that meets the interpreter's end."""
+    """Without a pause at exit, about one in four is killed by a native thread during the interpreter's end."""
     processes = [subprocess.Popen([sys.executable, "-c", ASK_AND_EXIT, server.address]) for _ in range(6)]
     assert [process.wait(60) for process in processes] == [0] * 6

@@ -1,4 +1,4 @@
-"""Connections to the server that break amid a call, and a server that hangs."""
+"""Connections to the server that break during a call, and a server that hangs."""
 
 import asyncio
 import contextlib
@@ -18,6 +18,7 @@ from durably.temporal.gateway import Gateway, GatewayRequest, GatewayResponse, L
 from durably.temporal.gateway.problems import to_problem
 
 from ...ports import free_port
+from ...waiting import async_eventually
 from ..apps import exposures
 from ..dev_server import DevServer
 from ..proxy import Proxy
@@ -39,7 +40,7 @@ def proxy(server: DevServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def hanging() -> Iterator[DevServer]:
-    """A server of its own, to be stopped."""
+    """A separate server, to be stopped."""
     with DevServer() as server:
         yield server
 
@@ -65,7 +66,7 @@ def kind(response: GatewayResponse) -> tuple[int, str]:
 
 
 async def begin(gateway: Gateway) -> str:
-    """A workflow that sleeps."""
+    """Start a workflow that sleeps."""
     started = await ask(gateway, "POST", "sleeping")
     return f"sleeping/{json.loads(started.body)['workflow_id']}"
 
@@ -74,21 +75,21 @@ async def begin(gateway: Gateway) -> str:
 async def visitors(
     gateway: Gateway, place: str, answered: set[Any] | None = None
 ) -> AsyncIterator["Counter[tuple[int, str]]"]:
-    """Eight of them look and start all the while; what they were told is counted.
+    """Eight clients that read and start workflows all the time. Their answers are counted.
 
     Each adds itself to ``answered``.
     """
-    told: Counter[tuple[int, str]] = Counter()
+    answers: Counter[tuple[int, str]] = Counter()
 
     async def visit(method: str, path: str) -> None:
         while True:
-            told[kind(await ask(gateway, method, path))] += 1
+            answers[kind(await ask(gateway, method, path))] += 1
             if answered is not None:
                 answered.add(asyncio.current_task())
 
     visits = [asyncio.create_task(visit(*each)) for each in [("GET", place), ("POST", "sleeping")] * 4]
     try:
-        yield told
+        yield answers
         assert not any(visit.done() for visit in visits)
     finally:
         for visit in visits:
@@ -96,12 +97,10 @@ async def visitors(
         await asyncio.gather(*visits, return_exceptions=True)
 
 
-async def until(told: "Counter[tuple[int, str]]", *awaited: tuple[int, str]) -> None:
+async def until(answers: "Counter[tuple[int, str]]", *awaited: tuple[int, str]) -> None:
     """Until each has come once more."""
-    before = Counter(told)
-    async with asyncio.timeout(60):
-        while not all(told[each] > before[each] for each in awaited):  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.005)
+    before = Counter(answers)
+    await async_eventually(lambda: all(answers[each] > before[each] for each in awaited), f"visitors got {awaited}")
 
 
 async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> None:
@@ -109,18 +108,17 @@ async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> No
     gateway = gateway_at(proxy.address)
     place = await begin(gateway)
     answered: set[Any] = set()
-    async with visitors(gateway, place, answered) as told, asyncio.timeout(120):
+    async with visitors(gateway, place, answered) as answers, asyncio.timeout(120):
         for _ in range(8):
             proxy.cut()
-            # Requests that several cuts hit, one after another, may use up their repetitions.
+            # Several cuts that hit a request one after another may use up its retries.
             answered.clear()
-            while len(answered) < 8:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-    assert told.keys() == {(200, ""), (202, "")}
+            await async_eventually(lambda: len(answered) == 8, "each visitor has an answer")
+    assert answers.keys() == {(200, ""), (202, "")}
     assert proxy.opened > 4
 
 
-async def test_a_long_poll_goes_on_when_its_connection_breaks(proxy: Proxy, temporal: Temporal) -> None:
+async def test_long_poll_continues_when_its_connection_breaks(proxy: Proxy, temporal: Temporal) -> None:
     gateway = gateway_at(proxy.address)
     place = await begin(gateway)
     held = asyncio.create_task(ask(gateway, "GET", f"{place}/result", wait="60"))
@@ -134,28 +132,27 @@ async def test_a_long_poll_goes_on_when_its_connection_breaks(proxy: Proxy, temp
         assert (await held).status_code == 424
 
 
-async def test_a_call_that_is_not_repeated_is_unavailable_not_an_error_of_the_server(proxy: Proxy) -> None:
+async def test_unrepeated_call_is_unavailable_and_not_a_server_error(proxy: Proxy) -> None:
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     place = await begin(gateway)
     unavailable = (503, "server-unavailable")
-    async with visitors(gateway, place) as told:
-        while not told[unavailable]:
+    async with visitors(gateway, place) as answers:
+        while not answers[unavailable]:
             proxy.cut()
-            await until(told, (200, ""))
-    assert told.keys() == {(200, ""), (202, ""), unavailable}
+            await until(answers, (200, ""))
+    assert answers.keys() == {(200, ""), (202, ""), unavailable}
 
 
-async def test_what_was_started_before_the_connection_broke_is_not_called_unavailable(
+async def test_workflow_started_before_the_connection_broke_is_not_reported_as_unavailable(
     proxy: Proxy, temporal: Temporal
 ) -> None:
-    """The client would start it a second time."""
+    """Otherwise the client would start it a second time."""
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
     starting = asyncio.create_task(ask(gateway, "POST", "orders", order, prefer="wait=60"))
     handle = (await temporal.client()).get_workflow_handle(f"order-{order['order_id']}")
+    await async_eventually(lambda: exists(handle), "the workflow has started")
     async with asyncio.timeout(60):
-        while not await exists(handle):  # noqa: ASYNC110  Nobody tells.
-            await asyncio.sleep(0.02)
         while not starting.done():
             proxy.cut()
             await asyncio.wait({starting}, timeout=0.2)
@@ -184,7 +181,7 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
     try:
         assert kind(await ask(gateway, "GET", place)) in GIVEN_UP
         assert kind(await ask(gateway, "POST", "sleeping")) in GIVEN_UP
-        assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) in GIVEN_UP  # Whose it is, is not known.
+        assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) in GIVEN_UP  # The source is unknown.
         assert not (await gateway.temporal.check_health(timedelta(seconds=0.2))).ok
         async for chunk in stream:
             if b"does not answer" in chunk:
@@ -199,7 +196,7 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
 
 
 async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
-    """Each of them, though none was given a timeout."""
+    """Each of them ends, though none was given a timeout."""
     temporal = Temporal(hanging.address, task_queue=TASK_QUEUE, rpc_timeout=timedelta(seconds=0.3))
     client = await temporal.client()
     handle = await client.start_workflow("any", id="any", task_queue=TASK_QUEUE, rpc_timeout=PATIENCE)
@@ -234,7 +231,7 @@ async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
         await waiting
 
 
-async def test_the_log_says_once_in_a_while_why_there_is_no_server(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_repeats_the_reason_of_an_outage_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     gateway = gateway_at(f"127.0.0.1:{port}")
     for _ in range(3):

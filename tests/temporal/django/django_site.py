@@ -1,4 +1,4 @@
-"""A Django project of its own for a test: copied, migrated, and run by its real ``manage.py``."""
+"""A separate Django project for a test: copied, migrated, and run by its real ``manage.py``."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class DjangoSite:
         )
 
     def start(self, *arguments: str, **variables: str) -> Command:
-        """``manage.py …`` that stays up."""
+        """``manage.py …`` that keeps running."""
         return self._start([sys.executable, "manage.py"], arguments, variables)
 
     def start_asgi(self, port: int) -> Command:
@@ -69,7 +69,7 @@ class DjangoSite:
         database.write_bytes(_migrated[0])
 
     def shell(self, code: str) -> Any:
-        """What ``result`` is after the code has run in the project, as JSON."""
+        """The value of ``result`` after the code has run in the project, from JSON."""
         done = self.run("shell", "--command", f"import json\n{code}\nprint(json.dumps(result))")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout.strip().splitlines()[-1])

@@ -1,8 +1,7 @@
-"""The admin's pages of workflows, on a real site with a real server: filters, permissions, what is done."""
+"""The admin's pages of workflows, on a real site with a real server: filters, permissions, actions."""
 
 import html
 import re
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from durably.temporal import SyncWorkflowHandle, Temporal
 
 from ...ports import free_port
 from ...variants import variants
+from ...waiting import eventually, wait_until_listening
 from ..dev_server import DevServer
 from ..stuck_workflows import RetryingWorkflow, call_bank
 from ..worker_thread import working
@@ -41,21 +41,14 @@ LIST = "/admin/durably_temporal/workflow/"
 
 
 def serve(site: DjangoSite, kind: str = "wsgi", **variables: str) -> str:
-    """The origin of the site, which is up."""
+    """Start the site. Returns its origin."""
     port = free_port()
     if kind == "wsgi":
         command = site.start("runserver", "--noreload", f"127.0.0.1:{port}", **variables)
     else:
         command = site.start_asgi(port)
-    end = time.monotonic() + 30
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return f"http://127.0.0.1:{port}"
-        except OSError:
-            assert command.process.poll() is None, command.output
-            assert time.monotonic() < end, command.output
-            time.sleep(0.02)
+    wait_until_listening(port, command.process, lambda: command.output)
+    return f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +67,7 @@ def origin(site: DjangoSite, request: pytest.FixtureRequest) -> str:
 
 
 class Browser:
-    """Somebody who is logged in."""
+    """A browser with a logged-in user."""
 
     def __init__(self, origin: str, user: str) -> None:
         self.client = httpx.Client(base_url=origin, follow_redirects=True, timeout=30)
@@ -96,7 +89,7 @@ class Browser:
         return self.client.get(html.unescape(url))
 
     def confirm(self, page: httpx.Response, **fields: str) -> httpx.Response:
-        """Send the form of a page that asks."""
+        """Send the form of a confirmation page."""
         [form] = re.findall(r'<form method="post">(.*?)</form>', page.text, re.S)
         return self.client.post(page.url, data={**_hidden(form), **fields})
 
@@ -128,16 +121,15 @@ def page_of(browser: Browser, handle: Handle) -> httpx.Response:
     return browser.get(f"{LIST}{handle.id}/change/")
 
 
-def listed(browser: Browser, expected: set[str], **filters: str) -> bool:
-    """Whether the list comes to show these: the server indexes what happens a moment later."""
-    end = time.monotonic() + 20
-    while time.monotonic() < end:
+def wait_for_list(browser: Browser, expected: set[str], **filters: str) -> None:
+    """Wait until the list has exactly these: the server's index lags."""
+
+    def look() -> set[str]:
         page = browser.get(LIST, **filters)
         assert page.status_code == 200, page.text
-        if set(re.findall(r'change/\?run=[\w-]+">([^<]+)</a>', page.text)) == expected:
-            return True
-        time.sleep(0.05)
-    return False
+        return set(re.findall(r'change/\?run=[\w-]+">([^<]+)</a>', page.text))
+
+    eventually(look, f"the list has {expected}", is_right=lambda ids: ids == expected)
 
 
 def test_the_list_and_its_filters(root: Browser, site: DjangoSite, temporal: Temporal) -> None:
@@ -147,15 +139,15 @@ def test_the_list_and_its_filters(root: Browser, site: DjangoSite, temporal: Tem
     done.result(timeout=PATIENCE)
     both = {"&#x27;".join(waiting.id.split("'")), done.id}
     [first] = both - {done.id}
-    assert listed(root, both, id=kind)
-    assert listed(root, {first}, id=f"{kind}-it's")
-    assert listed(root, {first}, id=kind, status="running")
-    assert listed(root, {done.id}, id=kind, status="completed", started="hour")
-    assert listed(root, {done.id}, id=kind, type="AnyWorkflow")
-    assert listed(root, both, queue=site.task_queue, id=kind)
-    assert listed(root, {first}, id=kind, query="WorkflowType = 'WaitingWorkflow' OR WorkflowType = 'x'")
-    assert listed(root, set(), id=kind, status="failed")
-    assert f"of {temporal.settings.address}; times in" in root.get(LIST).text  # Of which zone the times are.
+    wait_for_list(root, both, id=kind)
+    wait_for_list(root, {first}, id=f"{kind}-it's")
+    wait_for_list(root, {first}, id=kind, status="running")
+    wait_for_list(root, {done.id}, id=kind, status="completed", started="hour")
+    wait_for_list(root, {done.id}, id=kind, type="AnyWorkflow")
+    wait_for_list(root, both, queue=site.task_queue, id=kind)
+    wait_for_list(root, {first}, id=kind, query="WorkflowType = 'WaitingWorkflow' OR WorkflowType = 'x'")
+    wait_for_list(root, set(), id=kind, status="failed")
+    assert f"of {temporal.settings.address}; times in" in root.get(LIST).text  # The time zone is shown.
     waiting.terminate()
 
 
@@ -175,7 +167,7 @@ def test_pages_of_the_list(root: Browser, site: DjangoSite, temporal: Temporal) 
 
 
 @pytest.mark.parametrize("query", ["x = (y", "x =", "Nothing = 'of this name'", "WorkflowId = '<b>\\'"])
-def test_a_bad_query_is_said_beside_its_field_and_the_form_is_kept(root: Browser, query: str) -> None:
+def test_invalid_query_is_reported_at_its_field_and_the_form_keeps_its_values(root: Browser, query: str) -> None:
     page = root.get(LIST, query=query, id="my-id", status="running")
     assert page.status_code == 400
     [field] = re.findall(r'<div class="field errors">(.*?)</div>', page.text, re.S)
@@ -185,13 +177,13 @@ def test_a_bad_query_is_said_beside_its_field_and_the_form_is_kept(root: Browser
     assert '<input type="hidden" name="status" value="running">' in page.text
 
 
-def test_a_page_token_that_is_none_is_a_page_of_the_admin(root: Browser) -> None:
+def test_invalid_page_token_is_an_admin_page(root: Browser) -> None:
     page = root.get(LIST, page="x", query="WorkflowId = 'x'")
     assert (page.status_code, 'class="errornote"' in page.text) == (400, True)
 
 
 def links_of(page: httpx.Response) -> dict[str, str]:
-    """Where the page of a workflow leads, by relation."""
+    """The links of a workflow's page, by relation."""
     found = re.findall(r'<tr><th scope="row">([^<]+)</th><td><a href="([^"]*)">', page.text)
     return {relation: html.unescape(url) for relation, url in found}
 
@@ -229,7 +221,7 @@ def test_links_to_parent_and_children(root: Browser, site: DjangoSite, temporal:
     assert re.search(rf"<td>child_workflow_execution_started</td>.*?>{id}-child</a>", history, re.S)
 
 
-def test_inputs_and_results_are_for_people_with_the_permission(
+def test_inputs_and_results_need_the_permission(
     origin: str, root: Browser, site: DjangoSite, temporal: Temporal
 ) -> None:
     note = "<script>" + "x" * 20_000
@@ -310,7 +302,7 @@ def test_it_is_signalled_cancelled_and_terminated(root: Browser, site: DjangoSit
         ({"name": "greet", "arguments": '"hello"'}, "a JSON array"),
     ],
 )
-def test_a_signal_that_is_none_is_said(
+def test_invalid_signal_is_reported(
     root: Browser, site: DjangoSite, temporal: Temporal, fields: dict[str, str], message: str
 ) -> None:
     handle = wait(temporal, site)
@@ -356,7 +348,7 @@ def test_a_workflow_that_does_not_exist(root: Browser) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away(site: DjangoSite) -> None:
+def test_unreachable_server_is_an_admin_page(site: DjangoSite) -> None:
     away = f"127.0.0.1:{free_port()}"
     browser = Browser(serve(site, TEST_TEMPORAL_SERVER=away), "root")
     page = browser.get(LIST)
@@ -366,7 +358,7 @@ def test_a_server_that_is_away(site: DjangoSite) -> None:
 
 @pytest.mark.slow
 def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
-    queue = f"nobody-{uuid.uuid4().hex}"
+    queue = f"unpolled-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("WaitingWorkflow", id=queue, task_queue=queue)
     assert f"no worker polls the task queue &quot;{queue}&quot;" in page_of(root, handle).text
     checked = site.run("check_temporal_workflows")
@@ -380,13 +372,14 @@ def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root
 
 
 @pytest.mark.slow
-def test_the_page_tells_of_an_activity_that_is_retried_again_and_again(root: Browser, temporal: Temporal) -> None:
+def test_page_reports_an_activity_with_many_retries(root: Browser, temporal: Temporal) -> None:
     queue = f"retrying-{uuid.uuid4().hex}"
     with working(temporal, queue, workflows=[RetryingWorkflow], activities=[call_bank]):
         handle = temporal.sync.start_workflow("RetryingWorkflow", id=queue, task_queue=queue)
-        end = time.monotonic() + PATIENCE.total_seconds()
-        while "the activity call_bank has been retried for" not in (page := page_of(root, handle).text):
-            assert time.monotonic() < end, page
-            time.sleep(0.1)
+        page = eventually(
+            lambda: page_of(root, handle).text,
+            "the page shows the retried activity",
+            is_right=lambda page: "the activity call_bank has been retried for" in page,
+        )
         handle.terminate()
     assert "hunter2" not in page

@@ -94,7 +94,7 @@ def test_the_admin_shows_the_workflows_of_the_connection_that_is_chosen(
 ) -> None:
     site.shell("from django.contrib.auth.models import User\nresult = User.objects.create_superuser('root').pk")
     id = f"invoice-{uuid.uuid4().hex}"
-    handle = billing.sync.start_workflow("InvoiceWorkflow", "ada", id=id, task_queue="nobody")
+    handle = billing.sync.start_workflow("InvoiceWorkflow", "ada", id=id, task_queue="unpolled")
     code = f"""
 import html, re, time
 from django.contrib.auth.models import User

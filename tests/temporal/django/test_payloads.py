@@ -24,7 +24,7 @@ def show(converter: DataConverter, payload: Payload) -> PayloadText:
     return text
 
 
-def test_payloads_are_decrypted_and_those_of_an_unknown_key_are_said() -> None:
+def test_payloads_are_decrypted_and_unknown_keys_are_reported() -> None:
     own, other = (EncryptionKey.generate(name) for name in ("own", "other"))
     payload = encode(converter(own), {"card": "é"})
     assert b"card" not in payload.data
@@ -45,4 +45,4 @@ def test_any_payload_has_a_text() -> None:
     plain = Temporal().data_converter
     assert show(plain, encode(plain, None)) == PayloadText("null")
     assert show(plain, encode(plain, b"abc")) == PayloadText("3 bytes")
-    assert "KeyError" in str(show(plain, Payload(metadata={"encoding": b"of/nobody"}, data=b"x")).note)
+    assert "KeyError" in str(show(plain, Payload(metadata={"encoding": b"of/unknown"}, data=b"x")).note)

@@ -90,7 +90,7 @@ async def test_a_description_shows_pending_activities(gateway: Gateway) -> None:
 
 async def test_a_queue_without_a_worker_is_noticed(temporal: Temporal) -> None:
     limits = Limits(rpc_timeout=timedelta(seconds=1))
-    exposed = expose(OrderWorkflow, name="orders", task_queue=f"nobody-{uuid.uuid4()}", queries="all")
+    exposed = expose(OrderWorkflow, name="orders", task_queue=f"unpolled-{uuid.uuid4()}", queries="all")
     gateway = Gateway(temporal, [exposed], allow_anonymous=True, limits=limits)
     place = await start(gateway)
     [notice] = (await ask(gateway, "GET", place)).json["notices"]
@@ -100,7 +100,7 @@ async def test_a_queue_without_a_worker_is_noticed(temporal: Temporal) -> None:
     assert (await ask(gateway, "GET", f"{await start(gateway)}/result", wait="0")).status == 202
 
 
-async def test_activities_that_no_worker_takes_are_noticed(temporal: Temporal) -> None:
+async def test_activities_without_a_worker_have_a_notice(temporal: Temporal) -> None:
     queue = f"workflows-only-{uuid.uuid4()}"
     gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", task_queue=queue)], allow_anonymous=True)
     place = await start(gateway)
@@ -203,7 +203,7 @@ async def test_the_problem_of_a_refused_update_has_its_reason(gateway: Gateway) 
     assert (refused.status, refused.json["failure"][0]["type"]) == (422, "AddressMissing")
 
 
-async def test_an_update_that_is_repeated_is_done_once(gateway: Gateway) -> None:
+async def test_repeated_update_is_executed_once(gateway: Gateway) -> None:
     place = await start(gateway)
     update, key = f"{place}/updates/change_address", uuid.uuid4().hex
     first = await ask(gateway, "POST", update, {"address": "a"}, h_idempotency_key=key)
@@ -266,7 +266,7 @@ async def test_a_history_contains_no_inputs_and_results(gateway: Gateway) -> Non
     assert "secret" not in json.dumps(events)
 
 
-async def test_a_raw_history_is_what_replayers_read(gateway: Gateway, temporal: Temporal, server: DevServer) -> None:
+async def test_raw_history_can_be_replayed(gateway: Gateway, temporal: Temporal, server: DevServer) -> None:
     place = await start(gateway)
     await ask(gateway, "POST", f"{place}/signals/ship")
     assert (await ask(gateway, "GET", f"{place}/result", wait="30")).status == 200
@@ -368,7 +368,7 @@ async def test_simultaneous_requests_with_one_key_start_once_after_an_earlier_wo
 
 
 class Latecomer(Interceptor):
-    """Of two starts by the policies, the first waits for the second, and the second for ``is_over``."""
+    """Of two starts with the policies, the first waits for the second, and the second for ``is_over``."""
 
     def __init__(self) -> None:
         self.is_over, self.has_come = asyncio.Event(), asyncio.Event()
@@ -518,10 +518,10 @@ async def test_authorize_gets_the_action(temporal: Temporal) -> None:
         return action.operation == "start"
 
     gateway = Gateway(temporal, exposures(), authorize=authorize)
-    await ask(gateway, "POST", "orders", {"order_id": "told", **ORDER})
-    assert (await ask(gateway, "POST", "orders/order-told/signals/add_note", {"text": "x"})).status == 401
+    await ask(gateway, "POST", "orders", {"order_id": "known", **ORDER})
+    assert (await ask(gateway, "POST", "orders/order-known/signals/add_note", {"text": "x"})).status == 401
     [starting, signalling] = actions
-    assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-told", "told")
+    assert (starting.workflow, starting.workflow_id, starting.input.order_id) == ("orders", "order-known", "known")
     assert (signalling.operation, signalling.name, signalling.input.text) == ("signal", "add_note", "x")
 
 

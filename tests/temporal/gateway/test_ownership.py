@@ -361,7 +361,7 @@ async def test_a_page_token_is_refused_after_the_owner_has_changed(temporal: Tem
 
 
 async def test_a_reset_does_not_change_the_owner_back(temporal: Temporal) -> None:
-    """The new run would belong to the former owner, with signals of the present owner."""
+    """The new run would belong to the former owner, with signals of the current owner."""
     gateway = owned(temporal, StepsWorkflow, signals="all")
     started = await ask(gateway, "ada", "POST", "flows", {"steps": ["hand over", "wait"]})
     place = f"flows/{started.json['workflow_id']}"
@@ -396,7 +396,7 @@ async def test_a_request_without_a_user_is_refused_before_its_body_is_read(tempo
 
 
 class Requests(Interceptor):
-    """Notes the names of requests to the server."""
+    """Records the names of requests to the server."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -456,9 +456,9 @@ async def test_a_key_of_an_unidentifiable_principal_is_an_error_of_the_app(
     assert (await ask(gateway, object(), "POST", "flows", body)).status == 202
     assert (await ask(gateway, object(), "POST", "flows", body, key="k")).status == 500
     assert "Gateway(identify=…)" in caplog.text
-    telling = Gateway(temporal, [exposed], authorize=lambda action: True, identify=lambda user: "one")
+    anonymous = Gateway(temporal, [exposed], authorize=lambda action: True, identify=lambda user: "one")
     key = uuid.uuid4().hex
-    ids = {(await ask(telling, object(), "POST", "flows", body, key=key)).json["workflow_id"] for _ in range(2)}
+    ids = {(await ask(anonymous, object(), "POST", "flows", body, key=key)).json["workflow_id"] for _ in range(2)}
     assert len(ids) == 1
 
 

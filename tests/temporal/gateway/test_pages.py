@@ -42,7 +42,7 @@ class Site:
         for name in ("ours", "theirs"):
             for number in range(3):
                 await client.start_workflow(
-                    f"{name}-{self.mark}", id=f"{name}-{self.mark}-{number}", task_queue="nobody"
+                    f"{name}-{self.mark}", id=f"{name}-{self.mark}-{number}", task_queue="unpolled"
                 )
 
         async def are_listed() -> bool:
@@ -116,7 +116,7 @@ async def test_pages_of_a_history_are_of_one_run(site: Site) -> None:
     workflow_id = f"again-{site.mark}"
     runs = []
     for _ in range(2):
-        handle = await client.start_workflow(f"ours-{site.mark}", id=workflow_id, task_queue="nobody")
+        handle = await client.start_workflow(f"ours-{site.mark}", id=workflow_id, task_queue="unpolled")
         runs.append(handle.first_execution_run_id)
         page = (await site.ask(f"ours/{workflow_id}/history/raw", page_size="1")).json["next_page"]
         await handle.terminate(reason=f"end of {len(runs)}")
@@ -129,7 +129,7 @@ async def test_pages_of_a_history_are_of_one_run(site: Site) -> None:
 async def test_a_page_token_is_bound_to_the_namespace(temporal: Temporal) -> None:
     """The server uses the run in its token, even if it belongs to another namespace."""
     mark = uuid.uuid4().hex
-    billing = Temporal(namespace=BILLING, name="billing", task_queue="nobody", same_server_as=temporal)
+    billing = Temporal(namespace=BILLING, name="billing", task_queue="unpolled", same_server_as=temporal)
     first, second = Site(temporal, mark, secret=SECRET), Site(billing, mark, secret=SECRET)
     await first.fill()
     await second.fill()
@@ -210,7 +210,7 @@ def test_each_framework_signs_with_its_own_secret(app: AppServer) -> None:
     assert app.get(f"/open/orders/{workflow_id}/history", page=page).status == 200
     scope = ("default", principal_key(None), "orders", "history", workflow_id, "")
     pages = PageTokens().of(scope, ["for tests only"])
-    if app.name == "fastapi":  # It has no secret of its own.
+    if app.name == "fastapi":  # It has no secret.
         with pytest.raises(Problem):
             pages.take(page)
     else:

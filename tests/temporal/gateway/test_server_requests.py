@@ -39,6 +39,6 @@ async def test_the_owner_costs_no_second_description(temporal: Temporal, path: s
     gateway = Gateway(own, [expose(SleepingWorkflow, name="sleeping")], allow_anonymous=True)
     workflow_id = f"sleeping-{uuid.uuid4()}"
     client = await own.client()
-    await client.start_workflow(SleepingWorkflow.run, id=workflow_id, task_queue="nobody's")
+    await client.start_workflow(SleepingWorkflow.run, id=workflow_id, task_queue="unpolled")
     assert (await gateway.handle(get(f"sleeping/{workflow_id}{path}", mount="/api"))).status_code in (200, 202)
     assert counter.asked == 1

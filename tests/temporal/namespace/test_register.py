@@ -1,5 +1,6 @@
 """Commands that register the search attributes that an app declares."""
 
+import json
 import sys
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def declare(temporal, mark):
     return Gateway(temporal, [exposed], authorize=lambda action: True, owner_attribute=f"Owner{mark}")
 """
 SHOP = """
+import json
 import os
 from declared import declare
 from durably.temporal import Temporal
@@ -82,7 +84,7 @@ def shop(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def mark(server: DevServer) -> Iterator[str]:
-    """A mark in the names of attributes, of which the server's store has room for a few only."""
+    """A mark in the names of attributes. The server's store has room for a few attributes only."""
     mark = uuid.uuid4().hex[:8]
     yield mark
     for name in ("Due", "Owner", "Size"):
@@ -92,7 +94,7 @@ def mark(server: DevServer) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_what_is_missing_is_registered(kind: str, shop: Path, server: DevServer, mark: str) -> None:
+def test_missing_attributes_are_registered(kind: str, shop: Path, server: DevServer, mark: str) -> None:
     types = {f"Due{mark}": "Datetime", f"Owner{mark}": "Keyword", f"Size{mark}": "Int"}
     checked = ask(shop, server, mark, *COMMANDS[kind], "--check")
     assert checked.returncode == 1, checked.stderr
@@ -100,6 +102,11 @@ def test_what_is_missing_is_registered(kind: str, shop: Path, server: DevServer,
         remedy = "run this command without --check, or run `temporal operator search-attribute create"
         assert f"{name} ({of}): missing: {remedy}" in checked.stdout
     assert "tcld namespace search-attributes add" in checked.stdout
+    found = json.loads(ask(shop, server, mark, *COMMANDS[kind], "--check", "--json").stdout)
+    assert {(each["name"], each["type"], each["state"]) for each in found} == {
+        (*each, "missing") for each in types.items()
+    }
+    assert all("run this command without --check" in each["remedy"] for each in found)
     for expected in ("registered", "is there"):
         registered = ask(shop, server, mark, *COMMANDS[kind])
         assert registered.returncode == 0, registered.stderr

@@ -1,6 +1,5 @@
 """Search attributes that exposures declare by key: missing ones are found when a process connects."""
 
-import asyncio
 import json
 import logging
 import time
@@ -18,7 +17,7 @@ from durably.temporal import Temporal, TemporalSettingsError
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, Limits, expose
 from durably.temporal.namespace import search_attributes
 
-from ...waiting import eventually
+from ...waiting import async_eventually, eventually
 from ..gateway.gateway_client import ask
 from ..workflows import OrderWorkflow, SleepingWorkflow
 
@@ -37,7 +36,7 @@ def gateway_with(temporal: Temporal, *keys: SearchAttributeKey[Any]) -> Gateway:
 
 
 async def register_known(temporal: Temporal) -> None:
-    """The same ones in each test: a development server has room for few of each type."""
+    """The same attributes in each test, because a development server has room for few of each type."""
     attributes = {KNOWN.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD, NUMBER.name: DOUBLE}
     await search_attributes.register(await temporal.client(), attributes, timedelta(seconds=10))
 
@@ -49,7 +48,7 @@ def wait_for_log(caplog: pytest.LogCaptureFixture, *words: str) -> list[logging.
 
 
 @pytest.mark.parametrize("order", ["gateway before the connection", "connection before the gateway"])
-async def test_what_is_not_registered_is_logged_when_a_process_connects(
+async def test_unregistered_attributes_are_logged_when_a_process_connects(
     temporal: Temporal, caplog: pytest.LogCaptureFixture, order: str
 ) -> None:
     known, missing, other_type = KNOWN, a_key("int"), SearchAttributeKey.for_keyword(NUMBER.name)
@@ -118,7 +117,7 @@ async def test_values_are_made_by_key(temporal: Temporal, caplog: pytest.LogCapt
     while (started := await ask(gateway, "ada", "POST", "flows", order)).status != 202:
         assert time.monotonic() < end, json.dumps(started.json)
     described = await ask(gateway, "ada", "GET", f"flows/{started.json['workflow_id']}")
-    # Once a worker has the workflow, the server adds attributes of its own.
+    # Once a worker has the workflow, the server adds its own attributes.
     stored = {name: value for name, value in described.json["search_attributes"].items() if name.startswith("Own")}
     assert stored == {KNOWN.name: f"ada {order['order_id']}", NUMBER.name: 3.0}
 
@@ -132,7 +131,7 @@ async def test_each_new_name_of_a_function_is_looked_for(temporal: Temporal, cap
         name="flows",
         search_attributes=lambda _: TypedSearchAttributes([SearchAttributePair(key, "x") for key in keys]),
     )
-    gateway = Gateway(Temporal(temporal.settings.address, task_queue="nobody"), [exposed], allow_anonymous=True)
+    gateway = Gateway(Temporal(temporal.settings.address, task_queue="unpolled"), [exposed], allow_anonymous=True)
     for each in ([], [missing], [wrong_type], [missing]):
         keys[:] = each
         await ask(gateway, None, "POST", "flows")
@@ -162,7 +161,7 @@ def test_a_wrong_declaration_is_named(given: Any, words: str) -> None:
 
 
 async def test_a_double_quote_in_a_text_is_refused_at_once(temporal: Temporal) -> None:
-    """The client of this connection repeats calls for so long that a repeated one does not end in time."""
+    """The client of this connection retries for so long that a retried call does not end in time."""
     text = SearchAttributeKey.for_text("OwnText")
     kinds = {text.name: IndexedValueType.INDEXED_VALUE_TYPE_TEXT}
     await search_attributes.register(await temporal.client(), kinds, timedelta(seconds=10))
@@ -170,13 +169,14 @@ async def test_a_double_quote_in_a_text_is_refused_at_once(temporal: Temporal) -
     own = Temporal(temporal.settings.address, task_queue="orders", retry_config=patient)
     exposed = expose(SleepingWorkflow, name="flows", operations=FOR_OPERATORS)
     gateway = Gateway(own, [exposed], allow_anonymous=True, limits=Limits(rpc_timeout=timedelta(seconds=20)))
-    # The store reads the text only if there are workflows to search.
+    # The store parses the string only if there are workflows to search.
     started = (await ask(gateway, None, "POST", "flows")).json["workflow_id"]
     found = f"WorkflowId = '{started}' AND NOT {text.name} = 'hi'"
-    end = time.monotonic() + 30
-    while not (await ask(gateway, None, "GET", "flows", query=found)).json.get("workflows"):
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
+    await async_eventually(
+        lambda: ask(gateway, None, "GET", "flows", query=found),
+        "the workflow is found",
+        is_right=lambda answer: answer.json.get("workflows"),
+    )
     query = f"{text.name} = 'say \"hi\"'"
     listed = await ask(gateway, None, "GET", "flows", query=query)
     batch = await ask(gateway, None, "POST", "flows/batch/cancel", {"query": query, "dry_run": True})

@@ -30,7 +30,7 @@ from durably.temporal.namespace.notices import HistoryTail, Reason, TaskQueueSta
 
 from ...cli.conftest import Run, directory, run, write
 from ...ports import free_port
-from ...waiting import eventually
+from ...waiting import async_eventually, eventually
 from ..dev_server import DevServer
 from ..gateway.test_gateway import ask
 from ..stuck_workflows import (
@@ -63,13 +63,13 @@ def connection(server: DevServer) -> Temporal:
 
 @pytest.fixture(scope="module")
 def stuck(connection: Temporal) -> Iterator[Handles]:
-    """One workflow of each type, for long enough that its notice is there."""
+    """One workflow of each type, stuck for long enough to have its notice."""
     queue = str(connection.settings.task_queue)
     with working(connection, queue, workflows=WORKFLOWS, activities=ACTIVITIES), ExitStack() as stack:
         handles = {}
         for each in EXPOSED:
             name = each.__name__
-            own = f"nobody-{queue}" if each is AbandonedWorkflow else queue
+            own = f"unpolled-{queue}" if each is AbandonedWorkflow else queue
             handles[name] = connection.sync.start_workflow(name, id=f"{name}-{queue}", task_queue=own)
             stack.callback(handles[name].terminate)
         eventually(
@@ -98,7 +98,7 @@ async def notices(gateway: Gateway, handle: SyncWorkflowHandle[None, None]) -> l
 
 
 @pytest.mark.slow
-async def test_descriptions_tell_why_a_workflow_does_not_go_on(gateway: Gateway, stuck: Handles) -> None:
+async def test_descriptions_show_why_a_workflow_is_stuck(gateway: Gateway, stuck: Handles) -> None:
     [broken] = await notices(gateway, stuck["BrokenWorkflow"])
     assert broken.startswith("the workflow's task fails, attempt ")
     assert "workflow worker unhandled failure: KeyError: 'token=***" in broken
@@ -156,7 +156,7 @@ def test_flasks_command_lists_stuck_workflows(server: DevServer, connection: Tem
     assert "activity-retrying" not in patient.output
 
 
-def test_what_was_not_checked_is_said(connection: Temporal, stuck: Handles) -> None:
+def test_unchecked_workflows_are_reported(connection: Temporal, stuck: Handles) -> None:
     inspector = Inspector(connection)
     check = connection.sync.run(lambda client: inspector.check(client, list(STUCK), limit=1))
     assert (check.checked, check.running) == (1, 4)
@@ -173,9 +173,11 @@ async def test_workers_and_gateways_count_stuck_workflows(
     counting = asyncio.create_task(keep_metric(measured, list(STUCK)))
     wanted = [("durably_temporal_stuck_workflows", name, reason) for name, reason in STUCK.items()]
     wanted.append(("durably_gateway_notices_total", "BrokenWorkflow", Reason.WORKFLOW_TASK_FAILING))
-    async with asyncio.timeout(60):
-        while not all([await asyncio.to_thread(is_one, port, *each) for each in wanted]):  # noqa: ASYNC110
-            await asyncio.sleep(0.1)
+
+    async def missing() -> list[object]:
+        return [each for each in wanted if not await asyncio.to_thread(is_one, port, *each)]
+
+    await async_eventually(missing, "each stuck workflow is counted", is_right=lambda left: not left)
     counting.cancel()
 
 

@@ -1,4 +1,4 @@
-"""A web process in development that also works: ``temporal.lifespan(worker=True)``."""
+"""A web process in development that also runs workers: ``temporal.lifespan(worker=True)``."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from durably.temporal.fast_api import router
 from durably.temporal.gateway import Gateway, expose
 
 from ...ports import free_port
-from ...waiting import eventually
+from ...waiting import async_eventually, eventually
 from ..dev_server import DevServer
 from ..workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow, SleepingWorkflow
 
@@ -43,14 +43,14 @@ def test_the_worker_runs_as_long_as_the_app(server: DevServer) -> None:
             assert client.post(f"/orders/{order_id}").json() == order_id
 
 
-def test_an_app_starts_and_ends_while_the_server_is_away() -> None:
+def test_app_starts_and_ends_while_the_server_is_unreachable() -> None:
     temporal = Temporal(f"127.0.0.1:{free_port()}", task_queue="orders", connect_timeout=timedelta(seconds=1))
     temporal.add_worker(workflows=WORKFLOWS, activities=ACTIVITIES)
     with TestClient(make_app(temporal, worker=True)) as client:
         assert client.get("/openapi.json").status_code == 200
 
 
-def test_a_worker_that_fails_is_told_to_the_log_the_health_check_and_visitors(
+def test_failed_worker_is_in_the_log_the_health_check_and_responses(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     temporal = Temporal(server.address, task_queue=uuid.uuid4().hex)
@@ -82,9 +82,7 @@ def test_a_worker_that_has_not_started_is_a_problem(server: DevServer) -> None:
         assert temporal.worker_problem is None
         async with temporal.lifespan(worker=True):
             before = temporal.worker_problem
-            async with asyncio.timeout(60):
-                while temporal.worker_problem is not None:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await async_eventually(lambda: temporal.worker_problem is None, "the worker runs")
         return [before, temporal.worker_problem]
 
     assert asyncio.run(live()) == ["the worker in this web process has not started yet for orders", None]

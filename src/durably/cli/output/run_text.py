@@ -219,7 +219,7 @@ def describe_attempts(report: RunReport) -> Styled | None:
         [
             f"+{format_seconds((attempt.ended_at - report.run.created_at).total_seconds())}",
             step,
-            str(attempt.attempt + 1),
+            "not reached" if attempt.is_unreached else str(attempt.attempt + 1),
             shorten(f"{attempt.error.name or 'Error'}: {attempt.error.message or ''}", _ERROR_WIDTH),
         ]
         for step, attempt in sorted(found, key=lambda each: each[1].ended_at)

@@ -156,7 +156,7 @@ class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     invoker: InvokerRecord | None = None
 
     @property
-    def place(self) -> tuple[int, int]:
+    def received_order(self) -> tuple[int, int]:
         """The sort key for the order of receipt."""
         return self.at, self.index
 

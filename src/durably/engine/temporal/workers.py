@@ -64,7 +64,7 @@ _RUN_POLLS = 16
 again. With Temporal's default of 5 that happens to most tasks of 20 busy runs."""
 MAX_CACHED_RUNS = 1000
 """Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs. ``CachedRuns``
-bounds the bytes of these."""
+limits the size of the outputs."""
 
 _RETRY_SECONDS = 1.0
 _RETURN_SECONDS = 5.0

@@ -101,7 +101,7 @@ from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import read_trace
 
-from .client import is_away, with_cancellation
+from .client import is_unreachable, with_cancellation
 from .ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
 from .process_monitor import LiveRuns, ProcessMonitor
 from .reports.run_reports import RunReports
@@ -206,7 +206,7 @@ class WorkflowEngine(LocalEngine):
             raise self.explain(error) from None
 
     def explain(self, error: Exception) -> Exception:
-        if is_away(error):
+        if is_unreachable(error):
             return ServerUnavailableError(f"the Temporal server does not answer: {error}")
         return error
 

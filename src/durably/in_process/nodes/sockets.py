@@ -27,10 +27,10 @@ def directory_of(database: Path) -> Path:
     If its path is too long for a socket, and the platform is not Linux, it is in the directory for temporary files. On
     macOS that directory belongs to the user.
     """
-    beside = database.with_name(database.name + ".sockets")
+    sibling = database.with_name(database.name + ".sockets")
     longest_name = "/9999999999.calls"
-    if sys.platform == "linux" or len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
-        return beside
+    if sys.platform == "linux" or len(os.fsencode(sibling)) + len(longest_name) <= _MAX_PATH_BYTES:
+        return sibling
     digest = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"durably-{os.getuid()}-{digest}"
 

@@ -1,4 +1,4 @@
-"""Which equalities are read from an expression, and that an index over them loses no match."""
+"""Equalities that are read from an expression. An index over them loses no match."""
 
 from typing import Any
 

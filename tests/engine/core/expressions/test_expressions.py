@@ -1,4 +1,4 @@
-"""What expressions mean: the facts of the public server's dialect, one line each."""
+"""Results of expressions: the facts of the public server's dialect, one line each."""
 
 import datetime as dt
 from typing import Any
@@ -184,7 +184,7 @@ def test_holds(expression: str) -> None:
         "'a' in event.data.missing",
         "event.data.text < 5",
         "event.data.map < event.data.same",
-        # a truthy value that is not true is no match
+        # a truthy value that is not true does not match
         "event.data.text",
         "event.data.int",
         "event.data.yes && event.data.text",
@@ -226,7 +226,7 @@ def test_does_not_hold(expression: str) -> None:
     ],
 )
 def test_order_of_missing_fields_and_null(expression: str, holds: bool) -> None:
-    """What is missing is less than anything; null is the other side's zero."""
+    """A missing value is less than any other; null equals the zero of the other side's type."""
     assert matches(expression) is holds
 
 

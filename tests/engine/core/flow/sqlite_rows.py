@@ -8,7 +8,7 @@ from durably.engine.sqlite.tables.flow import SqliteQueueRows
 
 
 class SqliteRows(SqliteQueueRows):
-    """Sweeps nothing by itself, as time does not pass for it."""
+    """Removes no expired row by itself, because its time does not pass."""
 
     def __init__(self, path: Path | str) -> None:
         self._path = path
@@ -40,7 +40,7 @@ class SqliteRows(SqliteQueueRows):
         return self._connection.execute(statement, parameters)
 
     def purge(self, now: int) -> None:
-        """Remove what has come to mean the same as nothing."""
+        """Remove rows that now have no effect."""
         self._connection.execute("DELETE FROM levels WHERE expires <= ?", (now,))
 
     def next_opening(self) -> int | None:

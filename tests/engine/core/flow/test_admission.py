@@ -1,4 +1,4 @@
-"""What becomes of events, over random arrivals; every state is stored and read back in between."""
+"""Admission of events at random times. Each state is stored and read back in between."""
 
 import datetime as dt
 import math

@@ -80,10 +80,10 @@ _zones = st.sampled_from(["UTC", _NEW_YORK, "Europe/London", "Australia/Lord_How
 _schedules = st.sampled_from(
     ["* * * * *", "*/7 * * * *", "30 * * * *", "30 1 * * *", "15,45 0-3 * * *", "0 2 * * 0", "30 2 31 * *"]
 )
-_moments = st.integers(1_750_000_000_000, 1_800_000_000_000)
+_timestamps = st.integers(1_750_000_000_000, 1_800_000_000_000)
 
 
-@given(_schedules, _zones, _moments)
+@given(_schedules, _zones, _timestamps)
 def test_ticks_only_go_forward_and_asking_again_goes_on_where_it_was(text: str, zone: str, after: int) -> None:
     schedule = schedule_of(f"TZ={zone} {text}")
     found = list(islice(schedule.ticks_after(after), 30))
@@ -94,7 +94,7 @@ def test_ticks_only_go_forward_and_asking_again_goes_on_where_it_was(text: str, 
         assert at == expected
 
 
-@given(_zones, _moments, st.sampled_from(["30 1 * * *", "30 2 * * *", "0 0 * * *", "15 3 * * *"]))
+@given(_zones, _timestamps, st.sampled_from(["30 1 * * *", "30 2 * * *", "0 0 * * *", "15 3 * * *"]))
 @settings(max_examples=40)
 def test_a_daily_schedule_ticks_once_on_every_day(zone: str, after: int, text: str) -> None:
     found = islice(schedule_of(f"TZ={zone} {text}").ticks_after(after), 400)
@@ -116,7 +116,7 @@ def test_each_tick_is_fired_once_and_the_next_is_planned() -> None:
 
 @given(
     st.sampled_from(["* * * * *", "*/5 * * * *", "0 9 * * 1-5", "0 0 1 * *", "0 0 1 1 *"]),
-    _moments,
+    _timestamps,
     st.integers(0, 3 * 365 * _DAY),
 )
 def test_of_missed_ticks_the_latest_is_fired(text: str, synced: int, downtime: int) -> None:
@@ -139,7 +139,7 @@ def test_an_hourly_schedule_after_a_weekend_makes_up_for_one_tick() -> None:
     assert fired.upcoming == Tick(ms("2026-01-05T09:00:00+00:00"), ms("2026-01-05T09:00:00+00:00"))
 
 
-@given(_moments)
+@given(_timestamps)
 def test_jitter_is_within_its_bounds_and_stays_the_same(after: int) -> None:
     schedule = schedule_of("* * * * *", jitter="30s")
     planned = plan_tick(schedule, "fn", after)

@@ -321,7 +321,7 @@ def test_retries_and_later_calls_are_not_throttled() -> None:
 
 
 def count_statements(queued: int, flow: Flow, users: int) -> int:
-    """How many statements it takes to end a call and make the next, with so many queued."""
+    """The number of statements that end a call and make the next one."""
     rows = SqliteRows(":memory:")
     world = World(rows, [flow])
     queue, calls = LimitQueue(rows, world.now), []

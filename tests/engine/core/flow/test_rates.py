@@ -12,7 +12,7 @@ _bursts = st.integers(1, 50)
 
 
 def admitted(pace: Pace, arrivals: list[int]) -> list[int]:
-    """Those of the arrivals that come in time, as a rate limit counts them; the state is stored in between."""
+    """The arrivals that a rate limit accepts. The state is stored in between."""
     level, kept = None, []
     for now in arrivals:
         if ready_at(pace, level, now) <= now:

@@ -19,7 +19,7 @@ Functions = dict[str, durably.Function[Any]]
 
 
 def warehouse(prices: list[Any], executed: list[str]) -> tuple[durably.Client, Functions]:
-    """An app whose steps note that they are executed. The total fails if a price is no number."""
+    """An app whose steps record their executions. The total fails if a price is not a number."""
     client = durably.Client(app_id="warehouse")
 
     @client.create_function(fn_id="count-stock", trigger=durably.TriggerEvent(event="stock/count"), retries=0)

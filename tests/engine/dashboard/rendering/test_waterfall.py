@@ -8,7 +8,9 @@ import pytest
 
 import durably
 from durably.engine.dashboard.rendering.waterfall import Waterfall, Window, _ticks, lay_out
-from durably.engine.reports import RunReport, Span, SpanKind
+from durably.engine.reports import AttemptReport, RunReport, Span, SpanKind
+from durably.engine.views import StepStatus
+from durably.protocol.errors import ErrorData
 from durably.testing import TestEngine
 
 SECOND = dt.timedelta(seconds=1)
@@ -25,7 +27,7 @@ async def report_of_day() -> RunReport:
             await ctx.step.sleep("tea", dt.timedelta(hours=2))
 
         await asyncio.gather(
-            ctx.step.wait_for_event("guest", event="guest/came", timeout=dt.timedelta(hours=4)), morning()
+            ctx.step.wait_for_event("visitor", event="visitor/came", timeout=dt.timedelta(hours=4)), morning()
         )
         await ctx.step.run("work", fail)
 
@@ -54,8 +56,8 @@ async def test_bars_are_on_one_axis_of_time() -> None:
     found = rows(waterfall)
     assert found["night"] == [("sleeping", 0, 60)]
     assert found["tea"] == [("sleeping", 60, 20)]  # beside the wait
-    assert found["guest"] == [("waiting", 60, 40)]
-    assert [row.label for row in waterfall.rows] == ["Run", "night", "tea", "guest", "work"]
+    assert found["visitor"] == [("waiting", 60, 40)]
+    assert [row.label for row in waterfall.rows] == ["Run", "night", "tea", "visitor", "work"]
     assert {SpanKind.SLEEPING, SpanKind.WAITING} <= set(waterfall.kinds)
     assert [tick.text for tick in waterfall.ticks] == ["0", "2h", "4h", "6h", "8h", "10h"]
 
@@ -80,6 +82,35 @@ async def test_a_failed_attempt_has_a_bar_or_else_a_mark() -> None:
     assert [mark.text for mark in rows[-1].marks] == ["attempt 1 failed: OSError"]
 
 
+async def test_a_step_that_completed_after_an_unreached_call_ends_with_a_completed_bar() -> None:
+    report = await report_of_day()
+    began, error = report.run.created_at, ErrorData(name="AppUnreachableError", message="refused")
+    spans = [
+        Span(kind=kind, start=began + start * SECOND, end=began + (start + 1) * SECOND, attempt=attempt)
+        for start, (kind, attempt) in enumerate(
+            [
+                (SpanKind.RUNNING, 0),
+                (SpanKind.RETRYING, 0),
+                (SpanKind.QUEUED, 1),
+                (SpanKind.RETRYING, 1),
+                (SpanKind.RUNNING, 1),
+            ]
+        )
+    ]
+    attempts = [
+        AttemptReport(attempt=0, ended_at=began, error=ErrorData(name="OSError")),
+        AttemptReport(attempt=1, ended_at=began, error=error, is_unreached=True),
+    ]
+    step = msgspec.structs.replace(
+        report.steps[-1], status=StepStatus.COMPLETED, attempts=2, spans=spans, failed_attempts=attempts, error=None
+    )
+    waterfall = lay_out(msgspec.structs.replace(report, steps=[step]), began + 5 * SECOND)
+    row = waterfall.rows[-1]
+    assert [bar.outcome for bar in row.bars if bar.kind is SpanKind.RUNNING] == ["failed", "completed"]
+    assert (row.failures, row.marks) == (1, [])
+    assert waterfall.outcomes == [("completed", "ran"), ("failed", "failed")]
+
+
 async def test_a_window_shows_a_part() -> None:
     report = await report_of_day()
     hour = 3_600_000
@@ -87,7 +118,7 @@ async def test_a_window_shows_a_part() -> None:
     assert waterfall.is_zoomed
     found = rows(waterfall)
     assert found["tea"] == [("sleeping", 0, 100)]
-    assert found["guest"] == [("waiting", 0, 102)]  # to beyond the edge, which cuts it off
+    assert found["visitor"] == [("waiting", 0, 102)]  # to beyond the edge, which cuts it off
     assert found["night"] == [("sleeping", -2, 2)]
     assert waterfall.ticks[0].text == "6h"
 

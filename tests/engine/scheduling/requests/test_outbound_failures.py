@@ -1,4 +1,4 @@
-"""How requests for steps fail, and whether another attempt is worth it."""
+"""Failures of requests for steps, and whether they are retried."""
 
 import asyncio
 import gzip
@@ -97,7 +97,7 @@ async def test_https_with_a_server_that_has_no_tls(server: Any, outbound: Outbou
         ({"url": "http://127.0.0.1/", "headers": {"a b": "1"}}, "header's name"),
         ({"url": "http://127.0.0.1/", "headers": {"a": "1\r\nb: 2"}}, "header 'a'"),
         ({"url": "http://127.0.0.1/", "headers": {"a": {"b": 1}}}, "header 'a'"),
-        ({"url": "http://127.0.0.1/", "method": "POST", "body": "\ud800"}, "body is neither text nor JSON"),
+        ({"url": "http://127.0.0.1/", "method": "POST", "body": "\ud800"}, "body is neither a string nor JSON"),
         ({"url": "http://\ud800/"}, "cannot be made"),
         ({"url": f"http://{'a' * 300}.com/"}, "cannot be made|failed"),
     ],

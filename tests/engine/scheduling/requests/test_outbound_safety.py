@@ -1,4 +1,4 @@
-"""What requests for steps cannot do: reach private addresses, or show a credential."""
+"""Requests for steps reach no private address, and show no credential."""
 
 import ipaddress
 import logging
@@ -40,7 +40,7 @@ async def public(serving: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 
 
 def resolve_to(monkeypatch: pytest.MonkeyPatch, *found: str) -> None:
-    """Let every name that is no address resolve to these."""
+    """Let every host name resolve to these addresses."""
     original = socket.getaddrinfo
 
     def getaddrinfo(host: Any, port: Any, *args: Any, **kwargs: Any) -> Any:

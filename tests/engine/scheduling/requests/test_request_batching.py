@@ -1,4 +1,4 @@
-"""What one answer says to the calls that shared its request."""
+"""One answer to several calls that share a request."""
 
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call

@@ -13,7 +13,7 @@ from ...small_app import SmallApp, StepFailed, Steps
 
 
 def held(engine: SqliteEngine) -> dict[int, Any]:
-    """What the engine keeps of requests that it has yet to make, or to make again."""
+    """The stored requests that the engine has yet to make, or to repeat."""
     return engine._runtime._requests._opts
 
 

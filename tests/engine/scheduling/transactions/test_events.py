@@ -26,7 +26,7 @@ async def test_an_event_gets_an_id_a_time_and_a_user(engine: SqliteEngine) -> No
     assert view is not None
     assert custom != "mine"
     assert (view.event.id, view.event.ts, view.event.user, view.event.v) == ("mine", 1_700_000_000_000, {"a": 1}, "2")
-    assert await engine.get_event("nobody") is None
+    assert await engine.get_event("unknown") is None
 
 
 async def test_an_event_of_the_same_id_is_taken_once(engine: SqliteEngine, app: SmallApp) -> None:

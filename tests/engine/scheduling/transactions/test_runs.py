@@ -44,7 +44,7 @@ async def test_steps_are_executed_once_and_their_memos_come_back(engine: SqliteE
 
 
 async def test_many_parallel_steps_of_an_app_that_executes_one_a_call(engine: SqliteEngine, app: SmallApp) -> None:
-    """Steps that shared its request, of which it knows nothing, are called for again."""
+    """Steps that shared its request, and are unknown to it, are called again."""
 
     @app.function("many")
     def many(steps: Steps) -> object:
@@ -240,8 +240,8 @@ async def test_cancel(engine: SqliteEngine, app: SmallApp) -> None:
     assert run is not None
     assert run.status == RunStatus.CANCELLED
     assert output(run)["name"] == "FunctionCancelledError"
-    with pytest.raises(RunNotFoundError, match="nobody"):
-        await engine.cancel_run("nobody")
+    with pytest.raises(RunNotFoundError, match="unknown"):
+        await engine.cancel_run("unknown")
 
 
 async def test_an_answer_after_a_cancel_changes_nothing(path: Path, engine: SqliteEngine, app: SmallApp) -> None:
@@ -278,7 +278,7 @@ async def test_rerun(engine: SqliteEngine, app: SmallApp) -> None:
     second = await ended(engine, await engine.rerun(first.id))
     assert (second.rerun_of, second.event_ids, output(second)) == (first.id, first.event_ids, 5)
     with pytest.raises(RunNotFoundError):
-        await engine.rerun("nobody")
+        await engine.rerun("unknown")
     app.functions.clear()
     await engine.sync_app(app.sync_request())
     with pytest.raises(FunctionNotFoundError, match="app-again"):
@@ -322,9 +322,9 @@ async def test_lists_of_runs(engine: SqliteEngine, app: SmallApp) -> None:
     assert await engine.list_runs(status=RunStatus.CANCELLED, function_id="app-one") == []
     assert await engine.list_runs(status=RunStatus.FAILED) == []
     assert await engine.run_calls(sleeping) == []
-    assert await engine.run_batch("nobody") is None
-    assert await engine.run_actions("nobody") is None
-    assert await engine.run_steps("nobody") == []
+    assert await engine.run_batch("unknown") is None
+    assert await engine.run_actions("unknown") is None
+    assert await engine.run_steps("unknown") == []
 
 
 async def test_a_run_shows_what_it_is_at(engine: SqliteEngine, app: SmallApp) -> None:
@@ -384,11 +384,11 @@ async def test_an_invocation_is_held_to_the_size_of_an_event(engine: SqliteEngin
     message, name = output(await run_to_end(engine, "parent"))
     assert name == "EventInvalidError"
     assert message.startswith("step 'too much' cannot invoke 'app-child': ")
-    assert "at most 524288 are possible" in message
+    assert "at most 524288 are allowed" in message
 
 
 async def test_what_is_put_off_is_stored_until_it_has_come_to_something(engine: SqliteEngine, app: SmallApp) -> None:
-    """Even where it is due at once: the clock may be set back, and the engine started anew."""
+    """Even if it is due at once: the clock may be set back, and the engine restarted."""
     stored: list[int] = []
 
     async def count_stored() -> None:

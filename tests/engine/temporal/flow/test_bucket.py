@@ -34,7 +34,7 @@ def continued(bucket: FlowBucket) -> FlowBucket:
 
 
 def started(bucket: FlowBucket) -> list[str]:
-    """The ids of events for which runs start, taken out of the bucket."""
+    """The ids of events for which runs start, removed from the bucket."""
     found = [event.id for held in bucket.state.releases for event in held.events]
     bucket.state.releases.clear()
     return found

@@ -67,9 +67,8 @@ async def test_a_call_costs_one_action_and_slots_cost_few(world: World) -> None:
     await world.open()
     began = time.monotonic()
     await world.send("work")
+    await async_eventually(lambda: "one" in world.run_ids, "the run is called")
     async with asyncio.timeout(PATIENCE):
-        while "one" not in world.run_ids:  # noqa: ASYNC110 - set by the call
-            await asyncio.sleep(0.02)
         await world.run("one").result()
     run: Counter[int] = await event_counts(world.run("one"))
     assert run[EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED] >= calls

@@ -16,6 +16,7 @@ from durably.engine.temporal.ids import run_workflow_id
 
 from ....conformance.temporal_engine import open_engine
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from .conftest import Limit
 from .test_queues import event_counts
 
@@ -26,8 +27,7 @@ async def served(client: Client, *functions: Function[object]) -> AsyncIterator[
     durably.fast_api.serve(app, client, list(functions))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     task = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn sets it
-        await asyncio.sleep(0.01)
+    await async_eventually(lambda: server.started, "uvicorn has started")
     yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/api/inngest"
     server.should_exit = True
     await task

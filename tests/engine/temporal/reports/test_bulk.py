@@ -47,8 +47,8 @@ async def test_a_rerun_has_the_same_events_and_names_its_run(server: DevServer) 
         await async_eventually(
             lambda: engine.event_runs(event_id), "two runs are listed", is_right=lambda runs: len(runs) == 2
         )
-        with pytest.raises(RunNotFoundError, match="nobody"):
-            await engine.rerun("nobody")
+        with pytest.raises(RunNotFoundError, match="unknown"):
+            await engine.rerun("unknown")
         await engine.pause_function(f"{app.app_id}-go")
         with pytest.raises(FunctionPausedError):
             await engine.rerun(run.id)
@@ -92,7 +92,7 @@ async def test_failed_runs_are_replayed_once(server: DevServer, monkeypatch: pyt
             raise ValueError("refused")
         return n
 
-    monkeypatch.setattr(bulk, "_TOGETHER", 2)  # so that there are pages
+    monkeypatch.setattr(bulk, "_TOGETHER", 2)  # So that there are pages.
     async with serving(server.address, app, [go]) as engine:
         function_id = f"{app.app_id}-go"
         runs = [run for n in range(5) for run in await ended_runs(engine, await send(engine, app.app_id, {"n": n}))]
@@ -123,7 +123,7 @@ async def test_failed_runs_are_replayed_once(server: DevServer, monkeypatch: pyt
         ] == [started.id]
         assert await engine.get_cancellation(started.id) is None
         with pytest.raises(FunctionNotFoundError):
-            await engine.replay_runs("nobody")
+            await engine.replay_runs("unknown")
 
 
 async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: DevServer) -> None:
@@ -162,11 +162,11 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
             is_right=lambda view: view is None,
         )
         with pytest.raises(CancellationNotFoundError):
-            await engine.delete_cancellation("nobody")
+            await engine.delete_cancellation("unknown")
         await asyncio.gather(*(engine.cancel_run(run.id) for run in await engine.event_runs(ids[0])))
 
 
-async def test_a_bulk_cancellation_for_which_there_is_no_room_is_refused(
+async def test_bulk_cancellation_beyond_the_maximum_is_refused(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "MAX_PRESENT_BYTES", 10)
@@ -255,9 +255,7 @@ async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
 
 
 @pytest.mark.slow  # The server takes half a minute.
-async def test_a_bulk_cancellation_that_is_over_can_be_deleted(
-    server: DevServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_finished_bulk_cancellation_can_be_deleted(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk_workflow, "_LAG", 0)
     monkeypatch.setattr(bulk_workflow, "FOLLOWED_FOR", 0)
     async with routed_app(server.address) as app:

@@ -89,7 +89,7 @@ async def test_workflow_tasks_of_busy_runs_find_waiting_polls(server: DevServer)
 
 
 async def test_a_small_run_costs_little(server: DevServer) -> None:
-    """One with a step, a sleep, an invocation and a wait."""
+    """A run with a step, a sleep, an invocation and a wait."""
     app = make_client()
 
     @app.create_function(fn_id="child", trigger=on(app, "child"))

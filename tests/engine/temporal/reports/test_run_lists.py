@@ -29,10 +29,10 @@ async def test_runs_are_found_by_function_status_event_time_and_condition(
             raise ValueError("refused")
         return int(ctx.event.data["n"]) * 10  # type: ignore[call-overload]
 
-    @app.create_function(fn_id="tell", trigger=durably.TriggerEvent(event=other))
-    async def tell(ctx: durably.Context) -> None: ...
+    @app.create_function(fn_id="notify", trigger=durably.TriggerEvent(event=other))
+    async def notify(ctx: durably.Context) -> None: ...
 
-    async with serving(server.address, app, [pay, tell]) as engine:
+    async with serving(server.address, app, [pay, notify]) as engine:
         ids = [await send(engine, paid, {"n": n}) for n in range(5)]
         await send(engine, other)
         runs = [run for event_id in ids for run in await ended_runs(engine, event_id)]
@@ -123,7 +123,7 @@ async def test_runs_are_counted_by_status(server: DevServer) -> None:
         assert await async_eventually(listed, "the runs are listed", is_right=lambda found: found == expected)
 
 
-async def test_what_the_index_cannot_tell_is_refused(server: DevServer) -> None:
+async def test_conditions_that_the_index_lacks_are_refused(server: DevServer) -> None:
     app = new_app()
 
     @app.create_function(fn_id="f", trigger=durably.TriggerEvent(event=app.app_id))
@@ -163,10 +163,10 @@ async def test_an_invoked_run_names_its_parent(server: DevServer) -> None:
 async def test_workflows_of_others_are_not_listed_as_runs(server: DevServer) -> None:
     app = new_app()
 
-    @app.create_function(fn_id="tell", trigger=durably.TriggerEvent(event=f"{app.app_id}/go"))
-    async def tell(ctx: durably.Context) -> None: ...
+    @app.create_function(fn_id="notify", trigger=durably.TriggerEvent(event=f"{app.app_id}/go"))
+    async def notify(ctx: durably.Context) -> None: ...
 
-    async with serving(server.address, app, [tell]) as engine:
+    async with serving(server.address, app, [notify]) as engine:
         [run] = await ended_runs(engine, await send(engine, f"{app.app_id}/go"))
         attributes = TypedSearchAttributes([SearchAttributePair(APP, app.app_id)])
         await engine._client.start_workflow(

@@ -91,11 +91,11 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
         events = msgspec.json.decode(await engine.run_batch(run.id) or b"")
         assert [each["data"] for each in events] == [{"n": 7}]
         assert {"data": "worked"} in msgspec.json.decode(await engine.run_actions(run.id) or b"").values()
-        assert await engine.inspect_run("nobody") is None
-        assert await engine.run_steps("nobody") == []
+        assert await engine.inspect_run("unknown") is None
+        assert await engine.run_steps("unknown") == []
 
 
-async def test_a_live_run_shows_what_it_does_and_its_delays_are_skipped(server: DevServer) -> None:
+async def test_live_run_shows_its_steps_and_its_delays_can_be_skipped(server: DevServer) -> None:
     app = new_app()
     goes_on = asyncio.Event()
     began = asyncio.Event()
@@ -142,8 +142,8 @@ async def test_a_live_run_shows_what_it_does_and_its_delays_are_skipped(server: 
         assert await engine.skip_delays(run_id) == 1
         assert (await engine.wait_for_run(run_id)).decode_output() == "awake"
         assert await engine.skip_delays(run_id) == 0
-        with pytest.raises(RunNotFoundError, match="nobody"):
-            await engine.skip_delays("nobody")
+        with pytest.raises(RunNotFoundError, match="unknown"):
+            await engine.skip_delays("unknown")
 
 
 async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -> None:
@@ -174,7 +174,7 @@ async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -
         await engine.cancel_run(run_id)
         assert not await engine.add_run_logs(run_id, lines)
         with pytest.raises(RunNotFoundError):
-            await engine.add_run_logs("nobody", lines)
+            await engine.add_run_logs("unknown", lines)
 
 
 async def test_the_time_until_the_first_call_is_shown_as_queued(server: DevServer) -> None:

@@ -1,4 +1,4 @@
-"""Events on the engine on Temporal: what they start, once."""
+"""Events on the engine on Temporal start their targets once."""
 
 import base64
 import datetime as dt
@@ -93,7 +93,7 @@ async def test_a_fan_out_is_finished_if_the_sender_ends_before_it(app: RoutedApp
     body = msgspec.Raw(msgspec.json.encode({"name": app.event("go"), "data": {"n": 7}, "id": "x", "ts": 1, "user": {}}))
     event = EventRecord(id="01J00000000000000000000000", name=app.event("go"), body=body, at=1_700_000_000_000)
     delivery = DeliveryRecord(event, (app.id_of("one"), app.id_of("two")))
-    # The sender started the workflow, and no more. Its time is over.
+    # The sender has only started the workflow, and its delay is over.
     fan_out = await app.client.start_workflow(
         EventWorkflow.run, delivery, id=event_workflow_id(f"{app.app_id}x"), task_queue=WORKFLOWS_QUEUE
     )
@@ -209,7 +209,7 @@ async def test_events_of_a_run_count_in_its_chain(app: RoutedApp) -> None:
     assert memo.chain == (app.id_of("two"), app.id_of("one"))
 
 
-async def test_an_invocation_of_one_function_starts_it_whatever_its_triggers(app: RoutedApp) -> None:
+async def test_invocation_starts_a_function_regardless_of_its_triggers(app: RoutedApp) -> None:
     one(app)
     await app.sync()
     event = Event(name="inngest/function.invoked", data={"n": 3})

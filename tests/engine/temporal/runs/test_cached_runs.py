@@ -1,4 +1,4 @@
-"""The memory of a process's runs is bounded by the bytes of their contents, not only by their number."""
+"""The memory of a process's runs is limited by the size of their contents, and not only by their number."""
 
 import gc
 
@@ -8,8 +8,9 @@ from durably.engine.temporal.runs import cached_runs
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from ...small_app import Steps
-from ..routed_app import RoutedApp, data_of, routed_app, until
+from ..routed_app import RoutedApp, data_of, routed_app
 
 OUTPUT_BYTES = 1_000_000
 RUNS = 8
@@ -27,7 +28,7 @@ async def test_runs_that_were_used_least_recently_leave_the_memory_and_continue(
         try:
             receipts = [await app.send("go", n=number) for number in range(RUNS)]
             await app.wait_for_calls(3 * RUNS)
-            await until(is_bounded)
+            await async_eventually(is_bounded, "the contents in memory are limited")
         finally:
             gc.enable()
         await app.send("next")

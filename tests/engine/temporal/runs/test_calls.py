@@ -69,7 +69,7 @@ async def test_an_app_that_is_down_adds_no_events_to_the_history(
 
 
 def test_a_call_is_repeated_at_most_sixty_times_an_hour() -> None:
-    """Each attempt is an action of Temporal. Between attempts there is at least this time."""
+    """Each attempt is an action of Temporal. This is the minimum time between attempts."""
     at = list(itertools.accumulate(map(unreached_seconds, range(1, 200)), initial=0.0))
     for start in at[:100]:
         assert sum(start <= each < start + 3600 for each in at) <= 60
@@ -227,7 +227,7 @@ async def test_a_call_from_before_a_reset_cannot_checkpoint(server: DevServer) -
 
 
 async def reset(on_temporal: RunningApp, run: RunOfApp) -> None:
-    """Reset a run to its beginning, as a person does in Temporal's UI."""
+    """Reset a run to its beginning, as a user does in Temporal's UI."""
     events = (await run.history()).events
     first = next(event.event_id for event in events if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED)
     await on_temporal.client.workflow_service.reset_workflow_execution(

@@ -22,7 +22,7 @@ SECRET = "s3cret-8a7f6e5d4c3b2a19"
 
 
 class Api:
-    """A server that needs a token. ``hold`` delays its answers."""
+    """A server that requires a token. ``hold`` delays its answers."""
 
     def __init__(self) -> None:
         self.tokens: list[str | None] = []
@@ -156,6 +156,5 @@ async def test_connections_of_requests_are_closed_at_the_end(server: DevServer) 
         async with running(server.address, app, fetching(app, api)) as on_temporal:
             await (await on_temporal.start("fetch")).result()
             assert not api.transports[0].is_closing()
-        async with asyncio.timeout(5):  # An idle connection is closed after 15 s.
-            while not api.transports[0].is_closing():  # noqa: ASYNC110 - the transport reports no change
-                await asyncio.sleep(0.01)
+        # An idle connection is closed after 15 s.
+        await async_eventually(api.transports[0].is_closing, "the connection is closed", timeout=5)

@@ -31,7 +31,7 @@ from ..running_apps import make_client, on, running
 
 MEGABYTE = 1_000_000
 STATE = int(os.environ.get("STATE_MEGABYTES", "4"))
-"""More than a message of Temporal. ``STATE_MEGABYTES=31`` is nearly the most that a run may have."""
+"""Larger than a message of Temporal. ``STATE_MEGABYTES=31`` is nearly the maximum of a run."""
 
 
 def step(name: str, size: int, **opts: Any) -> Op:
@@ -57,7 +57,7 @@ def test_no_part_of_an_answer_is_over_the_limit() -> None:
     assert len(split_steps([step(str(n), 100_000) for n in range(38)])) == 3
 
 
-def test_an_event_about_an_end_leaves_out_what_makes_it_too_large() -> None:
+def test_end_event_omits_fields_that_make_it_too_large() -> None:
     event = {"name": "n", "data": "x" * 600_000}
     fields = {"_inngest": {"status": "Failed"}, "error": {"message": "m"}, "event": event, "events": [event] * 2}
     data, omitted = fit_end_event(msgspec.json.encode(fields))
@@ -179,7 +179,7 @@ async def test_a_run_that_soon_gets_no_events_any_more_fails(
 
     @app.create_function(fn_id="wait", trigger=on(app, "wait"))
     async def function(ctx: durably.Context) -> None:
-        longer = "async.data.n > size(event.data.text)"  # Reads too much of the event for the workflow of the wait.
+        longer = "async.data.n > size(event.data.text)"  # Too much of the event for the wait's workflow.
         await ctx.step.wait_for_event("w", event=f"{app.app_id}/tick", if_exp=longer, timeout="1h")
 
     async with running(server.address, app, function) as on_temporal:

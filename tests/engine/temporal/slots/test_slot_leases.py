@@ -21,7 +21,7 @@ FUNCTION = "app-work"
 
 
 class Owner:
-    """The slots, as their workflow keeps them."""
+    """The slots, as their workflow stores them."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -97,7 +97,7 @@ class World:
 
     def process(self, name: str, most: int = 100, functions: Sequence[str] = (FUNCTION,)) -> SlotLeases:
         async def send(request: LeaseRequest) -> LeaseAnswer:
-            answering = asyncio.ensure_future(self._deliver(name, request))  # It goes on if the process gives up.
+            answering = asyncio.ensure_future(self._deliver(name, request))  # It continues if the process gives up.
             answer = await asyncio.shield(answering)
             await self._travel(name)
             return answer
@@ -122,7 +122,7 @@ class World:
         await asyncio.sleep(self.random.uniform(0, 70) if is_late else self.delay)
 
     async def call(self, name: str, leases: SlotLeases, seconds: float, function: str = FUNCTION) -> None:
-        """One call: it is repeated until it ends with its slot."""
+        """One call, repeated until it ends with its slot."""
         while True:
             try:
                 async with leases.slot(function, 60):
@@ -218,7 +218,7 @@ def test_requests_depend_on_processes_and_not_on_calls() -> None:
     run_in_virtual_time(main())
 
 
-def test_the_slots_of_a_dead_process_come_back() -> None:
+def test_slots_of_a_dead_process_become_free() -> None:
     async def main() -> None:
         async with World(limit=2) as world:
             dead, alive = world.process("dead"), world.process("alive")
@@ -241,7 +241,7 @@ async def _kill(world: World, leases: SlotLeases, calls: list[asyncio.Task[None]
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), returned_call("the process stops")])
-def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_lease(error: BaseException) -> None:
+def test_slot_of_a_step_that_outlives_the_stop_is_free_at_the_end_of_the_lease(error: BaseException) -> None:
     """The call was cancelled, or returned because it had not ended in time."""
 
     async def main() -> None:
@@ -275,7 +275,7 @@ def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_le
     run_in_virtual_time(main())
 
 
-def test_a_slot_whose_step_may_go_on_after_the_stop_is_not_given_to_a_process_that_waits() -> None:
+def test_slot_of_a_step_that_outlives_the_stop_is_not_given_to_a_waiting_process() -> None:
     async def main() -> None:
         async with World(1) as world:
             first, second = world.process("first"), world.process("second")
@@ -438,7 +438,7 @@ def test_calls_take_slots_again_if_a_missing_limit_was_not_read_again() -> None:
     run_in_virtual_time(main())
 
 
-def test_a_process_without_calls_holds_no_slot() -> None:
+def test_process_without_calls_has_no_slot() -> None:
     async def main() -> None:
         world = World(limit=4)
         leases = world.process("p")
@@ -460,7 +460,7 @@ OTHERS = [f"app-other-{n}" for n in range(4)]
 def test_a_function_with_a_backlog_leaves_slots_of_its_process_to_others(
     most: int, functions: list[str], seconds: float
 ) -> None:
-    """The process may make fewer calls at a time than its functions have slots."""
+    """The process may make fewer concurrent calls than its functions have slots."""
 
     async def main() -> None:
         async with World(limit=10) as world:
@@ -490,9 +490,7 @@ def test_a_function_with_a_backlog_leaves_slots_of_its_process_to_others(
 
 
 @pytest.mark.parametrize(("delay", "least_calls"), [(0.01, 20), (1.0, 5)])
-def test_functions_whose_slots_others_hold_leave_the_calls_of_the_process_to_others(
-    delay: float, least_calls: int
-) -> None:
+def test_functions_whose_slots_other_processes_have_leave_their_share_to_others(delay: float, least_calls: int) -> None:
     async def main() -> None:
         async with World(limit=1) as world:
             world.delay = delay

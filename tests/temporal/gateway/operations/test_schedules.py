@@ -2,7 +2,6 @@
 
 import asyncio
 import datetime as dt
-import time
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,6 +24,7 @@ from durably.temporal.gateway import (
 from durably.temporal.gateway.openapi import openapi
 from durably.temporal.namespace.schedules import spec_in_words, sync_schedules
 
+from ....waiting import eventually
 from ...app_server import AppServer
 from ...apps import SCHEDULE, UNSYNCED_SCHEDULE
 from ...dev_server import DevServer
@@ -53,11 +53,7 @@ def synced(server: DevServer) -> None:
 
 
 def wait_for(app: AppServer, path: str, is_there: Callable[[Any], bool]) -> Any:
-    end = time.monotonic() + 60
-    while not is_there(state := app.get(path).json):
-        assert time.monotonic() < end, state
-        time.sleep(0.05)
-    return state
+    return eventually(lambda: app.get(path).json, f"{path} has the state", is_right=is_there)
 
 
 def test_schedules_are_shown_and_changed(app: AppServer, synced: None) -> None:
@@ -119,7 +115,7 @@ def refused_changes(app: AppServer, id: str) -> list[Any]:
 
 @pytest.fixture
 def own(server: DevServer) -> Temporal:
-    """A connection with schedules of its own: their ids are unique."""
+    """A connection with its own schedules: their ids are unique."""
     app = f"app-{uuid.uuid4().hex[:8]}"
     temporal = Temporal(server.address, task_queue=app)
     temporal.add_schedule(f"{app}-report", "sum-of-pair", cron="* * * * *", time_zone="Europe/Berlin")
@@ -229,7 +225,7 @@ async def test_schedules_are_closed_by_default(own: Temporal) -> None:
 
 
 async def test_a_schedule_with_a_fault_does_not_affect_others(own: Temporal, caplog: pytest.LogCaptureFixture) -> None:
-    """A misspelt id is an example."""
+    """An example is a misspelt id."""
     id, missing = own.schedules[0].id, f"missing-{uuid.uuid4().hex}"
     misspelt = gateway(own, id, missing)
     listed = await ask(misspelt, None, "GET", "schedules")

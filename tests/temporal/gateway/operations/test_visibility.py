@@ -1,6 +1,5 @@
 """Visibility queries: the grammar, the query for the server, and that no query reveals other workflows."""
 
-import asyncio
 import uuid
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +17,7 @@ from durably.temporal.gateway.problems import Problem
 from durably.temporal.namespace import search_attributes
 from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE
 
+from ....waiting import async_eventually
 from ...workflows import SleepingWorkflow
 from ..gateway_client import Answer, ask
 
@@ -129,12 +129,12 @@ class Namespace:
             ):
                 attributes = TypedSearchAttributes([SearchAttributePair(key, owner)])
                 await client.start_workflow(
-                    workflow, id=prefix + workflow_id, task_queue="nobody", search_attributes=attributes
+                    workflow, id=prefix + workflow_id, task_queue="unpolled", search_attributes=attributes
                 )
         both = write(parse(f"WorkflowType IN ('{self.listed}', '{self.secret}')"))
-        async with asyncio.timeout(30):
-            while (await client.count_workflows(both)).count < 9:  # noqa: ASYNC110 (the server sends no event)
-                await asyncio.sleep(0.02)
+        await async_eventually(
+            lambda: client.count_workflows(both), "all workflows are indexed", is_right=lambda found: found.count >= 9
+        )
 
     async def ask(self, **query: str) -> Answer:
         return await ask(self.gateway, self.ada, "GET", "listed", **query)
@@ -150,7 +150,7 @@ class Namespace:
     async def walk(self, query: str) -> list[str] | None:
         """The ids of all pages; ``None`` for a query that is refused.
 
-        A page that is not the last one is full: one that is not would tell of a row that was left out.
+        A page that is not the last one is full: another one would reveal a row that was left out.
         """
         found: list[str] = []
         page = ""
@@ -165,7 +165,7 @@ class Namespace:
             page = answer.json.get("next_page", "")
             if not page:
                 return found
-            assert len(answer.json["workflows"]) == 1, "a page with a gap tells of another workflow"
+            assert len(answer.json["workflows"]) == 1, "a page with a gap reveals another workflow"
             assert len(found) <= 3
 
 

@@ -98,7 +98,7 @@ export function followChanges() {
     stream?.close();
     stream = null;
   };
-  // A page that nobody looks at costs the engine nothing.
+  // A hidden page costs the engine nothing.
   document.addEventListener("visibilitychange", () => (document.hidden ? close() : stream ?? open()));
   addEventListener("pagehide", close);
   addEventListener("pageshow", (event) => event.persisted && !stream && open());

@@ -1,4 +1,4 @@
-"""``CachedRuns``: the runs whose workflows a process keeps in memory, and the bytes of their contents."""
+"""Runs whose workflows a process keeps in memory, and the size of their contents."""
 
 import threading
 from collections import OrderedDict
@@ -8,21 +8,21 @@ from temporalio import workflow
 
 from durably.temporal.compat import Eviction
 
-from .contents import HELD
+from .contents import CACHED
 from .run_changes import report_eviction
 
-MAX_HELD_BYTES = 1024 * 1024 * 1024
-"""The size of the contents that workflows in memory hold. One run has at most 32 MB."""
+MAX_CACHED_BYTES = 1024 * 1024 * 1024
+"""Maximum size of the contents of all workflows in memory. One run has at most 32 MB."""
 
 
 class CachedRuns:
-    """Evicts the runs that were used least recently if the contents of all have more than ``max_bytes``.
+    """Evicts the least recently used runs if all contents exceed ``max_bytes``.
 
-    The next task of an evicted run reads its history again. ``evict`` is called in a thread of a worker, and so are
-    the methods (see ``CacheObserver``).
+    The next task of an evicted run reads its history again. ``evict`` and the methods are called in threads of a
+    worker (see ``CacheObserver``).
     """
 
-    def __init__(self, evict: Callable[[workflow.Info], None], max_bytes: int = MAX_HELD_BYTES) -> None:
+    def __init__(self, evict: Callable[[workflow.Info], None], max_bytes: int = MAX_CACHED_BYTES) -> None:
         self._evict = evict
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
@@ -30,12 +30,12 @@ class CachedRuns:
         self._bytes = 0
 
     def note_activated(self, info: workflow.Info) -> None:
-        held = HELD.get(info.run_id)
+        cached = CACHED.get(info.run_id)
         evicted = []
         with self._lock:
             self._drop(info.run_id)
-            if held is not None:
-                size = held.content.size
+            if cached is not None:
+                size = cached.content.size
                 self._runs[info.run_id] = info, size
                 self._bytes += size
             while self._bytes > self._max_bytes and len(self._runs) > 1:
@@ -47,8 +47,8 @@ class CachedRuns:
     def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None:
         with self._lock:
             self._drop(info.run_id)
-        if (held := HELD.pop(info.run_id, None)) is not None:
-            held.release()
+        if (cached := CACHED.pop(info.run_id, None)) is not None:
+            cached.release()
         report_eviction(info, eviction)
 
     def _drop(self, run_id: str) -> workflow.Info | None:

@@ -195,7 +195,7 @@ class SlotLeases:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             await self._wait_until_due()
-            has_progress = await self._ask()
+            has_progress = await self._request()
             if has_progress:
                 pause = _FIRST_PAUSE_SECONDS
             else:
@@ -250,7 +250,7 @@ class SlotLeases:
                 pool.wake()
         return self._most - sum(pool.held for pool in pools)
 
-    async def _ask(self) -> bool:
+    async def _request(self) -> bool:
         """Send a request. Returns whether anything changed."""
         if self._lease.end and lease_time.now() >= self._lease.end:
             if self._has_lease or self._lease.scopes:

@@ -1,4 +1,4 @@
-"""What a workflow should not call."""
+"""Functions that a workflow should not call."""
 
 from django.contrib.auth import get_user_model
 

@@ -1,4 +1,4 @@
-"""Workflows; what they import of Django's is what the process has."""
+"""Workflows. Their Django imports are shared with the process."""
 
 from datetime import timedelta
 
@@ -27,7 +27,7 @@ class UserSignupWorkflow:
 
 @workflow.defn
 class AnyWorkflow:
-    """Executes the activities that it is told to, one after another."""
+    """Executes the given activities one after another."""
 
     @workflow.run
     async def run(self, calls: list[tuple[str, list[str]]]) -> list[object]:
@@ -64,7 +64,7 @@ class AsyncQueryWorkflow:
 
 @workflow.defn
 class WaitingWorkflow:
-    """Waits for somebody to say that it may end; fails in between, if it is told to."""
+    """Waits for the signal to end. Fails before, if its input says so."""
 
     def __init__(self) -> None:
         self.greeting = ""
@@ -83,7 +83,7 @@ class WaitingWorkflow:
 
 @workflow.defn
 class CountdownWorkflow:
-    """Goes on in another run until there is nothing left."""
+    """Continues in another run until nothing is left."""
 
     @workflow.run
     async def run(self, left: int, note: str) -> str:
