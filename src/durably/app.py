@@ -161,6 +161,9 @@ class App:
         return headers
 
 
+App.__init__.__qualname__ = "Client.__init__"  # Python's errors about arguments have it, and users know only Client.
+
+
 def _default_logger(environment: Environment) -> logging.Logger:
     logger = logging.getLogger("durably")
     if (level := environment.log_level) is not None:

@@ -426,7 +426,7 @@ def test_a_name_that_nothing_reads_is_warned_of_once(
     Client(app_id="app")
     Client(app_id="app")
     [message] = [record.getMessage() for record in caplog.records if name in record.getMessage()]
-    assert (f"did you mean {nearest}?" if nearest else "docs/reference/settings.md") in message
+    assert (f"did you mean {nearest}?" if nearest else "durably.settings lists them") in message
     assert "secret-value" not in caplog.text
 
 

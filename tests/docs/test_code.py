@@ -41,6 +41,7 @@ OTHER_PROGRAMS = {
         "docker",
         "git",
         "gunicorn",
+        "node",
         "openssl",
         "pkill",
         "poetry",

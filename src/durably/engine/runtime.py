@@ -35,6 +35,7 @@ from durably.engine.scheduling.transactions.transact import Transactions
 from durably.engine.scheduling.transactions.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.database import explain, is_busy, open_database, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
+from durably.engine.sqlite.identity import refuse_foreign
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.sqlite.writer import Writer
@@ -144,6 +145,7 @@ class Runtime:
     ) -> "Runtime":
         """Open an engine, as ``SqliteEngine.open`` does."""
         path = find_file(path)
+        refuse_foreign(path)
         lock = DatabaseLock(path) if takes_lock else None
         connection: sqlite3.Connection | None = None
         try:

@@ -155,6 +155,8 @@ class AsyncCall:
     def _ending_of(self, main: AnyTask) -> Ending:
         ending = _result_of_main(main)
         if not isinstance(ending, Returned):
+            if self._replay.diagnostics is not None and (error := self._unawaited.any()) is not None:
+                self._replay.diagnostics.not_awaited(str(error))
             return ending
         if (error := self._unawaited.any()) is not None:
             return Raised(error)
@@ -236,13 +238,13 @@ class AsyncCall:
         step.awaitable_id = id(result)
         return result
 
-    def group(self, name: str, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Create the awaitable of ``work``, which creates several steps."""
+    def group(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        """Create the awaitable of a group of steps. ``work`` creates them."""
         number = 0
 
         async def group() -> T:
             self._unawaited.awaitables.pop(number, None)
-            return await work
+            return await work()
 
         result = self._unawaited.create(name, group)
         number = id(result)

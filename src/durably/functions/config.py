@@ -174,7 +174,8 @@ def cron_problem(text: str) -> str | None:
         return None
     fields = _ZONE.sub("", text, count=1).split()
     if len(fields) != 5:
-        return f"has {len(fields)} fields; it must have five: minute, hour, day of month, month, day of week"
+        count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
+        return f"has {count}; it must have five: minute, hour, day of month, month, day of week"
     if not all(_FIELD.fullmatch(field) for field in fields):
         return "is not valid; fields are made of numbers, names like MON or JAN, and * , - /"
     return None

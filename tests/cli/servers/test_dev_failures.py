@@ -119,6 +119,8 @@ def test_the_database_is_locked_by_another_engine(start: Start, run: Run, direct
     check_failure(run("dev", "nosuch:app", "--port", "0"), "there is no module 'nosuch'")
     (directory / "fine.py").write_text("async def app(scope, receive, send): ...")
     check_failure(run("dev", "fine:app", "--port", "0"), "belongs to another engine")
+    write(directory / "shop.py", apps.FLASK.format(sdk="durably").replace(", is_production=False", ""))
+    check_failure(run("dev", "shop:app", "--port", "0"), "belongs to another engine")
     assert first.stop(signal.SIGTERM) == 0
 
 

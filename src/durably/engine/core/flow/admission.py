@@ -51,6 +51,7 @@ SKIP_REASONS = {
 PAUSED = "it is paused"
 REPLACED = "a later event replaced this one (debounce)"
 STARTED_LATE = "the run was cancelled: it had not started by the time that timeouts.start allows"
+FINISHED_LATE = "the run was cancelled: it had not ended by the time that timeouts.finish allows"
 CANCELLED_BY_SINGLETON = "the run was cancelled: a newer run replaced it (singleton)"
 
 

@@ -6,7 +6,7 @@ import msgspec
 
 from durably.engine.core.answers import Answer, ReportedOps, shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
-from durably.engine.core.flow.admission import STARTED_LATE
+from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
     Answered,
@@ -54,7 +54,7 @@ from .transaction import Transaction
 _LONGEST_ERROR = 2_000
 _LATE = {
     DeadlineKind.START: STARTED_LATE,
-    DeadlineKind.FINISH: "the run was cancelled: it had not ended by the time that timeouts.finish allows",
+    DeadlineKind.FINISH: FINISHED_LATE,
 }
 
 
