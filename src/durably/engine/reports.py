@@ -133,6 +133,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     - ``app_version``: The version of the app when the run was created.
     - ``logs``: Empty unless the engine keeps them, as in development.
     - ``children``: The earliest 200, without functions that ``inngest/function.finished`` triggers.
+    - ``unavailable``: Why the engine cannot read the run's steps now. The report has no steps, attempts and logs then.
     """
 
     run: RunView
@@ -147,6 +148,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     has_more_children: bool
     logs: list[LogLine]
     error: ErrorData | None = None
+    unavailable: str | None = None
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -318,7 +320,10 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An app, its last sync, and the error if it has stopped answering."""
+    """An app, its last sync, and the error if it does not answer.
+
+    ``unreached_since`` may be ``None`` then: the time is unknown.
+    """
 
     app: AppView
     last_sync: SyncReport | None

@@ -124,7 +124,7 @@ class Runtime:
         self._requests = StepRequests(
             OutboundClient(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
         )
-        self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire)
+        self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire, self._check_all_throttles)
         self._retention: Retention | None = None
         if settings.retention is not None:
             self._retention = Retention(PurgeStore(connection), self.transactions, settings.clock, settings.retention)
@@ -310,6 +310,10 @@ class Runtime:
                 )
             else:
                 self.transactions.transact_in_background(operations.fire_timer(item))
+
+    def _check_all_throttles(self) -> None:
+        """Check throttles after the clock was set back: the times at which they were ready may be far away."""
+        self.transactions.transact_in_background(lambda transaction: transaction.queue.check_all_throttles())
 
     def _join_queue(self, call: ScheduledCall) -> None:
         self.transactions.transact_in_background(

@@ -10,6 +10,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
+from durably.protocol.errors import FunctionConfigInvalidError
 from durably.protocol.opcodes import Opcode, ParallelMode
 
 from .async_checks import Unawaited, clock_refusal, find_clock
@@ -255,6 +256,11 @@ class AsyncCall:
         Wait if there is none yet, or if earlier memos have to be returned first.
         """
         self._unawaited.awaitables.pop(step.awaitable_id, None)
+        if asyncio.get_running_loop() is not self._loop:
+            raise FunctionConfigInvalidError(
+                f'step "{step.request.step_id}" is awaited on another event loop than that of its function: await it '
+                "in the function, not by asyncio.run in a thread"
+            )
         task = asyncio.current_task(self._loop)
         assert task is not None
         if self._is_closing:

@@ -129,6 +129,10 @@ class Function(FunctionDefinition[T]):
             raise FunctionConfigInvalidError(
                 f'function "{opts.local_id}" decorates {handler!r}, which is not a function'
             )
+        if on_failure is not None and not callable(on_failure):
+            raise FunctionConfigInvalidError(
+                f'function "{opts.local_id}": on_failure must be a function, not {on_failure!r}'
+            )
         for given in (handler, on_failure):
             if given is not None:
                 _check_is_no_generator(opts, given)

@@ -20,7 +20,7 @@ from durably.functions.unserved import find_unserved, report
 from durably.io.background_loop import get_engine_loop
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import EventReceipt
-from durably.protocol.setting_checks import check_count, check_type
+from durably.protocol.setting_checks import check_count, check_path, check_type
 from durably.protocol.text import get_logger
 
 from .calls import EngineCheckpoints
@@ -164,6 +164,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
         check_type(path, "Embedded.path", (str, os.PathLike), "the path of a file")
+        check_path(path, "Embedded.path")
         lease = to_timedelta(lease, "Embedded.lease")
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")

@@ -49,6 +49,10 @@ _left_behind: list[object] = []
 connections may close them."""
 
 
+class NotReadyError(TransportError):
+    """The engine answers, and waits for another process of the app."""
+
+
 class NodeClosedError(Error):
     """This node was closed or replaced during a request."""
 
@@ -332,7 +336,10 @@ class ProcessEngine(Generic[N]):
                     with contextlib.suppress(NodeClosedError):  # replaced during the request
                         return await node.request(operation, arguments)
         except TimeoutError:
-            reason = f": {node.last_error}" if node is not None and node.last_error else ""
+            error = None if node is None else node.last_error
+            if isinstance(error, NotReadyError):
+                raise TransportError(f"{self.name} has not taken a request within {timeout:g} s: {error}") from None
+            reason = f": {error}" if error else ""
             raise TransportError(f"{self.name} did not answer within {timeout:g} s{reason}") from None
 
     async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:

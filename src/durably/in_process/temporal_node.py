@@ -23,7 +23,7 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
 from durably.in_process.dispatcher import CallReturnedError
 from durably.in_process.nodes.link import Heartbeat
-from durably.in_process.process import NodeClosedError
+from durably.in_process.process import NodeClosedError, NotReadyError
 from durably.in_process.worker import LocalWorker
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData
@@ -234,7 +234,7 @@ class TemporalNode:
             try:
                 if await engine.has_synced(app_id):
                     return
-                missing = TransportError(
+                missing = NotReadyError(
                     f"no process has synced the functions of the app {app_id!r} yet: start one with workers, such as "
                     "`durably worker module:client`"
                 )

@@ -141,3 +141,8 @@ def test_the_database_cannot_be_written(run: Run) -> None:
 
 def test_the_host_is_not_ours(run: Run) -> None:
     check_failure(run("dev", "--port", "0", "--host", "203.0.113.7"), "cannot listen at 203.0.113.7")
+
+
+def test_the_host_is_empty(run: Run) -> None:
+    result = run("dev", "--port", "0", "--host", "")
+    assert (result.status, "'--host'" in result.stderr) == (2, True)

@@ -344,8 +344,11 @@ async def test_events_wait_until_another_process_has_synced_the_functions(
     worker = App(TemporalEngine(server.address), "early").serve(add_sync)
     hasty = App(TemporalEngine(server.address, workers=False), "early", request_timeout=100).serve(add_sync)
     async with web.engine.running(), hasty.engine.running():
-        with pytest.raises(SendEventsError, match=r"no process has synced the functions of the app 'early' yet"):
+        with pytest.raises(
+            SendEventsError, match=r"no process has synced the functions of the app 'early' yet"
+        ) as raised:
             await hasty.send("add-sync", n=0)
+        assert "did not answer" not in raised.value.message
         assert "sends no events yet: no process has synced the functions of the app 'early' yet" in caplog.text
         sending = asyncio.create_task(web.send("add-sync", n=1))
         async with worker.engine.running():

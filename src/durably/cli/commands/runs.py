@@ -227,7 +227,7 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 
     run_id = find_run_id(client, run_id)
     report = existing(client.inspect_run_sync(run_id))
-    metadata = existing(client.run_metadata_sync(run_id))
+    metadata = [] if report.unavailable else existing(client.run_metadata_sync(run_id))
     if as_json:
         echo_json({name: getattr(report, name) for name in report.__struct_fields__} | {"metadata": metadata})
         return
@@ -244,6 +244,8 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
         if number:
             echo("")
         echo(part)
+    if report.unavailable:
+        echo(f"\n{report.unavailable}", err=True)
 
 
 @runs.command()
@@ -280,6 +282,12 @@ def cancel(
             echo_json(run)
         else:
             echo(Styled(f"run {fit(run.id)} is {coloured_status(run.status)}"))
+            if not run.status.has_ended:
+                echo(
+                    "the cancellation is stored: the run ends when a process with its app runs (the app itself, or "
+                    "`durably worker`)",
+                    err=True,
+                )
         return
     now = dt.datetime.now(dt.UTC)
     assert function_id is not None

@@ -11,7 +11,7 @@ import pytest
 from durably.engine.temporal.runs.activities import returned_call
 from durably.engine.temporal.slots import lease_time
 from durably.engine.temporal.slots.lease_time import LEASE_SECONDS, USE_SECONDS
-from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
+from durably.engine.temporal.slots.slot_leases import ProcessSlots, SlotLeases, SlotLostError, SlotsClosedError
 from durably.engine.temporal.slots.slot_pools import LeaseAnswer, LeaseRequest, SlotPools, SlotsState, WaitingRequests
 from durably.engine.temporal.slots.slots_workflow import MOST_WAITING
 
@@ -95,7 +95,13 @@ class World:
         assert self._expiring is not None
         self._expiring.cancel()
 
-    def process(self, name: str, most: int = 100, functions: Sequence[str] = (FUNCTION,)) -> SlotLeases:
+    def process(
+        self,
+        name: str,
+        most: int = 100,
+        functions: Sequence[str] = (FUNCTION,),
+        shared: ProcessSlots | None = None,
+    ) -> SlotLeases:
         async def send(request: LeaseRequest) -> LeaseAnswer:
             answering = asyncio.ensure_future(self._deliver(name, request))  # It continues if the process gives up.
             answer = await asyncio.shield(answering)
@@ -106,7 +112,7 @@ class World:
             await asyncio.sleep(2 * self.delay)
             return await self.owner.read_limit(function_id)
 
-        leases = SlotLeases(send, read_limit, most)
+        leases = SlotLeases(send, read_limit, most, shared)
         for function in functions:
             leases.add(function)
         return leases
@@ -508,6 +514,33 @@ def test_functions_whose_slots_other_processes_have_leave_their_share_to_others(
             working += [asyncio.create_task(work(function)) for function in [*stuck, *free] for _ in range(2)]
             await asyncio.sleep(60)
             assert min(ended[function] for function in free) > least_calls
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+
+    run_in_virtual_time(main())
+
+
+def test_apps_of_a_process_share_its_slots() -> None:
+    """Slots beyond the calls of the process would lie idle, and be missing in other processes."""
+
+    async def main() -> None:
+        async with World(limit=10) as first, World(limit=10) as second:
+            shared = ProcessSlots(4)
+            worlds = [(first, first.process("p", 4, shared=shared)), (second, second.process("p", 4, shared=shared))]
+
+            async def work(world: World, leases: SlotLeases) -> None:
+                while True:
+                    await world.call("p", leases, 0.5)
+
+            working = [asyncio.create_task(work(*worlds[0])) for _ in range(6)]
+            await asyncio.sleep(10)
+            assert (worlds[0][1].held, first.inside.total()) == (4, 4)
+            working += [asyncio.create_task(work(*worlds[1])) for _ in range(6)]
+            await asyncio.sleep(20)
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                assert [leases.held for _, leases in worlds] == [2, 2]
             for task in working:
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)

@@ -59,6 +59,20 @@ def unreached_apps(apps: Mapping[str, UnreachedApp]) -> list[Concern]:
     return _most_first(found)
 
 
+def absent_apps(waiting: Mapping[str, int]) -> list[Concern]:
+    """Apps without a running process. ``waiting`` are the numbers of their live runs."""
+    found = []
+    for app_id, count in waiting.items():
+        if count:
+            wait = "waits" if count == 1 else "wait"
+            message = (
+                f"no process of the app {app_id!r} runs its functions, and {_runs(count)} of it {wait}: start the app, "
+                "or `durably worker` with its client; the runs continue then"
+            )
+            found.append(_concern(ConcernKind.UNREACHED_APP, app_id, message, count, None))
+    return _most_first(found)
+
+
 def stuck_keys(slots: Iterable[StuckSlot], now: int) -> list[Concern]:
     found = []
     for slot in slots:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps
+from durably.engine.core.answers import Answer, ReportedOps, shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
@@ -101,9 +101,8 @@ def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction
     generation = generation_of_checkpoint(request)
     run_key = _find_run(transaction, run_id)
     memoised = transaction.memoised(run_key, {op.id for op in request.steps})
-    return runs.apply(
-        transaction, run_key, Checkpointed(generation, request.steps, memoised, request.request_started_at)
-    )
+    steps = [shorten_op_error(op) for op in request.steps]
+    return runs.apply(transaction, run_key, Checkpointed(generation, steps, memoised, request.request_started_at))
 
 
 def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
