@@ -27,6 +27,8 @@ def make_client(**arguments: Any) -> durably.Client:
             (argument, 5, "must be a string")
             for argument in ("api_base_url", "app_version", "env", "event_api_base_url")
         ),
+        ("app_version", "\ud800", "it has half of a surrogate pair"),
+        *((argument, " ", "is blank") for argument in ("api_base_url", "app_version", "env", "event_key")),
         ("event_key", b"key-5ec2e7", "must be a string, not a value of type bytes"),
         ("signing_key", b"signkey-prod-5ec2e7", "must be a string, not a value of type bytes"),
         ("serializer", {"key": "5ec2e7"}, "must be an object with serialize and deserialize"),

@@ -34,6 +34,7 @@ SECOND = dt.timedelta(seconds=1)
         ("log_runs", 1, TypeError, "True or False"),
         ("backoff", SECOND, TypeError, "a function"),
         ("unsigned_apps", "shop", TypeError, 'frozenset({"shop"})'),
+        ("unsigned_apps", {"shop": 1}, TypeError, 'frozenset({"shop"})'),
         ("unsigned_apps", frozenset({1}), TypeError, 'frozenset({"shop"})'),
         ("durability", "full", TypeError, "Durability.NORMAL"),
         ("alerts", "https://hooks.example.com", TypeError, "Alerts(…)"),

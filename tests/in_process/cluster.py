@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import urllib3
 
@@ -132,13 +132,16 @@ class Cluster:
 
 
 @contextmanager
-def serving(command: Callable[[int], list[str]], directory: Path, **environment: str) -> Iterator[Cluster]:
+def serving(
+    command: Callable[[int], list[str]], directory: Path, *, stderr: IO[str] | None = None, **environment: str
+) -> Iterator[Cluster]:
     """``command`` makes a server's arguments of the descriptor of a listening socket."""
     with listening_socket() as (listener, origin):
         process = subprocess.Popen(
             [sys.executable, *command(listener.fileno())],
             pass_fds=[listener.fileno()],
             cwd=ROOT,
+            stderr=stderr,
             env={**os.environ, "TEST_DIRECTORY": str(directory), "DURABLY_DEV": "1", **environment},
             start_new_session=True,
         )

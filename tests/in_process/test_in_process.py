@@ -685,3 +685,19 @@ def test_synchronous_methods_start_call_and_stop_the_engine(app: App) -> None:
         assert engine.signal_sync("no run waits") is None
     finally:
         engine.stop_sync()
+
+
+async def test_step_that_sends_too_large_an_event_fails_at_once(app: App) -> None:
+    @app.function("large")
+    async def large(ctx: Context) -> None:
+        await ctx.step.send_event("send", Event(name="big", data={"text": "x" * 4_000_000}))
+
+    async with app.running():
+        [event_id] = await app.client.send(Event(name="large"))
+        [run] = await app.engine.event_runs(event_id)
+        run = await app.engine.wait_for_run(run.id)
+        report = await app.engine.inspect_run(run.id)
+    assert run.status == "Failed"
+    [step] = report.steps
+    assert (step.id, step.failed_attempts) == ("send", [])
+    assert "event" in run.decode_output()["message"]

@@ -70,3 +70,9 @@ async def test_a_development_server_in_production_mode_is_warned_of_long_delays(
         pass
     warnings = [each.getMessage() for each in caplog.records if "DURABLY_DEV=1" in each.getMessage()]
     assert [warning.partition(" runs ")[0] for warning in warnings] == ([named] if named else [])
+
+
+@pytest.mark.parametrize("path", ["", " ", "a\x00b", "\ud800"])
+def test_a_path_that_names_no_file_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match=r"Embedded\.path"):
+        Embedded(path)

@@ -74,7 +74,7 @@ def load(request: pytest.FixtureRequest, loads: dict[str, Load]) -> Load:
     return loads[request.param]
 
 
-def test_requests_succeed_or_are_told_to_come_again(load: Load) -> None:
+def test_requests_succeed_or_get_retry_after(load: Load) -> None:
     for outcome in load.outcomes:
         # While the server is away, a busy machine may pass a request's deadline before the connection fails.
         expected = {200, 202, 503, 504} if outcome.kind in FOR_WORKERS or outcome.phase != "before" else {200, 202, 503}
@@ -85,7 +85,7 @@ def test_requests_succeed_or_are_told_to_come_again(load: Load) -> None:
             assert json.loads(outcome.body)["type"] == "urn:durably:problem:server-unavailable"
 
 
-def test_a_long_poll_that_was_held_ends_cleanly(load: Load) -> None:
+def test_open_long_poll_ends_cleanly(load: Load) -> None:
     [held] = [outcome for outcome in load.outcomes if outcome.kind == "long poll"]
     assert held.status in (200, 503), held
 

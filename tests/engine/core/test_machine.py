@@ -293,7 +293,7 @@ def test_a_fan_out_over_the_step_limit_starts_no_step() -> None:
     run.ops(*(op(Opcode.INVOKE_FUNCTION, f"s{number}", opts=opts) for number in range(5)))
     assert kinds(run.commands) == [EndRun]
     assert run.error["name"] == "StepLimitError"
-    assert "it has 1 and asks for 5 more" in run.error["message"]
+    assert "it has 1 and requests 5 more" in run.error["message"]
 
 
 def test_a_fan_out_up_to_the_step_limit_is_carried_out() -> None:

@@ -285,6 +285,30 @@ async def test_whichever_way_the_clock_steps_a_tick_fires_once(path: Path, app: 
     assert fired == ["13:00", "checked", "checked", "14:00", "19:00"]
 
 
+async def test_throttled_runs_start_after_the_clock_was_set_back(path: Path, app: SmallApp) -> None:
+    app.function("f", throttle={"limit": 2, "period": "1s"})(lambda steps: "fine")
+    clock = JumpyClock()
+    async with opened(path, msgspec.structs.replace(QUICK, clock=clock)) as engine:
+        await engine.sync_app(app.sync_request())
+        waiting = [await only_run(engine, await send(engine, "f")) for _ in range(3)]
+        clock.offset -= HOUR
+        for run_id in waiting:
+            assert output(await ended(engine, run_id)) == "fine"
+        assert output(await run_to_end(engine, "f")) == "fine"
+
+
+async def test_a_rate_limit_takes_events_after_the_clock_was_set_back(path: Path, app: SmallApp) -> None:
+    app.function("f", rateLimit={"limit": 20, "period": "1s"})(lambda steps: "fine")
+    clock = JumpyClock()
+    async with opened(path, msgspec.structs.replace(QUICK, clock=clock)) as engine:
+        await engine.sync_app(app.sync_request())
+        await run_to_end(engine, "f")
+        clock.offset -= HOUR
+        async with asyncio.timeout(20):
+            while not await engine.event_runs(await send(engine, "f")):
+                pass
+
+
 async def test_a_clock_that_is_set_back_while_the_engine_is_down(path: Path, app: SmallApp) -> None:
     app.function("f")(lambda steps: "fine")
     clock = JumpyClock()

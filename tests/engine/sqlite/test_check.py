@@ -58,7 +58,7 @@ OF_SLEEPER = "(SELECT key FROM runs WHERE function_id = 'app-sleeper' ORDER BY k
         ("UPDATE heads SET head = x'c1'", "the run state of run .* is damaged"),
         (f"DELETE FROM memos WHERE run_key = {OF_SLEEPER}", "counts 1 memos, and 0 are stored"),
         (f"DELETE FROM waits WHERE run_key = {OF_SLEEPER}", "run .*: step 'nap' waits, but its wait is missing"),
-        (f"UPDATE waits SET step_id = 'x' WHERE run_key = {OF_SLEEPER}", "a wait is stored of step x of run"),
+        (f"UPDATE waits SET step_id = 'x' WHERE run_key = {OF_SLEEPER}", "a wait of step x is stored"),
         (f"INSERT INTO holds VALUES ({OF_SLEEPER}, 9, x'91a161', 1)", "run .*: call 9 uses a slot, but is no longer"),
         (
             f"INSERT INTO holds VALUES ({OF_SLEEPER}, 9, x'91a161', 1)",

@@ -20,7 +20,7 @@ from durably.cli.clients.http_client import SocketPool
 from durably.engine.logs import SparseLog
 from durably.in_process.nodes import link, sockets
 from durably.in_process.nodes.sockets import ProtocolDetector
-from durably.protocol.engine_errors import EngineError
+from durably.protocol.engine_errors import DatabasePathError, EngineError
 
 
 def test_sockets_are_next_to_the_database_if_the_path_is_short(tmp_path: Path) -> None:
@@ -228,3 +228,9 @@ async def test_other_user_gets_no_answer_even_if_modes_permit_it(sent: bytes) ->
             result = await asyncio.to_thread(subprocess.run, program, capture_output=True, text=True, check=False)
             directory.chmod(0o700)
     assert result.stdout == "closed\n", result.stderr
+
+
+def test_a_directory_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
+    directory = Path("/proc/nowhere/durably.db.sockets")
+    with pytest.raises(DatabasePathError, match=r"durably\.db\.sockets .* give the user of this process the right"):
+        sockets.make_directory(directory)

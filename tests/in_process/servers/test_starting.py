@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,18 @@ def test_the_engine_starts_with_the_server(server: str, tmp_path: Path) -> None:
     with serving(AT_ONCE[server], tmp_path) as cluster:
         eventually(lambda: "is now the leader" in cluster.log(), "the engine starts without a request")
         run_to_its_end(cluster)
+
+
+@pytest.mark.parametrize("server", variants(AT_ONCE, ["flask-gunicorn", "fast_api-uvicorn"]))
+def test_server_does_not_start_on_an_impossible_path(server: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    database = str(tmp_path / "file" / "durably.db")
+    if "tornado" in server:
+        pytest.skip("its app is made in the program's own event loop, which goes on")
+    errors = tmp_path / "errors"
+    with errors.open("w") as file, serving(AT_ONCE[server], tmp_path, stderr=file, TEST_DATABASE=database) as cluster:
+        assert cluster.process.wait(60) != 0
+    assert f"cannot use the database {database}" in errors.read_text() + cluster.log()
 
 
 @pytest.mark.parametrize("server", AT_THE_FIRST_REQUEST)
@@ -186,21 +199,30 @@ def test_process_that_sent_before_its_start_serves_afterwards(tmp_path: Path) ->
 NO_ANSWER = """
 import durably.in_process.nodes.node
 from durably import Embedded
-from durably.errors import TransportError
+from durably.errors import Error
 engine = Embedded({database!r})
 try:
     engine._process.request("list_runs", dict(), timeout=3).result()
-except TransportError as error:
+except Error as error:
     print(error)
 """
 
 
 def test_timeout_error_has_the_reason(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
-    database.write_bytes(b"not a database" * 100)
+    with sqlite3.connect(database) as connection:
+        connection.execute("PRAGMA user_version = 999999")
     said = python(NO_ANSWER.format(database=str(database)), tmp_path)
     assert "did not answer within 3 s: " in said
     assert said.count("durably.db") == 2
+
+
+@pytest.mark.parametrize("place", ["file/durably.db", "file"])
+def test_send_to_an_unusable_database_fails_at_once(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a database")
+    said = python(NO_ANSWER.format(database=str(tmp_path / place)), tmp_path)
+    assert "did not answer" not in said
+    assert "file is not a database" in said or "cannot use the database" in said
 
 
 FORKING = """

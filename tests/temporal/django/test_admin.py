@@ -357,7 +357,7 @@ def test_unreachable_server_is_an_admin_page(site: DjangoSite) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
+def test_page_and_command_report_a_missing_worker(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
     queue = f"unpolled-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("WaitingWorkflow", id=queue, task_queue=queue)
     assert f"no worker polls the task queue &quot;{queue}&quot;" in page_of(root, handle).text

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.core import ParameterSource
 
-from durably.cli.options import json_option, require_temporal
+from durably.cli.options import json_option, read_host, require_temporal
 from durably.cli.output.text import CliError, Console, echo_json
 from durably.cli.processes.app_loading import AppImportError, import_app
 
@@ -287,7 +287,13 @@ def encryption_key(id: str | None, as_json: bool) -> None:
 @click.option("--app-port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port of MODULE:APP.")
 @click.option("--port", default=7233, show_default=True, type=click.IntRange(0, 65535), help="Port of the server.")
 @click.option("--ui-port", default=8233, show_default=True, type=click.IntRange(0, 65535), help="Port of its web UI.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the app and the server listen at.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    callback=read_host,
+    help="Address that the app and the server listen at.",
+)
 @click.option(
     "--db",
     "database",

@@ -14,7 +14,7 @@ from durably.engine.logs import SparseLog
 from durably.engine.operations import Access
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.signatures import bearer_token, check_signing_key, hash_signing_key
-from durably.protocol.text import get_logger
+from durably.protocol.text import get_logger, is_name
 
 from .messages import ApiError
 
@@ -142,8 +142,8 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
     signing_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.server_kind is ServerKind.CLOUD and not (all(self.event_keys) and self.event_keys):
-            raise ValueError("an engine in cloud mode needs an event key")
+        if self.server_kind is ServerKind.CLOUD and not (all(map(is_name, self.event_keys)) and self.event_keys):
+            raise ValueError("an engine in cloud mode needs an event key, and none may be blank")
         if self.server_kind is ServerKind.CLOUD and not (all(self.signing_keys) and self.signing_keys):
             raise ValueError("an engine in cloud mode needs a signing key")
         for key in self.signing_keys:

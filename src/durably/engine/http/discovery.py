@@ -27,6 +27,7 @@ from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 from durably.protocol.text import get_logger, printable, redact_url, redact_urls
 
+from .access import LOOPBACK_HOSTS
 from .syncs import AcceptedSync, AppConflicts, OnSync
 
 TIMEOUT_SECONDS = 10.0
@@ -131,7 +132,8 @@ class AppDiscovery:
         status, headers, body = await self._request("GET", url, headers=self._signed(b""))
         if Header.SDK not in headers:
             raise NoAppError(
-                f"{redact_url(url)} answered with status {status}, but serves no functions (no {Header.SDK} header)"
+                f"{redact_url(url)} answered with status {status}, but serves no functions (no {Header.SDK} header): "
+                f"{self._url_advice(url)}"
             )
         try:
             inspection = decode(_inspection_decoder, body)
@@ -141,6 +143,13 @@ class AppDiscovery:
         if status == 403 or (inspection.mode or mode) != mode:
             raise SyncFailedError(f"the app at {redact_url(url)} is not in {mode} mode: {self._mode_advice()}")
         return inspection
+
+    def _url_advice(self, url: str) -> str:
+        own, given = URL(self._origin), URL(url)
+        is_same_host = own.host == given.host or {own.host, given.host} <= LOOPBACK_HOSTS
+        if is_same_host and own.port == given.port:
+            return "this is the engine, so give the URL of the app's endpoint"
+        return "give the URL of the app's endpoint, whose path is /api/inngest unless serve_path sets another"
 
     def _address_advice(self) -> str:
         if self._settings.server_kind is ServerKind.DEV:

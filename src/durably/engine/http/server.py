@@ -132,7 +132,11 @@ class EngineServer:
         )
         with contextlib.ExitStack() as listeners:
             listener = listeners.enter_context(listen(host, port))
-            metrics = None if metrics_address is None else listeners.enter_context(listen(*metrics_address))
+            metrics = (
+                None
+                if metrics_address is None
+                else listeners.enter_context(listen(*metrics_address, "--metrics-address"))
+            )
             engine = await open_engine()
             listeners.pop_all()  # They are open as long as the server.
         origin = _origin_of(host, listener)
@@ -209,14 +213,20 @@ def _origin_of(host: str, listener: socket.socket) -> str:
     return f"http://{reachable(host)}:{listener.getsockname()[1]}"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ``PortTakenError``, ``HostInvalidError``."""
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A listening socket. Raises ``PortTakenError``, ``HostInvalidError``.
+
+    ``option`` is the one that sets the port.
+    """
+    if not host.strip():  # It would be all addresses.
+        raise HostInvalidError("the host to listen at is empty: give an address, such as 127.0.0.1 or 0.0.0.0 (--host)")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortTakenError(
-                f"port {port} of {host} is taken by another program; choose another (--port)"
+                f"port {port} of {host} is taken by another program; choose another ({option})"
             ) from None
-        raise HostInvalidError(f"cannot listen at {host} port {port}: {describe_os_error(error)}") from None
+        setting = "--host" if option == "--port" else option
+        raise HostInvalidError(f"cannot listen at {host} port {port} ({setting}): {describe_os_error(error)}") from None

@@ -36,6 +36,8 @@ _WINDOW_MILLISECONDS = 60_000
 _AHEAD_MILLISECONDS = 5_000
 """Milliseconds before their due time at which stored timers are read."""
 _RETRY_MILLISECONDS = 1_000
+_SET_BACK_MILLISECONDS = 1_000
+"""Smaller steps of the clock cost no more than their own length."""
 _NEVER = 2**63
 
 _logger = get_logger("durably.engine")
@@ -45,14 +47,22 @@ class Timers(Generic[T]):
     """Delivers timers when they are due. Reads stored timers shortly before.
 
     ``load(after, until)`` reads the timers of ``(after, until]``; if they are many, it may return the first of them.
-    ``on_due`` gets due timers in order. A timer that is added while it is being read may be delivered twice. Times are
-    milliseconds since the epoch.
+    ``on_due`` gets due timers in order, ``on_set_back`` is called when the clock was set back. A timer that is added
+    while it is being read may be delivered twice. Times are milliseconds since the epoch.
     """
 
-    def __init__(self, clock: Clock, load: Load[T], on_due: Callable[[list[T]], None]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        load: Load[T],
+        on_due: Callable[[list[T]], None],
+        on_set_back: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
         self._load = load
         self._on_due = on_due
+        self._on_set_back = on_set_back
+        self._ticked_at = 0
         self._heap: list[tuple[int, int, T]] = []
         self._order = itertools.count()
         self._horizon = -1  # all timers due until then are in the heap
@@ -99,6 +109,9 @@ class Timers(Generic[T]):
             return
         self._sleep_on()
         now = self._clock.now()
+        if now < self._ticked_at - _SET_BACK_MILLISECONDS:
+            self._on_set_back()
+        self._ticked_at = now
         due: list[T] = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heapq.heappop(self._heap)[2])

@@ -15,12 +15,10 @@ from durably.protocol.engine_errors import (
 from durably.protocol.text import get_logger
 
 from .files import create_private, make_private
+from .identity import APPLICATION_ID
 from .migrations import MIGRATIONS
 
 _logger = get_logger("durably.engine")
-
-APPLICATION_ID = 0x44524259
-"""The ``application_id`` of the file: "DRBY". It distinguishes the file from other programs' databases."""
 
 _BUSY_TIMEOUT_MS = 5000
 """The longest wait for another process's lock."""

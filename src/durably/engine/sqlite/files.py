@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 from durably.protocol.engine_errors import (
@@ -135,6 +136,38 @@ def _check_owner_of_link(link: Path) -> None:
         )
 
 
+_IMPOSSIBLE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+"""Errors of a path where no file can be created, unlike those of a full disk."""
+
+
+def check_place(path: Path) -> None:
+    """Check that the files of a database can be created at a path.
+
+    Nothing remains of the check. It creates a nameless file in the directory, or in the nearest one that exists. Raises
+    ``DatabasePathError``.
+    """
+    directory = path.parent
+    while not os.path.exists(directory) and directory != directory.parent:
+        directory = directory.parent
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        if error.errno in _IMPOSSIBLE:
+            raise DatabasePathError(
+                f"cannot use the database {path}: no file can be created in {directory} "
+                f"({os.strerror(error.errno)}); give the database a path in a directory that this process can write to"
+            ) from None
+
+
 def make_directory(directory: Path) -> None:
     """Create the directory of a database, and log it. Raises ``OSError``."""
     if not directory.exists():
@@ -150,6 +183,7 @@ def find_file(path: Path) -> Path:
     of ``resolve_path``; ``DatabasePathError`` if it is not a file, and ``OSError``.
     """
     path = resolve_path(path)
+    check_place(path)
     make_directory(path.parent)
     _warn_of_open_directory(path.parent)
     try:

@@ -14,6 +14,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.core.answers import shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
@@ -289,7 +290,7 @@ class WorkflowEngine(LocalEngine):
         for step in request.steps:
             check_step(step)
         try:
-            for steps in split_steps([without_large_arguments(step) for step in request.steps]):
+            for steps in split_steps([without_large_arguments(shorten_op_error(step)) for step in request.steps]):
                 checkpoint = CheckpointInput(generation, steps, request.request_started_at, execution)
                 await handle.execute_update("checkpoint", checkpoint)
         except WorkflowUpdateFailedError as error:

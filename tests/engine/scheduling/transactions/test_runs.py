@@ -105,7 +105,7 @@ async def test_a_failed_function_fails_its_run_and_wakes_its_failure_handler(
     assert (data["function_id"], data["run_id"]) == ("app-doomed", run.id)
     assert data["event"]["data"] == {"n": 1}
     assert data["events"] == [data["event"]]
-    # The handler's own end announces nothing: it would go on for ever.
+    # The handler's own end announces nothing: it would continue forever.
     names = [event.event.name for event in await engine.list_events()]
     assert sorted(names) == ["doomed", "inngest/function.failed", "inngest/function.finished"]
 

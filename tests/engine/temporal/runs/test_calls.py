@@ -68,6 +68,23 @@ async def test_an_app_that_is_down_adds_no_events_to_the_history(
         assert attributes.schedule_to_close_timeout.ToSeconds() == 0
 
 
+async def test_an_exception_of_the_caller_is_a_failed_attempt(server: DevServer) -> None:
+    app = make_client()
+    async with running(server.address, app, simple(app, retries=1)) as on_temporal:
+        attempts = 0
+
+        async def call(call_input: CallInput, data: CallData) -> Answer:
+            nonlocal attempts
+            attempts += 1
+            raise ValueError("no")
+
+        on_temporal.caller = call
+        run = await on_temporal.start("simple")
+        with pytest.raises(WorkflowFailureError):
+            await run.result()
+        assert attempts == 2
+
+
 def test_a_call_is_repeated_at_most_sixty_times_an_hour() -> None:
     """Each attempt is an action of Temporal. This is the minimum time between attempts."""
     at = list(itertools.accumulate(map(unreached_seconds, range(1, 200)), initial=0.0))

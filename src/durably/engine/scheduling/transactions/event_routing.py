@@ -99,7 +99,7 @@ def route_to(transaction: Transaction, function: SyncedFunction, received: Recei
 
     Other functions that it triggers start as well.
     """
-    key = route(transaction, received, besides=function)
+    key = route(transaction, received, except_for=function)
     assert key is not None, "its id is new"
     return trigger_function(transaction, function, key)
 
@@ -133,7 +133,7 @@ def route(
     transaction: Transaction,
     received: ReceivedEvent,
     sender_id: str | None = None,
-    besides: SyncedFunction | None = None,
+    except_for: SyncedFunction | None = None,
 ) -> int | None:
     """Store an event, and apply its effects.
 
@@ -152,7 +152,7 @@ def route(
     if functions:
         transaction.events[key] = received
     for function in functions:
-        if besides is None or function.id != besides.id:
+        if except_for is None or function.id != except_for.id:
             trigger_function(transaction, function, key)
     for path, value in listened:
         _wake(transaction, received, path, value)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps
+from durably.engine.core.answers import Answer, ReportedOps, shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
-from durably.engine.core.flow.admission import STARTED_LATE
+from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
     Answered,
@@ -54,7 +54,7 @@ from .transaction import Transaction
 _LONGEST_ERROR = 2_000
 _LATE = {
     DeadlineKind.START: STARTED_LATE,
-    DeadlineKind.FINISH: "the run was cancelled: it had not ended by the time that timeouts.finish allows",
+    DeadlineKind.FINISH: FINISHED_LATE,
 }
 
 
@@ -101,9 +101,8 @@ def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction
     generation = generation_of_checkpoint(request)
     run_key = _find_run(transaction, run_id)
     memoised = transaction.memoised(run_key, {op.id for op in request.steps})
-    return runs.apply(
-        transaction, run_key, Checkpointed(generation, request.steps, memoised, request.request_started_at)
-    )
+    steps = [shorten_op_error(op) for op in request.steps]
+    return runs.apply(transaction, run_key, Checkpointed(generation, steps, memoised, request.request_started_at))
 
 
 def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:

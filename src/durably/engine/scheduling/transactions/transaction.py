@@ -156,6 +156,11 @@ class RunQueue:
         if self._open_queue.check_throttles(_THROTTLES_AT_ONCE):
             self._outbox.append(ThrottleTimer(self._now))
 
+    def check_all_throttles(self) -> None:
+        """Check all throttles, those that were not ready until later too."""
+        self._rows.advance_throttle_times(self._now)
+        self.check_throttles()
+
     def update_limits(self, flow: Flow) -> None:
         """Apply a function's new limits to its queued calls."""
         self._open_queue.update_limits(flow)

@@ -283,6 +283,10 @@ class SqliteQueueRows:
         if written.rowcount:
             self.throttle_times.append(ready_at)
 
+    def advance_throttle_times(self, until: int) -> None:
+        """Store ``until`` as the time of each later throttle."""
+        self._connection.execute("UPDATE openings SET opens_at = ? WHERE opens_at > ?", (until, until))
+
     def take_due_throttles(self, until: int, at_most: int) -> list[str]:
         rows = self._connection.execute(
             "DELETE FROM openings WHERE id IN "

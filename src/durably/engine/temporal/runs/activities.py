@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 from temporalio import activity
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
@@ -28,6 +28,7 @@ from durably.engine.temporal.ids import app_generation, execution_of, run_workfl
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
 from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.errors import error_message
 from durably.protocol.text import get_logger
 
 from .call_messages import (
@@ -181,7 +182,7 @@ class CallActivities:
         try:
             async with heartbeats(), self._leased_slot(call.function_id), self._at_once:
                 called_at = wall_clock()
-                answer = await self._call(call, await self._data_of(call))
+                answer = await self._answer_of(call, await self._data_of(call))
                 self._note_reached(call.app_id, answer)
                 if isinstance(answer, Unreached):
                     raise _unreached(answer)
@@ -204,6 +205,23 @@ class CallActivities:
             raise
         result = result_of(answer, self._requests.queue if has_requests else None)
         return msgspec.structs.replace(result, called_at=called_at)
+
+    async def _answer_of(self, call: CallInput, data: CallData) -> Answer:
+        """The app's answer.
+
+        An error of the caller is a failed attempt. Otherwise Temporal would repeat the activity, and with it the
+        function, without an end.
+        """
+        try:
+            return await self._call(call, data)
+        except FailureError:
+            raise
+        except Exception as error:
+            if self._slots.is_closed:
+                raise
+            _logger.exception("a call of run %s could not be made", call.run_id)
+            reason = f"{type(error).__name__}: {error_message(error)}"
+            return failed("CallFailedError", f"the call could not be made: {reason}")
 
     async def _commit_steps(self, call: CallInput, fitted: FittedAnswer) -> Answer:
         """Commit the steps of an answer that is too large for one payload.
