@@ -2,7 +2,7 @@
 
 Names, comments, docstrings and texts are checked alike. A phrase may go over the end of a line. To list what is left:
 
-    python tests/test_prose.py [folder]
+    python tests/test_no_phrase_of_the_list_is_used.py [folder]
 """
 
 import ast
@@ -142,7 +142,7 @@ def by_folder() -> dict[str, list[Found]]:
     return result
 
 
-def test_prose() -> None:
+def test_no_phrase_of_the_list_is_used() -> None:
     worse = {folder: found for folder, found in by_folder().items() if len(found) > LEFT.get(folder, 0)}
     listing = [
         f"{folder} has {len(found)}, {LEFT.get(folder, 0)} at most:\n" + "\n".join(f"  {each}" for each in found)

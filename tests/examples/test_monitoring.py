@@ -96,7 +96,7 @@ def test_promtool_accepts_the_rules_and_the_expressions_of_the_dashboard(tmp_pat
 
 
 @NEEDS_PROMTOOL
-def test_the_alerts_are_raised_by_what_they_are_about(tmp_path: Path) -> None:
+def test_each_alert_is_raised_by_its_condition(tmp_path: Path) -> None:
     """promtool evaluates each expression over series of an hour."""
     ended = 'durably_runs_ended_total{function="%s",outcome="%s"}'
     cases = {

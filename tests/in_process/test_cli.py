@@ -32,13 +32,13 @@ def test_commands_reach_the_leader(tmp_path: Path) -> None:
     assert database in stopped.stderr
 
 
-def test_a_database_that_no_app_has_used(tmp_path: Path) -> None:
+def test_unused_database_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "other.db").touch()
     listed = durably("runs", "list", "--db", str(tmp_path / "other.db"))
     assert "no app runs its engine" in listed.stderr
 
 
-def test_an_app_that_died_is_to_be_started_again(tmp_path: Path) -> None:
+def test_dead_app_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
     database.touch()
     directory = sockets.directory_of(database)

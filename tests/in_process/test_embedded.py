@@ -113,7 +113,7 @@ async def test_waiting_for_a_run(client: Client, engine: Embedded) -> None:
         await engine.wait_for_run("none")
 
 
-async def test_who_waits_for_a_run_goes_on_when_another_process_takes_over(tmp_path: Path) -> None:
+async def test_wait_for_run_survives_a_change_of_leader(tmp_path: Path) -> None:
     first, second = (Embedded(tmp_path / "durably.db", settings=SETTINGS) for _ in range(2))
     client, _ = serve(first), serve(second)
     await first.start()
@@ -168,7 +168,7 @@ async def test_searching_and_waiting_for_changes(client: Client, engine: Embedde
     assert (await engine.count_matching_runs("app-fail", statuses=[RunStatus.FAILED])).count == 1
 
 
-async def test_pausing_a_function(client: Client, engine: Embedded) -> None:
+async def test_paused_function_starts_no_run(client: Client, engine: Embedded) -> None:
     await engine.pause_function("app-add")
     paused = {function.id: function.is_paused for function in await engine.list_functions()}
     assert [function_id for function_id, is_paused in paused.items() if is_paused] == ["app-add"]
@@ -184,7 +184,7 @@ async def test_pausing_a_function(client: Client, engine: Embedded) -> None:
             await act("app-none")
 
 
-async def test_replaying_what_failed(client: Client, engine: Embedded) -> None:
+async def test_replay_reruns_failed_runs(client: Client, engine: Embedded) -> None:
     runs = [await start(client, engine, Event(name="fail", data={"n": number})) for number in range(3)]
     for run_id in runs:
         assert (await engine.wait_for_run(run_id)).status == "Failed"
@@ -198,7 +198,7 @@ async def test_replaying_what_failed(client: Client, engine: Embedded) -> None:
         await engine.replay_runs("app-fail", statuses=["Broken"])
 
 
-async def test_cancelling_many(client: Client, engine: Embedded) -> None:
+async def test_bulk_cancellation_cancels_matching_runs(client: Client, engine: Embedded) -> None:
     runs = [await start(client, engine, Event(name="wait", data={"for": str(number)})) for number in range(3)]
     begun = await engine.cancel_runs("app-wait", if_exp="event.data.for != '1'")
     assert await until_ended(engine, "cancellation") == 2
@@ -217,7 +217,7 @@ async def test_cancelling_many(client: Client, engine: Embedded) -> None:
         await engine.cancel_runs("app-wait", started_before=dt.datetime(2030, 1, 1))  # noqa: DTZ001
 
 
-async def test_looking_at_events(client: Client, engine: Embedded) -> None:
+async def test_events_can_be_read(client: Client, engine: Embedded) -> None:
     [event_id] = await client.send(Event(name="add", data={"n": 1}, id="mine"))
     await client.send(Event(name="other"))
     event = await engine.get_event(event_id)
@@ -229,7 +229,7 @@ async def test_looking_at_events(client: Client, engine: Embedded) -> None:
     assert await engine.get_event("none") is None
 
 
-async def test_an_error_that_is_no_exception_fails_the_attempt(client: Client, engine: Embedded) -> None:
+async def test_base_exception_fails_the_attempt(client: Client, engine: Embedded) -> None:
     [event_id] = await client.send(Event(name="leave"))
     runs = [await engine.wait_for_run(run.id, timeout=20 * SECOND) for run in await engine.event_runs(event_id)]
     assert [run.status for run in runs] == ["Failed", "Failed"]

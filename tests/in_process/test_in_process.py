@@ -109,7 +109,7 @@ async def test_functions_run_on_the_servers_loop_and_sync_code_in_a_pool(app: Ap
         assert output_of(await app.run(Event(name="sync"))) != threading.get_ident()
 
 
-async def test_finished_steps_are_committed_and_the_function_goes_on(app: App) -> None:
+async def test_finished_steps_are_committed_and_the_function_continues(app: App) -> None:
     calls = []
 
     @app.function("steps")
@@ -219,7 +219,7 @@ async def test_the_apps_event_loop_may_block_for_the_engine(app: App) -> None:
         assert len(await asyncio.to_thread(app.client.send_sync, Event(name="f"))) == 1
 
 
-async def test_what_is_under_way_goes_on_after_a_restart(app: App, tmp_path: Path) -> None:
+async def test_live_runs_continue_after_a_restart(app: App, tmp_path: Path) -> None:
     began = asyncio.Event()
 
     @app.function("f")
@@ -327,7 +327,7 @@ async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: p
     await app.engine.stop()
 
 
-async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_configuration_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("durably.functions.config._check", None)  # as with a stricter engine
 
     @app.function("f", concurrency=[Concurrency(limit=1, key="not an expression ((")])
@@ -338,7 +338,7 @@ async def test_a_configuration_that_cannot_be_fails_the_start(app: App, monkeypa
             pass
 
 
-async def test_a_database_of_an_engine_apart_is_refused(app: App, tmp_path: Path) -> None:
+async def test_database_of_a_separate_engine_is_refused(app: App, tmp_path: Path) -> None:
     engine = await SqliteEngine.open(tmp_path / "durably.db")
     try:
         with pytest.raises(DatabaseLockedError, match="another engine"):
@@ -379,7 +379,7 @@ def replace(database: Path) -> None:
     ],
     ids=["deleted", "replaced", "linked"],
 )
-async def test_once_the_database_is_not_the_same_every_process_says_so(
+async def test_replaced_database_is_logged_by_every_process(
     tmp_path: Path, harm: Callable[[Path], None], reason: str
 ) -> None:
     """No other database is created in its place."""
@@ -403,7 +403,7 @@ async def test_a_database_with_hard_links_is_refused(app: App, tmp_path: Path) -
             await App(tmp_path / path).engine.start()
 
 
-async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
+async def test_calls_beyond_the_capacity_wait(tmp_path: Path) -> None:
     app = App(tmp_path / "durably.db", settings=NO_GRACE, max_calls=2)
     under_way: list[int] = []
     most = 0
@@ -424,7 +424,7 @@ async def test_calls_beyond_what_a_process_takes_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("output", "problem"), [({1}, "returned unserializable data"), ("x" * 5_000_000, "bytes")])
-async def test_an_output_that_cannot_be_stored_is_logged(
+async def test_unstorable_output_is_logged(
     app: App, caplog: pytest.LogCaptureFixture, output: Any, problem: str
 ) -> None:
     @app.function("f", retries=0)
@@ -520,7 +520,7 @@ async def test_a_send_that_the_leader_did_not_acknowledge_is_repeated_and_counts
     await second.engine.stop()
 
 
-async def test_what_must_not_be_repeated_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unrepeatable_requests_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
     requested = threading.Event()
 
@@ -539,7 +539,7 @@ async def test_what_must_not_be_repeated_is_not(tmp_path: Path, monkeypatch: pyt
     await second.engine.stop()
 
 
-async def test_flask_functions_have_their_app_around_them(app: App) -> None:
+async def test_flask_functions_have_an_app_context(app: App) -> None:
     import flask
 
     import durably.flask
@@ -566,7 +566,7 @@ def test_where_processes_do_not_outlive_a_request_it_is_refused(app: App) -> Non
         durably.digital_ocean.serve(app.client, app.functions)
 
 
-def test_where_there_are_no_unix_sockets_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_system_without_unix_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(OSError, match="durably start"):
         Embedded("durably.db")
@@ -656,7 +656,7 @@ async def test_a_call_that_the_apps_own_code_cancels_has_failed(app: App) -> Non
     assert "cancelled by the app's own code" in output_of(run)["message"]
 
 
-def test_synchronous_code_starts_asks_and_stops_the_same(app: App) -> None:
+def test_sync_methods_start_query_and_stop_the_engine(app: App) -> None:
     @app.function("greet")
     def greet(ctx: ContextSync) -> str:
         return ctx.step.run("say", lambda: "hello")

@@ -89,7 +89,7 @@ def test_a_workflow_definition_is_read(defined: Any) -> None:
     assert (list(found.queries), list(found.updates)) == (["place"], ["readdress"])
 
 
-def test_what_is_not_a_workflow_or_an_activity_has_no_definition() -> None:
+def test_other_objects_have_no_temporal_definition() -> None:
     assert workflow_parts(PlainClass) is None
     assert workflow_parts(PlainClass.run) is None
     assert workflow_parts(type("SubParcel", (ParcelWorkflow,), {})) is None

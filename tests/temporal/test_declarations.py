@@ -13,7 +13,7 @@ from durably.temporal.worker.workers import describe
 from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow, charge
 
 
-def test_what_is_declared_for_one_task_queue_is_one_workers() -> None:
+def test_declarations_for_one_task_queue_share_a_worker() -> None:
     temporal = Temporal(task_queue="orders")
     temporal.add_worker(workflows=[OrderWorkflow], activities=[charge])
     temporal.add_worker("sums", workflows=[SumWorkflow], max_concurrent_workflow_tasks=5)
@@ -39,7 +39,7 @@ def declared(task_queue: str | None = None, **work: object) -> Temporal:
         (declared("orders"), '"orders" has neither workflows nor activities'),
     ],
 )
-def test_what_cannot_be_run_is_refused(temporal: Temporal, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_declaration_is_refused(temporal: Temporal, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEMPORAL_TASK_QUEUE", raising=False)
     with pytest.raises(TemporalWorkerError, match=message):
         Workers(temporal)
@@ -59,7 +59,7 @@ def test_a_task_queue_that_is_not_declared_is_refused() -> None:
         Workers(temporal, task_queues=["mails"])
 
 
-def test_a_class_that_is_no_workflow_is_named(temporal: Temporal) -> None:
+def test_class_that_is_not_a_workflow_is_named(temporal: Temporal) -> None:
     wrong = Temporal(temporal.settings.address, task_queue="wrong")
     wrong.add_worker(workflows=[dict])
     with pytest.raises(TemporalWorkerError, match=r'no worker for the task queue "wrong": .*defn'):

@@ -23,7 +23,7 @@ OLD, NEW = EncryptionKey.generate("2025"), EncryptionKey.generate("2026")
 PLAIN = Payload(metadata={"encoding": b"json/plain"}, data=b'"in the clear"')
 
 
-async def test_the_server_sees_nothing_of_what_workflows_take_and_give(server: DevServer) -> None:
+async def test_server_has_no_plaintext_of_inputs_and_results(server: DevServer) -> None:
     temporal = Temporal(server.address, encryption=EncryptionCodec(NEW, OLD))
     client = await temporal.client()
     queue, workflow_id = str(uuid.uuid4()), str(uuid.uuid4())
@@ -42,7 +42,7 @@ async def test_the_server_sees_nothing_of_what_workflows_take_and_give(server: D
         assert b"declined" not in b"".join(event.SerializeToString() for event in history.events)
 
 
-async def test_a_replaced_key_still_reads_what_it_wrote() -> None:
+async def test_replaced_key_still_decrypts_its_payloads() -> None:
     before, after = EncryptionCodec(OLD), EncryptionCodec(NEW, OLD)
     [sealed] = await before.encode([PLAIN])
     assert await after.decode([sealed]) == [PLAIN]
@@ -63,7 +63,7 @@ async def test_a_changed_payload_is_refused() -> None:
         await codec.decode([sealed])
 
 
-async def test_what_was_written_before_encryption_is_read_unless_it_is_required() -> None:
+async def test_plaintext_payloads_are_read_unless_encryption_is_required() -> None:
     assert await EncryptionCodec(OLD).decode([PLAIN]) == [PLAIN]
     with pytest.raises(PayloadEncryptionError, match="not encrypted"):
         await EncryptionCodec(OLD, require_encrypted=True).decode([PLAIN])
@@ -94,9 +94,7 @@ SECRET = NEW.export().partition(":")[2]
     ],
     ids=lambda value: str(value).replace(SECRET, "SECRET"),
 )
-def test_what_is_wrong_with_a_key_is_said_and_not_the_key(
-    text: Any, words: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_error_of_an_invalid_key_does_not_show_the_key(text: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
     temporal = Temporal()
     temporal.configure(lambda: {"ENCRYPTION_KEYS": text} if text else {"ENCRYPTION_KEYS": [""]})
     with pytest.raises(TemporalSettingsError, match=words) as raised:

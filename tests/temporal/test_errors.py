@@ -44,19 +44,19 @@ def test_credentials_are_left_out(text: str, shown: str) -> None:
         "mask-ed, task-queue, risk_live",
     ],
 )
-def test_the_rest_stays_as_it_is(text: str) -> None:
+def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert scrub(text) == text
 
 
 @pytest.mark.parametrize(
     "piece", ["a", "a-", "password", "password='", "token: ", "://", "://a:", "eyJ-", "sk-", "cookie:", "-----BEGIN "]
 )
-def test_long_texts_of_others_take_no_long_time(piece: str) -> None:
+def test_long_messages_are_scrubbed_in_linear_time(piece: str) -> None:
     """With a pattern that begins with a repetition this would be hours."""
     assert scrub(piece * (300_000 // len(piece)))
 
 
-def test_a_text_that_is_too_long_is_cut_off_and_says_so() -> None:
+def test_too_long_message_is_truncated_with_a_note() -> None:
     """The secret is hidden even if only its beginning is left."""
     start = "x" * (MAXIMUM - 20)
     shown = scrub(f"{start} password={'s' * 100}")

@@ -74,7 +74,7 @@ def load(request: pytest.FixtureRequest, loads: dict[str, Load]) -> Load:
     return loads[request.param]
 
 
-def test_requests_succeed_or_are_told_to_come_again(load: Load) -> None:
+def test_requests_succeed_or_get_a_retry_after(load: Load) -> None:
     for outcome in load.outcomes:
         # While the server is away, a busy machine may pass a request's deadline before the connection fails.
         expected = {200, 202, 503, 504} if outcome.kind in FOR_WORKERS or outcome.phase != "before" else {200, 202, 503}
@@ -90,7 +90,7 @@ def test_a_long_poll_that_was_held_ends_cleanly(load: Load) -> None:
     assert held.status in (200, 503), held
 
 
-def test_an_event_stream_that_was_held_goes_on_to_the_result(load: Load) -> None:
+def test_interrupted_event_stream_continues_to_the_result(load: Load) -> None:
     kinds = [event["event"] for event in load.events if "event" in event]
     assert kinds[-2:] == ["workflow_execution_completed", "result"]
     assert "problem" not in kinds

@@ -178,7 +178,7 @@ async def test_the_development_engine_keeps_its_state_on_the_server(server: DevS
         ((), "nowhere", 1, 'no namespace "nowhere"'),
     ],
 )
-def test_the_development_engine_says_what_prevents_its_start(
+def test_development_engine_reports_the_error_that_prevents_its_start(
     server: DevServer, arguments: tuple[str, ...], namespace: str, status: int, reason: str
 ) -> None:
     done = run("dev", "--temporal", server.address, "--port", "0", *arguments, TEMPORAL_NAMESPACE=namespace)

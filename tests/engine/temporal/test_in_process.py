@@ -168,9 +168,7 @@ async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(
         await second.engine.stop()
 
 
-async def test_a_stop_hands_over_finished_steps_and_says_so(
-    server: DevServer, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_stop_stores_finished_steps_and_logs_it(server: DevServer, caplog: pytest.LogCaptureFixture) -> None:
     goes_on = asyncio.Event()
 
     def two_steps(app: App) -> Function[Any]:
@@ -281,7 +279,7 @@ async def test_a_process_that_lacks_the_function_uses_up_no_attempt(
 
 
 @pytest.mark.slow
-async def test_a_server_that_is_away_delays_the_start_and_fails_sends_in_time(
+async def test_unreachable_server_delays_the_start_and_fails_sends_in_time(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     server = DevServer()
@@ -329,7 +327,7 @@ async def test_invalid_settings_prevent_the_start() -> None:
         await engine.start()
 
 
-async def test_a_process_without_workers_sends_events_and_runs_none(server: DevServer) -> None:
+async def test_process_without_workers_sends_events_and_runs_no_function(server: DevServer) -> None:
     web = App(TemporalEngine(server.address, workers=False), "apart").serve(add_sync)
     worker = App(TemporalEngine(server.address), "apart").serve(add_sync)
     async with worker.engine.running(), web.engine.running():

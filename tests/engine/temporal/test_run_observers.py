@@ -231,7 +231,7 @@ async def test_a_failed_run_is_reported_to_a_webhook(make_engine: MakeEngine) ->
     assert "ValueError: declined" in body["text"]
 
 
-async def test_a_server_that_is_away_leaves_the_other_metrics() -> None:
+async def test_unreachable_server_leaves_the_other_metrics() -> None:
     with DevServer() as own_server:
         async with opened(TemporalEngine(own_server.address)) as shop:
             await shop.run("pay")
@@ -248,7 +248,7 @@ async def test_a_server_that_is_away_leaves_the_other_metrics() -> None:
             own_server.go_on()
 
 
-async def test_numbers_that_cannot_be_read_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreadable_numbers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> dict[str, int]:
         raise KeyError("Unknown payload encoding binary/encrypted")
 

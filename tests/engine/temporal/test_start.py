@@ -150,7 +150,7 @@ def test_a_worker_runs_an_apps_functions(start: Start, directory: Path, server: 
         ("shop:app", "not a durably.Client"),
     ],
 )
-def test_a_worker_refuses_what_it_cannot_run(run: Run, directory: Path, target: str, reason: str) -> None:
+def test_worker_refuses_an_app_that_it_cannot_run(run: Run, directory: Path, target: str, reason: str) -> None:
     write(directory / "shop.py", NOT_FOR_WORKERS)
     result = run("worker", target, DURABLY_DEV="1")
     assert result.status == 1

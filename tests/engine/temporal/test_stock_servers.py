@@ -125,7 +125,7 @@ def test_a_run_goes_on_after_a_restart(framework: str, command: str, tmp_path: P
 
 
 @pytest.mark.parametrize(("framework", "command"), cases(SEVERAL_WORKERS))
-def test_a_run_goes_on_in_another_worker(framework: str, command: str, tmp_path: Path, server: DevServer) -> None:
+def test_run_continues_in_another_worker(framework: str, command: str, tmp_path: Path, server: DevServer) -> None:
     project = Project(framework, tmp_path, server.address)
     with running(command, tmp_path) as web:
         worker = project.hold(web)
@@ -137,7 +137,7 @@ def test_a_run_goes_on_in_another_worker(framework: str, command: str, tmp_path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("framework", "command"), cases(SERVERS, quick=SERVERS[1]))
-def test_a_server_that_is_away_delays_the_start(framework: str, command: str, tmp_path: Path) -> None:
+def test_unreachable_server_delays_the_start(framework: str, command: str, tmp_path: Path) -> None:
     late = DevServer()
     project = Project(framework, tmp_path, late.address)
     project.release()

@@ -103,7 +103,7 @@ async def test_a_sync_without_an_answer_is_repeated(server: DevServer, monkeypat
 
 
 @pytest.mark.slow
-async def test_runs_and_events_continue_after_their_server_was_away(
+async def test_runs_and_events_continue_after_their_server_was_unreachable(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = Proxy(server.port)

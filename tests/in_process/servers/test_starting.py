@@ -146,7 +146,7 @@ def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> 
     assert not {int(first), int(second)} & {entry["process"] for entry in cluster.diary.entries("step")}
 
 
-def test_a_process_that_serves_functions_runs_what_it_sends(tmp_path: Path) -> None:
+def test_process_that_serves_functions_runs_its_own_events(tmp_path: Path) -> None:
     """In any program, without a known server or a request."""
     serve = "import flask, durably.flask; durably.flask.serve(flask.Flask('x'), client, functions)"
     wait = "; import time\nwhile client.engine.list_runs_sync()[0].ended_at is None: time.sleep(0.01)"
@@ -174,7 +174,7 @@ asyncio.run(main())
 """
 
 
-def test_a_process_that_has_sent_before_it_starts_goes_on_as_one_that_serves(tmp_path: Path) -> None:
+def test_process_that_sends_before_it_serves_becomes_a_worker(tmp_path: Path) -> None:
     python(BEFORE_THE_START, tmp_path)
     cluster = Cluster(tmp_path, "", None)  # type: ignore[arg-type]
     assert list(cluster.run_statuses().values()) == [

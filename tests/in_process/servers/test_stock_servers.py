@@ -57,7 +57,7 @@ RESTARTED = [
 
 
 @pytest.mark.parametrize(("framework", "command"), variants(RESTARTED, [], name="-".join))
-def test_a_sleeping_run_goes_on_after_a_restart_without_a_request(framework: str, command: str, tmp_path: Path) -> None:
+def test_sleeping_run_continues_after_a_restart_without_a_request(framework: str, command: str, tmp_path: Path) -> None:
     make_project(framework, tmp_path)
     with running(command, tmp_path) as server:
         server.send()
@@ -68,7 +68,7 @@ def test_a_sleeping_run_goes_on_after_a_restart_without_a_request(framework: str
 
 
 @pytest.mark.slow
-def test_a_sleeping_run_goes_on_with_the_first_request_of_any_url(tmp_path: Path) -> None:
+def test_sleeping_run_continues_with_the_first_request_of_any_url(tmp_path: Path) -> None:
     """Stock Django loads ``urls.py``, and with it the functions, with the first request."""
     make_project("Django", tmp_path)
     command = "gunicorn myproject.wsgi -b 127.0.0.1:{port}"

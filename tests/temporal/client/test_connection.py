@@ -66,7 +66,7 @@ def test_event_loops_of_several_threads_share_one_connection(proxy: Proxy) -> No
     assert proxy.opened == 1
 
 
-async def test_who_gives_up_waiting_leaves_the_connection_to_the_others(proxy: Proxy) -> None:
+async def test_cancelled_waiter_keeps_the_connection_for_the_others(proxy: Proxy) -> None:
     temporal = Temporal(proxy.address)
     impatient = asyncio.create_task(temporal.client())
     patient = asyncio.create_task(temporal.client())
@@ -81,7 +81,7 @@ async def test_synchronous_calls_on_an_event_loop_are_refused(temporal: Temporal
         temporal.sync.start_workflow("any", id="any")
 
 
-async def test_an_absent_server_is_named_and_found_once_it_is_there() -> None:
+async def test_absent_server_is_named_and_found_once_it_starts() -> None:
     server = DevServer()
     temporal = Temporal(server.address)
     async with temporal.lifespan():  # The app starts all the same.

@@ -118,7 +118,7 @@ async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> No
     assert proxy.opened > 4
 
 
-async def test_a_long_poll_goes_on_when_its_connection_breaks(proxy: Proxy, temporal: Temporal) -> None:
+async def test_long_poll_continues_when_its_connection_breaks(proxy: Proxy, temporal: Temporal) -> None:
     gateway = gateway_at(proxy.address)
     place = await begin(gateway)
     held = asyncio.create_task(ask(gateway, "GET", f"{place}/result", wait="60"))
@@ -143,9 +143,7 @@ async def test_a_call_that_is_not_repeated_is_unavailable_not_an_error_of_the_se
     assert answers.keys() == {(200, ""), (202, ""), unavailable}
 
 
-async def test_what_was_started_before_the_connection_broke_is_not_called_unavailable(
-    proxy: Proxy, temporal: Temporal
-) -> None:
+async def test_start_before_a_broken_connection_is_not_reported_unavailable(proxy: Proxy, temporal: Temporal) -> None:
     """The client would start it a second time."""
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
@@ -231,7 +229,7 @@ async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
         await waiting
 
 
-async def test_the_log_says_once_in_a_while_why_there_is_no_server(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreachable_server_is_logged_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     gateway = gateway_at(f"127.0.0.1:{port}")
     for _ in range(3):

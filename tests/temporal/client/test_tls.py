@@ -129,7 +129,7 @@ async def test_a_server_of_another_name(open_front: Open, authority: Authority) 
     assert (await Temporal(front.address, tls=named).check_health()).ok
 
 
-async def test_tls_to_a_server_that_has_none(server: DevServer) -> None:
+async def test_tls_to_a_server_without_tls_is_refused(server: DevServer) -> None:
     failure = await refusal(server.address, True)
     assert "the server does not speak TLS at this port: check TEMPORAL_ADDRESS, and TEMPORAL_TLS" in failure.message
 

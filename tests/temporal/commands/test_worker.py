@@ -105,7 +105,7 @@ def test_activities_that_do_not_end_are_left_to_be_retried(
 
 
 @pytest.mark.slow
-def test_another_worker_goes_on_where_one_was_killed(
+def test_another_worker_continues_after_a_kill(
     start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
 ) -> None:
     killed = work(start, server)
@@ -117,9 +117,7 @@ def test_another_worker_goes_on_where_one_was_killed(
 
 
 @pytest.mark.slow
-def test_a_blocked_event_loop_is_told_of(
-    start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
-) -> None:
+def test_blocked_event_loop_is_logged(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
     command = work(start, server, "--health", "127.0.0.1:0")
     origin = command.until(r"health at (http://[\d.:]+)")[1]
     temporal.sync.start_workflow("BlockWorkflow", 30.0, id=f"block-{id}", task_queue=f"slow-{id}")
@@ -130,7 +128,9 @@ def test_a_blocked_event_loop_is_told_of(
         assert "the event loop is blocked" in body
 
 
-def test_health_and_metrics(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
+def test_worker_serves_health_and_metrics(
+    start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
+) -> None:
     abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"unpolled-{id}", task_queue=f"unpolled-{id}")
     metrics = f"127.0.0.1:{free_port()}"
     command = work(start, server, "--health", "127.0.0.1:0", "--metrics", metrics)
@@ -152,7 +152,7 @@ def test_health_and_metrics(start: Start, shop: Path, server: DevServer, tempora
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away_is_waited_for(start: Start, shop: Path, tmp_path: Path) -> None:
+def test_worker_waits_for_an_unreachable_server(start: Start, shop: Path, tmp_path: Path) -> None:
     server = DevServer(tmp_path / "temporal.db")
     command = start("temporal", "worker", "shop", "--health", "127.0.0.1:0", TEMPORAL_ADDRESS=server.address)
     command.until(rf"the Temporal server at {server.address} cannot be reached.* Trying again in 0.5 seconds")
@@ -199,7 +199,7 @@ BAD_TARGETS = [
 
 
 @pytest.mark.parametrize(("target", "message"), variants(BAD_TARGETS, BAD_TARGETS[:1]))
-def test_what_cannot_be_run_is_said(run: Run, shop: Path, target: str, message: str) -> None:
+def test_invalid_declaration_is_an_error(run: Run, shop: Path, target: str, message: str) -> None:
     write(shop / "empty.py", "from durably.temporal import Temporal\ntemporal = Temporal()\n")
     write(shop / "broken.py", "1 / 0\n")
     result = run("temporal", "worker", target)
@@ -211,9 +211,7 @@ def test_what_cannot_be_run_is_said(run: Run, shop: Path, target: str, message: 
 @pytest.mark.parametrize(
     ("command", "status"), variants([("worker", 1), ("check", 2), ("sync-schedules", 1)], [("worker", 1)])
 )
-def test_a_namespace_that_the_server_does_not_have_is_said(
-    run: Run, shop: Path, server: DevServer, command: str, status: int
-) -> None:
+def test_unknown_namespace_is_an_error(run: Run, shop: Path, server: DevServer, command: str, status: int) -> None:
     result = run("temporal", command, "shop", TEMPORAL_ADDRESS=server.address, TEMPORAL_NAMESPACE="none")
     assert result.status == status
     error = result.stderr.splitlines()[-1]

@@ -167,7 +167,7 @@ def test_pages_of_the_list(root: Browser, site: DjangoSite, temporal: Temporal) 
 
 
 @pytest.mark.parametrize("query", ["x = (y", "x =", "Nothing = 'of this name'", "WorkflowId = '<b>\\'"])
-def test_a_bad_query_is_said_beside_its_field_and_the_form_is_kept(root: Browser, query: str) -> None:
+def test_invalid_query_is_shown_at_its_field_and_the_form_is_kept(root: Browser, query: str) -> None:
     page = root.get(LIST, query=query, id="my-id", status="running")
     assert page.status_code == 400
     [field] = re.findall(r'<div class="field errors">(.*?)</div>', page.text, re.S)
@@ -177,7 +177,7 @@ def test_a_bad_query_is_said_beside_its_field_and_the_form_is_kept(root: Browser
     assert '<input type="hidden" name="status" value="running">' in page.text
 
 
-def test_a_page_token_that_is_none_is_a_page_of_the_admin(root: Browser) -> None:
+def test_invalid_page_token_is_a_page_of_the_admin(root: Browser) -> None:
     page = root.get(LIST, page="x", query="WorkflowId = 'x'")
     assert (page.status_code, 'class="errornote"' in page.text) == (400, True)
 
@@ -302,7 +302,7 @@ def test_it_is_signalled_cancelled_and_terminated(root: Browser, site: DjangoSit
         ({"name": "greet", "arguments": '"hello"'}, "a JSON array"),
     ],
 )
-def test_a_signal_that_is_none_is_said(
+def test_invalid_signal_is_reported(
     root: Browser, site: DjangoSite, temporal: Temporal, fields: dict[str, str], message: str
 ) -> None:
     handle = wait(temporal, site)
@@ -311,7 +311,7 @@ def test_a_signal_that_is_none_is_said(
     handle.terminate()
 
 
-def test_permissions(origin: str, site: DjangoSite, temporal: Temporal, root: Browser) -> None:
+def test_admin_pages_require_permissions(origin: str, site: DjangoSite, temporal: Temporal, root: Browser) -> None:
     handle = wait(temporal, site)
     page = page_of(root, handle)
     actions = ("signal", "cancel", "terminate")
@@ -348,7 +348,7 @@ def test_a_workflow_that_does_not_exist(root: Browser) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_away(site: DjangoSite) -> None:
+def test_unreachable_server_is_a_page_of_the_admin(site: DjangoSite) -> None:
     away = f"127.0.0.1:{free_port()}"
     browser = Browser(serve(site, TEST_TEMPORAL_SERVER=away), "root")
     page = browser.get(LIST)
@@ -372,7 +372,7 @@ def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root
 
 
 @pytest.mark.slow
-def test_the_page_tells_of_an_activity_that_is_retried_again_and_again(root: Browser, temporal: Temporal) -> None:
+def test_page_shows_a_repeatedly_retried_activity(root: Browser, temporal: Temporal) -> None:
     queue = f"retrying-{uuid.uuid4().hex}"
     with working(temporal, queue, workflows=[RetryingWorkflow], activities=[call_bank]):
         handle = temporal.sync.start_workflow("RetryingWorkflow", id=queue, task_queue=queue)

@@ -202,7 +202,7 @@ def test_permissions_decide_and_errors_are_problems(server: DevServer, database:
 
 
 @pytest.mark.slow
-def test_nobody_is_asked_for_where_all_are_allowed(server: DevServer, database: Path) -> None:
+def test_open_gateway_loads_no_user(server: DevServer, database: Path) -> None:
     """A session and its user would cost each request a thread and a query."""
     code = """
         import asyncio

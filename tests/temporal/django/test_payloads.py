@@ -24,7 +24,7 @@ def show(converter: DataConverter, payload: Payload) -> PayloadText:
     return text
 
 
-def test_payloads_are_decrypted_and_those_of_an_unknown_key_are_said() -> None:
+def test_payloads_are_decrypted_or_name_an_unknown_key() -> None:
     own, other = (EncryptionKey.generate(name) for name in ("own", "other"))
     payload = encode(converter(own), {"card": "é"})
     assert b"card" not in payload.data
@@ -33,7 +33,7 @@ def test_payloads_are_decrypted_and_those_of_an_unknown_key_are_said() -> None:
     assert (unreadable.text, "it cannot be decoded: PayloadEncryptionError" in str(unreadable.note)) == ("", True)
 
 
-def test_sizes_are_bounded() -> None:
+def test_sizes_of_shown_payloads_are_bounded() -> None:
     plain = Temporal().data_converter
     large = show(plain, encode(plain, "x" * MAX_BYTES))
     assert (large.text, str(large.note).endswith("bytes: too large to show")) == ("", True)

@@ -89,7 +89,7 @@ def test_rollbacks_savepoints_and_databases(server: DevServer, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_async_views_start_workflows_and_are_told_how(server: DevServer, tmp_path: Path) -> None:
+def test_async_views_start_workflows_and_get_the_remedy(server: DevServer, tmp_path: Path) -> None:
     """Under an ASGI server and under WSGI, where Django runs the view on a loop of its own."""
     code = """
         def store(id, failing=False):
@@ -156,7 +156,7 @@ def test_async_views_start_workflows_and_are_told_how(server: DevServer, tmp_pat
 
 
 @pytest.mark.slow
-def test_the_event_loop_goes_on_while_a_server_does_not_answer(server: DevServer, tmp_path: Path) -> None:
+def test_event_loop_continues_while_a_server_does_not_answer(server: DevServer, tmp_path: Path) -> None:
     code = """
         import socket
         from datetime import timedelta
@@ -181,7 +181,7 @@ def test_the_event_loop_goes_on_while_a_server_does_not_answer(server: DevServer
 
 
 @pytest.mark.slow
-def test_a_test_case_sees_what_would_start(server: DevServer, tmp_path: Path) -> None:
+def test_django_test_case_captures_workflows_that_would_start(server: DevServer, tmp_path: Path) -> None:
     code = """
         import unittest
 

@@ -68,7 +68,7 @@ def test_the_seeds_sign_up(site: DjangoSite, working: Command, temporal: Tempora
     assert execute(temporal, site, "count_users") == [1]
 
 
-def test_it_says_what_it_works_on(site: DjangoSite, working: Command) -> None:
+def test_worker_logs_its_workflows_and_activities(site: DjangoSite, working: Command) -> None:
     working.until(rf"working on {site.task_queue}: UserSignupWorkflow, AnyWorkflow.*; send_welcome_email, count_users")
     working.until(rf"working on {site.task_queue}-mails: no workflows; send_mail")
 
@@ -94,9 +94,7 @@ def test_connections_may_last_and_are_closed_when_too_old(fresh_site: DjangoSite
     assert state[:2] == [False, True]
 
 
-def test_a_transaction_is_undone_by_a_failure_and_what_was_written_without_one_stays(
-    site: DjangoSite, working: Command, temporal: Temporal
-) -> None:
+def test_failure_rolls_back_only_the_transaction(site: DjangoSite, working: Command, temporal: Temporal) -> None:
     notes = [uuid.uuid4().hex, uuid.uuid4().hex]
     results = execute(temporal, site, f"visit_twice {notes[0]}", f"visit_without_transaction {notes[1]}")
     assert results == ["2 visits", "2 visits"]  # Of the second, one is of the attempt that failed.
@@ -222,12 +220,12 @@ def test_a_check_before_deployment_names_search_attributes_that_are_not_register
 
 
 @pytest.mark.slow
-def test_a_worker_that_cannot_run_says_so(fresh_site: DjangoSite) -> None:
+def test_worker_that_cannot_run_is_an_error(fresh_site: DjangoSite) -> None:
     done = fresh_site.run("run_temporal_worker", "--task-queue", "none")
     assert done.returncode == 1
     assert 'CommandError: no worker is declared for the task queue "none"' in done.stderr
 
 
 @pytest.mark.slow
-def test_there_are_no_migrations_to_make(fresh_site: DjangoSite) -> None:
+def test_no_migration_is_missing(fresh_site: DjangoSite) -> None:
     assert fresh_site.run("makemigrations", "--check", "--dry-run").returncode == 0

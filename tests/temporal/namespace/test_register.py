@@ -92,7 +92,7 @@ def mark(server: DevServer) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", COMMANDS)
-def test_what_is_missing_is_registered(kind: str, shop: Path, server: DevServer, mark: str) -> None:
+def test_missing_attributes_are_registered(kind: str, shop: Path, server: DevServer, mark: str) -> None:
     types = {f"Due{mark}": "Datetime", f"Owner{mark}": "Keyword", f"Size{mark}": "Int"}
     checked = ask(shop, server, mark, *COMMANDS[kind], "--check")
     assert checked.returncode == 1, checked.stderr

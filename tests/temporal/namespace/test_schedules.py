@@ -46,7 +46,7 @@ def describe(temporal: Temporal, id: str) -> Any:
     return temporal.sync.run(lambda client: client.get_schedule_handle(id).describe())
 
 
-def test_only_what_differs_is_written(server: DevServer, app: str) -> None:
+def test_only_changed_schedules_are_written(server: DevServer, app: str) -> None:
     first = connect(server, app)
     declare(first, app)
     first.add_schedule(f"{app}-often", "sum-of-pair", every=timedelta(minutes=5), workflow_id="sum")
@@ -68,7 +68,7 @@ def test_only_what_differs_is_written(server: DevServer, app: str) -> None:
     assert (state.paused, state.note) == (True, "holidays")
 
 
-def test_what_is_declared_no_longer_is_said_and_deleted_if_asked(server: DevServer, app: str) -> None:
+def test_undeclared_schedules_are_reported_and_deleted_on_request(server: DevServer, app: str) -> None:
     first = connect(server, app)
     declare(first, app)
     other = connect(server, f"{app}-other")
@@ -95,7 +95,7 @@ def wait_until_listed(temporal: Temporal, id: str) -> None:
     asyncio.run(wait())
 
 
-def test_with_encryption_too(server: DevServer, app: str) -> None:
+def test_encrypted_schedules_are_synced_only_where_they_differ(server: DevServer, app: str) -> None:
     for expected in ("created", "unchanged"):
         temporal = connect(server, app, encryption=EncryptionCodec(EncryptionKey("one", b"k" * 32)))
         declare(temporal, app)
@@ -128,7 +128,7 @@ def test_declarations_that_make_no_sense_are_refused(server: DevServer, app: str
         ({"cron": "0 3 * * *", "time_zone": "Europe/Berlyn"}, "an unknown time zone: 'Europe/Berlyn'"),
     ],
 )
-def test_a_dry_run_finds_what_the_server_would_refuse(
+def test_dry_run_reports_schedules_that_the_server_would_refuse(
     server: DevServer, app: str, options: dict[str, Any], words: str
 ) -> None:
     temporal = connect(server, app)
@@ -137,7 +137,7 @@ def test_a_dry_run_finds_what_the_server_would_refuse(
         sync(temporal, dry_run=True)
 
 
-def test_a_dry_run_accepts_what_the_server_accepts(server: DevServer, app: str) -> None:
+def test_dry_run_accepts_valid_schedules(server: DevServer, app: str) -> None:
     temporal = connect(server, app)
     spec = [
         "@daily",
@@ -165,7 +165,7 @@ def test_arguments_fit_the_workflow(server: DevServer, app: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_command(run: Run, directory: Path, server: DevServer, app: str) -> None:
+def test_command_syncs_schedules(run: Run, directory: Path, server: DevServer, app: str) -> None:
     source = """
         from durably.temporal import Temporal
         temporal = Temporal()

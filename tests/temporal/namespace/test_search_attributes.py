@@ -48,7 +48,7 @@ def wait_for_log(caplog: pytest.LogCaptureFixture, *words: str) -> list[logging.
 
 
 @pytest.mark.parametrize("order", ["gateway before the connection", "connection before the gateway"])
-async def test_what_is_not_registered_is_logged_when_a_process_connects(
+async def test_unregistered_attributes_are_logged_when_a_process_connects(
     temporal: Temporal, caplog: pytest.LogCaptureFixture, order: str
 ) -> None:
     known, missing, other_type = KNOWN, a_key("int"), SearchAttributeKey.for_keyword(NUMBER.name)

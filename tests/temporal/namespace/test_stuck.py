@@ -98,7 +98,7 @@ async def notices(gateway: Gateway, handle: SyncWorkflowHandle[None, None]) -> l
 
 
 @pytest.mark.slow
-async def test_descriptions_tell_why_a_workflow_does_not_go_on(gateway: Gateway, stuck: Handles) -> None:
+async def test_descriptions_have_the_reason_of_a_stuck_workflow(gateway: Gateway, stuck: Handles) -> None:
     [broken] = await notices(gateway, stuck["BrokenWorkflow"])
     assert broken.startswith("the workflow's task fails, attempt ")
     assert "workflow worker unhandled failure: KeyError: 'token=***" in broken
@@ -156,7 +156,7 @@ def test_flasks_command_lists_stuck_workflows(server: DevServer, connection: Tem
     assert "activity-retrying" not in patient.output
 
 
-def test_what_was_not_checked_is_said(connection: Temporal, stuck: Handles) -> None:
+def test_unchecked_workflows_are_reported(connection: Temporal, stuck: Handles) -> None:
     inspector = Inspector(connection)
     check = connection.sync.run(lambda client: inspector.check(client, list(STUCK), limit=1))
     assert (check.checked, check.running) == (1, 4)

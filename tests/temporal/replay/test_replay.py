@@ -317,7 +317,7 @@ def online(server: DevServer) -> Temporal:
     return temporal
 
 
-def test_the_command_narrows_what_is_fetched(played: dict[str, str], online: Temporal) -> None:
+def test_command_filters_fetched_histories(played: dict[str, str], online: Temporal) -> None:
     for options, expected in (
         (("--query", f"WorkflowId = '{played['waiting']}'"), "1 replayed, 0 failed"),
         (("--status", "closed"), "1 replayed, 0 failed"),
@@ -383,7 +383,7 @@ def test_a_target_that_is_not_there_is_named(directory: Path, run: Run) -> None:
     assert "shop has no 'nothing'" in done.stderr
 
 
-def test_a_file_that_is_no_history_is_named(tmp_path: Path) -> None:
+def test_file_without_a_history_is_named(tmp_path: Path) -> None:
     (tmp_path / "some.json").write_text("[")
     with pytest.raises(HistoryError, match=r"some\.json is not a workflow's history"):
         replay_histories(offline(), tmp_path)
@@ -400,7 +400,7 @@ FLASK_APP = """
 
 
 @pytest.mark.slow
-def test_flasks_command(histories: Path, directory: Path) -> None:
+def test_flask_command_replays_histories(histories: Path, directory: Path) -> None:
     write_shop(directory, SOURCE.replace(*TIMER_CHANGE))
     write(directory / "app.py", FLASK_APP)
     command = Command(
@@ -411,7 +411,7 @@ def test_flasks_command(histories: Path, directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_djangos_command(histories: Path, tmp_path: Path, server: DevServer) -> None:
+def test_django_command_replays_histories(histories: Path, tmp_path: Path, server: DevServer) -> None:
     site = DjangoSite(tmp_path, server.address)
     module = site.directory / "temporal_app" / "workflows.py"
     module.write_text(f"{module.read_text()}\n\n{SOURCE.replace(*TIMER_CHANGE)}")

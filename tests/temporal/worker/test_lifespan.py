@@ -43,14 +43,14 @@ def test_the_worker_runs_as_long_as_the_app(server: DevServer) -> None:
             assert client.post(f"/orders/{order_id}").json() == order_id
 
 
-def test_an_app_starts_and_ends_while_the_server_is_away() -> None:
+def test_app_starts_and_ends_while_the_server_is_unreachable() -> None:
     temporal = Temporal(f"127.0.0.1:{free_port()}", task_queue="orders", connect_timeout=timedelta(seconds=1))
     temporal.add_worker(workflows=WORKFLOWS, activities=ACTIVITIES)
     with TestClient(make_app(temporal, worker=True)) as client:
         assert client.get("/openapi.json").status_code == 200
 
 
-def test_a_worker_that_fails_is_told_to_the_log_the_health_check_and_visitors(
+def test_failed_worker_is_in_the_log_the_health_check_and_notices(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     temporal = Temporal(server.address, task_queue=uuid.uuid4().hex)

@@ -124,7 +124,7 @@ def test_an_attempt_that_will_be_repeated_is_a_warning(connection: Temporal, lin
 
 
 @pytest.mark.slow
-def test_cancelled_and_continued_workflows_are_told_apart(connection: Temporal, lines: Lines) -> None:
+def test_log_distinguishes_cancelled_and_continued_workflows(connection: Temporal, lines: Lines) -> None:
     id = buy(connection, "again")
     outcomes = [outcome for _, outcome in lines.of(id)]
     assert outcomes == ["started", "continued_as_new", "started", "completed"]

@@ -118,7 +118,7 @@ def test_the_workers_of_a_version_are_waited_for(server: DevServer, name: str) -
     assert "it has 1" in deploy(temporal, "wait-until-drained", "--build-id", "3", status=2)
 
 
-def test_commands_say_what_is_missing(server: DevServer) -> None:
+def test_commands_report_missing_and_conflicting_options(server: DevServer) -> None:
     temporal = Temporal(server.address)
     for arguments, expected in (
         (("describe",), "set TEMPORAL_DEPLOYMENT_NAME"),

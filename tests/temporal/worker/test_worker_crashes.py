@@ -103,7 +103,7 @@ def site(tmp_path: Path, server: DevServer) -> Iterator[DjangoSite]:
 
 
 @pytest.mark.slow
-def test_what_a_killed_worker_had_written_in_a_transaction_is_undone(site: DjangoSite, temporal: Temporal) -> None:
+def test_open_transaction_of_a_killed_worker_is_rolled_back(site: DjangoSite, temporal: Temporal) -> None:
     note = uuid.uuid4().hex
     first = site.work()
     handle = start_workflow(temporal, site, "AnyWorkflow", [("visit_or_be_killed", [note])])

@@ -52,7 +52,7 @@ async def record(app: RoutedApp) -> AppRecord:
     return found
 
 
-async def test_a_sync_reports_what_it_changed(app: RoutedApp) -> None:
+async def test_sync_reports_its_changes(app: RoutedApp) -> None:
     serve(app, "a", "b")
     a, b, c = map(app.id_of, "abc")
     assert await app.sync() == SyncResult(app_id=app.app_id, modified=True, added=(a, b))
@@ -68,7 +68,7 @@ async def test_a_sync_reports_what_it_changed(app: RoutedApp) -> None:
     assert (await app.engine.sync_app(moved, in_process=True)).previous_url == app.url
 
 
-async def test_functions_that_a_sync_leaves_out_start_no_more_but_their_runs_go_on(app: RoutedApp) -> None:
+async def test_functions_left_out_of_a_sync_start_no_runs_and_their_runs_continue(app: RoutedApp) -> None:
     serve(app, "a", "b")
     await app.sync()
     app.gate.clear()
@@ -170,7 +170,9 @@ async def test_an_app_that_is_served_in_two_ways_is_named(app: RoutedApp, caplog
     assert f"app '{app.app_id}' are now called at its URL, and no longer in its own processes" in caplog.text
 
 
-async def test_what_somebody_terminates_is_started_again(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
+async def test_terminated_workflows_of_the_engine_are_started_again(
+    app: RoutedApp, caplog: pytest.LogCaptureFixture
+) -> None:
     serve(app, "a")
     await app.sync()
     ended = [topic_workflow_id(app.event("go")), function_workflow_id(app.id_of("a"))]
@@ -182,9 +184,7 @@ async def test_what_somebody_terminates_is_started_again(app: RoutedApp, caplog:
         assert (await app.client.get_workflow_handle(each).describe()).status is WorkflowExecutionStatus.RUNNING
 
 
-async def test_a_process_that_starts_restores_what_was_deleted(
-    app: RoutedApp, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_starting_process_restores_deleted_workflows(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
     serve(app, "a")
     app.functions[app.id_of("a")][1]["triggers"].append({"cron": "0 1 * * *"})
     await app.sync()

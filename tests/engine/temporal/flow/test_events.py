@@ -245,9 +245,7 @@ def bucket_of(world: World, fn_id: str, kind: BucketKind) -> WorkflowHandle[Any,
     return world.temporal.get_workflow_handle(bucket_workflow_id(bucket.function_id, kind, bucket.key))
 
 
-async def test_buckets_that_somebody_terminates_continue_with_what_they_held(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_terminated_buckets_continue_with_their_state(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.recording("limited", rate_limit=RateLimit(limit=1, period=MINUTE))
     world.recording("batched", batch_events=Batch(max_size=2, timeout=MINUTE))
     await world.open()

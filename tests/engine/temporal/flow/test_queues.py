@@ -79,7 +79,7 @@ async def test_a_cancelled_run_frees_its_slot_and_the_queue_ends(world: World) -
         await world.queue_of("work").result()
 
 
-async def test_a_terminated_queue_continues_with_what_it_held(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_terminated_queue_continues_with_its_calls(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.gated("work", concurrency=[Concurrency(limit=1, key="event.data.user")])
     await world.open()
     queue = world.queue_of("work", user="a")

@@ -166,7 +166,7 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
         await asyncio.gather(*(engine.cancel_run(run.id) for run in await engine.event_runs(ids[0])))
 
 
-async def test_a_bulk_cancellation_for_which_there_is_no_room_is_refused(
+async def test_bulk_cancellation_beyond_the_limit_is_refused(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "MAX_PRESENT_BYTES", 10)

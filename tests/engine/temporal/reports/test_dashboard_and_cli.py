@@ -117,6 +117,6 @@ async def test_runs_link_to_temporals_ui(server: DevServer) -> None:
 
 
 @pytest.mark.parametrize("settings", [EngineSettings()])
-async def test_without_an_address_there_is_no_link(server: DevServer, settings: EngineSettings) -> None:
+async def test_page_has_no_link_without_an_address(server: DevServer, settings: EngineSettings) -> None:
     async with serving(server.address, new_app(), [], settings=settings) as engine:
         assert (await engine.describe_engine()).run_url is None

@@ -95,7 +95,7 @@ async def test_a_report_has_steps_attempts_events_and_related_runs(server: DevSe
         assert await engine.run_steps("unknown") == []
 
 
-async def test_a_live_run_shows_what_it_does_and_its_delays_are_skipped(server: DevServer) -> None:
+async def test_live_run_shows_its_steps_and_its_delays_can_be_skipped(server: DevServer) -> None:
     app = new_app()
     goes_on = asyncio.Event()
     began = asyncio.Event()

@@ -57,7 +57,7 @@ def test_no_part_of_an_answer_is_over_the_limit() -> None:
     assert len(split_steps([step(str(n), 100_000) for n in range(38)])) == 3
 
 
-def test_an_event_about_an_end_leaves_out_what_makes_it_too_large() -> None:
+def test_event_about_an_end_omits_fields_that_make_it_too_large() -> None:
     event = {"name": "n", "data": "x" * 600_000}
     fields = {"_inngest": {"status": "Failed"}, "error": {"message": "m"}, "event": event, "events": [event] * 2}
     data, omitted = fit_end_event(msgspec.json.encode(fields))

@@ -241,7 +241,7 @@ async def _kill(world: World, leases: SlotLeases, calls: list[asyncio.Task[None]
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), returned_call("the process stops")])
-def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_lease(error: BaseException) -> None:
+def test_slot_whose_step_may_outlive_the_stop_is_free_at_the_end_of_the_lease(error: BaseException) -> None:
     """The call was cancelled, or returned because it had not ended in time."""
 
     async def main() -> None:
@@ -275,7 +275,7 @@ def test_a_slot_whose_step_may_go_on_after_the_stop_is_free_at_the_end_of_the_le
     run_in_virtual_time(main())
 
 
-def test_a_slot_whose_step_may_go_on_after_the_stop_is_not_given_to_a_process_that_waits() -> None:
+def test_slot_whose_step_may_outlive_the_stop_is_not_given_to_a_waiting_process() -> None:
     async def main() -> None:
         async with World(1) as world:
             first, second = world.process("first"), world.process("second")
