@@ -11,6 +11,7 @@ TEST_PROCESSES ?= 4
 
 # The port of the engine of make dev.
 PORT ?= 8288
+APP_PORT ?= 8000
 
 # Each of these is a project of its own, with modules of the same names; the other examples are single files.
 PROJECTS := $(wildcard examples/temporal_*)
@@ -22,7 +23,7 @@ help:
 	@echo "make demo           run the example once, on the embedded engine, and show the run"
 	@echo "make demo-temporal  the same on Temporal's development server: one order shipped, one cancelled"
 	@echo "make demo-cluster   the FastAPI example on two workers on Temporal; one is killed in the middle of a run"
-	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken"
+	@echo "make dev            the demo and runs of every kind, and stay up; PORT=8299 if 8288 is taken, APP_PORT=8010 if 8000 is"
 	@echo "make test           the tests, without costly variants"
 	@echo "make test-slow      the costly variants, which CI runs too"
 	@echo "make test-failed    those that failed in the last run, one after the other"
@@ -33,7 +34,7 @@ help:
 	@echo "make format         format the code"
 	@echo "make docs           the site in build/docs; a broken link or anchor fails"
 	@echo "make files          each file with its purpose; FOLDER=src/durably/cli for those of one folder"
-	@echo "make pictures       pictures of the dashboard for the README and the docs"
+	@echo "make pictures       pictures of the dashboard for the README and the docs; ALL=1 for all pages, in build/pictures"
 	@echo "make docs-links     requests each address outside of the docs"
 	@echo "make bench          benchmarks, side by side with peers"
 
@@ -47,7 +48,7 @@ demo-cluster: $(READY)
 	$(BIN)/python -m examples.demo_cluster
 
 dev: $(READY)
-	$(BIN)/python -m examples.demo --stay --port $(PORT)
+	$(BIN)/python -m examples.demo --stay --port $(PORT) --app-port $(APP_PORT)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
@@ -94,7 +95,7 @@ files:
 	@$(PYTHON) docs/files.py $(FOLDER)
 
 pictures: $(READY)
-	$(BIN)/python -m tests.dashboard.pictures
+	$(BIN)/python -m tests.dashboard.pictures $(if $(ALL),--all)
 
 docs-links: docs
 	$(BIN)/sphinx-build --quiet --builder linkcheck docs build/docs-links

@@ -24,11 +24,13 @@ from durably.engine.operations import REQUIRED, Access, Argument, ArgumentLocati
 from durably.engine.settings import EngineSettings
 from durably.engine.temporal.support import SUPPORT, UNUSED_SETTINGS
 from durably.protocol.durations import format_duration
-from durably.protocol.options import Choice, Count, Expression, Option, Period, Text
+from durably.protocol.options import Batch, Choice, Count, Expression, Option, Period, Text
 from durably.settings import SETTINGS
 
 REFERENCE = Path(__file__).parent / "reference"
 BEGIN, END = "<!-- generated: begin -->\n", "<!-- generated: end -->\n"
+REQUIRED_OPTIONS: dict[type[Option], tuple[str, ...]] = {Batch: ("timeout",)}
+"""Fields with a default for compatibility with other SDKs, which `create_function` needs."""
 KEYS = {Access.OPEN: "none", Access.EVENT_KEY: "event key, in the path", Access.DEVELOPMENT: "none; only in dev mode"}
 
 
@@ -125,7 +127,7 @@ def options() -> str:
 
 def option(declared: type[Option]) -> str:
     fields = [
-        f"| `{each.name}` | {values(typing.get_args(each.type)[1])} | {default_of(each)} |"
+        f"| `{each.name}` | {values(typing.get_args(each.type)[1])} | {default_of(declared, each)} |"
         for each in msgspec.structs.fields(declared)
     ]
     table = "\n".join(["| field | value | default |", "|---|---|---|", *fields])
@@ -150,8 +152,8 @@ def values(check: Any) -> str:
     raise TypeError(f"{type(check).__name__} has no description here")
 
 
-def default_of(field: msgspec.structs.FieldInfo) -> str:
-    if field.required:
+def default_of(declared: type[Option], field: msgspec.structs.FieldInfo) -> str:
+    if field.required or field.name in REQUIRED_OPTIONS.get(declared, ()):
         return "required"
     return "" if field.default is None else f"`{field.default}`"
 
@@ -197,7 +199,13 @@ def fill_item(text: str) -> str:
 def paragraphs(documented: object) -> list[str]:
     """The paragraphs of a docstring as Markdown."""
     docstring = inspect.getdoc(documented) or ""
-    return [fill(" ".join(part.split()).replace("``", "`")) for part in docstring.split("\n\n")]
+    return [fill_list(part.replace("``", "`")) for part in docstring.split("\n\n")]
+
+
+def fill_list(text: str) -> str:
+    """A paragraph, or the items of a list."""
+    items = [" ".join(item.split()) for item in f"\n{text}".split("\n- ")]
+    return "\n".join([fill(item) for item in items[:1] if item] + [fill_item(f"- {item}") for item in items[1:]])
 
 
 def argument(declared: Argument) -> str:

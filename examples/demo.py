@@ -31,23 +31,22 @@ ORDER = {"id": "A-1", "total": 42}
 ENDS = (UpdateKind.RUN_COMPLETED, UpdateKind.RUN_FAILED, UpdateKind.RUN_CANCELLED)
 
 
-async def main(*, stay: bool, port: int = 8288) -> int:
+async def main(*, stay: bool, port: int = 8288, app_port: int = 8000) -> int:
     with tempfile.TemporaryDirectory() as directory:
         options = DevOptions(
             target="examples.fastapi_orders.app:app",
             port=port if stay else 0,
-            app_port=8000 if stay else 0,
+            app_port=app_port if stay else 0,
             database=Path(directory) / "demo.db",
             reload=stay,
         )
         async with DevServer(options) as dev:
+            if stay:
+                return await stay_up(dev)
             end = await follow_order(dev)
             dev.console.say("")
             dev.console.say(f"Look at the run: {dev.server.origin}/runs/{end.run_id}")
-            if stay:
-                async with back_office(dev):
-                    await stay_up(dev)
-            elif sys.stdout.isatty():
+            if sys.stdout.isatty():
                 dev.console.say("Ctrl-C ends the demo.")
                 await asyncio.Event().wait()
     return 0 if end.kind is UpdateKind.RUN_COMPLETED else 1
@@ -69,17 +68,30 @@ async def back_office(dev: DevServer) -> AsyncIterator[None]:
         await app.stop()
 
 
-async def stay_up(dev: DevServer) -> None:
-    dev.console.say("Still up: examples/fastapi_orders/app.py says what to try. Ctrl-C ends it.")
-    dev.console.say(f"Runs of every kind: {dev.server.origin}/")
-    if sys.stdout.isatty():
-        webbrowser.open(f"{dev.server.origin}/")
+async def stay_up(dev: DevServer) -> int:
+    """Run the order and the back office, and then print the links, until Ctrl-C."""
     with contextlib.suppress(asyncio.CancelledError):
-        await dev.run()
+        running = asyncio.create_task(dev.run())  # It prints what happens to runs.
+        try:
+            end = await follow_order(dev, prints=False)
+            async with back_office(dev):
+                dev.console.say("")
+                dev.console.say("Still up: examples/fastapi_orders/app.py says what to try. Ctrl-C ends it.")
+                dev.console.say(f"Look at the run: {dev.server.origin}/runs/{end.run_id}")
+                dev.console.say(f"Runs of every kind: {dev.server.origin}/")
+                if sys.stdout.isatty():
+                    webbrowser.open(f"{dev.server.origin}/")
+                await running
+        finally:
+            running.cancel()
+    return 0
 
 
-async def follow_order(dev: DevServer) -> RunUpdate:
-    """Place an order, deliver it when the run waits for that, and return the run's last update."""
+async def follow_order(dev: DevServer, *, prints: bool = True) -> RunUpdate:
+    """Place an order, deliver it when the run waits for that, and return the run's last update.
+
+    ``prints`` is whether to print the updates.
+    """
     assert dev.app is not None
     activity = Activity()
     async with aiohttp.ClientSession(dev.app.origin) as shop:
@@ -88,7 +100,8 @@ async def follow_order(dev: DevServer) -> RunUpdate:
             dev.console.say(f"POST /orders {ORDER}")
             await post(shop, "/orders", json=ORDER)
             async for update in updates:
-                dev.console.say(activity.format(update))
+                if prints:
+                    dev.console.say(activity.format(update))
                 if update.kind is UpdateKind.WAITING:
                     dev.console.say("POST /orders/A-1/delivered")
                     await post(shop, "/orders/A-1/delivered")
@@ -109,9 +122,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Run one order on the embedded engine and show what happens.")
     parser.add_argument("--stay", action="store_true", help="stay up afterwards")
     parser.add_argument("--port", type=int, default=8288, help="the engine's port with --stay")
+    parser.add_argument("--app-port", type=int, default=8000, help="the app's port with --stay; 0 takes a free one")
     arguments = parser.parse_args()
     try:
-        sys.exit(asyncio.run(main(stay=arguments.stay, port=arguments.port)))
+        sys.exit(asyncio.run(main(stay=arguments.stay, port=arguments.port, app_port=arguments.app_port)))
     except Error as error:
         sys.exit(f"{error}")
     except KeyboardInterrupt:

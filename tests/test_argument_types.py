@@ -23,9 +23,14 @@ def make_client(**arguments: Any) -> durably.Client:
         ("is_production", 0, "must be True or False, not 0"),
         ("send_step_input", "false", "must be True or False"),
         ("strict_replay", "false", "must be True or False"),
-        *((argument, 5, "must be a text") for argument in ("api_base_url", "app_version", "env", "event_api_base_url")),
-        ("event_key", b"key-5ec2e7", "must be a text, not a value of type bytes"),
-        ("signing_key", b"signkey-prod-5ec2e7", "must be a text, not a value of type bytes"),
+        *(
+            (argument, 5, "must be a string")
+            for argument in ("api_base_url", "app_version", "env", "event_api_base_url")
+        ),
+        ("app_version", "\ud800", "it has half of a surrogate pair"),
+        *((argument, " ", "is blank") for argument in ("api_base_url", "app_version", "env", "event_key")),
+        ("event_key", b"key-5ec2e7", "must be a string, not a value of type bytes"),
+        ("signing_key", b"signkey-prod-5ec2e7", "must be a string, not a value of type bytes"),
         ("serializer", {"key": "5ec2e7"}, "must be an object with serialize and deserialize"),
         ("serializer", PydanticSerializer, "takes an instance, PydanticSerializer()"),
         ("middleware", 5, "give a list, such as [MyMiddleware]"),
@@ -63,7 +68,7 @@ def test_an_output_type_may_name_a_class_that_comes_later() -> None:
 
 @pytest.mark.parametrize("argument", ["serve_origin", "serve_path", "public_path"])
 def test_a_wrong_argument_of_serve_is_named(argument: str) -> None:
-    with pytest.raises(FunctionConfigInvalidError, match=re.escape(f"serve({argument}=…) must be a text")):
+    with pytest.raises(FunctionConfigInvalidError, match=re.escape(f"serve({argument}=…) must be a string")):
         CommHandler(client=make_client(), framework="test", functions=[], **{argument: 5})  # type: ignore[arg-type]
 
 

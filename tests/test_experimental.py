@@ -65,7 +65,7 @@ async def test_inside_another_step_it_is_refused_like_any_nested_step() -> None:
 
 async def test_the_context_may_be_set_in_tests() -> None:
     async def function(ctx: Context) -> str:
-        with pytest.raises(RuntimeError, match="is set already"), experimental.set_step_context(ctx.step):
+        with pytest.raises(RuntimeError, match="is already set"), experimental.set_step_context(ctx.step):
             pass
         return "ok"
 

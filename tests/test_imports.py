@@ -345,7 +345,7 @@ OTHER_PRIVATE_PARTS = {
         "getattr(threading, '_register_atexit', atexit.register)",
     },
 }
-"""Parts that are public in spite of their names, or that a base class calls."""
+"""Parts that are public despite their names, or that a base class calls."""
 
 
 def private_parts_of_temporalio(source: str) -> Iterator[str]:

@@ -92,6 +92,7 @@ EXPECTED = {
     "arguments of a step that are shown": size(limits.MAX_STEP_INPUT_BYTES),
     "output of a step": size(limits.MAX_STEP_OUTPUT_BYTES),
     "all outputs of a run": size(limits.MAX_RUN_STATE_BYTES),
+    "message of an error, and its traceback": f"{limits.MAX_ERROR_CHARACTERS:,} characters each",
     "memos and events in a call's body": size(limits.MAX_CALL_BODY_BYTES),
     "a sleep, or a wait": time(limits.MAX_WAIT),
     "`invoke` and `wait_for_signal` without a timeout": time(limits.DEFAULT_LONG_TIMEOUT),

@@ -286,13 +286,13 @@ OUTSIDE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("reference", OUTSIDE.values(), ids=OUTSIDE.keys())
 async def test_references_to_other_places_are_not_followed(s3: Any, tmp_path: Path, reference: dict[str, Any]) -> None:
     message = await failure_of(reference, S3Driver(bucket=BUCKET, client=s3), DirectoryDriver(tmp_path))
-    assert message.startswith("the reference is to no place that ")
+    assert message.startswith("the reference is to none of the places that ")
 
 
 async def test_reference_to_another_kind_of_store_names_it(tmp_path: Path) -> None:
     reference = {"__STRATEGY__": "inngest/memory", "key": "x"}
     message = await failure_of(reference, DirectoryDriver(tmp_path))
-    assert message == "no driver of the middleware reads what was stored with 'inngest/memory'"
+    assert message == "no driver of the middleware reads outputs stored with 'inngest/memory'"
 
 
 async def test_data_of_a_former_store_is_read(s3: Any, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_integrations_of_frameworks_and_logging_report_nothing_twice(events: lis
 
 
 def test_a_wrong_option_is_refused() -> None:
-    with pytest.raises(FunctionConfigInvalidError, match=r'Sentry\.capture is "run" or "attempt"'):
+    with pytest.raises(FunctionConfigInvalidError, match=r'Sentry\.capture must be "run" or "attempt"'):
         Sentry(capture="always")  # type: ignore[arg-type]
     with pytest.raises(FunctionConfigInvalidError, match="Sentry"):
         Client(app_id="shop", is_production=False, middleware=[Sentry])  # type: ignore[list-item]

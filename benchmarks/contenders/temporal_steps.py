@@ -1,10 +1,12 @@
 """Runs of a number of steps on a Temporal server that others share.
 
-Arguments: the server's address, a namespace that is this process's own, the way (``hand``, ``call``, ``update`` or
-``buffered``), and the number of steps. ``hand`` is a hand-written workflow with an activity for each step. The others
-are a function on the engine on Temporal, with a call or an Update for each step, or an Update for twenty.
+Arguments: the server's address, a namespace that is this process's own, the way (``hand``, ``call``, ``update``,
+``buffered`` or ``sleeping``), and the number of steps. ``hand`` is a hand-written workflow with an activity for each
+step. The others are a function on the engine on Temporal, with a call or an Update for each step, or an Update for
+twenty. ``sleeping`` has an Update for each step, which takes ``STEP_SECONDS``, and a process makes ``MAX_CALLS`` calls.
 """
 
+import asyncio
 import datetime as dt
 import itertools
 import json
@@ -38,12 +40,19 @@ CHECKPOINTING: dict[str, bool | durably.Checkpointing] = {
     "call": False,
     "update": True,
     "buffered": durably.Checkpointing(buffered_steps=20),
+    "sleeping": True,
 }
+STEP_SECONDS, MAX_CALLS = 0.2, 20
 _TIMEOUT = dt.timedelta(seconds=30)
 
 
 @activity.defn
 async def charge(number: int) -> dict[str, Any]:
+    return charged(number)
+
+
+async def wait_and_charge(number: int) -> dict[str, Any]:
+    await asyncio.sleep(STEP_SECONDS)
     return charged(number)
 
 
@@ -69,7 +78,7 @@ async def open_by_hand(address: str, namespace: str, steps: int, stack: AsyncExi
 
 async def open_engine(address: str, namespace: str, way: str, steps: int, stack: AsyncExitStack) -> RunOne:
     client = await Client.connect(address, namespace=namespace, data_converter=DATA_CONVERTER)
-    engine = WorkflowEngine(client, EngineSettings())
+    engine = WorkflowEngine(client, EngineSettings(max_calls=MAX_CALLS) if way == "sleeping" else EngineSettings())
     handler = _handler(way, steps)
     clock = SystemClock()
 
@@ -96,13 +105,14 @@ async def open_engine(address: str, namespace: str, way: str, steps: int, stack:
 
 
 def _handler(way: str, steps: int) -> CommHandler:
+    work = wait_and_charge if way == "sleeping" else charge
     client = durably.Client(app_id=APP, is_production=False, engine="http://127.0.0.1:1")
 
     @client.create_function(fn_id="steps", trigger=durably.TriggerEvent(event=EVENT), checkpointing=CHECKPOINTING[way])
     async def function(ctx: durably.Context) -> int:
         number: int = ctx.event.data["number"]
         for step in range(steps):
-            await ctx.step.run(f"charge-{step}", charge, number)
+            await ctx.step.run(f"charge-{step}", work, number)
         return number
 
     return CommHandler(client=client, framework="benchmark", functions=[function])

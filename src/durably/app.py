@@ -161,6 +161,9 @@ class App:
         return headers
 
 
+App.__init__.__qualname__ = "Client.__init__"  # Python's errors about arguments have it, and users know only Client.
+
+
 def _default_logger(environment: Environment) -> logging.Logger:
     logger = logging.getLogger("durably")
     if (level := environment.log_level) is not None:
@@ -181,6 +184,8 @@ def _check_texts(**arguments: object) -> None:
     """Check the arguments that are strings. Raises ``FunctionConfigInvalidError``."""
     for name, value in arguments.items():
         check_text(value, f"Client.{name}", FunctionConfigInvalidError)
+        if isinstance(value, str) and value.isspace() and name != "signing_key":
+            raise FunctionConfigInvalidError(f"Client.{name} is blank: give a text, or leave it out")
 
 
 def _check_switches(**arguments: object) -> None:

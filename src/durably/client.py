@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Never
 
 from durably.functions.config import FunctionOpts
+from durably.functions.diagnostics import check_send
 from durably.functions.function import Function, Handler, T
 from durably.functions.middleware import MiddlewareFactory, MiddlewareStack, check_middleware, list_middleware
 from durably.functions.unserved import note_made
@@ -155,6 +156,7 @@ class Client(App):
         return drive(self._send(events, BlockingIO(), skip_middleware))
 
     async def _send(self, events: Event | Sequence[Event], io: IO, skip_middleware: bool) -> list[str]:
+        check_send()
         skip_middleware = skip_middleware or not self.middleware
         middleware = None if skip_middleware else MiddlewareStack(self.middleware, self, None, io)
         return await send_events(self, events, io, middleware)

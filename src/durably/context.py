@@ -6,6 +6,7 @@ The steps are in ``durably.steps``.
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
@@ -121,7 +122,7 @@ class Group(msgspec.Struct, eq=False):
         branches of several steps do not wait for each other.
         """
         _check_callables(callables, "make them async functions, or lambdas: `lambda: ctx.step.run(…)`")
-        return self._call.group("group.parallel", _run_together(callables, parallel_mode))
+        return self._call.group("group.parallel", partial(_run_together, callables, parallel_mode))
 
     def timeout(self, step_id: str, duration: Duration) -> "DurableTimeout":
         """Limit the time of an ``async with`` block.

@@ -37,6 +37,8 @@ __all__ = ["Action", "DashboardRequest", "MountedDashboard", "name_permission"]
 
 STREAM_SECONDS = 5.0
 """Maximum seconds of a dashboard's stream in an app. Servers such as uvicorn wait for it when they stop."""
+_DEV_STREAM_SECONDS = 1.0
+"""The same in development: a server that reloads waits for it, and would run old code for as long."""
 _TIMEOUT_SECONDS = 30.0
 ROOT_PATHS = rf"(?:(?:{'|'.join(sorted(map(re.escape, SEGMENTS - {''})))})(?:/[\s\S]*)?)?"
 """The paths of a dashboard at the root, without the first slash. All other paths belong to the app."""
@@ -87,7 +89,8 @@ class MountedDashboard:
 
     async def handle(self, request: DashboardRequest) -> DashboardResponse:
         """The response, on an event loop. Only raises errors of ``raises``."""
-        return await self._current().handle(_prepare(request, stream_seconds=STREAM_SECONDS))
+        seconds = STREAM_SECONDS if self._client.is_production else _DEV_STREAM_SECONDS
+        return await self._current().handle(_prepare(request, stream_seconds=seconds))
 
     def handle_sync(self, request: DashboardRequest) -> DashboardResponse:
         """The response, for a server with a thread for each request.

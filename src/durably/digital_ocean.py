@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urljoin
 
+from durably.comm.mounts import Mount, check_mount, mounts_of
 from durably.comm.serve_options import serves
 from durably.functions.function import Function
 from durably.io.bodies import check_size
@@ -53,6 +54,8 @@ def serve(
             "Client.engine cannot be used in DigitalOcean Functions, whose processes do not outlive a request: leave "
             "it out, and have an engine elsewhere call this function"
         )
+    mounts, path = mounts_of(client), serve_path or "/"
+    check_mount(mounts, path, client, functions)
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,
@@ -63,6 +66,7 @@ def serve(
         serve_path=serve_path,
         public_path=public_path,
     )
+    mounts[path] = Mount(handler)
 
     def main(event: dict[str, Any], context: FunctionContext) -> dict[str, Any]:
         try:

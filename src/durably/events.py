@@ -11,6 +11,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from http import HTTPStatus
 from typing import Any, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ import msgspec
 from durably.functions.middleware import MiddlewareStack, SendEventsResult
 from durably.functions.unserved import find_unserved, is_triggered_by, warn_of_unserved
 from durably.io.http_client import IO, Request, Response
+from durably.protocol.engine_errors import EventInvalidError
 from durably.protocol.events import Event, EventReceipt
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.options import TriggerEvent
@@ -97,6 +99,8 @@ Engines get the id of the run that sends an event, to stop runs that start each 
 MAX_ATTEMPTS = 5
 BASE_DELAY = 0.1
 """Seconds before the second attempt, doubled before each later one."""
+_FINAL_STATUSES = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+"""Of answers to events that no attempt can send: they are invalid, or too large."""
 _DEV_ADVICE = " (is `durably dev` running?)"
 _DEV_EVENT_KEY = "NO_EVENT_KEY_SET"
 _ENTROPY_BYTES = 10
@@ -106,12 +110,13 @@ _MOST_WARNED = 1000
 class _Answer(msgspec.Struct):
     """The fields of an engine's answer that are read.
 
-    ``error`` is set if not all events were accepted.
+    ``error`` is set if not all events were accepted, ``is_final`` if the engine will never accept them.
     """
 
     ids: list[str] | None = None
     error: str | None = None
     unmatched: Any = None
+    is_final: bool = False
 
 
 async def send_events(
@@ -170,7 +175,7 @@ async def _send(app: App, events: list[Event], io: IO, seed: str, traceparent: s
     if answer.error is not None:
         # An engine may quote the requested path.
         message = answer.error.replace(app.event_key, "***") if app.event_key else answer.error
-        raise SendEventsError(message, answer.ids or [])
+        raise _make_error(message, answer.ids or [], is_final=answer.is_final)
     _warn(app, answer.unmatched if isinstance(answer.unmatched, dict) else {})
     return answer.ids or []
 
@@ -203,7 +208,7 @@ async def _send_in_process(
     try:
         return await io.resolve(engine.send_events(body, seed, app.request_timeout, sending_run.get(), traceparent))
     except Error as error:
-        raise SendEventsError(error.message, []) from None
+        raise _make_error(error.message, [], is_final=isinstance(error, EventInvalidError)) from None
 
 
 async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
@@ -218,10 +223,18 @@ async def _attempt(request: Request, io: IO, *, advice: str) -> _Answer:
             answer = _Answer(error=f"{error}{advice}")
             continue
         answer = _read(response)
+        answer.is_final = response.status in _FINAL_STATUSES
         if response.status < 500:
             return answer
     answer.error = f"events not sent after {MAX_ATTEMPTS} attempts: {answer.error}"
     return answer
+
+
+def _make_error(message: str, ids: list[str], *, is_final: bool) -> SendEventsError:
+    error = SendEventsError(message, ids)
+    if is_final:
+        error.is_retriable = False
+    return error
 
 
 def _encode(events: list[Event], *, now: int) -> bytes:

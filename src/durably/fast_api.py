@@ -19,6 +19,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
+from durably.comm.mounts import Mount, add_mount, check_mount, mounts_of
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, read_chunks
@@ -53,6 +54,7 @@ def serve(
 
     Async functions run on the server's event loop, sync ones in a thread pool.
     """
+    path = check_mount(mounts := mounts_of(app), mount_path(serve_path), client, functions)
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,
@@ -63,11 +65,11 @@ def serve(
         serve_path=serve_path,
         public_path=public_path,
     )
-
+    if (mount := add_mount(mounts, path, handler)) is None:
+        return
     if client.in_process is not None:
         _run_with_server(app, client.in_process)
-    methods = ["GET", "POST", "PUT"]
-    route = Route(mount_path(serve_path), _Endpoint(handler), methods=methods, include_in_schema=False, name="durably")
+    route = Route(path, _Endpoint(mount), methods=["GET", "POST", "PUT"], include_in_schema=False, name="durably")
     app.router.routes.append(route)
 
 
@@ -128,17 +130,16 @@ class _Endpoint:
     The framework's work for a view would cost calls more than all other code.
     """
 
-    def __init__(self, handler: CommHandler) -> None:
-        self._handler = handler
+    def __init__(self, mount: Mount) -> None:
+        self._mount = mount
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = fastapi.Request(scope, receive)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         try:
-            length = headers.get("content-length")
-            body = await read_chunks(request.stream(), length, disconnect=ClientDisconnect)
+            body = await read_chunks(request.stream(), headers.get("content-length"), disconnect=ClientDisconnect)
         except UNREADABLE as error:
-            response = self._handler.refuse(error)
+            response = self._mount.handler.refuse(error)
         else:
             query = scope["query_string"]
             comm_request = CommRequest(
@@ -149,7 +150,7 @@ class _Endpoint:
                 request_url=lambda: str(request.url),
                 has_lower_names=True,
             )
-            response = await self._handler.handle(request.method, comm_request)
+            response = await self._mount.handler.handle(request.method, comm_request)
         if response.stream is not None:
             streamed = StreamingResponse(response.stream(), response.status_code, response.headers)
             await streamed(scope, receive, send)
@@ -172,8 +173,7 @@ _parse_frequent = lru_cache(256)(_parse)
 def _run_with_server(app: fastapi.FastAPI, engine: InProcessEngine) -> None:
     """Run the engine within the app's own lifespan.
 
-    Functions can then use the resources of the lifespan. Under a server without lifespan the engine starts with the
-    first request.
+    So functions can use its resources. Under a server without lifespan the engine starts with the first request.
     """
     own = app.router.lifespan_context
 

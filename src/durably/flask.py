@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
+from durably.comm.mounts import add_mount, check_mount
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
@@ -42,6 +43,8 @@ def serve(
     The arguments are those of ``durably.fast_api.serve``. Sync functions run in the request's thread (with
     streaming in a pool), async ones on the process's background event loop.
     """
+    mounts, path = app.extensions.setdefault("durably", {}), mount_path(serve_path)
+    check_mount(mounts, path, client, functions)
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,
@@ -53,13 +56,15 @@ def serve(
         public_path=public_path,
         request_context=app.app_context,
     )
+    if (mount := add_mount(mounts, path, handler)) is None:
+        return
 
     def answer() -> flask.Response:
         request: flask.Request = current_object(flask.request)
         try:
             body = _read_body(request)
         except UNREADABLE as error:
-            return _to_flask(handler.refuse(error))
+            return _to_flask(mount.handler.refuse(error))
         comm_request = CommRequest(
             body=body,
             headers=_headers_of(request.environ),
@@ -68,11 +73,10 @@ def serve(
             raw_request=request,
             request_url=lambda: request.url,
         )
-        return _to_flask(handler.handle_sync(request.method, comm_request))
+        return _to_flask(mount.handler.handle_sync(request.method, comm_request))
 
     if client.in_process is not None:
         _start_with_app(app, client.in_process)
-    path = mount_path(serve_path)
     app.add_url_rule(path, f"durably:{path}", answer, methods=["GET", "POST", "PUT"])
 
 

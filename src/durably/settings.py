@@ -513,7 +513,7 @@ def warn_of_short_signing_keys(
 
 
 def describe_unknown_name(name: str, nearest: str | None) -> str:
-    advice = f"did you mean {nearest}?" if nearest else "docs/reference/settings.md lists the settings"
+    advice = f"did you mean {nearest}?" if nearest else "the module durably.settings lists them"
     return f"{name} is set, but no setting has that name; {advice}"
 
 

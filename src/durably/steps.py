@@ -16,6 +16,7 @@ from durably.protocol.durations import Duration, format_duration, format_timesta
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_WAIT
 from durably.protocol.opcodes import Opcode
+from durably.protocol.text import is_encodable
 from durably.values.codecs import Codec
 from durably.values.outputs import decode_as, encode_as, handler_codec
 
@@ -349,12 +350,15 @@ def sleep_request(step_id: str, duration: Duration) -> StepRequest:
 def _sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
     if not isinstance(until, dt.datetime):
         raise DurationInvalidError(f'step "{step_id}": sleep_until takes a datetime, not {until!r}')
-    text = format_timestamp(until)
+    try:
+        text = format_timestamp(until)
+    except OverflowError:
+        raise DurationInvalidError(f'step "{step_id}": {until} is outside of the years 1 to 9999 in UTC') from None
     return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
 
 
 def _wait_for_event(step_id: str, event: str, if_exp: str | None, timeout: Duration) -> StepRequest:
-    opts = {"event": event, "timeout": _duration(step_id, timeout)}
+    opts = {"event": _named(step_id, "event", event), "timeout": _duration(step_id, timeout)}
     if if_exp is not None:
         opts["if"] = if_exp
     return _with_duration(StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event), timeout)
@@ -365,7 +369,7 @@ def _wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_con
         raise FunctionConfigInvalidError(
             f'step "{step_id}": on_conflict must be "fail" or "replace", not {on_conflict!r}'
         )
-    opts = {"signal": signal, "conflict": on_conflict}
+    opts = {"signal": _named(step_id, "signal", signal), "conflict": on_conflict}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
     request = StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=_signal)
@@ -437,7 +441,18 @@ def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepReq
 def _checked(step_id: str) -> str:
     if not isinstance(step_id, str) or not step_id:
         raise FunctionConfigInvalidError(f"a step's id must be a string that names it, not {step_id!r}")
+    if not is_encodable(step_id):
+        raise FunctionConfigInvalidError(
+            f"a step's id must be a string that UTF-8 can encode: {step_id!r} has half of a surrogate pair"
+        )
     return step_id
+
+
+def _named(step_id: str, argument: str, name: str) -> str:
+    """The name of an event or a signal. A wait for a blank one would end by its timeout alone."""
+    if not isinstance(name, str) or not name.strip() or not is_encodable(name):
+        raise FunctionConfigInvalidError(f'step "{step_id}": {argument} must be a string that names it, not {name!r}')
+    return name
 
 
 def _duration(step_id: str, duration: Duration) -> str:
@@ -446,7 +461,9 @@ def _duration(step_id: str, duration: Duration) -> str:
     except DurationInvalidError as error:
         raise DurationInvalidError(f'step "{step_id}": {error}') from None
     if delta > MAX_WAIT:
-        raise DurationInvalidError(f'step "{step_id}": {delta} is longer than the {MAX_WAIT.days} days allowed')
+        raise DurationInvalidError(
+            f'step "{step_id}": {format_duration(delta)} is longer than the maximum of {MAX_WAIT.days} days'
+        )
     return format_duration(delta)
 
 

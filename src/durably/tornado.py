@@ -11,6 +11,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.tornado needs Tornado: pip install "durably[tornado]"') from error
 
+from durably.comm.mounts import add_mount, check_mount, mounts_of
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.functions.function import Function
 from durably.io.background_loop import running_loop
@@ -43,6 +44,8 @@ def serve(
     The arguments are those of ``durably.fast_api.serve``. Async functions run on Tornado's own event loop,
     sync ones in a thread pool.
     """
+    mounts, path = mounts_of(app), mount_path(serve_path)
+    check_mount(mounts, path, client, functions)
     handler = CommHandler(
         client=client,
         framework=FRAMEWORK,
@@ -53,13 +56,17 @@ def serve(
         serve_path=serve_path,
         public_path=public_path,
     )
+    added = add_mount(mounts, path, handler)
+    if added is None:
+        return
+    mount = added
 
     class DurablyHandler(BoundedBodyHandler):
         def check_size(self, size: int) -> None:
             check_size(size)
 
         def refuse(self, error: BodyTooLargeError) -> CommResponse:
-            return handler.refuse(error)
+            return mount.handler.refuse(error)
 
         def check_xsrf_cookie(self) -> None:
             """Check no cookie: engines have none, and their requests are signed."""
@@ -73,13 +80,13 @@ def serve(
                 raw_request=request,
                 request_url=request.full_url(),
             )
-            await write(self, await handler.handle(request.method or "", comm_request))
+            await write(self, await mount.handler.handle(request.method or "", comm_request))
 
         get = post = put = _answer
 
     if client.in_process is not None:
         _start_with_loop(app, client.in_process)
-    app.add_handlers(r".*", [(re.escape(mount_path(serve_path)), DurablyHandler)])
+    app.add_handlers(r".*", [(re.escape(path), DurablyHandler)])
 
 
 def dashboard(

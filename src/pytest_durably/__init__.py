@@ -33,6 +33,14 @@ def pytest_load_initial_conftests() -> None:
     open_sessions += 1
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Add the filter of ``durably.execution.async_checks``.
+
+    Pytest replaces the filters of the process.
+    """
+    config.addinivalue_line("filterwarnings", r"ignore:coroutine 'AsyncCall\.:RuntimeWarning")
+
+
 def pytest_unconfigure() -> None:
     global open_sessions
     open_sessions -= 1

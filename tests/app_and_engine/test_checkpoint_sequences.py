@@ -141,7 +141,7 @@ async def test_a_large_output_goes_into_the_answer(app: App) -> None:
             return str(error)
         return "fits"
 
-    assert "at most 4194304 are possible" in await app.run(durable(app, function))
+    assert "at most 4194304 are allowed" in await app.run(durable(app, function))
     assert app.gate.batches == [["small"], ["large"]]
 
 

@@ -126,7 +126,7 @@ def test_class_of_a_serializer_is_refused() -> None:
 
 
 def test_a_retry_at_no_time() -> None:
-    with pytest.raises(TypeError, match=r"retry_after is text like .* not 'soon'"):
+    with pytest.raises(TypeError, match=r"retry_after is a string like .* not 'soon'"):
         durably.RetryAfterError("busy", "soon")
 
 

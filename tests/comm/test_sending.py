@@ -138,6 +138,7 @@ def test_send_to_unreachable_engine_fails(send: Send) -> None:
     [
         ((400, {"error": "event 1: no name", "status": 400}), "event 1: no name", []),
         ((400, {"error": "event 1: no name", "ids": ["01A"]}), "event 1: no name", ["01A"]),
+        ((413, {"error": "event 1 is too large"}), "too large", []),
         ((401, {}), "the engine answered 401", []),
         ((404, b"<html>"), "the engine answered 404", []),
         ((302, b""), "the engine answered 302", []),
@@ -153,6 +154,7 @@ def test_refusals_are_not_tried_again(
         send(make_client(engine), TWO)
     assert raised.value.ids == ids
     assert len(engine.received) == 1
+    assert raised.value.is_retriable == (answer[0] not in (400, 413)), "a step that sends invalid events is not retried"
 
 
 @pytest.mark.parametrize(

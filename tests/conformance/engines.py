@@ -1,4 +1,4 @@
-"""Durably's engine on each of its stores, started as a person does."""
+"""Durably's engine on each of its stores, started as a user does."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Checkpoints: steps that a call hands over while it goes on."""
+"""Checkpoints: steps that a call hands over while it continues."""
 
 from typing import Any
 

@@ -161,7 +161,11 @@ def test_an_event_triggers_every_function_that_asks_for_it(script: ScriptedApp, 
     first, second = script.function("first", triggers=shared), script.function("second", triggers=shared)
     (event_id,) = engine.send(wire.event(f"{script.id}/shared"))
     calls = [first.next_call(), second.next_call()]
-    runs = engine.data(f"/v1/events/{event_id}/runs")
+    runs = eventually(
+        lambda: engine.data(f"/v1/events/{event_id}/runs"),
+        "the runs to be listed",
+        is_right=lambda runs: len(runs) == 2,
+    )
     assert {run["run_id"] for run in runs} == {call.run_id for call in calls}
     assert {run["function_id"] for run in runs} == {first.id, second.id}
     for call in calls:

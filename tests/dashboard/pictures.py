@@ -1,6 +1,8 @@
 """Pictures of the dashboard for the README and the docs: ``make pictures``.
 
 They show the runs of ``examples/showcase`` in both themes. The overview's numbers of the hour before are a sample.
+``make pictures ALL=1`` takes each page in both themes and several widths instead, into ``build/pictures``, to be looked
+at after a change of the style sheets.
 """
 
 import contextlib
@@ -26,10 +28,15 @@ ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "pictures"
 MOST_BYTES = 150_000
 SIZE = {"width": 1200, "height": 720}
+ALL_FOLDER = ROOT / "build" / "pictures"
+ALL_WIDTHS = (360, 800, 1600)
+EVENTS = ("parcel/delivered", "refund/withdrawn", "refund/requestd", "photo/uploaded")
+FUNCTIONS = ("pack-parcel", "settle-invoice", "approve-refund", "ask-for-review", "send-newsletter", "resize-photos")
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
+    is_all = "--all" in sys.argv[1:]
+    (ALL_FOLDER if is_all else FOLDER).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         # Tracebacks have the path of the app, which is not to be that of this checkout.
         shop = Path(directory) / "shop"
@@ -48,8 +55,10 @@ def main() -> None:
                 "failed-run": f"/runs/{failed.id}",
                 "run": f"/runs/{packed.id}",
             }
+            take_some = take_each if is_all else take_all
+            pages |= other_pages(site) if is_all else {}
             for scheme in ("light", "dark"):
-                browser.run(lambda scheme=scheme: take_all(browser, site.origin, pages, scheme))  # type: ignore[misc]
+                browser.run(lambda scheme=scheme: take_some(browser, site.origin, pages, scheme))  # type: ignore[misc]
         finally:
             browser.close()
             site.close()
@@ -82,6 +91,37 @@ def take_all(browser: BrowserThread, origin: str, pages: dict[str, str], scheme:
     for name, path in pages.items():
         page.goto(origin + path)
         take(page, FOLDER / f"{name}-{scheme}.png")
+    context.close()
+
+
+def other_pages(site: Site) -> dict[str, str]:
+    function = "/functions/back-office-settle-invoice"
+    sent = {name: site.run(site.engine.list_events(name=name, limit=1))[0].id for name in EVENTS}
+    runs = {run.status.lower(): run.id for name in FUNCTIONS for run in site.runs(name)}
+    return {
+        "functions": "/functions",
+        "function": function,
+        "replay": f"{function}/replay?status-failed=1",
+        "cancel": f"{function}/cancel",
+        "events": "/events",
+        "send": "/events/send",
+        "apps": "/apps",
+        "cron": "/cron",
+        "missing": "/search?q=nothing-like-it",
+        **{f"event-{name.replace('/', '-')}": f"/events/{event_id}" for name, event_id in sent.items()},
+        **{f"run-{status}": f"/runs/{run_id}" for status, run_id in runs.items()},
+    }
+
+
+def take_each(browser: BrowserThread, origin: str, pages: dict[str, str], scheme: str) -> None:
+    context = browser.browser.new_context(color_scheme=scheme, locale="en-GB")  # type: ignore[arg-type]
+    page = context.new_page()
+    for width in ALL_WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        for name, path in pages.items():
+            page.goto(origin + path)
+            page.locator("main time, main svg, main h1").first.wait_for()
+            page.screenshot(path=ALL_FOLDER / f"{name}-{scheme}-{width}.png", full_page=True)
     context.close()
 
 

@@ -20,9 +20,9 @@ import durably
 import durably.fast_api
 import durably.flask
 import durably.tornado
-from durably.dashboard import Action, DashboardRequest
-from durably.engine.dashboard.dashboard import DashboardConfigError
-from durably.engine.dashboard.messages import at_address_of
+from durably.dashboard import Action, DashboardRequest, MountedDashboard
+from durably.engine.dashboard.dashboard import Dashboard, DashboardConfigError
+from durably.engine.dashboard.messages import DashboardResponse, at_address_of
 from durably.engine.http.server import EngineServer
 from durably.engine.settings import EngineSettings
 from durably.errors import FunctionConfigInvalidError
@@ -74,6 +74,25 @@ async def test_test_run_without_an_engine_gets_a_page_with_the_reason(client: du
     answer = await ask(app, "/durably/runs")
     assert answer.status_code == 503
     assert "TestEngine" in answer.text
+
+
+@pytest.mark.parametrize(("is_production", "longest"), [(False, 2.0), (True, 10.0)])
+async def test_streams_end_soon_while_an_app_is_developed(
+    is_production: bool, longest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that reloads waits for them, and runs old code until then."""
+    seconds = list[float]()
+
+    async def handle(dashboard: Dashboard, request: DashboardRequest) -> DashboardResponse:
+        seconds.append(request.stream_seconds)
+        return DashboardResponse(status_code=200)
+
+    monkeypatch.setattr(Dashboard, "handle", handle)
+    client = durably.Client(app_id="shop", engine=durably.Embedded(tmp_path / "a.db"), is_production=is_production)
+    mounted = MountedDashboard(client, "/durably", authorize=None, allow_anonymous=True, caller="dashboard")
+    await mounted.handle(DashboardRequest(method="GET", path="/live", mount="/durably", headers={}))
+    assert 0 < seconds[0] <= longest
+    assert (seconds[0] > 2.0) is is_production
 
 
 def make_greet(client: durably.Client) -> durably.Function[Any]:

@@ -30,6 +30,9 @@ def test_schedules_are_on_a_time_line(open_page: OpenPage) -> None:
     expect(weekly).to_contain_text("0 8 * * 1")
     expect(weekly).to_contain_text("Europe/Stockholm")
     expect(weekly.get_by_role("img")).to_have_attribute("aria-label", re.compile("[1-5] ticks of Report"))
+    expect(page.get_by_role("columnheader", name="Last")).to_be_visible()
+    stock = page.locator("[data-row]", has_text="Count the stock")
+    expect(stock.locator(".onward")).to_have_count(1)  # It ticks each minute.
     page.get_by_role("link", name="1h").click()
     now = dt.datetime.now(ZoneInfo("Europe/Stockholm"))
     is_near = now.weekday() == 0 and now.hour in (7, 8)

@@ -1,5 +1,7 @@
 """The pages of events: what they started, and sending of events."""
 
+import re
+
 import pytest
 from playwright.sync_api import expect
 
@@ -26,6 +28,20 @@ def test_an_event_that_started_nothing_says_why(open_page: OpenPage) -> None:
     expect(page.get_by_text("refund/requested")).to_be_visible()  # the nearest name that starts a run
 
 
+def test_an_event_that_cancelled_a_run_names_it(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/events?name=refund/withdrawn")
+    row = page.locator("[data-row]")
+    expect(row).to_contain_text("ended a wait or a run")
+    row.locator(".open").click()
+    note = page.locator("#started-runs li")
+    expect(note).to_contain_text("It cancelled the run ")
+    note.get_by_role("link").click()
+    page.wait_for_url("**/runs/*")
+    reason = page.locator("#run-reason")
+    expect(reason).to_contain_text("The run was cancelled by the event 'refund/withdrawn'")
+    expect(reason).not_to_contain_text("Error")
+
+
 def test_an_event_is_sent_and_sent_again(open_page: OpenPage, site: Site) -> None:
     page = open_page("/events", allowed="422")
     page.get_by_role("link", name="Send an event").click()
@@ -37,11 +53,13 @@ def test_an_event_is_sent_and_sent_again(open_page: OpenPage, site: Site) -> Non
     page.get_by_label("Data, a JSON object").fill('{"week": 12}')
     page.get_by_role("button", name="Send").click()
     page.wait_for_url("**/events/0*")
+    expect(page.get_by_role("status").filter(has_text="The event was sent.")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"/events/\w+$"))
     first = page.url
     # The page is live: the run appears, and ends.
     expect(page.locator("[data-row]")).to_contain_text("Completed")
     page.get_by_role("button", name="Send again").click()
-    page.wait_for_url(lambda url: "/events/0" in url and url != first)
+    page.wait_for_url(lambda url: "/events/0" in url and url.partition("?")[0] != first)
     expect(page.locator("#payload-json")).to_contain_text("12")
     page.get_by_role("link", name="Edit and send").click()
     expect(page.get_by_label("Name")).to_have_value("report/requested")

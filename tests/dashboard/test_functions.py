@@ -17,12 +17,12 @@ def test_overview_counts_runs_and_lists_concerns(open_page: OpenPage, site: Site
     expect(page.locator(".tile", has_text="Failed")).not_to_have_text(re.compile(r"Failed\s*0$"))
     expect(page.get_by_role("img", name=re.compile("Ended runs over time: [1-9]"))).to_be_visible()
     attention = page.get_by_role("region", name="Needs attention")
-    for subject in ("back-office-settle-invoice", "refund/requestd", "back-office-send-newsletter"):
+    for subject in ("Settle an invoice", "refund/requestd", "Send the newsletter"):
         expect(attention.get_by_role("link", name=subject)).to_be_visible()
     page.get_by_text("The numbers as a table").click()
     expect(page.locator("#chart-table tbody tr").first).to_be_visible()
-    attention.get_by_role("link", name="back-office-settle-invoice").click()
-    page.wait_for_url("**/runs?function=back-office-settle-invoice&status=Failed")
+    attention.get_by_role("link", name="Settle an invoice").click()
+    page.wait_for_url(re.compile(r"/runs/\w+$|/runs\?function=back-office-settle-invoice&status=Failed$"))
 
 
 def test_overview_is_live_and_keeps_open_parts(open_page: OpenPage, site: Site) -> None:
@@ -103,7 +103,34 @@ def test_a_function_is_invoked_with_a_form(open_page: OpenPage) -> None:
     field.fill('{"order": "A-3000", "kind": "address"}')
     page.get_by_role("button", name="Invoke").click()
     page.wait_for_url("**/runs/*")
+    expect(page.get_by_role("status").filter(has_text="This is the new run.")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"/runs/\w+$"))  # The notice is shown once.
     expect(page.locator("#run-output")).to_contain_text("A-3000-address.pdf")
+
+
+def test_the_form_to_invoke_has_its_label_above_the_field(open_page: OpenPage) -> None:
+    page = open_page("/functions/back-office-print-label")
+    label = page.get_by_text("Data of the event, a JSON object").bounding_box()
+    field = page.get_by_label("Data of the event, a JSON object").bounding_box()
+    assert label is not None
+    assert field is not None
+    assert label["y"] + label["height"] <= field["y"]
+    assert field["width"] > 200
+
+
+def test_times_of_forms_are_in_the_readers_zone(open_page: OpenPage, site: Site) -> None:
+    site.run_of(site.send("report/requested"))
+    path = "/functions/back-office-report-sales/replay?status-completed=1"
+    page = open_page(f"{path}&after=2026-01-31T12:00:05")
+    after = page.get_by_label("Created from")
+    expect(after).to_have_value("2026-01-31T21:00:05")  # the zone of the browser in these tests
+    expect(page.get_by_text("(UTC)").first).to_be_hidden()
+    after.fill("2026-02-01T00:30:00")
+    page.get_by_role("button", name="Count the runs").click()
+    page.wait_for_url("**after=2026-01-31T15%3A30%3A00**")
+    expect(page.get_by_label("Created from")).to_have_value("2026-02-01T00:30")
+    as_sent = open_page(f"{path}&after=2026-01-31T12:00:05", javascript=False)
+    expect(as_sent.get_by_label("Created from (UTC)")).to_have_value("2026-01-31T12:00:05")
 
 
 def test_forms_begin_with_the_data_of_the_last_event(open_page: OpenPage, site: Site) -> None:
@@ -167,6 +194,10 @@ def test_runs_are_counted_before_they_are_replayed_together(open_page: OpenPage,
     page.get_by_role("button", name="Replay 1 run").click()
     page.wait_for_url("**/functions/back-office-settle-invoice")
     expect(page.locator("#operations")).to_contain_text("Replay of 1 run")
+    expect(page.get_by_role("status").filter(has_text="1 run is being replayed.")).to_be_visible()
+    page.get_by_role("link", name="Show them").click()
+    page.wait_for_url("**/runs?function=back-office-settle-invoice&since=15m")
+    page.go_back()
     site.wait(lambda: len(site.run(site.engine.event_runs(event_id))) > 1 or _is_replayed(site, event_id), "replay")
 
 

@@ -11,7 +11,13 @@ from durably.engine.views import RunStatus
 from .conftest import OpenPage
 from .site import Site
 
-WIDTHS = (360, 900, 1600)
+WIDTHS = (360, 720, 800, 1600)
+LEAST_PIXELS = 112
+"""The least width of a column of words."""
+NARROW_CELLS = """least => [...document.querySelectorAll("main td:not(.pick)")]
+  .filter(cell => cell.checkVisibility() && cell.getBoundingClientRect().width < least)
+  .filter(cell => cell.innerText.length > 15)
+  .map(cell => cell.innerText)"""
 PAGES = {
     "/": "Overview",
     "/runs": "Runs",
@@ -48,7 +54,7 @@ def test_pages_pass_the_accessibility_check(
 
 @pytest.mark.slow
 def test_no_page_scrolls_sideways(open_page: OpenPage, site: Site) -> None:
-    [failed, *_] = site.runs("settle-invoice", RunStatus.FAILED)
+    [failed, *_] = site.wait(lambda: site.runs("settle-invoice", RunStatus.FAILED), "failed run")
     site.run(site.engine.rerun(failed.id))  # so that an event has started two runs
     page = open_page("/runs")
     for path in paths(site):
@@ -56,6 +62,19 @@ def test_no_page_scrolls_sideways(open_page: OpenPage, site: Site) -> None:
         for width in WIDTHS:
             page.set_viewport_size({"width": width, "height": 800})
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
+            assert page.locator("header nav ul").evaluate("nav => nav.scrollWidth <= nav.clientWidth"), (path, width)
+            assert page.evaluate(NARROW_CELLS, LEAST_PIXELS) == [], (path, width)
+
+
+def test_the_search_has_room_beside_the_sign_out(open_page: OpenPage) -> None:
+    page = open_page("/runs", width=360)
+    find = page.get_by_role("searchbox")
+    page.locator(".page-bar").evaluate(
+        "bar => bar.insertAdjacentHTML('beforeend', '<form class=inline><button class=button>Sign out</button></form>')"
+    )
+    box = find.bounding_box()
+    assert box is not None
+    assert box["width"] > 150
 
 
 @pytest.mark.slow

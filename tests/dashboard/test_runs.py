@@ -38,6 +38,34 @@ def test_the_list_is_filtered_by_its_url(open_page: OpenPage, site: Site) -> Non
     expect(page.get_by_role("heading", name="No run matches the filter")).to_be_visible()
 
 
+def test_more_filters_are_in_the_readers_zone(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/runs")
+    page.get_by_text("More filters").click()
+    page.get_by_label("From").fill("2026-01-31T21:00:00")
+    page.get_by_label("Until").fill("2099-01-31T21:00:00")
+    page.get_by_label("Expression over event and output").fill("event.data.pages > 100")
+    page.get_by_role("button", name="Filter").click()
+    page.wait_for_url("**from=2026-01-31T12%3A00%3A00&until=2099-01-31T12%3A00%3A00**")
+    expect(page.locator("[data-row]")).to_have_count(1)
+    expect(page.get_by_label("From")).to_have_value("2026-01-31T21:00")
+
+
+def test_the_search_of_the_bar_finds_runs_functions_and_events(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/cron")
+    run = site.run_of(site.send("report/requested"))
+    for text, url in (
+        (run.id, f"**/runs/{run.id}"),
+        (run.id[-8:].lower(), f"**/runs/{run.id}"),
+        ("pack a parcel", "**/functions/back-office-pack-parcel"),
+        ("photo/uploaded", "**/events?name=photo%2Fuploaded"),
+        ("nothing-like-it", "**/runs?id=nothing-like-it"),
+    ):
+        page.get_by_role("searchbox").fill(text)
+        page.keyboard.press("Enter")
+        page.wait_for_url(url)
+    expect(page.get_by_role("heading", name="Nothing has this id or name")).to_be_visible()
+
+
 @pytest.mark.slow
 def test_each_part_of_a_row_opens_the_run(open_page: OpenPage, site: Site) -> None:
     run_id = failed_run(site)
@@ -68,7 +96,6 @@ def test_selected_runs_are_started_again(open_page: OpenPage, site: Site) -> Non
     expect(bar).to_contain_text("1 selected")
     page.once("dialog", lambda dialog: dialog.accept())
     bar.get_by_role("button", name="Rerun").click()
-    page.wait_for_url("**/runs?function=back-office-report-sales&did=rerun&done=1")
     expect(page.locator("main .notice")).to_contain_text("1 run was started again.")
 
 
@@ -184,6 +211,7 @@ def test_steps_are_bars_with_attempts_and_values(open_page: OpenPage, site: Site
 
 def test_a_status_is_chosen_by_its_number(open_page: OpenPage, site: Site) -> None:
     failed_run(site)
+    site.wait(lambda: all(run.ended_at for run in site.runs("settle-invoice")), "end of all runs")
     page = open_page("/runs?function=back-office-settle-invoice", javascript=False)
     link = page.get_by_role("navigation", name="Numbers of runs").get_by_role("link", name="Failed")
     number = link.locator(".number").inner_text()
@@ -206,7 +234,7 @@ def test_a_run_is_read_without_javascript(open_page: OpenPage, site: Site) -> No
 
 def test_columns_are_chosen_and_kept(open_page: OpenPage, check_accessibility: Callable[..., None]) -> None:
     page = open_page("/runs?function=back-office-report-sales", width=360)
-    columns = page.locator(".columns")
+    columns = page.locator(".column-choice")
     columns.get_by_text("Columns", exact=True).click()
     for name in ("App", "Event", "Started", "Failed attempts", "Output"):
         columns.get_by_label(name, exact=True).check()

@@ -41,6 +41,7 @@ OTHER_PROGRAMS = {
         "docker",
         "git",
         "gunicorn",
+        "node",
         "openssl",
         "pkill",
         "poetry",
@@ -149,7 +150,8 @@ def check(command: list[str]) -> None:
         case "python" if arguments[0] == "manage.py":
             check_manage(arguments[1:])
         case "python":
-            assert arguments[:2] == ["-m", "pytest"] or (ROOT / arguments[0]).exists()
+            # The pages call their app main.py.
+            assert arguments[:2] == ["-m", "pytest"] or arguments == ["main.py"] or (ROOT / arguments[0]).exists()
         case "pip":
             assert arguments[0] == "install"
         case _:

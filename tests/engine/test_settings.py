@@ -34,10 +34,11 @@ SECOND = dt.timedelta(seconds=1)
         ("log_runs", 1, TypeError, "True or False"),
         ("backoff", SECOND, TypeError, "a function"),
         ("unsigned_apps", "shop", TypeError, 'frozenset({"shop"})'),
+        ("unsigned_apps", {"shop": 1}, TypeError, 'frozenset({"shop"})'),
         ("unsigned_apps", frozenset({1}), TypeError, 'frozenset({"shop"})'),
         ("durability", "full", TypeError, "Durability.NORMAL"),
         ("alerts", "https://hooks.example.com", TypeError, "Alerts(…)"),
-        ("temporal_ui", 8233, TypeError, "a text"),
+        ("temporal_ui", 8233, TypeError, "a string"),
         ("temporal_ui", "localhost:8233", ValueError, "http://localhost:8233"),
         ("temporal_ui", "http://[", ValueError, "http://localhost:8233"),
         ("temporal_ui", "http://me:s3cret@localhost:8233", ValueError, "without user"),
@@ -64,9 +65,9 @@ def test_a_key_of_another_type_is_not_shown() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"emails": "smtp://me:s3cret@shop.example"}, "Alerts.emails must be a collection of texts"),
+        ({"emails": "smtp://me:s3cret@shop.example"}, "Alerts.emails must be a collection of strings"),
         ({"url": "https://hooks.example.com", "interval": 60}, "Alerts.interval must be a datetime.timedelta"),
-        ({"url": b"https://hooks.example.com/s3cret"}, "Alerts.url must be a text"),
+        ({"url": b"https://hooks.example.com/s3cret"}, "Alerts.url must be a string"),
     ],
 )
 def test_a_wrong_setting_of_alerts_is_named(options: dict[str, Any], text: str) -> None:

@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -169,3 +171,27 @@ def test_demo_shows_a_run_and_exits_with_0() -> None:
     assert '"status":"delivered"' in demo.stdout
     assert re.search(r"^Look at the run: http://127\.0\.0\.1:\d+/runs/\w{26}$", demo.stdout, re.MULTILINE)
     assert r"\n" not in demo.stdout, "no line break is shown escaped"
+
+
+def test_dev_ends_with_the_link_and_takes_any_port(tmp_path: Path) -> None:
+    log = tmp_path / "dev.log"
+    with log.open("w") as output:
+        dev = subprocess.Popen(
+            [sys.executable, "-m", "examples.demo", "--stay", "--port", "0", "--app-port", "0"],
+            cwd=ROOT,
+            env={**os.environ, "COLUMNS": "160"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            link = re.compile(r"^Runs of every kind: http://127\.0\.0\.1:\d+/$", re.MULTILINE)
+            for _ in range(600):
+                if dev.poll() is not None or link.search(log.read_text()):
+                    break
+                time.sleep(0.1)
+            shown = log.read_text()
+            assert link.search(shown), shown
+        finally:
+            dev.send_signal(signal.SIGINT)
+            dev.wait(30)
+    assert len(re.findall(r"shop-fulfil-order +■  run completed", shown)) == 1, "each update is printed once"

@@ -685,3 +685,12 @@ async def test_repeated_ids_in_sequence_are_numbered() -> None:
         {"id": "same", "index": 1},
         {"id": "same", "index": 2},
     ]
+
+
+async def test_a_step_on_another_event_loop_is_refused_by_name() -> None:
+    async def function(ctx: Context) -> Any:
+        return await asyncio.to_thread(lambda: asyncio.run(ctx.step.run("it", str)))
+
+    error = await fail(function)
+    assert error["name"] == "FunctionConfigInvalidError"
+    assert 'step "it" is awaited on another event loop' in error["message"]

@@ -77,7 +77,7 @@ async def test_a_renamed_step_runs_again_under_its_new_name(kind: str, caplog: p
     assert first.startswith('function "app-order", run 01RUN: the function found the new step "charge-card" without ')
     assert '"charge"' in first
     assert '"mail"' in first
-    assert "docs/how-to/change-functions.md" in first
+    assert "Give the steps the ids that they had" in first
 
 
 @pytest.mark.parametrize("kind", KINDS)

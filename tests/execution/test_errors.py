@@ -11,7 +11,8 @@ import pytest
 
 import durably
 from durably import Context, ContextSync
-from durably.errors import AsyncUnsupportedError
+from durably.errors import AsyncUnsupportedError, Error
+from durably.protocol.limits import MAX_ERROR_CHARACTERS
 
 from .engine import complete, engine_for, fail
 
@@ -362,3 +363,75 @@ async def test_an_event_that_is_not_json_fails_its_step_at_once() -> None:
     run = await engine_for(function).run()
     assert "cannot be expressed in JSON" in run.output["message"]
     assert run.answers[0].found() == [("StepFailed", "send")]
+
+
+class LostMessageError(durably.NonRetriableError):
+    @property
+    def message(self) -> str:
+        raise ValueError("no message")
+
+
+class LostAnswerError(Error):
+    name = "\ud800"  # type: ignore[assignment]
+
+    @property
+    def is_retriable(self) -> bool:  # type: ignore[override]
+        raise ValueError("no answer")
+
+    @property
+    def quiet(self) -> bool:
+        raise ValueError("no answer")
+
+
+class LostDelayError(durably.RetryAfterError):
+    def __init__(self, message: str) -> None:
+        Error.__init__(self, message)
+
+
+@pytest.mark.parametrize(
+    ("error", "name", "attempts"),
+    [
+        (LostMessageError("why"), "LostMessageError", 1),
+        (LostAnswerError("why"), "\\ud800", 3),
+        (LostDelayError("why"), "LostDelayError", 3),
+    ],
+)
+async def test_an_error_whose_class_raises_fails_its_step(error: Exception, name: str, attempts: int) -> None:
+    made = []
+
+    async def function(ctx: Context) -> list[str]:
+        def failing() -> None:
+            made.append(ctx.attempt)
+            raise error
+
+        try:
+            await ctx.step.run("it", failing)
+        except durably.StepError as caught:
+            return [caught.name, caught.message]
+        raise AssertionError("the step did not fail")
+
+    run = await engine_for(function).run()
+    assert run.output == [name, "why"]
+    assert len(made) == attempts
+
+
+async def test_the_ends_of_a_long_message_and_traceback_are_kept() -> None:
+    async def function(ctx: Context) -> list[str | None]:
+        def failing() -> None:
+            raise ValueError("first" + "x" * 30_000_000 + "last")
+
+        try:
+            await ctx.step.run("it", failing)
+        except durably.StepError as error:
+            return [error.message, error.stack]
+        raise AssertionError("the step did not fail")
+
+    run = await engine_for(function).run()
+    message, stack = run.output
+    assert message.startswith("firstx")
+    assert message.endswith("xlast")
+    assert stack.startswith("Traceback")
+    assert stack.endswith("last\n")
+    for text in (message, stack):
+        assert MAX_ERROR_CHARACTERS - 100 <= len(text) <= MAX_ERROR_CHARACTERS
+        assert "characters are not kept" in text

@@ -296,11 +296,38 @@ async def test_the_input_of_a_step_can_be_replaced() -> None:
     ("call", "error", "message"),
     [
         (lambda step: step.sleep("nap", -1), DurationInvalidError, 'step "nap": a duration cannot be negative'),
-        (lambda step: step.sleep("nap", 1.5), DurationInvalidError, 'step "nap": a duration is text like "1h30m", a d'),
-        (lambda step: step.sleep("nap", dt.timedelta(days=400)), DurationInvalidError, "longer than the 366 days"),
+        (
+            lambda step: step.sleep("nap", 1.5),
+            DurationInvalidError,
+            'step "nap": a duration is a string like "1h30m", a d',
+        ),
+        (
+            lambda step: step.sleep("nap", dt.timedelta(days=400)),
+            DurationInvalidError,
+            "400d is longer than the maximum of 366 days",
+        ),
         (lambda step: step.sleep_until("nap", 5), DurationInvalidError, "sleep_until takes a datetime, not 5"),
-        (lambda step: step.run("", len), FunctionConfigInvalidError, "a step's id must be text"),
-        (lambda step: step.run(7, len), FunctionConfigInvalidError, "a step's id must be text"),
+        (
+            lambda step: step.sleep_until("nap", dt.datetime(1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=14)))),
+            DurationInvalidError,
+            'step "nap": 0001-01-01 00:00:00+14:00 is outside of the years',
+        ),
+        (lambda step: step.run("", len), FunctionConfigInvalidError, "a step's id must be a string"),
+        (lambda step: step.run(7, len), FunctionConfigInvalidError, "a step's id must be a string"),
+        (lambda step: step.run("\ud800", len), FunctionConfigInvalidError, "has half of a surrogate pair"),
+        *(
+            (
+                lambda step, name=name: step.wait_for_event("it", event=name, timeout="1m"),
+                FunctionConfigInvalidError,
+                'step "it": event must be a string that names it',
+            )
+            for name in ("", " ", "\ud800", 5)
+        ),
+        (
+            lambda step: step.wait_for_signal("it", signal=" "),
+            FunctionConfigInvalidError,
+            'step "it": signal must be a string that names it',
+        ),
         (lambda step: step.run("it", 5), FunctionConfigInvalidError, 'step "it": the handler must be callable'),
         (lambda step: step.invoke("it", function=len), FunctionConfigInvalidError, "use invoke_by_id"),
         (

@@ -112,11 +112,15 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"fn_id": ""}, "fn_id must be text that names the function, without control characters, not ''"),
+        ({"fn_id": ""}, "fn_id must be a string that names the function, without control characters, not ''"),
         ({"fn_id": "ship\norder"}, r"without control characters, not 'ship\norder'"),
-        ({"fn_id": 7}, "fn_id must be text"),
+        ({"fn_id": 7}, "fn_id must be a string"),
         ({"fn_id": " "}, "without control characters, not ' '"),
         ({"name": 5}, 'function "fn": name takes str, not 5'),
+        ({"name": "\ud800"}, 'function "fn": name has half of a surrogate pair'),
+        ({"trigger": TriggerEvent(event="\ud800")}, 'function "fn": trigger has half of a surrogate pair'),
+        ({"rate_limit": durably.RateLimit(limit=1, period="1m", key="'\ud800'")}, 'function "fn": rate_limit has half'),
+        ({"on_failure": 5}, 'function "fn": on_failure must be a function, not 5'),
         ({"trigger": [TRIGGER] * 11}, 'function "fn": trigger takes at most 10, not 11'),
         ({"trigger": [TRIGGER, TRIGGER]}, "trigger has TriggerEvent(event='e', if_exp=None) twice"),
         ({"trigger": "e"}, "trigger takes TriggerEvent and TriggerCron, not 'e'"),
@@ -127,8 +131,8 @@ async def test_a_failure_handler_has_steps_and_the_failure(kind: str, blocking: 
         ({"idempotency": 7}, "idempotency takes str, not 7"),
         ({"debounce": 1000}, "debounce takes Debounce, not 1000"),
         ({"cancel": durably.Cancel(event="c")}, "cancel takes a list of Cancel"),
-        ({"cancel": [durably.Cancel(event="c")] * 6}, "cancel has 6 entries; at most 5 are possible"),
-        ({"concurrency": [durably.Concurrency(limit=1)] * 3}, "concurrency has 3 entries; at most 2 are possible"),
+        ({"cancel": [durably.Cancel(event="c")] * 6}, "cancel has 6 entries; at most 5 are allowed"),
+        ({"concurrency": [durably.Concurrency(limit=1)] * 3}, "concurrency has 3 entries; at most 2 are allowed"),
     ],
     ids=stable_id,
 )
@@ -162,11 +166,11 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
             lambda: durably.Debounce(period="a fortnight"),
             "Debounce.period is not valid: invalid duration 'a fortnight'",
         ),
-        (lambda: durably.Priority(run=100), "Priority.run is 100; it must be text"),  # type: ignore[arg-type]
+        (lambda: durably.Priority(run=100), "Priority.run is 100; it must be a string"),  # type: ignore[arg-type]
         (lambda: durably.RateLimit(limit=1, period=-5), "RateLimit.period is not valid: a duration cannot be negative"),
         (lambda: durably.Singleton(mode="maybe"), "Singleton.mode is 'maybe'; it must be one of 'skip', 'cancel'"),  # type: ignore[arg-type]
         (lambda: durably.Throttle(limit="1", period=1000), "Throttle.limit is '1'; it must be a whole number"),  # type: ignore[arg-type]
-        (lambda: TriggerCron(cron=5), "TriggerCron.cron is 5; it must be text"),  # type: ignore[arg-type]
+        (lambda: TriggerCron(cron=5), "TriggerCron.cron is 5; it must be a string"),  # type: ignore[arg-type]
         (lambda: TriggerEvent(event="*"), "TriggerEvent.event '*' matches no event"),
         (lambda: TriggerEvent(event="shop/*.placed"), "TriggerEvent.event 'shop/*.placed' matches no event"),
         (lambda: TriggerEvent(event="shop*"), "TriggerEvent.event 'shop*' matches no event"),
@@ -176,7 +180,7 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
             lambda: durably.Concurrency(limit=1, scope="env"),
             'Concurrency.key is missing: a limit of scope "env" is shared',
         ),
-        (lambda: TriggerEvent(event=5), "TriggerEvent.event is 5; it must be text"),  # type: ignore[arg-type]
+        (lambda: TriggerEvent(event=5), "TriggerEvent.event is 5; it must be a string"),  # type: ignore[arg-type]
     ],
 )
 def test_invalid_options_are_refused(make: Any, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The apps under test, in each framework, configured by the environment as servers in processes of their own are."""
+"""The apps under test, in each framework. The environment configures them, because servers run in processes."""
 
 import datetime as dt
 import logging
@@ -20,7 +20,7 @@ def make_client() -> tuple[Client, list[Any]]:
     logging.basicConfig(filename=directory / "log", level=logging.INFO, format="%(process)d %(message)s")
     close_grace = dt.timedelta(seconds=float(os.environ.get("TEST_CLOSE_GRACE", "2")))
     settings = EngineSettings(close_grace=close_grace)
-    engine = Embedded(directory / "durably.db", lease=LEASE, settings=settings)
+    engine = Embedded(os.environ.get("TEST_DATABASE", directory / "durably.db"), lease=LEASE, settings=settings)
     client = Client(app_id="app", engine=engine)
     diary = Diary(directory / "diary")
     diary.note("made")

@@ -1,4 +1,4 @@
-"""Real servers with several worker processes, in processes of their own, and what can be done to them."""
+"""Real servers with several worker processes, and faults for them."""
 
 import os
 import re
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import urllib3
 
@@ -43,7 +43,7 @@ class Cluster:
         self._http = urllib3.PoolManager(retries=False, timeout=30, headers={"connection": "close"})
 
     def send(self, *events: dict[str, Any]) -> list[str]:
-        """Again, with the same ids, until it is acknowledged: the worker that had it may be gone."""
+        """Send events, with the same ids, until they are acknowledged: the first worker may have ended."""
 
         def send() -> list[str] | None:
             with suppress(urllib3.exceptions.HTTPError):
@@ -60,7 +60,7 @@ class Cluster:
         return False
 
     def leader(self) -> int | None:
-        """The process that listens at the newest socket and shows that it lives."""
+        """The process that listens at the newest socket and sends heartbeats."""
         newest = sockets.newest(sockets.directory_of(self.database))
         if newest is None:
             return None
@@ -68,7 +68,7 @@ class Cluster:
             connection.settimeout(0.2)
             with sockets.address_of(newest) as address:
                 connection.connect(address)
-            connection.sendall(b"\0")  # as a follower, whose link has heartbeats
+            connection.sendall(b"\0")  # As a follower, whose link has heartbeats.
             if connection.recv(1):
                 credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
                 return int(struct.unpack("3i", credentials)[0])
@@ -82,7 +82,7 @@ class Cluster:
         return eventually(look, "a process leads the database")
 
     def stop_between_transactions(self, process_id: int) -> None:
-        """Stop a process while it does not hold SQLite's write lock, because no other process could take the lock."""
+        """Stop a process while it does not have SQLite's write lock, because no other process could take the lock."""
         while True:
             os.kill(process_id, signal.SIGSTOP)
             if sys.platform != "linux":
@@ -94,7 +94,7 @@ class Cluster:
             os.kill(process_id, signal.SIGCONT)
 
     def workers(self) -> set[int]:
-        """The processes that have joined and still live. Others may have their ids by now."""
+        """The processes that have joined and are alive. Others may have their ids now."""
         joined = {int(number) for number in re.findall(r"process (\d+) (?:is now the leader|follows)", self.log())}
         return {number for number in joined if self._is_of_server(number)}
 
@@ -122,7 +122,7 @@ class Cluster:
         assert len(self.run_statuses()) == count
 
     def wait_joined(self, workers: int) -> int:
-        """When all are nodes; the leader."""
+        """Wait until all are nodes. Returns the leader."""
         eventually(lambda: self.log().count("follows the leader") >= workers - 1, f"{workers} processes have joined")
         return self.wait_leader()
 
@@ -132,13 +132,16 @@ class Cluster:
 
 
 @contextmanager
-def serving(command: Callable[[int], list[str]], directory: Path, **environment: str) -> Iterator[Cluster]:
+def serving(
+    command: Callable[[int], list[str]], directory: Path, *, stderr: IO[str] | None = None, **environment: str
+) -> Iterator[Cluster]:
     """``command`` makes a server's arguments of the descriptor of a listening socket."""
     with listening_socket() as (listener, origin):
         process = subprocess.Popen(
             [sys.executable, *command(listener.fileno())],
             pass_fds=[listener.fileno()],
             cwd=ROOT,
+            stderr=stderr,
             env={**os.environ, "TEST_DIRECTORY": str(directory), "DURABLY_DEV": "1", **environment},
             start_new_session=True,
         )

@@ -1,4 +1,4 @@
-"""The functions that the apps under test serve. What they do is written to a file, a line each, for tests to count."""
+"""The functions of the apps under test. They write a line for each step to a file, so that tests can count."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ STEPS = 4
 
 
 class Diary:
-    """Lines are shorter than what the system writes at once, so that processes do not mix theirs."""
+    """Lines are shorter than an atomic write of the system, so that processes do not mix their lines."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,7 +56,7 @@ def make_functions(client: Client, diary: Diary) -> list[Function[Any]]:
 
     @client.create_function(fn_id="hold", trigger=TriggerEvent(event="hold"), retries=20)
     def hold(ctx: ContextSync) -> int:
-        """Holds its process up until the file that the event names is there."""
+        """Block its process until the file that the event names exists."""
 
         def wait() -> int:
             diary.note("held", run=ctx.run_id, attempt=ctx.attempt)
@@ -78,7 +78,7 @@ def make_functions(client: Client, diary: Diary) -> list[Function[Any]]:
 
     @client.create_function(fn_id="between", trigger=TriggerEvent(event="between"), retries=20)
     def between(ctx: ContextSync) -> None:
-        """Between two steps it waits until the file that the event names is there."""
+        """Wait between two steps until the file that the event names exists."""
         ctx.step.run("first", diary.note, "first", run=ctx.run_id)
         diary.note("between", run=ctx.run_id)
         try:
@@ -115,7 +115,7 @@ def make_functions(client: Client, diary: Diary) -> list[Function[Any]]:
 
     @client.create_function(fn_id="signal", trigger=TriggerEvent(event="signal"), retries=1)
     def signal_itself(ctx: ContextSync) -> None:
-        """The step brings its process down, or silences it."""
+        """The step kills or stops its process."""
 
         def kill() -> None:
             diary.note("signalled", run=ctx.run_id, attempt=ctx.attempt)

@@ -1,4 +1,4 @@
-"""gunicorn as the tests want it. A file, because options that a version does not know are passed over only here."""
+"""gunicorn's settings for the tests. In a file, options that a version does not know are ignored."""
 
 import gc
 
@@ -10,5 +10,5 @@ control_socket_disable = True
 
 
 def when_ready(server: object) -> None:
-    """Otherwise the collection at a preloaded worker's end copies all pages that it shares with the others."""
+    """Otherwise the garbage collection at a preloaded worker's end copies all pages that it shares with the others."""
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Stock projects: made by the framework's own command, with the code of the documentation."""
+"""Stock projects: created by the framework's own command, with the code of the documentation."""
 
 import atexit
 import functools
@@ -145,12 +145,12 @@ class Server:
         if not database.exists():
             return []
         connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
-        with closing(connection), suppress(sqlite3.OperationalError):  # its tables are being made
+        with closing(connection), suppress(sqlite3.OperationalError):  # Its tables are being created.
             return [row[0] for row in connection.execute(sql)]
         return []
 
     def wait_asleep(self) -> None:
-        """The function's first step has run."""
+        """Wait until the function's first step has run."""
         eventually(lambda: self.query("SELECT step_id FROM memos"), f"the function runs\n{self.log()}")
 
     def wait_completed(self) -> None:
@@ -162,7 +162,7 @@ class Server:
 
 @contextmanager
 def running(command: str, directory: Path, **environment: str) -> Iterator[Server]:
-    """``command`` is what a person types; ``{port}`` in it is a free one."""
+    """``command`` is a user's command line; ``{port}`` in it is a free port."""
     port = free_port()
     program, *arguments = command.format(port=port).split()
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

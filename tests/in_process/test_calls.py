@@ -1,20 +1,25 @@
-"""Answers to in-process calls: those that an engine reads from the HTTP response with the same outcome."""
+"""Answers to in-process calls equal those that an engine reads from the HTTP response."""
 
+import asyncio
 import copy
 import datetime as dt
+import logging
 from typing import Any
 
 import msgspec
 import pytest
 
-from durably import NonRetriableError, RetryAfterError
-from durably.comm import CommResponse
+from durably import Client, Context, ContextSync, NonRetriableError, RetryAfterError, TriggerEvent
+from durably.comm import CommHandler, CommResponse
 from durably.engine.core.answers import Answer, AttemptFailed, Returned, Unreached, failed, read_answer
+from durably.engine.core.call_body import CallData
+from durably.engine.core.run_state import Call
 from durably.engine.settings import SystemClock
 from durably.execution import FoundSteps, Outcome, Raised, StepReport
 from durably.execution import Returned as FunctionReturned
-from durably.in_process.calls import answer_of
+from durably.in_process.calls import answer_of, run_call, run_call_sync
 from durably.in_process.nodes.follower import decode_answer, encode_answer
+from durably.in_process.worker import AppLoop, LocalWorker
 from durably.protocol.errors import ErrorData
 from durably.protocol.headers import Header
 from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
@@ -47,6 +52,7 @@ OUTCOMES: dict[str, Outcome] = {
     "output that is too large": FunctionReturned("x" * MAX_STEP_OUTPUT_BYTES),
     "error": Raised(raised(ValueError("no"))),
     "final error": Raised(raised(NonRetriableError("never"))),
+    "long error": Raised(raised(ValueError("x" * 1_000_000))),
     "error with a delay": Raised(raised(RetryAfterError("later", "90s"))),
     "error with a delay that is clipped": Raised(raised(RetryAfterError("later", "90d"))),
     "error with a timestamp": Raised(raised(RetryAfterError("later", dt.datetime(2023, 11, 15, tzinfo=dt.UTC)))),
@@ -78,7 +84,7 @@ def test_answer_is_that_of_the_http_response(name: str) -> None:
 
 
 def _copied(outcome: Outcome) -> Outcome:
-    """Encoding changes reports and their ops."""
+    """Copy reports, because encoding changes them and their ops."""
     if not isinstance(outcome, FoundSteps):
         return outcome
     return FoundSteps([msgspec.structs.replace(report, op=copy.copy(report.op)) for report in outcome.reports])
@@ -110,3 +116,65 @@ def test_options_in_an_answer_are_a_copy() -> None:
     ).ops
     data["k"] = 2
     assert op.opts == {"payload": {"data": {"k": 1}}}
+
+
+def call_data(function_id: str) -> CallData:
+    return CallData(
+        run_id="01ARZ3NDEKTSV4RRFFQ69G5FAV",
+        function_id=function_id,
+        call=Call(generation=1, due=0),
+        max_attempts=1,
+        disable_immediate=False,
+        events=[msgspec.json.encode({"name": "f", "data": {}})],
+        memos=[],
+    )
+
+
+@pytest.mark.parametrize("is_sync", [False, True])
+async def test_an_exception_that_leaves_the_code_of_the_app_is_a_failed_attempt(is_sync: bool) -> None:
+    class BadLogger(logging.Logger):
+        def error(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError("the log is closed")
+
+    client = Client(app_id="app", is_production=False, logger=BadLogger("bad"))
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    async def function(ctx: Context) -> None:
+        fail()
+
+    def function_sync(ctx: ContextSync) -> None:
+        fail()
+
+    handler: Any = function_sync if is_sync else function
+    served = client.create_function(fn_id="f", trigger=TriggerEvent(event="f"))(handler)
+    comm = CommHandler(client=client, framework="test", functions=[served])
+    data = call_data("app-f")
+    checkpoints: Any = None
+    if is_sync:
+        answer = run_call_sync(comm, data, checkpoints, StillClock())
+    else:
+        answer = await run_call(comm, data, checkpoints, StillClock())
+    assert isinstance(answer, AttemptFailed)
+    assert (answer.error.name, answer.error.message) == ("OSError", "the log is closed")
+
+
+async def test_a_call_that_cancels_itself_is_a_failed_attempt() -> None:
+    client = Client(app_id="app", is_production=False)
+
+    @client.create_function(fn_id="f", trigger=TriggerEvent(event="f"))
+    async def function(ctx: Context) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(60)
+
+    comm = CommHandler(client=client, framework="test", functions=[function])
+    app_loop = AppLoop()
+    app_loop.loop = asyncio.get_running_loop()
+    no_checkpoints: Any = None
+    no_heartbeat: Any = None
+    worker = LocalWorker({"app": comm}, 1, no_checkpoints, no_heartbeat, app_loop, StillClock())
+    answer = await worker.run("app", call_data("app-f"))
+    assert isinstance(answer, AttemptFailed)

@@ -1,4 +1,4 @@
-"""``durably runs`` and its like reach the engine in an app's processes by the path of its database."""
+"""``durably runs`` and similar commands reach the engine in an app's processes by the path of its database."""
 
 import json
 import subprocess
@@ -32,13 +32,13 @@ def test_commands_reach_the_leader(tmp_path: Path) -> None:
     assert database in stopped.stderr
 
 
-def test_unused_database_is_an_error(tmp_path: Path) -> None:
+def test_database_without_an_app_is_reported(tmp_path: Path) -> None:
     (tmp_path / "other.db").touch()
     listed = durably("runs", "list", "--db", str(tmp_path / "other.db"))
     assert "no app runs its engine" in listed.stderr
 
 
-def test_dead_app_is_an_error_with_a_remedy(tmp_path: Path) -> None:
+def test_command_asks_to_restart_an_app_that_died(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
     database.touch()
     directory = sockets.directory_of(database)

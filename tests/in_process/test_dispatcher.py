@@ -13,8 +13,11 @@ from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import Call
 from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
+from durably.in_process import dispatcher as dispatcher_module
 from durably.in_process.dispatcher import CallReturnedError, Capacity, Dispatcher, WorkerLostError
 from durably.protocol.sync import FunctionConfig, Retries, Runtime, StepConfig
+
+from .cluster import eventually
 
 DONE = Returned(b"1")
 
@@ -211,6 +214,19 @@ async def test_a_call_that_is_cancelled_at_its_timeout_is_cancelled(impatient: D
     await settle()
     loop = asyncio.get_running_loop()
     loop.call_later(0.05, given_up.cancel)
-    loop.call_soon(time.sleep, 0.1)  # then both are due in one turn of the loop
+    loop.call_soon(time.sleep, 0.1)  # Then both are due in one iteration of the loop.
     await asyncio.wait([given_up])
     assert given_up.cancelled()
+
+
+async def test_a_process_that_joins_soon_causes_no_warning(
+    dispatcher: Dispatcher, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher_module, "UNSERVED_SECONDS", 0.02)
+    worker = FakeWorker()
+    dispatcher.add(worker, capacity(1, "g"))
+    await call(dispatcher)
+    dispatcher.add(FakeWorker(), capacity(1, "f"))
+    await call(dispatcher, "missing")
+    await asyncio.to_thread(eventually, lambda: caplog.records, "a warning is logged")
+    assert ["'missing'" in record.getMessage() for record in caplog.records] == [True]

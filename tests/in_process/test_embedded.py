@@ -82,7 +82,7 @@ def engine(client: Client) -> Embedded:
 
 
 async def start(client: Client, engine: Embedded, event: Event) -> str:
-    """The run's id."""
+    """Send an event. Returns the run's id."""
     [event_id] = await client.send(event)
     [run] = await engine.event_runs(event_id)
     return run.id
@@ -113,7 +113,7 @@ async def test_waiting_for_a_run(client: Client, engine: Embedded) -> None:
         await engine.wait_for_run("none")
 
 
-async def test_wait_for_run_survives_a_change_of_leader(tmp_path: Path) -> None:
+async def test_waiting_for_a_run_survives_a_change_of_leader(tmp_path: Path) -> None:
     first, second = (Embedded(tmp_path / "durably.db", settings=SETTINGS) for _ in range(2))
     client, _ = serve(first), serve(second)
     await first.start()
@@ -184,7 +184,7 @@ async def test_paused_function_starts_no_run(client: Client, engine: Embedded) -
             await act("app-none")
 
 
-async def test_replay_reruns_failed_runs(client: Client, engine: Embedded) -> None:
+async def test_failed_runs_are_replayed(client: Client, engine: Embedded) -> None:
     runs = [await start(client, engine, Event(name="fail", data={"n": number})) for number in range(3)]
     for run_id in runs:
         assert (await engine.wait_for_run(run_id)).status == "Failed"
@@ -283,7 +283,7 @@ FOR_SDKS = {
     "sync_app",
     "verify",
 }
-"""Methods that the HTTP API and commands call, and a web app's code does not."""
+"""Methods that only the HTTP API and commands call."""
 
 
 def test_every_method_has_a_synchronous_twin() -> None:

@@ -46,7 +46,7 @@ NO_GRACE = EngineSettings(close_grace=dt.timedelta(0))
 
 
 class App:
-    """A client on a database, and what it serves."""
+    """A client on a database, and its functions."""
 
     def __init__(self, path: Path, **options: Any) -> None:
         self.engine = Embedded(path, **options)
@@ -219,7 +219,7 @@ async def test_the_apps_event_loop_may_block_for_the_engine(app: App) -> None:
         assert len(await asyncio.to_thread(app.client.send_sync, Event(name="f"))) == 1
 
 
-async def test_live_runs_continue_after_a_restart(app: App, tmp_path: Path) -> None:
+async def test_running_runs_continue_after_a_restart(app: App, tmp_path: Path) -> None:
     began = asyncio.Event()
 
     @app.function("f")
@@ -328,7 +328,7 @@ async def test_a_request_starts_a_stopped_process_again(app: App, monkeypatch: p
 
 
 async def test_invalid_configuration_fails_the_start(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("durably.functions.config._check", None)  # as with a stricter engine
+    monkeypatch.setattr("durably.functions.config._check", None)  # As with a stricter engine.
 
     @app.function("f", concurrency=[Concurrency(limit=1, key="not an expression ((")])
     async def f(ctx: Context) -> None: ...
@@ -348,7 +348,7 @@ async def test_database_of_a_separate_engine_is_refused(app: App, tmp_path: Path
 
 
 async def test_two_engines_in_one_process_share_a_database(tmp_path: Path) -> None:
-    """As two processes do: each with its own functions; calls go where they are served."""
+    """As in two processes: each has its own functions, and calls go to the process that serves them."""
     path = tmp_path / "durably.db"
     first, second = App(path, settings=NO_GRACE), App(path, settings=NO_GRACE)
     second.client = Client(app_id="second", engine=second.engine)
@@ -379,10 +379,10 @@ def replace(database: Path) -> None:
     ],
     ids=["deleted", "replaced", "linked"],
 )
-async def test_replaced_database_is_logged_by_every_process(
+async def test_every_process_reports_a_replaced_database(
     tmp_path: Path, harm: Callable[[Path], None], reason: str
 ) -> None:
-    """No other database is created in its place."""
+    """No other database is created instead."""
     database = tmp_path / "durably.db"
     leader, follower = (App(database, settings=NO_GRACE) for _ in range(2))
     async with leader.running(), follower.running():
@@ -403,7 +403,7 @@ async def test_a_database_with_hard_links_is_refused(app: App, tmp_path: Path) -
             await App(tmp_path / path).engine.start()
 
 
-async def test_calls_beyond_the_capacity_wait(tmp_path: Path) -> None:
+async def test_calls_beyond_the_limit_of_a_process_wait(tmp_path: Path) -> None:
     app = App(tmp_path / "durably.db", settings=NO_GRACE, max_calls=2)
     under_way: list[int] = []
     most = 0
@@ -424,7 +424,7 @@ async def test_calls_beyond_the_capacity_wait(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("output", "problem"), [({1}, "returned unserializable data"), ("x" * 5_000_000, "bytes")])
-async def test_unstorable_output_is_logged(
+async def test_output_that_cannot_be_stored_is_logged(
     app: App, caplog: pytest.LogCaptureFixture, output: Any, problem: str
 ) -> None:
     @app.function("f", retries=0)
@@ -448,7 +448,9 @@ async def test_an_event_that_matches_nothing_is_warned_of(app: App, caplog: pyte
     assert "the event 'g' was sent, but no function is triggered by it" in caplog.text
 
 
-async def test_many_calls_of_a_sync_function_do_not_hold_up_anothers(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_calls_of_a_sync_function_do_not_delay_another_function(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
     release, running = threading.Event(), threading.Semaphore(0)
     order: list[str] = []
 
@@ -473,7 +475,7 @@ async def test_many_calls_of_a_sync_function_do_not_hold_up_anothers(app: App, m
     assert order.index("single") < 45
 
 
-async def test_throttle_holds_in_process(app: App) -> None:
+async def test_throttle_applies_in_process(app: App) -> None:
     @app.function("f", throttle=Throttle(limit=1, period=dt.timedelta(hours=1)))
     async def f(ctx: Context) -> None: ...
 
@@ -520,7 +522,7 @@ async def test_a_send_that_the_leader_did_not_acknowledge_is_repeated_and_counts
     await second.engine.stop()
 
 
-async def test_unrepeatable_requests_are_not_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unrepeatable_operations_are_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (App(tmp_path / "durably.db", settings=NO_GRACE) for _ in range(2))
     requested = threading.Event()
 
@@ -539,7 +541,7 @@ async def test_unrepeatable_requests_are_not_retried(tmp_path: Path, monkeypatch
     await second.engine.stop()
 
 
-async def test_flask_functions_have_an_app_context(app: App) -> None:
+async def test_flask_functions_run_in_the_app_context(app: App) -> None:
     import flask
 
     import durably.flask
@@ -566,7 +568,7 @@ def test_where_processes_do_not_outlive_a_request_it_is_refused(app: App) -> Non
         durably.digital_ocean.serve(app.client, app.functions)
 
 
-def test_system_without_unix_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_platform_without_unix_sockets_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "win32")
     with pytest.raises(OSError, match="durably start"):
         Embedded("durably.db")
@@ -656,7 +658,7 @@ async def test_a_call_that_the_apps_own_code_cancels_has_failed(app: App) -> Non
     assert "cancelled by the app's own code" in output_of(run)["message"]
 
 
-def test_sync_methods_start_query_and_stop_the_engine(app: App) -> None:
+def test_synchronous_methods_start_call_and_stop_the_engine(app: App) -> None:
     @app.function("greet")
     def greet(ctx: ContextSync) -> str:
         return ctx.step.run("say", lambda: "hello")
@@ -683,3 +685,19 @@ def test_sync_methods_start_query_and_stop_the_engine(app: App) -> None:
         assert engine.signal_sync("no run waits") is None
     finally:
         engine.stop_sync()
+
+
+async def test_step_that_sends_too_large_an_event_fails_at_once(app: App) -> None:
+    @app.function("large")
+    async def large(ctx: Context) -> None:
+        await ctx.step.send_event("send", Event(name="big", data={"text": "x" * 4_000_000}))
+
+    async with app.running():
+        [event_id] = await app.client.send(Event(name="large"))
+        [run] = await app.engine.event_runs(event_id)
+        run = await app.engine.wait_for_run(run.id)
+        report = await app.engine.inspect_run(run.id)
+    assert run.status == "Failed"
+    [step] = report.steps
+    assert (step.id, step.failed_attempts) == ("send", [])
+    assert "event" in run.decode_output()["message"]

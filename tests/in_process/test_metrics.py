@@ -68,7 +68,7 @@ async def test_leader_and_follower_show_the_same_metrics_and_only_the_leader_if_
     assert only_of_leaders == {}
 
 
-def test_collector_registered_before_the_start_shows_no_engine(tmp_path: Path) -> None:
+def test_collector_that_is_registered_before_the_start_shows_no_engine(tmp_path: Path) -> None:
     engine = Embedded(tmp_path / "durably.db")
     assert scrape(engine) == {"durably_up": 0}, "a test run starts no engine"
     assert not (tmp_path / "durably.db").exists()

@@ -1,4 +1,4 @@
-"""The functions that a step of an in-process run passes: few, and none of the wire's."""
+"""The number of functions that a step of an in-process run passes, none of them for the wire."""
 
 import asyncio
 from pathlib import Path
@@ -11,10 +11,7 @@ from ..paths import CallPath, Tracer, usual_path
 STEPS = 12
 _MAX_FUNCTIONS = 92
 _MAX_MODULES = 34
-"""Lower them when the path gets shorter: the aim is 60 functions in 16 modules.
-
-Two functions in a module of their own watch the event loop by time, and only a slow machine sees them in most steps.
-"""
+"""Lower them when the path gets shorter: the aim is 60 functions in 16 modules."""
 
 
 async def test_step_passes_few_functions(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Settings of an engine in the app's own processes: a setting that is given does not change the others' defaults."""
+"""Settings of an engine in the app's own processes. One given setting does not change other defaults."""
 
 import datetime as dt
 import sys
@@ -34,7 +34,7 @@ async def test_the_delay_before_a_retry(
         [event_id] = await client.send(Event(name="fail"))
         [run] = await engine.event_runs(event_id)
         while not (calls := [call for call in await engine.run_calls(run.id) if call.attempt]):
-            pass  # Each look is a request to the engine.
+            pass  # Each poll is a request to the engine.
         [attempt] = await engine.run_attempts(run.id)
     assert at_least <= (calls[0].due_at - attempt.ended_at).total_seconds() <= at_most
 
@@ -70,3 +70,9 @@ async def test_a_development_server_in_production_mode_is_warned_of_long_delays(
         pass
     warnings = [each.getMessage() for each in caplog.records if "DURABLY_DEV=1" in each.getMessage()]
     assert [warning.partition(" runs ")[0] for warning in warnings] == ([named] if named else [])
+
+
+@pytest.mark.parametrize("path", ["", " ", "a\x00b", "\ud800"])
+def test_a_path_that_names_no_file_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match=r"Embedded\.path"):
+        Embedded(path)

@@ -25,8 +25,8 @@ async def test_functions_share_slots_fairly_and_a_cancelled_call_frees_its_slot(
     assert entered == ["busy", "busy"]
     tasks.append(asyncio.create_task(hold(limit, "single", entered, release)))
     await settle()
-    tasks[3].cancel()  # waits
-    tasks[0].cancel()  # is under way
+    tasks[3].cancel()  # Waits.
+    tasks[0].cancel()  # Is running.
     tasks[1].cancel()
     await settle()
     assert sorted(entered[2:]) == ["busy", "single"]

@@ -98,7 +98,7 @@ async def test_a_missing_provider_is_reported_at_the_first_span(
     for _ in range(2):
         client.tracing.sending([Event(name="order")])
     assert [record.getMessage()[:56] for record in caplog.records] == [
-        "durably.otel.instrument: no TracerProvider is set, so th"
+        "durably.otel.instrument: no TracerProvider is set, so no"
     ]
     caplog.clear()
     assert app.client.tracing is not None
@@ -407,7 +407,7 @@ async def test_broken_parts_of_opentelemetry_disturb_no_run(
 def test_a_client_is_instrumented_once(tmp_path: Path) -> None:
     client = Client(app_id="shop", is_production=False)
     durably.otel.instrument(client)
-    with pytest.raises(FunctionConfigInvalidError, match="instrumented already"):
+    with pytest.raises(FunctionConfigInvalidError, match="already instrumented"):
         durably.otel.instrument(client)
     with pytest.raises(FunctionConfigInvalidError, match=r"takes a durably\.Client"):
         durably.otel.instrument("shop")  # type: ignore[arg-type]

@@ -97,7 +97,7 @@ def test_each_function_completes(app: PeerApp, name: str) -> None:
     if app.is_cloud and name in SLOW_IN_CLOUD:
         pytest.skip("production's backoff is long")
     if app.is_on_temporal and name == "large":
-        assert "at most 1500000 are possible" in app.error(name)["message"]
+        assert "at most 1500000 are allowed" in app.error(name)["message"]
         return
     if name == "wait":
         app.wait_for_step("wait", "waiting")

@@ -82,13 +82,13 @@ def test_a_period_is_never_shortened_and_hardly_lengthened(period: dt.timedelta)
         (lambda: durably.Debounce(period=1.5), "Debounce.period is not valid: a duration is"),
         (lambda: durably.Debounce(period=10**30), "Debounce.period is not valid: the duration of"),
         (lambda: durably.Debounce(period=None), "Debounce.period is required"),
-        (lambda: durably.Priority(run=5), "Priority.run is 5; it must be text"),
+        (lambda: durably.Priority(run=5), "Priority.run is 5; it must be a string"),
         (lambda: durably.RateLimit(limit=1, period=None), "RateLimit.period is required"),
         (lambda: durably.Singleton(mode="queue"), "Singleton.mode is 'queue'; it must be one of"),
         (lambda: durably.Throttle(limit=1, period=MINUTE, burst=-1), "Throttle.burst is -1; it must be a whole number"),
         (lambda: durably.Timeouts(start=-1), "Timeouts.start"),
         (lambda: durably.TriggerEvent(event=None), "TriggerEvent.event is required"),
-        (lambda: durably.Cancel(event=7), "Cancel.event is 7; it must be text"),
+        (lambda: durably.Cancel(event=7), "Cancel.event is 7; it must be a string"),
     ],
 )
 def test_an_invalid_option_is_refused_when_it_is_made(make: Callable[[], Any], message: str) -> None:
@@ -107,10 +107,10 @@ def test_an_invalid_option_is_refused_when_it_is_made(make: Callable[[], Any], m
         ({"retries": "4"}, "retries must be 0 to 20"),
         (
             {"concurrency": [durably.Concurrency(limit=n) for n in (1, 2, 3)]},
-            "concurrency has 3 entries; at most 2 are possible",
+            "concurrency has 3 entries; at most 2 are allowed",
         ),
         ({"concurrency": 5}, "concurrency takes a list of Concurrency"),
-        ({"cancel": [durably.Cancel(event="e")] * 6}, "cancel has 6 entries; at most 5 are possible"),
+        ({"cancel": [durably.Cancel(event="e")] * 6}, "cancel has 6 entries; at most 5 are allowed"),
         ({"cancel": durably.Cancel(event="e")}, "cancel takes a list of Cancel"),
         ({"throttle": durably.RateLimit(limit=1, period=MINUTE)}, "throttle takes Throttle"),
         ({"idempotency": 5}, "idempotency takes str"),

@@ -1,4 +1,4 @@
-"""Starts an app in a process of its own, and talks to it over HTTP."""
+"""Starts an app in a separate process, and sends it HTTP requests."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from typing import Any
 import urllib3
 
 QUICK = {"TEST_MAX_WAIT": "0.02"}
-"""For apps whose long polls and streams of events are to end at once."""
+"""For apps whose long polls and event streams must end immediately."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AppServer:
         return self.ask("POST", path, body, headers)
 
     def events(self, path: str, headers: dict[str, str] | None = None) -> Generator[dict[str, str], None, None]:
-        """Server-sent events, as they come."""
+        """Server-sent events, as they arrive."""
         response = self._pool.request("GET", self.origin + path, headers=headers, preload_content=False)
         assert response.headers["Content-Type"].startswith("text/event-stream"), response.data
         event: dict[str, str] = {}

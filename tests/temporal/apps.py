@@ -1,4 +1,4 @@
-"""The same gateways in each framework: one open to all, one guarded, and an endpoint of the app's own beside them."""
+"""The same gateways in each framework: one open to all, one guarded, and an endpoint of the app."""
 
 import asyncio
 import os
@@ -37,7 +37,7 @@ from .workflows import (
 
 MAX_WAIT = float(os.environ.get("TEST_MAX_WAIT", "60"))
 RPC_TIMEOUT = timedelta(seconds=30)
-"""Of the gateways and of the apps' own calls. Nothing waits for it unless the machine is busy."""
+"""Timeout of the gateways and of the apps' own calls. Only a busy machine reaches it."""
 LIMITS = Limits(rpc_timeout=RPC_TIMEOUT, max_wait=MAX_WAIT, stream_limit=10 * MAX_WAIT, keep_alive=1.0, max_streams=4)
 
 
@@ -73,7 +73,7 @@ SCHEDULES = expose_schedules(SCHEDULE, UNSYNCED_SCHEDULE, operations=FOR_SCHEDUL
 
 
 def declare_schedules(temporal: Temporal) -> None:
-    """Once for each connection; no test syncs the second one."""
+    """Declare schedules once for each connection. No test syncs the second one."""
     if not temporal.schedules:
         temporal.add_schedule(SCHEDULE, SumWorkflow.run, Pair(left=1), every=timedelta(hours=1))
         temporal.add_schedule(UNSYNCED_SCHEDULE, SumWorkflow.run, Pair(left=1), cron="0 0 1 1 *")
@@ -85,7 +85,7 @@ def open_gateway(temporal: Temporal) -> Gateway:
 
 
 def authorize(action: Action) -> bool:
-    """Readers may look, owners may do everything. Nothing else waits for it: it could ask a database."""
+    """Readers may look, owners may do everything. It could query a database, because nothing else waits for it."""
     assert asyncio._get_running_loop() is None
     if action.principal is None:
         raise Unauthenticated
@@ -98,7 +98,7 @@ def guarded_gateway(temporal: Temporal) -> Gateway:
 
 
 def owned_gateway(temporal: Temporal) -> Gateway:
-    """Users are texts; each has workflows of its own, and "staff" reaches all of them."""
+    """Users are strings. Each has its own workflows, and "staff" reaches all of them."""
     owned: dict[str, Any] = {"owner": str, "staff": lambda user: user == "staff", "operations": FOR_OPERATORS}
     return Gateway(
         temporal,
@@ -122,7 +122,7 @@ def owned_gateway(temporal: Temporal) -> Gateway:
 
 
 def keyless_gateway(temporal: Temporal) -> Gateway:
-    """Mounted without a principal."""
+    """A gateway that is mounted without a principal."""
     return Gateway(temporal, [expose(SumWorkflow)], authorize=lambda action: True, limits=LIMITS)
 
 
@@ -321,7 +321,7 @@ def make_tornado(address: str) -> Any:
             await self.finish(description.id)
 
         def log_exception(self, *args: Any) -> None:
-            """Nothing."""
+            """Do nothing."""
 
     return tornado.web.Application(
         [
@@ -379,7 +379,7 @@ def _set_up_django(address: str) -> None:
     from durably.temporal.django import urls as gateway_urls
 
     def authorize_with_orm(action: Action) -> bool:
-        """Hooks may use the database, which Django allows in no event loop."""
+        """Hooks may use the database, which Django does not allow on an event loop."""
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
         return authorize(action)

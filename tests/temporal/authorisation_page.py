@@ -1,8 +1,4 @@
-"""The examples of ``docs/how-to/temporal/authorise.md``, each as an app in a process of its own.
-
-``python -m tests.temporal.authorisation_page HEADING ADDRESS FD`` executes the code below the heading as it is, with
-the tests' workflows as ``workflows``, and served on the socket.
-"""
+"""The examples of ``docs/how-to/temporal/authorise.md``, each as an app in a separate process."""
 
 import os
 import re

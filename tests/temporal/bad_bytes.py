@@ -48,7 +48,7 @@ def send(origin: str, request: Request | bytes, *, ends: bool = True) -> BadAnsw
             if ends and (isinstance(request, bytes) or request.is_cut_off):
                 connection.shutdown(socket.SHUT_WR)
         except OSError:
-            """The server has responded before all was sent."""
+            """The server has responded before the whole request was sent."""
         try:
             response = http.client.HTTPResponse(connection, method="HEAD" if data.startswith(b"HEAD") else "GET")
             response.begin()

@@ -37,7 +37,7 @@ def temporal(server: DevServer) -> Temporal:
 
 @pytest.fixture(scope="session")
 def apps(server: DevServer) -> Iterator[Callable[..., AppServer]]:
-    """``apps(framework, **variables)`` is an app in front of the server, started when a test first asks for it."""
+    """``apps(framework, **variables)`` is an app in front of the server, started at the first use."""
     started: dict[Any, AppServer] = {}
     with ExitStack() as stack:
 
@@ -52,13 +52,13 @@ def apps(server: DevServer) -> Iterator[Callable[..., AppServer]]:
 
 @pytest.fixture(params=variants(SERVERS, SOME))
 def app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
-    """In each framework. ``make test`` has three of them."""
+    """The app in each framework. ``make test`` has three of them."""
     return apps(request.param)
 
 
 @pytest.fixture(params=variants(SERVERS, SOME))
 def quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
-    """Like ``app``. Long polls and streams of events end at once."""
+    """Like ``app``. Long polls and event streams end immediately."""
     return apps(request.param, **QUICK)
 
 
@@ -70,12 +70,12 @@ def some_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], wor
 
 @pytest.fixture(params=variants(SERVERS, ["fastapi"]))
 def some_quick_app(request: pytest.FixtureRequest, apps: Callable[..., AppServer], worker: None) -> AppServer:
-    """Like ``some_app``, but ``make test`` tests one of them. Long polls and streams of events end at once."""
+    """Like ``some_app``, but ``make test`` tests one of them. Long polls and event streams end immediately."""
     return apps(request.param, **QUICK)
 
 
 @pytest.fixture(scope="session")
 def worker(temporal: Temporal) -> Iterator[None]:
-    """Runs the tests' workflows, in a thread of its own."""
+    """Runs the tests' workflows, in a separate thread."""
     with working(temporal, TASK_QUEUE, workflows=WORKFLOWS, activities=ACTIVITIES):
         yield

@@ -20,10 +20,10 @@ from ..waiting import eventually
 
 PATIENCE = 60.0
 BILLING = "billing"
-"""A namespace beside ``default``."""
+"""A namespace in addition to ``default``."""
 SETTINGS = {
     "frontend.WorkflowPauseEnabled": True,
-    # The server counts jobs by its index of workflows, which lags: jobs of a test before this one may still count.
+    # The server counts jobs by its index of workflows, which lags: jobs of an earlier test may still count.
     "frontend.MaxConcurrentBatchOperationPerNamespace": 100,
 }
 
@@ -34,10 +34,7 @@ def _binary() -> str:
 
 
 class DevServer:
-    """``temporal server start-dev`` on a port of its own. With ``database`` it keeps what it knows over a restart.
-
-    ``settings`` are of its dynamic configuration.
-    """
+    """``temporal server start-dev`` on its own port. With ``database`` it keeps its state over a restart."""
 
     def __init__(self, database: Path | None = None, *, settings: Mapping[str, Any] | None = None) -> None:
         self.port = free_port()
@@ -63,7 +60,7 @@ class DevServer:
             command += ["--dynamic-config-value", f"{name}={json.dumps(value)}"]
         if self._database is not None:
             command += ["--db-filename", str(self._database)]
-        environment = {**os.environ, "GOGC": "400"}  # fewer garbage collections: memory for time
+        environment = {**os.environ, "GOGC": "400"}  # Fewer garbage collections: memory for time.
         self._process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
         self._wait_until_it_is_healthy()
 
@@ -91,7 +88,7 @@ class DevServer:
         return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE).stdout
 
     def hang(self) -> None:
-        """It keeps its connections and answers nothing, until ``go_on``."""
+        """Keep connections and answer nothing, until ``go_on``."""
         assert self._process is not None
         self._process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)

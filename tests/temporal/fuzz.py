@@ -50,14 +50,14 @@ FRAMEWORKS = (*SERVERS, "starlette")
 MOUNT = "/mine"
 """The gateway with owners. It has the same exposures and document as the open one."""
 MOST_TRIES = 40
-"""Tries of a malformed request to an operation, until it is taken for one that cannot be malformed."""
+"""Number of attempts to make a malformed request for an operation, before it counts as one without any."""
 UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 """Ids of runs, and random ids of workflows."""
 
 
 @dataclass
 class User:
-    """``secrets`` are texts that no other user must see. Texts of responses to the user are added to them."""
+    """``secrets`` are strings that no other user may see. Strings of responses to the user are added."""
 
     name: str
     order_ids: list[str] = field(default_factory=list)
@@ -71,7 +71,7 @@ class User:
 
 
 def make_user(app: AppServer, name: str, *, is_server_absent: bool) -> User:
-    """A user with unique texts in each part of the workflows."""
+    """A user with unique strings in each part of the workflows."""
     user = User(f"{name}-{uuid.uuid4().hex}", [uuid.uuid4().hex for _ in range(2)], f"key-{uuid.uuid4().hex}")
     line, note, address = (f"{part}-{uuid.uuid4().hex}" for part in ("line", "note", "address"))
     user.secrets = {user.name, user.key, line, note, address, *user.order_ids}
@@ -119,7 +119,7 @@ class Report:
                 self._note(f"{label}: {failure.title}", case, response)
 
     def add_user(self, case: Case, response: Response, user: User, other: User, *, is_foreign: bool) -> None:
-        """Search the response for secrets of ``other``. Texts of the request may be repeated."""
+        """Search the response for secrets of ``other``. Strings of the request may be repeated."""
         request = response.request
         sent = f"{unquote(request.url or '')} {request.headers} {_text(request.body)}"
         seen = f"{response.text} {unquote(response.text)} {dict(response.headers)}"
@@ -179,7 +179,7 @@ def _make_attempts(document: str, amount: int, first_seed: int) -> list[Attempt]
 
 
 def fuzz(app: AppServer, attempts: Iterable[Attempt], *, is_server_absent: bool = False) -> Report:
-    """Send requests of two users in turn, with a server and a worker behind the app or none."""
+    """Alternate requests of two users, with or without a server and a worker behind the app."""
     users = [make_user(app, name, is_server_absent=is_server_absent) for name in ("ada", "bob")]
     report = Report(is_server_absent)
     session = requests.Session()
@@ -223,10 +223,7 @@ class _NothingMadeError(Exception):
 def _repeat(
     make: Callable[..., None], times: int, first_seed: int, cases: st.SearchStrategy[Case], *strategies: Any
 ) -> None:
-    """Make a number of requests, or none if nothing of the operation can be malformed.
-
-    By itself, hypothesis tries hundreds of times before it gives up.
-    """
+    """Make a number of requests, or none if the operation has nothing to malform."""
     tries, is_any_made = 0, False
 
     @st.composite
@@ -246,7 +243,7 @@ def _repeat(
     try:
         repeated()
     except (Unsatisfiable, _NothingMadeError, FlakyStrategyDefinition):
-        # The last comes of the try that drew nothing. Without any request, nothing of the operation can be malformed.
+        # The last one comes from the attempt without data. Without any request, the operation has nothing to malform.
         if is_any_made:
             raise
 

@@ -1,4 +1,4 @@
-"""Requests to a gateway with nothing special about them."""
+"""Ordinary requests to a gateway."""
 
 from durably.temporal.gateway import GatewayRequest
 

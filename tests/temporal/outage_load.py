@@ -1,4 +1,4 @@
-"""Requests of all kinds that go on while the server behind an app is killed, is away and comes back."""
+"""Requests of all kinds during an outage: the server behind an app is killed and started again."""
 
 import threading
 import uuid
@@ -11,13 +11,13 @@ from .app_server import Answer, AppServer
 
 PATIENCE = 120.0
 PACE = 0.6
-"""Seconds between two requests of a kind, so that a small machine has time for other things."""
+"""Seconds between two requests of a kind, so that a small machine has time for other work."""
 
 FOR_WORKERS = frozenset({"query", "update"})
 """Kinds that a worker answers. They may end with 504."""
 
 MAY_WAIT = "update"
-"""The server gives what it had handed to a worker ten seconds: then only it is asked of a worker again."""
+"""The server waits ten seconds for a worker's answer before it gives the task to another worker."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Outcome:
 
 
 class Load:
-    """One thread for each kind of request to one app, and three requests that are held all the while."""
+    """One thread for each kind of request to one app, and three requests that stay open."""
 
     def __init__(self, app: AppServer) -> None:
         self.app = app
@@ -68,7 +68,7 @@ class Load:
             thread.start()
 
     def wait_until_each_kind_had(self, *statuses: int) -> None:
-        """In the present phase."""
+        """Wait until each kind had a request in the current phase."""
 
         def have_had() -> bool:
             had = {
@@ -81,7 +81,7 @@ class Load:
         eventually(have_had, f"{statuses} for each kind of request in {self.app.name}")
 
     def end(self) -> None:
-        """Also of the workflow that the held requests are about."""
+        """End the threads and the workflow of the open requests."""
         self._stop.set()
         assert self.app.post(f"{self.place}/signals/ship").status == 202
 

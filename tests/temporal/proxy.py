@@ -1,4 +1,4 @@
-"""A TCP proxy before the server: counts the connections that an app opens, and can cut them amid what they carry."""
+"""A TCP proxy before the server. It counts the connections of an app, and can cut them in the middle of data."""
 
 import contextlib
 import socket
@@ -10,7 +10,7 @@ from ..ports import free_port
 class Proxy:
     def __init__(self, target: int) -> None:
         self.opened = 0
-        self._is_away = False
+        self._is_unreachable = False
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self._target = target
@@ -19,18 +19,18 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """All connections, wherever they are in what they say; new ones are taken."""
+        """Cut all connections, even in the middle of a message. New ones are accepted."""
         cut, self._open = self._open, []
         for end in cut:
             shut(end)
 
     def leave(self) -> None:
-        """Cut all connections, and those that come, until ``come_back``."""
-        self._is_away = True
+        """Cut all connections, including new ones, until ``come_back``."""
+        self._is_unreachable = True
         self.cut()
 
     def come_back(self) -> None:
-        self._is_away = False
+        self._is_unreachable = False
 
     def close(self) -> None:
         self._listener.close()
@@ -41,7 +41,7 @@ class Proxy:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            if self._is_away:
+            if self._is_unreachable:
                 near.close()
                 continue
             self.opened += 1

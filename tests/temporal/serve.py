@@ -1,4 +1,4 @@
-"""A framework's app on a real server in a process of its own: ``python -m tests.temporal.serve NAME ADDRESS FD``."""
+"""A framework's app on a real server in a separate process: ``python -m tests.temporal.serve NAME ADDRESS FD``."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ def serve_wsgi(app: Any, listener: socket.socket) -> None:
         protocol_version = "HTTP/1.1"
 
         def log(self, *args: Any) -> None:
-            """Nothing."""
+            """Do nothing."""
 
     make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet, fd=listener.fileno()).serve_forever()
 

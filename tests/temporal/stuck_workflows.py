@@ -1,4 +1,4 @@
-"""Stuck workflows, each for a reason of its own."""
+"""Stuck workflows, each for another reason."""
 
 from datetime import timedelta
 
@@ -53,7 +53,7 @@ class AbandonedWorkflow:
 
     @workflow.run
     async def run(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 WORKFLOWS = [BrokenWorkflow, LargeWorkflow, RetryingWorkflow, PatientWorkflow]

@@ -1,4 +1,4 @@
-"""The page on authorisation: each of its examples as it stands there, on a real server of its framework."""
+"""The page on authorisation: each example as printed, on a real server of its framework."""
 
 import uuid
 from collections.abc import Iterator

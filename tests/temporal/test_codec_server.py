@@ -170,7 +170,7 @@ async def test_a_connection_without_encryption_is_named_in_the_log(caplog: pytes
 
 
 async def test_a_body_with_many_entries_is_refused_before_it_is_parsed() -> None:
-    """8 MiB of metadata would hold the event loop for seconds."""
+    """8 MiB of metadata would block the event loop for seconds."""
     entries = {f"k{number}": "" for number in range(50)}
     body = json.dumps({"payloads": [{"metadata": entries}] * 20}).encode()
     for most, status in ((19, 413), (50, 413), (100, 200)):

@@ -1,4 +1,4 @@
-"""The private parts of ``temporalio`` that Durably uses: each fits the installed version, or its error says so."""
+"""The private parts of ``temporalio`` that Durably uses: each matches the installed version, or an error says so."""
 
 import asyncio
 import importlib.metadata
@@ -89,7 +89,7 @@ def test_a_workflow_definition_is_read(defined: Any) -> None:
     assert (list(found.queries), list(found.updates)) == (["place"], ["readdress"])
 
 
-def test_other_objects_have_no_temporal_definition() -> None:
+def test_other_callables_have_no_definition() -> None:
     assert workflow_parts(PlainClass) is None
     assert workflow_parts(PlainClass.run) is None
     assert workflow_parts(type("SubParcel", (ParcelWorkflow,), {})) is None
@@ -136,7 +136,7 @@ class OtherStatus(StrEnum):
     RUNNING = "running"
 
 
-def test_an_enumeration_that_takes_no_status_is_named() -> None:
+def test_enumeration_without_room_for_the_status_is_named() -> None:
     with pytest.raises(TemporalVersionError, match=r"enumeration temporalio\.client\.WorkflowExecutionStatus"):
         compat._find_or_add_paused(OtherStatus)  # type: ignore[arg-type]
 
@@ -147,7 +147,7 @@ def test_the_sandbox_imports_main_under_its_name() -> None:
 
 
 class RecordingService:
-    """Takes requests as ``Client.workflow_service`` does."""
+    """Receives requests as ``Client.workflow_service`` does."""
 
     def __init__(self) -> None:
         self.ids: list[str] = []
@@ -181,7 +181,7 @@ async def test_the_server_carries_out_a_signal_of_one_id_once(temporal: Temporal
     for _ in range(2):
         with request_id(client, chosen):
             await handle.signal("anything")
-    await handle.terminate()  # A signal that came amid a task of the workflow is in its history now.
+    await handle.terminate()  # A signal that arrived during a task of the workflow is in its history now.
     history = await handle.fetch_history()
     assert sum(event.HasField("workflow_execution_signaled_event_attributes") for event in history.events) == 1
 

@@ -13,7 +13,7 @@ from durably.temporal.worker.workers import describe
 from .workflows import OrderWorkflow, SleepingWorkflow, SumWorkflow, charge
 
 
-def test_declarations_for_one_task_queue_share_a_worker() -> None:
+def test_declarations_for_one_task_queue_are_one_worker() -> None:
     temporal = Temporal(task_queue="orders")
     temporal.add_worker(workflows=[OrderWorkflow], activities=[charge])
     temporal.add_worker("sums", workflows=[SumWorkflow], max_concurrent_workflow_tasks=5)
@@ -39,7 +39,7 @@ def declared(task_queue: str | None = None, **work: object) -> Temporal:
         (declared("orders"), '"orders" has neither workflows nor activities'),
     ],
 )
-def test_invalid_declaration_is_refused(temporal: Temporal, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_declarations_are_refused(temporal: Temporal, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEMPORAL_TASK_QUEUE", raising=False)
     with pytest.raises(TemporalWorkerError, match=message):
         Workers(temporal)
@@ -99,7 +99,7 @@ def test_modules_of_activities_are_shared_with_workflows_and_those_of_workflows_
     assert declared_modules(declaration) == {"durably", "shop.activities"}
 
 
-def test_metrics_beside_a_runtime_of_ones_own_are_refused() -> None:
+def test_metrics_with_a_custom_runtime_are_refused() -> None:
     from temporalio.runtime import Runtime, TelemetryConfig
 
     temporal = Temporal(runtime=lambda: Runtime(telemetry=TelemetryConfig()))

@@ -23,7 +23,7 @@ OLD, NEW = EncryptionKey.generate("2025"), EncryptionKey.generate("2026")
 PLAIN = Payload(metadata={"encoding": b"json/plain"}, data=b'"in the clear"')
 
 
-async def test_server_has_no_plaintext_of_inputs_and_results(server: DevServer) -> None:
+async def test_server_sees_no_inputs_and_results(server: DevServer) -> None:
     temporal = Temporal(server.address, encryption=EncryptionCodec(NEW, OLD))
     client = await temporal.client()
     queue, workflow_id = str(uuid.uuid4()), str(uuid.uuid4())
@@ -63,7 +63,7 @@ async def test_a_changed_payload_is_refused() -> None:
         await codec.decode([sealed])
 
 
-async def test_plaintext_payloads_are_read_unless_encryption_is_required() -> None:
+async def test_unencrypted_payloads_are_read_unless_encryption_is_required() -> None:
     assert await EncryptionCodec(OLD).decode([PLAIN]) == [PLAIN]
     with pytest.raises(PayloadEncryptionError, match="not encrypted"):
         await EncryptionCodec(OLD, require_encrypted=True).decode([PLAIN])
@@ -89,12 +89,12 @@ SECRET = NEW.export().partition(":")[2]
         (f"2026:{SECRET}é", "is not Base64"),
         (f"2026:{SECRET},{SECRET}", "encryption key 2 of 2: an encryption key is written id:key"),
         (f"2026:{SECRET},2026:{SECRET}", "two encryption keys have the same id"),
-        ({"2026": SECRET}, "a list of texts"),
-        ([f"2026:{SECRET}".encode()], "a list of texts"),
+        ({"2026": SECRET}, "a list of strings"),
+        ([f"2026:{SECRET}".encode()], "a list of strings"),
     ],
     ids=lambda value: str(value).replace(SECRET, "SECRET"),
 )
-def test_error_of_an_invalid_key_does_not_show_the_key(text: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_error_of_a_key_does_not_contain_the_key(text: Any, words: str, caplog: pytest.LogCaptureFixture) -> None:
     temporal = Temporal()
     temporal.configure(lambda: {"ENCRYPTION_KEYS": text} if text else {"ENCRYPTION_KEYS": [""]})
     with pytest.raises(TemporalSettingsError, match=words) as raised:

@@ -1,4 +1,4 @@
-"""Failures' messages say what happened, and no credentials."""
+"""Messages of failures name the error, and contain no credentials."""
 
 import pytest
 
@@ -44,19 +44,19 @@ def test_credentials_are_left_out(text: str, shown: str) -> None:
         "mask-ed, task-queue, risk_live",
     ],
 )
-def test_text_without_secrets_is_unchanged(text: str) -> None:
+def test_other_text_is_unchanged(text: str) -> None:
     assert scrub(text) == text
 
 
 @pytest.mark.parametrize(
     "piece", ["a", "a-", "password", "password='", "token: ", "://", "://a:", "eyJ-", "sk-", "cookie:", "-----BEGIN "]
 )
-def test_long_messages_are_scrubbed_in_linear_time(piece: str) -> None:
-    """With a pattern that begins with a repetition this would be hours."""
+def test_long_failures_are_scrubbed_quickly(piece: str) -> None:
+    """With a pattern that begins with a repetition this would take hours."""
     assert scrub(piece * (300_000 // len(piece)))
 
 
-def test_too_long_message_is_truncated_with_a_note() -> None:
+def test_long_text_is_truncated_with_the_number_of_omitted_characters() -> None:
     """The secret is hidden even if only its beginning is left."""
     start = "x" * (MAXIMUM - 20)
     shown = scrub(f"{start} password={'s' * 100}")

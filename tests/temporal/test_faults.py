@@ -1,4 +1,4 @@
-"""The server is killed under load and comes back: what visitors of each framework and the workers see of it."""
+"""The server is killed under load and started again, seen by clients of each framework and by workers."""
 
 import json
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def server_and_worker(directory: Path) -> Iterator[tuple[DevServer, WorkerProces
 
 @pytest.fixture(scope="module")
 def loads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Load]]:
-    """One outage for all frameworks, each with its app and its load; what came of it is looked at afterwards."""
+    """One outage for all frameworks, each with its app and its load. Tests read the results afterwards."""
     with server_and_worker(tmp_path_factory.mktemp("outage")) as (server, worker), ExitStack() as stack:
         loads = [Load(stack.enter_context(running(name, server.address))) for name in SERVERS]
         for load in loads:
@@ -74,7 +74,7 @@ def load(request: pytest.FixtureRequest, loads: dict[str, Load]) -> Load:
     return loads[request.param]
 
 
-def test_requests_succeed_or_get_a_retry_after(load: Load) -> None:
+def test_requests_succeed_or_get_retry_after(load: Load) -> None:
     for outcome in load.outcomes:
         # While the server is away, a busy machine may pass a request's deadline before the connection fails.
         expected = {200, 202, 503, 504} if outcome.kind in FOR_WORKERS or outcome.phase != "before" else {200, 202, 503}
@@ -85,12 +85,12 @@ def test_requests_succeed_or_get_a_retry_after(load: Load) -> None:
             assert json.loads(outcome.body)["type"] == "urn:durably:problem:server-unavailable"
 
 
-def test_a_long_poll_that_was_held_ends_cleanly(load: Load) -> None:
+def test_open_long_poll_ends_cleanly(load: Load) -> None:
     [held] = [outcome for outcome in load.outcomes if outcome.kind == "long poll"]
     assert held.status in (200, 503), held
 
 
-def test_interrupted_event_stream_continues_to_the_result(load: Load) -> None:
+def test_open_event_stream_continues_to_the_result(load: Load) -> None:
     kinds = [event["event"] for event in load.events if "event" in event]
     assert kinds[-2:] == ["workflow_execution_completed", "result"]
     assert "problem" not in kinds

@@ -185,7 +185,7 @@ def test_live_progress_continues_from_run_to_run(some_app: AppServer) -> None:
                 is_right=lambda kind: kind == "workflow_task_completed",
             )
             assert some_app.post(f"{place}/reset", {"to": "last_workflow_task"}, owner).status == 202
-        if causes[-1] in (None, "reset"):  # Each run goes on only while it is followed.
+        if causes[-1] in (None, "reset"):  # Each run continues only while it is followed.
             assert some_app.post(f"{place}/signals/go", {}, owner).status == 202
     assert causes == [None, "continue_as_new", "retry", "reset"]
     assert (seen[-1]["event"], json.loads(seen[-1]["data"])["result"]) == ("result", "done")
@@ -317,6 +317,6 @@ def test_a_repeated_query_parameter_is_refused(app: AppServer) -> None:
 
 
 def test_an_idempotency_key_without_a_principal_is_refused(app: AppServer) -> None:
-    """Everybody can start sums at this gateway."""
+    """All clients can start sums at this gateway."""
     answer = app.post("/keyless/sum-of-pair", {"pair": {"left": 1}}, {"Idempotency-Key": "k"})
     assert (answer.status, answer.json["type"]) == (400, "urn:durably:problem:no-principal")

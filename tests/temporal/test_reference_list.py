@@ -1,4 +1,4 @@
-"""Each row of ``reference_list.md``, what the reference on Temporal in web frameworks asks for, names tests."""
+"""Each row of ``reference_list.md``, the requirements for Temporal in web frameworks, names tests."""
 
 import ast
 import functools

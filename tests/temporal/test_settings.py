@@ -77,10 +77,10 @@ def test_secrets_are_not_shown() -> None:
         ({"address": "http://localhost:7233"}, {}, {}, "host:port"),
         ({"address": "localhost"}, {}, {}, "host:port"),
         ({}, {"ADRESS": "x:1"}, {}, "unknown setting 'ADRESS'"),
-        ({}, {"NAMESPACE": 3}, {}, "'NAMESPACE' for Temporal is not text"),
+        ({}, {"NAMESPACE": 3}, {}, "'NAMESPACE' for Temporal must be a string"),
         ({}, {}, {"TEMPORAL_PROFILE": "none"}, "Profile 'none' not found"),
         ({}, {"TLS_CLIENT_CERT_PATH": "/nowhere"}, {}, "/nowhere"),
-        ({}, {}, {"TEMPORAL_TLS": "maybe"}, "TEMPORAL_TLS in the environment .* is 'maybe': it is on"),
+        ({}, {}, {"TEMPORAL_TLS": "maybe"}, "TEMPORAL_TLS in the environment .* is 'maybe': it must be on"),
         ({}, {"TLS": "ture"}, {}, "TEMPORAL_TLS in the framework's settings is 'ture'"),
     ],
 )
@@ -231,7 +231,7 @@ def test_settings_are_read_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None
     temporal = Temporal()
     temporal.configure(lambda: {"ADDRESS": "f:1"})
     assert temporal.settings.address == "f:1"
-    with pytest.raises(TemporalSettingsError, match="in use already"):
+    with pytest.raises(TemporalSettingsError, match="already in use"):
         temporal.configure(dict)
 
 
@@ -248,7 +248,7 @@ def test_settings_are_read_at_first_use(monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_an_address_is_a_host_and_a_port(address: str, shown: str) -> None:
-    with pytest.raises(TemporalSettingsError, match=f"such as localhost:7233, and not {shown}$"):
+    with pytest.raises(TemporalSettingsError, match=f"such as localhost:7233, not {shown}$"):
         Temporal(address).settings  # noqa: B018
     for valid in ("localhost:7233", "10.0.0.1:7233", "[::1]:7233", "shop.a1b2.tmprl.cloud:7233"):
         assert Temporal(valid).settings.address == valid

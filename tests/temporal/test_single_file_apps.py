@@ -1,4 +1,4 @@
-"""Apps with the views, the workflow and the activity in one module, as tutorials of the frameworks have them."""
+"""Apps with views, workflow and activity in one module, as in tutorials of the frameworks."""
 
 import importlib
 import signal

@@ -31,7 +31,7 @@ from .workflows import ACTIVITIES, WORKFLOWS, Order, OrderWorkflow, SleepingWork
 
 @pytest.fixture
 def shop() -> Temporal:
-    """An app's connection, to a server that is not there."""
+    """An app's connection, to a server that does not exist."""
     temporal = Temporal("127.0.0.1:1", task_queue=f"shop-{uuid.uuid4().hex}")
     temporal.add_worker(workflows=WORKFLOWS, activities=ACTIVITIES)
     return temporal
@@ -134,7 +134,7 @@ def test_mocked_activities_replace_the_real_ones(
 
     with temporal_server.working(shop, mocks={mocked: pay}):  # type: ignore[dict-item]
         shop.sync.execute_workflow(OrderWorkflow.run, order("decline"), id=uuid.uuid4().hex)
-    assert isinstance(seen[0], Order)  # With the types of the activity that it stands for.
+    assert isinstance(seen[0], Order)  # With the types of the replaced activity.
 
 
 @pytest.mark.parametrize("mock", ["a value", Mock(return_value="mocked"), AsyncMock(return_value="mocked")])

@@ -187,7 +187,7 @@ async def test_tornado_logs_requests_too(temporal_server: TemporalServer, caplog
 
     class Own(RequestLogMixin):
         async def prepare(self) -> None:
-            """Handlers have their own, and do not always call that of their bases."""
+            """Handlers have their own method, which does not always call that of their bases."""
 
         async def post(self, id: str) -> None:
             client = await temporal.client()
@@ -196,7 +196,7 @@ async def test_tornado_logs_requests_too(temporal_server: TemporalServer, caplog
             raise tornado.web.HTTPError(402)
 
         def log_exception(self, *args: Any) -> None:
-            """Nothing."""
+            """Do nothing."""
 
     gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders")], allow_anonymous=True)
     app = tornado.web.Application([(r"/own/(.+)", Own), *routes(gateway, prefix="/api", base=RequestLogMixin)])

@@ -1,4 +1,4 @@
-"""A TLS front for the development server, which has none: checks certificates and API keys, and passes bytes on."""
+"""A TLS front for the development server: checks certificates and API keys, and passes bytes on."""
 
 import contextlib
 import datetime as dt

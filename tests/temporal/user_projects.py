@@ -95,10 +95,7 @@ def write_shop(directory: Path, id: str) -> None:
 
 
 def change_source(command: Command, path: Path, source: str, noticed: str) -> int:
-    """Write a file until the output says ``noticed``; gives where in the output that may begin.
-
-    A change before a reloader's first look at the files is its starting point, and is never noticed.
-    """
+    """Write a file until the output contains ``noticed``. Returns its earliest position in the output."""
     after = len(command.output)
     write(path, source)
     end = time.monotonic() + TIMEOUT_SECONDS
@@ -110,6 +107,6 @@ def change_source(command: Command, path: Path, source: str, noticed: str) -> in
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and those that they have."""
+    """The processes that a process has started, and their descendants."""
     children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return [*children, *(each for child in children for each in descendants(child))]

@@ -1,4 +1,4 @@
-"""``durably temporal worker`` in a process of its own, with its health."""
+"""``durably temporal worker`` in a separate process, with its health endpoint."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A worker in a thread of the tests' process, with an event loop of its own."""
+"""A worker in a thread of the tests' process, with its own event loop."""
 
 import asyncio
 import threading

@@ -65,7 +65,7 @@ class OrderWorkflow:
 
     @workflow.signal
     def ship(self) -> None:
-        """The parcel has left."""
+        """The order was shipped."""
         self.shipped = True
 
     @workflow.signal

@@ -169,7 +169,7 @@ async def run_with_mock(step_id: str) -> None:
 
 
 async def test_a_mock_with_a_mistyped_id_is_warned_of() -> None:
-    with pytest.warns(UnusedMockWarning, match=r"no step has met mock_step\('stepp'\), and the step 'step' was not"):
+    with pytest.warns(UnusedMockWarning, match=r"no step has used mock_step\('stepp'\), and the step 'step' was not"):
         await run_with_mock("stepp")
 
 
@@ -187,7 +187,7 @@ async def test_a_step_that_is_mocked_may_fail_first() -> None:
         engine.mock_step("step", returns="mocked")
         run = await (await engine.send(GO)).wait()
         run.assert_step("step", output="mocked", attempts=2)
-        assert "the test lets step 'step' fail" in run.timeline()
+        assert "the test makes step 'step' fail" in run.timeline()
 
 
 async def test_a_step_without_a_handler_fails_on_chosen_attempts() -> None:

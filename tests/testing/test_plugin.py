@@ -100,7 +100,7 @@ def test_failed_assertion_reports_its_run_once_and_unused_mocks(app: pytest.Pyte
                 engine.send(tired).wait().assert_completed(output="tired")
     """)
     result = app.runpytest_subprocess("--tb=short", "-rN")  # in CI, its summary would repeat it
-    result.stdout.fnmatch_lines(["E *No step has met mock_step('knap'), fail_step('nap')."])
+    result.stdout.fnmatch_lines(["E *No step has used mock_step('knap'), fail_step('nap')."])
     assert str(result.stdout).count("run 01") == 1
 
 

@@ -7,6 +7,7 @@ import contextlib
 import datetime as dt
 import functools
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from durably.protocol.call import TooDeepError, check_nesting
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
+from durably.protocol.text import is_name
 from durably.settings import (
     DASHBOARD_KEY,
     DASHBOARD_VIEWER_KEY,
@@ -191,6 +193,43 @@ def read_address(context: click.Context, parameter: click.Parameter, text: str |
     if not host or not is_port or (":" in host and f"[{host}]" not in text):
         raise click.BadParameter(f"it must be a host and a port like 127.0.0.1:9464, not {text!r}")
     return host, int(port)
+
+
+def read_host(context: click.Context, parameter: click.Parameter, host: str) -> str:
+    """The callback of ``--host``. A server would listen at all addresses if it were blank."""
+    if not is_name(host) or " " in host:
+        raise click.BadParameter(
+            f"it must be an address of this machine, such as 127.0.0.1, not {host!r}; 0.0.0.0 is all of them"
+        )
+    return host
+
+
+def read_interval(context: click.Context, parameter: click.Parameter, seconds: float) -> float:
+    """The callback of options that are seconds: neither infinite nor NaN."""
+    if not math.isfinite(seconds):
+        raise click.BadParameter(f"it must be a number of seconds, not {seconds}")
+    return seconds
+
+
+def read_web_address(context: click.Context, parameter: click.Parameter, url: str | None) -> str | None:
+    """The callback of options that are the address of a page."""
+    if not url:
+        return None
+    try:
+        url = parse_url(url, "it")
+    except URLInvalidError as error:
+        raise click.BadParameter(error.message) from None
+    if urlsplit(url).query or urlsplit(url).fragment:
+        raise click.BadParameter("it must have no query (?…) and no fragment (#…)")
+    return url
+
+
+def read_names(context: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The callback of options that are ids or keys."""
+    for name in names:
+        if not is_name(name):
+            raise click.BadParameter("it must not be blank, and must have printable characters only")
+    return names
 
 
 def read_allowed_hosts(context: click.Context, parameter: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
@@ -437,7 +476,13 @@ def server_options(
     They are ``host`` and ``port`` of the engine, ``urls`` of apps, the interval of their syncs, and limits.
     """
     options = (
-        click.option("--host", default="127.0.0.1", show_default=True, help="Address that the engine listens at."),
+        click.option(
+            "--host",
+            default="127.0.0.1",
+            show_default=True,
+            callback=read_host,
+            help="Address that the engine listens at.",
+        ),
         click.option(
             "--port",
             default=DEFAULT_PORT,
@@ -459,6 +504,7 @@ def server_options(
             default=poll_interval,
             show_default=True,
             type=click.FloatRange(0),
+            callback=read_interval,
             metavar="SECONDS",
             help="How often to sync with the apps of -u; 0 means once.",
         ),

@@ -15,6 +15,7 @@ from asgiref.sync import sync_to_async
 
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
+from durably.comm.mounts import Mount, check_mount, mounts_of
 from durably.comm.serve_options import StreamingOption, mount_path, serves
 from durably.django_compat import SyncAndAsyncView, is_body_read, set_body
 from durably.errors import FunctionConfigInvalidError
@@ -46,15 +47,18 @@ def serve(
     from ``ATOMIC_REQUESTS``, because functions define their own transactions. Before 5.0, Django under ASGI does not
     notice a disconnected client of a streamed answer, so the call runs to its end.
     """
+    path, mounts, all_functions = mount_path(serve_path), mounts_of(client), _with_discovered(client, functions)
+    check_mount(mounts, path, client, all_functions)
     handler = make_handler(
         client,
-        _with_discovered(client, functions),
+        all_functions,
         streaming=streaming,
         enable_unauthed_sync=enable_unauthed_sync,
         serve_origin=serve_origin,
         serve_path=serve_path,
         public_path=public_path,
     )
+    mounts[path] = Mount(handler)
 
     def to_request(request: Any) -> CommRequest:
         return CommRequest(
@@ -66,7 +70,7 @@ def serve(
         )
 
     view: Any = _make_view(handler, to_request)
-    return cast(django.urls.URLPattern, django.urls.path(mount_path(serve_path).lstrip("/"), view, name="durably"))
+    return cast(django.urls.URLPattern, django.urls.path(path.lstrip("/"), view, name="durably"))
 
 
 def make_handler(client: Client, functions: Sequence[Function[Any]], **options: Any) -> CommHandler:

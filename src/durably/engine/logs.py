@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
 from durably.engine.scheduling.observers import Observer
 from durably.engine.scheduling.subscriptions import RunChange
 from durably.engine.sqlite.writer import Group
@@ -75,13 +76,21 @@ class RunEndLog(Observer):
 
 
 class EngineFailureLog(Observer):
-    """Logs runs that the engine has failed, because no app has logged their errors."""
+    """Logs runs that the engine has failed, and those that ``timeouts`` cancelled.
+
+    No app has logged them.
+    """
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
         for change in changes:
             if change.by_engine:
                 update = change.to_update()
                 _logger.error("run %s of function %r failed: %s", update.run_id, update.function_id, update.error)
+            elif change.kind is UpdateKind.RUN_CANCELLED:
+                update = change.to_update()
+                reason = (update.error or "").partition(": ")[2]
+                if reason in (STARTED_LATE, FINISHED_LATE):
+                    _logger.warning("run %s of function %r: %s", update.run_id, update.function_id, reason)
 
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -45,12 +45,14 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 class AttemptReport(msgspec.Struct, frozen=True, kw_only=True):
     """A failed attempt that was or will be followed by another.
 
-    ``attempt`` counts from 0.
+    ``attempt`` counts from 0. ``is_unreached``: the call did not reach the app, so that the next call made the same
+    attempt.
     """
 
     attempt: int
     ended_at: dt.datetime
     error: ErrorData
+    is_unreached: bool = False
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +133,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     - ``app_version``: The version of the app when the run was created.
     - ``logs``: Empty unless the engine keeps them, as in development.
     - ``children``: The earliest 200, without functions that ``inngest/function.finished`` triggers.
+    - ``unavailable``: Why the engine cannot read the run's steps now. The report has no steps, attempts and logs then.
     """
 
     run: RunView
@@ -145,6 +148,7 @@ class RunReport(msgspec.Struct, frozen=True, kw_only=True):
     has_more_children: bool
     logs: list[LogLine]
     error: ErrorData | None = None
+    unavailable: str | None = None
 
 
 class LogEntry(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,13 +184,15 @@ class RunPage(msgspec.Struct, frozen=True, kw_only=True):
 class EventReport(msgspec.Struct, frozen=True, kw_only=True):
     """An event and the runs that it started.
 
-    ``runs`` are the first 50. ``is_unmatched``: the event had no effect, and its name triggers no function now. The
-    engine's own events are never unmatched.
+    ``runs`` are the first 50. ``ended`` is the number of waits that it ended and of runs that it cancelled; 0 on
+    Temporal, where it is not known. ``is_unmatched``: the event had no effect, and its name triggers no function now.
+    The engine's own events are never unmatched.
     """
 
     event: EventView
     runs: list[RunLink]
     is_unmatched: bool
+    ended: int = 0
 
 
 class EventPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,7 +268,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The engine's state.
 
     ``counts`` are for intervals of ``interval_seconds`` from ``since`` to ``until``. ``live`` has the number of runs
-    for each status of runs that have not ended.
+    for each status of runs that have not ended. ``retrying`` is how many of them have failed with their last attempt
+    since the engine's start, and are tried again; ``None`` on Temporal.
     """
 
     since: dt.datetime
@@ -272,6 +279,7 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     live: dict[RunStatus, int]
     functions: list[FunctionLoad]
     concerns: list[Concern]
+    retrying: int | None = None
 
 
 class StepTimes(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,7 +320,10 @@ class SyncReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AppReport(msgspec.Struct, frozen=True, kw_only=True):
-    """An app, its last sync, and the error if it has stopped answering."""
+    """An app, its last sync, and the error if it does not answer.
+
+    ``unreached_since`` may be ``None`` then: the time is unknown.
+    """
 
     app: AppView
     last_sync: SyncReport | None

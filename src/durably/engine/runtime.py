@@ -35,6 +35,7 @@ from durably.engine.scheduling.transactions.transact import Transactions
 from durably.engine.scheduling.transactions.transaction import RunCache, Transaction, TransactionContext
 from durably.engine.sqlite.database import explain, is_busy, open_database, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
+from durably.engine.sqlite.identity import refuse_foreign
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.sqlite.writer import Writer
@@ -123,7 +124,7 @@ class Runtime:
         self._requests = StepRequests(
             OutboundClient(allow_private_addresses=settings.allow_private_addresses), self.transactions, settings.clock
         )
-        self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire)
+        self._timers: Timers[_Due] = Timers(settings.clock, self._load_timers, self._fire, self._check_all_throttles)
         self._retention: Retention | None = None
         if settings.retention is not None:
             self._retention = Retention(PurgeStore(connection), self.transactions, settings.clock, settings.retention)
@@ -144,6 +145,7 @@ class Runtime:
     ) -> "Runtime":
         """Open an engine, as ``SqliteEngine.open`` does."""
         path = find_file(path)
+        refuse_foreign(path)
         lock = DatabaseLock(path) if takes_lock else None
         connection: sqlite3.Connection | None = None
         try:
@@ -308,6 +310,10 @@ class Runtime:
                 )
             else:
                 self.transactions.transact_in_background(operations.fire_timer(item))
+
+    def _check_all_throttles(self) -> None:
+        """Check throttles after the clock was set back: the times at which they were ready may be far away."""
+        self.transactions.transact_in_background(lambda transaction: transaction.queue.check_all_throttles())
 
     def _join_queue(self, call: ScheduledCall) -> None:
         self.transactions.transact_in_background(

@@ -10,6 +10,7 @@ from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
+from durably.protocol.errors import FunctionConfigInvalidError
 from durably.protocol.opcodes import Opcode, ParallelMode
 
 from .async_checks import Unawaited, clock_refusal, find_clock
@@ -154,6 +155,8 @@ class AsyncCall:
     def _ending_of(self, main: AnyTask) -> Ending:
         ending = _result_of_main(main)
         if not isinstance(ending, Returned):
+            if self._replay.diagnostics is not None and (error := self._unawaited.any()) is not None:
+                self._replay.diagnostics.not_awaited(str(error))
             return ending
         if (error := self._unawaited.any()) is not None:
             return Raised(error)
@@ -235,13 +238,13 @@ class AsyncCall:
         step.awaitable_id = id(result)
         return result
 
-    def group(self, name: str, work: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-        """Create the awaitable of ``work``, which creates several steps."""
+    def group(self, name: str, work: Callable[[], Coroutine[Any, Any, T]]) -> Coroutine[Any, Any, T]:
+        """Create the awaitable of a group of steps. ``work`` creates them."""
         number = 0
 
         async def group() -> T:
             self._unawaited.awaitables.pop(number, None)
-            return await work
+            return await work()
 
         result = self._unawaited.create(name, group)
         number = id(result)
@@ -253,6 +256,11 @@ class AsyncCall:
         Wait if there is none yet, or if earlier memos have to be returned first.
         """
         self._unawaited.awaitables.pop(step.awaitable_id, None)
+        if asyncio.get_running_loop() is not self._loop:
+            raise FunctionConfigInvalidError(
+                f'step "{step.request.step_id}" is awaited on another event loop than that of its function: await it '
+                "in the function, not by asyncio.run in a thread"
+            )
         task = asyncio.current_task(self._loop)
         assert task is not None
         if self._is_closing:

@@ -6,6 +6,7 @@ These are a step that is not awaited, and an asyncio clock around a step.
 import inspect
 import os.path
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from typing import Any, TypeVar
@@ -42,6 +43,11 @@ class ClockUnsupportedError(Error):
     is_retriable = False
     include_stack = False
 
+
+# Python's own warning about such a coroutine has Durably's internal names, and comes before the error that names the
+# step. The filter is for the coroutines that ``Unawaited.create`` makes.
+for _name in ("_result_of", "group"):
+    warnings.filterwarnings("ignore", rf"coroutine 'AsyncCall\.{_name}\b.*' was never awaited", RuntimeWarning)
 
 _Awaitable = tuple[str, Collection[CodeLocation], weakref.ref[Any]]
 """The name of a step or group, the frames of user code that made it, and the coroutine."""

@@ -172,6 +172,9 @@ class Diagnostics(Protocol):
         ``step_ids`` are steps in tasks that no code has awaited.
         """
 
+    def not_awaited(self, problem: str) -> None:
+        """The function raised an error, and has not awaited a step either."""
+
     def abandoned_thread(self, step_id: str) -> None:
         """The step was cancelled while its handler ran in a thread, which continues."""
 

@@ -5,14 +5,17 @@ They are steps that the function no longer reaches, small durations, and unfinis
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import msgspec
 
 from durably.app import App
-from durably.execution import Divergence, ReplayDivergedError, StepIdUnstableError
+from durably.execution import Divergence, ReplayDivergedError, StepIdUnstableError, in_step
 from durably.protocol.errors import Error
 from durably.protocol.text import printable
 from durably.run_logger import Logger
+
+from .middleware import in_hook
 
 _MAX_RUNS = 1_000
 _MAX_NAMES = 10_000
@@ -23,7 +26,21 @@ _MAX_GROWTHS = 5
 _MAX_SMALL_DURATIONS = 100
 """Maximum number of steps of one function with a warning about their duration."""
 
-_GUIDE = "See docs/how-to/change-functions.md"
+_GUIDE = "Give the steps the ids that they had; a new version of the function may take a new fn_id"
+
+
+running_diagnostics: ContextVar["Diagnostics | None"] = ContextVar("durably_running_diagnostics", default=None)
+"""Set while a function's own code runs, and in what it calls."""
+
+
+def check_send() -> None:
+    """Warn if a function sends events outside of its steps.
+
+    Steps, and hooks of middleware, may send.
+    """
+    diagnostics = running_diagnostics.get()
+    if diagnostics is not None and in_step.get() is None and not in_hook.get():
+        diagnostics.sent_directly()
 
 
 class DivergenceLog:
@@ -36,6 +53,8 @@ class DivergenceLog:
         self.function_id = function_id
         self._runs: OrderedDict[str, tuple[int, int]] = OrderedDict()  # most unreached steps, and increases
         self.names: dict[str, str] = {}
+        self.has_sent_directly = False
+        """Whether the function was warned of ``client.send`` outside of a step."""
 
     def report(self, run_id: str, divergence: Divergence, logger: Logger, *, is_strict: bool) -> Error | None:
         """Log a divergence, once for each run and number of unreached steps.
@@ -97,6 +116,7 @@ class Diagnostics(msgspec.Struct):
     warned: set[str]
     run_id: str
     is_strict: bool
+    is_over: bool = False
 
     @property
     def function_id(self) -> str:
@@ -127,6 +147,22 @@ class Diagnostics(msgspec.Struct):
             self.run_id,
             ", ".join(f'"{printable(step_id)}"' for step_id in step_ids[:_MAX_LISTED]),
             f" and {more} more" if more > 0 else "",
+        )
+
+    def not_awaited(self, problem: str) -> None:
+        self.app.logger.warning('function "%s", run %s: %s', self.function_id, self.run_id, printable(problem))
+
+    def sent_directly(self) -> None:
+        """Warn once for each function and process."""
+        if self.is_over or self.divergences.has_sent_directly:
+            return
+        self.divergences.has_sent_directly = True
+        self.app.logger.warning(
+            'function "%s" sends events by client.send outside of a step (run %s): they are sent again each time that '
+            "the function continues after a step or is retried. Write ctx.step.send_event(id, events), which sends "
+            "them once, or call client.send in the handler of a step",
+            self.function_id,
+            self.run_id,
         )
 
     def abandoned_thread(self, step_id: str) -> None:

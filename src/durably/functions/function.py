@@ -52,9 +52,10 @@ from durably.values.outputs import check_found, encode_as, function_codec
 
 from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
 from .config import FunctionDefinition, FunctionOpts
-from .diagnostics import Diagnostics, DivergenceLog
+from .diagnostics import Diagnostics, DivergenceLog, running_diagnostics
 from .log_sender import line_keeper
 from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
+from .misuse import explain_wrong_arguments
 
 _SHARED_SECONDS = 1.0
 """Seconds for which a call of a sync function continues with steps of other calls."""
@@ -127,6 +128,10 @@ class Function(FunctionDefinition[T]):
         if not callable(handler):
             raise FunctionConfigInvalidError(
                 f'function "{opts.local_id}" decorates {handler!r}, which is not a function'
+            )
+        if on_failure is not None and not callable(on_failure):
+            raise FunctionConfigInvalidError(
+                f'function "{opts.local_id}": on_failure must be a function, not {on_failure!r}'
             )
         for given in (handler, on_failure):
             if given is not None:
@@ -246,6 +251,9 @@ class Function(FunctionDefinition[T]):
             replay.refusals = memos.refusals
             call.seconds["mw.transform_input"] = time.perf_counter() - began
         token = step_context.set(ctx.step)
+        diagnostics = replay.diagnostics
+        assert isinstance(diagnostics, Diagnostics)
+        diagnostics_token = running_diagnostics.set(diagnostics)
         began = time.perf_counter()
         try:
             if isinstance(running, AsyncCall):
@@ -265,14 +273,18 @@ class Function(FunctionDefinition[T]):
         finally:
             call.seconds["function"] = time.perf_counter() - began
             step_context.reset(token)
+            running_diagnostics.reset(diagnostics_token)
+            diagnostics.is_over = True
         if middleware is not None:
             await middleware.end_execution()
         if isinstance(ending, FoundSteps):
             check_found(ending.reports)
         elif isinstance(ending, Returned):
             ending = self._encode(ending, entry, app)
-        elif isinstance(ending, Raised) and not isinstance(ending.error, Exception):
-            raise ending.error
+        elif isinstance(ending, Raised):
+            if not isinstance(ending.error, Exception):
+                raise ending.error
+            ending = Raised(explain_wrong_arguments(ending.error))
         if middleware is not None:
             began = time.perf_counter()
             ending = await _transform_output(ending, middleware)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, Protocol, TypeVar
@@ -231,6 +232,9 @@ def _make(factory: MiddlewareFactory, client: object, raw_request: object) -> An
 # -- calls of hooks
 
 
+in_hook: ContextVar[bool] = ContextVar("durably_in_hook", default=False)
+
+
 class MiddlewareStack:
     """The middleware of one call or one send (an ``execution.Hooks``).
 
@@ -252,12 +256,16 @@ class MiddlewareStack:
             if not _has_hook(middleware, hook):
                 continue
             method = getattr(middleware, hook)
-            if getattr(middleware, "runs_in_thread", False):
-                result = await self._io.compute(partial(method, *args))
-            else:
-                result = method(*args)
-            if isinstance(result, Awaitable):
-                await self._io.resolve(result)
+            token = in_hook.set(True)
+            try:
+                if getattr(middleware, "runs_in_thread", False):
+                    result = await self._io.compute(partial(method, *args))
+                else:
+                    result = method(*args)
+                if isinstance(result, Awaitable):
+                    await self._io.resolve(result)
+            finally:
+                in_hook.reset(token)
 
     @property
     def changes_values(self) -> bool:

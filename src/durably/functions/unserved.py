@@ -110,9 +110,20 @@ def _place_of(function: Made) -> str:
 
 def _explain_serve(functions: Sequence[Made]) -> str:
     them = "it" if len(functions) == 1 else "them"
-    used = [call for adapter, call in CALLS_OF_SERVE.items() if adapter in sys.modules]
-    calls = used or [CALLS_OF_SERVE["durably.fast_api"]]
+    used = {adapter for adapter in CALLS_OF_SERVE if adapter in sys.modules}
+    in_django = "durably.django" in used or _is_django_project()
+    if in_django:
+        used.add("durably.django")
+    calls = [CALLS_OF_SERVE[adapter] for adapter in CALLS_OF_SERVE if adapter in (used or {"durably.fast_api"})]
     advice = f"add {them} to the functions of {' or '.join(calls)}{'' if used else ', or of another framework'}"
-    if "durably.django" in used:
-        advice += "; or add 'durably.django' to INSTALLED_APPS, which finds the functions in each app's durable.py"
+    if in_django:
+        return (
+            "write INSTALLED_APPS += ['durably.django'] in the settings, which finds the functions in each app's "
+            f"durable.py; or {advice}"
+        )
     return advice
+
+
+def _is_django_project() -> bool:
+    django = sys.modules.get("django.conf")
+    return django is not None and bool(django.settings.configured)

@@ -46,12 +46,13 @@ from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER
 from durably.protocol.limits import MAX_REQUEST_BYTES, MAX_STEP_OUTPUT_BYTES
 from durably.protocol.sync import SyncRequest
-from durably.protocol.text import printable
+from durably.protocol.text import get_logger, printable
 from durably.values.outputs import encode_output, finish
 
 from .nodes.link import Heartbeat
 
 _ASYNC_IO, _BLOCKING_IO = AsyncIO(), BlockingIO()
+_logger = get_logger("durably.engine")
 _event_decoder = msgspec.json.Decoder(Event)
 
 
@@ -75,10 +76,10 @@ async def run_call(
     try:
         outcome = await handler.call(_function_call(handler, data, checkpoints, replace_step), _ASYNC_IO)
         return _answer(handler, data, outcome, clock)
-    except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+    except (asyncio.CancelledError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # It would end the engine's task, and the run would wait forever.
-        return _failed_attempt(error, clock)
+    except BaseException as error:  # An engine would make the call again and again, or wait for its end forever.
+        return failed_call(data, error, clock)
 
 
 def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints, clock: Clock) -> Answer:
@@ -86,10 +87,18 @@ def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints
     try:
         outcome = drive(handler.call(_function_call(handler, data, checkpoints, None), _BLOCKING_IO))
         return _answer(handler, data, outcome, clock)
-    except Exception:
-        raise
-    except BaseException as error:  # Threads are not cancelled, so the function itself has raised ``CancelledError``.
-        return _failed_attempt(error, clock)
+    except BaseException as error:  # Threads are not cancelled, so even ``CancelledError`` is the function's own.
+        return failed_call(data, error, clock)
+
+
+def failed_call(data: CallData, error: BaseException, clock: Clock) -> AttemptFailed:
+    """The failed attempt for an exception that left the code of the app.
+
+    What functions and steps raise is in the call's outcome. This is an exception of the code around them, such as a
+    log handler, or a ``SystemExit``.
+    """
+    _logger.error("a call of function %r, run %s, failed", data.function_id, data.run_id, exc_info=error)
+    return _failed_attempt(error, clock)
 
 
 def _function_call(
@@ -191,7 +200,8 @@ def _retry_at(error: BaseException, clock: Clock) -> int | None:
     if not isinstance(error, RetryAfterError):
         return None
     now = to_datetime(clock.now())
-    wanted = parse_retry_after(retry_after_text(error), now)
+    text = retry_after_text(error)
+    wanted = None if text is None else parse_retry_after(text, now)
     return round(clip_retry_after(wanted, now).timestamp() * 1000) if wanted else None
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -12,8 +13,14 @@ from durably.engine.core.flow.fairness import FairQueue, may_have_another
 from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.protocol.errors import Error, ErrorData
+from durably.protocol.text import get_logger
 
 from .nodes.in_flight import CallKey, InFlightCalls, identity_of
+
+UNSERVED_SECONDS = 5.0
+"""Seconds from a call that finds no process to the warning."""
+
+_logger = get_logger("durably.engine")
 
 
 class CallReturnedError(Error):
@@ -74,6 +81,7 @@ class Dispatcher:
         self._workers: list[WorkerSlots] = []
         self._waiting: FairQueue[tuple[str, asyncio.Future[WorkerSlots | None]]] = FairQueue()
         self._under_way: Counter[str] = Counter()
+        self._unserved = UnservedFunctions(lambda function_id: self.takes_calls and not self._is_served(function_id))
 
     def add(self, worker: Worker, capacity: Capacity) -> WorkerSlots:
         slots = WorkerSlots(worker, capacity)
@@ -107,6 +115,7 @@ class Dispatcher:
             )
         slots = await self._take_slot(function.id, data.priority)
         if slots is None:
+            self._unserved.note(function.id)
             return _unreached(f"no running process serves the function {function.id!r}")
         index = None if self.in_flight is None else self.in_flight.begin(slots.process, key)
         task = asyncio.current_task()
@@ -138,13 +147,14 @@ class Dispatcher:
 
     async def close(self) -> None:
         self._deadlines.close()
+        self._unserved.close()
         for function_id in self._waiting.functions():
             self._release(function_id)
 
     async def _take_slot(self, function_id: str, priority: int) -> WorkerSlots | None:
         if (slots := self._best(function_id)) is not None:
             return self._enter(slots, function_id)
-        if not any(slots.serves(function_id) for slots in self._workers):
+        if not self._is_served(function_id):
             return None
         waiting: asyncio.Future[WorkerSlots | None] = asyncio.get_running_loop().create_future()
         self._waiting.add(function_id, self._settings.clock.now() - priority, (function_id, waiting))
@@ -178,8 +188,11 @@ class Dispatcher:
     def _release_unserved(self) -> None:
         """Stop waiting calls whose function no process serves any more."""
         for function_id in self._waiting.functions():
-            if not any(slots.serves(function_id) for slots in self._workers):
+            if not self._is_served(function_id):
                 self._release(function_id)
+
+    def _is_served(self, function_id: str) -> bool:
+        return any(slots.serves(function_id) for slots in self._workers)
 
     def _release(self, function_id: str) -> None:
         for _, waiting in self._waiting.remove(function_id):
@@ -196,6 +209,42 @@ class Dispatcher:
                 if best is None or slots.load < best.load:
                     best = slots
         return best if may_have_another(self._under_way[function_id], free) else None
+
+
+class UnservedFunctions:
+    """Warns of functions whose runs wait, because no process serves them.
+
+    It warns once for each function. ``is_unserved`` returns whether processes run functions, and none runs this one. It
+    is asked a few seconds after a
+    call, because the processes of an app do not start at the same time.
+    """
+
+    def __init__(self, is_unserved: Callable[[str], bool]) -> None:
+        self._is_unserved = is_unserved
+        self._warned: set[str] = set()
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def note(self, function_id: str) -> None:
+        """A call of the function found no process."""
+        if function_id not in self._warned and function_id not in self._timers:
+            loop = asyncio.get_running_loop()
+            self._timers[function_id] = loop.call_later(UNSERVED_SECONDS, self._check, function_id)
+
+    def close(self) -> None:
+        for timer in self._timers.values():
+            timer.cancel()
+
+    def _check(self, function_id: str) -> None:
+        del self._timers[function_id]
+        if self._is_unserved(function_id):
+            self._warned.add(function_id)
+            _logger.warning(
+                "no running process serves the function %r, so its runs wait. If it was renamed or removed, "
+                "serve it again under this id, with trigger=[], until its runs have ended; or cancel them: durably "
+                "runs cancel --function %s",
+                function_id,
+                function_id,
+            )
 
 
 def _unreached(message: str) -> Unreached:

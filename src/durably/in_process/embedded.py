@@ -14,12 +14,13 @@ import msgspec
 from durably.engine.metrics.catalogue import Metric
 from durably.engine.metrics.exposition import EngineCollector
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.files import resolve_path
+from durably.engine.sqlite.files import check_place, resolve_path
+from durably.engine.sqlite.identity import refuse_foreign
 from durably.functions.unserved import find_unserved, report
 from durably.io.background_loop import get_engine_loop
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import EventReceipt
-from durably.protocol.setting_checks import check_count, check_type
+from durably.protocol.setting_checks import check_count, check_path, check_type
 from durably.protocol.text import get_logger
 
 from .calls import EngineCheckpoints
@@ -96,6 +97,10 @@ class EmbeddedProcess(ProcessEngine[Node]):
     def _test_run_text(self) -> str:
         return f"a test run starts no engine and creates no database {self._options.path}"
 
+    def _check_place(self) -> None:
+        check_place(self._options.path)
+        refuse_foreign(self._options.path)
+
     def _make_node(self) -> Node:
         options = self._options
         heartbeat = Heartbeat(longest_gap=options.lease_seconds / 2)
@@ -159,6 +164,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
         check_type(path, "Embedded.path", (str, os.PathLike), "the path of a file")
+        check_path(path, "Embedded.path")
         lease = to_timedelta(lease, "Embedded.lease")
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
@@ -187,7 +193,8 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
         Async functions run on this loop, sync ones in a thread pool. Returns when this process is the leader or is
         connected to it. Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``,
-        ``ConfigInvalidError`` for invalid options of a function, and ``OSError`` for a path that cannot be used.
+        ``DatabasePathError`` for a path that cannot be used, ``ConfigInvalidError`` for invalid options of a function,
+        and ``OSError``.
         """
         await super().start()
 

@@ -49,6 +49,10 @@ _left_behind: list[object] = []
 connections may close them."""
 
 
+class NotReadyError(TransportError):
+    """The engine answers, and waits for another process of the app."""
+
+
 class NodeClosedError(Error):
     """This node was closed or replaced during a request."""
 
@@ -193,7 +197,18 @@ class ProcessEngine(Generic[N]):
         """Do nothing: any thread of the app may wait, because the engine has its own."""
 
     def add_handler(self, handler: CommHandler) -> None:
-        self._handlers[handler.client.app_id] = handler
+        app_id = handler.client.app_id
+        if (before := self._handlers.get(app_id)) is not None and not handler.function_ids & before.function_ids:
+            dropped = ", ".join(repr(function.id) for function in before.functions)
+            if dropped:
+                _logger.warning(
+                    "%s calls the functions of the last serve of the app %r: it no longer calls %s. Give all "
+                    "functions of an app to one serve",
+                    self.name,
+                    app_id,
+                    dropped,
+                )
+        self._handlers[app_id] = handler
         if self._is_serving and self._node is not None:
             submit(self._node.update())
 
@@ -217,6 +232,7 @@ class ProcessEngine(Generic[N]):
 
     def start_with_server(self) -> None:
         if this_program() is Program.SERVER and not self._is_test_run():
+            self._check_place()
             self._background_start = BackgroundStart(self.start_with_request)
 
     def start_with_request(self, loop: asyncio.AbstractEventLoop | None = None) -> bool:
@@ -320,7 +336,10 @@ class ProcessEngine(Generic[N]):
                     with contextlib.suppress(NodeClosedError):  # replaced during the request
                         return await node.request(operation, arguments)
         except TimeoutError:
-            reason = f": {node.last_error}" if node is not None and node.last_error else ""
+            error = None if node is None else node.last_error
+            if isinstance(error, NotReadyError):
+                raise TransportError(f"{self.name} has not taken a request within {timeout:g} s: {error}") from None
+            reason = f": {error}" if error else ""
             raise TransportError(f"{self.name} did not answer within {timeout:g} s{reason}") from None
 
     async def _send_through_node(self, arguments: Mapping[str, Any], timeout: float) -> EventReceipt:
@@ -399,6 +418,12 @@ class ProcessEngine(Generic[N]):
     def _needs_threads(self) -> bool:
         """Whether a node needs thread pools, which end with the main thread."""
         return True
+
+    def _check_place(self) -> None:
+        """Raises the error that will prevent every start.
+
+        So the server does not start without its engine.
+        """
 
     def _make_node(self) -> N:
         raise NotImplementedError

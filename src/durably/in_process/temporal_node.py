@@ -14,7 +14,7 @@ from durably.engine.core.call_body import CallData
 from durably.engine.interface import Engine
 from durably.engine.operations import operations_of
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.client import is_away
+from durably.engine.temporal.client import is_unreachable
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.runs.activities import returned_call
 from durably.engine.temporal.runs.call_messages import CallInput
@@ -23,7 +23,7 @@ from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.errors import TransportError
 from durably.in_process.dispatcher import CallReturnedError
 from durably.in_process.nodes.link import Heartbeat
-from durably.in_process.process import NodeClosedError
+from durably.in_process.process import NodeClosedError, NotReadyError
 from durably.in_process.worker import LocalWorker
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.errors import ErrorData
@@ -75,7 +75,7 @@ class TemporalNode:
         self._changing = asyncio.Lock()
         self._last_error: Exception | None = None
         self._is_closed = False
-        self._is_away = False
+        self._is_unreachable = False
         self._unanswered: set[asyncio.Timeout] = set()
 
     @property
@@ -108,7 +108,7 @@ class TemporalNode:
                 async with self._answered_before_close(name):
                     result = await getattr(engine, name)(**arguments)
             except (RPCError, WorkflowUpdateRPCTimeoutOrCancelledError) as error:
-                if not is_away(error):
+                if not is_unreachable(error):
                     raise TransportError(f"the Temporal server refused {name!r}: {error}") from error
                 self._note_outage(error)
                 if not _OPERATIONS[name].is_repeatable:
@@ -146,8 +146,8 @@ class TemporalNode:
 
     def _note_outage(self, error: Exception) -> None:
         self._last_error = error
-        if not self._is_away:
-            self._is_away = True
+        if not self._is_unreachable:
+            self._is_unreachable = True
             _logger.warning(
                 "process %d: the Temporal server does not answer, and requests are repeated until it does: %s",
                 os.getpid(),
@@ -155,8 +155,8 @@ class TemporalNode:
             )
 
     def _note_answer(self) -> None:
-        if self._is_away:
-            self._is_away, self._last_error = False, None
+        if self._is_unreachable:
+            self._is_unreachable, self._last_error = False, None
             _logger.warning("process %d: the Temporal server answers again", os.getpid())
 
     async def update(self) -> None:
@@ -234,7 +234,7 @@ class TemporalNode:
             try:
                 if await engine.has_synced(app_id):
                     return
-                missing = TransportError(
+                missing = NotReadyError(
                     f"no process has synced the functions of the app {app_id!r} yet: start one with workers, such as "
                     "`durably worker module:client`"
                 )

@@ -20,7 +20,7 @@ from durably.io.background_loop import get_background_loop
 from durably.io.worker_threads import WorkerThreads
 from durably.protocol.sync import SyncRequest
 
-from .calls import EngineCheckpoints, run_call, run_call_sync, sync_of
+from .calls import EngineCheckpoints, failed_call, run_call, run_call_sync, sync_of
 from .dispatcher import CallReturnedError, Capacity
 from .nodes.link import Heartbeat
 
@@ -91,6 +91,12 @@ class LocalWorker:
             if task not in self._late or task.uncancel():
                 raise  # The engine has cancelled it, even if ``finish`` did too.
             raise CallReturnedError(f"process {os.getpid()} stops") from None
+        except CallReturnedError:
+            raise
+        except Exception as error:  # Such as a thread pool of the app that is shut down.
+            if self._is_stopping:
+                raise CallReturnedError(f"process {os.getpid()} stops") from error
+            return failed_call(data, error, self._clock)
         finally:
             self._tasks.discard(task)
             self._late.discard(task)

@@ -55,9 +55,9 @@ class DatabaseNotOwnedError(EngineError):
 
 
 class DatabasePathError(EngineError):
-    """The path of a database or of its lock file does not name a regular file.
+    """The path of a database or of its lock file cannot be used.
 
-    It names a directory, a device or similar.
+    It names a directory, a device or similar, or no file can be created there.
     """
 
 

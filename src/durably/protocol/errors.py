@@ -13,7 +13,11 @@ from typing import Any
 import msgspec
 
 from .duration_text import read_duration
+from .limits import MAX_ERROR_CHARACTERS
+from .text import keep_ends
 
+_NOTE_CHARACTERS = 100
+"""The note between the ends of a text, at most."""
 RUNAWAY_ERROR = "RunawayError"
 """The name of an engine's error: functions start each other endlessly. Each run of the chain fails with it."""
 
@@ -80,6 +84,8 @@ class ErrorData(msgspec.Struct, kw_only=True):
             wire["stack"] = self.stack
         if self.cause is not None:
             wire["cause"] = self.cause
+        if self.data is not None:
+            wire["data"] = self.data
         return wire
 
 
@@ -213,7 +219,10 @@ _TOLD_CODES = frozenset(ErrorCode) - {ErrorCode.UNKNOWN}
 
 def format_stack(error: BaseException) -> str:
     """The traceback as Python prints it, causes included."""
-    return _encodable("".join(traceback.format_exception(error)))
+    try:
+        return _encodable("".join(traceback.format_exception(error)))
+    except Exception as failure:
+        return f"the traceback of {type(error).__name__} cannot be printed: {type(failure).__name__}"
 
 
 def error_message(error: BaseException) -> str:
@@ -238,17 +247,62 @@ def is_retriable(error: BaseException) -> bool:
     """
     if isinstance(error, BaseExceptionGroup):
         return any(is_retriable(inner) for inner in error.exceptions)
-    return error.is_retriable if isinstance(error, Error) else True
+    try:
+        return bool(error.is_retriable) if isinstance(error, Error) else True
+    except Exception:  # a property of a user's class
+        return True
 
 
 def is_quiet(error: BaseException) -> bool:
-    return bool(getattr(error, "quiet", False))
+    try:
+        return bool(getattr(error, "quiet", False))
+    except Exception:  # a property of a user's class
+        return False
 
 
 def describe_error(error: BaseException) -> ErrorData:
-    """An exception as the wire carries it: the user's name, message and traceback."""
-    if isinstance(error, Error):
-        return ErrorData(code=error.code, message=error.message, name=error.name, stack=error.stack)
-    return ErrorData(
-        code=ErrorCode.UNKNOWN, message=error_message(error), name=type(error).__name__, stack=format_stack(error)
-    )
+    """An exception as the wire carries it.
+
+    Name, message and traceback are the user's own. Never raises, whatever the exception's class does.
+    """
+    described = _own_description(error) if isinstance(error, Error) else None
+    if described is None:
+        described = ErrorData(
+            code=ErrorCode.UNKNOWN, message=error_message(error), name=type(error).__name__, stack=format_stack(error)
+        )
+    return shorten_error(described)
+
+
+def _own_description(error: Error) -> ErrorData | None:
+    """The description by the error's properties; ``None`` if a user's class has properties that raise."""
+    try:
+        stack = error.stack
+        return ErrorData(
+            code=error.code if isinstance(error.code, ErrorCode) else _encodable(str(error.code)),
+            message=_encodable(str(error.message)),
+            name=_encodable(str(error.name)),
+            stack=None if stack is None else _encodable(str(stack)),
+        )
+    except Exception:
+        return None
+
+
+def shorten_error(error: ErrorData) -> ErrorData:
+    """The error with the two ends of a message or traceback of more than ``MAX_ERROR_CHARACTERS``.
+
+    An error whose cause or data are still too large has neither.
+    """
+    message, stack = _shorten(error.message), _shorten(error.stack)
+    if message is not error.message or stack is not error.stack:
+        error = msgspec.structs.replace(error, message=message, stack=stack)
+    if error.cause is None and error.data is None:
+        return error
+    if len(msgspec.json.encode([error.cause, error.data])) <= MAX_ERROR_CHARACTERS:
+        return error
+    return msgspec.structs.replace(error, cause=None, data=None)
+
+
+def _shorten(text: str | None) -> str | None:
+    if text is None or len(text) <= MAX_ERROR_CHARACTERS:
+        return text
+    return keep_ends(text, MAX_ERROR_CHARACTERS - _NOTE_CHARACTERS, "not kept")

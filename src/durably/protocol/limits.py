@@ -17,6 +17,8 @@ MAX_EVENTS_PER_POST = 5000
 MAX_STEP_OUTPUT_BYTES = 4 * 1024 * 1024
 MAX_STEP_INPUT_BYTES = 16 * 1024
 """The largest arguments of a step that the app sends with its result."""
+MAX_ERROR_CHARACTERS = 64 * 1024
+"""The longest message, and the longest traceback, of an error. Of a longer one the two ends are kept."""
 MAX_RUN_STATE_BYTES = 32 * 1024 * 1024
 MAX_CALL_BODY_BYTES = 4 * 1024 * 1024
 """Above this an engine sends ``use_api`` instead of memos and events (spec §4.4.2)."""

@@ -50,6 +50,15 @@ def is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and printable(value) == value
 
 
+def is_encodable(text: str) -> bool:
+    """Whether UTF-8, and so JSON, has the text: half of a surrogate pair has no form in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable_lines(value: object) -> str:
     """A value's string as printable lines.
 

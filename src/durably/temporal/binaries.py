@@ -22,8 +22,8 @@ def find_program(name: str) -> Path:
 
     Raises ``ProgramMissingError``.
     """
-    beside = Path(sys.executable).with_name(name)
-    found = str(beside) if beside.exists() else shutil.which(name)
+    installed = Path(sys.executable).with_name(name)
+    found = str(installed) if installed.exists() else shutil.which(name)
     if found is None:
         raise ProgramMissingError(f"{name} is not installed: pip install {PACKAGES[name]}")
     return Path(found)

@@ -407,12 +407,12 @@ def replay_error(error: Exception) -> str:
     return found[1].replace('\\"', '"').replace("\\'", "'") if found else str(error)
 
 
-# Evictions. A worker keeps workflows in its memory. Whether the server has accepted the end of one is known only from
-# the reason for which the runtime then evicts it. A worker has no bound of the memory, so evictions are requested.
+# Evictions. A worker keeps workflows in its memory. Only the reason of an eviction shows whether the server has
+# accepted a workflow's end. A worker does not limit the memory, so evictions are requested.
 
 
 class Eviction(Enum):
-    """Why the runtime removes a workflow from a worker's memory."""
+    """The reason for which the runtime removes a workflow from a worker's memory."""
 
     ENDED = "the server has accepted the workflow's end"
     REFUSED = "the server has refused a task, because an event came during it: the task is executed again"
@@ -420,7 +420,7 @@ class Eviction(Enum):
 
 
 class CacheObserver(Protocol):
-    """Gets what happens to the workflows in a worker's memory, in threads of the worker."""
+    """Observes the workflows in a worker's memory, in threads of the worker."""
 
     def note_activated(self, info: workflow.Info) -> None: ...
 
@@ -428,7 +428,7 @@ class CacheObserver(Protocol):
 
 
 class ObservedRunner(_OuterRunner):
-    """Runs workflows by another runner, and tells ``observer`` about their activations and evictions."""
+    """Runs workflows by another runner, and reports activations and evictions."""
 
     def __init__(self, runner: WorkflowRunner, observer: CacheObserver) -> None:
         super().__init__(runner)
@@ -464,9 +464,9 @@ _EVICTIONS = {"WORKFLOW_EXECUTION_ENDING": Eviction.ENDED, "UNHANDLED_COMMAND": 
 
 
 def evict(worker: Worker, run_id: str) -> None:
-    """Remove a workflow from the memory of a worker, when it has no task.
+    """Remove a workflow from the memory of a worker once it has no task.
 
-    Its next task reads its history. Does nothing if the worker does not have it, or has ended.
+    Its next task reads its history. Does nothing if the worker does not have the workflow, or has ended.
     """
     with _private("Worker._bridge_worker.request_workflow_eviction"):
         if worker._bridge_worker._ref is not None:

@@ -228,13 +228,13 @@ def test_runs_are_cancelled_in_bulk(ask: Run, dev: Command) -> None:
     dev.until(rf"{waiting[-6:]} .* paid .* waits until")
     selected = ("runs", "cancel", "--function", "shop-place", "--if", "event.data.total == 88")
     assert ask(*selected, "--since", "1h").stdout == "1 run was cancelled\n"
-    dev.until(rf"{waiting[-6:]} .* run cancelled .* a bulk cancellation holds for it")
+    dev.until(rf"{waiting[-6:]} .* run cancelled .* a bulk cancellation applies to it")
 
     standing = ask(*selected, "--until", "2999-01-01T00:00:00Z")
     assert standing.stdout == "0 runs were cancelled\n", standing.stderr
     [cancellation_id] = re.findall(r"`durably cancellations delete (\w+)`", standing.stderr)
     refused = ask("invoke", "shop-place", "--data", '{"total": 88}')
-    assert (refused.status, "a bulk cancellation holds for it" in refused.stderr) == (1, True)
+    assert (refused.status, "a bulk cancellation applies to it" in refused.stderr) == (1, True)
     listed = ask("cancellations", "list").stdout.splitlines()
     assert listed[0].split() == ["CANCELLATION", "FUNCTION", "SINCE", "UNTIL", "IF", "CANCELLED"]
     assert listed[1].split()[:2] == [cancellation_id, "shop-place"]

@@ -4,14 +4,19 @@ import contextlib
 import json
 import os
 import pty
+import re
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
 import pytest
 
+from durably.cli.commands.runs import wait_for_end
+from durably.cli.commands.temporal import ForwardedCommand
 from durably.cli.group import durably
 from durably.engine.settings import Durability
 from durably.engine.sqlite.database import open_database
@@ -22,7 +27,8 @@ from ..conftest import TIMEOUT_SECONDS, Command, Result, Run, Start, environment
 WITHOUT_JSON = {
     "dev": "it runs until it is stopped; --log-format json is for its log",
     "start": "it runs until it is stopped; --log-format json is for its log",
-    "temporal": "its commands for Temporal have options of their own",
+    "temporal dev": "it runs until it is stopped",
+    "temporal worker": "it runs until it is stopped",
     "worker": "it runs until it is stopped",
 }
 
@@ -31,6 +37,8 @@ def commands_of(group: click.Group, path: str = "") -> Iterator[tuple[str, click
     for name, command in group.commands.items():
         if f"{path}{name}" in WITHOUT_JSON:
             continue
+        if isinstance(command, ForwardedCommand):
+            command = command.make()
         if isinstance(command, click.Group):
             yield from commands_of(command, f"{path}{name} ")
         else:
@@ -140,17 +148,40 @@ def test_backup_and_check_show_progress_on_a_terminal(
     size = database.stat().st_size
     clear = "\r\x1b[K"
     copied = errors_of("backup", "copy.db", "--db", "engine.db")
-    assert copied.startswith(clear + "copied ")
+    assert re.match(re.escape(clear) + r"[█░]{20} \d+ % copied ", copied)
     assert copied.endswith(f" bytes{clear}")
     assert size > 0
     checked = errors_of("check", "--db", "copy.db")
     first, *_, last, cleared = checked.split(clear)[1:]
-    assert first.startswith("checking the file (1 of ")
+    assert re.match(r"░{20} 0 % checking the file \(1 of ", first)
     assert cleared == ""
     number, total = last.removesuffix(")").split("(")[1].split(" of ")
     assert number == total
 
 
+@pytest.mark.parametrize(
+    ("total", "shown"),
+    [(None, ["1 runs so far", "2 runs so far"]), (4, ["█{5}░{15} 25 % 1 of 4 runs", "█{10}░{10} 50 % 2 of 4 runs"])],
+)
+def test_bulk_operations_show_their_share_if_the_total_is_known(
+    total: int | None, shown: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr("durably.cli.commands.runs._POLL_SECONDS", 0)
+    states = iter([SimpleNamespace(id="1", affected=2, ended_at=None), SimpleNamespace(id="1", affected=4, ended_at=1)])
+    begun: Any = SimpleNamespace(id="1", affected=1, ended_at=None)
+    assert wait_for_end(begun, lambda id: next(states), total).affected == 4
+    lines = capsys.readouterr().err.split("\r\x1b[K")[1:-1]
+    for line, expected in zip(lines, shown, strict=True):
+        assert re.match(expected, line), line
+
+
 def test_progress_is_not_printed_to_a_pipe(database: Path, run: Run) -> None:
     assert run("backup", "copy.db", "--db", "engine.db").stderr == ""
     assert run("check", "--db", "copy.db").stderr == ""
+
+
+def test_a_key_of_temporal_is_printed_as_json(run: Run) -> None:
+    printed = read(run("temporal", "encryption-key", "spring", "--json"))
+    assert printed["id"] == "spring"
+    assert printed["key"].startswith("spring:")

@@ -82,6 +82,15 @@ def test_a_narrow_terminal_lacks_the_last_columns() -> None:
     assert headings.split() == ["FUNCTION", "FAILED", "BACKLOG"]
 
 
+def test_the_remedy_at_the_end_of_a_long_sentence_is_shown() -> None:
+    message = (
+        "3 of 10 runs of 'shop-failing' failed in the last hour: see the error, mend the function, and replay them"
+    )
+    lines = plain(render(overview(concerns=(message,)), 40))
+    assert all(len(line) <= 40 for line in lines)
+    assert " ".join(line.strip() for line in lines[lines.index("") + 3 :]) == f"! {message}"
+
+
 @given(st.text(max_size=80), st.integers(1, 200), st.integers(1, 60))
 def test_no_line_is_too_long_and_no_name_harms_the_terminal(name: str, width: int, height: int) -> None:
     functions = [load(f"{name}{number}\x1b[2J\u202e", failed=number) for number in range(30)]

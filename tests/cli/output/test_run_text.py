@@ -1,6 +1,7 @@
 """The lines that ``durably dev`` prints for what happens to runs."""
 
 import datetime as dt
+from pathlib import Path
 from typing import Any
 
 import click
@@ -70,6 +71,18 @@ def test_lines_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(first) == 120
     assert hint.strip() == f"the whole error: durably runs show {RUN_ID[-6:]}"
     assert "runs show" not in Activity().format(update(UpdateKind.RUN_FAILED, error="ValueError: short"))
+
+
+def test_error_of_a_failure_is_whole_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    error = "OpInvalidError: step 's' waits for an event with an expression that is not valid: the end is missing at 5"
+    long_output = msgspec.Raw(msgspec.json.encode("x" * 500))
+    with (tmp_path / "log").open("w") as file:
+        monkeypatch.setattr("sys.__stdout__", file)
+        for kind in (UpdateKind.STEP_FAILED, UpdateKind.RUN_FAILED):
+            assert click.unstyle(Activity().format(update(kind, error=error))).endswith(error)
+        completed = click.unstyle(Activity().format(update(UpdateKind.RUN_COMPLETED, output=long_output)))
+        assert len(completed) == 160
 
 
 @pytest.mark.parametrize(

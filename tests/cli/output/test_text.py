@@ -5,7 +5,7 @@ import sys
 import click
 import pytest
 
-from durably.cli.output.text import format_seconds, progress_line, shorten, style, table
+from durably.cli.output.text import bar, format_seconds, progress_line, shorten, style, table
 
 
 @pytest.mark.parametrize(
@@ -50,3 +50,17 @@ def test_progress_is_one_line_on_a_terminal_and_nothing_elsewhere(
     assert shown.startswith("\r\x1b[K12 runs")
     assert shown.endswith("\r\x1b[K")
     assert "\n" not in shown
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "drawn"),
+    [
+        (0, 8, "░" * 20 + " 0 %"),
+        (5, 8, "█" * 12 + "░" * 8 + " 62 %"),
+        (8, 8, "█" * 20 + " 100 %"),
+        (9, 8, "█" * 20 + " 100 %"),
+        (0, 0, "█" * 20 + " 100 %"),
+    ],
+)
+def test_a_bar_has_the_share_that_is_done(done: int, total: int, drawn: str) -> None:
+    assert bar(done, total) == drawn

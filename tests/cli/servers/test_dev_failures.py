@@ -119,6 +119,8 @@ def test_the_database_is_locked_by_another_engine(start: Start, run: Run, direct
     check_failure(run("dev", "nosuch:app", "--port", "0"), "there is no module 'nosuch'")
     (directory / "fine.py").write_text("async def app(scope, receive, send): ...")
     check_failure(run("dev", "fine:app", "--port", "0"), "belongs to another engine")
+    write(directory / "shop.py", apps.FLASK.format(sdk="durably").replace(", is_production=False", ""))
+    check_failure(run("dev", "shop:app", "--port", "0"), "belongs to another engine")
     assert first.stop(signal.SIGTERM) == 0
 
 
@@ -139,3 +141,8 @@ def test_database_in_an_unwritable_directory_is_an_error(run: Run) -> None:
 
 def test_the_host_is_not_ours(run: Run) -> None:
     check_failure(run("dev", "--port", "0", "--host", "203.0.113.7"), "cannot listen at 203.0.113.7")
+
+
+def test_the_host_is_empty(run: Run) -> None:
+    result = run("dev", "--port", "0", "--host", "")
+    assert (result.status, "'--host'" in result.stderr) == (2, True)

@@ -64,6 +64,41 @@ def test_an_event_key_is_not_empty(run: Run) -> None:
     assert "no event key" in result.stderr
 
 
+@pytest.mark.parametrize("key", [" ", "\t", "a\nb"])
+def test_an_event_key_is_not_blank(run: Run, key: str) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", "--event-key", "a-key", "--event-key", key, **KEYS)
+    assert (result.status, "Traceback" in result.stderr) == (1, False)
+    assert "an event key is blank" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--host", ""),
+        ("--host", " "),
+        ("--poll-interval", "nan"),
+        ("--poll-interval", "inf"),
+        ("--dashboard-url", "x"),
+        ("--dashboard-url", "javascript:alert(1)"),
+        ("--dashboard-url", "http://127.0.0.1/?q=1"),
+        ("--unsigned-answers-of", ""),
+        ("--metrics-address", ":1"),
+    ],
+)
+def test_an_option_with_a_useless_value_is_refused(run: Run, option: str, value: str) -> None:
+    result = run("start", "--db", "engine.db", "--port", "0", "--event-key", "a-key", option, value, **KEYS)
+    assert (result.status, f"'{option}'" in result.stderr) == (2, True)
+
+
+def test_a_taken_port_is_named_with_its_option(run: Run) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        options = ("--event-key", "a-key", "--metrics-address", address)
+        result = run("start", "--db", "engine.db", "--port", "0", *options, **KEYS)
+    assert result.status == 1
+    assert "choose another (--metrics-address)" in result.stderr
+
+
 def test_a_database_is_required(run: Run) -> None:
     result = run("start", "--port", "0", **KEYS)
     assert result.status == 2

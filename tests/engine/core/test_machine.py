@@ -293,7 +293,7 @@ def test_a_fan_out_over_the_step_limit_starts_no_step() -> None:
     run.ops(*(op(Opcode.INVOKE_FUNCTION, f"s{number}", opts=opts) for number in range(5)))
     assert kinds(run.commands) == [EndRun]
     assert run.error["name"] == "StepLimitError"
-    assert "it has 1 and asks for 5 more" in run.error["message"]
+    assert "it has 1 and requests 5 more" in run.error["message"]
 
 
 def test_a_fan_out_up_to_the_step_limit_is_carried_out() -> None:
@@ -374,7 +374,7 @@ def test_checkpoint_may_defer_a_function() -> None:
         (deferred(function=None), "names no function"),
         (deferred(data=[1]), "not an object"),
         (deferred(data={"text": "x" * MAX_DEFERRED_BYTES}), "bytes"),
-        (op(Opcode.DEFER_ABORT, opts={}), "what is to be aborted"),
+        (op(Opcode.DEFER_ABORT, opts={}), "has no target step"),
     ],
 )
 def test_an_invalid_defer_is_reported_and_fails_no_run(wrong: Op, reason: str) -> None:
@@ -617,7 +617,7 @@ def test_invoke_and_its_timeout() -> None:
     [
         (op(Opcode.SLEEP, name="soon"), "invalid duration 'soon'"),
         (op(Opcode.SLEEP, name="367d"), "at most 366 days"),
-        (op(Opcode.SLEEP, opts={"duration": 5}), "must be text"),
+        (op(Opcode.SLEEP, opts={"duration": 5}), "must be a string"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"timeout": "1h"}), "names none"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x" * 600, "timeout": "1h"}), "600 characters"),
         (op(Opcode.WAIT_FOR_EVENT, opts={"event": "x", "if": "async.data.x ==", "timeout": "1h"}), "not valid"),

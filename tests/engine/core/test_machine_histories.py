@@ -184,7 +184,7 @@ class World:
         for generation, answer in self.under_way.items():
             ops: list[Op] = [op for op in getattr(answer, "ops", []) if op.op == Opcode.STEP_RUN]
             if ops and self.state.call(generation):
-                # Of a planned step, too: its call goes on, and is outstanding until it ends.
+                # Of a planned step, too: its call continues, and is outstanding until it ends.
                 self.checkpointed.update(op.id for op in ops)
                 self.apply(Checkpointed(generation, ops, self._memoised(generation, answer)))
                 return

@@ -165,6 +165,6 @@ async def test_a_function_whose_id_has_a_slash_has_its_pages_and_actions(
     assert function.id in await page(dashboard, path)
     assert function.id in await page(dashboard, f"{path}/cancel")
     paused = await post(dashboard, f"{path}/pause", *await token_of(dashboard, path))
-    assert (paused.status_code, header(paused, "location")) == (303, path)
+    assert (paused.status_code, header(paused, "location")) == (303, f"{path}?notice=paused")
     [function] = await engine.list_functions()
     assert function.is_paused

@@ -201,7 +201,7 @@ async def test_at_the_limit_slow_clients_make_room_in_time(serve: Serve, caplog:
     slow = [await served.connect(b"GET /qui") for _ in range(10)]
     await asyncio.gather(*(served.quick() for _ in range(5)))
     assert slow
-    lines = [record for record in caplog.records if "further ones wait" in record.getMessage()]
+    lines = [record for record in caplog.records if "new connections wait" in record.getMessage()]
     assert len(lines) == 1
 
 

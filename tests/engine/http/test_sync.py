@@ -154,8 +154,17 @@ async def test_https_where_http_is_served(dev: Harness) -> None:
 
 
 async def test_no_app_at_the_url(dev: Harness) -> None:
-    with pytest.raises(NoAppError, match="status 404"):
-        await dev.server.discovery.sync(f"{dev.server.origin}/api/inngest")
+    advice = "this is the engine, so give the URL of the app's endpoint"
+    for origin in (dev.server.origin, dev.server.origin.replace("127.0.0.1", "localhost")):
+        with pytest.raises(NoAppError, match=f"status 40[34].*{advice}"):
+            await dev.server.discovery.sync(f"{origin}/api/inngest")
+
+
+async def test_wrong_path_of_an_app(dev: Harness, serve_functions: ServeFunctions) -> None:
+    client = client_of(dev)
+    url = await serve_functions(client, [_hello(client)])
+    with pytest.raises(NoAppError, match=r"status 404.*whose path is /api/inngest unless serve_path sets another"):
+        await dev.server.discovery.sync(url.replace("/api/inngest", "/wrong"))
 
 
 @pytest.mark.parametrize("app_key", [SIGNING_KEY, FALLBACK_KEY])

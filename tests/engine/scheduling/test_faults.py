@@ -56,7 +56,7 @@ async def test_full_disk_is_logged_and_loses_nothing(path: Path, app: SmallApp, 
         log = path.with_name("engine.db-wal")
         accepted: list[str] = []
         with files_limited_to(log.stat().st_size + 200_000):
-            with pytest.raises(DatabaseUnavailableError, match="cannot be used at the moment"):
+            with pytest.raises(DatabaseUnavailableError, match="cannot be used now"):
                 await fill(engine, accepted)
             assert accepted
             app.gate.set()
@@ -191,7 +191,7 @@ async def test_a_step_that_returns_5_mb_fails_with_a_clear_error(engine: SqliteE
     await engine.sync_app(app.sync_request())
     message, name = output(await run_to_end(engine, "f"))
     assert name == "StepOutputTooLargeError"
-    assert "step 'large' returned 5242882 bytes; at most 4194304 are possible" in message
+    assert "step 'large' returned 5242882 bytes; at most 4194304 are allowed" in message
 
 
 async def test_an_app_that_redirects_is_not_followed(engine: SqliteEngine, app: SmallApp) -> None:
@@ -283,6 +283,30 @@ async def test_whichever_way_the_clock_steps_a_tick_fires_once(path: Path, app: 
         clock.offset += 5 * HOUR
         await until_fired(5)
     assert fired == ["13:00", "checked", "checked", "14:00", "19:00"]
+
+
+async def test_throttled_runs_start_after_the_clock_was_set_back(path: Path, app: SmallApp) -> None:
+    app.function("f", throttle={"limit": 2, "period": "1s"})(lambda steps: "fine")
+    clock = JumpyClock()
+    async with opened(path, msgspec.structs.replace(QUICK, clock=clock)) as engine:
+        await engine.sync_app(app.sync_request())
+        waiting = [await only_run(engine, await send(engine, "f")) for _ in range(3)]
+        clock.offset -= HOUR
+        for run_id in waiting:
+            assert output(await ended(engine, run_id)) == "fine"
+        assert output(await run_to_end(engine, "f")) == "fine"
+
+
+async def test_a_rate_limit_takes_events_after_the_clock_was_set_back(path: Path, app: SmallApp) -> None:
+    app.function("f", rateLimit={"limit": 20, "period": "1s"})(lambda steps: "fine")
+    clock = JumpyClock()
+    async with opened(path, msgspec.structs.replace(QUICK, clock=clock)) as engine:
+        await engine.sync_app(app.sync_request())
+        await run_to_end(engine, "f")
+        clock.offset -= HOUR
+        async with asyncio.timeout(20):
+            while not await engine.event_runs(await send(engine, "f")):
+                pass
 
 
 async def test_a_clock_that_is_set_back_while_the_engine_is_down(path: Path, app: SmallApp) -> None:

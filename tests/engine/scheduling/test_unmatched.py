@@ -148,7 +148,7 @@ async def test_functions_that_an_event_did_not_start_are_reported_with_the_reaso
     bill, mail = (f"no run of the function 'app-{name}' was started: " for name in ("bill", "mail"))
     seen = f"{bill}an event with the same value of its idempotency expression came less than 24 hours before"
     assert await notes_of(engine, again) == [seen, f"{mail}the event is over its rate limit"]
-    index = "no run of the function 'app-index' was started: a later event took the place of this one (debounce)"
+    index = "no run of the function 'app-index' was started: a later event replaced this one (debounce)"
     assert await notes_of(engine, first) == [ended, index]
 
 

@@ -18,7 +18,7 @@ from ..small_app import SmallApp, Steps
 
 
 async def test_copy_is_whole_and_continues_by_itself(engine: SqliteEngine, path: Path, app: SmallApp) -> None:
-    """Made in the middle of load; whatever had been acknowledged when it began is in it, and its runs go on."""
+    """Made in the middle of load; whatever had been acknowledged when it began is in it, and its runs continue."""
 
     @app.function("patient")
     def patient(steps: Steps) -> object:
@@ -131,7 +131,7 @@ async def test_a_copy_takes_no_files_place(path: Path) -> None:
         pass
     taken = path.with_name("taken.db")
     await asyncio.to_thread(taken.write_text, "precious")
-    with pytest.raises(BackupFailedError, match=r"taken\.db exists already"):
+    with pytest.raises(BackupFailedError, match=r"taken\.db already exists"):
         back_up(path, taken)
     assert await asyncio.to_thread(taken.read_text) == "precious"
     with pytest.raises(BackupFailedError, match="could not be copied"):

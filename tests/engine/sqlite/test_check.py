@@ -51,15 +51,15 @@ OF_SLEEPER = "(SELECT key FROM runs WHERE function_id = 'app-sleeper' ORDER BY k
     [
         ("", None),
         (f"DELETE FROM runs WHERE key = {OF_SLEEPER}", "heads hold rows of a run that does not exist"),
-        (f"DELETE FROM heads WHERE run_key = {OF_SLEEPER}", "is live but has no run state, so nothing moves it"),
+        (f"DELETE FROM heads WHERE run_key = {OF_SLEEPER}", "is live but has no run state, so nothing continues it"),
         (f"DELETE FROM heads WHERE run_key = {OF_SLEEPER}", "waits hold rows of a run that has no run state"),
         (f"UPDATE runs SET status = 'Completed' WHERE key = {OF_SLEEPER}", "is Completed but has a run state"),
         ("DELETE FROM events WHERE name = 'sleeper'", "has lost an event that triggered it"),
         ("UPDATE heads SET head = x'c1'", "the run state of run .* is damaged"),
         (f"DELETE FROM memos WHERE run_key = {OF_SLEEPER}", "counts 1 memos, and 0 are stored"),
-        (f"DELETE FROM waits WHERE run_key = {OF_SLEEPER}", "step 'nap' of run .* waits, but for what is not stored"),
-        (f"UPDATE waits SET step_id = 'x' WHERE run_key = {OF_SLEEPER}", "a wait is stored of step x of run"),
-        (f"INSERT INTO holds VALUES ({OF_SLEEPER}, 9, x'91a161', 1)", "call 9 of run .* takes up room, but is not"),
+        (f"DELETE FROM waits WHERE run_key = {OF_SLEEPER}", "run .*: step 'nap' waits, but its wait is missing"),
+        (f"UPDATE waits SET step_id = 'x' WHERE run_key = {OF_SLEEPER}", "a wait of step x is stored"),
+        (f"INSERT INTO holds VALUES ({OF_SLEEPER}, 9, x'91a161', 1)", "run .*: call 9 uses a slot, but is no longer"),
         (
             f"INSERT INTO holds VALUES ({OF_SLEEPER}, 9, x'91a161', 1)",
             "of the slots a, 0 count as taken, and calls take 1",
@@ -67,7 +67,7 @@ OF_SLEEPER = "(SELECT key FROM runs WHERE function_id = 'app-sleeper' ORDER BY k
         ("INSERT INTO slots_used VALUES ('a', 2)", "of the slots a, 2 count as taken, and calls take 0"),
         (
             f"INSERT INTO queued_calls VALUES ('lane', 1, {OF_SLEEPER}, 9)",
-            "call 9 of run .* waits for room, but is not",
+            "run .*: call 9 waits in the queue, but is no longer",
         ),
         ("UPDATE memos SET seq = 1", "the memos of run .* have no clear order"),
         ("UPDATE memos SET memo = '{'", "the memo of step a of run .* is not JSON"),
@@ -100,7 +100,7 @@ async def test_a_call_that_is_put_off_to_no_time_is_found(path: Path, app: Small
                 if update.error is not None:
                     break
     break_(path, "DELETE FROM delayed_calls")
-    assert any("is put off, but until when is not stored" in finding for finding in check_database(path))
+    assert any("a delayed call has no time" in finding for finding in check_database(path))
 
 
 def test_a_damaged_file_is_found(database: Path) -> None:

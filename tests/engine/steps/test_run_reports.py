@@ -2,21 +2,25 @@
 
 import datetime as dt
 import itertools
+import re
 import time
 from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from yarl import URL
 
+from durably.cli.output.run_text import describe_attempts
+from durably.engine.dashboard.rendering.waterfall import lay_out
 from durably.engine.http.codec import decoder_of, from_wire
 from durably.engine.reports import Relation, RunReport, Span, SpanKind
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.steps.records import MAX_ERROR_TEXT
-from durably.engine.views import FromStep, RunStatus, StepStatus
+from durably.engine.views import FromStep, RunStatus, StepStatus, UpdateKind
 from durably.protocol.opcodes import hash_step_id
 
 from ..conftest import ended, only_run, opened, run_to_end, send, step_is
-from ..small_app import Found, SmallApp, StepFailed, Steps
+from ..small_app import Found, SmallApp, StepFailed, Steps, serve
 
 
 async def inspect(engine: SqliteEngine, run_id: str) -> RunReport:
@@ -71,6 +75,41 @@ async def test_failed_attempts_and_errors_are_reported(engine: SqliteEngine, app
     assert [(each.attempt, each.error.message) for each in report.failed_attempts] == [(0, "no luck")]
     assert report.error is not None
     assert (report.error.name, report.error.message) == ("ValueError", "no luck")
+
+
+async def test_a_call_that_did_not_reach_the_app_is_no_failed_attempt(engine: SqliteEngine) -> None:
+    app, divisors = SmallApp(), iter([0, 1])
+
+    @app.function("reload")
+    def reload(steps: Steps) -> object:
+        return steps.run("work", lambda: 1 // next(divisors))
+
+    with engine.watch() as updates:
+        async with serve(app):
+            await engine.sync_app(app.sync_request())
+            run_id = await only_run(engine, await send(engine, "reload"))
+            async for update in updates:
+                if update.kind is UpdateKind.RETRYING:
+                    break
+        async for update in updates:
+            if update.kind is UpdateKind.UNREACHED:
+                break
+    (live,) = (await inspect(engine, run_id)).steps
+    assert [(each.attempt, each.is_unreached) for each in live.failed_attempts] == [(0, False), (1, True)]
+    async with serve(app, URL(app.url).port):
+        run = await ended(engine, run_id)
+    report = await inspect(engine, run_id)
+    (work,) = report.steps
+    assert (work.status, work.attempts) == (StepStatus.COMPLETED, 2)
+    assert [(each.attempt, each.is_unreached) for each in work.failed_attempts] == [(0, False), (1, True)]
+    assert run.failed_attempts == 1
+    row = lay_out(report, dt.datetime.now(dt.UTC)).rows[1]
+    assert [bar.outcome for bar in row.bars if bar.kind is SpanKind.RUNNING][-1] == "completed"
+    assert (row.failures, row.marks) == (1, [])
+    described = describe_attempts(report)
+    assert described is not None
+    assert re.search(r"work +1 +ZeroDivisionError", described)
+    assert re.search(r"work +not reached +AppUnreachableError", described)
 
 
 async def test_steps_under_way_have_open_spans(engine: SqliteEngine, app: SmallApp) -> None:

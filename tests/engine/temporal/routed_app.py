@@ -31,9 +31,9 @@ _DEFAULT = EngineSettings()
 
 
 class RoutedApp(SmallApp):
-    """A small app with an id of its own, on a server that other tests use too. ``event`` makes its names unique.
+    """A small app with a unique id, on a shared server. ``event`` makes event names unique.
 
-    Ids do not begin as those of ``apps.py``, which counts for itself.
+    Ids do not begin like those of ``apps.py``, which counts separately.
     """
 
     def __init__(self, client: Client, settings: EngineSettings) -> None:
@@ -56,7 +56,7 @@ class RoutedApp(SmallApp):
         return await self.engine.receive_events(msgspec.json.encode(event), seed=seed)
 
     def run_id(self, receipt: EventReceipt, function: str) -> str:
-        """The id of the run that an event without an id of its own starts."""
+        """The id of the run that an event without an id of its sender starts."""
         event_id = receipt.ids[0]
         return make_run_id(ULID.from_str(event_id).milliseconds, event_id, self.id_of(function))
 
@@ -72,7 +72,7 @@ class RoutedApp(SmallApp):
         return read_answer(reply.status, {name.lower(): text for name, text in reply.headers.items()}, reply.body, 0)
 
     async def result(self, run_id: str) -> Any:
-        """The output of a run that completes or is skipped. Raises ``WorkflowFailureError`` if it does not."""
+        """The output of a completed or skipped run. Raises ``WorkflowFailureError`` otherwise."""
         handle = self.client.get_workflow_handle(run_workflow_id(run_id))
         async with asyncio.timeout(PATIENCE):
             return await handle.result()
@@ -100,7 +100,7 @@ async def routed_app(address: str, settings: EngineSettings = _DEFAULT) -> Async
 
 @asynccontextmanager
 async def running(app: RoutedApp) -> AsyncIterator[None]:
-    """With workers."""
+    """The app with workers."""
     workers = app.engine.make_workers([app_queue(app.app_id)], app.call)
     tasks = [asyncio.create_task(worker.run()) for worker in workers]
     try:

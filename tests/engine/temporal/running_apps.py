@@ -1,4 +1,4 @@
-"""Apps on the engine on Temporal: its workers run in the test's event loop, and call the functions in process."""
+"""Apps on the engine on Temporal. Workers run in the test's event loop, and call functions in process."""
 
 import asyncio
 import datetime as dt
@@ -39,7 +39,7 @@ QUICK = EngineSettings(
 
 
 def make_client() -> durably.Client:
-    """The client of an app with a name of its own: tests share a server."""
+    """The client of an app with a unique name, because tests share a server."""
     name = f"app{os.getpid()}x{next(_numbers)}"
     return durably.Client(app_id=name, is_production=False, engine="http://localhost:1")
 
@@ -67,7 +67,7 @@ class RunningApp:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Workers as in one process."""
+        """Workers of one process."""
         self.workers = self.engine.make_workers([app_queue(self.id)], self.call)
         async with _all_of(self.workers):
             yield
@@ -115,7 +115,7 @@ async def _all_of(workers: Sequence[Worker]) -> AsyncIterator[None]:
 async def running(
     address: str, app: durably.Client, *functions: Function[Any], settings: EngineSettings = QUICK
 ) -> AsyncIterator[RunningApp]:
-    """The app is synced, and has workers."""
+    """Sync the app, and run its workers."""
     client = await Client.connect(address, data_converter=DATA_CONVERTER)
     app_on_temporal = RunningApp(app, functions, client, WorkflowEngine(client, settings))
     try:

@@ -31,7 +31,7 @@ _PATIENCE = 30.0
 
 
 def new_app() -> durably.Client:
-    """An app with an id that no other test has."""
+    """An app with a unique id."""
     return durably.Client(app_id=f"app-{uuid.uuid4().hex[:8]}", is_production=False, engine="http://localhost:1")
 
 
@@ -73,7 +73,7 @@ async def serving(
 
 
 async def send(engine: WorkflowEngine, name: str, data: dict[str, Any] | None = None, **fields: Any) -> str:
-    """The id of the event."""
+    """Send an event. Returns its id."""
     (event_id,) = (await engine.receive_events(msgspec.json.encode({"name": name, "data": data or {}, **fields}))).ids
     return event_id
 

@@ -39,7 +39,7 @@ def lot(seed: int, name: str) -> float:
 
 
 def arrives(seed: int, event: str) -> bool:
-    """Whether an event comes before the wait for it ends."""
+    """Whether an event arrives before the wait for it ends."""
     return lot(seed, event) < 0.7
 
 
@@ -48,7 +48,7 @@ def child_fails(seed: int, step: str) -> bool:
 
 
 def output_of(seed: int, memos: Iterable[bytes]) -> Answer:
-    """The output of a function whose steps have all ended: what they returned, or an error of its own."""
+    """The output of a function whose steps have all ended: their results, or its own error."""
     if lot(seed, "function") < 0.3:
         return AttemptFailed(FUNCTION_FAILED, no_retry=True)
     return Returned(msgspec.json.encode(sorted(map(str, map(outline, memos)))))
@@ -65,7 +65,7 @@ def outline(memo: bytes) -> tuple[str, object]:
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a run. ``output`` is the name of the error of a failed one, ``memos`` are outlines by hashed step."""
+    """The end of a run. For a failed run ``output`` is the name of the error. ``memos`` are outlines by hashed step."""
 
     status: RunStatus
     output: object
@@ -92,7 +92,7 @@ class _Caller:
         return answer
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, because nothing is open."""
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ SECONDS = 0.3
 
 @pytest.fixture
 async def engine(server: DevServer) -> WorkflowEngine:
-    """Without workers, so that Updates wait."""
+    """An engine without workers, so that Updates wait."""
     return WorkflowEngine(await Client.connect(server.address, data_converter=DATA_CONVERTER), EngineSettings())
 
 

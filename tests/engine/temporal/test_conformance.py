@@ -1,6 +1,10 @@
-"""Tests of the protocol on the engine on Temporal, one of each kind. ``make conformance-temporal`` runs all of them."""
+"""Tests of the protocol on the engine on Temporal, one of each kind; a slow test runs all."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -41,9 +45,23 @@ __all__ = [
 ]
 
 
+ROOT = Path(__file__).parents[3]
+
+
 @pytest.fixture(scope="module")
 def engine(server: DevServer) -> Iterator[Engine]:
     loop = get_background_loop()
     opened = loop.run(open_engine(server.address))
     yield Engine(opened.origin)
     loop.run(opened.close())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_tests_of_the_protocol_pass() -> None:
+    """In a pytest of their own, because they choose the engine by an option."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    tests = sorted(map(str, (ROOT / "tests" / "conformance").glob("test_engine_*.py")))
+    command = [sys.executable, "-m", "pytest", "--numprocesses", "2", "--engine", "temporal", *tests]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

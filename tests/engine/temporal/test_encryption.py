@@ -53,7 +53,7 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
         (failed,) = await ended_runs(engine, await send(engine, event, {"text": SECRET, "fails": True}))
         assert (failed.status, failed.decode_output()["message"]) == (RunStatus.FAILED, f"refused {SECRET}")
 
-        # Lists and reports read what is encrypted.
+        # Lists and reports decrypt.
         runs = await async_eventually(
             lambda: engine.list_runs(function_id=f"{app.app_id}-go"),
             "two runs are listed",
@@ -75,7 +75,7 @@ async def test_the_server_sees_no_data_of_events_steps_and_errors(server: DevSer
 
 @pytest.mark.slow
 async def test_without_encryption_the_server_sees_the_data(server: DevServer) -> None:
-    """The check above finds what is not encrypted."""
+    """The check above finds unencrypted data."""
     app = new_app()
 
     @app.create_function(fn_id="go", trigger=durably.TriggerEvent(event=app.app_id))

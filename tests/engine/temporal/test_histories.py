@@ -33,7 +33,7 @@ async def test_histories_of_released_versions_replay() -> None:
 
 
 async def test_a_changed_workflow_does_not_replay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The histories find a change: one that ends runs without their events."""
+    """The histories detect a change: a workflow that ends runs without their events."""
     monkeypatch.setattr(run_workflow, "run_end_events", lambda result, triggers: [])
     (path, *_) = [path for path in FILES if path.stem.endswith("-run")]
     result = await replayer().replay_workflow(read(path), raise_on_replay_failure=False)

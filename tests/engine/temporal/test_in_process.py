@@ -34,7 +34,7 @@ async def within(awaitable: Awaitable[Any]) -> Any:
 
 
 class App:
-    """An app with functions that report what they did."""
+    """An app with functions that report their steps."""
 
     def __init__(self, engine: TemporalEngine, app_id: str, **options: Any) -> None:
         self.engine = engine
@@ -93,7 +93,7 @@ def hold(app: App) -> Function[Any]:
 
 
 def hold_no_more(app: App) -> Function[Any]:
-    """The same function in another process, in which nothing holds it."""
+    """The same function in another process, in which nothing blocks it."""
 
     @app.client.create_function(fn_id="hold", trigger=TriggerEvent(event=f"{app.client.app_id}/hold"))
     async def hold(ctx: Context) -> None:
@@ -143,7 +143,7 @@ async def test_a_call_whose_run_was_cancelled_ends_without_a_traceback(
     async with app.engine.running():
         await app.send("wait")
         await app.engine.cancel_run(await app.reported())
-        await within(ended.wait())  # At the next heartbeat the server says that there is no such call any more.
+        await within(ended.wait())  # At the next heartbeat the server reports that the call no longer exists.
     assert "Traceback" not in caplog.text
 
 
@@ -168,7 +168,7 @@ async def test_calls_of_a_process_that_stops_continue_elsewhere_at_once(
         await second.engine.stop()
 
 
-async def test_stop_stores_finished_steps_and_logs_it(server: DevServer, caplog: pytest.LogCaptureFixture) -> None:
+async def test_stop_commits_finished_steps_and_logs_them(server: DevServer, caplog: pytest.LogCaptureFixture) -> None:
     goes_on = asyncio.Event()
 
     def two_steps(app: App) -> Function[Any]:
@@ -230,7 +230,7 @@ async def test_a_send_during_a_stop_does_not_start_the_process_again(
 
 
 async def test_a_request_that_only_a_worker_can_answer_ends_with_the_process(server: DevServer) -> None:
-    """A thread that waits for it would otherwise keep the process alive for ever."""
+    """Otherwise a thread that waits for it would keep the process alive forever."""
     app = App(TemporalEngine(server.address, settings=NO_GRACE), "unanswered").serve(add)
     await app.engine.start()
     node = app.engine._process._node
@@ -317,7 +317,7 @@ async def test_invalid_options_prevent_the_start(server: DevServer) -> None:
     CommHandler(client=app.client, framework="test", functions=[bad])
     with pytest.raises(ConfigInvalidError, match=r"'invalid-bad'.*@daily") as refused:
         await app.engine.start()
-    # What servers print of it: not the code of the engine.
+    # The output of servers about it must not contain the engine's code.
     assert "workflow_engine" not in "".join(traceback.format_exception(refused.value))
 
 
@@ -327,7 +327,7 @@ async def test_invalid_settings_prevent_the_start() -> None:
         await engine.start()
 
 
-async def test_process_without_workers_sends_events_and_runs_no_function(server: DevServer) -> None:
+async def test_process_without_workers_sends_events_and_runs_no_functions(server: DevServer) -> None:
     web = App(TemporalEngine(server.address, workers=False), "apart").serve(add_sync)
     worker = App(TemporalEngine(server.address), "apart").serve(add_sync)
     async with worker.engine.running(), web.engine.running():
@@ -344,8 +344,11 @@ async def test_events_wait_until_another_process_has_synced_the_functions(
     worker = App(TemporalEngine(server.address), "early").serve(add_sync)
     hasty = App(TemporalEngine(server.address, workers=False), "early", request_timeout=100).serve(add_sync)
     async with web.engine.running(), hasty.engine.running():
-        with pytest.raises(SendEventsError, match=r"no process has synced the functions of the app 'early' yet"):
+        with pytest.raises(
+            SendEventsError, match=r"no process has synced the functions of the app 'early' yet"
+        ) as raised:
             await hasty.send("add-sync", n=0)
+        assert "did not answer" not in raised.value.message
         assert "sends no events yet: no process has synced the functions of the app 'early' yet" in caplog.text
         sending = asyncio.create_task(web.send("add-sync", n=1))
         async with worker.engine.running():
@@ -408,8 +411,8 @@ async def test_a_stopped_engine_starts_again(server: DevServer) -> None:
             assert await app.reported() == [number, 2]
 
 
-async def test_a_stop_does_not_wait_for_a_wait_that_is_being_registered(server: DevServer) -> None:
-    """The registration needs a workflow, which this process alone executes."""
+async def test_stop_does_not_wait_for_a_registration(server: DevServer) -> None:
+    """The registration needs a workflow, which only this process executes."""
 
     def wait(app: App) -> Function[Any]:
         @app.client.create_function(fn_id="wait", trigger=TriggerEvent(event=f"{app.client.app_id}/wait"))

@@ -53,7 +53,7 @@ def make_engine(request: pytest.FixtureRequest, server: DevServer, tmp_path: Pat
 
 
 class Shop:
-    """An app with an id of its own: tests share a server."""
+    """An app with a unique id, because tests share a server."""
 
     def __init__(self, engine: Handle, app_id: str | None = None) -> None:
         self.engine = engine
@@ -85,7 +85,7 @@ class Shop:
         return TriggerEvent(event=f"{self.id}/{name}")
 
     async def start(self, name: str) -> str:
-        """The id of the run that an event starts. Lists on Temporal lag."""
+        """Send an event. Returns the id of its run. Lists on Temporal lag."""
         [event_id] = await self.client.send(Event(name=f"{self.id}/{name}"))
         runs = await async_eventually(lambda: self.engine.event_runs(event_id), f"the run of {name} is listed")
         return runs[0].id
@@ -231,7 +231,7 @@ async def test_a_failed_run_is_reported_to_a_webhook(make_engine: MakeEngine) ->
     assert "ValueError: declined" in body["text"]
 
 
-async def test_unreachable_server_leaves_the_other_metrics() -> None:
+async def test_unreachable_server_keeps_the_other_metrics() -> None:
     with DevServer() as own_server:
         async with opened(TemporalEngine(own_server.address)) as shop:
             await shop.run("pay")
@@ -248,7 +248,7 @@ async def test_unreachable_server_leaves_the_other_metrics() -> None:
             own_server.go_on()
 
 
-async def test_unreadable_numbers_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreadable_numbers_are_omitted(caplog: pytest.LogCaptureFixture) -> None:
     async def fail() -> dict[str, int]:
         raise KeyError("Unknown payload encoding binary/encrypted")
 
@@ -287,7 +287,7 @@ async def test_the_functions_of_other_apps_have_no_labels(server: DevServer) -> 
     assert {sample.labels[0].rpartition("-")[0] for sample in metrics["runs_live"].samples} == {other.id}
 
 
-async def test_two_engines_of_a_process_with_one_app_count_apart(server: DevServer) -> None:
+async def test_two_engines_of_a_process_with_one_app_count_separately(server: DevServer) -> None:
     """The connections differ by their namespaces."""
     client = await TemporalClient.connect(server.address)
     namespace = f"billing{uuid.uuid4().hex[:8]}"
@@ -332,8 +332,8 @@ async def test_an_end_that_the_server_refuses_is_not_counted_however_late_the_ne
 
 
 @pytest.mark.slow
-async def test_a_run_that_is_cancelled_while_it_ends_is_counted_once_and_truly(server: DevServer) -> None:
-    """The server refuses the task that ends a run if the cancellation comes during it."""
+async def test_run_that_is_cancelled_while_it_ends_is_counted_once_with_its_status(server: DevServer) -> None:
+    """The server refuses the task that ends a run if the cancellation arrives during it."""
     engine = TemporalEngine(server.address, settings=EngineSettings(**QUICK))
     shop = Shop(engine)
     client = Client(app_id=f"{shop.id}b", engine=engine, is_production=False)

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,35 @@ def test_a_worker_runs_an_apps_functions(start: Start, directory: Path, server: 
     assert worker.stop(signal.SIGTERM) == 0
 
 
+OWN_LOG = """
+import logging
+
+handler = logging.StreamHandler()
+handler.setFormatter(logging.Formatter("own: %(message)s"))
+logging.getLogger("durably").addHandler(handler)
+"""
+
+
+def test_an_app_with_log_handlers_of_its_own_gets_each_line_once(
+    start: Start, directory: Path, server: DevServer
+) -> None:
+    """As Django's LOGGING has them."""
+    write(directory / "shop.py", textwrap.dedent(WORKER) + OWN_LOG)
+    worker = start("worker", "shop:client", ADDRESS=server.address)
+    worker.until("runs the functions worker-greet")
+    assert worker.stop(signal.SIGTERM) == 0
+    lines = [line for line in worker.output.splitlines() if "runs the functions" in line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("own: ")
+
+
+def test_a_django_project_without_its_settings_gets_the_command(run: Run, directory: Path) -> None:
+    write(directory / "shop.py", "from django.conf import settings\nsettings.DEBUG\n")
+    result = run("worker", "shop:client")
+    assert result.status == 1
+    assert "`DJANGO_SETTINGS_MODULE=myproject.settings durably worker shop:client`" in " ".join(result.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
@@ -150,7 +180,7 @@ def test_a_worker_runs_an_apps_functions(start: Start, directory: Path, server: 
         ("shop:app", "not a durably.Client"),
     ],
 )
-def test_worker_refuses_an_app_that_it_cannot_run(run: Run, directory: Path, target: str, reason: str) -> None:
+def test_worker_refuses_functions_that_it_cannot_run(run: Run, directory: Path, target: str, reason: str) -> None:
     write(directory / "shop.py", NOT_FOR_WORKERS)
     result = run("worker", target, DURABLY_DEV="1")
     assert result.status == 1

@@ -1,4 +1,4 @@
-"""Stock projects with ``TemporalEngine`` under common servers: runs go on after the end of their process."""
+"""Stock projects with ``TemporalEngine`` under common servers: runs continue after the end of their process."""
 
 import asyncio
 import os
@@ -65,7 +65,7 @@ SEVERAL_WORKERS = [case for case in SERVERS if " 2" in case[1]]
 
 
 def cases(servers: list[tuple[str, str]], quick: tuple[str, str] | None = None) -> list[Any]:
-    """Parameters of a test; all but the quick one are tests of `make soak`."""
+    """Parameters of a test. All but the quick one are tests of `make soak`."""
     return [pytest.param(*case, id=" ".join(case), marks=[] if case == quick else pytest.mark.soak) for case in servers]
 
 
@@ -100,21 +100,21 @@ class Project:
         return eventually(lambda: self.noted(what), f"{what}\n{(self.directory / 'log').read_text()[-5000:]}")[-1]
 
     def hold(self, server: Server) -> int:
-        """Start a run; the process that holds it."""
+        """Start a run. Returns the process that executes it."""
         server.send()
         self.wait_noted("charged by")
         eventually(lambda: asyncio.run(self._answer()) or self.noted("held by"), f"the answer arrives\n{server.log()}")
         return self.wait_noted("held by")
 
     async def _answer(self) -> None:
-        """An answer before the run waits for it is lost."""
+        """Answer. An answer before the run waits for it is lost."""
         temporal = await Client.connect(self.address, data_converter=DATA_CONVERTER)
         body = msgspec.json.encode({"name": "shop/visitor.answered", "data": {}})
         await WorkflowEngine(temporal, EngineSettings()).receive_events(body)
 
 
 @pytest.mark.parametrize(("framework", "command"), cases(SERVERS))
-def test_a_run_goes_on_after_a_restart(framework: str, command: str, tmp_path: Path, server: DevServer) -> None:
+def test_run_continues_after_a_restart(framework: str, command: str, tmp_path: Path, server: DevServer) -> None:
     project = Project(framework, tmp_path, server.address)
     with running(command, tmp_path) as web:
         project.hold(web)

@@ -30,7 +30,7 @@ def authority() -> Authority:
 
 @pytest.fixture
 def front(server: DevServer, authority: Authority, tmp_path: Path) -> Iterator[TLSFront]:
-    """A front of the server. It writes its authority's certificate to ``ca``."""
+    """A TLS front of the server. It writes its authority's certificate to ``ca``."""
     front = TLSFront(server.port, authority, tmp_path, demands_certificate=False, api_key=API_KEY)
     with closing(front):
         yield front

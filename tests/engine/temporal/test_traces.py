@@ -1,4 +1,4 @@
-"""Traces of runs on Temporal: of an app in its own processes, and of one that is called over HTTP."""
+"""Traces of runs on Temporal: of an app in its own processes, and of an app that is called over HTTP."""
 
 import datetime as dt
 import os
@@ -178,9 +178,7 @@ async def test_one_trace_of_an_app_that_is_called_over_http(server: DevServer, s
     assert {trace_of(span) for span in own} == {trace_of(spans.one("POST /orders"))}
 
 
-async def test_a_call_that_does_not_reach_its_app_is_repeated_in_a_span_of_its_own(
-    server: DevServer, spans: Spans
-) -> None:
+async def test_call_that_does_not_reach_its_app_is_repeated_in_a_separate_span(server: DevServer, spans: Spans) -> None:
     app = make_client()
 
     @app.create_function(fn_id="go", trigger=on(app, "go"))

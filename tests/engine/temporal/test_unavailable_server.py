@@ -1,4 +1,4 @@
-"""Servers that refuse the namespace, or are away for a while."""
+"""Servers that refuse the namespace, or are unreachable for a while."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ _DENIED = 7
 
 
 class DenyingServer:
-    """It describes itself, and denies all requests for a namespace, as Temporal does without a permission."""
+    """Describes itself, and denies all requests for a namespace, as Temporal does without a permission."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -50,7 +50,7 @@ class DenyingServer:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         connection.initiate_connection()
         paths: dict[int, bytes] = {}
-        with contextlib.suppress(OSError, h2.exceptions.ProtocolError), near:  # Clients give requests up.
+        with contextlib.suppress(OSError, h2.exceptions.ProtocolError), near:  # Clients give up requests.
             while data := near.recv(65536):
                 for event in connection.receive_data(data):
                     if isinstance(event, h2.events.RequestReceived):
@@ -60,7 +60,7 @@ class DenyingServer:
                 near.sendall(connection.data_to_send())
 
     def _answer(self, connection: h2.connection.H2Connection, stream: int, path: bytes) -> None:
-        """Answer a request that has ended: the rest of one that is answered early is a protocol error."""
+        """Answer a request that has ended: the rest of a request that is answered early is a protocol error."""
         headers = [(":status", "200"), ("content-type", "application/grpc")]
         if path.endswith(b"/GetSystemInfo"):
             connection.send_headers(stream, headers)
@@ -103,7 +103,7 @@ async def test_a_sync_without_an_answer_is_repeated(server: DevServer, monkeypat
 
 
 @pytest.mark.slow
-async def test_runs_and_events_continue_after_their_server_was_unreachable(
+async def test_runs_and_events_continue_after_a_server_outage(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = Proxy(server.port)

@@ -20,10 +20,7 @@ from .serving import new_app
 
 @pytest.mark.slow
 async def test_workers_start_once_their_server_is_back(server: DevServer, caplog: pytest.LogCaptureFixture) -> None:
-    """The server was away between the connection and the start of the workers.
-
-    Temporal's client asks it for 20 seconds before a worker fails.
-    """
+    """The server was unreachable between the connection and the start of the workers."""
     proxy = Proxy(server.port)
     client = await Client.connect(proxy.address, data_converter=DATA_CONVERTER)
     engine = WorkflowEngine(client, EngineSettings())

@@ -1,4 +1,4 @@
-"""Two engines on one database, as when a leader is thought dead: only that of the newest epoch writes."""
+"""Two engines on one database, as when a leader is wrongly declared dead. Only the newest epoch writes."""
 
 import asyncio
 from pathlib import Path
@@ -11,7 +11,7 @@ from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.engine_errors import DatabaseLockedError, DatabaseLostError, EngineClosedError
 
 _LOST = (DatabaseLostError, EngineClosedError)
-"""An engine that counts its runs may find out by itself, and close, before it is asked."""
+"""An engine that counts its runs may notice this and close before the request."""
 
 
 async def open_engine(path: Path, after_epoch: int | None = None) -> tuple[SqliteEngine, int]:
@@ -51,7 +51,7 @@ async def test_verify_fails_after_a_takeover(tmp_path: Path) -> None:
     await later.close()
 
 
-async def test_of_two_that_take_over_from_one_leader_one_succeeds(tmp_path: Path) -> None:
+async def test_one_of_two_successors_of_a_leader_becomes_leader(tmp_path: Path) -> None:
     path = tmp_path / "durably.db"
     stopped, epoch = await open_engine(path)
     taken = await asyncio.gather(*(open_engine(path, after_epoch=epoch) for _ in range(4)), return_exceptions=True)

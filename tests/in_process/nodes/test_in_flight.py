@@ -1,4 +1,4 @@
-"""The file of calls under way, as the next leader reads it."""
+"""The file of running calls, as the next leader reads it."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ def make_process() -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
 
 
-def test_calls_of_processes_that_are_gone_are_lost_and_others_are_not(tmp_path: Path) -> None:
+def test_only_calls_of_ended_processes_are_lost(tmp_path: Path) -> None:
     with make_process() as gone, make_process() as here:
         calls = InFlightCalls(tmp_path, 1)
         calls.begin(identity_of(gone.pid), GONE)
@@ -49,7 +49,7 @@ def test_an_identity_distinguishes_processes_of_the_same_id() -> None:
         assert identity_of(process.pid) == ""
 
 
-def test_the_file_grows_and_a_closed_one_takes_no_more(tmp_path: Path) -> None:
+def test_file_grows_and_a_closed_file_accepts_no_records(tmp_path: Path) -> None:
     calls = InFlightCalls(tmp_path, 1)
     keys = [CallKey(f"run-{number}", "step", 0) for number in range(3000)]
     process = identity_of(os.getpid())

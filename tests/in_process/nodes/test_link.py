@@ -91,7 +91,7 @@ async def test_cancelled_request_cancels_the_work(tmp_path: Path) -> None:
         await asyncio.wait_for(cancelled.wait(), 60)
 
 
-async def test_end_of_one_side_ends_requests_in_both_directions(tmp_path: Path) -> None:
+async def test_end_of_one_side_ends_the_requests_and_work_of_the_other(tmp_path: Path) -> None:
     began, cancelled = asyncio.Event(), asyncio.Event()
 
     async def work(name: str, payload: bytes) -> bytes:
@@ -116,7 +116,7 @@ async def test_end_of_one_side_ends_requests_in_both_directions(tmp_path: Path) 
 
 
 async def test_a_side_that_falls_silent_is_given_up_on(tmp_path: Path) -> None:
-    """As a stopped process does, whose kernel still takes what it is sent."""
+    """Like a stopped process, whose kernel still accepts data."""
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
@@ -127,7 +127,7 @@ async def test_a_side_that_falls_silent_is_given_up_on(tmp_path: Path) -> None:
         assert link.was_silent
 
 
-async def test_malformed_frame_ends_the_link(tmp_path: Path) -> None:
+async def test_invalid_frame_ends_the_link(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "s"))
@@ -186,7 +186,7 @@ def test_a_view_from_before_a_gap_stays_stale(clock: Clock, is_lost: bool) -> No
     assert not heartbeat.may_be_stale(since=ended + 0.1)
 
 
-def test_message_just_after_a_gap_may_be_stale(clock: Clock) -> None:
+def test_data_just_after_a_gap_may_be_stale(clock: Clock) -> None:
     heartbeat = Heartbeat(1.0, clock)
     clock.now += 5.0
     heartbeat.beat()

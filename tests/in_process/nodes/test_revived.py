@@ -1,4 +1,4 @@
-"""A process that continues after a stop of more than the lease starts no step of calls that were made again."""
+"""A process that continues after a stop of more than the lease starts no step of repeated calls."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ SERVERS = {"between": gunicorn("flask_app", WORKERS, "--preload"), "between-asyn
 @pytest.mark.parametrize("is_leader", [True, False], ids=["the leader", "a follower"])
 @pytest.mark.parametrize("name", variants(SERVERS, ["between"]))
 def test_a_revived_process_begins_no_step(name: str, is_leader: bool, tmp_path: Path) -> None:
-    # The process that takes over may get all calls beside its own. On two cores it has six threads by default.
+    # The process that becomes leader may get all calls in addition to its own. On two cores it has six threads.
     with serving(SERVERS[name], tmp_path, DURABLY_THREAD_POOL_MAX_WORKERS="32") as cluster:
         leader = cluster.wait_joined(WORKERS)
         until = tmp_path / "until"

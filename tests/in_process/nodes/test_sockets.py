@@ -20,10 +20,10 @@ from durably.cli.clients.http_client import SocketPool
 from durably.engine.logs import SparseLog
 from durably.in_process.nodes import link, sockets
 from durably.in_process.nodes.sockets import ProtocolDetector
-from durably.protocol.engine_errors import EngineError
+from durably.protocol.engine_errors import DatabasePathError, EngineError
 
 
-def test_beside_the_database_where_the_path_is_short(tmp_path: Path) -> None:
+def test_sockets_are_next_to_the_database_if_the_path_is_short(tmp_path: Path) -> None:
     database = Path("/srv/app/durably.db")
     assert sockets.directory_of(database) == Path("/srv/app/durably.db.sockets")
 
@@ -136,7 +136,7 @@ async def test_connections_that_send_nothing_end_with_the_leader(tmp_path: Path)
         reader, writer = await asyncio.open_unix_connection(path)
         with socket.socket(
             socket.AF_UNIX
-        ) as probe:  # The leader has accepted the one before when this one is answered.
+        ) as probe:  # The leader has accepted the previous connection when this one is answered.
             probe.connect(str(path))
             probe.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             await asyncio.get_running_loop().run_in_executor(None, probe.recv, 1)
@@ -216,7 +216,7 @@ with socket.socket(socket.AF_UNIX) as connection:
 @pytest.mark.parametrize(
     "sent", [b"GET /v1/runs HTTP/1.1\r\nHost: localhost\r\n\r\n", b"\0\0\0\6\x94\x04\x00\xa0\xc4\x00"]
 )
-async def test_another_user_gets_no_answer_even_where_modes_let_it_in(sent: bytes) -> None:
+async def test_other_user_gets_no_answer_even_if_modes_permit_it(sent: bytes) -> None:
     with tempfile.TemporaryDirectory() as made:
         engine = Embedded(Path(made) / "durably.db")
         async with engine.running():
@@ -228,3 +228,9 @@ async def test_another_user_gets_no_answer_even_where_modes_let_it_in(sent: byte
             result = await asyncio.to_thread(subprocess.run, program, capture_output=True, text=True, check=False)
             directory.chmod(0o700)
     assert result.stdout == "closed\n", result.stderr
+
+
+def test_a_directory_that_cannot_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
+    directory = Path("/proc/nowhere/durably.db.sockets")
+    with pytest.raises(DatabasePathError, match=r"durably\.db\.sockets .* give the user of this process the right"):
+        sockets.make_directory(directory)

@@ -1,4 +1,4 @@
-"""A leader that is stopped within a transaction keeps SQLite's write lock: errors name it, and nothing kills it."""
+"""A leader that is stopped within a transaction keeps SQLite's write lock. Errors name it; nothing is killed."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux r
 
 
 def stop_within_a_transaction(cluster: Cluster) -> int:
-    """Stop the leader again and again until it holds the write lock; the number of events that this took."""
+    """Stop the leader repeatedly until it has the write lock. Returns the number of events that this took."""
     leader = cluster.wait_leader()
     for number in range(1000):
         cluster.send({"name": "count", "id": str(number)})

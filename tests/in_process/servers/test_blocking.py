@@ -42,7 +42,7 @@ async def test_a_blocked_event_loop_delays_no_timer_and_no_sync_function(tmp_pat
     CommHandler(client=client, framework="test", functions=[nap])
     async with engine.running():
         [event_id] = client.send_sync(Event(name="nap"))
-        # From here on this event loop, the app's, does not run until the run has ended.
+        # From here on the app's event loop does not run until the run has ended.
         [run] = engine.event_runs_sync(event_id)
         assert engine.wait_for_run_sync(run.id, timeout=dt.timedelta(seconds=20)).decode_output() == "awake"
 

@@ -1,4 +1,4 @@
-"""Workers are killed and stopped at random under load: no event is lost, and nothing that was committed runs again."""
+"""Workers are killed and stopped at random under load. No event is lost, and no committed step runs again."""
 
 import os
 import random
@@ -15,7 +15,7 @@ from ..functions import STEPS
 
 WORKERS = 3
 ROUNDS = int(os.environ.get("DURABLY_CHAOS_ROUNDS", "4"))
-"""For hours of it, set this to hundreds, and pytest's timeout (``-o timeout=``) to match."""
+"""Set this to hundreds for hours of it, with a matching timeout of pytest (``-o timeout=``)."""
 EVENTS = 30
 
 

@@ -1,7 +1,8 @@
-"""When and where the engine starts: with servers, before the first request; not where the app is only imported."""
+"""Start of the engine: with servers, before the first request; not if the app is only imported."""
 
 import datetime as dt
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -52,7 +53,7 @@ def werkzeug(descriptor: int) -> list[str]:
 
 def flask_run(*options: str) -> Callable[[int], list[str]]:
     app = "tests.in_process.apps:flask_app"
-    # It takes a listening socket from its reloader only, so the test cannot send requests to it.
+    # It accepts a listening socket from its reloader only, so the test cannot send requests to it.
     return lambda _: ["-m", "flask", "--app", app, *options, "run", "--port", "0"]
 
 
@@ -76,6 +77,18 @@ def test_the_engine_starts_with_the_server(server: str, tmp_path: Path) -> None:
     with serving(AT_ONCE[server], tmp_path) as cluster:
         eventually(lambda: "is now the leader" in cluster.log(), "the engine starts without a request")
         run_to_its_end(cluster)
+
+
+@pytest.mark.parametrize("server", variants(AT_ONCE, ["flask-gunicorn", "fast_api-uvicorn"]))
+def test_server_does_not_start_on_an_impossible_path(server: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    database = str(tmp_path / "file" / "durably.db")
+    if "tornado" in server:
+        pytest.skip("its app is made in the program's own event loop, which goes on")
+    errors = tmp_path / "errors"
+    with errors.open("w") as file, serving(AT_ONCE[server], tmp_path, stderr=file, TEST_DATABASE=database) as cluster:
+        assert cluster.process.wait(60) != 0
+    assert f"cannot use the database {database}" in errors.read_text() + cluster.log()
 
 
 @pytest.mark.parametrize("server", AT_THE_FIRST_REQUEST)
@@ -133,7 +146,7 @@ print(os.getpid())
 
 @pytest.mark.slow
 def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> None:
-    """Whether the app is running or not; what it sends waits for the app."""
+    """Whether the app is running or not. Its events wait for the app."""
     with serving(AT_ONCE["flask-gunicorn"], tmp_path) as cluster:
         cluster.wait_leader()
         first = python(SCRIPT.format(serve="", id="first"), tmp_path)
@@ -146,7 +159,7 @@ def test_a_script_that_serves_nothing_sends_and_runs_nothing(tmp_path: Path) -> 
     assert not {int(first), int(second)} & {entry["process"] for entry in cluster.diary.entries("step")}
 
 
-def test_process_that_serves_functions_runs_its_own_events(tmp_path: Path) -> None:
+def test_serving_process_runs_the_functions_of_its_events(tmp_path: Path) -> None:
     """In any program, without a known server or a request."""
     serve = "import flask, durably.flask; durably.flask.serve(flask.Flask('x'), client, functions)"
     wait = "; import time\nwhile client.engine.list_runs_sync()[0].ended_at is None: time.sleep(0.01)"
@@ -174,33 +187,42 @@ asyncio.run(main())
 """
 
 
-def test_process_that_sends_before_it_serves_becomes_a_worker(tmp_path: Path) -> None:
+def test_process_that_sent_before_its_start_serves_afterwards(tmp_path: Path) -> None:
     python(BEFORE_THE_START, tmp_path)
     cluster = Cluster(tmp_path, "", None)  # type: ignore[arg-type]
     assert list(cluster.run_statuses().values()) == [
         "Completed"
-    ]  # the early event was sent before there were functions
+    ]  # The early event was sent before there were functions.
     assert f"the database {tmp_path}/durably.db has no functions" in cluster.log()
 
 
 NO_ANSWER = """
 import durably.in_process.nodes.node
 from durably import Embedded
-from durably.errors import TransportError
+from durably.errors import Error
 engine = Embedded({database!r})
 try:
     engine._process.request("list_runs", dict(), timeout=3).result()
-except TransportError as error:
+except Error as error:
     print(error)
 """
 
 
-def test_no_answer_in_time_says_why(tmp_path: Path) -> None:
+def test_timeout_error_has_the_reason(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
-    database.write_bytes(b"not a database" * 100)
+    with sqlite3.connect(database) as connection:
+        connection.execute("PRAGMA user_version = 999999")
     said = python(NO_ANSWER.format(database=str(database)), tmp_path)
     assert "did not answer within 3 s: " in said
     assert said.count("durably.db") == 2
+
+
+@pytest.mark.parametrize("place", ["file/durably.db", "file"])
+def test_send_to_an_unusable_database_fails_at_once(place: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a database")
+    said = python(NO_ANSWER.format(database=str(tmp_path / place)), tmp_path)
+    assert "did not answer" not in said
+    assert "file is not a database" in said or "cannot use the database" in said
 
 
 FORKING = """
@@ -224,7 +246,7 @@ os._exit(0)
 """
 
 
-def test_a_forked_child_holds_nothing(tmp_path: Path) -> None:
+def test_forked_child_keeps_no_descriptors(tmp_path: Path) -> None:
     """Its parent's end is seen at once, not after the lease. It does not open the database that its parent had open,
     but follows the leader."""
     database, answer = tmp_path / "durably.db", tmp_path / "answer"

@@ -1,4 +1,4 @@
-"""Several worker processes of real servers: one leads, all run functions, and one may go at any time."""
+"""Several worker processes of real servers: one leads, all run functions, and any may end at any time."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ SERVERS = {
 }
 
 PRELOADED = SERVERS["gunicorn-preloaded"]
-"""The server whose workers start the quickest, for tests of what all servers do."""
+"""The server whose workers start fastest, for tests of common behaviour."""
 
 
 def numbered(count: int, name: str = "count") -> list[dict[str, str]]:
@@ -55,7 +55,7 @@ def test_every_worker_runs_functions_and_one_owns_the_database(server: str, tmp_
         [("gunicorn-flask", signal.SIGKILL)],
     ),
 )
-def test_when_the_leader_ends_another_takes_over(server: str, how: signal.Signals, tmp_path: Path) -> None:
+def test_another_process_becomes_leader_when_the_leader_ends(server: str, how: signal.Signals, tmp_path: Path) -> None:
     with serving(SERVERS[server], tmp_path) as cluster:
         leader = cluster.wait_joined(3)
         cluster.send(*numbered(30))
@@ -139,7 +139,7 @@ def test_a_worker_that_gets_sigterm_returns_its_calls(is_leader: bool, tmp_path:
 
 
 def test_an_idle_server_ends_at_once(tmp_path: Path) -> None:
-    """Long before the time that calls under way are given."""
+    """Long before the grace period of running calls."""
     server = gunicorn("flask_app", 3, "--preload", "--graceful-timeout", "120")
     with serving(server, tmp_path, TEST_CLOSE_GRACE="120") as cluster:
         cluster.wait_joined(3)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
@@ -66,7 +67,7 @@ def test_event_loops_of_several_threads_share_one_connection(proxy: Proxy) -> No
     assert proxy.opened == 1
 
 
-async def test_cancelled_waiter_keeps_the_connection_for_the_others(proxy: Proxy) -> None:
+async def test_cancelled_caller_keeps_the_connection_of_the_others(proxy: Proxy) -> None:
     temporal = Temporal(proxy.address)
     impatient = asyncio.create_task(temporal.client())
     patient = asyncio.create_task(temporal.client())
@@ -81,10 +82,10 @@ async def test_synchronous_calls_on_an_event_loop_are_refused(temporal: Temporal
         temporal.sync.start_workflow("any", id="any")
 
 
-async def test_absent_server_is_named_and_found_once_it_starts() -> None:
+async def test_unreachable_server_is_named_and_found_once_it_starts() -> None:
     server = DevServer()
     temporal = Temporal(server.address)
-    async with temporal.lifespan():  # The app starts all the same.
+    async with temporal.lifespan():  # The app starts anyway.
         with pytest.raises(TemporalUnreachableError, match=f"{server.address} cannot be reached: Connection refused"):
             await temporal.client()
         health = await temporal.check_health()
@@ -198,6 +199,20 @@ Temporal(sys.argv[1]).sync.count_workflows()
 
 @pytest.mark.slow
 def test_a_process_that_exits_right_after_its_last_call_ends_well(server: DevServer) -> None:
-    """Without a pause at exit, about one in four dies of a native thread that meets the interpreter's end."""
+    """Without a pause at exit, about one in four is killed by a native thread during the interpreter's end."""
     processes = [subprocess.Popen([sys.executable, "-c", ASK_AND_EXIT, server.address]) for _ in range(6)]
     assert [process.wait(60) for process in processes] == [0] * 6
+
+
+@pytest.mark.parametrize("argument", ["interceptors", "plugins"])
+@pytest.mark.parametrize("value", [b"x", [1], ["x"], {"a": 1}, [object]])
+def test_a_list_of_other_things_is_refused(argument: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"{argument} must be a list"):
+        Temporal(**{argument: value})
+
+
+@pytest.mark.parametrize("argument", ["address", "namespace", "api_key"])
+@pytest.mark.parametrize("value", ["a\nb", "a\x00b"])
+def test_control_characters_in_a_setting_are_refused(argument: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{argument} must be one line of printable characters"):
+        Temporal(**{argument: value})

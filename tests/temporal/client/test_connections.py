@@ -52,7 +52,7 @@ def settings_of(framework: dict[str, Any], **variables: str) -> Any:
     return resolve({}, framework, environment=environment, name="billing", same_server_as=default)
 
 
-def test_a_named_connection_is_on_the_same_server_and_has_a_namespace_and_a_queue_of_its_own() -> None:
+def test_named_connection_uses_the_same_server_with_its_own_namespace_and_queue() -> None:
     settings = settings_of({"NAMESPACE": "b"})
     assert (settings.address, settings.api_key, settings.encryption_keys) == ("default:1", "of default", "default-keys")
     assert (settings.namespace, settings.task_queue) == ("b", None)
@@ -68,7 +68,7 @@ def test_a_named_connection_is_on_the_same_server_and_has_a_namespace_and_a_queu
 def test_credentials_do_not_go_to_another_server(framework: dict[str, Any], variables: dict[str, str]) -> None:
     settings = settings_of(framework, **variables)
     assert (settings.address, settings.api_key, settings.namespace) == ("own:1", None, "default")
-    assert settings.encryption_keys == "default-keys"  # To be encrypted less is nothing to happen by the way.
+    assert settings.encryption_keys == "default-keys"  # Encryption must not be lost unnoticed.
 
 
 def test_without_another_connection_a_named_one_reads_its_own_variables_only(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def tornado_app(gateways: dict[str, Gateway]) -> Callable[[str, str, Any], tuple
     [listener] = tornado.netutil.bind_sockets(0, "127.0.0.1")
 
     async def serve(method: str, path: str, body: Any) -> tuple[int, Any]:
-        """On a loop of its own, for one request."""
+        """Serve one request on a separate loop."""
         server = tornado.httpserver.HTTPServer(app)
         server.add_sockets([listener.dup()])
         try:

@@ -1,4 +1,4 @@
-"""Connections to the server that break amid a call, and a server that hangs."""
+"""Connections to the server that break during a call, and a server that hangs."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ def proxy(server: DevServer) -> Iterator[Proxy]:
 
 @pytest.fixture
 def hanging() -> Iterator[DevServer]:
-    """A server of its own, to be stopped."""
+    """A separate server, to be stopped."""
     with DevServer() as server:
         yield server
 
@@ -66,7 +66,7 @@ def kind(response: GatewayResponse) -> tuple[int, str]:
 
 
 async def begin(gateway: Gateway) -> str:
-    """A workflow that sleeps."""
+    """Start a workflow that sleeps."""
     started = await ask(gateway, "POST", "sleeping")
     return f"sleeping/{json.loads(started.body)['workflow_id']}"
 
@@ -111,7 +111,7 @@ async def test_visitors_do_not_notice_connections_that_break(proxy: Proxy) -> No
     async with visitors(gateway, place, answered) as answers, asyncio.timeout(120):
         for _ in range(8):
             proxy.cut()
-            # Requests that several cuts hit, one after another, may use up their repetitions.
+            # Several cuts that hit a request one after another may use up its retries.
             answered.clear()
             await async_eventually(lambda: len(answered) == 8, "each visitor has an answer")
     assert answers.keys() == {(200, ""), (202, "")}
@@ -132,7 +132,7 @@ async def test_long_poll_continues_when_its_connection_breaks(proxy: Proxy, temp
         assert (await held).status_code == 424
 
 
-async def test_a_call_that_is_not_repeated_is_unavailable_not_an_error_of_the_server(proxy: Proxy) -> None:
+async def test_unrepeated_call_is_unavailable_and_not_a_server_error(proxy: Proxy) -> None:
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     place = await begin(gateway)
     unavailable = (503, "server-unavailable")
@@ -143,8 +143,10 @@ async def test_a_call_that_is_not_repeated_is_unavailable_not_an_error_of_the_se
     assert answers.keys() == {(200, ""), (202, ""), unavailable}
 
 
-async def test_start_before_a_broken_connection_is_not_reported_unavailable(proxy: Proxy, temporal: Temporal) -> None:
-    """The client would start it a second time."""
+async def test_workflow_started_before_the_connection_broke_is_not_reported_as_unavailable(
+    proxy: Proxy, temporal: Temporal
+) -> None:
+    """Otherwise the client would start it a second time."""
     gateway = gateway_at(proxy.address, retry_config=NO_RETRY)
     order = {"order_id": uuid.uuid4().hex, "amount": 1, "lines": ["wait"]}
     starting = asyncio.create_task(ask(gateway, "POST", "orders", order, prefer="wait=60"))
@@ -179,7 +181,7 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
     try:
         assert kind(await ask(gateway, "GET", place)) in GIVEN_UP
         assert kind(await ask(gateway, "POST", "sleeping")) in GIVEN_UP
-        assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) in GIVEN_UP  # Whose it is, is not known.
+        assert kind(await ask(gateway, "GET", f"{place}/result", wait="1")) in GIVEN_UP  # The source is unknown.
         assert not (await gateway.temporal.check_health(timedelta(seconds=0.2))).ok
         async for chunk in stream:
             if b"does not answer" in chunk:
@@ -194,7 +196,7 @@ async def test_a_server_that_hangs_is_given_up_on_in_time_and_found_again(hangin
 
 
 async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
-    """Each of them, though none was given a timeout."""
+    """Each of them ends, though none was given a timeout."""
     temporal = Temporal(hanging.address, task_queue=TASK_QUEUE, rpc_timeout=timedelta(seconds=0.3))
     client = await temporal.client()
     handle = await client.start_workflow("any", id="any", task_queue=TASK_QUEUE, rpc_timeout=PATIENCE)
@@ -229,7 +231,7 @@ async def test_calls_of_the_apps_own_end_too(hanging: DevServer) -> None:
         await waiting
 
 
-async def test_unreachable_server_is_logged_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_repeats_the_reason_of_an_outage_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     gateway = gateway_at(f"127.0.0.1:{port}")
     for _ in range(3):

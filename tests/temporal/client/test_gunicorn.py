@@ -1,4 +1,4 @@
-"""``gunicorn --preload``: the app, and with it the connection, is made before the workers are forked."""
+"""``gunicorn --preload``: the app and its connection are created before the workers are forked."""
 
 import os
 import signal

@@ -68,7 +68,7 @@ def test_a_workflow_with_several_arguments_is_executed(temporal: Temporal) -> No
 
 
 def test_arguments_that_are_left_out_get_their_defaults(temporal: Temporal) -> None:
-    """A worker reads fewer arguments than parameters without their types: its task would fail again and again."""
+    """A worker reads fewer arguments than parameters without their types: its task would fail repeatedly."""
     handle = temporal.sync.start_workflow(SumWorkflow.run, args=[Pair(1, [2])], id=uuid.uuid4().hex)
     try:
         assert handle.result(timeout=timedelta(seconds=30)) == 3

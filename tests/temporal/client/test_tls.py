@@ -1,7 +1,4 @@
-"""Client certificates, API keys, and TLS without a client certificate, against a server that checks them.
-
-Each refusal is an error that names the setting, without keys.
-"""
+"""Client certificates, API keys, and TLS without a client certificate, against a server that checks them."""
 
 import traceback
 import uuid
@@ -57,7 +54,7 @@ def open_front(server: DevServer, authority: Authority, tmp_path: Path) -> Itera
 
 
 async def refusal(address: str, tls: TLSConfig | bool | None, api_key: str | None = None) -> TemporalUnreachableError:
-    """The error of a connection, which has no secret, not even in its causes."""
+    """The error of a connection, which contains no secret, not even in its causes."""
     with pytest.raises(TemporalUnreachableError, match=address) as failure:
         await Temporal(address, tls=tls, api_key=api_key).client()
     shown = "".join(traceback.format_exception(failure.value))
@@ -91,7 +88,7 @@ async def test_a_server_that_demands_a_client_certificate(
     assert "expects TLS: set TEMPORAL_TLS" in (await refusal(address, False)).message
 
 
-async def test_a_key_of_another_certificate(open_front: Open, authority: Authority, mine: Certificate) -> None:
+async def test_key_of_another_certificate_is_refused(open_front: Open, authority: Authority, mine: Certificate) -> None:
     tls = TLSConfig(
         server_root_ca_cert=authority.pem, client_cert=mine.cert, client_private_key=authority.issue("other").key
     )
@@ -106,7 +103,7 @@ async def test_a_server_without_client_certificates(open_front: Open, authority:
     assert (await Temporal(address, tls=TLSConfig(server_root_ca_cert=authority.pem)).check_health()).ok
 
 
-async def test_a_server_of_an_authority_that_is_not_trusted(open_front: Open, other_authority: Authority) -> None:
+async def test_server_of_an_untrusted_authority_is_refused(open_front: Open, other_authority: Authority) -> None:
     address = open_front(demands_certificate=False).address
     for tls in (True, TLSConfig(server_root_ca_cert=other_authority.pem)):
         failure = await refusal(address, tls)
@@ -129,7 +126,7 @@ async def test_a_server_of_another_name(open_front: Open, authority: Authority) 
     assert (await Temporal(front.address, tls=named).check_health()).ok
 
 
-async def test_tls_to_a_server_without_tls_is_refused(server: DevServer) -> None:
+async def test_tls_to_a_server_without_tls_is_an_error(server: DevServer) -> None:
     failure = await refusal(server.address, True)
     assert "the server does not speak TLS at this port: check TEMPORAL_ADDRESS, and TEMPORAL_TLS" in failure.message
 
@@ -191,4 +188,4 @@ async def test_an_api_key_that_the_server_refuses(open_front: Open, authority: A
 async def test_a_namespace_that_the_key_is_not_for(open_front: Open, authority: Authority) -> None:
     front = open_front(demands_certificate=False, api_key="right", refusal=7)
     failure = await refusal(front.address, TLSConfig(server_root_ca_cert=authority.pem), KEY)
-    assert "does not permit the namespace to the app: check TEMPORAL_NAMESPACE, and TEMPORAL_API_KEY" in failure.message
+    assert "denies the app the namespace: check TEMPORAL_NAMESPACE, and TEMPORAL_API_KEY" in failure.message

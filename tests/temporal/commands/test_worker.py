@@ -68,7 +68,7 @@ def test_some_task_queues_of_many(start: Start, shop: Path, server: DevServer, i
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_activities_end(
+def test_activities_end_after_a_signal(
     start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str, how: signal.Signals
 ) -> None:
     command = work(start, server)
@@ -117,7 +117,9 @@ def test_another_worker_continues_after_a_kill(
 
 
 @pytest.mark.slow
-def test_blocked_event_loop_is_logged(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
+def test_blocked_event_loop_is_reported(
+    start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
+) -> None:
     command = work(start, server, "--health", "127.0.0.1:0")
     origin = command.until(r"health at (http://[\d.:]+)")[1]
     temporal.sync.start_workflow("BlockWorkflow", 30.0, id=f"block-{id}", task_queue=f"slow-{id}")
@@ -183,7 +185,7 @@ def test_a_change_restarts_it(start: Start, shop: Path, server: DevServer, tempo
 
 
 @pytest.mark.slow
-def test_grace_beside_reload_is_refused(run: Run, shop: Path) -> None:
+def test_grace_with_reload_is_refused(run: Run, shop: Path) -> None:
     result = run("temporal", "worker", "shop", "--reload", "--grace", "5")
     assert result.status == 1
     assert "--reload cancels activities after 1 second: leave out --grace" in result.stderr
@@ -199,7 +201,7 @@ BAD_TARGETS = [
 
 
 @pytest.mark.parametrize(("target", "message"), variants(BAD_TARGETS, BAD_TARGETS[:1]))
-def test_invalid_declaration_is_an_error(run: Run, shop: Path, target: str, message: str) -> None:
+def test_app_that_cannot_be_run_is_reported(run: Run, shop: Path, target: str, message: str) -> None:
     write(shop / "empty.py", "from durably.temporal import Temporal\ntemporal = Temporal()\n")
     write(shop / "broken.py", "1 / 0\n")
     result = run("temporal", "worker", target)
@@ -211,7 +213,7 @@ def test_invalid_declaration_is_an_error(run: Run, shop: Path, target: str, mess
 @pytest.mark.parametrize(
     ("command", "status"), variants([("worker", 1), ("check", 2), ("sync-schedules", 1)], [("worker", 1)])
 )
-def test_unknown_namespace_is_an_error(run: Run, shop: Path, server: DevServer, command: str, status: int) -> None:
+def test_unknown_namespace_is_reported(run: Run, shop: Path, server: DevServer, command: str, status: int) -> None:
     result = run("temporal", command, "shop", TEMPORAL_ADDRESS=server.address, TEMPORAL_NAMESPACE="none")
     assert result.status == status
     error = result.stderr.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""A Django project of its own for a test: copied, migrated, and run by its real ``manage.py``."""
+"""A separate Django project for a test: copied, migrated, and run by its real ``manage.py``."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class DjangoSite:
         )
 
     def start(self, *arguments: str, **variables: str) -> Command:
-        """``manage.py …`` that stays up."""
+        """``manage.py …`` that keeps running."""
         return self._start([sys.executable, "manage.py"], arguments, variables)
 
     def start_asgi(self, port: int) -> Command:

@@ -1,4 +1,4 @@
-"""The admin's pages of workflows, on a real site with a real server: filters, permissions, what is done."""
+"""The admin's pages of workflows, on a real site with a real server: filters, permissions, actions."""
 
 import html
 import re
@@ -41,7 +41,7 @@ LIST = "/admin/durably_temporal/workflow/"
 
 
 def serve(site: DjangoSite, kind: str = "wsgi", **variables: str) -> str:
-    """The origin of the site, which is up."""
+    """Start the site. Returns its origin."""
     port = free_port()
     if kind == "wsgi":
         command = site.start("runserver", "--noreload", f"127.0.0.1:{port}", **variables)
@@ -67,7 +67,7 @@ def origin(site: DjangoSite, request: pytest.FixtureRequest) -> str:
 
 
 class Browser:
-    """Somebody who is logged in."""
+    """A browser with a logged-in user."""
 
     def __init__(self, origin: str, user: str) -> None:
         self.client = httpx.Client(base_url=origin, follow_redirects=True, timeout=30)
@@ -89,7 +89,7 @@ class Browser:
         return self.client.get(html.unescape(url))
 
     def confirm(self, page: httpx.Response, **fields: str) -> httpx.Response:
-        """Send the form of a page that asks."""
+        """Send the form of a confirmation page."""
         [form] = re.findall(r'<form method="post">(.*?)</form>', page.text, re.S)
         return self.client.post(page.url, data={**_hidden(form), **fields})
 
@@ -167,7 +167,7 @@ def test_pages_of_the_list(root: Browser, site: DjangoSite, temporal: Temporal) 
 
 
 @pytest.mark.parametrize("query", ["x = (y", "x =", "Nothing = 'of this name'", "WorkflowId = '<b>\\'"])
-def test_invalid_query_is_shown_at_its_field_and_the_form_is_kept(root: Browser, query: str) -> None:
+def test_invalid_query_is_reported_at_its_field_and_the_form_keeps_its_values(root: Browser, query: str) -> None:
     page = root.get(LIST, query=query, id="my-id", status="running")
     assert page.status_code == 400
     [field] = re.findall(r'<div class="field errors">(.*?)</div>', page.text, re.S)
@@ -177,7 +177,7 @@ def test_invalid_query_is_shown_at_its_field_and_the_form_is_kept(root: Browser,
     assert '<input type="hidden" name="status" value="running">' in page.text
 
 
-def test_invalid_page_token_is_a_page_of_the_admin(root: Browser) -> None:
+def test_invalid_page_token_is_an_admin_page(root: Browser) -> None:
     page = root.get(LIST, page="x", query="WorkflowId = 'x'")
     assert (page.status_code, 'class="errornote"' in page.text) == (400, True)
 
@@ -221,7 +221,7 @@ def test_links_to_parent_and_children(root: Browser, site: DjangoSite, temporal:
     assert re.search(rf"<td>child_workflow_execution_started</td>.*?>{id}-child</a>", history, re.S)
 
 
-def test_inputs_and_results_are_for_people_with_the_permission(
+def test_inputs_and_results_need_the_permission(
     origin: str, root: Browser, site: DjangoSite, temporal: Temporal
 ) -> None:
     note = "<script>" + "x" * 20_000
@@ -348,7 +348,7 @@ def test_a_workflow_that_does_not_exist(root: Browser) -> None:
 
 
 @pytest.mark.slow
-def test_unreachable_server_is_a_page_of_the_admin(site: DjangoSite) -> None:
+def test_unreachable_server_is_an_admin_page(site: DjangoSite) -> None:
     away = f"127.0.0.1:{free_port()}"
     browser = Browser(serve(site, TEST_TEMPORAL_SERVER=away), "root")
     page = browser.get(LIST)
@@ -357,7 +357,7 @@ def test_unreachable_server_is_a_page_of_the_admin(site: DjangoSite) -> None:
 
 
 @pytest.mark.slow
-def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
+def test_page_and_command_report_a_missing_worker(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
     queue = f"unpolled-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("WaitingWorkflow", id=queue, task_queue=queue)
     assert f"no worker polls the task queue &quot;{queue}&quot;" in page_of(root, handle).text
@@ -372,7 +372,7 @@ def test_without_a_worker_the_page_and_the_command_say_so(site: DjangoSite, root
 
 
 @pytest.mark.slow
-def test_page_shows_a_repeatedly_retried_activity(root: Browser, temporal: Temporal) -> None:
+def test_page_reports_an_activity_with_many_retries(root: Browser, temporal: Temporal) -> None:
     queue = f"retrying-{uuid.uuid4().hex}"
     with working(temporal, queue, workflows=[RetryingWorkflow], activities=[call_bank]):
         handle = temporal.sync.start_workflow("RetryingWorkflow", id=queue, task_queue=queue)

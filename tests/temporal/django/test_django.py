@@ -1,4 +1,4 @@
-"""Django's settings, transactions, permissions and async views, in a process of its own each: settings are global."""
+"""Django's settings, transactions, permissions and async views, each in a process, because settings are global."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ def run(server: DevServer, database: Path, code: str, before: str = "", tools: s
 
 
 def authenticate_with_token(get_response: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A project's middleware that leaves it to the view whether a user is needed."""
+    """A project's middleware that lets the view decide whether a user is needed."""
     from django.contrib.auth.models import AnonymousUser, User
     from django.utils.functional import SimpleLazyObject
 
@@ -202,7 +202,7 @@ def test_permissions_decide_and_errors_are_problems(server: DevServer, database:
 
 
 @pytest.mark.slow
-def test_open_gateway_loads_no_user(server: DevServer, database: Path) -> None:
+def test_anonymous_gateway_does_not_load_the_user(server: DevServer, database: Path) -> None:
     """A session and its user would cost each request a thread and a query."""
     code = """
         import asyncio

@@ -24,7 +24,7 @@ def show(converter: DataConverter, payload: Payload) -> PayloadText:
     return text
 
 
-def test_payloads_are_decrypted_or_name_an_unknown_key() -> None:
+def test_payloads_are_decrypted_and_unknown_keys_are_reported() -> None:
     own, other = (EncryptionKey.generate(name) for name in ("own", "other"))
     payload = encode(converter(own), {"card": "é"})
     assert b"card" not in payload.data

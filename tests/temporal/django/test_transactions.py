@@ -1,4 +1,4 @@
-"""``start_on_commit`` and ``astart_on_commit``: when a workflow starts, and when it does not."""
+"""``start_on_commit`` and ``astart_on_commit``: when workflows start, and when they do not."""
 
 from pathlib import Path
 
@@ -89,8 +89,8 @@ def test_rollbacks_savepoints_and_databases(server: DevServer, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_async_views_start_workflows_and_get_the_remedy(server: DevServer, tmp_path: Path) -> None:
-    """Under an ASGI server and under WSGI, where Django runs the view on a loop of its own."""
+def test_async_views_start_workflows_at_the_commit(server: DevServer, tmp_path: Path) -> None:
+    """Under an ASGI server and under WSGI, where Django runs the view on its own loop."""
     code = """
         def store(id, failing=False):
             with transaction.atomic():
@@ -156,7 +156,7 @@ def test_async_views_start_workflows_and_get_the_remedy(server: DevServer, tmp_p
 
 
 @pytest.mark.slow
-def test_event_loop_continues_while_a_server_does_not_answer(server: DevServer, tmp_path: Path) -> None:
+def test_event_loop_runs_while_a_server_does_not_answer(server: DevServer, tmp_path: Path) -> None:
     code = """
         import socket
         from datetime import timedelta
@@ -181,7 +181,7 @@ def test_event_loop_continues_while_a_server_does_not_answer(server: DevServer, 
 
 
 @pytest.mark.slow
-def test_django_test_case_captures_workflows_that_would_start(server: DevServer, tmp_path: Path) -> None:
+def test_test_case_sees_workflows_that_would_start(server: DevServer, tmp_path: Path) -> None:
     code = """
         import unittest
 

@@ -1,4 +1,4 @@
-"""``manage.py run_temporal_worker``: what it discovers, the ORM in activities, models in workflows, checks."""
+"""``manage.py run_temporal_worker``: discovery, the ORM in activities, models in workflows, checks."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ def test_the_seeds_sign_up(site: DjangoSite, working: Command, temporal: Tempora
     assert execute(temporal, site, "count_users") == [1]
 
 
-def test_worker_logs_its_workflows_and_activities(site: DjangoSite, working: Command) -> None:
+def test_worker_prints_its_task_queues(site: DjangoSite, working: Command) -> None:
     working.until(rf"working on {site.task_queue}: UserSignupWorkflow, AnyWorkflow.*; send_welcome_email, count_users")
     working.until(rf"working on {site.task_queue}-mails: no workflows; send_mail")
 
@@ -76,7 +76,7 @@ def test_worker_logs_its_workflows_and_activities(site: DjangoSite, working: Com
 def test_connections_are_closed_around_an_activity(site: DjangoSite, working: Command, temporal: Temporal) -> None:
     states = execute(temporal, site, *["state_of_connection"] * 5)
     assert [state[:2] for state in states] == [[False, True]] * 5
-    execute(temporal, site, "count_users")  # An asynchronous one.
+    execute(temporal, site, "count_users")  # An asynchronous activity.
     files = [os.readlink(each) for each in Path(f"/proc/{working.process.pid}/fd").iterdir() if each.is_symlink()]
     assert [file for file in files if "db.sqlite3" in file] == []
 
@@ -97,7 +97,7 @@ def test_connections_may_last_and_are_closed_when_too_old(fresh_site: DjangoSite
 def test_failure_rolls_back_only_the_transaction(site: DjangoSite, working: Command, temporal: Temporal) -> None:
     notes = [uuid.uuid4().hex, uuid.uuid4().hex]
     results = execute(temporal, site, f"visit_twice {notes[0]}", f"visit_without_transaction {notes[1]}")
-    assert results == ["2 visits", "2 visits"]  # Of the second, one is of the attempt that failed.
+    assert results == ["2 visits", "2 visits"]  # The second activity has one write of the failed attempt.
 
 
 def test_a_transaction_is_undone_by_a_cancellation(site: DjangoSite, working: Command, temporal: Temporal) -> None:
@@ -163,7 +163,7 @@ def test_models_in_the_modules_of_workflows_are_an_error(fresh_site: DjangoSite)
 BAD_SETTINGS = [
     (
         {"TEST_TEMPORAL_SERVER": "http://example.com"},
-        "E001) the address of the Temporal server is",
+        "E001) the address of the Temporal server must be",
     ),
     (
         {"TEST_TEMPORAL": '{"COLOUR": "red"}'},
@@ -220,12 +220,12 @@ def test_a_check_before_deployment_names_search_attributes_that_are_not_register
 
 
 @pytest.mark.slow
-def test_worker_that_cannot_run_is_an_error(fresh_site: DjangoSite) -> None:
+def test_worker_that_cannot_run_reports_why(fresh_site: DjangoSite) -> None:
     done = fresh_site.run("run_temporal_worker", "--task-queue", "none")
     assert done.returncode == 1
     assert 'CommandError: no worker is declared for the task queue "none"' in done.stderr
 
 
 @pytest.mark.slow
-def test_no_migration_is_missing(fresh_site: DjangoSite) -> None:
+def test_no_migrations_are_missing(fresh_site: DjangoSite) -> None:
     assert fresh_site.run("makemigrations", "--check", "--dry-run").returncode == 0

@@ -65,11 +65,11 @@ def test_a_gateway_needs_authorize_or_allow_anonymous() -> None:
         ({"authorize": True}, "authorize must be a function"),
         ({"allow_anonymous": True, "identify": "email"}, "identify must be a function"),
         ({"allow_anonymous": True, "limits": 5}, "limits must be Limits"),
-        ({"allow_anonymous": True, "owner_attribute": 5}, "owner_attribute must be a text"),
+        ({"allow_anonymous": True, "owner_attribute": 5}, "owner_attribute must be a string"),
     ],
 )
 def test_a_wrong_argument_of_a_gateway_is_named(options: dict[str, Any], words: str) -> None:
-    """A text such as "false" would open the gateway to everybody."""
+    """A string such as "false" would open the gateway to all clients."""
     with pytest.raises(TemporalSettingsError, match=words):
         Gateway(Temporal(), [], **options)
 

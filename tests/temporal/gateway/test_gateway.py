@@ -100,7 +100,7 @@ async def test_a_queue_without_a_worker_is_noticed(temporal: Temporal) -> None:
     assert (await ask(gateway, "GET", f"{await start(gateway)}/result", wait="0")).status == 202
 
 
-async def test_activities_that_no_worker_takes_are_noticed(temporal: Temporal) -> None:
+async def test_activities_without_a_worker_have_a_notice(temporal: Temporal) -> None:
     queue = f"workflows-only-{uuid.uuid4()}"
     gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", task_queue=queue)], allow_anonymous=True)
     place = await start(gateway)
@@ -203,7 +203,7 @@ async def test_the_problem_of_a_refused_update_has_its_reason(gateway: Gateway) 
     assert (refused.status, refused.json["failure"][0]["type"]) == (422, "AddressMissing")
 
 
-async def test_an_update_that_is_repeated_is_done_once(gateway: Gateway) -> None:
+async def test_repeated_update_is_executed_once(gateway: Gateway) -> None:
     place = await start(gateway)
     update, key = f"{place}/updates/change_address", uuid.uuid4().hex
     first = await ask(gateway, "POST", update, {"address": "a"}, h_idempotency_key=key)
@@ -368,7 +368,7 @@ async def test_simultaneous_requests_with_one_key_start_once_after_an_earlier_wo
 
 
 class Latecomer(Interceptor):
-    """Of two starts by the policies, the first waits for the second, and the second for ``is_over``."""
+    """Of two starts with the policies, the first waits for the second, and the second for ``is_over``."""
 
     def __init__(self) -> None:
         self.is_over, self.has_come = asyncio.Event(), asyncio.Event()

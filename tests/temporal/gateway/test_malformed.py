@@ -181,7 +181,7 @@ def test_all_errors_below_the_mount_point_are_problem_documents(quick_app: AppSe
 
 def test_a_large_body_is_refused_before_it_is_sent(quick_app: AppServer) -> None:
     if quick_app.name in ("django-asgi", "tornado"):
-        return  # They read a whole request, within limits of their own.
+        return  # They read a whole request, within their own limits.
     answer = send(quick_app.origin, SAID_TO_BE_TOO_LARGE)
     assert answer is not None
     assert (answer.status, answer.media_type) == (413, "application/problem+json")

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("worker")
 
 
 class Measured:
-    """A gateway that serves its metrics, in a runtime of its own."""
+    """A gateway that serves its metrics, in its own runtime."""
 
     def __init__(self, server: DevServer) -> None:
         self.port = free_port()
@@ -71,7 +71,7 @@ async def test_requests_are_counted_by_route_workflow_and_status(measured: Measu
     assert (measured.value("temporal_request_total", operation="SignalWorkflowExecution") or 0) >= 2
 
 
-async def test_held_requests_are_a_metric(measured: Measured) -> None:
+async def test_open_long_polls_and_streams_are_counted(measured: Measured) -> None:
     def waiting(what: str) -> float | None:
         return measured.value("durably_gateway_waiting", route=f"GET /orders/{{id}}/{what}")
 

@@ -361,7 +361,7 @@ async def test_a_page_token_is_refused_after_the_owner_has_changed(temporal: Tem
 
 
 async def test_a_reset_does_not_change_the_owner_back(temporal: Temporal) -> None:
-    """The new run would belong to the former owner, with signals of the present owner."""
+    """The new run would belong to the former owner, with signals of the current owner."""
     gateway = owned(temporal, StepsWorkflow, signals="all")
     started = await ask(gateway, "ada", "POST", "flows", {"steps": ["hand over", "wait"]})
     place = f"flows/{started.json['workflow_id']}"
@@ -396,7 +396,7 @@ async def test_a_request_without_a_user_is_refused_before_its_body_is_read(tempo
 
 
 class Requests(Interceptor):
-    """Notes the names of requests to the server."""
+    """Records the names of requests to the server."""
 
     def __init__(self) -> None:
         self.names: list[str] = []

@@ -210,7 +210,7 @@ def test_each_framework_signs_with_its_own_secret(app: AppServer) -> None:
     assert app.get(f"/open/orders/{workflow_id}/history", page=page).status == 200
     scope = ("default", principal_key(None), "orders", "history", workflow_id, "")
     pages = PageTokens().of(scope, ["for tests only"])
-    if app.name == "fastapi":  # It has no secret of its own.
+    if app.name == "fastapi":  # It has no secret.
         with pytest.raises(Problem):
             pages.take(page)
     else:

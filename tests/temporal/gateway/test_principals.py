@@ -24,7 +24,7 @@ class User:
 
 
 class ServiceAccount(User):
-    """A class with ids of its own."""
+    """A class with its own ids."""
 
 
 class Name(enum.StrEnum):

@@ -108,7 +108,7 @@ def test_a_conflict_with_another_users_id_reveals_nothing(ada: User, bob: User) 
 
 
 def test_keys_of_updates_and_signals_are_separate_for_each_user(ada: User, bob: User, staff: User) -> None:
-    """Staff can reach the workflow, but have idempotency keys of their own."""
+    """Staff can reach the workflow, but have their own idempotency keys."""
     place = ada.ask("POST", "orders", new_order()).headers["Location"]
     for path, body, other in (
         ("updates/change_address", {"address": "a"}, {"address": "b"}),
@@ -164,6 +164,6 @@ def test_event_streams_are_bounded_for_each_user_and_freed_when_they_end(app: Ap
     for reader in readers:
         assert [event["event"] for event in reader][-1] == "problem"
     assert bob.ask("POST", f"{other}/terminate").status == 202
-    for _ in range(9):  # Each ends at once or is never read.
+    for _ in range(9):  # Each ends immediately or is never read.
         eventually(lambda: ada.ask("GET", f"{place}/events").status == 200, "the run has ended")
         assert ada.ask("HEAD", f"{place}/events").status == 200

@@ -1,5 +1,6 @@
 """Commands that register the search attributes that an app declares."""
 
+import json
 import sys
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def declare(temporal, mark):
     return Gateway(temporal, [exposed], authorize=lambda action: True, owner_attribute=f"Owner{mark}")
 """
 SHOP = """
+import json
 import os
 from declared import declare
 from durably.temporal import Temporal
@@ -100,6 +102,11 @@ def test_missing_attributes_are_registered(kind: str, shop: Path, server: DevSer
         remedy = "run this command without --check, or run `temporal operator search-attribute create"
         assert f"{name} ({of}): missing: {remedy}" in checked.stdout
     assert "tcld namespace search-attributes add" in checked.stdout
+    found = json.loads(ask(shop, server, mark, *COMMANDS[kind], "--check", "--json").stdout)
+    assert {(each["name"], each["type"], each["state"]) for each in found} == {
+        (*each, "missing") for each in types.items()
+    }
+    assert all("run this command without --check" in each["remedy"] for each in found)
     for expected in ("registered", "is there"):
         registered = ask(shop, server, mark, *COMMANDS[kind])
         assert registered.returncode == 0, registered.stderr

@@ -1,6 +1,7 @@
-"""Schedules declared in code: synced to the real server by the commands, and only where they differ."""
+"""Schedules declared in code: commands sync them to the real server, and write only changes."""
 
 import asyncio
+import json
 import uuid
 from datetime import timedelta
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_only_changed_schedules_are_written(server: DevServer, app: str) -> None
     assert (state.paused, state.note) == (True, "holidays")
 
 
-def test_undeclared_schedules_are_reported_and_deleted_on_request(server: DevServer, app: str) -> None:
+def test_undeclared_schedules_are_reported_and_deleted_with_prune(server: DevServer, app: str) -> None:
     first = connect(server, app)
     declare(first, app)
     other = connect(server, f"{app}-other")
@@ -102,7 +103,7 @@ def test_encrypted_schedules_are_synced_only_where_they_differ(server: DevServer
         assert sync(temporal) == {f"{app}-nightly": expected}
 
 
-def test_a_schedule_of_somebody_else_is_left_alone(server: DevServer, app: str) -> None:
+def test_schedule_of_another_app_is_not_changed(server: DevServer, app: str) -> None:
     declare(first := connect(server, app), app)
     sync(first)
     declare(other := connect(server, f"{app}-other"), app)
@@ -128,7 +129,7 @@ def test_declarations_that_make_no_sense_are_refused(server: DevServer, app: str
         ({"cron": "0 3 * * *", "time_zone": "Europe/Berlyn"}, "an unknown time zone: 'Europe/Berlyn'"),
     ],
 )
-def test_dry_run_reports_schedules_that_the_server_would_refuse(
+def test_dry_run_finds_declarations_that_the_server_would_refuse(
     server: DevServer, app: str, options: dict[str, Any], words: str
 ) -> None:
     temporal = connect(server, app)
@@ -137,7 +138,7 @@ def test_dry_run_reports_schedules_that_the_server_would_refuse(
         sync(temporal, dry_run=True)
 
 
-def test_dry_run_accepts_valid_schedules(server: DevServer, app: str) -> None:
+def test_dry_run_accepts_declarations_that_the_server_accepts(server: DevServer, app: str) -> None:
     temporal = connect(server, app)
     spec = [
         "@daily",
@@ -177,6 +178,8 @@ def test_command_syncs_schedules(run: Run, directory: Path, server: DevServer, a
     for options, expected in ((["--dry-run"], f"created (dry run){unchecked}"), ([], "created"), ([], "unchanged")):
         result = run("temporal", "sync-schedules", "shop", *options, **settings)
         assert (result.status, result.stdout) == (0, f"{app}-nightly: {expected}\n"), result.stderr
+    result = run("temporal", "sync-schedules", "shop", "--json", **settings)
+    assert json.loads(result.stdout) == [{"id": f"{app}-nightly", "outcome": "unchanged", "is_dry_run": False}]
     write(directory / "shop.py", source.format(app=app, cron="every day"))
     result = run("temporal", "sync-schedules", "shop", **settings)
     assert (result.status, f'the server refuses the schedule "{app}-nightly": ' in result.stderr) == (1, True)
@@ -198,7 +201,7 @@ temporal.add_schedule("{app}-report", ReportWorkflow.run, cron="0 3 * * *")
 
 
 @pytest.mark.slow
-def test_djangos_command_and_a_workflow_beside_its_schedule(tmp_path: Path, server: DevServer, app: str) -> None:
+def test_djangos_command_with_a_workflow_next_to_its_schedule(tmp_path: Path, server: DevServer, app: str) -> None:
     site = DjangoSite(tmp_path, server.address)
     (site.directory / "mails" / "workflows.py").write_text(DECLARES.format(app=app))
     try:

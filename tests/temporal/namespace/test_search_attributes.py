@@ -36,7 +36,7 @@ def gateway_with(temporal: Temporal, *keys: SearchAttributeKey[Any]) -> Gateway:
 
 
 async def register_known(temporal: Temporal) -> None:
-    """The same ones in each test: a development server has room for few of each type."""
+    """The same attributes in each test, because a development server has room for few of each type."""
     attributes = {KNOWN.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD, NUMBER.name: DOUBLE}
     await search_attributes.register(await temporal.client(), attributes, timedelta(seconds=10))
 
@@ -117,7 +117,7 @@ async def test_values_are_made_by_key(temporal: Temporal, caplog: pytest.LogCapt
     while (started := await ask(gateway, "ada", "POST", "flows", order)).status != 202:
         assert time.monotonic() < end, json.dumps(started.json)
     described = await ask(gateway, "ada", "GET", f"flows/{started.json['workflow_id']}")
-    # Once a worker has the workflow, the server adds attributes of its own.
+    # Once a worker has the workflow, the server adds its own attributes.
     stored = {name: value for name, value in described.json["search_attributes"].items() if name.startswith("Own")}
     assert stored == {KNOWN.name: f"ada {order['order_id']}", NUMBER.name: 3.0}
 
@@ -161,7 +161,7 @@ def test_a_wrong_declaration_is_named(given: Any, words: str) -> None:
 
 
 async def test_a_double_quote_in_a_text_is_refused_at_once(temporal: Temporal) -> None:
-    """The client of this connection repeats calls for so long that a repeated one does not end in time."""
+    """The client of this connection retries for so long that a retried call does not end in time."""
     text = SearchAttributeKey.for_text("OwnText")
     kinds = {text.name: IndexedValueType.INDEXED_VALUE_TYPE_TEXT}
     await search_attributes.register(await temporal.client(), kinds, timedelta(seconds=10))
@@ -169,7 +169,7 @@ async def test_a_double_quote_in_a_text_is_refused_at_once(temporal: Temporal) -
     own = Temporal(temporal.settings.address, task_queue="orders", retry_config=patient)
     exposed = expose(SleepingWorkflow, name="flows", operations=FOR_OPERATORS)
     gateway = Gateway(own, [exposed], allow_anonymous=True, limits=Limits(rpc_timeout=timedelta(seconds=20)))
-    # The store reads the text only if there are workflows to search.
+    # The store parses the string only if there are workflows to search.
     started = (await ask(gateway, None, "POST", "flows")).json["workflow_id"]
     found = f"WorkflowId = '{started}' AND NOT {text.name} = 'hi'"
     await async_eventually(

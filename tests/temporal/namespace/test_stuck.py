@@ -63,7 +63,7 @@ def connection(server: DevServer) -> Temporal:
 
 @pytest.fixture(scope="module")
 def stuck(connection: Temporal) -> Iterator[Handles]:
-    """One workflow of each type, for long enough that its notice is there."""
+    """One workflow of each type, stuck for long enough to have its notice."""
     queue = str(connection.settings.task_queue)
     with working(connection, queue, workflows=WORKFLOWS, activities=ACTIVITIES), ExitStack() as stack:
         handles = {}
@@ -98,7 +98,7 @@ async def notices(gateway: Gateway, handle: SyncWorkflowHandle[None, None]) -> l
 
 
 @pytest.mark.slow
-async def test_descriptions_have_the_reason_of_a_stuck_workflow(gateway: Gateway, stuck: Handles) -> None:
+async def test_descriptions_show_why_a_workflow_is_stuck(gateway: Gateway, stuck: Handles) -> None:
     [broken] = await notices(gateway, stuck["BrokenWorkflow"])
     assert broken.startswith("the workflow's task fails, attempt ")
     assert "workflow worker unhandled failure: KeyError: 'token=***" in broken

@@ -1,4 +1,4 @@
-"""A workflow whose histories are replayed against changed forms of this very source."""
+"""A workflow whose histories are replayed against changed versions of this source."""
 
 from datetime import timedelta
 

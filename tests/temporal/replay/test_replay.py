@@ -1,4 +1,4 @@
-"""Histories are replayed against changed code: the commands and the pytest helper find it, and name the event."""
+"""Histories are replayed against changed code: the commands and the pytest helper name the event."""
 
 import importlib
 import json
@@ -91,7 +91,7 @@ def queue() -> str:
 
 @pytest.fixture(scope="module")
 def played(temporal: Temporal, queue: str) -> Iterator[dict[str, str]]:
-    """Workflow ids by what became of them: ``done``, ``waiting``, and ``unstarted``, which no worker took."""
+    """Workflow ids by state: ``done``, ``waiting``, and ``unstarted``, which no worker executed."""
     sync = temporal.sync
     ids = {name: f"{queue}-{name}" for name in ("done", "waiting", "unstarted")}
     with working(temporal, queue, workflows=[ReplayedWorkflow], activities=[charge, ship]):
@@ -127,7 +127,7 @@ def histories(played: dict[str, str], temporal: Temporal, tmp_path_factory: pyte
 
 @pytest.fixture
 def changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Names of modules that ``change`` made."""
+    """Names of modules that ``change`` created."""
     monkeypatch.syspath_prepend(str(tmp_path))
     made: list[str] = []
     yield made
@@ -143,7 +143,7 @@ def change(directory: Path, made: list[str], old: str, new: str, *, source: str 
 
 
 def offline(module: ModuleType = replayed_workflows, encryption: EncryptionCodec | None = None) -> Temporal:
-    """A connection to no server: stored histories need none."""
+    """A connection without a server: stored histories need none."""
     temporal = Temporal("127.0.0.1:1", encryption=encryption)
     temporal.add_worker(workflows=[module.ReplayedWorkflow])
     return temporal
@@ -176,10 +176,10 @@ class SeenOnWorker(temporalio.worker.Interceptor):
 
 
 class SeenOnConnection(temporalio.client.Interceptor, SeenOnWorker):
-    """A client's interceptor that is a worker's too, such as that of traces."""
+    """A client's interceptor that is also a worker's, such as that of traces."""
 
 
-def test_interceptors_of_the_connection_and_of_the_worker_take_part(histories: Path) -> None:
+def test_interceptors_of_the_connection_and_of_the_worker_are_used(histories: Path) -> None:
     of_connection, of_worker = SeenOnConnection(), SeenOnWorker()
     temporal = Temporal("127.0.0.1:1", interceptors=[of_connection])
     temporal.add_worker(workflows=[ReplayedWorkflow], interceptors=[of_worker])
@@ -305,7 +305,7 @@ def test_json_has_the_event_at_fault(
 
 
 def replay(temporal: Temporal, *options: str) -> click.testing.Result:
-    """The command in this process, which is quicker."""
+    """Run the command in this process, which is faster."""
     command = make_replay_command(lambda: ReplayTarget(temporal, temporal.workers))
     return click.testing.CliRunner().invoke(command, options)
 
@@ -317,7 +317,7 @@ def online(server: DevServer) -> Temporal:
     return temporal
 
 
-def test_command_filters_fetched_histories(played: dict[str, str], online: Temporal) -> None:
+def test_command_filters_the_fetched_histories(played: dict[str, str], online: Temporal) -> None:
     for options, expected in (
         (("--query", f"WorkflowId = '{played['waiting']}'"), "1 replayed, 0 failed"),
         (("--status", "closed"), "1 replayed, 0 failed"),
@@ -376,7 +376,7 @@ def test_the_exit_code_is_2_if_nothing_could_be_found_out(online: Temporal, tmp_
     assert "cannot be reached" in done.output
 
 
-def test_a_target_that_is_not_there_is_named(directory: Path, run: Run) -> None:
+def test_missing_target_is_named(directory: Path, run: Run) -> None:
     write_shop(directory)
     done = run("temporal", "replay", "shop:nothing")
     assert done.status == 2

@@ -13,7 +13,7 @@ from durably.temporal import Temporal
 
 @activity.defn
 def endure(directory: str) -> list[int]:
-    """Each attempt leaves a file with its worker's process id; the file ``go`` lets the present one end."""
+    """Each attempt leaves a file with its worker's process id. The file ``go`` ends the current attempt."""
     attempt = activity.info().attempt
     (Path(directory) / f"attempt-{attempt}").write_text(str(os.getpid()))
     while not (Path(directory) / "go").exists():
@@ -36,5 +36,5 @@ class EnduringWorkflow:
 
 
 def declare(temporal: Temporal) -> None:
-    """No cache: the server would wait ten seconds for the killed worker, which had the workflow in its own."""
+    """No cache: the server would wait ten seconds for the killed worker, which had the workflow in its cache."""
     temporal.add_worker(workflows=[EnduringWorkflow], activities=[endure], max_cached_workflows=0)

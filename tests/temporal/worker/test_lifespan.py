@@ -1,4 +1,4 @@
-"""A web process in development that also works: ``temporal.lifespan(worker=True)``."""
+"""A web process in development that also runs workers: ``temporal.lifespan(worker=True)``."""
 
 import asyncio
 import logging
@@ -50,7 +50,7 @@ def test_app_starts_and_ends_while_the_server_is_unreachable() -> None:
         assert client.get("/openapi.json").status_code == 200
 
 
-def test_failed_worker_is_in_the_log_the_health_check_and_notices(
+def test_failed_worker_is_in_the_log_the_health_check_and_responses(
     server: DevServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     temporal = Temporal(server.address, task_queue=uuid.uuid4().hex)

@@ -61,7 +61,7 @@ def lines() -> Iterator[Lines]:
 
 @contextmanager
 def connected(server: DevServer, **options: Any) -> Iterator[Temporal]:
-    """A connection, and a worker of its own."""
+    """A connection with its own worker."""
     temporal = Temporal(server.address, task_queue=f"logged-{uuid.uuid4().hex[:8]}")
     temporal.add_worker(workflows=[BuyWorkflow, ChildWorkflow], activities=[charge], **options)
     workers = Workers(temporal, grace=timedelta(seconds=1))
@@ -78,14 +78,14 @@ def connection(server: DevServer) -> Iterator[Temporal]:
 
 
 def buy(connection: Temporal, order_id: str) -> str:
-    """The id of the workflow, which has ended."""
+    """Run a workflow. Returns its id."""
     id = uuid.uuid4().hex
     connection.sync.execute_workflow(BuyWorkflow.run, order_id, id=id)
     return id
 
 
 def test_start_and_completion_are_logged_once_although_tasks_are_replayed(server: DevServer, lines: Lines) -> None:
-    with connected(server, max_cached_workflows=0) as connection:  # Each workflow task replays those before it.
+    with connected(server, max_cached_workflows=0) as connection:  # Each workflow task replays the earlier ones.
         id = buy(connection, "7")
     assert lines.of(id) == [("INFO", "started"), ("INFO", "completed")]
     started, completed = [each for each in lines.records if getattr(each, "workflow_id", None) == id]
@@ -124,7 +124,7 @@ def test_an_attempt_that_will_be_repeated_is_a_warning(connection: Temporal, lin
 
 
 @pytest.mark.slow
-def test_log_distinguishes_cancelled_and_continued_workflows(connection: Temporal, lines: Lines) -> None:
+def test_cancelled_and_continued_workflows_are_distinguished(connection: Temporal, lines: Lines) -> None:
     id = buy(connection, "again")
     outcomes = [outcome for _, outcome in lines.of(id)]
     assert outcomes == ["started", "continued_as_new", "started", "completed"]
@@ -154,7 +154,7 @@ def post_flask(connection: Temporal, headers: dict[str, str]) -> str:
 
 
 def post_own(connection: Temporal, headers: dict[str, str]) -> str:
-    """A view of the app's own, which has ids of its own."""
+    """An app's own view, with its own request ids."""
     with web_request(headers["X-Request-ID"]):
         return connection.sync.start_workflow(BuyWorkflow.run, "7", id=uuid.uuid4().hex).id
 

@@ -31,7 +31,7 @@ __all__ = ["directory", "run"]
 
 @pytest.fixture
 def name() -> str:
-    """Of a deployment and of its task queue."""
+    """The name of a deployment and of its task queue."""
     return f"shop-{uuid.uuid4().hex[:8]}"
 
 
@@ -72,7 +72,7 @@ def deploy(temporal: Temporal, *arguments: str, status: int = 0) -> str:
 
 
 def begin(temporal: Temporal, name: str) -> Callable[[], object]:
-    """Start a workflow, wait until a version has it; the result after its release."""
+    """Start a workflow, and wait until a version has it. Returns its result after its release."""
     handle = temporal.sync.start_workflow("VersionedWorkflow", id=f"{name}-{uuid.uuid4().hex[:8]}", task_queue=name)
     handle.query("__stack_trace")
 
@@ -107,7 +107,7 @@ def test_a_version_is_rolled_out(server: DevServer, name: str, behavior: str, re
         eventually(lambda: name in deploy(first, "list"), "the list of deployments, which the server updates later")
 
 
-def test_the_workers_of_a_version_are_waited_for(server: DevServer, name: str) -> None:
+def test_set_current_version_waits_for_the_versions_workers(server: DevServer, name: str) -> None:
     temporal = connection(server, name, "1", FirstVersion, "pinned")
     with running(temporal):
         assert f"{name}: current 1" in deploy(temporal, "set-current-version", "--wait", "60")
@@ -118,12 +118,12 @@ def test_the_workers_of_a_version_are_waited_for(server: DevServer, name: str) -
     assert "it has 1" in deploy(temporal, "wait-until-drained", "--build-id", "3", status=2)
 
 
-def test_commands_report_missing_and_conflicting_options(server: DevServer) -> None:
+def test_commands_report_missing_options(server: DevServer) -> None:
     temporal = Temporal(server.address)
     for arguments, expected in (
         (("describe",), "set TEMPORAL_DEPLOYMENT_NAME"),
         (("set-current-version", "--deployment-name", "x"), "set TEMPORAL_WORKER_BUILD_ID"),
-        (("set-current-version", "--deployment-name", "x", "--build-id", "1", "--unversioned"), "exclude each other"),
+        (("set-current-version", "--deployment-name", "x", "--build-id", "1", "--unversioned"), "cannot be combined"),
         (("set-ramping-version", "--deployment-name", "x", "--build-id", "1"), "--percentage 10"),
     ):
         assert expected in deploy(temporal, *arguments, status=2)
@@ -185,7 +185,7 @@ def test_settings_of_a_version() -> None:
     assert worker_version(Temporal("x:1").settings) is None
 
 
-def test_one_of_several_connections_has_variables_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_named_connection_has_its_own_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEMPORAL_DEPLOYMENT_NAME", "shop")
     monkeypatch.setenv("TEMPORAL_WORKER_BUILD_ID", "1")
     assert worker_version(Temporal(name="billing").settings) is None

@@ -1,4 +1,4 @@
-"""Workers are killed amid an activity: another one does it again, the workflow ends rightly, and one can look on."""
+"""Workers are killed during an activity: another worker repeats it, and the workflow completes."""
 
 import json
 import uuid
@@ -103,7 +103,7 @@ def site(tmp_path: Path, server: DevServer) -> Iterator[DjangoSite]:
 
 
 @pytest.mark.slow
-def test_open_transaction_of_a_killed_worker_is_rolled_back(site: DjangoSite, temporal: Temporal) -> None:
+def test_transaction_of_a_killed_worker_is_rolled_back(site: DjangoSite, temporal: Temporal) -> None:
     note = uuid.uuid4().hex
     first = site.work()
     handle = start_workflow(temporal, site, "AnyWorkflow", [("visit_or_be_killed", [note])])

@@ -11,7 +11,7 @@ from durably.cli.output.text import CliError
 from durably.engine.http.codec import status_of
 from durably.engine.operations import Operation
 from durably.engine.settings import EngineSettings
-from durably.engine.temporal.client import DATA_CONVERTER, is_away
+from durably.engine.temporal.client import DATA_CONVERTER, is_unreachable
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunUpdate
 from durably.engines import parse_temporal_url
@@ -112,9 +112,9 @@ class TemporalClient(EngineClient):
                 raise CliError(printable(error.message)) from None
             case TimeoutError():
                 raise EngineUnreachedError(f"no answer to {what!r} within {TIMEOUT_SECONDS:.0f} s. {_NO_WORKER}")
-            case RPCError() if not is_away(error):
+            case RPCError() if not is_unreachable(error):
                 raise CliError(printable(explain_refusal(error.message, self._temporal.settings))) from None
-        if is_away(error):
+        if is_unreachable(error):
             raise EngineUnreachedError(f"no answer to {what!r} ({printable(str(error))}). {_NO_WORKER}") from None
         raise error
 

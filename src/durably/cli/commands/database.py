@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from durably.cli.options import database_option, json_option
-from durably.cli.output.text import echo, echo_json, progress_line
+from durably.cli.output.text import bar, echo, echo_json, progress_line
 
 
 @click.command()
@@ -24,7 +24,9 @@ def backup(database: Path, destination: Path, as_json: bool) -> None:
         size = back_up(
             database,
             destination,
-            on_progress=lambda copied, total: show_progress(f"copied {copied:,} of {total:,} bytes"),
+            on_progress=lambda copied, total: show_progress(
+                f"{bar(copied, total)}  copied {copied:,} of {total:,} bytes"
+            ),
         )
     if as_json:
         echo_json({"database": str(database), "destination": str(destination), "bytes": size})
@@ -45,7 +47,9 @@ def check(database: Path, as_json: bool) -> None:
     with progress_line() as show_progress:
         findings = check_database(
             database,
-            on_progress=lambda part, number, total: show_progress(f"checking {part} ({number} of {total})"),
+            on_progress=lambda part, number, total: show_progress(
+                f"{bar(number - 1, total)}  checking {part} ({number} of {total})"
+            ),
         )
     if as_json:
         echo_json({"database": str(database), "faults": findings})

@@ -70,8 +70,8 @@ def dev(
     the working directory changes, and is synced. For an app that runs separately, give the URL of its endpoint with -u,
     like http://127.0.0.1:3000/api/inngest.
 
-    Updates of runs are printed, on Temporal starts and ends of runs. The state is kept between starts, so that runs
-    continue.
+    Updates of runs are printed, on Temporal those of the runs that it executes. The state is kept between starts, so
+    that runs continue.
     """
     if temporal_address is not None and database is not None:
         raise click.UsageError("give one of --db and --temporal, where the engine's state is kept")

@@ -91,7 +91,9 @@ def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[RunView] | 
     runs: list[RunView] = []
     try:
         runs = client.event_runs_sync(event_id)
-        return runs, existing(client.get_event_sync(event_id)).notes
+        notes = existing(client.get_event_sync(event_id)).notes
+        # The list of an engine on Temporal lags: it may have runs, and so the event, since.
+        return runs or client.event_runs_sync(event_id), notes
     except AnswerError as error:
         if error.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return None, None

@@ -4,6 +4,7 @@ They are ``durably runs list|show|cancel|wake|rerun|replay`` and ``durably cance
 """
 
 import datetime as dt
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,7 @@ from durably.cli.output.text import (
     STATUS_COLOURS,
     CliError,
     Styled,
+    bar,
     coloured_status,
     echo,
     echo_json,
@@ -68,11 +70,28 @@ def selection_options(command: Command) -> Command:
     return command
 
 
-def wait_for_end(operation: "Body", get: Callable[[str], "Body | None"]) -> "Body":
+def count_selected(client: "EngineClient", function_id: str, **selection: Any) -> int | None:
+    """The number of runs that a bulk operation will change, for its progress.
+
+    ``None`` without a terminal, and if the engine has not counted all.
+    """
+    if not sys.stderr.isatty():
+        return None
+    try:
+        found = client.count_matching_runs_sync(function_id, **selection)
+    except click.ClickException:  # The operation says what is wrong, if anything is.
+        return None
+    return found.count if found.is_complete else None
+
+
+def wait_for_end(operation: "Body", get: Callable[[str], "Body | None"], total: int | None) -> "Body":
     """The bulk operation, once it has ended. Its progress is shown on a terminal."""
     with progress_line() as show_progress:
         while operation.ended_at is None:
-            show_progress(f"{operation.affected} runs so far")
+            done = operation.affected
+            show_progress(
+                f"{done:,} runs so far" if total is None else f"{bar(done, total)}  {done:,} of {total:,} runs"
+            )
             time.sleep(_POLL_SECONDS)
             operation = get(operation.id) or operation
         return operation
@@ -208,7 +227,7 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
 
     run_id = find_run_id(client, run_id)
     report = existing(client.inspect_run_sync(run_id))
-    metadata = existing(client.run_metadata_sync(run_id))
+    metadata = [] if report.unavailable else existing(client.run_metadata_sync(run_id))
     if as_json:
         echo_json({name: getattr(report, name) for name in report.__struct_fields__} | {"metadata": metadata})
         return
@@ -225,6 +244,8 @@ def show(client: "EngineClient", run_id: str, as_json: bool) -> None:
         if number:
             echo("")
         echo(part)
+    if report.unavailable:
+        echo(f"\n{report.unavailable}", err=True)
 
 
 @runs.command()
@@ -261,12 +282,23 @@ def cancel(
             echo_json(run)
         else:
             echo(Styled(f"run {fit(run.id)} is {coloured_status(run.status)}"))
+            if not run.status.has_ended:
+                echo(
+                    "the cancellation is stored: the run ends when a process with its app runs (the app itself, or "
+                    "`durably worker`)",
+                    err=True,
+                )
         return
     now = dt.datetime.now(dt.UTC)
     assert function_id is not None
+    from durably.engine.views import RunStatus
+
+    live = (RunStatus.SCHEDULED, RunStatus.RUNNING)
+    selection = {"started_after": since, "started_before": until or now, "if_exp": expression}
+    total = None if no_wait else count_selected(client, function_id, statuses=live, **selection)
     begun = client.cancel_runs_sync(function_id, started_after=since, started_before=until or now, if_exp=expression)
     if not no_wait:
-        begun = wait_for_end(begun, client.get_cancellation_sync)
+        begun = wait_for_end(begun, client.get_cancellation_sync, total)
     if as_json:
         echo_json(begun)
     elif no_wait:
@@ -353,15 +385,16 @@ def replay(
     """Run many runs of a function again, and print how many."""
     from durably.engine.views import RunStatus
 
-    started = client.replay_runs_sync(
-        function_id,
-        statuses=[RunStatus(status) for status in statuses],
-        started_after=since,
-        started_before=until,
-        if_exp=expression,
-    )
+    selection: dict[str, Any] = {
+        "statuses": [RunStatus(status) for status in statuses],
+        "started_after": since,
+        "started_before": until,
+        "if_exp": expression,
+    }
+    total = None if no_wait else count_selected(client, function_id, **selection)
+    started = client.replay_runs_sync(function_id, **selection)
     if not no_wait:
-        started = wait_for_end(started, client.get_replay_sync)
+        started = wait_for_end(started, client.get_replay_sync, total)
     if as_json:
         echo_json(started)
     elif no_wait:

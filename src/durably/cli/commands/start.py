@@ -12,13 +12,15 @@ from durably.cli.options import (
     open_tracing,
     read_address,
     read_age,
+    read_names,
+    read_web_address,
     server_options,
     setting_option,
     signing_key_options,
 )
 from durably.cli.output.text import CliError
 from durably.cli.servers.temporal_start import refuse_options, server_on_temporal
-from durably.protocol.text import get_logger
+from durably.protocol.text import get_logger, is_name
 from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ _ADVICE = "; `durably keys` makes one of each"
     "--unsigned-answers-of",
     "unsigned_apps",
     multiple=True,
+    callback=read_names,
     metavar="APP",
     help="Accept unsigned answers of the app with this id, if its SDK does not sign. May be repeated.",
 )
@@ -102,6 +105,7 @@ _ADVICE = "; `durably keys` makes one of each"
 )
 @click.option(
     "--dashboard-url",
+    callback=read_web_address,
     envvar="DURABLY_DASHBOARD_URL",
     show_envvar=True,
     metavar="URL",
@@ -159,8 +163,13 @@ def start(
         refuse_options(click.get_current_context())
     if not signing_key:
         raise CliError(f"no signing key: set {SIGNING_KEY.name}, the same as the apps'{_ADVICE}")
-    if not event_keys or not all(event_keys):
+    if not event_keys or not any(key.strip() for key in event_keys):
         raise CliError(f"no event key: set {EVENT_KEY.name}, the same as the senders'{_ADVICE}")
+    if not all(map(is_name, event_keys)):
+        raise CliError(
+            f"an event key is blank, or has characters that are not printable: anybody could send events with it. "
+            f"Correct {EVENT_KEY.name} or --event-key{_ADVICE}"
+        )
     from durably.cli.output.log_lines import LogFormat, write_log
     from durably.cli.servers.event_loop import run_until_stopped
     from durably.cli.servers.production_server import OpenServer, read_sign_in, serve

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 from click.core import ParameterSource
 
-from durably.cli.options import require_temporal
-from durably.cli.output.text import CliError, Console
+from durably.cli.options import json_option, read_host, require_temporal
+from durably.cli.output.text import CliError, Console, echo_json
 from durably.cli.processes.app_loading import AppImportError, import_app
 
 if TYPE_CHECKING:
@@ -31,6 +31,12 @@ USUAL_NAMES = ("temporal",)
 _ALL_ARGUMENTS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
+class ForwardedCommand(click.Command):
+    """A command that another one executes. ``make`` makes the other."""
+
+    make: Callable[[], click.Command]
+
+
 def forwarded(name: str, make: Callable[[], click.Command], short_help: str) -> click.Command:
     """A command that ``make`` makes when it is used.
 
@@ -38,7 +44,9 @@ def forwarded(name: str, make: Callable[[], click.Command], short_help: str) -> 
     command raises ``CliError`` if that is missing.
     """
 
-    @click.command(name, add_help_option=False, context_settings=_ALL_ARGUMENTS, short_help=short_help)
+    @click.command(
+        name, cls=ForwardedCommand, add_help_option=False, context_settings=_ALL_ARGUMENTS, short_help=short_help
+    )
     @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
     @click.pass_context
     def command(context: click.Context, arguments: tuple[str, ...]) -> None:
@@ -47,6 +55,7 @@ def forwarded(name: str, make: Callable[[], click.Command], short_help: str) -> 
         with made.make_context(name, list(arguments), parent=context.parent) as own:
             made.invoke(own)
 
+    command.make = make
     return command
 
 
@@ -238,7 +247,8 @@ def _run_worker(
 
 @temporal.command("encryption-key")
 @click.argument("id", required=False)
-def encryption_key(id: str | None) -> None:
+@json_option("the id and the key")
+def encryption_key(id: str | None, as_json: bool) -> None:
     """Print a new key for TEMPORAL_ENCRYPTION_KEYS, which is a secret.
 
     Workflows store by ID which key encrypted them; the default is today's date.
@@ -249,7 +259,12 @@ def encryption_key(id: str | None) -> None:
         raise CliError(str(error)) from error
     if id is not None and (not id or set(id) & set(":, ")):
         raise CliError(f'"{id}" cannot be the id of a key: use letters and digits, no spaces, commas and colons')
-    Console().say(EncryptionKey.generate(id or str(dt.datetime.now(dt.UTC).date())).export())
+    name = id or str(dt.datetime.now(dt.UTC).date())
+    key = EncryptionKey.generate(name).export()
+    if as_json:
+        echo_json({"id": name, "key": key})
+    else:
+        Console().say(key)
 
 
 @temporal.command()
@@ -272,7 +287,13 @@ def encryption_key(id: str | None) -> None:
 @click.option("--app-port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="Port of MODULE:APP.")
 @click.option("--port", default=7233, show_default=True, type=click.IntRange(0, 65535), help="Port of the server.")
 @click.option("--ui-port", default=8233, show_default=True, type=click.IntRange(0, 65535), help="Port of its web UI.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address that the app and the server listen at.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    callback=read_host,
+    help="Address that the app and the server listen at.",
+)
 @click.option(
     "--db",
     "database",

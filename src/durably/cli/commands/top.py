@@ -5,6 +5,7 @@ import datetime as dt
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
@@ -165,7 +166,7 @@ def render(overview: "Overview", width: int, height: int | None = None) -> list[
     All lines without a ``height``.
     """
     top = [*_totals(overview, width), Styled("")]
-    concerns = [style(shorten(f"! {concern.message}", width), fg="yellow") for concern in overview.concerns]
+    concerns = [line for concern in overview.concerns for line in _concern(concern.message, width)]
     loads = sorted(overview.functions, key=lambda load: (-_failed(load), -(load.backlog or 0), -_ended(load.counts)))
     rows = _table(loads, width)
     if height is None:
@@ -176,6 +177,13 @@ def render(overview: "Overview", width: int, height: int | None = None) -> list[
     if len(rows) > left:
         rows = [*rows[: left - 1], style(shorten(f"… {len(rows) - left + 1} more", width), dim=True)]
     return [*top, *rows, *([Styled(""), *concerns] if concerns else [])][:height]
+
+
+def _concern(message: str, width: int) -> list[Styled]:
+    """A sentence in lines, with its remedy, which is at its end."""
+    words = fit(f"! {message}")
+    lines = textwrap.wrap(words, max(width, _LEAST_NAME), subsequent_indent="  ", break_on_hyphens=False)
+    return [style(shorten(line, width), fg="yellow") for line in lines]
 
 
 def _totals(overview: "Overview", width: int) -> list[Styled]:

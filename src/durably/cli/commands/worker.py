@@ -37,13 +37,16 @@ def worker(target: str, log_format: str) -> None:
 
     MODULE:CLIENT is the app's Client, whose engine is a TemporalEngine(…), an Embedded(…), or a URL like
     temporal://localhost:7233. The module must serve the functions, or import what does. Web processes that shall run
-    none have TemporalEngine(workers=False). SIGTERM ends it: calls have 5 seconds to end, and continue elsewhere then.
+    none have TemporalEngine(workers=False). In a Django project, set DJANGO_SETTINGS_MODULE. SIGTERM ends it: calls
+    have 5 seconds to end, and continue elsewhere then.
     """
-    from durably.cli.output.log_lines import LogFormat, write_log
+    from durably.cli.output.log_lines import LogFormat, leave_to_own_handlers, write_log
     from durably.cli.servers.event_loop import run_until_stopped
 
     write_log(LogFormat(log_format))
-    run_until_stopped(_work(_load_engine(target)))
+    engine = _load_engine(target)
+    leave_to_own_handlers()
+    run_until_stopped(_work(engine))
 
 
 async def _work(engine: "InProcessHandle[Any]") -> None:
@@ -68,7 +71,10 @@ def _load_engine(target: str) -> "InProcessHandle[Any]":
     try:
         found = import_app(target, USUAL_NAMES)
     except AppImportError as error:
-        raise CliError(str(error)) from None
+        hint = ""
+        if "DJANGO_SETTINGS_MODULE" in str(error) and not os.environ.get("DJANGO_SETTINGS_MODULE"):
+            hint = f": call `DJANGO_SETTINGS_MODULE=myproject.settings durably worker {target}`"
+        raise CliError(f"{error}{hint}") from None
     if not isinstance(found, Client):
         raise CliError(f"{target} is an object of type {type(found).__qualname__}, not a durably.Client")
     engine = found.engine

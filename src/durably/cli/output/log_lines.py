@@ -75,6 +75,16 @@ def write_log(log_format: LogFormat, level: int = logging.INFO) -> None:
     get_logger("temporalio.worker").setLevel(max(level, logging.WARNING))
 
 
+def leave_to_own_handlers() -> None:
+    """Leave the lines of Durably to the app's own handlers, if it has any.
+
+    Django's LOGGING makes such handlers. The lines would appear twice.
+    """
+    own = logging.getLogger("durably")
+    if own.handlers:
+        own.propagate = False
+
+
 def log_update(update: RunUpdate) -> None:
     """Log an update of a run."""
     log_fields(RUN_LOGGER, update.kind.value, level=level_of(update.kind), **fields_of(update))

@@ -71,7 +71,9 @@ _FIRST_STEP_WIDTH = 20
 _ELAPSED_WIDTH = 9
 _HINT_INDENT = 10
 _WIDEST = 32
-_FALLBACK_TERMINAL = (160, 24)
+_FILE_WIDTH = 160
+_WIDEST_FAILURE = 2000
+"""Characters of lines in files and pipes."""
 _LEAST_DETAIL_WIDTH = 40
 
 
@@ -101,10 +103,14 @@ class Activity:
             style(self._elapsed(update).rjust(_ELAPSED_WIDTH), dim=True),
         )
         line = "  ".join(columns)
-        room = shutil.get_terminal_size(_FALLBACK_TERMINAL).columns - len(click.unstyle(line)) - 2
+        is_failure = update.kind in _FAILURES
+        # In a file the error of a failed run is whole: for errors of the engine, such as an invalid expression, this
+        # line is the only log.
+        file_width = _WIDEST_FAILURE if is_failure else _FILE_WIDTH
+        room = shutil.get_terminal_size((file_width, 0)).columns - len(click.unstyle(line)) - 2
         whole = describe_update(update)
         detail = shorten(whole, max(room, _LEAST_DETAIL_WIDTH))
-        shown = style(detail, fg="red") if update.kind in _FAILURES else fit(detail)
+        shown = style(detail, fg="red") if is_failure else fit(detail)
         if update.kind is UpdateKind.RUN_FAILED and detail != whole:
             hint = f"the whole error: durably runs show {short_id(update.run_id)}"
             shown = Styled(f"{shown}\n{' ' * _HINT_INDENT}{style(hint, dim=True)}")
@@ -213,7 +219,7 @@ def describe_attempts(report: RunReport) -> Styled | None:
         [
             f"+{format_seconds((attempt.ended_at - report.run.created_at).total_seconds())}",
             step,
-            str(attempt.attempt + 1),
+            "not reached" if attempt.is_unreached else str(attempt.attempt + 1),
             shorten(f"{attempt.error.name or 'Error'}: {attempt.error.message or ''}", _ERROR_WIDTH),
         ]
         for step, attempt in sorted(found, key=lambda each: each[1].ended_at)

@@ -85,6 +85,16 @@ def draw(lines: Iterable[object]) -> None:
     click.echo(f"{_HOME}{text}{_CLEAR_REST}", nl=False)
 
 
+_BAR_WIDTH = 20
+
+
+def bar(done: int, total: int) -> str:
+    """A bar with the share that is done: ``████░░░░░░░░░░░░░░░░ 22 %``."""
+    share = min(max(done / total, 0.0), 1.0) if total > 0 else 1.0
+    filled = int(share * _BAR_WIDTH)
+    return f"{'█' * filled}{'░' * (_BAR_WIDTH - filled)} {int(share * 100)} %"
+
+
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
     """A function that shows its text as the last line of stderr.

@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import os
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable, Mapping, Sequence
@@ -86,9 +87,13 @@ class AppProcess(ChildProcess):
         return lines[-1].removeprefix(EXPLANATION) if lines and lines[-1].startswith(EXPLANATION) else ""
 
 
-async def check_importable(target: str) -> None:
-    """Raises ``AppFailedError`` if there is no such app."""
-    status, _ = await _run((sys.executable, "-m", _PROGRAM, target, "--check"))
+async def check_importable(target: str, engine_origin: str) -> None:
+    """Import the app as its process would with that engine.
+
+    Raises ``AppFailedError`` if there is no such app.
+    """
+    environment = {**os.environ, **development_variables(engine_origin)}
+    status, _ = await _run((sys.executable, "-m", _PROGRAM, target, "--check"), environment)
     if status == EXIT_REPORTED:
         raise AppFailedError("")
 

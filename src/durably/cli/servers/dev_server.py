@@ -41,6 +41,7 @@ from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
+from durably.protocol.text import reachable
 
 from .event_loop import first_failure
 from .temporal_start import dev_engine_on_temporal
@@ -160,7 +161,9 @@ class DevServer:
         except DatabaseLockedError:
             # If the app's name is mistyped, an engine often runs here already. Report the name, not the port.
             if options.target is not None:
-                await check_importable(options.target)
+                await check_importable(
+                    options.target, f"http://{reachable(options.host)}:{options.port or DEFAULT_PORT}"
+                )
             raise
         self._cleanup.push_async_callback(self._server.close)
         self._updates = self._cleanup.enter_context(self.engine.watch_process())

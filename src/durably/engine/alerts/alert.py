@@ -1,6 +1,7 @@
-"""Alerts of failed runs: their times, and their strings. Pure.
+"""Alerts of failed runs: their times, and their messages. Pure.
 
-Failures of functions are grouped into few alerts. Texts are JSON for webhooks, and e-mails. Times are in milliseconds.
+Failures of functions are grouped into few alerts. Messages are JSON for webhooks, and e-mails. Times are in
+milliseconds.
 """
 
 from email.message import EmailMessage
@@ -12,14 +13,14 @@ from durably.engine.views import to_datetime
 from durably.protocol.text import printable, redact_urls
 
 SPACING_MILLISECONDS: Final = 10_000
-"""Between two messages, however many functions fail."""
+"""Minimum time between two messages, whatever the number of failing functions."""
 MAX_FUNCTIONS: Final = 100
-"""Functions that one alert names. Failures of others are counted together."""
+"""Maximum number of functions that one alert names. Failures of others are counted together."""
 _MOST_CHARACTERS = 300
 _MOST_SHOWN = 20
-"""Functions in the text; the JSON has all."""
+"""Maximum number of functions in the message; the JSON has all."""
 _MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\u200b"})
-"""Slack calls everyone by ``<!channel>``, Mattermost by ``@channel``, which a space without width breaks."""
+"""Slack notifies everyone for ``<!channel>``, Mattermost for ``@channel``. A zero-width space prevents it."""
 
 
 class FunctionFailures(msgspec.Struct, frozen=True):
@@ -51,7 +52,7 @@ class FailureGroups:
     """Collects failures until they are to be reported.
 
     A function's first failure is to be reported at once, and further ones ``interval`` after the last report of the
-    function. ``spacing`` is the least time between two alerts. It keeps at most ``MAX_FUNCTIONS`` functions.
+    function. ``spacing`` is the minimum time between two alerts. It keeps at most ``MAX_FUNCTIONS`` functions.
     """
 
     def __init__(self, interval: int, spacing: int = SPACING_MILLISECONDS) -> None:
@@ -63,7 +64,7 @@ class FailureGroups:
         self._may_send_at = 0
 
     def wants_error(self, function_id: str) -> bool:
-        """Whether ``add`` uses the error of a failure: it is the first of its group."""
+        """Whether ``add`` uses the error of a failure, which is the first of its group."""
         return function_id not in self._waiting and len(self._waiting) < MAX_FUNCTIONS
 
     def add(self, function_id: str, run_id: str, error: str, at: int) -> None:
@@ -76,7 +77,7 @@ class FailureGroups:
             self._others += 1
 
     def next_at(self) -> int | None:
-        """The time of the next alert, if there is anything to report."""
+        """The time of the next alert; ``None`` if there is nothing to report."""
         if not self._waiting:
             return None
         return max(self._may_send_at, min(self._quiet_until.get(function_id, 0) for function_id in self._waiting))
@@ -87,7 +88,7 @@ class FailureGroups:
         return None if next_at is None or next_at > now else self._take(now, everything=False)
 
     def take_all(self, now: int) -> Alert | None:
-        """All failures that are not reported, at the end."""
+        """All failures that are not yet reported, at the end."""
         return self._take(now, everything=True) if self._waiting else None
 
     def _take(self, now: int, *, everything: bool) -> Alert:
@@ -102,7 +103,7 @@ class FailureGroups:
         return Alert(tuple(due), others)
 
 
-# strings
+# messages
 
 
 def clip_error(error: str) -> str:
@@ -114,8 +115,8 @@ def clip_error(error: str) -> str:
 def webhook_body(alert: Alert, dashboard_url: str | None = None) -> bytes:
     """``{"text", "alert": {"kind", "count", "functions", "others"}}``.
 
-    ``dashboard_url`` gives each function the ``url`` of its run's page. ``text`` is what Slack, Mattermost and Teams
-    show. Times are RFC 3339.
+    ``dashboard_url`` gives each function the ``url`` of its run's page. ``text`` is the field that Slack, Mattermost
+    and Teams show. Times are RFC 3339.
     """
     functions = [
         {
@@ -148,7 +149,7 @@ def email_message(
 
 
 def describe(alert: Alert, dashboard_url: str | None = None) -> str:
-    """The alert in lines of text."""
+    """The alert as lines of a message."""
     shown, hidden = alert.failures[:_MOST_SHOWN], alert.failures[_MOST_SHOWN:]
     lines = [_headline(alert), *(_describe_failures(each, dashboard_url) for each in shown)]
     others = sum(each.count for each in hidden) + alert.others

@@ -19,16 +19,16 @@ TIMEOUT_SECONDS = 10.0
 
 
 class DeliveryError(Exception):
-    """An alert could not be delivered. Holds no secrets."""
+    """An alert could not be delivered. The error contains no secrets."""
 
 
 class Channel(Protocol):
-    """``name`` is a metric's label."""
+    """A way to deliver alerts. ``name`` is a metric's label."""
 
     name: str
 
     async def deliver(self, alert: Alert) -> None:
-        """Raises ``DeliveryError``."""
+        """Deliver an alert. Raises ``DeliveryError``."""
         ...
 
 
@@ -68,7 +68,7 @@ class Webhook:
         except TimeoutError:
             raise DeliveryError(f"{self._where} did not answer within {TIMEOUT_SECONDS:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Not chained: the strings of these exceptions quote the URL.
+            # Not chained: the messages of these exceptions quote the URL.
             raise DeliveryError(f"{self._where} was not reached: {type(error).__name__}") from None
         if not 200 <= status < 300:
             raise DeliveryError(f"{self._where} answered with status {status}")
@@ -95,7 +95,7 @@ class Email:
     async def deliver(self, alert: Alert) -> None:
         """Send an e-mail in a thread of its own.
 
-        The end of the process does not wait for it: a server may hang.
+        The end of the process does not wait for it, because a server may hang.
         """
         loop = asyncio.get_running_loop()
         sent: asyncio.Future[None] = loop.create_future()

@@ -22,10 +22,10 @@ _logger = get_logger("durably.engine.alerts")
 
 
 class FailureAlerts(Observer):
-    """Reports failed runs by one channel: another one may be slow.
+    """Reports failed runs through one channel, in the background.
 
-    A run is not affected by it, and does not wait for it. If a delivery fails, it is repeated three times; later
-    failures are grouped in that time, and a lost alert is logged. ``interval`` is in milliseconds.
+    A slow channel delays neither runs nor other channels. A failed delivery is repeated three times. Later failures are
+    grouped in that time, and a lost alert is logged. ``interval`` is in milliseconds.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class FailureAlerts(Observer):
         return [Sample((self._channel.name, outcome), count) for outcome, count in self._outcomes.items()]
 
     async def close(self) -> None:
-        """Report what is left, for at most 2 s."""
+        """Report the remaining failures, for at most 2 s."""
         self._is_closing = True
         if self._timer is not None:
             self._timer.cancel()
@@ -80,7 +80,7 @@ class FailureAlerts(Observer):
     def _report(self) -> None:
         self._timer = None
         alert = self._groups.take(self._clock.now())
-        if alert is None:  # The clock wakes early.
+        if alert is None:  # Timers may fire early.
             self._plan()
         elif self._sending is None:
             self._sending = asyncio.get_running_loop().create_task(self._deliver(alert))

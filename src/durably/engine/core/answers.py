@@ -11,7 +11,7 @@ import msgspec
 
 from durably.protocol.call import TooDeepError, decode
 from durably.protocol.durations import parse_retry_after
-from durably.protocol.errors import ErrorData
+from durably.protocol.errors import ErrorData, shorten_error
 from durably.protocol.headers import Header
 from durably.protocol.limits import MAX_STEP_OUTPUT_BYTES
 from durably.protocol.opcodes import Op
@@ -159,8 +159,16 @@ def _read_ops(headers: Mapping[str, str], body: bytes, no_retry: bool, retry_at:
         ops = [decode(_op_decoder, body)] if body.lstrip().startswith(b"{") else decode(_ops_decoder, body)
     except msgspec.DecodeError as error:
         return _invalid(f"the app's answer is not a list of ops: {error}", error)
+    ops = [shorten_op_error(op) for op in ops]
     races = headers.get(Header.REQUEST_VERSION, "2").strip() in ("0", "1")
     return ReportedOps(ops=ops, no_retry=no_retry, retry_at=retry_at, races=races)
+
+
+def shorten_op_error(op: Op) -> Op:
+    """The op of a step, with the ends of a long error."""
+    if op.error is None or (short := shorten_error(op.error)) is op.error:
+        return op
+    return msgspec.structs.replace(op, error=short)
 
 
 def _read_retry_after(text: str, now_ms: int) -> int | None:
@@ -178,6 +186,9 @@ def _read_error(status: int, headers: Mapping[str, str], body: bytes) -> tuple[E
         written = _unwrap_text(body)
         error = decode(_error_decoder, written)
         if error.message or error.name:
+            short = shorten_error(error)
+            if short is not error:
+                return short, msgspec.json.encode(short.to_wire())
             return error, written if error.name else None
     except msgspec.DecodeError:
         pass

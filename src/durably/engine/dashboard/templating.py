@@ -18,7 +18,7 @@ import msgspec
 from durably.protocol.text import keep_ends, printable, printable_lines, redact_url
 
 from .messages import DashboardResponse
-from .rendering import formats
+from .rendering import charts, formats
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -113,7 +113,9 @@ def environment() -> jinja2.Environment:
         "exact": formats.format_exact,
         "iso": formats.format_iso,
         "lines": printable_lines,
+        "ended": charts.ended,
         "error_text": _error_text,
+        "parts": formats.split_run_ids,
         "redacted": redact_url,
         "segment": lambda text: quote(text, safe=""),
         "short_id": formats.short_id,

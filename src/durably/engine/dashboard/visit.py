@@ -13,6 +13,8 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode
 
+import msgspec
+
 from durably.engine.interface import Engine
 from durably.engine.reports import EngineInfo
 
@@ -100,6 +102,39 @@ class PageError(Exception):
         self.status, self.title, self.message = status, title, message
 
 
+class Notice(msgspec.Struct, frozen=True):
+    """The outcome of an action, in a sentence.
+
+    ``link`` are the words and the path of a page that shows it.
+    """
+
+    text: str
+    is_warning: bool = False
+    link: tuple[str, str] | None = None
+
+
+_NOTICES = {
+    "sent": "The event was sent. What it starts is below.",
+    "invoked": "The function was invoked. This is the new run.",
+    "not-invoked": "The function was invoked, and no run has started. The reason is below.",
+    "paused": "The function is paused. Its events start no runs until it is resumed.",
+    "resumed": "The function is resumed.",
+    "stopped": "The cancellation is stopped. It cancels no more runs.",
+    "cancelled": "The run was cancelled.",
+    "ended": "The run had already ended: nothing was changed.",
+    "rerun": "This is the new run.",
+    "woken": "The run goes on now.",
+    "awake": "The run does not sleep, and waits for no other attempt: nothing was changed.",
+}
+"""Notices after actions. The URL has the name of one, so that no other text can be shown."""
+
+
+def read_notice(query: Mapping[str, str]) -> Notice | None:
+    """The notice that the query names."""
+    text = _NOTICES.get(query.get("notice", ""))
+    return None if text is None else Notice(text)
+
+
 def parse_fields(text: str) -> dict[str, str]:
     """The fields of a query or a form that are not empty; the first one of each name.
 
@@ -161,6 +196,7 @@ class Visit:
             "url": self.url,
             "here": self.request.path,
             "query": self.query,
+            "notice": read_notice(self.query),
             "csrf": self._csrf,
             "csrf_field": CSRF_FIELD,
             "live": self.live,

@@ -1,5 +1,5 @@
 """The engine's HTTP API, for apps, SDKs, the command line and other processes.
 
-It is an aiohttp application over an engine. It decides who may ask, reads and limits bodies, executes an operation of
-the engine, and writes the result in the public form. It does not look into the database.
+It is an aiohttp application over an engine. It checks access, reads and limits bodies, executes an operation of the
+engine, and writes the result in the public form. It does not read the database.
 """

@@ -14,7 +14,7 @@ from durably.engine.logs import SparseLog
 from durably.engine.operations import Access
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.signatures import bearer_token, check_signing_key, hash_signing_key
-from durably.protocol.text import get_logger
+from durably.protocol.text import get_logger, is_name
 
 from .messages import ApiError
 
@@ -29,13 +29,11 @@ _HOST = re.compile(r"(?:\[(?P<ipv6>[0-9A-Fa-f:.]+)\]|(?P<name>[^\s:/@\[\]]+))(?:
 
 
 class AllowedHosts:
-    """The hosts that a development engine answers to.
+    """The hosts to which a development engine answers.
 
-    ``listening`` is the host that the engine listens at, ``names`` are further hosts that it answers to.
-
-    Loopback addresses, ``localhost`` and the host that it listens at are always allowed. If the engine listens at all
-    addresses (0.0.0.0, ::), any IP address is allowed, because DNS cannot redirect it. ``"*"`` among the names allows
-    every host.
+    ``listening`` is the host that the engine listens on, ``names`` are further hosts. Loopback addresses, ``localhost``
+    and the host that it listens on are always allowed. If the engine listens on all addresses (0.0.0.0, ::), any IP
+    address is allowed, because DNS cannot redirect it. ``"*"`` among the names allows every host.
     """
 
     def __init__(self, listening: str = "127.0.0.1", names: Iterable[str] = ()) -> None:
@@ -91,7 +89,7 @@ class AllowedHosts:
 def _is_embedded_elsewhere(request: web.Request) -> bool:
     """Whether a page of another site loads this, as an image or a script.
 
-    Browsers send no ``Origin`` then. A link to this site is a navigation, and is followed.
+    Browsers then send no ``Origin``. A link to this site is a navigation, and is allowed.
     """
     headers = request.headers
     return headers.get(_SITE) == "cross-site" and headers.get("sec-fetch-mode") != "navigate"
@@ -136,7 +134,7 @@ def _normalise(host: str) -> str:
 class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
     """The keys that the API accepts.
 
-    Raises ``ValueError`` for cloud mode without keys, or for a mere prefix of a key.
+    Raises ``ValueError`` for cloud mode without keys, or for a key that is only a prefix.
     """
 
     server_kind: ServerKind
@@ -144,8 +142,8 @@ class ApiKeys(msgspec.Struct, frozen=True, kw_only=True):
     signing_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.server_kind is ServerKind.CLOUD and not (all(self.event_keys) and self.event_keys):
-            raise ValueError("an engine in cloud mode needs an event key")
+        if self.server_kind is ServerKind.CLOUD and not (all(map(is_name, self.event_keys)) and self.event_keys):
+            raise ValueError("an engine in cloud mode needs an event key, and none may be blank")
         if self.server_kind is ServerKind.CLOUD and not (all(self.signing_keys) and self.signing_keys):
             raise ValueError("an engine in cloud mode needs a signing key")
         for key in self.signing_keys:
@@ -164,7 +162,7 @@ class AccessCheck:
     def __init__(self, keys: ApiKeys, hosts: AllowedHosts) -> None:
         self._is_dev = keys.server_kind is ServerKind.DEV
         self._event_keys = keys.event_keys
-        # The JavaScript SDK keeps the key's prefix before the hash, the Python SDK sends the hash alone.
+        # The JavaScript SDK keeps the key's prefix before the hash, the Python SDK sends only the hash.
         self._tokens = tuple(form(key) for key in keys.signing_keys for form in (bearer_token, hash_signing_key))
         self._hosts = hosts
         self._refusals = SparseLog(_logger)
@@ -218,7 +216,7 @@ def _check_bearer(request: web.Request, tokens: Iterable[str]) -> None:
 
 
 def _is_one_of(given: str, accepted: Iterable[str]) -> bool:
-    # All are compared: the time must not show which key matched.
+    # All are compared, so that the time does not show which key matched.
     matches = [hmac.compare_digest(_bytes(given), _bytes(one)) for one in accepted]
     return any(matches)
 

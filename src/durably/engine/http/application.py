@@ -41,7 +41,7 @@ def ignore_sync(sync: AcceptedSync) -> None:
 
 
 async def _is_never_alive(url: str) -> bool:
-    """The answer of an engine that does not reach its apps by URLs."""
+    """The answer of an engine that does not reach its apps by URL."""
     return False
 
 
@@ -60,9 +60,10 @@ def create_api(
 
     Serve it without an access log, because paths of ``/e/`` contain event keys.
 
-    ``hosts`` are the allowed hosts of a development engine. ``sync_at`` syncs apps, if they have URLs.
-    ``dashboard`` is served at ``/``, if there is one; in cloud mode it has a sign-in.
-    ``has_limits=False``: lists may be of any length, for clients in processes of the same app.
+    - ``hosts``: The allowed hosts of a development engine.
+    - ``sync_at``: Syncs apps, if they have URLs.
+    - ``dashboard``: Served at ``/``, if there is one. In cloud mode it has a sign-in.
+    - ``has_limits``: ``False`` allows lists of any length, for clients in processes of the same app.
     """
     app = web.Application(client_max_size=MAX_REQUEST_BYTES)
     conflicts = conflicts or AppConflicts(engine, _is_never_alive)
@@ -92,7 +93,7 @@ def _endpoint(api: ApiState, access: AccessCheck, route: Route) -> Handler:
         connection = None if connections is None else connections.begin_request(request)
         try:
             access.check(request, route.access)
-            # The process lives: if a supervisor restarted it, it might start with an empty database.
+            # The process is alive. If a supervisor restarted it, it might start with an empty database.
             if engine.stop_error is not None and not is_health:
                 raise ApiError(503, explain_stop(engine.stop_error))
             response = await handle(api, request)
@@ -104,7 +105,7 @@ def _endpoint(api: ApiState, access: AccessCheck, route: Route) -> Handler:
         if not response.prepared:
             response.headers.update(headers)
             if is_cross_origin and hdrs.ORIGIN in request.headers:
-                # Errors too: the page must be able to read them.
+                # Also for errors, so that the page can read them.
                 response.headers["access-control-allow-origin"] = "*"
                 response.headers["vary"] = "origin"
         return response
@@ -116,7 +117,7 @@ def _endpoint(api: ApiState, access: AccessCheck, route: Route) -> Handler:
 
 
 def _dashboard_routes(dashboard: DashboardServer) -> list[Route]:
-    """The paths that the dashboard answers. Others are the API's.
+    """The paths that the dashboard answers. Other paths belong to the API.
 
     An engine in dev mode checks hosts and origins before any route, and in cloud mode the dashboard has a sign-in.
     """
@@ -135,7 +136,7 @@ async def _answer_dashboard(dashboard: DashboardServer, api: ApiState, request: 
             headers=_lower_headers(request),
             query=request.rel_url.raw_query_string,
             body=await read_body(request, MAX_FORM_BYTES) if request.method == "POST" else b"",
-            # Of a client's own header a cookie would only become stricter.
+            # A client's own header can only make a cookie stricter.
             is_secure=request.secure or request.headers.get("x-forwarded-proto", "").lower() == "https",
             raw_request=request,
             peer=request.remote,
@@ -147,7 +148,7 @@ async def _answer_dashboard(dashboard: DashboardServer, api: ApiState, request: 
 
 
 def _lower_headers(request: web.Request) -> dict[str, str]:
-    """Headers by their names in lower case; cookies may be in several."""
+    """Headers by their names in lower case. Cookies may be in several headers."""
     headers = {name.lower(): value for name, value in request.headers.items()}
     if "cookie" in headers:
         headers["cookie"] = "; ".join(request.headers.getall("cookie"))

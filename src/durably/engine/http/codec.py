@@ -1,9 +1,9 @@
 """Operations as HTTP requests and answers, in both directions, and ``HttpEngine``.
 
 Pure: no I/O, no web framework. The server uses ``read_arguments`` and ``encode_result``. ``HttpEngine`` uses
-``write_request`` and ``read_result``, and implements ``Engine`` by the table of operations. Its connection is TCP or
-a Unix socket: it is given a function for the exchange of a request, such as one of an aiohttp session, or that of the
-command line, which uses urllib3 and never suspends (``cli/clients/http_client.py``).
+``write_request`` and ``read_result``, and implements ``Engine`` from the table of operations. Its connection is TCP or
+a Unix socket: ``exchange`` sends a request, with aiohttp for other processes, with urllib3 for the command line
+(``cli/clients/http_client.py``), where it never suspends.
 """
 
 import datetime as dt
@@ -30,7 +30,7 @@ from durably.protocol.call import check_nesting, decode
 from durably.protocol.engine_errors import EngineError
 
 NOT_FOUND = "not_found"
-"""The ``code`` of an error if what the path names does not exist."""
+"""The ``code`` of an error if the path names something that does not exist."""
 
 _encoder = msgspec.json.Encoder()
 _NULL = b"null"
@@ -134,7 +134,7 @@ def read_arguments(
 
 
 def check_header(name: str, text: str) -> str:
-    """The text of a header. Raises ``ArgumentInvalidError`` if it is not UTF-8."""
+    """The string of a header. Raises ``ArgumentInvalidError`` if it is not UTF-8."""
     if any("\ud800" <= each <= "\udfff" for each in text):
         raise ArgumentInvalidError(f"the header {name} is not encoded in UTF-8")
     return text
@@ -157,7 +157,7 @@ def _plain_decoder_of(kind: Any) -> msgspec.json.Decoder[Any]:
 
 
 class _Fields:
-    """The fields of a JSON body. A field that is null has its default."""
+    """The fields of a JSON body. A null field has its default."""
 
     def __init__(self, arguments: list[Argument], name: str) -> None:
         self._arguments = arguments
@@ -181,7 +181,7 @@ class _Fields:
 
 
 def _text_form(kind: Any) -> Any:
-    """The type of a field in JSON: times and statuses are text, as in queries."""
+    """The type of a field in JSON. Times and statuses are strings, as in queries."""
     if kind is dt.datetime:
         return str
     return list[str] if kind == Collection[RunStatus] else kind
@@ -242,7 +242,7 @@ def write_request(operation: Operation, given: Mapping[str, Any], **path: str) -
 def encode_result(operation: Operation, result: Any, shown: Any) -> bytes:
     """The body of an answer.
 
-    ``shown`` is what ``operation.show`` has made of the result.
+    ``shown`` is the return value of ``operation.show``.
     """
     if operation.is_bare:
         return _encoder.encode(shown)
@@ -314,7 +314,7 @@ def _raise(error: ErrorBody) -> NoReturn:
 def wire_type(kind: Any) -> Any:
     """The type to decode JSON as, before ``from_wire``.
 
-    msgspec does not decode ``Raw | None``, so that ``Raw`` stands for it in views, and in the parts of views.
+    msgspec does not decode ``Raw | None``, so views use ``Raw``.
     """
     if get_origin(kind) in (list, dict):
         *keys, item = get_args(kind)
@@ -389,14 +389,14 @@ Exchange = Callable[[HttpRequest], Awaitable[HttpResponse]]
 """Sends a request to the engine and returns its answer. Raises an error of its own if no engine answers."""
 
 ANY_EVENT_KEY = "dev"
-"""An engine in dev mode takes any event key."""
+"""An engine in dev mode accepts any event key."""
 
 
 class HttpEngine(Engine):
     """An engine that is reached over HTTP.
 
-    ``event_key`` is a key of the engine, for ``receive_events``. Raises the engine's errors, those of
-    ``exchange``, and ``EngineRefusedError`` for other refusals.
+    ``event_key`` is a key of the engine, for ``receive_events``. Raises the engine's errors, those of ``exchange``, and
+    ``EngineRefusedError`` for other refusals.
     """
 
     def __init__(self, exchange: Exchange, *, event_key: str = ANY_EVENT_KEY) -> None:

@@ -1,7 +1,4 @@
-"""Connections to the HTTP API.
-
-Their number, their time limits, and accepting at the file limit.
-"""
+"""Connections to the HTTP API: their number, time limits, and the file limit."""
 
 import asyncio
 import contextlib
@@ -19,7 +16,7 @@ from durably.engine.logs import SparseLog
 from .messages import SERVER_LOGGER
 
 _SURE_SECONDS = 1.0
-"""Time for a new connection's first request, before the connection may be closed to make room."""
+"""Seconds for a new connection's first request, before the connection may be closed for others."""
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
@@ -28,8 +25,8 @@ class ConnectionLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     ``max_connections`` is at most half of the file descriptors that the process may have open.
 
-    Seconds: ``head_timeout`` from the connection, or the first byte of a further request, to the end of the head;
-    ``keep_alive`` between two requests; ``write_timeout`` while the client reads no byte of an answer.
+    The other limits are seconds: ``head_timeout`` from the connection, or the first byte of a further request, to the
+    end of the head; ``keep_alive`` between two requests; ``write_timeout`` while the client reads no byte of an answer.
     """
 
     max_connections: int = 1000
@@ -70,7 +67,7 @@ class Connections:
     def start(self, listener: socket.socket, server: web.Server) -> None:
         """Start accepting.
 
-        Logs it if the operating system allows fewer connections than configured.
+        Logs a line if the operating system allows fewer connections than configured.
         """
         if self._max < self.limits.max_connections:
             SERVER_LOGGER.info(
@@ -98,7 +95,7 @@ class Connections:
     def begin_request(self, request: web.Request) -> "_Connection | None":
         """The connection of a request, which now has a request under way.
 
-        ``None`` if the connection has gone.
+        ``None`` if the client has disconnected.
         """
         connection = self._open.get(request.protocol)
         if connection is not None:
@@ -166,9 +163,9 @@ class _Connection(asyncio.Protocol):
             self._connections.may_have_room.set()
 
     def is_dispensable(self, now: float) -> bool:
-        """Whether it may be closed to make room.
+        """Whether the connection may be closed for others.
 
-        True if it is idle, or its first request takes long.
+        True if it is idle, or its first request takes too long.
         """
         if self._answered and not self._head_began:
             return self._transport is not None and self._transport.get_write_buffer_size() == 0
@@ -176,7 +173,7 @@ class _Connection(asyncio.Protocol):
         return now > self._deadline - head_timeout + min(_SURE_SECONDS, head_timeout / 4)
 
     def check(self, now: float) -> None:
-        """Close it if its time is over.
+        """Close the connection if it exceeded its limit.
 
         While the client reads an answer, it has unlimited time.
         """
@@ -238,10 +235,12 @@ _RETRY_SECONDS = 0.25
 class Acceptor:
     """Accepts the connections of a listener.
 
-    It serves the connections of ``listener`` with protocols that ``make_protocol`` makes. ``has_room`` returns whether
-    one more may be served. Otherwise the next connection waits, and further ones wait in the operating system's queue.
-    ``make_room`` ends an idle connection. Set ``may_have_room`` when there may be room. ``name`` is the listener's name
-    in log lines.
+    - ``make_protocol``: Makes the protocols that serve the connections of ``listener``.
+    - ``has_room``: Returns whether one more connection may be served. Otherwise the next connection waits, and further
+      ones wait in the operating system's queue.
+    - ``make_room``: Ends an idle connection.
+    - ``may_have_room``: Set it when another connection may be served.
+    - ``name``: The listener's name in log lines.
     """
 
     def __init__(
@@ -279,7 +278,7 @@ class Acceptor:
             try:
                 connection, _ = await loop.sock_accept(self._listener)
             except OSError as error:
-                # EMFILE, ENFILE, ENOBUFS, ENOMEM; or a client that has gone already.
+                # EMFILE, ENFILE, ENOBUFS, ENOMEM; or a client that has already disconnected
                 self._log.log(
                     logging.ERROR, "%s cannot accept connections (%s): clients wait", self._name, error.strerror
                 )
@@ -297,7 +296,7 @@ class Acceptor:
 
     async def _until_room(self) -> None:
         while not self._has_room():
-            self._log.log(logging.WARNING, "%s has as many connections as it may have: further ones wait", self._name)
+            self._log.log(logging.WARNING, "%s has reached max_connections: new connections wait", self._name)
             self._make_room()
             await self._wait()
 

@@ -1,8 +1,8 @@
 """Syncs by URL: the engine asks an app for its functions.
 
 This is the sync of ``durably dev -u URL`` (spec §4.3). Out of band, the engine sends a PUT, and the app posts its
-functions to the engine's ``/fn/register``. In cloud mode the engine asks for them in the signed answer, and falls back
-to the other way if the app declines.
+functions to the engine's ``/fn/register``. In cloud mode the engine requests them in the signed answer, and uses the
+other way if the app declines.
 """
 
 import contextlib
@@ -27,12 +27,13 @@ from durably.protocol.signatures import SignatureError, verify
 from durably.protocol.sync import FunctionConfig, SyncRequest, decode_functions
 from durably.protocol.text import get_logger, printable, redact_url, redact_urls
 
+from .access import LOOPBACK_HOSTS
 from .syncs import AcceptedSync, AppConflicts, OnSync
 
 TIMEOUT_SECONDS = 10.0
-"""From the request to the end of the answer."""
+"""Seconds from the request to the end of the answer."""
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
-"""The largest answer of an app to a sync or an inspection. Thousands of functions fit."""
+"""Bytes of an app's largest answer to a sync or an inspection. Thousands of functions fit."""
 
 _logger = get_logger("durably.engine")
 
@@ -50,7 +51,7 @@ class SyncFailedError(EngineError):
 
 
 class Inspection(msgspec.Struct):
-    """The part of an app's answer to GET that matters here (spec §4.5)."""
+    """The fields of an inspection response that the engine reads (spec §4.5)."""
 
     mode: str | None = None
     function_count: int | None = None
@@ -86,7 +87,7 @@ _fault_decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 class AppDiscovery:
-    """Asks apps to sync with ``engine``, which ``origin`` names in messages.
+    """Asks apps to sync with ``engine``. Messages name it by ``origin``.
 
     Give ``note_sync`` to ``create_api`` as its ``on_sync``; each accepted sync is passed on to ``on_sync``.
     """
@@ -98,7 +99,7 @@ class AppDiscovery:
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=TIMEOUT_SECONDS),
             headers={str(Header.SERVER_KIND): settings.server_kind, hdrs.ACCEPT_ENCODING: "identity"},
-            auto_decompress=False,  # A few bytes may unpack to gigabytes.
+            auto_decompress=False,  # A few bytes may decompress to gigabytes.
         )
 
     async def close(self) -> None:
@@ -127,11 +128,12 @@ class AppDiscovery:
         return await self._sync_out_of_band(url)
 
     async def inspect(self, url: str) -> Inspection:
-        """GET the URL, to learn whether an app of the engine's mode is there."""
+        """GET the URL, to check that an app of the engine's mode answers there."""
         status, headers, body = await self._request("GET", url, headers=self._signed(b""))
         if Header.SDK not in headers:
             raise NoAppError(
-                f"{redact_url(url)} answered with status {status}, but serves no functions (no {Header.SDK} header)"
+                f"{redact_url(url)} answered with status {status}, but serves no functions (no {Header.SDK} header): "
+                f"{self._url_advice(url)}"
             )
         try:
             inspection = decode(_inspection_decoder, body)
@@ -141,6 +143,13 @@ class AppDiscovery:
         if status == 403 or (inspection.mode or mode) != mode:
             raise SyncFailedError(f"the app at {redact_url(url)} is not in {mode} mode: {self._mode_advice()}")
         return inspection
+
+    def _url_advice(self, url: str) -> str:
+        own, given = URL(self._origin), URL(url)
+        is_same_host = own.host == given.host or {own.host, given.host} <= LOOPBACK_HOSTS
+        if is_same_host and own.port == given.port:
+            return "this is the engine, so give the URL of the app's endpoint"
+        return "give the URL of the app's endpoint, whose path is /api/inngest unless serve_path sets another"
 
     def _address_advice(self) -> str:
         if self._settings.server_kind is ServerKind.DEV:
@@ -241,7 +250,10 @@ class AppDiscovery:
 
 
 async def _read(url: str, response: aiohttp.ClientResponse) -> bytes:
-    """The body. Raises ``SyncFailedError`` for one that is too large or compressed."""
+    """Read the body.
+
+    Raises ``SyncFailedError`` for one that is too large or compressed.
+    """
     if encoding := response.headers.get(hdrs.CONTENT_ENCODING, "identity").replace("identity", ""):
         raise SyncFailedError(
             f"the app at {redact_url(url)} answered with content-encoding {printable(encoding)}, although the request "
@@ -254,7 +266,7 @@ async def _read(url: str, response: aiohttp.ClientResponse) -> bytes:
 
 
 def _tell_other_origins(url: str, sync: SyncRequest) -> None:
-    """Log a line if the app asks to be called at another host."""
+    """Log a line if the app requests to be called at another host."""
     urls = [step.runtime.url for function in sync.functions for step in function.steps.values()]
     for origin in sorted({str(URL(used).origin()) for used in urls} - {str(URL(url).origin())}):
         _logger.warning(

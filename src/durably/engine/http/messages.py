@@ -25,9 +25,9 @@ from .codec import status_of
 
 _GRACE_SECONDS = 30.0
 _LEAST_BYTES_PER_SECOND = 16 * 1024
-"""A body may take ``_GRACE_SECONDS``, or longer if it comes at this rate."""
+"""A body may take ``_GRACE_SECONDS``, or longer if it arrives at this rate (bytes per second)."""
 _GZIP_OR_ZLIB = zlib.MAX_WBITS | 32
-"""zlib's ``wbits`` to recognise either format by its header."""
+"""zlib's ``wbits`` that detect either format by its header."""
 
 _encoder = msgspec.json.Encoder()
 _logger = get_logger("durably.engine.api")
@@ -37,7 +37,7 @@ _refusals: WeakKeyDictionary[web.Application, SparseLog] = WeakKeyDictionary()
 class ApiError(Exception):
     """Ends a request with ``status`` and an error body.
 
-    ``message`` is shown to the client: no secrets.
+    ``message`` is shown to the client, so it must not contain secrets.
     """
 
     def __init__(self, status: int, message: str, *, code: str | None = None) -> None:
@@ -48,7 +48,7 @@ class ApiError(Exception):
 def explain_stop(error: errors.EngineError) -> str:
     """The message about an engine that lost its database.
 
-    It is the same if the engine or a request notices the loss.
+    It is the same whether the engine or a request detects the loss.
     """
     return f"the engine has stopped: {error.message}"
 
@@ -57,15 +57,15 @@ def explain_stop(error: errors.EngineError) -> str:
 
 
 async def read_body(request: web.Request, limit: int = MAX_REQUEST_BYTES) -> bytes:
-    """The whole body, unpacked.
+    """The whole body, decompressed.
 
-    Call it after the access check: a few bytes may unpack to ``limit``. Raises ``ApiError``: 413 above
-    ``limit``, 408 if it comes too slowly, 415 for an encoding other than gzip and deflate, 400 if it does
-    not fit its headers.
+    Call it after the access check, because a few bytes may decompress to ``limit``. Raises ``ApiError``: 413 above
+    ``limit``, 408 if it arrives too slowly, 415 for an encoding other than gzip and deflate, 400 if it does not match
+    its headers.
     """
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
     if encoding not in ("identity", "gzip", "deflate", ""):
-        raise ApiError(415, f"the content-encoding {encoding!r} is unknown; send the body as it is, or with gzip")
+        raise ApiError(415, f"the content-encoding {encoding!r} is unknown; send the body uncompressed, or with gzip")
     if (request.content_length or 0) > limit:
         raise ApiError(413, f"the body is larger than {limit} bytes")
     body = bytearray()
@@ -79,12 +79,12 @@ async def read_body(request: web.Request, limit: int = MAX_REQUEST_BYTES) -> byt
                 deadline.reschedule(began + _GRACE_SECONDS + len(body) / _LEAST_BYTES_PER_SECOND)
     except TimeoutError:
         raise ApiError(
-            408, f"the body comes too slowly: {len(body)} bytes in {_GRACE_SECONDS:g} s and more; send it again"
+            408, f"the body arrives too slowly: {len(body)} bytes in over {_GRACE_SECONDS:g} s; send it again"
         ) from None
     except ConnectionResetError:
         raise ApiError(400, "the client closed the connection before the end of the body") from None
     except web.RequestPayloadError:
-        raise ApiError(400, "the body cannot be read: it does not fit its length") from None
+        raise ApiError(400, "the body cannot be read: it does not match its length") from None
     return bytes(body) if encoding in ("identity", "") else await asyncio.to_thread(_unpack, bytes(body), limit)
 
 
@@ -99,9 +99,9 @@ def _unpack(body: bytes, limit: int) -> bytes:
     except zlib.error:
         unpacked = b""
     if len(unpacked) > limit:
-        raise ApiError(413, f"the body is larger than {limit} bytes when it is unpacked")
+        raise ApiError(413, f"the body is larger than {limit} bytes when it is decompressed")
     if not unpacker.eof or unpacker.unused_data:
-        raise ApiError(400, "the body cannot be unpacked: it does not fit its content-encoding")
+        raise ApiError(400, "the body cannot be decompressed: it does not match its content-encoding")
     return unpacked
 
 
@@ -113,7 +113,7 @@ async def answer_expectation(request: web.Request) -> web.StreamResponse | None:
     if request.version < HttpVersion11:
         return None
     if request.headers.get(hdrs.EXPECT, "").lower() != "100-continue":
-        return error_response(417, "the only expectation that is met is 100-continue")
+        return error_response(417, "the only supported expectation is 100-continue")
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # The answer itself has not begun.
     return None
@@ -131,7 +131,7 @@ def data_response(data: Any) -> web.Response:
 
 
 def error_response(status: int, message: str, *, code: str | None = None, data: Any = None) -> web.Response:
-    # A message may quote bytes of a request that are not UTF-8. They are surrogates, which JSON cannot hold.
+    # A message may quote bytes of a request that are not UTF-8. They are surrogates, which JSON cannot contain.
     text = message.encode(errors="replace").decode()
     return json_response(ErrorBody(error=text, status=status, code=code, data=data), status)
 
@@ -157,7 +157,7 @@ def answer_error(request: web.Request, error: Exception) -> web.Response:
             return error_response(405, f"the method must be {allowed}, not {request.method}")
         case web.HTTPNotFound():
             return error_response(404, f"there is nothing at {request.path}")
-    # The route, not the path: the path of an event holds the event key.
+    # The route, not the path: the path of an event contains the event key.
     resource = request.match_info.route.resource
     _logger.error("%s %s failed", request.method, resource.canonical if resource else "(unknown)", exc_info=error)
     return error_response(500, "the engine failed to handle the request; its log says why")
@@ -166,7 +166,7 @@ def answer_error(request: web.Request, error: Exception) -> web.Response:
 def _log_unavailable(app: web.Application, error: errors.DatabaseUnavailableError) -> None:
     """Log for the engine's operator that requests are refused.
 
-    Senders get the answer. The log is sparse: its disk may be the full one.
+    Senders get the answer. The log is rate-limited, because its disk may be the full one.
     """
     log = _refusals.setdefault(app, SparseLog(_logger))
     log.log(logging.ERROR, "requests are refused with 503, so that they are sent again: %s", error.message)
@@ -181,11 +181,11 @@ class _WithoutContent(logging.Filter):
         error = record.exc_info[1] if record.exc_info else None
         if isinstance(error, HttpProcessingError):
             record.exc_info = record.exc_text = None
-            record.msg, record.args = "a request was no HTTP, and was refused: %s", (type(error).__name__,)
-        elif isinstance(error, web.RequestPayloadError):  # It has been answered: this is aiohttp, reading the rest.
+            record.msg, record.args = "a request was not HTTP, and was refused: %s", (type(error).__name__,)
+        elif isinstance(error, web.RequestPayloadError):  # It has been answered. aiohttp is reading the rest.
             record.exc_info = record.exc_text = None
             record.levelno, record.levelname = logging.WARNING, "WARNING"
-            record.msg, record.args = "a request's body was not what its headers say, and was refused", ()
+            record.msg, record.args = "a request's body did not match its headers, and was refused", ()
         return True
 
 

@@ -22,7 +22,7 @@ async def answer_metrics(engine: LocalEngine, request: web.Request) -> web.Respo
 
 async def _read_page(engine: LocalEngine, accept: str | None) -> tuple[bytes, str]:
     metrics = await engine.read_metrics()
-    # In a thread: with hundreds of functions it takes a tenth of a second.
+    # In a thread, because it takes a tenth of a second with hundreds of functions.
     return await asyncio.to_thread(write_text, metrics, accept)
 
 
@@ -33,7 +33,7 @@ def _response(body: bytes, content_type: str) -> web.Response:
 class MetricsPage:
     """The metrics for clients without a key.
 
-    A page is kept for a second, and one is made at a time: clients that need no key must not cost much.
+    A page is kept for a second, and one is made at a time, because clients that need no key must not cost much.
     """
 
     def __init__(self, engine: LocalEngine) -> None:
@@ -56,9 +56,9 @@ class MetricsPage:
 
 
 def create_metrics_page(engine: LocalEngine) -> web.Application:
-    """An application that serves the metrics alone, without a key.
+    """An application that serves only the metrics, without a key.
 
-    The address at which it is served decides who can read them.
+    The address at which it is served determines who can read them.
     """
     app, page = web.Application(), MetricsPage(engine)
     for method in (hdrs.METH_GET, hdrs.METH_HEAD):

@@ -35,7 +35,7 @@ READY_SECONDS = 5.0
 _KEEP_ALIVE_SECONDS = 15.0
 """Seconds of silence before an empty line is written to a stream.
 
-It shows that the engine is alive, and shows the engine if the client has disconnected.
+It is a keep-alive. It also lets the engine detect a disconnected client.
 """
 _LOG_AGAIN_SECONDS = 600.0
 
@@ -127,7 +127,7 @@ async def _get_health(api: ApiState, request: web.Request) -> web.Response:
 
 
 async def _get_readiness(api: ApiState, request: web.Request) -> web.Response:
-    """``GET /ready``: whether the engine takes events and calls apps.
+    """``GET /ready``: whether the engine accepts events and calls apps.
 
     The answer is 503 with the reason if it does not. The writer's thread checks that the database still belongs to this
     engine.
@@ -149,7 +149,7 @@ async def _get_metrics(api: ApiState, request: web.Request) -> web.Response:
 
 
 async def _get_dev_info(api: ApiState, request: web.Request) -> web.Response:
-    """``GET /dev``, in dev mode only: official SDKs find a dev engine by it."""
+    """``GET /dev``, in dev mode only: official SDKs detect a dev engine by it."""
     return json_response(
         {
             "version": version("durably"),
@@ -165,7 +165,7 @@ async def _get_dev_info(api: ApiState, request: web.Request) -> web.Response:
 
 
 async def _stream_updates(api: ApiState, request: web.Request) -> web.StreamResponse:
-    """``GET /v1/updates[?function_id=…]``: a ``RunUpdate`` a line.
+    """``GET /v1/updates[?function_id=…]``: one ``RunUpdate`` per line.
 
     The updates are sent from now on, until the engine stops.
     """
@@ -266,11 +266,11 @@ def _describe_sync(accepted: AcceptedSync) -> AppSyncBody:
 _ENDPOINTS = "durable endpoints: make the endpoint send an event, and do the work in a function"
 UNSUPPORTED = {
     "/v0/connect/{path:.*}": "Connect: serve the app's functions over HTTP instead of calling connect()",
-    "/v1/realtime/{path:.*}": "realtime (publish, subscribe, streams): send messages to browsers by means of your own",
+    "/v1/realtime/{path:.*}": "realtime (publish, subscribe, streams): send messages to browsers yourself",
     "/v1/checkpoint": _ENDPOINTS,
     "/v1/checkpoint/{run_id}/steps": _ENDPOINTS,
     "/v1/http/{path:.*}": _ENDPOINTS,
-    "/v2/{path:.*}": "the second version of the platform's API, sandboxes among it",
+    "/v2/{path:.*}": "the second version of the platform's API, including sandboxes",
 }
 """Features by their routes."""
 
@@ -305,7 +305,7 @@ async def _allow_page(api: ApiState, request: web.Request) -> web.Response:
 
 
 async def _answer_unrouted(api: ApiState, request: web.Request) -> web.StreamResponse:
-    """Refuse requests that no other route takes.
+    """Refuse requests that no other route handles.
 
     Raises ``HTTPMethodNotAllowed`` or ``HTTPNotFound``. It is a route because aiohttp's own answer fails on
     expectations that are not ASCII.

@@ -1,7 +1,7 @@
 """An engine served over HTTP.
 
-It has the engine, its API on one address, and syncs with apps. No access log is kept: the paths of ``/e/`` hold event
-keys.
+It has the engine, its API on one address, and syncs with apps. No access log is kept, because the paths of ``/e/``
+contain event keys.
 """
 
 import contextlib
@@ -41,15 +41,15 @@ SHUTDOWN_SECONDS = 2.0
 
 
 class PortTakenError(EngineError):
-    """Something else listens at the address already."""
+    """Another program already listens on the address."""
 
 
 class HostInvalidError(EngineError):
-    """The host to listen at must be an address of this machine."""
+    """The host to listen on must be an address of this machine."""
 
 
 class DatabaseUnusableError(EngineError):
-    """The operating system does not let the engine have a database there."""
+    """The operating system prevents a database at this path."""
 
 
 class ServerOptions(TypedDict, total=False):
@@ -68,9 +68,9 @@ class ServerOptions(TypedDict, total=False):
 class EngineServer:
     """An engine with its HTTP API on one address.
 
-    Open it with ``await EngineServer.open(path, settings)``, close it with ``await server.close()``. ``origin`` is how
-    clients on this machine reach it, ``discovery`` asks apps to sync with it. ``metrics_origin`` is the origin of the
-    metrics' own address, if they have one.
+    Open it with ``await EngineServer.open(path, settings)``, close it with ``await server.close()``. ``origin`` is the
+    address for clients on this machine, ``discovery`` asks apps to sync with it. ``metrics_origin`` is the origin of
+    the metrics' own address, if they have one.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class EngineServer:
     ) -> Self:
         """Open the engine on the database at ``path``, and serve its API: see ``open_on``.
 
-        Raises ``DatabaseUnusableError`` too.
+        Also raises ``DatabaseUnusableError``.
         """
 
         async def open_database() -> LocalEngine:
@@ -117,10 +117,11 @@ class EngineServer:
     ) -> Self:
         """Open the engine and serve its API.
 
-        ``port`` 0 takes a free one. Cloud mode needs ``event_keys`` and signing keys; dev mode ignores them.
-        ``allowed_hosts`` are further hosts that dev mode answers to, besides those of this machine. At
-        ``metrics_address``, a host and a port, it serves the metrics alone, without a key.
-        ``sign_in`` is in front of the dashboard in cloud mode, which has none without it.
+        - ``port``: 0 takes a free one.
+        - ``event_keys``: Cloud mode needs them and signing keys; dev mode ignores them.
+        - ``allowed_hosts``: Further hosts to which dev mode answers, in addition to those of this machine.
+        - ``metrics_address``: A host and a port that serve only the metrics, without a key.
+        - ``sign_in``: Protects the dashboard in cloud mode, which has no dashboard without it.
 
         Raises ``PortTakenError``, ``HostInvalidError``, and the errors of ``open_engine``.
         """
@@ -131,7 +132,11 @@ class EngineServer:
         )
         with contextlib.ExitStack() as listeners:
             listener = listeners.enter_context(listen(host, port))
-            metrics = None if metrics_address is None else listeners.enter_context(listen(*metrics_address))
+            metrics = (
+                None
+                if metrics_address is None
+                else listeners.enter_context(listen(*metrics_address, "--metrics-address"))
+            )
             engine = await open_engine()
             listeners.pop_all()  # They are open as long as the server.
         origin = _origin_of(host, listener)
@@ -162,7 +167,7 @@ class EngineServer:
     async def close(self) -> None:
         """Close the engine, then its API.
 
-        The engine is first, because calls that it lets finish may still hand over their steps.
+        The engine is first, because calls that it lets finish may still send their steps.
         """
         try:
             await self.engine.close()
@@ -196,7 +201,7 @@ async def serve_api(
         logger=SERVER_LOGGER,
         shutdown_timeout=shutdown_timeout,
         handle_signals=False,
-        auto_decompress=False,  # aiohttp would unpack bodies of requests that are refused, too
+        auto_decompress=False,  # aiohttp would also decompress bodies of refused requests
     )
     await runner.setup()
     assert runner.server is not None
@@ -208,14 +213,20 @@ def _origin_of(host: str, listener: socket.socket) -> str:
     return f"http://{reachable(host)}:{listener.getsockname()[1]}"
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ``PortTakenError``, ``HostInvalidError``."""
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A listening socket. Raises ``PortTakenError``, ``HostInvalidError``.
+
+    ``option`` is the one that sets the port.
+    """
+    if not host.strip():  # It would be all addresses.
+        raise HostInvalidError("the host to listen at is empty: give an address, such as 127.0.0.1 or 0.0.0.0 (--host)")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise PortTakenError(
-                f"port {port} of {host} is taken by another program; choose another (--port)"
+                f"port {port} of {host} is taken by another program; choose another ({option})"
             ) from None
-        raise HostInvalidError(f"cannot listen at {host} port {port}: {describe_os_error(error)}") from None
+        setting = "--host" if option == "--port" else option
+        raise HostInvalidError(f"cannot listen at {host} port {port} ({setting}): {describe_os_error(error)}") from None

@@ -30,7 +30,7 @@ class AcceptedSync:
     """A sync that the engine has stored, with its request.
 
     ``deploy_id`` is the id that the engine sent with its request, if any. ``conflict`` describes another app with the
-    same id. It ``is_news`` unless it was reported recently.
+    same id. ``is_news`` unless it was reported recently.
     """
 
     request: SyncRequest
@@ -65,7 +65,7 @@ class Served(msgspec.Struct, frozen=True):
 class Accepted(msgspec.Struct, frozen=True):
     """The result of a stored sync, and its conflict.
 
-    ``conflict`` describes another app with the same id; ``is_new`` if it was not reported yet.
+    ``conflict`` describes another app with the same id; ``is_new`` if it has not been reported yet.
     """
 
     result: SyncResult
@@ -120,7 +120,10 @@ class AppConflicts:
             return False
 
     def _note_replacement(self, app_id: str, before: Served, now: Served) -> bool:
-        """Whether the replaced app had itself recently replaced the new app."""
+        """Record a replacement.
+
+        Returns whether the replaced app had recently replaced the new one.
+        """
         at = time.monotonic()
         self._replaced = {key: since for key, since in self._replaced.items() if at - since < _BACK_SECONDS}
         self._replaced[app_id, before.place, now.place] = at

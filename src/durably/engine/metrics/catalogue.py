@@ -40,8 +40,8 @@ class Family(msgspec.Struct, frozen=True):
 class Sample(msgspec.Struct, frozen=True):
     """A value with its labels, in the order of the family's.
 
-    Of a histogram, ``value`` is the sum, and ``counts`` has the number of values of each bucket; the last is for those
-    above all bounds.
+    Of a histogram, ``value`` is the sum, and ``counts`` has the number of values of each bucket. The last count is for
+    values above all bounds.
     """
 
     labels: tuple[str, ...]

@@ -21,8 +21,8 @@ _UP = "up"
 class EngineCollector(Collector):
     """Collects the metrics that ``read`` returns.
 
-    ``read`` returns ``None`` if no engine answers: ``durably_up`` is 0 then, and there are no others. It returns
-    nothing, an empty list, if another process shows the metrics.
+    ``read`` returns ``None`` if no engine answers: then ``durably_up`` is 0, and there are no others. It returns an
+    empty list if another process exposes the metrics.
     """
 
     def __init__(self, read: Callable[[], list[Metric] | None]) -> None:
@@ -44,7 +44,7 @@ class EngineCollector(Collector):
 
 
 def write_text(metrics: list[Metric], accept: str | None) -> tuple[bytes, str]:
-    """The metrics in the format that ``accept`` asks for, and its content type."""
+    """The metrics in the format that ``accept`` requests, and its content type."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(EngineCollector(lambda: metrics))
     encode, content_type = choose_encoder(accept or "")

@@ -1,7 +1,7 @@
 """Counters of what an engine has done, and gauges of its current state.
 
-Counters are integers in memory, which ``EngineCounters`` raises after each commit and call. They begin at zero with
-each start of the engine, as counters of Prometheus may. Gauges are read for each scrape.
+Counters are integers in memory, which ``EngineCounters`` raises after each commit and call. They reset at each start,
+as Prometheus allows. Gauges are read for each scrape.
 """
 
 from bisect import bisect_left
@@ -87,7 +87,7 @@ class FunctionCounters:
 
 
 class EngineCounters(Observer):
-    """Counts what an engine does.
+    """Counts an engine's work.
 
     At most ``max_functions`` functions have counters of their own; the others share one label. ``received`` is the
     number of events that were stored for senders.
@@ -123,7 +123,7 @@ class EngineCounters(Observer):
                 counters.ended[outcome] += 1
                 if outcome <= _FAILED:
                     counters.attempts[outcome] += 1
-                if change.began is None:  # It ended as it was created.
+                if change.began is None:  # It ended when it was created.
                     counters.started += 1
                 else:
                     counters.run_seconds.add(seconds)

@@ -17,7 +17,7 @@ from durably.protocol.events import INTERNAL_PREFIX, Event, InternalEvent
 from durably.protocol.limits import MAX_EVENT_NAME_LENGTH
 
 _EARLIEST, _LATEST = 315_532_800_000, 4_102_444_800_000
-"""1980 and 2100: a timestamp outside of them is in seconds, or nanoseconds, or wrong."""
+"""1980 and 2100. A timestamp outside of them is in seconds or nanoseconds, or wrong."""
 
 RUN_END_EVENTS = frozenset(
     {InternalEvent.FUNCTION_FINISHED, InternalEvent.FUNCTION_FAILED, InternalEvent.FUNCTION_CANCELLED}
@@ -33,9 +33,11 @@ _UNREPORTED: dict[str, frozenset[InternalEvent]] = {
     InternalEvent.FUNCTION_FAILED: RUN_END_EVENTS,
     InternalEvent.FUNCTION_CANCELLED: frozenset({InternalEvent.FUNCTION_CANCELLED}),
 }
-"""The events about a run's end that are not sent, by the name of its trigger. Otherwise a run would trigger itself
-endlessly, or replace itself: a singleton that a cancelled run starts cancels the one before it, all in one
-transaction."""
+"""The events about a run's end that are not sent, by the name of its trigger.
+
+Otherwise a run would trigger itself endlessly, or replace itself: a singleton that a cancelled run starts cancels the
+one before it, all in one transaction.
+"""
 
 
 _RAISED = "invalid status code: 500"
@@ -45,7 +47,7 @@ _RAISED = "invalid status code: 500"
 class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
     """An event that is stored, or is being stored.
 
-    ``body`` is JSON; ``decoded`` is the same, once it is needed. ``origin`` describes the run that sent it, if any.
+    ``body`` is JSON; ``decoded`` is its value, read at first use. ``origin`` describes the run that sent it, if any.
     ``traceparent`` is the trace context of its sender, if it has one.
     """
 
@@ -67,7 +69,7 @@ class ReceivedEvent(msgspec.Struct, eq=False, gc=False):
 class CheckedEvent(msgspec.Struct, frozen=True):
     """A valid event.
 
-    ``data`` is its data as JSON, so that the writer's thread does not encode them.
+    ``data`` is its data as JSON, so that the writer's thread need not encode it.
     """
 
     event: Event
@@ -84,11 +86,11 @@ def check_event(event: Event, max_bytes: int, *, is_internal: bool = False) -> C
         raise EventInvalidError("an event has no name")
     if len(name) > MAX_EVENT_NAME_LENGTH:
         raise EventInvalidError(
-            f"the event name {name[:40]!r}… has {len(name)} characters; at most {MAX_EVENT_NAME_LENGTH} are possible"
+            f"the event name {name[:40]!r}… has {len(name)} characters; at most {MAX_EVENT_NAME_LENGTH} are allowed"
         )
     if name.startswith(INTERNAL_PREFIX) and not is_internal:
         raise EventInvalidError(
-            f"the event name {name!r} begins with {INTERNAL_PREFIX!r}, which is kept for the engine's own events"
+            f"the event name {name!r} begins with {INTERNAL_PREFIX!r}, which is reserved for the engine's own events"
         )
     if event.ts and not _EARLIEST <= event.ts <= _LATEST:
         raise EventInvalidError(
@@ -101,7 +103,7 @@ def check_event(event: Event, max_bytes: int, *, is_internal: bool = False) -> C
     except (msgspec.MsgspecError, TypeError, ValueError) as error:
         raise EventInvalidError(f"event {event.name!r} is not JSON: {error}") from error
     if size > max_bytes:
-        raise EventInvalidError(f"event {event.name!r} has {size} bytes; at most {max_bytes} are possible")
+        raise EventInvalidError(f"event {event.name!r} has {size} bytes; at most {max_bytes} are allowed")
     return CheckedEvent(event, data)
 
 
@@ -115,7 +117,7 @@ def make_received_event(
 ) -> ReceivedEvent:
     """The event as functions receive it: with an id, a time and a user.
 
-    Its form is that of official servers. ``data`` is the event's data as JSON, if they are encoded already.
+    Its form is that of official servers. ``data`` is the event's data as JSON, if already encoded.
     """
     fields: dict[str, Any] = {
         "data": event.data or {},
@@ -151,7 +153,7 @@ class RunResult(msgspec.Struct, frozen=True):
 def run_end_events(end: RunResult, triggers: Sequence[ReceivedEvent]) -> list[tuple[InternalEvent, bytes]]:
     """Names and data of the events about a run's end.
 
-    ``triggers`` are several for a batch.
+    A batch has several ``triggers``.
     """
     trigger = triggers[0]
     unreported = _UNREPORTED.get(trigger.name, ())
@@ -176,11 +178,11 @@ def run_end_events(end: RunResult, triggers: Sequence[ReceivedEvent]) -> list[tu
 def _reported_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
     """The error in the form of official servers.
 
-    ``error`` says how the call ended, and there is no ``code``.
+    ``error`` states how the call ended, and there is no ``code``.
     """
     try:
         error = msgspec.json.decode(output, type=ErrorData)
-    except msgspec.MsgspecError:  # as the app wrote it
+    except msgspec.MsgspecError:  # the JSON that the app wrote
         return msgspec.Raw(output)
     was_raised = error.code is not None or error.stack is not None
     reported: dict[str, Any] = {
@@ -195,7 +197,7 @@ def _reported_error(output: bytes) -> dict[str, Any] | msgspec.Raw:
 def deferred_data(data: bytes, function_id: str, parent_id: str, parent_function_id: str) -> bytes:
     """The data of the event that starts a deferred function.
 
-    Their form is that of official servers.
+    The form is that of official servers.
     """
     parent = {"fn_slug": function_id, "parent_fn_slug": parent_function_id, "parent_run_id": parent_id}
     return msgspec.json.encode({**msgspec.json.decode(data), "_inngest": parent})
@@ -214,13 +216,13 @@ def make_internal_event(
     origin: Origin | None = None,
     traceparent: str | None = None,
 ) -> ReceivedEvent:
-    """One of the engine's own events; ``data`` is JSON."""
+    """One of the engine's own events. ``data`` is JSON."""
     fields = {"data": msgspec.Raw(data), "id": event_id, "name": name.value, "ts": now, "user": {}}
     return ReceivedEvent(event_id, name, msgspec.json.encode(fields), origin=origin, traceparent=traceparent)
 
 
 def tick_data(cron: str, at: int, due: int) -> bytes:
-    """The data of the event of a cron tick: scheduled ``at``, fired when ``due``."""
+    """The data of the event of a cron tick, scheduled ``at``, fired at ``due``."""
     return msgspec.json.encode({"cron": cron, "fireAt": _to_text(due), "scheduledAt": _to_text(at)})
 
 
@@ -248,7 +250,7 @@ class IdSeed:
     """
 
     def __init__(self, text: str) -> None:
-        """Raises ``EventInvalidError``."""
+        """Parse the seed. Raises ``EventInvalidError``."""
         milliseconds, _, encoded = text.partition(",")
         try:
             self._milliseconds = int(milliseconds)
@@ -270,7 +272,7 @@ _path_decoder = msgspec.json.Decoder(tuple[str | int, ...])
 
 
 def index_key(expression: Expression | None, trigger: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The path in a new event, and the value that it must have there, as stored.
+    """The path in a new event, and the value that the wait requires there, as stored.
 
     Both are ``None`` if the expression requires none. ``trigger`` is the event of the waiting run.
     """

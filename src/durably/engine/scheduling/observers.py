@@ -1,4 +1,4 @@
-"""Observers of an engine: they count what it has done."""
+"""Observers of an engine, which count what it has done."""
 
 from collections.abc import Sequence
 
@@ -26,9 +26,9 @@ class EndedCall(msgspec.Struct, frozen=True, gc=False):
 
 
 class Observer:
-    """Gets what an engine has done, on the engine's event loop.
+    """Is notified of the engine's work, on the engine's event loop.
 
-    The methods must be quick: they are called while runs are advanced. By default they do nothing.
+    The methods must be quick, because they are called while runs are advanced. By default they do nothing.
     """
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
@@ -38,16 +38,16 @@ class Observer:
         """A call has ended, with any answer. The answer is stored afterwards."""
 
     def on_unmatched(self, names: Sequence[str]) -> None:
-        """Events with these names were stored, and match nothing."""
+        """Events with these names were stored, and match no trigger and no wait."""
 
     def on_timers(self, lags: Sequence[int]) -> None:
         """Timers have fired. ``lags`` are the milliseconds by which they were late."""
 
 
 class Observers:
-    """All observers of an engine. An error of one is logged, and affects nothing else.
+    """All observers of an engine. An error of one is logged, and has no other effect.
 
-    ``changes`` are those of the commit that is dispatched now; ``are_of_calls`` if an observer counts calls.
+    ``changes`` are those of the commit that is being dispatched; ``are_of_calls`` if an observer counts calls.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The outbox of a transaction: what happens outside the database after the commit."""
+"""The outbox of a transaction: actions outside the database after the commit."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ from .subscriptions import RunChange
 class ScheduledCall(msgspec.Struct, frozen=True, gc=False):
     """A call to make when it is due.
 
-    If it ``has_to_queue``, it is put into the queue then. ``data`` is the call's content, if it is known without a
-    read. ``priority`` moves it ahead of its function's other calls, in milliseconds.
+    If it ``has_to_queue``, it then joins the queue. ``data`` is the call's content, if it is known without a read.
+    ``priority`` moves it ahead of its function's other calls, in milliseconds.
     """
 
     run_key: int
@@ -60,7 +60,7 @@ class DeadlineTimer(msgspec.Struct, frozen=True, gc=False):
 
 
 class BucketTimer(msgspec.Struct, frozen=True, gc=False):
-    """A debounce or a batch to end, if it has not been put off by then."""
+    """A debounce or a batch to end, unless it has been postponed by then."""
 
     bucket_id: str
     due: int
@@ -131,4 +131,4 @@ OutboxMessage = (
     | EndedRun
 )
 Outbox = list[OutboxMessage]
-"""In the order in which the transaction added them."""
+"""Messages in the order in which the transaction added them."""

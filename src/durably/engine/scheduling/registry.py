@@ -45,7 +45,10 @@ class SyncedFunction(msgspec.Struct, frozen=True):
 
     @classmethod
     def from_config(cls, config: FunctionConfig, app_id: str, app_version: str | None = None) -> "SyncedFunction":
-        """Raises ``ConfigInvalidError``, which names the function and the option."""
+        """Compile a synced function.
+
+        Raises ``ConfigInvalidError``, which names the function and the option.
+        """
         flow = read_flow(config)
         return cls(config.id, app_id, True, config, flow, flow.is_plain, _max_attempts(config), app_version)
 
@@ -100,7 +103,7 @@ class _Triggered(msgspec.Struct, frozen=True):
 
 FOLLOWED_FOR = 3_600_000
 """Milliseconds for which a bulk cancellation also cancels runs that cancelled runs start."""
-CANCELLED_IN_BULK = "the run was cancelled: a bulk cancellation holds for it"
+CANCELLED_IN_BULK = "the run was cancelled: a bulk cancellation applies to it"
 
 
 class FunctionControls(msgspec.Struct, frozen=True):
@@ -113,8 +116,8 @@ class FunctionControls(msgspec.Struct, frozen=True):
 class BulkCancellation(msgspec.Struct, frozen=True):
     """A bulk cancellation of a function's runs.
 
-    Runs created from ``since`` until ``until`` are cancelled, if the condition holds for their event. So are runs that
-    descend from a cancelled run, for an hour after ``created_at``.
+    Runs created from ``since`` until ``until`` are cancelled, if the condition is true for their event. Runs that
+    descend from a cancelled run are also cancelled, for an hour after ``created_at``.
     """
 
     since: int | None
@@ -138,7 +141,7 @@ _NO_CONTROLS = FunctionControls()
 
 
 class Registry:
-    """Immutable.
+    """The functions that apps have synced. Immutable.
 
     ``functions`` are all functions by id, active or not. ``controls`` are those of functions that have any.
     """
@@ -149,7 +152,10 @@ class Registry:
         rows: Iterable[tuple[str, str, bool, bytes, str | None]],
         all_controls: Mapping[str, FunctionControls] | None = None,
     ) -> "Registry":
-        """Of ids, apps, whether active, configurations as JSON, and versions of the apps."""
+        """Create it from stored rows.
+
+        A row is an id, an app, whether it is active, the configuration as JSON, and the app's version.
+        """
         return cls((SyncedFunction.from_row(*row) for row in rows), all_controls or {})
 
     def __init__(self, functions: Iterable[SyncedFunction], all_controls: Mapping[str, FunctionControls]) -> None:
@@ -201,7 +207,7 @@ class Registry:
         return function if function is not None and function.is_active else None
 
     def get_active(self, function_id: str) -> SyncedFunction:
-        """Raises ``FunctionNotFoundError``."""
+        """The active function of this id. Raises ``FunctionNotFoundError``."""
         if (function := self.find_active(function_id)) is None:
             raise self.not_found(function_id)
         return function
@@ -216,18 +222,21 @@ class Registry:
         return self._by_pattern.keys()
 
     def known_names(self, awaited: Collection[str] = ()) -> KnownNames:
-        """``awaited`` are names of events that runs have waited for."""
+        """Names for suggestions.
+
+        ``awaited`` are names of events that runs have waited for.
+        """
         return KnownNames(self.event_names, awaited, self.has_functions)
 
     def knows_event(self, name: str) -> bool:
         """Whether events of a name trigger or cancel a function.
 
-        A trigger counts even if it has an expression, which may not hold.
+        A trigger counts even if it has an expression, which may be false.
         """
         return name in self._cancelling or bool(self._triggers_of(name))
 
     def triggers_any(self, name: str) -> bool:
-        """Whether events of a name trigger a function, if its conditions hold."""
+        """Whether events of a name trigger a function, if its conditions are true."""
         return any(pattern in self._by_pattern for pattern in patterns_of(name))
 
     def triggered_by(self, event: ReceivedEvent, now: int) -> list[SyncedFunction]:
@@ -244,7 +253,7 @@ class Registry:
         return list(found.values())
 
     def _triggers_of(self, name: str) -> list[_Triggered]:
-        """The triggers that match an event's name, if their expressions hold."""
+        """The triggers that match an event's name, if their expressions are true."""
         found = self._by_name.get(name)
         if found is None:
             found = [triggered for pattern in patterns_of(name) for triggered in self._by_pattern.get(pattern, ())]
@@ -254,10 +263,7 @@ class Registry:
         return found
 
     def refused_by_condition(self, fields: Mapping[str, Any], name: str, now: int) -> list[str]:
-        """Ids of active functions that an event does not trigger due to conditions.
-
-        They have triggers of this name. All conditions of these are false for the event's ``fields``.
-        """
+        """Ids of active functions with a matching trigger whose conditions are all false."""
         named = self._triggers_of(name)
         matching = {
             triggered.function.id
@@ -271,7 +277,7 @@ _LONGEST_QUOTE = 200
 
 
 def read_sync(request: SyncRequest, *, in_process: bool) -> list[SyncedFunction]:
-    """The functions of an app. ``in_process`` says that its URLs are never called.
+    """The functions of an app. ``in_process``: its URLs are never called.
 
     Raises ``ConfigInvalidError``, which names the function and the option.
     """
@@ -323,6 +329,6 @@ def _check_runtime(function_id: str, step: StepConfig) -> None:
     except ValueError:  # a port that is not a number, an open bracket, an invalid name
         is_good = False
     if not is_good:
-        # URLs may hold passwords.
+        # URLs may contain passwords.
         shown = redact_url(step.runtime.url)[:_LONGEST_QUOTE]
         raise ConfigInvalidError.at(function_id, "runtime.url", f"is {shown!r}; it must be an http or https URL")

@@ -138,7 +138,7 @@ class Retention:
             pass
 
     async def _purge_events(self, cutoff: Cutoff) -> bool:
-        """Purge a portion of events. False at the end."""
+        """Purge a portion of events. Returns ``False`` at the end."""
         after = self._seen_event
         seen = await self._transactions.transact_with_retry(
             lambda _: self._store.purge_events(cutoff, after, _EVENTS_AT_ONCE)

@@ -34,8 +34,8 @@ class RunChange(msgspec.Struct, frozen=True, gc=False):
     """A change of a run, for subscribers.
 
     Times are milliseconds since the epoch. ``began`` is the start of a step or run that has ended, and ``ran_for`` the
-    microseconds that the app ran the step, if it reports them. At most one of ``memo``, ``output`` and ``error`` is
-    set. The first two are JSON; ``failed`` says whether that is an error. The ends of runs have ``event_id``.
+    microseconds for which the app ran the step, if it reports them. At most one of ``memo``, ``output`` and ``error``
+    is set. The first two are JSON; ``failed`` if that is an error. The ends of runs have ``event_id``.
     ``by_engine``: the run failed, and the app has not reported the error.
     """
 

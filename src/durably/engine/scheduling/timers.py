@@ -34,8 +34,10 @@ Load = Callable[[int, int], Awaitable[Loaded[T]]]
 
 _WINDOW_MILLISECONDS = 60_000
 _AHEAD_MILLISECONDS = 5_000
-"""The time by which stored timers are read before they are due."""
+"""Milliseconds before their due time at which stored timers are read."""
 _RETRY_MILLISECONDS = 1_000
+_SET_BACK_MILLISECONDS = 1_000
+"""Smaller steps of the clock cost no more than their own length."""
 _NEVER = 2**63
 
 _logger = get_logger("durably.engine")
@@ -45,18 +47,26 @@ class Timers(Generic[T]):
     """Delivers timers when they are due. Reads stored timers shortly before.
 
     ``load(after, until)`` reads the timers of ``(after, until]``; if they are many, it may return the first of them.
-    ``on_due`` gets due timers in order. A timer that is added while it is being read may be delivered twice. Times are
-    milliseconds since the epoch.
+    ``on_due`` gets due timers in order, ``on_set_back`` is called when the clock was set back. A timer that is added
+    while it is being read may be delivered twice. Times are milliseconds since the epoch.
     """
 
-    def __init__(self, clock: Clock, load: Load[T], on_due: Callable[[list[T]], None]) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        load: Load[T],
+        on_due: Callable[[list[T]], None],
+        on_set_back: Callable[[], None] = lambda: None,
+    ) -> None:
         self._clock = clock
         self._load = load
         self._on_due = on_due
+        self._on_set_back = on_set_back
+        self._ticked_at = 0
         self._heap: list[tuple[int, int, T]] = []
         self._order = itertools.count()
-        self._horizon = -1  # what is due until then is in the heap
-        self._next_stored = 0  # between the horizon and then, nothing is stored
+        self._horizon = -1  # all timers due until then are in the heap
+        self._next_stored = 0  # no timer is stored between the horizon and this time
         self._loading: asyncio.Task[None] | None = None
         self._timer: Timer | None = None
         self._wakes_at: int | None = None
@@ -90,7 +100,7 @@ class Timers(Generic[T]):
             self._wake_at(wakes_at)
 
     def _look_ahead(self) -> None:
-        """Move the horizon a minute ahead, as far as no stored timer precedes it."""
+        """Move the horizon a minute ahead, but not past an unread stored timer."""
         if self._loading is None:
             self._horizon = max(self._horizon, min(self._clock.now() + _WINDOW_MILLISECONDS, self._next_stored - 1))
 
@@ -99,6 +109,9 @@ class Timers(Generic[T]):
             return
         self._sleep_on()
         now = self._clock.now()
+        if now < self._ticked_at - _SET_BACK_MILLISECONDS:
+            self._on_set_back()
+        self._ticked_at = now
         due: list[T] = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heapq.heappop(self._heap)[2])
@@ -112,10 +125,7 @@ class Timers(Generic[T]):
         self._wake()
 
     def _wake(self) -> None:
-        """Set the clock's timer to the next time for work.
-
-        That is the time at which something is due or must be read.
-        """
+        """Set the clock's timer to the next time at which a timer is due or must be read."""
         when = self._heap[0][0] if self._heap else _NEVER
         if self._loading is None:
             when = min(when, self._next_stored - _AHEAD_MILLISECONDS)
@@ -134,8 +144,9 @@ class Timers(Generic[T]):
             self._timer = None
 
     async def _read_on(self, until: int) -> None:
-        # From here on, timers up to ``until`` are kept when they are added. A transaction that the read does not see is
-        # dispatched after this line. One that it sees may be dispatched before, so a timer may be delivered twice.
+        # From here on, timers up to ``until`` are kept when they are added. A transaction that the read does not
+        # include is dispatched after this line. One that it includes may be dispatched before, so a timer may be
+        # delivered twice.
         horizon, self._horizon = self._horizon, until
         next_stored, self._next_stored = self._next_stored, _NEVER
         try:
@@ -188,7 +199,7 @@ def load_timers(
 
 def _delayed_call(connection: sqlite3.Connection, run_key: int, generation: int, due: int) -> ScheduledCall | None:
     state = read_run_state_of(connection, run_key)
-    # A damaged run state is found when the call is made.
+    # A damaged run state is detected when the call is made.
     call = state.call(generation) if state else Call(generation=generation, due=due)
     row = connection.execute(
         "SELECT runs.function_id, heads.ticket IS NOT NULL FROM heads JOIN runs ON runs.key = heads.run_key "

@@ -1,4 +1,7 @@
-"""Events that match nothing, and the nearest names that would. It knows no store."""
+"""Events without effect, and the nearest names that would match.
+
+The module reads no store.
+"""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -30,7 +33,7 @@ class KnownNames(msgspec.Struct, frozen=True):
 class UnmatchedEvents:
     """Explains events, and logs each name once.
 
-    ``are_stored``: the engine stores events that match nothing.
+    ``are_stored``: the engine stores events that match no trigger and no wait.
     """
 
     def __init__(self, *, are_stored: bool = True) -> None:
@@ -38,7 +41,7 @@ class UnmatchedEvents:
         self._said: set[str] = set()
 
     def explain(self, names: Iterable[str], known: KnownNames) -> dict[str, str]:
-        """The reason why each event starts nothing, as the end of a sentence.
+        """The reason why each event starts no run, as the end of a sentence.
 
         It is logged once for each name.
         """
@@ -57,7 +60,7 @@ def explain_unmatched(name: str, known: KnownNames) -> str:
         return "no app has synced a function with this engine yet"
     nearest = difflib.get_close_matches(name[:_LONGEST], names, n=1)
     if not nearest:
-        # Names that differ only in their prefix or in case are near too.
+        # Names that differ only in their prefix or in case are similar too.
         same = [other for other in names if _core(other) == _core(name)]
         nearest = same[:1]
     text = "no function is triggered by it, and no run waits for it now"

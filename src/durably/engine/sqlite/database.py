@@ -15,17 +15,15 @@ from durably.protocol.engine_errors import (
 from durably.protocol.text import get_logger
 
 from .files import create_private, make_private
+from .identity import APPLICATION_ID
 from .migrations import MIGRATIONS
 
 _logger = get_logger("durably.engine")
 
-APPLICATION_ID = 0x44524259
-"""The ``application_id`` of the file: "DRBY". It distinguishes the file from other programs' databases."""
-
 _BUSY_TIMEOUT_MS = 5000
-"""The longest wait for a lock of another process."""
+"""The longest wait for another process's lock."""
 _MOST_LOG_BYTES = 64 * 1024 * 1024
-"""The maximum size of the write-ahead log after a checkpoint. A long read, such as a backup, lets it grow."""
+"""The maximum size of the write-ahead log after a checkpoint. It grows during a long read, such as a backup."""
 
 
 def connect(path: Path, durability: Durability) -> sqlite3.Connection:
@@ -40,7 +38,7 @@ def connect(path: Path, durability: Durability) -> sqlite3.Connection:
 
 
 def connect_reader(path: Path) -> sqlite3.Connection:
-    """Does not create a missing database."""
+    """A read-only connection. It does not create a missing database."""
     existing = f"{path.absolute().as_uri()}?mode=rw"
     connection = sqlite3.connect(
         existing, uri=True, isolation_level=None, check_same_thread=False, cached_statements=256
@@ -126,7 +124,7 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
         connection.executescript(f"BEGIN IMMEDIATE; {script}; {marks} COMMIT;")
     if 0 < version < len(MIGRATIONS):
         _logger.info(
-            "database migrated from schema version %d to %d: earlier versions of Durably cannot open %s any more",
+            "database migrated from schema version %d to %d: earlier versions of Durably can no longer open %s",
             version,
             len(MIGRATIONS),
             path,
@@ -136,8 +134,8 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 def take_ownership(connection: sqlite3.Connection, after_epoch: int | None = None) -> int:
     """Begin a new epoch.
 
-    Each transaction checks the epoch, so the engine that owned the database before stops. ``after_epoch`` is the epoch
-    to end. Raises ``DatabaseLostError`` if another epoch has begun since.
+    Each transaction checks the epoch, so the previous owner of the database stops. ``after_epoch`` is the epoch to end.
+    Raises ``DatabaseLostError`` if another epoch has begun since.
     """
     connection.execute("BEGIN IMMEDIATE")
     (current,) = connection.execute("SELECT epoch FROM owner").fetchone()
@@ -161,14 +159,14 @@ def is_busy(error: sqlite3.Error) -> bool:
 
 
 def explain(error: Exception) -> Exception:
-    """The engine's error for a fault of the disk or of the file.
+    """The engine's error for a failure of the disk or of the file.
 
-    Other errors are returned as they are.
+    Other errors are returned unchanged.
     """
     if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED:
         return DatabaseCorruptError(
-            f"the database is damaged ({error}): see what `durably check` finds, and go back to a backup if need be"
+            f"the database is damaged ({error}): run `durably check`, and restore a backup if necessary"
         )
     if isinstance(error, sqlite3.OperationalError):
-        return DatabaseUnavailableError(f"the database cannot be used at the moment: {error}")
+        return DatabaseUnavailableError(f"the database cannot be used now: {error}")
     return error

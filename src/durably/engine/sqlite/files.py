@@ -1,4 +1,4 @@
-"""The files of a database, and the lock file beside them.
+"""The files of a database, and its lock file.
 
 They are created for their owner alone.
 """
@@ -8,6 +8,7 @@ import errno
 import os
 import stat
 import sys
+import tempfile
 from pathlib import Path
 
 from durably.protocol.engine_errors import (
@@ -22,7 +23,7 @@ from durably.protocol.text import get_logger
 _PRIVATE = 0o600
 _FOR_OTHERS = 0o077
 _MAX_LINKS = 40
-"""The number of symbolic links that Linux follows."""
+"""The maximum number of symbolic links that Linux follows."""
 _PARTS = {"": "database", "-wal": "write-ahead log", "-shm": "shared memory file"}
 """The suffixes of SQLite's open files, and their names."""
 
@@ -42,10 +43,11 @@ def create_private(path: Path) -> None:
 
 
 def make_private(path: Path) -> None:
-    """Take the rights of other users from the files of an existing database.
+    """Remove the rights of other users from the files of an existing database.
 
     The change is logged. Raises ``DatabaseNotOwnedError`` if a file belongs to another user, or its mode cannot be
-    changed. A user who can open the ``-shm`` file can lock it, and so block every write. Modes mean nothing on Windows.
+    changed. A user who can open the ``-shm`` file can lock it, and so block every write. Modes have no effect on
+    Windows.
     """
     if sys.platform == "win32":
         return
@@ -59,7 +61,7 @@ def make_private(path: Path) -> None:
             if mode & _FOR_OTHERS:
                 file.chmod(mode & ~_FOR_OTHERS)
                 if file.lstat().st_mode & _FOR_OTHERS:  # FAT, some network and shared file systems
-                    _logger.warning("the file system of %s has no modes: who can open it is decided elsewhere", file)
+                    _logger.warning("the file system of %s has no modes: access to it is controlled elsewhere", file)
                 else:
                     _logger.warning("%s could be opened by other users (mode %03o): it is 0600 now", file, mode)
         except FileNotFoundError:
@@ -86,7 +88,7 @@ def check_owner(file: Path, status: os.stat_result) -> None:
     if status.st_uid == user or (user == 0 and status.st_uid == file.parent.stat().st_uid):
         return
     raise DatabaseNotOwnedError(
-        f"{file} belongs to the user {_name_of(status.st_uid)}, who can read and change all that is in it, and this "
+        f"{file} belongs to the user {_name_of(status.st_uid)}, who can read and change all of it, and this "
         f"process runs as {_name_of(user)}: run it as that user, give the file to this one (chown), or use a database "
         "in a directory that only this user can write to"
     )
@@ -111,7 +113,7 @@ def _check_is_file(path: Path, status: os.stat_result) -> None:
 def resolve_path(path: str | os.PathLike[str]) -> Path:
     """The path with symbolic links resolved.
 
-    Raises ``DatabaseNotOwnedError`` for a link to the file that a stranger has made: in a directory that anybody may
+    Raises ``DatabaseNotOwnedError`` for a link to the file that another user has made. In a directory that any user can
     write to, such as /tmp, it would choose where the database is created. Raises ``DatabasePathError`` for a loop.
     """
     link = Path(os.path.abspath(path))
@@ -134,6 +136,38 @@ def _check_owner_of_link(link: Path) -> None:
         )
 
 
+_IMPOSSIBLE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+)
+"""Errors of a path where no file can be created, unlike those of a full disk."""
+
+
+def check_place(path: Path) -> None:
+    """Check that the files of a database can be created at a path.
+
+    Nothing remains of the check. It creates a nameless file in the directory, or in the nearest one that exists. Raises
+    ``DatabasePathError``.
+    """
+    directory = path.parent
+    while not os.path.exists(directory) and directory != directory.parent:
+        directory = directory.parent
+    try:
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        if error.errno in _IMPOSSIBLE:
+            raise DatabasePathError(
+                f"cannot use the database {path}: no file can be created in {directory} "
+                f"({os.strerror(error.errno)}); give the database a path in a directory that this process can write to"
+            ) from None
+
+
 def make_directory(directory: Path) -> None:
     """Create the directory of a database, and log it. Raises ``OSError``."""
     if not directory.exists():
@@ -145,10 +179,11 @@ def find_file(path: Path) -> Path:
     """The file that an engine at this path uses, with symbolic links resolved.
 
     Links are resolved so that all engines use one lock file. Creates the file's directory. Raises
-    ``DatabaseLinkedError`` for a file with several names, because each name would have its own log and lock, what
-    ``resolve_path`` raises, ``DatabasePathError`` if it is not a file, and ``OSError``.
+    ``DatabaseLinkedError`` for a file with several names, because each name would have its own log and lock; the errors
+    of ``resolve_path``; ``DatabasePathError`` if it is not a file, and ``OSError``.
     """
     path = resolve_path(path)
+    check_place(path)
     make_directory(path.parent)
     _warn_of_open_directory(path.parent)
     try:
@@ -165,7 +200,7 @@ def find_file(path: Path) -> Path:
 
 
 def _warn_of_open_directory(directory: Path) -> None:
-    """A user who can write to it can replace the database by one of their own."""
+    """Warn of a directory in which other users can replace the database."""
     if sys.platform == "win32":
         return
     mode = directory.stat().st_mode
@@ -181,7 +216,7 @@ def _warn_of_open_directory(directory: Path) -> None:
 class DatabaseFiles:
     """The files at a database's path when it was opened.
 
-    ``check`` raises if they have changed. ``parts`` are the suffixes of the files that are compared, if they exist.
+    ``check`` raises if they have changed. ``parts`` are the suffixes of the compared files, if they exist.
     """
 
     def __init__(self, path: Path, parts: tuple[str, ...] = tuple(_PARTS)) -> None:
@@ -195,7 +230,7 @@ class DatabaseFiles:
             self._known.append((file, _PARTS[suffix], (status.st_dev, status.st_ino)))
 
     def check(self) -> None:
-        """Check that the files are the same as before.
+        """Check that the files are still the same.
 
         Raises ``DatabaseReplacedError``. Costs a few microseconds.
         """
@@ -253,7 +288,7 @@ class DatabaseLock:
 
 
 def _open_private(path: Path) -> int:
-    """Mode 0600, because a user who can open the file can lock it."""
+    """Open a file with mode 0600, because a user who can open it can lock it."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         descriptor = os.open(path, flags, 0o600)
@@ -280,7 +315,7 @@ def _open_private(path: Path) -> int:
 def _check_file(path: Path, status: os.stat_result) -> None:
     """Check that another user has not created the file.
 
-    Another user could create it to hold its lock, or to have another file emptied. Raises ``DatabaseNotOwnedError``,
+    Another user could create it to hold its lock, or to have another file truncated. Raises ``DatabaseNotOwnedError``,
     ``DatabaseLinkedError``, ``DatabasePathError``.
     """
     check_owner(path, status)
@@ -294,7 +329,7 @@ def read_note(database: Path) -> str:
     Empty if there was none.
     """
     path = _path_of(database)
-    return path.read_text() if path.is_file() else ""  # a pipe would block
+    return path.read_text() if path.is_file() else ""  # reading a pipe would block
 
 
 def _path_of(database: Path) -> Path:

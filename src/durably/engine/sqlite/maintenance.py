@@ -24,13 +24,13 @@ _OF_LIVE_RUNS = ("waits", "delayed_calls", "queued_calls", "holds", "cancels", "
 _OF_RUNS = ("memos", "failed_attempts", "run_events", "heads", *_OF_LIVE_RUNS)
 _MOST_OF_A_KIND = 20
 _PAGES_OF_A_PART = 1024
-"""Of a copy, between reports of its progress: 4 MiB with SQLite's usual pages."""
+"""Pages of a copy between reports of its progress: 4 MiB with SQLite's usual pages."""
 _LIVE = "('Scheduled', 'Running')"
 _Check = Callable[[sqlite3.Connection], Iterator[str]]
 
 
 def check_database(path: Path, *, on_progress: Callable[[str, int, int], object] | None = None) -> list[str]:
-    """Check a database. Returns its faults as sentences.
+    """Check a database. Returns its problems as sentences.
 
     ``on_progress`` is called before each part of the check, with its name, its number from 1, and the number of parts.
     Raises ``DatabaseMissingError``, and ``DatabaseCorruptError`` if the file is not a database of Durably.
@@ -49,7 +49,7 @@ def check_database(path: Path, *, on_progress: Callable[[str, int, int], object]
 
 
 def _checks() -> dict[str, _Check]:
-    """The parts of the check, by name: the whole file, then mostly a table each."""
+    """The parts of the check, by name: the whole file, then about one table each."""
     return {
         "the file": _check_file,
         **{f"the runs of {table}": partial(_check_run_keys, table) for table in _OF_RUNS},
@@ -78,22 +78,23 @@ def _check_file(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _check_run_keys(table: str, connection: sqlite3.Connection) -> Iterator[str]:
-    """Rows without their run."""
+    """Find rows without their run."""
     query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT key FROM runs)"
     yield from (f"{table} hold rows of a run that does not exist (key {key})" for (key,) in connection.execute(query))
 
 
 def _check_state_keys(table: str, connection: sqlite3.Connection) -> Iterator[str]:
-    """Rows of live runs without the state of their run."""
+    """Find rows of live runs without the state of their run."""
     query = f"SELECT DISTINCT run_key FROM {table} WHERE run_key NOT IN (SELECT run_key FROM heads)"
     yield from (f"{table} hold rows of a run that has no run state (key {key})" for (key,) in connection.execute(query))
 
 
 def _check_runs(connection: sqlite3.Connection) -> Iterator[str]:
-    """Live runs without state, ended runs with one, and runs without their event."""
+    """Find live runs without state, ended runs with one, and runs without their event."""
     missing = f"SELECT id FROM runs WHERE status IN {_LIVE} AND key NOT IN (SELECT run_key FROM heads)"
     yield from (
-        f"run {run_id} is live but has no run state, so nothing moves it" for (run_id,) in connection.execute(missing)
+        f"run {run_id} is live but has no run state, so nothing continues it"
+        for (run_id,) in connection.execute(missing)
     )
     ended = f"SELECT id, status FROM runs JOIN heads ON run_key = key WHERE status NOT IN {_LIVE}"
     yield from (f"run {run_id} is {status} but has a run state" for run_id, status in connection.execute(ended))
@@ -105,7 +106,7 @@ def _check_runs(connection: sqlite3.Connection) -> Iterator[str]:
 
 
 def _check_heads(connection: sqlite3.Connection) -> Iterator[str]:
-    """Run states that cannot be read, and those that contradict other rows."""
+    """Find run states that cannot be read, or that contradict other rows."""
     rows = connection.execute(
         "SELECT run_key, runs.id, head, (SELECT count(*) FROM memos WHERE memos.run_key = heads.run_key) "
         "FROM heads JOIN runs ON runs.key = run_key"
@@ -129,23 +130,23 @@ def _check_heads(connection: sqlite3.Connection) -> Iterator[str]:
 
 def _check_outstanding(connection: sqlite3.Connection, run_key: int, run_id: str, state: RunState) -> Iterator[str]:
     if not state.calls and not state.waits:
-        yield f"run {run_id} has nothing outstanding, so nothing moves it"
+        yield f"run {run_id} has nothing outstanding, so nothing continues it"
     stored = connection.execute("SELECT step_id FROM waits WHERE run_key = ?", (run_key,))
     steps = {step_id for (step_id,) in stored}
     for wait in state.waits:
         if wait.step_id not in steps:
-            yield f"step {wait.name!r} of run {run_id} waits, but for what is not stored"
+            yield f"run {run_id}: step {wait.name!r} waits, but its wait is missing"
     for step_id in steps - {wait.step_id for wait in state.waits}:
-        yield f"a wait is stored of step {step_id} of run {run_id}, which does not wait"
+        yield f"run {run_id}: a wait of step {step_id} is stored, but the step does not wait"
     put_off = _generations(connection, "delayed_calls", run_key)
     for call in state.calls:
         if call.error and call.generation not in put_off:
-            yield f"a call of run {run_id} is put off, but until when is not stored"
+            yield f"run {run_id}: a delayed call has no time"
     outstanding = {call.generation for call in state.calls}
     for generation in _generations(connection, "queued_calls", run_key) - outstanding:
-        yield f"call {generation} of run {run_id} waits for room, but is not wanted any more"
+        yield f"run {run_id}: call {generation} waits in the queue, but is no longer outstanding"
     for generation in _generations(connection, "holds", run_key) - outstanding:
-        yield f"call {generation} of run {run_id} takes up room, but is not outstanding any more"
+        yield f"run {run_id}: call {generation} uses a slot, but is no longer outstanding"
 
 
 def _generations(connection: sqlite3.Connection, table: str, run_key: int) -> set[int]:
@@ -154,7 +155,7 @@ def _generations(connection: sqlite3.Connection, table: str, run_key: int) -> se
 
 
 def _check_slots(connection: sqlite3.Connection) -> Iterator[str]:
-    """Concurrency slots that are taken, against the calls that take them."""
+    """Compare used concurrency slots with the calls that use them."""
     taken: Counter[str] = Counter()
     for (slots,) in connection.execute("SELECT bucket_ids FROM holds"):
         taken.update(msgspec.msgpack.decode(slots, type=list[str]))
@@ -214,12 +215,12 @@ def back_up(database: Path, destination: Path, *, on_progress: Callable[[int, in
     """Copy a database to a new file, and return its size in bytes.
 
     The copy is a snapshot: it has all acknowledged changes, and no part of a transaction. A running engine is not
-    interrupted. ``destination`` appears when the copy is complete and on the disk. ``on_progress`` is called after
-    each part, with the bytes that are copied and those of the whole.
-    Raises ``BackupFailedError``, ``DatabaseMissingError``, ``DatabaseCorruptError``.
+    interrupted. ``destination`` appears when the copy is complete and on the disk. ``on_progress`` is called after each
+    part, with the copied bytes and the total. Raises ``BackupFailedError``, ``DatabaseMissingError``,
+    ``DatabaseCorruptError``.
     """
     if destination.exists():
-        raise BackupFailedError(f"{destination} exists already; name a file that is to be made")
+        raise BackupFailedError(f"{destination} already exists; name a new file")
     unfinished = destination.with_name(destination.name + ".partial")
     with contextlib.closing(open_existing(database)) as source:
         try:
@@ -251,7 +252,7 @@ def _copy(source: sqlite3.Connection, unfinished: Path, on_progress: Callable[[i
         source.execute("SELECT 1 FROM sqlite_schema").fetchone()
         source.backup(target, pages=_PAGES_OF_A_PART, progress=report)
         source.execute("COMMIT")
-        # One complete file. An engine that opens it turns on the write-ahead log again.
+        # One complete file. An engine that opens it enables the write-ahead log again.
         target.execute("PRAGMA journal_mode = DELETE")
 
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 _THREADS = 2
 _MAX_BATCH = 32
-"""Queries that one thread runs before it delivers their results."""
+"""Number of queries that one thread runs before it delivers their results."""
 
 
 class Reader:
@@ -48,7 +48,7 @@ class Reader:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="durably-reader")
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """The result of ``query``, which sees one snapshot of the database.
+        """The result of ``query``, which reads one snapshot of the database.
 
         Raises ``EngineClosedError``, ``DatabaseUnavailableError``, ``DatabaseCorruptError``.
         """

@@ -1,8 +1,8 @@
 """The thread that writes, with group commit.
 
 Units of work that wait at the same time share one transaction, so one flush to disk serves many. If a unit fails after
-changing something, its group is rolled back, and each unit runs again with a savepoint of its own. A unit's future is
-resolved after the commit, never before. The writer does not know what a unit is, only that it may run more than once.
+a change, its group is rolled back, and each unit runs again with a savepoint of its own. A unit's future is resolved
+after the commit, never before. The writer only assumes that a unit may run more than once.
 """
 
 import asyncio
@@ -25,8 +25,9 @@ from .database import explain
 _logger = get_logger("durably.engine")
 
 _MAX_GROUP = 512
-"""The number of units after which a transaction takes no further submissions: the first unit should not wait long for
-the last. A submission has at most as many."""
+"""Number of units after which a transaction accepts no further submissions, so that the first unit does not wait long
+for the last. A submission has at most as many.
+"""
 
 
 class _QueuedTransaction(msgspec.Struct, eq=False):
@@ -55,7 +56,7 @@ class _QueuedTransaction(msgspec.Struct, eq=False):
 class Group(msgspec.Struct, frozen=True):
     """Units that shared a commit.
 
-    They are the numbers of those that were committed and that failed, and the seconds that all took together.
+    It has the numbers of committed and failed units, and the seconds that all took together.
     """
 
     committed: int
@@ -66,13 +67,14 @@ class Group(msgspec.Struct, frozen=True):
 class Writer:
     """Writes to the database, in a thread of its own.
 
-    It owns ``connection`` from ``start`` to ``close``, and belongs to the event loop that makes it. Units may be
+    It owns ``connection`` from ``start`` to ``close``, and belongs to the event loop that creates it. Units may be
     submitted on any event loop.
 
-    ``on_lost`` is called with the reason, on the writer's event loop, if the database must not be written any more:
-    another engine has taken it over, it was replaced, or it is damaged. ``on_rollback`` is called in the writer's
-    thread after a rollback of units' changes. ``check_files`` raises ``DatabaseReplacedError`` if the file that SQLite
-    has open is no longer at the database's path: commits to it would be lost.
+    - ``on_lost``: Called with the reason, on the writer's event loop, if the database must no longer be written:
+      another engine has taken it over, it was replaced, or it is damaged.
+    - ``on_rollback``: Called in the writer's thread after a rollback of units' changes.
+    - ``check_files``: Raises ``DatabaseReplacedError`` if the file that SQLite has open is no longer at the database's
+      path. Commits to it would be lost.
     """
 
     def __init__(
@@ -96,7 +98,7 @@ class Writer:
         )
         """Units that one iteration of another event loop submits."""
         self._lock = threading.Lock()
-        """A closed writer accepts no units, from any thread."""
+        """Whether the writer is closed. A closed writer accepts no units, from any thread."""
         self._is_closed = False
         self._execute: Callable[[Any], tuple[Any, Any]]
         self._on_commit: Callable[[Any], None]
@@ -111,9 +113,10 @@ class Writer:
     ) -> None:
         """Run submitted units from now on.
 
-        ``execute`` runs a unit in the writer's thread, and returns its result and its outcome. ``on_commit`` gets the
-        outcome on the writer's event loop, in the order of the commits, even if the unit's future was abandoned.
-        ``on_group`` is called there too, after the outcomes of a commit.
+        - ``execute``: Runs a unit in the writer's thread, and returns its result and its outcome.
+        - ``on_commit``: Gets the outcome on the writer's event loop, in the order of the commits, even if the unit's
+          future was abandoned.
+        - ``on_group``: Called there too, after the outcomes of a commit.
         """
         self._execute = execute
         self._on_commit = on_commit
@@ -152,14 +155,14 @@ class Writer:
                 job.resolve()
 
     async def close(self) -> None:
-        """Finish what was submitted, and stop."""
+        """Finish the submitted units, and stop."""
         if not self._is_closed:
             self._hand_over(self._own)
             with self._lock:
                 self._is_closed = True
                 self._groups.put(None)
         await asyncio.to_thread(self._thread.join)
-        # The last group's results are on their way to the loop: let them arrive.
+        # Let the last group's results arrive on the loop.
         await asyncio.sleep(0)
 
     # in the writer's thread
@@ -175,7 +178,7 @@ class Writer:
                     self._deliver_elsewhere(group)
             if is_last:
                 return
-            del group  # otherwise its objects live until the next group is full, and the garbage collector visits them
+            del group  # its objects would live until the next group is full, and the garbage collector would visit them
 
     def _next_group(self) -> tuple[list[_QueuedTransaction], bool]:
         jobs = self._groups.get()
@@ -200,7 +203,7 @@ class Writer:
             self._connection.execute("COMMIT")
         except Exception as error:
             self._on_rollback()
-            if self._connection.in_transaction:  # otherwise SQLite has rolled back by itself
+            if self._connection.in_transaction:  # otherwise SQLite has already rolled back
                 self._connection.execute("ROLLBACK")
             for job in group:
                 job.error = explain(error)
@@ -213,7 +216,7 @@ class Writer:
             raise DatabaseLostError("another engine has taken over the database")
 
     def _run(self, job: _QueuedTransaction) -> bool:
-        """False if the unit failed after changing something."""
+        """Run a unit. Returns ``False`` if it failed after a change."""
         job.error = None
         changes = self._connection.total_changes
         try:

@@ -1,6 +1,6 @@
 """Times, arguments and errors of steps and attempts, as they are stored.
 
-Nothing depends on it: reports of runs show it. It is made from what the machine and the app know anyway.
+Only reports of runs use them. They are made from data that the machine and the app have anyway.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ from durably.protocol.text import get_logger, keep_ends
 from .rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 
 MAX_ARGUMENT_BYTES = 256 * 1024
-"""The largest arguments of a step that are kept."""
+"""Maximum size of a step's arguments that are kept."""
 MAX_ERROR_TEXT = 16 * 1024
-"""Characters that are kept of the message, and of the traceback, of a failed attempt."""
+"""Number of characters that are kept of the message, and of the traceback, of a failed attempt."""
 _MAX_ERROR_BYTES = 128 * 1024
 
 _logger = get_logger("durably.engine")
@@ -32,9 +32,11 @@ _memo_decoder = msgspec.json.Decoder(dict[str, ErrorData])
 class ChangingRun(Protocol):
     """A run while an input is applied to it.
 
-    ``input`` causes the change, which began at ``began``. ``called_at`` is when the call was made that has ended so,
-    if it is known, and ``call`` what is known of its times, once it is needed. ``before`` is the state before the
-    change, and ``ended_waits`` are the waits that it has ended.
+    - ``input``: Causes the change, which began at ``began``.
+    - ``called_at``: The start time of the call that ended, if known.
+    - ``call``: The times of this call, read at first use.
+    - ``before``: The state before the change.
+    - ``ended_waits``: The waits that the change has ended.
     """
 
     input: Input | None
@@ -49,14 +51,14 @@ class ChangingRun(Protocol):
 
 
 def _call_of(live: ChangingRun, now: int) -> CallTimes:
-    """The times of the call that causes the present change of a run."""
+    """The times of the call that causes the current change of a run."""
     if live.call is None:
         live.call = _read_call_times(live.input, live.called_at, live.began, now)
     return live.call
 
 
 def _read_call_times(run_input: Input | None, called_at: int | None, began: int, now: int) -> CallTimes:
-    """``began`` is when the call was due or left the queue."""
+    """Read the times of a call. ``began`` is when it was due or left the queue."""
     match run_input:
         case Checkpointed(ops=ops):
             shift = clock_shift(ops, began * 1000, _end_of(now))
@@ -109,7 +111,7 @@ def _other_times(live: ChangingRun, written: WriteMemo, now: int) -> MemoTimes:
 def _ran(call: CallTimes, timing: Any, now: int) -> tuple[int | None, int | None]:
     """The start and the duration of a step that the app has executed.
 
-    They are as the app says, or else those of the call, if it was for that step alone.
+    They are the app's. Otherwise they are those of the call, if the call was for that step alone.
     """
     known = read_timing(timing)
     if known is not None:
@@ -203,7 +205,7 @@ def _shorten(text: str | None) -> str | None:
 def unfinished_steps(waits: Mapping[str, OpenWait], live: ChangingRun, now: int) -> list[UnfinishedStep]:
     """The steps that were under way when the run ended.
 
-    ``waits`` are those of the run before.
+    ``waits`` are those of the run before its end.
     """
     before, answered = live.before, _call_of(live, now).answered
     left = [

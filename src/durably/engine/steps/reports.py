@@ -18,12 +18,12 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.headers import DISCOVER
 from durably.protocol.opcodes import Opcode, hash_step_id
 
-from .rows import AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep
+from .rows import UNREACHED_ERRORS, AttemptRow, MemoRow, MemoTimes, OpenWait, UnfinishedStep
 from .spans import AttemptTimes, Interval, attempt_spans, make_span, run_spans
 from .views import call_status, called_step_id, wait_status
 
 CalledAt = Callable[[int], int | None]
-"""Maps a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""
+"""Returns when the call of a generation was made, in milliseconds; ``None`` if it is not under way."""
 
 _DATA, _ERROR = b'{"data":', b'{"error":'
 _WAITS = {Opcode.SLEEP: SpanKind.SLEEPING, **dict.fromkeys(REQUESTS, SpanKind.RUNNING)}
@@ -33,9 +33,10 @@ _error_decoder = msgspec.json.Decoder(ErrorData)
 class StepReporter:
     """Reports the steps of a run.
 
-    ``calls`` are the intervals of the calls that have been noted, ``due_times`` those at which some of them were due.
-    Both are in microseconds. ``failed`` are the failed attempts in the order of their ends, ``children`` the runs that
-    the run started.
+    - ``calls``: The intervals of the recorded calls, in microseconds.
+    - ``due_times``: The times at which some of them were due, in microseconds.
+    - ``failed``: The failed attempts in the order of their ends.
+    - ``children``: The runs that the run started.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class StepReporter:
         self.due_times: list[int] = []
         self._failed: dict[str, list[AttemptRow]] = defaultdict(list)
         for row in failed:
-            # Rows of earlier versions have a step that was discovered under the name alone.
+            # Rows of earlier versions store a discovered step only under its name.
             key = hash_step_id(row.name) if row.step_id == DISCOVER and row.name else row.step_id
             self._failed[key].append(row)
             self.note_call(row.called_at, row.ended_at)
@@ -60,7 +61,7 @@ class StepReporter:
         state: RunState | None,
         waits: Mapping[str, OpenWait],
     ) -> list[StepReport]:
-        """All steps.
+        """Report all steps.
 
         ``finished`` are those with their memos, ``unfinished`` those that were under way at the run's end. ``state``
         and ``waits`` are those of a run that has not ended.
@@ -75,7 +76,7 @@ class StepReporter:
         return sorted(steps, key=_start_of)
 
     def note_call(self, called_at: int | None, ended_at: int | None) -> None:
-        """Note a call of the run, with times in milliseconds.
+        """Record a call of the run, with times in milliseconds.
 
         ``called_at`` is ``None`` if it is unknown.
         """
@@ -95,15 +96,23 @@ class StepReporter:
             for row in self._failed[step_id or DISCOVER]
         ]
 
-    def attempt_reports(self, step_id: str | None) -> list[AttemptReport]:
-        """As ``attempts``."""
+    def attempt_reports(self, step_id: str | None, latest: int | None = None) -> list[AttemptReport]:
+        """Reports of the failed attempts at a step, or at the function's own code.
+
+        ``latest`` is the attempt that follows the last failed one, if it is known.
+        """
         return [
-            AttemptReport(attempt=row.attempt, ended_at=to_datetime(row.ended_at), error=_error_of(row))
+            AttemptReport(
+                attempt=row.attempt,
+                ended_at=to_datetime(row.ended_at),
+                error=(error := _error_of(row)),
+                is_unreached=_is_unreached(row, error, latest),
+            )
             for row in self._failed[step_id or DISCOVER]
         ]
 
     def _began_at(self, step_id: str, latest: int) -> int:
-        """When the first attempt at a step was due, or else began.
+        """When the first attempt at a step was due, or otherwise began.
 
         ``latest`` is when the last one was due. Both are in milliseconds.
         """
@@ -129,7 +138,7 @@ class StepReporter:
             ended_at=to_datetime(times.ended_at),
             due_at=None,
             spans=[] if row.is_copied else self._spans(op, row.step_id, row.attempts - 1, times),
-            failed_attempts=self.attempt_reports(row.step_id),
+            failed_attempts=self.attempt_reports(row.step_id, row.attempts - 1),
             input=None if row.arguments is None else msgspec.Raw(row.arguments),
             output=None if row.failed else _output(op, memo),
             error=decode_error(memo[len(_ERROR) : -1]) if row.failed else None,
@@ -155,7 +164,7 @@ class StepReporter:
         return attempt_spans([*failed, last])
 
     def _wait_spans(self, op: Opcode, step_id: str, began: int, ended: int | None) -> list[Span]:
-        """The span of a sleep or wait; of a request of the engine its attempts."""
+        """The span of a sleep or wait; the attempts of a request of the engine."""
         kind = _WAITS.get(op, SpanKind.WAITING)
         failed = self._failed[step_id] if kind is SpanKind.RUNNING else []
         spans = []
@@ -180,7 +189,7 @@ class StepReporter:
             ended_at=None,
             due_at=to_datetime(call.due),
             spans=attempt_spans([*self.attempts(step_id), now]),
-            failed_attempts=self.attempt_reports(step_id),
+            failed_attempts=self.attempt_reports(step_id, call.attempt),
         )
 
     def _waiting(self, wait: Wait, row: OpenWait) -> StepReport:
@@ -219,7 +228,7 @@ class StepReporter:
             ended_at=ended_at,
             due_at=to_optional_datetime(step.due),
             spans=spans,
-            failed_attempts=self.attempt_reports(step.step_id),
+            failed_attempts=self.attempt_reports(step.step_id, step.attempts),
             awaited=self._awaited(step.op, step.name, step.topic),
             child_run_id=self._child_run_id(step.name),
         )
@@ -240,8 +249,18 @@ def _micro(milliseconds: int | None) -> int | None:
 
 
 def _ended_at(ran_from: int | None, ran_for: int | None, stored_at: int) -> int:
-    """The end of an attempt in microseconds, as the app says, or else as stored."""
+    """The end of an attempt in microseconds, from the app or otherwise as stored."""
     return stored_at * 1000 if ran_from is None or ran_for is None else ran_from + ran_for
+
+
+def _is_unreached(row: AttemptRow, error: ErrorData, latest: int | None) -> bool:
+    """Whether the call of a failed attempt did not reach the app.
+
+    The next call has the same number then, and an app that failed has sent times or a traceback.
+    """
+    if row.ran_from is not None or error.stack is not None:
+        return False
+    return error.name in UNREACHED_ERRORS or (latest is not None and row.attempt >= latest)
 
 
 def _error_of(row: AttemptRow) -> ErrorData:
@@ -262,7 +281,7 @@ def decode_error(encoded: bytes | msgspec.Raw) -> ErrorData:
 def _output(op: Opcode, memo: bytes) -> msgspec.Raw | None:
     """The result of a step, without a copy; ``None`` for null.
 
-    A memo has it in ``{"data":…}``, except that of an event wait.
+    A memo contains it in ``{"data":…}``, except that of an event wait.
     """
     is_wrapped = op is not Opcode.WAIT_FOR_EVENT and memo.startswith(_DATA)
     output = memoryview(memo)[len(_DATA) : -1] if is_wrapped else memoryview(memo)
@@ -270,9 +289,9 @@ def _output(op: Opcode, memo: bytes) -> msgspec.Raw | None:
 
 
 class RunFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a report besides the run's steps.
+    """The content of a report other than the run's steps.
 
-    ``last_called_at`` is when the call was made that ended the run, in milliseconds, if a call did.
+    ``last_called_at`` is when the call that ended the run was made, in milliseconds, if a call did.
     """
 
     function_name: str

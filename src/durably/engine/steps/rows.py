@@ -1,8 +1,8 @@
 """Times of steps, attempts and waits, as engines store them.
 
-Times are milliseconds since the epoch, but ``ran_from`` and ``ran_for`` are microseconds: the time at which the app
-began to execute a step, and how long that took. ``called_at`` is when the call was made that reported it. An app's
-clock may be wrong, so an app's times are moved into the interval in which the engine knows that the app ran.
+Times are milliseconds since the epoch, but ``ran_from`` and ``ran_for`` are microseconds: when the app began to execute
+a step, and how long that took. ``called_at`` is when the call that reported it was made. An app's clock may be wrong,
+so an app's times are moved into the interval in which the engine knows that the app ran.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,9 @@ from collections.abc import Iterable
 import msgspec
 
 from durably.protocol.opcodes import Op, Opcode, read_timing
+
+UNREACHED_ERRORS = frozenset({"AppUnreachableError", "FunctionNotServedError", "CallReturnedError"})
+"""Names of errors of calls that did not reach the app. Such a call uses no attempt up."""
 
 
 class MemoTimes(msgspec.Struct, frozen=True, gc=False):
@@ -26,7 +29,7 @@ class MemoTimes(msgspec.Struct, frozen=True, gc=False):
 class MemoRow(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A finished step without its memo.
 
-    ``is_copied``: it is of the run that this one repeats. ``arguments`` are JSON.
+    ``is_copied``: a rerun took it over from the original run. ``arguments`` are JSON.
     """
 
     step_id: str
@@ -77,7 +80,7 @@ class UnfinishedStep(msgspec.Struct, frozen=True, gc=False):
 class OpenWait(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     """A wait that has not ended.
 
-    ``due`` is when it times out, or a sleep ends; ``topic`` is what it is for.
+    ``due`` is when it times out, or a sleep ends. ``topic`` is the awaited event, signal or run.
     """
 
     created_at: int
@@ -89,7 +92,7 @@ class OpenWait(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 class EndedWait(msgspec.Struct, frozen=True, gc=False):
     """A wait that has ended.
 
-    ``topic`` is what it was for, ``called_at`` the time of the call that asked for it.
+    ``topic`` is the awaited event, signal or run, ``called_at`` the time of the call that requested it.
     """
 
     created_at: int
@@ -98,11 +101,13 @@ class EndedWait(msgspec.Struct, frozen=True, gc=False):
 
 
 class CallTimes(msgspec.Struct, frozen=True, gc=False):
-    """The times of a call that has reported steps, as far as they are known.
+    """The known times of a call that has reported steps.
 
-    ``called_at`` is milliseconds since the epoch, ``earliest`` and ``shift`` are microseconds: no step began before
-    ``earliest``, and ``shift`` is to be added to the app's times. ``answered`` are the generations that have ended.
-    ``is_alone``: it reported one step, so that this step took the time of the call.
+    - ``called_at``: Milliseconds since the epoch.
+    - ``earliest``: No step began before it, in microseconds.
+    - ``shift``: Microseconds to add to the app's times.
+    - ``answered``: The generations that have ended.
+    - ``is_alone``: The call ran only this step, so the step took as long as the call.
     """
 
     called_at: int | None = None
@@ -119,7 +124,7 @@ NO_CALL = CallTimes()
 def clock_shift(ops: Iterable[Op], earliest: int, latest: int) -> int:
     """The microseconds to add to the times of an app.
 
-    With them, the times lie between ``earliest`` and ``latest``. They are 0 for an app whose clock agrees with the
+    The times then lie between ``earliest`` and ``latest``. The result is 0 for an app whose clock agrees with the
     engine's.
     """
     starts, ends = [], []

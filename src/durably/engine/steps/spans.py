@@ -1,6 +1,6 @@
 """Spans of time of steps and runs, from the times that an engine has stored.
 
-Pure. Times are microseconds since the epoch. ``None`` is a time that is unknown, or has not come.
+Pure. Times are microseconds since the epoch. ``None`` means an unknown or a future time.
 """
 
 import datetime as dt
@@ -12,17 +12,18 @@ from durably.engine.reports import Span, SpanKind
 from durably.engine.views import from_microseconds
 
 _SHORTEST = 1000
-"""The engine's times are milliseconds, so shorter times in a queue are none."""
+"""Shorter times in a queue are ignored, because the engine's times are milliseconds."""
 _SHORTEST_QUEUED = dt.timedelta(milliseconds=2)
-"""Shorter times between calls are those of the engine's own work."""
+"""Shorter times between calls are the engine's own work."""
 _NEVER = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
 class AttemptTimes(msgspec.Struct, frozen=True, kw_only=True):
     """Times of one attempt at a step, or at the function's own code.
 
-    ``queued_at``: from when its call was due; ``None`` if no call was made for it alone. ``began_at``: when the app
-    began. ``retry_at``: when the next attempt was or is due.
+    - ``queued_at``: When its call was due; ``None`` if no call was made for it alone.
+    - ``began_at``: When the app began.
+    - ``retry_at``: When the next attempt was or is due.
     """
 
     attempt: int
@@ -52,7 +53,7 @@ def make_span(kind: SpanKind, start: int, end: int | None, attempt: int | None =
 def attempt_spans(attempts: Sequence[AttemptTimes]) -> list[Span]:
     """Queued, running and backoff of each attempt, in the order of time.
 
-    What is not known of an attempt has no span.
+    Unknown parts of an attempt have no span.
     """
     spans = []
     for times in attempts:
@@ -78,7 +79,7 @@ def run_spans(
     """The run's own spans: queued, running and backoff.
 
     ``attempts`` are the failed ones of the function's own code, ``step_spans`` the spans of its steps. ``due_times``
-    are times at which calls were due; any other call was due when nothing else was under way.
+    are times at which calls were due. Any other call was due when nothing else was under way.
     """
     spans = []
     if first_call_at is None or first_call_at > created_at:
@@ -90,11 +91,12 @@ def run_spans(
 
 
 def _queued(running: Sequence[Span], others: Iterable[Span]) -> list[Span]:
-    """The times in which the run waited for a call alone.
+    """The times in which the run only waited for a call.
 
-    They are before each call but the first.
+    They precede each call but the first.
 
-    A run that has not ended has a call or a wait outstanding. So when no step is under way, a call is.
+    A run that has not ended has a call or a wait outstanding. Therefore a call is outstanding when no step is under
+    way.
     """
     known = sorted([*running, *others], key=_start)
     queued: list[Span] = []
@@ -114,9 +116,9 @@ def _start(span: Span) -> dt.datetime:
 
 
 def merge(intervals: Iterable[Interval]) -> list[Interval]:
-    """Intervals that overlap as one, in the order of time.
+    """Merge intervals that overlap, in the order of time.
 
-    Those that only touch stay apart.
+    Those that only touch stay separate.
     """
     merged: list[Interval] = []
     for interval in sorted(intervals, key=lambda interval: interval.start):

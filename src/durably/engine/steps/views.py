@@ -62,7 +62,7 @@ def wait_status(wait: Wait) -> StepStatus:
 
 
 def called_step(call: Call, in_flight: bool) -> StepView:
-    """A step that is planned, under way or to be tried again."""
+    """A step that is planned, under way or waiting for a retry."""
     return StepView(
         id=call.name,
         hashed_id=called_step_id(call),
@@ -119,7 +119,7 @@ class AwaitedStep(msgspec.Struct, frozen=True):
 
 
 def has_call(state: RunState) -> bool:
-    """Whether the run has a call besides retries, or a request."""
+    """Whether the run has a request, or a call that is not a retry."""
     return any(not call.error for call in state.calls) or any(wait.op in REQUESTS for wait in state.waits)
 
 

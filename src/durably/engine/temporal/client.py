@@ -105,7 +105,7 @@ def _cancelled_as_such() -> Iterator[None]:
         raise
 
 
-def is_away(error: Exception) -> bool:
+def is_unreachable(error: Exception) -> bool:
     """Whether the server did not answer. It may have executed the request."""
     if isinstance(error, RPCError):
         return error.status in _STATUSES or says_connection_broke(error)

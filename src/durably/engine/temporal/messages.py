@@ -56,6 +56,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     """A function as its app synced it: the memo ``function`` of its workflow.
 
     - ``in_process``: calls go to the app's processes, not to its URL.
+    - ``paused_at``: milliseconds since the epoch.
     - ``cancellations``: bulk cancellations that apply to new runs. Some may have expired.
     """
 
@@ -65,6 +66,7 @@ class FunctionRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tr
     in_process: bool = False
     is_active: bool = True
     is_paused: bool = False
+    paused_at: int | None = None
     policy: RunPolicy = RunPolicy()
     cancellations: tuple[CancellationRecord, ...] = ()
 
@@ -156,7 +158,7 @@ class EventRecord(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True)
     invoker: InvokerRecord | None = None
 
     @property
-    def place(self) -> tuple[int, int]:
+    def received_order(self) -> tuple[int, int]:
         """The sort key for the order of receipt."""
         return self.at, self.index
 

@@ -39,7 +39,7 @@ _FIRST_SECONDS, _READ_SECONDS = 1.0, 10.0
 _NO_COMMIT = Group(committed=0, failed=0, seconds=0.0)
 """Workflows report run changes; no local transaction commits them."""
 _HELD_SECONDS = 0.5
-"""Time before the end of a run is published if it is unknown whether the server has accepted it."""
+"""Delay before the end of a run is published if the server may not have accepted it."""
 _MOST_KNOWN = 10_000
 """Recent reports, to drop duplicates."""
 
@@ -102,8 +102,8 @@ class ProcessMonitor:
         self._started_at = time.time()
         self._tracing = settings.tracing
         self._ends: dict[int, RunReport] = {}
-        """Ends that the server may not have accepted. It refuses the task that ends a run if an event comes during it,
-        and the run may then end otherwise."""
+        """Ends that the server may not have accepted. It refuses the task that ends a run if an event arrives during
+        it, and the run may then end in another way."""
         self._known = set[int]()
         self._known_in_order = deque[int]()
         self._stop_listening: Callable[[], None] | None = None
@@ -144,7 +144,7 @@ class ProcessMonitor:
                 asyncio.get_running_loop().call_later(_HELD_SECONDS, self._publish_end, report)
 
     def _publish_end(self, report: RunReport) -> None:
-        """Publish an end, unless the workflow was executed again since, and reports another."""
+        """Publish an end, unless the workflow was executed again and reported another."""
         if self._ends.get(report.key) is not report:
             return
         del self._ends[report.key]

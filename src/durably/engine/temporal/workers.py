@@ -13,6 +13,7 @@ from temporalio import workflow
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from durably.engine.scheduling.monitoring.statistics import UnreachedApp
 from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.apps.cron import CronActivities, CronWorkflow
@@ -64,7 +65,7 @@ _RUN_POLLS = 16
 again. With Temporal's default of 5 that happens to most tasks of 20 busy runs."""
 MAX_CACHED_RUNS = 1000
 """Runs of an app, or of apps over HTTP, whose workflows a process keeps in memory, with their outputs. ``CachedRuns``
-bounds the bytes of these."""
+limits the size of the outputs."""
 
 _RETRY_SECONDS = 1.0
 _RETURN_SECONDS = 5.0
@@ -116,8 +117,9 @@ def make_workers(
     leased: LeasedFunctions,
     outbound: OutboundClient,
     max_calls: int,
+    away: dict[str, UnreachedApp],
 ) -> ProcessWorkers:
-    """The workers of a process.
+    """The workers of a process. They note in ``away`` the apps that do not answer.
 
     One executes the workflows that all apps share. The others execute the runs of one task queue each, and their calls.
     The server gives a call to the worker that executes its run, with the answer to the workflow task.
@@ -143,7 +145,7 @@ def make_workers(
         return Worker(
             client,
             task_queue=queue,
-            activities=CallActivities(client, call, requests, queue_slots, at_once, leases).activities,
+            activities=CallActivities(client, call, requests, queue_slots, at_once, leases, away).activities,
             tuner=tuner_of(queue_slots),
             max_concurrent_activity_task_polls=_CALL_POLLS,
         )
@@ -164,7 +166,7 @@ def make_workers(
             workflows=[RunWorkflow],
             unsandboxed_workflow_runner=runner,
             activities=[
-                *CallActivities(client, call, requests, queue_slots, at_once).activities,
+                *CallActivities(client, call, requests, queue_slots, at_once, away=away).activities,
                 *local.activities,
                 *router.buckets.activities,
             ],

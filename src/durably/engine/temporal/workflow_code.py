@@ -23,6 +23,11 @@ def wall_clock() -> int:
     return time.time_ns() // 1_000_000
 
 
+def stores_clipped_levels() -> bool:
+    """Whether a state of a time ahead, which was clipped, is stored. Asked only if there is one."""
+    return workflow.patched("clipped-levels")
+
+
 class EarliestTimer:
     """One timer, set to the earliest of the requested times.
 

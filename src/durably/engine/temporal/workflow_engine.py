@@ -14,6 +14,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.core.answers import shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
@@ -38,6 +39,7 @@ from durably.engine.reports import (
     StatusCounts,
 )
 from durably.engine.scheduling.events import check_event, make_id
+from durably.engine.scheduling.monitoring.statistics import UnreachedApp
 from durably.engine.scheduling.registry import read_sync
 from durably.engine.scheduling.requests.step_requests import OutboundClient
 from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
@@ -51,6 +53,7 @@ from durably.engine.temporal.reports.loads import Loads
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.reports.run_search import RunSearch
 from durably.engine.temporal.reports.run_views import RunViews, status_of
+from durably.engine.temporal.reports.unreached_apps import UnreachedApps
 from durably.engine.temporal.routing.event_receiver import EventReceiver
 from durably.engine.temporal.routing.router import Router
 from durably.engine.temporal.runs.activities import ActivityCaller
@@ -101,7 +104,7 @@ from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 from durably.protocol.trace_context import read_trace
 
-from .client import is_away, with_cancellation
+from .client import is_unreachable, with_cancellation
 from .ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
 from .process_monitor import LiveRuns, ProcessMonitor
 from .reports.run_reports import RunReports
@@ -151,7 +154,9 @@ class WorkflowEngine(LocalEngine):
         self._search = RunSearch(self._lists, self._views)
         self._event_lists = EventLists(self._lists, self._views)
         self._function_lists = FunctionLists(client, self._router.records, self._lists, self._views)
-        self._loads = Loads(client, self._function_lists, self._lists)
+        self._away: dict[str, UnreachedApp] = {}
+        unreached = UnreachedApps(client, self._lists, self._views, self._away)
+        self._loads = Loads(client, self._function_lists, self._lists, unreached)
         self._changes = ChangePoll(client, self._lists, self._views)
         self._reruns = Reruns(self._router, self._function_lists, self._reports, self._views)
         self._bulk = Bulk(
@@ -185,6 +190,7 @@ class WorkflowEngine(LocalEngine):
             leased=self._leased,
             outbound=self._outbound,
             max_calls=self._settings.max_calls,
+            away=self._away,
         )
 
     async def close(self) -> None:
@@ -206,7 +212,7 @@ class WorkflowEngine(LocalEngine):
             raise self.explain(error) from None
 
     def explain(self, error: Exception) -> Exception:
-        if is_away(error):
+        if is_unreachable(error):
             return ServerUnavailableError(f"the Temporal server does not answer: {error}")
         return error
 
@@ -246,6 +252,7 @@ class WorkflowEngine(LocalEngine):
             check_support(functions)
             await self.prepare()
             result = await self._apps.sync(request, functions, in_process=in_process)
+            self._events.has_synced = self._events.has_synced or bool(functions)
             await self._leased.note_synced(request, in_process=in_process)
             return result
         except ConfigInvalidError as error:
@@ -283,7 +290,7 @@ class WorkflowEngine(LocalEngine):
         for step in request.steps:
             check_step(step)
         try:
-            for steps in split_steps([without_large_arguments(step) for step in request.steps]):
+            for steps in split_steps([without_large_arguments(shorten_op_error(step)) for step in request.steps]):
                 checkpoint = CheckpointInput(generation, steps, request.request_started_at, execution)
                 await handle.execute_update("checkpoint", checkpoint)
         except WorkflowUpdateFailedError as error:
@@ -643,7 +650,7 @@ class WorkflowEngine(LocalEngine):
         return await self._loads.function_report(function_view(function_id, record), since, wall_clock())
 
     async def inspect_apps(self) -> list[AppReport]:
-        return await self._function_lists.app_reports()
+        return await self._loads.app_reports()
 
     async def list_schedules(self) -> list[ScheduleView]:
         return await self._function_lists.schedules(wall_clock())

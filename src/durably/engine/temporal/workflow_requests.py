@@ -6,6 +6,9 @@ import datetime as dt
 from collections.abc import Callable, Coroutine, Hashable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client, WithStartWorkflowOperation, WorkflowExecutionDescription, WorkflowExecutionStatus
 from temporalio.common import WorkflowIDConflictPolicy
 from temporalio.service import RPCError, RPCStatusCode
@@ -14,6 +17,8 @@ from .ids import WORKFLOWS_QUEUE
 
 ENDED_BY_HAND = (WorkflowExecutionStatus.TERMINATED, WorkflowExecutionStatus.CANCELED)
 """Ends by a user. Of the engine's workflows, only runs end this way by themselves."""
+POLL_AGE = dt.timedelta(minutes=2)
+"""Every live process polls its task queue within this time. A poll waits for a minute."""
 K = TypeVar("K", bound=Hashable)
 
 
@@ -25,6 +30,15 @@ async def describe(client: Client, workflow_id: str) -> WorkflowExecutionDescrip
     with ignoring_not_found():
         return await client.get_workflow_handle(workflow_id).describe()
     return None
+
+
+async def is_polled(client: Client, queue: str, kind: "TaskQueueType.ValueType") -> bool:
+    """Whether a process takes tasks of a queue. Raises ``RPCError``."""
+    described = await client.workflow_service.describe_task_queue(
+        DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind)
+    )
+    since = dt.datetime.now(dt.UTC) - POLL_AGE
+    return any(poller.last_access_time.ToDatetime(dt.UTC) > since for poller in described.pollers)
 
 
 async def update_with_start(

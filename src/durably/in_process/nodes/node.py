@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, make_directory, read_note
+from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, check_place, make_directory, read_note
+from durably.engine.sqlite.identity import refuse_foreign
 from durably.errors import TransportError
 from durably.in_process.process import NodeClosedError
 from durably.in_process.worker import LocalWorker
 from durably.protocol.engine_errors import (
     DatabaseBusyError,
+    DatabaseCorruptError,
     DatabaseLockedError,
     DatabaseLostError,
+    DatabasePathError,
     DatabaseReplacedError,
     EngineError,
 )
@@ -38,6 +41,8 @@ _UNKNOWN_HOLDER_SECONDS = 1.0
 """Seconds the lock may exist without a note. Its owner writes the note just after it gets the lock."""
 _RETRY_SECONDS = 1.0
 """Seconds before another attempt after an error."""
+_UNUSABLE = (DatabasePathError, DatabaseCorruptError)
+"""Errors that only a person can end. Requests fail with them at once; the node still tries again."""
 
 _logger = get_logger("durably.engine")
 
@@ -95,13 +100,15 @@ class Node:
     async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
         """Execute an operation of ``Engine`` in the leader.
 
-        Raises its errors, ``NodeClosedError``, and ``TransportError`` if an operation that must not be repeated may
-        have been executed.
+        Raises its errors, ``NodeClosedError``, those of ``_UNUSABLE``, and ``TransportError`` if an operation that must
+        not be repeated may have been executed.
         """
         operation = OPERATIONS[name]
         while True:
             if self._is_closed:
                 raise NodeClosedError("the node of this process is closed")
+            if not self._role.done() and isinstance(self._last_error, _UNUSABLE):
+                raise self._last_error
             role = self._role.result() if self._role.done() else await asyncio.shield(self._role)
             try:
                 return await role.request(operation, arguments)
@@ -246,6 +253,10 @@ class Node:
             self._first_attempt.set_exception(error)
             self._first_attempt.exception()
         self._log_error(error)
+        if isinstance(error, _UNUSABLE):  # Requests that wait would wait until a person has done something.
+            self._role.set_exception(error)
+            self._role.exception()
+            self._role = self.loop.create_future()
 
     def _log_error(self, error: Exception) -> None:
         if str(error) != str(self._last_error):
@@ -263,6 +274,9 @@ class Node:
 
         Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` if the database was replaced.
         """
+        if self._files is None:
+            check_place(self._database)
+            refuse_foreign(self._database)
         make_directory(self._database.parent)
         sockets.make_directory(self._directory)
         waited = 0.0

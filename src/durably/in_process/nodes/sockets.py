@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
-from durably.protocol.engine_errors import EngineError
+from durably.protocol.engine_errors import DatabasePathError, EngineError
+from durably.protocol.text import describe_os_error
 
 SILENT_SECONDS = 10.0
 """Seconds after which a connection that has sent nothing is closed. Clients send immediately."""
@@ -27,18 +28,28 @@ def directory_of(database: Path) -> Path:
     If its path is too long for a socket, and the platform is not Linux, it is in the directory for temporary files. On
     macOS that directory belongs to the user.
     """
-    beside = database.with_name(database.name + ".sockets")
+    sibling = database.with_name(database.name + ".sockets")
     longest_name = "/9999999999.calls"
-    if sys.platform == "linux" or len(os.fsencode(beside)) + len(longest_name) <= _MAX_PATH_BYTES:
-        return beside
+    if sys.platform == "linux" or len(os.fsencode(sibling)) + len(longest_name) <= _MAX_PATH_BYTES:
+        return sibling
     digest = hashlib.sha256(os.fsencode(database)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"durably-{os.getuid()}-{digest}"
 
 
 def make_directory(directory: Path) -> None:
-    """Make the directory. Raises ``EngineError`` if it is not private to this user."""
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=0o700, parents=True)
+    """Make the directory of sockets.
+
+    Raises ``EngineError`` if the directory is not private to this user, and ``DatabasePathError`` if there can be none.
+    """
+    try:
+        with contextlib.suppress(FileExistsError):
+            directory.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise DatabasePathError(
+            f"the directory {directory} for the sockets of this database cannot be made ({describe_os_error(error)}): "
+            f"give the user of this process the right to write to {directory.parent}, or choose another path for the "
+            "database"
+        ) from None
     check_directory(directory, os.getuid())
 
 

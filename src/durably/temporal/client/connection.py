@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import temporalio.api.workflowservice.v1 as workflowservice
 from temporalio import workflow
@@ -27,7 +27,7 @@ from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatus
 
 from durably.io.background_loop import get_background_loop
 from durably.protocol.setting_checks import check_function, check_switch, check_text, check_time_span, check_type
-from durably.protocol.text import get_logger
+from durably.protocol.text import get_logger, printable
 from durably.temporal.compat import never_free
 from durably.temporal.declarations import (
     ScheduleDeclaration,
@@ -57,6 +57,9 @@ DEFAULT_RPC_TIMEOUT = timedelta(seconds=10)
 _logger = get_logger("durably.temporal")
 
 
+T = TypeVar("T")
+
+
 @dataclass(frozen=True)
 class Health:
     """The health of a connection and of the web process's workers.
@@ -68,6 +71,17 @@ class Health:
     address: str
     namespace: str
     problem: str | None = None
+
+
+def _listed(given: Iterable[T], argument: str) -> list[T]:
+    """Raises ``TypeError`` for a value that is no list, and for items that are no interceptors or plugins."""
+    if isinstance(given, str | bytes | Mapping | type) or not isinstance(given, Iterable):
+        raise TypeError(f"{argument} must be a list, not a value of type {type(given).__name__}")
+    items = list(given)
+    for item in items:
+        if isinstance(item, str | bytes | int | float | type | None):
+            raise TypeError(f"{argument} must be a list of objects with the methods of {argument}, and has {item!r}")
+    return items
 
 
 class Temporal:
@@ -144,13 +158,13 @@ class Temporal:
         for argument, value in (texts | self._arguments).items():
             if argument not in ("tls", "rpc_metadata"):
                 check_text(value, argument)
+                if value is not None and printable(value) != value:
+                    raise ValueError(f"{argument} must be one line of printable characters")
         self._check_types(tls, rpc_metadata, config_file, same_server_as)
         check_switch(tracing, "tracing")
         check_function(runtime, "runtime")
         check_function(configuration, "configuration")
-        for name_of_list, given in (("interceptors", interceptors), ("plugins", plugins)):
-            if isinstance(given, str | type) or not isinstance(given, Iterable):
-                raise TypeError(f"{name_of_list} must be a list, not a value of type {type(given).__name__}")
+        interceptors, plugins = _listed(interceptors, "interceptors"), _listed(plugins, "plugins")
         if data_converter is not None:
             check_type(data_converter, "data_converter", DataConverter, "a DataConverter(…)")
         if retry_config is not None:
@@ -170,7 +184,7 @@ class Temporal:
         self._encryption = encryption
         traced = [tracing_interceptor()] if tracing else []
         self.interceptors = [CallInterceptor(self.client, rpc_timeout), *traced, *interceptors]
-        self.plugins = list(plugins)
+        self.plugins = plugins
         self._identity = identity
         self._retry_config = retry_config
         self._keep_alive_config = keep_alive_config

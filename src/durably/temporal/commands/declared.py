@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 
 import click
+import msgspec
+from temporalio.client import Client
 from temporalio.service import RPCError
 
 from durably.temporal.client.connect_failures import explain_refusal
@@ -23,7 +25,7 @@ from durably.temporal.namespace.search_attributes import (
     type_name,
 )
 
-from . import print_line, with_target
+from . import json_option, print_line, with_target
 
 _PATIENCE = timedelta(seconds=10)
 
@@ -32,11 +34,13 @@ PrintLine = Callable[[str], object]
 
 REGISTER_OPTIONS = (
     click.Option(["--check"], is_flag=True, help="Register nothing; the exit code is 1 if something is missing."),
+    json_option("Print JSON: an array of the search attributes, each with its state."),
 )
 SYNC_OPTIONS = (
     click.Option(["--app"], metavar="NAME", help="The app of these schedules.  [default: the task queue's name]"),
     click.Option(["--prune"], is_flag=True, help="Delete schedules of this app that are no longer declared."),
     click.Option(["--dry-run"], is_flag=True, help="Change nothing: print the changes."),
+    json_option("Print JSON: an array of the schedules, each with its outcome."),
 )
 
 
@@ -47,8 +51,8 @@ def make_register_command(load: Load, *, target: str | None = None) -> click.Com
     ``load`` gets it as ``target``.
     """
 
-    def run(*, check: bool, **given: str) -> None:
-        if not run_register(load(**given), print_line, check=check):
+    def run(*, check: bool, as_json: bool, **given: str) -> None:
+        if not run_register(load(**given), print_line, check=check, as_json=as_json):
             raise click.exceptions.Exit(1)
 
     words = (
@@ -65,8 +69,8 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
     ``load`` gets it as ``target``.
     """
 
-    def run(*, app: str | None, prune: bool, dry_run: bool, **given: str) -> None:
-        run_sync_schedules(load(**given), print_line, app=app, prune=prune, dry_run=dry_run)
+    def run(*, app: str | None, prune: bool, dry_run: bool, as_json: bool, **given: str) -> None:
+        run_sync_schedules(load(**given), print_line, app=app, prune=prune, dry_run=dry_run, as_json=as_json)
 
     words = (
         f"Create and update the schedules that {target or 'the app'} declares with add_schedule().\n\n"
@@ -75,46 +79,76 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
     return with_target(click.Command("sync-schedules", callback=run, params=list(SYNC_OPTIONS), help=words), target)
 
 
-def run_register(temporal: Temporal, print_line: PrintLine, *, check: bool) -> bool:
+class AttributeReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A declared search attribute, and what the server has.
+
+    ``state`` says so in words. ``known_type`` is the server's type, if it is another one.
+    ``remedy`` is how to register a missing one.
+    """
+
+    name: str
+    type: str
+    state: str
+    known_type: str | None = None
+    remedy: str | None = None
+
+    @property
+    def is_registered(self) -> bool:
+        return self.state in ("exists", "registered")
+
+    def __str__(self) -> str:
+        remedy = f": {self.remedy}" if self.remedy else ""
+        return f"{self.name} ({self.type}): {self.state}{remedy}"
+
+
+def run_register(temporal: Temporal, print_line: PrintLine, *, check: bool, as_json: bool = False) -> bool:
     """Register the declared search attributes, or only check them.
 
     Returns whether all are registered. Raises ``TemporalUnreachableError``, and ``SearchAttributeError``, also for two
     types of one name and for a refusal of the server.
     """
     try:
-        return asyncio.run(_register(temporal, print_line, check))
+        reports = asyncio.run(_register(temporal, check))
     except RPCError as error:
         raise SearchAttributeError(explain_refusal(error.message, temporal.settings)) from error
+    if as_json:
+        print_line(msgspec.json.encode(reports).decode())
+    elif not reports:
+        print_line("no search attributes are declared; temporal.add_search_attributes(…) declares some")
+    else:
+        for report in reports:
+            print_line(str(report))
+    return all(report.is_registered for report in reports)
 
 
-async def _register(temporal: Temporal, print_line: PrintLine, check: bool) -> bool:
+async def _register(temporal: Temporal, check: bool) -> list[AttributeReport]:
     wanted = declared_types([*temporal.search_attributes, *temporal.owner_attributes])
     if not wanted:
-        print_line("no search attributes are declared; temporal.add_search_attributes(…) declares some")
-        return True
+        return []
     client = await temporal.connect()
     if check:
         known = await known_attributes(client, _PATIENCE)
-        for name, indexed in wanted.items():
-            own = f": run this command without --check, or {commands(client, name, indexed)}"
-            print_line(_state(name, indexed, known) + ("" if name in known else own))
-        return all(known.get(name) == indexed for name, indexed in wanted.items())
+        return [_look_for(client, name, indexed, known) for name, indexed in wanted.items()]
     new = await register(client, wanted, _PATIENCE)
-    for name, indexed in wanted.items():
-        print_line(f"{name} ({type_name(indexed)}): {'registered' if name in new else 'exists'}")
-    return True
+    return [
+        AttributeReport(name, type_name(indexed), "registered" if name in new else "exists")
+        for name, indexed in wanted.items()
+    ]
 
 
-def _state(name: str, indexed: IndexedType, known: Mapping[str, IndexedType]) -> str:
+def _look_for(client: Client, name: str, indexed: IndexedType, known: Mapping[str, IndexedType]) -> AttributeReport:
+    kind = type_name(indexed)
     if name not in known:
-        return f"{name} ({type_name(indexed)}): missing"
+        remedy = f"run this command without --check, or {commands(client, name, indexed)}"
+        return AttributeReport(name, kind, "missing", remedy=remedy)
     if known[name] == indexed:
-        return f"{name} ({type_name(indexed)}): exists"
-    return f"{name} ({type_name(indexed)}): the server has it as {type_name(known[name])}: use another name"
+        return AttributeReport(name, kind, "exists")
+    other = type_name(known[name])
+    return AttributeReport(name, kind, f"the server has it as {other}", known_type=other, remedy="use another name")
 
 
 def run_sync_schedules(
-    temporal: Temporal, print_line: PrintLine, *, app: str | None, prune: bool, dry_run: bool
+    temporal: Temporal, print_line: PrintLine, *, app: str | None, prune: bool, dry_run: bool, as_json: bool = False
 ) -> None:
     """Sync the declared schedules, and report the outcome of each.
 
@@ -122,11 +156,14 @@ def run_sync_schedules(
     """
 
     async def run() -> None:
-        found = False
+        found = []
         async for id, outcome in sync_schedules(temporal, app=app, prune=prune, dry_run=dry_run):
-            found = True
-            print_line(f"{id}: {outcome}{' (dry run)' if dry_run else ''}")
-        if not found:
+            found.append({"id": id, "outcome": str(outcome), "is_dry_run": dry_run})
+            if not as_json:
+                print_line(f"{id}: {outcome}{' (dry run)' if dry_run else ''}")
+        if as_json:
+            print_line(msgspec.json.encode(found).decode())
+        elif not found:
             print_line("no schedules are declared; temporal.add_schedule(…) declares one")
         elif dry_run:
             print_line("nothing was changed, and the server has not checked the declarations")

@@ -87,13 +87,13 @@ def make_deployment_group(load: Callable[..., Temporal], *, target: str | None =
             run(temporal, **given)
 
         words = inspect.getdoc(run)
-        return with_target(click.Command(name, callback=callback, params=list(options), help=words), target)
+        return with_target(click.Command(name, callback=callback, params=[*options, json_option()], help=words), target)
 
     return click.Group(
         "deployment",
         help="Worker versions: which one is current, which one is ramping, which are drained.",
         commands=[
-            make("describe", _describe, _NAME, json_option()),
+            make("describe", _describe, _NAME),
             make("list", _list),
             make("set-current-version", _set_current, _NAME, _BUILD_ID, _UNVERSIONED, *_ROUTING),
             make("set-ramping-version", _ramp, _NAME, _BUILD_ID, _UNVERSIONED, _PERCENTAGE, _DELETE, *_ROUTING),
@@ -108,9 +108,21 @@ def _describe(temporal: Temporal, name: str | None, as_json: bool) -> None:
     chosen = _deployment_name(temporal, name)
     found = _run(temporal, lambda client: describe_deployment(client, chosen))
     if as_json:
-        click.echo(printable_json(json.dumps(asdict(found), default=dt.datetime.isoformat, indent=2)))
+        _echo_json(asdict(found))
         return
     for line in describe(found):
+        print_line(line)
+
+
+def _echo_json(document: object) -> None:
+    click.echo(printable_json(json.dumps(document, default=dt.datetime.isoformat, indent=2)))
+
+
+def _answer(as_json: bool, line: str, **document: object) -> None:
+    """Print the result, as a line or as JSON."""
+    if as_json:
+        _echo_json(document)
+    else:
         print_line(line)
 
 
@@ -121,14 +133,24 @@ def describe(found: Deployment) -> list[str]:
     return [*lines, *(f"  {each.build_id}: {each.status}" for each in found.versions)]
 
 
-def _list(temporal: Temporal) -> None:
+def _list(temporal: Temporal, as_json: bool) -> None:
     """List the deployments of the namespace."""
-    for name in _run(temporal, list_deployments) or ["there are no deployments"]:
+    found = _run(temporal, list_deployments)
+    if as_json:
+        _echo_json([*found])
+        return
+    for name in found or ["there are no deployments"]:
         print_line(name)
 
 
 def _set_current(
-    temporal: Temporal, name: str | None, build_id: str | None, unversioned: bool, wait: float, **routing: bool
+    temporal: Temporal,
+    name: str | None,
+    build_id: str | None,
+    unversioned: bool,
+    wait: float,
+    as_json: bool,
+    **routing: bool,
 ) -> None:
     """Route new workflows to a version.
 
@@ -137,7 +159,8 @@ def _set_current(
     chosen, build = _deployment_name(temporal, name), _build_id(temporal, build_id, unversioned)
     seconds = dt.timedelta(seconds=wait)
     previous = _run(temporal, lambda client: set_current_version(client, chosen, build, wait=seconds, **routing))
-    print_line(f"{chosen}: current {build or UNVERSIONED}, before {previous or UNVERSIONED}")
+    line = f"{chosen}: current {build or UNVERSIONED}, before {previous or UNVERSIONED}"
+    _answer(as_json, line, name=chosen, current=build, previous=previous)
 
 
 def _ramp(
@@ -148,6 +171,7 @@ def _ramp(
     percentage: float | None,
     delete: bool,
     wait: float,
+    as_json: bool,
     **routing: bool,
 ) -> None:
     """Route a share of new workflows to a version.
@@ -161,10 +185,10 @@ def _ramp(
     seconds, share = dt.timedelta(seconds=wait), percentage or 0.0
     _run(temporal, lambda client: set_ramping_version(client, chosen, build, share, wait=seconds, **routing))
     words = "no ramping version" if delete else f"ramping {build or UNVERSIONED} ({share:g} %)"
-    print_line(f"{chosen}: {words}")
+    _answer(as_json, f"{chosen}: {words}", name=chosen, ramping=build, percentage=share)
 
 
-def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: float) -> None:
+def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: float, as_json: bool) -> None:
     """Wait until no workflow is pinned to a version.
 
     Its workers may then be stopped. The exit code is 1 if workflows are still pinned at the timeout.
@@ -173,18 +197,18 @@ def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: f
     assert build is not None
     seconds = dt.timedelta(seconds=timeout)
     status = _run(temporal, lambda client: wait_until_drained(client, chosen, build, seconds))
-    print_line(f"{chosen}.{build}: {status}")
+    _answer(as_json, f"{chosen}.{build}: {status}", name=chosen, build_id=build, status=status)
     if status in (VersionStatus.CURRENT, VersionStatus.RAMPING):
         raise CouldNotRunError("a version that gets new workflows is not drained: make another one current first")
     if status is VersionStatus.DRAINING:
         raise click.exceptions.Exit(1)
 
 
-def _delete(temporal: Temporal, name: str | None, build_id: str, skip_drainage: bool) -> None:
-    """Delete a version that is drained and has no workers."""
+def _delete(temporal: Temporal, name: str | None, build_id: str, skip_drainage: bool, as_json: bool) -> None:
+    """Forget a version that is drained and has no workers."""
     chosen = _deployment_name(temporal, name)
     _run(temporal, lambda client: delete_version(client, chosen, build_id, skip_drainage=skip_drainage))
-    print_line(f"{chosen}.{build_id}: deleted")
+    _answer(as_json, f"{chosen}.{build_id}: deleted", name=chosen, deleted=build_id)
 
 
 def _deployment_name(temporal: Temporal, given: str | None) -> str:

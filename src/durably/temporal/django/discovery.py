@@ -40,7 +40,7 @@ def discover(connection: str = DEFAULT_CONNECTION) -> list[WorkerDeclaration]:
 
 
 def _declared(connection: str) -> list[WorkerDeclaration]:
-    """Declarations of a connection. Imports the modules, which may call ``add_worker``."""
+    """Declarations of a connection. Imports the modules, which may call add_worker."""
     modules = list(project_modules())
     found = [_declare(module) for module in modules if connection_of(module) == connection]
     return [each for each in (*get_temporal(connection).workers, *found) if each.workflows or each.activities]

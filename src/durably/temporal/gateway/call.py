@@ -155,7 +155,7 @@ class Target:
 
 @functools.cache
 def _warn_of_missing_owner(workflow_type: str, attribute: str) -> None:
-    """Warn once in a process. Users get 404 for workflows that the app started for them."""
+    """Warn once in a process. Users get 404 for workflows that the app has started."""
     logger.warning(
         "There are workflows of the type %s without an owner (search attribute %s), which only staff can reach: start "
         "them with search_attributes=owned_by(…) of durably.temporal",

@@ -471,13 +471,13 @@ class _Metrics:
         """A context in which a request waits for a workflow."""
         instruments = self._instruments()
         labels = (("route", endpoint.label), ("workflow_type", endpoint.workflow_type))
-        self._hold(instruments, labels, 1)
+        self._change_waiting(instruments, labels, 1)
         try:
             yield
         finally:
-            self._hold(instruments, labels, -1)
+            self._change_waiting(instruments, labels, -1)
 
-    def _hold(self, instruments: _Instruments, labels: _Labels, more: int) -> None:
+    def _change_waiting(self, instruments: _Instruments, labels: _Labels, more: int) -> None:
         with self._lock:
             instruments.held[labels] += more
             instruments.waiting.set(instruments.held[labels], dict(labels))

@@ -40,7 +40,7 @@ from .notices import (
     find_notices,
     needs_tail,
     poller_notice,
-    queues_to_ask,
+    queues_of,
 )
 
 _REMEMBERED = 3.0
@@ -117,7 +117,7 @@ class Inspector:
         if description.status is not WorkflowExecutionStatus.RUNNING:
             return []
         described = description.raw_description
-        own, others = queues_to_ask(described)
+        own, others = queues_of(described)
         queues = [await self._queue(client, own, False, timeout)]
         if poller_notice(queues[0], _now(), self._thresholds):
             others -= {own}  # The same worker is missing.

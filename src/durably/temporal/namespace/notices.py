@@ -99,7 +99,7 @@ def needs_tail(described: DescribeWorkflowExecutionResponse, thresholds: Thresho
     )
 
 
-def queues_to_ask(described: DescribeWorkflowExecutionResponse) -> tuple[str, frozenset[str]]:
+def queues_of(described: DescribeWorkflowExecutionResponse) -> tuple[str, frozenset[str]]:
     """The workflow's task queue, and those of its waiting activities."""
     waiting = {
         activity.activity_options.task_queue.name
@@ -227,7 +227,7 @@ def _activity_notice(
     is_long = lasted is not None and lasted >= thresholds.activity_duration
     if activity.attempt < thresholds.activity_attempts and not is_long:
         return None
-    since = "" if lasted is None else f" for {_spell(lasted)}"
+    since = "" if lasted is None else f" for {_format_duration(lasted)}"
     of = f" of {activity.maximum_attempts}" if activity.maximum_attempts else ""
     message = tail.failures.get(activity.activity_id, "")
     said = f": {_shorten(message)}" if message else ""
@@ -241,7 +241,7 @@ def _shorten(message: str) -> str:
     return text if len(text) <= MAXIMUM_MESSAGE else f"{text[:MAXIMUM_MESSAGE]}…"
 
 
-def _spell(duration: dt.timedelta) -> str:
+def _format_duration(duration: dt.timedelta) -> str:
     """``45 seconds``, ``12 minutes``, ``3 hours``."""
     seconds = int(duration.total_seconds())
     for name, size in (("hours", 3600), ("minutes", 60)):

@@ -164,7 +164,7 @@ class Deployment:
 async def describe_deployment(client: Client, name: str) -> Deployment:
     """Raises ``DeploymentError``."""
     request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=name)
-    response = await _ask(name, client.workflow_service.describe_worker_deployment(request))
+    response = await _send(name, client.workflow_service.describe_worker_deployment(request))
     return _deployment(response.worker_deployment_info)
 
 
@@ -174,7 +174,7 @@ async def list_deployments(client: Client) -> list[str]:
     token = b""
     while True:
         request = ListWorkerDeploymentsRequest(namespace=client.namespace, next_page_token=token)
-        response = await _ask("*", client.workflow_service.list_worker_deployments(request))
+        response = await _send("*", client.workflow_service.list_worker_deployments(request))
         names += [each.name for each in response.worker_deployments]
         if not (token := response.next_page_token):
             return sorted(names)
@@ -255,10 +255,10 @@ async def delete_version(client: Client, name: str, build_id: str, *, skip_drain
         deployment_version=RawVersion(deployment_name=name, build_id=build_id),
         skip_drainage=skip_drainage,
     )
-    await _ask(name, client.workflow_service.delete_worker_deployment_version(request))
+    await _send(name, client.workflow_service.delete_worker_deployment_version(request))
 
 
-async def _ask(name: str, call: Awaitable[Any]) -> Any:
+async def _send(name: str, call: Awaitable[Any]) -> Any:
     try:
         return await call
     except RPCError as error:
@@ -284,7 +284,7 @@ async def _wait_for_routing(client: Client, name: str, wait: dt.timedelta) -> No
     end = asyncio.get_running_loop().time() + wait.total_seconds()
     request = DescribeWorkerDeploymentRequest(namespace=client.namespace, deployment_name=name)
     while asyncio.get_running_loop().time() < end:
-        response = await _ask(name, client.workflow_service.describe_worker_deployment(request))
+        response = await _send(name, client.workflow_service.describe_worker_deployment(request))
         # Older versions of temporalio do not know the field, older servers do not set it.
         if getattr(response.worker_deployment_info, "routing_config_update_state", 0) != _IN_PROGRESS:
             return

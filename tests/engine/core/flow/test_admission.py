@@ -160,6 +160,18 @@ def test_a_rate_limit_spreads_over_its_period() -> None:
     assert reason(engine.send()) is None
 
 
+def test_a_rate_limit_goes_on_at_its_rate_after_the_clock_was_set_back() -> None:
+    engine = Engine(flow_of(rateLimit={"limit": 1, "period": "2s"}))
+    assert reason(engine.send()) is None
+    engine.now -= 3_600_000
+    assert reason(engine.send()) is SkipReason.RATE_LIMIT
+    for _ in range(5):
+        engine.pass_time(1_000)
+        assert reason(engine.send()) is SkipReason.RATE_LIMIT
+        engine.pass_time(1_000)
+        assert reason(engine.send()) is None
+
+
 @given(st.lists(st.tuples(st.integers(0, _DAY // 2), st.sampled_from([1, 2, "1", False])), max_size=40))
 def test_idempotency_lets_one_of_a_value_through_in_any_day(history: list[tuple[int, Any]]) -> None:
     engine = Engine(flow_of(idempotency="event.data.order"))
@@ -182,6 +194,18 @@ def test_idempotency_holds_for_a_day_from_the_first() -> None:
     assert reason(engine.send(order=1)) is None
     assert reason(engine.send()) is None
     assert reason(engine.send(order=None)) is SkipReason.IDEMPOTENCY  # missing and null are one value
+
+
+def test_a_value_is_skipped_for_a_day_at_most_after_the_clock_was_set_back() -> None:
+    engine = Engine(flow_of(idempotency="event.data.order"))
+    engine.now += 30 * _DAY
+    assert reason(engine.send(order=1)) is None
+    engine.now -= 30 * _DAY
+    assert reason(engine.send(order=1)) is SkipReason.IDEMPOTENCY
+    engine.pass_time(_DAY - 1)
+    assert reason(engine.send(order=1)) is SkipReason.IDEMPOTENCY
+    engine.pass_time(1)
+    assert reason(engine.send(order=1)) is None
 
 
 def test_idempotent_repeats_do_not_count_in_the_rate_limit_and_dropped_events_are_not_remembered() -> None:

@@ -172,7 +172,8 @@ def test_no_tick_is_missed_for_its_jitter() -> None:
     [
         ("* * * *", None, "has 4 fields"),
         ("0 * * * * *", None, "has 6 fields"),
-        ("@hourly", None, "has 1 fields"),
+        ("@hourly", None, "does not have: write '0 * * * *'"),
+        ("@often", None, "has 1 field; it must have five"),
         ("60 * * * *", None, "Bad minute"),
         ("* * * * 5-1", None, "Bad day-of-week"),
         ("*/0 * * * *", None, "Bad minute"),
@@ -183,7 +184,7 @@ def test_no_tick_is_missed_for_its_jitter() -> None:
         ("TZ=Mars/Phobos 0 0 * * *", None, "time zone 'Mars/Phobos'"),
         ("TZ=../../etc/passwd 0 0 * * *", None, "time zone"),
         ("TZ=America 0 0 * * *", None, "time zone"),
-        ("TZ=UTC", None, "fields"),
+        ("TZ=UTC", None, "has 1 field;"),
         ("1," * 200 + "1 * * * *", None, "longer than 255"),
         ("* * * * *", "6m", "between 1s and 5m"),
         ("* * * * *", "500ms", "between 1s and 5m"),

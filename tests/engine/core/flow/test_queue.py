@@ -74,6 +74,7 @@ class PlainQueue:
         self.levels: dict[str, Level] = {}
 
     def settle(self, flows: list[Flow], now: int) -> list[Call]:
+        self.clip_levels(flows, now)
         made = []
         for call in sorted(self.queued.values(), key=lambda call: call.key):
             if self.has_room(call, flows[call.function], now):
@@ -90,6 +91,12 @@ class PlainQueue:
         if call.starts_run and call.queue_entry.throttle and flow.throttle:
             return rates.ready_at(flow.throttle, self.levels.get(call.queue_entry.throttle), now) <= now
         return True
+
+    def clip_levels(self, flows: list[Flow], now: int) -> None:
+        for call in self.queued.values():
+            throttle, bucket = flows[call.function].throttle, call.queue_entry.throttle
+            if call.starts_run and throttle is not None and bucket in self.levels:
+                self.levels[bucket] = rates.clip(throttle, self.levels[bucket], now)
 
     def used(self) -> Counter[str]:
         return Counter(slot.bucket_id for call in self.under_way.values() for slot in call.queue_entry.slots)
@@ -304,6 +311,21 @@ def test_runs_delayed_by_concurrency_do_not_break_the_throttle_afterwards() -> N
         for call in list(world.plain.under_way.values()):
             world.leave(queue, call)
     assert len(world.plain.under_way) == 1  # and not five at once
+    rows.close()
+
+
+def test_a_throttle_goes_on_at_its_rate_after_the_clock_was_set_back() -> None:
+    rows = SqliteRows(":memory:")
+    world = World(rows, [flow_of(throttle={"limit": 1, "period": "1s"})])
+    with world.transaction() as queue:
+        world.start_run(queue, 0)
+        world.start_run(queue, 0)  # waits for a second of the time ahead
+    world.now -= 3_600_000
+    for number in range(1, 9):
+        with world.transaction() as queue:
+            world.start_run(queue, 0)
+        world.pass_time(1_001)
+        assert len(world.plain.under_way) == number + 1
     rows.close()
 
 

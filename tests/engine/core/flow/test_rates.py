@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from durably.engine.core.flow.rates import Level, Pace, pace_of, ready_at, take
+from durably.engine.core.flow.rates import Level, Pace, clip, pace_of, ready_at, take
 
 _START = 1_700_000_000_000
 _limits = st.integers(1, 2_000)
@@ -72,3 +72,20 @@ def test_a_clock_that_was_set_back_keeps_nothing_closed_for_longer_than_a_full_b
     for _ in range(burst):
         level = take(pace, level, _START)
     assert ready_at(pace, level, _START - step) <= _START - step + pace.interval / 1e6 + 1
+
+
+@given(_limits, _periods, _bursts, st.integers(0, 10**10))
+def test_after_the_clock_was_set_back_a_waiting_unit_is_used_in_time_and_the_rate_is_kept(
+    limit: int, period: int, burst: int, step: int
+) -> None:
+    pace, level = pace_of(limit, period, burst), None
+    for _ in range(burst):
+        level = take(pace, level, _START)
+    assert level is not None
+    now = begin = _START - step
+    level = clip(pace, level, now)  # A unit has to wait: the clipped level is stored.
+    for nth in range(1, 2 * burst):
+        now = ready_at(pace, level, now)
+        assert now <= begin + nth * (pace.interval / 1e6 + 1)
+        assert ready_at(pace, level, now) == now
+        level = take(pace, level, now)

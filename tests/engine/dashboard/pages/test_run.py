@@ -1,6 +1,7 @@
 """The page of a run, its values and its actions."""
 
 import datetime as dt
+import html
 import re
 import threading
 from collections.abc import AsyncIterator
@@ -90,7 +91,15 @@ async def shop() -> AsyncIterator[Shop]:
 async def test_the_head_has_the_facts(shop: Shop) -> None:
     run = await shop.order()
     text = await page(shop.dashboard, f"/runs/{run.id}")
-    for part in ("Take an order", "shop-order", "order/placed", "2 attempts failed", ">shop", run.id, "status-failed"):
+    for part in (
+        "Take an order",
+        "shop-order",
+        "order/placed",
+        "Failed attempts of steps",
+        ">shop",
+        run.id,
+        "status-failed",
+    ):
         assert part in text
 
 
@@ -290,8 +299,11 @@ async def test_input_that_is_not_an_array_is_explained(shop: Shop, given: str) -
     token, cookie = await token_of(shop.dashboard, f"/runs/{run.id}")
     step = hash_step_id("charge")
     answer = await post(shop.dashboard, f"/runs/{run.id}/rerun", token, cookie, step=step, input=given)
-    assert answer.status_code == 400
-    assert b"JSON array" in answer.body
+    assert answer.status_code == 422
+    text = answer.body.decode()
+    assert 'id="rerun-error"' in text
+    assert "JSON array" in text
+    assert f">{html.escape(given, quote=True).replace('&quot;', '&#34;')}</textarea>" in text, "what was typed is kept"
     assert len(shop.engine.runs()) == 1
 
 
@@ -306,7 +318,7 @@ async def test_a_step_that_does_not_exist_is_not_rerun(shop: Shop) -> None:
 async def test_the_event_is_sent_again(shop: Shop) -> None:
     run = await shop.order()
     location = await shop.act(run.id, "send-event")
-    assert re.fullmatch(r"/events/\w+", location), "the page of the new event shows what it starts"
+    assert re.fullmatch(r"/events/\w+\?notice=sent", location), "the page of the new event shows what it starts"
     first, second = shop.engine.runs()
     assert second.events[0].data == first.events[0].data
     assert second.events[0].id != first.events[0].id
@@ -361,7 +373,8 @@ async def test_an_event_that_is_sent_again_says_why_it_starts_nothing() -> None:
         for _ in range(2):  # the button of the run, and then that of the new event
             sent = header(await post(dashboard, path, token, cookie), "location")
             assert sent is not None
-            path = f"{sent}/send"
-            text = await page(dashboard, sent)
+            path = f"{sent.partition('?')[0]}/send"
+            text = await page(dashboard, *sent.split("?"))
+            assert "The event was sent." in text
             assert "It started no run." in text
             assert "an event with the same value of its idempotency expression came less than 24 hours before" in text

@@ -11,7 +11,7 @@ import pytest
 from durably.engine.dashboard.dashboard import Dashboard
 from durably.engine.sqlite_engine import SqliteEngine
 
-from ...conftest import QUICK, only_run, opened, send, step_is
+from ...conftest import QUICK, only_run, opened, run_to_end, send, step_is
 from ...small_app import SmallApp, Steps
 from ..dashboard_client import page
 
@@ -51,7 +51,7 @@ async def test_a_run_shows_the_error_of_a_step_that_is_retried(
     assert re.search(r"Attempt 1 of \d+ failed, again <time ", " ".join(panel.split()))
     assert "<strong>KeyError</strong>" in panel
     assert "Attempts of the function" not in text
-    assert "1 attempt failed" in text
+    assert "Failed attempts of steps</dt><dd>1<" in text
 
 
 async def test_a_step_began_with_its_first_attempt(app: SmallApp, engine: SqliteEngine) -> None:
@@ -88,3 +88,28 @@ async def test_a_retried_run_says_when_and_why(app: SmallApp, engine: SqliteEngi
         text = " ".join((await page(dashboard, path)).split())
         assert re.search(r"retries <time [^>]*>[^<]*</time> ?: KeyError", text)
         assert "<b>'" not in text
+
+
+async def test_the_overview_counts_runs_that_are_tried_again(
+    app: SmallApp, engine: SqliteEngine, dashboard: Dashboard
+) -> None:
+    assert 'id="retrying"' not in await page(dashboard, "/")
+    await retrying_run(app, engine)
+    assert "1 retries after an error" in await page(dashboard, "/")
+
+
+async def test_the_only_failed_run_is_one_click_from_the_overview(
+    app: SmallApp, engine: SqliteEngine, dashboard: Dashboard
+) -> None:
+    @app.function("broken", retries=0)
+    def broken(step: Steps) -> None:
+        raise KeyError("CHF")
+
+    await engine.sync_app(app.sync_request())
+    run = await run_to_end(engine, "broken")
+    attention = (await page(dashboard, "/")).partition('id="attention"')[2].partition("</section>")[0]
+    assert f'href="/runs/{run.id}"' in attention
+    assert "Since" not in attention, "counts have minutes, so that the time of a failure of now is not known"
+    await run_to_end(engine, "broken")
+    attention = (await page(dashboard, "/")).partition('id="attention"')[2].partition("</section>")[0]
+    assert 'href="/runs?function=app-broken&amp;status=Failed"' in attention

@@ -3,9 +3,12 @@
 import datetime as dt
 
 import pytest
+from msgspec.structs import replace
 
+from durably.engine.core.run_state import RunStatus
+from durably.engine.dashboard.pages.functions import draw_lines
 from durably.engine.dashboard.rendering.charts import HEIGHT, RANGES, Window, draw_chart, ended, fitting_range, total
-from durably.engine.reports import RunCounts
+from durably.engine.reports import FunctionLoad, RunCounts, RunLink, ScheduleView
 
 SINCE = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 MINUTE = dt.timedelta(minutes=1)
@@ -76,3 +79,47 @@ def test_the_smallest_range_that_contains_all_distances() -> None:
     assert fitting_range([]) == "1h"
     assert fitting_range([MINUTE, 90 * MINUTE]) == "6h"
     assert fitting_range([dt.timedelta(days=400)]) == list(RANGES)[-1]
+
+
+def schedule(*ticks: dt.datetime, runs: int = 0) -> ScheduleView:
+    last = [
+        RunLink(run_id=f"R{n}", function_id="f", status=RunStatus.COMPLETED, created_at=SINCE - n * MINUTE)
+        for n in range(1, runs + 1)
+    ]
+    return ScheduleView(function_id="f", schedule="* * * * *", next_ticks=list(ticks), last_runs=last, is_paused=False)
+
+
+def test_a_schedule_that_ticks_often_fills_the_time_line() -> None:
+    window = Window(SINCE - 60 * MINUTE, SINCE + 60 * MINUTE)
+    often = schedule(*(SINCE + n * MINUTE for n in range(1, 6)), runs=5)
+    each_minute = [replace(counts(completed=1, failed=n == 3), at=SINCE - n * MINUTE) for n in range(60, -1, -1)]
+    load = FunctionLoad(function_id="f", backlog=0, queue_delay=None, in_flight=0, live=0, counts=each_minute)
+    [line] = draw_lines([often], {}, window, [load])
+    assert len(line.past) == 60, "all runs of the past, and not the last five"
+    assert line.last == []
+    assert (line.past[0].x, line.past[-1].x + line.past[-1].width) == (0.0, pytest.approx(0.5))
+    assert [bar.height for bar in line.past[-4:-1]] == [0.5, 1.0, 0.5]
+    assert line.onward == line.next[-1][0] == window.place(SINCE + 5 * MINUTE)
+
+
+def test_runs_of_other_triggers_are_not_drawn_for_a_schedule_that_has_not_run() -> None:
+    window = Window(SINCE - 60 * MINUTE, SINCE + 60 * MINUTE)
+    by_events = [replace(counts(completed=1), at=SINCE - n * MINUTE) for n in range(60, 0, -1)]
+    load = FunctionLoad(function_id="f", backlog=0, queue_delay=None, in_flight=0, live=0, counts=by_events)
+    [line] = draw_lines([schedule(SINCE + MINUTE)], {}, window, [load])
+    assert line.past == []
+
+
+def test_a_schedule_that_ticks_rarely_has_its_runs_and_ticks() -> None:
+    window = Window(SINCE - 60 * MINUTE, SINCE + 60 * MINUTE)
+    rare = schedule(SINCE + 30 * MINUTE, SINCE + 90 * MINUTE, runs=1)
+    load = FunctionLoad(
+        function_id="f",
+        backlog=0,
+        queue_delay=None,
+        in_flight=0,
+        live=0,
+        counts=[replace(counts(completed=n), at=SINCE - (2 - n) * MINUTE) for n in range(2)],
+    )
+    [line] = draw_lines([rare], {}, window, [load])
+    assert (len(line.last), len(line.next), line.past, line.onward) == (1, 1, [], None)

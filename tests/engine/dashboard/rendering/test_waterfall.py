@@ -8,7 +8,9 @@ import pytest
 
 import durably
 from durably.engine.dashboard.rendering.waterfall import Waterfall, Window, _ticks, lay_out
-from durably.engine.reports import RunReport, Span, SpanKind
+from durably.engine.reports import AttemptReport, RunReport, Span, SpanKind
+from durably.engine.views import StepStatus
+from durably.protocol.errors import ErrorData
 from durably.testing import TestEngine
 
 SECOND = dt.timedelta(seconds=1)
@@ -78,6 +80,35 @@ async def test_a_failed_attempt_has_a_bar_or_else_a_mark() -> None:
     unknown = msgspec.structs.replace(step, spans=[span for span in step.spans if span.attempt != 0])
     rows = lay_out(msgspec.structs.replace(report, steps=[unknown]), report.run.created_at).rows
     assert [mark.text for mark in rows[-1].marks] == ["attempt 1 failed: OSError"]
+
+
+async def test_a_step_that_completed_after_an_unreached_call_ends_with_a_completed_bar() -> None:
+    report = await report_of_day()
+    began, error = report.run.created_at, ErrorData(name="AppUnreachableError", message="refused")
+    spans = [
+        Span(kind=kind, start=began + start * SECOND, end=began + (start + 1) * SECOND, attempt=attempt)
+        for start, (kind, attempt) in enumerate(
+            [
+                (SpanKind.RUNNING, 0),
+                (SpanKind.RETRYING, 0),
+                (SpanKind.QUEUED, 1),
+                (SpanKind.RETRYING, 1),
+                (SpanKind.RUNNING, 1),
+            ]
+        )
+    ]
+    attempts = [
+        AttemptReport(attempt=0, ended_at=began, error=ErrorData(name="OSError")),
+        AttemptReport(attempt=1, ended_at=began, error=error, is_unreached=True),
+    ]
+    step = msgspec.structs.replace(
+        report.steps[-1], status=StepStatus.COMPLETED, attempts=2, spans=spans, failed_attempts=attempts, error=None
+    )
+    waterfall = lay_out(msgspec.structs.replace(report, steps=[step]), began + 5 * SECOND)
+    row = waterfall.rows[-1]
+    assert [bar.outcome for bar in row.bars if bar.kind is SpanKind.RUNNING] == ["failed", "completed"]
+    assert (row.failures, row.marks) == (1, [])
+    assert waterfall.outcomes == [("completed", "ran"), ("failed", "failed")]
 
 
 async def test_a_window_shows_a_part() -> None:

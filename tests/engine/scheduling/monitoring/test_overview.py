@@ -189,6 +189,27 @@ def test_few_failures_among_many_runs_need_no_attention() -> None:
     assert concerns.failing_functions({"f": {1: [0, 95, 5, 0, 0]}}) != []
 
 
+def test_a_failure_of_the_last_two_minutes_has_no_time() -> None:
+    counts, minute = {"f": {5: [0, 0, 1, 0, 0]}}, 60_000
+    (recent,) = concerns.failing_functions(counts, now=6 * minute + 59_000)
+    (older,) = concerns.failing_functions(counts, now=7 * minute)
+    assert (recent.since, older.since) == (None, to_datetime(5 * minute))
+
+
+async def test_runs_that_are_tried_again_are_counted(path: Path, app: SmallApp) -> None:
+    @app.function("flaky")
+    def flaky(steps: Any) -> None:
+        steps.run("work", lambda: 1 // 0)
+
+    async with opened(path, replace(QUICK, backoff=lambda attempt, jitter: dt.timedelta(minutes=1))) as engine:
+        await engine.sync_app(app.sync_request())
+        run_id = await only_run(engine, await send(engine, "flaky"))
+        await step_is(engine, run_id, "work", "retrying")
+        assert (await engine.overview()).retrying == 1
+        await engine.cancel_run(run_id)
+        assert (await engine.overview()).retrying == 0
+
+
 async def test_events_that_match_nothing_need_attention(engine: SqliteEngine, app: SmallApp) -> None:
     add_functions(app)
     await engine.sync_app(app.sync_request())

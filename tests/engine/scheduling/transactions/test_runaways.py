@@ -103,7 +103,7 @@ async def test_chain_of_events_ends_with_a_failed_run_that_is_reported(path: Pat
 
         await until(engine, is_told)
         assert len(app.calls) == 12
-        # A person may rerun it nevertheless.
+        # A person may rerun it anyway.
         again = await ended(engine, await engine.rerun(refused.id))
         assert again.status == RunStatus.COMPLETED
         assert await send_from(engine, again.id, "loop")

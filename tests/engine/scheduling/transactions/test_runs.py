@@ -105,7 +105,7 @@ async def test_a_failed_function_fails_its_run_and_wakes_its_failure_handler(
     assert (data["function_id"], data["run_id"]) == ("app-doomed", run.id)
     assert data["event"]["data"] == {"n": 1}
     assert data["events"] == [data["event"]]
-    # The handler's own end announces nothing: it would go on for ever.
+    # The handler's own end announces nothing: it would continue forever.
     names = [event.event.name for event in await engine.list_events()]
     assert sorted(names) == ["doomed", "inngest/function.failed", "inngest/function.finished"]
 
@@ -384,7 +384,7 @@ async def test_an_invocation_is_held_to_the_size_of_an_event(engine: SqliteEngin
     message, name = output(await run_to_end(engine, "parent"))
     assert name == "EventInvalidError"
     assert message.startswith("step 'too much' cannot invoke 'app-child': ")
-    assert "at most 524288 are possible" in message
+    assert "at most 524288 are allowed" in message
 
 
 async def test_delayed_call_is_stored_until_its_first_checkpoint(engine: SqliteEngine, app: SmallApp) -> None:

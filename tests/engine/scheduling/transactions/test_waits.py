@@ -152,7 +152,7 @@ async def test_two_waits_for_one_signal(engine: SqliteEngine, app: SmallApp) -> 
     third = await start_waiting(engine, "waiter", "go", timeout="1h", conflict="replace")
     assert await engine.signal("launch", 3) == third
     assert output(await ended(engine, third)) == 3
-    # The one that was replaced goes on waiting, for its timeout alone.
+    # The one that was replaced continues waiting, for its timeout alone.
     assert await engine.signal("launch", 1) is None
     run = await engine.get_run(first)
     assert run is not None

@@ -68,7 +68,7 @@ async def test_sync_reports_its_changes(app: RoutedApp) -> None:
     assert (await app.engine.sync_app(moved, in_process=True)).previous_url == app.url
 
 
-async def test_functions_left_out_of_a_sync_start_no_runs_and_their_runs_continue(app: RoutedApp) -> None:
+async def test_functions_missing_in_a_sync_start_no_runs_but_their_runs_continue(app: RoutedApp) -> None:
     serve(app, "a", "b")
     await app.sync()
     app.gate.clear()
@@ -158,7 +158,7 @@ async def test_a_sync_survives_the_process_that_asked_for_it(app: RoutedApp, mon
     assert await app.run_to_end("go", "a", n=1) == 1
 
 
-async def test_an_app_that_is_served_in_two_ways_is_named(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
+async def test_app_that_is_served_in_two_ways_is_logged(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
     serve(app, "a")
     await app.sync()
     await app.sync()
@@ -170,9 +170,7 @@ async def test_an_app_that_is_served_in_two_ways_is_named(app: RoutedApp, caplog
     assert f"app '{app.app_id}' are now called at its URL, and no longer in its own processes" in caplog.text
 
 
-async def test_terminated_workflows_of_the_engine_are_started_again(
-    app: RoutedApp, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_terminated_records_are_started_again(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
     serve(app, "a")
     await app.sync()
     ended = [topic_workflow_id(app.event("go")), function_workflow_id(app.id_of("a"))]
@@ -184,7 +182,7 @@ async def test_terminated_workflows_of_the_engine_are_started_again(
         assert (await app.client.get_workflow_handle(each).describe()).status is WorkflowExecutionStatus.RUNNING
 
 
-async def test_starting_process_restores_deleted_workflows(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
+async def test_starting_process_restores_deleted_records(app: RoutedApp, caplog: pytest.LogCaptureFixture) -> None:
     serve(app, "a")
     app.functions[app.id_of("a")][1]["triggers"].append({"cron": "0 1 * * *"})
     await app.sync()
@@ -205,7 +203,7 @@ async def test_starting_process_restores_deleted_workflows(app: RoutedApp, caplo
 
 
 async def delete(app: RoutedApp, workflow_id: str) -> None:
-    """As the server does some time after a workflow has ended."""
+    """Delete workflows, as the server does some time after their end."""
     await app.client.workflow_service.delete_workflow_execution(
         DeleteWorkflowExecutionRequest(
             namespace="default", workflow_execution=WorkflowExecution(workflow_id=workflow_id)

@@ -51,7 +51,7 @@ async def test_a_tick_starts_a_run_with_the_data_of_other_engines(app: RoutedApp
     await app.sync()
     activities = CronActivities(app.engine._router)
     schedule = Schedule("TZ=Europe/Paris 30 2 * * *", "30 2 * * *", "Europe/Paris")
-    # The clocks of Paris skip 02:30 on this day.
+    # On this day, the clocks of Paris skip 02:30.
     tick = plan_tick(schedule, app.id_of("nightly"), at("2026-03-28T12:00:00+00:00"))
     assert tick is not None
     due = FireInput(app.id_of("nightly"), schedule, tick, tick.due)
@@ -65,7 +65,7 @@ async def test_a_tick_starts_a_run_with_the_data_of_other_engines(app: RoutedApp
     assert len(app.calls) == 1
 
 
-async def test_schedules_come_and_go_with_their_triggers(app: RoutedApp) -> None:
+async def test_schedules_are_added_and_removed_with_their_triggers(app: RoutedApp) -> None:
     handle = app.client.get_workflow_handle(cron_workflow_id(app.id_of("f")))
 
     def serve(*crons: str) -> None:
@@ -101,7 +101,7 @@ async def test_schedules_come_and_go_with_their_triggers(app: RoutedApp) -> None
 
 
 class Firing:
-    """Ticks that were fired, without functions."""
+    """Records fired ticks, without functions."""
 
     def __init__(self) -> None:
         self.fired: list[int] = []

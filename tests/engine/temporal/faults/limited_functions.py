@@ -16,9 +16,9 @@ from durably import Checkpointing, Concurrency, Context, Function, NonRetriableE
 from ....crash.app_process import NAP, RETRIES, Diary, ask
 
 LIMIT = 2
-"""Of calls at a time: of all calls of ``crew``, and of those of ``errand`` for one kind of errand."""
+"""Maximum concurrent calls: all calls of ``crew``, and calls of ``errand`` of one kind."""
 LIMITED = {"crew": LIMIT, "errand": LIMIT, "watch": 1}
-"""Functions, and the number of their steps that may run at a time."""
+"""Functions, and the maximum number of their concurrent steps."""
 KINDS = 2
 _MEETING_SECONDS = 60
 _WORK_SECONDS = (0.05, 1.2)
@@ -71,7 +71,7 @@ def define_limited(client: durably.Client, diary: Diary) -> list[Function[Any]]:
         singleton=Singleton(mode="skip"),
     )
     async def watch(ctx: Context) -> None:
-        """A run that comes while another one is on watch is skipped. Its steps run one after another."""
+        """A run that starts while another one is on watch is skipped. Its steps run one after another."""
         await ctx.step.run("first", work, ctx, "first")
         await ctx.step.sleep("nap", NAP)
         await ctx.step.run("last", work, ctx, "last")
@@ -80,7 +80,7 @@ def define_limited(client: durably.Client, diary: Diary) -> list[Function[Any]]:
 
 
 async def _meet(run_id: str, place: Path, limit: int) -> None:
-    """Wait until as many runs are here as the limit lets in. Fails if a slot was not freed."""
+    """Wait until the maximum number of runs is here. Fails if a slot was not freed."""
     (place / run_id).touch()
     try:
         async with asyncio.timeout(_MEETING_SECONDS):

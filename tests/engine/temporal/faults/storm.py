@@ -33,12 +33,12 @@ APP = "crash"
 LEASE = dt.timedelta(seconds=2)
 """The heartbeat timeout. A worker that is stopped for longer has lost its calls when it continues."""
 PATIENCE = dt.timedelta(seconds=10)
-"""The time that a journey waits for an answer before it asks again. Too short, it asks faster than it is answered."""
+"""Seconds that a journey waits for an answer before it asks again. A shorter time would outpace the answers."""
 SETTINGS = EngineSettings(backoff=backoff)
 FUNCTIONS = ("child", "answer", "journey", "voyage", "doomed", "doomed-failure")
 BLOWS = ("kill worker", "stop worker", "kill all", "restart server", "stop server")
 EVENTS = (("journey", "watch"), ("crew",) * 3, ("voyage", "watch"), ("errand",) * 5, ("doomed", "watch"))
-"""Events that are sent together. Several runs of a function with a limit compete for its slots."""
+"""Number of events that are sent together. Several runs of a function with a limit compete for its slots."""
 READY = "the app is synced"
 _LONGEST_STOP = 2 * LEASE.total_seconds()
 _MOST_LIVE = 12
@@ -66,10 +66,7 @@ class Accepted:
 
 @dataclass
 class Storm:
-    """``accepted`` has the events that were acknowledged; ``blows`` is what was done to whom.
-
-    The time between blows is ``pace`` times that on a quiet machine.
-    """
+    """``accepted`` has the acknowledged events; ``blows`` are the faults and their targets."""
 
     directory: Path
     seed: int
@@ -106,7 +103,7 @@ class Storm:
             self.server.kill()
 
     async def rage(self, client: Client, blows: int) -> None:
-        """Strike ``blows`` times while events are sent, and wait until all that was begun has ended."""
+        """Strike ``blows`` times while events are sent, and wait until all runs have ended."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._send_events(client))
             try:
@@ -118,10 +115,7 @@ class Storm:
         await self._wait_ended(client)
 
     async def fill_slots(self, client: Client) -> None:
-        """Send as many events to each function with a limit as may run at a time, after the last blow.
-
-        Their runs complete only if all slots are free, because they wait for one another in their first step.
-        """
+        """After the last blow, send as many events to each function with a limit as may run concurrently."""
         self._is_over = True
         for function, limit in LIMITED.items():
             for kind in range(KINDS if function == "errand" else 1):
@@ -131,7 +125,7 @@ class Storm:
         await self._wait_ended(client)
 
     async def rage_briefly(self, client: Client, *names: str) -> None:
-        """Send events, and strike at once: a worker is stopped for a while, and the other one killed."""
+        """Send events, and strike immediately: stop one worker for a while, and kill the other one."""
         await self._send(client, *names)
         first, second = self._workers
         await self._strike("stop worker", first)
@@ -176,7 +170,7 @@ class Storm:
         )
 
     async def _send_events(self, client: Client) -> None:
-        """Send events, and not more at a time than workers can keep up with."""
+        """Send events, at most as many as workers can process."""
         for names in itertools.cycle(EVENTS):
             await self._wait_for_room(client)
             if self._is_over:
@@ -217,7 +211,7 @@ class Storm:
             return 1
 
     async def _wait_ended(self, client: Client) -> None:
-        """The index of workflows lags, so each event must have its run, too."""
+        """Wait until all workflows have ended. The index lags, so each event must also have its run."""
         engine = WorkflowEngine(client, SETTINGS)
         while True:
             await asyncio.sleep(_PACE_SECONDS)

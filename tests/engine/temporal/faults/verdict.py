@@ -21,12 +21,12 @@ from .limited_functions import LIMITED, kind_of
 from .storm import APP, SETTINGS, Storm
 
 FUNCTION_ENDS = {f"{APP}-doomed": RunStatus.FAILED}
-"""All others complete."""
+"""All other runs complete."""
 
 
 @dataclass(frozen=True)
 class Execution:
-    """Of a step, by the call of a generation; ``at`` is milliseconds since the epoch."""
+    """An execution of a step, by the call of a generation. ``at`` is milliseconds since the epoch."""
 
     run: str
     step: str
@@ -45,7 +45,7 @@ def read_diary(path: Path) -> dict[str, dict[str, list[Execution]]]:
 
 
 async def find_faults(storm: Storm, client: Client) -> list[str]:
-    """Sentences, each about something that should not be."""
+    """Sentences about violated conditions."""
     faults = [fault async for fault in _of_acknowledged_events(storm, client)]
     for run_id, steps in read_diary(storm.diary).items():
         faults += [fault async for fault in _of_run(client, run_id, steps)]
@@ -70,14 +70,14 @@ async def _of_run(client: Client, run_id: str, steps: dict[str, list[Execution]]
         memo = memos.get(hashlib.sha1(step.encode()).hexdigest())
         if memo is None:
             yield f"step {step} of run {run_id} was executed, and has no memo"
-        elif "data" in memo:  # the others are errors
+        elif "data" in memo:  # The others are errors.
             result = memo["data"]
             for fault in _of_step(run_id, step, result["token"] if isinstance(result, dict) else result, executions):
                 yield fault
 
 
 def _of_step(run_id: str, step: str, token: object, executions: list[Execution]) -> list[str]:
-    """The call whose result was committed is the last one that executed the step at all."""
+    """The call whose result was committed is the last one that executed the step."""
     counting = [execution for execution in executions if execution.token == token]
     if len(counting) != 1:
         return [f"step {step} of run {run_id} has a memo that no execution returned: {token}"]
@@ -111,7 +111,7 @@ async def _of_limits(storm: Storm, client: Client) -> AsyncIterator[str]:
 
 
 async def _memos(client: Client, run_id: str) -> dict[str, dict[str, Any]]:
-    """By the hash of the step's id."""
+    """Memos by the hash of the step's id."""
     handle, found = client.get_workflow_handle(run_workflow_id(run_id)), {}
     page = None
     while page is None or len(found) < page.total:

@@ -1,4 +1,4 @@
-"""Functions with flow control on the development server. Each test has an app and events of its own."""
+"""Functions with flow control on the development server. Each test has its own app and events."""
 
 import asyncio
 import contextlib
@@ -60,7 +60,7 @@ class Limit:
         return who
 
     async def wait_for(self, *who: Any) -> None:
-        """Wait until these, and no others, are inside."""
+        """Wait until these calls, and no others, are inside."""
         await self.wait_until(lambda: sorted(self.inside) == sorted(who))
 
     async def wait_until(self, is_right: Callable[[], bool]) -> None:
@@ -104,7 +104,7 @@ class World:
         return f"{self.app_id}/{name}"
 
     def recording(self, fn_id: str, **options: Any) -> Function[Any]:
-        """A function that notes the ``n`` of its events, and returns it."""
+        """A function that records the ``n`` of its events, and returns it."""
 
         @self.function(fn_id, **options)
         async def record(ctx: Context) -> Any:
@@ -152,7 +152,7 @@ class World:
         )
 
     async def wait_for_seen(self, *expected: Any) -> None:
-        """Wait until functions have noted these, and no others, in any order."""
+        """Wait until functions have recorded these numbers, and no others, in any order."""
         async with asyncio.timeout(PATIENCE), self._noted:
             await self._noted.wait_for(lambda: len(self.seen) >= len(expected))
         assert sorted(self.seen, key=repr) == sorted(expected, key=repr)
@@ -196,7 +196,7 @@ class World:
 
 
 async def _counts_of(queue: WorkflowHandle[Any, Any]) -> QueueCounts | None:
-    """``None`` before the first call has joined."""
+    """The counts, or ``None`` before the first call has joined."""
     try:
         found: QueueCounts = await queue.query("counts", result_type=QueueCounts)
     except RPCError as error:

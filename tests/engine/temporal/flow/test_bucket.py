@@ -34,7 +34,7 @@ def continued(bucket: FlowBucket) -> FlowBucket:
 
 
 def started(bucket: FlowBucket) -> list[str]:
-    """The ids of events for which runs start, taken out of the bucket."""
+    """The ids of events for which runs start, removed from the bucket."""
     found = [event.id for held in bucket.state.releases for event in held.events]
     bucket.state.releases.clear()
     return found
@@ -114,3 +114,14 @@ def test_an_event_gets_its_answer_again_but_not_for_ever() -> None:
     assert continued(bucket).find_answer(request.event_id) == answer
     bucket.fire(NOW + 3_600_000)
     assert bucket.find_answer(request.event_id) is None
+
+
+@pytest.mark.parametrize("kind", [BucketKind.RATE_LIMIT, BucketKind.IDEMPOTENCY])
+def test_a_bucket_continues_after_the_clock_was_set_back(kind: BucketKind) -> None:
+    bucket, now = FlowBucket(BucketState()), 1_700_000_000_000
+    ahead, longest = now + 30 * 86_400_000, 86_400_000
+    assert bucket.admit(request_of(kind, 0, ahead), ahead).outcome is BucketOutcome.ADMITTED
+    bucket = continued(bucket)
+    assert bucket.admit(request_of(kind, 1, now), now).outcome is BucketOutcome.SKIPPED
+    later = now + longest
+    assert bucket.admit(request_of(kind, 2, later), later).outcome is BucketOutcome.ADMITTED

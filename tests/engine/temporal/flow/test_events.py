@@ -49,7 +49,7 @@ async def test_idempotency_starts_one_run_for_each_value(world: World) -> None:
 
 
 async def test_a_repeated_event_is_not_counted_again(world: World) -> None:
-    """Its sender did not hear that it was accepted."""
+    """Its sender has not received the acknowledgement."""
     world.recording("work", idempotency="event.data.order", rate_limit=RateLimit(limit=1, period=MINUTE))
     await world.open()
     seed = f"1700000000000,{base64.b64encode(os.urandom(10)).decode()}"
@@ -111,7 +111,7 @@ async def test_a_newer_run_of_a_singleton_cancels_the_one_before(world: World) -
     await world.send("work", n=2)
     await world.limit.wait_until(lambda: 2 in world.limit.inside)
     cancelled = await world.engine.wait_for_run(world.run_ids[1])
-    assert b"a newer one took its place" in bytes(cancelled.output or b"")
+    assert b"a newer run replaced it" in bytes(cancelled.output or b"")
 
 
 async def test_steps_that_invoke_a_function_with_buckets_get_its_result(world: World) -> None:
@@ -140,7 +140,7 @@ async def test_steps_that_invoke_a_function_with_buckets_get_its_result(world: W
 
 
 async def test_the_result_of_an_invocation_that_a_lost_worker_made_is_used(world: World) -> None:
-    """The worker invoked the function, and ended before it stored its workflow task. The run has the result first."""
+    """The worker invoked the function, and ended before it stored its workflow task. The run gets the result first."""
     held = world.recording("held", debounce=Debounce(period=60 * MINUTE))
 
     @world.function("invoker")
@@ -159,7 +159,7 @@ async def test_the_result_of_an_invocation_that_a_lost_worker_made_is_used(world
     assert bytes((await world.engine.wait_for_run(run_id)).output or b"") == b"7"
 
 
-async def test_an_event_is_accepted_while_no_worker_asks_buckets(
+async def test_event_is_accepted_while_no_worker_runs_buckets(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
@@ -174,7 +174,7 @@ async def test_an_event_is_accepted_while_no_worker_asks_buckets(
     await world.wait_for_seen(1)
 
 
-async def test_an_event_cancels_a_run_that_starts_when_a_worker_asks_its_buckets(
+async def test_event_cancels_a_run_that_waits_for_a_worker_of_its_buckets(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(router, "SENDERS_TIME", dt.timedelta(milliseconds=100))
@@ -254,13 +254,13 @@ async def test_terminated_buckets_continue_with_their_state(world: World, caplog
     await world.send("limited", n=1)
     for bucket in (limited, batched):
         await bucket.terminate()
-    await world.send("limited", n=2)  # The limit counts the event before.
+    await world.send("limited", n=2)  # The limit counts the earlier event.
     await world.send("batched", n=3)
     await world.wait_for_seen(1, [0, 3])
     assert caplog.text.count("was terminated on Temporal, and continues with its state") == 2
 
 
-async def test_a_process_that_starts_continues_buckets_that_no_event_reaches(world: World) -> None:
+async def test_starting_process_continues_terminated_buckets_without_events(world: World) -> None:
     world.recording("work", batch_events=Batch(max_size=2, timeout=MINUTE))
     await world.open()
     await world.send("work", n=0)

@@ -11,9 +11,9 @@ from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 
 from durably import Concurrency, Context
 from durably.engine.settings import EngineSettings
+from durably.engine.temporal import workflow_requests
 from durably.engine.temporal.ids import app_queue, slots_workflow_id
 from durably.engine.temporal.reports.run_lists import RunFilter
-from durably.engine.temporal.slots import leased_functions
 from durably.engine.temporal.slots.lease_time import USE_SECONDS
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.engine.views import RunStatus
@@ -114,7 +114,7 @@ async def test_calls_of_a_removed_limit_are_made_by_a_new_process(world: World) 
 async def test_runs_of_a_function_that_no_process_serves_are_reported_once(
     world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(leased_functions, "_POLL_AGE", dt.timedelta(0))
+    monkeypatch.setattr(workflow_requests, "POLL_AGE", dt.timedelta(0))
     world.gated("old", concurrency=[Concurrency(limit=1)])
     await world.open()
     await world.stop_workers()

@@ -139,3 +139,24 @@ def test_the_state_of_thousands_of_waiting_keys_fits_a_payload() -> None:
     packed = pack(queue.state)
     assert len(msgspec.json.encode(packed)) < 1_000_000
     assert CallLimitQueue(unpack(packed)).counts == queue.counts
+
+
+@pytest.mark.parametrize("stores_clipped", [True, False])
+def test_a_throttle_continues_after_the_clock_was_set_back(stores_clipped: bool) -> None:
+    """Histories from before this was so are replayed without it."""
+    config = config_of(throttle={"limit": 1, "period": "1s"})
+    admitted = start(read_flow(config), event(), lambda _: None, 0).outcome
+    assert isinstance(admitted, Start)
+    queue, now = CallLimitQueue(LimitQueueState()), 1_700_000_000_000
+
+    def join(run_id: str) -> None:
+        queue.join(JoinRecord(JoinInput("queue", "shop-fn", run_id, 1, admitted.queue_entry, True), limits_of(config)))
+
+    join("ahead")
+    assert [made.run_id for made in queue.settle(now + 3_600_000)] == ["ahead"]
+    queue = CallLimitQueue(unpack(pack(queue.state)))
+    join("first")
+    join("second")
+    assert queue.settle(now, lambda: stores_clipped) == []
+    made = [made.run_id for second in (1, 2) for made in queue.settle(now + second * 1_001, lambda: stores_clipped)]
+    assert made == (["first", "second"] if stores_clipped else [])

@@ -79,7 +79,7 @@ async def test_a_cancelled_run_frees_its_slot_and_the_queue_ends(world: World) -
         await world.queue_of("work").result()
 
 
-async def test_terminated_queue_continues_with_its_calls(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_terminated_queue_continues_with_its_state(world: World, caplog: pytest.LogCaptureFixture) -> None:
     world.gated("work", concurrency=[Concurrency(limit=1, key="event.data.user")])
     await world.open()
     queue = world.queue_of("work", user="a")
@@ -91,7 +91,7 @@ async def test_terminated_queue_continues_with_its_calls(world: World, caplog: p
     world.limit.let_go(1)  # A call that ends finds the queue terminated.
     await world.limit.wait_for(2)
     await queue.terminate()
-    await world.send("work", n=3, user="a")  # So does one that begins.
+    await world.send("work", n=3, user="a")  # A call that begins also does.
     await world.wait_for_counts(queue, QueueCounts(1, 1))
     world.limit.let_go(2)
     await world.limit.wait_for(3)
@@ -218,7 +218,7 @@ def has_event(history: WorkflowHistory, name: str) -> bool:
 
 @pytest.mark.parametrize("generation", variants([1, 7], [7]))
 async def test_a_slot_that_a_lost_worker_asked_for_is_used_or_freed(world: World, generation: int) -> None:
-    """The run's first workflow task has the grant before its call, whose generation is 1, asks for a slot."""
+    """The run's first workflow task has the grant before its call, whose generation is 1, requests a slot."""
     world.gated("work", concurrency=[Concurrency(limit=1, key="event.data.user")])
     await world.open()
     await world.stop_workers()

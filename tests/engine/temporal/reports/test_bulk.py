@@ -92,7 +92,7 @@ async def test_failed_runs_are_replayed_once(server: DevServer, monkeypatch: pyt
             raise ValueError("refused")
         return n
 
-    monkeypatch.setattr(bulk, "_TOGETHER", 2)  # so that there are pages
+    monkeypatch.setattr(bulk, "_TOGETHER", 2)  # So that there are pages.
     async with serving(server.address, app, [go]) as engine:
         function_id = f"{app.app_id}-go"
         runs = [run for n in range(5) for run in await ended_runs(engine, await send(engine, app.app_id, {"n": n}))]
@@ -166,7 +166,7 @@ async def test_runs_are_cancelled_in_bulk_also_those_that_start_later(server: De
         await asyncio.gather(*(engine.cancel_run(run.id) for run in await engine.event_runs(ids[0])))
 
 
-async def test_bulk_cancellation_beyond_the_limit_is_refused(
+async def test_bulk_cancellation_beyond_the_maximum_is_refused(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk, "MAX_PRESENT_BYTES", 10)
@@ -255,9 +255,7 @@ async def test_a_bulk_cancellation_reaches_the_runs_that_cancelled_ones_start(
 
 
 @pytest.mark.slow  # The server takes half a minute.
-async def test_a_bulk_cancellation_that_is_over_can_be_deleted(
-    server: DevServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_finished_bulk_cancellation_can_be_deleted(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bulk_workflow, "_LAG", 0)
     monkeypatch.setattr(bulk_workflow, "FOLLOWED_FOR", 0)
     async with routed_app(server.address) as app:

@@ -1,7 +1,6 @@
 """Events and billed actions of runs, counted from their histories."""
 
 import asyncio
-import os
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ from temporalio.client import WorkflowHistory
 import durably
 
 from ....temporal.dev_server import DevServer
+from ....variants import variants
 from ..running_apps import make_client, on, running
 
-STEPS = int(os.environ.get("COUNTED_STEPS", "30"))
-"""The costs of a step do not depend on their number: ``COUNTED_STEPS=1000`` counts a thousand."""
 BILLED = {
     EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED,
     EventType.EVENT_TYPE_ACTIVITY_TASK_SCHEDULED,
@@ -39,19 +37,20 @@ def count_actions(history: WorkflowHistory) -> int:
     return sum(event.event_type in BILLED for event in history.events) + sum(started)
 
 
+@pytest.mark.parametrize("number", variants([30, 1000], [30]))
 @pytest.mark.parametrize(
     ("checkpointing", "most_events", "most_actions"),
     [(False, 6.1, 1.01), (True, 6.1, 1.01), (durably.Checkpointing(buffered_steps=20), 0.35, 0.06)],
     ids=["calls", "updates", "buffered"],
 )
 async def test_a_step_costs_at_most(
-    server: DevServer, checkpointing: Any, most_events: float, most_actions: float
+    server: DevServer, checkpointing: Any, most_events: float, most_actions: float, number: int
 ) -> None:
     app = make_client()
 
     @app.create_function(fn_id="steps", trigger=on(app, "steps"), checkpointing=checkpointing)
     async def steps(ctx: durably.Context) -> int:
-        return sum([await ctx.step.run(f"s{n}", lambda: 1) for n in range(STEPS)])
+        return sum([await ctx.step.run(f"s{n}", lambda: 1) for n in range(number)])
 
     @app.create_function(fn_id="none", trigger=on(app, "none"), checkpointing=checkpointing)
     async def none(ctx: durably.Context) -> None:
@@ -60,10 +59,10 @@ async def test_a_step_costs_at_most(
     async with running(server.address, app, steps, none) as on_temporal:
         empty, full = await on_temporal.start("none"), await on_temporal.start("steps")
         await empty.result()
-        assert await full.result() == STEPS
+        assert await full.result() == number
         before, after = await empty.history(), await full.history()
-    events = (len(after.events) - len(before.events)) / STEPS
-    actions = (count_actions(after) - count_actions(before)) / STEPS
+    events = (len(after.events) - len(before.events)) / number
+    actions = (count_actions(after) - count_actions(before)) / number
     print(f"{events:.2f} events and {actions:.3f} actions a step; {len(before.events)} events without steps")
     assert events <= most_events
     assert actions <= most_actions
@@ -89,7 +88,7 @@ async def test_workflow_tasks_of_busy_runs_find_waiting_polls(server: DevServer)
 
 
 async def test_a_small_run_costs_little(server: DevServer) -> None:
-    """One with a step, a sleep, an invocation and a wait."""
+    """A run with a step, a sleep, an invocation and a wait."""
     app = make_client()
 
     @app.create_function(fn_id="child", trigger=on(app, "child"))

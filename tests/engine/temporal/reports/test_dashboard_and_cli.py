@@ -83,7 +83,7 @@ async def test_pages_and_commands_show_the_engine(server: DevServer) -> None:
         assert run.id in runs
         assert lagging in overview
         assert event_id in events
-        # What this engine refuses is not offered.
+        # Operations that this engine refuses are not offered.
         assert ('value="Running"' in runs, 'value="Scheduled"' in runs) == (True, False)
         assert ("status=Running" in overview, "status=Scheduled" in overview) == (True, False)
         assert "Anything or nothing" not in events
@@ -117,6 +117,6 @@ async def test_runs_link_to_temporals_ui(server: DevServer) -> None:
 
 
 @pytest.mark.parametrize("settings", [EngineSettings()])
-async def test_page_has_no_link_without_an_address(server: DevServer, settings: EngineSettings) -> None:
+async def test_no_link_without_an_address(server: DevServer, settings: EngineSettings) -> None:
     async with serving(server.address, new_app(), [], settings=settings) as engine:
         assert (await engine.describe_engine()).run_url is None

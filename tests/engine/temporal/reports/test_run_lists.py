@@ -123,7 +123,7 @@ async def test_runs_are_counted_by_status(server: DevServer) -> None:
         assert await async_eventually(listed, "the runs are listed", is_right=lambda found: found == expected)
 
 
-async def test_filter_that_the_index_does_not_support_is_refused(server: DevServer) -> None:
+async def test_conditions_that_the_index_lacks_are_refused(server: DevServer) -> None:
     app = new_app()
 
     @app.create_function(fn_id="f", trigger=durably.TriggerEvent(event=app.app_id))

@@ -1,4 +1,4 @@
-"""Events on the engine on Temporal: what they start, once."""
+"""Events on the engine on Temporal start their targets once."""
 
 import base64
 import datetime as dt
@@ -14,9 +14,11 @@ from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from durably.engine.core.run_state import Origin
+from durably.engine.scheduling.unmatched import KnownNames
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, event_workflow_id, make_run_id, run_workflow_id
 from durably.engine.temporal.messages import DeliveryRecord, EventRecord
 from durably.engine.temporal.routing import router
+from durably.engine.temporal.routing.event_receiver import EventReceiver
 from durably.engine.temporal.routing.workflows import EventWorkflow
 from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import Event
@@ -93,7 +95,7 @@ async def test_a_fan_out_is_finished_if_the_sender_ends_before_it(app: RoutedApp
     body = msgspec.Raw(msgspec.json.encode({"name": app.event("go"), "data": {"n": 7}, "id": "x", "ts": 1, "user": {}}))
     event = EventRecord(id="01J00000000000000000000000", name=app.event("go"), body=body, at=1_700_000_000_000)
     delivery = DeliveryRecord(event, (app.id_of("one"), app.id_of("two")))
-    # The sender started the workflow, and no more. Its time is over.
+    # The sender has only started the workflow, and its delay is over.
     fan_out = await app.client.start_workflow(
         EventWorkflow.run, delivery, id=event_workflow_id(f"{app.app_id}x"), task_queue=WORKFLOWS_QUEUE
     )
@@ -114,6 +116,20 @@ async def test_a_fan_out_that_the_sender_reported_is_not_repeated(
     kinds = {event.event_type async for event in fan_out.fetch_history_events()}
     assert EventType.EVENT_TYPE_WORKFLOW_EXECUTION_SIGNALED in kinds
     assert EventType.EVENT_TYPE_MARKER_RECORDED not in kinds, "it was delivered by a local activity"
+
+
+async def test_functions_that_the_index_does_not_have_yet_are_not_denied(
+    app: RoutedApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def read_empty_index(self: EventReceiver) -> KnownNames:
+        return KnownNames((), (), has_functions=False)
+
+    monkeypatch.setattr(EventReceiver, "_read_names", read_empty_index)
+    unknown = app.event("unknown")
+    assert "no app has synced" in (await app.send("unknown")).unmatched[unknown]
+    one(app)
+    await app.sync()
+    assert (await app.send("unknown")).unmatched[unknown].startswith("no function is triggered by it")
 
 
 async def test_a_sender_that_stalls_after_the_delivery_gets_no_error(
@@ -209,7 +225,7 @@ async def test_events_of_a_run_count_in_its_chain(app: RoutedApp) -> None:
     assert memo.chain == (app.id_of("two"), app.id_of("one"))
 
 
-async def test_an_invocation_of_one_function_starts_it_whatever_its_triggers(app: RoutedApp) -> None:
+async def test_invocation_starts_a_function_regardless_of_its_triggers(app: RoutedApp) -> None:
     one(app)
     await app.sync()
     event = Event(name="inngest/function.invoked", data={"n": 3})

@@ -38,7 +38,7 @@ SAME = "event.data.n == async.data.n"
 
 @pytest.fixture(scope="module")
 def restless() -> Iterator[DevServer]:
-    """A server that suggests soon to continue as new."""
+    """A server that suggests early to continue as new."""
     with DevServer(settings={"limit.historyCount.suggestContinueAsNew": 12}) as server:
         yield server
 
@@ -57,11 +57,11 @@ def wait_for(app: RoutedApp, value: int, run_id: str, step_id: str = "step") -> 
 
 
 @pytest.mark.parametrize("many", [30, *(pytest.param(many, marks=pytest.mark.soak) for many in (1000, 10_000))])
-async def test_event_touches_at_most_one_of_many_waits(server: DevServer, many: int) -> None:
+async def test_event_reaches_at_most_one_of_many_waits(server: DevServer, many: int) -> None:
     async with routed_app(server.address) as app:
         waits = [wait_for(app, value, f"{app.app_id}-{value}") for value in range(many)]
         await app.engine._router.waits.register(waits[0])
-    # Without workers, workflows have no tasks, which would cost most of the time. Histories show the signals alone.
+    # Without workers, workflows have no tasks, which would cost most of the time. Histories show only the signals.
     for start in range(1, many, 50):
         await asyncio.gather(*map(app.engine._router.waits.register, waits[start : start + 50]))
     topic = topic_workflow_id(app.event("reply"))
@@ -95,7 +95,7 @@ async def has_continued(app: RoutedApp, workflow_id: str) -> None:
 
 
 @pytest.mark.slow
-async def test_long_lived_workflows_continue_as_new_with_all_that_they_hold(restless: DevServer) -> None:
+async def test_long_lived_workflows_continue_as_new_with_their_state(restless: DevServer) -> None:
     async with routed_app(restless.address) as app:
 
         @app.function("f", triggers=[{"event": app.event("go")}, {"cron": "0 1 * * *"}])
@@ -155,7 +155,7 @@ async def test_a_large_event_reaches_each_of_several_waits(restless: DevServer) 
 
 
 @pytest.mark.slow
-async def test_a_wait_that_a_workflow_cannot_hold_fails_its_step(
+async def test_wait_beyond_a_workflows_capacity_fails_its_step(
     restless: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(workflows, "FULL_BYTES", 0)
@@ -189,14 +189,14 @@ async def test_a_wait_that_a_workflow_cannot_hold_fails_its_step(
         await queue.result()
 
 
-def test_a_workflow_holds_tens_of_thousands_of_waits() -> None:
+def test_workflow_stores_tens_of_thousands_of_waits() -> None:
     state = WaitState(
         tuple(Waiting(make_id(n, os.urandom), hash_step_id("wait"), n * 997, n * 999_983) for n in range(5000))
     )
     assert len(pack(state).packed) * 5 < FULL_BYTES
 
 
-def test_long_names_have_ids_of_their_own_that_the_server_takes() -> None:
+def test_long_names_have_distinct_ids_that_the_server_accepts() -> None:
     names = ["\U0001f9ea" * 512, "\U0001f9ea" * 511 + "x", "é" * 400, "é" * 400 + "x"]
     names += [topic_workflow_id(name).removeprefix(topic_workflow_id("")) for name in names]
     ids = {topic_workflow_id(name) for name in names}

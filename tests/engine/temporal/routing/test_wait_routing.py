@@ -57,7 +57,7 @@ async def test_an_event_ends_the_wait_with_its_value_and_no_other(app: RoutedApp
     assert await app.result(runs[2]) == {"n": 2}
 
 
-async def test_a_wait_with_more_than_an_equality_stays_until_its_condition_holds(app: RoutedApp) -> None:
+async def test_wait_with_a_complex_condition_stays_until_it_matches(app: RoutedApp) -> None:
     @app.function("wait", event=app.event("go"))
     def wait(steps: Steps) -> object:
         return steps.wait_registered("wait", app.event("reply"), ANOTHER)["data"]["ok"]
@@ -71,7 +71,7 @@ async def test_a_wait_with_more_than_an_equality_stays_until_its_condition_holds
     await has_left(app, wait_id(app, "reply", ANOTHER, n=1))
 
 
-async def test_events_that_do_not_meet_a_condition_do_not_reach_the_run(app: RoutedApp) -> None:
+async def test_events_that_fail_a_condition_do_not_reach_the_run(app: RoutedApp) -> None:
     larger = "async.data.n > event.data.n"
 
     @app.function("wait", event=app.event("go"), cancel=[{"event": app.event("stop"), "if": larger}])
@@ -168,7 +168,7 @@ async def test_a_run_does_not_get_the_event_that_started_it(app: RoutedApp) -> N
     second = await app.send("message", n=2)
     assert await app.result(first) == 2
     await app.wait_for_calls(5)
-    # As the fan-out does if the sender ended before it reported the delivery.
+    # Like the fan-out if the sender ended before it reported the delivery.
     routes = await app.engine._router.find_routes(await started_by(app, app.run_id(second, "turn")))
     await app.engine._router.deliver(routes.delivery)
     await app.send("message", n=3)
@@ -230,7 +230,7 @@ async def test_an_event_cancels_the_runs_whose_condition_it_meets(app: RoutedApp
 
     await app.sync()
     runs = [app.run_id(await app.send("go", n=n), "work") for n in (1, 2, 3)]
-    # Acknowledged, so the event cancels a run that has not begun yet.
+    # The wait is acknowledged, so the event cancels a run that has not begun.
     await app.send("stop", n=1)
     with pytest.raises(WorkflowFailureError):
         await app.result(runs[0])
@@ -286,7 +286,7 @@ async def ended_by_hand(app: RoutedApp, workflow_id: str, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["terminate", "cancel"])
-async def test_waits_that_somebody_ends_continue(app: RoutedApp, caplog: pytest.LogCaptureFixture, how: str) -> None:
+async def test_terminated_waits_continue(app: RoutedApp, caplog: pytest.LogCaptureFixture, how: str) -> None:
     @app.function("wait", event=app.event("go"))
     def wait(steps: Steps) -> object:
         return steps.wait_registered("wait", app.event("reply"), SAME)["data"]["text"]
@@ -302,10 +302,10 @@ async def test_waits_that_somebody_ends_continue(app: RoutedApp, caplog: pytest.
     await ended_by_hand(app, workflow_id, how)
     await app.send("reply", n=1, text="yes")  # ... and so does an event.
     assert [await app.result(run_id) for run_id in runs] == ["yes", "yes"]
-    assert caplog.text.count(f"the workflow '{workflow_id}' was ended on Temporal, and continues") == 2
+    assert caplog.text.count(f"the workflow '{workflow_id}' was terminated on Temporal, and continues") == 2
 
 
-async def test_waits_for_signals_that_somebody_ends_continue(app: RoutedApp) -> None:
+async def test_terminated_waits_for_signals_continue(app: RoutedApp) -> None:
     @app.function("wait", event=app.event("go"), retries=0)
     def wait(steps: Steps) -> object:
         options = {"signal": app.event("x"), "timeout": "1h"}

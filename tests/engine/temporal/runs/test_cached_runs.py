@@ -1,4 +1,4 @@
-"""The memory of a process's runs is bounded by the bytes of their contents, not only by their number."""
+"""The memory of a process's runs is limited by the size of their contents, and not only by their number."""
 
 import gc
 
@@ -8,8 +8,9 @@ from durably.engine.temporal.runs import cached_runs
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent
 
 from ....temporal.dev_server import DevServer
+from ....waiting import async_eventually
 from ...small_app import Steps
-from ..routed_app import RoutedApp, data_of, routed_app, until
+from ..routed_app import RoutedApp, data_of, routed_app
 
 OUTPUT_BYTES = 1_000_000
 RUNS = 8
@@ -20,6 +21,7 @@ async def test_runs_that_were_used_least_recently_leave_the_memory_and_continue(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cached_runs.CachedRuns.__init__, "__defaults__", (MOST,))
+    monkeypatch.setattr(cached_runs, "IDLE_SECONDS", 0.5)
     async with routed_app(server.address) as app:
         waits(app)
         await app.sync()
@@ -27,7 +29,12 @@ async def test_runs_that_were_used_least_recently_leave_the_memory_and_continue(
         try:
             receipts = [await app.send("go", n=number) for number in range(RUNS)]
             await app.wait_for_calls(3 * RUNS)
-            await until(is_bounded)
+
+            async def is_bounded_after_use() -> bool:
+                await app.run_to_end("brief", "brief")
+                return is_bounded()
+
+            await async_eventually(is_bounded_after_use, "the contents in memory are limited")
         finally:
             gc.enable()
         await app.send("next")
@@ -42,8 +49,12 @@ def waits(app: RoutedApp) -> None:
         steps.wait_registered("next", app.event("next"))
         return len(output) + data_of(steps)["n"]
 
+    @app.function("brief", event=app.event("brief"))
+    def brief(steps: Steps) -> object:
+        return None
 
-async def is_bounded() -> bool:
+
+def is_bounded() -> bool:
     CONTENTS.clear()
     contents = (each for each in gc.get_objects() if isinstance(each, RunContent))
     return sum(sum(len(memo) for _, memo in each.memos) for each in contents) <= MOST

@@ -1,4 +1,4 @@
-"""Memos that a call gets: those that were committed before it, whatever this process has in memory."""
+"""Memos of a call are those committed before it, regardless of this process's memory."""
 
 import asyncio
 import dataclasses
@@ -85,7 +85,7 @@ async def test_a_process_without_the_run_reads_its_memos_page_by_page() -> None:
     assert workflow.queries == 2
 
 
-async def test_memos_that_are_known_are_not_read_again() -> None:
+async def test_known_memos_are_not_read_again() -> None:
     CONTENTS.put("run-2", content(A))
     workflow = Workflow(content(A, B))
     assert await memos_of_call("run-2", content(A, B), workflow) == [A, B]
@@ -105,7 +105,7 @@ async def test_memos_in_another_order_than_the_committed_ones_are_read_again() -
     assert await memos_of_call("run-5", content(A, B, C), Workflow(content(A, B, C))) == [A, B, C]
 
 
-async def test_reading_memos_does_not_change_those_that_the_workflow_holds() -> None:
+async def test_reading_memos_does_not_change_the_workflows_memos() -> None:
     held = content(A)
     CONTENTS.put("run-6", held)
     await memos_of_call("run-6", content(A, B), Workflow(content(A, B)))
@@ -127,7 +127,7 @@ async def test_call_with_unreadable_memos_is_repeated_without_a_traceback(
 
 
 def test_the_cache_of_contents_is_bounded_however_small_they_are() -> None:
-    """A process that makes calls of runs of other processes' workflows does not hear of their ends."""
+    """A process is not notified of the ends of runs whose workflows other processes execute."""
     most = 1_000_000
     cache = RunContents(most)
     tracemalloc.start()

@@ -68,8 +68,25 @@ async def test_an_app_that_is_down_adds_no_events_to_the_history(
         assert attributes.schedule_to_close_timeout.ToSeconds() == 0
 
 
+async def test_an_exception_of_the_caller_is_a_failed_attempt(server: DevServer) -> None:
+    app = make_client()
+    async with running(server.address, app, simple(app, retries=1)) as on_temporal:
+        attempts = 0
+
+        async def call(call_input: CallInput, data: CallData) -> Answer:
+            nonlocal attempts
+            attempts += 1
+            raise ValueError("no")
+
+        on_temporal.caller = call
+        run = await on_temporal.start("simple")
+        with pytest.raises(WorkflowFailureError):
+            await run.result()
+        assert attempts == 2
+
+
 def test_a_call_is_repeated_at_most_sixty_times_an_hour() -> None:
-    """Each attempt is an action of Temporal. Between attempts there is at least this time."""
+    """Each attempt is an action of Temporal. This is the minimum time between attempts."""
     at = list(itertools.accumulate(map(unreached_seconds, range(1, 200)), initial=0.0))
     for start in at[:100]:
         assert sum(start <= each < start + 3600 for each in at) <= 60
@@ -227,7 +244,7 @@ async def test_a_call_from_before_a_reset_cannot_checkpoint(server: DevServer) -
 
 
 async def reset(on_temporal: RunningApp, run: RunOfApp) -> None:
-    """Reset a run to its beginning, as a person does in Temporal's UI."""
+    """Reset a run to its beginning, as a user does in Temporal's UI."""
     events = (await run.history()).events
     first = next(event.event_id for event in events if event.event_type == EventType.EVENT_TYPE_WORKFLOW_TASK_COMPLETED)
     await on_temporal.client.workflow_service.reset_workflow_execution(

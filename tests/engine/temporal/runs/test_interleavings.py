@@ -1,7 +1,4 @@
-"""Random overlaps of sends, registrations and syncs lose nothing that was acknowledged. Some of them are cut off.
-
-Runs are workflows that only record what they get, so that many operations are cheap. All else is real.
-"""
+"""Random overlaps of sends, registrations and syncs lose no acknowledged work, even if some are cut off."""
 
 import asyncio
 import datetime as dt
@@ -46,7 +43,7 @@ _event_ids = itertools.count()
 
 @workflow.defn(name="durably.Run", sandboxed=False)
 class RecordingRun:
-    """A run that ends with the first event that it gets, and at once if it was triggered."""
+    """A run that ends with its first event, or immediately if it was triggered."""
 
     def __init__(self) -> None:
         self._got: str | None = None
@@ -64,7 +61,7 @@ class RecordingRun:
 
 
 class Span:
-    """When an operation began, and when it was acknowledged, in the order of a common counter."""
+    """Start and acknowledgement of an operation, in the order of a common counter."""
 
     _clock = itertools.count()
 
@@ -135,7 +132,7 @@ class World:
         await self.app.sync()
         span.acknowledge()
 
-    # what must be so in the end
+    # Conditions at the end.
 
     async def check(self) -> None:
         for span, event, _ in self.sends:
@@ -172,7 +169,7 @@ class World:
         return True
 
     def _surely(self, span: Span, *, is_active: bool) -> set[str]:
-        """The functions that are active, or not, during all of a send."""
+        """The functions that are active, or inactive, during the whole send."""
         before = [(sync, names) for sync, names in self.syncs if sync.is_before(span)]
         if not before:
             return set()

@@ -101,7 +101,7 @@ class FakeWorld:
         self.chance = random.Random(seed)
         self.misfortunes = misfortunes
         self.loses_workers = seed % 2 == 1
-        """Otherwise, calls do not reach the app."""
+        """If false, calls do not reach the app."""
         self.repeated: Counter[str] = Counter()
         """Executions by calls whose worker was lost."""
         self.accepted, self.refused = 0, 0
@@ -133,7 +133,7 @@ class FakeWorld:
         return False
 
     async def _lose(self, call: CallInput, finished: list[Op]) -> NoReturn:
-        """The worker is lost until another call is made for the step. It then continues, too late."""
+        """The worker is lost until another call is made for the step. Then it continues, too late."""
         self._lost.add(activity.info().task_token)
         await self._calls[call.call.step_id].wait()
         try:
@@ -170,11 +170,11 @@ class FakeWorld:
 
     @activity.defn(name=LEAVE)
     async def leave(self, left: LeaveInput) -> None:
-        """Nothing is registered."""
+        """Do nothing, because nothing is registered."""
 
     @activity.defn(name=SEND)
     async def send(self, events: InternalEvents) -> None:
-        """Nothing listens."""
+        """Do nothing, because nothing waits."""
 
     @activity.defn(name=REQUEST)
     async def request(self, request: RequestInput) -> RequestResult:
@@ -253,12 +253,12 @@ async def test_random_runs_end_as_on_sqlite(tmp_path: Path, monkeypatch: pytest.
 
 
 def _output(nodes: tuple[Node, ...], seed: int) -> Callable[[dict[str, bytes]], Answer]:
-    """The function's answer. Chance decides which memos there are if only the first branch counts."""
+    """The function's answer. Which memos exist is random if only the first branch counts."""
     return lambda memos: output_of(seed, memos.values() if _is_settled(nodes) else [])
 
 
 def _is_settled(nodes: Sequence[Node]) -> bool:
-    """Whether all steps are executed, however fast each one is."""
+    """Whether all steps are executed, regardless of their speed."""
     parallel = [node for node in nodes if isinstance(node, Parallel)]
     return not any(node.first for node in parallel) and all(
         _is_settled(each) for node in parallel for each in node.branches

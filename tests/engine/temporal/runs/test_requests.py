@@ -22,7 +22,7 @@ SECRET = "s3cret-8a7f6e5d4c3b2a19"
 
 
 class Api:
-    """A server that needs a token. ``hold`` delays its answers."""
+    """A server that requires a token. ``hold`` delays its answers."""
 
     def __init__(self) -> None:
         self.tokens: list[str | None] = []

@@ -1,7 +1,6 @@
 """Sizes that Temporal limits: outputs, events, parallel steps, memos, histories."""
 
 import asyncio
-import os
 from typing import Any
 
 import msgspec
@@ -26,12 +25,11 @@ from durably.protocol.engine_errors import EventInvalidError, NotSupportedError
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer
+from ....variants import variants
 from ....waiting import async_eventually
 from ..running_apps import make_client, on, running
 
 MEGABYTE = 1_000_000
-STATE = int(os.environ.get("STATE_MEGABYTES", "4"))
-"""More than a message of Temporal. ``STATE_MEGABYTES=31`` is nearly the most that a run may have."""
 
 
 def step(name: str, size: int, **opts: Any) -> Op:
@@ -57,7 +55,7 @@ def test_no_part_of_an_answer_is_over_the_limit() -> None:
     assert len(split_steps([step(str(n), 100_000) for n in range(38)])) == 3
 
 
-def test_event_about_an_end_omits_fields_that_make_it_too_large() -> None:
+def test_end_event_omits_fields_that_make_it_too_large() -> None:
     event = {"name": "n", "data": "x" * 600_000}
     fields = {"_inngest": {"status": "Failed"}, "error": {"message": "m"}, "event": event, "events": [event] * 2}
     data, omitted = fit_end_event(msgspec.json.encode(fields))
@@ -129,7 +127,8 @@ async def test_a_return_value_that_is_too_large_fails_the_run(server: DevServer)
     assert calls == 1
 
 
-async def test_a_large_state_survives_the_restart_of_its_worker(server: DevServer) -> None:
+@pytest.mark.parametrize("megabytes", variants([4, 32], [4]))
+async def test_a_large_state_survives_the_restart_of_its_worker(server: DevServer, megabytes: int) -> None:
     app = make_client()
     executions: list[int] = []
 
@@ -139,7 +138,7 @@ async def test_a_large_state_survives_the_restart_of_its_worker(server: DevServe
 
     @app.create_function(fn_id="large", trigger=on(app, "large"))
     async def function(ctx: durably.Context) -> list[str]:
-        found = [await ctx.step.run(f"s{n}", large, n) for n in range(STATE)]
+        found = [await ctx.step.run(f"s{n}", large, n) for n in range(megabytes)]
         await ctx.step.wait_for_event("go", event=f"{app.app_id}/go", timeout="1h")
         return [text[:2] for text in found]
 
@@ -150,8 +149,8 @@ async def test_a_large_state_survives_the_restart_of_its_worker(server: DevServe
         CONTENTS.clear()
         async with on_temporal.working():
             await on_temporal.start("go")
-            assert await run.result() == [chr(97 + n % 26) * 2 for n in range(STATE)]
-    assert sorted(executions) == list(range(STATE))
+            assert await run.result() == [chr(97 + n % 26) * 2 for n in range(megabytes)]
+    assert sorted(executions) == list(range(megabytes))
 
 
 async def test_a_run_near_the_limit_of_histories_fails(server: DevServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,7 +178,7 @@ async def test_a_run_that_soon_gets_no_events_any_more_fails(
 
     @app.create_function(fn_id="wait", trigger=on(app, "wait"))
     async def function(ctx: durably.Context) -> None:
-        longer = "async.data.n > size(event.data.text)"  # Reads too much of the event for the workflow of the wait.
+        longer = "async.data.n > size(event.data.text)"  # Too much of the event for the wait's workflow.
         await ctx.step.wait_for_event("w", event=f"{app.app_id}/tick", if_exp=longer, timeout="1h")
 
     async with running(server.address, app, function) as on_temporal:

@@ -44,7 +44,7 @@ def read_stamps(path: Path) -> list[Stamp]:
 
 
 def most_at_once(stamps: Iterable[Stamp]) -> int:
-    """The largest number of calls that executed steps at a time."""
+    """The maximum number of calls that executed steps concurrently."""
     by_call: dict[str, list[Stamp]] = defaultdict(list)
     for stamp in stamps:
         by_call[stamp.call].append(stamp)
@@ -57,11 +57,7 @@ def most_at_once(stamps: Iterable[Stamp]) -> int:
 
 
 def _changes(call: list[Stamp]) -> Iterator[tuple[float, int]]:
-    """When a call begins to execute, and when it ends.
-
-    A call whose process was stopped for the time of its lease has no slot from then on: it has ended when the process
-    was stopped. The end of its step may follow, but no start of another one may.
-    """
+    """The start and the end of a call's execution."""
     begin, last = call[0].at, call[0].at
     for stamp in call[1:]:
         if stamp.at - last > USE_SECONDS:
@@ -112,7 +108,7 @@ class LimitStorm:
         await async_eventually(lambda: self._engine.has_synced(self._app), "the app is synced")
 
     async def send(self) -> None:
-        """An event, whose run has to complete."""
+        """Send an event, whose run has to complete."""
         event = {"name": f"{self._app}/work", "data": {}}
         (event_id,) = (await self._engine.receive_events(msgspec.json.encode(event))).ids
         run_id = make_run_id(ULID.from_str(event_id).milliseconds, event_id, f"{self._app}-work")

@@ -19,7 +19,7 @@ from ..runs.test_calls import checkpoint
 async def test_a_call_comes_with_the_answer_to_a_workflow_task(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its worker need not ask the server for it."""
+    """Its worker need not poll the server for it."""
 
     async def reserve_none(*_: object) -> SlotPermit:
         await asyncio.Event().wait()
@@ -97,14 +97,14 @@ async def test_a_slot_is_free_again_after_its_call() -> None:
 
 
 async def test_a_stop_waits_for_polls_after_a_returned_call() -> None:
-    """They may have got the returned call."""
+    """They may have received the returned call."""
     slots = CallSlots(2)
     context: object = None
     call, poll = [await slots.reserve_slot(context) for _ in range(2)]  # type: ignore[arg-type]
     slots.mark_slot_used(context)  # type: ignore[arg-type]
     slots.close()
     async with asyncio.timeout(0.5):
-        await slots.wait_until_polls_are_quiet()  # no call was returned
+        await slots.wait_until_polls_are_quiet()  # No call was returned.
     slots.release_slot(Released(call, "a call"))  # type: ignore[arg-type]
     waiting = asyncio.create_task(slots.wait_until_polls_are_quiet())
     await asyncio.sleep(0.1)

@@ -1,4 +1,4 @@
-"""The limit of a function holds while its workers are killed, stopped and started."""
+"""The limit of a function is kept while its workers are killed, stopped and started."""
 
 import asyncio
 import os
@@ -45,7 +45,7 @@ async def test_a_stopped_and_a_killed_worker_do_not_pass_the_limit(storm: LimitS
 
 @pytest.mark.soak
 @pytest.mark.timeout(1200)
-async def test_the_limit_holds_in_a_storm(storm: LimitStorm) -> None:
+async def test_limit_is_kept_in_a_storm(storm: LimitStorm) -> None:
     blows = int(os.environ.get("BLOWS", "40"))
     async with asyncio.timeout(1100):
         for _ in range(2):

@@ -11,7 +11,7 @@ import pytest
 from durably.engine.temporal.runs.activities import returned_call
 from durably.engine.temporal.slots import lease_time
 from durably.engine.temporal.slots.lease_time import LEASE_SECONDS, USE_SECONDS
-from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
+from durably.engine.temporal.slots.slot_leases import ProcessSlots, SlotLeases, SlotLostError, SlotsClosedError
 from durably.engine.temporal.slots.slot_pools import LeaseAnswer, LeaseRequest, SlotPools, SlotsState, WaitingRequests
 from durably.engine.temporal.slots.slots_workflow import MOST_WAITING
 
@@ -21,7 +21,7 @@ FUNCTION = "app-work"
 
 
 class Owner:
-    """The slots, as their workflow keeps them."""
+    """The slots, as their workflow stores them."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
@@ -95,9 +95,15 @@ class World:
         assert self._expiring is not None
         self._expiring.cancel()
 
-    def process(self, name: str, most: int = 100, functions: Sequence[str] = (FUNCTION,)) -> SlotLeases:
+    def process(
+        self,
+        name: str,
+        most: int = 100,
+        functions: Sequence[str] = (FUNCTION,),
+        shared: ProcessSlots | None = None,
+    ) -> SlotLeases:
         async def send(request: LeaseRequest) -> LeaseAnswer:
-            answering = asyncio.ensure_future(self._deliver(name, request))  # It goes on if the process gives up.
+            answering = asyncio.ensure_future(self._deliver(name, request))  # It continues if the process gives up.
             answer = await asyncio.shield(answering)
             await self._travel(name)
             return answer
@@ -106,7 +112,7 @@ class World:
             await asyncio.sleep(2 * self.delay)
             return await self.owner.read_limit(function_id)
 
-        leases = SlotLeases(send, read_limit, most)
+        leases = SlotLeases(send, read_limit, most, shared)
         for function in functions:
             leases.add(function)
         return leases
@@ -122,7 +128,7 @@ class World:
         await asyncio.sleep(self.random.uniform(0, 70) if is_late else self.delay)
 
     async def call(self, name: str, leases: SlotLeases, seconds: float, function: str = FUNCTION) -> None:
-        """One call: it is repeated until it ends with its slot."""
+        """One call, repeated until it ends with its slot."""
         while True:
             try:
                 async with leases.slot(function, 60):
@@ -218,7 +224,7 @@ def test_requests_depend_on_processes_and_not_on_calls() -> None:
     run_in_virtual_time(main())
 
 
-def test_the_slots_of_a_dead_process_come_back() -> None:
+def test_slots_of_a_dead_process_become_free() -> None:
     async def main() -> None:
         async with World(limit=2) as world:
             dead, alive = world.process("dead"), world.process("alive")
@@ -241,7 +247,7 @@ async def _kill(world: World, leases: SlotLeases, calls: list[asyncio.Task[None]
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), returned_call("the process stops")])
-def test_slot_whose_step_may_outlive_the_stop_is_free_at_the_end_of_the_lease(error: BaseException) -> None:
+def test_slot_of_a_step_that_outlives_the_stop_is_free_at_the_end_of_the_lease(error: BaseException) -> None:
     """The call was cancelled, or returned because it had not ended in time."""
 
     async def main() -> None:
@@ -275,7 +281,7 @@ def test_slot_whose_step_may_outlive_the_stop_is_free_at_the_end_of_the_lease(er
     run_in_virtual_time(main())
 
 
-def test_slot_whose_step_may_outlive_the_stop_is_not_given_to_a_waiting_process() -> None:
+def test_slot_of_a_step_that_outlives_the_stop_is_not_given_to_a_waiting_process() -> None:
     async def main() -> None:
         async with World(1) as world:
             first, second = world.process("first"), world.process("second")
@@ -438,7 +444,7 @@ def test_calls_take_slots_again_if_a_missing_limit_was_not_read_again() -> None:
     run_in_virtual_time(main())
 
 
-def test_a_process_without_calls_holds_no_slot() -> None:
+def test_process_without_calls_has_no_slot() -> None:
     async def main() -> None:
         world = World(limit=4)
         leases = world.process("p")
@@ -460,7 +466,7 @@ OTHERS = [f"app-other-{n}" for n in range(4)]
 def test_a_function_with_a_backlog_leaves_slots_of_its_process_to_others(
     most: int, functions: list[str], seconds: float
 ) -> None:
-    """The process may make fewer calls at a time than its functions have slots."""
+    """The process may make fewer concurrent calls than its functions have slots."""
 
     async def main() -> None:
         async with World(limit=10) as world:
@@ -490,9 +496,7 @@ def test_a_function_with_a_backlog_leaves_slots_of_its_process_to_others(
 
 
 @pytest.mark.parametrize(("delay", "least_calls"), [(0.01, 20), (1.0, 5)])
-def test_functions_whose_slots_others_hold_leave_the_calls_of_the_process_to_others(
-    delay: float, least_calls: int
-) -> None:
+def test_functions_whose_slots_other_processes_have_leave_their_share_to_others(delay: float, least_calls: int) -> None:
     async def main() -> None:
         async with World(limit=1) as world:
             world.delay = delay
@@ -510,6 +514,33 @@ def test_functions_whose_slots_others_hold_leave_the_calls_of_the_process_to_oth
             working += [asyncio.create_task(work(function)) for function in [*stuck, *free] for _ in range(2)]
             await asyncio.sleep(60)
             assert min(ended[function] for function in free) > least_calls
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+
+    run_in_virtual_time(main())
+
+
+def test_apps_of_a_process_share_its_slots() -> None:
+    """Slots beyond the calls of the process would lie idle, and be missing in other processes."""
+
+    async def main() -> None:
+        async with World(limit=10) as first, World(limit=10) as second:
+            shared = ProcessSlots(4)
+            worlds = [(first, first.process("p", 4, shared=shared)), (second, second.process("p", 4, shared=shared))]
+
+            async def work(world: World, leases: SlotLeases) -> None:
+                while True:
+                    await world.call("p", leases, 0.5)
+
+            working = [asyncio.create_task(work(*worlds[0])) for _ in range(6)]
+            await asyncio.sleep(10)
+            assert (worlds[0][1].held, first.inside.total()) == (4, 4)
+            working += [asyncio.create_task(work(*worlds[1])) for _ in range(6)]
+            await asyncio.sleep(20)
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                assert [leases.held for _, leases in worlds] == [2, 2]
             for task in working:
                 task.cancel()
             await asyncio.gather(*working, return_exceptions=True)

@@ -6,7 +6,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 _TICK = 1e-6
-"""The least time between two looks at the clock."""
+"""The minimum time between two reads of the clock."""
 
 
 class _Selector(selectors.DefaultSelector):

@@ -1,4 +1,4 @@
-"""Batches: cancel, terminate and signal all open workflows that a query finds."""
+"""Batches: cancel, terminate and signal all open workflows that match a query."""
 
 import asyncio
 import uuid
@@ -72,7 +72,7 @@ class Shop:
         return await ask(self.gateway, user, "POST", where, {"query": self.query, **body}, **headers)
 
     async def find(self, user: str, *names: str) -> None:
-        """Wait until dry runs find these orders: the index of workflows follows the workflows."""
+        """Wait until dry runs find these orders, because the index of workflows lags."""
 
         async def is_found() -> bool:
             found = await self.batch(user, "cancel", dry_run=True)
@@ -147,7 +147,7 @@ def test_a_batch_in_each_framework(some_app: AppServer) -> None:
         assert some_app.post("/open/orders/batch/terminate", body).status == 400
     assert some_app.get("/open/orders/batch/jobs/none").status == 404
     assert some_app.post("/open/orders/batch/signals/secret", query).status == 404
-    # This exposure has the operations of users only.
+    # This exposure only has the operations of users.
     assert some_app.post("/open/sleeping/batch/terminate", query).status == 404
 
 
@@ -236,7 +236,7 @@ async def test_requests_with_one_key_start_one_batch(temporal: Temporal) -> None
     others += [await shop.batch("ada", "signals/ship", headers=key), await shop.batch("ada", "cancel", headers=key)]
     assert len({answers[0].json["job_id"], *(each.json["job_id"] for each in others)}) == 4
     # It is valid after the end of the job, when its workflows are not found any more.
-    await shop.until_status("a1", "completed", "cancelled")  # Whichever of the two jobs was first.
+    await shop.until_status("a1", "completed", "cancelled")  # Either of the two jobs may be first.
     again = await shop.batch("ada", "signals/add_note", headers=key, signal={"text": "x"})
     assert (again.status, again.json) == (202, answers[0].json)
 
@@ -354,7 +354,9 @@ def limited_server(request: pytest.FixtureRequest) -> Iterator[DevServer]:
     ],
     indirect=["limited_server"],
 )
-async def test_a_server_that_takes_no_batch(limited_server: DevServer, status: int, problem: str, words: str) -> None:
+async def test_batch_that_the_server_refuses_is_a_problem(
+    limited_server: DevServer, status: int, problem: str, words: str
+) -> None:
     exposed = expose(SleepingWorkflow, name="naps", operations=FOR_OPERATORS)
     gateway = Gateway(Temporal(limited_server.address, task_queue="unpolled"), [exposed], allow_anonymous=True)
     refused = await ask(gateway, None, "POST", "naps/batch/cancel", {"query": "WorkflowId = 'x'"})

@@ -1,4 +1,4 @@
-"""Event streams: from run to run, resumed at any event, and ended for good in a real browser."""
+"""Event streams: from run to run, resumed at any event, and ended permanently in a real browser."""
 
 import json
 import shutil
@@ -155,7 +155,7 @@ async def test_a_reset_of_an_earlier_run_while_a_later_one_is_open(temporal: Tem
     assert (seen[-1][0], seen[-1][1], seen[-1][2]["result"]) == (f"{fourth}:end", "result", "done")
     ids = [id for id, _, _ in seen]
     assert len(set(ids)) == len(ids)
-    # A disconnected reader continues from its position, in the ended run too.
+    # A disconnected client continues from its position, in the ended run too.
     for position in range(len(seen)):
         again = await connect(gateway, started["workflow_id"], ids[position])
         assert position < len(seen) - 1 or again.status_code == 204

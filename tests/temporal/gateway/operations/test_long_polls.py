@@ -1,4 +1,4 @@
-"""Hundreds of clients wait at one process for results while it answers others."""
+"""Hundreds of clients wait for results of one process while it answers others."""
 
 import asyncio
 import resource
@@ -63,7 +63,7 @@ class Waiting:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("polls", [200, pytest.param(MOST_POLLS, marks=pytest.mark.soak)])
-async def test_many_results_are_waited_for_at_one_process(app: AppServer, temporal: Temporal, polls: int) -> None:
+async def test_one_process_waits_for_many_results(app: AppServer, temporal: Temporal, polls: int) -> None:
     client, task_queue = await temporal.connect(), f"late-{uuid.uuid4()}"
     workflow_ids = [await start(client, task_queue, number) for number in range(WORKFLOWS)]
     waiting = Waiting(app.origin, workflow_ids * (polls // WORKFLOWS))

@@ -115,7 +115,7 @@ def refused_changes(app: AppServer, id: str) -> list[Any]:
 
 @pytest.fixture
 def own(server: DevServer) -> Temporal:
-    """A connection with schedules of its own: their ids are unique."""
+    """A connection with its own schedules: their ids are unique."""
     app = f"app-{uuid.uuid4().hex[:8]}"
     temporal = Temporal(server.address, task_queue=app)
     temporal.add_schedule(f"{app}-report", "sum-of-pair", cron="* * * * *", time_zone="Europe/Berlin")
@@ -225,7 +225,7 @@ async def test_schedules_are_closed_by_default(own: Temporal) -> None:
 
 
 async def test_a_schedule_with_a_fault_does_not_affect_others(own: Temporal, caplog: pytest.LogCaptureFixture) -> None:
-    """A misspelt id is an example."""
+    """An example is a misspelt id."""
     id, missing = own.schedules[0].id, f"missing-{uuid.uuid4().hex}"
     misspelt = gateway(own, id, missing)
     listed = await ask(misspelt, None, "GET", "schedules")

@@ -98,7 +98,7 @@ def read_trigger_paths(node: object) -> Iterator[Path]:
 class Kind(StrEnum):
     BOOL = "true or false"
     NUMBER = "a number"
-    TEXT = "a text"
+    TEXT = "a string"
     NULL = "null"
     LIST = "a list"
     MAP = "a map"

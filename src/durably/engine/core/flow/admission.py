@@ -51,6 +51,7 @@ SKIP_REASONS = {
 PAUSED = "it is paused"
 REPLACED = "a later event replaced this one (debounce)"
 STARTED_LATE = "the run was cancelled: it had not started by the time that timeouts.start allows"
+FINISHED_LATE = "the run was cancelled: it had not ended by the time that timeouts.finish allows"
 CANCELLED_BY_SINGLETON = "the run was cancelled: a newer run replaced it (singleton)"
 
 
@@ -174,18 +175,25 @@ def admit(
     changes: tuple[StateChange, ...] = ()
     if options.idempotency and (bucket := flow.bucket(BucketKind.IDEMPOTENCY, event, now)) is not None:
         seen = Seen.load(read, bucket)
-        if seen is not None and now < seen.until:
-            return Admission(Skip(SkipReason.IDEMPOTENCY))
         until = now + _IDEMPOTENCY_PERIOD
-        changes = (StateChange(bucket, Seen(until).encode(), expires=until),)
+        seen_now = StateChange(bucket, Seen(until).encode(), expires=until)
+        if seen is not None and now < seen.until:
+            # After the clock was set back, the value is skipped for a day of the new time, and not for longer.
+            return Admission(Skip(SkipReason.IDEMPOTENCY), (seen_now,) if seen.until > until else ())
+        changes = (seen_now,)
     if flow.rate_limit is not None and (bucket := flow.bucket(BucketKind.RATE_LIMIT, event, now)) is not None:
         level = rates.Level.load(read, bucket)
         if rates.ready_at(flow.rate_limit, level, now) > now:
-            return Admission(Skip(SkipReason.RATE_LIMIT))
-        counted = rates.take(flow.rate_limit, level, now)
-        changes = (*changes, StateChange(bucket, counted.encode(), expires=counted.expires))
+            clipped = None if level is None else rates.clip(flow.rate_limit, level, now)
+            stored = () if clipped is None or clipped is level else (_level_change(bucket, clipped),)
+            return Admission(Skip(SkipReason.RATE_LIMIT), stored)
+        changes = (*changes, _level_change(bucket, rates.take(flow.rate_limit, level, now)))
     decision = start(flow, event, read, now) if options.debounce is None else _debounce(flow, trigger, read, now)
     return Admission(decision.outcome, (*changes, *decision.changes)) if changes else decision
+
+
+def _level_change(bucket: Bucket, level: rates.Level) -> StateChange:
+    return StateChange(bucket, level.encode(), expires=level.expires)
 
 
 def start(flow: Flow, event: Fields, read: ReadState, now: int) -> Admission:

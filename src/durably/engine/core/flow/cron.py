@@ -149,6 +149,18 @@ def _read_schedule(function_id: str, trigger: Trigger) -> Schedule:
     raise ConfigInvalidError.at(function_id, "triggers.cron", f"{text[:MAX_LENGTH]!r} {problem}")
 
 
+_NICKNAMES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+"""The schedules that cron(5) has names for."""
+
+
 def _read_fields(text: str) -> tuple[str, str]:
     """The time zone and the five fields of a schedule.
 
@@ -163,8 +175,11 @@ def _read_fields(text: str) -> tuple[str, str]:
     except (KeyError, ValueError, OSError):
         raise ValueError(f"names the time zone {zone!r}, which is not known; write it like TZ=Europe/Paris") from None
     parts = fields.split()
+    if fields.lower() in _NICKNAMES:
+        raise ValueError(f"is a name that this engine does not have: write {_NICKNAMES[fields.lower()]!r}")
     if len(parts) != 5:
-        raise ValueError(f"has {len(parts)} fields; it must have five: minute, hour, day of month, month, day of week")
+        count = "1 field" if len(parts) == 1 else f"{len(parts)} fields"
+        raise ValueError(f"has {count}; it must have five: minute, hour, day of month, month, day of week")
     if not all(_FIELD.fullmatch(part) for part in parts):
         raise ValueError("is not valid; fields are made of numbers, names like MON or JAN, and * , - /")
     return zone, " ".join(_normalise(index, part) for index, part in enumerate(parts))

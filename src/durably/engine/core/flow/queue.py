@@ -11,6 +11,7 @@ The module is pure except for its rows, which it reads and writes through ``Queu
 """
 
 import heapq
+from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
@@ -23,6 +24,7 @@ from .queue_entries import (
     Limit,
     QueuedCall,
     QueueEntry,
+    ReachedLimit,
     find_reached_limit,
     key_of,
     with_current_limits,
@@ -89,11 +91,15 @@ class _NewKey:
 
 
 class LimitQueue:
-    """The queue for one transaction. ``now`` is milliseconds since the epoch."""
+    """The queue for one transaction. ``now`` is milliseconds since the epoch.
 
-    def __init__(self, rows: QueueRows, now: int) -> None:
+    ``stores_clipped`` says whether a level that was clipped is stored. It is asked only if there is one.
+    """
+
+    def __init__(self, rows: QueueRows, now: int, stores_clipped: Callable[[], bool] = lambda: True) -> None:
         self._rows = rows
         self._now = now
+        self._stores_clipped = stores_clipped
         self._made: list[QueuedCall] = []
         self._heap: list[tuple[QueuedCall, _NewKey | ConcurrencyKey]] = []
         self._new: dict[str, _NewKey] = {}
@@ -117,6 +123,8 @@ class LimitQueue:
             heapq.heappush(self._new.setdefault(key.id, _NewKey(key)).calls, call)
             return
         self._rows.add_call(key.id, call)
+        if not stored.waits_at.maximum:  # Its throttle's time is too late if the clock was set back.
+            self._to_check.add(stored.waits_at)
         if call < stored.first:
             self._rows.put_key(msgspec.structs.replace(stored, first=call))
 
@@ -149,6 +157,7 @@ class LimitQueue:
         for key in self._rows.keys_of(flow.function_id):
             changed = with_current_limits(flow, key)
             if changed != key:
+                self._clip_level(changed)
                 self._put_changed(changed)
 
     def settle(self) -> list[QueuedCall]:
@@ -189,7 +198,7 @@ class LimitQueue:
             heapq.heappush(self._heap, (key.first, key))
 
     def _check_waiting(self, key: ConcurrencyKey) -> None:
-        reached = find_reached_limit(key, self._count, self._level, self._now)
+        reached = self._find_reached_limit(key)
         if reached is not None:
             if reached.ready_at is not None:
                 self._rows.put_throttle_time(reached.limit.bucket_id, reached.ready_at)
@@ -203,7 +212,7 @@ class LimitQueue:
         self._push(key.waits_at)
 
     def _check_new(self, new: _NewKey) -> None:
-        reached = find_reached_limit(new.key, self._count, self._level, self._now)
+        reached = self._find_reached_limit(new.key)
         if reached is None:
             self._make(new.key, heapq.heappop(new.calls))
             if new.calls:
@@ -214,6 +223,20 @@ class LimitQueue:
         self._rows.put_key(msgspec.structs.replace(new.key, first=new.calls[0], waits_at=reached.limit))
         for call in new.calls:
             self._rows.add_call(new.key.id, call)
+
+    def _find_reached_limit(self, key: ConcurrencyKey) -> ReachedLimit | None:
+        self._clip_level(key)
+        return find_reached_limit(key, self._count, self._level, self._now)
+
+    def _clip_level(self, key: ConcurrencyKey) -> None:
+        if key.throttle is None or key.throttle.pace is None:
+            return
+        bucket_id = key.throttle.bucket_id
+        level = self._level(bucket_id)
+        clipped = None if level is None else rates.clip(key.throttle.pace, level, self._now)
+        if clipped is not None and clipped is not level and self._stores_clipped():
+            self._levels[bucket_id] = clipped
+            self._rows.put_level(bucket_id, clipped)
 
     def _make(self, key: ConcurrencyKey, call: QueuedCall) -> None:
         for slot in key.slots:

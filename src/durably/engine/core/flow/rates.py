@@ -55,7 +55,7 @@ def ready_at(pace: Pace, level: Level | None, now: int) -> int:
     """
     if level is None:
         return now
-    return max(now, -(-(_clip(pace, level, now) - pace.tolerance) // _NANOSECONDS))
+    return max(now, -(-(clip(pace, level, now).full_at - pace.tolerance) // _NANOSECONDS))
 
 
 def take(pace: Pace, level: Level | None, now: int) -> Level:
@@ -63,13 +63,15 @@ def take(pace: Pace, level: Level | None, now: int) -> Level:
     # Ready times are rounded up to whole milliseconds. As arrival times they would cost up to a millisecond of the rate
     # per wait.
     received = (now - 1) * _NANOSECONDS + 1
-    full_at = received if level is None else max(received, _clip(pace, level, now))
+    full_at = received if level is None else max(received, clip(pace, level, now).full_at)
     return Level(full_at + pace.interval)
 
 
-def _clip(pace: Pace, level: Level, now: int) -> int:
-    """The level's time, at most that of a full bucket.
+def clip(pace: Pace, level: Level, now: int) -> Level:
+    """The level, at most that of a full bucket ``now``.
 
-    A clock set back, or a former slower limit, may have stored a later time.
+    A clock that was set back, or a slower pace before, may have left a later one. It must not close the bucket for
+    longer than a full one does, so a unit that has to wait stores the clipped level: it is relative to ``now``.
     """
-    return min(level.full_at, now * _NANOSECONDS + pace.tolerance + pace.interval)
+    full_at = now * _NANOSECONDS + pace.tolerance + pace.interval
+    return level if level.full_at <= full_at else Level(full_at)

@@ -97,7 +97,7 @@ def _end_of_second() -> dt.datetime:
 
 async def start(visit: Visit, *, is_replay: bool) -> DashboardResponse:
     function_id, engine = visit.arguments["function_id"], visit.engine
-    fields = {name: value for name, value in visit.form.items() if name != "csrf"}
+    fields = {name: value for name, value in visit.form.items() if name not in ("csrf", "count")}
     try:
         form = BulkForm.read(fields, is_replay=is_replay, now=_end_of_second())
         selection: dict[str, Any] = {
@@ -113,7 +113,8 @@ async def start(visit: Visit, *, is_replay: bool) -> DashboardResponse:
         return await show(visit, fields, is_replay=is_replay, error=str(error))
     except EngineError as error:
         return await show(visit, fields, is_replay=is_replay, error=error.message)
-    return visit.redirect(function_path(function_id))
+    did = "replay" if is_replay else "cancel"
+    return visit.redirect(function_path(function_id), did=did, done=visit.form.get("count"))
 
 
 _ONE = "/functions/{function_id}"

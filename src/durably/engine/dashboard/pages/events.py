@@ -134,7 +134,7 @@ async def send(visit: Visit) -> DashboardResponse:
         return await _form_page(visit, name, text, str(error))
     except EngineError as error:
         return await _form_page(visit, name, text, error.message)
-    return visit.redirect(f"/events/{receipt.ids[0]}")
+    return visit.redirect(f"/events/{receipt.ids[0]}", notice="sent")
 
 
 async def send_again(visit: Visit) -> DashboardResponse:
@@ -143,7 +143,7 @@ async def send_again(visit: Visit) -> DashboardResponse:
     copied = {"name": event.name, "data": event.data, "user": event.user, "v": event.v}
     body = msgspec.json.encode({name: value for name, value in copied.items() if value is not None})
     receipt = await visit.engine.receive_events(body)
-    return visit.redirect(f"/events/{receipt.ids[0]}")
+    return visit.redirect(f"/events/{receipt.ids[0]}", notice="sent")
 
 
 ROUTES = (

@@ -5,6 +5,7 @@ Schedules have their last and next ticks on a time line.
 
 import datetime as dt
 from collections.abc import Sequence
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -12,8 +13,8 @@ from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering.charts import RANGES, Window, draw_chart, ended, fitting_range, total
 from durably.engine.dashboard.rendering.formats import FormError, read_object, write_last
 from durably.engine.dashboard.rendering.options_text import describe_options, describe_trigger, split_zone
-from durably.engine.dashboard.visit import Live, PageError, Route, Visit
-from durably.engine.reports import AppReport, RunLink, ScheduleView
+from durably.engine.dashboard.visit import Live, Notice, PageError, Route, Visit
+from durably.engine.reports import AppReport, FunctionLoad, RunCounts, RunLink, ScheduleView
 from durably.engine.views import FunctionView
 from durably.protocol.engine_errors import EngineError
 
@@ -87,7 +88,24 @@ async def _function_page(visit: Visit, *, text: str | None, error: str | None) -
         text=(await _last_data(visit, function_id) if may["invoke"] else "{}") if text is None else text,
         error=error,
         range=name,
+        **({} if (notice := _bulk_notice(visit, function_id)) is None else {"notice": notice}),
     )
+
+
+def _bulk_notice(visit: Visit, function_id: str) -> Notice | None:
+    """The notice after a bulk operation.
+
+    The URL has its kind and the number of the preview.
+    """
+    did, count = visit.query.get("did"), visit.query.get("done", "")
+    if did not in ("replay", "cancel"):
+        return None
+    is_number = count.isascii() and count.isdecimal() and len(count) < 10
+    runs = "The runs are" if not is_number else "1 run is" if int(count) == 1 else f"{int(count):,} runs are"
+    words = "replayed" if did == "replay" else "cancelled"
+    fields = {"since": "15m"} if did == "replay" else {"status": "Cancelled"}
+    path = f"/runs?{urlencode({'function': function_id, **fields})}"
+    return Notice(f"{runs} being {words}.", link=("Show them", path))
 
 
 async def _last_data(visit: Visit, function_id: str) -> str:
@@ -100,12 +118,12 @@ async def _last_data(visit: Visit, function_id: str) -> str:
 
 async def pause(visit: Visit) -> DashboardResponse:
     await visit.engine.pause_function(visit.arguments["function_id"])
-    return _return_to_function(visit)
+    return _return_to_function(visit, "paused")
 
 
 async def resume(visit: Visit) -> DashboardResponse:
     await visit.engine.resume_function(visit.arguments["function_id"])
-    return _return_to_function(visit)
+    return _return_to_function(visit, "resumed")
 
 
 async def invoke(visit: Visit) -> DashboardResponse:
@@ -117,7 +135,9 @@ async def invoke(visit: Visit) -> DashboardResponse:
     except EngineError as error:
         return await _function_page(visit, text=text, error=error.message)
     # Without a run, the event's page has the reason.
-    return visit.redirect(f"/runs/{receipt.run_id}" if receipt.run_id else f"/events/{receipt.event_id}")
+    if receipt.run_id:
+        return visit.redirect(f"/runs/{receipt.run_id}", notice="invoked")
+    return visit.redirect(f"/events/{receipt.event_id}", notice="not-invoked")
 
 
 async def stop_cancellation(visit: Visit) -> DashboardResponse:
@@ -125,11 +145,11 @@ async def stop_cancellation(visit: Visit) -> DashboardResponse:
     if cancellation is None or cancellation.function_id != visit.arguments["function_id"]:
         raise PageError(404, "There is no such cancellation", "It is not one of this function, or was deleted.")
     await visit.engine.delete_cancellation(cancellation.id)
-    return _return_to_function(visit)
+    return _return_to_function(visit, "stopped")
 
 
-def _return_to_function(visit: Visit) -> DashboardResponse:
-    return visit.redirect(function_path(visit.arguments["function_id"]))
+def _return_to_function(visit: Visit, notice: str) -> DashboardResponse:
+    return visit.redirect(function_path(visit.arguments["function_id"]), notice=notice)
 
 
 def function_path(function_id: str) -> str:
@@ -157,7 +177,9 @@ async def show_apps(visit: Visit) -> DashboardResponse:
 class ScheduleLine(msgspec.Struct, frozen=True):
     """A schedule on the time line.
 
-    ``last`` are its runs and ``next`` its ticks inside of the window, with their places.
+    ``last`` are its last runs and ``next`` its next ticks inside of the window, with their places. If there are more of
+    them than are listed, ``past`` are bars of the function's ended runs, and ``onward`` is the place from which on the
+    schedule ticks in the same way.
     """
 
     schedule: ScheduleView
@@ -166,17 +188,61 @@ class ScheduleLine(msgspec.Struct, frozen=True):
     zone: str
     last: list[tuple[float, RunLink]]
     next: list[tuple[float, dt.datetime]]
+    past: list["PastRuns"]
+    onward: float | None
 
 
-def draw_lines(schedules: Sequence[ScheduleView], names: dict[str, str], window: Window) -> list[ScheduleLine]:
-    """The lines, those that tick next first."""
+class PastRuns(msgspec.Struct, frozen=True):
+    """The runs of an interval on the time line.
+
+    ``height`` is the share of the interval with the most runs.
+    """
+
+    x: float
+    width: float
+    height: float
+    counts: RunCounts
+
+
+def draw_lines(
+    schedules: Sequence[ScheduleView], names: dict[str, str], window: Window, loads: Sequence[FunctionLoad] = ()
+) -> list[ScheduleLine]:
+    """The lines, those that tick next first.
+
+    ``loads`` have the runs of the past half of the window.
+    """
+    counts = {load.function_id: load.counts for load in loads}
     lines = []
     for each in sorted(schedules, key=lambda each: (each.next_ticks[:1] or [window.end], each.function_id)):
         zone, fields = split_zone(each.schedule)
         last = [(place, run) for run in each.last_runs if (place := window.place(run.created_at)) is not None]
         ticks = [(place, tick) for tick in each.next_ticks if (place := window.place(tick)) is not None]
-        lines.append(ScheduleLine(each, names.get(each.function_id, each.function_id), fields, zone, last, ticks))
+        past = _past_runs(counts.get(each.function_id, []), window)
+        is_listed = not last or sum(ended(bar.counts) for bar in past) <= len(last)
+        goes_on = len(ticks) == len(each.next_ticks) > 1
+        lines.append(
+            ScheduleLine(
+                schedule=each,
+                name=names.get(each.function_id, each.function_id),
+                fields=fields,
+                zone=zone,
+                last=last if is_listed else [],
+                next=ticks,
+                past=[] if is_listed else past,
+                onward=ticks[-1][0] if goes_on else None,
+            )
+        )
     return lines
+
+
+def _past_runs(counts: Sequence[RunCounts], window: Window) -> list[PastRuns]:
+    if len(counts) < 2:
+        return []
+    width = (counts[1].at - counts[0].at) / (window.end - window.start)
+    most = max(map(ended, counts)) or 1
+    # The first interval may begin before the window, and the last one end after the present.
+    places = [(max((each.at - window.start) / (window.end - window.start), 0.0), each) for each in counts]
+    return [PastRuns(x, min(width, 0.5 - x), ended(each) / most, each) for x, each in places if ended(each) and x < 0.5]
 
 
 async def show_cron(visit: Visit) -> DashboardResponse:
@@ -185,8 +251,9 @@ async def show_cron(visit: Visit) -> DashboardResponse:
     name, length = read_range(visit, fitting_range([each.next_ticks[0] - now for each in schedules if each.next_ticks]))
     names = {function.id: function.name for function in await visit.engine.list_functions()}
     window = Window(now - length, now + length)
+    loads = await visit.engine.function_loads(since=now - length, until=now) if schedules else []
     return await visit.page(
-        "cron.html", lines=draw_lines(schedules, names, window), window=window, range=name, ranges=RANGES
+        "cron.html", lines=draw_lines(schedules, names, window, loads), window=window, range=name, ranges=RANGES
     )
 
 

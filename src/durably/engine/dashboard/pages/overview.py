@@ -66,18 +66,30 @@ async def show_overview(visit: Visit) -> DashboardResponse:
     until = dt.datetime.now(dt.UTC)
     overview: Overview = await visit.engine.overview(since=until - length, until=until)
     functions = await visit.engine.list_functions()
-    concerns = [(concern, *concern_link(concern)) for concern in overview.concerns]
+    concerns = [(concern, *await _link(visit, concern, until)) for concern in overview.concerns]
     return await visit.page(
         "overview.html",
         overview=overview,
         total=total(overview.counts),
         chart=draw_chart(overview.counts, overview.since, overview.until),
         concerns=concerns,
+        names={function.id: function.name for function in functions},
         rows=load_rows(overview.functions, functions),
         functions=functions,
         example=_example_event(functions),
         range=name,
     )
+
+
+async def _link(visit: Visit, concern: Concern, now: dt.datetime) -> tuple[str, dict[str, Any]]:
+    """As ``concern_link``; the failed run itself, if there is one."""
+    if concern.kind is ConcernKind.FAILING_FUNCTION and concern.count == 1:
+        page = await visit.engine.search_runs(
+            function_id=concern.subject, status=RunStatus.FAILED, started_after=now - dt.timedelta(hours=1), limit=2
+        )
+        if len(page.runs) == 1:
+            return f"/runs/{page.runs[0].id}", {}
+    return concern_link(concern)
 
 
 def _example_event(functions: Sequence[FunctionView]) -> str | None:

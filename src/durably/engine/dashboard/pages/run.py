@@ -13,6 +13,7 @@ import msgspec
 
 from durably.engine.dashboard.messages import DashboardResponse
 from durably.engine.dashboard.rendering import json_tree
+from durably.engine.dashboard.rendering.formats import FormError
 from durably.engine.dashboard.rendering.run_as_test import write_test
 from durably.engine.dashboard.rendering.waterfall import KIND_WORDS, Waterfall, lay_out
 from durably.engine.dashboard.visit import Live, PageError, Route, Visit
@@ -32,14 +33,6 @@ _IDLE = (StepStatus.SLEEPING, StepStatus.WAITING)
 _EXECUTED = (Opcode.STEP, Opcode.STEP_RUN)
 _MOST_SHOWN = 500_000
 """Characters of a text that the page of a value shows."""
-_NOTICES = {
-    "cancelled": "The run was cancelled.",
-    "ended": "The run had already ended: nothing was changed.",
-    "rerun": "This is the new run.",
-    "woken": "The run goes on now.",
-    "awake": "The run does not sleep, and waits for no other attempt: nothing was changed.",
-}
-"""Notices after actions. The URL has the name of one, so that no other text can be shown."""
 
 
 async def read_report(visit: Visit) -> RunReport:
@@ -51,15 +44,27 @@ async def read_report(visit: Visit) -> RunReport:
 
 
 async def show_run(visit: Visit) -> DashboardResponse:
+    return await _run_page(visit)
+
+
+async def _run_page(visit: Visit, *, refused: str | None = None, error: str | None = None) -> DashboardResponse:
+    """The page of a run.
+
+    ``refused`` is the input of the form to run a step again, with the ``error`` that it has.
+    """
     report = await read_report(visit)
     run = report.run
     now = dt.datetime.now(dt.UTC)
     waterfall = lay_out(report, now, visit.query.get("zoom"))
-    chosen = next((step for step in report.steps if step.hashed_id == visit.query.get("step")), None)
+    own = own_state(visit.query if error is None else visit.form)
+    chosen = next((step for step in report.steps if step.hashed_id == own.get("step")), None)
     may = {action: await visit.may(action, run.id) for action in ("cancel_run", "rerun", "skip_delays")}
     may["receive_events"] = await visit.may("receive_events")
     return await visit.page(
         "run.html",
+        status=200 if error is None else 422,
+        refused=refused,
+        error=error,
         report=report,
         run=run,
         waterfall=waterfall,
@@ -74,11 +79,10 @@ async def show_run(visit: Visit) -> DashboardResponse:
         may=may,
         growth=_growth(report, waterfall),
         relations=_RELATIONS,
-        notice=_NOTICES.get(visit.query.get("notice", "")),
         retrying=[step for step in report.steps if step.failed_attempts and step.ended_at is None],
-        own_attempts=min(len(report.failed_attempts) + 1, run.max_attempts),
+        own_attempts=min(waterfall.rows[0].failures + 1, run.max_attempts),
         step_failures=sum(row.failures for row in waterfall.rows[1:]),
-        own=own_state(visit.query),
+        own=own,
         pretty=pretty,
         chosen_row=next((row for row in waterfall.rows if chosen and row.key == chosen.hashed_id), None),
     )
@@ -234,21 +238,21 @@ async def rerun(visit: Visit) -> DashboardResponse:
     It starts from the step of the field ``step`` with the arguments of ``input``, if they are given.
     """
     step, given = visit.form.get("step"), visit.form.get("input")
-    from_step = None if step is None else FromStep(step, None if given is None else read_arguments(given))
+    try:
+        from_step = None if step is None else FromStep(step, None if given is None else read_arguments(given))
+    except FormError as error:
+        return await _run_page(visit, refused=given, error=str(error))
     new_id = await visit.engine.rerun(visit.arguments["run_id"], from_step=from_step)
     return visit.redirect(f"/runs/{new_id}", notice="rerun")
 
 
 def read_arguments(text: str) -> list[msgspec.Raw]:
-    """The arguments of a step from a JSON array. Raises ``PageError``."""
+    """The arguments of a step from a JSON array. Raises ``FormError``."""
     try:
         return msgspec.json.decode(text, type=list[msgspec.Raw])
     except (msgspec.DecodeError, RecursionError) as error:
-        raise PageError(
-            400,
-            "The input is not valid",
-            f'It must be a JSON array of the arguments of the step, such as [{{"id": 7}}, true]: {error}. Go back to '
-            "change it.",
+        raise FormError(
+            f'The input must be a JSON array of the arguments of the step, such as [{{"id": 7}}, true]: {error}.'
         ) from None
 
 
@@ -268,7 +272,7 @@ async def send_event(visit: Visit) -> DashboardResponse:
     if not events:
         raise PageError(400, "The event cannot be sent", "An engine made it: rerun the run instead.")
     receipt = await visit.engine.receive_events(msgspec.json.encode(events))
-    return visit.redirect(f"/events/{receipt.ids[0]}")
+    return visit.redirect(f"/events/{receipt.ids[0]}", notice="sent")
 
 
 ROUTES = (

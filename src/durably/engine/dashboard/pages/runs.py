@@ -12,11 +12,10 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import quote
 
-import msgspec
-
 from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
 from durably.engine.dashboard.protection import read_cookie
-from durably.engine.dashboard.visit import Live, PageError, Route, Visit
+from durably.engine.dashboard.rendering.formats import write_time
+from durably.engine.dashboard.visit import Live, Notice, PageError, Route, Visit
 from durably.engine.interface import Engine
 from durably.engine.operations import read_status
 from durably.engine.reports import EngineInfo, Feature, MatchCount, RunPage
@@ -57,6 +56,9 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         "runs.html",
         found=found,
         current=conditions["status"],
+        conditions=conditions,
+        current_from=conditions["started_after"] if "from" in query else None,
+        write_time=write_time,
         statuses=_statuses(visit.info),
         counts=counts if functions or found.runs else None,
         columns=read_columns(visit.request),
@@ -64,12 +66,13 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         describe_output=describe_output,
         kept=kept,
         may={action: await visit.may(action) for action in ("cancel_run", "rerun")},
-        notice=read_notice(query),
+        notice=_read_notice(query),
         error=error,
         functions=functions,
         names={function.id: function.name for function in functions},
         apps=sorted({function.app_id for function in functions}),
         periods=PERIODS,
+        is_search=query.keys() == {"id"},
         is_filtered=any(name in query for name in _FILTERS),
         has_more=any(name in query for name in _MORE_FILTERS),
         failure_of=_failure_of,
@@ -261,7 +264,9 @@ async def find(visit: Visit) -> DashboardResponse:
     if len(named) == 1:
         return visit.redirect(f"/runs/{named[0]}")
     events = [] if named else (await visit.engine.search_events(id=text, limit=2)).events
-    return visit.redirect(f"/events/{events[0].event.id}") if len(events) == 1 else visit.redirect("/runs", id=text)
+    if len(events) == 1:
+        return visit.redirect(f"/events/{events[0].event.id}")
+    return visit.redirect("/runs", id=text)
 
 
 # actions on the selected runs
@@ -271,14 +276,7 @@ _FIELD = re.compile(r"run-([0-9A-Za-z]{1,64})")
 _LARGEST_COUNT = 1_000
 
 
-class Notice(msgspec.Struct, frozen=True):
-    """The outcome of an action, in a sentence."""
-
-    text: str
-    is_warning: bool
-
-
-def read_notice(query: Mapping[str, str]) -> Notice | None:
+def _read_notice(query: Mapping[str, str]) -> Notice | None:
     """The notice after an action.
 
     The URL has only its numbers, so that no other text can be shown.

@@ -5,6 +5,7 @@ Pages have durations, times, numbers, sizes and ids. Forms have JSON that a pers
 
 import datetime as dt
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -81,6 +82,21 @@ def format_share(part: int, whole: int) -> str:
 def short_id(id: str) -> str:
     """The end of an id, in which ids differ."""
     return id[-_SHORT_ID:]
+
+
+_NAMED_RUN = re.compile(r"\bthe run ([0-9A-HJKMNP-TV-Z]{26})\b")
+
+
+def split_run_ids(text: str) -> list[tuple[str, str | None]]:
+    """Parts of a sentence that names runs, each with the id that follows it.
+
+    The last part has none.
+    """
+    parts, end = list[tuple[str, str | None]](), 0
+    for found in _NAMED_RUN.finditer(text):
+        parts.append((text[end : found.start(1)], found[1]))
+        end = found.end()
+    return [*parts, (text[end:], None)]
 
 
 _MOST_CHARACTERS = 20_000

@@ -104,8 +104,8 @@ class Mark(msgspec.Struct, frozen=True):
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A step, or the run itself, whose ``key`` is empty.
 
-    ``key`` is the step's hashed id. ``seconds`` is its duration until now, or until its end; ``since`` is its start if
-    it has not ended.
+    ``key`` is the step's hashed id. A row that ``is_copied`` has the result of another run, and no bars.
+    ``seconds`` is its duration until now, or until its end; ``since`` is its start if it has not ended.
     """
 
     key: str
@@ -118,6 +118,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     since: dt.datetime | None
     failures: int
     window: Window
+    is_copied: bool = False
 
 
 class Tick(msgspec.Struct, frozen=True):
@@ -137,6 +138,7 @@ class Waterfall(msgspec.Struct, frozen=True, kw_only=True):
     whole: Window
     kinds: list[SpanKind]
     outcomes: list[tuple[str, str]]
+    has_calls: bool
     has_marks: bool
 
     @property
@@ -158,6 +160,7 @@ def lay_out(report: RunReport, now: dt.datetime, zoom: str | None = None) -> Wat
         whole=axis.whole,
         kinds=[kind for kind in SpanKind if kind in found],
         outcomes=[each for each in _OUTCOMES if each[0] in outcomes],
+        has_calls=any(bar.outcome == "call" for bar in rows[0].bars),
         has_marks=any(row.marks for row in rows),
     )
 
@@ -211,13 +214,13 @@ def _run_row(report: RunReport, axis: _Axis) -> Row:
         marks=marks,
         seconds=(axis.end - run.created_at).total_seconds(),
         since=run.created_at if run.ended_at is None else None,
-        failures=len(report.failed_attempts),
+        failures=_count_failures(report.failed_attempts),
         window=axis.whole,
     )
 
 
 def _step_row(step: StepReport, axis: _Axis) -> Row:
-    failed = {each.attempt for each in step.failed_attempts}
+    failed = {each.attempt for each in step.failed_attempts if not each.is_unreached}
     last = step.attempts - 1
     bars = [axis.bar(span, _outcome(span, failed, step, last)) for span in step.spans]
     marks = _marks(step.failed_attempts, step.spans, axis)
@@ -233,9 +236,14 @@ def _step_row(step: StepReport, axis: _Axis) -> Row:
         marks=marks,
         seconds=max((end - start).total_seconds(), 0.0),
         since=start if step.ended_at is None else None,
-        failures=len(step.failed_attempts) + (step.status is StepStatus.FAILED),
+        failures=_count_failures(step.failed_attempts) + (step.status is StepStatus.FAILED),
         window=Window(first, max(-(-int(axis.offset(end) * 1000) // 1000), first + 1)),
+        is_copied=step.is_copied,
     )
+
+
+def _count_failures(attempts: list[AttemptReport]) -> int:
+    return sum(not each.is_unreached for each in attempts)
 
 
 def _marks(attempts: list[AttemptReport], spans: list[Span], axis: _Axis) -> list[Mark]:
@@ -243,7 +251,7 @@ def _marks(attempts: list[AttemptReport], spans: list[Span], axis: _Axis) -> lis
     return [
         Mark(axis.x(axis.offset(each.ended_at)), f"attempt {each.attempt + 1} failed: {each.error.name}")
         for each in attempts
-        if each.attempt not in drawn
+        if each.attempt not in drawn and not each.is_unreached
     ]
 
 
@@ -252,8 +260,9 @@ def _outcome(span: Span, failed: set[int], step: StepReport, last: int) -> str |
         return None
     if span.end is None:
         return "running"
-    is_failure = span.attempt in failed or (step.status is StepStatus.FAILED and span.attempt in (None, last))
-    return "failed" if is_failure else "completed"
+    if span.attempt in (None, last) and step.status in (StepStatus.COMPLETED, StepStatus.FAILED):
+        return "failed" if step.status is StepStatus.FAILED else "completed"
+    return "failed" if span.attempt in failed else "completed"
 
 
 def _ticks(window: Window) -> list[Tick]:

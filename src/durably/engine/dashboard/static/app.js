@@ -1,6 +1,6 @@
 // What each page gets. A page's own modules are imported by it.
 
-import { enhanceForms } from "./forms.js";
+import { enhanceForms, forgetNotice } from "./forms.js";
 import { listenForKeys } from "./keyboard.js";
 import { followChanges } from "./live.js";
 import { enhance, onEnhance } from "./page.js";
@@ -13,6 +13,7 @@ import { selectWindows } from "./waterfall.js";
 onEnhance(localise);
 onEnhance(enhanceForms);
 enhance(document);
+forgetNotice();
 keepTimes();
 loadValues();
 selectWindows();

@@ -3,13 +3,29 @@
 let isListening = false;
 
 export function enhanceForms(root) {
+  for (const field of root.querySelectorAll("input[data-utc]")) showLocally(field);
   for (const button of root.querySelectorAll("[data-copy], [data-copy-of]")) button.hidden = !navigator.clipboard;
   if (isListening || root !== document) return;
   isListening = true;
   document.addEventListener("submit", onSubmit);
   document.addEventListener("click", onClick);
   document.addEventListener("change", onChange);
+  document.addEventListener("formdata", onFormData);
   addEventListener("pageshow", allowSending);
+}
+
+// The server writes and reads times in UTC. The reader sees and enters those of the own zone.
+function showLocally(field) {
+  for (const zone of field.closest("label").querySelectorAll(".zone")) zone.hidden = true;
+  if (!field.value) return;
+  const time = new Date(`${field.value}Z`);
+  field.value = new Date(time - time.getTimezoneOffset() * 60_000).toISOString().slice(0, 19);
+}
+
+function onFormData(event) {
+  for (const field of event.target.querySelectorAll("input[data-utc]")) {
+    if (field.value) event.formData.set(field.name, new Date(field.value).toISOString().slice(0, 19));
+  }
 }
 
 function onSubmit(event) {
@@ -41,6 +57,13 @@ function urlOf(form, submitter) {
 function onChange(event) {
   const form = event.target.form;
   if (form && "filters" in form.dataset && event.target.localName === "select") form.requestSubmit();
+}
+
+// The notice of an action is shown once: not again when the page is loaded again, or its address is shared.
+export function forgetNotice() {
+  const url = new URL(location.href);
+  for (const name of ["notice", "did", "done", "ended", "refused"]) url.searchParams.delete(name);
+  if (url.href !== location.href) history.replaceState(history.state, "", url);
 }
 
 // The page may come back from the browser's cache.

@@ -15,7 +15,7 @@ export function listenForKeys() {
     if (isTyping(event.target) || document.querySelector("dialog[open]")) return;
     if (performance.now() < goUntil) {
       goUntil = 0;
-      const link = document.querySelector(`.bar a[data-key="${CSS.escape(event.key)}"]`);
+      const link = document.querySelector(`.page-bar a[data-key="${CSS.escape(event.key)}"]`);
       if (link) link.click();
       return;
     }

@@ -1,1 +1,1 @@
-"""Counts, overviews and changes for users; no run depends on them."""
+"""Counts, overviews and changes for display. Runs do not depend on them."""

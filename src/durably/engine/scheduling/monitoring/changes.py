@@ -1,4 +1,4 @@
-"""Waiting for changes, for pages that show the current state of an engine."""
+"""Long-polling for changes, for live pages."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from durably.protocol.engine_errors import EngineClosedError, TooManyWaitersErro
 LONGEST_WAIT_SECONDS = 20.0
 MOST_WAITERS = 1_000
 _DELAY_SECONDS = 0.1
-"""Calls that follow from a commit are under way by then."""
+"""Seconds after a commit, so that the calls it caused have started."""
 _INTERVAL_SECONDS = 0.25
 _MOST_RUNS = 5_000
 _FORGET_SECONDS = 60.0
@@ -31,7 +31,7 @@ class Loop(Protocol):
 class _Topic:
     """All runs, or one run.
 
-    ``position`` is that of the last change that is published.
+    ``position`` is that of the last published change.
     """
 
     def __init__(self, position: int) -> None:
@@ -61,11 +61,10 @@ class _Topic:
 class ChangeFeed(Observer):
     """Wakes clients that wait for a change, at most four times a second.
 
-    A position is a number that grows with each commit. ``position`` is the first one: it must be higher than all
-    positions of earlier engines of the database, such as the time in milliseconds. Runs are known by their changes
-    only while a client waits for them.
-
-    A commit costs an addition, and a look at its runs while a client waits for one.
+    A position is a number that grows with each commit. ``position`` is the first one. It must be higher than all
+    positions of earlier engines of the database, such as the time in milliseconds. Changes of single runs are recorded
+    only while a client waits for them. A commit costs an addition, and a check of its runs while a client waits for
+    one.
     """
 
     def __init__(self, position: int, loop: Loop) -> None:
@@ -90,7 +89,7 @@ class ChangeFeed(Observer):
             self._publish_later()
 
     def note_run(self, run_id: str) -> None:
-        """Note a change of a run that ``on_commit`` does not see."""
+        """Record a change of a run that ``on_commit`` does not report."""
         self._position += 1
         if run_id in self._runs:
             self._changed.add(run_id)
@@ -98,7 +97,7 @@ class ChangeFeed(Observer):
             self._publish_later()
 
     async def wait(self, after: int | None, run_id: str | None) -> Changes:
-        """The position, once something has changed after another; at the latest in 20 s.
+        """Wait for a change after a position, at most 20 s. Returns the new position.
 
         Raises ``EngineClosedError``, ``TooManyWaitersError``.
         """
@@ -109,9 +108,7 @@ class ChangeFeed(Observer):
             if self._is_closed:
                 raise EngineClosedError("the engine is closed")
             if self._waiters >= MOST_WAITERS:
-                raise TooManyWaitersError(
-                    f"{MOST_WAITERS} clients wait for changes already: close pages that are not looked at"
-                )
+                raise TooManyWaitersError(f"{MOST_WAITERS} clients already wait for changes: close unused pages")
             self._waiters += 1
             try:
                 await topic.wait(left)
@@ -130,14 +127,14 @@ class ChangeFeed(Observer):
         topic = self._runs.get(run_id)
         if topic is None:
             self._forget_runs()
-            # Earlier changes of the run are not known: there may have been some.
+            # Earlier changes of the run are unknown, so assume one.
             topic = self._runs[run_id] = _Topic(self._all.position)
             if self._position != self._all.position:
                 self._changed.add(run_id)
         return topic
 
     def _forget_runs(self) -> None:
-        """Forget runs that no client waits for any more."""
+        """Forget runs that no client waits for any longer."""
         oldest = self._now() - _FORGET_SECONDS
         for run_id, topic in list(self._runs.items()):
             if not topic.waiters and (topic.asked_at < oldest or len(self._runs) >= _MOST_RUNS):

@@ -1,25 +1,29 @@
-"""Concerns: sentences on things that need attention, with remedies. Pure."""
+"""Concerns: sentences on conditions that need attention, with remedies. Pure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from durably.engine.reports import Concern, ConcernKind
 from durably.engine.sqlite.queries.loads import MOST_COUNTED, SkippedRuns, StuckSlot, UnmatchedName
 from durably.engine.sqlite.tables.counts import COMPLETED, FAILED, MINUTE
-from durably.engine.views import to_datetime
+from durably.engine.views import to_optional_datetime
 
 from .statistics import UnreachedApp
 
 LEAST_FAILED_SHARE = 0.05
-"""The share of failed runs of the last hour from which on a function needs attention."""
+"""The share of failed runs of the last hour above which a function needs attention."""
 _LONGEST_ERROR = 200
+_LEAST_AGE = 2 * MINUTE
 
 
 def failing_functions(
-    counts: Mapping[str, Mapping[int, Sequence[int]]], replayed: Mapping[str, Mapping[int, int]] | None = None
+    counts: Mapping[str, Mapping[int, Sequence[int]]],
+    replayed: Mapping[str, Mapping[int, int]] | None = None,
+    now: int | None = None,
 ) -> list[Concern]:
     """Functions with failed runs, by counts of the last hour by function and minute.
 
-    ``replayed`` are the numbers of failed runs with a completed rerun. They do not count.
+    ``replayed`` are the numbers of failed runs with a completed rerun. They do not count. ``now`` is milliseconds since
+    the epoch. Counts have minutes, so that a failure of the last two has no time.
     """
     found = []
     for function_id, minutes in counts.items():
@@ -35,9 +39,11 @@ def failing_functions(
             since = min(failures)
             message = (
                 f"{failed:,} of {_runs(ended)} of {function_id!r} failed in the last hour: see the error of the last "
-                "one, mend the function, and replay the failed runs"
+                "one, fix the function, and replay the failed runs"
             )
-            found.append(_concern(ConcernKind.FAILING_FUNCTION, function_id, message, failed, since * MINUTE))
+            is_recent = now is not None and now - since * MINUTE < _LEAST_AGE
+            since_time = None if is_recent else since * MINUTE
+            found.append(_concern(ConcernKind.FAILING_FUNCTION, function_id, message, failed, since_time))
     return _most_first(found)
 
 
@@ -50,6 +56,20 @@ def unreached_apps(apps: Mapping[str, UnreachedApp]) -> list[Concern]:
             "it, or correct its URL; the calls are repeated until then"
         )
         found.append(_concern(ConcernKind.UNREACHED_APP, app_id, message, app.count, app.since))
+    return _most_first(found)
+
+
+def absent_apps(waiting: Mapping[str, int]) -> list[Concern]:
+    """Apps without a running process. ``waiting`` are the numbers of their live runs."""
+    found = []
+    for app_id, count in waiting.items():
+        if count:
+            wait = "waits" if count == 1 else "wait"
+            message = (
+                f"no process of the app {app_id!r} runs its functions, and {_runs(count)} of it {wait}: start the app, "
+                "or `durably worker` with its client; the runs continue then"
+            )
+            found.append(_concern(ConcernKind.UNREACHED_APP, app_id, message, count, None))
     return _most_first(found)
 
 
@@ -89,8 +109,8 @@ def paused_functions(paused: Iterable[SkippedRuns]) -> list[Concern]:
     return _most_first(found)
 
 
-def _concern(kind: ConcernKind, subject: str, message: str, count: int, since: int) -> Concern:
-    return Concern(kind=kind, subject=subject, message=message, count=count, since=to_datetime(since))
+def _concern(kind: ConcernKind, subject: str, message: str, count: int, since: int | None) -> Concern:
+    return Concern(kind=kind, subject=subject, message=message, count=count, since=to_optional_datetime(since))
 
 
 def _most_first(found: list[Concern]) -> list[Concern]:

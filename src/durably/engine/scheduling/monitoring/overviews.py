@@ -1,4 +1,4 @@
-"""Overviews: loads of functions, runs over time, and what needs attention."""
+"""Overviews: loads of functions, runs over time, and items that need attention."""
 
 import datetime as dt
 import itertools
@@ -75,12 +75,12 @@ def plan_axis(since: int | None, until: int | None, now: int, most: int) -> Axis
     """The intervals of a time range, at most ``most`` and two.
 
     Times are milliseconds since the epoch; by default the last 24 hours. Intervals are no shorter than those of the
-    counts that are kept, and begin at multiples of their length. Raises ``SelectionInvalidError``.
+    stored counts, and begin at multiples of their length. Raises ``SelectionInvalidError``.
     """
     end = now if until is None else until
     start = end - DAY * MINUTE if since is None else since
     if start >= end:
-        raise SelectionInvalidError("since must be before until, which is the present by default")
+        raise SelectionInvalidError("since must be before until, which is now by default")
     first = max(start // MINUTE, now // MINUTE - DAYS_KEPT * DAY)
     last = max(-(-end // MINUTE), first + 1)
     age = now // MINUTE - first
@@ -154,10 +154,11 @@ class Overviews:
             live={RunStatus.SCHEDULED: min(facts.scheduled, live), RunStatus.RUNNING: max(live - facts.scheduled, 0)},
             functions=functions,
             concerns=await self._concerns(facts, registry, now),
+            retrying=len(self._statistics.retrying),
         )
 
     async def function_loads(self, since: dt.datetime | None, until: dt.datetime | None) -> list[FunctionLoad]:
-        """The functions that apps serve, and others that have runs, by their ids."""
+        """Loads of the functions that apps serve, and of others that have runs, by id."""
         axis = plan_axis(
             to_optional_milliseconds(since), to_optional_milliseconds(until), self._clock.now(), _MOST_OF_FUNCTION
         )
@@ -246,7 +247,7 @@ class Overviews:
         }
         found = [
             *concerns.unreached_apps(self._statistics.unreached_apps),
-            *concerns.failing_functions(counts, replayed),
+            *concerns.failing_functions(counts, replayed, now),
             *concerns.stuck_keys(facts.stuck, now),
             *concerns.unmatched_events(facts.unmatched[:_MOST_CONCERNS], reasons),
             *concerns.paused_functions(facts.paused),
@@ -283,7 +284,7 @@ def _load(
 def run_counts(
     counts: Iterable[Mapping[int, Sequence[int]]], axis: Axis, replayed: Iterable[Mapping[int, int]] = ()
 ) -> list[RunCounts]:
-    """The sums of counts by interval; intervals without runs have zeros.
+    """The sums of counts by interval. Intervals without runs have zeros.
 
     ``replayed`` are numbers of failed runs with a completed rerun, by the minute of the failure.
     """

@@ -1,8 +1,8 @@
 """Numbers of runs by minute, and apps that do not answer: counted after commits.
 
-A commit costs a few additions. A transaction of their own stores the counts of past minutes, at most once a minute and
-only after further commits. The counts that are not stored when an engine ends are taken again at the next start, from
-the runs, so they are exact. (If the clock was set back, runs may count for a later minute.)
+A commit costs a few additions. A separate transaction stores the counts of past minutes, at most once a minute and only
+after further commits. Counts that are not stored when an engine ends are read from the runs at the next start, so they
+are exact. (If the clock was set back, runs may count for a later minute.)
 """
 
 import asyncio
@@ -42,9 +42,10 @@ from durably.protocol.opcodes import Opcode
 from durably.protocol.text import get_logger
 
 _SETTLE_MILLISECONDS = 5_000
-"""A minute is complete after this time: the commits of its transactions have been counted by then."""
+"""Delay after which a minute is complete: the commits of its transactions have been counted by then."""
 _NEVER = 2**62
 _MOST_APPS = 1_000
+_MOST_RETRYING = 100_000
 _LACKING = "the statistics lack runs from before the start: %s"
 
 _logger = get_logger("durably.engine")
@@ -57,12 +58,12 @@ _ANSWERED = {
     UpdateKind.RUN_COMPLETED,
     UpdateKind.RUN_FAILED,
 }
-"""Updates that follow from an app's answer."""
+"""Updates that result from an app's answer."""
 _PLACES = {END_UPDATES[status]: place for status, place in ENDS.items()} | {UpdateKind.RUN_STARTED: CREATED}
 
 
 class UnreachedApp(msgspec.Struct, frozen=True):
-    """The calls of an app that did not reach it, since the last that did."""
+    """The calls of an app that did not reach it, since the last one that did."""
 
     since: int
     error: str
@@ -85,20 +86,22 @@ class Statistics(Observer):
         self._counts: Counts = {}
         self._live: Counter[str] = Counter()
         self._stored_until = self._open_from = clock.now() // MINUTE
-        """The minute before which counts are stored, and the one before which nothing is added any more."""
+        """The minute before which counts are stored, and the one before which counts no longer change."""
         self._joined_at = 0
         self._store_at = _NEVER
         self.unreached_apps: dict[str, UnreachedApp] = {}
+        self.retrying: set[str] = set()
+        """Ids of runs whose last attempt failed, and that are tried again."""
 
     async def open(self) -> None:
-        """Begin to read the database as it is before the first commit."""
+        """Begin to read the database in its state before the first commit."""
         try:
             self._snapshot = await asyncio.to_thread(_open_snapshot, self._path)
         except sqlite3.Error as error:
             _logger.warning(_LACKING, error)
 
     def start(self) -> None:
-        """Count what is not stored, in a thread."""
+        """Count runs since the last stored minute, in a thread."""
         if self._snapshot is None:
             self._is_counted.set()
         else:
@@ -127,7 +130,7 @@ class Statistics(Observer):
             self._is_counted.set()
 
     def _add(self, since: int, counts: Counts, live: dict[str, int]) -> None:
-        """Add what the database had before the first commit, from the minute ``since`` on."""
+        """Add the counts from before the first commit, from the minute ``since`` on."""
         for minute, functions in counts.items():
             for function_id, numbers in functions.items():
                 for place, number in enumerate(numbers):
@@ -142,6 +145,11 @@ class Statistics(Observer):
 
     def on_commit(self, changes: list[RunChange], group: Group) -> None:
         for change in changes:
+            if change.kind is UpdateKind.RETRYING:
+                if len(self.retrying) < _MOST_RETRYING:
+                    self.retrying.add(change.run.id)
+            elif self.retrying and change.kind is not UpdateKind.UNREACHED:
+                self.retrying.discard(change.run.id)
             place = _PLACES.get(change.kind)
             if place is None:
                 if change.kind is UpdateKind.UNREACHED or self.unreached_apps:
@@ -167,7 +175,7 @@ class Statistics(Observer):
                 self._store(change.at)
 
     def _note_app(self, change: RunChange) -> None:
-        """Note that a call did not reach its app, or that the app has answered one."""
+        """Record that a call did not reach its app, or that the app has answered one."""
         app_id = change.run.app_id
         if change.kind is UpdateKind.UNREACHED:
             before = self.unreached_apps.get(app_id)
@@ -197,7 +205,7 @@ class Statistics(Observer):
 
     def _stored(self, future: "asyncio.Future[None]", until: int) -> None:
         if not future.cancelled() and future.exception() is None:
-            # A reader may have seen the database as it was before.
+            # A reader may have read the earlier state of the database.
             for minute in [minute for minute in self._counts if minute < self._stored_until]:
                 del self._counts[minute]
             self._stored_until = until
@@ -218,7 +226,7 @@ class Statistics(Observer):
     ) -> dict[str, dict[int, list[int]]]:
         """Counts of the minutes ``[since, until)``, by function and interval.
 
-        An interval is known by its first minute.
+        The first minute of an interval identifies it.
         """
         await self._is_counted.wait()
 
@@ -245,7 +253,7 @@ class Statistics(Observer):
 def _open_snapshot(path: Path) -> sqlite3.Connection:
     connection = connect_reader(path)
     connection.execute("BEGIN")
-    counted_until(connection)  # The first read decides what the transaction sees.
+    counted_until(connection)  # The first read defines the transaction's snapshot.
     return connection
 
 

@@ -1,4 +1,1 @@
-"""Requests that the engine makes.
-
-Calls to apps, and requests of the steps fetch and infer.
-"""
+"""Requests of the engine: calls to apps, and requests of fetch and infer steps."""

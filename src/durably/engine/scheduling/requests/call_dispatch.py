@@ -1,7 +1,4 @@
-"""Dispatch of due calls.
-
-Their order, as many at a time as allowed, each with its run's memos.
-"""
+"""Dispatches due calls: order, concurrency limit, request body."""
 
 import asyncio
 import functools
@@ -57,7 +54,7 @@ class CallDispatcher:
         self._observers = observers
         self._max_calls = max_calls
         self._call_queue = ReadyCalls(max_calls)
-        self._under_way: dict[tuple[int, int], int] = {}  # by run and generation, the time at which they were made
+        self._under_way: dict[tuple[int, int], int] = {}  # start times by run and generation
         self._requests: set[asyncio.Task[Sequence[ScheduledCall]]] = set()
         self._started: dict[int, int] = {}
         self._is_closing = False
@@ -77,7 +74,7 @@ class CallDispatcher:
         self._start_waiting()
 
     def loads(self) -> dict[str, CallLoad]:
-        """See ``ReadyCalls``."""
+        """The calls of each function that has any; see ``ReadyCalls``."""
         return self._call_queue.loads()
 
     def is_under_way(self, run_key: int, generation: int) -> bool:
@@ -112,7 +109,7 @@ class CallDispatcher:
     def _start(self, taken: Sequence[ScheduledCall]) -> None:
         """Start a request for calls of one run.
 
-        A call that is under way already is not made twice.
+        A call that is already under way is not repeated.
         """
         calls = [
             scheduled for scheduled in taken if (scheduled.run_key, scheduled.call.generation) not in self._under_way
@@ -145,7 +142,7 @@ class CallDispatcher:
         self._clock.end_work()
 
     async def _make(self, calls: Sequence[ScheduledCall]) -> Sequence[ScheduledCall]:
-        """Make calls of one run by one request.
+        """Make calls of one run in one request.
 
         Returns the calls that the app left to another request.
         """
@@ -170,7 +167,7 @@ class CallDispatcher:
             await self._store_all([(scheduled, own) for scheduled, own in answers if own is not None], data)
             return [scheduled for scheduled, own in answers if own is None]
         except (StaleCallError, EngineClosedError, DatabaseLostError):
-            # The call was given up, or is made again when the engine starts.
+            # The call was given up, or is repeated when the engine starts.
             return ()
         except Exception as error:
             _logger.exception("a call failed in the engine, so its run fails")
@@ -214,7 +211,7 @@ class CallDispatcher:
     async def _read(self, calls: Sequence[ScheduledCall]) -> CallData | None:
         """The content of the request.
 
-        ``None`` if none of the calls is outstanding any more.
+        ``None`` if none of the calls is outstanding any longer.
         """
         generations = [scheduled.call.generation for scheduled in calls]
         while True:
@@ -284,10 +281,8 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
 def answers_of(calls: Sequence[ScheduledCall], answer: Answer) -> Iterator[tuple[ScheduledCall, Answer | None]]:
     """Each call's part of the answer, the first call's first.
 
-    ``None`` for a call to be made again, as if it had not been made.
-
-    An app that does not know that others share the request knows of the first call. Whatever does not clearly belong to
-    another call is for the first.
+    ``None`` for a call to be repeated as if it had not been made. An app that does not support shared requests only
+    handles the first call. Anything not clearly addressed goes to the first call.
     """
     first, others = calls[0], calls[1:]
     if not isinstance(answer, ReportedOps):

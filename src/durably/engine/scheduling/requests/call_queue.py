@@ -13,7 +13,7 @@ from durably.engine.scheduling.outbox import ScheduledCall
 from durably.protocol.opcodes import read_timing
 
 RUN_REQUESTS = 32
-"""The maximum number of requests that one run has under way, besides a discovery."""
+"""The maximum number of requests that one run has under way, in addition to a discovery."""
 _QUICK_REQUESTS = 8
 """The number of requests among which waiting calls of a quick function's run are divided."""
 _QUICK_NANOSECONDS = 20_000_000
@@ -21,7 +21,7 @@ _QUICK_NANOSECONDS = 20_000_000
 _MAX_BATCH = 32
 
 _LOOKED_AT, _LOOKED_AT_OF_RUN = 1_000, 32
-"""Runs, and calls of a run, among which the oldest call is searched."""
+"""Number of runs, and of calls of a run, that are searched for the oldest call."""
 
 
 class CallLoad(msgspec.Struct, frozen=True):
@@ -39,18 +39,19 @@ class CallLoad(msgspec.Struct, frozen=True):
 class ReadyCalls:
     """Due calls: their order, and which calls of a run share a request.
 
-    ``max_requests`` is the maximum number of requests at a time. ``waiting`` are the calls that wait, by run.
-    ``now`` is milliseconds since the epoch.
+    - ``max_requests``: The maximum number of concurrent requests.
+    - ``waiting``: The calls that wait, by run.
+    - ``now``: Milliseconds since the epoch.
+    - ``quick``: The functions whose last steps were quick.
 
-    The functions whose last steps were quick are ``quick``. Each request replays the run, so that many requests with
-    one quick step each would cost the app far more than the steps.
+    Each request replays the run, so many requests with one quick step each would cost the app far more than the steps.
     """
 
     def __init__(self, max_requests: int) -> None:
         self._max_requests = max_requests
         self.waiting: dict[int, deque[ScheduledCall]] = {}
-        self._order: FairQueue[int] = FairQueue()  # runs that may have a call made
-        self._held: set[int] = set()  # runs with as many requests under way as possible
+        self._order: FairQueue[int] = FairQueue()  # runs that may have another call made
+        self._held: set[int] = set()  # runs with the maximum number of requests under way
         self._by_run: Counter[int] = Counter()
         self._by_function: Counter[str] = Counter()
         self._waiting_by_function: Counter[str] = Counter()
@@ -70,9 +71,9 @@ class ReadyCalls:
     def add(self, scheduled: ScheduledCall, now: int) -> None:
         """Add a call.
 
-        A discovery goes before the run's other calls, and is not limited by them, because the next steps depend on it.
+        A discovery precedes the run's other calls, and is not limited by them, because the next steps depend on it.
         """
-        self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their place.
+        self._now = max(self._now, now)  # If the clock is set back, waiting calls keep their position.
         run_key = scheduled.run_key
         queue = self.waiting.setdefault(run_key, deque())
         self._waiting_by_function[scheduled.function_id] += 1
@@ -113,7 +114,7 @@ class ReadyCalls:
         return ()
 
     def ended(self, scheduled: ScheduledCall) -> None:
-        """Note the end of a request that was made for this call.
+        """Record the end of a request that was made for this call.
 
         It may have been made for other calls of the run too.
         """
@@ -130,10 +131,10 @@ class ReadyCalls:
             self._line_up(self.waiting[run_key][0])
 
     def note_durations(self, calls: Sequence[ScheduledCall], answers: Sequence[Answer | None]) -> None:
-        """Note how long the steps of a request took.
+        """Record how long the steps of a request took.
 
-        ``answers`` are as from ``answers_of``. Only requests of several calls make a function quick: they prove that
-        the app executes several steps at once.
+        ``answers`` are those of ``answers_of``. Only requests of several calls make a function quick, because they
+        prove that the app executes several steps at once.
         """
         function_id = calls[0].function_id
         if len(calls) == 1 and function_id not in self.quick:
@@ -153,7 +154,7 @@ class ReadyCalls:
     def loads(self) -> dict[str, CallLoad]:
         """The calls of each function that has any.
 
-        The time of the oldest is that of the first calls of the first runs that wait.
+        The time of the oldest is that of the first calls of the first waiting runs.
         """
         oldest: dict[str, int] = {}
         for queue in itertools.islice(self.waiting.values(), _LOOKED_AT):
@@ -190,7 +191,7 @@ def _take_batch(queue: deque[ScheduledCall], count: int) -> list[ScheduledCall]:
 
 
 def _are_quick(answers: Sequence[Answer | None]) -> bool:
-    """Whether each call was answered with steps, which took little time on average."""
+    """Whether each call was answered with steps that took little time on average."""
     durations = []
     for answer in answers:
         if not isinstance(answer, ReportedOps):

@@ -26,12 +26,15 @@ from durably.protocol.trace_context import trace_headers
 
 _CHUNK_BYTES = 64 * 1024
 _QUICK_BYTES = 1024 * 1024
-"""The largest answer that is verified and read on the event loop."""
+"""Bytes of the largest answer that is verified and read on the event loop."""
 _QUICK_TO_CANONICALISE_BYTES = 16 * 1024
-"""The largest body of a call that is canonicalised on the event loop (2 ms if it is full of fractions)."""
+"""Bytes of the largest body that is canonicalised on the event loop (2 ms if it is full of fractions)."""
 _IDLE_SECONDS = 1.5
-"""Seconds to keep an idle connection. Servers keep theirs longer (gunicorn 2 s, uvicorn and Node 5 s), so a call
-rarely uses a connection that its server is closing."""
+"""Seconds to keep an idle connection.
+
+Servers keep theirs longer (gunicorn 2 s, uvicorn and Node 5 s), so a call rarely uses a connection that its server is
+closing.
+"""
 
 _LIVENESS = (
     ("SO_KEEPALIVE", socket.SOL_SOCKET, 1),
@@ -41,12 +44,15 @@ _LIVENESS = (
     ("TCP_KEEPCNT", socket.IPPROTO_TCP, 3),
     ("TCP_USER_TIMEOUT", socket.IPPROTO_TCP, 60_000),
 )
-"""Socket options, if the platform has them. They detect the loss of a host within a minute, where a call times out
-after hours. TCP probes the connection after 30 s of silence, then every 10 s, three times. Data without an
-acknowledgement fails after 60 s. (macOS calls ``TCP_KEEPIDLE`` ``TCP_KEEPALIVE``.)"""
+"""Socket options, if the platform has them.
+
+They detect the loss of a host within a minute, while a call times out after hours. TCP probes the connection after 30 s
+of silence, then every 10 s, three times. Data without an acknowledgement fails after 60 s. (macOS calls
+``TCP_KEEPIDLE`` ``TCP_KEEPALIVE``.)
+"""
 
 
-# Plain text: ``Enum.value`` is slow, and there are several for each call.
+# Plain strings: ``Enum.value`` is slow, and there are several for each call.
 _RUN_ID, _REQUEST_ID = Header.RUN_ID.value, Header.REQUEST_ID.value
 _GENERATION_ID, _JOB_ID = Header.GENERATION_ID.value, Header.JOB_ID.value
 _SAME_FOR_ALL_CALLS = {
@@ -59,13 +65,13 @@ _SAME_FOR_ALL_CALLS = {
 }
 
 _CLOSING_SECONDS = 2.0
-"""Seconds until a closed connection must have shown itself as closed: several round trips."""
+"""Seconds after which a closed connection is known to be closed: several round trips."""
 
 
 class _Progress(msgspec.Struct, eq=False, gc=False):
     """The progress of a request.
 
-    It has whether its connection was ``reused``, and whether it was ``answered``.
+    It records whether its connection was ``reused``, and whether it was ``answered``.
     """
 
     began: float
@@ -80,8 +86,9 @@ class _Progress(msgspec.Struct, eq=False, gc=False):
 
 
 _progress: ContextVar[_Progress] = ContextVar("durably_request")
-"""The progress of the present request, for the function that opens its connection. (aiohttp's tracing reports the same,
-but costs a twentieth of a call.)"""
+"""The progress of the current request, for the function that opens its connection. (aiohttp's tracing reports the same,
+but costs a twentieth of a call.)
+"""
 
 
 class Caller(Protocol):
@@ -90,7 +97,7 @@ class Caller(Protocol):
     async def call(self, function: SyncedFunction, data: CallData) -> Answer:
         """Make one call.
 
-        An app that cannot be reached, or answers badly, is an ``Answer`` too. Raises only ``CancelledError``.
+        An app that cannot be reached, or answers badly, also gives an ``Answer``. Raises only ``CancelledError``.
         """
         ...
 
@@ -127,7 +134,7 @@ class HttpCaller:
             settings, aiohttp.TCPConnector(limit=0, force_close=True, socket_factory=_connect)
         )
         self._canonicaliser = ThreadPoolExecutor(1, thread_name_prefix="durably-canonical")
-        """One thread: several would compete with the event loop for the interpreter's lock."""
+        """One thread, because several would compete with the event loop for the interpreter's lock."""
 
     async def close(self) -> None:
         self._canonicaliser.shutdown(wait=False, cancel_futures=True)
@@ -188,9 +195,9 @@ class HttpCaller:
     async def _to_sign(self, function: SyncedFunction, data: CallData, body: bytes) -> tuple[bytes, bytes]:
         """The body to send to an app, and the bytes to sign.
 
-        For Durably's apps the bytes are those of the body. Other SDKs verify the canonical form, so they are sent it
-        (see ``canonical``). Durably's apps are sent it if that is quick: they then accept the call also if a platform
-        has re-encoded its body.
+        For Durably's apps the signed bytes are those of the body. Other SDKs verify the canonical form, so they are
+        sent this form (see ``canonical``). Durably's apps are sent it if that is quick: then they accept the call even
+        if a platform has re-encoded its body.
         """
         verifies_bytes = function.signs_whole_answers
         if len(body) <= _QUICK_TO_CANONICALISE_BYTES:
@@ -241,7 +248,7 @@ async def read_limited(response: aiohttp.ClientResponse, max_bytes: int) -> byte
 
 
 def _explain(error: BaseException, url: URL, progress: _Progress) -> Answer:
-    """The answer for a request that failed.
+    """The answer for a failed request.
 
     It depends on whether the app may have received the request.
     """

@@ -1,8 +1,8 @@
 """Outbound requests: options, secrets, and the addresses that they may reach.
 
 The address of the socket that is about to connect is checked: after names are resolved, redirects are followed, and
-unusual spellings (``0x7f.1``, ``[::ffff:127.0.0.1]``) are parsed. So a name that resolves differently the second time
-does not pass the check.
+unusual spellings (``0x7f.1``, ``[::ffff:127.0.0.1]``) are parsed. Therefore a name that resolves differently the second
+time does not pass the check.
 """
 
 import base64
@@ -46,7 +46,7 @@ _REDIRECTS_TO_GET = frozenset({301, 302, 303})
 
 
 class RequestInvalidError(ValueError):
-    """The options do not describe a request that can be made."""
+    """The options do not describe a valid request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class OutboundRequest:
         """The request that follows a redirect.
 
         Another origin gets no header that may be a credential. 301, 302 and 303 change all methods but HEAD into GET,
-        as browsers do.
+        as in browsers.
         """
         url = _parse_url(location, base=self.url)
         request = replace(self, url=_without_user(url))
@@ -81,7 +81,7 @@ def read_fetch(opts: Mapping[str, Any]) -> OutboundRequest:
     """
     method = opts.get("method") or "GET"
     if not isinstance(method, str) or method.upper() not in _METHODS:
-        raise RequestInvalidError(f"the method {str(method)[:20]!r} is none of {', '.join(sorted(_METHODS))}")
+        raise RequestInvalidError(f"the method {str(method)[:20]!r} must be one of {', '.join(sorted(_METHODS))}")
     headers = _read_headers(opts.get("headers"))
     body = None if opts.get("body") is None else _encode(opts["body"])
     if body:
@@ -92,8 +92,8 @@ def read_fetch(opts: Mapping[str, Any]) -> OutboundRequest:
 def read_inference(opts: Mapping[str, Any]) -> OutboundRequest:
     """The request of an ``AIGateway`` op.
 
-    The op has ``url``, ``headers``, ``body`` (JSON), ``auth_key`` and ``format``, which says where the key goes. A
-    header that the app sets itself wins over the key's. Raises ``RequestInvalidError``.
+    The op has ``url``, ``headers``, ``body`` (JSON), ``auth_key`` and ``format``, which defines where the key goes. A
+    header that the app sets overrides the key's. Raises ``RequestInvalidError``.
     """
     headers = _read_headers(opts.get("headers"))
     headers.setdefault("content-type", "application/json")
@@ -109,7 +109,7 @@ def read_inference(opts: Mapping[str, Any]) -> OutboundRequest:
         case "anthropic":
             name, text = "x-api-key", key
         case "bedrock":
-            name, text = "authorization", key  # a whole signature, made by the app
+            name, text = "authorization", key  # a complete signature, made by the app
         case _:
             name, text = "authorization", f"Bearer {key}"
     headers.setdefault(name, _checked_value(name, text))
@@ -119,7 +119,7 @@ def read_inference(opts: Mapping[str, Any]) -> OutboundRequest:
 def _authorised(method: str, opts: Mapping[str, Any], headers: CIMultiDict[str], body: bytes | None) -> OutboundRequest:
     """The request of an op, with the user information of its URL in a header.
 
-    User information becomes what it stands for, an ``Authorization`` header.
+    User information becomes its meaning, an ``Authorization`` header.
     """
     text = opts.get("url")
     if not isinstance(text, str):
@@ -137,7 +137,7 @@ def _parse_url(text: str, base: URL | None = None) -> URL:
         if url.scheme in ("http", "https") and url.host and url.port:
             return url.with_fragment(None)
     except ValueError:
-        pass  # its text quotes the URL, which may hold credentials
+        pass  # its message quotes the URL, which may contain credentials
     raise RequestInvalidError("the URL must be an absolute one of http or https")
 
 
@@ -149,7 +149,7 @@ def _read_headers(headers: Any) -> CIMultiDict[str]:
     if headers is None:
         headers = {}
     if not isinstance(headers, Mapping):
-        raise RequestInvalidError("headers must be an object of names and texts")
+        raise RequestInvalidError("headers must be an object of names and strings")
     read: CIMultiDict[str] = CIMultiDict()
     for name, value in headers.items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
@@ -164,20 +164,20 @@ def _read_headers(headers: Any) -> CIMultiDict[str]:
 def _checked_value(name: str, value: Any) -> str:
     text = value if isinstance(value, str) else str(value) if isinstance(value, int | float) else None
     if text is None or not _HEADER_VALUE.fullmatch(text):
-        raise RequestInvalidError(f"the header {name!r} is not a text that HTTP can carry")
+        raise RequestInvalidError(f"the header {name!r} is not a string that HTTP can carry")
     return text
 
 
 def _encode(body: Any) -> bytes:
-    """A text as it is, anything else as JSON."""
+    """A string unchanged, any other value as JSON."""
     try:
         return body.encode() if isinstance(body, str) else msgspec.json.encode(body)
     except (TypeError, ValueError, RecursionError):
-        raise RequestInvalidError("the body is neither text nor JSON") from None
+        raise RequestInvalidError("the body is neither a string nor JSON") from None
 
 
 def _guess_type(body: bytes) -> str:
-    """The content type of a body without one. SDKs pass JSON as text."""
+    """The content type of a body without one. SDKs pass JSON as a string."""
     return "application/json" if body.lstrip()[:1] in (b"{", b"[") else "text/plain; charset=utf-8"
 
 
@@ -186,7 +186,7 @@ def _keep(headers: CIMultiDict[str], names: frozenset[str]) -> CIMultiDict[str]:
 
 
 _SHORTEST_SECRET = 4
-"""Characters; scrubbing shorter ones would garble strings and hide nothing."""
+"""Minimum characters of a secret to scrub. Scrubbing shorter ones would garble messages and hide nothing."""
 
 
 def find_secrets(opts: Mapping[str, Any]) -> list[str]:
@@ -203,14 +203,14 @@ def find_secrets(opts: Mapping[str, Any]) -> list[str]:
         pass
     for name, value in named:
         if isinstance(value, str) and is_secret_name(str(name)):
-            found |= {value, *value.split()}  # "Bearer abc" is secret, and so is "abc"
+            found |= {value, *value.split()}  # "Bearer abc" is secret, and "abc" too
     return sorted((text for text in found if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)
 
 
 def scrub(text: str, secrets: Iterable[str]) -> str:
-    """The text without those secrets.
+    """The string without those secrets.
 
-    The text is a server's: some servers repeat what they were sent.
+    It is a server's: some servers repeat what they were sent.
     """
     for secret in secrets:
         text = text.replace(secret, REDACTED)
@@ -223,7 +223,7 @@ _NOT_PUBLIC = tuple(
     for network in (
         "192.0.0.0/24",  # IETF protocol assignments
         "192.88.99.0/24",  # 6to4 relays
-        "168.63.129.16/32",  # Azure's metadata and control endpoint, in the midst of public addresses
+        "168.63.129.16/32",  # Azure's metadata and control endpoint, among public addresses
         "2001::/23",  # IETF protocol assignments, Teredo among them, which wraps IPv4 addresses
         "2002::/16",  # 6to4, which wraps IPv4 addresses
         "3fff::/20",  # documentation
@@ -234,7 +234,7 @@ _NOT_PUBLIC = tuple(
 class AddressRefusedError(OSError):
     """An address is not public.
 
-    All have the same text, so that aiohttp merges the errors of one name.
+    All have the same message, so that aiohttp merges the errors of one name.
     """
 
     def __init__(self) -> None:

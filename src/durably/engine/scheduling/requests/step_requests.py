@@ -1,8 +1,8 @@
 """Requests of the steps ``fetch`` and ``ai.infer``.
 
-The HTTP client, and the way from an op to its memo. Apps choose the URL, so requests go to public addresses only,
-unless the engine is configured otherwise. Requests carry credentials. Credentials appear in no error, log line or
-stored value.
+The module has the HTTP client, and the way from an op to its memo. Apps choose the URL, so requests go to public
+addresses only, unless the engine is configured otherwise. Requests carry credentials. Credentials appear in no error,
+log line or stored value.
 """
 
 import asyncio
@@ -41,10 +41,10 @@ _json = msgspec.json.Decoder()
 
 
 class OutboundError(EngineError):
-    """A request for a step failed. Holds no credential.
+    """A request for a step failed. The error contains no credential.
 
-    ``name`` is ``GatewayError`` or ``AIGatewayError``, as with the public server. ``retriable`` says whether another
-    attempt may succeed. ``status`` is that of the answer, if there was one.
+    ``name`` is ``GatewayError`` or ``AIGatewayError``, as on the public server. ``retriable``: another attempt may
+    succeed. ``status`` is that of the answer, if there was one.
     """
 
     def __init__(self, name: str, message: str, retriable: bool, status: int | None = None) -> None:
@@ -63,7 +63,7 @@ _MAX_REDIRECTS = 20
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _WITHOUT_BODY = frozenset({204, 205, 304})
 _TRANSPORT_HEADERS = frozenset({"connection", "content-encoding", "content-length", "keep-alive", "transfer-encoding"})
-"""Headers of an answer that are wrong after its body is read and unpacked."""
+"""Headers of an answer that are wrong after its body is read and decompressed."""
 _RETRIABLE_STATUSES = frozenset({408, 409, 425, 429})
 _CONNECT_SECONDS = 15.0
 _QUOTED_CHARACTERS = 500
@@ -73,8 +73,8 @@ class OutboundClient:
     """Makes the requests of ``step.fetch`` and ``step.ai.infer``.
 
     Use it on one event loop, and close it. ``allow_private_addresses`` lets them reach this machine and its networks.
-    ``timeout`` is seconds from the start of a request to the end of its answer, ``max_bytes`` the size of an answer
-    once it is unpacked.
+    ``timeout`` is the number of seconds from the start of a request to the end of its answer, ``max_bytes`` the size of
+    a decompressed answer.
     """
 
     def __init__(
@@ -90,11 +90,12 @@ class OutboundClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(self, opts: Mapping[str, Any]) -> dict[str, Any]:
-        """Make the request of a ``Gateway`` op (spec §5.3.7); any status is an answer.
+        """Make the request of a ``Gateway`` op (spec §5.3.7). Any status is an answer.
 
-        Returns ``{url, status_code, headers, body}``: the URL as asked for, without credentials, headers of several
-        values joined by commas, the body as text. Answers that cannot have a body (204, 205, 304) have no ``body``:
-        JavaScript refuses to build a response of such a status with even an empty one. Raises ``OutboundError``.
+        Returns ``{url, status_code, headers, body}``: the requested URL without credentials, headers with several
+        values joined by commas, the body as a string. Answers that cannot have a body (204, 205, 304) have no ``body``,
+        because JavaScript refuses to build a response of such a status even with an empty one. Raises
+        ``OutboundError``.
         """
         attempt = _Attempt("GatewayError", opts)
         status, headers, body = await self._send(attempt, attempt.read(read_fetch))
@@ -106,7 +107,7 @@ class OutboundClient:
     async def infer(self, opts: Mapping[str, Any]) -> Any:
         """Make the request of an ``AIGateway`` op (spec §5.3.6).
 
-        Returns the answer's JSON. Raises ``OutboundError``, for any status but success too.
+        Returns the answer's JSON. Raises ``OutboundError``, also for any status but success.
         """
         attempt = _Attempt("AIGatewayError", opts)
         status, _, body = await self._send(attempt, attempt.read(read_inference))
@@ -142,9 +143,9 @@ class OutboundClient:
                         return response.status, _join_headers(response), await self._read(attempt, response)
                 request = request.redirected(response.status, location)
         except RequestInvalidError:
-            raise attempt.error("was redirected to something else than http or https", retriable=False) from None
+            raise attempt.error("was redirected to a URL that is not http or https", retriable=False) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            # Not chained: the strings of these exceptions quote the URL.
+            # Not chained: the messages of these exceptions quote the URL.
             raise _describe(attempt, error, self._timeout) from None
         raise attempt.error(f"was redirected more than {_MAX_REDIRECTS} times", retriable=False)
 
@@ -154,13 +155,13 @@ class OutboundClient:
             body += chunk
             if len(body) > self._max_bytes:
                 raise attempt.error(
-                    f"was answered with more than {self._max_bytes} bytes, the most that a step can hold",
+                    f"was answered with more than {self._max_bytes} bytes, the maximum for a step",
                     retriable=False,
                     status=response.status,
                 )
         try:
             return body.decode(response.charset or "utf-8", "replace")
-        except LookupError:  # a charset that Python does not know
+        except LookupError:  # a charset that Python does not support
             return body.decode("utf-8", "replace")
 
     def _open_session(self) -> aiohttp.ClientSession:
@@ -168,15 +169,15 @@ class OutboundClient:
             factory = None if self._allow_private_addresses else open_public_socket
             self._session = aiohttp.ClientSession(
                 connector=aiohttp.TCPConnector(limit=0, socket_factory=factory),
-                cookie_jar=aiohttp.DummyCookieJar(),  # runs share nothing
+                cookie_jar=aiohttp.DummyCookieJar(),  # runs share no cookies
                 timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=_CONNECT_SECONDS),
-                trust_env=False,  # a proxy would connect where the engine must not
+                trust_env=False,  # a proxy would connect to addresses that the engine must not reach
             )
         return self._session
 
 
 class _Attempt:
-    """One request, with its errors, which hold no credentials."""
+    """One request, with its errors, which contain no credentials."""
 
     def __init__(self, name: str, opts: Mapping[str, Any]) -> None:
         self._name = name
@@ -210,7 +211,7 @@ def _join_headers(response: aiohttp.ClientResponse) -> dict[str, str]:
 def _describe(attempt: _Attempt, error: Exception, timeout: float) -> OutboundError:
     """The error for an exception of aiohttp or the system.
 
-    It quotes nothing of the request.
+    It quotes no part of the request.
     """
     match error:
         case aiohttp.ClientConnectorError(os_error=AddressRefusedError()):
@@ -285,7 +286,7 @@ class StepRequests:
         if not self._tasks[run_key]:
             del self._tasks[run_key]
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Its text may quote what was sent.
+            # Its message may quote what was sent.
             _logger.error("the result of a step's request could not be stored: %s", type(error).__name__)
         self._clock.end_work()
 
@@ -293,7 +294,7 @@ class StepRequests:
         outcome = await perform(self._outbound, wanted.request, opts)
 
         def apply(transaction: Transaction) -> bool:
-            """Whether the request is repeated."""
+            """Apply the result of a request. Returns whether the request is repeated."""
             runs.apply(transaction, wanted.run_key, outcome)
             return any(
                 isinstance(message, ScheduledRequest) and _is_same_step(wanted, message)
@@ -322,20 +323,20 @@ def _is_same_step(one: ScheduledRequest, other: ScheduledRequest) -> bool:
 async def perform(
     outbound: OutboundClient, request: MakeRequest, opts: dict[str, Any], max_bytes: int = MAX_STEP_OUTPUT_BYTES
 ) -> RequestFinished:
-    """Make the request of a step. ``max_bytes`` is the size of the largest result."""
+    """Make the request of a step. ``max_bytes`` is the maximum size of a result."""
     send = outbound.infer if request.op == Opcode.AI_GATEWAY else outbound.fetch
     try:
         data = msgspec.json.encode(await send(opts))
     except OutboundError as error:
         return _failed(request, error.name, error.message, is_retriable=error.retriable)
     except Exception as error:
-        # Its text, and its traceback, may quote what was sent.
+        # Its message and its traceback may quote what was sent.
         kind = type(error).__name__
         _logger.error("the request of step %r could not be made: %s", request.name, kind)
         message = f"the engine could not make the request of step {request.name!r}: {kind}"
         return _failed(request, "RequestFailedError", message, is_retriable=False)
     if len(data) > max_bytes:
-        message = f"step {request.name!r} got {len(data)} bytes; at most {max_bytes} are possible"
+        message = f"step {request.name!r} got {len(data)} bytes; at most {max_bytes} are allowed"
         return _failed(request, "StepOutputTooLargeError", message, is_retriable=False)
     return RequestFinished(request.step_id, request.generation, data_memo(data))
 

@@ -1,8 +1,6 @@
 """Metadata of runs, lines of their loggers, and spans of users' code, from SDKs.
 
-Stored for display only.
-
-Nothing depends on them, so their size is bounded. The rest is dropped, and a line is logged.
+They are stored for display only, so their size is bounded. The rest is dropped, and a line is logged.
 """
 
 import contextlib
@@ -33,7 +31,10 @@ _logger = get_logger("durably.engine")
 
 
 def add_metadata(transaction: Transaction, run_id: str, body: bytes) -> bool:
-    """False if the run already has too much. Raises ``RunNotFoundError``."""
+    """Add metadata. Returns ``False`` if the run already has too much.
+
+    Raises ``RunNotFoundError``.
+    """
     run_key = transaction.find_run_key(run_id)
     if run_key is None:
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
@@ -53,7 +54,7 @@ def add_metadata(transaction: Transaction, run_id: str, body: bytes) -> bool:
 
 
 def add_run_logs(transaction: Transaction, run_id: str, lines: Sequence[LogLine]) -> bool:
-    """False if the run has too many, and not all are kept.
+    """Add lines. Returns ``False`` if the run has too many, and not all are kept.
 
     Raises ``RunNotFoundError``.
     """
@@ -86,7 +87,7 @@ def add_run_logs(transaction: Transaction, run_id: str, lines: Sequence[LogLine]
 
 
 def add_traces(transaction: Transaction, content_type: str, body: bytes) -> bool:
-    """False if it is too large."""
+    """Add an export of spans. Returns ``False`` if it is too large."""
     if len(body) > MAX_TRACES_BYTES // 4:
         _logger.warning("spans of %d bytes are dropped: at most %d are kept", len(body), MAX_TRACES_BYTES // 4)
         return False
@@ -103,7 +104,7 @@ def add_traces(transaction: Transaction, content_type: str, body: bytes) -> bool
 
 
 def list_metadata(connection: sqlite3.Connection, run_id: str) -> list[MetadataView] | None:
-    """In the order of receipt; ``None`` if the run does not exist."""
+    """Metadata in the order of receipt; ``None`` if the run does not exist."""
     run_key = find_run_key(connection, run_id)
     if run_key is None:
         return None

@@ -27,12 +27,12 @@ from .reruns import descends_from_cancelled, plan_rerun
 from .transaction import Transaction
 
 _TOGETHER = 200
-"""The number of runs of one transaction: other transactions should not wait long."""
+"""The number of runs per transaction. It is small, so that other transactions do not wait long."""
 _ALL_RUNS = 2**62
 
 
 def check_selection(selection: Selection) -> None:
-    """Raises ``SelectionInvalidError``."""
+    """Check a selection. Raises ``SelectionInvalidError``."""
     if selection.started_after is not None and selection.started_after >= selection.started_before:
         raise SelectionInvalidError("started_after must be before started_before")
     if selection.expression:
@@ -100,14 +100,14 @@ def pause(transaction: Transaction, function_id: str) -> None:
 def resume(transaction: Transaction, function_id: str) -> None:
     transaction.store.apps.set_resumed(function_id)
     _publish_controls(transaction, function_id)
-    # Replays that the pause has stopped.
+    # Continue replays that the pause has stopped.
     transaction.outbox.extend(map(ContinueBulkOperation, transaction.store.apps.open_bulk_operations(function_id)))
 
 
 def refuse_paused(transaction: Transaction, function: SyncedFunction) -> None:
-    """Raises ``FunctionPausedError``."""
+    """Raises ``FunctionPausedError`` if the function is paused."""
     if function.id in transaction.store.apps.paused_functions():
-        raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you run anything again")
+        raise FunctionPausedError(f"the function {function.id!r} is paused; resume it before you rerun anything")
 
 
 def continue_operation(operation_id: str) -> Callable[[Transaction], None]:
@@ -196,7 +196,7 @@ def _is_meant(
 def _follows(transaction: Transaction, operation: BulkOperation, run_key: int) -> bool:
     """Whether a run descends from a cancelled run.
 
-    Runs are visited in the order of creation, so a run is visited after its ancestors.
+    Runs are processed in the order of creation, so a run follows its ancestors.
     """
     origin = transaction.event(transaction.store.run(run_key).event_key).origin
     return descends_from_cancelled(transaction, operation.function_id, origin, operation.created_at)

@@ -29,11 +29,11 @@ from .triggers import trigger_function
 _IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
 
 _Listened = tuple[str | None, str | None]
-"""A path of the wait index, and the value that the event has there."""
+"""A path of the wait index, and the event's value there."""
 
 
 class Sent(msgspec.Struct, frozen=True):
-    """The ids of stored events, and the names of events that match nothing."""
+    """The ids of stored events, and the names of events without a match."""
 
     ids: list[str]
     unmatched: list[str]
@@ -95,11 +95,11 @@ def invoke(
 
 
 def route_to(transaction: Transaction, function: SyncedFunction, received: ReceivedEvent) -> RunRow | None:
-    """Route an event that is meant for one function.
+    """Route an event that is sent to one function.
 
     Other functions that it triggers start as well.
     """
-    key = route(transaction, received, besides=function)
+    key = route(transaction, received, except_for=function)
     assert key is not None, "its id is new"
     return trigger_function(transaction, function, key)
 
@@ -107,7 +107,7 @@ def route_to(transaction: Transaction, function: SyncedFunction, received: Recei
 def route_internal_event(transaction: Transaction) -> None:
     """Route the first internal event that waits.
 
-    Events that follow from it are routed before the others that wait.
+    Events that result from it are routed before the others that wait.
     """
     others = transaction.internal_events
     transaction.internal_events = deque([others.popleft()])
@@ -133,13 +133,12 @@ def route(
     transaction: Transaction,
     received: ReceivedEvent,
     sender_id: str | None = None,
-    besides: SyncedFunction | None = None,
+    except_for: SyncedFunction | None = None,
 ) -> int | None:
-    """Store an event, and do what follows from it.
+    """Store an event, and apply its effects.
 
-    Returns its key. Returns ``None`` if an event with this id exists: then nothing changes.
-
-    Cancellations come first: an event does not cancel the runs that it starts, and their slots are free for these.
+    Returns its key, or ``None`` without any effect if an event with this id exists. Cancellations come first: an event
+    does not cancel the runs that it starts, and their slots are free for these.
     """
     key = transaction.store.add_event(
         received.id, sender_id, received.name, transaction.now, received.body, received.origin, received.traceparent
@@ -153,7 +152,7 @@ def route(
     if functions:
         transaction.events[key] = received
     for function in functions:
-        if besides is None or function.id != besides.id:
+        if except_for is None or function.id != except_for.id:
             trigger_function(transaction, function, key)
     for path, value in listened:
         _wake(transaction, received, path, value)
@@ -192,7 +191,7 @@ def _describe_wait(transaction: Transaction, run_key: int, step_id: str) -> str:
 
 
 def _note(transaction: Transaction, received: ReceivedEvent, describe: Callable[[], str]) -> None:
-    """Keep what an event does, for ``Sent``.
+    """Record an effect of an event, for ``Sent``.
 
     Only the first few effects are described, because a description costs queries.
     """

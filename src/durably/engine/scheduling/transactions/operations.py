@@ -4,9 +4,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps
+from durably.engine.core.answers import Answer, ReportedOps, shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
-from durably.engine.core.flow.admission import STARTED_LATE
+from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
     Answered,
@@ -54,7 +54,7 @@ from .transaction import Transaction
 _LONGEST_ERROR = 2_000
 _LATE = {
     DeadlineKind.START: STARTED_LATE,
-    DeadlineKind.FINISH: "the run was cancelled: it had not ended by the time that timeouts.finish allows",
+    DeadlineKind.FINISH: FINISHED_LATE,
 }
 
 
@@ -94,16 +94,15 @@ def _steps_of(scheduled: ScheduledCall, answered: ReportedOps) -> set[str]:
 
 
 def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction) -> bool:
-    """False if the run is damaged, and has failed.
+    """Store a checkpoint. Returns ``False`` if the run is damaged, and has failed.
 
     Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
     """
     generation = generation_of_checkpoint(request)
     run_key = _find_run(transaction, run_id)
     memoised = transaction.memoised(run_key, {op.id for op in request.steps})
-    return runs.apply(
-        transaction, run_key, Checkpointed(generation, request.steps, memoised, request.request_started_at)
-    )
+    steps = [shorten_op_error(op) for op in request.steps]
+    return runs.apply(transaction, run_key, Checkpointed(generation, steps, memoised, request.request_started_at))
 
 
 def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
@@ -117,7 +116,7 @@ def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
 
 
 def fire_timer(timer: StoredTimer) -> Callable[[Transaction], object]:
-    """Apply a timer that is due."""
+    """Apply a due timer."""
     match timer:
         case StepTimer(run_key, step_id):
             return lambda transaction: runs.apply(transaction, run_key, TimerFired(step_id))
@@ -132,7 +131,7 @@ def fire_timer(timer: StoredTimer) -> Callable[[Transaction], object]:
 
 
 def join_queue(scheduled: ScheduledCall) -> Callable[[Transaction], None]:
-    """Queue a delayed call that is due."""
+    """Queue a due delayed call."""
     return lambda transaction: runs.join_queue(transaction, scheduled.run_key, scheduled.call.generation)
 
 
@@ -143,12 +142,15 @@ def _end_late_run(transaction: Transaction, run_key: int) -> None:
 
 
 def cancel(transaction: Transaction, run_id: str) -> bool:
-    """False if the run has ended. Raises ``RunNotFoundError``."""
+    """Cancel a run. Returns ``False`` if it has ended.
+
+    Raises ``RunNotFoundError``.
+    """
     return runs.apply(transaction, _find_run(transaction, run_id), CancelRequested())
 
 
 def skip_delays(transaction: Transaction, run_id: str, step_id: str | None) -> int:
-    """The number of delays. Raises ``RunNotFoundError``."""
+    """Skip delays. Returns their number. Raises ``RunNotFoundError``."""
     run_key = _find_run(transaction, run_id)
     if not runs.apply(transaction, run_key, DelaysSkipped(step_id)):
         return 0
@@ -168,7 +170,7 @@ def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> 
 
 
 def invoke(transaction: Transaction, function_id: str, event: Event) -> InvokeReceipt:
-    """Raises ``FunctionNotFoundError``."""
+    """Invoke a function. Raises ``FunctionNotFoundError``."""
     event_id = transaction.new_id()
     run = event_routing.invoke(
         transaction, transaction.registry.get_active(function_id), event, event_id, {"fn_id": function_id}
@@ -177,7 +179,7 @@ def invoke(transaction: Transaction, function_id: str, event: Event) -> InvokeRe
 
 
 def signal(transaction: Transaction, name: str, data: bytes) -> str | None:
-    """The id of the run that waited for the signal; ``data`` is JSON."""
+    """Send a signal with JSON ``data``. Returns the id of the run that waited for it."""
     for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, name):
         memo = data_memo(b'{"data":' + data + b',"signal":' + msgspec.json.encode(name) + b"}")
         runs.apply(transaction, run_key, WaitResolved(step_id, memo))
@@ -193,7 +195,7 @@ def recover(transaction: Transaction, run_keys: Collection[int]) -> None:
 def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[SyncedFunction]) -> SyncResult:
     """Replace the app's functions by those of the sync.
 
-    ``functions`` are checked already. Raises ``ConfigInvalidError`` if another app has a function with the same id.
+    ``functions`` are already checked. Raises ``ConfigInvalidError`` if another app has a function with the same id.
     """
     store, app_id = transaction.store, request.app_id
     configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
@@ -215,7 +217,7 @@ def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[Syn
 
 
 def note_refused_sync(transaction: Transaction, app_id: str, error: str) -> None:
-    """Keep the reason why the sync of an app that has synced before was refused."""
+    """Store the reason why the sync of an app that has synced before was refused."""
     if transaction.store.apps.app_version_and_url(app_id) != (None, None):
         sync = SyncReport(at=to_datetime(transaction.now), error=error[:_LONGEST_ERROR])
         transaction.store.apps.put_sync(app_id, msgspec.json.encode(sync))
@@ -239,7 +241,7 @@ def _compare(
     previous: tuple[str | None, str | None],
     now: tuple[str | None, str],
 ) -> SyncResult:
-    """The result of a sync: its differences from the state before.
+    """The result of a sync: its differences from the former state.
 
     ``before`` and ``after`` are configurations by the ids of functions. ``previous`` and ``now`` are the app's version
     and URL.
@@ -262,7 +264,7 @@ def _check_owners(transaction: Transaction, app_id: str, function_ids: list[str]
         if other is not None:
             raise ConfigInvalidError(
                 f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other!r}: an id "
-                "is the app's id, a hyphen and the function's own, so that two apps may have the same id; rename the "
+                "is the app's id, a hyphen and the function's own, so two apps may have the same id; rename the "
                 "function"
             )
 

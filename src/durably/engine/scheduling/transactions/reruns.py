@@ -20,8 +20,8 @@ _MOST_NAMED = 20
 class Rerun(msgspec.Struct, frozen=True):
     """A run to repeat, and the memos that the new run takes over.
 
-    They are the memos of the run ``run_key`` before the place ``until``. ``memos`` is their number, and ``size`` their
-    bytes. ``step_input``: see the schema.
+    They are the memos of the run ``run_key`` before the position ``until``. ``memos`` is their number, and ``size``
+    their bytes. ``step_input``: see the schema.
     """
 
     run_key: int
@@ -34,7 +34,7 @@ class Rerun(msgspec.Struct, frozen=True):
 
 
 def plan_rerun(store: RunStore, run: RunRow, from_step: FromStep | None) -> Rerun:
-    """Raises ``StepNotFoundError``."""
+    """Plan a rerun. Raises ``StepNotFoundError``."""
     event_keys = store.event_keys(run)
     if from_step is None:
         return Rerun(run.key, run.id, event_keys)
@@ -47,20 +47,20 @@ def plan_rerun(store: RunStore, run: RunRow, from_step: FromStep | None) -> Reru
 
 
 def _find_step(store: RunStore, run: RunRow, wanted: str) -> tuple[str, int]:
-    """The hashed id of a step, and the place of its memo."""
+    """The hashed id of a step, and the position of its memo."""
     steps = store.memo_order(run.key)
     accepted = (wanted, hash_step_id(wanted))
     for place, hashed_id, name in steps:
         if name == wanted or hashed_id in accepted:
             return hashed_id, place
     names = ", ".join(repr(name) for _, _, name in steps[:_MOST_NAMED]) + (", …" if len(steps) > _MOST_NAMED else "")
-    known = f"it has {names}" if steps else "it has none; run it again from the start"
+    known = f"it has {names}" if steps else "no step has finished; rerun it from the start"
     raise StepNotFoundError(f"run {run.id} has no finished step {wanted!r}: {known}")
 
 
 _MOST_NAMED_FUNCTIONS = 8
 MOST_ANCESTORS = 100
-"""The maximum number of ancestors to follow. Each costs two look-ups."""
+"""The maximum number of ancestors to follow. Each costs two queries."""
 
 
 def ancestors(transaction: Transaction, origin: Origin | None) -> Iterator[RunRow]:

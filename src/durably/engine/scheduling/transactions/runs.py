@@ -76,7 +76,7 @@ _logger = get_logger("durably.engine")
 
 
 def cancel(transaction: Transaction, run_key: int, reason: str) -> None:
-    """See ``CancelRun``."""
+    """Cancel a run; see ``CancelRun``."""
     live = transaction.runs.get(run_key)
     if live is not None and live.is_changing:
         transaction.inputs.append((run_key, CancelRequested(reason)))
@@ -85,7 +85,7 @@ def cancel(transaction: Transaction, run_key: int, reason: str) -> None:
 
 
 def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
-    """Apply an input to a run. Returns false if the run has ended.
+    """Apply an input to a run. Returns ``False`` if the run has ended.
 
     It may have ended because its run state is damaged. Raises the errors of ``advance``.
     """
@@ -111,7 +111,7 @@ def apply(transaction: Transaction, run_key: int, run_input: Input) -> bool:
 
 
 def fail_run(transaction: Transaction, run_key: int, error: ErrorData) -> None:
-    """Fail a run that the engine cannot continue, whatever its run state is.
+    """Fail a run that the engine cannot continue, whatever its run state.
 
     Does nothing if the run has ended.
     """
@@ -176,7 +176,7 @@ def _store_live(transaction: Transaction, live: LiveRun) -> None:
 
 
 def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
-    """A run to change; ``None`` if it has ended, or is damaged, and has failed."""
+    """Load a run to change. ``None`` if it has ended, or has failed as damaged."""
     live = transaction.runs.get(run_key)
     if live is not None:
         return None if live.state.status.has_ended else live
@@ -205,7 +205,7 @@ def _load(transaction: Transaction, run_key: int) -> LiveRun | None:
 def _is_moving(transaction: Transaction, live: LiveRun) -> bool:
     """Whether the run proceeds without another input.
 
-    If it does, a call or request of the run is under way, or will be.
+    If so, a call or request of the run is under way, or will be.
     """
     waiting = (
         transaction.queue.waiting(live.row.key) if live.queue_entry is not None and live.queue_entry.is_queued else ()
@@ -230,7 +230,7 @@ def _leave_calls(transaction: Transaction, live: LiveRun, before: RunState) -> N
 
 
 def join_queue(transaction: Transaction, run_key: int, generation: int) -> None:
-    """Queue a delayed call that is now due."""
+    """Queue a due delayed call."""
     live = _load(transaction, run_key)
     call = None if live is None else live.state.call(generation)
     if live is None or call is None:
@@ -412,7 +412,7 @@ def _end_run(transaction: Transaction, live: LiveRun, command: EndRun) -> None:
         by_engine=command.by_engine,
     )
     transaction.outbox.append(ended)
-    # A run keeps its error as the app wrote it. Events and invokers get it without nulls, as from official servers.
+    # A run keeps its error in the app's form. Events and invokers get it without nulls, as from official servers.
     reported = output if completed else encode_error(msgspec.json.decode(output, type=ErrorData))
     memo = data_memo(reported) if completed else b'{"error":' + reported + b"}"
     if live.queue_entry is not None:
@@ -487,7 +487,7 @@ def _add_call(transaction: Transaction, live: LiveRun, call: Call) -> None:
 def _add_call_data(transaction: Transaction, live: LiveRun, place: int) -> None:
     """Add the content to a call in the outbox, which saves a read.
 
-    The content must be in memory, the call due, and nothing else able to happen to the run before it, except its end.
+    The content must be in memory, the call due, and only the end of the run possible before it.
     """
     state, message = live.state, transaction.outbox[place]
     assert isinstance(message, ScheduledCall), "calls stay at their places"

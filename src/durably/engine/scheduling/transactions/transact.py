@@ -27,15 +27,16 @@ _logger = get_logger("durably.engine")
 
 class Transact(Protocol):
     def __call__(self, work: Callable[[Transaction], T], /) -> asyncio.Future[T]:
-        """Run ``work`` in the writer's thread; its result is there after the commit.
+        """Run ``work`` in the writer thread.
 
-        The future raises what ``work`` does, and ``DatabaseUnavailableError``. Raises ``EngineClosedError``.
+        The future resolves after the commit. It raises the exceptions of ``work``, and ``DatabaseUnavailableError``.
+        Raises ``EngineClosedError``.
         """
         ...
 
 
 class Transactions:
-    """``registry`` is replaced when an app syncs."""
+    """Runs transactions. ``registry`` is replaced when an app syncs."""
 
     def __init__(self, writer: Writer, context: TransactionContext, registry: Registry, clock: Clock) -> None:
         self.registry = registry
@@ -54,7 +55,7 @@ class Transactions:
         self._writer.start(self._execute, dispatch, on_group)
 
     def _execute(self, work: Callable[[Transaction], T]) -> tuple[T, Outbox]:
-        """In the writer's thread."""
+        """Run ``work`` in the writer's thread."""
         transaction = Transaction(self._context, self.registry, self._clock.now())
         result = work(transaction)
         return result, finish(transaction)
@@ -75,7 +76,7 @@ class Transactions:
         work: Callable[[Transaction], object],
         otherwise: Callable[[Exception], Callable[[Transaction], object]] | None = None,
     ) -> None:
-        """``transact`` without waiting.
+        """Commit in the background.
 
         An error is logged, and the transaction ``otherwise(error)`` replaces the failed one.
         """
@@ -120,6 +121,6 @@ class Transactions:
         self._clock.end_work()
 
     def close(self) -> None:
-        """Cancel the repetitions."""
+        """Cancel the retries."""
         for task in self._retrying:
             task.cancel()

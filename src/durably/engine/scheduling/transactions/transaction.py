@@ -40,10 +40,11 @@ Memos = tuple[tuple[str, bytes], ...]
 
 
 class CachedRun(msgspec.Struct, frozen=True, gc=False):
-    """A run as the cache keeps it.
+    """A run in the cache.
 
-    ``is_moving`` is as stored. ``trigger`` is the event that triggered the run, unless it is large, or one of several.
-    ``memos`` are all memos of the run in their order, by hashed step id; ``None`` if they are unknown or large.
+    - ``is_moving``: As stored.
+    - ``trigger``: The event that triggered the run, unless it is large, or one of several.
+    - ``memos``: All memos of the run in their order, by hashed step id; ``None`` if they are unknown or large.
     """
 
     row: RunRow
@@ -66,8 +67,8 @@ def with_memo(memos: Memos | None, step_id: str, memo: bytes) -> Memos | None:
 class RunCache:
     """The runs that the writer changed last, and the paths of the wait index.
 
-    They are kept so that the writer does not read them again. ``runs`` are by key, the oldest first. ``keys`` are
-    their keys by id. ``wait_paths`` are the paths of the wait index by event name.
+    They are kept so that the writer need not read them again. ``runs`` are by key, the oldest first. ``keys`` are their
+    keys by id. ``wait_paths`` are the paths of the wait index by event name.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ class RunCache:
             del self.keys[cached.row.id]
 
     def clear(self) -> None:
-        """After a rollback."""
+        """Remove all runs after a rollback."""
         self.runs.clear()
         self.keys.clear()
         self.wait_paths.clear()
@@ -119,7 +120,7 @@ class RunQueue:
         return self._queue
 
     def join(self, run: RunRow, call: Call, queue_entry: QueueEntry) -> None:
-        """Add a call that is due."""
+        """Add a due call."""
         function = self._registry.functions.get(run.function_id)
         flow = Flow(function_id=run.function_id) if function is None else function.flow
         queued = QueuedCall(queue_entry.position, run.key, call.generation)
@@ -155,6 +156,11 @@ class RunQueue:
         if self._open_queue.check_throttles(_THROTTLES_AT_ONCE):
             self._outbox.append(ThrottleTimer(self._now))
 
+    def check_all_throttles(self) -> None:
+        """Check all throttles, those that were not ready until later too."""
+        self._rows.advance_throttle_times(self._now)
+        self.check_throttles()
+
     def update_limits(self, flow: Flow) -> None:
         """Apply a function's new limits to its queued calls."""
         self._open_queue.update_limits(flow)
@@ -173,7 +179,7 @@ class RunQueue:
 class EventOutcome(msgspec.Struct, frozen=True):
     """``ended`` are sentences on waits and runs, at most ``MOST_NOTED`` of ``count``.
 
-    ``dropped`` are sentences on the functions that the event triggered, and that started no run.
+    ``dropped`` are sentences on the functions that the event triggered without starting a run.
     """
 
     ended: list[str]
@@ -207,11 +213,15 @@ class TransactionContext(msgspec.Struct, frozen=True):
 class LiveRun(msgspec.Struct, eq=False, gc=False):
     """A run that this transaction changes.
 
-    ``began`` is the time at which the present change began. ``is_changing`` is true until all commands of that change
-    are executed. ``was_moving`` is as stored. ``kept_memos`` are as in ``CachedRun``. ``call_place`` is the place of
-    the latest call in the outbox. ``before`` is the state before the present change, ``input`` causes it, and
-    ``called_at`` is when the call was made that has ended so, if it is known. ``call`` is what is known of the time of
-    a call that reports steps, once it is needed.
+    - ``began``: When the current change began.
+    - ``is_changing``: True until all commands of that change are executed.
+    - ``was_moving``: As stored.
+    - ``kept_memos``: As in ``CachedRun``.
+    - ``call_place``: The position of the latest call in the outbox.
+    - ``before``: The state before the current change.
+    - ``input``: The cause of the current change.
+    - ``called_at``: The start time of the call that ended, if known.
+    - ``call``: The times of a call that reports steps, read at first use.
     """
 
     row: RunRow
@@ -239,10 +249,13 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
 class Transaction:
     """The state of one transaction: its time, runs, inputs, events and outbox.
 
-    ``now`` is milliseconds since the epoch. ``new_id`` makes the id of a new run or event. ``runs`` are the runs that
-    have changed. ``inputs`` are the next inputs of the run machine. ``internal_events`` are the engine's own events
-    that are routed next. ``events`` are those that this transaction has stored or read, by key. ``outcomes`` are what
-    events did besides starting runs, by event id.
+    - ``now``: Milliseconds since the epoch.
+    - ``new_id``: Makes the id of a new run or event.
+    - ``runs``: The runs that have changed.
+    - ``inputs``: The next inputs of the run machine.
+    - ``internal_events``: The engine's own events that are routed next.
+    - ``events``: Events that this transaction has stored or read, by key.
+    - ``outcomes``: The effects of events other than runs, by event id.
     """
 
     __slots__ = (
@@ -299,7 +312,7 @@ class Transaction:
         return event
 
     def note_dropped(self, event_id: str, sentence: str) -> None:
-        """Keep the reason why a function starts no run for an event."""
+        """Record the reason why a function starts no run for an event."""
         known = self.outcomes.get(event_id, NO_OUTCOME)
         if len(known.dropped) < _MOST_DROPPED:
             self.outcomes[event_id] = msgspec.structs.replace(known, dropped=[*known.dropped, sentence])
@@ -307,7 +320,7 @@ class Transaction:
     def emit(self, name: InternalEvent, data: bytes, origin: Origin | None, traceparent: str | None) -> None:
         """Send one of the engine's own events. ``data`` is JSON.
 
-        The event is routed after the present input.
+        The event is routed after the current input.
         """
         self.internal_events.append(make_internal_event(name, data, self.new_id(), self.now, origin, traceparent))
 
@@ -360,7 +373,7 @@ class Transaction:
         return self.store.find_run_key(run_id) if key is None else key
 
     def find_run(self, run_key: int) -> CachedRun | None:
-        """A run as it was before this transaction; ``None`` if it had ended.
+        """A run in its state before this transaction; ``None`` if it had ended.
 
         Raises ``DatabaseCorruptError``.
         """
@@ -378,7 +391,7 @@ class Transaction:
         return frozenset([step_id for step_id, _ in cached.memos if step_id in step_ids])
 
     def cancel(self, run_key: int, reason: str) -> None:
-        """See ``CancelRun``."""
+        """Cancel a run; see ``CancelRun``."""
         self._cancel_run(self, run_key, reason)
 
     def resolve_invokers(self, trigger: ReceivedEvent, memo: bytes, *, failed: bool) -> None:
@@ -391,5 +404,5 @@ class Transaction:
 def _error_name(output: bytes) -> str:
     try:
         return msgspec.json.decode(output, type=ErrorData).name or "Error"
-    except msgspec.MsgspecError:  # as the app wrote it
+    except msgspec.MsgspecError:  # the JSON that the app wrote
         return "Error"

@@ -45,7 +45,7 @@ from .transaction import MOST_TRIGGER_BYTES, CachedRun, Transaction
 def trigger_function(transaction: Transaction, function: SyncedFunction, event_key: int) -> RunRow | None:
     """Start a run of the function for an event.
 
-    Returns the run, or a run that is shown as skipped; ``None`` if no run starts, or if one starts later.
+    Returns the run, or a run that is shown as skipped. ``None`` if no run starts, or if one starts later.
     """
     controls = transaction.registry.controls.get(function.id)
     received = transaction.event(event_key)
@@ -81,7 +81,7 @@ def start_rerun(transaction: Transaction, function: SyncedFunction, rerun: Rerun
 
 
 def end_bucket(transaction: Transaction, bucket_id: str) -> None:
-    """End a debounce or a batch that is due. If it was postponed, set its timer again."""
+    """End a due debounce or batch. If it was postponed, set its timer again."""
     found = transaction.store.flow.due_bucket(bucket_id)
     if found is None:
         return
@@ -124,7 +124,7 @@ def release_run(transaction: Transaction, run: RunRow, queue_entry: QueueEntry) 
 def _hold_back(transaction: Transaction, function: SyncedFunction, event_key: int, debounced: Debounced) -> None:
     bucket_id = debounced.bucket.id
     if debounced.fired_at_before is None or debounced.fires_at < debounced.fired_at_before:
-        # The timer of a postponed one fires at its earlier time, and is set again then.
+        # The timer of a postponed one fires at its earlier time, and is then set again.
         transaction.outbox.append(BucketTimer(bucket_id, debounced.fires_at))
     if debounced.dropped != event_key:
         transaction.store.flow.hold_event(bucket_id, event_key)
@@ -159,7 +159,7 @@ def _start_held(transaction: Transaction, function: SyncedFunction, bucket_id: s
 def _drop(transaction: Transaction, function: SyncedFunction, event_key: int, reason: str) -> None:
     """Drop the trigger.
 
-    Report it to the invoking step, if there is one, and to users who look at the event.
+    Report it to the invoking step, if there is one, and to users who inspect the event.
     """
     error = skipped_error(function.id, reason)
     transaction.note_dropped(transaction.event(event_key).id, error.message or reason)
@@ -213,7 +213,7 @@ def _start(
         elif how.start_by is not None:
             _set_deadline(transaction, run, DeadlineKind.START, how.start_by)
     if how.cancels is not None:
-        # After the start: functions that its end triggers find the new run.
+        # After the start, so that functions that its end triggers find the new run.
         transaction.cancel(how.cancels, CANCELLED_BY_SINGLETON)
     _heed_cancellations(transaction, function, run)
     return run
@@ -258,7 +258,7 @@ def _set_deadline(transaction: Transaction, run: RunRow, kind: DeadlineKind, due
 def _is_needed(transaction: Transaction, function: SyncedFunction, how: Start) -> bool:
     """Whether the queue entry must be kept with the run.
 
-    That holds if the run's state depends on the entry, or must be cleaned up after it.
+    It must if the run's state depends on the entry, or must be cleaned up after it.
     """
     queue_entry = how.queue_entry
     has_deadline = function.flow.options.timeouts is not None

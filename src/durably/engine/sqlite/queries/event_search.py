@@ -33,7 +33,7 @@ from .search_pages import (
 from .views import FirstCallAt, event_view
 
 MOST_RUNS = 50
-"""Runs of one event that a page has."""
+"""Maximum number of runs of one event on a page."""
 _MOST_OF_ID = 100
 
 _HAS_NO_EFFECT = (
@@ -44,15 +44,15 @@ _HAS_NO_EFFECT = (
 )
 
 IsTriggering = Callable[[str], bool]
-"""Whether events of a name trigger a function now."""
+"""Returns whether events of a name trigger a function now."""
 
 
 class EventFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The events that a search is for.
+    """The filter of a search for events.
 
-    They were received from ``received_after`` until before ``received_before``, in milliseconds since the epoch.
-    ``condition`` is over ``event``. ``id`` is the id of the engine or of the sender, or the beginning or the end of the
-    engine's.
+    - ``received_after``, ``received_before``: A half-open interval, in milliseconds since the epoch.
+    - ``condition``: Over ``event``.
+    - ``id``: The id of the engine or of the sender, or the beginning or the end of the engine's.
     """
 
     name: str | None = None
@@ -130,14 +130,14 @@ class EventSearch:
         if wanted.is_unmatched:
             clauses.append(_HAS_NO_EFFECT)
         return self._connection.execute(
-            f"SELECT events.key, events.id, received_at, body, {_HAS_NO_EFFECT}, name FROM {walk.rows} "
+            f"SELECT events.key, events.id, received_at, body, {_HAS_NO_EFFECT}, name, ended FROM {walk.rows} "
             f"WHERE {' AND '.join(clauses)} ORDER BY {walk.key} DESC",
             values,
         )
 
     def _match(self, row: Any) -> EventReport | None:
         """The event of a row, if it matches the conditions that SQL does not compare."""
-        key, event_id, received_at, body, has_no_effect, name = row
+        key, event_id, received_at, body, has_no_effect, name, ended = row
         is_unmatched = bool(has_no_effect) and not self._is_triggering(name)
         if self._wanted.is_unmatched not in (None, is_unmatched):
             return None
@@ -147,7 +147,8 @@ class EventSearch:
             if not condition.matches(msgspec.json.decode(body, type=dict[str, Any]), now=self._budget.now):
                 return None
         runs = [] if has_no_effect else self._runs(key)
-        return EventReport(event=event_view(event_id, received_at, body), runs=runs, is_unmatched=is_unmatched)
+        event = event_view(event_id, received_at, body)
+        return EventReport(event=event, runs=runs, is_unmatched=is_unmatched, ended=ended or 0)
 
     def _runs(self, event_key: int) -> list[RunLink]:
         keys = self._connection.execute(

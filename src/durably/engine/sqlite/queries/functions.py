@@ -20,13 +20,13 @@ from .search_pages import Budget, key_range
 from .views import FirstCallAt
 
 MOST_SAMPLED = 100
-"""Ended runs whose durations a report has."""
+"""Number of ended runs whose durations a report has."""
 _MOST_LOOKED_AT = 2_000
-"""The newest runs of a function among which those are searched."""
+"""The number of a function's newest runs among which those are searched."""
 _MOST_STEPS = 5_000
-"""Finished steps whose durations a report has."""
+"""Number of finished steps whose durations a report has."""
 MOST_MATCHED = 20_000
-"""Runs of a function that a count looks at."""
+"""Number of a function's runs that a count looks at."""
 _MOST_CRON_RUNS, _CRON_RUNS_LOOKED_AT = 5, 200
 
 
@@ -68,7 +68,8 @@ def sample_durations(connection: sqlite3.Connection, function_id: str) -> Durati
 def _step_durations(connection: sqlite3.Connection, run_key: int, limit: int) -> Iterator[tuple[str, int, float]]:
     """Names of a run's finished steps, whether they failed, and their seconds.
 
-    The time is that of the app's code if it was reported, and otherwise that from the call, or the wait's beginning.
+    The time is that of the app's code if it was reported. Otherwise it is the time since the call, or since the wait's
+    beginning.
     """
     rows = connection.execute(
         "SELECT name, failed, ran_for, "
@@ -81,7 +82,7 @@ def _step_durations(connection: sqlite3.Connection, run_key: int, limit: int) ->
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The least value that this share of the values does not exceed.
+    """The lowest value that this share of the values does not exceed.
 
     ``ordered`` has at least one value (nearest rank).
     """
@@ -100,7 +101,7 @@ def count_matching_runs(
 ) -> MatchCount:
     """The number of runs created from ``times[0]`` until before ``times[1]``.
 
-    Looks at the newest ones, until the limits are reached.
+    Looks at the newest runs, until the limits are reached.
     """
     after, before = times
     low, high = key_range(connection, "runs", "created_at", after, before)
@@ -148,10 +149,7 @@ _tick_decoder = msgspec.json.Decoder(_TickEvent)
 
 
 class PlannedSchedule(msgspec.Struct, frozen=True):
-    """A schedule of a function.
-
-    The time of its next tick, and the last runs that it started.
-    """
+    """A schedule of a function, its next tick, and the last runs that it started."""
 
     function_id: str
     schedule: str

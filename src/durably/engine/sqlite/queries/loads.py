@@ -15,9 +15,9 @@ from .search_pages import key_at
 from .views import FirstCallAt, read_run_state_of
 
 STUCK_MILLISECONDS = 600_000
-"""A call that holds a slot for longer than this, while others wait for it, needs attention."""
+"""Milliseconds after which a call that holds a slot needs attention, if others wait for the slot."""
 MOST_COUNTED = 1_000
-"""Events of a name, and skipped runs of a function, that are counted."""
+"""Maximum counted events of a name, and skipped runs of a function."""
 MOST_EVENT_NAMES = 1_000
 _MOST_STUCK = 200
 _MOST_FIRST_CALLS = 20
@@ -28,7 +28,7 @@ _bucket_ids = msgspec.msgpack.Decoder(tuple[str, ...])
 class QueuedLoad(msgspec.Struct, frozen=True):
     """A function's calls that wait for a slot or a throttle.
 
-    ``oldest`` is the time since when one of them has waited.
+    ``oldest`` is the time since which the first of them has waited.
     """
 
     calls: int
@@ -36,7 +36,7 @@ class QueuedLoad(msgspec.Struct, frozen=True):
 
 
 class StuckSlot(msgspec.Struct, frozen=True):
-    """A concurrency bucket whose slot a call has held since ``since``.
+    """A concurrency bucket with a slot that a call has held since ``since``.
 
     ``waiting`` calls wait for it.
     """
@@ -49,7 +49,7 @@ class StuckSlot(msgspec.Struct, frozen=True):
 
 
 class UnmatchedName(msgspec.Struct, frozen=True):
-    """Events of a name that starts and wakes nothing.
+    """Events of a name that starts and wakes no run.
 
     ``count`` is at most ``MOST_COUNTED``.
     """
@@ -71,7 +71,7 @@ class SkippedRuns(msgspec.Struct, frozen=True):
 
 
 def queued_loads(connection: sqlite3.Connection) -> dict[str, QueuedLoad]:
-    """By function."""
+    """Calls that wait, by function."""
     rows = connection.execute(
         "SELECT function_id, sum((SELECT count(*) FROM queued_calls WHERE lane_id = lanes.id)) FROM lanes "
         "GROUP BY function_id"
@@ -98,7 +98,7 @@ def _due_times(connection: sqlite3.Connection, function_id: str) -> Iterator[int
 def count_scheduled(connection: sqlite3.Connection, first_call_at: FirstCallAt) -> int:
     """The number of runs whose first call has not been made.
 
-    Their calls are queued, or about to be made: runs that sleep or wait are not looked at.
+    Their calls are queued, or about to be made. Runs that sleep or wait are not read.
     """
     rows = connection.execute(
         "SELECT runs.key FROM heads INDEXED BY heads_moving CROSS JOIN runs ON runs.key = heads.run_key "
@@ -109,7 +109,7 @@ def count_scheduled(connection: sqlite3.Connection, first_call_at: FirstCallAt) 
 
 
 def stuck_slots(connection: sqlite3.Connection, now: int) -> list[StuckSlot]:
-    """The longest held first, one for each bucket."""
+    """Stuck slots, one for each bucket, longest held first."""
     held = connection.execute(
         "SELECT bucket_ids, made_at, runs.id, runs.function_id FROM holds CROSS JOIN runs ON runs.key = holds.run_key "
         "WHERE made_at < ? ORDER BY made_at LIMIT ?",
@@ -131,7 +131,7 @@ def stuck_slots(connection: sqlite3.Connection, now: int) -> list[StuckSlot]:
 def event_names(connection: sqlite3.Connection, limit: int = MOST_EVENT_NAMES) -> list[str]:
     """The names of stored events, without those of the engine's own.
 
-    They are found by seeks in the index of names.
+    Seeks in the index of names find them.
     """
     names: list[str] = []
     last = ""
@@ -150,7 +150,7 @@ def event_names(connection: sqlite3.Connection, limit: int = MOST_EVENT_NAMES) -
 def count_events(connection: sqlite3.Connection, names: Collection[str], since: int) -> list[UnmatchedName]:
     """Numbers of the events of these names that were received since a time.
 
-    Names that have none are left out.
+    Names without events are omitted.
     """
     first_key = key_at(connection, "events", "received_at", since)
     found = []
@@ -167,7 +167,7 @@ def count_events(connection: sqlite3.Connection, names: Collection[str], since: 
 
 
 def skipped_runs(connection: sqlite3.Connection) -> list[SkippedRuns]:
-    """Of each paused function."""
+    """The skipped runs of each paused function."""
     pauses = connection.execute("SELECT function_id, paused_at FROM pauses").fetchall()
     found = []
     for function_id, paused_at in pauses:

@@ -20,11 +20,11 @@ from durably.protocol.sync import decode_function
 from .views import Conditions, FirstCallAt, find_event, find_run, read_run_state_of
 
 MAX_CHILDREN = 200
-"""The maximum number of children that a report has."""
+"""The maximum number of children in a report."""
 
 _LINK = "SELECT runs.key, runs.id, runs.function_id, runs.status, runs.created_at, runs.started_at FROM runs"
 _SENDER = "CAST(substr(events.origin, 2) AS INTEGER)"
-"""The run of an origin, as the index ``events_by_sender_run`` has it."""
+"""The run of an origin, in the form of the index ``events_by_sender_run``."""
 _SENT = f"{_SENDER} = ? AND events.origin IS NOT NULL AND events.name <> 'inngest/function.finished'"
 
 
@@ -38,7 +38,7 @@ class _InvocationData(msgspec.Struct, rename={"metadata": "_inngest"}):
 
 
 class Invocation(msgspec.Struct):
-    """The event of an invocation, with what the engine added to its data."""
+    """The event of an invocation, with the fields that the engine added to its data."""
 
     data: _InvocationData = msgspec.field(default_factory=_InvocationData)
 
@@ -56,7 +56,7 @@ def parent_link(
 ) -> RunLink | None:
     """The run that started a run by ``event_key``, or that a rerun repeats.
 
-    ``None`` if there is none any more.
+    ``None`` if it does not exist, or no longer exists.
     """
     if rerun_of is not None:
         row = connection.execute(f"{_LINK} WHERE id = ?", (rerun_of,)).fetchone()
@@ -79,7 +79,7 @@ def child_links(
 ) -> tuple[list[RunLink], bool]:
     """The runs that a run started, the earliest first, and whether there are more.
 
-    Functions that the event of the run's end triggers are among them only if it failed or was cancelled.
+    Functions that the event of the run's end triggers are included only if the run failed or was cancelled.
     """
     links: list[tuple[int, RunLink]] = []
     for table, column in (("runs", "event_key"), ("run_events", "event_key")):
@@ -130,7 +130,7 @@ def _link(row: Any, relation: Relation | None, step: str | None, first_call_at: 
 
 
 CalledAt = Callable[[int, int], int | None]
-"""Maps a run's key and a generation to when that call was made, in milliseconds; ``None`` if it is not under way."""
+"""Returns the time of the call with a run's key and a generation, in milliseconds; ``None`` if it is not under way."""
 
 _unfinished_decoder = msgspec.json.Decoder(list[UnfinishedStep])
 

@@ -1,7 +1,7 @@
 """Searches of runs: by status, function, app, event, time, id and an expression.
 
-They run in the reader's threads. Results are newest first. No table has the numbers for each filter. So the runs of
-each status are counted along indexes, up to a limit.
+They run in the reader's threads. Results are newest first. No table has counts for each filter, so the runs of each
+status are counted along indexes, up to a limit.
 """
 
 import sqlite3
@@ -36,9 +36,9 @@ from .search_pages import (
 from .views import RUN_COLUMNS, FirstCallAt, run_view
 
 LONGEST_OUTPUT = 16 * 1024
-"""Bytes of the longest output that a page of runs has."""
+"""Bytes of the longest output on a page of runs."""
 MOST_OF_EVENT_NAME = 5_000
-"""Events of a name whose runs are read at once."""
+"""Number of events of a name whose runs are read at once."""
 _MOST_EVENTS_OF_ID = 100
 
 _RUNS_OF_EVENTS = (
@@ -54,11 +54,12 @@ _HAS_RARE_END = "ended_at IS NOT NULL AND status <> 'Completed'"
 
 
 class RunFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """The runs that a search is for.
+    """The filter of a search for runs.
 
-    ``started_after`` and ``started_before`` limit the time of creation, from the first until before the second, in
-    milliseconds since the epoch. ``condition`` is over event and output. ``id`` is the id of the run or of one of its
-    events, or the beginning or the end of such an id.
+    - ``started_after``, ``started_before``: A half-open interval of the time of creation, in milliseconds since the
+      epoch.
+    - ``condition``: Over event and output.
+    - ``id``: The id of the run or of one of its events, or the beginning or the end of such an id.
     """
 
     status: RunStatus | None = None
@@ -79,7 +80,7 @@ def search_runs(
     first_call_at: FirstCallAt,
     budget: Budget,
 ) -> RunPage:
-    """Raises ``SelectionInvalidError`` for a cursor of another search."""
+    """Search runs. Raises ``SelectionInvalidError`` for a cursor of another search."""
     rows = _Rows(connection, wanted, first_call_at, budget)
     if wanted.id is None:
         return rows.search(index_walks(connection, wanted), limit, cursor)
@@ -95,7 +96,7 @@ def search_runs(
 
 
 def index_walks(connection: sqlite3.Connection, wanted: RunFilter) -> list[Walk]:
-    """The indexes that fit a filter, the narrowest first."""
+    """The indexes that fit a filter, the most selective first."""
     walks: list[Walk] = []
     if wanted.status is not None and not wanted.status.has_ended:
         rows = "heads AS live CROSS JOIN runs ON runs.key = live.run_key"
@@ -147,8 +148,8 @@ def _is_rare_event(connection: sqlite3.Connection, name: str) -> bool:
 def row_conditions(wanted: RunFilter, walk: Walk, end: int, high: int) -> tuple[str, list[object]]:
     """The WHERE clause for rows of a walk, and its values.
 
-    The rows are those from ``end`` until before ``high``. With an event name they are joined with ``events``. All live
-    runs are in the rows of each of their statuses.
+    The rows are those from ``end`` until before ``high``. With an event name they are joined with ``events``. Each
+    status of live runs selects the rows of all live runs.
     """
     clauses = [walk.rows_clause, f"{walk.key} >= ?", f"{walk.key} < ?"]
     values = [*walk.values, end, high]
@@ -205,7 +206,7 @@ class _Rows:
         )
 
     def _match(self, row: Any) -> RunView | None:
-        """The run of a row, if it matches the conditions that SQL does not compare."""
+        """The run of a row, if it meets the conditions that SQL does not compare."""
         *columns, output, event = row
         status = self._wanted.status
         if status is not None and not status.has_ended and status is not self._live_status(row[0], row[7]):
@@ -250,7 +251,7 @@ def _search_by_part_of_id(
 ) -> RunPage | None:
     """The runs whose id begins with a string or ends in it.
 
-    ``None`` if the text may be of an event's id.
+    ``None`` if the string may be part of an event's id.
     """
     if not (text.isascii() and text.isalnum()):
         return RunPage(runs=[], cursor=None)
@@ -262,11 +263,11 @@ def _search_by_part_of_id(
 
 
 MOST_COUNTED = 1_000
-"""The largest number of runs of a status."""
+"""Maximum counted runs of a status."""
 COUNTED_PORTION = 10_000
-"""Entries of an index that are looked at for a status."""
+"""Number of entries of an index that are read for a status."""
 COUNTED_ROWS_PORTION = 2_000
-"""Runs that are looked at for a status if the filter needs their rows."""
+"""Number of runs that are read for a status if the filter needs their rows."""
 
 
 def count_by_status(connection: sqlite3.Connection, wanted: RunFilter, first_call_at: FirstCallAt) -> StatusCounts:
@@ -312,7 +313,7 @@ class _CountedRows:
             walk = walks[0]
             end = walk.reach(connection, low, high, COUNTED_PORTION)
             if len(walks) > 1:
-                # Few runs of a function may have the status, and few with the status be the function's.
+                # Few runs of a function may have the status, and few with the status may be the function's.
                 second_index = walks[1]
                 end = max(end, second_index.reach(connection, low, high, COUNTED_PORTION))
         self.are_all = end <= low

@@ -1,8 +1,8 @@
 """Pages of a search, and walks along an index, from the newest rows to older ones.
 
-A search that no index answers must not read a million rows for one request. It reads a portion, and returns a cursor.
-If several indexes fit a filter, the search takes the one whose portion reaches furthest back. A page has the rows of a
-walk that match. It ends when it is full, or when the budget is spent.
+A search without a matching index must not read a million rows for one request. It reads a portion, and returns a
+cursor. If several indexes fit a filter, the search takes the one whose portion reaches furthest back. A page has the
+matching rows of a walk. It ends when it is full, or when the budget is spent.
 """
 
 import datetime as dt
@@ -18,11 +18,11 @@ from durably.engine.views import to_datetime
 from durably.protocol.engine_errors import SelectionInvalidError
 
 PORTION = 20_000
-"""Rows that a request looks at, each with its event."""
+"""Number of rows that a request reads, each with its event."""
 PARTS_PORTION = 2_000
-"""Rows of an index of several parts that a request looks at: they are sorted."""
+"""Number of rows of an index of several parts that a request reads. They are sorted."""
 ID_PORTION = 50_000
-"""Ids that a request looks at for those that end in a string."""
+"""Number of ids that a request reads to find those that end in a string."""
 AFTER_KEYS, AFTER_IDS = 2**62, "~"
 """Positions after all keys, and after all ids."""
 _ID_LENGTH = 26
@@ -34,10 +34,14 @@ _CLOCK_STEP_MILLISECONDS = 10_000
 class Walk(msgspec.Struct, frozen=True, kw_only=True):
     """An index, and the rows of a filter in it.
 
-    ``source`` is the FROM clause for the index alone, ``clause`` the condition of its rows, and ``parts`` the
-    parameters of ``clause`` for each part of the index, such as each of several functions. A walk without parts is so
-    short that it is read at once. ``rows`` is the FROM clause of the rows themselves, ``rows_clause`` their condition,
-    and ``values`` the parameters of both. ``key`` is the column that orders the rows.
+    - ``source``: The FROM clause for the index alone.
+    - ``clause``: The condition of its rows.
+    - ``parts``: The parameters of ``clause`` for each part of the index, such as each of several functions. A walk
+      without parts is so short that it is read at once.
+    - ``rows``: The FROM clause of the rows themselves.
+    - ``rows_clause``: Their condition.
+    - ``values``: The parameters of both.
+    - ``key``: The column that orders the rows.
     """
 
     key: str
@@ -49,9 +53,9 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
     values: Sequence[object] = ()
 
     def reach(self, connection: sqlite3.Connection, low: int, high: int, portion: int) -> int:
-        """The key that a portion of the rows below ``high`` reaches down to.
+        """The key down to which a portion of the rows below ``high`` reaches.
 
-        ``low`` if that is all of them.
+        ``low`` if the portion has all of them.
         """
         query = (
             f"SELECT {self.key} FROM {self.source} WHERE {self.clause} AND {self.key} >= ? AND {self.key} < ? "
@@ -133,11 +137,9 @@ def _unknown(cursor: str) -> SelectionInvalidError:
 def key_at(connection: sqlite3.Connection, table: str, column: str, time: int) -> int:
     """The key of the first row whose time is ``time`` or later.
 
-    ``AFTER_KEYS`` if there is none.
-
-    A binary search, because times have no index. It assumes that times grow with keys.
+    ``AFTER_KEYS`` if there is none. A binary search, because times have no index. It assumes that times grow with keys.
     """
-    # One aggregate a query: SQLite reads the whole table for two.
+    # One aggregate per query: SQLite reads the whole table for two.
     (low,) = connection.execute(f"SELECT min(key) FROM {table}").fetchone()
     (last,) = connection.execute(f"SELECT max(key) + 1 FROM {table}").fetchone()
     if low is None:
@@ -154,11 +156,9 @@ def key_at(connection: sqlite3.Connection, table: str, column: str, time: int) -
 def key_range(
     connection: sqlite3.Connection, table: str, column: str, after: int | None, before: int | None
 ) -> tuple[int, int]:
-    """Keys that hold all rows of a time range.
+    """Half-open key range of all rows in a time range.
 
-    From the first one until before the second.
-
-    They hold other rows too, so the times of rows are compared besides. Times are milliseconds since the epoch.
+    It may contain other rows, so also compare times. Times are milliseconds since the epoch.
     """
     low = 0 if after is None else key_at(connection, table, column, after - _CLOCK_STEP_MILLISECONDS)
     high = AFTER_KEYS if before is None else key_at(connection, table, column, before + _CLOCK_STEP_MILLISECONDS)
@@ -176,11 +176,9 @@ class IdMatches(msgspec.Struct, frozen=True):
 
 
 def match_ids(connection: sqlite3.Connection, table: str, text: str, before: str, limit: int) -> IdMatches:
-    """Rows whose id begins with a string or, if none does, ends in it.
+    """Rows whose id begins with a string or, if there are none, ends in it.
 
-    They are from the newest to older ones.
-
-    Looks at a portion of the ids. ``text`` is in upper case.
+    The newest rows come first. Reads a portion of the ids. ``text`` is in upper case.
     """
     source = f"{table} INDEXED BY sqlite_autoindex_{table}_1"
     begins, bounds = "id >= ? AND id < ?", (text, f"{text}~")
@@ -208,7 +206,7 @@ MOST_PAGE_BYTES = 1024 * 1024
 
 
 class Budget:
-    """The number and the time of a request's evaluations of an expression.
+    """Limits the number and the time of a request's evaluations of an expression.
 
     ``now`` is the value of ``now()``.
     """
@@ -229,7 +227,7 @@ class Budget:
 
 
 class Page(msgspec.Struct, Generic[Item], frozen=True):
-    """Items, and where the search continues; see ``RunPage``."""
+    """Items, and the cursor of the next page; see ``RunPage``."""
 
     items: list[Item]
     cursor: str | None
@@ -239,7 +237,7 @@ class Page(msgspec.Struct, Generic[Item], frozen=True):
 class Searched(msgspec.Struct, frozen=True):
     """A table, its column of times, and the keys of a request.
 
-    The request looks at keys from ``end`` until before ``high``; ``low`` is the end of the whole search.
+    The request reads keys from ``end`` until before ``high``. ``low`` is the end of the whole search.
     """
 
     table: str
@@ -264,7 +262,7 @@ def read_page(
 ) -> Page[Item]:
     """The first items of the rows, at most ``limit``.
 
-    ``match`` maps a row, whose first column is its key, to its item; ``None`` if it does not match.
+    ``match`` converts a row, whose first column is its key, to its item; ``None`` if it does not match.
     """
     items: list[Item] = []
     last, end, size = searched.high, searched.end, 0
@@ -287,7 +285,7 @@ def read_page(
 def page_of_ids(connection: sqlite3.Connection, table: str, page: Page[Item], end: str | None) -> Page[Item]:
     """A page of a search by id, which continues before an id.
 
-    ``end`` is the id at which the search for ids ended. If the page ends before, its cursor is the key of a row.
+    ``end`` is the id at which the search for ids ended. If the page ends before it, its cursor is the key of a row.
     """
     if page.cursor is not None:
         (end,) = connection.execute(f"SELECT id FROM {table} WHERE key = ?", (int(page.cursor),)).fetchone()

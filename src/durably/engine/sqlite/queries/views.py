@@ -16,6 +16,7 @@ from durably.engine.core.call_body import join_memos
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.engine.sqlite.tables.runs import open_waits, read_run_state
+from durably.engine.steps.rows import UNREACHED_ERRORS
 from durably.engine.steps.views import (
     AwaitedStep,
     call_views,
@@ -47,15 +48,21 @@ from durably.protocol.text import redact_url
 
 Bulk = TypeVar("Bulk", CancellationView, ReplayView)
 IsUnderWay = Callable[[int, int], bool]
-"""Maps a run's key and a generation to whether that call is under way."""
+"""Returns whether the call with a run's key and a generation is under way."""
 FirstCallAt = Callable[[int], int | None]
-"""Maps a run's key to the time of its first call, if that is not stored yet."""
+"""Returns the time of a run's first call by the run's key, if that is not stored yet."""
 
 _MOST_NAMES = 1000
 _EVENT = "SELECT id, received_at, body FROM events"
+_NAMES = ", ".join(f"'{name}'" for name in sorted(UNREACHED_ERRORS))
+_FAILED_ATTEMPTS = (
+    "(SELECT count(*) FROM failed_attempts WHERE run_key = runs.key "
+    f"AND (ran_from IS NOT NULL OR substr(error, 1, instr(error, ':') - 1) NOT IN ({_NAMES})))"
+)
+"""The number of a run's failed attempts, without calls that did not reach the app."""
 RUN_COLUMNS = (
     "runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, rerun_of, "
-    "events.id, events.name, is_batch, (SELECT count(*) FROM failed_attempts WHERE run_key = runs.key), heads.head"
+    f"events.id, events.name, is_batch, {_FAILED_ATTEMPTS}, heads.head"
 )
 """The columns of ``run_view``, without the output, which follows them."""
 _RUN = (
@@ -67,7 +74,7 @@ _step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class Conditions:
-    """A WHERE clause, of the conditions that have a value."""
+    """A WHERE clause of the conditions that have a value."""
 
     def __init__(self) -> None:
         self._clauses: list[str] = []
@@ -182,13 +189,13 @@ def _function_view(function_id: str, app_id: str, encoded: bytes, is_paused: int
 
 
 def list_cancellations(connection: sqlite3.Connection) -> list[CancellationView]:
-    """Newest first."""
+    """Bulk cancellations, newest first."""
     found = read_bulk_operations(connection, BulkOperationKind.CANCEL)
     return [bulk_operation_view(operation, CancellationView) for operation in reversed(found)]
 
 
 def list_replays(connection: sqlite3.Connection) -> list[ReplayView]:
-    """Newest first."""
+    """Bulk replays, newest first."""
     found = read_bulk_operations(connection, BulkOperationKind.REPLAY)
     return [bulk_operation_view(operation, ReplayView) for operation in reversed(found)]
 
@@ -236,7 +243,7 @@ def list_runs(
     id_suffix: str | None = None,
 ) -> list[RunView]:
     conditions = Conditions()
-    # Keys grow with time: the newest run that is too old bounds the search.
+    # Keys grow with time: the newest run that is too old limits the search.
     older = "SELECT key FROM runs WHERE created_at <= ? ORDER BY key DESC LIMIT 1"
     conditions.add(f"runs.key > coalesce(({older}), 0)", started_after and to_milliseconds(started_after))
     conditions.add("runs.id LIKE '%' || ?", id_suffix)
@@ -284,7 +291,7 @@ def run_view(connection: sqlite3.Connection, row: Sequence[Any], first_call_at: 
 
 
 def _wait_of(connection: sqlite3.Connection, key: int, state: RunState) -> RunWait | None:
-    """See ``run_wait``."""
+    """The wait of a run; see ``run_wait``."""
     if not state.waits or has_call(state):
         return run_wait(state, None)
     query = "SELECT step_id, due, topic FROM waits WHERE run_key = ? ORDER BY due IS NULL, due LIMIT 1"

@@ -71,7 +71,7 @@ class AppStore:
         ).fetchall()
 
     def other_owner(self, function_id: str, app_id: str) -> str | None:
-        """Another app that has an active function of this id."""
+        """Another app with an active function of this id."""
         row = self._connection.execute(
             "SELECT app_id FROM functions WHERE id = ? AND is_active AND app_id != ?", (function_id, app_id)
         ).fetchone()
@@ -143,7 +143,7 @@ class AppStore:
         return [operation_id for (operation_id,) in rows]
 
     def of_kind(self, kind: BulkOperationKind) -> list[BulkOperation]:
-        """Oldest first."""
+        """Operations of one kind, oldest first."""
         return read_bulk_operations(self._connection, kind)
 
     def note_progress(self, operation_id: str, cursor: int, affected: int) -> None:
@@ -180,7 +180,7 @@ def read_syncs(connection: sqlite3.Connection) -> dict[str, bytes]:
 
 
 def read_bulk_operations(connection: sqlite3.Connection, kind: BulkOperationKind) -> list[BulkOperation]:
-    """Oldest first."""
+    """Operations of one kind, oldest first."""
     return [read_bulk_operation(row) for row in connection.execute(f"{_SELECT} WHERE kind = ? ORDER BY id", (kind,))]
 
 

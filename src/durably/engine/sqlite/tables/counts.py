@@ -10,9 +10,9 @@ from durably.engine.core.run_state import RunStatus
 from durably.engine.sqlite.queries.search_pages import key_at
 
 MINUTE = 60_000
-"""Milliseconds."""
+"""Milliseconds of a minute."""
 QUARTER, HOUR, DAY = 15, 60, 1440
-"""Minutes."""
+"""Minutes of the intervals of counts."""
 MINUTES_FOR, QUARTERS_FOR, DAYS_KEPT = 3 * HOUR, 3 * DAY, 30
 """Counts by minute are kept for three hours, those by quarters of an hour for three days."""
 COLUMNS = ("created", "completed", "failed", "cancelled", "skipped")
@@ -23,7 +23,7 @@ ENDS = {
     RunStatus.CANCELLED: 3,
     RunStatus.SKIPPED: 4,
 }
-"""Places of counts: those of created runs, and of ended ones by status."""
+"""Indexes of counts: created runs, and ended runs by status."""
 
 Counts = dict[int, dict[str, list[int]]]
 """Numbers of runs in the order of ``COLUMNS``, by minute and function."""
@@ -44,7 +44,7 @@ def add_count(counts: Counts, minute: int, function_id: str, place: int, number:
 
 
 def counted_until(connection: sqlite3.Connection) -> int | None:
-    """The minute before which all counts are stored; ``None`` before the first are."""
+    """The minute before which all counts are stored; ``None`` if none are."""
     (minute,) = connection.execute("SELECT counted_until FROM statistics").fetchone()
     return minute if minute is None else int(minute)
 
@@ -66,7 +66,7 @@ def put_counts(connection: sqlite3.Connection, counts: Mapping[int, Mapping[str,
 
 
 def join_counts(connection: sqlite3.Connection, now: int) -> None:
-    """Join the counts of old minutes, and delete those that are too old.
+    """Merge the counts of old minutes, and delete those that are too old.
 
     ``now`` is a minute.
     """

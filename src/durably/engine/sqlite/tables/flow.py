@@ -15,7 +15,7 @@ from durably.engine.core.flow.queue_entries import ConcurrencyKey, Limit, Queued
 from durably.engine.core.flow.rates import Level
 
 _EXPIRED_TOGETHER = 2
-"""The number of expired buckets that a write removes. It is more than one, so that expired buckets do not pile up."""
+"""Number of expired buckets that a write removes. More than one, so that expired buckets do not accumulate."""
 
 
 class DeadlineKind(StrEnum):
@@ -218,7 +218,7 @@ class SqliteQueueRows:
         return row[0] if row else None
 
     def waiting(self, run_key: int) -> set[int]:
-        """The generations of a run's calls that wait."""
+        """The generations of a run's waiting calls."""
         rows = self._connection.execute("SELECT generation FROM queued_calls WHERE run_key = ?", (run_key,))
         return {generation for (generation,) in rows}
 
@@ -282,6 +282,10 @@ class SqliteQueueRows:
         )
         if written.rowcount:
             self.throttle_times.append(ready_at)
+
+    def advance_throttle_times(self, until: int) -> None:
+        """Store ``until`` as the time of each later throttle."""
+        self._connection.execute("UPDATE openings SET opens_at = ? WHERE opens_at > ?", (until, until))
 
     def take_due_throttles(self, until: int, at_most: int) -> list[str]:
         rows = self._connection.execute(

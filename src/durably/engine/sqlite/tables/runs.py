@@ -24,13 +24,13 @@ from .apps import AppStore
 from .flow import FlowStore
 
 _RUN_COLUMNS = "key, id, function_id, app_id, event_key, is_batch, status, created_at, started_at, rerun_of"
-"""As in ``RunRow``."""
+"""Columns in the order of ``RunRow``."""
 
 
 class RunRow(msgspec.Struct, frozen=True, gc=False):
     """The row of a stored run.
 
-    ``event_key`` is the event that triggered the run; of a batch the first.
+    ``event_key`` is the event that triggered the run, or the first event of a batch.
     """
 
     key: int
@@ -69,7 +69,7 @@ class NewRun(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class WaitRow(msgspec.Struct, frozen=True, gc=False):
-    """The row of a step that waits.
+    """The row of a waiting step.
 
     ``path`` and ``value`` are the key of an event wait in the wait index.
     """
@@ -96,7 +96,7 @@ def open_waits(connection: sqlite3.Connection, run_key: int) -> dict[str, OpenWa
 class RunStore:
     """Statements of the tables of events and runs.
 
-    ``flow`` and ``apps`` hold the statements of flow control and of apps.
+    ``flow`` and ``apps`` have the statements of flow control and of apps.
     """
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -118,7 +118,7 @@ class RunStore:
         origin: Origin | None = None,
         traceparent: str | None = None,
     ) -> int | None:
-        """The key of the event; ``None`` if there is an event of this id already."""
+        """The key of the event; ``None`` if an event of this id already exists."""
         key = self._event_keys.next()
         cursor = self._connection.execute(
             "INSERT INTO events (key, id, sender_id, name, received_at, body, origin, traceparent) "
@@ -233,7 +233,7 @@ class RunStore:
         return read_run_state(row[0]), None if row[1] is None else decode_queue_entry(row[1]), bool(row[2])
 
     def queue_entry(self, run_key: int) -> QueueEntry | None:
-        """The queue entry of a run whose run state is damaged, if that can be read."""
+        """The queue entry of a run whose run state is damaged, if it can be read."""
         row = self._connection.execute("SELECT ticket FROM heads WHERE run_key = ?", (run_key,)).fetchone()
         try:
             return decode_queue_entry(row[0]) if row and row[0] is not None else None
@@ -322,7 +322,7 @@ class RunStore:
         )
 
     def memo_order(self, run_key: int) -> list[tuple[int, str, str]]:
-        """Places, hashed ids and names of the steps that have a memo.
+        """Positions, hashed ids and names of the steps that have a memo.
 
         They are in the order of the memos.
         """
@@ -331,7 +331,7 @@ class RunStore:
         ).fetchall()
 
     def size_of_memos(self, run_key: int, before: int) -> tuple[int, int]:
-        """The number and the bytes of a run's memos before a place."""
+        """The number and the bytes of a run's memos before a position."""
         row: tuple[int, int] = self._connection.execute(
             "SELECT count(*), coalesce(sum(length(memo)), 0) FROM memos WHERE run_key = ? AND seq < ?",
             (run_key, before),
@@ -339,7 +339,7 @@ class RunStore:
         return row
 
     def copy_memos(self, from_key: int, to_key: int, before: int) -> None:
-        """Copy a run's memos before a place to another run."""
+        """Copy a run's memos before a position to another run."""
         self._connection.execute(
             "INSERT INTO memos (run_key, step_id, seq, name, op, attempts, failed, created_at, ended_at, memo, "
             "topic, arguments, is_copied) "

@@ -162,7 +162,9 @@ class AppSync:
         for cancel in record.config.cancel or ():
             await self._waits.add_path(cancel.event, path_of(cancel.if_exp))
         known = await self._records.find_function(function_id)
-        if known is not None and record == msgspec.structs.replace(known, is_paused=False, cancellations=()):
+        if known is not None and record == msgspec.structs.replace(
+            known, is_paused=False, paused_at=None, cancellations=()
+        ):
             return
         await self._update_function(function_id, record, "configure", record)
 

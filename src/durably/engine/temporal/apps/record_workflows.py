@@ -136,11 +136,13 @@ class FunctionWorkflow:
     def configure(self, record: FunctionRecord) -> None:
         """Replace the configuration. Pause and cancellations stay: apps do not sync them."""
         before = self._record
-        self._put(msgspec.structs.replace(record, is_paused=before.is_paused, cancellations=before.cancellations))
+        kept = {"is_paused": before.is_paused, "paused_at": before.paused_at, "cancellations": before.cancellations}
+        self._put(msgspec.structs.replace(record, **kept))
 
     @workflow.update(name="set_paused")
     def set_paused(self, is_paused: bool) -> None:
-        self._put(msgspec.structs.replace(self._record, is_paused=is_paused))
+        paused_at = (self._record.paused_at or now()) if is_paused else None
+        self._put(msgspec.structs.replace(self._record, is_paused=is_paused, paused_at=paused_at))
 
     @workflow.update(name="add_cancellation")
     def add_cancellation(self, cancellation: CancellationRecord) -> int:

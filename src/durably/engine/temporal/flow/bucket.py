@@ -182,11 +182,11 @@ class FlowBucket:
             case Skip(reason):
                 return self._answer(request, BucketAnswer(BucketOutcome.SKIPPED, reason), now)
             case Debounced() as debounced:
-                self._hold(key, request.event)
+                self._store_event(key, request.event)
                 self._drop_replaced(debounced.dropped)
                 return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
             case Batched(is_full=is_full):
-                self._hold(key, request.event)
+                self._store_event(key, request.event)
                 if is_full:
                     self._release(self._take_events())
                 return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
@@ -203,7 +203,7 @@ class FlowBucket:
         """
         if request.event is None or request.option.kind is not BucketKind.DEBOUNCE:
             return request.ts
-        is_late = any(event.place > request.event.place for event in self.state.events.values())
+        is_late = any(event.received_order > request.event.received_order for event in self.state.events.values())
         return request.ts - 1 if is_late else request.ts
 
     def release_run(self, run_id: str) -> None:
@@ -278,7 +278,7 @@ class FlowBucket:
 
     # stored events
 
-    def _hold(self, key: int, event: EventRecord | None) -> None:
+    def _store_event(self, key: int, event: EventRecord | None) -> None:
         assert event is not None
         self.state.events[key] = event
 
@@ -288,7 +288,7 @@ class FlowBucket:
             self._release((dropped,), replaced=True)
 
     def _take_events(self) -> tuple[EventRecord, ...]:
-        events = tuple(sorted(self.state.events.values(), key=lambda event: event.place))
+        events = tuple(sorted(self.state.events.values(), key=lambda event: event.received_order))
         self.state.events = {}
         return events
 

@@ -6,7 +6,14 @@ import datetime as dt
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
-from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
+from durably.engine.temporal.workflow_code import (
+    EarliestTimer,
+    history_is_long,
+    now,
+    pack,
+    stores_clipped_levels,
+    unpack,
+)
 
 from .bucket import BucketAnswer, BucketOutcome, BucketRequest, BucketState, FlowBucket
 
@@ -89,7 +96,12 @@ class BucketWorkflow:
                 FIND_ENDED, [holder], result_type=list[str], start_to_close_timeout=_LOCAL_TIMEOUT
             ):
                 bucket.release_run(ended)
-        return bucket.admit(request, now())
+        stored = bucket.state.bucket
+        answer = bucket.admit(request, now())
+        was_clipped = answer.outcome is BucketOutcome.SKIPPED and bucket.state.bucket is not stored
+        if was_clipped and not stores_clipped_levels():
+            bucket.state.bucket = stored
+        return answer
 
     async def _start_held(self) -> None:
         while self._bucket.state.releases:

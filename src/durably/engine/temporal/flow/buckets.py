@@ -100,14 +100,14 @@ class Buckets:
         options = flow.options
         requests = _RequestBuilder(flow, event)
         if options.batch_events is not None and is_batched(flow, requests.fields, requests.now):
-            await self._ask(requests.hold(BucketKind.BATCH))
+            await self._send(requests.to_store(BucketKind.BATCH))
             return None
         reason = await self._find_reason(requests)
         if reason is not None:
             await self._fail_invokers((event,), run.function_id, reason)
             return None
         if options.debounce is not None:
-            await self._ask(requests.hold(BucketKind.DEBOUNCE))
+            await self._send(requests.to_store(BucketKind.DEBOUNCE))
             return None
         return await self.start(run, record)
 
@@ -117,7 +117,7 @@ class Buckets:
         option = _RequestBuilder(flow, run.events[0]).option(BucketKind.SINGLETON)
         if option is None:
             return await self._start(run, record)
-        answer = await self._ask(BucketRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
+        answer = await self._send(BucketRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
         if answer.reason is not None:
             error = skipped_error(run.function_id, SKIP_REASONS[answer.reason])
             outcome = RunOutcome(RunStatus.SKIPPED, error)
@@ -133,7 +133,7 @@ class Buckets:
     @activity.defn(name=ASK_RATE_LIMIT)
     async def ask_rate_limit(self, request: BucketRequest) -> BucketAnswer:
         assert request.rate_limit is not None
-        return await self._ask(msgspec.structs.replace(request, option=request.rate_limit, rate_limit=None))
+        return await self._send(msgspec.structs.replace(request, option=request.rate_limit, rate_limit=None))
 
     @activity.defn(name=START_HELD)
     async def start_held(self, held: HeldEvents) -> None:
@@ -198,14 +198,14 @@ class Buckets:
         rate_limit = requests.option(BucketKind.RATE_LIMIT)
         idempotency = requests.option(BucketKind.IDEMPOTENCY)
         if idempotency is not None:
-            answer = await self._ask(requests.ask(idempotency, rate_limit=rate_limit))
+            answer = await self._send(requests.to_decide(idempotency, rate_limit=rate_limit))
         elif rate_limit is not None:
-            answer = await self._ask(requests.ask(rate_limit))
+            answer = await self._send(requests.to_decide(rate_limit))
         else:
             return None
         return None if answer.reason is None else SKIP_REASONS[answer.reason]
 
-    async def _ask(self, request: BucketRequest) -> BucketAnswer:
+    async def _send(self, request: BucketRequest) -> BucketAnswer:
         for attempt in range(_ATTEMPTS):
             await self._restorer.restore(request.option.workflow_id)
             try:
@@ -261,12 +261,12 @@ class _RequestBuilder:
             return None
         return option_of_bucket(bucket_workflow_id(self.flow.function_id, kind, bucket.key), self.flow, kind)
 
-    def ask(self, option: BucketOption, *, rate_limit: BucketOption | None = None) -> BucketRequest:
+    def to_decide(self, option: BucketOption, *, rate_limit: BucketOption | None = None) -> BucketRequest:
         event, ts = self._event, self.fields.get("ts") or self.now
         return BucketRequest(option=option, event_id=event.id, ts=ts, size=self._size, rate_limit=rate_limit)
 
-    def hold(self, kind: BucketKind) -> BucketRequest:
+    def to_store(self, kind: BucketKind) -> BucketRequest:
         """The request to a bucket that stores the event."""
         option = self.option(kind)
         assert option is not None
-        return msgspec.structs.replace(self.ask(option), event=self._event)
+        return msgspec.structs.replace(self.to_decide(option), event=self._event)

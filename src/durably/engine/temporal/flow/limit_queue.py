@@ -4,6 +4,8 @@ A workflow drives it. All calls that share a limit wait in one queue. ``settle``
 A call keeps its slots until it leaves.
 """
 
+from collections.abc import Callable
+
 import msgspec
 
 from durably.engine.core.flow.admission import Start, start
@@ -146,9 +148,9 @@ class CallLimitQueue:
     def function_ids(self) -> list[str]:
         return list(self._state.options)
 
-    def settle(self, now: int) -> list[LeaveRecord]:
-        """The calls that may be made now, in order."""
-        queue = LimitQueue(self._rows, now)
+    def settle(self, now: int, stores_clipped: Callable[[], bool] = lambda: True) -> list[LeaveRecord]:
+        """The calls that may be made now, in order. ``stores_clipped`` is that of ``LimitQueue``."""
+        queue = LimitQueue(self._rows, now, stores_clipped)
         for record in self._joined.values():
             self._put_options(queue, record.call.function_id, record.options)
             self._join(queue, record.call, now)

@@ -7,7 +7,14 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError
 
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.workflow_code import EarliestTimer, history_is_long, now, pack, unpack
+from durably.engine.temporal.workflow_code import (
+    EarliestTimer,
+    history_is_long,
+    now,
+    pack,
+    stores_clipped_levels,
+    unpack,
+)
 
 from .bucket_workflow import FIND_ENDED
 from .limit_queue import CallLimitQueue
@@ -37,7 +44,7 @@ class LimitQueueWorkflow:
             self._is_changed = False
             if self._inspection <= now():
                 await self._inspect()
-            for made in self._queue.settle(now()):
+            for made in self._queue.settle(now(), stores_clipped_levels):
                 task = asyncio.create_task(self._grant(made))
                 self._granting.add(task)
                 task.add_done_callback(self._granting.discard)

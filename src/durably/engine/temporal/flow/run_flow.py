@@ -114,12 +114,12 @@ class RunFlowControl:
         if waiting is not None:
             if not waiting.done():
                 waiting.set_result(None)
-        elif self._may_ask(generation) and workflow.patched(_EARLY_GRANTS):
+        elif self._may_request(generation) and workflow.patched(_EARLY_GRANTS):
             self._early[generation] = asyncio.create_task(self._leave_unasked(generation))
         else:
             self._send(self._leave(generation))  # The call was released, or a stalled process queued it again.
 
-    def _may_ask(self, generation: int) -> bool:
+    def _may_request(self, generation: int) -> bool:
         return generation not in self._asked and generation not in self._early and not self._has_ended
 
     async def _leave_unasked(self, generation: int) -> None:

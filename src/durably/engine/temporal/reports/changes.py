@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescri
 from temporalio.service import RPCError
 
 from durably.engine.reports import Changes
-from durably.engine.temporal.client import is_away
+from durably.engine.temporal.client import is_unreachable
 from durably.engine.views import RunUpdate
 from durably.protocol.engine_errors import TooManyWaitersError
 from durably.protocol.text import get_logger
@@ -23,7 +23,7 @@ from .run_views import RunViews, status_of
 LONGEST_WAIT_SECONDS = 20.0
 _POLL_SECONDS = 1.0
 _MOST_WAITERS = 100
-"""Maximum number of waiting clients. Each causes a request a second to the server."""
+"""Maximum number of waiting clients. Each that waits for a run causes a request a second; the others share one."""
 _EARLIEST = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
 _LAG = dt.timedelta(seconds=20)
 """Maximum lag of the index."""
@@ -42,6 +42,8 @@ class ChangePoll:
         self._lists = lists
         self._views = views
         self._waiters = 0
+        self._counted_at = 0.0
+        self._counting: asyncio.Task[str] | None = None
 
     async def wait(self, after: int | None, run_id: str | None) -> Changes:
         """Raises ``TooManyWaitersError``."""
@@ -64,7 +66,16 @@ class ChangePoll:
         return _number(await (self._state() if run_id is None else self._state_of_run(run_id)))
 
     async def _state(self) -> str:
-        """The numbers of runs by Temporal's status. Each start and each end changes them."""
+        """The numbers of runs by Temporal's status. Each start and each end changes them.
+
+        They are at most a second old: all waiters share a request.
+        """
+        now = time.monotonic()
+        if self._counting is None or (self._counting.done() and now - self._counted_at >= _POLL_SECONDS):
+            self._counted_at, self._counting = now, asyncio.create_task(self._count())
+        return await asyncio.shield(self._counting)
+
+    async def _count(self) -> str:
         counted = await self._client.count_workflows(f"{RunFilter().query} GROUP BY ExecutionStatus")
         return repr(sorted((str(group.group_values), group.count) for group in counted.groups))
 
@@ -115,7 +126,7 @@ class RunWatch(AsyncIterator[RunUpdate]):
         self._opened_at = dt.datetime.now(dt.UTC)
         self._pending: deque[RunUpdate] = deque()
         self._progress: tuple[_Progress, _Progress] | None = None
-        self._is_away = False
+        self._is_unreachable = False
 
     async def __anext__(self) -> RunUpdate:
         while not self._pending:
@@ -144,13 +155,13 @@ class RunWatch(AsyncIterator[RunUpdate]):
             updates = [RunUpdate.started(run) for run in await self._views.views(new_starts, has_output=False)]
             updates += [RunUpdate.ended(run) for run in await self._views.views(new_ends)]
         except RPCError as error:
-            if not is_away(error):
+            if not is_unreachable(error):
                 raise
-            if not self._is_away:
+            if not self._is_unreachable:
                 _logger.warning("changes of runs are reported when the Temporal server answers again: %s", error)
-            self._is_away = True
+            self._is_unreachable = True
             return
-        self._is_away = False
+        self._is_unreachable = False
         self._progress = (
             before[0].after((each.id, each.start_time) for each in started),
             before[1].after((each.id, _end_time(each)) for each in ended),

@@ -9,7 +9,7 @@ import itertools
 import msgspec
 from temporalio.client import Client
 
-from durably.engine.reports import AppReport, RunLink, ScheduleView, SyncReport
+from durably.engine.reports import RunLink, ScheduleView
 from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
@@ -92,25 +92,14 @@ class FunctionLists:
     async def apps(self) -> list[AppView]:
         return [app_view(app_id, record) for app_id, record in await self.app_records()]
 
-    async def app_reports(self) -> list[AppReport]:
-        """Apps with their last syncs.
-
-        Calls to an unreachable app are shown in Temporal as retried activities.
-        """
+    async def paused(self) -> list[tuple[str, int]]:
+        """The paused functions, and when they were paused."""
+        ids = [view.id for view in await self.functions() if view.is_paused]
+        records = await asyncio.gather(*(self._function(function_id) for function_id in ids))
         return [
-            AppReport(
-                app=app_view(app_id, record),
-                last_sync=SyncReport(
-                    at=to_datetime(record.synced_at),
-                    error=record.error,
-                    added=record.added,
-                    changed=record.changed,
-                    removed=record.removed,
-                ),
-                unreached_since=None,
-                unreached_error=None,
-            )
-            for app_id, record in await self.app_records()
+            (function_id, record.paused_at)
+            for function_id, record in zip(ids, records, strict=True)
+            if record is not None and record.is_paused and record.paused_at is not None
         ]
 
     async def schedules(self, now: int) -> list[ScheduleView]:

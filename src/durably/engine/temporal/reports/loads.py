@@ -9,17 +9,19 @@ from collections.abc import Iterable, Mapping
 from temporalio.client import Client, WorkflowExecution
 
 from durably.engine.core.run_state import RunStatus
-from durably.engine.reports import FunctionLoad, FunctionReport, Overview
+from durably.engine.reports import AppReport, Concern, FunctionLoad, FunctionReport, Overview, SyncReport
 from durably.engine.scheduling.monitoring import concerns
 from durably.engine.scheduling.monitoring.overviews import Axis, plan_axis, run_counts
 from durably.engine.sqlite.queries.functions import percentile
+from durably.engine.sqlite.queries.loads import SkippedRuns
 from durably.engine.sqlite.tables.counts import COLUMNS, CREATED, ENDS, HOUR, MINUTE
 from durably.engine.temporal.ids import run_id_of
 from durably.engine.views import FunctionView, to_datetime, to_milliseconds, to_optional_milliseconds
 
-from .function_lists import FunctionLists
+from .function_lists import FunctionLists, app_view
 from .run_lists import RunFilter, RunLists, format_time
 from .run_views import is_run, memo_of, status_of
+from .unreached_apps import NO_PROCESS, UnreachedApps
 
 _MOST_READ = 5_000
 """Maximum number of runs that are read one by one for a report. The index counts more runs in longer intervals."""
@@ -36,10 +38,11 @@ Replayed = dict[str, dict[int, int]]
 
 
 class Loads:
-    def __init__(self, client: Client, functions: FunctionLists, lists: RunLists) -> None:
+    def __init__(self, client: Client, functions: FunctionLists, lists: RunLists, unreached: UnreachedApps) -> None:
         self._client = client
         self._functions = functions
         self._lists = lists
+        self._unreached = unreached
         self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
         self._kept: dict[tuple[int, int, str | None], tuple[float, list[WorkflowExecution] | None]] = {}
 
@@ -63,8 +66,60 @@ class Loads:
             counts=run_counts([total], axis, replayed.values()),
             live={RunStatus.RUNNING: sum(function.live for function in functions)},
             functions=functions,
-            concerns=concerns.failing_functions(last_hour, replayed_since),
+            concerns=[
+                *await self._unreached_concerns(functions),
+                *concerns.failing_functions(last_hour, replayed_since),
+                *concerns.paused_functions(await self._skipped()),
+            ],
         )
+
+    async def _unreached_concerns(self, loads: list[FunctionLoad]) -> list[Concern]:
+        apps = await self._functions.app_records()
+        live = {load.function_id: load.live for load in loads}
+        absent = await self._unreached.find_absent(apps)
+        waiting = {
+            app_id: sum(live.get(function_id, 0) for function_id in record.functions)
+            for app_id, record in apps
+            if app_id in absent
+        }
+        unreached = await self._unreached.find_unreached(apps)
+        return [*concerns.absent_apps(waiting), *concerns.unreached_apps(unreached)]
+
+    async def _skipped(self) -> list[SkippedRuns]:
+        """The runs that paused functions have skipped."""
+        paused = await self._functions.paused()
+        counts = await asyncio.gather(
+            *(
+                self._number(RunFilter(function_id=each, status=RunStatus.SKIPPED, started_after=to_datetime(at)))
+                for each, at in paused
+            )
+        )
+        return [SkippedRuns(each, at, count) for (each, at), count in zip(paused, counts, strict=True)]
+
+    async def app_reports(self) -> list[AppReport]:
+        """Apps with their last syncs, and whether they answer."""
+        apps = await self._functions.app_records()
+        absent = await self._unreached.find_absent(apps)
+        unreached = await self._unreached.find_unreached(apps)
+        reports = []
+        for app_id, record in apps:
+            away = unreached.get(app_id)
+            error = NO_PROCESS if app_id in absent else None
+            reports.append(
+                AppReport(
+                    app=app_view(app_id, record),
+                    last_sync=SyncReport(
+                        at=to_datetime(record.synced_at),
+                        error=record.error,
+                        added=record.added,
+                        changed=record.changed,
+                        removed=record.removed,
+                    ),
+                    unreached_since=None if away is None else to_datetime(away.since),
+                    unreached_error=error if away is None else away.error,
+                )
+            )
+        return reports
 
     async def function_loads(
         self, since: dt.datetime | None, until: dt.datetime | None, now: int, function_id: str | None = None

@@ -67,13 +67,17 @@ class RunReports:
         described = await self._views.describe(run_id)
         if described is None:
             return None
+        try:
+            return await self._view_now(described)
+        except RunUnavailableError:
+            return await self._views.view(described)
+
+    async def _view_now(self, described: WorkflowExecution) -> RunView:
+        """A run, with what it waits for now. Raises ``RunUnavailableError``."""
         run = await self._views.view(described)
         if run.status.has_ended:
             return run
-        try:
-            summary: RunSummary = await self._query(run_id, "summary", result_type=RunSummary, timeout=_SUMMARY_TIMEOUT)
-        except RunUnavailableError:
-            return run
+        summary: RunSummary = await self._query(run.id, "summary", result_type=RunSummary, timeout=_SUMMARY_TIMEOUT)
         calls = _calls_under_way(described)
         started_at = summary.started_at or min(calls.values(), default=None)
         return msgspec.structs.replace(
@@ -130,12 +134,19 @@ class RunReports:
         return call_views(run_id, record.state, _calls_under_way(described).__contains__)
 
     async def report(self, run_id: str) -> RunReport | None:
+        """Without a worker, it has what the server knows, and says so."""
         described = await self._views.describe(run_id)
-        run = await self.find(run_id)
-        if described is None or run is None:
+        if described is None:
             return None
         memo = await memo_of(described)
-        recorded = await self._read(described)
+        unavailable = None
+        try:
+            run = await self._view_now(described)
+            recorded = await self._read(described)
+        except RunUnavailableError as error:
+            run = await self._views.view(described)
+            recorded = _Recorded(RecordPage(total=0), [], [], None)
+            unavailable = error.message
         if run.status.has_ended and recorded.record.started_at is not None:
             run = msgspec.structs.replace(run, started_at=to_datetime(recorded.record.started_at))
         calls = _calls_under_way(described)
@@ -155,7 +166,7 @@ class RunReports:
             has_more_children=has_more,
             logs=record.logs,
         )
-        return report_run(run, facts, reporter, steps)
+        return msgspec.structs.replace(report_run(run, facts, reporter, steps), unavailable=unavailable)
 
     async def record(self, run_id: str) -> RecordPage | None:
         """The record of a run without its steps, or ``None`` if the run does not exist."""

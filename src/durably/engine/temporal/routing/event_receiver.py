@@ -35,6 +35,8 @@ class EventReceiver:
         self._unmatched = UnmatchedEvents(are_stored=False)
         self._names = KnownNames()
         self._names_read_at: float | None = None
+        self.has_synced = False
+        """Whether this process has synced functions, which the index does not have at once."""
 
     async def receive(
         self,
@@ -83,6 +85,9 @@ class EventReceiver:
         if self._names_read_at is None or time.monotonic() - self._names_read_at > _NAMES_FRESH_SECONDS:
             self._names_read_at = time.monotonic()
             self._names = await self._read_names()
+        if self.has_synced and not self._names.has_functions:
+            self._names_read_at = None
+            return msgspec.structs.replace(self._names, has_functions=True)
         return self._names
 
     async def _read_names(self) -> KnownNames:

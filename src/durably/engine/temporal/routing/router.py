@@ -174,7 +174,7 @@ class Router:
             # Buckets need a worker. If there is none, the workflow delivers the event later.
             await self._expect_cancellations(delivery)
             return
-        with ignoring_not_found():  # Its workflow has delivered the event meanwhile, after a sender's long stall.
+        with ignoring_not_found():  # After a long stall of the sender, the workflow has delivered it.
             await handle.signal(DELIVERED)
 
     async def finish_delivery(self, delivery: DeliveryRecord) -> None:
@@ -201,7 +201,7 @@ class Router:
     async def _cancellable_runs(self, delivery: DeliveryRecord) -> list[RunInput]:
         """The runs that an event starts, whether or not their buckets have a worker."""
         functions = (await self.records.find_functions(delivery.function_ids)).values()
-        starts = [each for each in functions if each.is_active and each.config.cancel and not _is_held(each)]
+        starts = [each for each in functions if each.is_active and each.config.cancel and not _delays_runs(each)]
         return [self.run_input(function, (delivery.event,)) for function in starts]
 
     # runs
@@ -381,8 +381,8 @@ def _needs_workflow(function: FunctionRecord) -> bool:
     return bool(function.config.cancel) or has_buckets(function.config)
 
 
-def _is_held(function: FunctionRecord) -> bool:
-    """Whether a debounce or batch delays runs. No event cancels them before they start."""
+def _delays_runs(function: FunctionRecord) -> bool:
+    """Whether a debounce or batch delays runs. No event cancels them before that."""
     return bool(function.config.debounce or function.config.batch_events)
 
 

@@ -15,18 +15,20 @@ from typing import Any, Protocol
 import msgspec
 from temporalio import activity
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
-from temporalio.exceptions import ApplicationError, ApplicationErrorCategory
+from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.ops import REQUESTS
+from durably.engine.scheduling.monitoring.statistics import UnreachedApp
 from durably.engine.scheduling.requests.step_requests import OutboundClient, perform
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError
 from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.errors import error_message
 from durably.protocol.text import get_logger
 
 from .call_messages import (
@@ -147,7 +149,7 @@ class CallActivities:
     """The activity that calls apps.
 
     It is separate from the others, because its task queue is that of the app. ``at_once`` limits the calls of the
-    process: calls with leased slots come from separate workers.
+    process: calls with leased slots come from separate workers. ``away`` are the apps that its calls do not reach.
     """
 
     def __init__(
@@ -158,11 +160,12 @@ class CallActivities:
         slots: CallSlots,
         at_once: asyncio.Semaphore,
         leases: SlotLeases | None = None,
+        away: dict[str, UnreachedApp] | None = None,
     ) -> None:
         self._client = client
         self._call = call
         self._requests = requests
-        self._away: set[str] = set()
+        self._away = {} if away is None else away
         self._slots = slots
         self._at_once = at_once
         self._leases = leases
@@ -179,7 +182,7 @@ class CallActivities:
         try:
             async with heartbeats(), self._leased_slot(call.function_id), self._at_once:
                 called_at = wall_clock()
-                answer = await self._call(call, await self._data_of(call))
+                answer = await self._answer_of(call, await self._data_of(call))
                 self._note_reached(call.app_id, answer)
                 if isinstance(answer, Unreached):
                     raise _unreached(answer)
@@ -202,6 +205,23 @@ class CallActivities:
             raise
         result = result_of(answer, self._requests.queue if has_requests else None)
         return msgspec.structs.replace(result, called_at=called_at)
+
+    async def _answer_of(self, call: CallInput, data: CallData) -> Answer:
+        """The app's answer.
+
+        An error of the caller is a failed attempt. Otherwise Temporal would repeat the activity, and with it the
+        function, without an end.
+        """
+        try:
+            return await self._call(call, data)
+        except FailureError:
+            raise
+        except Exception as error:
+            if self._slots.is_closed:
+                raise
+            _logger.exception("a call of run %s could not be made", call.run_id)
+            reason = f"{type(error).__name__}: {error_message(error)}"
+            return failed("CallFailedError", f"the call could not be made: {reason}")
 
     async def _commit_steps(self, call: CallInput, fitted: FittedAnswer) -> Answer:
         """Commit the steps of an answer that is too large for one payload.
@@ -232,12 +252,15 @@ class CallActivities:
         return self._leases.slot(function_id, min(_MAX_SLOT_SECONDS, timeout.total_seconds() / 10))
 
     def _note_reached(self, app_id: str, answer: Answer) -> None:
-        """Log once that an app does not answer, and once that it answers again."""
-        if isinstance(answer, Unreached) and app_id not in self._away:
-            self._away.add(app_id)
-            _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
-        elif not isinstance(answer, Unreached) and app_id in self._away:
-            self._away.remove(app_id)
+        """Log once that an app does not answer, and that it answers again."""
+        known = self._away.get(app_id)
+        if isinstance(answer, Unreached):
+            if known is None:
+                _logger.warning("calls do not reach the app %r, and are repeated: %s", app_id, answer.error.message)
+                known = UnreachedApp(wall_clock(), "", 0)
+            self._away[app_id] = UnreachedApp(known.since, answer.error.message or "", known.count + 1)
+        elif known is not None:
+            del self._away[app_id]
             _logger.warning("calls reach the app %r again", app_id)
 
     async def _data_of(self, call: CallInput) -> CallData:

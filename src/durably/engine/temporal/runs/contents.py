@@ -117,14 +117,14 @@ class RunContents:
 
 
 CONTENTS = RunContents()
-"""Workflows have no other access to their process than a module."""
+"""A module variable, because workflows have no other access to their process."""
 
 
-class HeldContent:
-    """The content that a workflow in memory holds.
+class CachedContent:
+    """The content of a workflow in memory.
 
-    The objects of an evicted workflow refer to each other, so Python frees them much later. ``release`` frees the
-    content, unless calls use it.
+    The objects of an evicted workflow are in a reference cycle, so Python frees them much later. ``release`` frees
+    the content, unless calls use it.
     """
 
     __slots__ = ("__weakref__", "content")
@@ -136,5 +136,5 @@ class HeldContent:
         self.content = RunContent(())
 
 
-HELD: WeakValueDictionary[str, HeldContent] = WeakValueDictionary()
-"""By Temporal's id of a run. ``CachedRuns`` bounds their size."""
+CACHED: WeakValueDictionary[str, CachedContent] = WeakValueDictionary()
+"""Contents by Temporal's run id. ``CachedRuns`` limits their size."""

@@ -74,7 +74,7 @@ class RunCalls:
         flow = self._context.flow
         try:
             await flow.acquire(call.generation)
-            answer, called_at = await self._ask(call)
+            answer, called_at = await self._execute(call)
         except (Exception, asyncio.CancelledError):  # No ``finally``: a workflow that leaves the cache sends nothing.
             flow.release(call.generation)
             raise
@@ -87,7 +87,7 @@ class RunCalls:
         except StaleCallError:
             workflow.logger.debug("the answer of a call that was given up")
 
-    async def _ask(self, call: Call) -> tuple[Answer, int | None]:
+    async def _execute(self, call: Call) -> tuple[Answer, int | None]:
         """The answer, and the start time of the call if it is known."""
         run, state = self._context.run, self._context.state
         self._context.share_content()

@@ -2,9 +2,9 @@
 
 They are for metrics, the log, alerts and spans. Nothing else depends on them.
 
-Workflows have no other access to their process than a module. A replay reports nothing. A task that the server refuses,
-because an event came during it, or that it gives to a second process, is executed again, and reports again. So an end
-is one only if the runtime then evicts the workflow because the server has accepted it.
+A module variable is the only access of workflows to their process. A replay reports nothing. A task is executed again,
+and reports again, if the server refuses it because an event came during it, or gives it to a second process. So an end
+is certain only when the runtime evicts the workflow because the server has accepted the end.
 """
 
 import asyncio
@@ -57,18 +57,18 @@ class RunReport(msgspec.Struct, frozen=True, gc=False):
 
 Listener = Callable[[list[RunReport]], None]
 EvictionListener = Callable[[int, Eviction], None]
-"""Gets the key of an end, and why the workflow that may have reported it was evicted."""
+"""Gets the key of an end, and the reason for the eviction of the workflow that may have reported it."""
 
 _listeners: dict[tuple[str, str], tuple[Listener, EvictionListener]] = {}
-"""The functions that get reports, by the namespace and the task queue of the workflows."""
+"""Listeners for reports, by namespace and task queue of the workflows."""
 
 
 def listen(
     namespace: str, queues: Iterable[str], listener: Listener, on_eviction: EvictionListener
 ) -> Callable[[], None]:
-    """Call ``listener`` with reports, and ``on_eviction`` after them, on the running event loop.
+    """Call ``listener`` with reports, on the running event loop.
 
-    Returns a function that removes the listener.
+    ``on_eviction`` is called after them. Returns a function that removes the listener.
     """
     loop = asyncio.get_running_loop()
 
@@ -103,7 +103,7 @@ def find_listener() -> Listener | None:
 
 
 def report_eviction(info: workflow.Info, eviction: Eviction) -> None:
-    """Tell the listener that the runtime has evicted a workflow, and so whether its end is one."""
+    """Report the eviction of a workflow, which decides whether its end is certain."""
     listeners = _listeners.get((info.namespace, info.task_queue))
     if listeners is not None:
         listeners[1](_key_of_end(info.run_id), eviction)

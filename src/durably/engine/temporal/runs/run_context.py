@@ -17,7 +17,7 @@ from durably.engine.temporal.messages import CopiedMemos, RunInput
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.opcodes import Op
 
-from .contents import CONTENTS, HELD, HeldContent, RunContent
+from .contents import CACHED, CONTENTS, CachedContent, RunContent
 
 
 class RunContext:
@@ -38,18 +38,18 @@ class RunContext:
         copied = run.copied or CopiedMemos(run_id="", memos=0, size=0)
         given = copied.step_input
         step_input = None if given is None else (given.step_id, bytes(given.memo))
-        self._held = HeldContent(RunContent([event.body for event in self.triggers], step_input))
+        self._cached = CachedContent(RunContent([event.body for event in self.triggers], step_input))
         self.memoised: set[str] = set()
         self.state = start(run.max_attempts, now(), copied.memos, copied.size)
         self.flow = RunFlowControl(run, self.cancel)
         self.registrations: set[asyncio.Task[None]] = set()
         """Registrations of waits. The steps after them run only when they are registered."""
         self._content_key = workflow.info().run_id
-        HELD[self._content_key] = self._held
+        CACHED[self._content_key] = self._cached
 
     @property
     def content(self) -> RunContent:
-        return self._held.content
+        return self._cached.content
 
     def add_memo(self, step_id: str, memo: bytes) -> None:
         self.memoised.add(step_id)

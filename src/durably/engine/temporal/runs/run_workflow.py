@@ -16,6 +16,7 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import ApplicationError
 
+from durably.engine.core.flow.admission import FINISHED_LATE
 from durably.engine.core.flow.config import deadline
 from durably.engine.core.inputs import (
     AbortDeferred,
@@ -58,7 +59,6 @@ from .run_record import Annotation, RecordPage, RunDetails, RunRecord, RunSummar
 from .run_waits import RUN, RunWaits
 from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 
-_FINISHED_LATE = "the run was cancelled: it had not ended by the time that timeouts.finish allows"
 _COPY_TIMEOUT = dt.timedelta(minutes=1)
 _MILLISECOND = dt.timedelta(milliseconds=1)
 
@@ -133,7 +133,7 @@ class RunWorkflow:
         if finish_by is None:
             return
         await workflow.sleep(max(finish_by - now(), 1) / 1000, summary="timeouts.finish")
-        self._apply(CancelRequested(_FINISHED_LATE))
+        self._apply(CancelRequested(FINISHED_LATE))
 
     # messages
 

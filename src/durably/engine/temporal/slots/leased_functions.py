@@ -1,12 +1,9 @@
 """The functions with leased slots whose calls a process makes."""
 
 import asyncio
-import datetime as dt
 from collections.abc import Sequence
 
 from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
-from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 
 from durably.engine.temporal.apps.record_workflows import APP
@@ -15,12 +12,10 @@ from durably.engine.temporal.messages import AppRecord
 from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.function_lists import FunctionLists
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
+from durably.engine.temporal.workflow_requests import is_polled
 from durably.engine.views import RunStatus
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
-
-_POLL_AGE = dt.timedelta(minutes=2)
-"""Every live process polls its task queue within this time. A poll waits for a minute."""
 
 _logger = get_logger("durably.engine")
 
@@ -84,7 +79,7 @@ class LeasedFunctions:
 
     async def _check_unserved(self, function_id: str) -> None:
         """Warn once if runs wait for a function that no process serves."""
-        if await self._is_polled(self.queue_of(function_id)):
+        if await is_polled(self._client, self.queue_of(function_id), TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY):
             return  # Another process serves it.
         self._checked.add(function_id)
         waiting = await self._runs.count(RunFilter(function_id=function_id, status=RunStatus.RUNNING))
@@ -95,14 +90,3 @@ class LeasedFunctions:
                 function_id,
                 waiting,
             )
-
-    async def _is_polled(self, queue: str) -> bool:
-        described = await self._client.workflow_service.describe_task_queue(
-            DescribeTaskQueueRequest(
-                namespace=self._client.namespace,
-                task_queue=TaskQueue(name=queue),
-                task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
-            )
-        )
-        since = dt.datetime.now(dt.UTC) - _POLL_AGE
-        return any(poller.last_access_time.ToDatetime(dt.UTC) > since for poller in described.pollers)

@@ -22,7 +22,7 @@ from durably.temporal.compat import release_task_queue
 
 from .call_slots import CallSlots
 from .leased_functions import LeasedFunctions
-from .slot_leases import SlotLeases
+from .slot_leases import ProcessSlots, SlotLeases
 from .slot_pools import LeaseAnswer, LeaseRequest
 from .slots_workflow import SlotsWorkflow
 
@@ -54,6 +54,7 @@ class LeasedWorkers:
         self._client = client
         self._make = make
         self._max_calls = max_calls
+        self._shared = ProcessSlots(max_calls)
         self._leases: dict[str, SlotLeases] = {}
         self._workers: dict[str, Worker] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -135,7 +136,9 @@ class LeasedWorkers:
     def _add(self, app_id: str, function_id: str) -> None:
         leases = self._leases.get(app_id)
         if leases is None:
-            leases = self._leases[app_id] = SlotLeases(self._sender(app_id), self._read_limit, self._max_calls)
+            leases = self._leases[app_id] = SlotLeases(
+                self._sender(app_id), self._read_limit, self._max_calls, self._shared
+            )
         slots = leases.add(function_id)
         self._slots.append(slots)
         if self._is_closed:

@@ -60,16 +60,40 @@ class _Lease:
         """The calls with slots."""
 
 
+class ProcessSlots:
+    """Divides the slots of a process, at most ``most``, among its apps."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.leases: list[SlotLeases] = []
+
+    def room_of(self, leases: "SlotLeases") -> int:
+        """The number of slots that an app may have.
+
+        They are those that no other app holds, and at least an equal share.
+        """
+        others = sum(each.held for each in self.leases if each is not leases)
+        return max(self.most // len(self.leases), self.most - others, 1)
+
+
 class SlotLeases:
     """The slots of the functions of an app, for calls of one event loop.
 
-    ``most`` is the maximum number of slots of the process.
+    ``most`` is the maximum number of slots of the process. ``shared`` divides them among the apps of the process.
     """
 
-    def __init__(self, send: Send, read_limit: ReadLimit, most: int) -> None:
+    def __init__(
+        self,
+        send: Send,
+        read_limit: ReadLimit,
+        most: int,
+        shared: "ProcessSlots | None" = None,
+    ) -> None:
         self._send = send
         self._limits = FunctionLimits(read_limit, self._note_limit)
         self._most = most
+        self._shared = shared or ProcessSlots(most)
+        self._shared.leases.append(self)
         self._lease = _Lease()
         self._pools: dict[str, FunctionSlots] = {}
         self._changed = asyncio.Event()
@@ -195,7 +219,7 @@ class SlotLeases:
         pause = _FIRST_PAUSE_SECONDS
         while True:
             await self._wait_until_due()
-            has_progress = await self._ask()
+            has_progress = await self._request()
             if has_progress:
                 pause = _FIRST_PAUSE_SECONDS
             else:
@@ -241,16 +265,20 @@ class SlotLeases:
 
         Returns the number of slots that it may still request.
         """
-        pools = [pool for pool in self._pools.values() if pool.demand or pool.held]
-        self._is_short = sum(max(pool.demand, pool.held) for pool in pools) > self._most
-        shares = fair_shares(pools, self._most, lease_time.now()) if self._is_short else {}
+        pools, most = [pool for pool in self._pools.values() if pool.demand or pool.held], self._shared.room_of(self)
+        self._is_short = sum(max(pool.demand, pool.held) for pool in pools) > most
+        shares = fair_shares(pools, most, lease_time.now()) if self._is_short else {}
         for pool in pools:
             usable, pool.local_share = pool.usable, shares.get(pool)
             if pool.usable > usable:
                 pool.wake()
-        return self._most - sum(pool.held for pool in pools)
+        return max(most - self.held, 0)
 
-    async def _ask(self) -> bool:
+    @property
+    def held(self) -> int:
+        return sum(pool.held for pool in self._pools.values())
+
+    async def _request(self) -> bool:
         """Send a request. Returns whether anything changed."""
         if self._lease.end and lease_time.now() >= self._lease.end:
             if self._has_lease or self._lease.scopes:

@@ -1,4 +1,4 @@
-"""Activities that use the ORM in all the ways there are."""
+"""Activities that use the ORM in all possible ways."""
 
 import threading
 import time
@@ -27,7 +27,7 @@ async def count_users() -> int:
 
 @activity.defn
 def state_of_connection() -> list[object]:
-    """Whether this thread has come with a connection, and whether it is open now, after a query."""
+    """Whether this thread had a connection at its start, and whether it is open now, after a query."""
     before = connections["default"].connection is not None
     Visit.objects.count()
     return [before, connection.connection is not None, threading.current_thread().name]
@@ -62,7 +62,7 @@ def visit_without_transaction(note: str) -> str:
 
 @activity.defn
 def visit_or_be_killed(note: str) -> list[object]:
-    """The first attempt stays within its transaction for good."""
+    """The first attempt stays in its transaction forever."""
     attempt = activity.info().attempt
     with transaction.atomic():
         Visit.objects.create(note=note)

@@ -2,6 +2,6 @@ from django.db import models
 
 
 class Visit(models.Model):
-    """Something that activities write down."""
+    """A record that activities write."""
 
     note = models.CharField(max_length=100)

@@ -12,7 +12,7 @@ from .workflows import UserSignupWorkflow
 
 
 class SignUpTest(TransactionTestCase):
-    """Activities have connections of their own, which see what is committed: not a ``TestCase``."""
+    """Activities have their own connections, which see only committed data. So it is not a ``TestCase``."""
 
     @classmethod
     def setUpClass(cls) -> None:

@@ -1,4 +1,4 @@
-"""Workflows; what they import of Django's is what the process has."""
+"""Workflows. Their Django imports are shared with the process."""
 
 from datetime import timedelta
 
@@ -83,7 +83,7 @@ class WaitingWorkflow:
 
 @workflow.defn
 class CountdownWorkflow:
-    """Goes on in another run until there is nothing left."""
+    """Continues in another run until nothing is left."""
 
     @workflow.run
     async def run(self, left: int, note: str) -> str:

@@ -19,5 +19,5 @@ class Command(ConnectionCommand):
     def run(self, temporal: Temporal, **options: Any) -> None:
         if getattr(settings, "ROOT_URLCONF", None):
             get_resolver().url_patterns  # noqa: B018  Gateways declare their attributes when the URLs are imported.
-        if not run_register(temporal, self.stdout.write, check=options["check"]):
+        if not run_register(temporal, self.stdout.write, check=options["check"], as_json=options["as_json"]):
             raise CommandError("search attributes are missing, or have another type")
