@@ -6,6 +6,7 @@ They come from arguments and the environment.
 import importlib.metadata
 import logging
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 from durably.functions.middleware import MiddlewareFactory, check_middleware, list_middleware
@@ -74,8 +75,8 @@ class App:
             env=env,
             event_api_base_url=event_api_base_url,
             event_key=event_key,
-            signing_key=signing_key,
         )
+        check_type(signing_key, "Client.signing_key", (str, NoneType), "a string", FunctionConfigInvalidError)
         _check_switches(is_production=is_production, send_step_input=send_step_input, strict_replay=strict_replay)
         if serializer is not None:
             expected = "an object with serialize and deserialize, such as PydanticSerializer()"
@@ -184,7 +185,7 @@ def _check_texts(**arguments: object) -> None:
     """Check the arguments that are strings. Raises ``FunctionConfigInvalidError``."""
     for name, value in arguments.items():
         check_text(value, f"Client.{name}", FunctionConfigInvalidError)
-        if isinstance(value, str) and value.isspace() and name != "signing_key":
+        if isinstance(value, str) and value.isspace():
             raise FunctionConfigInvalidError(f"Client.{name} is blank: give a text, or leave it out")
 
 

@@ -441,10 +441,12 @@ def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepReq
 def _checked(step_id: str) -> str:
     if not isinstance(step_id, str) or not step_id:
         raise FunctionConfigInvalidError(f"a step's id must be a string that names it, not {step_id!r}")
-    if not is_encodable(step_id):
+    try:
+        step_id.encode()
+    except UnicodeEncodeError:
         raise FunctionConfigInvalidError(
             f"a step's id must be a string that UTF-8 can encode: {step_id!r} has half of a surrogate pair"
-        )
+        ) from None
     return step_id
 
 

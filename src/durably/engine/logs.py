@@ -75,22 +75,18 @@ class RunEndLog(Observer):
                 )
 
 
-class EngineFailureLog(Observer):
-    """Logs runs that the engine has failed, and those that ``timeouts`` cancelled.
+def log_engine_end(change: RunChange) -> None:
+    """Log a run that the engine has failed, or that ``timeouts`` cancelled.
 
-    No app has logged them.
+    No app has logged it.
     """
-
-    def on_commit(self, changes: list[RunChange], group: Group) -> None:
-        for change in changes:
-            if change.by_engine:
-                update = change.to_update()
-                _logger.error("run %s of function %r failed: %s", update.run_id, update.function_id, update.error)
-            elif change.kind is UpdateKind.RUN_CANCELLED:
-                update = change.to_update()
-                reason = (update.error or "").partition(": ")[2]
-                if reason in (STARTED_LATE, FINISHED_LATE):
-                    _logger.warning("run %s of function %r: %s", update.run_id, update.function_id, reason)
+    update = change.to_update()
+    if change.by_engine:
+        _logger.error("run %s of function %r failed: %s", update.run_id, update.function_id, update.error)
+        return
+    reason = (update.error or "").partition(": ")[2]
+    if reason in (STARTED_LATE, FINISHED_LATE):
+        _logger.warning("run %s of function %r: %s", update.run_id, update.function_id, reason)
 
 
 SECONDS_BETWEEN_LINES = 10.0

@@ -11,7 +11,7 @@ from durably.engine.metrics.instruments import EngineCounters
 from durably.engine.scheduling.observers import Observers
 from durably.engine.settings import Clock, EngineSettings
 
-from .logs import EngineFailureLog, RunEndLog
+from .logs import RunEndLog, log_engine_end
 
 _MILLISECOND = dt.timedelta(milliseconds=1)
 
@@ -20,10 +20,11 @@ class RunObservers(Observers):
     """The observers of an engine that its settings enable."""
 
     def __init__(self, settings: EngineSettings) -> None:
-        super().__init__()
+        super().__init__(None if settings.log_runs else log_engine_end)
         self.counters = EngineCounters()
         self.add(self.counters)
-        self.add(RunEndLog() if settings.log_runs else EngineFailureLog())
+        if settings.log_runs:
+            self.add(RunEndLog())
         self._alerts = [] if settings.alerts is None else _alerts_of(settings.alerts, settings.clock)
         for alerts in self._alerts:
             self.add(alerts)

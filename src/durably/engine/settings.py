@@ -141,8 +141,9 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
 
         Raises ``SigningKeyInvalidError``, ``TypeError`` and ``ValueError``, which name the setting.
         """
-        for name in ("signing_key", "signing_key_fallback", "temporal_ui"):
-            check_text(getattr(self, name), f"EngineSettings.{name}")
+        for name in ("signing_key", "signing_key_fallback"):
+            check_type(getattr(self, name), f"EngineSettings.{name}", (str, NoneType), "a string")
+        check_text(self.temporal_ui, "EngineSettings.temporal_ui")
         check_signing_key(self.signing_key, "EngineSettings(signing_key=…)")
         check_signing_key(self.signing_key_fallback, "EngineSettings(signing_key_fallback=…)")
         for name in ("call_timeout", "connect_timeout"):

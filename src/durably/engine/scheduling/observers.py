@@ -1,11 +1,12 @@
 """Observers of an engine, which count what it has done."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from durably.engine.core.answers import Answer
 from durably.engine.sqlite.writer import Group
+from durably.engine.views import UpdateKind
 from durably.protocol.text import get_logger
 
 from .subscriptions import RunChange
@@ -48,9 +49,11 @@ class Observers:
     """All observers of an engine. An error of one is logged, and has no other effect.
 
     ``changes`` are those of the commit that is being dispatched; ``are_of_calls`` if an observer counts calls.
+    ``on_engine_end`` gets the ends of runs that no app knows of: the engine has failed or cancelled them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_engine_end: Callable[[RunChange], None] | None = None) -> None:
+        self._on_engine_end = on_engine_end
         self.changes: list[RunChange] = []
         self.are_of_calls = False
         self._all: list[Observer] = []
@@ -68,6 +71,10 @@ class Observers:
     def on_commit(self, group: Group) -> None:
         """A commit has stored ``changes``."""
         changes, self.changes = self.changes, []
+        if self._on_engine_end is not None:
+            for change in changes:
+                if change.by_engine or change.kind is UpdateKind.RUN_CANCELLED:
+                    self._on_engine_end(change)
         for observer in self._of_commits:
             try:
                 observer.on_commit(changes, group)
