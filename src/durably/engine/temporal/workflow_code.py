@@ -24,7 +24,10 @@ def wall_clock() -> int:
 
 
 def stores_clipped_levels() -> bool:
-    """Whether a state of a time ahead, which was clipped, is stored. Asked only if there is one."""
+    """Whether to store a level that was ahead of the clock and has been clipped.
+
+    Call it only if there is one, because it adds a marker to the history.
+    """
     return workflow.patched("clipped-levels")
 
 
