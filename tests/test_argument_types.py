@@ -51,7 +51,7 @@ def test_a_wrong_request_timeout_is_named(value: Any) -> None:
         make_client(request_timeout=value)
 
 
-def test_middleware_of_a_function_that_is_no_list_is_refused() -> None:
+def test_middleware_that_is_not_a_list_is_refused() -> None:
     with pytest.raises(FunctionConfigInvalidError, match=re.escape('function "f": middleware: give a list')):
         make_client().create_function(fn_id="f", trigger=[], middleware=durably.Middleware)  # type: ignore[arg-type]
 

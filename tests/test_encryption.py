@@ -77,7 +77,7 @@ KEYS: list[tuple[bytes | str, bytes | str]] = [
 
 
 @pytest.mark.parametrize(("theirs", "ours"), KEYS, ids=["text", "hex digits", "32 bytes"])
-def test_each_reads_what_the_other_wrote(theirs: bytes | str, ours: bytes | str) -> None:
+def test_encryption_is_compatible_with_the_official_package(theirs: bytes | str, ours: bytes | str) -> None:
     official, cipher = Official(theirs), Cipher(ours)
     for value in VALUES:
         assert cipher.decrypt(official.encrypt(value)) == value
@@ -325,7 +325,7 @@ async def test_a_wrong_key_ends_the_call_and_names_the_step(handler: Any, checkp
         assert KEY not in json.dumps(run.output)
 
 
-async def test_an_event_that_cannot_be_decrypted_is_named() -> None:
+async def test_undecryptable_event_is_named() -> None:
     client = client_with(EncryptionMiddleware.factory(KEY))
     run = await engine_for(echo_twice, client=client, max_attempts=1).run(data={"card": Cipher("b").encrypt(SECRET)})
     assert run.output["name"] == "DecryptionError"
@@ -342,13 +342,13 @@ UNREADABLE = {
 
 
 @pytest.mark.parametrize(("value", "message"), UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_what_is_no_envelope_of_ours_is_refused(value: Any, message: str) -> None:
+def test_foreign_envelope_is_refused(value: Any, message: str) -> None:
     with pytest.raises(DecryptionError, match=message):
         Cipher(KEY).decrypt(value)
 
 
 @pytest.mark.parametrize("value", [None, 1, "text", [], {"__ENCRYPTED__": False, "data": "x"}, {"data": "x"}])
-def test_what_is_not_encrypted_stays_as_it_is(value: Any) -> None:
+def test_plaintext_values_are_unchanged(value: Any) -> None:
     assert Cipher(KEY).decrypt(value) == value
 
 
@@ -396,7 +396,7 @@ def test_no_key_shows_in_a_repr() -> None:
     assert KEY not in shown
 
 
-def test_what_json_cannot_express_names_the_step() -> None:
+def test_value_that_json_cannot_express_names_the_step() -> None:
     with pytest.raises(OutputUnserializableError, match='step "a" returned unserializable data'):
         Cipher(KEY).encrypt(object(), 'step "a"')
 

@@ -24,7 +24,7 @@ def add_sync(a: int, *, b: int) -> tuple[int, str]:
     return a + b, "sum"
 
 
-def test_all_names_are_there() -> None:
+def test_all_names_of_inngest_experimental_exist() -> None:
     assert set(inngest.experimental.__all__) <= set(experimental.__all__)
     assert durably.experimental is experimental
 

@@ -172,7 +172,7 @@ def test_the_core_of_the_engine_imports_the_protocol_only() -> None:
     assert violations(modules("engine", "core"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
 
-def test_storage_does_not_know_what_is_stored_when() -> None:
+def test_storage_does_not_import_scheduling() -> None:
     unknown = (
         "durably.engine.scheduling",
         "durably.engine.http",
@@ -299,11 +299,11 @@ def test_requests_and_responses_of_a_framework_know_no_other_and_no_server_of_ou
     assert violations(modules("web"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
 
-def test_what_djangos_adapters_share_knows_nothing_of_ours() -> None:
+def test_django_compat_imports_nothing_of_ours() -> None:
     assert violations([PACKAGE / "django_compat.py"], lambda m: not is_ours(m)) == []
 
 
-def test_an_adapter_of_temporal_knows_no_other_and_the_gateway_none() -> None:
+def test_adapters_of_temporal_import_no_other_and_the_gateway_imports_none() -> None:
     adapters = {f"durably.temporal.{adapter}" for adapter in (*ADAPTERS, "starlette")}
     for adapter in ("flask", "fast_api", "starlette", "tornado"):
         others = adapters - {f"durably.temporal.{adapter}"}

@@ -181,7 +181,7 @@ def rows() -> list[list[str]]:
     ]
 
 
-def test_each_row_says_what_the_code_does() -> None:
+def test_each_row_has_the_value_of_the_code() -> None:
     assert all(len(row) == 4 for row in rows())
     assert {row[0]: row[1] for row in rows()} == EXPECTED | OF_PYTHON
 

@@ -129,7 +129,7 @@ ZONES = st.sampled_from(["", "TZ=Europe/Paris ", "CRON_TZ=UTC  ", "TZ= ", "TZ=No
 
 
 @given(ZONES, st.lists(VALUES, min_size=3, max_size=6))
-def test_the_light_check_accepts_what_the_engine_accepts(zone: str, fields: list[str]) -> None:
+def test_light_check_accepts_all_configs_that_the_engine_accepts(zone: str, fields: list[str]) -> None:
     text = f" {zone}{' '.join(fields)} "
     try:
         read_schedules("fn", [Trigger(cron=text)])

@@ -17,5 +17,5 @@ def test_engine_errors_are_public() -> None:
     assert all(getattr(errors, name) is getattr(engine_errors, name) for name in kinds - {"BodyInvalidError"})
 
 
-def test_all_names_exist() -> None:
+def test_all_names_in_all_exist() -> None:
     assert [name for name in errors.__all__ if not hasattr(errors, name)] == []

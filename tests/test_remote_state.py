@@ -122,7 +122,7 @@ def memos_of(reference: Any) -> StepMemos:
     return StepMemos({"a": json.dumps({"data": reference}).encode()})  # type: ignore[dict-item]
 
 
-def test_each_reads_what_the_other_stored(s3: Any) -> None:
+def test_remote_state_is_compatible_with_the_official_package(s3: Any) -> None:
     value = {"a": [1, "ü", None]}
     ours, theirs = S3Driver(bucket=BUCKET, client=s3), official.S3Driver(bucket=BUCKET, client=s3)
 
@@ -157,7 +157,7 @@ async def test_run_moves_between_the_official_middleware_and_durably(s3: Any, ha
 # -- with encryption
 
 
-async def test_what_is_stored_is_encrypted_where_remote_state_comes_first(tmp_path: Path) -> None:
+async def test_stored_data_is_encrypted_if_remote_state_comes_first(tmp_path: Path) -> None:
     remote = RemoteStateMiddleware.factory(DirectoryDriver(tmp_path / "state"))
     client = client_with(remote, EncryptionMiddleware.factory(KEY))
     for handler in (steps, steps_sync):
@@ -289,13 +289,13 @@ async def test_references_to_other_places_are_not_followed(s3: Any, tmp_path: Pa
     assert message.startswith("the reference is to none of the places that ")
 
 
-async def test_what_another_kind_of_store_has_names_it(tmp_path: Path) -> None:
+async def test_reference_to_another_kind_of_store_names_it(tmp_path: Path) -> None:
     reference = {"__STRATEGY__": "inngest/memory", "key": "x"}
     message = await failure_of(reference, DirectoryDriver(tmp_path))
     assert message == "no driver of the middleware reads outputs stored with 'inngest/memory'"
 
 
-async def test_what_was_stored_elsewhere_before_is_read(s3: Any, tmp_path: Path) -> None:
+async def test_data_of_a_former_store_is_read(s3: Any, tmp_path: Path) -> None:
     """A move from a directory to a bucket, while runs are under way."""
     directory, bucket = DirectoryDriver(tmp_path), S3Driver(bucket=BUCKET, client=s3)
     run = await engine_for(steps, client=client_with(RemoteStateMiddleware.factory(directory))).run()
@@ -320,7 +320,7 @@ async def test_an_output_that_looks_like_a_reference_is_not_followed(s3: Any) ->
     assert (await engine_for(f, client=client).run()).output == [planted, ""]
 
 
-async def test_a_store_that_cannot_be_reached_fails_the_attempt_and_shows_no_credentials(s3: Any) -> None:
+async def test_unreachable_store_fails_the_attempt_and_shows_no_credentials(s3: Any) -> None:
     with pytest.raises(StateError, match=r"cannot store 'p/r/\w{32}': NoSuchBucket") as missing:
         S3Driver(bucket="missing", client=s3, prefix="p").save("r", b"1")
     unreachable = S3Driver(bucket=BUCKET, client=make_s3_client("http://user:secret-key@127.0.0.1:9"))
@@ -357,7 +357,7 @@ def test_files_are_the_users_own_and_whole(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_file_that_cannot_be_written_whole_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partly_written_file_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -390,12 +390,12 @@ def test_a_directory_that_others_may_write_to_is_refused(tmp_path: Path) -> None
     assert "chmod" not in str(raised.value)
 
 
-def test_a_run_whose_id_is_no_name_is_not_stored(tmp_path: Path) -> None:
+def test_run_id_that_is_not_a_file_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StateError, match=r"a run with the id '\.\.'"):
         DirectoryDriver(tmp_path).save("..", b"1")
 
 
-def test_purge_deletes_what_is_old(tmp_path: Path) -> None:
+def test_purge_deletes_old_files(tmp_path: Path) -> None:
     driver = DirectoryDriver(tmp_path)
     old, new = driver.save("old", b"1"), driver.save("new", b"2")
     for path in (tmp_path / old["key"], tmp_path / "old"):
@@ -413,6 +413,6 @@ UNUSABLE: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("driver", UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_what_is_no_driver_is_refused(driver: Any) -> None:
+def test_non_driver_is_refused(driver: Any) -> None:
     with pytest.raises(FunctionConfigInvalidError, match="is not a driver"):
         RemoteStateMiddleware.factory(driver)

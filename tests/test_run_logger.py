@@ -137,7 +137,7 @@ with TestEngine(client, [order]).sync() as engine:
         ("import os; os.environ['DURABLY_LOG_LEVEL'] = 'ERROR'", []),
     ],
 )
-def test_what_a_program_prints_is_as_its_logging_is_configured(configuration: str, expected: list[str]) -> None:
+def test_program_prints_run_lines_as_its_logging_is_configured(configuration: str, expected: list[str]) -> None:
     program = f"{configuration}\n{textwrap.dedent(SCRIPT)}"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     lines = [line for line in done.stderr.splitlines() if "[shop-order " in line]
@@ -225,7 +225,7 @@ async def test_the_sdk_logs_to_structlog() -> None:
 
 
 @pytest.mark.parametrize("logger", ["durably", object(), logging])
-def test_what_cannot_log_is_refused(logger: Any) -> None:
+def test_non_logger_is_refused(logger: Any) -> None:
     if logger is logging:
         Client(app_id="app", is_production=False, logger=logger)  # a module with functions will do
         return

@@ -49,7 +49,7 @@ def client() -> Client:
 
 
 @pytest.mark.parametrize(("output_type", "value"), VALUES, ids=stable_id)
-async def test_step_outputs(output_type: Any, value: Any) -> None:
+async def test_step_outputs_use_the_serializer(output_type: Any, value: Any) -> None:
     returned = []
 
     async def function(ctx: Context) -> None:
@@ -116,7 +116,7 @@ async def test_an_output_that_does_not_fit_its_type_fails_the_step() -> None:
     assert error["code"] == "step_errored"
 
 
-async def test_an_output_of_the_function_that_cannot_be_serialized_is_its_error() -> None:
+async def test_unserializable_output_fails_the_function() -> None:
     class Refuses:
         def serialize(self, obj: object, typ: Any) -> object:
             raise TypeError(f"cannot serialize {obj}")

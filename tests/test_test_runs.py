@@ -76,7 +76,7 @@ def test_a_program_that_a_test_starts_runs_no_tests(tmp_path: Path) -> None:
     "arguments",
     [pytest.param([], id="plugin"), pytest.param(["-p", "no:durably"], id="no-plugin", marks=pytest.mark.slow)],
 )
-def test_pytest_runs_tests(pytester: pytest.Pytester, arguments: list[str]) -> None:
+def test_process_of_pytest_is_a_test_run(pytester: pytest.Pytester, arguments: list[str]) -> None:
     pytester.makeconftest(IN_PYTEST)
     pytester.makepyfile(IN_PYTEST)
     pytester.runpytest_subprocess(*arguments).assert_outcomes(passed=1)
@@ -90,7 +90,7 @@ def test_the_workers_of_pytest_xdist_run_tests(pytester: pytest.Pytester) -> Non
     pytester.runpytest_subprocess("-n1").assert_outcomes(passed=1)
 
 
-def test_unittest_runs_tests(tmp_path: Path) -> None:
+def test_process_of_unittest_is_a_test_run(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(IN_UNITTEST)
     run("-m", "unittest", cwd=tmp_path)
 
@@ -137,5 +137,5 @@ assert not is_test_run()
         (None, [], False),
     ],
 )
-def test_test_programs(main_module: str | None, arguments: list[str], expected: bool) -> None:
+def test_programs_of_test_runners_are_recognised(main_module: str | None, arguments: list[str], expected: bool) -> None:
     assert is_test_program(main_module, arguments) is expected

@@ -34,7 +34,7 @@ async def test_a_sleep_ends_the_call(app: App) -> None:
     assert app.gate.batches == [["before"], ["after"]]
 
 
-async def test_what_is_buffered_is_handed_over_before_a_sleep(app: App) -> None:
+async def test_buffered_steps_are_stored_before_a_sleep(app: App) -> None:
     """An official server takes several ops of one answer for parallel branches."""
 
     async def function(ctx: Context) -> str:
@@ -126,7 +126,7 @@ async def test_an_error_for_good_can_be_caught(app: App) -> None:
 
 @pytest.mark.parametrize("is_async", [True, False])
 @pytest.mark.parametrize("config", [True, BUFFERED])
-async def test_parallel_steps_are_planned_and_the_function_goes_on_after_them(
+async def test_parallel_steps_are_planned_and_the_function_continues_after_them(
     app: App, is_async: bool, config: Any
 ) -> None:
     ran: list[str] = []
@@ -154,7 +154,7 @@ async def test_parallel_steps_are_planned_and_the_function_goes_on_after_them(
     assert app.gate.batches[0] == ["before"]
 
 
-async def test_a_race_goes_on_while_its_loser_is_under_way(app: App) -> None:
+async def test_race_continues_while_its_loser_is_executing(app: App) -> None:
     async def function(ctx: Context) -> Any:
         await ctx.step.run("before", lambda: 1)
         loser = asyncio.create_task(ctx.step.wait_for_event("never", event="never", timeout=1000 * 60))
@@ -179,7 +179,7 @@ async def test_a_branch_with_io_of_its_own(app: App) -> None:
     assert await app.run(durable(app, function)) == [["a1", "a2"], ["b1", "b2"]]
 
 
-async def test_waits_and_invokes(app: App) -> None:
+async def test_waits_and_invokes_end_a_call_with_checkpoints(app: App) -> None:
     async def function(ctx: Context) -> Any:
         await ctx.step.run("before", lambda: 1)
         event = await ctx.step.wait_for_event("wait", event="come", timeout=60_000)

@@ -68,7 +68,7 @@ async def test_an_engine_without_checkpoints_is_asked_once(app: App, monkeypatch
     assert len(app.gate.checkpoints) > 2
 
 
-async def test_an_engine_that_cannot_be_reached(app: App) -> None:
+async def test_unreachable_engine_loses_no_step(app: App) -> None:
     own, away = app.client.origins, "http://127.0.0.1:9"
     app.client.origins = dataclasses.replace(own, api=away)
     function, ran = counting(app)

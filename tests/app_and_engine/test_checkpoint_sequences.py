@@ -83,7 +83,7 @@ async def test_a_buffer_is_handed_over_after_its_interval(app: App, is_async: bo
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_after_its_max_runtime_a_call_ends_and_another_goes_on(app: App, is_async: bool) -> None:
+async def test_call_ends_after_its_max_runtime_and_another_continues(app: App, is_async: bool) -> None:
     config = Checkpointing(max_runtime=1)  # over by the time the first step is stored
     output = await app.run(durable(app, sequence(4, is_async), checkpointing=config))
     assert output == [[0], [1], [2], [3]]
@@ -105,7 +105,7 @@ async def test_without_checkpointing_each_step_ends_its_call(app: App) -> None:
     assert app.gate.checkpoints == []
 
 
-async def test_a_function_goes_on_with_what_a_replay_would_give_it(app: App) -> None:
+async def test_function_continues_with_the_output_of_a_replay(app: App) -> None:
     """JSON: a tuple is a list at the next call, and so it is at once."""
     seen: list[Any] = []
 
@@ -117,7 +117,7 @@ async def test_a_function_goes_on_with_what_a_replay_would_give_it(app: App) -> 
     assert seen == [{"pair": [1, 2], "3": "three"}] * 2
 
 
-async def test_what_json_cannot_hold_fails_as_ever(app: App) -> None:
+async def test_output_that_is_not_json_fails_the_step(app: App) -> None:
     ran: list[str] = []
 
     async def function(ctx: Context) -> None:
@@ -155,7 +155,7 @@ async def test_a_streamed_answer_too(
     assert len(app.calls) == 1
 
 
-async def test_an_app_tells_the_engine_of_its_checkpointing(app: App) -> None:
+async def test_sync_has_the_checkpointing_option(app: App) -> None:
     config = Checkpointing(buffered_steps=3, interval=2000, max_runtime=60_000)
     functions = [
         durable(app, sequence(1, is_async=True), fn_id="a", checkpointing=config),

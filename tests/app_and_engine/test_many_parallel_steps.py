@@ -44,7 +44,7 @@ KINDS = pytest.mark.parametrize("kind", variants([gathering, in_group, in_sync_g
 
 
 @KINDS
-async def test_a_thousand(app: App, kind: Callable[..., Any]) -> None:
+async def test_a_thousand_parallel_steps_are_executed_once_each(app: App, kind: Callable[..., Any]) -> None:
     ran: Counter[int] = Counter()
 
     def work(number: int) -> int:

@@ -14,7 +14,7 @@ from .conftest import App, durable
 
 
 @pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
-async def test_the_engine_knows_what_a_run_sends(app: App, tmp_path: Path, is_async: bool) -> None:
+async def test_events_of_a_run_have_its_id_as_sender(app: App, tmp_path: Path, is_async: bool) -> None:
     client = app.client
 
     async def send(ctx: Context) -> Any:

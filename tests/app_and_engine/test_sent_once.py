@@ -21,7 +21,7 @@ class FailsAfterSending(Middleware):
 
 
 @pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
-async def test_what_a_step_sends_is_taken_once(app: App, is_async: bool) -> None:
+async def test_events_of_a_repeated_step_are_stored_once(app: App, is_async: bool) -> None:
     FailsAfterSending.sent = []
     two = [Event(name="sent", data={"number": 1}), Event(name="sent", data={"number": 2})]
 
@@ -36,7 +36,7 @@ async def test_what_a_step_sends_is_taken_once(app: App, is_async: bool) -> None
     assert len(await app.engine.engine.list_events(name="sent")) == 2
 
 
-async def test_two_steps_and_two_runs_send_what_is_theirs(app: App) -> None:
+async def test_events_of_two_steps_and_two_runs_are_distinct(app: App) -> None:
     async def send(ctx: Context) -> Any:
         return [await ctx.step.send_event("send", Event(name="sent")) for _ in range(2)]
 

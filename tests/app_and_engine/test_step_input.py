@@ -83,7 +83,7 @@ async def test_arguments_stay_in_the_app_if_middleware_changes_values(app: App) 
         assert await inputs_of(app, run_id) == {"login": sent}
 
 
-def test_only_what_comes_back_as_it_was_is_sent() -> None:
+def test_only_arguments_that_survive_json_are_sent() -> None:
     class Text(str): ...
 
     @dataclass

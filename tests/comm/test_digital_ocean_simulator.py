@@ -48,7 +48,7 @@ def test_a_request_as_an_event() -> None:
     assert (event["api_host"], event["function_name"]) == ("http://127.0.0.1:8000", "/fn-00000000/default/app")
 
 
-def test_a_body_that_is_no_text() -> None:
+def test_body_that_is_not_utf_8_is_base64() -> None:
     *_, event = run({}, b"\xff\xfe")
     assert (event["body"], event["isBase64Encoded"]) == (base64.b64encode(b"\xff\xfe").decode(), True)
 
@@ -71,7 +71,7 @@ def test_a_result_as_an_answer(result: Any, status: str, body: bytes) -> None:
 
 
 @pytest.mark.parametrize("length", ["ten", "-1", "9" * 5000])
-def test_a_content_length_that_is_no_number_is_refused(length: str) -> None:
+def test_non_numeric_content_length_is_refused(length: str) -> None:
     started: list[str] = []
     simulator = DigitalOceanSimulator(lambda event, context: pytest.fail("called"))
     answer = simulator({"CONTENT_LENGTH": length}, lambda status, headers: started.append(status))

@@ -87,7 +87,7 @@ def call(session: aiohttp.ClientSession, function: str, **options: Any) -> Any:
     return session.post("/api/inngest", params=query, data=body, headers=headers)
 
 
-async def test_the_adapter_of_another_framework(engine: FakeEngine) -> None:
+async def test_documented_adapter_serves_an_app(engine: FakeEngine) -> None:
     async with serving(engine) as session:
         async with session.get("/api/inngest") as answer:
             assert (answer.status, (await answer.json())["function_count"]) == (200, 2)
@@ -103,19 +103,19 @@ async def test_the_adapter_of_another_framework(engine: FakeEngine) -> None:
             assert answer.status == 405
 
 
-async def test_it_streams(engine: FakeEngine) -> None:
+async def test_documented_adapter_streams(engine: FakeEngine) -> None:
     async with serving(engine, streaming=True) as session, call(session, "a") as answer:
         envelope = json.loads(await answer.read())
         assert (answer.status, envelope["status"], json.loads(envelope["body"])) == (201, 200, {"ran": 1})
 
 
-async def test_it_refuses_what_is_too_large(engine: FakeEngine) -> None:
+async def test_documented_adapter_refuses_large_bodies(engine: FakeEngine) -> None:
     body = b"x" * (MAX_REQUEST_BYTES + 1)
     async with serving(engine) as session, session.post("/api/inngest", data=body) as answer:
         assert (answer.status, (await answer.json())["code"]) == (413, "body_too_large")
 
 
-async def test_it_verifies_signatures(engine: FakeEngine) -> None:
+async def test_documented_adapter_verifies_signatures(engine: FakeEngine) -> None:
     production = {"is_production": True, "signing_key": app_calls.SIGNING_KEY, "event_key": "x"}
     async with serving(engine, client=production) as session:
         async with call(session, "b") as answer:

@@ -115,12 +115,12 @@ def test_a_function_with_the_id_of_anothers_failure_handler() -> None:
         make_handler(client, first, make_function(client, "pay-failure"))
 
 
-def test_what_is_no_function() -> None:
+def test_non_function_is_refused() -> None:
     with pytest.raises(FunctionConfigInvalidError, match=r"client\.create_function"):
         make_handler(make_client(), lambda ctx: None)  # type: ignore[arg-type]
 
 
-def test_a_serializers_class_is_no_serializer() -> None:
+def test_class_of_a_serializer_is_refused() -> None:
     with pytest.raises(FunctionConfigInvalidError, match=r"takes an instance, PydanticSerializer\(\)"):
         make_client(serializer=durably.PydanticSerializer)
 
@@ -139,7 +139,7 @@ def test_the_arguments_of_serve_in_another_order() -> None:
 
 
 @pytest.mark.parametrize("variable", ["DURABLY_THREAD_POOL_MAX_WORKERS", "DURABLY_STREAMING"])
-def test_settings_that_are_none_are_met_at_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_invalid_settings_are_refused_at_once(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "plenty")
     with pytest.raises(FunctionConfigInvalidError, match=variable):
         make_handler()
@@ -236,7 +236,7 @@ def test_query_parameters_may_be_lists(query: Any) -> None:
     assert make_request(query_params=query).probe is Probe.TRUST
 
 
-def test_what_a_response_says_of_itself() -> None:
+def test_response_exposes_its_protocol_headers() -> None:
     handler = make_handler()
     response = handler.post_sync(make_call())
     assert (response.request_version, response.no_retry, response.retry_after) == (2, False, None)
@@ -244,7 +244,7 @@ def test_what_a_response_says_of_itself() -> None:
     assert CommResponse().request_version is None
 
 
-def test_refusing_what_is_no_request() -> None:
+def test_refuse_makes_the_response_of_an_error() -> None:
     response = make_handler().refuse(BodyInvalidError("not even a request"))
     assert response.status_code == 400
     assert "x-inngest-sdk" in response.headers
@@ -272,7 +272,7 @@ HTTP = {"method": "POST", "headers": {}, "queryString": "fnId=app-plain&stepId=s
         ({"http": {**HTTP, "body": {"parsed": True}}}, "http.body"),
     ],
 )
-def test_events_that_are_no_requests(event: dict[str, Any], word: str) -> None:
+def test_platform_events_that_are_not_requests_are_refused(event: dict[str, Any], word: str) -> None:
     client = make_client()
     main = serve_digital_ocean(client, [make_function(client, "plain")])
     result = main(event, DigitalOceanContext())
@@ -343,7 +343,7 @@ def test_reencoded_body_is_verified_off_the_event_loop(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("front", ["post", "post_sync"])
-def test_what_was_signed_is_what_is_used(front: str) -> None:
+def test_signed_body_is_the_one_that_is_used(front: str) -> None:
     """A large integer that was changed on the way has the same canonical form."""
     client = make_client(is_production=True, signing_key=app_calls.SIGNING_KEY)
     seen: list[object] = []
@@ -509,7 +509,7 @@ def test_functions_of_another_apps_client_are_reported(
 
 
 @pytest.mark.parametrize("is_sync", [True, False])
-def test_what_comes_before_an_async_call_runs_on_its_loop(is_sync: bool) -> None:
+def test_work_before_an_async_call_runs_on_its_loop(is_sync: bool) -> None:
     client = make_client()
     seen: list[object] = []
 

@@ -63,7 +63,7 @@ def test_events_and_their_ids(engine: FakeEngine, send: Send) -> None:
     assert received.headers["content-type"] == "application/json"
 
 
-def test_what_an_event_says_of_itself_is_kept(engine: FakeEngine, send: Send) -> None:
+def test_fields_of_an_event_are_kept(engine: FakeEngine, send: Send) -> None:
     engine.answers[f"/e/{KEY}"] = ACCEPTED
     send(make_client(engine), Event(name="test/full", data={"é": 1}, id="mine", ts=123, user={"id": 1}, v="2"))
     expected = {"name": "test/full", "data": {"é": 1}, "id": "mine", "ts": 123, "user": {"id": 1}, "v": "2"}
@@ -118,7 +118,7 @@ def test_broken_connections_and_timeouts_are_tried_again_with_one_seed(send: Sen
     assert (len(seen), len(seeds)) == (3, 1)
 
 
-def test_it_gives_up_in_the_end(engine: FakeEngine, send: Send) -> None:
+def test_send_fails_after_five_attempts(engine: FakeEngine, send: Send) -> None:
     engine.answers[f"/e/{KEY}"] = 503, {"error": "busy", "ids": ["01A"]}
     with pytest.raises(SendEventsError, match="not sent after 5 attempts: busy") as raised:
         send(make_client(engine), TWO)
@@ -126,7 +126,7 @@ def test_it_gives_up_in_the_end(engine: FakeEngine, send: Send) -> None:
     assert len(engine.received) == events.MAX_ATTEMPTS
 
 
-def test_an_engine_that_is_away(send: Send) -> None:
+def test_send_to_unreachable_engine_fails(send: Send) -> None:
     message = r"cannot reach http://127\.0\.0\.1:9: connection refused \(is `durably dev` running\?\)"
     with pytest.raises(SendEventsError, match=message) as raised:
         send(make_client("http://127.0.0.1:9"), TWO)
@@ -193,7 +193,7 @@ def test_production_needs_an_engine(send: Send, key: dict[str, str], monkeypatch
         send(client, TWO)
 
 
-def test_development_needs_none(engine: FakeEngine, send: Send) -> None:
+def test_development_needs_no_event_key(engine: FakeEngine, send: Send) -> None:
     send(make_client(engine, event_key=None), TWO)
     assert engine.received[0].path.startswith("/e/")
     assert len(engine.received[0].path) > len("/e/")

@@ -38,7 +38,9 @@ DEV, CLOUD = ServerKind.DEV, ServerKind.CLOUD
         ("http://127.0.0.1:9999", DEV),
     ],
 )
-def test_the_mode(monkeypatch: pytest.MonkeyPatch, value: str | None, mode: ServerKind) -> None:
+def test_mode_comes_from_argument_then_environment(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, mode: ServerKind
+) -> None:
     if value is not None:
         monkeypatch.setenv("DURABLY_DEV", value)
     assert Client(app_id="app").mode is mode
@@ -100,7 +102,7 @@ def test_a_signing_key_that_could_be_guessed_is_warned_of_once(
     assert key not in caplog.text
 
 
-def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (Client(app_id="app").event_key, Client(app_id="app").signing_keys) == (None, (None, None))
     monkeypatch.setenv("DURABLY_EVENT_KEY", " from env ")
     monkeypatch.setenv("DURABLY_SIGNING_KEY", "key")
@@ -113,7 +115,7 @@ def test_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("variable", ["VERCEL_GIT_COMMIT_REF", "RENDER_GIT_BRANCH", "RAILWAY_GIT_BRANCH"])
-def test_the_environments_name(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_env_comes_from_the_setting_then_the_platforms_branch(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     assert Client(app_id="app").env is None
     monkeypatch.setenv(variable, "of the platform")
     assert Client(app_id="app").env == "of the platform"
@@ -169,7 +171,7 @@ def test_errors_about_urls_do_not_show_passwords() -> None:
         ("disable", Streaming.DISABLE),
     ],
 )
-def test_streaming(value: str | None, streaming: Streaming | None) -> None:
+def test_streaming_accepts_force_and_disable(value: str | None, streaming: Streaming | None) -> None:
     assert Environment({"DURABLY_STREAMING": value} if value else {}).streaming is streaming
 
 
@@ -185,7 +187,7 @@ def test_streaming(value: str | None, streaming: Streaming | None) -> None:
         ("DURABLY_LOG_LEVEL", "verbose", "log_level"),
     ],
 )
-def test_values_that_are_none(variable: str, value: str, property_name: str) -> None:
+def test_invalid_values_are_refused(variable: str, value: str, property_name: str) -> None:
     with pytest.raises(FunctionConfigInvalidError, match=f"{variable} must be .*{value}"):
         getattr(Environment({variable: value}), property_name)
 
@@ -210,7 +212,7 @@ def test_the_size_of_the_pool(value: str | None, workers: int | None) -> None:
         ("off", False),
     ],
 )
-def test_switches(value: str | None, allowed: bool) -> None:
+def test_boolean_settings_accept_on_off_words(value: str | None, allowed: bool) -> None:
     names = ("DURABLY_ALLOW_IN_BAND_SYNC", "DURABLY_ENABLE_UNAUTHED_SYNC")
     environment = Environment({} if value is None else dict.fromkeys(names, value))
     assert environment.allows_in_band_sync is environment.allows_unsigned_sync is allowed
@@ -219,7 +221,7 @@ def test_switches(value: str | None, allowed: bool) -> None:
         assert Environment({"DURABLY_DEV": value}).mode is (DEV if allowed else CLOUD)
 
 
-def test_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_path_comes_from_argument_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     assert mount_path(None) == "/api/inngest"
     monkeypatch.setenv("DURABLY_SERVE_PATH", "of/env")
     assert mount_path(None) == "/of/env"
@@ -231,7 +233,7 @@ def test_the_timeout_of_requests(timeout: Any, seconds: float) -> None:
     assert Client(app_id="app", request_timeout=timeout).request_timeout == seconds
 
 
-def test_the_log_level(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_level_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("durably")
     level = logger.level
     try:
@@ -369,7 +371,7 @@ def test_a_setting_has_two_names(setting: Setting[Any]) -> None:
     assert "secret" not in text
 
 
-def test_values_that_mean_the_same_are_no_conflict() -> None:
+def test_equal_values_of_both_names_do_not_conflict() -> None:
     assert Environment({"DURABLY_DEV": "1", "INNGEST_DEV": "true"}).mode is DEV
     assert Environment({"DURABLY_DEV": "0", "INNGEST_DEV": "false"}).mode is CLOUD
 

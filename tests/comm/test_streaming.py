@@ -68,7 +68,7 @@ async def test_stream_without_a_reader_is_not_started() -> None:
     assert not job.is_started
 
 
-async def test_closing_cancels() -> None:
+async def test_closing_the_stream_cancels_the_job() -> None:
     job = Job()
     chunks = stream_of(job)
     await anext(chunks)

@@ -28,7 +28,7 @@ def test_the_fallback_key_is_accepted_too(cloud_app: App) -> None:
     assert wire.is_signed(answer.body, answer.headers.get("x-inngest-signature"), FALLBACK_KEY)
 
 
-def test_a_body_that_was_encoded_anew_on_its_way_is_still_verified(cloud_app: App) -> None:
+def test_reencoded_body_is_still_verified(cloud_app: App) -> None:
     value = wire.call_body(wire.event("conformance/plain", {"name": "Zoë", "n": 1.5}, id="e", ts=1))
     signature = wire.sign(wire.canonical(value))
     query = {"fnId": "conformance-plain", "stepId": "step"}
@@ -62,7 +62,7 @@ def test_a_call_that_is_not_signed_well_is_refused_and_nothing_runs(cloud_app: A
     assert cloud_app.engine.received == []
 
 
-def test_a_trust_probe_is_answered_to_those_who_sign(cloud_app: App) -> None:
+def test_signed_trust_probe_is_answered(cloud_app: App) -> None:
     cloud_app.excuse("inngest-npm", "it refuses the signature of an empty body")
     query = {"fnId": "conformance-plain", "stepId": "step", "probe": "trust"}
     answer = cloud_app.post(query, b"", {"x-inngest-signature": wire.sign(b"")})
@@ -118,7 +118,7 @@ def test_a_run_too_large_for_a_call_is_fetched_with_the_hashed_key(cloud_app: Ap
     assert all(request.headers["authorization"] in wire.BEARERS for request in cloud_app.engine.to("/v0/"))
 
 
-def test_inspection_shows_hashes_to_those_who_sign(cloud_app: App) -> None:
+def test_signed_inspection_shows_hashes(cloud_app: App) -> None:
     answer = cloud_app.get({"x-inngest-signature": wire.sign(b""), "x-inngest-server-kind": "cloud"})
     assert answer.status == 200
     inspection = answer.json

@@ -63,21 +63,21 @@ def test_repeated_ids_are_numbered(app: App) -> None:
     assert app.call("repeat", steps=memos).output == [0, 1, 2]
 
 
-def test_sleep(app: App) -> None:
+def test_sleep_reports_its_duration(app: App) -> None:
     op = only_op(app.call("sleep"))
     assert (op["id"], op["op"]) == (step_hash("nap"), "Sleep")
     assert (op.get("opts") or {}).get("duration") or op["name"]
     assert app.call("sleep", steps={step_hash("nap"): None}).output == "awake"
 
 
-def test_sleep_until(app: App) -> None:
+def test_sleep_until_reports_its_time(app: App) -> None:
     op = only_op(app.call("sleep-until"))
     until = (op.get("opts") or {}).get("duration") or op["name"]
     assert op["op"] == "Sleep"
     assert until.startswith("2100-01-01T00:00:00")
 
 
-def test_wait_for_event(app: App) -> None:
+def test_wait_for_event_reports_event_and_timeout(app: App) -> None:
     wait = step_hash("wait")
     op = only_op(app.call("wait", {"id": 7}))
     assert (op["id"], op["op"]) == (wait, "WaitForEvent")
@@ -96,7 +96,7 @@ def test_a_wait_that_timed_out_has_null_for_a_memo(app: App) -> None:
     assert app.call("wait", steps={step_hash("wait"): None}).output is None
 
 
-def test_invoke(app: App) -> None:
+def test_invoke_reports_function_and_data(app: App) -> None:
     op = only_op(app.call("invoke"))
     assert (op["id"], op["op"]) == (step_hash("call"), "InvokeFunction")
     assert op["opts"]["function_id"] == "conformance-plain"
@@ -104,7 +104,7 @@ def test_invoke(app: App) -> None:
     assert op["opts"]["timeout"] in ("1m", "60s")
 
 
-def test_what_an_invoked_function_returned_is_the_memos_data(app: App) -> None:
+def test_invoke_returns_the_memos_data(app: App) -> None:
     assert app.call("invoke", steps={step_hash("call"): {"data": {"ok": True}}}).output == {"ok": True}
 
 
@@ -114,7 +114,7 @@ def test_an_invoked_function_that_failed_fails_the_step(app: App) -> None:
     assert "child failed" in answer.json["message"]
 
 
-def test_wait_for_signal(app: App) -> None:
+def test_wait_for_signal_reports_signal_and_timeout(app: App) -> None:
     app.require("signal")
     op = only_op(app.call("signal"))
     assert (op["id"], op["op"]) == (step_hash("signal"), "WaitForSignal")
@@ -127,7 +127,7 @@ def test_wait_for_signal(app: App) -> None:
     assert app.call("signal", steps={step_hash("signal"): None}).output is None
 
 
-def test_fetch(app: App) -> None:
+def test_fetch_reports_its_request(app: App) -> None:
     app.require("fetch")
     op = only_op(app.call("fetch"))
     assert op["op"] == "Gateway"
@@ -139,7 +139,7 @@ def test_fetch(app: App) -> None:
     assert app.call("fetch", steps={op["id"]: memo}).output == {"status": 202, "json": {"done": True}}
 
 
-def test_infer(app: App) -> None:
+def test_infer_reports_its_request(app: App) -> None:
     op = only_op(app.call("infer"))
     assert (op["id"], op["op"]) == (step_hash("ask"), "AIGateway")
     assert op["opts"]["url"] == "http://provider.test/v1/chat/completions"
@@ -212,7 +212,7 @@ def test_a_step_inside_a_step_is_an_error(app: App) -> None:
 # -- parallel steps
 
 
-def test_steps_found_together_are_planned_and_none_is_run(app: App) -> None:
+def test_steps_found_together_are_planned_and_not_run(app: App) -> None:
     ops = app.call("parallel").ops
     assert [(op["id"], op["op"]) for op in ops] == [
         (step_hash("left"), "StepPlanned"),
@@ -243,7 +243,7 @@ def test_a_target_that_is_not_found_is_an_error(app: App) -> None:
     assert answer.status == 500
 
 
-def test_race_mode_is_told_to_the_engine(app: App) -> None:
+def test_race_mode_is_reported_to_the_engine(app: App) -> None:
     ops = app.call("race").ops
     assert [op["id"] for op in ops] == [step_hash("l1"), step_hash("r1")]
     assert {op["opts"]["parallelMode"] for op in ops} == {"race"}
@@ -254,7 +254,7 @@ def test_an_executed_step_repeats_the_mode_with_which_it_was_planned(app: App) -
     assert (op["op"], op["opts"]["parallelMode"]) == ("StepRun", "race")
 
 
-def test_a_racing_branch_goes_on_without_the_other(app: App) -> None:
+def test_racing_branch_continues_without_the_other(app: App) -> None:
     memos = {step_hash("l1"): {"data": "l1"}}
     ops = app.call("race", steps=memos, disable_immediate_execution=True).ops
     assert step_hash("l2") in [op["id"] for op in ops]

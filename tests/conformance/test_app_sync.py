@@ -89,7 +89,7 @@ def test_a_refused_sync_is_not_reported_as_a_success(app: App) -> None:
     assert "no such function option" in answer.body.decode()
 
 
-def test_inspection_counts_functions_and_tells_the_mode(app: App) -> None:
+def test_inspection_has_the_number_of_functions_and_the_mode(app: App) -> None:
     answer = app.get({"x-inngest-server-kind": "dev"})
     assert answer.status == 200
     inspection = answer.json

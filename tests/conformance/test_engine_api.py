@@ -15,7 +15,7 @@ LARGE = 1_400_000
 """A size that each engine takes as a step's output. Three of them are more than a call has."""
 
 
-def test_health_and_dev(engine: Engine) -> None:
+def test_health_and_dev_are_answered(engine: Engine) -> None:
     assert engine.api("GET", "/health").status == 200
     dev = engine.api("GET", "/dev")
     assert dev.status == 200
@@ -108,7 +108,7 @@ def test_a_faulty_function_is_refused_with_its_name_and_the_option(
 
 
 @pytest.mark.parametrize("body", [None, [], {}, {"url": "x", "functions": 1}, {"url": "x", "functions": []}])
-def test_what_is_no_sync_is_refused(engine: Engine, body: Any) -> None:
+def test_malformed_sync_is_refused(engine: Engine, body: Any) -> None:
     answer = engine.register(body if body is not None else 1)
     assert answer.status == 400
     assert answer.json["error"]
@@ -164,13 +164,13 @@ def test_a_run_is_shown_while_it_runs_and_after(script: ScriptedApp, engine: Eng
         pytest.param("/v1/events/{}/runs", marks=NO_EVENT_LOG),
     ],
 )
-def test_what_is_unknown_is_not_found(engine: Engine, path: str) -> None:
+def test_unknown_ids_are_404(engine: Engine, path: str) -> None:
     answer = engine.api("GET", path.format("01ARZ3NDEKTSV4RRFFQ69G5FAV"))
     assert answer.status == 404
     assert answer.json["error"]
 
 
-def test_invoking_over_http(script: ScriptedApp, engine: Engine) -> None:
+def test_invoke_over_http_starts_a_run(script: ScriptedApp, engine: Engine) -> None:
     fn = script.function()
     answer = engine.api("POST", f"/invoke/{fn.id}", {"data": {"n": 1}})
     assert answer.status == 200

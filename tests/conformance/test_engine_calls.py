@@ -85,7 +85,7 @@ def test_a_streamed_answer_is_the_one_inside(script: ScriptedApp, engine: Engine
     assert engine.completed(call.run_id) == "streamed"
 
 
-def test_a_streamed_error_is_one(script: ScriptedApp, engine: Engine) -> None:
+def test_streamed_error_counts_as_an_error(script: ScriptedApp, engine: Engine) -> None:
     call = script.function().first_call()
     headers = SDK_HEADERS | {"x-inngest-no-retry": "true"}
     inner = {"status": 500, "headers": headers, "body": json.dumps(wire.error("streamed"))}
@@ -117,7 +117,7 @@ def test_an_error_that_forbids_retries_fails_the_run(script: ScriptedApp, engine
     assert engine.failed(call.run_id)["message"] == "for good"
 
 
-def test_attempts_are_counted_anew_after_a_finished_step(script: ScriptedApp) -> None:
+def test_attempts_restart_at_zero_after_a_finished_step(script: ScriptedApp) -> None:
     fn = script.function()
     fn.first_call().raises("once", retry_after="1")
     call = fn.next_call()
@@ -188,7 +188,7 @@ def _due_in(engine: Engine, run_id: str) -> float:
         (500, b"a proxy's words", {"content-type": "text/plain"}),
     ],
 )
-def test_an_answer_that_is_none_fails_the_attempt(
+def test_malformed_answer_fails_the_attempt(
     script: ScriptedApp, engine: Engine, status: int, body: bytes, headers: dict[str, str]
 ) -> None:
     call = script.function(retries=0).first_call()
@@ -209,7 +209,7 @@ def test_a_call_that_breaks_off_uses_up_an_attempt(script: ScriptedApp) -> None:
     assert fn.next_call().ctx["attempt"] == 1
 
 
-def test_a_call_that_never_reached_the_app_does_not(engine: Engine) -> None:
+def test_call_that_never_reached_the_app_fails_no_attempt(engine: Engine) -> None:
     port = free_port()
     with serving_scripted_app(engine, port) as app:
         fn = app.function()

@@ -27,7 +27,7 @@ def checkpoint(engine: Engine, call: Call, *ops: wire.Op, **changes: Any) -> Ans
     return engine.api("POST", f"/v1/checkpoint/{ctx['run_id']}/async", body | changes)
 
 
-def test_steps_are_stored_while_the_call_goes_on(script: ScriptedApp, engine: Engine) -> None:
+def test_steps_are_stored_while_the_call_continues(script: ScriptedApp, engine: Engine) -> None:
     call = script.function().first_call()
     assert checkpoint(engine, call, wire.ran("a", 1)).status == 200
     assert checkpoint(engine, call, wire.ran("b", 2), wire.ran("c", 3)).status == 200
@@ -37,7 +37,7 @@ def test_steps_are_stored_while_the_call_goes_on(script: ScriptedApp, engine: En
     assert engine.completed(call.run_id) == "done"
 
 
-def test_a_call_that_breaks_off_goes_on_after_its_checkpoint(script: ScriptedApp, engine: Engine) -> None:
+def test_broken_call_continues_after_its_checkpoint(script: ScriptedApp, engine: Engine) -> None:
     fn = script.function()
     call = fn.first_call()
     assert checkpoint(engine, call, wire.ran("a", 1)).status == 200
@@ -48,7 +48,7 @@ def test_a_call_that_breaks_off_goes_on_after_its_checkpoint(script: ScriptedApp
     again.returns(None)
 
 
-def test_attempts_are_counted_anew_after_a_checkpoint(script: ScriptedApp, engine: Engine) -> None:
+def test_attempts_restart_at_zero_after_a_checkpoint(script: ScriptedApp, engine: Engine) -> None:
     fn = script.function(retries=1)
     fn.first_call().raises("first attempt")
     call = fn.next_call()
@@ -72,7 +72,7 @@ def test_handing_over_twice_changes_nothing(script: ScriptedApp, engine: Engine)
     after.returns(None)
 
 
-def test_a_stale_call_is_told_to_stop(script: ScriptedApp, engine: Engine) -> None:
+def test_checkpoint_of_a_stale_call_is_409(script: ScriptedApp, engine: Engine) -> None:
     fn = script.function()
     stale = fn.first_call()
     stale.breaks_off()
@@ -85,14 +85,14 @@ def test_a_stale_call_is_told_to_stop(script: ScriptedApp, engine: Engine) -> No
     assert engine.api("GET", f"/v0/runs/{call.run_id}/actions").json == {step_hash("a"): {"data": "fresh"}}
 
 
-def test_a_cancelled_runs_call_is_told_to_stop(script: ScriptedApp, engine: Engine) -> None:
+def test_checkpoint_of_a_cancelled_run_is_409(script: ScriptedApp, engine: Engine) -> None:
     call = script.function().first_call()
     engine.api("DELETE", f"/v1/runs/{call.run_id}")
     assert checkpoint(engine, call, wire.ran("a", 1)).status == 409
     call.returns(None)
 
 
-def test_what_is_too_large_is_refused(script: ScriptedApp, engine: Engine) -> None:
+def test_too_large_checkpoint_is_refused(script: ScriptedApp, engine: Engine) -> None:
     call = script.function().first_call()
     assert checkpoint(engine, call, wire.ran("a", "x" * (4 * 1024 * 1024 + 1))).status == 413
     call.returns("done")

@@ -78,7 +78,7 @@ def test_they_start_after_a_run_that_did_not_complete(
     later.next_call().returns(None)
 
 
-def test_what_cannot_be_deferred_does_not_fail_the_run(script: ScriptedApp, engine: Engine, later: Function) -> None:
+def test_invalid_defer_does_not_fail_the_run(script: ScriptedApp, engine: Engine, later: Function) -> None:
     fn = script.function(retries=0)
     call = fn.first_call()
     call.reports(wire.op("DeferAdd", "bad", opts={"input": {}}, data=None), wire.ran("a", 1))

@@ -84,7 +84,7 @@ def test_a_seed_makes_the_ids_and_sending_again_changes_nothing(script: Scripted
 
 
 @pytest.mark.parametrize("seed", ["nonsense", "1,2,3", "x,AAAA", "1,AAAA", ",", ""])
-def test_a_malformed_seed_is_refused_or_none(script: ScriptedApp, engine: Engine, seed: str) -> None:
+def test_malformed_seed_is_refused_or_ignored(script: ScriptedApp, engine: Engine, seed: str) -> None:
     body = {"name": f"{script.id}/x", "data": {}}
     answers = [engine.post_events(body, x_inngest_event_id_seed=seed) for _ in range(2)]
     if answers[0].status == 400:
@@ -124,7 +124,7 @@ def test_an_event_of_the_same_id_triggers_once(script: ScriptedApp, engine: Engi
         json.dumps({"name": "x" * 600}).encode(),
     ],
 )
-def test_what_is_no_event_is_refused_with_a_reason(engine: Engine, body: bytes) -> None:
+def test_malformed_event_is_refused_with_a_reason(engine: Engine, body: bytes) -> None:
     answer = engine.post_events(body)
     assert answer.status == 400
     assert answer.json["error"]
@@ -137,7 +137,7 @@ def test_an_event_that_is_too_large_is_refused(script: ScriptedApp, engine: Engi
     assert answer.json["error"]
 
 
-def test_too_many_events_are_refused_and_none_is_taken(script: ScriptedApp, engine: Engine) -> None:
+def test_too_many_events_are_refused_and_none_is_stored(script: ScriptedApp, engine: Engine) -> None:
     name = f"{script.id}/x"
     assert engine.post_events([{"name": name}] * 5001).status == 400
     assert engine.data(f"/v1/events?name={name}") == []

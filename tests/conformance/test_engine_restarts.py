@@ -17,7 +17,7 @@ from .test_engine_waits import invoke_op, signal_op, wait_op, waiting
 Start = Callable[[], AbstractContextManager[RestartableEngine]]
 
 
-def test_everything_that_was_under_way_goes_on(restartable: Start) -> None:
+def test_runs_continue_after_a_kill(restartable: Start) -> None:
     """A run in each of the ways in which runs wait, calls in flight, and an event that nothing was made of yet."""
     with restartable() as (engine, process), serving_scripted_app(engine) as app:
         names = ("fresh", "in-flight", "parallel", "sleeping", "waiting", "signal", "parent", "retrying")

@@ -83,7 +83,7 @@ def test_the_expression_chooses_the_event(
     after.returns(None)
 
 
-def test_an_expression_that_cannot_be_read_is_an_error_that_names_the_step(script: ScriptedApp, engine: Engine) -> None:
+def test_invalid_expression_fails_with_the_name_of_the_step(script: ScriptedApp, engine: Engine) -> None:
     call = script.function(retries=0).first_call()
     call.reports(wait_op(f"{script.id}/answer", "1m", if_exp="event.data. =="))
     assert "wait" in engine.failed(call.run_id)["message"]
@@ -142,7 +142,7 @@ def test_a_signal_that_does_not_come_has_null_for_a_memo(script: ScriptedApp) ->
     call.returns(None)
 
 
-def test_a_signal_that_nobody_waits_for_is_not_found(script: ScriptedApp, engine: Engine) -> None:
+def test_signal_without_a_waiting_run_is_404(script: ScriptedApp, engine: Engine) -> None:
     assert engine.api("POST", "/v1/signals", {"signal": f"{script.id}-unknown", "data": 1}).status == 404
 
 
@@ -294,7 +294,7 @@ def test_fetch_makes_the_request_and_memoises_the_answer(script: ScriptedApp, pr
     call.returns(None)
 
 
-def test_fetch_of_what_does_not_answer_is_an_error_after_its_retries(script: ScriptedApp) -> None:
+def test_fetch_of_an_unreachable_server_fails_after_its_retries(script: ScriptedApp) -> None:
     fn = script.function(retries=0)
     fn.first_call().reports(wire.op("Gateway", "get", opts={"url": "http://127.0.0.1:1/", "method": "GET"}))
     call = fn.next_call()

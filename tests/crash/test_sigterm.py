@@ -61,7 +61,7 @@ async def engine(tmp_path: Path) -> AsyncIterator[Engine]:
 
 
 @pytest.mark.parametrize("finishes", variants([True, False], [False]))
-async def test_what_is_under_way_finishes_or_is_handed_back(engine: Engine, finishes: bool) -> None:
+async def test_call_finishes_in_the_grace_period_or_is_repeated(engine: Engine, finishes: bool) -> None:
     app = SmallApp()
 
     @app.function("slow")

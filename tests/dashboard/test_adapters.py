@@ -68,7 +68,7 @@ def test_a_dashboard_needs_a_policy(framework: str, client: durably.Client) -> N
         dashboard(make(), client, "https://app.example.com/durably", allow_anonymous=True)
 
 
-async def test_a_test_run_without_an_engine_gets_a_page_that_says_so(client: durably.Client) -> None:
+async def test_test_run_without_an_engine_gets_a_page_with_the_reason(client: durably.Client) -> None:
     app = fastapi.FastAPI()
     durably.fast_api.dashboard(app, client, allow_anonymous=True)
     answer = await ask(app, "/durably/runs")

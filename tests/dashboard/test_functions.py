@@ -11,7 +11,7 @@ from .conftest import OpenPage
 from .site import Site
 
 
-def test_the_overview_counts_runs_and_names_what_needs_attention(open_page: OpenPage, site: Site) -> None:
+def test_overview_counts_runs_and_lists_concerns(open_page: OpenPage, site: Site) -> None:
     site.wait(lambda: site.runs("settle-invoice", RunStatus.FAILED), "failed run")
     page = open_page("/")
     expect(page.locator(".tile", has_text="Failed")).not_to_have_text(re.compile(r"Failed\s*0$"))
@@ -25,7 +25,7 @@ def test_the_overview_counts_runs_and_names_what_needs_attention(open_page: Open
     page.wait_for_url(re.compile(r"/runs/\w+$|/runs\?function=back-office-settle-invoice&status=Failed$"))
 
 
-def test_the_overview_is_live_and_keeps_what_is_open(open_page: OpenPage, site: Site) -> None:
+def test_overview_is_live_and_keeps_open_parts(open_page: OpenPage, site: Site) -> None:
     page = open_page("/")
     page.get_by_text("The numbers as a table").click()
     created = page.locator(".tile", has_text="Created").locator("b")
@@ -155,7 +155,7 @@ def test_an_unknown_function_is_not_found(open_page: OpenPage) -> None:
     expect(page.get_by_role("heading", level=1)).to_have_text("There is no such function")
 
 
-def test_durations_of_steps(open_page: OpenPage, site: Site) -> None:
+def test_function_page_shows_durations_of_steps(open_page: OpenPage, site: Site) -> None:
     site.wait(lambda: site.runs("pack-parcel", RunStatus.COMPLETED), "packed parcel")
     page = open_page("/functions/back-office-pack-parcel")
     times = page.get_by_role("region", name="Durations")

@@ -68,7 +68,7 @@ def test_styles_are_kept_and_files_outside_are_not_found(app: Mounted) -> None:
         assert app.ask("viewer", f"/durably/assets/x/{trick}").status in (400, 404), trick
 
 
-def test_others_see_nothing(app: Mounted) -> None:
+def test_users_without_permission_are_refused(app: Mounted) -> None:
     run_id = app.new_run()
     for path in ("/durably/runs", f"/durably/runs/{run_id}", "/durably/runs/unknown"):
         refused = app.ask("stranger", path)

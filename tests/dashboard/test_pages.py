@@ -40,7 +40,9 @@ def paths(site: Site) -> list[str]:
 
 
 @pytest.mark.slow
-def test_accessibility(open_page: OpenPage, site: Site, check_accessibility: Callable[..., None]) -> None:
+def test_pages_pass_the_accessibility_check(
+    open_page: OpenPage, site: Site, check_accessibility: Callable[..., None]
+) -> None:
     page = open_page("/runs")
     for path in paths(site):
         page.emulate_media(color_scheme="light", reduced_motion="reduce")
@@ -76,7 +78,7 @@ def test_the_search_has_room_beside_the_sign_out(open_page: OpenPage) -> None:
 
 
 @pytest.mark.slow
-def test_pages_without_javascript(open_page: OpenPage) -> None:
+def test_pages_work_without_javascript(open_page: OpenPage) -> None:
     page = open_page("/runs", javascript=False)
     for path, heading in PAGES.items():
         page.get_by_role("navigation", name="Pages").get_by_role("link", name=heading, exact=True).click()

@@ -28,7 +28,7 @@ def row(page: Page, label: str) -> object:
     return page.locator(".w-row", has_text=label)
 
 
-def test_an_update_keeps_what_a_person_typed_and_opened(open_page: OpenPage, site: Site) -> None:
+def test_update_keeps_typed_text_and_open_parts(open_page: OpenPage, site: Site) -> None:
     run = waiting_run(site, "L-2")
     page = open_page(f"/runs/{run.id}")
     row(page, "notify-team").locator(".open").click()

@@ -69,7 +69,7 @@ def test_each_block_is_of_a_kind_that_is_checked() -> None:
 
 
 @pytest.mark.slow
-def test_python() -> None:
+def test_blocks_of_python_are_valid() -> None:
     found = subprocess.run([sys.executable, "-m", "tests.docs.python_blocks"], cwd=ROOT, capture_output=True, text=True)
     assert (found.returncode, found.stderr) == (0, "")
 
@@ -171,7 +171,7 @@ def check_manage(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("block", of("console"), ids=place)
-def test_commands_exist(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_commands_exist(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("manage.py", "durably.db"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)

@@ -104,7 +104,7 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.mark.slow
-def test_the_project(folder: Folder, collector: Collector) -> None:
+def test_documented_django_project_works_under_each_server(folder: Folder, collector: Collector) -> None:
     write_project(folder)
     *migrate, create_superuser, run_server = commands("runserver")
     folder.run(

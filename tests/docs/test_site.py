@@ -36,7 +36,7 @@ def test_a_page_says_its_kind(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", LINKING, ids=name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_a_target(page: Path) -> None:
     broken = []
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
         path, _, anchor = target.partition("#")
@@ -63,7 +63,7 @@ def test_no_paragraphs_stand_in_tables(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", [*ALL_PAGES, ROOT / "CHANGELOG.md"], ids=name)
-def test_lines_are_wrapped(page: Path) -> None:
+def test_lines_of_pages_are_wrapped(page: Path) -> None:
     lines = [line for line in prose(page).splitlines() if not line.lstrip().startswith("|")]
     assert [line for line in lines if len(line) > 120] == []
 
@@ -79,7 +79,7 @@ def test_generated_parts_are_current() -> None:
         assert generate.page(text, make()) == text, "run: python docs/generate.py"
 
 
-def test_what_the_site_generates_exists() -> None:
+def test_generated_pages_exist() -> None:
     """Modules and the command whose documentation Sphinx makes from the code."""
     for page in PAGES:
         for module in re.findall(r"\.\. automodule:: (\S+)", page.read_text()):

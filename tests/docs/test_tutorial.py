@@ -32,7 +32,7 @@ def with_port(command: str, option: str, folder: Folder) -> str:
 
 
 @pytest.mark.slow
-def test_the_tutorial(folder: Folder) -> None:
+def test_tutorial_works_word_for_word(folder: Folder) -> None:
     write_files(folder.path)
 
     # Run it.

@@ -99,7 +99,7 @@ def test_settings_at_the_edge_of_their_range() -> None:
 
 
 @pytest.mark.parametrize("encryption", ["", 0, [], "key"])
-def test_an_encryption_that_is_none_is_refused(encryption: Any) -> None:
+def test_invalid_encryption_is_refused(encryption: Any) -> None:
     with pytest.raises(TypeError, match="encryption must be a PayloadCodec"):
         durably.TemporalEngine("localhost:7233", encryption=encryption)
 

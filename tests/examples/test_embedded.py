@@ -39,7 +39,7 @@ def request(method: str, url: str) -> Any:
     return response.json()
 
 
-def test_newsletter(tmp_path: Path) -> None:
+def test_embedded_newsletter_runs_under_two_workers(tmp_path: Path) -> None:
     with serving(tmp_path) as origin:
         request("POST", f"{origin}/subscribers/ada@example.com")
         deadline = time.monotonic() + 20

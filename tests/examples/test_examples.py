@@ -72,7 +72,7 @@ def _at_root(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-async def test_fastapi_orders(tmp_path: Path) -> None:
+async def test_fastapi_example_ships_an_order(tmp_path: Path) -> None:
     async with running("fastapi_orders.app:app", tmp_path) as example:
         await example.post("/orders", {"id": "A-1", "total": 42})
         retry = await example.until(UpdateKind.RETRYING)
@@ -89,7 +89,7 @@ async def test_fastapi_orders(tmp_path: Path) -> None:
         }
 
 
-async def test_flask_signup(tmp_path: Path) -> None:
+async def test_flask_example_ends_when_the_user_returns(tmp_path: Path) -> None:
     async with running("flask_signup.app:app", tmp_path) as example:
         await example.post("/signups/ada@example.com")
         await example.until(UpdateKind.WAITING)
@@ -98,13 +98,13 @@ async def test_flask_signup(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("application", ["application", "asgi_application"])
-async def test_django_reports(application: str, tmp_path: Path) -> None:
+async def test_django_example_writes_a_report(application: str, tmp_path: Path) -> None:
     async with running(f"django_reports.app:{application}", tmp_path) as example:
         await example.post("/reports", {"regions": ["north", "south"]})
         assert await example.output("reports-build-report") == {"best": "north", "total": 44}
 
 
-async def test_tornado_thumbnails(tmp_path: Path) -> None:
+async def test_tornado_example_makes_thumbnails(tmp_path: Path) -> None:
     async with running("tornado_thumbnails.app:app", tmp_path) as example:
         await example.post("/pictures/cat.png")
         assert await example.output("pictures-make-thumbnails") == ["cat.png@64", "cat.png@256", "cat.png@1024"]
@@ -113,7 +113,7 @@ async def test_tornado_thumbnails(tmp_path: Path) -> None:
         assert await example.output("pictures-make-thumbnails-failure") == "removed what was made of cat.txt"
 
 
-async def test_digital_ocean_webhooks(tmp_path: Path) -> None:
+async def test_digital_ocean_example_handles_webhooks(tmp_path: Path) -> None:
     async with running("digital_ocean_webhooks.app:main", tmp_path) as example:
         url = "https://example.com/hook"
         await example.dev.engine.send_events([Event(name="webhook/requested", data={"url": url})])

@@ -100,7 +100,7 @@ def console_blocks(heading: str) -> list[list[tuple[str, str]]]:
 
 
 @pytest.mark.slow
-def test_by_hand(directory: Path, variables: dict[str, str], here: Change) -> None:
+def test_documented_commands_deploy_the_app(directory: Path, variables: dict[str, str], here: Change) -> None:
     (_, make_keys), [read_keys], [start_engine], [name_engine, start_app], use = console_blocks("By hand")
     settings = f"{read_keys[0]}; {here(name_engine[0])}"
 
@@ -172,7 +172,7 @@ def test_an_order_is_refused_while_the_engine_is_down(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", ["durably.service", "shop.service"])
-def test_units_are_valid(name: str, directory: Path, here: Change) -> None:
+def test_systemd_units_are_valid(name: str, directory: Path, here: Change) -> None:
     unit = read_unit(name)
     assert unit.keys() == UNIT_OPTIONS.keys()
     for section, options in unit.items():
@@ -185,7 +185,9 @@ def test_units_are_valid(name: str, directory: Path, here: Change) -> None:
 
 
 @pytest.mark.slow
-def test_under_systemd(directory: Path, variables: dict[str, str], keys: dict[str, str], here: Change) -> None:
+def test_units_run_the_app_under_systemd(
+    directory: Path, variables: dict[str, str], keys: dict[str, str], here: Change
+) -> None:
     engine_unit, shop_unit = read_unit("durably.service")["Service"], read_unit("shop.service")["Service"]
     assert engine_unit["EnvironmentFile"] == shop_unit["EnvironmentFile"] == "/etc/durably.env"
     assert engine_unit["StateDirectory"] == "durably"  # makes /var/lib/durably
@@ -231,7 +233,7 @@ def check_health(service: dict[str, Any], directory: Path, variables: Mapping[st
     subprocess.run([here(word) for word in command], cwd=directory, env=dict(variables), check=True, timeout=60)
 
 
-def test_the_image_has_what_the_services_run() -> None:
+def test_image_has_the_commands_of_the_services() -> None:
     services: dict[str, Any] = yaml.safe_load((EXAMPLE / "compose.yaml").read_text())["services"]
     for service in services.values():
         context = (EXAMPLE / service["build"]["context"]).resolve()
@@ -246,8 +248,8 @@ def test_the_image_has_what_the_services_run() -> None:
         assert (ROOT / copied).exists()
 
 
-def test_the_page_shows_what_sync_prints() -> None:
-    """As a check that ``test_by_hand`` compares something."""
+def test_page_shows_the_output_of_sync() -> None:
+    """As a check that ``test_documented_commands_deploy_the_app`` compares something."""
     outputs = [output for block in console_blocks("By hand") for _, output in block if output]
     assert [output.partition("\n")[0] for output in outputs] == [
         "synced shop 1.0 at http://127.0.0.1:8000/api/inngest: 1 function",

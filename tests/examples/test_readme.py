@@ -50,7 +50,9 @@ def test_the_page_shows_all_five() -> None:
 
 
 @pytest.mark.parametrize("framework", sorted(APPS))
-async def test_first_function(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_first_function_runs_in_each_framework(
+    framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert FUNCTION is not None
     (tmp_path / "durable.py").write_text(FUNCTION[1].replace("seconds=3", "milliseconds=10"))
     (tmp_path / "main.py").write_text(APPS[framework])

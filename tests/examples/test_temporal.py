@@ -223,7 +223,7 @@ def test_an_order_is_cancelled(shop: Shop) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("event", ["activity_task_scheduled", "activity_task_completed"])
-def test_what_a_cancelled_order_had_reserved_is_put_back(event: str, shop: Shop) -> None:
+def test_cancelled_order_releases_its_reservation(event: str, shop: Shop) -> None:
     order = place(shop)
     wait_for_event(shop, order, event)
     call("POST", f"{shop.origin}/orders/{order}/cancel")
@@ -284,7 +284,7 @@ def test_fastapi_shows_its_documentation(shops: Callable[[str], Shop]) -> None:
     assert (page.status, "swagger-ui" in page.body, "/openapi.json" in page.body) == (200, True, True)
 
 
-def test_the_layouts() -> None:
+def test_documented_layouts_match_the_projects() -> None:
     app = ["apps", "models", "views", "urls", "workflows", "activities", "gateway", "admin", "tests"]
     layouts = {
         "temporal_fastapi": ["main", "workflows", "activities", "worker"],
@@ -297,7 +297,7 @@ def test_the_layouts() -> None:
         assert (directory, missing) == (directory, [])
 
 
-def test_what_is_to_be_installed_exists() -> None:
+def test_documented_extras_exist() -> None:
     """Each extra that a page installs is one of the package's."""
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *EXAMPLES.glob("*/README.md")]
@@ -311,7 +311,7 @@ def test_what_is_to_be_installed_exists() -> None:
 
 
 @pytest.mark.slow
-def test_django_starts_what_is_stored(shops: Callable[[str], Shop]) -> None:
+def test_django_starts_workflows_of_committed_rows_only(shops: Callable[[str], Shop]) -> None:
     shop = shops("django")
     ada = {"username": uuid.uuid4().hex, "email": "ada@example.com"}
     signed_up = call("POST", f"{shop.origin}/signup/", ada)

@@ -29,7 +29,7 @@ def order() -> durably.Event:
     return orders.order_placed(orders.Order(id="A-1", total=42))
 
 
-async def test_an_order_that_nobody_signs_for_is_lost_after_two_weeks(order: durably.Event) -> None:
+async def test_unsigned_order_is_lost_after_two_weeks(order: durably.Event) -> None:
     async with TestEngine(orders.client, [orders.fulfil_order]) as engine:
         run = await (await engine.send(order)).wait()
         run.assert_completed(output={"order": "A-1", "status": "lost", "payment": "paid 42 for A-1"})
@@ -50,7 +50,7 @@ async def test_an_order_that_is_delivered_on_the_thirteenth_day(order: durably.E
 
 
 @pytest.mark.parametrize(("login_after", "output"), [(2 * DAY, "came back"), (4 * DAY, "reminded")])
-def test_who_does_not_come_back_in_three_days_is_reminded(login_after: dt.timedelta, output: str) -> None:
+def test_inactive_user_is_reminded_after_three_days(login_after: dt.timedelta, output: str) -> None:
     data = {"email": "ada@example.com"}
     with TestEngine(signup.client, [signup.onboard]).sync() as engine:
         run = engine.send(durably.Event(name="user/signed.up", data=data))
@@ -73,7 +73,7 @@ def test_a_webhook_is_given_up_after_a_day(answer: bool | None, output: str) -> 
         engine.check_determinism(run)
 
 
-async def test_what_was_made_of_a_picture_is_removed_when_its_run_fails() -> None:
+async def test_thumbnails_of_a_failed_run_are_removed() -> None:
     async with TestEngine(thumbnails.client, [thumbnails.make_thumbnails]) as engine:
         (run,) = await engine.send([durably.Event(name="picture/uploaded", data={"name": "cat.txt"})])
         await run.wait()

@@ -41,7 +41,7 @@ async def test_gather_finds_all_then_runs_each_in_a_call_of_its_own() -> None:
     assert all(op["opts"] == {"parallelMode": "race"} for op in run.answers[0].ops)
 
 
-async def test_gather_raises_the_first_error_and_the_others_go_on() -> None:
+async def test_gather_raises_the_first_error_and_the_others_continue() -> None:
     async def function(ctx: Context) -> Any:
         slow = asyncio.ensure_future(ctx.step.run("slow", str, "slow"))
         try:
@@ -102,7 +102,7 @@ async def test_wait_for_the_first_exception() -> None:
     assert run.output == [True, True, True]
 
 
-async def test_wait_for_all() -> None:
+async def test_asyncio_wait_returns_all_steps() -> None:
     async def function(ctx: Context) -> Any:
         tasks = [asyncio.create_task(ctx.step.run(name, str, name)) for name in "abc"]
         done, rest = await asyncio.wait(tasks)
@@ -164,7 +164,7 @@ async def test_a_task_left_behind_by_a_function_that_ends_is_cancelled() -> None
     assert left == ["begun", "cancelled"]
 
 
-async def test_shield() -> None:
+async def test_shielded_steps_complete() -> None:
     async def function(ctx: Context) -> Any:
         shielded = asyncio.ensure_future(ctx.step.run("a", str, "a"))
         waiting = asyncio.ensure_future(asyncio.wait([asyncio.shield(shielded)]))
@@ -175,7 +175,7 @@ async def test_shield() -> None:
     assert await complete(function) == ["b", "c", "a"]
 
 
-async def test_primitives_between_branches() -> None:
+async def test_asyncio_primitives_work_between_branches() -> None:
     """Branches wait for each other by every primitive that asyncio has; steps stand before and after."""
 
     async def function(ctx: Context) -> Any:
@@ -316,7 +316,7 @@ async def test_slow_io_is_waited_for_where_nothing_new_is_found(monkeypatch: pyt
     ]
 
 
-async def test_what_never_ends_is_given_up_where_nothing_new_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_wait_is_ended_if_no_new_step_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(idle_detection, "_STALL_SECONDS", 0.01)
     monkeypatch.setattr(idle_detection, "_LONG_STALL_SECONDS", 0.03)
 
@@ -394,7 +394,7 @@ async def test_real_io_in_branches_is_waited_for() -> None:
     assert len(run.answers[0].ops) == 5
 
 
-async def test_branches_in_branches() -> None:
+async def test_branches_may_start_branches() -> None:
     async def function(ctx: Context) -> Any:
         async def leaf(name: str) -> str:
             await ctx.step.sleep(f"nap {name}", 1000)
@@ -448,7 +448,7 @@ async def test_async_generators_and_context_managers() -> None:
     assert log == ["closed"]
 
 
-async def test_context_variables() -> None:
+async def test_context_variables_are_kept_in_branches() -> None:
     variable = contextvars.ContextVar[str]("variable", default="outside")
 
     async def function(ctx: Context) -> Any:
@@ -569,7 +569,7 @@ async def test_a_function_that_cancels_itself_has_failed() -> None:
     assert "cancelled by its own code" in (await fail(function))["message"]
 
 
-async def test_a_step_that_a_cancelled_task_comes_to_is_not_run() -> None:
+async def test_step_of_a_cancelled_task_is_not_run() -> None:
     ran = []
 
     async def function(ctx: Context) -> Any:
@@ -643,7 +643,7 @@ async def test_anyio_task_groups_and_primitives(order: tuple[str, str]) -> None:
     assert run.output == [*order, "ab"]
 
 
-async def test_many_branches() -> None:
+async def test_many_branches_complete() -> None:
     async def function(ctx: Context) -> int:
         limit = asyncio.Semaphore(10)
 

@@ -47,7 +47,7 @@ async def suspended(coroutine: Awaitable[object]) -> "asyncio.Task[object]":
 
 
 @pytest.mark.parametrize("waits", [waits_directly, waits_by_gather, waits_by_wait, waits_by_wait_for])
-async def test_what_a_task_waits_for_is_found(waits: Waits) -> None:
+async def test_awaited_future_of_a_task_is_found(waits: Waits) -> None:
     inner: asyncio.Task[None] = asyncio.create_task(asyncio.sleep(60))
     task = await suspended(waits(inner))
     waiter = waiter_of(task)
@@ -76,7 +76,7 @@ async def test_task_that_waits_for_a_lock_waits_for_tasks() -> None:
     await task
 
 
-async def test_callbacks_name_what_a_future_resolves() -> None:
+async def test_callbacks_name_the_waiters_of_a_future() -> None:
     inner: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     outer = asyncio.shield(inner)
     waiting = await suspended(waits_directly(outer))
@@ -121,7 +121,7 @@ async def test_deadline_of_as_completed_is_found() -> None:
     await end(inner)
 
 
-async def test_wait_without_a_clock_has_none() -> None:
+async def test_wait_without_a_timeout_sets_no_clock() -> None:
     task = await suspended(waits_by_wait(asyncio.get_running_loop().create_future()))
     assert running_clock(task, may_be_timed=True) is None
     await end(task)

@@ -136,7 +136,7 @@ async def test_clocks_in_one_of_several_branches(clock: tuple[str, Around]) -> N
     assert_refused(await fail(function), name, "clocked")
 
 
-async def test_clocks_after_memos(clock: tuple[str, Around]) -> None:
+async def test_clocks_after_memos_are_refused(clock: tuple[str, Around]) -> None:
     name, around = clock
 
     async def function(ctx: Context) -> Any:
@@ -196,7 +196,7 @@ async def test_clocks_without_a_time_and_clocks_inside_handlers_are_fine() -> No
     assert await complete(function) == "handled"
 
 
-async def test_a_clock_that_was_left_is_no_clock() -> None:
+async def test_clock_of_an_ended_block_is_ignored() -> None:
     async def function(ctx: Context) -> Any:
         async with asyncio.timeout(60) as clock:
             await asyncio.sleep(0)

@@ -81,7 +81,9 @@ async def test_a_renamed_step_runs_again_under_its_new_name(kind: str, caplog: p
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_step_added_after_the_finished_ones_is_no_change(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_step_added_after_the_finished_ones_is_not_a_divergence(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     shop = Shop(kind, ["a", "b"])
     await shop.change(["a", "b", "new"], after=1)
     assert (shop.run.output, shop.ran, warnings(caplog)) == (["a", "b", "new"], ["a", "b", "new"], [])

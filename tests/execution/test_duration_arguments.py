@@ -89,7 +89,7 @@ async def test_the_test_engine_takes_every_form(day: Any) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "soon", "1 fortnight", "-5s"])
-async def test_text_that_is_no_duration_names_the_step(text: str) -> None:
+async def test_invalid_duration_names_the_step(text: str) -> None:
     async def function(ctx: Context) -> None:
         await ctx.step.sleep("nap", text)
 
@@ -116,9 +116,7 @@ async def test_development_points_out_a_small_number_once(caplog: pytest.LogCapt
 
 
 @pytest.mark.parametrize("duration", ["30ms", dt.timedelta(milliseconds=30), 0, 1000])
-async def test_what_cannot_be_meant_otherwise_is_not_pointed_out(
-    duration: Any, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_unambiguous_durations_cause_no_warning(duration: Any, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert (await engine_for(small_sleep(duration)).run()).status == "Completed"
     assert not caplog.records

@@ -131,7 +131,7 @@ def test_frames_of_a_sync_functions_error_are_the_users() -> None:
         assert _frames(asyncio.run(fail(function, blocking=blocking))["stack"]) == ["function", "explode"]
 
 
-async def test_causes_are_kept() -> None:
+async def test_causes_of_an_error_are_kept() -> None:
     async def function(ctx: Context) -> None:
         try:
             explode()
@@ -145,7 +145,7 @@ async def test_causes_are_kept() -> None:
 
 
 @pytest.mark.parametrize("where", ["step", "function"])
-async def test_non_retriable_error(where: str) -> None:
+async def test_non_retriable_error_ends_the_run(where: str) -> None:
     def fatal() -> None:
         raise durably.NonRetriableError("no use")
 
@@ -166,7 +166,7 @@ async def test_non_retriable_error(where: str) -> None:
 @pytest.mark.parametrize(
     "delay", [3_600_000, dt.timedelta(hours=1), lambda: dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)]
 )
-async def test_retry_after_error(where: str, delay: Any) -> None:
+async def test_retry_after_error_sets_the_delay(where: str, delay: Any) -> None:
     def later() -> None:
         raise durably.RetryAfterError("busy", delay() if callable(delay) else delay)
 
@@ -245,7 +245,7 @@ async def test_coroutines_in_a_sync_function_are_refused(where: str) -> None:
     assert "make the function async" in run.output["message"]
 
 
-async def test_an_unfound_target() -> None:
+async def test_unknown_target_step_fails_the_attempt() -> None:
     async def function(ctx: Context) -> None:
         await ctx.step.run("it", str)
 

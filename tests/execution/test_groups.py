@@ -27,7 +27,7 @@ def discoveries(run: Run) -> int:
 @pytest.mark.parametrize("mode", [WAIT, RACE])
 @pytest.mark.parametrize("pick", [first, last], ids=["in order", "in reverse"])
 @pytest.mark.parametrize("kind", ["async", "sync", "sync, blocking"])
-async def test_parallel(mode: ParallelMode, pick: Any, kind: str) -> None:
+async def test_parallel_runs_all_and_returns_in_order(mode: ParallelMode, pick: Any, kind: str) -> None:
     async def function(ctx: Context) -> Any:
         async def branch() -> Any:
             await ctx.step.sleep("c1", 1000)
@@ -97,7 +97,7 @@ async def test_one_callable_is_a_group_too() -> None:
     assert (run.answers[0].found(), run.output) == ([("StepPlanned", "a")], ["a"])
 
 
-async def test_no_callables() -> None:
+async def test_parallel_of_no_callables_is_empty() -> None:
     async def function(ctx: Context) -> Any:
         return await ctx.group.parallel([])
 
@@ -155,7 +155,7 @@ async def test_plain_asyncio_inside_a_group_and_beside_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["async", "sync"])
-async def test_an_error_in_a_group_can_be_caught_while_the_others_go_on(kind: str) -> None:
+async def test_error_in_a_group_can_be_caught_while_the_others_continue(kind: str) -> None:
     async def function(ctx: Context) -> Any:
         try:
             await ctx.group.parallel([lambda: ctx.step.run("bad", explode), lambda: ctx.step.sleep("long", 1000)], RACE)
@@ -207,7 +207,7 @@ async def test_the_fan_out_with_one_id(kind: str) -> None:
     ],
     ids=["racing branches", "in different places", "in nested groups"],
 )
-async def test_ids_that_a_sync_function_cannot_tell_apart_are_refused(group: Any) -> None:
+async def test_ambiguous_ids_in_a_sync_function_are_refused(group: Any) -> None:
     def function(ctx: ContextSync) -> Any:
         return group(ctx, lambda step_id: ctx.step.run(step_id, str))
 
@@ -239,7 +239,7 @@ async def test_an_id_that_an_abandoned_branch_uses_too_is_refused() -> None:
 
 
 @pytest.mark.parametrize("expires", [True, False])
-async def test_timeout(expires: bool) -> None:
+async def test_timeout_ends_its_block_or_lets_it_finish(expires: bool) -> None:
     log = []
 
     async def function(ctx: Context) -> Any:
@@ -269,7 +269,7 @@ async def test_an_uncaught_timeout_fails_the_run() -> None:
 
 
 @pytest.mark.parametrize("winner", ["inner", "outer", "work"])
-async def test_timeouts_in_timeouts(winner: str) -> None:
+async def test_inner_and_outer_timeouts_end_their_blocks(winner: str) -> None:
     async def function(ctx: Context) -> Any:
         ended = []
         try:

@@ -23,17 +23,17 @@ SCENARIOS: dict[str, Callable[[], Awaitable[None]]] = {
         plain.test_gather_finds_all_then_runs_each_in_a_call_of_its_own,
         plain.test_task_group_raises_the_group_and_cancels_the_rest,
         plain.test_ops_are_in_the_order_in_which_steps_were_made,
-        plain.test_shield,
-        plain.test_primitives_between_branches,
+        plain.test_shielded_steps_complete,
+        plain.test_asyncio_primitives_work_between_branches,
         plain.test_real_io_in_branches_is_waited_for,
-        plain.test_branches_in_branches,
+        plain.test_branches_may_start_branches,
         plain.test_async_generators_and_context_managers,
-        plain.test_context_variables,
+        plain.test_context_variables_are_kept_in_branches,
         plain.test_tasks_that_user_code_cancels,
         plain.test_cancelling_a_parked_task_from_the_loop_itself,
         plain.test_tasks_without_the_runs_context_are_known_once_they_call_a_step,
         plain.test_tasks_of_a_handler_are_its_own,
-        plain.test_many_branches,
+        plain.test_many_branches_complete,
         groups.test_a_timeout_in_a_group_that_waits_races_nevertheless,
         groups.test_a_timeout_around_branches_cancels_them_all,
         clocks.test_clocks_that_run_out_around_other_things,
@@ -59,14 +59,14 @@ SCENARIOS["repeated_ids_in_reverse"] = repeated_ids_in_reverse
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_uvloop(scenario: str) -> None:
+def test_functions_run_on_uvloop(scenario: str) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(SCENARIOS[scenario]())
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="Python has eager tasks from 3.12 on")
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_eager_tasks(scenario: str) -> None:
+def test_functions_run_with_eager_tasks(scenario: str) -> None:
     async def main() -> None:
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
         await SCENARIOS[scenario]()
@@ -161,7 +161,7 @@ async def test_runs_on_one_loop_that_share_a_semaphore() -> None:
     assert [run.output for run in runs] == [[0, 1, 2, 3]] * 20
 
 
-async def test_a_run_started_from_within_another_is_none_of_its_business() -> None:
+async def test_run_started_within_another_is_independent() -> None:
     """An engine in the same process may call the app in the context of the run that sent the event."""
 
     async def inner(ctx: Context) -> Any:

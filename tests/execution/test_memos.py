@@ -46,7 +46,7 @@ def take(memos: StepMemos, name: str) -> tuple[Any, ErrorData | None] | None:
         ({"other": 1}, {"other": 1}, None),
     ],
 )
-def test_shapes(wire: Any, data: Any, error: ErrorData | None) -> None:
+def test_memos_of_each_shape_are_read(wire: Any, data: Any, error: ErrorData | None) -> None:
     assert take(memos_of(a=wire, b=wire), "a") == (data, error)
 
 

@@ -219,7 +219,7 @@ async def test_id_that_looks_like_a_repetition_is_a_step_of_its_own(ids: list[st
         assert run.output == ran == list(range(len(ids)))
 
 
-async def test_ai_wrap_is_a_run_that_says_so(place: tuple[bool, bool]) -> None:
+async def test_ai_wrap_is_a_step_with_its_own_type(place: tuple[bool, bool]) -> None:
     is_async, _ = place
 
     async def ask(question: str, *, model: str) -> str:

@@ -186,7 +186,7 @@ async def test_a_request_cancelled_while_its_branches_wait_cancels_them() -> Non
     assert log == ["branch", "branch"]
 
 
-async def test_nothing_is_left_of_what_a_function_watched() -> None:
+async def test_no_callback_is_left_on_futures_of_a_function() -> None:
     """A function may wait for something that outlives its call, such as an application's own future."""
     forever = asyncio.get_running_loop().create_future()
 

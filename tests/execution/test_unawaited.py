@@ -184,7 +184,7 @@ async def given_to_a_method_that_awaits_it(ctx: Context) -> Any:
         given_to_a_method_that_awaits_it,
     ],
 )
-async def test_ordinary_asyncio_is_no_mistake(function: Any, pick: Any, blocking: bool) -> None:
+async def test_ordinary_asyncio_is_allowed(function: Any, pick: Any, blocking: bool) -> None:
     run = await engine_for(function, blocking=blocking, max_attempts=1).run(pick=pick)
     assert (run.status, run.output) == ("Completed", 1)
 
@@ -432,7 +432,7 @@ def generator(ctx: ContextSync) -> Any:
 
 
 @pytest.mark.parametrize("handler", [async_generator, generator])
-def test_generators_are_refused(handler: Any) -> None:
+def test_generator_functions_are_refused(handler: Any) -> None:
     with pytest.raises(FunctionConfigInvalidError, match=r'function "charge": \w+ is a generator, .* `yield`'):
         client.create_function(fn_id="charge", trigger=[])(handler)
 
@@ -440,7 +440,7 @@ def test_generators_are_refused(handler: Any) -> None:
 async def takes_event(ctx: durably.Event) -> None: ...
 
 
-def test_another_class_of_ours_is_no_context() -> None:
+def test_parameter_annotated_as_another_class_is_refused() -> None:
     with pytest.raises(FunctionConfigInvalidError, match=r"annotated as Event: annotate it as durably.Context$"):
         client.create_function(fn_id="charge", trigger=[])(takes_event)  # type: ignore[arg-type]
 

@@ -23,7 +23,7 @@ def assert_refused(answer: app_calls.Answer, status: int, code: str, *words: str
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"nonsense", b"[1, 2", b"\xff\xfe", b'{"ctx": {"run_id": "x"}} trailing'])
-def test_malformed_json(server: Server, body: bytes) -> None:
+def test_malformed_json_is_refused(server: Server, body: bytes) -> None:
     answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", body)
     assert_refused(answer, 400, "body_invalid", "invalid call: ")
 
@@ -31,7 +31,7 @@ def test_malformed_json(server: Server, body: bytes) -> None:
 @pytest.mark.parametrize(
     ("data", "fault"), [(b'"\xff"', "not encoded in UTF-8"), (b"[" * 100_000 + b"]" * 100_000, "nested too deeply")]
 )
-def test_json_that_cannot_be_decoded(server: Server, data: bytes, fault: str) -> None:
+def test_undecodable_json_is_refused(server: Server, data: bytes, fault: str) -> None:
     for body in (
         b'{"ctx": {"run_id": "r"}, "event": {"name": "x", "data": {"a": %b}}}' % data,
         b'{"ctx": {"run_id": "r"}, "event": {"name": "x"}, "steps": {"a": {"data": %b}}}' % data,
@@ -65,19 +65,19 @@ def test_a_function_that_is_not_there(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("query", "name"), [("", "fnId"), ("?fnId=", "fnId"), ("?fnId=app-dev-plain-sync", "stepId")])
-def test_missing_query_parameters(server: Server, query: str, name: str) -> None:
+def test_missing_query_parameters_are_refused(server: Server, query: str, name: str) -> None:
     answer = app_calls.request("POST", server.url("dev") + query, app_calls.canonical(app_calls.call_body()))
     assert_refused(answer, 400, "query_param_missing", name)
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PATCH"])
-def test_other_methods(server: Server, method: str) -> None:
+def test_other_methods_are_405(server: Server, method: str) -> None:
     answer = app_calls.request(method, server.url("dev"), b"{}")
     assert answer.status == 405
     assert b"Traceback" not in answer.body
 
 
-def test_too_large_bodies(server: Server) -> None:
+def test_too_large_body_is_413(server: Server) -> None:
     body = b'{"padding": "' + b"x" * (36 * 1024 * 1024) + b'"}'
     answer = app_calls.call(server.url("dev"), "app-dev-plain-sync", body)
     assert_refused(answer, 413, "body_too_large", "bytes")

@@ -31,7 +31,7 @@ def test_at_the_default_path(server: Server, kind: str) -> None:
     assert app_calls.call(server.url("default"), f"app-default-plain-{kind}", app_calls.call_body()).status == 200
 
 
-def test_what_every_answer_carries(server: Server, kind: str) -> None:
+def test_every_answer_has_the_protocols_headers(server: Server, kind: str) -> None:
     url, function_id = server.url("cloud"), f"app-cloud-plain-{kind}"
     for answer in (
         app_calls.call(url, function_id, app_calls.call_body(), key=app_calls.SIGNING_KEY),
@@ -228,7 +228,7 @@ def test_state_is_fetched_with_the_fallback_key_where_the_key_is_refused(server:
 
 
 @pytest.mark.parametrize("fetched", [(404, {"error": "no such run"}), (200, b"<html>"), (200, [1, 2]), (503, b"")])
-def test_state_that_cannot_be_fetched(server: Server, engine: FakeEngine, fetched: Answer) -> None:
+def test_unfetchable_state_fails_the_attempt(server: Server, engine: FakeEngine, fetched: Answer) -> None:
     engine.answers["/v0/runs/01BIGRUN/actions"] = fetched
     answer = app_calls.call(server.url("cloud"), "app-cloud-steps-sync", use_api_body(), key=app_calls.SIGNING_KEY)
     assert answer.status == 500  # to be tried again
@@ -236,7 +236,7 @@ def test_state_that_cannot_be_fetched(server: Server, engine: FakeEngine, fetche
     assert answer.headers.get("x-inngest-no-retry") != "true"
 
 
-def test_state_of_an_engine_that_is_away(server: Server) -> None:
+def test_state_of_an_unreachable_engine_fails_the_attempt(server: Server) -> None:
     answer = app_calls.call(server.url("away"), "app-away-steps-sync", use_api_body(), key=app_calls.SIGNING_KEY)
     assert answer.status == 500
     assert answer.json["message"] == "cannot reach http://127.0.0.1:9: connection refused"
@@ -245,7 +245,7 @@ def test_state_of_an_engine_that_is_away(server: Server) -> None:
 # -- probes
 
 
-def test_the_trust_probe(server: Server) -> None:
+def test_trust_probe_needs_a_signature(server: Server) -> None:
     url = server.url("cloud") + "?probe=trust"
     answer = app_calls.request("POST", url, b"", {"x-inngest-signature": app_calls.sign(b"")})
     assert (answer.status, answer.body) == (200, b"")
@@ -303,7 +303,7 @@ def test_a_signature_may_be_a_little_old_or_ahead(server: Server, seconds: int) 
 
 
 @pytest.mark.parametrize("seconds", [-310, 340])
-def test_but_not_more(server: Server, seconds: int) -> None:
+def test_signature_beyond_the_tolerance_is_refused(server: Server, seconds: int) -> None:
     body = app_calls.canonical(app_calls.call_body())
     headers = {"x-inngest-signature": app_calls.sign(body, at=time.time() + seconds)}
     answer = app_calls.call(server.url("cloud"), "app-cloud-plain-sync", body, headers=headers)
@@ -322,7 +322,7 @@ def test_a_badly_signed_call_is_refused(server: Server, signature: str | None) -
     assert "x-inngest-signature" not in answer.headers
 
 
-def test_signatures_in_development(server: Server) -> None:
+def test_development_accepts_any_signature(server: Server) -> None:
     """A correct signature gets a signed answer. A wrong one counts as absent, since engines there may not sign."""
     url, function_id = server.url("dev-keys"), "app-dev-keys-plain-sync"
     assert app_calls.is_signed(app_calls.call(url, function_id, app_calls.call_body(), key=app_calls.SIGNING_KEY))

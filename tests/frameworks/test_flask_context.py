@@ -32,7 +32,7 @@ def app(request: pytest.FixtureRequest) -> flask.Flask:
     return app
 
 
-def test_what_flask_binds_to_a_request(app: flask.Flask, kind: str) -> None:
+def test_flasks_request_context_is_bound_in_functions(app: flask.Flask, kind: str) -> None:
     url = f"/api/inngest?fnId=app-see-{kind}&stepId=step"
     response = app.test_client().post(url, data=app_calls.canonical(app_calls.call_body()), headers={"x-name": "mine"})
     answer = app_calls.Answer(response.status_code, response.headers, response.data)

@@ -216,7 +216,7 @@ def test_a_body_of_unknown_length_is_refused_at_the_limit(server: Server) -> Non
             pass  # A server may close the connection on what it does not read, before its answer is read.
 
 
-def test_what_is_refused_explains_itself(server: Server) -> None:
+def test_too_large_body_is_refused_with_a_reason(server: Server) -> None:
     answer = app_calls.request("POST", server.url("cloud"), b"x" * (MAX_BYTES + 1))
     assert answer.status == 413
     assert json.loads(answer.body)["code"] == "body_too_large"

@@ -22,7 +22,7 @@ UNSIGNED = {
 }
 
 
-def test_unsigned_says_little(server: Server) -> None:
+def test_unsigned_inspection_shows_no_configuration(server: Server) -> None:
     answer = app_calls.request("GET", server.url("cloud"))
     assert answer.status == 200
     assert answer.json == UNSIGNED
@@ -77,7 +77,7 @@ def test_badly_signed_says_no_more_than_unsigned(server: Server, sign: Callable[
     assert "x-inngest-signature" not in answer.headers
 
 
-def test_development_mode(server: Server) -> None:
+def test_inspection_shows_development_mode(server: Server) -> None:
     answer = app_calls.request("GET", server.url("dev"))
     assert answer.status == 200
     assert (answer.json["mode"], answer.json["has_signing_key"]) == ("dev", False)
@@ -90,7 +90,7 @@ def test_engine_of_the_other_kind_gets_no_inspection(server: Server, variant: st
 
 
 @pytest.mark.parametrize("kind", ["dev", "martian"])
-def test_an_engine_of_the_same_kind_or_of_none_is_answered(server: Server, kind: str) -> None:
+def test_engine_of_the_same_or_no_kind_is_answered(server: Server, kind: str) -> None:
     assert app_calls.request("GET", server.url("dev"), headers={"x-inngest-server-kind": kind}).status == 200
 
 

@@ -25,7 +25,9 @@ def assert_clean(caplog: pytest.LogCaptureFixture, *answers: app_calls.Answer) -
         assert app_calls.bearer().removeprefix("Bearer ") not in text  # as good as the key, to the engine
 
 
-def test_inspection_and_sync(server: Server, engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_inspection_and_sync_show_no_secret(
+    server: Server, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     url, body = server.url("cloud"), app_calls.canonical({"url": "https://app.example.com"})
     in_band = {"x-inngest-sync-kind": "in_band", "x-inngest-signature": app_calls.sign(body)}
     engine.answers["/fn/register"] = lambda received: (400, {"error": "no"})
@@ -40,7 +42,7 @@ def test_inspection_and_sync(server: Server, engine: FakeEngine, caplog: pytest.
     )
 
 
-def test_calls(server: Server, engine: FakeEngine, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_calls_show_no_secret(server: Server, engine: FakeEngine, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     url, app = server.url("cloud"), "app-cloud"
     use_api = app_calls.call_body(use_api=True)
     engine.answers["/v0/runs/01RUN/actions"] = 500, {"error": "no"}
@@ -82,7 +84,9 @@ def test_events_sent_from_a_step(
     assert_clean(caplog, answer)
 
 
-def test_events_sent_to_an_engine_that_is_away(server: Server, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_events_sent_to_an_unreachable_engine_show_no_secret(
+    server: Server, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
     answer = app_calls.call(
         server.url("away"), f"app-away-sends-{kind}", app_calls.call_body(), key=app_calls.SIGNING_KEY
     )

@@ -91,7 +91,7 @@ def test_steps_and_errors_come_inside_too(server: Server, kind: str) -> None:
     assert (inner.status, inner.json["code"]) == (500, "output_unserializable")
 
 
-def test_middleware_runs_inside(server: Server, kind: str) -> None:
+def test_middleware_runs_inside_of_the_stream(server: Server, kind: str) -> None:
     answer = app_calls.call(
         server.url("stream"), f"app-stream-middle-{kind}", app_calls.call_body(), headers={"x-name": "Ada"}
     )
@@ -107,7 +107,7 @@ def test_the_inner_answer_is_signed(server: Server, kind: str, key: str) -> None
     assert app_calls.is_signed(answer.inner, key)
 
 
-def test_what_is_refused_is_not_streamed(server: Server) -> None:
+def test_refusals_are_not_streamed(server: Server) -> None:
     url = server.url("stream-cloud")
     assert app_calls.call(url, "app-stream-cloud-plain-sync", app_calls.call_body()).status == 401
     assert app_calls.call(url, "gone", app_calls.call_body(), key=app_calls.SIGNING_KEY).status == 500

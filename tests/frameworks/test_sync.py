@@ -183,7 +183,7 @@ def test_an_engine_of_the_other_kind_cannot_sync(
         ("by-env", "https://env.example.com/by-env/from.env"),
     ],
 )
-def test_what_the_engine_sees_of_the_url_can_be_set(server: Server, engine: FakeEngine, variant: str, url: str) -> None:
+def test_synced_url_can_be_set(server: Server, engine: FakeEngine, variant: str, url: str) -> None:
     app_calls.request("PUT", server.url(variant), b"")
     assert engine.to("/fn/register")[0].json["url"] == url
 
@@ -191,7 +191,7 @@ def test_what_the_engine_sees_of_the_url_can_be_set(server: Server, engine: Fake
 # -- what goes wrong
 
 
-def test_what_the_engine_refuses_is_handed_back(server: Server, engine: FakeEngine) -> None:
+def test_refusal_of_the_engine_is_returned(server: Server, engine: FakeEngine) -> None:
     engine.answers["/fn/register"] = 400, {"error": "function plain: no such trigger\n"}
     answer = app_calls.request("PUT", server.url("dev"), b"")
     assert answer.status == 400

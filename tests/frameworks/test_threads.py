@@ -99,7 +99,9 @@ def test_context_variables_of_the_request_reach_functions(server: Server, kind: 
     assert answer.json["request_name"] == "Grace"
 
 
-def test_and_only_their_own(server: Server, engine: FakeEngine, kind: str, held: dict[str, str]) -> None:
+def test_concurrent_functions_see_their_own_request(
+    server: Server, engine: FakeEngine, kind: str, held: dict[str, str]
+) -> None:
     """Two at once. The first is still running when the second comes."""
     url = server.url("dev")
     with in_background(

@@ -51,7 +51,7 @@ def test_an_app_of_another_framework(adapter: str, right: str) -> None:
 
 @pytest.mark.parametrize("adapter", [*APPS, "durably.digital_ocean"])
 @pytest.mark.parametrize("handler", [django.core.handlers.asgi.ASGIHandler, django.core.handlers.wsgi.WSGIHandler])
-def test_a_django_app(adapter: str, handler: type[Any]) -> None:
+def test_django_app_given_to_another_adapter_is_named(adapter: str, handler: type[Any]) -> None:
     app = handler.__new__(handler)  # without loading a project's settings
     with pytest.raises(
         FunctionConfigInvalidError, match=r"an app of Django; .* urlpatterns.append\(durably.django.serve\("
@@ -66,7 +66,7 @@ def test_a_client_in_place_of_the_app(adapter: str) -> None:
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_something_else(adapter: str) -> None:
+def test_object_that_is_not_an_app_is_refused(adapter: str) -> None:
     with pytest.raises(FunctionConfigInvalidError, match=f"{adapter}.serve does not take Blueprint first"):
         ADAPTERS[adapter](flask.Blueprint("name", __name__), client, [function])
 
@@ -78,7 +78,7 @@ def test_nothing_in_place_of_the_app(adapter: str) -> None:
 
 
 @pytest.mark.parametrize("functions", ["", {}, {"f": function}, b"", 5])
-def test_what_is_not_a_list_of_functions(functions: Any) -> None:
+def test_functions_that_are_not_a_list_are_refused(functions: Any) -> None:
     with pytest.raises(FunctionConfigInvalidError, match="serve takes a list of functions"):
         durably.flask.serve(flask.Flask(__name__), client, functions)
 

@@ -25,7 +25,7 @@ def configs(**options: Any) -> list[dict[str, Any]]:
     return CLIENT.create_function(**{"fn_id": "fn", "trigger": TRIGGER} | options)(handler).configs("http://app/x")
 
 
-def test_the_least_configuration() -> None:
+def test_minimal_function_has_the_default_configuration() -> None:
     assert configs() == [
         {
             "id": "app-fn",
@@ -183,7 +183,7 @@ def test_mistakes_name_the_option(options: dict[str, Any], message: str) -> None
         (lambda: TriggerEvent(event=5), "TriggerEvent.event is 5; it must be a string"),  # type: ignore[arg-type]
     ],
 )
-def test_options_check_themselves(make: Any, message: str) -> None:
+def test_invalid_options_are_refused(make: Any, message: str) -> None:
     with pytest.raises(FunctionConfigInvalidError) as raised:
         make()
     assert message in str(raised.value)
@@ -207,7 +207,7 @@ def test_only_functions_can_be_decorated() -> None:
         CLIENT.create_function(fn_id="fn", trigger=TRIGGER)(7)  # type: ignore[arg-type]
 
 
-def test_what_a_function_says_of_itself() -> None:
+def test_function_has_its_ids_name_and_docstring() -> None:
     function = CLIENT.create_function(fn_id="fn", trigger=TRIGGER, name="Fn", on_failure=handler)(handler)
     assert (function.id, function.local_id, function.name) == ("app-fn", "fn", "Fn")
     assert (function.is_handler_async, function.is_on_failure_handler_async) == (True, True)
@@ -230,7 +230,7 @@ async def test_partials_and_methods_are_handlers_too() -> None:
         assert (await FakeEngine(CLIENT, [function]).run()).output in ("method", "partial")
 
 
-async def test_the_context() -> None:
+async def test_context_has_event_and_run_data() -> None:
     async def function(ctx: Context) -> Any:
         return [ctx.run_id, ctx.attempt, ctx.event.name, ctx.event.id, len(ctx.events)]
 

@@ -229,7 +229,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize(("middleware", "message"), UNUSABLE.values(), ids=UNUSABLE.keys())
-def test_what_cannot_be_middleware_is_refused_at_construction(middleware: Any, message: str) -> None:
+def test_non_middleware_is_refused_at_construction(middleware: Any, message: str) -> None:
     with pytest.raises(FunctionConfigInvalidError, match=message):
         client_with(middleware)
 

@@ -226,7 +226,7 @@ def decrypt(value: Any) -> Any:
     return json.loads(base64.b85decode(value["encrypted"])) if is_encrypted else value
 
 
-async def test_encryption(kinds: tuple[str, str, str]) -> None:
+async def test_middleware_can_encrypt_outputs(kinds: tuple[str, str, str]) -> None:
     function, _, server = kinds
 
     async def secretive(ctx: Context) -> Any:
@@ -250,9 +250,7 @@ async def test_encryption(kinds: tuple[str, str, str]) -> None:
 
 
 @pytest.mark.parametrize("hook", HOOKS[:8])
-async def test_what_a_hook_raises_ends_the_call_and_is_none_of_the_functions_business(
-    hook: str, kinds: tuple[str, str, str]
-) -> None:
+async def test_error_of_a_hook_ends_the_call_outside_of_the_function(hook: str, kinds: tuple[str, str, str]) -> None:
     function, middleware, server = kinds
     swallowed = []
 
@@ -508,7 +506,7 @@ def test_hooks_under_test_are_all_there_are() -> None:
 # -- steps that the engine carries out, and hooks that block
 
 
-async def test_what_the_engine_is_sent_of_its_steps_can_be_replaced(kinds: tuple[str, str, str]) -> None:
+async def test_middleware_can_replace_the_reported_steps(kinds: tuple[str, str, str]) -> None:
     function, middleware, server = kinds
     seen: list[Any] = []
     data = {"n": 1}

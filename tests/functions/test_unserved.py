@@ -84,7 +84,7 @@ def test_an_event_that_the_engine_does_not_know_leads_to_its_function(
     assert "unrelated" not in line
 
 
-def test_a_sync_names_what_it_leaves_out(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
+def test_sync_names_unserved_functions(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
     client = make_client(engine)
     engine.answers["/fn/register"] = 200, {"ok": True, "modified": True}
     _kept = [make_function(client, f"f{number}", "order") for number in range(7)]

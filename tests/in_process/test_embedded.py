@@ -168,7 +168,7 @@ async def test_searching_and_waiting_for_changes(client: Client, engine: Embedde
     assert (await engine.count_matching_runs("app-fail", statuses=[RunStatus.FAILED])).count == 1
 
 
-async def test_pausing_a_function(client: Client, engine: Embedded) -> None:
+async def test_paused_function_starts_no_run(client: Client, engine: Embedded) -> None:
     await engine.pause_function("app-add")
     paused = {function.id: function.is_paused for function in await engine.list_functions()}
     assert [function_id for function_id, is_paused in paused.items() if is_paused] == ["app-add"]
@@ -198,7 +198,7 @@ async def test_failed_runs_are_replayed(client: Client, engine: Embedded) -> Non
         await engine.replay_runs("app-fail", statuses=["Broken"])
 
 
-async def test_cancelling_many(client: Client, engine: Embedded) -> None:
+async def test_bulk_cancellation_cancels_matching_runs(client: Client, engine: Embedded) -> None:
     runs = [await start(client, engine, Event(name="wait", data={"for": str(number)})) for number in range(3)]
     begun = await engine.cancel_runs("app-wait", if_exp="event.data.for != '1'")
     assert await until_ended(engine, "cancellation") == 2
@@ -217,7 +217,7 @@ async def test_cancelling_many(client: Client, engine: Embedded) -> None:
         await engine.cancel_runs("app-wait", started_before=dt.datetime(2030, 1, 1))  # noqa: DTZ001
 
 
-async def test_looking_at_events(client: Client, engine: Embedded) -> None:
+async def test_events_can_be_read(client: Client, engine: Embedded) -> None:
     [event_id] = await client.send(Event(name="add", data={"n": 1}, id="mine"))
     await client.send(Event(name="other"))
     event = await engine.get_event(event_id)

@@ -35,7 +35,7 @@ SERVER, COMMAND, OTHER = Program.SERVER, Program.COMMAND, Program.OTHER
         ("", {}, OTHER),
     ],
 )
-def test_programs(command: str, variables: dict[str, str], expected: Program) -> None:
+def test_program_is_recognised_by_its_command(command: str, variables: dict[str, str], expected: Program) -> None:
     assert program_of(command.split(), Environment(variables)) is expected
 
 

@@ -54,7 +54,7 @@ def test_many_threads_can_wait_at_once() -> None:
     assert sorted(results) == list(range(20))
 
 
-def test_what_it_raises_is_raised_here() -> None:
+def test_exception_of_a_coroutine_is_raised_to_the_caller() -> None:
     async def fail() -> None:
         raise LookupError("not here")
 
@@ -62,7 +62,7 @@ def test_what_it_raises_is_raised_here() -> None:
         get_background_loop().run(fail())
 
 
-def test_context_variables_come_along() -> None:
+def test_context_variables_are_copied_to_the_loop() -> None:
     name = contextvars.ContextVar("name", default="unset")
 
     async def read() -> str:
@@ -124,7 +124,7 @@ def test_an_interrupted_wait_cancels_the_task() -> None:
 
 
 @pytest.mark.parametrize("leaving", [SystemExit(3), KeyboardInterrupt()])
-def test_leaving_the_program_from_inside_leaves_the_portal_running(leaving: BaseException) -> None:
+def test_sys_exit_in_a_coroutine_keeps_the_loop_running(leaving: BaseException) -> None:
     async def leave() -> None:
         raise leaving
 

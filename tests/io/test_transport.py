@@ -53,7 +53,7 @@ def failure_of(request: Request) -> str:
     return str(raised.value)
 
 
-def test_request_and_answer(engine: FakeEngine) -> None:
+def test_request_and_answer_are_transferred_unchanged(engine: FakeEngine) -> None:
     engine.answers["/a/b"] = 418, {"short": "stout"}
     response = send(Request("POST", f"{engine.origin}/a/b?c=d", {"x-header": "value"}, b"body"))
     assert (response.status, response.body) == (418, b'{"short": "stout"}')
@@ -86,13 +86,13 @@ def test_redirects_are_not_followed() -> None:
 # -- failures
 
 
-def test_engine_that_is_not_running_cannot_be_reached() -> None:
+def test_engine_that_is_not_running_is_unreachable() -> None:
     assert failure_of(get("http://user:secret@127.0.0.1:9/e/secret")) == (
         "cannot reach http://127.0.0.1:9: connection refused"
     )
 
 
-def test_no_such_host() -> None:
+def test_unknown_host_is_named() -> None:
     message = failure_of(get("http://nowhere.invalid/e/secret"))
     assert message == "cannot reach http://nowhere.invalid: the host's name cannot be resolved"
 
@@ -177,18 +177,18 @@ def test_a_proxy_with_a_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-def test_no_proxy_for_what_is_on_this_machine(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, host: str) -> None:
+def test_local_requests_use_no_proxy(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine, host: str) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     assert send(get(engine.origin.replace("127.0.0.1", host) + "/dev")).status == 200
 
 
-def test_no_proxy_where_the_environment_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_in_no_proxy_use_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     monkeypatch.setenv("NO_PROXY", ".invalid")
     assert "resolved" in failure_of(get("http://engine.invalid/"))
 
 
-def test_a_proxy_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_proxy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://me:secret@127.0.0.1:9")
     message = failure_of(get("http://engine.invalid/e/secret"))
     assert message == "cannot reach http://engine.invalid: its proxy: connection refused"

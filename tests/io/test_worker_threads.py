@@ -453,7 +453,7 @@ async def test_work_that_waits_for_a_thread_never_begins_once_it_is_cancelled(si
     assert not abandoned
 
 
-def test_a_loop_that_is_closed_before_its_thread_ends_is_no_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_loop_closed_before_its_thread_ends_causes_no_error(caplog: pytest.LogCaptureFixture) -> None:
     held, pool = Held(), ThreadPoolExecutor(1)
 
     async def leave(threads: WorkerThreads) -> None:

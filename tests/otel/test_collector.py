@@ -94,7 +94,7 @@ def _check_trace(tmp_path: Path, collector: Collector, options: tuple[str, ...])
     assert "durably.run.duration" in collector.metrics, command.output  # exported at the end
 
 
-def test_what_cannot_be_exported_is_refused() -> None:
+def test_invalid_exporter_settings_are_refused() -> None:
     variables = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "DURABLY_OTEL": "1"}
     result = CliRunner().invoke(dev, ["--port", "0", "--db", ":memory:"], env=variables)
     assert result.exit_code == 1

@@ -192,7 +192,7 @@ async def test_a_step_that_is_replayed_makes_no_span(app: App, spans: Spans) -> 
     assert [linked(call) for call in calls] == [[], *([id_of(before)] for before in calls[:-1])]
 
 
-async def test_what_a_run_invokes_and_sends_is_in_its_trace(app: App, spans: Spans) -> None:
+async def test_invoked_and_triggered_runs_are_in_the_trace(app: App, spans: Spans) -> None:
     async def parent(ctx: Context) -> int:
         await ctx.step.send_event("notify", Event(name="sibling"))
         return await ctx.step.invoke_by_id("ask", function_id="child", app_id="shop")
@@ -447,7 +447,7 @@ async def test_state_and_baggage_of_the_trace_reach_steps_and_the_runs_that_they
     assert baggage.get_all() == {}
 
 
-async def test_baggage_stays_in_the_app_if_its_propagators_send_none(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_baggage_stays_in_the_app_without_its_propagator(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("opentelemetry.propagate.get_global_textmap", TraceContextTextMapPropagator)
     assert app.client.tracing is not None
     token = attach(baggage.set_baggage("tenant", "secret"))

@@ -63,7 +63,7 @@ def test_events_invokes_and_outputs_are_read_by_the_other(apps: dict[str, PeerAp
 @pytest.mark.parametrize(
     ("first", "second"), variants([("inngest", "durably"), ("durably", "inngest")], [("inngest", "durably")])
 )
-def test_a_run_goes_on_after_the_app_has_changed_its_sdk(dev_engine: Engine, first: str, second: str) -> None:
+def test_run_continues_after_the_app_has_changed_its_sdk(dev_engine: Engine, first: str, second: str) -> None:
     app_id, cipher = f"handed-to-{second}", Cipher(KEY)
     with start(dev_engine, first, app_id) as app:
         app.start(["handed"], encrypted=cipher.encrypt(SECRET))

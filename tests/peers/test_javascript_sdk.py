@@ -93,7 +93,7 @@ RACES = {"race", "group-race"}
 
 
 @pytest.mark.parametrize("name", variants(COMPLETED, COMPLETED.keys() - RACES))
-def test_a_function_completes(app: PeerApp, name: str) -> None:
+def test_each_function_completes(app: PeerApp, name: str) -> None:
     if app.is_cloud and name in SLOW_IN_CLOUD:
         pytest.skip("production's backoff is long")
     if app.is_on_temporal and name == "large":
@@ -114,11 +114,11 @@ def test_a_signal_is_sent_and_arrives(app: PeerApp) -> None:
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_a_function_fails(app: PeerApp, name: str) -> None:
+def test_each_function_fails(app: PeerApp, name: str) -> None:
     assert FAILED[name] in app.error(name)["message"]
 
 
-def test_checkpoints_save_calls(app: PeerApp) -> None:
+def test_checkpoints_reduce_the_number_of_calls(app: PeerApp) -> None:
     assert app.output("calls") == (6 if "-off" in app.id else 1)
 
 

@@ -108,5 +108,5 @@ def test_the_orders_end_as_they_should(outcomes: dict[str, dict[str, Any]]) -> N
 
 
 @pytest.mark.parametrize("what", ["good", "empty", "impossible", "ignored", "receipt", "done", "handled"])
-def test_both_packages_come_to_the_same(outcomes: dict[str, dict[str, Any]], what: str) -> None:
+def test_both_packages_have_the_same_runs(outcomes: dict[str, dict[str, Any]], what: str) -> None:
     assert outcomes["durably"][what] == outcomes["inngest"][what]

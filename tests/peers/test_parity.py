@@ -92,7 +92,7 @@ def class_differences(name: str, theirs: type, ours: type) -> Iterator[str]:
         where = f"{name}.{member}"
         found = inspect.getattr_static(theirs, member)
         if isinstance(found, property):
-            continue  # of instances; see test_what_instances_tell
+            continue  # of instances; see test_instances_have_the_same_attributes
         if not hasattr(ours, member):
             yield where
         elif callable(getattr(theirs, member)) and list(differences_of(getattr(theirs, member), getattr(ours, member))):
@@ -143,7 +143,7 @@ def test_serve_takes_the_same_arguments(framework: str) -> None:
     assert list(differences_of(theirs.serve, ours.serve)) == []
 
 
-def test_what_instances_tell() -> None:
+def test_instances_have_the_same_attributes() -> None:
     """Properties there, and attributes here, of the client, a function and errors."""
 
     def instances(package: Any) -> dict[str, Any]:

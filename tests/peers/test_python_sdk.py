@@ -59,7 +59,7 @@ def app(request: pytest.FixtureRequest, provider: Provider) -> Iterator[PeerApp]
 
 
 @pytest.mark.parametrize("name", COMPLETED)
-def test_a_function_completes(app: PeerApp, name: str) -> None:
+def test_each_function_completes(app: PeerApp, name: str) -> None:
     if app.is_cloud and name in SLOW_IN_CLOUD:
         pytest.skip("production's backoff is long")
     if app.is_on_temporal and name == "large":
@@ -80,7 +80,7 @@ def test_an_async_function_completes(app: PeerApp, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAILED)
-def test_a_function_fails(app: PeerApp, name: str) -> None:
+def test_each_function_fails(app: PeerApp, name: str) -> None:
     assert FAILED[name] in app.error(name)["message"]
 
 

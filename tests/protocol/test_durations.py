@@ -29,12 +29,12 @@ TIMESTAMPS = st.builds(
 
 
 @given(DURATIONS)
-def test_written_durations_are_read_again_and_none_is_shortened(delta: dt.timedelta) -> None:
+def test_written_durations_are_read_again_and_not_shortened(delta: dt.timedelta) -> None:
     assert delta <= parse_duration(format_duration(delta)) < delta + MILLISECOND
 
 
 @given(st.integers(0, 10**12))
-def test_milliseconds_are_exact(milliseconds: int) -> None:
+def test_milliseconds_survive_a_round_trip(milliseconds: int) -> None:
     assert parse_duration(format_duration(milliseconds)) == dt.timedelta(milliseconds=milliseconds)
 
 
@@ -77,7 +77,7 @@ def test_durations_that_engines_and_sdks_write(text: str, seconds: float) -> Non
 @pytest.mark.parametrize(
     "text", ["", " ", "h", "5", "-5s", "5 s", "1h-30m", "5x", "1h30", "٣s", "infs", "1e5s", "9" * 40 + "w"]
 )
-def test_text_that_is_no_duration(text: str) -> None:
+def test_malformed_duration_is_refused(text: str) -> None:
     with pytest.raises(DurationInvalidError):
         parse_duration(text)
 
@@ -95,7 +95,7 @@ def test_any_text_is_a_duration_or_a_clear_error(text: str) -> None:
 
 
 @pytest.mark.parametrize("value", [True, "soon", 1.5, None, -1, dt.timedelta(seconds=-1), 10**40])
-def test_values_that_are_no_durations(value: Any) -> None:
+def test_values_of_other_types_are_refused(value: Any) -> None:
     with pytest.raises(DurationInvalidError):
         to_timedelta(value)
 
@@ -115,7 +115,7 @@ def test_a_timestamp_may_be_a_duration_from_now(delta: dt.timedelta) -> None:
     assert NOW + delta <= parse_timestamp(format_duration(delta), NOW) < NOW + delta + MILLISECOND
 
 
-def test_a_timestamp_too_far_away() -> None:
+def test_timestamp_out_of_range_is_refused() -> None:
     with pytest.raises(DurationInvalidError, match="too long"):
         parse_timestamp("500000w", NOW)
 
@@ -134,7 +134,7 @@ def test_dates_in_the_forms_that_sdks_write(text: str, timestamp: dt.datetime) -
 
 
 @given(st.text())
-def test_any_text_is_a_date_or_none(text: str) -> None:
+def test_any_string_is_parsed_to_a_date_or_none(text: str) -> None:
     assert parse_rfc3339(text) is None or parse_rfc3339(text).tzinfo is dt.UTC  # type: ignore[union-attr]
 
 
@@ -151,5 +151,5 @@ def test_retry_after_as_a_date_of_either_form(timestamp: dt.datetime) -> None:
 
 
 @given(st.text())
-def test_any_text_is_a_time_to_retry_or_none(text: str) -> None:
+def test_any_string_is_parsed_to_a_retry_time_or_none(text: str) -> None:
     parse_retry_after(text, NOW)

@@ -42,7 +42,7 @@ JSON = st.recursive(
 
 
 @given(st.binary(), KEYS, st.integers(-300, 300))
-def test_what_is_signed_is_verified(body: bytes, key: str, seconds: int) -> None:
+def test_signed_body_is_verified(body: bytes, key: str, seconds: int) -> None:
     assert verify(body, sign(body, key, NOW), [None, key], NOW + seconds) == key
 
 
@@ -115,12 +115,12 @@ def test_canonical_json_says_the_same_and_is_its_own_form(value: object) -> None
         ("[" * 100_000, None),
     ],
 )
-def test_canonical_forms(text: str, canonical: bytes | None) -> None:
+def test_canonical_json_equals_the_examples(text: str, canonical: bytes | None) -> None:
     assert canonicalize(text.encode()) == canonical
 
 
 @given(st.binary())
-def test_what_is_no_json_has_no_canonical_form_and_is_no_error(body: bytes) -> None:
+def test_malformed_json_has_no_canonical_form(body: bytes) -> None:
     canonicalize(body)
 
 
@@ -191,12 +191,12 @@ def test_the_bearer_token_keeps_the_prefix_and_hashes_the_rest() -> None:
     assert bearer_token("12345678") == hashed
 
 
-def test_a_key_that_is_no_hex_is_hashed_as_text() -> None:
+def test_non_hex_key_is_hashed_as_text() -> None:
     assert hash_signing_key("signkey-branch-zebra") == hashlib.sha256(b"zebra").hexdigest()
 
 
 @given(st.text("abcdefghijklmnopqrstuvwxyz0123456789_", min_size=1), st.text("0123456789abcdef", min_size=1))
-def test_prefixes(environment: str, bare: str) -> None:
+def test_prefix_of_a_key_is_removed(environment: str, bare: str) -> None:
     assert strip_key_prefix(f"signkey-{environment}-{bare}") == bare
     assert strip_key_prefix(bare) == bare
 

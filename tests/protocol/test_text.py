@@ -52,7 +52,7 @@ def test_json_keeps_its_meaning(text: str) -> None:
     assert json.loads(printable_json(encoded)) == {"text": text}
 
 
-def test_readable_text_stays_as_it_is() -> None:
+def test_printable_text_is_unchanged() -> None:
     for text in ("shop-fulfil order #1", "Größe · 数量 · 🎉", "C:\\new"):
         assert printable(text) == text
     assert printable("a\tb\r\n\x1b\u202e") == r"a\tb\r\n\x1b\u202e"
@@ -79,7 +79,7 @@ def test_no_password_of_a_url_is_shown(scheme: str, user: str, path: str) -> Non
         ("http://[::1]:8288/", "http://[::1]:8288/"),
     ],
 )
-def test_urls(url: str, shown: str) -> None:
+def test_urls_are_shown_without_credentials(url: str, shown: str) -> None:
     assert redact_url(url) == shown
 
 
@@ -117,7 +117,7 @@ def test_tracebacks_keep_their_lines_and_nothing_else() -> None:
     assert not UNSAFE.search(stream.getvalue())
 
 
-def test_what_is_no_url_is_shown_unless_it_may_hold_a_password() -> None:
+def test_non_url_is_shown_unless_it_may_have_a_password() -> None:
     assert show_url("htp:/shop") == "htp:/shop"
     assert SECRET not in show_url(f"https://me:{SECRET}@shop:port")
     with pytest.raises(URLInvalidError) as caught:

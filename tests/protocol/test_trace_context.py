@@ -37,7 +37,7 @@ def test_a_context_is_written_as_it_is_read() -> None:
         assert read_trace(trace_headers(str(context))) == str(context)
 
 
-def test_state_and_baggage_that_cannot_be_headers_are_left_out() -> None:
+def test_invalid_state_and_baggage_are_left_out() -> None:
     parent = f"00-{IDS}-01"
     assert read_trace({"traceparent": f"{parent}\na=1"}) is None
     for value in ("a=1\nx: y", "a=é", "\x00", "x" * (MAX_BAGGAGE + 1)):

@@ -54,7 +54,7 @@ def test_each_example_has_its_test() -> None:
 
 
 @pytest.mark.slow
-def test_each_user(serve_example: Any) -> None:
+def test_example_of_each_user_isolates_users(serve_example: Any) -> None:
     with serve_example("Each user has their own workflows") as shop:
         place = shop.place("ada").headers["Location"]
         assert shop.statuses("GET", place, "ada", "bob", None, "stranger") == [200, 404, 401, 401]
@@ -65,7 +65,7 @@ def test_each_user(serve_example: Any) -> None:
 
 
 @pytest.mark.slow
-def test_each_tenant(serve_example: Any) -> None:
+def test_example_of_each_tenant_isolates_tenants(serve_example: Any) -> None:
     order_id = uuid.uuid4().hex
     with serve_example("Each tenant has its own workflows") as shop:
         place = shop.place("ada", order_id).headers["Location"]
@@ -78,7 +78,7 @@ def test_each_tenant(serve_example: Any) -> None:
 
 
 @pytest.mark.slow
-def test_staff(serve_example: Any) -> None:
+def test_example_of_staff_allows_staff_only(serve_example: Any) -> None:
     with serve_example("Staff") as shop:
         place = shop.place("ada").headers["Location"]
         assert shop.statuses("GET", place, "ada", "bob", "staff", None) == [200, 404, 200, 401]
@@ -97,7 +97,7 @@ def test_workflows_that_the_app_starts(serve_example: Any) -> None:
         assert shop.statuses("POST", f"orders/{placed}/cancel", "bob", "ada") == [404, 202]
 
 
-def test_djangos_permissions(serve_example: Any) -> None:
+def test_example_of_djangos_permissions_checks_them(serve_example: Any) -> None:
     with serve_example("Django's permissions, with a check of the object") as shop:
         assert shop.place("eve").status == 403
         place = shop.place("ada").headers["Location"]
@@ -108,7 +108,7 @@ def test_djangos_permissions(serve_example: Any) -> None:
 
 
 @pytest.mark.slow
-def test_fast_apis_dependencies(serve_example: Any) -> None:
+def test_example_of_fast_apis_dependencies_checks_them(serve_example: Any) -> None:
     with serve_example("FastAPI's dependencies") as shop:
         place = shop.place("ada").headers["Location"]
         assert shop.statuses("GET", place, "ada", "bob", "eve", None) == [200, 200, 403, 401]

@@ -23,7 +23,7 @@ def test_no_row_is_left_out() -> None:
 
 
 @pytest.mark.parametrize(("row", "shown_by"), ROWS)
-def test_its_tests_exist(row: str, shown_by: str) -> None:
+def test_each_row_names_existing_tests(row: str, shown_by: str) -> None:
     named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", shown_by)
     assert len(named) == len(shown_by.split(", ")) > 0
     for file, name in named:

@@ -117,7 +117,7 @@ def test_a_wrong_setting_is_named(
         ),
     ],
 )
-def test_a_file_that_cannot_be_read_is_named_with_its_setting(
+def test_unreadable_file_is_named_with_its_setting(
     arguments: dict[str, Any], framework: dict[str, Any], environment: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     file, cert = tmp_path / "temporal.toml", tmp_path / "cert"

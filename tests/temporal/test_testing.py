@@ -75,7 +75,7 @@ def seeds_app(temporal: Temporal) -> FastAPI:
     return app
 
 
-def test_the_seeds_test(time_skipping_temporal_server: TemporalServer, shop: Temporal) -> None:
+def test_reference_test_passes(time_skipping_temporal_server: TemporalServer, shop: Temporal) -> None:
     with time_skipping_temporal_server.working(shop), TestClient(seeds_app(shop)) as client:
         response = client.post("/orders", json={"order_id": "123"})
         assert response.status_code == 200
@@ -103,7 +103,7 @@ def test_the_same_with_djangos_test_client(tmp_path: Path) -> None:
     assert "Ran 2 tests" in done.stderr
 
 
-def test_time_is_skipped(time_skipping_temporal_server: TemporalServer, shop: Temporal) -> None:
+def test_server_skips_time(time_skipping_temporal_server: TemporalServer, shop: Temporal) -> None:
     before = time_skipping_temporal_server.now()
     with time_skipping_temporal_server.working(shop):
         assert shop.sync.execute_workflow(SleepingWorkflow.run, id="sleeper") == "awake"
@@ -123,7 +123,9 @@ async def test_asynchronous_tests_are_the_same(temporal_server: TemporalServer, 
 
 
 @pytest.mark.parametrize("mocked", [charge, "charge"])
-def test_activities_are_mocked(temporal_server: TemporalServer, shop: Temporal, mocked: object) -> None:
+def test_mocked_activities_replace_the_real_ones(
+    temporal_server: TemporalServer, shop: Temporal, mocked: object
+) -> None:
     seen: list[object] = []
 
     def pay(order: Order) -> str:
@@ -136,12 +138,12 @@ def test_activities_are_mocked(temporal_server: TemporalServer, shop: Temporal, 
 
 
 @pytest.mark.parametrize("mock", ["a value", Mock(return_value="mocked"), AsyncMock(return_value="mocked")])
-def test_kinds_of_mocks(temporal_server: TemporalServer, shop: Temporal, mock: object) -> None:
+def test_functions_and_mock_objects_are_mocks(temporal_server: TemporalServer, shop: Temporal, mock: object) -> None:
     with temporal_server.working(shop, mocks={charge: mock}):
         assert shop.sync.execute_workflow(OrderWorkflow.run, order("decline"), id=uuid.uuid4().hex).paid == 2
 
 
-def test_a_mock_raises(temporal_server: TemporalServer, shop: Temporal) -> None:
+def test_error_of_a_mock_fails_the_activity(temporal_server: TemporalServer, shop: Temporal) -> None:
     mocks = {charge: ApplicationError("no money", non_retryable=True)}
     with temporal_server.working(shop, mocks=mocks), pytest.raises(WorkflowFailureError) as failure:
         shop.sync.execute_workflow(OrderWorkflow.run, order(), id=uuid.uuid4().hex)

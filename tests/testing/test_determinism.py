@@ -167,7 +167,7 @@ async def test_a_sound_function_passes(recwarn: pytest.WarningsRecorder) -> None
     assert [str(warning.message) for warning in recwarn] == []
 
 
-async def test_runs_that_fail_are_cancelled_or_go_on_pass() -> None:
+async def test_failed_cancelled_and_live_runs_pass() -> None:
     @make(retries=0)
     async def failing(ctx: durably.Context) -> None:
         await ctx.step.run("fail", lambda: 1 / 0)

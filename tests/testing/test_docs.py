@@ -11,7 +11,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "test.md").read_text()
 
 
 @pytest.mark.slow
-def test_the_examples(pytester: pytest.Pytester) -> None:
+def test_examples_of_the_page_pass(pytester: pytest.Pytester) -> None:
     files = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", PAGE, re.DOTALL))
     assert set(files) == {
         "onboarding",

@@ -33,7 +33,7 @@ async def test_a_function_that_takes_a_month_takes_no_time() -> None:
     assert time.monotonic() - began < 20
 
 
-async def test_time_stands_still_until_it_is_let_go_on() -> None:
+async def test_time_stands_still_until_the_test_advances_it() -> None:
     async with TestEngine(client, [onboard]) as engine:
         start = engine.now
         run = await engine.send(SIGN_UP)
@@ -51,7 +51,7 @@ async def test_time_stands_still_until_it_is_let_go_on() -> None:
         assert engine.now == start + 30 * DAY
 
 
-async def test_the_clock_begins_where_it_is_told_to() -> None:
+async def test_clock_begins_at_the_given_time() -> None:
     begin = dt.datetime(2031, 3, 30, 1, 30, tzinfo=dt.UTC)
     async with TestEngine(client, [onboard], now=begin) as engine:
         run = await engine.send(SIGN_UP)
@@ -125,7 +125,7 @@ async def test_functions_pause_and_resume_and_runs_go_again() -> None:
         again.assert_completed(output=1)
 
 
-async def test_signals() -> None:
+async def test_signal_resumes_a_waiting_run() -> None:
     async with TestEngine(client, [approve]) as engine:
         run = await engine.send(durably.Event(name="approval/asked"))
         assert not await engine.signal("approval-2")
@@ -142,7 +142,7 @@ async def test_several_events_give_their_runs() -> None:
         assert [run.id for run in engine.runs()] == [run.id for run in runs]
 
 
-async def test_an_event_that_starts_no_run_or_several_says_so_when_its_run_is_looked_at() -> None:
+async def test_run_of_an_event_with_no_or_several_runs_is_an_error() -> None:
     @client.create_function(fn_id="also", trigger=durably.TriggerEvent(event="user/signed.up"))
     def also(ctx: durably.ContextSync) -> None: ...
 
@@ -280,7 +280,7 @@ async def test_a_sync_function_may_send_events_and_hand_steps_over() -> None:
         assert len(engine.runs(approve)) == 2
 
 
-async def test_what_would_block_or_never_end_is_refused() -> None:
+async def test_calls_that_would_block_or_never_end_are_refused() -> None:
     @client.create_function(fn_id="selfish", trigger=durably.TriggerEvent(event="selfish"), retries=0)
     async def selfish(ctx: durably.Context) -> None:
         await engine.advance(days=1)

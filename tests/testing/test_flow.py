@@ -27,7 +27,7 @@ def echo(**options: object) -> durably.Function[int]:
     return function
 
 
-async def test_a_schedule() -> None:
+async def test_schedule_starts_runs_on_the_virtual_clock() -> None:
     @client.create_function(fn_id="nightly", trigger=durably.TriggerCron(cron="0 3 * * *"))
     def nightly(ctx: durably.ContextSync) -> None: ...
 
@@ -56,7 +56,7 @@ async def test_a_run_beside_a_schedule_is_waited_for_no_longer_than_allowed() ->
         assert run.ended_at == BEGIN + 20 * DAY
 
 
-async def test_debounce() -> None:
+async def test_debounced_run_starts_after_the_last_event() -> None:
     async with TestEngine(client, [echo(debounce=durably.Debounce(period=MINUTE))], now=BEGIN) as engine:
         for number in range(3):
             run = await engine.send(go(number))
@@ -72,7 +72,7 @@ def batch(ctx: durably.ContextSync) -> list[int]:
     return [int(event.data["n"]) for event in ctx.events]
 
 
-async def test_batches() -> None:
+async def test_batch_starts_when_full_or_after_its_timeout() -> None:
     async with TestEngine(client, [batch], now=BEGIN) as engine:
         await engine.send([go(number) for number in range(5)])
         await engine.run_until_idle()
@@ -82,7 +82,7 @@ async def test_batches() -> None:
             await engine.check_determinism(run)
 
 
-async def test_throttle() -> None:
+async def test_throttled_runs_start_on_the_virtual_clock() -> None:
     throttled = echo(throttle=durably.Throttle(limit=1, period=MINUTE))
     held_back = r"10s of virtual time have passed.*It waits for:\n  its first call"
     async with TestEngine(client, [throttled], now=BEGIN) as engine:
@@ -97,7 +97,7 @@ async def test_throttle() -> None:
         assert ended[-1] >= 2 * MINUTE
 
 
-async def test_a_singleton() -> None:
+async def test_singleton_skips_further_events() -> None:
     @client.create_function(fn_id="one", trigger=EVENT, singleton=durably.Singleton(mode="skip"))
     async def one(ctx: durably.Context) -> None:
         await ctx.step.sleep("nap", MINUTE)

@@ -97,7 +97,7 @@ async def test_each_kind_of_step_is_mocked(function: durably.Function[Any], chec
         assert engine.now == start
 
 
-async def test_a_mock_is_called_with_what_the_step_is_given() -> None:
+async def test_mock_gets_the_arguments_of_the_step() -> None:
     seen: list[Any] = []
 
     @client.create_function(fn_id="given", trigger=EVENT)
@@ -154,7 +154,7 @@ async def test_a_step_fails_on_chosen_attempts(checkpointing: bool) -> None:
 
 
 @pytest.mark.parametrize("error", ["declined", 5, dict])
-async def test_an_error_that_is_no_exception_is_refused(error: Any) -> None:
+async def test_mock_error_that_is_not_an_exception_is_refused(error: Any) -> None:
     async with TestEngine(client, [single]) as engine:
         with pytest.raises(TypeError, match=r"fail_step\(error=…\) must be an exception"):
             engine.fail_step("step", error=error)
@@ -261,7 +261,7 @@ async def test_models_pass_through_a_clients_serializer() -> None:
         (await engine.send(GO)).assert_completed(output=[1, 2])
 
 
-async def test_a_mock_comes_to_one_thing() -> None:
+async def test_mock_has_one_outcome() -> None:
     engine = TestEngine(client, [single])
     with pytest.raises(TypeError, match="one of returns, raises and calls"):
         engine.mock_step("step", raises=ValueError, calls=print)

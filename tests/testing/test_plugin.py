@@ -51,7 +51,7 @@ def test_the_fixture_for_async_tests(app: pytest.Pytester) -> None:
 
 
 @pytest.mark.slow
-def test_the_fixture_for_sync_tests_closes_what_it_opened_and_tells_of_failures(app: pytest.Pytester) -> None:
+def test_sync_fixture_closes_its_engines_and_reports_failures(app: pytest.Pytester) -> None:
     app.makepyfile("""
         from naps import client, nap, tired
 
@@ -72,7 +72,7 @@ def test_the_fixture_for_sync_tests_closes_what_it_opened_and_tells_of_failures(
 
 
 @pytest.mark.slow
-def test_an_error_that_leaves_an_engine_tells_of_its_runs(app: pytest.Pytester) -> None:
+def test_error_within_an_engine_reports_its_runs(app: pytest.Pytester) -> None:
     app.makepyfile("""
         from naps import client, nap, tired
         from durably.testing import TestEngine
@@ -87,7 +87,7 @@ def test_an_error_that_leaves_an_engine_tells_of_its_runs(app: pytest.Pytester) 
 
 
 @pytest.mark.slow
-def test_a_failed_assertion_tells_of_its_run_once_and_of_mocks_that_no_step_met(app: pytest.Pytester) -> None:
+def test_failed_assertion_reports_its_run_once_and_unused_mocks(app: pytest.Pytester) -> None:
     app.makepyfile("""
         from naps import client, nap, tired
         from durably.testing import TestEngine
@@ -124,7 +124,7 @@ def test_pytest_starts_without_durably() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_unittest_is_told_too() -> None:
+def test_unittest_gets_the_report_too() -> None:
     class Failing(unittest.TestCase):
         def runTest(self) -> None:
             with TestEngine(client, [approve]).sync() as engine:

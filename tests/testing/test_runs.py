@@ -28,7 +28,7 @@ def fail() -> None:
     raise CardError("declined")
 
 
-async def test_assertions_hold_or_say_what_is_otherwise() -> None:
+async def test_assertions_pass_or_report_the_difference() -> None:
     async with TestEngine(client, [chain]) as engine:
         run = await (await engine.send(durably.Event(name="chain"))).wait()
         run.assert_completed(output="{'n': 1}")
@@ -59,7 +59,7 @@ async def test_assertions_hold_or_say_what_is_otherwise() -> None:
             assert str(caught.value).endswith(run.timeline())
 
 
-async def test_a_step_that_has_not_finished_is_no_step_that_has() -> None:
+async def test_unfinished_step_does_not_count_as_finished() -> None:
     async with TestEngine(client, [onboard]) as engine:
         run = await engine.send(SIGN_UP)
         with pytest.raises(AssertionError, match="'a-month' has not finished: it is sleeping"):
@@ -70,7 +70,7 @@ async def test_a_step_that_has_not_finished_is_no_step_that_has() -> None:
         assert run.error is None
 
 
-async def test_the_timeline_tells_all_of_it() -> None:
+async def test_timeline_has_all_steps_and_attempts() -> None:
     async with TestEngine(client, [chain], now=dt.datetime(2030, 1, 1, tzinfo=dt.UTC)) as engine:
         run = await (await engine.send(durably.Event(name="chain", data={"a": 1}))).wait()
         assert (
@@ -89,7 +89,7 @@ run {run.id} of shop-chain: Completed after 16s 500ms
         assert repr(run) == f"<{run.timeline()}>"
 
 
-async def test_a_failed_run_tells_its_error() -> None:
+async def test_failed_run_reports_its_error() -> None:
     @client.create_function(fn_id="fails", trigger=durably.TriggerEvent(event="fails"), retries=0)
     async def fails(ctx: durably.Context) -> None:
         raise CardError("stolen")

@@ -86,7 +86,7 @@ def test_an_app_that_is_loaded_while_the_engine_is_open_changes_no_threads() -> 
     assert threads == [threading.current_thread()]
 
 
-def test_what_a_view_sends_is_there_when_the_engine_is_asked() -> None:
+def test_events_of_a_view_are_visible_to_the_test() -> None:
     with TestEngine(client, [approve]).sync() as engine:
         client.send_sync(durably.Event(name="approval/asked"))
         engine.advance(days=3)
@@ -108,11 +108,11 @@ class OnboardingTest(unittest.TestCase):
     def setUp(self) -> None:
         self.engine = self.enterContext(TestEngine(client, [onboard]).sync())
 
-    def test_who_does_not_come_back_is_reminded(self) -> None:
+    def test_inactive_user_is_reminded(self) -> None:
         run = self.engine.send(SIGN_UP).wait()
         run.assert_step("remind", output="We miss you, ada@example.com")
 
-    def test_who_comes_back_is_not(self) -> None:
+    def test_active_user_is_not_reminded(self) -> None:
         run = self.engine.send(SIGN_UP)
         self.engine.advance(days=31)
         self.engine.send(durably.Event(name="user/logged.in", data={"email": "ada@example.com", "city": "Oslo"}))

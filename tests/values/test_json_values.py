@@ -33,7 +33,7 @@ class Colour(enum.Enum):
 
 
 @given(JSON)
-def test_json_is_kept(value: Any) -> None:
+def test_json_values_are_unchanged(value: Any) -> None:
     assert json.loads(encode_json(value)) == value
 
 
@@ -48,7 +48,7 @@ def test_json_is_kept(value: Any) -> None:
         ("\ud800", "\ud800"),
     ],
 )
-def test_what_python_calls_json(value: Any, expected: Any) -> None:
+def test_values_are_encoded_as_pythons_json_does(value: Any, expected: Any) -> None:
     assert json.loads(encode_json(value)) == expected
 
 
@@ -59,7 +59,7 @@ def recursive() -> list[Any]:
 
 
 @pytest.mark.parametrize("value", [object(), {"deep": [object()]}, {(1, 2): 3}, recursive(), lambda: None])
-def test_what_json_cannot_express(value: Any) -> None:
+def test_values_that_json_cannot_express_are_refused(value: Any) -> None:
     with pytest.raises(ValueError):
         encode_json(value)
 

@@ -180,7 +180,7 @@ def returning(value: Any, annotation: Any) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(("annotation", "value"), TYPED, ids=stable_id)
-async def test_a_step_returns_what_its_annotation_says(annotation: Any, value: Any) -> None:
+async def test_step_returns_its_annotated_type(annotation: Any, value: Any) -> None:
     returned = []
 
     async def function(ctx: Context) -> None:
@@ -221,7 +221,7 @@ async def test_output_type_replaces_the_annotation(output_type: Any, value: Any,
     assert returned[-2:] == [value, value]
 
 
-async def test_the_first_execution_returns_what_a_replay_returns() -> None:
+async def test_first_execution_and_replay_return_the_same() -> None:
     """With checkpoints a function continues with a new value, decoded from the stored JSON."""
     mine = Page([Charge(uuid.UUID(int=1), Decimal(1), dt.datetime(2030, 1, 2, tzinfo=dt.timezone(dt.timedelta(0))))])
     seen: list[Any] = []
@@ -354,7 +354,7 @@ def declared(annotation: Any) -> Any:
     return declared_type(returning(None, annotation))
 
 
-def test_awaitables_are_unwrapped() -> None:
+def test_awaitable_annotations_are_unwrapped() -> None:
     for annotation in (Awaitable[Charge], Coroutine[Any, Any, Charge], "asyncio.Future[Charge]"):
         assert declared(annotation) is Charge
 
@@ -383,7 +383,7 @@ def untyped_because_unresolved() -> "OnlyForTypeCheckers":
     return CHARGE.id.int
 
 
-async def test_an_annotation_that_cannot_be_resolved_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unresolvable_annotation_is_reported_once(caplog: pytest.LogCaptureFixture) -> None:
     async def function(ctx: Context) -> list[Any]:
         return [await ctx.step.run("it", untyped_because_unresolved) for _ in range(2)]
 
@@ -397,7 +397,7 @@ class Custom:
     pass
 
 
-async def test_an_annotation_that_cannot_be_used_fails_before_the_handler_runs() -> None:
+async def test_unusable_annotation_fails_before_the_handler_runs() -> None:
     ran = []
 
     def handler() -> Custom:
@@ -500,9 +500,7 @@ REFUSED: list[tuple[Any, Any, str, str]] = [
 
 
 @pytest.mark.parametrize(("annotation", "value", "path", "what"), REFUSED, ids=stable_id)
-async def test_what_cannot_be_stored_is_refused_with_its_place(
-    annotation: Any, value: Any, path: str, what: str
-) -> None:
+async def test_unstorable_value_is_refused_with_its_place(annotation: Any, value: Any, path: str, what: str) -> None:
     async def function(ctx: Context) -> None:
         await ctx.step.run("it", returning(value, annotation))
 
@@ -558,7 +556,7 @@ async def test_the_report_names_the_function_and_each_function_has_its_own(caplo
 
 
 @pytest.mark.parametrize(("annotation", "value", "message", "returned"), CHANGED, ids=stable_id)
-async def test_what_comes_back_in_another_form_is_reported_once(
+async def test_value_that_changes_in_json_is_reported_once(
     annotation: Any, value: Any, message: str, returned: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     got = []

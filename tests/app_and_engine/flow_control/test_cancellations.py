@@ -124,7 +124,7 @@ async def test_runs_that_a_cancelled_run_starts_end_without_starting_others(
     assert (await world.statuses("listener")).count(RunStatus.RUNNING) == 1
 
 
-async def test_a_bulk_cancellation_of_what_cancelled_runs_start(world: World) -> None:
+async def test_bulk_cancellation_includes_runs_that_cancelled_runs_start(world: World) -> None:
     sleeping(world, "work", trigger=[TriggerEvent(event="work"), CANCELLED])
     await world.open()
     await world.send("work")
@@ -134,7 +134,7 @@ async def test_a_bulk_cancellation_of_what_cancelled_runs_start(world: World) ->
     assert await world.statuses("work") == [RunStatus.CANCELLED] * 2
 
 
-async def test_what_cancels_is_found_by_index(world: World) -> None:
+async def test_cancelling_events_are_found_by_index(world: World) -> None:
     sleeping(world, "work", cancel=[Cancel(event="stop", if_exp=SAME_ORDER)])
     await world.open()
     for order in range(50):
@@ -258,7 +258,7 @@ async def test_bad_selections_are_refused(world: World) -> None:
         await world.engine.delete_cancellation("none")
 
 
-async def test_failures_and_cancellations_tell_of_themselves(world: World) -> None:
+async def test_failures_and_cancellations_send_events(world: World) -> None:
     seen: list[tuple[str, Any]] = []
 
     async def note_failure(ctx: Context) -> None:

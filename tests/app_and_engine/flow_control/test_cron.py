@@ -24,7 +24,7 @@ def ticking(world: World, cron: str, **options: Any) -> list[float]:
     return ticks
 
 
-async def test_a_schedule_ticks(world: World) -> None:
+async def test_cron_starts_one_run_for_each_tick(world: World) -> None:
     ticks = ticking(world, "*/10 * * * *")
     await world.open()
     await world.let_pass(minutes=35)
@@ -35,7 +35,7 @@ async def test_a_schedule_ticks(world: World) -> None:
     assert event.event.ts == world.clock.now() - 5 * 60_000
 
 
-async def test_time_zones(world: World) -> None:
+async def test_cron_ticks_in_its_time_zone(world: World) -> None:
     ticks = ticking(world, "TZ=Europe/Paris 0 14 * * 1")
     await world.open()
     await world.let_pass(hours=2)
@@ -76,7 +76,7 @@ async def test_a_tick_of_the_last_minute_is_not_missed(world: World) -> None:
     assert [round(at) for at in ticks] == [90, 120]
 
 
-async def test_schedules_follow_syncs(world: World) -> None:
+async def test_sync_replaces_schedules(world: World) -> None:
     first = ticking(world, "0 * * * *")
     await world.open()
     await world.sync()

@@ -17,7 +17,7 @@ MINUTE = dt.timedelta(minutes=1)
 HOUR = dt.timedelta(hours=1)
 
 
-async def test_rate_limit_drops_what_is_too_much(world: World) -> None:
+async def test_rate_limit_drops_excess_events(world: World) -> None:
     seen: list[Any] = []
     world.recording("work", seen, rate_limit=RateLimit(limit=2, period=MINUTE, key="event.data.user"))
     await world.open()
@@ -186,7 +186,7 @@ async def test_a_large_batch_is_fetched_by_the_app(world: World) -> None:
     assert bytes(batch).count(b'"name":"work"') == 3
 
 
-async def test_singleton_skips_while_a_run_is_there(world: World) -> None:
+async def test_singleton_skips_an_event_while_a_run_is_live(world: World) -> None:
     @world.function("work", singleton=Singleton(mode="skip", key="event.data.user"))
     async def work(ctx: Context) -> object:
         await ctx.step.sleep("nap", MINUTE)
@@ -208,7 +208,7 @@ async def test_singleton_skips_while_a_run_is_there(world: World) -> None:
     assert "singleton" in reason["message"]
 
 
-async def test_singleton_cancels_the_run_that_is_there(world: World) -> None:
+async def test_singleton_cancels_the_live_run(world: World) -> None:
     @world.function("work", singleton=Singleton(mode="cancel"))
     async def work(ctx: Context) -> object:
         await ctx.step.sleep("nap", MINUTE)
@@ -223,7 +223,7 @@ async def test_singleton_cancels_the_run_that_is_there(world: World) -> None:
     assert "singleton" in (await world.outputs("work"))[0]["message"]
 
 
-async def test_a_singleton_that_starts_itself_anew(world: World) -> None:
+async def test_singleton_can_start_its_next_run_itself(world: World) -> None:
     @world.function("work", singleton=Singleton(mode="cancel"))
     async def work(ctx: Context) -> object:
         if ctx.event.data["n"]:
@@ -237,7 +237,7 @@ async def test_a_singleton_that_starts_itself_anew(world: World) -> None:
     assert world.rows("buckets", "heads", "waits") == 0
 
 
-async def test_who_invokes_hears_of_every_way_to_be_skipped(world: World) -> None:
+async def test_invoking_step_gets_the_reason_of_a_skipped_run(world: World) -> None:
     skipping = {
         "limited": {"rate_limit": RateLimit(limit=1, period=HOUR)},
         "once": {"idempotency": "event.data.n"},
@@ -277,7 +277,7 @@ async def test_who_invokes_hears_of_every_way_to_be_skipped(world: World) -> Non
     assert "debounce" in failure["message"]
 
 
-async def test_each_of_a_batch_that_invoked_gets_the_result(world: World) -> None:
+async def test_each_invoker_of_a_batch_gets_the_result(world: World) -> None:
     batched = world.recording("batched", [], batch_events=Batch(max_size=2, timeout=MINUTE))
 
     @world.function("invoker")
@@ -292,7 +292,7 @@ async def test_each_of_a_batch_that_invoked_gets_the_result(world: World) -> Non
     assert await world.outputs("invoker") == [[0, 1], [0, 1], 2]
 
 
-async def test_what_an_api_invocation_starts(world: World) -> None:
+async def test_api_invocation_is_debounced(world: World) -> None:
     world.recording("later", [], debounce=Debounce(period=10 * SECOND))
     await world.open()
     receipt = await world.engine.invoke("shop-later", data={"n": 7})

@@ -10,7 +10,7 @@ from .conftest import World
 MINUTE = dt.timedelta(minutes=1)
 
 
-async def test_concurrency_limits_what_executes(world: World) -> None:
+async def test_concurrency_limits_executing_steps(world: World) -> None:
     world.gated("work", concurrency=[Concurrency(limit=2)])
     await world.open()
     for n in range(5):
@@ -106,7 +106,7 @@ async def test_a_cancelled_run_leaves_its_place_to_the_next(world: World) -> Non
     assert await world.statuses("work") == [RunStatus.CANCELLED, RunStatus.CANCELLED, RunStatus.COMPLETED]
 
 
-async def test_a_retry_gives_its_room_away_while_it_waits(world: World) -> None:
+async def test_waiting_retry_frees_its_slot(world: World) -> None:
     attempts: list[int] = []
 
     @world.function("work", concurrency=[Concurrency(limit=1)], retries=1)
@@ -142,7 +142,7 @@ async def test_priority_goes_first_among_those_that_wait(world: World) -> None:
     await world.limit.wait_for(1)
 
 
-async def test_throttle_spreads_starts_and_drops_none(world: World) -> None:
+async def test_throttle_spreads_starts_and_drops_no_event(world: World) -> None:
     world.recording("work", [], throttle=Throttle(limit=2, period=MINUTE, burst=2))
     await world.open()
     for n in range(6):
@@ -155,7 +155,7 @@ async def test_throttle_spreads_starts_and_drops_none(world: World) -> None:
     assert [run.status for run in runs] == [RunStatus.COMPLETED] * 6
 
 
-async def test_throttled_by_key(world: World) -> None:
+async def test_throttle_counts_by_key(world: World) -> None:
     world.recording("work", [], throttle=Throttle(limit=1, period=MINUTE, key="event.data.user"))
     await world.open()
     for n, user in enumerate(["a", "a", "b"]):
@@ -195,7 +195,7 @@ async def test_new_numbers_hold_at_once(world: World) -> None:
     await world.limit.wait_for(0, 1, 2)
 
 
-async def test_what_waits_and_what_was_under_way_survives_a_restart(world: World) -> None:
+async def test_queued_and_executing_calls_survive_a_restart(world: World) -> None:
     world.gated("work", concurrency=[Concurrency(limit=2)])
     await world.open()
     for n in range(5):
@@ -210,7 +210,7 @@ async def test_what_waits_and_what_was_under_way_survives_a_restart(world: World
     assert world.limit.most_inside == 2
 
 
-async def test_a_throttle_goes_on_after_a_restart(world: World) -> None:
+async def test_throttle_continues_after_a_restart(world: World) -> None:
     world.recording("work", [], throttle=Throttle(limit=1, period=MINUTE))
     await world.open()
     for n in range(4):

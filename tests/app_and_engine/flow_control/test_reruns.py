@@ -72,7 +72,7 @@ async def test_the_step_may_be_given_another_input(world: World) -> None:
     assert (await world.outputs("work"))[1] == 7
 
 
-async def test_a_step_that_the_run_has_not_finished(world: World) -> None:
+async def test_rerun_from_unfinished_step_is_refused(world: World) -> None:
     three_steps(world, Counter())
     await world.open()
     await world.send("work", n=1)
@@ -165,7 +165,7 @@ async def test_very_many_runs_are_replayed_once_each(world: World) -> None:
     assert world.rows("runs") == 900
 
 
-async def test_replays_that_cannot_be_are_refused(world: World) -> None:
+async def test_invalid_replays_are_refused(world: World) -> None:
     world.recording("work", [])
     await world.open()
     with pytest.raises(SelectionInvalidError, match="only runs that have ended"):
@@ -180,7 +180,7 @@ async def test_replays_that_cannot_be_are_refused(world: World) -> None:
 # pausing
 
 
-async def test_a_paused_function_starts_nothing_and_its_runs_go_on(world: World) -> None:
+async def test_paused_function_starts_nothing_and_its_runs_continue(world: World) -> None:
     @world.function("work", concurrency=[Concurrency(limit=1)])
     async def work(ctx: Context) -> object:
         await ctx.step.sleep("nap", MINUTE)
@@ -229,7 +229,7 @@ async def test_a_replay_waits_while_its_function_is_paused(world: World) -> None
     assert world.rows("runs") == 402
 
 
-async def test_what_ends_while_its_function_is_paused_is_skipped_too(world: World) -> None:
+async def test_debounced_and_batched_events_are_skipped_while_paused(world: World) -> None:
     world.recording("late", [], debounce=Debounce(period=dt.timedelta(seconds=10)))
     world.recording("batched", [], batch_events=Batch(max_size=9, timeout=dt.timedelta(seconds=10)))
     await world.open()

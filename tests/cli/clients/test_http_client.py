@@ -52,7 +52,7 @@ def test_an_error_has_the_status_of_the_answer(origin: str) -> None:
     assert raised.value.status == 501
 
 
-def test_a_sent_event_that_starts_no_run_is_no_error(origin: str) -> None:
+def test_event_that_starts_no_run_is_not_an_error(origin: str) -> None:
     """It may have woken a run: an engine on Temporal lists only events that started one."""
     done = CliRunner().invoke(send, ["order/shipped", "--url", origin])
     assert done.exit_code == 0, done.output

@@ -77,7 +77,7 @@ def test_invoke_fails_where_the_run_does(ask: Run) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_mistakes_are_said_in_a_line(ask: Run) -> None:
+def test_usage_errors_are_one_line(ask: Run) -> None:
     mistakes = [
         (["send", "a", "--data", "{oops"], "--data is not valid JSON: .*line 1 column 2"),
         (["send", "a", "--data", "[1]"], "--data must be a JSON object"),
@@ -128,7 +128,7 @@ def test_a_function_that_does_not_exist_is_named_with_the_nearest(ask: Run) -> N
     assert "did you mean 'shop-place'?" in ask("functions", "pause", "shop-plcae").stderr
 
 
-def test_there_is_no_engine(run: Run) -> None:
+def test_missing_engine_is_an_error(run: Run) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     result = run("runs", "list", "--url", f"127.0.0.1:{port}")
@@ -144,7 +144,7 @@ def test_the_environment_names_the_engine_as_for_apps(run: Run) -> None:
     assert "DURABLY_ENGINE_URL has no scheme; write https://engine.example.com or http" in result.stderr
 
 
-def test_help_and_version(run: Run, start: Start) -> None:
+def test_help_and_version_need_no_engine(run: Run, start: Start) -> None:
     for arguments in (["--help"], ["dev", "--help"], ["runs", "--help"], ["start", "-h"]):
         assert run(*arguments).status == 0
     program = start("--version")
@@ -152,7 +152,7 @@ def test_help_and_version(run: Run, start: Start) -> None:
     assert program.output.startswith("durably, version 0.1.0")
 
 
-def test_modules_are_no_garbage() -> None:
+def test_imports_are_frozen_from_gc() -> None:
     code = """
         import atexit, gc
         import durably.cli
@@ -179,7 +179,7 @@ def test_modules_are_no_garbage() -> None:
         (("runs", "list", "--url", "engine:80"), 2, "'--url': it has no scheme; write https://engine:80 or http"),
     ],
 )
-def test_input_that_cannot_be_used_is_named(ask: Run, arguments: tuple[str, ...], status: int, fault: str) -> None:
+def test_unusable_input_is_named(ask: Run, arguments: tuple[str, ...], status: int, fault: str) -> None:
     result = ask(*arguments)
     assert (result.status, "Traceback" in result.stderr) == (status, False), result.stderr
     assert fault in result.stderr

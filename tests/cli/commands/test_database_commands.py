@@ -23,14 +23,14 @@ def test_a_backup_of_a_running_engine_is_sound(start: Start, run: Run, directory
     assert (again.status, "copy.db already exists" in again.stderr) == (1, True)
 
 
-def test_a_database_that_is_none(run: Run, directory: Path) -> None:
+def test_missing_database_is_an_error(run: Run, directory: Path) -> None:
     for command in (("check",), ("backup", "copy.db")):
         result = run(*command, "--db", "nosuch.db")
         assert (result.status, result.stderr) == (1, "Error: there is no database nosuch.db\n")
     assert list(directory.iterdir()) == []
 
 
-def test_an_age_that_is_none(run: Run) -> None:
+def test_invalid_retention_is_refused(run: Run) -> None:
     for age in ("soon", "0", "0s"):
         result = run("start", "--db", "engine.db", "--retention", age)
         assert (result.status, "'--retention'" in result.stderr) == (2, True)

@@ -96,7 +96,9 @@ def run_app(directory: Path, variables: dict[str, str]) -> RunApp:
 
 
 @pytest.mark.slow
-def test_each_deployment_syncs(engine: Command, run: Run, run_app: RunApp, variables: dict[str, str]) -> None:
+def test_sync_reports_the_changes_of_each_deployment(
+    engine: Command, run: Run, run_app: RunApp, variables: dict[str, str]
+) -> None:
     with run_app(APP.replace("VERSION", "1.0")) as url:
         synced = run("sync", url, "--wait", "80s", **variables)
         assert synced.stdout == f"synced shop 1.0 at {url}: 1 function\n  + shop-place\n", synced.stderr
@@ -123,7 +125,7 @@ def test_each_deployment_syncs(engine: Command, run: Run, run_app: RunApp, varia
     ]
 
 
-def test_a_sync_that_fails_fails_the_deployment(run: Run, run_app: RunApp, variables: dict[str, str]) -> None:
+def test_failed_sync_exits_with_1(run: Run, run_app: RunApp, variables: dict[str, str]) -> None:
     away = run("sync", "http://127.0.0.1:9/api/inngest", "--wait", "600ms", **variables)
     assert (away.status, away.stdout) == (1, "")
     assert "no app answers at http://127.0.0.1:9/api/inngest: connection refused" in away.stderr
@@ -168,7 +170,7 @@ def test_apps_of_u_are_synced_again_after_a_deployment(
     assert len(re.findall("app synced", engine.output)) == 2
 
 
-def test_systemd_is_told_when_the_engine_is_ready(start: Start, keys: dict[str, str], tmp_path: Path) -> None:
+def test_systemd_is_notified_when_the_engine_is_ready(start: Start, keys: dict[str, str], tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
         supervisor.bind(str(tmp_path / "notify"))
         supervisor.settimeout(TIMEOUT_SECONDS)
@@ -213,7 +215,7 @@ def test_two_names_with_two_values_stop_the_engine(run: Run) -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_apps_of_u_are_synced_every_minute_unless_told_otherwise(run: Run) -> None:
+def test_apps_of_u_are_synced_every_minute_by_default(run: Run) -> None:
     assert re.search(r"--poll-interval SECONDS.*\[default:\s+60", run("start", "--help").stdout, re.DOTALL)
 
 

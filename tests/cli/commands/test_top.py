@@ -182,7 +182,7 @@ def test_the_screen_is_live_and_is_left_as_it_was(ask: Run, dev: Command, direct
     assert "Traceback" not in terminal.output
 
 
-def test_an_engine_that_does_not_answer_is_said(start: Start, run: Run, directory: Path) -> None:
+def test_unreachable_engine_is_reported(start: Start, run: Run, directory: Path) -> None:
     dev = start("dev", "--port", "0")
     terminal = Terminal("top", "--url", dev.origin, directory=directory)
     terminal.until("no functions")

@@ -160,7 +160,7 @@ def test_tables_messages_and_errors(name: str) -> None:
 
 
 @given(hostile)
-def test_what_commands_print(name: str) -> None:
+def test_commands_escape_control_characters(name: str) -> None:
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(click, "echo", lambda message=None, **options: printed.append(str(message)))
@@ -210,7 +210,7 @@ def test_lines_of_the_production_log(message: str, field: str) -> None:
 
 
 @given(hostile)
-def test_functions(name: str) -> None:
+def test_function_lists_escape_control_characters(name: str) -> None:
     config = FunctionConfig(id=name, triggers=[Trigger(event=name or "e")], steps={})
     function = FunctionView(id=name, name=name, config=config, app_id=name, is_paused=True)
     row = [function.id, function.app_id, _triggers(function), _state(function)]
@@ -222,7 +222,7 @@ def sources(*packages: str) -> list[Path]:
     return [path for package in packages for path in root.joinpath(package).rglob("*.py")]
 
 
-def test_everything_is_printed_and_logged_by_what_is_tested_here() -> None:
+def test_all_output_goes_through_the_escaping_functions() -> None:
     printers = {"text.py", "keys.py"}  # keys prints no text from others
     commands = [path for path in sources("cli") if not path.name.startswith("temporal") and path.name not in printers]
     found = [path.name for path in commands if re.search(r"click\.(echo|secho|style)\(", path.read_text())]

@@ -56,7 +56,7 @@ def test_production_logs_text_on_request(start: Start) -> None:
     ("value", "shown"),
     [("plain", "plain"), ("two words", '"two words"'), ("", '""'), ('a"b', '"a\\"b"'), (3, "3"), ("a\nb", '"a\\nb"')],
 )
-def test_values_in_text(value: object, shown: str) -> None:
+def test_text_log_quotes_values_with_special_characters(value: object, shown: str) -> None:
     record = logging.LogRecord("durably.runs", logging.INFO, "", 0, "run failed", (), None)
     record.fields = {"error": value}
     assert TextFormatter().format(record).endswith(f" INFO durably.runs run failed error={shown}")

@@ -97,5 +97,5 @@ def test_error_of_a_failure_is_whole_in_a_file(monkeypatch: pytest.MonkeyPatch, 
         ("WaitForSignal", {"data": {"signal": "s", "data": 1}}, '{"signal": "s", "data": 1}'),
     ],
 )
-def test_memos_are_opened(op: str, memo: object, text: str) -> None:
+def test_run_lines_show_memos_without_their_envelope(op: str, memo: object, text: str) -> None:
     assert describe_memo(op, memo) == text

@@ -23,7 +23,7 @@ from durably.cli.output.text import bar, format_seconds, progress_line, shorten,
         (86400 * 4 + 3600, "4 d 1 h"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
+def test_seconds_are_formatted_in_suitable_units(seconds: float, text: str) -> None:
     assert format_seconds(seconds) == text
 
 

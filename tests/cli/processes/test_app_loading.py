@@ -37,7 +37,7 @@ def write_module(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     return write_
 
 
-def test_apps_are_found(write_module: Write) -> None:
+def test_app_is_found_by_its_target(write_module: Write) -> None:
     write_module("class x:\n    app = 1\napp = 2")
     assert import_app("usershop:app") == 2
     assert import_app("usershop") == 2
@@ -69,7 +69,7 @@ def test_apps_are_found(write_module: Write) -> None:
         ("app = 1", ":app", "not the name of a module"),
     ],
 )
-def test_what_went_wrong_is_said(write_module: Write, source: str, target: str, pattern: str) -> None:
+def test_import_error_has_the_reason(write_module: Write, source: str, target: str, pattern: str) -> None:
     write_module(source)
     with pytest.raises(AppImportError) as caught:
         import_app(target)
@@ -105,7 +105,7 @@ class WsgiMiddleware:
     def __call__(self, env: Any, start: Any) -> Any: ...
 
 
-def test_apps_are_recognised() -> None:
+def test_kind_of_an_app_is_recognised() -> None:
     apps: list[tuple[object, AppKind]] = [
         (fastapi.FastAPI(), AppKind.ASGI),
         (get_asgi_application(), AppKind.ASGI),

@@ -43,7 +43,7 @@ def test_the_apps_port_is_taken(run: Run, directory: Path, taken_port: int) -> N
         ("app = {'a': 1}", "shop:app is an object of type builtins.dict, not an app.*FastAPI.*DigitalOcean"),
     ],
 )
-def test_there_is_no_app(run: Run, directory: Path, source: str, pattern: str) -> None:
+def test_missing_app_is_an_error(run: Run, directory: Path, source: str, pattern: str) -> None:
     write(directory / "shop.py", source)
     check_failure(run("dev", "shop:app", "--port", "0", "--app-port", "0"), pattern)
 
@@ -130,12 +130,12 @@ def test_the_database_is_of_a_newer_version(run: Run, directory: Path) -> None:
     check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db has schema version 999999.*update Durably")
 
 
-def test_the_database_is_none(run: Run, directory: Path) -> None:
+def test_non_database_is_an_error(run: Run, directory: Path) -> None:
     (directory / "engine.db").write_bytes(b"not a database" * 1000)
     check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db")
 
 
-def test_the_database_cannot_be_written(run: Run) -> None:
+def test_database_in_an_unwritable_directory_is_an_error(run: Run) -> None:
     check_failure(run("dev", "--port", "0", "--db", "/proc/nowhere/engine.db"), "cannot use the database /proc/nowhere")
 
 

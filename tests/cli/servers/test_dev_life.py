@@ -58,7 +58,7 @@ def test_another_app_of_the_same_id_is_pointed_out(start: Start, directory: Path
     dev.until(f"two apps have the id 'shop' and remove each other's functions: the one at {url} has just removed")
 
 
-def test_a_crash_of_the_app_is_said_and_waits_for_a_change(start: Start, directory: Path) -> None:
+def test_crash_of_the_app_is_reported_and_waits_for_a_change(start: Start, directory: Path) -> None:
     dev = _start_shop(start, directory)
     os.kill(_child_of(dev), signal.SIGKILL)
     dev.until("the process that serves shop:app ended with signal SIGKILL; waiting for a change")
@@ -106,7 +106,7 @@ def test_the_app_does_not_outlive_a_killed_command(start: Start, directory: Path
     assert ended
 
 
-def test_a_run_goes_on_after_a_restart(start: Start, run: Run, directory: Path) -> None:
+def test_run_continues_after_a_restart(start: Start, run: Run, directory: Path) -> None:
     wait = 'ctx.step.wait_for_event("paid", event="order/paid", timeout=60000)'
     source = apps.FLASK.replace("return ctx", f"{wait}\n        return ctx").format(sdk="durably")
     write(directory / "shop.py", source)

@@ -52,7 +52,7 @@ def test_in_development_and_nothing_is_kept_in_memory(start: Start, run: Run, di
     assert not [path for path in directory.iterdir() if path.name not in ("shop.py", "__pycache__")]
 
 
-def test_not_in_production(start: Start, run: Run, directory: Path, page: str) -> None:
+def test_start_refuses_private_addresses(start: Start, run: Run, directory: Path, page: str) -> None:
     write(directory / "shop.py", FETCHES.format(sdk="durably").replace(", is_production=False", ""))
     engine = start("start", "--db", "engine.db", "--port", "0", **KEYS)
     origin = str(logged(engine, "engine started")["origin"])

@@ -51,7 +51,7 @@ def logged(command: Command, message: str) -> dict[str, object]:
         (KEYS | {"DURABLY_EVENT_KEY": ""}, "DURABLY_EVENT_KEY"),
     ],
 )
-def test_keys_are_required(run: Run, keys: dict[str, str], pattern: str) -> None:
+def test_start_requires_keys(run: Run, keys: dict[str, str], pattern: str) -> None:
     result = run("start", "--db", "engine.db", "--port", "0", **keys)
     assert result.status == 1
     assert pattern in result.stderr

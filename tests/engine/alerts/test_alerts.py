@@ -221,7 +221,7 @@ async def test_a_mail_server_that_hangs_does_not_delay_the_webhook(path: Path, a
 
 
 @pytest.mark.parametrize("status", [302, 404])
-async def test_redirects_and_errors_are_no_delivery(status: int) -> None:
+async def test_redirect_or_error_counts_as_failed_delivery(status: int) -> None:
     async with receiving(status) as receiver:
         with pytest.raises(DeliveryError, match=f"answered with status {status}"):
             await Webhook(receiver.url).deliver(ALERT)

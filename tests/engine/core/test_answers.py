@@ -114,7 +114,7 @@ def test_a_changed_status_header_or_body_is_refused(status: int, changed: dict[s
 
 
 @pytest.mark.parametrize("form", [str, lambda header: header.replace(header[-64:], header[-64:].upper())])
-def test_a_signature_of_the_engine_itself_is_no_answers(form: Callable[[str], str]) -> None:
+def test_signature_of_the_engine_itself_is_refused(form: Callable[[str], str]) -> None:
     message = refused(check(), 200, SDK | {"x-inngest-signature": form(CALL)}, b"the call")
     assert "request of the engine's own that was sent back" in message
 

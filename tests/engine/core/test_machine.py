@@ -209,7 +209,7 @@ def test_an_answer_without_ops_is_a_failed_attempt() -> None:
 # executed steps
 
 
-def test_an_executed_step_is_memoised_and_discovery_goes_on_at_a_first_attempt() -> None:
+def test_executed_step_is_memoised_and_discovery_continues_at_a_first_attempt() -> None:
     run = Run()
     run.answer(AttemptFailed(BOOM))
     commands = run.ops(ran(data=b'{"x":1}'))
@@ -358,7 +358,7 @@ def test_a_function_is_deferred_before_the_end_of_the_run() -> None:
     assert kinds(run.ops(op(Opcode.SLEEP, opts={"duration": "no duration"}), deferred())) == [Defer, EndRun]
 
 
-def test_checkpoints_may_defer() -> None:
+def test_checkpoint_may_defer_a_function() -> None:
     run = Run()
     (call,) = run.state.calls
     assert kinds(run.feed(Checkpointed(call.generation, [deferred(), ran("a"), aborted()]))) == [
@@ -550,7 +550,7 @@ def test_an_executed_step_may_say_that_it_races() -> None:
     ],
     ids=["opts", "name", "date", "past"],
 )
-def test_sleep(sleep: Op, until: int) -> None:
+def test_sleep_ends_at_its_time(sleep: Op, until: int) -> None:
     run = Run()
     assert run.ops(sleep) == [Sleep("a", "step a", until)]
     assert run.feed(TimerFired("a"))[:2] == [CloseWait("a"), WriteMemo("a", "step a", Opcode.SLEEP, b"null")]
@@ -558,7 +558,7 @@ def test_sleep(sleep: Op, until: int) -> None:
     assert run.feed(TimerFired("a")) == []
 
 
-def test_wait_for_event() -> None:
+def test_event_wait_resolves_with_its_event() -> None:
     run = Run()
     opts = {"event": "paid", "if": "async.data.id == event.data.id", "timeout": "1h"}
     (command,) = run.ops(op(Opcode.WAIT_FOR_EVENT, opts=opts))
@@ -579,7 +579,7 @@ def test_an_event_wait_without_a_timeout_ends_now() -> None:
     assert (command.event, command.until) == ("paid", NOW)
 
 
-def test_wait_for_signal() -> None:
+def test_signal_wait_ends_after_a_year() -> None:
     run = Run()
     (command,) = run.ops(op(Opcode.WAIT_FOR_SIGNAL, opts={"signal": "go", "conflict": "replace"}))
     assert isinstance(command, AwaitSignal)
@@ -689,7 +689,7 @@ def test_a_lost_request_that_the_function_asks_for_no_more_is_forgotten() -> Non
 # checkpoints
 
 
-def test_a_checkpoint_memoises_and_the_call_goes_on_at_a_first_attempt() -> None:
+def test_checkpoint_memoises_and_the_call_continues_at_a_first_attempt() -> None:
     run = Run()
     run.answer(AttemptFailed(BOOM))
     (call,) = run.state.calls
@@ -716,7 +716,7 @@ def test_the_answer_may_repeat_checkpointed_steps() -> None:
 
 
 @pytest.mark.parametrize("kind", [Opcode.SLEEP, Opcode.STEP_ERROR, Opcode.RUN_COMPLETE, Opcode.INVOKE_FUNCTION])
-def test_ops_that_need_a_decision_cannot_be_checkpointed(kind: Opcode) -> None:
+def test_op_that_needs_a_decision_in_a_checkpoint_is_refused(kind: Opcode) -> None:
     run = Run()
     before = run.state
     with pytest.raises(CheckpointInvalidError, match="step a"):

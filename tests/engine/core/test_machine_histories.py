@@ -247,7 +247,7 @@ def test_every_run_ends_and_each_step_once(shape: tuple[object, ...], seed: int)
 
 @settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(shape=sequences(2), seed=st.integers(0, 2**32), misfortunes=st.integers(1, 30))
-def test_misfortune(shape: tuple[object, ...], seed: int, misfortunes: int) -> None:
+def test_run_survives_lost_and_duplicated_answers(shape: tuple[object, ...], seed: int, misfortunes: int) -> None:
     world = World(build(shape), random.Random(seed), misfortunes=misfortunes)
     run_to_end(world)
     assert world.ended is not None

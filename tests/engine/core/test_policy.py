@@ -10,7 +10,7 @@ from durably.engine.core.policy import clip_retry_after, dev_backoff, standard_b
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
-def test_the_protocols_schedule() -> None:
+def test_delays_are_those_of_the_protocol() -> None:
     delays = [standard_backoff(attempt, 0).total_seconds() for attempt in range(12)]
     assert delays == [15, 30, 60, 120, 300, 600, 1200, 2400, 3600, 7200, 7200, 7200]
     assert standard_backoff(0, 1) == dt.timedelta(seconds=45)
@@ -42,6 +42,6 @@ def test_retry_after_is_read_and_clipped(header: str, seconds: int | None) -> No
     assert answer.retry_at == expected
 
 
-def test_clipping() -> None:
+def test_retry_time_is_clipped_to_the_limits() -> None:
     assert clip_retry_after(NOW - dt.timedelta(days=1), NOW) == NOW + dt.timedelta(seconds=1)
     assert clip_retry_after(NOW + dt.timedelta(days=2), NOW) == NOW + dt.timedelta(hours=24)

@@ -43,7 +43,7 @@ async def test_a_policy_may_be_async_or_not(engine: SqliteEngine, authorize: Any
     assert (await post(dashboard, "/events/send", token, cookie)).status_code == 403
 
 
-async def test_a_person_who_may_not_is_told_which_permission_is_needed(engine: SqliteEngine) -> None:
+async def test_refusal_names_the_missing_permission(engine: SqliteEngine) -> None:
     dashboard = Dashboard(engine, authorize=lambda action: False)
     assert b"It needs the permission view, which" in (await get(dashboard, "/runs")).body
 

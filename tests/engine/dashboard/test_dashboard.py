@@ -66,7 +66,7 @@ async def test_static_files_have_a_hash_and_are_kept(dashboard: Dashboard) -> No
 @pytest.mark.parametrize(
     "address", ["/assets/x/nothing.js", "/assets/x/../dashboard.py", "/assets/app.js", "/runs/a/b/c"]
 )
-async def test_what_does_not_exist_is_a_page_with_404(dashboard: Dashboard, address: str) -> None:
+async def test_unknown_page_is_404(dashboard: Dashboard, address: str) -> None:
     response = await get(dashboard, address)
     assert response.status_code == 404
     assert b"There is no such" in response.body
@@ -137,7 +137,7 @@ async def test_a_viewer_changes_nothing_and_sees_no_button(app: SmallApp, engine
     assert not run.status.has_ended
 
 
-async def test_a_verdict_that_is_no_bool_is_an_error_without_details(engine: SqliteEngine) -> None:
+async def test_policy_result_that_is_not_a_bool_is_an_error_without_details(engine: SqliteEngine) -> None:
     dashboard = Dashboard(engine, authorize=lambda action: "yes")  # type: ignore[arg-type,return-value]
     response = await get(dashboard, "/runs")
     assert response.status_code == 500

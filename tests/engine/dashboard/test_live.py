@@ -117,7 +117,7 @@ async def test_a_stream_ends_with_the_engine(app: SmallApp, engine: SqliteEngine
 
 
 @pytest.mark.parametrize("after", ["x", "-1", "1e9", "9" * 40, "٣"])
-async def test_a_position_that_is_no_number_is_ignored(
+async def test_non_numeric_position_is_ignored(
     app: SmallApp, engine: SqliteEngine, dashboard: Dashboard, after: str
 ) -> None:
     await start(app, engine)

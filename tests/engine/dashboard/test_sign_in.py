@@ -204,7 +204,7 @@ async def test_wrong_keys_of_an_address_are_limited(server: KeySignIn, clock: Cl
     assert (await browser.sign_in(KEY)).status_code == 303
 
 
-async def test_visitors_behind_a_proxy_are_told_apart_if_it_is_trusted(dashboard: Dashboard, clock: Clock) -> None:
+async def test_visitors_behind_a_trusted_proxy_are_distinguished(dashboard: Dashboard, clock: Clock) -> None:
     server = KeySignIn(dashboard, KEY, proxies=[read_network("10.0.0.0/8")], clock=clock)
     attacker = Browser(server, "10.0.0.1", forwarded="198.51.100.7, 203.0.113.5, 10.0.0.2")
     for _ in range(MAX_WRONG_KEYS):

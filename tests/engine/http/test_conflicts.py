@@ -59,7 +59,9 @@ def apps(dev: Harness, serve_functions: ServeFunctions) -> Apps:
     return Apps(dev, serve_functions)
 
 
-async def test_two_apps_with_other_functions_are_told_at_once(apps: Apps, caplog: pytest.LogCaptureFixture) -> None:
+async def test_two_apps_with_different_functions_are_reported_at_once(
+    apps: Apps, caplog: pytest.LogCaptureFixture
+) -> None:
     await apps.start("one", "a", "b")
     with caplog.at_level(logging.WARNING):
         await apps.start("two", "c")
@@ -87,7 +89,7 @@ async def test_a_sync_that_a_command_asks_for_warns_each_time(apps: Apps) -> Non
         assert answer["data"]["warning"].startswith("two apps have the id 'shop'")
 
 
-async def test_two_apps_with_some_functions_in_common_are_told_once_one_comes_back(apps: Apps) -> None:
+async def test_two_apps_with_common_functions_are_reported_when_one_returns(apps: Apps) -> None:
     await apps.start("one", "a", "b")
     await apps.start("two", "b", "c")
     assert apps.said == [None, None]  # It may be a deployment.
@@ -96,14 +98,14 @@ async def test_two_apps_with_some_functions_in_common_are_told_once_one_comes_ba
     assert [bool(said) for said in apps.said] == [False, False, True, True]
 
 
-async def test_a_moved_app_is_no_conflict(apps: Apps) -> None:
+async def test_moved_app_is_not_a_conflict(apps: Apps) -> None:
     await apps.register("http://127.0.0.1:9/api/inngest", "a")
     await apps.start("new", "c")
     await apps.register("http://127.0.0.1:9/api/inngest", "a")
     assert apps.said[:2] == [None, None]
 
 
-async def test_copies_of_an_app_and_reloads_are_no_conflict(apps: Apps) -> None:
+async def test_copies_and_reloads_of_an_app_are_not_a_conflict(apps: Apps) -> None:
     await apps.start("one", "a", "b")
     await apps.start("copy", "a", "b")
     await apps.sync("one")
@@ -114,7 +116,7 @@ async def test_copies_of_an_app_and_reloads_are_no_conflict(apps: Apps) -> None:
     assert apps.said == [None] * 7
 
 
-async def test_a_place_that_another_app_has_by_now_is_no_conflict(apps: Apps) -> None:
+async def test_url_that_now_serves_another_app_is_not_a_conflict(apps: Apps) -> None:
     await apps.start("one", "a")
     other = {"url": apps.urls["one"], "appName": "renamed", "functions": []}
     assert (await apps.dev.json("POST", "/fn/register", json=other))[0] == 200

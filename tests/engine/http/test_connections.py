@@ -120,7 +120,7 @@ async def test_a_head_that_trickles_is_given_up(serve: Serve, requests_before: i
     trickling.cancel()
 
 
-async def test_a_client_that_was_too_slow_is_told(serve: Serve) -> None:
+async def test_too_slow_client_gets_408(serve: Serve) -> None:
     served = await serve(ConnectionLimits(head_timeout=0.2))
     reader, _ = await served.connect(GET[:-4])
     assert await status_of(reader) == 408
@@ -188,7 +188,7 @@ async def test_an_answer_may_take_long_to_make_and_to_send(serve: Serve) -> None
             await asyncio.sleep(0.1)
 
 
-async def test_an_answer_that_nobody_takes_is_given_up(serve: Serve) -> None:
+async def test_unread_answer_closes_the_connection(serve: Serve) -> None:
     served = await serve(ConnectionLimits(head_timeout=0.1, keep_alive=0.1, write_timeout=0.1, max_connections=1))
     served.may_answer.set()
     _, writer = await served.connect(GET.replace(b"quick", b"slow"))

@@ -166,7 +166,7 @@ async def test_only_the_expectation_of_100_continue_is_met(dev: Harness) -> None
         assert b" 417 " in await exchange(dev, request.format(path, "Käse").encode("latin-1"))
 
 
-async def test_a_disk_that_cannot_be_written_answers_503(dev: Harness) -> None:
+async def test_failing_disk_answers_503(dev: Harness) -> None:
     connection = dev.engine._runtime._connection
     connection.execute("PRAGMA query_only = 1")
     status, answer = await dev.json("POST", "/e/any", json={"name": "a"})

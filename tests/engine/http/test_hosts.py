@@ -39,7 +39,7 @@ async def test_other_hosts_are_refused_on_every_route(dev: Harness, method: str,
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES)
-async def test_what_a_page_of_another_site_embeds_is_refused(dev: Harness, method: str, path: str) -> None:
+async def test_embedded_request_of_another_site_is_refused(dev: Harness, method: str, path: str) -> None:
     """A browser sends no ``Origin`` for an image or a script, but where it comes from."""
     await dev.json("GET", "/dev")  # the host is known now
     headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
@@ -88,7 +88,7 @@ async def test_local_hosts_are_answered_however_they_are_spelt(dev: Harness, hos
         ("GET /dev HTTP/1.1", "Host: localhost", "Host: evil.example"),
     ],
 )
-async def test_anything_else_is_no_local_host(dev: Harness, lines: tuple[str, ...]) -> None:
+async def test_other_hosts_are_not_local(dev: Harness, lines: tuple[str, ...]) -> None:
     status, answer = await ask(dev.server.origin, *lines)
     assert status in (400, 403)
     assert "\x1b" not in answer
@@ -133,7 +133,7 @@ async def test_in_production_the_keys_decide_and_not_the_host(cloud: Harness) ->
     assert status == 200
 
 
-def test_who_listens_at_all_addresses_is_reached_by_any_of_them() -> None:
+def test_engine_on_all_addresses_answers_each_of_them() -> None:
     """DNS can redirect a name, but not an address."""
     everywhere, here = AllowedHosts("0.0.0.0"), AllowedHosts("127.0.0.1")
     for host in ("192.168.0.7:8288", "[2001:db8::1]"):
@@ -145,7 +145,7 @@ def test_who_listens_at_all_addresses_is_reached_by_any_of_them() -> None:
 
 
 @pytest.mark.parametrize("name", ["http://a", "a:80", "a/b", "", "a b"])
-def test_what_is_no_host_cannot_be_allowed(name: str) -> None:
+def test_invalid_allowed_host_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="is not a host"):
         check_allowed_host(name)
 

@@ -34,7 +34,7 @@ async def test_a_deeply_nested_body_has_one_clear_answer(dev: Harness, path: str
         assert (status == 400 and "nested too deeply: at most 200" in answer["error"]) is (depth in REFUSED), answer
 
 
-async def test_what_was_accepted_can_be_read(dev: Harness) -> None:
+async def test_accepted_body_can_be_read(dev: Harness) -> None:
     """A stored event is shown, triggers its functions, and does not block other events."""
     for depth in (*ACCEPTED, *REFUSED):
         body = BODIES["/e/any"].format(nested(depth, "object")).encode()

@@ -103,7 +103,7 @@ class Hostile:
         raise RuntimeError("no text")
 
 
-async def test_a_line_that_cannot_be_kept_affects_nothing(dev: Harness, serve_functions: ServeFunctions) -> None:
+async def test_invalid_log_line_affects_nothing(dev: Harness, serve_functions: ServeFunctions) -> None:
     class Silent:
         def info(self, *args: object, **values: object) -> None:
             """Takes anything."""

@@ -56,7 +56,7 @@ async def test_a_function_is_invoked_with_data(dev: Harness, serve_functions: Se
     assert run.event_ids == [answer["id"]]
 
 
-async def test_an_unknown_function_cannot_be_invoked(dev: Harness) -> None:
+async def test_invoke_of_an_unknown_function_is_404(dev: Harness) -> None:
     status, answer = await dev.json("POST", "/invoke/shop-unknown", json={"data": {}})
     assert (status, "shop-unknown" in answer["error"]) == (404, True)
 

@@ -90,7 +90,7 @@ async def run(cloud: Harness, **data: Any) -> RunView:
     return await cloud.ended((await cloud.run_of(body["ids"][0])).id)
 
 
-async def test_what_arrives_as_it_was_sent_is_used(cloud: Harness, between: Meddler) -> None:
+async def test_unchanged_answer_is_used(cloud: Harness, between: Meddler) -> None:
     completed = await run(cloud, n=1)
     assert completed.status is RunStatus.COMPLETED
     failed = await run(cloud, error="boom")

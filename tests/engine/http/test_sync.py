@@ -98,7 +98,7 @@ async def test_an_app_is_asked_to_sync(dev: Harness, serve_functions: ServeFunct
     assert "deployId" not in sync.request.url
 
 
-async def test_an_app_in_the_wrong_mode_is_told_how_to_change_it(dev: Harness, serve_functions: ServeFunctions) -> None:
+async def test_app_in_the_wrong_mode_gets_the_remedy(dev: Harness, serve_functions: ServeFunctions) -> None:
     client = client_of(dev, is_production=True, signing_key=SIGNING_KEY, event_key="x")
     url = await serve_functions(client, [_hello(client)])
     with pytest.raises(SyncFailedError, match=f"DURABLY_DEV={dev.server.origin}"):
@@ -136,7 +136,7 @@ async def test_a_refused_sync_is_reported_with_its_reason(dev: Harness, serve_fu
         await dev.server.discovery.sync(await serve_functions(client, [bad]))
 
 
-async def test_nobody_at_the_url(dev: Harness) -> None:
+async def test_sync_of_an_unreachable_url_fails(dev: Harness) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(AppUnreachedError, match=str(port)):
@@ -193,7 +193,7 @@ def _functions(client: durably.Client, **events: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("in_band", ["1", "0"])
-async def test_a_sync_by_the_api_tells_what_it_changed(
+async def test_sync_by_the_api_returns_its_changes(
     cloud: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, in_band: str
 ) -> None:
     monkeypatch.setenv("DURABLY_ALLOW_IN_BAND_SYNC", in_band)
@@ -246,15 +246,13 @@ async def test_a_sync_by_the_api_needs_the_signing_key(cloud: Harness) -> None:
         ({}, 400, "url"),
     ],
 )
-async def test_a_sync_that_cannot_be_is_explained(
-    cloud: Harness, body: dict[str, Any], expected: int, reason: str
-) -> None:
+async def test_invalid_sync_is_explained(cloud: Harness, body: dict[str, Any], expected: int, reason: str) -> None:
     status, answer = await cloud.json("POST", "/v1/apps/sync", json=body, headers=BEARER)
     assert status == expected
     assert reason in answer["error"]
 
 
-async def test_an_engine_in_its_apps_processes_asks_nobody_to_sync(dev: Harness) -> None:
+async def test_engine_in_its_apps_processes_requests_no_sync(dev: Harness) -> None:
     runner = web.AppRunner(create_api(dev.engine, ApiKeys(server_kind=ServerKind.DEV)))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -267,7 +265,7 @@ async def test_an_engine_in_its_apps_processes_asks_nobody_to_sync(dev: Harness)
     assert (response.status, "in its app's own processes" in answer["error"]) == (400, True)
 
 
-async def test_what_is_no_app_or_syncs_elsewhere_is_told_apart(
+async def test_errors_distinguish_non_apps_from_apps_that_sync_elsewhere(
     cloud: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     status, answer = await cloud.json("POST", "/v1/apps/sync", json={"url": cloud.server.origin}, headers=BEARER)
@@ -344,7 +342,7 @@ async def test_in_cloud_mode_an_app_is_called_at_the_url_that_it_was_asked_at(
     assert "is called at" not in caplog.text
 
 
-async def test_in_cloud_mode_an_app_at_another_host_is_told_of(
+async def test_cloud_mode_reports_an_app_at_another_host(
     cloud: Harness, serve_functions: ServeFunctions, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("DURABLY_SERVE_ORIGIN", "https://me:secret@other.example")

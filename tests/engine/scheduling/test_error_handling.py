@@ -82,7 +82,7 @@ async def test_a_full_disk_loses_no_answer(engine: SqliteEngine, app: SmallApp, 
     assert app.executions["big"] == 1
 
 
-async def test_what_nobody_waits_for_is_tried_again_too(engine: SqliteEngine, trying_again: asyncio.Event) -> None:
+async def test_unawaited_write_is_retried_too(engine: SqliteEngine, trying_again: asyncio.Event) -> None:
     attempts = 0
 
     def unit(transaction: Transaction) -> None:

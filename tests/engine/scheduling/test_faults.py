@@ -41,7 +41,7 @@ def files_limited_to(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-async def test_a_full_disk_is_said_and_loses_nothing(path: Path, app: SmallApp, trying_again: asyncio.Event) -> None:
+async def test_full_disk_is_logged_and_loses_nothing(path: Path, app: SmallApp, trying_again: asyncio.Event) -> None:
     """Acknowledged events are stored, refused ones are not, and calls under way wait for space."""
 
     @app.function("f")
@@ -73,7 +73,7 @@ async def fill(engine: SqliteEngine, accepted: list[str]) -> None:
         accepted += await engine.send_events([Event(name="e", id=f"{number}", data={"text": "x" * 5000})])
 
 
-async def test_a_database_that_becomes_read_only_is_said(engine: SqliteEngine) -> None:
+async def test_database_that_becomes_read_only_is_logged(engine: SqliteEngine) -> None:
     """As when the system remounts a disk with errors."""
 
     def set_read_only(value: int) -> None:
@@ -212,7 +212,7 @@ class JumpyClock(ShiftedClock):
     _MAX_TIMER_SECONDS = 0.02
 
 
-async def test_a_clock_that_steps_forward_wakes_what_is_due(path: Path, app: SmallApp) -> None:
+async def test_clock_step_forward_fires_due_timers(path: Path, app: SmallApp) -> None:
     @app.function("f")
     def f(steps: Steps) -> object:
         steps.sleep("nap", "1h")
@@ -229,7 +229,7 @@ async def test_a_clock_that_steps_forward_wakes_what_is_due(path: Path, app: Sma
         assert output(await ended(engine, run_id)) is None
 
 
-async def test_a_clock_that_steps_backward_holds_up_nothing_but_what_it_makes_later(path: Path, app: SmallApp) -> None:
+async def test_clock_step_backward_delays_only_later_timers(path: Path, app: SmallApp) -> None:
     """A sleep ends at a time of day. New runs, retries and new sleeps go by the clock as it is now."""
 
     @app.function("f")

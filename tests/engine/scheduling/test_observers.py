@@ -34,7 +34,7 @@ class Recorder(Observer):
         return [change for changes, _ in self.commits for change in changes]
 
 
-async def test_an_observer_gets_what_each_commit_stored_with_times(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_observer_gets_the_rows_of_each_commit_with_times(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("order", retries=1)
     def order(steps: Steps) -> object:
         return steps.run("price", lambda: 1 / (app.executions["price"] - 1))

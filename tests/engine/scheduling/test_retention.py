@@ -55,7 +55,7 @@ def define(app: SmallApp) -> None:
         return steps.event.data
 
 
-async def test_what_is_old_goes_and_what_is_live_or_young_stays(path: Path, app: SmallApp) -> None:
+async def test_old_runs_are_purged_and_live_or_young_ones_kept(path: Path, app: SmallApp) -> None:
     define(app)
     clock = ShiftedClock(-100 * DAY)
     async with opened(path, keeping(clock, days=30)) as engine:
@@ -109,7 +109,7 @@ async def test_without_retention_everything_is_kept(path: Path, app: SmallApp) -
         assert await engine.get_run(run.id) == run
 
 
-async def test_the_file_is_bounded_while_work_goes_on(path: Path, app: SmallApp) -> None:
+async def test_file_size_is_bounded_under_load(path: Path, app: SmallApp) -> None:
     define(app)
     clock = ShiftedClock()
     sizes: list[int] = []

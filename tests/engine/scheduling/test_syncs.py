@@ -38,7 +38,7 @@ def _step(url: str) -> dict[str, Any]:
     return {"id": "step", "runtime": {"type": "http", "url": url}}
 
 
-async def test_what_was_synced_is_listed(engine: SqliteEngine) -> None:
+async def test_synced_functions_are_listed(engine: SqliteEngine) -> None:
     everything = config(
         "shop-a",
         idempotency="event.data.id",
@@ -75,7 +75,7 @@ async def test_what_was_synced_is_listed(engine: SqliteEngine) -> None:
     assert await engine.list_app_functions("other") is None
 
 
-async def test_the_functions_of_an_app_are_what_it_synced_last(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_app_has_the_functions_of_its_last_sync(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("old", event="x")
     def old(steps: Steps) -> object:
         return "old"
@@ -134,7 +134,7 @@ async def test_the_functions_of_an_app_are_what_it_synced_last(engine: SqliteEng
         ),
     ],
 )
-async def test_what_is_refused_names_function_and_option(
+async def test_refused_config_names_function_and_option(
     engine: SqliteEngine, options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ConfigInvalidError) as caught:
@@ -190,7 +190,7 @@ async def test_a_function_without_triggers_is_there_to_be_invoked(engine: Sqlite
     assert (await ended(engine, receipt.run_id)).status is RunStatus.COMPLETED
 
 
-async def test_ids(engine: SqliteEngine) -> None:
+async def test_missing_duplicate_or_long_ids_are_refused(engine: SqliteEngine) -> None:
     with pytest.raises(ConfigInvalidError, match="two functions have the id 'shop-f'"):
         await engine.sync_app(request(config(), config()))
     with pytest.raises(ConfigInvalidError, match="the app has no id"):

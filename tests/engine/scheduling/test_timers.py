@@ -52,7 +52,7 @@ async def test_only_the_near_is_in_memory_and_all_of_it_comes_in_order() -> None
     timeline.close()
 
 
-async def test_what_is_long_due_comes_at_once_in_parts() -> None:
+async def test_overdue_timers_fire_at_once_in_batches() -> None:
     clock, rows, seen = VirtualClock(1_000_000), Rows(*range(1, 101), limit=30), []
     timeline: Timers[str] = Timers(clock, rows.load, seen.extend)
     timeline.start()
@@ -61,7 +61,7 @@ async def test_what_is_long_due_comes_at_once_in_parts() -> None:
     timeline.close()
 
 
-async def test_what_is_stored_nowhere_is_kept_however_late() -> None:
+async def test_unstored_timers_are_kept_however_late() -> None:
     clock, rows, seen = VirtualClock(0), Rows(), []
     timeline: Timers[str] = Timers(clock, rows.load, seen.extend)
     timeline.start()

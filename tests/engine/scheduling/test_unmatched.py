@@ -23,7 +23,7 @@ async def unmatched(engine: SqliteEngine, *names: str) -> dict[str, str]:
     return (await engine.accept_events([Event(name=name) for name in names])).unmatched
 
 
-async def test_an_engine_without_functions_says_so(engine: SqliteEngine) -> None:
+async def test_engine_without_functions_is_reported(engine: SqliteEngine) -> None:
     assert await unmatched(engine, "a") == {"a": "no app has synced a function with this engine yet"}
 
 
@@ -62,7 +62,7 @@ async def test_events_that_something_waits_for_or_is_cancelled_by_match(engine: 
     assert await unmatched(engine, "go", "stop", "wait/later") == {}
 
 
-async def test_what_the_app_leaves_out_triggers_nothing_any_more(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_function_left_out_of_a_sync_triggers_nothing(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("gone")
     def gone(steps: Steps) -> object:
         return None
@@ -103,7 +103,7 @@ async def notes_of(engine: SqliteEngine, event_id: str) -> list[str]:
     return await engine.explain_event(event)
 
 
-async def test_what_an_event_did_besides_starting_runs_is_told(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_other_effects_of_an_event_are_reported(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter", event="go", cancel=[{"event": "stop"}])
     def waiter(steps: Steps) -> object:
         steps.wait_for_event("shipped", "order/shiped")
@@ -122,7 +122,7 @@ async def test_what_an_event_did_besides_starting_runs_is_told(engine: SqliteEng
     assert await notes_of(engine, await send(engine, "go")) == []
 
 
-async def test_conditions_that_are_false_are_told(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_false_conditions_are_reported(engine: SqliteEngine, app: SmallApp) -> None:
     for name, expression in (("large", "event.data.total > 3"), ("small", "event.data.total <= 3"), ("any", None)):
         app.function(name, triggers=[{"event": "order", "expression": expression}])(lambda steps: None)
     await engine.sync_app(app.sync_request())
@@ -131,7 +131,7 @@ async def test_conditions_that_are_false_are_told(engine: SqliteEngine, app: Sma
     assert note.endswith("is false: app-large")
 
 
-async def test_functions_that_an_event_did_not_start_are_told_with_the_reason(
+async def test_functions_that_an_event_did_not_start_are_reported_with_the_reason(
     engine: SqliteEngine, app: SmallApp
 ) -> None:
     app.function("bill", event="order", idempotency="event.data.order")(lambda steps: None)

@@ -17,7 +17,7 @@ from ..conftest import ended, only_run, opened, output, send, step_is
 from ..small_app import SmallApp, Steps
 
 
-async def test_a_copy_is_whole_and_goes_on_by_itself(engine: SqliteEngine, path: Path, app: SmallApp) -> None:
+async def test_copy_is_whole_and_continues_by_itself(engine: SqliteEngine, path: Path, app: SmallApp) -> None:
     """Made in the middle of load; whatever had been acknowledged when it began is in it, and its runs continue."""
 
     @app.function("patient")
@@ -74,7 +74,7 @@ async def test_a_copy_is_made_without_an_engine_and_of_one_that_was_killed(path:
             assert connection.execute("SELECT name FROM events").fetchall() == [("kept",)]
 
 
-def test_what_cannot_be_copied_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_failed_backup_leaves_no_file(tmp_path: Path) -> None:
     database, copy = tmp_path / "engine.db", tmp_path / "copy.db"
     with pytest.raises(DatabaseMissingError, match=r"there is no database .*engine\.db"):
         back_up(database, copy)

@@ -80,7 +80,7 @@ OF_SLEEPER = "(SELECT key FROM runs WHERE function_id = 'app-sleeper' ORDER BY k
         ("UPDATE waits SET topic = 'x' WHERE op = 'InvokeFunction'", "that it invoked: one that does not exist"),
     ],
 )
-def test_what_does_not_fit_together_is_found(database: Path, fault: str, finding: str | None) -> None:
+def test_inconsistent_rows_are_found(database: Path, fault: str, finding: str | None) -> None:
     break_(database, fault)
     found = check_database(database)
     if finding is None:

@@ -45,7 +45,7 @@ async def test_one_engine_owns_a_database(path: Path) -> None:
         pass
 
 
-async def test_directories_are_made(tmp_path: Path) -> None:
+async def test_missing_directories_are_created(tmp_path: Path) -> None:
     async with opened(tmp_path / "deep" / "down" / "engine.db") as engine:
         assert await engine.list_runs() == []
 
@@ -69,7 +69,7 @@ def text_file(path: Path) -> Path:
     return path
 
 
-async def test_what_is_no_database_is_refused(text_file: Path) -> None:
+async def test_non_database_is_refused(text_file: Path) -> None:
     with pytest.raises(DatabaseCorruptError, match=r"engine\.db"):
         await SqliteEngine.open(text_file, QUICK)
 
@@ -181,7 +181,7 @@ async def test_an_engine_whose_database_was_taken_over_stops(path: Path) -> None
         other.close()
 
 
-async def test_what_waits_together_is_committed_together_and_failures_stay_alone(path: Path) -> None:
+async def test_waiting_writes_share_a_commit_and_failures_stay_alone(path: Path) -> None:
     connection = open_database(path, Durability.FULL)
     connection.execute("CREATE TABLE things (name TEXT NOT NULL)")
     commits = 0
@@ -226,7 +226,7 @@ async def test_what_waits_together_is_committed_together_and_failures_stay_alone
     connection.close()
 
 
-async def test_only_what_was_done_is_undone(path: Path) -> None:
+async def test_failed_write_rolls_back_and_repeats_only_its_group(path: Path) -> None:
     connection = open_database(path, Durability.FULL)
     connection.execute("CREATE TABLE things (name TEXT NOT NULL)")
     epoch = take_ownership(connection)
@@ -257,7 +257,7 @@ async def test_only_what_was_done_is_undone(path: Path) -> None:
     connection.close()
 
 
-async def test_a_result_is_there_for_all_once_it_is_told(path: Path) -> None:
+async def test_acknowledged_write_is_visible_to_all_connections(path: Path) -> None:
     """Acknowledged writes are visible to other connections."""
     async with opened(path) as engine:
         other = sqlite3.connect(path, isolation_level=None)
@@ -267,7 +267,7 @@ async def test_a_result_is_there_for_all_once_it_is_told(path: Path) -> None:
         other.close()
 
 
-async def test_what_was_submitted_is_written_though_its_sender_has_gone(path: Path) -> None:
+async def test_submitted_write_is_committed_though_its_caller_is_cancelled(path: Path) -> None:
     async with opened(path) as engine:
         task = asyncio.create_task(engine.send_events([Event(name="orphan")]))
         await asyncio.sleep(0)
@@ -277,7 +277,7 @@ async def test_what_was_submitted_is_written_though_its_sender_has_gone(path: Pa
 
 
 @pytest.mark.parametrize("durability", list(Durability))
-async def test_durability(path: Path, durability: Durability) -> None:
+async def test_durability_sets_sqlites_synchronous_mode(path: Path, durability: Durability) -> None:
     connection = open_database(path, durability)
     expected = {Durability.FULL: 2, Durability.NORMAL: 1, Durability.OFF: 0}
     assert connection.execute("PRAGMA synchronous").fetchone() == (expected[durability],)
@@ -300,7 +300,7 @@ async def test_the_log_shrinks_after_a_long_read(path: Path, monkeypatch: pytest
         assert log.stat().st_size < 8_000_000
 
 
-def test_an_earlier_version_is_told_that_rows_are_not_canonical(path: Path) -> None:
+def test_earlier_version_refuses_rows_that_are_not_canonical(path: Path) -> None:
     """Otherwise it would sign calls that other SDKs refuse, if somebody goes back to it."""
     connection = open_database(path, Durability.FULL)
     take_ownership(connection)

@@ -150,7 +150,7 @@ async def test_a_second_engine_by_a_hard_link_is_refused(path: Path, tmp_path: P
         await send(engine, "again")
 
 
-async def test_work_goes_on_while_others_read_and_copy_the_database(path: Path, tmp_path: Path) -> None:
+async def test_engine_continues_while_others_read_and_copy_the_database(path: Path, tmp_path: Path) -> None:
     """They open the same files, and delete none of them when they close theirs."""
     async with opened(path) as engine:
         for number in range(3):
@@ -160,7 +160,7 @@ async def test_work_goes_on_while_others_read_and_copy_the_database(path: Path, 
         assert engine.stop_error is None
 
 
-async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+async def test_unwritable_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(DatabasePathError, match=r"/proc/no-directory/engine.db: no file can be created in /proc"):
         await SqliteEngine.open(Path("/proc/no-directory/engine.db"), QUICK)
 
@@ -204,7 +204,7 @@ async def test_a_log_that_is_a_symbolic_link_is_refused(path: Path, tmp_path: Pa
         await SqliteEngine.open(path, QUICK)
 
 
-async def test_a_mode_that_cannot_be_changed_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_file_whose_mode_cannot_be_changed_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(path):
         pass
     open_to_others(path.parent)

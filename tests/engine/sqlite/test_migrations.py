@@ -41,7 +41,7 @@ def whole_schema(path: Path) -> list[tuple[str, str]]:
         return connection.execute("SELECT name, sql FROM sqlite_schema ORDER BY name").fetchall()
 
 
-async def test_runs_of_the_first_version_go_on(path: Path, app: SmallApp) -> None:
+async def test_runs_of_the_first_version_continue(path: Path, app: SmallApp) -> None:
     @app.function("sleeper")
     def sleeper(steps: Steps) -> object:
         before = steps.run("before", lambda: "again")

@@ -15,7 +15,7 @@ from ...conformance.engine_under_test import Engine
 from ...conformance.temporal_engine import open_engine
 from ...conformance.test_engine_api import test_a_function_that_is_synced_no_more_is_triggered_no_more
 from ...conformance.test_engine_calls import test_run_complete_completes_the_run_with_its_data
-from ...conformance.test_engine_checkpoints import test_steps_are_stored_while_the_call_goes_on
+from ...conformance.test_engine_checkpoints import test_steps_are_stored_while_the_call_continues
 from ...conformance.test_engine_defers import later, test_a_deferred_function_starts_once_the_run_has_ended
 from ...conformance.test_engine_events import (
     test_a_completed_run_is_finished,
@@ -40,7 +40,7 @@ __all__ = [
     "test_events_that_start_runs_are_listed",
     "test_planned_steps_are_called_each_and_discovery_follows_once_all_have_ended",
     "test_run_complete_completes_the_run_with_its_data",
-    "test_steps_are_stored_while_the_call_goes_on",
+    "test_steps_are_stored_while_the_call_continues",
     "test_the_event_that_was_waited_for_is_the_memo",
 ]
 

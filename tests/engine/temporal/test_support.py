@@ -28,7 +28,7 @@ def check(**options: Any) -> None:
         ({"concurrency": [SHARED | {"key": "'a'"}, SHARED]}, r"concurrency\[1\] is a second limit"),
     ],
 )
-def test_an_option_that_cannot_be_exact_is_refused(options: dict[str, Any], place: str) -> None:
+def test_unsupported_option_is_refused(options: dict[str, Any], place: str) -> None:
     with pytest.raises(ConfigInvalidError, match=f"function 'shop-fn': {place}"):
         check(**options)
 

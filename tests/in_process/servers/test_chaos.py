@@ -61,7 +61,7 @@ SERVERS = {"gunicorn": gunicorn("flask_app", WORKERS), "uvicorn": uvicorn("fast_
 
 
 @pytest.mark.parametrize("server", variants(SERVERS, []))
-def test_workers_are_killed(server: str, tmp_path: Path) -> None:
+def test_killed_and_stopped_workers_lose_no_event(server: str, tmp_path: Path) -> None:
     random_ = random.Random(7)
     with serving(SERVERS[server], tmp_path) as cluster:
         cluster.wait_joined(WORKERS)

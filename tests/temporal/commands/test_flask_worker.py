@@ -112,7 +112,7 @@ def test_errors_are_one_line(start: Start) -> None:
 
 
 @pytest.mark.slow
-def test_schedules_are_synced(start: Start, queue: str) -> None:
+def test_command_syncs_schedules(start: Start, queue: str) -> None:
     for expected in ("created", "unchanged"):
         command = start("sync-schedules")
         assert command.wait() == 0

@@ -130,7 +130,9 @@ def test_blocked_event_loop_is_reported(
         assert "the event loop is blocked" in body
 
 
-def test_health_and_metrics(start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str) -> None:
+def test_worker_serves_health_and_metrics(
+    start: Start, shop: Path, server: DevServer, temporal: Temporal, id: str
+) -> None:
     abandoned = temporal.sync.start_workflow("OrderWorkflow", "7", id=f"unpolled-{id}", task_queue=f"unpolled-{id}")
     metrics = f"127.0.0.1:{free_port()}"
     command = work(start, server, "--health", "127.0.0.1:0", "--metrics", metrics)

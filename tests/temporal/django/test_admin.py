@@ -311,7 +311,7 @@ def test_invalid_signal_is_reported(
     handle.terminate()
 
 
-def test_permissions(origin: str, site: DjangoSite, temporal: Temporal, root: Browser) -> None:
+def test_admin_pages_require_permissions(origin: str, site: DjangoSite, temporal: Temporal, root: Browser) -> None:
     handle = wait(temporal, site)
     page = page_of(root, handle)
     actions = ("signal", "cancel", "terminate")

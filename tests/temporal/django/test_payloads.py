@@ -33,7 +33,7 @@ def test_payloads_are_decrypted_and_unknown_keys_are_reported() -> None:
     assert (unreadable.text, "it cannot be decoded: PayloadEncryptionError" in str(unreadable.note)) == ("", True)
 
 
-def test_sizes_are_bounded() -> None:
+def test_sizes_of_shown_payloads_are_bounded() -> None:
     plain = Temporal().data_converter
     large = show(plain, encode(plain, "x" * MAX_BYTES))
     assert (large.text, str(large.note).endswith("bytes: too large to show")) == ("", True)

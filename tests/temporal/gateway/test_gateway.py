@@ -172,7 +172,7 @@ async def test_a_paused_workflow_can_be_listed_signalled_and_cancelled(gateway: 
     assert (await ask(gateway, "POST", f"{place}/terminate")).status == 202
 
 
-async def test_workflows_of_another_type_cannot_be_reached(gateway: Gateway, temporal: Temporal) -> None:
+async def test_workflows_of_another_type_are_404(gateway: Gateway, temporal: Temporal) -> None:
     client = await temporal.client()
     workflow_id = str(uuid.uuid4())
     handle = await client.start_workflow(SleepingWorkflow.run, id=workflow_id, task_queue="orders")
@@ -550,7 +550,7 @@ async def test_authorize_may_be_asynchronous_in_any_form(temporal: Temporal) -> 
         assert (await ask(gateway, "GET", f"orders/{uuid.uuid4()}")).status == status
 
 
-async def test_only_true_allows(temporal: Temporal) -> None:
+async def test_only_true_from_authorize_allows(temporal: Temporal) -> None:
     gateway = Gateway(temporal, exposures(), authorize=lambda action: "yes")  # type: ignore[arg-type,return-value]
     assert (await ask(gateway, "GET", "orders/x")).status == 401
 

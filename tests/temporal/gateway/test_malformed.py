@@ -98,7 +98,7 @@ def refused(gateway: Gateway, path: str, body: bytes = b"") -> GatewayResponse:
 
 
 @pytest.mark.parametrize("amount", ["1e999", "Infinity", '"inf"', "9" * 400])
-def test_a_number_that_cannot_be_stored_is_refused(gateway: Gateway, amount: str) -> None:
+def test_number_out_of_range_is_refused(gateway: Gateway, amount: str) -> None:
     body = b'{"order_id": "info", "amount": %b}' % amount.encode()
     assert b"infinite" in refused(gateway, "orders", body).body
 

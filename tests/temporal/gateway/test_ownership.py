@@ -73,7 +73,7 @@ async def until_run(gateway: Gateway, workflow_id: str, *, other_than: str) -> N
 
 
 @pytest.mark.parametrize("how", ["continue as new", "retry", "reset"])
-async def test_the_owner_survives(temporal: Temporal, how: str) -> None:
+async def test_owner_survives_continue_as_new_retry_and_reset(temporal: Temporal, how: str) -> None:
     gateway = owned(temporal, ChainWorkflow, retry_policy=RetryPolicy(maximum_attempts=2))
     started = (await ask(gateway, "ada", "POST", "flows", {"how": how})).json
     workflow_id, place = started["workflow_id"], f"flows/{started['workflow_id']}"
@@ -181,7 +181,7 @@ async def test_a_request_follows_a_workflow_that_has_just_continued_as_new(tempo
     await other.terminate()
 
 
-async def test_an_id_that_an_unexposed_type_reuses_cannot_be_reached(temporal: Temporal) -> None:
+async def test_id_reused_by_an_unexposed_type_is_404(temporal: Temporal) -> None:
     """``?run_id=`` is about that run, and reveals nothing about other runs with the id."""
     gateway = Gateway(temporal, [expose(OrderWorkflow, name="orders", queries="all")], allow_anonymous=True)
     client = await temporal.client()
@@ -334,7 +334,7 @@ async def test_a_former_owner_cannot_reset_a_workflow_of_another_user(temporal: 
     assert (await ask(gateway, "staff", "POST", f"{place}/terminate")).status == 202
 
 
-def test_the_error_of_an_owner_named_none_has_a_remedy() -> None:
+def test_error_of_an_owner_named_none_has_a_remedy() -> None:
     with pytest.raises(TemporalSettingsError, match=r'several users could have it.* f"user:\{user\.name\}"'):
         owned_by("None")
     assert len(owned_by("user:None")) == 1

@@ -131,7 +131,7 @@ def test_an_unidentifiable_principal_is_an_error_with_a_remedy(principal: Any) -
     assert "ada" not in str(raised.value)
 
 
-def test_identify_decides() -> None:
+def test_identify_determines_the_principal() -> None:
     key = principal_key(User(email="ada@example.com"), lambda user: str(user.email))
     assert key == principal_key({"email": "ada@example.com"}, lambda user: str(user["email"]))
     assert key != principal_key("ada@example.com")
@@ -198,7 +198,7 @@ def test_coroutines_and_functions_as_principals_are_refused(
     assert f"principal= gives {kind}" in caplog.text
 
 
-def test_a_proxy_of_none_is_anonymous() -> None:
+def test_lazy_object_of_none_is_anonymous() -> None:
     functional = pytest.importorskip("django.utils.functional")
     assert check_principal(functional.SimpleLazyObject(lambda: None)) is None
     assert check_principal(None) is None

@@ -96,7 +96,7 @@ def wait_until_listed(temporal: Temporal, id: str) -> None:
     asyncio.run(wait())
 
 
-def test_with_encryption_too(server: DevServer, app: str) -> None:
+def test_encrypted_schedules_are_synced_only_where_they_differ(server: DevServer, app: str) -> None:
     for expected in ("created", "unchanged"):
         temporal = connect(server, app, encryption=EncryptionCodec(EncryptionKey("one", b"k" * 32)))
         declare(temporal, app)
@@ -166,7 +166,7 @@ def test_arguments_fit_the_workflow(server: DevServer, app: str) -> None:
 
 
 @pytest.mark.slow
-def test_the_command(run: Run, directory: Path, server: DevServer, app: str) -> None:
+def test_command_syncs_schedules(run: Run, directory: Path, server: DevServer, app: str) -> None:
     source = """
         from durably.temporal import Temporal
         temporal = Temporal()

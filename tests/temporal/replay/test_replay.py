@@ -400,7 +400,7 @@ FLASK_APP = """
 
 
 @pytest.mark.slow
-def test_flasks_command(histories: Path, directory: Path) -> None:
+def test_flask_command_replays_histories(histories: Path, directory: Path) -> None:
     write_shop(directory, SOURCE.replace(*TIMER_CHANGE))
     write(directory / "app.py", FLASK_APP)
     command = Command(
@@ -411,7 +411,7 @@ def test_flasks_command(histories: Path, directory: Path) -> None:
 
 
 @pytest.mark.slow
-def test_djangos_command(histories: Path, tmp_path: Path, server: DevServer) -> None:
+def test_django_command_replays_histories(histories: Path, tmp_path: Path, server: DevServer) -> None:
     site = DjangoSite(tmp_path, server.address)
     module = site.directory / "temporal_app" / "workflows.py"
     module.write_text(f"{module.read_text()}\n\n{SOURCE.replace(*TIMER_CHANGE)}")

@@ -40,7 +40,7 @@ from durably.engine.core.expressions import Equality, compile_expression
         ("async[event.a] == 1", []),
     ],
 )
-def test_equalities(expression: str, equalities: list[Equality]) -> None:
+def test_equalities_are_read_from_expressions(expression: str, equalities: list[Equality]) -> None:
     assert compile_expression(expression).equalities() == equalities
 
 
@@ -71,7 +71,7 @@ def test_different_values_have_different_keys(wanted: Any, found: Any) -> None:
     assert equality.wanted_key({"id": wanted}) != equality.found_key({"id": found})
 
 
-def test_keys_are_short() -> None:
+def test_key_of_a_long_value_is_short() -> None:
     [equality] = compile_expression("async.id == event.id").equalities()
     assert len(equality.found_key({"id": "x" * 500_000})) < 100
 

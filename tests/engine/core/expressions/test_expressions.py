@@ -158,7 +158,7 @@ def test_an_expression_knows_the_part_of_the_trigger_that_it_reads(expression: s
         "event.data.int == 9 && // the rest\n  event.data.text == 'hi'",
     ],
 )
-def test_holds(expression: str) -> None:
+def test_expression_matches(expression: str) -> None:
     assert matches(expression)
 
 
@@ -197,7 +197,7 @@ def test_holds(expression: str) -> None:
         "timestamp('2020-01-01T00:00:00Z').getHours('Nowhere') == 0",
     ],
 )
-def test_does_not_hold(expression: str) -> None:
+def test_expression_does_not_match(expression: str) -> None:
     assert not matches(expression)
 
 
@@ -287,7 +287,7 @@ def test_order_of_missing_fields_and_null(expression: str, holds: bool) -> None:
         ("b'abc'", "abc"),
     ],
 )
-def test_value(expression: str, expected: Any) -> None:
+def test_expression_evaluates_to(expression: str, expected: Any) -> None:
     result = value(expression)
     assert result == expected
     assert type(result) is type(expected)
@@ -306,7 +306,7 @@ def test_value(expression: str, expected: Any) -> None:
         ('""""""', ""),
     ],
 )
-def test_string_literals(literal: str, text: str) -> None:
+def test_string_literals_are_unescaped(literal: str, text: str) -> None:
     assert value(literal) == text
 
 
@@ -335,7 +335,7 @@ def test_string_literals(literal: str, text: str) -> None:
         (r"'\ud800'", (1, 1), "not a Unicode character"),
     ],
 )
-def test_invalid(expression: str, position: tuple[int, int] | None, reason: str) -> None:
+def test_invalid_expression_is_refused(expression: str, position: tuple[int, int] | None, reason: str) -> None:
     with pytest.raises(ExpressionInvalidError) as caught:
         compile_expression(expression)
     assert caught.value.position == position
@@ -353,7 +353,7 @@ def test_compiling_twice_gives_the_same_expression() -> None:
     assert compile_expression("event.data.id == 1") is compile_expression("event.data.id == 1")
 
 
-def test_no_later_event() -> None:
+def test_async_is_empty_without_a_later_event() -> None:
     expression = compile_expression("async.data.id == null && !has(async.data.id)")
     assert expression.matches({"data": {}}, now=0)
 

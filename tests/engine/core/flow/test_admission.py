@@ -239,7 +239,9 @@ def test_a_key_of_false_switches_the_option_off(options: dict[str, Any]) -> None
 
 
 @given(_gaps, st.sampled_from([None, "3s", "10s"]), st.data())
-def test_debounce(gaps: list[int], timeout: str | None, data: st.DataObject) -> None:
+def test_debounce_starts_one_run_after_a_pause_or_its_timeout(
+    gaps: list[int], timeout: str | None, data: st.DataObject
+) -> None:
     engine = Engine(
         flow_of(debounce={"period": "2s", "key": "event.data.user"} | ({"timeout": timeout} if timeout else {}))
     )
@@ -302,7 +304,7 @@ def test_a_debounce_that_was_put_off_does_not_fire_for_its_old_timer() -> None:
 
 
 @given(_gaps, st.integers(2, 7), st.data())
-def test_batches(gaps: list[int], max_size: int, data: st.DataObject) -> None:
+def test_batch_starts_when_full_or_after_its_timeout(gaps: list[int], max_size: int, data: st.DataObject) -> None:
     options = {"maxSize": max_size, "timeout": "5s", "key": "event.data.user", "if": "event.data.user != 9"}
     engine = Engine(flow_of(batchEvents=options))
     sent = []
@@ -411,7 +413,7 @@ def test_a_debounced_singleton_is_decided_when_its_run_would_start() -> None:
         ([], 0),
     ],
 )
-def test_priority(value: Any, seconds: int) -> None:
+def test_priority_moves_the_queue_position(value: Any, seconds: int) -> None:
     flow = flow_of(priority={"run": "event.data.value"})
     assert queue_position(flow, event(value=value), _START) == _START - 1000 * seconds
 

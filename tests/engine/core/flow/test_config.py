@@ -148,7 +148,7 @@ def test_nulls_and_empty_values_mean_nothing(options: dict[str, Any]) -> None:
     assert read_flow(config_of(**options)) == read_flow(config_of())
 
 
-def test_empty_keys_are_no_keys() -> None:
+def test_empty_key_counts_as_absent() -> None:
     flow = flow_of(debounce={"period": "1s", "key": ""}, throttle={"limit": 1, "period": "1s", "key": " ", "burst": 0})
     assert flow.expressions == {}
     assert flow.throttle is not None

@@ -42,11 +42,11 @@ def ticks(text: str, after: str, count: int, zone: str = "UTC") -> list[str]:
         ("5,10-12 0 1 1 *", ["2026-01-01T00:05:00+00:00", "2026-01-01T00:10:00+00:00", "2026-01-01T00:11:00+00:00"]),
     ],
 )
-def test_ticks_of_schedules(text: str, expected: list[str]) -> None:
+def test_schedules_tick_at_their_times(text: str, expected: list[str]) -> None:
     assert ticks(text, "2026-01-01T00:00:00+00:00", len(expected)) == expected
 
 
-def test_zones() -> None:
+def test_schedules_tick_in_their_zones() -> None:
     for prefix in ("TZ", "CRON_TZ"):
         assert ticks(f"{prefix}=Asia/Kolkata 30 9 * * *", "2026-01-01T00:00:00+00:00", 1) == [
             "2026-01-01T04:00:00+00:00"
@@ -72,7 +72,7 @@ _NEW_YORK = "America/New_York"
         ),
     ],
 )
-def test_clock_changes(text: str, after: str, expected: list[str]) -> None:
+def test_schedules_follow_clock_changes(text: str, after: str, expected: list[str]) -> None:
     assert ticks(f"TZ={_NEW_YORK} {text}", after, len(expected), _NEW_YORK) == expected
 
 
@@ -84,7 +84,7 @@ _timestamps = st.integers(1_750_000_000_000, 1_800_000_000_000)
 
 
 @given(_schedules, _zones, _timestamps)
-def test_ticks_only_go_forward_and_asking_again_goes_on_where_it_was(text: str, zone: str, after: int) -> None:
+def test_ticks_only_advance_and_continue_from_the_last_one(text: str, zone: str, after: int) -> None:
     schedule = schedule_of(f"TZ={zone} {text}")
     found = list(islice(schedule.ticks_after(after), 30))
     assert all(early < late for early, late in zip([after, *found], found, strict=False))

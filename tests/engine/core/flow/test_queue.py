@@ -264,7 +264,7 @@ def test_the_same_over_long_histories_in_which_much_is_queued(seed: int, chosen:
     rows.close()
 
 
-def test_the_queue_goes_on_after_a_restart(tmp_path: Path) -> None:
+def test_queue_continues_after_a_restart(tmp_path: Path) -> None:
     rows = SqliteRows(tmp_path / "rows.db")
     world = World(rows, [make_flow(0, 2, 1), make_flow(1, 4, 2)])
     for number in range(60):

@@ -123,7 +123,7 @@ async def test_a_huge_error_does_not_make_a_huge_page() -> None:
         assert "characters are not shown" in text
 
 
-async def test_an_invoked_run_shows_who_invoked_it() -> None:
+async def test_invoked_run_shows_the_invoking_run() -> None:
     client = durably.Client(app_id="post")
 
     @client.create_function(fn_id="label", trigger=[])
@@ -144,7 +144,7 @@ async def test_an_invoked_run_shows_who_invoked_it() -> None:
             assert ">inngest/function.invoked</a>" not in shown
 
 
-async def test_a_sleeping_run_and_a_retried_step_go_on_at_once() -> None:
+async def test_skip_delays_continues_sleeping_runs_and_retried_steps() -> None:
     client = durably.Client(app_id="night")
     is_broken = True
 
@@ -294,7 +294,7 @@ async def test_a_step_is_rerun_with_another_input(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("given", ["{", '{"a": 1}', "99", "[1,]", "[" * 5000])
-async def test_an_input_that_is_no_array_is_explained(shop: Shop, given: str) -> None:
+async def test_input_that_is_not_an_array_is_explained(shop: Shop, given: str) -> None:
     run = await shop.order()
     token, cookie = await token_of(shop.dashboard, f"/runs/{run.id}")
     step = hash_step_id("charge")

@@ -62,7 +62,7 @@ async def test_a_step_began_with_its_first_attempt(app: SmallApp, engine: Sqlite
     assert step.created_at <= step.failed_attempts[0].ended_at < step.due_at
 
 
-async def test_idle_runs_say_what_they_are_idle_for(app: SmallApp, engine: SqliteEngine, dashboard: Dashboard) -> None:
+async def test_idle_runs_show_their_wait(app: SmallApp, engine: SqliteEngine, dashboard: Dashboard) -> None:
     @app.function("nap")
     def nap(step: Steps) -> None:
         step.sleep("long", "1h")

@@ -61,7 +61,7 @@ def test_a_chart_of_nothing_has_a_width() -> None:
     assert (chart.width, chart.bars, chart.top) == (1, [], 1)
 
 
-def test_sums() -> None:
+def test_counts_are_summed() -> None:
     summed = total([counts(created=3, completed=1, failed=2), counts(created=1, skipped=4)])
     assert summed == counts(created=4, completed=1, failed=2, skipped=4)
     assert ended(summed) == 7

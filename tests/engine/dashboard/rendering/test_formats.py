@@ -26,12 +26,12 @@ def test_a_duration_has_two_or_three_digits(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(
     ("size", "text"), [(0, "0 B"), (999, "999 B"), (4200, "4.2 kB"), (4_000_000, "4.0 MB"), (123_456_789, "123 MB")]
 )
-def test_sizes(size: int, text: str) -> None:
+def test_sizes_are_in_decimal_units(size: int, text: str) -> None:
     assert format_size(size) == text
 
 
 @pytest.mark.parametrize(
     ("part", "whole", "text"), [(0, 0, "–"), (0, 5, "0 %"), (1, 40, "2.5 %"), (1, 3, "33 %"), (3, 3, "100 %")]
 )
-def test_shares(part: int, whole: int, text: str) -> None:
+def test_shares_are_percentages(part: int, whole: int, text: str) -> None:
     assert format_share(part, whole) == text

@@ -67,7 +67,7 @@ def test_nodes_near_the_root_come_first() -> None:
     assert count(tree) <= MOST_NODES + 1
 
 
-def test_what_is_left_out_can_be_found() -> None:
+def test_left_out_values_can_be_found_by_pointer() -> None:
     value = {"first": [[n] * 50 for n in range(50)], "~": {"/": "x"}}
 
     def check(node: JsonNode) -> None:

@@ -80,7 +80,7 @@ def test_each_option_has_a_sentence() -> None:
         (None, "Repeats a failed attempt of a step, or of the function, up to 4 times"),
     ],
 )
-def test_retries(retries: int | None, expected: str) -> None:
+def test_retries_are_in_words(retries: int | None, expected: str) -> None:
     step = {"id": "step", "runtime": {"url": "http://a"}, "retries": {"attempts": retries}}
     assert describe_options(config(steps={"step": step})) == [(expected,)]
     assert describe_options(config())[0] == describe_options(config(steps={"step": step | {"retries": None}}))[0]
@@ -99,10 +99,10 @@ def test_retries(retries: int | None, expected: str) -> None:
     ],
     ids=["event", "condition", "cron", "zone"],
 )
-def test_triggers(trigger: Trigger, expected: str) -> None:
+def test_triggers_are_in_words(trigger: Trigger, expected: str) -> None:
     assert text(describe_trigger(trigger)) == expected
 
 
-def test_time_zones() -> None:
+def test_schedule_text_names_the_time_zone() -> None:
     assert split_zone("CRON_TZ=Asia/Tokyo 1 2 3 4 5") == ("Asia/Tokyo", "1 2 3 4 5")
     assert split_zone("1 2 3 4 5") == ("UTC", "1 2 3 4 5")

@@ -123,7 +123,7 @@ async def test_a_window_shows_a_part() -> None:
     assert waterfall.ticks[0].text == "6h"
 
 
-async def test_what_has_not_ended_reaches_until_now() -> None:
+async def test_bar_of_a_live_step_ends_now() -> None:
     report = await report_of_day()
     run = report.run
     began = run.created_at

@@ -137,7 +137,7 @@ async def test_a_busy_engine_wakes_its_clients_four_times_a_second() -> None:
     feed.close()
 
 
-async def test_runs_that_nobody_waits_for_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unwatched_runs_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "_MOST_RUNS", 10)
     feed = ChangeFeed(1, asyncio.get_running_loop())
     for number in range(100):

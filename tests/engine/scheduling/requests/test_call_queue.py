@@ -196,7 +196,7 @@ def test_few_requests_are_all_for_a_function_on_its_own() -> None:
         assert [len(ready.take()) for _ in range(room + 1)] == [1] * room + [0]
 
 
-def test_runs_of_a_higher_priority_go_first_and_none_waits_for_ever() -> None:
+def test_higher_priority_goes_first_and_no_run_waits_for_ever() -> None:
     ready = ReadyCalls(1)
     ready.add(_call(1, "f"), 0)
     for run_key, priority, now in ((2, 0, 1000), (3, 5000, 4000), (4, 5000, 6000), (5, -2000, 1000)):
@@ -208,7 +208,7 @@ def test_runs_of_a_higher_priority_go_first_and_none_waits_for_ever() -> None:
     assert order == [3, 1, 2, 4, 5]
 
 
-def test_a_clock_that_is_set_back_lets_nobody_overtake() -> None:
+def test_clock_set_back_keeps_the_order() -> None:
     ready = ReadyCalls(1)
     ready.add(_call(1, "f"), 10_000)
     ready.add(_call(2, "f"), 1000)

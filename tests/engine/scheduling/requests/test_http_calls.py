@@ -37,7 +37,7 @@ def simple(app: SmallApp, *, retries: int = 0) -> None:
         return "fine"
 
 
-async def test_the_content_of_a_call_from_memory_is_what_is_stored(
+async def test_call_content_from_memory_equals_the_stored_content(
     engine: SqliteEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @app.function("mixed", retries=1)
@@ -92,7 +92,7 @@ async def test_the_calls_of_a_sequential_run_are_made_without_reading(
     assert not reads
 
 
-async def test_what_a_call_carries(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_call_has_memos_events_and_headers(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("shown", retries=2)
     def shown(steps: Steps) -> object:
         steps.run("a", lambda: 1)
@@ -211,7 +211,7 @@ def bare(status: int, body: bytes, **headers: str) -> web.Response:
         ),
     ],
 )
-async def test_answers_that_are_none(
+async def test_malformed_answers_fail_the_attempt(
     engine: SqliteEngine, app: SmallApp, answer: web.Response, name: str, reason: str
 ) -> None:
     simple(app)
@@ -247,7 +247,7 @@ async def test_an_answer_nested_too_deeply_fails_the_run_at_once(
 
 
 @pytest.mark.parametrize("body", [b'"\\"streamed\\""', b'"streamed"', b'{"plain":1}'])
-async def test_a_streamed_answer(engine: SqliteEngine, app: SmallApp, body: bytes) -> None:
+async def test_streamed_answer_is_read_from_its_envelope(engine: SqliteEngine, app: SmallApp, body: bytes) -> None:
     simple(app)
     content = b'     {"status":200,"headers":{"X-Inngest-SDK":"py:v1","x-odd":null},"body":' + body + b"}"
     app.before = lambda call: bare(201, content)
@@ -260,7 +260,7 @@ async def test_a_streamed_answer(engine: SqliteEngine, app: SmallApp, body: byte
         assert output(run) == (msgspec.json.decode(inner) if isinstance(inner, str) else inner)
 
 
-async def test_a_streamed_error(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_streamed_error_fails_the_attempt(engine: SqliteEngine, app: SmallApp) -> None:
     simple(app, retries=3)
     error = json.dumps({"name": "Boom", "message": "in the stream"})
     headers = {**SDK_HEADERS, "x-inngest-no-retry": "true"}
@@ -340,7 +340,7 @@ async def test_no_more_calls_than_allowed_are_under_way(path: Path, app: SmallAp
         assert [output(await ended(engine, run_id)) for run_id in runs] == ["fine"] * 8
 
 
-async def test_connections_are_kept(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_connections_are_reused(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("several")
     def several(steps: Steps) -> object:
         return [steps.run(step) for step in "abcd"]

@@ -32,7 +32,7 @@ async def test_too_slow_an_answer(server: Any) -> None:
     await outbound.close()
 
 
-async def test_broken_off_answer(server: Any, outbound: OutboundClient) -> None:
+async def test_broken_answer_is_retried(server: Any, outbound: OutboundClient) -> None:
     async def answer(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": "1000"})
         await response.prepare(request)
@@ -62,7 +62,7 @@ async def test_an_answer_that_is_not_http(outbound: OutboundClient) -> None:
     assert caught.value.retriable
 
 
-async def test_nobody_there(outbound: OutboundClient, serving: Any) -> None:
+async def test_refused_connection_is_retried(outbound: OutboundClient, serving: Any) -> None:
     async with serving() as gone:
         url = gone.url
     with pytest.raises(OutboundError, match="no connection: ") as caught:
@@ -71,7 +71,7 @@ async def test_nobody_there(outbound: OutboundClient, serving: Any) -> None:
     assert caught.value.name == "GatewayError"
 
 
-async def test_unknown_host(outbound: OutboundClient) -> None:
+async def test_unknown_host_is_retried(outbound: OutboundClient) -> None:
     with pytest.raises(OutboundError, match="host was not found") as caught:
         await outbound.fetch({"url": "http://no-such-host.invalid/"})
     assert caught.value.retriable
@@ -102,7 +102,7 @@ async def test_https_with_a_server_that_has_no_tls(server: Any, outbound: Outbou
         ({"url": f"http://{'a' * 300}.com/"}, "cannot be made|failed"),
     ],
 )
-async def test_requests_that_cannot_be_made(outbound: OutboundClient, opts: Any, fault: str) -> None:
+async def test_invalid_request_is_an_error(outbound: OutboundClient, opts: Any, fault: str) -> None:
     for send, more in ((outbound.fetch, {}), (outbound.infer, {"body": opts.get("body", {})})):
         if send == outbound.infer and "method" in opts and opts.get("body") is None:
             continue  # an inference is always a POST
@@ -110,7 +110,7 @@ async def test_requests_that_cannot_be_made(outbound: OutboundClient, opts: Any,
             await send({**opts, **more})
 
 
-async def test_closing_twice_and_unused() -> None:
+async def test_closing_twice_or_unused_is_harmless() -> None:
     outbound = OutboundClient()
     await outbound.close()
     await outbound.close()

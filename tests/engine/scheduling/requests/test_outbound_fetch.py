@@ -34,7 +34,7 @@ async def test_fetch_hands_the_answer_back(server: Any, outbound: OutboundClient
         ({"method": "DELETE", "body": None}, "DELETE", b"", None),
     ],
 )
-async def test_fetch_sends_what_is_asked(
+async def test_fetch_sends_the_given_request(
     server: Any, outbound: OutboundClient, opts: Any, method: str, body: bytes, content_type: str | None
 ) -> None:
     await outbound.fetch({"url": server.url, **opts})
@@ -67,7 +67,7 @@ async def test_url_is_handed_back_without_credentials(server: Any, outbound: Out
 
 
 @pytest.mark.parametrize("status", [204, 205, 304])
-async def test_answers_that_cannot_have_a_body_have_none(server: Any, outbound: OutboundClient, status: int) -> None:
+async def test_answers_without_a_body_have_no_body_field(server: Any, outbound: OutboundClient, status: int) -> None:
     server.respond(status=status)
     answer = await outbound.fetch({"url": server.url})
     assert answer["status_code"] == status
@@ -89,7 +89,7 @@ async def test_packed_answers_are_unpacked(server: Any, outbound: OutboundClient
         ("é".encode(), "text/plain; charset=nonsense", "é"),
     ],
 )
-async def test_bodies_become_text(
+async def test_fetched_bodies_are_decoded_to_text(
     server: Any, outbound: OutboundClient, body: bytes, content_type: str, text: str
 ) -> None:
     server.respond(body=body, headers={"Content-Type": content_type})
@@ -119,7 +119,7 @@ async def test_redirect_within_an_origin_keeps_the_headers(server: Any, outbound
 
 
 @pytest.mark.parametrize("name", ["Authorization", "Cookie", "X-Api-Key", "X-Anything"])
-async def test_redirect_to_another_origin_drops_what_may_be_a_credential(
+async def test_redirect_to_another_origin_drops_credentials(
     server: Any, other: Any, outbound: OutboundClient, name: str
 ) -> None:
     server.respond(status=302, headers={"Location": other.url.replace("://", "://a:b@")})
@@ -146,7 +146,7 @@ async def test_method_after_a_redirect(
     assert server.requests[1].method == then
 
 
-async def test_redirect_without_end(server: Any, outbound: OutboundClient) -> None:
+async def test_endless_redirect_fails(server: Any, outbound: OutboundClient) -> None:
     server.respond(status=302, headers={"Location": "/again"})
     with pytest.raises(OutboundError, match="redirected more than 20 times") as caught:
         await outbound.fetch({"url": server.url})

@@ -69,7 +69,7 @@ async def test_infer_fails_unless_the_status_is_success(
 
 
 @pytest.mark.parametrize("body", ["<html>", "", "[" * 100_000])
-async def test_infer_needs_json(server: Any, outbound: OutboundClient, body: str) -> None:
+async def test_infer_refuses_an_answer_that_is_not_json(server: Any, outbound: OutboundClient, body: str) -> None:
     server.respond(text=body)
     with pytest.raises(OutboundError, match="was not answered with JSON"):
         await outbound.infer({"url": server.url, "body": {}})

@@ -85,7 +85,7 @@ async def test_private_addresses_are_refused_however_they_are_spelt(
     assert private.requests == []
 
 
-async def test_a_refusal_is_final_and_says_what_to_do(private: Any, outbound: OutboundClient) -> None:
+async def test_refusal_is_final_and_has_a_remedy(private: Any, outbound: OutboundClient) -> None:
     with pytest.raises(OutboundError, match="--allow-private-addresses") as caught:
         await outbound.fetch({"url": private.url})
     assert not caught.value.retriable
@@ -138,7 +138,7 @@ async def test_proxies_of_the_environment_are_not_used(
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "172.15.0.1", "100.63.255.255", "2606:4700::1111"])
-def test_public_addresses(address: str) -> None:
+def test_public_addresses_are_allowed(address: str) -> None:
     assert is_public(address)
 
 

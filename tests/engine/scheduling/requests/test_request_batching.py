@@ -29,12 +29,12 @@ def test_each_call_gets_its_ops() -> None:
     }
 
 
-def test_what_is_left_out_is_made_again() -> None:
+def test_calls_without_an_answer_are_repeated() -> None:
     assert split(ReportedOps(ops("a"))) == {"a": ReportedOps(ops("a")), "b": None, "c": None}
     assert split(ReportedOps(ops("b"))) == {"a": None, "b": ReportedOps(ops("b")), "c": None}
 
 
-def test_what_belongs_to_no_call_is_the_first_ones() -> None:
+def test_ops_without_a_call_belong_to_the_first_call() -> None:
     assert split(ReportedOps(ops("x", "b"))) == {"a": ReportedOps(ops("x")), "b": ReportedOps(ops("b")), "c": None}
     assert split(ReportedOps([])) == {"a": ReportedOps([]), "b": None, "c": None}
 
@@ -44,6 +44,6 @@ def test_a_failed_request_fails_one_attempt() -> None:
         assert split(answer) == {"a": answer, "b": None, "c": None}
 
 
-def test_an_app_that_was_not_reached_was_reached_by_none() -> None:
+def test_unreachable_app_counts_for_all_calls_of_the_request() -> None:
     answer = Unreached(ERROR)
     assert split(answer) == {"a": answer, "b": answer, "c": answer}

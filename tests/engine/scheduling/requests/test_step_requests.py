@@ -17,7 +17,7 @@ def held(engine: SqliteEngine) -> dict[int, Any]:
     return engine._runtime._requests._opts
 
 
-async def test_a_failure_that_nobody_thought_of_fails_the_step(
+async def test_unexpected_failure_fails_the_step(
     engine: SqliteEngine, app: SmallApp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     @app.function("fetching")
@@ -38,7 +38,7 @@ async def test_a_failure_that_nobody_thought_of_fails_the_step(
     assert "hunter2" not in caplog.text
 
 
-async def test_what_a_request_sends_is_forgotten_once_its_step_has_ended(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_request_body_is_dropped_when_its_step_ends(engine: SqliteEngine, app: SmallApp) -> None:
     kept_while: list[int] = []
 
     async def answer(request: web.Request) -> web.Response:

@@ -57,7 +57,7 @@ async def test_a_seed_makes_ids_the_same_each_time(engine: SqliteEngine, app: Sm
 
 
 @pytest.mark.parametrize("seed", ["x", "1,", "0,AAAAAAAAAAAAAA==", "5,AAAA", "99999999999999999,AAAAAAAAAAAAAA=="])
-async def test_a_malformed_seed(engine: SqliteEngine, seed: str) -> None:
+async def test_malformed_seed_is_refused(engine: SqliteEngine, seed: str) -> None:
     with pytest.raises(EventInvalidError, match="seed"):
         await engine.send_events([Event(name="x")], seed=seed)
 
@@ -83,7 +83,7 @@ async def test_an_invalid_event_is_refused_with_all_of_its_request(
     assert await engine.list_events() == []
 
 
-async def test_lists_of_events(engine: SqliteEngine) -> None:
+async def test_events_are_listed_in_pages(engine: SqliteEngine) -> None:
     ids = [await send(engine, name) for name in ("a", "b", "a", "c")]
     assert [event.id for event in await engine.list_events()] == ids[::-1]
     assert [event.id for event in await engine.list_events(name="a")] == [ids[2], ids[0]]

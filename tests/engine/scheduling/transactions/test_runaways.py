@@ -64,7 +64,7 @@ async def test_functions_that_invoke_each_other_are_stopped(path: Path, app: Sma
         assert len(await engine.list_runs()) == 4
 
 
-async def test_recursion_up_to_the_depth_goes_on(path: Path, app: SmallApp) -> None:
+async def test_recursion_up_to_the_depth_continues(path: Path, app: SmallApp) -> None:
     @app.function("count", retries=0)
     def count(steps: Steps) -> object:
         left = steps.event.data.get("left", 3)
@@ -75,7 +75,7 @@ async def test_recursion_up_to_the_depth_goes_on(path: Path, app: SmallApp) -> N
         assert output(await run_to_end(engine, "count")) == 4
 
 
-async def test_a_chain_of_events_is_stopped_by_a_failed_run_that_is_told_of(path: Path, app: SmallApp) -> None:
+async def test_chain_of_events_ends_with_a_failed_run_that_is_reported(path: Path, app: SmallApp) -> None:
     failures = []
 
     @app.function("loop")
@@ -109,7 +109,7 @@ async def test_a_chain_of_events_is_stopped_by_a_failed_run_that_is_told_of(path
         assert await send_from(engine, again.id, "loop")
 
 
-async def test_a_chain_that_goes_on_for_long_is_no_runaway(path: Path, app: SmallApp) -> None:
+async def test_long_chain_over_time_is_not_a_runaway(path: Path, app: SmallApp) -> None:
     @app.function("daily")
     def daily(steps: Steps) -> object:
         return None

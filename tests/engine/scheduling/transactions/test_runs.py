@@ -170,7 +170,7 @@ async def test_a_raced_sleep_is_a_timeout(engine: SqliteEngine, app: SmallApp) -
     assert await send(engine, "never")
 
 
-async def test_invoke(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_invoke_returns_the_output_of_its_run(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("double", event="nothing")
     def double(steps: Steps) -> object:
         assert steps.event is not None
@@ -226,7 +226,7 @@ async def test_a_cancelled_child_is_an_error_to_its_parent(engine: SqliteEngine,
     assert [event.event.name for event in await engine.list_events(name="inngest/function.cancelled")]
 
 
-async def test_cancel(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_sleeping_run_can_be_cancelled(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("sleeper")
     def sleeper(steps: Steps) -> object:
         steps.sleep("long", "1h")
@@ -267,7 +267,7 @@ async def test_an_answer_after_a_cancel_changes_nothing(path: Path, engine: Sqli
         assert run.status == RunStatus.CANCELLED
 
 
-async def test_rerun(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_rerun_starts_with_the_same_event(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("again")
     def again(steps: Steps) -> object:
         assert steps.event is not None
@@ -285,7 +285,7 @@ async def test_rerun(engine: SqliteEngine, app: SmallApp) -> None:
         await engine.rerun(first.id)
 
 
-async def test_invoke_from_outside(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_invocation_by_the_api_starts_one_run(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("direct", event="nothing")
     def direct(steps: Steps) -> object:
         assert steps.event is not None
@@ -299,7 +299,7 @@ async def test_invoke_from_outside(engine: SqliteEngine, app: SmallApp) -> None:
         await engine.invoke("app-other", data={})
 
 
-async def test_lists_of_runs(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_runs_are_listed_by_function_and_status(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("one")
     def one(steps: Steps) -> object:
         return 1
@@ -327,7 +327,7 @@ async def test_lists_of_runs(engine: SqliteEngine, app: SmallApp) -> None:
     assert await engine.run_steps("unknown") == []
 
 
-async def test_a_run_shows_what_it_is_at(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_live_run_shows_its_steps(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("busy", retries=5)
     def busy(steps: Steps) -> object:
         steps.parallel(
@@ -387,7 +387,7 @@ async def test_an_invocation_is_held_to_the_size_of_an_event(engine: SqliteEngin
     assert "at most 524288 are allowed" in message
 
 
-async def test_what_is_put_off_is_stored_until_it_has_come_to_something(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_delayed_call_is_stored_until_its_first_checkpoint(engine: SqliteEngine, app: SmallApp) -> None:
     """Even if it is due at once: the clock may be set back, and the engine restarted."""
     stored: list[int] = []
 

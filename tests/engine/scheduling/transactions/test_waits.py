@@ -122,7 +122,7 @@ async def test_one_event_wakes_several_and_triggers_too(engine: SqliteEngine, ap
     assert output(await ended(engine, await only_run(engine, event_id))) == "read"
 
 
-async def test_signals(engine: SqliteEngine, app: SmallApp) -> None:
+async def test_signal_resumes_the_waiting_run(engine: SqliteEngine, app: SmallApp) -> None:
     @app.function("waiter")
     def waiter(steps: Steps) -> object:
         return steps.options("go", "WaitForSignal", signal="launch", timeout="1h", conflict="fail")

@@ -49,7 +49,7 @@ def runs_of(history: RandomHistory, event: PastEvent) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_search_finds_what_a_look_at_each_event_finds(tmp_path: Path, portion: int, seed: int) -> None:
+def test_search_finds_the_same_as_a_scan_of_all_events(tmp_path: Path, portion: int, seed: int) -> None:
     history = RandomHistory(seed)
     connection = history.write(tmp_path / "engine.db")
     chosen = random.Random(seed)

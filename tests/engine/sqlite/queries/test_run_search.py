@@ -84,7 +84,7 @@ def random_filter(history: RandomHistory, chosen: random.Random) -> tuple[RunFil
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("is_short", [True, False])
-def test_a_search_finds_what_a_look_at_each_run_finds(
+def test_search_finds_the_same_as_a_scan_of_all_runs(
     tmp_path: Path, portion: int, seed: int, is_short: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_search, "MOST_OF_EVENT_NAME", 1000 if is_short else 10)

@@ -52,7 +52,7 @@ async def record(app: RoutedApp) -> AppRecord:
     return found
 
 
-async def test_a_sync_reports_what_it_changed(app: RoutedApp) -> None:
+async def test_sync_reports_its_changes(app: RoutedApp) -> None:
     serve(app, "a", "b")
     a, b, c = map(app.id_of, "abc")
     assert await app.sync() == SyncResult(app_id=app.app_id, modified=True, added=(a, b))

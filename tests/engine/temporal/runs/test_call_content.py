@@ -112,7 +112,7 @@ async def test_reading_memos_does_not_change_the_workflows_memos() -> None:
     assert held.memos == [A]
 
 
-async def test_a_call_whose_memos_cannot_be_read_is_repeated_without_a_traceback(
+async def test_call_with_unreadable_memos_is_repeated_without_a_traceback(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     class StoppedWorker(Workflow):

@@ -53,7 +53,7 @@ async def test_a_start_that_attaches_to_a_paused_workflow_reports_its_status(tem
     assert (await ask(gateway, None, "POST", f"{place}/terminate")).status == 202
 
 
-def test_only_operators_pause() -> None:
+def test_pause_requires_an_operator() -> None:
     assert {Operation.PAUSE, Operation.RESUME} <= FOR_OPERATORS - FOR_OWNERS
 
 

@@ -131,7 +131,7 @@ def pause_on_server(temporal: Temporal, id: str) -> None:
     temporal.sync.run(lambda client: client.get_schedule_handle(id).pause())
 
 
-async def test_backfills_are_bounded(own: Temporal) -> None:
+async def test_number_of_backfilled_runs_is_bounded(own: Temporal) -> None:
     id = own.schedules[0].id
     await asyncio.to_thread(sync, own)
     await asyncio.to_thread(pause_on_server, own, id)
