@@ -26,7 +26,7 @@ def wall_clock() -> int:
 def stores_clipped_levels() -> bool:
     """Whether to store a level that was ahead of the clock and has been clipped.
 
-    Call it only if there is one, because it adds a marker to the history.
+    Older histories are replayed without it. Call it only if there is such a level: it adds a marker to the history.
     """
     return workflow.patched("clipped-levels")
 

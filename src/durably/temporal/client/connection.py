@@ -74,7 +74,10 @@ class Health:
 
 
 def _listed(given: Iterable[T], argument: str) -> list[T]:
-    """Raises ``TypeError`` unless the value is a list of interceptors or plugins."""
+    """The items of a list.
+
+    Raises ``TypeError`` for a value that is not a list, and for items that cannot be interceptors or plugins.
+    """
     if isinstance(given, str | bytes | Mapping | type) or not isinstance(given, Iterable):
         raise TypeError(f"{argument} must be a list, not a value of type {type(given).__name__}")
     items = list(given)
