@@ -87,12 +87,12 @@ def run_call_sync(handler: CommHandler, data: CallData, checkpoints: Checkpoints
     try:
         outcome = drive(handler.call(_function_call(handler, data, checkpoints, None), _BLOCKING_IO))
         return _answer(handler, data, outcome, clock)
-    except BaseException as error:  # Threads are not cancelled, so even ``CancelledError`` is the function's own.
+    except BaseException as error:  # Threads are not cancelled, so the function itself has raised ``CancelledError``.
         return failed_call(data, error, clock)
 
 
 def failed_call(data: CallData, error: BaseException, clock: Clock) -> AttemptFailed:
-    """The failed attempt for an exception that left the code of the app.
+    """The failed attempt for an exception of the app's code around functions.
 
     What functions and steps raise is in the call's outcome. This is an exception of the code around them, such as a
     log handler, or a ``SystemExit``.

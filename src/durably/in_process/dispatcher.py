@@ -225,7 +225,7 @@ class UnservedFunctions:
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     def note(self, function_id: str) -> None:
-        """A call of the function found no process."""
+        """Record that a call of the function found no process."""
         if function_id not in self._warned and function_id not in self._timers:
             loop = asyncio.get_running_loop()
             self._timers[function_id] = loop.call_later(UNSERVED_SECONDS, self._check, function_id)

@@ -119,7 +119,7 @@ def make_workers(
     max_calls: int,
     away: dict[str, UnreachedApp],
 ) -> ProcessWorkers:
-    """The workers of a process. They note in ``away`` the apps that do not answer.
+    """The workers of a process. They record in ``away`` the apps that do not answer.
 
     One executes the workflows that all apps share. The others execute the runs of one task queue each, and their calls.
     The server gives a call to the worker that executes its run, with the answer to the workflow task.

@@ -24,9 +24,9 @@ def wall_clock() -> int:
 
 
 def stores_clipped_levels() -> bool:
-    """Whether a state of a time ahead, which was clipped, is stored.
+    """Whether to store a level that was ahead of the clock and has been clipped.
 
-    Histories from before this was so are replayed without it. Call it only if there is such a state.
+    Older histories are replayed without it. Call it only if there is such a level: it adds a marker to the history.
     """
     return workflow.patched("clipped-levels")
 

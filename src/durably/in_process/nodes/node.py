@@ -42,7 +42,7 @@ _UNKNOWN_HOLDER_SECONDS = 1.0
 _RETRY_SECONDS = 1.0
 """Seconds before another attempt after an error."""
 _UNUSABLE = (DatabasePathError, DatabaseCorruptError)
-"""Errors that only a person can end. Requests fail with them at once; the node still tries again."""
+"""Errors that only a user can fix. Requests fail with them immediately; the node still tries again."""
 
 _logger = get_logger("durably.engine")
 
@@ -253,7 +253,7 @@ class Node:
             self._first_attempt.set_exception(error)
             self._first_attempt.exception()
         self._log_error(error)
-        if isinstance(error, _UNUSABLE):  # Requests that wait would wait until a person has done something.
+        if isinstance(error, _UNUSABLE):  # Waiting requests would wait until a user acts.
             self._role.set_exception(error)
             self._role.exception()
             self._role = self.loop.create_future()

@@ -39,7 +39,7 @@ def directory_of(database: Path) -> Path:
 def make_directory(directory: Path) -> None:
     """Make the directory of sockets.
 
-    Raises ``EngineError`` if the directory is not private to this user, and ``DatabasePathError`` if there can be none.
+    Raises ``EngineError`` if the directory is not private to this user, and ``DatabasePathError`` if it cannot be made.
     """
     try:
         with contextlib.suppress(FileExistsError):

@@ -80,10 +80,10 @@ def make_sync_schedules_command(load: Load, *, target: str | None = None) -> cli
 
 
 class AttributeReport(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A declared search attribute, and what the server has.
+    """A declared search attribute, and its state on the server.
 
-    ``state`` says so in words. ``known_type`` is the server's type, if it is another one.
-    ``remedy`` is how to register a missing one.
+    ``state`` is the state in words. ``known_type`` is the server's type, if it differs.
+    ``remedy`` is the command that registers a missing one.
     """
 
     name: str

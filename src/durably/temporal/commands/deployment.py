@@ -205,7 +205,7 @@ def _wait(temporal: Temporal, name: str | None, build_id: str | None, timeout: f
 
 
 def _delete(temporal: Temporal, name: str | None, build_id: str, skip_drainage: bool, as_json: bool) -> None:
-    """Forget a version that is drained and has no workers."""
+    """Delete a version that is drained and has no workers."""
     chosen = _deployment_name(temporal, name)
     _run(temporal, lambda client: delete_version(client, chosen, build_id, skip_drainage=skip_drainage))
     _answer(as_json, f"{chosen}.{build_id}: deleted", name=chosen, deleted=build_id)

@@ -73,7 +73,7 @@ class RunReports:
             return await self._views.view(described)
 
     async def _view_now(self, described: WorkflowExecution) -> RunView:
-        """A run, with what it waits for now. Raises ``RunUnavailableError``."""
+        """A run with its current waits. Raises ``RunUnavailableError``."""
         run = await self._views.view(described)
         if run.status.has_ended:
             return run
@@ -134,7 +134,7 @@ class RunReports:
         return call_views(run_id, record.state, _calls_under_way(described).__contains__)
 
     async def report(self, run_id: str) -> RunReport | None:
-        """Without a worker, it has what the server knows, and says so."""
+        """Without a worker, it has only the server's data, and is marked so."""
         described = await self._views.describe(run_id)
         if described is None:
             return None

@@ -21,13 +21,13 @@ NO_PROCESS = "no process of the app runs its functions"
 _SAMPLED = 8
 """Live runs of an app over HTTP that are described, to find calls that another process repeats."""
 _CALL_ERRORS = ("CallReturnedError", "ContentUnreadableError")
-"""Types of failures that say nothing about the app."""
+"""Failure types that are not about the app."""
 
 
 class UnreachedApps:
     """Finds the apps that calls do not reach.
 
-    ``away`` are those over HTTP that calls of this process do not reach. Live runs show the calls of other processes.
+    ``away`` are the apps over HTTP that calls of this process do not reach. Live runs show calls of other processes.
     """
 
     def __init__(self, client: Client, lists: RunLists, views: RunViews, away: Mapping[str, UnreachedApp]) -> None:
@@ -39,7 +39,7 @@ class UnreachedApps:
     async def find_absent(self, apps: list[tuple[str, AppRecord]]) -> set[str]:
         """Apps in process without a running process.
 
-        The server knows it after two minutes at the latest.
+        The server detects it after two minutes at the latest.
         """
         ids = [app_id for app_id, record in apps if record.in_process]
         kind = TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW

@@ -36,7 +36,7 @@ class EventReceiver:
         self._names = KnownNames()
         self._names_read_at: float | None = None
         self.has_synced = False
-        """Whether this process has synced functions, which the index does not have at once."""
+        """Whether this process has synced functions. The index has them later."""
 
     async def receive(
         self,

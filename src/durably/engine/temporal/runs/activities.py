@@ -252,7 +252,7 @@ class CallActivities:
         return self._leases.slot(function_id, min(_MAX_SLOT_SECONDS, timeout.total_seconds() / 10))
 
     def _note_reached(self, app_id: str, answer: Answer) -> None:
-        """Log once that an app does not answer, and that it answers again."""
+        """Log once that an app does not answer, and once that it answers again."""
         known = self._away.get(app_id)
         if isinstance(answer, Unreached):
             if known is None:

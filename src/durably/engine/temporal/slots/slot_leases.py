@@ -70,7 +70,7 @@ class ProcessSlots:
     def room_of(self, leases: "SlotLeases") -> int:
         """The number of slots that an app may have.
 
-        They are those that no other app holds, and at least an equal share.
+        They are the slots that no other app has, and at least an equal share.
         """
         others = sum(each.held for each in self.leases if each is not leases)
         return max(self.most // len(self.leases), self.most - others, 1)
