@@ -265,7 +265,7 @@ def describe(value: Any) -> str:
 
 
 def _describe_other(value: Any) -> str:
-    """What a value comes back as that is not equal to it, and why if that is known."""
+    """The changed value that JSON returns, with the reason if it is known."""
     other = f"another {type(value).__name__}"
     if isinstance(value, dt.time) and value.tzinfo is not None:
         return f"{other}: JSON has no time zones for times without a date"

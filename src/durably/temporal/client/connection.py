@@ -74,7 +74,7 @@ class Health:
 
 
 def _listed(given: Iterable[T], argument: str) -> list[T]:
-    """Raises ``TypeError`` for a value that is no list, and for items that are no interceptors or plugins."""
+    """Raises ``TypeError`` for a value that is not a list, or has other items than interceptors and plugins."""
     if isinstance(given, str | bytes | Mapping | type) or not isinstance(given, Iterable):
         raise TypeError(f"{argument} must be a list, not a value of type {type(given).__name__}")
     items = list(given)
