@@ -449,7 +449,10 @@ def _checked(step_id: str) -> str:
 
 
 def _named(step_id: str, argument: str, name: str) -> str:
-    """The name of an event or a signal. A wait for a blank one would end by its timeout alone."""
+    """The name of an event or a signal.
+
+    A wait for a blank one would end only by its timeout.
+    """
     if not isinstance(name, str) or not name.strip() or not is_encodable(name):
         raise FunctionConfigInvalidError(f'step "{step_id}": {argument} must be a string that names it, not {name!r}')
     return name

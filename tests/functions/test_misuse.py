@@ -114,7 +114,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("raises", ["", "    raise ValueError('also wrong')"])
 def test_step_without_await_is_reported_without_warnings_of_python(raises: str) -> None:
-    """They would name internal functions."""
+    """Python's own warnings would name internal functions."""
     code = FORGOTTEN.format(raises=raises)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     message = 'step "charge" was created but not awaited'

@@ -196,7 +196,10 @@ def read_address(context: click.Context, parameter: click.Parameter, text: str |
 
 
 def read_host(context: click.Context, parameter: click.Parameter, host: str) -> str:
-    """The callback of ``--host``. A server would listen at all addresses if it were blank."""
+    """The callback of ``--host``.
+
+    A server whose host is blank would listen at all addresses.
+    """
     if not is_name(host) or " " in host:
         raise click.BadParameter(
             f"it must be an address of this machine, such as 127.0.0.1, not {host!r}; 0.0.0.0 is all of them"

@@ -312,7 +312,10 @@ class Runtime:
                 self.transactions.transact_in_background(operations.fire_timer(item))
 
     def _check_all_throttles(self) -> None:
-        """Check throttles after the clock was set back: the times at which they were ready may be far away."""
+        """Check throttles after the clock was set back.
+
+        The stored times at which they are ready may be far away.
+        """
         self.transactions.transact_in_background(lambda transaction: transaction.queue.check_all_throttles())
 
     def _join_queue(self, call: ScheduledCall) -> None:

@@ -116,12 +116,12 @@ def _explain_serve(functions: Sequence[Made]) -> str:
         used.add("durably.django")
     calls = [CALLS_OF_SERVE[adapter] for adapter in CALLS_OF_SERVE if adapter in (used or {"durably.fast_api"})]
     advice = f"add {them} to the functions of {' or '.join(calls)}{'' if used else ', or of another framework'}"
-    if in_django:
-        return (
-            "write INSTALLED_APPS += ['durably.django'] in the settings, which finds the functions in each app's "
-            f"durable.py; or {advice}"
-        )
-    return advice
+    if not in_django:
+        return advice
+    setting = (
+        "write INSTALLED_APPS += ['durably.django'] in the settings, which finds the functions in each app's durable.py"
+    )
+    return f"{setting}; or {advice}" if used == {"durably.django"} else f"{advice}; or {setting}"
 
 
 def _is_django_project() -> bool:

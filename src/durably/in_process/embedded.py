@@ -20,7 +20,7 @@ from durably.functions.unserved import find_unserved, report
 from durably.io.background_loop import get_engine_loop
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import EventReceipt
-from durably.protocol.setting_checks import check_count, check_path, check_type
+from durably.protocol.setting_checks import check_count, check_type
 from durably.protocol.text import get_logger
 
 from .calls import EngineCheckpoints
@@ -164,7 +164,7 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
             raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
         refuse_green_threads()
         check_type(path, "Embedded.path", (str, os.PathLike), "the path of a file")
-        check_path(path, "Embedded.path")
+        _check_path(path)
         lease = to_timedelta(lease, "Embedded.lease")
         if lease < _SHORTEST_LEASE:
             raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
@@ -212,6 +212,17 @@ class Embedded(InProcessHandle[EmbeddedProcess]):
 
     def _read_metrics(self, *, in_leader_only: bool) -> list[Metric] | None:
         return [] if in_leader_only and not self._process.is_leader else self.scrape()
+
+
+def _check_path(path: str | os.PathLike[str]) -> None:
+    """Check that a path can name a file. Raises ``ValueError``."""
+    name = os.fspath(path)
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"Embedded.path cannot name a file: {name!r} has half of a surrogate pair") from None
+    if b"\x00" in encoded or not encoded.strip():
+        raise ValueError(f"Embedded.path must be the path of a file, not {name!r}")
 
 
 def _refuse_arguments(arguments: Mapping[str, object]) -> None:

@@ -274,7 +274,10 @@ def describe_error(error: BaseException) -> ErrorData:
 
 
 def _own_description(error: Error) -> ErrorData | None:
-    """The description by the error's properties; ``None`` if a user's class has properties that raise."""
+    """The description by the error's properties.
+
+    ``None`` if a user's class has properties that raise.
+    """
     try:
         stack = error.stack
         return ErrorData(
@@ -288,9 +291,9 @@ def _own_description(error: Error) -> ErrorData | None:
 
 
 def shorten_error(error: ErrorData) -> ErrorData:
-    """The error with the two ends of a message or traceback of more than ``MAX_ERROR_CHARACTERS``.
+    """The error with the two ends of a long message or traceback.
 
-    An error whose cause or data are still too large has neither.
+    Those of more than ``MAX_ERROR_CHARACTERS`` are long. An error whose cause or data are still too large has neither.
     """
     message, stack = _shorten(error.message), _shorten(error.stack)
     if message is not error.message or stack is not error.stack:

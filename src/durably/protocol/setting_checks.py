@@ -5,7 +5,6 @@ type.
 """
 
 import datetime as dt
-import os
 from collections.abc import Collection, Mapping
 
 from .text import is_encodable
@@ -39,17 +38,6 @@ def check_text(value: object, setting: str, error: type[Exception] = TypeError) 
         raise error(f"{setting} must be a string, not a value of type {type(value).__name__}")
     if value is not None and not is_encodable(value):
         raise error(f"{setting} must be a string that UTF-8 can encode: it has half of a surrogate pair")
-
-
-def check_path(value: object, setting: str) -> None:
-    """Check that a string or path can name a file. Raises ``ValueError``."""
-    path = os.fspath(value)  # type: ignore[call-overload]
-    try:
-        name = os.fsencode(path)
-    except UnicodeEncodeError:
-        raise ValueError(f"{setting} cannot name a file: {path!r} has half of a surrogate pair") from None
-    if b"\x00" in name or not name.strip():
-        raise ValueError(f"{setting} must be the path of a file, not {path!r}")
 
 
 def check_function(value: object, setting: str, error: type[Exception] = TypeError) -> None:

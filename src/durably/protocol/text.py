@@ -51,7 +51,10 @@ def is_name(value: object) -> bool:
 
 
 def is_encodable(text: str) -> bool:
-    """Whether UTF-8, and so JSON, has the text: half of a surrogate pair has no form in it."""
+    """Whether UTF-8, and so JSON, can express the string.
+
+    It cannot express half of a surrogate pair.
+    """
     try:
         text.encode()
     except UnicodeEncodeError:

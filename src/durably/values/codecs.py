@@ -163,7 +163,7 @@ def hides_differences(typ: Any) -> bool:
 
 
 def keeps_text(typ: Any) -> bool:
-    """Whether the type has a union of text and another type than ``None``, such as ``str | UUID``."""
+    """Whether the type has a union of ``str`` and another type than ``None``."""
     return any(
         get_origin(part) in (Union, types.UnionType)
         and str in get_args(part)

@@ -224,7 +224,10 @@ def _changes_of_object(
 
 
 def _changes_beside_fields(value: Any, returned: Any, path: str, keeps_text: bool) -> Iterator[Change]:
-    """Changes of a pydantic model's extra fields, and of its private attributes, which pydantic does not store."""
+    """Changes of a pydantic model's extra fields and private attributes.
+
+    Pydantic does not store private attributes.
+    """
     extra, private = getattr(value, "__pydantic_extra__", None), getattr(value, "__pydantic_private__", None)
     if extra:
         yield from find_changes(extra, getattr(returned, "__pydantic_extra__", None) or {}, path, keeps_text=keeps_text)
@@ -265,7 +268,7 @@ def describe(value: Any) -> str:
 
 
 def _describe_other(value: Any) -> str:
-    """The changed value that JSON returns, with the reason if it is known."""
+    """Describe an unequal value that comes back, with the reason if it is known."""
     other = f"another {type(value).__name__}"
     if isinstance(value, dt.time) and value.tzinfo is not None:
         return f"{other}: JSON has no time zones for times without a date"

@@ -40,7 +40,7 @@ class BuyWorkflow:
             workflow.continue_as_new("7")
         if order_id == "waits":
             await workflow.wait_condition(lambda: False)
-        for _ in range(3):  # More workflow tasks. Each replays the earlier ones.
+        for _ in range(3):  # More workflow tasks: each replays the earlier ones.
             await workflow.sleep(timedelta(milliseconds=1))
         return await workflow.execute_child_workflow(
             ChildWorkflow.run, order_id, id=f"{workflow.info().workflow_id}-child"

@@ -80,7 +80,7 @@ def leave_to_own_handlers() -> None:
 
     Django's LOGGING makes such handlers. The lines would appear twice.
     """
-    own = logging.getLogger("durably")
+    own = get_logger("durably")
     if own.handlers:
         own.propagate = False
 

@@ -24,7 +24,10 @@ def wall_clock() -> int:
 
 
 def stores_clipped_levels() -> bool:
-    """Whether a state of a time ahead, which was clipped, is stored. Asked only if there is one."""
+    """Whether a state of a time ahead, which was clipped, is stored.
+
+    Histories from before this was so are replayed without it. Call it only if there is such a state.
+    """
     return workflow.patched("clipped-levels")
 
 

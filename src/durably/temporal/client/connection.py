@@ -74,7 +74,10 @@ class Health:
 
 
 def _listed(given: Iterable[T], argument: str) -> list[T]:
-    """Raises ``TypeError`` for a value that is not a list, or has other items than interceptors and plugins."""
+    """The items of a list.
+
+    Raises ``TypeError`` for a value that is not a list, and for items that cannot be interceptors or plugins.
+    """
     if isinstance(given, str | bytes | Mapping | type) or not isinstance(given, Iterable):
         raise TypeError(f"{argument} must be a list, not a value of type {type(given).__name__}")
     items = list(given)

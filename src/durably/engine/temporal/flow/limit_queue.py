@@ -149,7 +149,10 @@ class CallLimitQueue:
         return list(self._state.options)
 
     def settle(self, now: int, stores_clipped: Callable[[], bool] = lambda: True) -> list[LeaveRecord]:
-        """The calls that may be made now, in order. ``stores_clipped`` is that of ``LimitQueue``."""
+        """The calls that may be made now, in order.
+
+        ``stores_clipped`` is that of ``LimitQueue``.
+        """
         queue = LimitQueue(self._rows, now, stores_clipped)
         for record in self._joined.values():
             self._put_options(queue, record.call.function_id, record.options)
