@@ -63,7 +63,8 @@ def test_an_output_type_that_nothing_converts_is_refused() -> None:
 
 def test_an_output_type_may_name_a_class_that_comes_later() -> None:
     later = type("Order", (), {"__annotations__": {"item": "ItemThatComesLater"}})
-    make_client().create_function(fn_id="f", trigger=[], output_type=dataclasses.dataclass(later))
+    order = dataclasses.dataclass(later)
+    assert make_client().create_function(fn_id="f", trigger=[], output_type=order)(lambda ctx: None).id.endswith("-f")
 
 
 @pytest.mark.parametrize("argument", ["serve_origin", "serve_path", "public_path"])

@@ -33,11 +33,13 @@ client = durably.Client(app_id="app", is_production=False)
 ON = On(event="e")
 
 
-def create(**options: Any) -> None:
+def create(**options: Any) -> durably.Function[Any]:
     options = {"trigger": ON, **options}
 
     @client.create_function(fn_id="fn", **options)
     async def function(ctx: durably.Context) -> None: ...
+
+    return function
 
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
@@ -70,10 +72,32 @@ def test_a_mistake_is_refused_at_creation_and_names_function_and_option(options:
     assert message in str(raised.value)
 
 
-def test_right_options_are_accepted() -> None:
-    create(trigger=[TriggerCron(cron="TZ=Europe/Paris 0 9 * * MON-FRI", jitter="30s"), On(event="e", if_exp="true")])
-    create(cancel=[Cancel(event="c", if_exp="async.data.id == event.data.id")], priority=Priority(run="event.data.p"))
-    create(trigger=TriggerCron(cron="@daily"))  # ours refuses it at the sync, others may know it
+@pytest.mark.parametrize(
+    ("options", "field", "synced"),
+    [
+        (
+            {
+                "trigger": [
+                    TriggerCron(cron="TZ=Europe/Paris 0 9 * * MON-FRI", jitter="30s"),
+                    On(event="e", if_exp="true"),
+                ]
+            },
+            "triggers",
+            [{"cron": "TZ=Europe/Paris 0 9 * * MON-FRI", "jitter": "30s"}, {"event": "e", "expression": "true"}],
+        ),
+        (
+            {"cancel": [Cancel(event="c", if_exp="async.data.id == event.data.id")]},
+            "cancel",
+            [{"event": "c", "if": "async.data.id == event.data.id"}],
+        ),
+        ({"priority": Priority(run="event.data.p")}, "priority", {"run": "event.data.p"}),
+        # Our engine refuses it at the sync. Others may know it.
+        ({"trigger": TriggerCron(cron="@daily")}, "triggers", [{"cron": "@daily"}]),
+    ],
+)
+def test_valid_options_are_synced(options: dict[str, Any], field: str, synced: Any) -> None:
+    (config,) = create(**options).configs("http://app/x")
+    assert config[field] == synced
 
 
 def test_expression_is_another_name_of_if_exp() -> None:

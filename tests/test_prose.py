@@ -39,6 +39,8 @@ PHRASES = {
     r"\bin vain\b": OLD + ' ("without a result")',
     r"\b(there|where)(of|by|in|upon)\b": OLD,
     r"\bbe of (use|effect)\b": OLD,
+    r"\b(which|that) (is|are) none\b": RELATIVE + ' ("invalid", "absent")',
+    r"\bin (its|their) stead\b": OLD + ' ("instead")',
 }
 
 # Words of an earlier vocabulary, in names and in prose, and what they are called today.

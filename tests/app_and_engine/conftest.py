@@ -41,8 +41,11 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Gate:
-    """Stands before the engine's API. ``answer`` gets each checkpoint, and gives the status of an answer in its
-    stead, or ``None`` to let it pass; ``after`` is called once the engine has stored one."""
+    """A proxy of the engine's API.
+
+    ``answer`` gets each checkpoint, and returns the status of the answer, or ``None`` to forward the checkpoint.
+    ``after`` is called when the engine has stored one.
+    """
 
     origin: str
     session: ClientSession

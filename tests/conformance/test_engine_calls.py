@@ -166,7 +166,7 @@ def _due_in(engine: Engine, run_id: str) -> float:
     return (eventually(find, "a retry") - dt.datetime.now(dt.UTC)).total_seconds()
 
 
-# -- answers that are none
+# -- malformed answers
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,8 @@ def serving(project: Path, database: Path, working: str, *target: str) -> Iterat
 
 @dataclass(frozen=True)
 class Shop:
-    """An example that is up. ``staff`` are the headers of who may use its gateway, ``invalid`` is the status of an
-    order that is none, ``started`` and ``described`` are the members of its answers."""
+    """An example that is up. ``staff`` are the headers of who may use its gateway, ``invalid`` is the status of a
+    malformed order, ``started`` and ``described`` are the members of its answers."""
 
     name: str
     origin: str

@@ -456,4 +456,4 @@ async def derived(ctx: Derived) -> None: ...
 )
 def test_other_annotations_are_not_looked_at(handler: Any) -> None:
     """If a name exists only for type checkers, only ``Context`` and ``ContextSync`` are recognised."""
-    client.create_function(fn_id="charge", trigger=[])(handler)
+    assert client.create_function(fn_id="charge", trigger=[])(handler).id == "app-charge"

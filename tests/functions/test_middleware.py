@@ -577,7 +577,7 @@ def test_a_misspelt_hook_is_refused(name: str, base: type) -> None:
 @pytest.mark.parametrize("name", ["execute", "transform", "send_events", "before", "_befor_execution"])
 def test_a_method_with_another_name_is_accepted(name: str) -> None:
     own = type("Own", (Middleware,), {name: lambda self: None, "before_execution": lambda self: None})
-    Client(app_id="app", is_production=False, middleware=[own])
+    assert Client(app_id="app", is_production=False, middleware=[own]).middleware == [own]
 
 
 @pytest.mark.parametrize("base", [durably.Middleware, durably.MiddlewareSync])

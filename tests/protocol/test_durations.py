@@ -152,4 +152,5 @@ def test_retry_after_as_a_date_of_either_form(timestamp: dt.datetime) -> None:
 
 @given(st.text())
 def test_any_string_is_parsed_to_a_retry_time_or_none(text: str) -> None:
-    parse_retry_after(text, NOW)
+    found = parse_retry_after(text, NOW)
+    assert found is None or found.tzinfo is dt.UTC

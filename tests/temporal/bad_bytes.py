@@ -94,7 +94,7 @@ PROBLEMS: dict[str, tuple[Request, set[int]]] = {
     "no body, from a form": (post(b"", media_type="application/x-www-form-urlencoded"), {400, 415}),
     "a form": (post(b"order_id=a", media_type="application/x-www-form-urlencoded"), {400, 415}),
     "a broken form": (post(b"order_id=a", media_type="multipart/form-data; boundary=x"), {400, 415}),
-    "a key that is none": (Request("POST", "/open/sleeping", b"{}", ("Idempotency-Key: \xff",)), {400}),
+    "a malformed key": (Request("POST", "/open/sleeping", b"{}", ("Idempotency-Key: \xff",)), {400}),
 }
 """Requests below the gateway's mount point that reach the framework."""
 
@@ -111,7 +111,7 @@ BAD_BYTES: dict[str, Request | bytes] = {
     "no length": post(ORDER, length="abc", is_cut_off=True),
     "infinite": post(b'{"order_id": "infinite", "amount": 1e999}'),
     "too short a length": post(ORDER, length=5, is_cut_off=True),
-    "chunks that are none": CHUNKED + b"zz\r\n",
+    "malformed chunks": CHUNKED + b"zz\r\n",
     "chunks that are cut off": CHUNKED + b"1e\r\n" + ORDER[:5],
     "a large header": Request("GET", PLACE, headers=("X-A: " + "a" * 200_000,)),
     "many headers": Request("GET", PLACE, headers=tuple(f"X-{number}: a" for number in range(2000))),

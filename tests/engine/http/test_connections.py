@@ -35,6 +35,11 @@ class Served:
             writer.write(data)
         return reader, writer
 
+    async def let_head_timeout_pass(self) -> None:
+        """Wait until the server has timed out a request whose head is not complete."""
+        reader, _ = await self.connect(GET[:-4])
+        assert await status_of(reader) == 408
+
     async def quick(self) -> Stream:
         """A connection on which a request was answered."""
         reader, writer = await self.connect(GET)
@@ -136,7 +141,7 @@ async def test_a_connection_without_a_byte_is_closed(serve: Serve) -> None:
 async def test_a_connection_is_kept_between_requests(serve: Serve) -> None:
     served = await serve(ConnectionLimits(head_timeout=0.1, keep_alive=3600))
     reader, writer = await served.quick()
-    await asyncio.sleep(0.4)
+    await served.let_head_timeout_pass()
     writer.write(GET)
     assert await status_of(reader) == 200
 
@@ -179,12 +184,12 @@ async def test_an_answer_may_take_long_to_make_and_to_send(serve: Serve) -> None
     limits = ConnectionLimits(head_timeout=0.1, keep_alive=0.1, write_timeout=1.0)
     served = await serve(limits)
     reader, _ = await served.connect(GET.replace(b"quick", b"slow"))
-    await asyncio.sleep(0.4)
+    await served.let_head_timeout_pass()
     served.may_answer.set()
     async with asyncio.timeout(PATIENCE):
         await reader.readuntil(b"\r\n\r\n")
-        for _ in range(16):  # slower than all limits together, and steadily
-            await reader.readexactly(2**21)
+        for _ in range(16):  # Slower than all limits together, and steadily.
+            assert await reader.readexactly(2**21) == bytes(2**21)
             await asyncio.sleep(0.1)
 
 

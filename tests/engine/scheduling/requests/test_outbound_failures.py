@@ -110,7 +110,11 @@ async def test_invalid_request_is_an_error(outbound: OutboundClient, opts: Any, 
             await send({**opts, **more})
 
 
-async def test_closing_twice_or_unused_is_harmless() -> None:
-    outbound = OutboundClient()
+async def test_client_can_be_closed_unused_and_twice(server: Any) -> None:
+    outbound = OutboundClient(allow_private_addresses=True)
+    await outbound.close()
+    server.respond(text="fine")
+    assert (await outbound.fetch({"url": server.url}))["body"] == "fine"
     await outbound.close()
     await outbound.close()
+    assert outbound._session is None
