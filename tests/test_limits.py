@@ -27,7 +27,7 @@ from durably.engine.temporal.routing import wait_keys, workflows
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
 from durably.io import http_connections, loop_watch
-from durably.protocol import limits, options
+from durably.protocol import limits
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "limits.md").read_text()
 SETTINGS, CONNECTIONS = EngineSettings(), ConnectionLimits()
@@ -78,10 +78,10 @@ EXPECTED = {
     "any count in flow control": f"{limits.MAX_COUNT:,}",
     "`batch_events.max_size`": f"{limits.MAX_BATCH_SIZE:,} events",
     "bytes of a batch": size(admission.MAX_BATCH_BYTES),
-    "`debounce.period`": f"{time(options.SHORTEST)} to {time(options.MAX_PERIOD)}",
-    "`throttle.period`": f"{time(options.SHORTEST)} to {time(options.MAX_PERIOD)}",
-    "`rate_limit.period`": f"{time(options.SHORTEST)} to {time(options.MAX_RATE_PERIOD)}",
-    "jitter of a cron trigger": time(options.MAX_JITTER),
+    "`debounce.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_PERIOD)}",
+    "`throttle.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_PERIOD)}",
+    "`rate_limit.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_RATE_PERIOD)}",
+    "jitter of a cron trigger": time(limits.MAX_JITTER),
     "length of a cron trigger": f"{cron.MAX_LENGTH} characters",
     "priority": f"{admission.MAX_PRIORITY_SECONDS} s either way",
     "length of an expression": f"{syntax.MAX_LENGTH:,} characters",

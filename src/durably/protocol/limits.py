@@ -9,6 +9,14 @@ BACKOFF_JITTER_SECONDS = 30
 RETRY_AFTER_MIN = dt.timedelta(seconds=1)
 RETRY_AFTER_MAX = dt.timedelta(hours=24)
 
+MIN_PERIOD = dt.timedelta(seconds=1)
+MAX_PERIOD = dt.timedelta(days=7)
+"""The longest period of a debounce or a throttle."""
+MAX_RATE_PERIOD = dt.timedelta(hours=24)
+"""The longest period of a rate limit."""
+MAX_JITTER = dt.timedelta(minutes=5)
+"""The longest jitter of a cron trigger."""
+
 MAX_EVENT_BYTES = 512 * 1024
 MAX_DEV_EVENT_BYTES = 3 * 1024 * 1024
 """Development servers accept what any plan of the hosted service allows."""

@@ -18,13 +18,19 @@ import msgspec
 
 from .durations import Duration, DurationInvalidError, format_duration, parse_rfc3339, to_timedelta
 from .errors import FunctionConfigInvalidError
-from .limits import MAX_BATCH_SIZE, MAX_CANCELS, MAX_CONCURRENCY, MAX_COUNT, MAX_EVENT_NAME_LENGTH, MAX_WAIT
+from .limits import (
+    MAX_BATCH_SIZE,
+    MAX_CANCELS,
+    MAX_CONCURRENCY,
+    MAX_COUNT,
+    MAX_EVENT_NAME_LENGTH,
+    MAX_JITTER,
+    MAX_PERIOD,
+    MAX_RATE_PERIOD,
+    MAX_WAIT,
+    MIN_PERIOD,
+)
 
-SHORTEST = dt.timedelta(seconds=1)
-MAX_PERIOD = dt.timedelta(days=7)
-"""The longest period of a debounce or a throttle."""
-MAX_RATE_PERIOD = dt.timedelta(hours=24)
-MAX_JITTER = dt.timedelta(minutes=5)
 _MILLISECOND = dt.timedelta(milliseconds=1)
 _LONGEST_QUOTE = 80
 
@@ -89,7 +95,7 @@ class Count(msgspec.Struct, frozen=True, kw_only=True):
 class Period(msgspec.Struct, frozen=True, kw_only=True):
     """A duration, or a date (RFC 3339) if it ``may_be_date``."""
 
-    least: dt.timedelta = SHORTEST
+    least: dt.timedelta = MIN_PERIOD
     most: dt.timedelta = MAX_WAIT
     may_be_date: bool = False
 
