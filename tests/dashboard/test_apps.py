@@ -16,7 +16,7 @@ def test_an_app_has_its_sdk_version_and_last_sync(open_page: OpenPage) -> None:
     app = page.get_by_role("region", name="back-office", exact=True)
     expect(app).to_contain_text("Answers")
     expect(app).to_contain_text("2026.11.2")
-    expect(app).to_contain_text("fast_api")
+    expect(app).to_contain_text("FastAPI")
     expect(app).to_contain_text("back-office-import-catalogue")  # added by the last sync
     app.get_by_text("11 functions").click()
     app.get_by_role("link", name="Count the stock").click()
@@ -47,6 +47,21 @@ def test_no_schedules_and_no_apps(open_page: OpenPage, empty_site: Site) -> None
     expect(page.locator(".empty h2")).to_have_text("No schedules")
     page.goto(f"{empty_site.origin}/apps")
     expect(page.locator(".empty h2")).to_have_text("No app has synced yet")
+
+
+def test_code_of_empty_pages_is_wrapped_and_copied(open_page: OpenPage, empty_site: Site) -> None:
+    page = open_page(f"{empty_site.origin}/cron", width=360)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    code = page.locator("pre")
+    assert code.evaluate("code => code.scrollWidth <= code.clientWidth")
+    page.get_by_role("button", name="Copy").click()
+    expect(page.locator(".copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == code.text_content()
+    page.goto(f"{empty_site.origin}/events")
+    expect(page.get_by_role("button", name="Copy")).to_have_count(page.locator("pre").count())
+    page.get_by_role("button", name="Copy").first.click()
+    expect(page.locator(".copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("durably send shop/order.placed ")
 
 
 @pytest.mark.slow

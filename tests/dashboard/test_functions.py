@@ -36,6 +36,26 @@ def test_overview_is_live_and_keeps_open_parts(open_page: OpenPage, site: Site) 
 
 
 @pytest.mark.slow
+def test_charts_have_a_scale_and_one_colour_for_completed_runs(open_page: OpenPage, site: Site) -> None:
+    site.wait(lambda: site.runs("import-catalogue", RunStatus.COMPLETED), "completed run")
+    page = open_page("/")
+    scale = page.locator(".scale span")
+    expect(scale.last).to_have_text("0")
+    top = int(scale.first.text_content().replace(",", ""))  # type: ignore[union-attr]
+    expect(scale).to_have_text([f"{top:,}", *([f"{top // 2:,}"] if top % 2 == 0 else []), "0"])
+    fills = page.evaluate("""() => ["#chart .part-completed", ".spark .part-completed"].map(
+        selector => getComputedStyle(document.querySelector(selector)).fill)""")
+    assert fills[0] == fills[1]
+    key = page.locator(".key-completed").evaluate("key => getComputedStyle(key, '::before').backgroundColor")
+    assert key == fills[0]
+
+
+def test_words_of_loads_are_explained(open_page: OpenPage) -> None:
+    page = open_page("/")
+    for word in ("Live", "Calls", "Backlog", "Queue delay"):
+        expect(page.get_by_role("columnheader", name=word).locator("abbr")).to_have_attribute("title", re.compile(" "))
+
+
 def test_ranges_of_time_are_links(open_page: OpenPage) -> None:
     page = open_page("/", javascript=False)
     page.get_by_role("navigation", name="Range of time").get_by_role("link", name="7d").click()
@@ -162,6 +182,11 @@ def test_function_page_shows_durations_of_steps(open_page: OpenPage, site: Site)
     row = times.get_by_role("row").filter(has_text="hand-to-carrier")
     expect(row).to_contain_text(re.compile(r"\d+ ms|\d s"))
     expect(times.get_by_role("row").filter(has_text="Whole run")).to_contain_text(" s")
+    colours = times.evaluate("""times => ["p50", "p95"].map(name => [
+      getComputedStyle(times.querySelector(`.key-${name}`), "::before").backgroundColor,
+      getComputedStyle(times.querySelector(`rect.${name}`)).fill])""")
+    assert [key for key, _ in colours] == [bar for _, bar in colours]
+    assert colours[0] != colours[1]
 
 
 @pytest.mark.slow

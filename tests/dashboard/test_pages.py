@@ -18,6 +18,12 @@ NARROW_CELLS = """least => [...document.querySelectorAll("main td:not(.pick)")]
   .filter(cell => cell.checkVisibility() && cell.getBoundingClientRect().width < least)
   .filter(cell => cell.innerText.length > 15)
   .map(cell => cell.innerText)"""
+LEAST_TARGET = 24
+"""The least height of a target of fingers in pixels (WCAG 2.2, 2.5.8)."""
+LOW_TARGETS = """least => [...document.querySelectorAll("main a, main button, main summary, header a:not(.skip)")]
+  .map(target => target.matches(".open") ? target.closest("[data-row]") : target)
+  .filter(target => target.checkVisibility() && target.getBoundingClientRect().height < least)
+  .map(target => target.outerHTML)"""
 PAGES = {
     "/": "Overview",
     "/runs": "Runs",
@@ -64,6 +70,14 @@ def test_no_page_scrolls_sideways(open_page: OpenPage, site: Site) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= width, (path, width)
             assert page.locator("header nav ul").evaluate("nav => nav.scrollWidth <= nav.clientWidth"), (path, width)
             assert page.evaluate(NARROW_CELLS, LEAST_PIXELS) == [], (path, width)
+
+
+def test_targets_of_fingers_are_high_enough(open_page: OpenPage, site: Site) -> None:
+    page = open_page("/runs", width=360)
+    for path in paths(site):
+        page.goto(site.origin + path)
+        assert page.locator("main a, main button").count() > 0
+        assert page.evaluate(LOW_TARGETS, LEAST_TARGET) == [], path
 
 
 def test_the_search_has_room_beside_the_sign_out(open_page: OpenPage) -> None:

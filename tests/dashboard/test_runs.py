@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from durably.engine.views import RunStatus
 
@@ -32,10 +32,40 @@ def test_the_list_is_filtered_by_its_url(open_page: OpenPage, site: Site) -> Non
     expect(page.locator("[data-row]")).to_have_count(2)
     page.goto(f"{site.origin}/runs?if=event.data.pages > 100")
     expect(page.locator("[data-row]")).to_have_count(1)
+    expect(page.locator("#counts")).to_have_text("Numbers by status need a filter without an expression and an id.")
     page.goto(f"{site.origin}/runs?if=event.data.(")
     expect(page.get_by_role("alert")).to_be_visible()
     page.goto(f"{site.origin}/runs?event=no/such.event")
     expect(page.get_by_role("heading", name="No run matches the filter")).to_be_visible()
+
+
+def test_filters_and_columns_need_no_lines_of_their_own(open_page: OpenPage) -> None:
+    page = open_page("/runs", width=800)
+
+    def bottom(target: Locator) -> float:
+        box = target.bounding_box()
+        assert box is not None
+        return box["y"] + box["height"]
+
+    assert bottom(page.get_by_role("button", name="Filter")) == bottom(page.locator("select[name=status]"))
+    assert bottom(page.get_by_text("Columns", exact=True)) <= bottom(page.locator("#counts"))
+
+
+def test_a_skipped_run_has_no_duration(open_page: OpenPage, site: Site) -> None:
+    run = site.wait(lambda: site.runs("send-newsletter", RunStatus.SKIPPED), "skipped run")[0]
+    page = open_page("/runs?status=Skipped")
+    expect(page.locator(f"#run-{run.id} td").last).to_have_text("–")
+    page.goto(f"{site.origin}/runs/{run.id}")
+    expect(page.locator("#head dl div").filter(has_text="Duration").locator("dd")).to_have_text("–")
+
+
+def test_zoom_is_beside_the_heading_on_a_narrow_screen(open_page: OpenPage, site: Site) -> None:
+    page = open_page(f"/runs/{failed_run(site)}", width=360)
+    heading = page.get_by_role("heading", name="Steps", exact=True).bounding_box()
+    zoom = page.get_by_role("link", name="Zoom in").bounding_box()
+    assert heading is not None
+    assert zoom is not None
+    assert zoom["y"] < heading["y"] + heading["height"] / 2 < zoom["y"] + zoom["height"]
 
 
 def test_more_filters_are_in_the_readers_zone(open_page: OpenPage, site: Site) -> None:

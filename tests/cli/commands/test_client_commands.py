@@ -23,7 +23,8 @@ def test_a_run_from_its_event_to_its_rerun(ask: Run, dev: Command) -> None:
     dev.until(rf"{run_id[-6:]} .* run completed")
 
     listed = ask("runs", "list")
-    assert listed.stdout.splitlines()[0].split() == ["RUN", "FUNCTION", "STATUS", "STARTED", "DURATION"]
+    heading = listed.stdout.splitlines()[0]
+    assert re.fullmatch(r"RUN +FUNCTION +STATUS +STARTED \(UTC([+-]\d\d:\d\d)?\) +DURATION", heading)
     assert listed.stdout.splitlines()[1].split()[:3] == [run_id, "shop-place", "Completed"]
     [run, *_] = json.loads(ask("runs", "list", "--json", "--status", "completed", "--function", "shop-place").stdout)
     assert (run["run_id"], run["output"]) == (run_id, {"charged": 3})
@@ -47,7 +48,11 @@ def test_a_run_from_its_event_to_its_rerun(ask: Run, dev: Command) -> None:
 def test_a_waiting_run_is_cancelled(ask: Run, dev: Command) -> None:
     run_id = ask("invoke", "shop-place", "--data", '{"total": 3, "wait": true}', "--no-wait").stdout.strip()
     dev.until(rf"{run_id[-6:]} .* paid .* waits until")
-    assert "waiting for order/paid" in ask("runs", "show", run_id).stdout
+    shown = ask("runs", "show", run_id).stdout
+    assert "waiting for order/paid" in shown
+    assert re.search(r"^Started +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", shown, re.MULTILINE)
+    for line in (shown, ask("runs", "list").stdout.splitlines()[1]):
+        assert "Running (waiting)" in line
     cancelled = ask("runs", "cancel", run_id)
     assert cancelled.stdout == f"run {run_id} is Cancelled\n"
     dev.until(rf"{run_id[-6:]} .* run cancelled .* the run was cancelled by request")

@@ -1,11 +1,13 @@
 """Durations, tables and short lines."""
 
+import datetime as dt
 import sys
+import time
 
 import click
 import pytest
 
-from durably.cli.output.text import bar, format_seconds, progress_line, shorten, style, table
+from durably.cli.output.text import bar, describe_zone, format_seconds, progress_line, shorten, style, table
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,28 @@ def test_seconds_are_formatted_in_suitable_units(seconds: float, text: str) -> N
 def test_columns_are_aligned_whatever_their_colours() -> None:
     lines = table(["A", "B"], [[style("x", fg="red"), "1"], ["long", "2"]]).splitlines()
     assert [click.unstyle(line) for line in lines] == ["A     B", "x     1", "long  2"]
+
+
+@pytest.mark.skipif(not hasattr(time, "tzset"), reason="the zone of the process can be set on Unix alone")
+@pytest.mark.parametrize(
+    ("zone", "months", "text"),
+    [
+        ("UTC", (1, 7), "UTC"),
+        ("Asia/Kolkata", (1, 7), "UTC+05:30"),
+        ("America/New_York", (1,), "UTC-05:00"),
+        ("America/New_York", (1, 7), "local time"),
+    ],
+)
+def test_zone_of_local_times_is_described(
+    zone: str, months: tuple[int, ...], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert describe_zone(dt.datetime(2026, month, 1, tzinfo=dt.UTC) for month in months) == text
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_long_and_broken_lines_are_shortened() -> None:

@@ -28,6 +28,8 @@ from durably.cli.output.text import (
     Styled,
     bar,
     coloured_status,
+    describe_status,
+    describe_zone,
     echo,
     echo_json,
     echo_json_line,
@@ -200,8 +202,9 @@ def list_runs(
         echo("no runs", err=True)
         echo_notes(client)
     else:
-        rows = [[run.id, run.function_id, coloured_status(run.status), *_times(run)] for run in found]
-        echo(table(["RUN", "FUNCTION", "STATUS", "STARTED", "DURATION"], rows))
+        rows = [[run.id, run.function_id, describe_status(run), *_times(run)] for run in found]
+        zone = describe_zone(run.created_at for run in found)
+        echo(table(["RUN", "FUNCTION", "STATUS", f"STARTED ({zone})", "DURATION"], rows))
         echo_notes(client)
 
 

@@ -21,6 +21,8 @@ from .text import (
     Styled,
     coloured_status,
     describe_facts,
+    describe_status,
+    describe_zone,
     fit,
     fit_lines,
     format_clock,
@@ -182,9 +184,9 @@ def describe_run(run: RunView, app_version: str | None = None) -> Styled:
     facts = [
         ("Run", run.id),
         ("Function", run.function_id),
-        ("Status", coloured_status(run.status)),
+        ("Status", describe_status(run)),
         ("Event", ", ".join(run.event_ids)),
-        ("Started", format_local(run.created_at)),
+        ("Started", f"{format_local(run.created_at)} {describe_zone([run.created_at])}"),
     ]
     if app_version:
         facts.append(("Version", app_version))

@@ -9,12 +9,15 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from durably.protocol.errors import Error
 from durably.protocol.text import printable, printable_json, printable_lines
+
+if TYPE_CHECKING:
+    from durably.engine.views import RunView
 
 STATUS_COLOURS = {
     "Scheduled": "blue",
@@ -137,6 +140,24 @@ def format_seconds(seconds: float) -> str:
 
 def format_local(time: dt.datetime) -> str:
     return time.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def describe_zone(times: Iterable[dt.datetime]) -> str:
+    """The zone of local times, such as "UTC+01:00".
+
+    "local time" if the times differ in their distance from UTC.
+    """
+    offsets = {time.astimezone().strftime("%z") for time in times}
+    if len(offsets) != 1:
+        return "local time"
+    [offset] = offsets
+    return "UTC" if offset == "+0000" else f"UTC{offset[:3]}:{offset[3:5]}"
+
+
+def describe_status(run: "RunView") -> Styled:
+    """The status, and what an idle run does."""
+    idle = "" if run.waiting is None else style(f" ({run.waiting.kind})", dim=True)
+    return Styled(f"{coloured_status(run.status)}{idle}")
 
 
 def format_clock(time: dt.datetime, now: dt.datetime) -> str:

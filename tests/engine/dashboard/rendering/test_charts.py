@@ -49,6 +49,11 @@ def test_the_upper_edge_is_a_round_number(most: int, top: int) -> None:
     assert draw_chart([counts(completed=most)], SINCE, SINCE + MINUTE).top == top
 
 
+@pytest.mark.parametrize(("most", "middle"), [(1, None), (2, 1), (5, None), (10, 5), (340, 250)])
+def test_the_middle_of_the_scale_is_an_integer_or_not_shown(most: int, middle: int | None) -> None:
+    assert draw_chart([counts(completed=most)], SINCE, SINCE + MINUTE).middle == middle
+
+
 def test_bars_are_side_by_side_and_labels_equally_far_apart() -> None:
     chart = draw_chart([counts(completed=1)] * 4, SINCE, SINCE + 4 * MINUTE)
     assert chart.width == 4

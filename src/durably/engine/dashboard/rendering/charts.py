@@ -51,6 +51,11 @@ class Chart(msgspec.Struct, frozen=True):
     def width(self) -> int:
         return max(len(self.bars), 1)
 
+    @property
+    def middle(self) -> int | None:
+        """The number at half of the height, if it is an integer."""
+        return None if self.top % 2 else self.top // 2
+
 
 def ended(counts: RunCounts) -> int:
     return counts.completed + counts.failed + counts.cancelled + counts.skipped

@@ -1,10 +1,12 @@
 // Forms: filters without empty fields in the URL, questions before changes, no change sent twice; and buttons to copy.
 
+const COPIES = "[data-copy], [data-copy-of], [data-copy-before]";
+
 let isListening = false;
 
 export function enhanceForms(root) {
   for (const field of root.querySelectorAll("input[data-utc]")) showLocally(field);
-  for (const button of root.querySelectorAll("[data-copy], [data-copy-of]")) button.hidden = !navigator.clipboard;
+  for (const button of root.querySelectorAll(COPIES)) button.hidden = !navigator.clipboard;
   if (isListening || root !== document) return;
   isListening = true;
   document.addEventListener("submit", onSubmit);
@@ -71,11 +73,16 @@ function allowSending() {
   for (const form of document.querySelectorAll("form[data-kept-sent]")) delete form.dataset.keptSent;
 }
 
-async function onClick(event) {
-  const button = event.target.closest?.("[data-copy], [data-copy-of]");
-  if (!button) return;
+function textToCopy(button) {
+  if ("copyBefore" in button.dataset) return button.previousElementSibling.textContent;
   const source = button.dataset.copyOf;
-  await navigator.clipboard.writeText(source ? document.getElementById(source).textContent : button.dataset.copy);
+  return source ? document.getElementById(source).textContent : button.dataset.copy;
+}
+
+async function onClick(event) {
+  const button = event.target.closest?.(COPIES);
+  if (!button) return;
+  await navigator.clipboard.writeText(textToCopy(button));
   button.classList.add("copied");
   button.title = "Copied";
   setTimeout(() => {
