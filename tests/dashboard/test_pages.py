@@ -42,7 +42,7 @@ def paths(site: Site) -> list[str]:
     of_runs = [f"/runs/{run_id}" for run_id in runs.values()]
     function = "/functions/back-office-settle-invoice"
     of_functions = [function, f"{function}/replay?status-failed=1", f"{function}/cancel"]
-    return [*PAGES, *of_runs, *of_functions, "/events/send", f"/events/{events[0].id}"]
+    return [*PAGES, "/runs?if=true", *of_runs, *of_functions, "/events/send", f"/events/{events[0].id}"]
 
 
 @pytest.mark.slow
