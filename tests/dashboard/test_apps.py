@@ -16,7 +16,7 @@ def test_an_app_has_its_sdk_version_and_last_sync(open_page: OpenPage) -> None:
     app = page.get_by_role("region", name="back-office", exact=True)
     expect(app).to_contain_text("Answers")
     expect(app).to_contain_text("2026.11.2")
-    expect(app).to_contain_text("fast_api")
+    expect(app).to_contain_text("FastAPI")
     expect(app).to_contain_text("back-office-import-catalogue")  # added by the last sync
     app.get_by_text("11 functions").click()
     app.get_by_role("link", name="Count the stock").click()
