@@ -42,7 +42,8 @@ def test_an_upgrade_and_the_way_back(start: Start, run: Run, directory: Path) ->
     assert (schema_version(database), schema_version(before)) == (1, 1)
     engine = run_engine(start)
     assert schema_version(database) == len(MIGRATIONS)
-    engine.until(f"database migrated from schema version 1 to {len(MIGRATIONS)}: earlier versions .* cannot open")
+    migrated = f"database migrated from schema version 1 to {len(MIGRATIONS)}"
+    engine.until(f"{migrated}: earlier versions .* can no longer open")
     checked = run("check", "--db", "durably.db")
     assert checked.status == 0, checked.stderr
     assert "database migrated" not in run_engine(start).output

@@ -1,4 +1,7 @@
-"""Triggers: runs that start for an event, at once or later, or are skipped."""
+"""Triggers: runs that start for an event, at once or later, or are skipped.
+
+Functions that are paused skip runs. Batches and debounces hold events.
+"""
 
 from collections.abc import Sequence
 

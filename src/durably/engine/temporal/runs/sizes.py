@@ -1,4 +1,4 @@
-"""Temporal's size limits, and answers that fit them.
+"""Temporal's limits of sizes, histories and signals, and answers that fit them.
 
 The server accepts payloads of up to 2 MB, messages of up to 4 MB, and histories of up to 51,200 events and 50 MB.
 """
