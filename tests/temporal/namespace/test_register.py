@@ -107,7 +107,7 @@ def test_missing_attributes_are_registered(kind: str, shop: Path, server: DevSer
         (*each, "missing") for each in types.items()
     }
     assert all("run this command without --check" in each["remedy"] for each in found)
-    for expected in ("registered", "is there"):
+    for expected in ("registered", "exists"):
         registered = ask(shop, server, mark, *COMMANDS[kind])
         assert registered.returncode == 0, registered.stderr
         assert {f"{name} ({of}): {expected}" for name, of in types.items()} == set(registered.stdout.splitlines())

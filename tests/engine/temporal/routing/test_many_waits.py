@@ -183,7 +183,8 @@ async def test_wait_beyond_a_workflows_capacity_fails_its_step(
         await async_eventually(has_continued, "the wait workflow has continued as a new run")
         message = await (await on_temporal.start("wait")).result()
         assert re.match(
-            r"\d+ waits for the event '.*/reply' have the same value, or none, and Temporal can hold", message
+            r"\d+ waits for the event '.*/reply' have the same value, or none, which is the maximum",
+            message,
         )
         await waits.leave(LeaveInput(tuple(others)))
         await queue.result()
