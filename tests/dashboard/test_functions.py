@@ -212,11 +212,11 @@ def test_runs_are_counted_before_they_are_cancelled_together(open_page: OpenPage
 
 
 def test_runs_are_counted_before_they_are_replayed_together(open_page: OpenPage, site: Site) -> None:
-    event_id = site.send("invoice/received", {"number": "INV-99", "amount": 1, "currency": "XXX"})
+    event_id = site.send("invoice/received", {"number": "INV-99", "amount": 1, "currency": "YYY"})
     site.run_of(event_id)
     page = open_page("/functions/back-office-settle-invoice")
     page.get_by_role("link", name="Replay runs").click()
-    page.get_by_label("Whose event meets this expression").fill("event.data.currency == 'XXX'")
+    page.get_by_label("Whose event meets this expression").fill("event.data.currency == 'YYY'")
     page.get_by_role("button", name="Count the runs").click()
     page.get_by_role("button", name="Replay 1 run").click()
     page.wait_for_url("**/functions/back-office-settle-invoice")
