@@ -9,6 +9,7 @@ import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 Op = dict[str, Any]
@@ -17,6 +18,19 @@ SIGNING_KEY = "signkey-test-" + "8ee2262a15e8d3c42d6a840db7af3de2aab08ef632b32a3
 FALLBACK_KEY = "signkey-test-" + "3b0c1f7bd1e6ad0c0e2b1a8a3c9f5d4e6b7a8c9d0e1f2a3b4c5d6e7f8091a2b3"
 WRONG_KEY = "signkey-test-" + "00" * 32
 EVENT_KEY = "event-key-that-must-stay-secret"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An HTTP response of an app or an engine."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
 
 
 def step_hash(step_id: str, index: int = 0) -> str:

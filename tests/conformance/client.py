@@ -2,24 +2,16 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import urllib3
 
+from .. import wire
+
 _pool = urllib3.PoolManager(maxsize=16, retries=False, timeout=urllib3.Timeout(total=30))
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
+class Answer(wire.Answer):
     @property
     def ops(self) -> list[Any]:
         """The ops of an answer that reports steps."""

@@ -13,6 +13,8 @@ from typing import Any
 from durably import Client, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest, CommResponse
 
+from .. import wire
+
 DISCOVER = "step"
 NULL = object()
 """A reply of the engine's that is the memo ``null`` itself: the end of a sleep, a wait that timed out."""
@@ -40,17 +42,8 @@ def _place(job: "Job", names: tuple[str, ...]) -> int:
     return names.index(job.name) if job.name in names else len(names)
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(wire.Answer):
     """An app's answer to a call."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
     @property
     def ops(self) -> list[dict[str, Any]]:

@@ -1,8 +1,6 @@
 """Requests to apps under test, as an engine makes them; ``tests/wire.py`` has the protocol."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import urllib3
@@ -18,16 +16,7 @@ _FUNCTION_ID = "00000000-0000-0000-0000-000000000000"
 _pool = urllib3.PoolManager(maxsize=16, retries=False, timeout=urllib3.Timeout(total=20))
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
-
+class Answer(wire.Answer):
     @property
     def ops(self) -> list[tuple[str, str]]:
         """Opcode and name of each op of a 206."""

@@ -7,25 +7,15 @@ import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import urllib3
 
+from ..wire import Answer
+
 QUICK = {"TEST_MAX_WAIT": "0.02"}
 """For apps whose long polls and event streams must end immediately."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Any
-    body: bytes
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.body)
 
 
 class AppServer:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..waiting import eventually
-from .app_server import Answer, AppServer
+from ..wire import Answer
+from .app_server import AppServer
 
 PATIENCE = 120.0
 PACE = 0.6

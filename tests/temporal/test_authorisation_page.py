@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from .app_server import Answer, AppServer, running
+from ..wire import Answer
+from .app_server import AppServer, running
 from .authorisation_page import examples
 from .dev_server import DevServer
 

@@ -17,7 +17,8 @@ from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.gateway import GatewayRequest
 
-from .app_server import Answer, AppServer
+from ..wire import Answer
+from .app_server import AppServer
 from .apps import CODEC, OTHER_UI, STRANGER, UI
 from .dev_server import DevServer
 from .serve import SERVERS

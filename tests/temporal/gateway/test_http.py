@@ -12,7 +12,8 @@ import pytest
 from durably.temporal import Temporal
 
 from ...variants import variants
-from ..app_server import QUICK, Answer, AppServer, running
+from ...wire import Answer
+from ..app_server import QUICK, AppServer, running
 from ..apps import LIMITS
 from ..dev_server import DevServer
 from ..serve import ALIKE

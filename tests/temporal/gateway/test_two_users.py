@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from ...waiting import eventually
-from ..app_server import Answer, AppServer
+from ...wire import Answer
+from ..app_server import AppServer
 
 pytestmark = pytest.mark.usefixtures("worker")
 
