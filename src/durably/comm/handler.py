@@ -358,8 +358,7 @@ class CommHandler:
         except msgspec.MsgspecError as error:
             raise BodyInvalidError(f"invalid call: {error}") from None
         context, headers = request.ctx, req.headers
-        if context.fn_id and (context.fn_id != function_id or (context.step_id or DISCOVER) != step_id):
-            check_addressee(context, function_id, step_id)
+        check_addressee(context, function_id, step_id)
         steps, events, event = request.steps or {}, request.events, request.event
         if request.use_api or context.use_api:
             began = time.perf_counter()

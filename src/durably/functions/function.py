@@ -358,7 +358,7 @@ def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
     context = call.context
     return CheckpointRequest(
         run_id=context.run_id,
-        fn_id=context.fn_id or call.function_id,
+        fn_id=context.fn_id or None,
         qi_id=context.qi_id,
         request_id=call.request_id,
         generation_id=context.generation_id,

@@ -113,7 +113,6 @@ def _function_call(
             run_id=data.run_id,
             attempt=call.attempt,
             max_attempts=data.max_attempts,
-            fn_id=data.function_id,
             step_id=call.step_id,
             disable_immediate_execution=data.disable_immediate,
             qi_id=data.request_id,

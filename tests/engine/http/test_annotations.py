@@ -95,6 +95,8 @@ async def test_unsupported_features_are_refused_and_logged_once(
             assert (status, answer["code"]) == (501, "not_supported")
             assert answer["error"].startswith("this engine does not support ")
             assert feature in answer["error"]
+    async with dev.http.request(method, path, json={}) as response:
+        assert response.reason == answer["error"], "the JavaScript SDK shows this of a publish"
     assert len(caplog.messages) == 1
     assert answer["error"] in caplog.messages[0]
 

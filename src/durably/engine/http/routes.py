@@ -276,6 +276,11 @@ UNSUPPORTED = {
 
 
 def _refuse_feature(feature: str, last_logged: dict[str, float]) -> Handle:
+    """Refuse with the reason in the body and in the status line.
+
+    Of an answer to a publish, the JavaScript SDK shows only the status line.
+    """
+
     async def refuse(api: ApiState, request: web.Request) -> web.StreamResponse:
         message = f"this engine does not support {feature}"
         now = time.monotonic()
@@ -283,7 +288,9 @@ def _refuse_feature(feature: str, last_logged: dict[str, float]) -> Handle:
             last_logged[feature] = now
             sdk = request.headers.get("x-inngest-sdk") or request.headers.get("user-agent") or "unknown SDK"
             _logger.error("an app (%s) needs an unsupported feature: %s", ascii(sdk[:80]), message)
-        raise ApiError(501, message, code="not_supported")
+        response = error_response(501, message, code="not_supported")
+        response.set_status(501, reason=message)
+        return response
 
     return refuse
 

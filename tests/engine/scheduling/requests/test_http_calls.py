@@ -20,6 +20,7 @@ from durably.engine.scheduling.requests import call_dispatch
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
 from durably.engine.views import RunStatus, UpdateKind
+from durably.protocol.call import function_uuid
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_BODY_BYTES, MAX_REQUEST_BYTES
 from durably.protocol.opcodes import hash_step_id
@@ -106,7 +107,8 @@ async def test_call_has_memos_events_and_headers(engine: SqliteEngine, app: Smal
             "attempt": 0,
             "disable_immediate_execution": False,
             "env": "",
-            "fn_id": "app-shown",
+            "fn_id": function_uuid("app-shown"),
+            "function_slug": "app-shown",
             "generation_id": 2,
             "job_id": f"{run.id}.step",
             "max_attempts": 3,

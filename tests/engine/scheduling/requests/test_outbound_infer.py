@@ -38,6 +38,9 @@ async def test_infer_puts_the_key_where_the_format_has_it(
     assert request.headers["content-type"] == "application/json"
     assert json.loads(server.bodies[0]) == {"model": "m"}
     assert all(request.headers[header] == text for header, text in headers.items())
+    sent = {sent.decode() for sent, _ in request.raw_headers}
+    assert sent >= {*headers, "Content-Type", "User-Agent"}
+    assert name in headers or name.title() in sent
 
 
 @pytest.mark.parametrize("query", ["", "?key=from-url"])

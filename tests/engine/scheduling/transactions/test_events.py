@@ -106,7 +106,7 @@ async def test_triggers_by_name_pattern_and_expression(engine: SqliteEngine, app
         "scheduled": [{"cron": "* * * * *"}],
     }
     for name, config in triggers.items():
-        app.function(name, triggers=config)(lambda steps: steps.call.ctx.fn_id)
+        app.function(name, triggers=config)(lambda steps: steps.call.ctx.function_slug)
     await engine.sync_app(app.sync_request())
     event_id = await send(engine, "shop/order.made", amount=50)
     started = sorted(run.function_id for run in await engine.event_runs(event_id))

@@ -85,7 +85,7 @@ def read_fetch(opts: Mapping[str, Any]) -> OutboundRequest:
     headers = _read_headers(opts.get("headers"))
     body = None if opts.get("body") is None else _encode(opts["body"])
     if body:
-        headers.setdefault("content-type", _guess_type(body))
+        headers.setdefault("Content-Type", _guess_type(body))
     return _authorised(method.upper(), opts, headers, body)
 
 
@@ -96,7 +96,7 @@ def read_inference(opts: Mapping[str, Any]) -> OutboundRequest:
     header that the app sets overrides the key's. Raises ``RequestInvalidError``.
     """
     headers = _read_headers(opts.get("headers"))
-    headers.setdefault("content-type", "application/json")
+    headers.setdefault("Content-Type", "application/json")
     request = _authorised("POST", opts, headers, _encode(opts.get("body")))
     key = opts.get("auth_key")
     if not key or not isinstance(key, str):
@@ -107,11 +107,11 @@ def read_inference(opts: Mapping[str, Any]) -> OutboundRequest:
                 return request
             return replace(request, url=request.url.update_query(key=key))
         case "anthropic":
-            name, text = "x-api-key", key
+            name, text = "X-Api-Key", key
         case "bedrock":
-            name, text = "authorization", key  # a complete signature, made by the app
+            name, text = "Authorization", key  # a complete signature, made by the app
         case _:
-            name, text = "authorization", f"Bearer {key}"
+            name, text = "Authorization", f"Bearer {key}"
     headers.setdefault(name, _checked_value(name, text))
     return request
 
@@ -127,7 +127,7 @@ def _authorised(method: str, opts: Mapping[str, Any], headers: CIMultiDict[str],
     url = _parse_url(text)
     if url.raw_user or url.raw_password:
         credentials = base64.b64encode(f"{url.user or ''}:{url.password or ''}".encode()).decode()
-        headers.setdefault("authorization", f"Basic {credentials}")
+        headers.setdefault("Authorization", f"Basic {credentials}")
     return OutboundRequest(method, _without_user(url), headers, body)
 
 
@@ -157,7 +157,7 @@ def _read_headers(headers: Any) -> CIMultiDict[str]:
         if value is None or name.lower() in _NOT_FORWARDED:
             continue
         read[name] = _checked_value(name, value)
-    read.setdefault("user-agent", "durably")
+    read.setdefault("User-Agent", "durably")
     return read
 
 
