@@ -27,7 +27,7 @@ from durably.io.background_loop import run_with_callbacks
 from durably.io.http_client import AsyncIO, Request, request_with_keys
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_FORM_BYTES
-from durably.protocol.setting_checks import check_type
+from durably.protocol.options import check_type
 
 from .client import Client
 from .errors import BodyTooLargeError, FunctionConfigInvalidError

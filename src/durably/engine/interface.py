@@ -16,10 +16,9 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from durably.protocol.api import SendBody
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import EngineError, NotSupportedError
-from durably.protocol.events import EventReceipt
+from durably.protocol.events import EventReceipt, SendBody
 from durably.protocol.headers import Header
 from durably.protocol.sync import SyncRequest
 

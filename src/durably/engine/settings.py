@@ -17,7 +17,7 @@ from durably.engine.core.policy import Backoff, Policy, dev_backoff, unreached_b
 from durably.engine.scheduling.events import Entropy
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_EVENT_BYTES, MAX_STEPS
-from durably.protocol.setting_checks import check_count, check_text, check_texts, check_time_span, check_type
+from durably.protocol.options import check_count, check_text, check_texts, check_time_span, check_type
 from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import show_url
 

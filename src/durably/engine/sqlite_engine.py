@@ -72,9 +72,8 @@ from durably.protocol.engine_errors import (
     StaleCallError,
 )
 from durably.protocol.events import Event, EventReceipt, InternalEvent
-from durably.protocol.headers import ServerKind
+from durably.protocol.headers import ServerKind, read_trace
 from durably.protocol.sync import SyncRequest
-from durably.protocol.trace_context import read_trace
 
 from .interface import LocalEngine
 from .json_bodies import decode_events

@@ -20,7 +20,7 @@ from durably.functions.unserved import find_unserved, report
 from durably.io.background_loop import get_engine_loop
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import EventReceipt
-from durably.protocol.setting_checks import check_count, check_type
+from durably.protocol.options import check_count, check_type
 from durably.protocol.text import get_logger
 
 from .calls import EngineCheckpoints

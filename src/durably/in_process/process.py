@@ -22,8 +22,8 @@ from durably.io.background_loop import OnAnyLoop, Remote, get_engine_loop
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.events import EventReceipt
+from durably.protocol.headers import trace_headers
 from durably.protocol.text import get_logger
-from durably.protocol.trace_context import trace_headers
 from durably.settings import is_test_run
 
 from .server_start import (

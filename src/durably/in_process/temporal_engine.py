@@ -17,7 +17,7 @@ from durably.in_process.process import ProcessEngine
 from durably.in_process.server_start import refuse_green_threads
 from durably.in_process.worker import LocalWorker
 from durably.io.background_loop import get_engine_loop
-from durably.protocol.setting_checks import check_count, check_type
+from durably.protocol.options import check_count, check_type
 
 try:
     import temporalio

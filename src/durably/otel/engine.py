@@ -24,8 +24,8 @@ from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Unre
 from durably.engine.core.call_body import CallData
 from durably.engine.core.run_state import RunStatus
 from durably.engine.tracing import CallSpan, EndedRun
+from durably.protocol.headers import TraceContext
 from durably.protocol.text import get_logger
-from durably.protocol.trace_context import TraceContext
 
 from . import spans as names
 from .spans import end_span, report, start_span

@@ -25,7 +25,7 @@ from durably.io.background_loop import await_on, get_background_loop, running_lo
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import EventReceipt
-from durably.protocol.trace_context import trace_headers
+from durably.protocol.headers import trace_headers
 
 T = TypeVar("T")
 

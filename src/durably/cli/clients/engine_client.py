@@ -11,8 +11,7 @@ import msgspec
 from durably.cli.output.text import CliError
 from durably.engine.interface import SyncEngine
 from durably.engine.views import RunUpdate
-from durably.protocol.api import AppSyncBody
-from durably.protocol.events import Event, EventReceipt
+from durably.protocol.events import AppSyncBody, Event, EventReceipt
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0

@@ -30,8 +30,8 @@ from durably.engine.operations import Operation
 from durably.engine.views import RunUpdate
 from durably.in_process.nodes import sockets
 from durably.io.http_connections import failure_reason
-from durably.protocol.api import AppSyncBody, Envelope, ErrorBody
 from durably.protocol.engine_errors import EngineError
+from durably.protocol.events import AppSyncBody, Envelope, ErrorBody
 from durably.protocol.signatures import bearer_token
 from durably.protocol.text import printable, redact_url, redact_urls
 from durably.settings import ENGINE_URL

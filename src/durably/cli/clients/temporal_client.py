@@ -17,8 +17,8 @@ from durably.engine.views import RunUpdate
 from durably.engines import parse_temporal_url
 from durably.errors import Error
 from durably.io.background_loop import get_background_loop
-from durably.protocol.api import AppSyncBody
 from durably.protocol.engine_errors import EngineError
+from durably.protocol.events import AppSyncBody
 from durably.protocol.text import printable
 from durably.temporal import Temporal, TemporalUnreachableError
 from durably.temporal.client.connect_failures import explain_refusal

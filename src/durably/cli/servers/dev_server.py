@@ -37,8 +37,8 @@ from durably.engine.interface import LocalEngine
 from durably.engine.settings import Durability, EngineSettings
 from durably.engine.tracing import EngineTracing
 from durably.engine.views import RunUpdate
-from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
+from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 from durably.protocol.text import reachable

@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
-from durably.protocol.setting_checks import check_text, check_texts, check_type
+from durably.protocol.options import check_text, check_texts, check_type
 
 DEFAULT_INTERVAL = dt.timedelta(minutes=15)
 _SHORTEST_INTERVAL = dt.timedelta(seconds=1)

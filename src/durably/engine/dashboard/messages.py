@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from durably.protocol.api import DEFAULT_PORT
+from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.text import redact_url
 
 CallBlocking = Callable[[Callable[[], Any]], Awaitable[Any]]

@@ -25,9 +25,9 @@ from durably.engine.operations import (
 )
 from durably.engine.views import RunStatus
 from durably.protocol import engine_errors as errors
-from durably.protocol.api import Envelope, ErrorBody, Metadata
 from durably.protocol.call import check_nesting, decode
 from durably.protocol.engine_errors import EngineError
+from durably.protocol.events import Envelope, ErrorBody, Metadata
 
 NOT_FOUND = "not_found"
 """The ``code`` of an error if the path names something that does not exist."""

@@ -17,7 +17,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from durably.engine.logs import SparseLog
 from durably.engine.operations import ArgumentInvalidError
 from durably.protocol import engine_errors as errors
-from durably.protocol.api import Envelope, ErrorBody, Metadata
+from durably.protocol.events import Envelope, ErrorBody, Metadata
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.text import get_logger
 

@@ -19,8 +19,8 @@ from durably.engine.interface import LocalEngine
 from durably.engine.json_bodies import decode_json, explain_json_error
 from durably.engine.operations import Access, Operation
 from durably.engine.views import RunUpdate
-from durably.protocol.api import AppSyncBody
 from durably.protocol.engine_errors import BodyInvalidError, DatabaseLostError, EngineError
+from durably.protocol.events import AppSyncBody
 from durably.protocol.headers import Header, Query, ServerKind
 from durably.protocol.sync import decode_sync
 from durably.protocol.text import get_logger, redact_url

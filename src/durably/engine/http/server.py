@@ -21,8 +21,8 @@ from durably.engine.dashboard.sign_in import SignIn
 from durably.engine.interface import LocalEngine
 from durably.engine.settings import EngineSettings
 from durably.engine.sqlite_engine import SqliteEngine
-from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.engine_errors import EngineError
+from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import describe_os_error, reachable
 

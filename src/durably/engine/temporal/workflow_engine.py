@@ -99,10 +99,9 @@ from durably.protocol.engine_errors import (
     TooLargeError,
 )
 from durably.protocol.events import Event, EventReceipt, InternalEvent
-from durably.protocol.headers import ServerKind
+from durably.protocol.headers import ServerKind, read_trace
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
-from durably.protocol.trace_context import read_trace
 
 from .client import is_unreachable, with_cancellation
 from .ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation

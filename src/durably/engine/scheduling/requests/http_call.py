@@ -18,11 +18,10 @@ from durably.engine.scheduling.registry import SyncedFunction
 from durably.engine.settings import EngineSettings
 from durably.engine.tracing import EngineTracing
 from durably.protocol.errors import ErrorData
-from durably.protocol.headers import ENGINE_USER_AGENT, Header, ServerKind
+from durably.protocol.headers import ENGINE_USER_AGENT, Header, ServerKind, trace_headers
 from durably.protocol.limits import MAX_REQUEST_BYTES
 from durably.protocol.signatures import SentSignatures, sign
 from durably.protocol.text import redact_url, redact_urls
-from durably.protocol.trace_context import trace_headers
 
 _CHUNK_BYTES = 64 * 1024
 _QUICK_BYTES = 1024 * 1024
