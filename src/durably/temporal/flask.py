@@ -23,7 +23,7 @@ from durably.web.flask import add_rule, mount_point, read_body, to_response
 from durably.werkzeug_compat import current_object, run_with_reloader
 
 from .codec_server import CodecServer
-from .commands.worker import make_group
+from .commands import make_group
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest
 from .settings import FRAMEWORK_KEYS

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from ...cli.conftest import Start, directory, start
-from ..dev_server import DevServer
+from ..cli.conftest import Start, directory, start
+from .dev_server import DevServer
 from .test_temporal_dev import place, write_app
 
 __all__ = ["directory", "start"]
 
-EXTRAS: dict[str, list[str]] = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"][
+EXTRAS: dict[str, list[str]] = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
     "optional-dependencies"
 ]
 HIDE = """

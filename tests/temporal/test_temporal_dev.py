@@ -19,12 +19,12 @@ import pytest
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, expose
 
-from ...cli.conftest import Command, Run, Start, directory, environment, run, start, write
-from ..dev_server import DevServer
-from ..django.django_site import DjangoSite
-from ..gateway.gateway_client import ask
-from ..user_projects import ACTIVITIES, WORKFLOWS, descendants
-from ..workflows import SleepingWorkflow
+from ..cli.conftest import Command, Run, Start, directory, environment, run, start, write
+from .dev_server import DevServer
+from .django.django_site import DjangoSite
+from .gateway.gateway_client import ask
+from .user_projects import ACTIVITIES, WORKFLOWS, descendants
+from .workflows import SleepingWorkflow
 
 __all__ = ["directory", "run", "start"]
 
