@@ -12,8 +12,7 @@ from typing import Any
 from durably.functions.middleware import MiddlewareFactory, check_middleware, list_middleware
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.headers import REQUEST_VERSION, Header, ServerKind
-from durably.protocol.options import Checkpointing, check_checkpointing
-from durably.protocol.setting_checks import check_switch, check_text, check_type
+from durably.protocol.options import Checkpointing, check_checkpointing, check_switch, check_text, check_type
 from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import is_name
 

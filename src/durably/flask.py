@@ -21,7 +21,7 @@ from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
 from .engines import InProcessEngine
 from .errors import BodyTooLargeError
-from .werkzeug_compat import current_object
+from .web.flask import current_object
 
 FRAMEWORK = "flask"
 

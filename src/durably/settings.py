@@ -18,7 +18,7 @@ from pathlib import PurePath
 from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
-from durably.protocol.api import DEFAULT_PORT
+from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.signatures import check_signing_key, is_short_signing_key
 from durably.protocol.text import FALSE_WORDS, TRUE_WORDS, parse_switch, redact_url, show_url

@@ -10,9 +10,9 @@ from opentelemetry import baggage
 
 import durably.otel
 from durably import Client, Context, ContextSync, Event
-from durably.engine.http.server import EngineServer
+from durably.engine.api.http.server import EngineServer
 from durably.otel.engine import OtelEngineTracing
-from durably.protocol.trace_context import TraceContext
+from durably.protocol.headers import TraceContext
 
 from ..app_and_engine.conftest import App, Gate, durable, listening
 from .conftest import SETTINGS, Spans, attribute, linked, trace_of

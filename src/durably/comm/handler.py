@@ -39,11 +39,10 @@ from durably.io.worker_threads import RequestContext, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import RUNAWAY_ERROR, StepError, is_quiet
 from durably.protocol.events import Event
-from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe, Query, SyncKind
+from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe, Query, SyncKind, read_trace
 from durably.protocol.limits import MAX_REQUEST_BYTES
-from durably.protocol.setting_checks import check_switch, check_text
+from durably.protocol.options import check_switch, check_text
 from durably.protocol.text import printable
-from durably.protocol.trace_context import read_trace
 from durably.settings import SERVE_ORIGIN, Environment, Streaming
 
 from .requests import CommRequest, CommResponse, stream
@@ -358,8 +357,7 @@ class CommHandler:
         except msgspec.MsgspecError as error:
             raise BodyInvalidError(f"invalid call: {error}") from None
         context, headers = request.ctx, req.headers
-        if context.fn_id and (context.fn_id != function_id or (context.step_id or DISCOVER) != step_id):
-            check_addressee(context, function_id, step_id)
+        check_addressee(context, function_id, step_id)
         steps, events, event = request.steps or {}, request.events, request.event
         if request.use_api or context.use_api:
             began = time.perf_counter()

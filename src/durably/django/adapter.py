@@ -17,10 +17,10 @@ from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.mounts import Mount, check_mount, mounts_of
 from durably.comm.serve_options import StreamingOption, mount_path, serves
-from durably.django_compat import SyncAndAsyncView, is_body_read, set_body
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
+from durably.web.django import SyncAndAsyncView, is_body_read, set_body
 
 from .discovery import discovered, start_with_project
 

@@ -38,8 +38,7 @@ from durably.execution import (
 )
 from durably.experimental import step_context
 from durably.io.http_client import IO
-from durably.io.loop_watch import loop_watch
-from durably.io.worker_threads import WorkerThreads
+from durably.io.worker_threads import WorkerThreads, loop_watch
 from durably.protocol.call import CallContext, CheckpointRequest
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_STEP_INPUT_BYTES
@@ -358,7 +357,7 @@ def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
     context = call.context
     return CheckpointRequest(
         run_id=context.run_id,
-        fn_id=context.fn_id or call.function_id,
+        fn_id=context.fn_id or None,
         qi_id=context.qi_id,
         request_id=call.request_id,
         generation_id=context.generation_id,

@@ -15,8 +15,8 @@ from opentelemetry.trace import Link, Span, SpanKind
 from durably.app import VERSION
 from durably.execution import FoundSteps, Outcome, Raised, StepInfo
 from durably.protocol.events import Event
+from durably.protocol.headers import TraceContext
 from durably.protocol.text import get_logger
-from durably.protocol.trace_context import TraceContext
 from durably.tracing import CallInfo
 
 from . import spans as names

@@ -71,7 +71,6 @@ def call_body(past: Past, memos: Sequence[PastStep]) -> bytes:
     body: dict[str, Any] = {
         "ctx": {
             "run_id": past.run_id,
-            "fn_id": past.function_id,
             "step_id": DISCOVER,
             "disable_immediate_execution": True,
             "stack": {"stack": ids, "current": len(ids)},

@@ -526,6 +526,15 @@ def test_an_error_that_says_the_target_was_not_found_counts_as_that_op() -> None
     assert [call.step_id for call in run.state.calls] == ["step"]
     run.ops(planned("c"), planned("d"))
     run.answer(unexpected(), step="c")
+    assert (run.error["name"], run.error["message"]) == ("StepUnexpectedError", "gone")
+
+
+def test_a_parallel_step_that_disappears_after_another_ended_fails_the_run() -> None:
+    """Without a race the function waits for all of its branches, so no other branch can have won."""
+    run = Run()
+    run.ops(planned("a"), planned("b"))
+    run.ops(ran("b"), step="b")
+    run.ops(op(Opcode.STEP_NOT_FOUND, "a"), step="a")
     assert run.error["name"] == "StepNotFoundError"
 
 

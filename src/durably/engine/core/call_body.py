@@ -11,7 +11,7 @@ import msgspec
 import re2
 import rfc8785
 
-from durably.protocol.call import CheckpointRequest
+from durably.protocol.call import CheckpointRequest, function_uuid
 from durably.protocol.engine_errors import CheckpointInvalidError
 from durably.protocol.limits import MAX_CALL_BODY_BYTES
 from durably.protocol.signatures import canonicalize
@@ -109,7 +109,8 @@ def _assemble(data: CallData, *, use_api: bool) -> bytes:
         "attempt": data.call.attempt,
         "disable_immediate_execution": data.disable_immediate,
         "env": "",
-        "fn_id": data.function_id,
+        "fn_id": function_uuid(data.function_id),
+        "function_slug": data.function_id,
         "generation_id": data.call.generation,
         "job_id": job_id_of(data.run_id, data.call.step_id),
         "max_attempts": data.max_attempts,

@@ -105,7 +105,7 @@ def _end_call(transition: Transition, run_input: Answered) -> None:
         case ReportedOps() as answer:
             _apply_ops(transition, call, answer, run_input.memoised)
         case AttemptFailed(error) if error.code == ErrorCode.STEP_UNEXPECTED and not call.is_discovery:
-            target_not_found(transition, call, call.name)
+            target_not_found(transition, call, error)
         case AttemptFailed(error, no_retry, retry_at, written):
             transition.fail_attempt(call, error, no_retry=no_retry, retry_at=retry_at, written=written)
         case Unreached(error):

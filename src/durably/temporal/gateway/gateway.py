@@ -21,7 +21,7 @@ from temporalio.common import MetricMeter, SearchAttributeKey, TypedSearchAttrib
 from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
 from durably.protocol.headers import is_of_another_site
-from durably.protocol.setting_checks import check_function, check_text, check_type
+from durably.protocol.options import check_function, check_text, check_type
 from durably.temporal.client.connection import Temporal
 from durably.temporal.client.runtimes import GATEWAY_LATENCY
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
