@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from durably.cli.servers.event_loop import freeze_loaded_modules
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings
+from durably.engine.api.http.server import EngineServer
+from durably.engine.model.settings import EngineSettings
 
 from .children import Answerer, serve
 from .database import DATABASE

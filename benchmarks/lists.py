@@ -15,13 +15,13 @@ from typing import Any
 
 from ulid import ULID
 
+from durably.engine.api.http.codec import encode_result
+from durably.engine.api.interface import Engine
+from durably.engine.api.operations import operations_of
 from durably.engine.core.run_state import MACHINE_VERSION, RunState, RunStatus, encode_run_state
-from durably.engine.http.codec import encode_result
-from durably.engine.interface import Engine
-from durably.engine.operations import operations_of
-from durably.engine.settings import Durability, EngineSettings
+from durably.engine.model.settings import Durability, EngineSettings
 from durably.engine.sqlite.database import open_database
-from durably.engine.sqlite_engine import SqliteEngine
+from durably.engine.sqlite.engine import SqliteEngine
 
 from .children import Child
 from .database import DATABASE

@@ -17,11 +17,11 @@ import click
 import msgspec
 
 from durably.cli.group import durably
-from durably.engine.alerts.settings import Alerts
-from durably.engine.interface import Engine
-from durably.engine.metrics.catalogue import CATALOGUE
-from durably.engine.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
-from durably.engine.settings import EngineSettings
+from durably.engine.api.alerts.settings import Alerts
+from durably.engine.api.interface import Engine
+from durably.engine.api.metrics.catalogue import CATALOGUE
+from durably.engine.api.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.support import SUPPORT, UNUSED_SETTINGS
 from durably.protocol.durations import format_duration
 from durably.protocol.options import Batch, Choice, Count, Expression, Option, Period, Text

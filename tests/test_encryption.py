@@ -18,7 +18,7 @@ import durably
 from durably import Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
 from durably.encryption import ALL_FIELDS, Cipher, DecryptionError, EncryptionMiddleware
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
 from durably.errors import FunctionConfigInvalidError, OutputUnserializableError
 from durably.protocol.opcodes import hash_step_id
 from durably.testing import TestEngine

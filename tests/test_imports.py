@@ -176,36 +176,13 @@ def test_the_core_of_the_engine_imports_the_protocol_only() -> None:
     assert violations(modules("engine", "core"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
 
-def test_storage_does_not_import_scheduling() -> None:
-    unknown = (
-        "durably.engine.scheduling",
-        "durably.engine.http",
-        "durably.engine.sqlite_engine",
-        "durably.engine.runtime",
-    )
-    assert violations(modules("engine", "sqlite"), lambda m: not is_within(m, *unknown)) == []
+def test_the_model_imports_no_store() -> None:
+    stores = ("durably.engine.sqlite", "durably.engine.temporal", "durably.engine.log", "sqlite3", "temporalio")
+    assert violations(modules("engine", "model"), lambda m: not is_within(m, *stores)) == []
 
 
-def test_the_interface_of_engines_knows_no_engine() -> None:
-    interface = [PACKAGE / "engine" / f"{name}.py" for name in ("interface", "operations", "views")]
-    sqlite = ("durably.engine.sqlite", "durably.engine.scheduling", "durably.engine.runtime")
-    unknown = (*sqlite, "durably.engine.sqlite_engine", "durably.engine.http")
-    assert violations(interface, lambda m: not is_within(m, *unknown, *FRAMEWORKS)) == []
-    api = [PACKAGE / "engine" / "http" / f"{name}.py" for name in ("application", "routes", "codec", "syncs")]
-    assert violations(api, lambda m: not is_within(m, *sqlite, "durably.engine.sqlite_engine")) == []
-
-
-def test_the_dashboard_knows_the_interface_of_engines_only() -> None:
-    ours = ("core", "dashboard", "interface", "operations", "reports", "views")
-    allowed = ("durably.protocol", *(f"durably.engine.{name}" for name in ours))
-    found = violations(modules("engine", "dashboard"), lambda m: not is_ours(m) or is_within(m, *allowed))
-    assert [each for each in found if not each.endswith(" durably.engine")] == []
-    assert violations(modules("engine", "dashboard"), lambda m: not is_within(m, *FRAMEWORKS)) == []
-
-
-def test_the_engine_does_not_know_its_http_api() -> None:
-    below = [file for file in modules("engine") if "http" not in file.parent.parts]
-    assert violations(below, lambda m: not is_within(m, "durably.engine.http")) == []
+def test_the_engine_on_sqlite_does_not_import_the_engine_on_temporal() -> None:
+    assert violations(modules("engine", "sqlite"), lambda m: not is_within(m, "durably.engine.temporal")) == []
 
 
 TRACING_OF_ENGINES = [PACKAGE / "otel" / "engine.py", PACKAGE / "otel" / "exporter.py"]
@@ -214,10 +191,10 @@ TRACING_OF_ENGINES = [PACKAGE / "otel" / "engine.py", PACKAGE / "otel" / "export
 
 def test_the_sdk_knows_no_engine_of_ours() -> None:
     """Users import what they give to a client in place of an engine over HTTP (``durably.engines``)."""
-    others = ("engine", "in_process", "testing", "cli", "dashboard.py", "__init__.py")
+    others = ("engine", "embedded", "testing", "cli", "dashboard.py", "__init__.py")
     sdk = [file for file in modules() if file.relative_to(PACKAGE).parts[0] not in others]
     sdk = [file for file in sdk if file not in TRACING_OF_ENGINES]
-    ours = ("durably.engine", "durably.in_process", "durably.testing", "durably.cli")
+    ours = ("durably.engine", "durably.embedded", "durably.testing", "durably.cli")
     assert violations(sdk, lambda m: not is_within(m, *ours)) == []
 
 
@@ -225,7 +202,7 @@ def test_in_process_mode_knows_the_engine_and_comm() -> None:
     allowed = (
         "durably.functions",
         "durably.comm",
-        "durably.in_process",
+        "durably.embedded",
         "durably.engine",
         "durably.errors",
         "durably.events",
@@ -236,8 +213,8 @@ def test_in_process_mode_knows_the_engine_and_comm() -> None:
         "durably.settings",
         "durably.values.outputs",
     )
-    on_temporal = [file for file in modules("in_process") if file.stem.startswith("temporal_")]
-    others = [file for file in modules("in_process") if file not in on_temporal]
+    on_temporal = [file for file in modules("embedded") if file.stem.startswith("temporal_")]
+    others = [file for file in modules("embedded") if file not in on_temporal]
     assert violations(others, lambda m: not is_ours(m) or is_within(m, *allowed)) == []
     assert violations(others, lambda m: not is_within(m, "durably.engine.temporal", "temporalio")) == []
     allowed = (*allowed, "durably.temporal")
@@ -339,8 +316,8 @@ OTHER_PRIVATE_PARTS = {
     "cli/processes/guard.py": {"os._exit"},
     "temporal/worker/process.py": {"os._exit"},
     "temporal/tornado.py": {"super()._execute"},  # Tornado has no public hook around a whole request
-    # Imports that are not done, and the exit before thread pools end; tested in tests/in_process/test_server_start.py.
-    "in_process/server_start.py": {
+    # Imports that are not done, and the exit before thread pools end; tested in tests/embedded/test_server_start.py.
+    "embedded/server_start.py": {
         "getattr(getattr(module, '__spec__', None), '_initializing', False)",
         "getattr(threading, '_register_atexit', atexit.register)",
     },
@@ -516,11 +493,11 @@ MISSING = [
     ("from durably.remote_state import S3Driver; S3Driver(bucket='b')", "boto3", "durably[s3]"),
     ("import durably; durably.PydanticSerializer()", "pydantic", "durably[pydantic]"),
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
-    ("import durably.engine.sqlite_engine", "aiohttp", "durably[engine]"),
+    ("import durably.engine.sqlite.engine", "aiohttp", "durably[engine]"),
     ("import durably; durably.Embedded('x.db')", "aiohttp", "durably[engine]"),
     ("import durably; durably.TemporalEngine()", "aiohttp", "durably[engine]"),
     ("import durably; durably.TemporalEngine()", "temporalio", "durably[engine,temporal]"),
-    ("import durably.engine.sqlite_engine", "prometheus_client", "durably[engine]"),
+    ("import durably.engine.sqlite.engine", "prometheus_client", "durably[engine]"),
     ("import durably.engine.core.machine", "re2", "durably[engine]"),
     ("import durably.dashboard", "jinja2", "durably[engine]"),
     ("import durably.temporal", "temporalio", "durably[temporal]"),

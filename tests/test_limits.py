@@ -8,17 +8,17 @@ from pathlib import Path
 from durably import Embedded, remote_state
 from durably.client import Client
 from durably.comm import requests
+from durably.engine.api.dashboard import sign_in
+from durably.engine.api.http import discovery, messages, routes
+from durably.engine.api.http.connections import ConnectionLimits
+from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
 from durably.engine.core.flow import admission, cron
-from durably.engine.dashboard import sign_in
-from durably.engine.http import discovery, messages, routes
-from durably.engine.http.connections import ConnectionLimits
-from durably.engine.interface import EventLimit, RunLimit
-from durably.engine.scheduling.monitoring import changes
-from durably.engine.scheduling.transactions import annotations
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite import changes
 from durably.engine.sqlite.queries import event_search, run_search, search_pages
 from durably.engine.sqlite.tables import counts
+from durably.engine.sqlite.transactions import annotations
 from durably.engine.temporal import support, workers
 from durably.engine.temporal.apps import record_workflows
 from durably.engine.temporal.flow import bucket

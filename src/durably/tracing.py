@@ -64,5 +64,5 @@ class AppTracing(Protocol):
         ...
 
     def for_engine(self) -> object:
-        """The ``durably.engine.tracing.EngineTracing`` of an engine in the same process."""
+        """The ``durably.engine.model.tracing.EngineTracing`` of an engine in the same process."""
         ...

@@ -18,9 +18,9 @@ from aiohttp import ClientSession, web
 
 from durably import Client, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings
-from durably.engine.views import RunView
+from durably.engine.api.http.server import EngineServer
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.views import RunView
 from durably.functions.checkpoints import Checkpoints
 from durably.protocol.call import CheckpointRequest, decode_checkpoint
 from durably.protocol.events import Event

@@ -10,8 +10,8 @@ from durably import Client, Streaming
 from durably import settings as settings_module
 from durably.comm import CommHandler
 from durably.comm.serve_options import mount_path
-from durably.engine.http.access import ApiKeys
-from durably.engine.settings import EngineSettings
+from durably.engine.api.http.access import ApiKeys
+from durably.engine.model.settings import EngineSettings
 from durably.errors import (
     FunctionConfigInvalidError,
     SettingConflictError,

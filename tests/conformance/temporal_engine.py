@@ -7,8 +7,8 @@ import argparse
 import asyncio
 import signal
 
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings
+from durably.engine.api.http.server import EngineServer
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.http_engine import HttpWorkflowEngine
 from durably.temporal import Temporal

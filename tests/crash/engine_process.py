@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from durably.cli.servers.event_loop import run_until_stopped
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings, SystemClock, Timer
+from durably.engine.api.http.server import EngineServer
+from durably.engine.model.settings import EngineSettings, SystemClock, Timer
 
 LEASE = dt.timedelta(seconds=1.5)
 """Timeout of calls. An app that is stopped for longer has lost its calls when it continues."""

@@ -10,8 +10,8 @@ from durably import Event
 from durably.cli.output.text import Console
 from durably.cli.processes.apps import AppProcess
 from durably.cli.servers.dev_server import DevOptions, DevServer
-from durably.engine.interface import Engine
-from durably.engine.views import RunStatus, RunView
+from durably.engine.api.interface import Engine
+from durably.engine.model.views import RunStatus, RunView
 from durably.io.background_loop import BackgroundLoop
 
 from ..ports import free_port

@@ -8,8 +8,8 @@ import pytest
 from playwright.sync_api import Page, Route, expect
 
 from durably import Event
-from durably.engine.dashboard.pages.runs import PAGE_SIZE
-from durably.engine.views import RunStatus, RunView
+from durably.engine.api.dashboard.pages.runs import PAGE_SIZE
+from durably.engine.model.views import RunStatus, RunView
 
 from .conftest import OpenPage
 from .site import Site

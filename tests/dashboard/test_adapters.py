@@ -21,10 +21,10 @@ import durably.fast_api
 import durably.flask
 import durably.tornado
 from durably.dashboard import Action, DashboardRequest, MountedDashboard
-from durably.engine.dashboard.dashboard import Dashboard, DashboardConfigError
-from durably.engine.dashboard.messages import DashboardResponse, at_address_of
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings
+from durably.engine.api.dashboard.dashboard import Dashboard, DashboardConfigError
+from durably.engine.api.dashboard.messages import DashboardResponse, at_address_of
+from durably.engine.api.http.server import EngineServer
+from durably.engine.model.settings import EngineSettings
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.headers import ServerKind
 from durably.testing import TestEngine

@@ -3,7 +3,7 @@
 import pytest
 from playwright.sync_api import Page, expect
 
-from durably.engine.views import RunStatus, RunView
+from durably.engine.model.views import RunStatus, RunView
 
 from .conftest import OpenPage
 from .site import Site

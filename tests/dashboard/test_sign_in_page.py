@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from durably.engine.dashboard.sign_in import KeySignIn
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings
+from durably.engine.api.dashboard.sign_in import KeySignIn
+from durably.engine.api.http.server import EngineServer
+from durably.engine.model.settings import EngineSettings
 from durably.io.background_loop import BackgroundLoop
 from durably.protocol.headers import ServerKind
 

@@ -10,12 +10,12 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from durably.engine.http.access import ApiKeys
-from durably.engine.http.application import create_api
-from durably.engine.http.codec import HttpEngine, HttpRequest, HttpResponse
-from durably.engine.settings import EngineSettings, SystemClock
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import RunView, UpdateKind
+from durably.engine.api.http.access import ApiKeys
+from durably.engine.api.http.application import create_api
+from durably.engine.api.http.codec import HttpEngine, HttpRequest, HttpResponse
+from durably.engine.model.settings import EngineSettings, SystemClock
+from durably.engine.model.views import RunView, UpdateKind
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.events import Event
 from durably.protocol.headers import ServerKind
 

@@ -8,13 +8,13 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 import pytest
 
-from durably.engine.http.access import ApiKeys
-from durably.engine.http.application import create_api
-from durably.engine.http.codec import EngineRefusedError, HttpEngine, HttpRequest, read_arguments, write_request
-from durably.engine.interface import Engine
-from durably.engine.operations import Operation, blocking, operation, operations_of
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import FromStep, RunStatus
+from durably.engine.api.http.access import ApiKeys
+from durably.engine.api.http.application import create_api
+from durably.engine.api.http.codec import EngineRefusedError, HttpEngine, HttpRequest, read_arguments, write_request
+from durably.engine.api.interface import Engine
+from durably.engine.api.operations import Operation, blocking, operation, operations_of
+from durably.engine.model.views import FromStep, RunStatus
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError
 from durably.protocol.events import Event

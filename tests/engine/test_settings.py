@@ -10,7 +10,7 @@ from temporalio.service import TLSConfig
 
 import durably
 from durably import Alerts, Durability, EngineSettings
-from durably.engine.settings import SystemClock
+from durably.engine.model.settings import SystemClock
 from durably.protocol.signatures import SigningKeyInvalidError
 from durably.temporal import Temporal
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from durably.engine.metrics.catalogue import CATALOGUE, MetricKind
+from durably.engine.api.metrics.catalogue import CATALOGUE, MetricKind
 
 FOLDER = Path(__file__).parents[2] / "examples" / "production" / "monitoring"
 ALERTS, DASHBOARD = FOLDER / "alerts.yaml", FOLDER / "grafana-dashboard.json"

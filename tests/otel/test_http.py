@@ -10,7 +10,7 @@ from opentelemetry import baggage
 
 import durably.otel
 from durably import Client, Context, ContextSync, Event
-from durably.engine.http.server import EngineServer
+from durably.engine.api.http.server import EngineServer
 from durably.otel.engine import OtelEngineTracing
 from durably.protocol.headers import TraceContext
 

@@ -24,7 +24,7 @@ import durably.otel
 import durably.otel.spans
 from durably import Batch, Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.views import RunView
+from durably.engine.model.views import RunView
 from durably.errors import FunctionConfigInvalidError
 
 from ..waiting import async_eventually

@@ -22,7 +22,7 @@ from durably.web import METHODS
 from durably.web.flask import add_rule, current_object, mount_point, read_body, run_with_reloader, to_response
 
 from .codec_server import CodecServer
-from .commands.worker import make_group
+from .commands import make_group
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest
 from .settings import FRAMEWORK_KEYS

@@ -18,15 +18,15 @@ from typing import Any, Self, TypeVar, overload
 
 from durably.client import Client
 from durably.comm import CommHandler
+from durably.embedded.calls import sync_of
 from durably.engine.core.policy import standard_backoff
-from durably.engine.runtime import Runtime
-from durably.engine.scheduling.requests.http_call import Caller
-from durably.engine.settings import Durability, EngineSettings
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import to_datetime, to_milliseconds
+from durably.engine.model.http_call import Caller
+from durably.engine.model.settings import Durability, EngineSettings
+from durably.engine.model.views import to_datetime, to_milliseconds
+from durably.engine.sqlite.engine import SqliteEngine
+from durably.engine.sqlite.runtime import Runtime
 from durably.events import Event, as_data
 from durably.functions.function import Function
-from durably.in_process.calls import sync_of
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import InternalEvent
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS

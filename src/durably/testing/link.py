@@ -11,16 +11,16 @@ from typing import Any, TypeVar
 
 from durably.client import Client
 from durably.comm import CommHandler
+from durably.embedded.calls import EngineCheckpoints, run_call
+from durably.engine.api.interface import Engine
+from durably.engine.api.operations import Operation
 from durably.engine.core.answers import Answer, Unreached, failed
 from durably.engine.core.call_body import CallData
-from durably.engine.interface import Engine
-from durably.engine.operations import Operation
-from durably.engine.scheduling.registry import SyncedFunction
-from durably.engine.settings import Clock, EngineSettings
-from durably.engine.sqlite_engine import SqliteEngine
+from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.settings import Clock, EngineSettings
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.execution import ReplaceStep
 from durably.functions.checkpoints import Checkpoints
-from durably.in_process.calls import EngineCheckpoints, run_call
 from durably.io.background_loop import await_on, get_background_loop, running_loop
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.errors import ErrorData

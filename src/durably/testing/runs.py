@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.engine.scheduling.requests.call_dispatch import CallDispatcher
+from durably.engine.model.views import RunStatus, RunView, StepStatus, StepView, to_datetime
+from durably.engine.sqlite.call_dispatch import CallDispatcher
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.queries import views
-from durably.engine.views import RunStatus, RunView, StepStatus, StepView, to_datetime
 from durably.protocol.engine_errors import EngineClosedError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.views import RunUpdate, RunView, UpdateKind
+from durably.engine.model.views import RunUpdate, RunView, UpdateKind
 from durably.protocol.events import Event
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import printable

@@ -18,9 +18,9 @@ from aiohttp import web
 
 from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
-from durably.engine.settings import EngineSettings
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import RunStatus, RunView
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.views import RunStatus, RunView
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.functions import config
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.events import Event

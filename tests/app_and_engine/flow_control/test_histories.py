@@ -19,16 +19,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
 from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import RunStatus, decode_run_state
-from durably.engine.scheduling.events import check_event
-from durably.engine.scheduling.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
-from durably.engine.scheduling.registry import Registry, SyncedFunction
-from durably.engine.scheduling.timers import load_timers
-from durably.engine.scheduling.transactions import bulk_operations, event_routing, operations, runs
-from durably.engine.scheduling.transactions.reruns import FromStep
-from durably.engine.scheduling.transactions.transaction import RunCache, Transaction, TransactionContext
+from durably.engine.model.events import check_event
+from durably.engine.model.registry import Registry, SyncedFunction
+from durably.engine.model.views import to_datetime
 from durably.engine.sqlite.migrations import MIGRATIONS
+from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.sqlite.tables.runs import RunStore
-from durably.engine.views import to_datetime
+from durably.engine.sqlite.timers import load_timers
+from durably.engine.sqlite.transactions import bulk_operations, event_routing, operations, runs
+from durably.engine.sqlite.transactions.reruns import FromStep
+from durably.engine.sqlite.transactions.transaction import RunCache, Transaction, TransactionContext
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from durably.cli.servers.production_server import SyncLog
-from durably.engine.http.syncs import AcceptedSync
-from durably.engine.views import SyncResult
+from durably.engine.api.http.syncs import AcceptedSync
+from durably.engine.model.views import SyncResult
 from durably.protocol.sync import SyncRequest
 
 from .. import apps

@@ -21,8 +21,8 @@ from durably.cli.output.log_lines import JsonFormatter, TextFormatter
 from durably.cli.output.run_text import Activity, describe_attempts, describe_links, describe_logs, describe_run
 from durably.cli.output.text import CliError, Console
 from durably.cli.output.waterfall_text import draw
-from durably.engine.reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
-from durably.engine.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, UpdateKind
+from durably.engine.model.reports import AttemptReport, RunLink, RunReport, Span, SpanKind, StepReport
+from durably.engine.model.views import FunctionView, RunStatus, RunUpdate, RunView, StepStatus, UpdateKind
 from durably.protocol.call import LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event

@@ -9,8 +9,8 @@ import pytest
 
 from durably.cli.output.waterfall_text import draw
 from durably.engine.core.run_state import RunStatus
-from durably.engine.reports import AttemptReport, RunReport, Span, SpanKind, StepReport
-from durably.engine.views import RunView, StepStatus
+from durably.engine.model.reports import AttemptReport, RunReport, Span, SpanKind, StepReport
+from durably.engine.model.views import RunView, StepStatus
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 

@@ -13,14 +13,14 @@ from typing import TypeVar
 import msgspec
 import pytest
 
-from durably.engine.settings import Durability
+from durably.engine.model.settings import Durability
+from durably.engine.model.views import RunStatus
 from durably.engine.sqlite import database
 from durably.engine.sqlite.database import open_database, take_ownership
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.writer import Writer
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import RunStatus
 from durably.protocol.engine_errors import (
     DatabaseCorruptError,
     DatabaseLockedError,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from durably import Embedded
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.identity import refuse_foreign
-from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.engine_errors import DatabaseCorruptError
 
 from ..conftest import QUICK, opened, send

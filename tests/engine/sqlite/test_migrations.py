@@ -7,11 +7,11 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.settings import Durability, SystemClock
+from durably.engine.model.settings import Durability, SystemClock
+from durably.engine.model.views import RunStatus, RunView
 from durably.engine.sqlite.database import APPLICATION_ID, open_database
 from durably.engine.sqlite.maintenance import check_database
 from durably.engine.sqlite.migrations import MIGRATIONS
-from durably.engine.views import RunStatus, RunView
 
 from ..conftest import QUICK, ShiftedClock, ended, opened, output, send
 from ..small_app import SmallApp, Steps

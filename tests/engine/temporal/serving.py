@@ -12,15 +12,15 @@ from temporalio.converter import DataConverter
 
 import durably
 from durably.comm.handler import CommHandler
+from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
-from durably.engine.settings import EngineSettings, SystemClock
+from durably.engine.model.settings import EngineSettings, SystemClock
+from durably.engine.model.views import RunView
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.engine.views import RunView
-from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
 from durably.protocol.call import CheckpointRequest
 
 from ...waiting import async_eventually

@@ -19,16 +19,16 @@ from temporalio.client import Client as TemporalClient
 
 from durably import Alerts, Client, Context, Embedded, EngineSettings, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
+from durably.engine.api.metrics.catalogue import CATALOGUE, Metric
 from durably.engine.core.inputs import EndRun
-from durably.engine.metrics.catalogue import CATALOGUE, Metric
+from durably.engine.model.views import RunView
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.process_monitor import LiveRuns
 from durably.engine.temporal.runs.run_changes import RunChanges
-from durably.engine.views import RunView
 
 from ...temporal.dev_server import DevServer
 from ...waiting import async_eventually
-from ..alerts.test_alerts import receiving
+from ..api.alerts.test_alerts import receiving
 
 QUICK: dict[str, Any] = {
     "backoff": lambda attempt, jitter: dt.timedelta(milliseconds=20),

@@ -13,15 +13,15 @@ from ulid import ULID
 import durably.otel
 from durably import Client, Context, ContextSync, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
+from durably.engine.api.http.server import EngineServer
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.views import RunView
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.http_engine import HttpWorkflowEngine
 from durably.engine.temporal.ids import make_run_id
 from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.views import RunView
 from durably.otel.engine import OtelEngineTracing
 from durably.protocol.errors import ErrorData
 

@@ -9,8 +9,8 @@ from typing import TypeVar
 import msgspec
 
 from durably.cli.output.text import CliError
-from durably.engine.interface import SyncEngine
-from durably.engine.views import RunUpdate
+from durably.engine.api.interface import SyncEngine
+from durably.engine.model.views import RunUpdate
 from durably.protocol.events import AppSyncBody, Event, EventReceipt
 
 T = TypeVar("T")

@@ -8,12 +8,12 @@ from typing import Any, NoReturn, TypeVar
 from temporalio.service import RPCError
 
 from durably.cli.output.text import CliError
-from durably.engine.http.codec import status_of
-from durably.engine.operations import Operation
-from durably.engine.settings import EngineSettings
+from durably.engine.api.http.codec import status_of
+from durably.engine.api.operations import Operation
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.views import RunUpdate
 from durably.engine.temporal.client import DATA_CONVERTER, is_unreachable
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.engine.views import RunUpdate
 from durably.engines import parse_temporal_url
 from durably.errors import Error
 from durably.io.background_loop import get_background_loop

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.views import EventView, RunView
+    from durably.engine.model.views import EventView, RunView
 
 
 _NOT_LISTED = (

@@ -11,7 +11,7 @@ from durably.protocol.text import printable
 
 if TYPE_CHECKING:
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.views import FunctionView, RunView
+    from durably.engine.model.views import FunctionView, RunView
 
 
 @click.group()

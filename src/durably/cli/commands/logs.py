@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.reports import LogEntry, LogPage
-    from durably.engine.views import RunUpdate, RunView
+    from durably.engine.model.reports import LogEntry, LogPage
+    from durably.engine.model.views import RunUpdate, RunView
 
 _PAGE = 500
 
@@ -98,8 +98,8 @@ def _follow(
 ) -> None:
     from durably.cli.clients.engine_client import existing
     from durably.cli.output.log_stream import describe_change, followed_lines, followed_updates, merge
-    from durably.engine.reports import LogEntry
-    from durably.engine.views import RunUpdate
+    from durably.engine.model.reports import LogEntry
+    from durably.engine.model.views import RunUpdate
 
     def show(value: "LogEntry | RunUpdate") -> None:
         if as_json:

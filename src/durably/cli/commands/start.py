@@ -24,7 +24,7 @@ from durably.protocol.text import get_logger, is_name
 from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
 if TYPE_CHECKING:
-    from durably.engine.alerts.settings import Alerts
+    from durably.engine.api.alerts.settings import Alerts
 
 _ADVICE = "; `durably keys` makes one of each"
 
@@ -173,10 +173,10 @@ def start(
     from durably.cli.output.log_lines import LogFormat, write_log
     from durably.cli.servers.event_loop import run_until_stopped
     from durably.cli.servers.production_server import OpenServer, read_sign_in, serve
+    from durably.engine.api.http.connections import ConnectionLimits
+    from durably.engine.api.http.server import EngineServer
     from durably.engine.core.policy import standard_backoff
-    from durably.engine.http.connections import ConnectionLimits
-    from durably.engine.http.server import EngineServer
-    from durably.engine.settings import EngineSettings
+    from durably.engine.model.settings import EngineSettings
     from durably.protocol.headers import ServerKind
 
     keys = (signing_key, signing_key_fallback, *event_keys)
@@ -250,7 +250,7 @@ def _read_alerts(
     dashboard_url: str | None,
 ) -> "Alerts | None":
     """Raises ``CliError``."""
-    from durably.engine.alerts.settings import DEFAULT_INTERVAL, Alerts, AlertsInvalidError
+    from durably.engine.api.alerts.settings import DEFAULT_INTERVAL, Alerts, AlertsInvalidError
 
     if not (url or emails or smtp_url or sender or interval):
         return None

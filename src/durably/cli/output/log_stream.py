@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from durably.cli.clients.engine_client import EngineClient, existing
-from durably.engine.reports import LogEntry, LogPage
-from durably.engine.views import END_UPDATES, RunUpdate, RunView, UpdateKind
+from durably.engine.model.reports import LogEntry, LogPage
+from durably.engine.model.views import END_UPDATES, RunUpdate, RunView, UpdateKind
 
 from .run_text import describe_update
 from .text import CliError, Styled, fit, format_clock, short_id, shorten, style

@@ -11,8 +11,8 @@ from typing import Any
 import click
 import msgspec
 
-from durably.engine.reports import RunReport
-from durably.engine.views import EventView, MetadataView, RunUpdate, RunView, UpdateKind
+from durably.engine.model.reports import RunReport
+from durably.engine.model.views import EventView, MetadataView, RunUpdate, RunView, UpdateKind
 from durably.protocol.call import LogLine
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import keep_ends, printable

@@ -17,7 +17,7 @@ from durably.protocol.errors import Error
 from durably.protocol.text import printable, printable_json, printable_lines
 
 if TYPE_CHECKING:
-    from durably.engine.views import RunView
+    from durably.engine.model.views import RunView
 
 STATUS_COLOURS = {
     "Scheduled": "blue",

@@ -9,8 +9,8 @@ import shutil
 
 import msgspec
 
-from durably.engine.dashboard.rendering.waterfall import Bar, Row, Tick, lay_out
-from durably.engine.reports import RunReport, SpanKind, StepReport
+from durably.engine.api.dashboard.rendering.waterfall import Bar, Row, Tick, lay_out
+from durably.engine.model.reports import RunReport, SpanKind, StepReport
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode
 
 from .text import Styled, fit, format_json, format_local, format_seconds, shorten, style

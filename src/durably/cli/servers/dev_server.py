@@ -29,14 +29,14 @@ from durably.cli.processes.child_process import (
     restart_on_changes,
     state_directory,
 )
-from durably.engine.http.access import LOOPBACK_HOSTS
-from durably.engine.http.connections import ConnectionLimits
-from durably.engine.http.server import DEFAULT_HOST, EngineServer
-from durably.engine.http.syncs import AcceptedSync
-from durably.engine.interface import LocalEngine
-from durably.engine.settings import Durability, EngineSettings
-from durably.engine.tracing import EngineTracing
-from durably.engine.views import RunUpdate
+from durably.engine.api.http.access import LOOPBACK_HOSTS
+from durably.engine.api.http.connections import ConnectionLimits
+from durably.engine.api.http.server import DEFAULT_HOST, EngineServer
+from durably.engine.api.http.syncs import AcceptedSync
+from durably.engine.api.interface import LocalEngine
+from durably.engine.model.settings import Durability, EngineSettings
+from durably.engine.model.tracing import EngineTracing
+from durably.engine.model.views import RunUpdate
 from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind

@@ -14,9 +14,9 @@ from durably.cli.output.text import CliError
 from durably.protocol.text import get_logger
 
 if TYPE_CHECKING:
-    from durably.engine.http.server import EngineServer
-    from durably.engine.interface import LocalEngine
-    from durably.engine.settings import EngineSettings
+    from durably.engine.api.http.server import EngineServer
+    from durably.engine.api.interface import LocalEngine
+    from durably.engine.model.settings import EngineSettings
     from durably.temporal import Temporal
 
 _SETTINGS = {"retention": "retention"}
@@ -49,7 +49,7 @@ def server_on_temporal(
     Raises ``CliError`` for invalid settings of the connection.
     """
     temporal = _connection_to(address)
-    from durably.engine.http.server import EngineServer
+    from durably.engine.api.http.server import EngineServer
     from durably.engine.temporal.http_engine import HttpWorkflowEngine
     from durably.temporal import TemporalUnreachableError
     from durably.temporal.client.connect_failures import connect_with_retries

@@ -3,7 +3,7 @@
 import sqlite3
 from pathlib import Path
 
-from durably.engine.settings import Durability
+from durably.engine.model.settings import Durability
 from durably.protocol.engine_errors import (
     DatabaseBusyError,
     DatabaseCorruptError,

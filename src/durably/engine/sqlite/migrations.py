@@ -355,7 +355,7 @@ CREATE TABLE statistics (
 );
 INSERT INTO statistics (id, counted_until) VALUES (1, NULL);
 
--- The last sync of each app: JSON in the form of durably.engine.reports.SyncReport.
+-- The last sync of each app: JSON in the form of durably.engine.model.reports.SyncReport.
 CREATE TABLE app_syncs (
     app_id TEXT PRIMARY KEY,
     sync BLOB NOT NULL

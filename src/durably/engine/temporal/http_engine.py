@@ -7,11 +7,11 @@ from temporalio.client import Client
 
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
-from durably.engine.scheduling.registry import SyncedFunction
-from durably.engine.scheduling.requests.http_call import HttpCaller
-from durably.engine.settings import EngineSettings
+from durably.engine.model.http_call import HttpCaller
+from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.views import SyncResult
 from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.views import SyncResult
 from durably.protocol.engine_errors import EngineError, FunctionNotFoundError
 from durably.protocol.errors import ErrorData
 from durably.protocol.sync import SyncRequest

@@ -14,19 +14,18 @@ from importlib.metadata import version
 import msgspec
 from temporalio import activity
 
+from durably.engine.api.metrics.catalogue import Metric, Sample
+from durably.engine.api.run_observers import RunObservers
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
-from durably.engine.metrics.catalogue import Metric, Sample
-from durably.engine.run_observers import RunObservers
-from durably.engine.scheduling.observers import EndedCall
-from durably.engine.scheduling.subscriptions import RunChange, Subscriptions
-from durably.engine.settings import EngineSettings
-from durably.engine.sqlite.writer import Group
+from durably.engine.model.observers import EndedCall, Group
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.subscriptions import RunChange, Subscriptions
+from durably.engine.model.views import RunUpdate
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.runs.run_changes import RunReport, listen
-from durably.engine.views import RunUpdate
 from durably.protocol.text import get_logger
 from durably.temporal.compat import Eviction
 

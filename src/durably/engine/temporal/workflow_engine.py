@@ -14,15 +14,17 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.api.interface import LocalEngine
+from durably.engine.api.metrics.catalogue import Metric
+from durably.engine.api.operations import Operation
 from durably.engine.core.answers import shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
-from durably.engine.interface import LocalEngine
-from durably.engine.json_bodies import decode_events
-from durably.engine.metrics.catalogue import Metric
-from durably.engine.operations import Operation
-from durably.engine.reports import (
+from durably.engine.model.events import check_event, make_id
+from durably.engine.model.json_bodies import decode_events
+from durably.engine.model.registry import read_sync
+from durably.engine.model.reports import (
     AppReport,
     Changes,
     EngineInfo,
@@ -38,12 +40,30 @@ from durably.engine.reports import (
     ScheduleView,
     StatusCounts,
 )
-from durably.engine.scheduling.events import check_event, make_id
-from durably.engine.scheduling.monitoring.statistics import UnreachedApp
-from durably.engine.scheduling.registry import read_sync
-from durably.engine.scheduling.requests.step_requests import OutboundClient
-from durably.engine.scheduling.transactions.bulk_operations import check_condition, check_selection, check_statuses
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.views import (
+    AppView,
+    AttemptView,
+    CallView,
+    CancellationView,
+    EventView,
+    FromStep,
+    FunctionView,
+    InvokeReceipt,
+    MetadataView,
+    ReplayView,
+    RunStatus,
+    RunUpdate,
+    RunView,
+    Selection,
+    StepView,
+    SyncResult,
+    TracesView,
+    to_datetime,
+)
+from durably.engine.sqlite.statistics import UnreachedApp
+from durably.engine.sqlite.step_requests import OutboundClient
+from durably.engine.sqlite.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.reports.bulk import Bulk, Reruns
 from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
@@ -67,26 +87,6 @@ from durably.engine.temporal.runs.sizes import (
     without_large_arguments,
 )
 from durably.engine.temporal.slots.leased_functions import LeasedFunctions
-from durably.engine.views import (
-    AppView,
-    AttemptView,
-    CallView,
-    CancellationView,
-    EventView,
-    FromStep,
-    FunctionView,
-    InvokeReceipt,
-    MetadataView,
-    ReplayView,
-    RunStatus,
-    RunUpdate,
-    RunView,
-    Selection,
-    StepView,
-    SyncResult,
-    TracesView,
-    to_datetime,
-)
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
     CheckpointInvalidError,

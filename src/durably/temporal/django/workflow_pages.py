@@ -6,8 +6,8 @@ Asynchronous, over ``temporalio``'s client, without requests and templates. Inpu
 users with the permission. They are decoded, decrypted, and bounded in size.
 """
 
+import contextlib
 import datetime as dt
-import functools
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +25,7 @@ from temporalio.client import (
     WorkflowHistoryEventFilterType,
 )
 from temporalio.converter import DataConverter
+from temporalio.service import RPCError
 
 from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
@@ -34,9 +35,9 @@ from durably.temporal.gateway.operations.lists import FILTERS, check_searchable,
 from durably.temporal.gateway.operations.visibility import Filter, all_of, compare, parse, write
 from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.namespace.inspection import Inspector, is_open
+from durably.temporal.namespace.inspection import is_open, missing_worker
 
-from .conf import connection_settings, get_temporal
+from .conf import connection_settings
 
 MAX_BYTES = 256 * 1024
 """Maximum size of a decoded payload. The server accepts two megabytes."""
@@ -214,11 +215,6 @@ TEXT_FILTERS = {"id": ("WorkflowId", "STARTS_WITH"), "type": ("WorkflowType", "=
 """Text filters, and the search attribute and operator of each."""
 
 
-@functools.cache
-def _inspector(connection: str) -> Inspector:
-    return Inspector(get_temporal(connection))
-
-
 @dataclass(frozen=True)
 class Row:
     """A workflow in the list."""
@@ -268,7 +264,7 @@ class Details:
     search_attributes: Mapping[str, Any]
     payloads: Mapping[str, list[PayloadText]]
     pending: list[PendingActivity]
-    notices: list[str]
+    missing_worker: str | None
     events: list[Event]
     next_page: str | None
 
@@ -329,7 +325,6 @@ async def fetch_details(
     page: str | None,
     pages_of: Callable[[str], Pages],
     *,
-    connection: str,
     with_payloads: bool,
 ) -> Details:
     """The details of a workflow run.
@@ -347,6 +342,10 @@ async def fetch_details(
     start = await first_event(client, described, RPC_TIMEOUT) if page else next(iter(found), None)
     is_running = is_open(described.status)
     end = None if is_running else await closing_event(client, described, RPC_TIMEOUT)
+    missing = None
+    if is_running:
+        with contextlib.suppress(RPCError):  # The page shows what the server answers.
+            missing = await missing_worker(client, described.task_queue, RPC_TIMEOUT)
     brief = Brief(converter)
     return Details(
         row=row_of(described),
@@ -357,7 +356,7 @@ async def fetch_details(
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
         payloads=await _payloads(converter, start, end) if with_payloads else {},
         pending=[await pending_activity(each, converter) for each in described.raw_description.pending_activities],
-        notices=[notice.text for notice in await _inspector(connection).known_notices(client, described, RPC_TIMEOUT)],
+        missing_worker=missing,
         events=[Event(await brief.event(event), event_link(client, event)) for event in found],
         next_page=pages.give(events.next_page_token),
     )

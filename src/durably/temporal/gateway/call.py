@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal.namespace.inspection import Inspector, is_open
+from durably.temporal.namespace.inspection import is_open
 
 from .authorization import Access, no_such_workflow, owner_of
 from .exposure import Exposure, HandlerExposure, Operation
@@ -185,7 +185,6 @@ class Call:
     - ``workflow_id``: the id in the URL or of the workflow to be started; ``location`` is its path.
     - ``ids``: the other ids in the URL.
     - ``waiting``: a context for a response that waits for a workflow.
-    - ``count_notices``: counts reasons why a workflow makes no progress.
     - ``take_stream``: counts an event stream until the returned function is called.
     - ``client``: set last, when the process is connected.
     """
@@ -203,13 +202,11 @@ class Call:
     task_queue: str
     limits: Limits
     rpc_timeout: timedelta
-    inspector: Inspector
     access: Access
     owner_attribute: str
     target: Target | None
     keyed: KeyedRequest | None
     waiting: Callable[[], AbstractContextManager[None]]
-    count_notices: Callable[[Sequence[str]], None]
     take_stream: Callable[[], Callable[[], None]]
     make_pages: Callable[..., Pages]
     start_options: StartOptions = field(default_factory=StartOptions)

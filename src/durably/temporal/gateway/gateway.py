@@ -25,7 +25,6 @@ from durably.protocol.options import check_function, check_text, check_type
 from durably.temporal.client.connection import Temporal
 from durably.temporal.client.runtimes import GATEWAY_LATENCY
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
-from durably.temporal.namespace.inspection import Inspector
 from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
 from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request
 from durably.temporal.request_log import note_workflow
@@ -135,7 +134,6 @@ class Gateway:
         self.security_schemes = check_security_schemes(security_schemes)
         self.limits = limits or Limits()
         self._identify = identify
-        self._inspector = Inspector(temporal)
         self._page_tokens = PageTokens(secret)
         self._metrics = _Metrics(temporal)
         self._declared_attributes: set[tuple[str, str, Any]] = set()
@@ -244,13 +242,11 @@ class Gateway:
             task_queue=exposure.task_queue or self.temporal.settings.task_queue or self._no_task_queue(exposure),
             limits=self.limits,
             rpc_timeout=self.limits.rpc_timeout,
-            inspector=self._inspector,
             access=access,
             owner_attribute=self._owner_attribute,
             target=target,
             keyed=keyed,
             waiting=functools.partial(self._metrics.waiting, endpoint),
-            count_notices=functools.partial(self._metrics.count_notices, endpoint),
             take_stream=functools.partial(self._take_stream, principal),
             make_pages=functools.partial(self._pages, request),
             start_options=options,
@@ -437,7 +433,6 @@ class _Instruments:
             GATEWAY_LATENCY, "From a request to its response, or to the start of its stream.", "duration"
         )
         self.waiting = meter.create_gauge("durably_gateway_waiting", "Open long polls and streams.")
-        self.notices = meter.create_counter("durably_gateway_notices", "Descriptions of workflows without progress.")
         self.held = Counter[_Labels]()
 
 
@@ -459,12 +454,6 @@ class _Metrics:
         labels = {"route": place[0], "workflow_type": place[1], "status": str(int(status))}
         instruments.requests.add(1, labels)
         instruments.latency.record(timedelta(seconds=time.perf_counter() - start), labels)
-
-    def count_notices(self, endpoint: Endpoint, reasons: Sequence[str]) -> None:
-        """Count a description of a workflow without progress, by ``notices.Reason``."""
-        instruments = self._instruments()
-        for reason in reasons:
-            instruments.notices.add(1, {"workflow_type": endpoint.workflow_type, "reason": str(reason)})
 
     @contextmanager
     def waiting(self, endpoint: Endpoint) -> Iterator[None]:

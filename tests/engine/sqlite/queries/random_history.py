@@ -10,7 +10,7 @@ import msgspec
 from ulid import ULID
 
 from durably.engine.core.run_state import MACHINE_VERSION, RunState, RunStatus, encode_run_state
-from durably.engine.settings import Durability
+from durably.engine.model.settings import Durability
 from durably.engine.sqlite.database import open_database
 
 BEGAN = 1_790_000_000_000

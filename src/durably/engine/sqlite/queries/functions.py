@@ -11,7 +11,7 @@ import msgspec
 
 from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.reports import MatchCount, RunLink, StepTimes
+from durably.engine.model.reports import MatchCount, RunLink, StepTimes
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
 

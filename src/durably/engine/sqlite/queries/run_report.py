@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.run_state import RunStatus, decode_origin
-from durably.engine.reports import LogEntry, LogPage, Relation, RunLink, RunReport, relation_by
+from durably.engine.model.reports import LogEntry, LogPage, Relation, RunLink, RunReport, relation_by
+from durably.engine.model.rows import AttemptRow, MemoRow, MemoTimes, UnfinishedStep
+from durably.engine.model.step_reports import RunFacts, StepReporter, report_run
+from durably.engine.model.views import EventView, RunView, from_microseconds, to_datetime
 from durably.engine.sqlite.tables.runs import open_waits
-from durably.engine.steps.reports import RunFacts, StepReporter, report_run
-from durably.engine.steps.rows import AttemptRow, MemoRow, MemoTimes, UnfinishedStep
-from durably.engine.views import EventView, RunView, from_microseconds, to_datetime
 from durably.protocol.call import LogLine
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode

@@ -12,8 +12,8 @@ import msgspec
 
 from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.reports import MatchCount, RunPage, StatusCounts
-from durably.engine.views import RunView
+from durably.engine.model.reports import MatchCount, RunPage, StatusCounts
+from durably.engine.model.views import RunView
 
 from .search_pages import (
     AFTER_IDS,

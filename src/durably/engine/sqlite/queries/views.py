@@ -14,10 +14,8 @@ from msgspec.structs import replace
 
 from durably.engine.core.call_body import join_memos
 from durably.engine.core.run_state import RunState, RunStatus
-from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
-from durably.engine.sqlite.tables.runs import open_waits, read_run_state
-from durably.engine.steps.rows import UNREACHED_ERRORS
-from durably.engine.steps.views import (
+from durably.engine.model.rows import UNREACHED_ERRORS
+from durably.engine.model.step_views import (
     AwaitedStep,
     call_views,
     called_step,
@@ -26,7 +24,7 @@ from durably.engine.steps.views import (
     run_wait,
     waiting_step,
 )
-from durably.engine.views import (
+from durably.engine.model.views import (
     AppView,
     AttemptView,
     CallView,
@@ -41,6 +39,8 @@ from durably.engine.views import (
     to_milliseconds,
     to_optional_datetime,
 )
+from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
+from durably.engine.sqlite.tables.runs import open_waits, read_run_state
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_function

@@ -16,7 +16,7 @@ from durably.engine.core.run_state import (
     encode_origin,
     encode_run_state,
 )
-from durably.engine.steps.rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
+from durably.engine.model.rows import AttemptRow, EndedWait, MemoTimes, OpenWait, UnfinishedStep
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.opcodes import Opcode
 

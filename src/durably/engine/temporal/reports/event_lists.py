@@ -8,10 +8,10 @@ import msgspec
 from temporalio.client import WorkflowExecution
 
 from durably.engine.core.expressions import Expression
-from durably.engine.reports import EventPage, EventReport
+from durably.engine.model.reports import EventPage, EventReport
+from durably.engine.model.views import EventView, RunView, to_datetime, to_milliseconds
 from durably.engine.temporal.ids import run_id_of
 from durably.engine.temporal.messages import EventRecord
-from durably.engine.views import EventView, RunView, to_datetime, to_milliseconds
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
 from durably.protocol.events import Event
 

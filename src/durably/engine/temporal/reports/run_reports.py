@@ -15,17 +15,11 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.call_body import join_memos
 from durably.engine.core.run_state import RunState
-from durably.engine.reports import LogEntry, LogPage, RunLink, RunReport
-from durably.engine.steps.reports import RunFacts, StepReporter, report_run
-from durably.engine.steps.rows import AttemptRow, MemoRow
-from durably.engine.steps.views import call_views, called_step, finished_step, waiting_step
-from durably.engine.temporal.ids import CALL_ID_PREFIX, run_id_of, run_workflow_id
-from durably.engine.temporal.reports.event_lists import event_view
-from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
-from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
-from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.runs.run_record import RecordPage, RunSummary, StepsPage
-from durably.engine.views import (
+from durably.engine.model.reports import LogEntry, LogPage, RunLink, RunReport
+from durably.engine.model.rows import AttemptRow, MemoRow
+from durably.engine.model.step_reports import RunFacts, StepReporter, report_run
+from durably.engine.model.step_views import call_views, called_step, finished_step, waiting_step
+from durably.engine.model.views import (
     AttemptView,
     CallView,
     RunStatus,
@@ -35,6 +29,12 @@ from durably.engine.views import (
     to_milliseconds,
     to_optional_datetime,
 )
+from durably.engine.temporal.ids import CALL_ID_PREFIX, run_id_of, run_workflow_id
+from durably.engine.temporal.reports.event_lists import event_view
+from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
+from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.runs.run_record import RecordPage, RunSummary, StepsPage
 from durably.protocol.engine_errors import RunUnavailableError
 
 _QUERY_TIMEOUT = dt.timedelta(seconds=10)

@@ -9,10 +9,10 @@ import msgspec
 from temporalio.client import WorkflowExecution
 
 from durably.engine.core.expressions import Expression
-from durably.engine.reports import MatchCount, RunPage
+from durably.engine.model.reports import MatchCount, RunPage
+from durably.engine.model.views import RunStatus, RunView
 from durably.engine.temporal.ids import run_id_of
 from durably.engine.temporal.workflow_code import wall_clock
-from durably.engine.views import RunStatus, RunView
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
 
 from .run_lists import RunFilter, RunLists

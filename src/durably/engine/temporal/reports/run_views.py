@@ -14,12 +14,12 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
 
 from durably.engine.core.transition import encode_error
-from durably.engine.reports import Relation, RunLink, relation_by
+from durably.engine.model.reports import Relation, RunLink, relation_by
+from durably.engine.model.views import RunStatus, RunView
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
 from durably.engine.temporal.messages import END, RUN_MEMO, RunInput, RunMemo
 from durably.engine.temporal.search_attributes import STATUS
 from durably.engine.temporal.workflow_requests import describe, ignoring_not_found
-from durably.engine.views import RunStatus, RunView
 from durably.protocol.errors import ErrorData
 
 _STATUSES = {

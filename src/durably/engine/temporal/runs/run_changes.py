@@ -25,11 +25,11 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.run_state import RunStatus
-from durably.engine.scheduling.subscriptions import RunChange, call_repeated, step_ended, step_waits
+from durably.engine.model.subscriptions import RunChange, call_repeated, step_ended, step_waits
+from durably.engine.model.tracing import EndedRun
+from durably.engine.model.views import END_UPDATES, UpdateKind
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.workflow_code import now
-from durably.engine.tracing import EndedRun
-from durably.engine.views import END_UPDATES, UpdateKind
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 from durably.temporal.compat import Eviction

@@ -25,17 +25,17 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.run_state import RunState, RunStatus
-from durably.engine.scheduling.transactions.annotations import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
-from durably.engine.steps.records import (
+from durably.engine.model.records import (
     arguments_to_keep,
     failed_call_row,
     failed_request_row,
     memo_times,
     unfinished_steps,
 )
-from durably.engine.steps.rows import AttemptRow, CallTimes, EndedWait, MemoRow, OpenWait, UnfinishedStep
-from durably.engine.steps.views import AwaitedStep, run_wait
-from durably.engine.views import MetadataView, RunWait, to_datetime
+from durably.engine.model.rows import AttemptRow, CallTimes, EndedWait, MemoRow, OpenWait, UnfinishedStep
+from durably.engine.model.step_views import AwaitedStep, run_wait
+from durably.engine.model.views import MetadataView, RunWait, to_datetime
+from durably.engine.sqlite.transactions.annotations import MAX_LOG_CHARACTERS, MAX_LOG_LINES, MAX_METADATA_BYTES
 from durably.protocol.call import LogLine
 
 _MAX_ARGUMENTS_BYTES = 4 * 1024 * 1024

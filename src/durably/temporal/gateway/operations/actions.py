@@ -30,6 +30,7 @@ from durably.temporal.gateway.idempotency import find_repetition, find_update_na
 from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
 from durably.temporal.gateway.models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
 from durably.temporal.gateway.problems import Problem, no_worker, not_found, to_problem
+from durably.temporal.namespace.inspection import missing_worker
 
 from .runs import must_fit
 
@@ -163,10 +164,10 @@ async def _answered(call: Call, asking: Awaitable[T]) -> T:
             RPCStatusCode.DEADLINE_EXCEEDED,
         ):
             raise
-        notice = await call.inspector.poller_notice(call.client, call.task_queue, call.rpc_timeout)
-        if notice is None:
+        missing = await missing_worker(call.client, call.task_queue, call.rpc_timeout)
+        if missing is None:
             raise
-        raise no_worker(notice.text) from error
+        raise no_worker(missing) from error
 
 
 async def cancel(call: Call) -> GatewayResponse:

@@ -134,8 +134,6 @@ def _unsearchable() -> Problem:
 
 async def describe(call: Call) -> GatewayResponse:
     description = await call.describe()
-    notices = await call.inspector.known_notices(call.client, description, call.rpc_timeout)
-    call.count_notices([notice.reason for notice in notices])
     return answer(
         Description(
             **_summary(call, description),
@@ -145,7 +143,6 @@ async def describe(call: Call) -> GatewayResponse:
             memo=await shown_memo(description),
             search_attributes={pair.key.name: pair.value for pair in description.typed_search_attributes},
             pending_activities=await pending_activities(description),
-            notices=[notice.text for notice in notices],
         )
     )
 
