@@ -25,7 +25,7 @@ from durably.functions import config
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_sync
-from durably.testing.clock import VirtualClock
+from durably.testing.link import VirtualClock
 
 START = dt.datetime(2026, 3, 2, 12, 0, tzinfo=dt.UTC)
 """A Monday, at noon."""

@@ -28,7 +28,7 @@ from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
 from durably.protocol.opcodes import Opcode
 from durably.protocol.sync import FunctionConfig, Trigger
-from durably.testing.timeline import describe_run as describe_timeline
+from durably.testing.runs import describe_run as describe_timeline
 
 from ...protocol.test_text import UNSAFE, hostile
 from .. import apps

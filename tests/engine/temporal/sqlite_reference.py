@@ -22,7 +22,7 @@ from durably.engine.model.views import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
-from durably.testing.clock import VirtualClock
+from durably.testing.link import VirtualClock
 
 from ..core.fake_app import FakeApp
 from ..small_app import SmallApp
