@@ -13,7 +13,7 @@ from durably.engine.api.http.application import create_api
 from durably.engine.api.http.codec import EngineRefusedError, HttpEngine, HttpRequest, read_arguments, write_request
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import Operation, blocking, operation, operations_of
-from durably.engine.model.views import FromStep, RunStatus
+from durably.engine.model.runs import FromStep, RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from durably.comm import CommHandler
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.functions.function import Function
 
 from .replays import RETURNED, OtherProcessError, Past, PastStep, ReplayedCall, call_body, replay, replay_elsewhere

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.model.views import RunUpdate, RunView, UpdateKind
+from durably.engine.model.runs import Run, RunUpdate, UpdateKind
 from durably.protocol.events import Event
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import printable
@@ -62,7 +62,7 @@ class Recorder:
         return [update for update in self._updates.copy() if update.run_id == run_id]
 
 
-def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], now: dt.datetime) -> str:
+def describe_run(run: Run, events: list[Event], updates: list[RunUpdate], now: dt.datetime) -> str:
     """A heading, and a line for each update of the run."""
     span = format_span((run.ended_at or now) - run.created_at)
     heading = (
@@ -76,14 +76,14 @@ def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], no
     return "\n".join([heading, *lines])
 
 
-def _row(run: RunView, events: list[Event], update: RunUpdate) -> tuple[str, str, str]:
+def _row(run: Run, events: list[Event], update: RunUpdate) -> tuple[str, str, str]:
     at = f"+{format_span(update.at - run.created_at)}"
     if update.kind is UpdateKind.RUN_STARTED:
         return at, "(run)", "began: " + ", ".join(f"{event.name} {format_value(event.data)}" for event in events)
     return at, update.step or "(run)", _describe(run, update)
 
 
-def _describe(run: RunView, update: RunUpdate) -> str:
+def _describe(run: Run, update: RunUpdate) -> str:
     due = "" if update.due_at is None else f"+{format_span(update.due_at - run.created_at)}"
     match update.kind:
         case UpdateKind.RETRYING:

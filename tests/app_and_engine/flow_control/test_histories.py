@@ -21,7 +21,7 @@ from durably.engine.core.policy import Policy
 from durably.engine.core.run_state import RunStatus, decode_run_state
 from durably.engine.model.events import check_event
 from durably.engine.model.registry import Registry, SyncedFunction
-from durably.engine.model.views import to_datetime
+from durably.engine.model.runs import to_datetime
 from durably.engine.sqlite.migrations import MIGRATIONS
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.sqlite.tables.runs import RunStore

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import msgspec
 
+from durably.engine.model.runs import Run, RunStatus
 from durably.engine.model.settings import Durability, SystemClock
-from durably.engine.model.views import RunStatus, RunView
 from durably.engine.sqlite.database import APPLICATION_ID, open_database
 from durably.engine.sqlite.maintenance import check_database
 from durably.engine.sqlite.migrations import MIGRATIONS
@@ -77,7 +77,7 @@ async def test_runs_of_the_first_version_continue(path: Path, app: SmallApp) -> 
         await send(engine, "go", id=6)
         await send(engine, "go", id=7, right=True)
         await send(engine, "grow", tall=True)
-        runs: dict[str, RunView] = {}
+        runs: dict[str, Run] = {}
         for run in await engine.list_runs():
             runs[run.function_id.removeprefix("app-")] = await ended(engine, run.id)
         steps = await engine.run_steps(runs["sleeper"].id)
