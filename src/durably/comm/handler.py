@@ -31,8 +31,8 @@ from durably.errors import (
 from durably.events import sending_run
 from durably.execution import FoundSteps, Outcome, Raised, Returned, drive
 from durably.functions.checkpoints import HttpCheckpoints
+from durably.functions.diagnostics import find_unserved, note_served, warn_of_unserved
 from durably.functions.function import Function, FunctionCall
-from durably.functions.unserved import find_unserved, note_served, warn_of_unserved
 from durably.io.bodies import check_size
 from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.io.worker_threads import RequestContext, WorkerThreads

@@ -206,24 +206,23 @@ class ScheduleInfo(msgspec.Struct, frozen=True, kw_only=True):
     is_paused: bool
 
 
-class Feature(StrEnum):
-    """A filter of lists that some kinds of engines lack."""
-
-    SCHEDULED_RUNS = "scheduled runs"
-    UNMATCHED_EVENTS = "unmatched events"
-
-
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The kind of an engine.
-
-    ``notes`` are sentences on the limits of its lists, and ``missing`` the features that it refuses. ``run_url`` is the
-    URL of a run in Temporal's UI, with ``{run_id}``, if its address is configured.
-    """
+    """The kind of an engine."""
 
     kind: str
     notes: list[str] = []
+    """Sentences on the limits of its lists."""
+    unsupported: frozenset[str] = frozenset()
+    """See ``Engine.unsupported``."""
+    ui_url: str | None = None
+    """The URL of the engine's own UI, if it has one and its address is configured."""
     run_url: str | None = None
-    missing: list[Feature] = []
+    """The URL of a run in that UI, with ``{run_id}``."""
+
+    def offers(self, name: str) -> bool:
+        """Whether the engine supports an operation, an argument or a value."""
+        parts = name.split(".")
+        return not any(".".join(parts[: count + 1]) in self.unsupported for count in range(len(parts)))
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):
