@@ -126,12 +126,25 @@ class Engine:
     ids of items.
     """
 
+    unsupported: frozenset[str] = frozenset()
+    """The names of operations that this kind of engine does not offer.
+
+    They raise ``NotSupportedError``, and the dashboard and the command line do not offer them. The set also names
+    arguments (``"search_runs.if_exp"``) and their values (``"search_runs.status.Scheduled"``) that a method refuses.
+    """
+
+    alternative: str | None = None
+    """The tool for what is unsupported, with its URL, for error messages."""
+
     async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
         """Execute an operation whose method is not overridden.
 
-        ``arguments`` omits those that have their default.
+        ``arguments`` omits those that have their default. Raises ``NotSupportedError``.
         """
-        raise NotImplementedError
+        if operation.name in self.unsupported:
+            advice = f": use {self.alternative}" if self.alternative else ""
+            raise NotSupportedError(f"this engine does not offer {operation.name}{advice}")
+        raise NotImplementedError(f"{type(self).__name__} has no method {operation.name}")
 
     # events
 

@@ -363,24 +363,25 @@ class StatusCounts(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[RunStatus, MatchCount]
 
 
-class Feature(StrEnum):
-    """A filter of lists that some kinds of engines lack."""
-
-    SCHEDULED_RUNS = "scheduled runs"
-    UNMATCHED_EVENTS = "unmatched events"
-
-
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The kind of an engine.
 
-    ``notes`` are sentences on the limits of its lists, and ``missing`` the features that it refuses. ``run_url`` is the
-    URL of a run in Temporal's UI, with ``{run_id}``, if its address is configured.
+    - ``notes``: Sentences on the limits of its lists.
+    - ``unsupported``: See ``Engine.unsupported``.
+    - ``ui_url``: The URL of the engine's own UI, if it has one and its address is configured.
+    - ``run_url``: The URL of a run in that UI, with ``{run_id}``.
     """
 
     kind: str
     notes: list[str] = []
+    unsupported: frozenset[str] = frozenset()
+    ui_url: str | None = None
     run_url: str | None = None
-    missing: list[Feature] = []
+
+    def offers(self, name: str) -> bool:
+        """Whether the engine supports an operation, an argument or a value."""
+        parts = name.split(".")
+        return not any(".".join(parts[: count + 1]) in self.unsupported for count in range(len(parts)))
 
 
 class Changes(msgspec.Struct, frozen=True, kw_only=True):

@@ -5,7 +5,7 @@ import contextlib
 import datetime as dt
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -16,7 +16,6 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.api.operations import Operation
 from durably.engine.core.answers import shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.inputs import CancelRequested
@@ -29,7 +28,6 @@ from durably.engine.model.reports import (
     Changes,
     EngineInfo,
     EventPage,
-    Feature,
     FunctionLoad,
     FunctionReport,
     LogPage,
@@ -58,7 +56,6 @@ from durably.engine.model.views import (
     Selection,
     StepView,
     SyncResult,
-    TracesView,
     to_datetime,
 )
 from durably.engine.sqlite.statistics import UnreachedApp
@@ -136,6 +133,8 @@ class WorkflowEngine(LocalEngine):
     ``in_process``: its workers call apps in this process, not over HTTP.
     """
 
+    unsupported = frozenset({"run_traces", "search_runs.status.Scheduled", "search_events.is_unmatched"})
+
     def __init__(self, client: Client, settings: EngineSettings, *, in_process: bool = True) -> None:
         settings = msgspec.structs.replace(settings, max_event_bytes=min(settings.max_event_bytes, MAX_EVENT_BYTES))
         client = with_cancellation(client)
@@ -175,6 +174,10 @@ class WorkflowEngine(LocalEngine):
         self._call_queues = frozenset[str]()
         self._has_search_attributes = False
         self._closed = asyncio.Event()
+        self._ui_url: str | None = None
+        if (url := settings.temporal_ui) is not None:
+            self._ui_url = f"{url.rstrip('/')}/namespaces/{quote(client.namespace, safe='')}/workflows"
+        self.alternative = f"Temporal's own UI ({self._ui_url or 'https://docs.temporal.io/web-ui'})"
 
     def make_workers(self, calls_queues: Sequence[str], call: ActivityCaller) -> ProcessWorkers:
         """The workers of a process. They make the calls of task queues by ``call``."""
@@ -226,10 +229,6 @@ class WorkflowEngine(LocalEngine):
     def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
         """The updates of this process. Workflows report their changes to their process."""
         return self._monitor.watch()
-
-    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
-        """Refuse an operation that has no method here."""
-        raise NotSupportedError(f"an engine on Temporal does not offer {operation.name}")
 
     async def prepare(self) -> None:
         """Prepare the namespace for runs. Each process does so before it serves functions.
@@ -442,12 +441,6 @@ class WorkflowEngine(LocalEngine):
         """Discard spans. Apps need an OpenTelemetry exporter."""
         return False
 
-    async def run_traces(self, run_id: str) -> list[TracesView]:
-        """Raises ``NotSupportedError``."""
-        raise NotSupportedError(
-            "an engine on Temporal keeps no spans of apps: give the apps an exporter of OpenTelemetry (durably.otel)"
-        )
-
     async def count_matching_runs(
         self,
         function_id: str,
@@ -627,12 +620,14 @@ class WorkflowEngine(LocalEngine):
     # overviews
 
     async def describe_engine(self) -> EngineInfo:
-        url = self._settings.temporal_ui
-        if url is not None:
-            workflow_id = quote(run_workflow_id(""), safe="")
-            namespace = quote(self._client.namespace, safe="")
-            url = f"{url.rstrip('/')}/namespaces/{namespace}/workflows/{workflow_id}{{run_id}}"
-        return EngineInfo(kind="Temporal", notes=[_LAG_NOTE, _EVENTS_NOTE], run_url=url, missing=list(Feature))
+        ui_url = self._ui_url
+        return EngineInfo(
+            kind="Temporal",
+            notes=[_LAG_NOTE, _EVENTS_NOTE],
+            unsupported=self.unsupported,
+            ui_url=ui_url,
+            run_url=None if ui_url is None else f"{ui_url}/{quote(run_workflow_id(''), safe='')}{{run_id}}",
+        )
 
     async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
         return await self._loads.overview(since, until, wall_clock())

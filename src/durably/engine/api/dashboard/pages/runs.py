@@ -18,7 +18,7 @@ from durably.engine.api.dashboard.rendering.formats import write_time
 from durably.engine.api.dashboard.visit import Live, Notice, PageError, Route, Visit
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import read_status
-from durably.engine.model.reports import EngineInfo, Feature, MatchCount, RunPage
+from durably.engine.model.reports import EngineInfo, MatchCount, RunPage
 from durably.engine.model.views import FunctionView, RunStatus, RunView
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
 from durably.protocol.engine_errors import EngineError, NotSupportedError, SelectionInvalidError
@@ -82,7 +82,7 @@ async def show_runs(visit: Visit) -> DashboardResponse:
 
 def _statuses(info: EngineInfo) -> list[RunStatus]:
     """The statuses for which the engine can filter."""
-    return [each for each in RunStatus if each is not RunStatus.SCHEDULED or Feature.SCHEDULED_RUNS not in info.missing]
+    return [each for each in RunStatus if info.offers(f"search_runs.status.{each}")]
 
 
 async def _find(engine: Engine, conditions: Mapping[str, Any], cursor: str | None) -> tuple[RunPage, str | None]:
