@@ -40,7 +40,7 @@ _HAS_NO_EFFECT = (
     f"ended IS NULL AND substr(name, 1, {len(INTERNAL_PREFIX)}) <> '{INTERNAL_PREFIX}' "
     "AND NOT EXISTS (SELECT 1 FROM runs WHERE event_key = events.key) "
     "AND NOT EXISTS (SELECT 1 FROM run_events WHERE event_key = events.key) "
-    "AND NOT EXISTS (SELECT 1 FROM held_events WHERE event_key = events.key)"
+    "AND NOT EXISTS (SELECT 1 FROM pending_events WHERE event_key = events.key)"
 )
 
 IsTriggering = Callable[[str], bool]

@@ -98,8 +98,8 @@ def index_walks(connection: sqlite3.Connection, wanted: RunFilter) -> list[Walk]
     """The indexes that fit a filter, the most selective first."""
     walks: list[Walk] = []
     if wanted.status is not None and not wanted.status.has_ended:
-        rows = "heads AS live CROSS JOIN runs ON runs.key = live.run_key"
-        walks.append(Walk(key="live.run_key", source="heads AS live", rows=rows))
+        rows = "run_states AS live CROSS JOIN runs ON runs.key = live.run_key"
+        walks.append(Walk(key="live.run_key", source="run_states AS live", rows=rows))
     elif wanted.status not in (None, RunStatus.COMPLETED):
         rare, clause = "runs INDEXED BY runs_by_rare_end", f"status = ? AND {_HAS_RARE_END}"
         parts = [(wanted.status,)]
@@ -199,7 +199,7 @@ class _Rows:
         output = short_output if self._wanted.condition is None else "output"
         return self._connection.execute(
             f"SELECT {RUN_COLUMNS}, {output}, events.body FROM {walk.rows} "
-            "CROSS JOIN events ON events.key = runs.event_key LEFT JOIN heads ON heads.run_key = runs.key "
+            "CROSS JOIN events ON events.key = runs.event_key LEFT JOIN run_states ON run_states.run_key = runs.key "
             f"WHERE {where} ORDER BY {walk.key} DESC",
             values,
         )

@@ -61,12 +61,12 @@ _FAILED_ATTEMPTS = (
 """The number of a run's failed attempts, without calls that did not reach the app."""
 RUN_COLUMNS = (
     "runs.key, runs.id, function_id, app_id, status, max_attempts, created_at, started_at, ended_at, rerun_of, "
-    f"events.id, events.name, is_batch, {_FAILED_ATTEMPTS}, heads.head"
+    f"events.id, events.name, is_batch, {_FAILED_ATTEMPTS}, run_states.state"
 )
 """The columns of ``run_view``, without the output, which follows them."""
 _RUN = (
     f"SELECT {RUN_COLUMNS}, output FROM runs JOIN events ON events.key = runs.event_key "
-    "LEFT JOIN heads ON heads.run_key = runs.key"
+    "LEFT JOIN run_states ON run_states.run_key = runs.key"
 )
 _event_decoder = msgspec.json.Decoder(Event)
 _step_input_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -254,7 +254,7 @@ def list_runs(
         conditions.add(f"status = ?{rare}", status)
     elif status is not None:
         # The database stores late whether a run is scheduled or running, so each live run is read.
-        conditions.add("runs.key IN (SELECT run_key FROM heads WHERE run_key > ?)", 0)
+        conditions.add("runs.key IN (SELECT run_key FROM run_states WHERE run_key > ?)", 0)
     rows = connection.execute(f"{_RUN}{conditions.text} ORDER BY runs.key DESC", conditions.values)
     views = (run_view(connection, row, first_call_at) for row in rows)
     return list(itertools.islice((view for view in views if status in (None, view.status)), limit))
@@ -330,7 +330,8 @@ def read_batch(connection: sqlite3.Connection, run_key: int) -> list[bytes]:
 
 def run_actions(connection: sqlite3.Connection, run_id: str) -> bytes | None:
     row = connection.execute(
-        "SELECT runs.key, heads.step_input FROM runs LEFT JOIN heads ON heads.run_key = runs.key WHERE runs.id = ?",
+        "SELECT runs.key, run_states.step_input FROM runs LEFT JOIN run_states ON run_states.run_key = runs.key "
+        "WHERE runs.id = ?",
         (run_id,),
     ).fetchone()
     if row is None:
@@ -356,7 +357,7 @@ def _run_key(connection: sqlite3.Connection, run_id: str) -> int | None:
 
 
 def read_run_state_of(connection: sqlite3.Connection, run_key: int) -> RunState | None:
-    row = connection.execute("SELECT head FROM heads WHERE run_key = ?", (run_key,)).fetchone()
+    row = connection.execute("SELECT state FROM run_states WHERE run_key = ?", (run_key,)).fetchone()
     return _readable(row[0]) if row else None
 
 

@@ -311,7 +311,7 @@ def _start_run(
         rerun_of=None if rerun is None else rerun.run_id,
         state=state,
         queue_entry=queue_entry,
-        is_moving=not has_to_queue,
+        is_runnable=not has_to_queue,
         step_input=None if rerun is None else rerun.step_input,
         app_version=function.app_version,
     )
