@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from durably.comm import CommHandler, CommRequest
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.events import Event
 from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.opcodes import Op

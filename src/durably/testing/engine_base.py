@@ -20,8 +20,8 @@ from durably.comm import CommHandler
 from durably.embedded.calls import sync_of
 from durably.engine.core.policy import standard_backoff
 from durably.engine.model.http_call import Caller
+from durably.engine.model.runs import to_datetime, to_milliseconds
 from durably.engine.model.settings import Durability, EngineSettings
-from durably.engine.model.views import to_datetime, to_milliseconds
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.runtime import Runtime
 from durably.events import Event, as_data

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.engine.model.views import RunStatus, RunUpdate, RunView, StepStatus, StepView, UpdateKind, to_datetime
+from durably.engine.model.runs import RunStatus, RunUpdate, Run, StepStatus, StepView, UpdateKind, to_datetime
 from durably.engine.sqlite.call_dispatch import CallDispatcher
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.queries import views
@@ -74,7 +74,7 @@ class Recorder:
         return [update for update in self._updates.copy() if update.run_id == run_id]
 
 
-def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], now: dt.datetime) -> str:
+def describe_run(run: Run, events: list[Event], updates: list[RunUpdate], now: dt.datetime) -> str:
     """A heading, and a line for each update of the run."""
     span = format_span((run.ended_at or now) - run.created_at)
     heading = (
@@ -88,14 +88,14 @@ def describe_run(run: RunView, events: list[Event], updates: list[RunUpdate], no
     return "\n".join([heading, *lines])
 
 
-def _row(run: RunView, events: list[Event], update: RunUpdate) -> tuple[str, str, str]:
+def _row(run: Run, events: list[Event], update: RunUpdate) -> tuple[str, str, str]:
     at = f"+{format_span(update.at - run.created_at)}"
     if update.kind is UpdateKind.RUN_STARTED:
         return at, "(run)", "began: " + ", ".join(f"{event.name} {format_value(event.data)}" for event in events)
     return at, update.step or "(run)", _describe(run, update)
 
 
-def _describe(run: RunView, update: RunUpdate) -> str:
+def _describe(run: Run, update: RunUpdate) -> str:
     due = "" if update.due_at is None else f"+{format_span(update.due_at - run.created_at)}"
     match update.kind:
         case UpdateKind.RETRYING:
@@ -186,30 +186,30 @@ class Inspector:
             self._is_closed = True
             self._connection.close()
 
-    def run(self, run_id: str) -> RunView:
+    def run(self, run_id: str) -> Run:
         run = self._read(lambda connection: views.find_run(connection, run_id, self._call_dispatcher.first_call_at))
         assert run is not None, f"the engine no longer has run {run_id}"
         return run
 
-    def runs_of_event(self, event_id: str) -> list[RunView]:
+    def runs_of_event(self, event_id: str) -> list[Run]:
         return self._read(
             lambda connection: views.event_runs(connection, event_id, self._call_dispatcher.first_call_at)
         )
 
-    def runs(self, function_id: str | None) -> list[RunView]:
+    def runs(self, function_id: str | None) -> list[Run]:
         """All runs, oldest first."""
-        found: list[RunView] = []
+        found: list[Run] = []
         while True:
             page = self._page(function_id, found[-1].id if found else None, _PAGE)
             found += page
             if len(page) < _PAGE:
                 return found[::-1]
 
-    def latest_runs(self, limit: int) -> list[RunView]:
+    def latest_runs(self, limit: int) -> list[Run]:
         """The latest runs, oldest first."""
         return self._page(None, None, limit)[::-1]
 
-    def _page(self, function_id: str | None, cursor: str | None, limit: int) -> list[RunView]:
+    def _page(self, function_id: str | None, cursor: str | None, limit: int) -> list[Run]:
         first_call_at = self._call_dispatcher.first_call_at
         return self._read(
             lambda connection: views.list_runs(connection, None, function_id, limit, cursor, first_call_at)
@@ -499,14 +499,14 @@ class RunFacts:
         return RunStuckError(f"the run did not end: {reason}. It waits for:\n{outstanding}\n\n{self.timeline()}")
 
     @property
-    def _view(self) -> RunView:
+    def _view(self) -> Run:
         return self._records.inspector.run(self.id)
 
-    def _of_event(self) -> list[RunView]:
+    def _of_event(self) -> list[Run]:
         assert self._ref.event_id is not None
         return self._records.inspector.runs_of_event(self._ref.event_id)
 
-    def _find(self) -> RunView:
+    def _find(self) -> Run:
         runs = self._of_event()
         if len(runs) == 1:
             return runs[0]

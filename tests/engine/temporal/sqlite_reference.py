@@ -17,8 +17,8 @@ from aiohttp import web
 from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
 from durably.engine.core.call_body import CallData
 from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import Durability, EngineSettings
-from durably.engine.model.views import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
