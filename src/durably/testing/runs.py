@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.engine.model.runs import RunStatus, RunUpdate, Run, StepStatus, StepView, UpdateKind, to_datetime
+from durably.engine.model.runs import Run, RunStatus, RunUpdate, StepStatus, StepView, UpdateKind, to_datetime
 from durably.engine.sqlite.call_dispatch import CallDispatcher
 from durably.engine.sqlite.database import connect_reader
 from durably.engine.sqlite.queries import views
