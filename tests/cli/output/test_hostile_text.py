@@ -25,7 +25,6 @@ from durably.engine.model.overview import FunctionInfo
 from durably.engine.model.runs import (
     Attempt,
     Run,
-    RunLink,
     RunReport,
     RunStatus,
     RunUpdate,
@@ -133,7 +132,7 @@ def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, outpu
         error=failed.error if status == "Failed" else None,
         awaited=message,
     )
-    link = RunLink(run_id=message, function_id=function_id, status=RunStatus(status), created_at=NOW, step=message)
+    link = Run(run_id=message, function_id=function_id, status=RunStatus(status), created_at=NOW, step=message)
     report = RunReport(
         run=run,
         function_name=message,

@@ -44,9 +44,9 @@ from durably.protocol.text import suggest
 
 if TYPE_CHECKING:
     from durably.cli.clients.engine_client import EngineClient
-    from durably.engine.model.runs import CancellationView, ReplayView
+    from durably.engine.model.runs import BulkOperation
 
-    Body = TypeVar("Body", CancellationView, ReplayView)
+    Body = TypeVar("Body", BulkOperation, BulkOperation)
     from durably.engine.model.runs import Run
 
 _POLL_SECONDS = 0.1
@@ -139,7 +139,7 @@ def delete(client: "EngineClient", cancellation_id: str, as_json: bool) -> None:
         echo(f"{cancellation_id} cancels no more runs")
 
 
-def _row(cancellation: "CancellationView") -> list[Any]:
+def _row(cancellation: "BulkOperation") -> list[Any]:
     since, until = cancellation.started_after, cancellation.started_before
     times = [format_local(since) if since else "", format_local(until)]
     return [

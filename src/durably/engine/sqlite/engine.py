@@ -34,16 +34,16 @@ from durably.engine.model.overview import (
     SyncResult,
 )
 from durably.engine.model.registry import read_sync
+from durably.engine.model.run_report import RunRows, report_attempts, report_run, report_steps
 from durably.engine.model.runs import (
-    AttemptView,
-    CancellationView,
+    Attempt,
+    BulkOperation,
     EventPage,
     ExportedSpans,
     FromStep,
     InvokeReceipt,
     LogPage,
     MatchCount,
-    ReplayView,
     Run,
     RunCall,
     RunMetadata,
@@ -53,7 +53,7 @@ from durably.engine.model.runs import (
     RunUpdate,
     Selection,
     StatusCounts,
-    StepView,
+    Step,
     StoredEvent,
     to_datetime,
     to_optional_milliseconds,
@@ -61,9 +61,9 @@ from durably.engine.model.runs import (
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.unmatched import UnmatchedEvents
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
-from durably.engine.sqlite.queries.functions import count_matching_runs
 from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
 from durably.engine.sqlite.queries.search_pages import Budget
+from durably.engine.sqlite.tables.apps import BulkOperationKind
 from durably.engine.sqlite.tables.runs import find_run_key
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
@@ -78,7 +78,7 @@ from durably.protocol.headers import ServerKind, read_trace
 from durably.protocol.sync import SyncRequest
 
 from .overviews import Overviews
-from .queries import run_report, views
+from .queries import functions, runs
 from .runtime import Runtime
 from .transactions import annotations, bulk_operations, event_routing, operations
 from .transactions.bulk_operations import check_condition, check_selection, check_statuses
@@ -221,7 +221,7 @@ class SqliteEngine(LocalEngine):
             self._outcomes.note(sent.outcomes)
         if not sent.unmatched:
             return EventReceipt(ids=sent.ids)
-        awaited = await self._reader.read(views.awaited_names)
+        awaited = await self._reader.read(runs.awaited_names)
         unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry.known_names(awaited))
         return EventReceipt(ids=sent.ids, unmatched=unmatched)
 
@@ -249,11 +249,23 @@ class SqliteEngine(LocalEngine):
         cursor: str | None = None,
         id_suffix: str | None = None,
     ) -> list[StoredEvent]:
-        return await self._reader.read(
-            lambda connection: views.list_events(
-                connection, name, received_after, received_before, limit, cursor, id_suffix
+        events: list[StoredEvent] = []
+        while len(events) < limit:
+            page = await self._search_events(
+                EventFilter(
+                    name=name,
+                    received_after=to_optional_milliseconds(received_after),
+                    received_before=to_optional_milliseconds(received_before),
+                    id=id_suffix,
+                    has_runs=False,
+                ),
+                limit - len(events),
+                cursor,
             )
-        )
+            events += page.events
+            if (cursor := page.cursor) is None:
+                break
+        return events
 
     async def search_events(
         self,
@@ -275,6 +287,9 @@ class SqliteEngine(LocalEngine):
             condition=await _read_condition(if_exp),
             id=id or None,
         )
+        return await self._search_events(wanted, limit, cursor)
+
+    async def _search_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> EventPage:
         budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
         is_triggering = self._transactions.registry.triggers_any
         return await self._reader.read(
@@ -282,17 +297,17 @@ class SqliteEngine(LocalEngine):
         )
 
     async def get_event(self, event_id: str) -> StoredEvent | None:
-        event = await self._reader.read(lambda connection: views.find_event(connection, event_id))
+        event = await self._reader.read(lambda connection: runs.find_event(connection, event_id))
         return None if event is None else replace(event, notes=await self.explain_event(event))
 
     async def explain_event(self, event: StoredEvent) -> list[str]:
         """Notes about an event: effects other than runs, and why it started no run."""
-        awaited = await self._reader.read(views.awaited_names)
+        awaited = await self._reader.read(runs.awaited_names)
         return self._outcomes.explain(event, self._transactions.registry, awaited)
 
     async def event_runs(self, event_id: str) -> list[Run]:
         first_call_at = self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(lambda connection: views.event_runs(connection, event_id, first_call_at))
+        return await self._reader.read(lambda connection: runs.event_runs(connection, event_id, first_call_at))
 
     # runs
 
@@ -306,12 +321,20 @@ class SqliteEngine(LocalEngine):
         started_after: datetime | None = None,
         id_suffix: str | None = None,
     ) -> list[Run]:
-        first_call_at = self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(
-            lambda connection: views.list_runs(
-                connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
+        found: list[Run] = []
+        while len(found) < limit:
+            page = await self.search_runs(
+                status=status,
+                function_id=function_id,
+                started_after=started_after,
+                id=id_suffix,
+                limit=limit - len(found),
+                cursor=cursor,
             )
-        )
+            found += page.runs
+            if (cursor := page.cursor) is None:
+                break
+        return found
 
     async def search_runs(
         self,
@@ -363,7 +386,7 @@ class SqliteEngine(LocalEngine):
 
     async def get_run(self, run_id: str) -> Run | None:
         first_call_at = self._runtime.call_dispatcher.first_call_at
-        return await self._reader.read(lambda connection: views.find_run(connection, run_id, first_call_at))
+        return await self._reader.read(lambda connection: runs.find_run(connection, run_id, first_call_at))
 
     async def wait_for_run(self, run_id: str) -> Run:
         """Also raises ``EngineClosedError`` if the engine closes first."""
@@ -378,23 +401,26 @@ class SqliteEngine(LocalEngine):
                     return run
         raise RunNotFoundError(f"there is no run with the id {run_id!r}")
 
-    async def run_steps(self, run_id: str) -> list[StepView]:
-        is_under_way = self._runtime.call_dispatcher.is_under_way
-        return await self._reader.read(lambda connection: views.run_steps(connection, run_id, is_under_way))
+    async def run_steps(self, run_id: str) -> list[Step]:
+        rows = await self._read_run_rows(run_id, has_context=False)
+        return [] if rows is None else report_steps(rows)
 
-    async def run_attempts(self, run_id: str) -> list[AttemptView]:
-        return await self._reader.read(lambda connection: views.run_attempts(connection, run_id))
+    async def run_attempts(self, run_id: str) -> list[Attempt]:
+        rows = await self._read_run_rows(run_id, has_context=False)
+        return [] if rows is None else report_attempts(rows)
 
     async def run_calls(self, run_id: str) -> list[RunCall]:
-        is_under_way = self._runtime.call_dispatcher.is_under_way
-        return await self._reader.read(lambda connection: views.run_calls(connection, run_id, is_under_way))
+        called_at = self._runtime.call_dispatcher.called_at
+        return await self._reader.read(lambda connection: runs.run_calls(connection, run_id, called_at))
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
-        dispatcher = self._runtime.call_dispatcher
+        rows = await self._read_run_rows(run_id)
+        return None if rows is None else report_run(rows)
+
+    async def _read_run_rows(self, run_id: str, *, has_context: bool = True) -> RunRows | None:
+        first_call_at, called_at = self._runtime.call_dispatcher.first_call_at, self._runtime.call_dispatcher.called_at
         return await self._reader.read(
-            lambda connection: run_report.read_run_report(
-                connection, run_id, dispatcher.first_call_at, dispatcher.called_at
-            )
+            lambda connection: runs.read_run_rows(connection, run_id, first_call_at, called_at, has_context=has_context)
         )
 
     async def cancel_run(self, run_id: str) -> bool:
@@ -435,8 +461,7 @@ class SqliteEngine(LocalEngine):
         return await self._overviews.function_loads(since, until)
 
     async def inspect_function(self, function_id: str, *, since: datetime | None = None) -> FunctionReport | None:
-        functions = await self._reader.read(views.list_functions)
-        function = next((each for each in functions if each.id == function_id), None)
+        function = next((each for each in await self.list_functions() if each.id == function_id), None)
         return None if function is None else await self._overviews.function_report(function, since)
 
     async def inspect_apps(self) -> list[AppReport]:
@@ -461,7 +486,7 @@ class SqliteEngine(LocalEngine):
         condition = await _read_condition(if_exp)
         budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
         return await self._reader.read(
-            lambda connection: count_matching_runs(
+            lambda connection: functions.count_matching_runs(
                 connection, function_id, statuses, times, condition, first_call_at, budget
             )
         )
@@ -475,7 +500,7 @@ class SqliteEngine(LocalEngine):
         limit: int = 100,
     ) -> LogPage:
         return await self._reader.read(
-            lambda connection: run_report.list_logs(connection, run_id, function_id, position, limit)
+            lambda connection: runs.list_logs(connection, run_id, function_id, position, limit)
         )
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
@@ -486,9 +511,9 @@ class SqliteEngine(LocalEngine):
 
     async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
         try:
-            functions = read_sync(request, in_process=in_process)
+            synced = read_sync(request, in_process=in_process)
             result = await self._transactions.transact(
-                lambda transaction: operations.sync(transaction, request, functions)
+                lambda transaction: operations.sync(transaction, request, synced)
             )
         except ConfigInvalidError as error:
             refused = error.message
@@ -501,7 +526,7 @@ class SqliteEngine(LocalEngine):
         return result
 
     async def list_functions(self) -> list[FunctionInfo]:
-        return await self._reader.read(views.list_functions)
+        return await self._reader.read(functions.list_functions)
 
     async def pause_function(self, function_id: str) -> None:
         await self._transactions.transact(
@@ -514,10 +539,10 @@ class SqliteEngine(LocalEngine):
         )
 
     async def list_apps(self) -> list[App]:
-        return await self._reader.read(views.list_apps)
+        return await self._reader.read(functions.list_apps)
 
     async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
-        return await self._reader.read(lambda connection: views.list_app_functions(connection, app_id))
+        return await self._reader.read(lambda connection: functions.list_app_functions(connection, app_id))
 
     # bulk operations
 
@@ -529,12 +554,12 @@ class SqliteEngine(LocalEngine):
         started_after: datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> CancellationView:
+    ) -> BulkOperation:
         selection = self._select(function_id, app_id, started_after, started_before, if_exp)
         started = await self._transactions.transact(
             lambda transaction: bulk_operations.cancel_runs(transaction, selection)
         )
-        return views.bulk_operation_view(started, CancellationView)
+        return functions.to_bulk_operation(started)
 
     def _select(
         self,
@@ -555,10 +580,12 @@ class SqliteEngine(LocalEngine):
         check_selection(selection)
         return selection
 
-    async def list_cancellations(self) -> list[CancellationView]:
-        return await self._reader.read(views.list_cancellations)
+    async def list_cancellations(self) -> list[BulkOperation]:
+        return await self._reader.read(
+            lambda connection: functions.list_bulk_operations(connection, BulkOperationKind.CANCEL)
+        )
 
-    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
+    async def get_cancellation(self, cancellation_id: str) -> BulkOperation | None:
         return next((each for each in await self.list_cancellations() if each.id == cancellation_id), None)
 
     async def delete_cancellation(self, cancellation_id: str) -> None:
@@ -575,18 +602,20 @@ class SqliteEngine(LocalEngine):
         started_before: datetime | None = None,
         if_exp: str | None = None,
         app_id: str | None = None,
-    ) -> ReplayView:
+    ) -> BulkOperation:
         check_statuses(statuses)
         selection = self._select(function_id, app_id, started_after, started_before, if_exp)
         started = await self._transactions.transact(
             lambda transaction: bulk_operations.replay_runs(transaction, selection, statuses)
         )
-        return views.bulk_operation_view(started, ReplayView)
+        return functions.to_bulk_operation(started)
 
-    async def list_replays(self) -> list[ReplayView]:
-        return await self._reader.read(views.list_replays)
+    async def list_replays(self) -> list[BulkOperation]:
+        return await self._reader.read(
+            lambda connection: functions.list_bulk_operations(connection, BulkOperationKind.REPLAY)
+        )
 
-    async def get_replay(self, replay_id: str) -> ReplayView | None:
+    async def get_replay(self, replay_id: str) -> BulkOperation | None:
         return next((each for each in await self.list_replays() if each.id == replay_id), None)
 
     # for SDKs
@@ -596,10 +625,10 @@ class SqliteEngine(LocalEngine):
             raise StaleCallError("the call is stale: its run has failed")
 
     async def run_batch(self, run_id: str) -> msgspec.Raw | None:
-        return _raw(await self._reader.read(lambda connection: views.run_batch(connection, run_id)))
+        return _raw(await self._reader.read(lambda connection: runs.run_batch(connection, run_id)))
 
     async def run_actions(self, run_id: str) -> msgspec.Raw | None:
-        return _raw(await self._reader.read(lambda connection: views.run_actions(connection, run_id)))
+        return _raw(await self._reader.read(lambda connection: runs.run_actions(connection, run_id)))
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
         return await self._transactions.transact(

@@ -10,7 +10,7 @@ import pytest
 
 from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.expressions import compile_expression
-from durably.engine.model.runs import EventReport
+from durably.engine.model.runs import StoredEvent
 from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import search_pages
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
@@ -32,7 +32,7 @@ def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return int(request.param)
 
 
-def find_all(connection: sqlite3.Connection, wanted: EventFilter, limit: int) -> Iterator[EventReport]:
+def find_all(connection: sqlite3.Connection, wanted: EventFilter, limit: int) -> Iterator[StoredEvent]:
     cursor: str | None = None
     while True:
         search = EventSearch(connection, wanted, TRIGGERING.__contains__, lambda key: None, Budget(0))

@@ -15,7 +15,7 @@ from durably.engine.api.dashboard.rendering.formats import FormError, read_objec
 from durably.engine.api.dashboard.rendering.options_text import describe_options, describe_trigger, split_zone
 from durably.engine.api.dashboard.visit import Live, Notice, PageError, Route, Visit
 from durably.engine.model.overview import AppReport, FunctionInfo, FunctionLoad, RunCounts, ScheduleInfo
-from durably.engine.model.runs import RunLink
+from durably.engine.model.runs import Run
 from durably.protocol.engine_errors import EngineError
 
 from .overview import load_rows, read_range
@@ -186,7 +186,7 @@ class ScheduleLine(msgspec.Struct, frozen=True):
     name: str
     fields: str
     zone: str
-    last: list[tuple[float, RunLink]]
+    last: list[tuple[float, Run]]
     next: list[tuple[float, dt.datetime]]
     past: list["PastRuns"]
     onward: float | None
