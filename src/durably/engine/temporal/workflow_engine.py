@@ -15,7 +15,7 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.api.interface import LocalEngine
-from durably.engine.api.metrics.catalogue import Metric
+from durably.engine.api.metrics import Metric
 from durably.engine.core.answers import shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.inputs import CancelRequested
