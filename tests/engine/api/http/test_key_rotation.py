@@ -8,8 +8,8 @@ import aiohttp
 import pytest
 
 import durably
+from durably.engine.model.runs import RunStatus, StepStatus
 from durably.engine.model.settings import Durability, EngineSettings
-from durably.engine.model.views import RunStatus, StepStatus
 from durably.engine.sqlite.server import serve_database
 from durably.protocol.headers import ServerKind
 
