@@ -38,7 +38,6 @@ _TEST_MODULES = (
     "tornado.testing",
     "nose2.__main__",
     "twisted.trial",
-    "durably.testing.replays",
 )
 """Modules that run tests if they are the main program (``python -m unittest``)."""
 _TEST_SCRIPTS = ("pytest", "py.test", "nose2", "trial")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from durably import Cancel, Concurrency, Context, Debounce, Singleton, Timeouts, TriggerEvent
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.engine_errors import CancellationNotFoundError, FunctionNotFoundError, SelectionInvalidError
 
 from .conftest import START, World

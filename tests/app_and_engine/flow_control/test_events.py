@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from durably import Batch, Context, Debounce, Priority, RateLimit, Singleton
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.events import Event
 

@@ -20,7 +20,7 @@ from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Return
 from durably.engine.core.run_state import Policy, RunStatus, decode_run_state
 from durably.engine.model.events import check_event
 from durably.engine.model.registry import Registry, SyncedFunction
-from durably.engine.model.views import to_datetime
+from durably.engine.model.runs import to_datetime
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.sqlite.schema import MIGRATIONS
 from durably.engine.sqlite.tables.runs import RunStore

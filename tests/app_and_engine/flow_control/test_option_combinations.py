@@ -9,7 +9,7 @@ import durably
 from durably import Context, Debounce
 from durably.engine.core.flow.buckets import Pace
 from durably.engine.core.flow.config import read_flow
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol.sync import FunctionConfig
 
 from .conftest import World

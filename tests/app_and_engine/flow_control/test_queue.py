@@ -3,7 +3,7 @@
 import datetime as dt
 
 from durably import Concurrency, Context, Priority, Throttle
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 
 from .conftest import World
 

@@ -14,7 +14,7 @@ import pytest
 
 from durably.cli.servers.production_server import SyncLog
 from durably.engine.api.http.syncs import AcceptedSync
-from durably.engine.model.views import SyncResult
+from durably.engine.model.overview import SyncResult
 from durably.protocol.sync import SyncRequest
 
 from .. import apps

@@ -13,8 +13,8 @@ from typing import TypeVar
 import msgspec
 import pytest
 
+from durably.engine.model.runs import RunStatus
 from durably.engine.model.settings import Durability
-from durably.engine.model.views import RunStatus
 from durably.engine.sqlite import database
 from durably.engine.sqlite.database import open_database, take_ownership
 from durably.engine.sqlite.engine import SqliteEngine

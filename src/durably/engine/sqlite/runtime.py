@@ -12,6 +12,7 @@ from pathlib import Path
 from durably.engine.api.run_observers import RunObservers
 from durably.engine.model.http_call import Caller, HttpCaller, TracedCaller
 from durably.engine.model.registry import Registry
+from durably.engine.model.requests import OutboundClient
 from durably.engine.model.settings import EngineSettings, make_policy
 from durably.engine.model.subscriptions import CompletionWaiters, RunChange, Subscriptions
 from durably.engine.model.tracing import EndedRun
@@ -46,7 +47,7 @@ from .outbox import (
 )
 from .retention import PurgeStore, Retention
 from .statistics import Statistics
-from .step_requests import OutboundClient, StepRequests
+from .step_requests import StepRequests
 from .timers import Loaded, Timers, load_timers
 from .transactions import bulk_operations, operations, runs
 from .transactions.bulk_operations import read_controls

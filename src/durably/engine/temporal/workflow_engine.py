@@ -21,44 +21,44 @@ from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import check_event, make_id
 from durably.engine.model.json_bodies import decode_events
-from durably.engine.model.registry import read_sync
-from durably.engine.model.reports import (
+from durably.engine.model.overview import (
+    App,
     AppReport,
     Changes,
     EngineInfo,
-    EventPage,
+    FunctionInfo,
     FunctionLoad,
     FunctionReport,
+    Overview,
+    ScheduleInfo,
+    SyncResult,
+    UnreachedApp,
+)
+from durably.engine.model.registry import read_sync
+from durably.engine.model.requests import OutboundClient
+from durably.engine.model.runs import (
+    AttemptView,
+    CancellationView,
+    EventPage,
+    FromStep,
+    InvokeReceipt,
     LogPage,
     MatchCount,
-    Overview,
+    ReplayView,
+    Run,
+    RunCall,
+    RunMetadata,
     RunPage,
     RunReport,
-    ScheduleView,
-    StatusCounts,
-)
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import (
-    AppView,
-    AttemptView,
-    CallView,
-    CancellationView,
-    EventView,
-    FromStep,
-    FunctionView,
-    InvokeReceipt,
-    MetadataView,
-    ReplayView,
     RunStatus,
     RunUpdate,
-    RunView,
     Selection,
+    StatusCounts,
     StepView,
-    SyncResult,
+    StoredEvent,
     to_datetime,
 )
-from durably.engine.sqlite.statistics import UnreachedApp
-from durably.engine.sqlite.step_requests import OutboundClient
+from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.reports.bulk import Bulk, Reruns
@@ -310,7 +310,7 @@ class WorkflowEngine(LocalEngine):
         cursor: str | None = None,
         started_after: dt.datetime | None = None,
         id_suffix: str | None = None,
-    ) -> list[RunView]:
+    ) -> list[Run]:
         """A page of runs. Lists lag, usually below a second."""
         wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
         return await self._search.list_runs(wanted, limit, cursor, id_suffix and id_suffix.upper())
@@ -366,7 +366,7 @@ class WorkflowEngine(LocalEngine):
             counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
         )
 
-    async def get_run(self, run_id: str) -> RunView | None:
+    async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
     async def run_steps(self, run_id: str) -> list[StepView]:
@@ -375,7 +375,7 @@ class WorkflowEngine(LocalEngine):
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
         return await self._reports.attempts(run_id)
 
-    async def run_calls(self, run_id: str) -> list[CallView]:
+    async def run_calls(self, run_id: str) -> list[RunCall]:
         return await self._reports.calls(run_id)
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
@@ -391,7 +391,7 @@ class WorkflowEngine(LocalEngine):
         return await self._update_live(run_id, "skip_delays", step_id, 0)
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        metadata = MetadataView(received_at=to_datetime(wall_clock()), body=body)
+        metadata = RunMetadata(received_at=to_datetime(wall_clock()), body=body)
         return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
@@ -419,7 +419,7 @@ class WorkflowEngine(LocalEngine):
             return of_ended
         return result
 
-    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         record = await self._reports.record(run_id)
         return None if record is None else record.metadata
 
@@ -453,7 +453,7 @@ class WorkflowEngine(LocalEngine):
         condition = await asyncio.to_thread(check_condition, if_exp) if if_exp else None
         return await self._search.count(wanted, statuses, condition)
 
-    async def wait_for_run(self, run_id: str) -> RunView:
+    async def wait_for_run(self, run_id: str) -> Run:
         run = await self._views.find(run_id)
         if run is not None and not run.status.has_ended:
             await self._views.output(run_id)
@@ -571,7 +571,7 @@ class WorkflowEngine(LocalEngine):
         limit: int = 50,
         cursor: str | None = None,
         id_suffix: str | None = None,
-    ) -> list[EventView]:
+    ) -> list[StoredEvent]:
         """Events that started runs. Temporal stores no others."""
         wanted = EventFilter(name=name, received_after=received_after, received_before=received_before, id=id_suffix)
         return await self._event_lists.list_events(wanted, limit, cursor)
@@ -602,7 +602,7 @@ class WorkflowEngine(LocalEngine):
         )
         return await self._event_lists.search(wanted, limit, cursor)
 
-    async def get_event(self, event_id: str) -> EventView | None:
+    async def get_event(self, event_id: str) -> StoredEvent | None:
         """An event. Raises ``NotSupportedError`` if it started no run."""
         event = await self._event_lists.find(event_id)
         if event is None:
@@ -613,7 +613,7 @@ class WorkflowEngine(LocalEngine):
             )
         return event
 
-    async def event_runs(self, event_id: str) -> list[RunView]:
+    async def event_runs(self, event_id: str) -> list[Run]:
         return await self._event_lists.runs(event_id)
 
     # overviews
@@ -645,7 +645,7 @@ class WorkflowEngine(LocalEngine):
     async def inspect_apps(self) -> list[AppReport]:
         return await self._loads.app_reports()
 
-    async def list_schedules(self) -> list[ScheduleView]:
+    async def list_schedules(self) -> list[ScheduleInfo]:
         return await self._function_lists.schedules(wall_clock())
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
@@ -672,13 +672,13 @@ class WorkflowEngine(LocalEngine):
 
     # functions and apps
 
-    async def list_functions(self) -> list[FunctionView]:
+    async def list_functions(self) -> list[FunctionInfo]:
         return await self._function_lists.functions()
 
-    async def list_apps(self) -> list[AppView]:
+    async def list_apps(self) -> list[App]:
         return await self._function_lists.apps()
 
-    async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
+    async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
         return await self._function_lists.of_app(app_id)
 
     async def pause_function(self, function_id: str) -> None:

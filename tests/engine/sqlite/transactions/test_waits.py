@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from durably.engine.core.expressions import Expression
-from durably.engine.model.views import RunStatus, StepStatus
+from durably.engine.model.runs import RunStatus, StepStatus
 from durably.engine.sqlite.engine import SqliteEngine
 
 from ...conftest import ended, only_run, output, send, step_is

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.expressions import Expression
-from durably.engine.model.reports import EventPage, EventReport, RunLink
+from durably.engine.model.runs import EventPage, EventReport, RunLink
 from durably.protocol.events import INTERNAL_PREFIX
 
 from .run_report import run_links

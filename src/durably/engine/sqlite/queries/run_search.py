@@ -12,8 +12,7 @@ import msgspec
 
 from durably.engine.core.expressions import Expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import MatchCount, RunPage, StatusCounts
-from durably.engine.model.views import RunView
+from durably.engine.model.runs import MatchCount, Run, RunPage, StatusCounts
 
 from .search_pages import (
     AFTER_IDS,
@@ -190,7 +189,7 @@ class _Rows:
         walk, end = farthest(self._connection, walks, low, high)
         return _to_runs(self.page(walk, low, end, high, limit))
 
-    def page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> Page[RunView]:
+    def page(self, walk: Walk, low: int, end: int, high: int, limit: int) -> Page[Run]:
         searched = Searched("runs", "created_at", low, end, high)
         return read_page(self._connection, self._read(walk, end, high), self._match, searched, limit, self._budget)
 
@@ -205,7 +204,7 @@ class _Rows:
             values,
         )
 
-    def _match(self, row: Any) -> RunView | None:
+    def _match(self, row: Any) -> Run | None:
         """The run of a row, if it meets the conditions that SQL does not compare."""
         *columns, output, event = row
         status = self._wanted.status
@@ -227,7 +226,7 @@ class _Rows:
         return RunStatus.RUNNING if is_running else RunStatus.SCHEDULED
 
 
-def _to_runs(page: Page[RunView]) -> RunPage:
+def _to_runs(page: Page[Run]) -> RunPage:
     return RunPage(runs=page.items, cursor=page.cursor, searched_until=page.searched_until)
 
 

@@ -58,8 +58,8 @@ from durably.engine.model.records import (
     memo_times,
     unfinished_steps,
 )
+from durably.engine.model.runs import END_UPDATES
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import END_UPDATES
 from durably.engine.sqlite.outbox import Outbox, RunEnded, ScheduledCall, ScheduledRequest, StepTimer, schedule_call
 from durably.engine.sqlite.tables.runs import RunRow, WaitRow
 from durably.protocol.engine_errors import DatabaseCorruptError, EventInvalidError, StaleCallError
