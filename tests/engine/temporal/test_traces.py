@@ -14,8 +14,7 @@ import durably.otel
 from durably import Client, Context, ContextSync, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
 from durably.engine.api.http.server import EngineServer
-from durably.engine.core.answers import Answer, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.model.runs import Run
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER

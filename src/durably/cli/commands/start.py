@@ -138,7 +138,7 @@ def start(
     from durably.cli.servers.event_loop import run_until_stopped
     from durably.cli.servers.production_server import OpenServer, read_sign_in, serve
     from durably.engine.api.http.connections import ConnectionLimits
-    from durably.engine.core.policy import standard_backoff
+    from durably.engine.core.run_state import standard_backoff
     from durably.engine.model.settings import EngineSettings
     from durably.engine.sqlite.server import serve_database
     from durably.protocol.headers import ServerKind

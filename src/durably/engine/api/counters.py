@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.core.answers import AttemptFailed, Unreached
+from durably.engine.core.calls import AttemptFailed, Unreached
 from durably.engine.core.ops import EXECUTED, REQUESTS
 from durably.engine.model.logs import RunEndLog, log_engine_end
 from durably.engine.model.observers import EndedCall, Group, Observer, Observers

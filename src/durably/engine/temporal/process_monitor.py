@@ -16,8 +16,7 @@ from temporalio import activity
 
 from durably.engine.api.counters import RunObservers
 from durably.engine.api.metrics import Metric, Sample
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.model.observers import EndedCall, Group
 from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings
