@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.call_body import job_id_of
+from durably.engine.core.calls import job_id_of
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call, RunState
 from durably.protocol.call import LogLine

@@ -253,7 +253,7 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"id": "inte
     runs: list[Run] = []
     """Of an event that a search found: the first 50 runs that it started."""
     is_unmatched: bool = False
-    """Of these: it had no effect, and its name triggers no function now. The engine's own events are never unmatched."""
+    """Of these: it had no effect, and its name triggers no function now. The engine's own events never are."""
     ended: int = 0
     """Of these: the number of waits that it ended and of runs that it cancelled; 0 on Temporal, which does not know."""
 

@@ -15,9 +15,8 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.api.interface import LocalEngine
-from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.core.answers import shorten_op_error
-from durably.engine.core.call_body import generation_of_checkpoint
+from durably.engine.api.metrics import Metric
+from durably.engine.core.calls import generation_of_checkpoint, shorten_op_error
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import check_event, make_id
@@ -532,10 +531,10 @@ class WorkflowEngine(LocalEngine):
         return selection
 
     async def list_cancellations(self) -> list[BulkOperation]:
-        return await self._bulk.all(BulkOperation)
+        return await self._bulk.all(is_replay=False)
 
     async def get_cancellation(self, cancellation_id: str) -> BulkOperation | None:
-        return await self._bulk.find(cancellation_id, BulkOperation)
+        return await self._bulk.find(cancellation_id, is_replay=False)
 
     async def delete_cancellation(self, cancellation_id: str) -> None:
         await self._bulk.stop(cancellation_id)
@@ -555,10 +554,10 @@ class WorkflowEngine(LocalEngine):
         return await self._bulk.replay(selection, tuple(statuses), wall_clock())
 
     async def list_replays(self) -> list[BulkOperation]:
-        return await self._bulk.all(BulkOperation)
+        return await self._bulk.all(is_replay=True)
 
     async def get_replay(self, replay_id: str) -> BulkOperation | None:
-        return await self._bulk.find(replay_id, BulkOperation)
+        return await self._bulk.find(replay_id, is_replay=True)
 
     # events
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.core.call_body import join_memos
+from durably.engine.core.calls import join_memos
 from durably.engine.core.run_state import RunState, RunStatus, decode_origin
 from durably.engine.model.records import UNREACHED_ERRORS, AttemptRow, MemoTimes, StepRow, UnfinishedStep
 from durably.engine.model.run_report import RunRows, is_idle, report_calls, run_wait

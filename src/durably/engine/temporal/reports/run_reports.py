@@ -13,7 +13,7 @@ from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription, WorkflowQueryFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.call_body import join_memos
+from durably.engine.core.calls import join_memos
 from durably.engine.model.records import AttemptRow, StepRow
 from durably.engine.model.run_report import RunRows, report_attempts, report_calls, report_run, report_steps
 from durably.engine.model.runs import (
