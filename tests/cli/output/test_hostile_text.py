@@ -132,7 +132,7 @@ def test_a_run_and_its_steps(function_id: str, step_id: str, message: str, outpu
         error=failed.error if status == "Failed" else None,
         awaited=message,
     )
-    link = Run(run_id=message, function_id=function_id, status=RunStatus(status), created_at=NOW, step=message)
+    link = run_view(id=message, function_id=function_id, status=RunStatus(status), step=message)
     report = RunReport(
         run=run,
         function_name=message,

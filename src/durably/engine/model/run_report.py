@@ -132,7 +132,9 @@ class _Reporter:
         """Times at which some of the calls were due, in microseconds."""
         self._failed: dict[str, list[AttemptRow]] = defaultdict(list)
         for row in rows.failed:
-            self._failed[row.step_id].append(row)
+            # A call that discovers, but repeats a step that has failed in such a call, has the step's name alone.
+            key = hash_step_id(row.name) if row.step_id == DISCOVER and row.name else row.step_id
+            self._failed[key].append(row)
             self._note_call(row.called_at, row.ended_at)
 
     def steps(self) -> list[Step]:

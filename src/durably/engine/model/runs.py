@@ -190,7 +190,7 @@ class Span(msgspec.Struct, frozen=True, kw_only=True):
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """A failed attempt that was or will be followed by another."""
 
-    step: str | None
+    step: str | None = None
     """The step's id as the user wrote it, ``None`` for the function's own code."""
     attempt: int
     """From 0."""

@@ -6,7 +6,7 @@ import functools
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ from .transactions.event_routing import EventOutcomes
 
 _DEFAULT = EngineSettings()
 _SECOND = 1_000
+_MILLISECOND = timedelta(milliseconds=1)
 _PORTION_BYTES = 256 * 1024
 """Bytes of event data that are checked at a time, which takes about 1 ms."""
 
@@ -250,11 +251,12 @@ class SqliteEngine(LocalEngine):
         id_suffix: str | None = None,
     ) -> list[StoredEvent]:
         events: list[StoredEvent] = []
+        after = to_optional_milliseconds(received_after)
         while len(events) < limit:
             page = await self._search_events(
                 EventFilter(
                     name=name,
-                    received_after=to_optional_milliseconds(received_after),
+                    received_after=None if after is None else after + 1,
                     received_before=to_optional_milliseconds(received_before),
                     id=id_suffix,
                     has_runs=False,
@@ -326,7 +328,7 @@ class SqliteEngine(LocalEngine):
             page = await self.search_runs(
                 status=status,
                 function_id=function_id,
-                started_after=started_after,
+                started_after=started_after and started_after + _MILLISECOND,
                 id=id_suffix,
                 limit=limit - len(found),
                 cursor=cursor,

@@ -108,6 +108,7 @@ class EventSearch:
     def _search_by_part_of_id(self, text: str, limit: int, cursor: str | None) -> EventPage:
         if not (text.isascii() and text.isalnum()):
             return EventPage(events=[], cursor=None)
+        read_cursor(self._connection, "events", cursor)
         matches = match_ids(self._connection, "events", text, cursor or AFTER_IDS, limit)
         page = self._page(listed_walk("events", matches.keys), 0, 0, AFTER_KEYS, limit)
         return _to_events(page_of_ids(page, matches.end))

@@ -252,6 +252,7 @@ def _search_by_part_of_id(
     """
     if not (text.isascii() and text.isalnum()):
         return RunPage(runs=[], cursor=None)
+    read_cursor(connection, "runs", cursor)
     matches = match_ids(connection, "runs", text, cursor or AFTER_IDS, limit)
     if not matches.keys and matches.end is None and match_ids(connection, "events", text, AFTER_IDS, 1).keys:
         return None

@@ -97,7 +97,15 @@ def test_the_smallest_range_that_contains_all_distances() -> None:
 
 def schedule(*ticks: dt.datetime, runs: int = 0) -> ScheduleInfo:
     last = [
-        Run(run_id=f"R{n}", function_id="f", status=RunStatus.COMPLETED, created_at=SINCE - n * MINUTE)
+        Run(
+            id=f"R{n}",
+            function_id="f",
+            app_id="a",
+            status=RunStatus.COMPLETED,
+            event_ids=[],
+            created_at=SINCE - n * MINUTE,
+            max_attempts=1,
+        )
         for n in range(1, runs + 1)
     ]
     return ScheduleInfo(function_id="f", schedule="* * * * *", next_ticks=list(ticks), last_runs=last, is_paused=False)
