@@ -2,8 +2,6 @@
 
 import collections.abc as abc
 import contextlib
-import dataclasses
-import datetime as dt
 import functools
 import importlib
 import pathlib
@@ -151,66 +149,13 @@ def _is_plain_typed_dict(typ: Any, seen: frozenset[int]) -> bool:
     return all(is_plain(hint, seen | {id(typ)}) for hint in hints.values())
 
 
-# -- parts of types
-
-
-def hides_differences(typ: Any) -> bool:
-    """Whether values of the type can be equal although a part is different.
-
-    Such parts are fields that are not compared, and times, whose zone may not be compared.
-    """
-    return any(part is dt.time or _has_uncompared_field(part) for part in _parts_of(typ))
-
-
-def keeps_text(typ: Any) -> bool:
-    """Whether the type has a union of ``str`` and another type than ``None``."""
-    return any(
-        get_origin(part) in (Union, types.UnionType)
-        and str in get_args(part)
-        and any(arg not in (str, types.NoneType) for arg in get_args(part))
-        for part in _parts_of(typ)
-    )
-
-
-def _has_uncompared_field(cls: Any) -> bool:
-    if not isinstance(cls, type):
-        return False
-    if dataclasses.is_dataclass(cls):
-        return not all(field.compare for field in dataclasses.fields(cls))
-    return not all(attribute.eq for attribute in getattr(cls, "__attrs_attrs__", ()))
-
-
-def _parts_of(typ: Any) -> Iterator[Any]:
-    """The type, its arguments, and the types of its fields."""
-    seen: set[int] = set()
-    stack = [typ]
-    while stack:
-        part = stack.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        yield part
-        stack += get_args(part)
-        stack += [attribute for name in ("__value__", "__supertype__") if (attribute := getattr(part, name, None))]
-        cls = get_origin(part) or part
-        if isinstance(cls, type) and getattr(cls, "__annotations__", None):
-            with contextlib.suppress(Exception):  # names that are imported only for type checkers
-                stack += typing.get_type_hints(cls).values()
-
-
 # -- codecs
 
 
 class _CheckedCodec:
-    """Stores a value only if the decoded value is equal.
-
-    ``hides_differences``: values may be equal by ``==`` although a part is different. ``keeps_text`` is that of
-    ``find_changes``.
-    """
+    """Stores a value only if the decoded value is equal."""
 
     name: str
-    hides_differences: bool
-    keeps_text: bool
 
     def encode(self, value: Any, notify: Notify) -> Any:
         data = self._to_json(value)
@@ -222,8 +167,8 @@ class _CheckedCodec:
                     raise ValueRefusedError(describe_loss(loss)) from None
             found = f"; it is {describe(value)}" if str(error).endswith("`$`") else ""
             raise ValueRefusedError(f"the value does not fit {self.name}: {error}{found}") from None
-        if self.hides_differences or not is_same(value, returned):
-            change = worst_change(value, returned, keeps_text=self.keeps_text)
+        if not is_same(value, returned):
+            change = worst_change(value, returned)
             if change is not None and change.is_loss:
                 raise ValueRefusedError(describe_loss(change))
             if change is not None:
@@ -245,7 +190,6 @@ class _MsgspecCodec(_CheckedCodec):
             if not _has_hooks(cls):
                 raise TypeUnsupportedError(f"JSON cannot be converted to {type_name(cls)}")
         msgspec.json.Decoder(typ)
-        self.hides_differences, self.keeps_text = hides_differences(typ), keeps_text(typ)
 
     def _to_json(self, value: Any) -> Any:
         try:
@@ -267,7 +211,6 @@ class _PydanticCodec(_CheckedCodec):
         self.name = type_name(typ)
         self._adapter = pydantic.TypeAdapter(typ)
         self._error: type[Exception] = pydantic.ValidationError
-        self.hides_differences, self.keeps_text = hides_differences(typ), keeps_text(typ)
 
     def _to_json(self, value: Any) -> Any:
         """The JSON of a value, with the fields' aliases.
