@@ -1,4 +1,4 @@
-"""Codecs: values of a type as JSON, and back."""
+"""Codecs: values of a type as JSON, and back; and serializers, with which a client replaces them."""
 
 import collections.abc as abc
 import contextlib
@@ -8,13 +8,69 @@ import pathlib
 import types
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, runtime_checkable
 
 import msgspec
 
-from durably.serializers import Serializer
-
 from .json_values import Change, describe, describe_loss, encode_json, failing_path, find_changes, is_same, worst_change
+
+
+@runtime_checkable
+class Serializer(Protocol):
+    """Used for the outputs of functions and steps with an ``output_type``."""
+
+    def serialize(self, obj: object, typ: Any) -> object:
+        """An object as JSON values: dict, list, str, number, bool or None."""
+        ...
+
+    def deserialize(self, obj: object, typ: Any) -> object:
+        """JSON values as an object of ``typ``."""
+        ...
+
+
+class PydanticSerializer:
+    """A serializer of the types that pydantic's ``TypeAdapter`` supports.
+
+    Such types are models, dataclasses, lists and unions of them, among others. Raises ``ImportError`` if pydantic is
+    not installed (``pip install "durably[pydantic]"``).
+    """
+
+    def __init__(self) -> None:
+        try:
+            import pydantic
+        except ImportError as error:
+            raise ImportError('PydanticSerializer needs pydantic: pip install "durably[pydantic]"') from error
+        self._make_adapter = pydantic.TypeAdapter
+        self._adapters: dict[Any, Any] = {}
+
+    def serialize(self, obj: object, typ: Any) -> object:
+        return self._adapter(typ).dump_python(obj, mode="json")
+
+    def deserialize(self, obj: object, typ: Any) -> object:
+        return self._adapter(typ).validate_python(obj)
+
+    def _adapter(self, typ: Any) -> Any:
+        """The adapter of a type, from a bounded cache.
+
+        Creating an adapter is slow. Types can be created at run time, so the cache is bounded.
+        """
+        try:
+            adapter = self._adapters.get(typ)
+        except TypeError:
+            return self._make_adapter(typ)
+        if adapter is None:
+            if len(self._adapters) >= _MAX_CACHED:
+                self._adapters.clear()
+            adapter = self._adapters[typ] = self._make_adapter(typ)
+        return adapter
+
+
+class Unset:
+    """The type of an ``output_type`` that was not given.
+
+    The serializer does not get such outputs.
+    """
+
 
 _MAX_CACHED = 512
 """The size of caches by type. Types can be created at run time, so the caches are bounded."""
