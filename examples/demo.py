@@ -21,7 +21,7 @@ import aiohttp
 from durably.cli.child_process import AppProcess, free_port
 from durably.cli.dev import DevOptions, DevServer
 from durably.cli.run_text import Activity
-from durably.engine.model.views import RunUpdate, UpdateKind
+from durably.engine.model.runs import RunUpdate, UpdateKind
 from durably.errors import Error
 
 from .showcase.events import send_events

@@ -20,7 +20,7 @@ except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
 from durably.comm.mounts import Mount, add_mount, check_mount, mounts_of
-from durably.comm.serve_options import StreamingOption, mount_path, serves
+from durably.comm.serve_options import StreamingOption, mount_path
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, read_chunks
 from durably.web import lower_headers
@@ -33,7 +33,6 @@ from .engines import InProcessEngine
 FRAMEWORK = "fast_api"
 
 
-@serves("durably.fast_api")
 def serve(
     app: fastapi.FastAPI,
     client: Client,

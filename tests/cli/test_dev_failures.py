@@ -3,11 +3,13 @@
 import re
 import signal
 import socket
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from durably.engine.model.settings import Durability
+from durably.engine.sqlite.database import open_database
 
 from . import apps
 from .conftest import Result, Run, Start, write
@@ -125,8 +127,9 @@ def test_the_database_is_locked_by_another_engine(start: Start, run: Run, direct
 
 
 def test_the_database_is_of_a_newer_version(run: Run, directory: Path) -> None:
-    with sqlite3.connect(directory / "engine.db") as database:
-        database.execute("pragma user_version = 999999")
+    database = open_database(directory / "engine.db", Durability.OFF)
+    database.execute("pragma user_version = 999999")
+    database.close()
     check_failure(run("dev", "--port", "0", "--db", "engine.db"), "engine.db has schema version 999999.*update Durably")
 
 

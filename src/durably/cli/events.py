@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from durably.engine.model.views import EventView, FunctionView, RunView
+from durably.engine.model.overview import FunctionInfo
+from durably.engine.model.runs import Run, StoredEvent
 from durably.protocol.events import Event
 from durably.protocol.text import printable
 
@@ -72,13 +73,13 @@ def send(
         _report_runs(runs, notes)
 
 
-def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[RunView] | None, list[str] | None]":
+def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[Run] | None, list[str] | None]":
     """The runs that an event started, and notes about it, if the keys allow it.
 
     In production, an event key allows only to send.
     """
 
-    runs: list[RunView] = []
+    runs: list[Run] = []
     try:
         runs = client.event_runs_sync(event_id)
         notes = existing(client.get_event_sync(event_id)).notes
@@ -92,7 +93,7 @@ def _read_runs(client: "EngineClient", event_id: str) -> "tuple[list[RunView] | 
         raise
 
 
-def _report_runs(runs: "list[RunView]", notes: list[str]) -> None:
+def _report_runs(runs: "list[Run]", notes: list[str]) -> None:
     for run in runs:
         verb = "skipped" if run.status == "Skipped" else "started"
         echo(f"{verb} run {run.id} of {run.function_id}", err=True)
@@ -190,7 +191,7 @@ def show(client: "EngineClient", event_id: str, as_json: bool) -> None:
         echo(f"{note[:1].upper()}{note[1:]}.")
 
 
-def _find_event(client: "EngineClient", text: str) -> "EventView":
+def _find_event(client: "EngineClient", text: str) -> "StoredEvent":
     """The event with this id, or the sender's id, or an id that ends with the text.
 
     Raises ``CliError``.
@@ -205,7 +206,7 @@ def _find_event(client: "EngineClient", text: str) -> "EventView":
     return existing(client.get_event_sync(only_id("event", text, [event.id for event in found])))
 
 
-def _followed(client: "EngineClient", name: str | None, found: "list[EventView]") -> "Iterator[EventView]":
+def _followed(client: "EngineClient", name: str | None, found: "list[StoredEvent]") -> "Iterator[StoredEvent]":
     """``found``, oldest first, then each new event."""
     while True:
         yield from reversed(found)
@@ -222,12 +223,12 @@ def _newest_id(client: "EngineClient", name: str | None) -> str | None:
     return newest[0].id if newest else None
 
 
-def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[EventView]":
+def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[StoredEvent]":
     """All events after the event with the id ``last``, newest first.
 
     Reads as many pages as needed.
     """
-    found: list[EventView] = []
+    found: list[StoredEvent] = []
     while True:
         cursor = found[-1].id if found else None
         page = client.list_events_sync(name=name, received_after=None, limit=_PAGE, cursor=cursor)
@@ -239,7 +240,7 @@ def _newer(client: "EngineClient", name: str | None, last: str | None) -> "list[
             return found
 
 
-def _row(event: "EventView") -> list[str]:
+def _row(event: "StoredEvent") -> list[str]:
     return [
         event.id,
         event.name,
@@ -300,12 +301,12 @@ def _report_state(client: "EngineClient", function_id: str, state: str, as_json:
         echo(f"{fit(function_id)} is {state}")
 
 
-def _triggers(function: "FunctionView") -> str:
+def _triggers(function: "FunctionInfo") -> str:
     triggers = (trigger.event or trigger.cron or "" for trigger in function.config.triggers)
     return ", ".join(triggers) or "invoked only"
 
 
-def _state(function: "FunctionView") -> str:
+def _state(function: "FunctionInfo") -> str:
     return style("paused", fg="yellow") if function.is_paused else style("active", fg="green")
 
 
@@ -344,7 +345,7 @@ def invoke(client: "EngineClient", function_id: str, data: str | None, no_wait: 
         echo(format_json(run.decode_output()))
 
 
-def _wait_for_end(client: "EngineClient", run_id: str) -> "RunView":
+def _wait_for_end(client: "EngineClient", run_id: str) -> "Run":
 
     pause = _FIRST_POLL_SECONDS
     while (run := existing(client.get_run_sync(run_id))).ended_at is None:
@@ -353,7 +354,7 @@ def _wait_for_end(client: "EngineClient", run_id: str) -> "RunView":
     return run
 
 
-def describe_failure(run: "RunView") -> str:
+def describe_failure(run: "Run") -> str:
     output = run.decode_output()
     error = output if isinstance(output, dict) else {}
     if run.status == "Cancelled":

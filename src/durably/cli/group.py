@@ -4,14 +4,12 @@ import importlib
 
 import click
 
-from durably.settings import Environment, describe_unknown_name
-
-from .text import Group, echo
+from .text import Group
 
 COMMANDS = {
     "dev": ("dev", "Run an engine for development, and MODULE:APP with it."),
     "start": ("start", "Run an engine for production."),
-    "worker": ("start", "Run an app's functions in a process of its own."),
+    "worker": ("worker", "Run an app's functions in a process of its own."),
     "keys": ("operate", "Make a signing key and an event key, as lines for an environment file."),
     "sync": ("operate", "Sync the app at APP_URL with the engine: the last step of a deployment."),
     "health": ("operate", "Exit with 0 if the engine accepts events and calls apps, with 1 if not."),
@@ -48,5 +46,3 @@ class _Commands(Group):
 @click.version_option(package_name="durably")
 def durably() -> None:
     """Durable functions in Python web apps: run an engine, and talk to one."""
-    for name, nearest in Environment().unknown_names().items():
-        echo(f"Warning: {describe_unknown_name(name, nearest)}", err=True)

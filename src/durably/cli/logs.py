@@ -9,8 +9,7 @@ from typing import NamedTuple, TypeVar
 
 import click
 
-from durably.engine.model.reports import LogEntry, LogPage
-from durably.engine.model.views import END_UPDATES, RunUpdate, RunView, UpdateKind
+from durably.engine.model.runs import END_UPDATES, LogEntry, LogPage, Run, RunUpdate, UpdateKind
 
 from .client import EngineClient, existing
 from .options import client_options, json_option
@@ -81,7 +80,7 @@ def logs(
 
 def _follow(
     client: "EngineClient",
-    run: "RunView | None",
+    run: "Run | None",
     function_id: str | None,
     page: "LogPage",
     lines_only: bool,
@@ -174,7 +173,7 @@ def followed_lines(
 
 
 def followed_updates(
-    client: EngineClient, run: RunView | None, function_id: str | None, *, on_connected: Callable[[], None]
+    client: EngineClient, run: Run | None, function_id: str | None, *, on_connected: Callable[[], None]
 ) -> Iterator[RunUpdate]:
     """Starts, failed attempts and ends of runs, from now on.
 

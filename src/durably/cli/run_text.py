@@ -10,8 +10,7 @@ import click
 import msgspec
 
 from durably.engine.api.dashboard.rendering.waterfall import Bar, Row, Tick, lay_out
-from durably.engine.model.reports import RunReport, SpanKind, StepReport
-from durably.engine.model.views import EventView, MetadataView, RunUpdate, RunView, UpdateKind
+from durably.engine.model.runs import Run, RunMetadata, RunReport, RunUpdate, SpanKind, Step, StoredEvent, UpdateKind
 from durably.protocol.call import LogLine
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo
 from durably.protocol.text import keep_ends, printable
@@ -178,7 +177,7 @@ _MOST_LOG_LINES = 50
 _LEVEL_COLOURS = {"WARNING": "yellow", "ERROR": "red", "CRITICAL": "red"}
 
 
-def describe_run(run: RunView, app_version: str | None = None) -> Styled:
+def describe_run(run: Run, app_version: str | None = None) -> Styled:
     output = run.decode_output()
     facts = [
         ("Run", run.id),
@@ -202,7 +201,7 @@ def describe_run(run: RunView, app_version: str | None = None) -> Styled:
     return describe_facts(facts)
 
 
-def describe_events(events: list[EventView], count: int) -> Styled:
+def describe_events(events: list[StoredEvent], count: int) -> Styled:
     """The data of each event. ``count`` is the number of the run's events."""
     rows = [[event.id, event.name, format_json(event.data)] for event in events]
     more = f"\n… and {count - len(events)} more" if count > len(events) else ""
@@ -259,7 +258,7 @@ def log_row(origin: dt.datetime, line: LogLine) -> list[str]:
     return [at, style(line.level, fg=colour), line.step or "", shorten(line.message, _ERROR_WIDTH)]
 
 
-def describe_metadata(metadata: list[MetadataView]) -> Styled | None:
+def describe_metadata(metadata: list[RunMetadata]) -> Styled | None:
     """A line for each time that the app's SDK sent metadata about the run."""
     rows = [
         [format_local(one.received_at), shorten(format_json(msgspec.json.decode(one.body)), _ERROR_WIDTH)]
@@ -385,7 +384,7 @@ def _place(bar: Bar, width: int) -> tuple[int, int]:
     return first, min(max(round((bar.x + bar.width) * width / 100), first + 1), width)
 
 
-def _result(step: StepReport | None) -> str:
+def _result(step: Step | None) -> str:
     """The step's output or error, or what it waits for."""
     if step is None:
         return ""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from durably.engine.model.views import CancellationView, FromStep, ReplayView, RunStatus, RunView
+from durably.engine.model.runs import CancellationView, FromStep, ReplayView, Run, RunStatus
 from durably.protocol.text import suggest
 
 from .client import EngineClient, existing
@@ -369,7 +369,7 @@ def _follow(client: "EngineClient", function_id: str | None, as_json: bool) -> N
     raise CliError("the engine stopped")
 
 
-def _times(run: "RunView") -> list[str]:
+def _times(run: "Run") -> list[str]:
     started = format_local(run.created_at)
     if run.ended_at is None:
         return [started, ""]

@@ -13,8 +13,8 @@ from durably.engine.api.http.codec import status_of
 from durably.engine.api.http.server import EngineServer
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.operations import Operation
+from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunUpdate
 from durably.engine.temporal.client import DATA_CONVERTER, is_unreachable
 from durably.engine.temporal.http_engine import HttpWorkflowEngine
 from durably.engine.temporal.support import UNUSED_SETTINGS

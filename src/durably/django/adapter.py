@@ -16,7 +16,7 @@ from asgiref.sync import sync_to_async
 from durably.client import Client
 from durably.comm import CommHandler, CommRequest, CommResponse
 from durably.comm.mounts import Mount, check_mount, mounts_of
-from durably.comm.serve_options import StreamingOption, mount_path, serves
+from durably.comm.serve_options import StreamingOption, mount_path
 from durably.errors import FunctionConfigInvalidError
 from durably.functions.function import Function
 from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
@@ -27,7 +27,6 @@ from .discovery import discovered, start_with_project
 FRAMEWORK = "django"
 
 
-@serves("durably.django")
 def serve(
     client: Client,
     functions: Sequence[Function[Any]] | None = None,

@@ -5,8 +5,7 @@ The engine starts in the project's processes.
 
 import importlib
 import logging
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -17,9 +16,8 @@ from django.utils.module_loading import module_has_submodule
 from durably.client import Client
 from durably.engines import InProcessEngine
 from durably.errors import FunctionConfigInvalidError
-from durably.functions.config import FunctionDefinition
+from durably.functions.diagnostics import find_unserved, warn_of_unserved
 from durably.functions.function import Function
-from durably.functions.unserved import find_unserved, warn_of_unserved
 
 MODULE = "durable"
 
@@ -55,16 +53,6 @@ class Discovered:
     def functions_of(self, client: Client) -> list[Function[Any]]:
         return list(self._functions.get(client.app_id, ()))
 
-    def explain_unserved(self, functions: Sequence[FunctionDefinition[Any]]) -> str:
-        """The modules that were searched, and those in which missing functions belong."""
-        found = ", ".join(module.__name__ for module in self.modules) or "none"
-        places = dict.fromkeys(_place_for(function.handler.__module__) for function in functions)
-        return (
-            f"durably.django finds functions in the {MODULE}.py of each app in INSTALLED_APPS (found: {found}). Import "
-            f"the functions and their client in {' and '.join(places)}, or write durably.django.serve(client, "
-            "functions) in urls.py"
-        )
-
     def _add(self, function: Function[Any], name: str, app_ids: set[str]) -> None:
         app_id = function.opts.app_id
         if app_id not in app_ids:
@@ -81,14 +69,6 @@ def _modules() -> Iterator[ModuleType]:
     for config in django.apps.apps.get_app_configs():
         if module_has_submodule(config.module, MODULE):
             yield importlib.import_module(f"{config.name}.{MODULE}")
-
-
-def _place_for(module: str) -> str:
-    """The file in which functions of a module would be found."""
-    for config in django.apps.apps.get_app_configs():
-        if f"{module}.".startswith(f"{config.name}."):
-            return str(Path(config.path, f"{MODULE}.py"))
-    return f"the {MODULE}.py of an installed app ({module} is in none)"
 
 
 def report_unserved(**_: Any) -> None:

@@ -9,11 +9,13 @@ decides for both. This package does no I/O, starts no thread, and reads neither 
 from .async_call import AsyncCall, running_step
 from .memos import Divergence, Memo, ReplayDivergedError, StepIdUnstableError, StepMemos, take_inputs
 from .replay import (
+    Assignment,
     Checkpointed,
     Checkpointer,
     Ending,
     FoundSteps,
     Hooks,
+    Host,
     LeaseCheck,
     Outcome,
     Raised,
@@ -28,6 +30,7 @@ from .step import ReplaceStep, StepInfo, StepReport, StepRequest, is_async
 from .sync_call import SyncCall, drive
 
 __all__ = [
+    "Assignment",
     "AsyncCall",
     "Checkpointed",
     "Checkpointer",
@@ -35,6 +38,7 @@ __all__ = [
     "Ending",
     "FoundSteps",
     "Hooks",
+    "Host",
     "LeaseCheck",
     "Memo",
     "Outcome",

@@ -27,7 +27,6 @@ class StepRequest(msgspec.Struct):
     - ``handler``: Called for steps that run in the app (op ``StepRun``).
     - ``decode``: Converts the memo's data to the step's result; ``None`` for JSON values.
     - ``encode``: Converts the handler's result to the memo's data; ``None`` for JSON values.
-    - ``small_duration``: The step's duration in milliseconds, if it is a number that may have been meant in seconds.
     """
 
     step_id: str
@@ -39,7 +38,6 @@ class StepRequest(msgspec.Struct):
     kwargs: Mapping[str, Any] = {}
     decode: Callable[[Any], Any] | None = None
     encode: Callable[[Any], Any] | None = None
-    small_duration: int | None = None
 
     @property
     def is_run(self) -> bool:
