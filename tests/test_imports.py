@@ -181,6 +181,16 @@ def test_the_model_imports_no_store() -> None:
     assert violations(modules("engine", "model"), lambda m: not is_within(m, *stores)) == []
 
 
+def test_the_api_knows_no_engine() -> None:
+    engines = ("durably.engine.sqlite", "durably.engine.temporal", "durably.engine.log", "sqlite3", "temporalio")
+    assert violations(modules("engine", "api"), lambda m: not is_within(m, *engines)) == []
+
+
+def test_the_dashboard_imports_no_web_framework() -> None:
+    files = [*modules("engine", "api", "dashboard"), PACKAGE / "dashboard.py"]
+    assert violations(files, lambda m: not is_within(m, *FRAMEWORKS)) == []
+
+
 def test_the_engine_on_sqlite_does_not_import_the_engine_on_temporal() -> None:
     assert violations(modules("engine", "sqlite"), lambda m: not is_within(m, "durably.engine.temporal")) == []
 

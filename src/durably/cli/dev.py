@@ -21,6 +21,7 @@ from durably.engine.api.interface import LocalEngine
 from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import Durability, EngineSettings
 from durably.engine.model.tracing import EngineTracing
+from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
 from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
@@ -280,11 +281,11 @@ class DevServer:
             from .temporal_client import dev_engine_on_temporal
 
             open_engine, where = dev_engine_on_temporal(options.temporal_address, settings)
-            return partial(EngineServer.open_on, open_engine, settings), f"state on {where}"
+            return partial(EngineServer.open, open_engine, settings), f"state on {where}"
         if options.database == IN_MEMORY:
-            return partial(EngineServer.open, self._temporary_database(), settings), "state is lost when it ends"
+            return partial(serve_database, self._temporary_database(), settings), "state is lost when it ends"
         database = options.database or state_directory() / "dev.db"
-        return partial(EngineServer.open, database, settings), f"state in {database}"
+        return partial(serve_database, database, settings), f"state in {database}"
 
     def _temporary_database(self) -> Path:
         """The path of a database in a temporary directory.

@@ -28,8 +28,9 @@ from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.http.metrics import METRICS_PATH
 from durably.engine.api.http.server import EngineServer
 from durably.engine.api.http.syncs import AcceptedSync
-from durably.engine.core.policy import standard_backoff
+from durably.engine.core.run_state import standard_backoff
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseReplacedError, EngineClosedError, EngineError
 from durably.protocol.headers import ServerKind
 from durably.protocol.text import get_logger, is_name, redact_url
@@ -191,7 +192,7 @@ def start(
         )
         open_server: OpenServer
         if database is not None:
-            open_server, store = partial(EngineServer.open, database, settings), {"database": str(database)}
+            open_server, store = partial(serve_database, database, settings), {"database": str(database)}
         else:
             assert temporal_address is not None
             from .temporal_client import server_on_temporal

@@ -158,7 +158,7 @@ def server_on_temporal(
         return await HttpWorkflowEngine.open(await connect_with_retries(temporal.connect, note), settings)
 
     async def open_server(**options: Any) -> EngineServer:
-        server = await EngineServer.open_on(open_engine, settings, **options)
+        server = await EngineServer.open(open_engine, settings, **options)
         _logger.info(
             "the processes on this Temporal server share its runs: each logs and counts those that it executes, so "
             "collect the logs and metrics of all"

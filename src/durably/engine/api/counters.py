@@ -12,16 +12,18 @@ from pathlib import Path
 
 import msgspec
 
-from durably.engine.core.answers import AttemptFailed, Unreached
+from durably.engine.core.calls import AttemptFailed, Unreached
 from durably.engine.core.ops import EXECUTED, REQUESTS
-from durably.engine.model.observers import EndedCall, Group, Observer
+from durably.engine.model.logs import RunEndLog, log_engine_end
+from durably.engine.model.observers import EndedCall, Group, Observer, Observers
 from durably.engine.model.overview import FunctionLoad
 from durably.engine.model.runs import UpdateKind
+from durably.engine.model.settings import EngineSettings
 from durably.engine.model.subscriptions import RunChange
 from durably.protocol.limits import MAX_METRIC_FUNCTIONS
 from durably.protocol.text import get_logger
 
-from .catalogue import FAMILIES, OTHER_FUNCTIONS, Metric, Sample
+from .metrics import FAMILIES, OTHER_FUNCTIONS, Metric, Sample
 
 _logger = get_logger("durably.engine")
 
@@ -214,6 +216,17 @@ class EngineCounters(Observer):
 
     def _histograms(self, name: str, read: Callable[[FunctionCounters], Histogram]) -> Metric:
         return self._of_functions(name, lambda label, each: [read(each).sample(label)])
+
+
+class RunObservers(Observers):
+    """The observers of an engine: its counters and, if its settings say so, the log of all ends of runs."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        super().__init__(None if settings.log_runs else log_engine_end)
+        self.counters = EngineCounters()
+        self.add(self.counters)
+        if settings.log_runs:
+            self.add(RunEndLog())
 
 
 # gauges

@@ -150,7 +150,6 @@ CATALOGUE: Sequence[Family] = (
         ("role",),
         is_sqlite_only=True,
     ),
-    Family("alerts", _COUNTER, "Alerts about failed runs by channel: sent or failed.", ("channel", "outcome")),
     Family("start_time_seconds", _GAUGE, "Time at which the engine started, in seconds since the epoch."),
     Family("build_info", _GAUGE, "Always 1, with the version of Durably.", ("version",)),
 )
