@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 import msgspec
 
+from durably.functions.diagnostics import find_unserved, is_triggered_by, warn_of_unserved
 from durably.functions.middleware import MiddlewareStack, SendEventsResult
-from durably.functions.unserved import find_unserved, is_triggered_by, warn_of_unserved
 from durably.io.http_client import IO, Request, Response
 from durably.protocol.engine_errors import EventInvalidError
 from durably.protocol.events import Event, EventReceipt

@@ -11,12 +11,12 @@ from typing import Any, Never
 
 import msgspec
 
-from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.api.metrics.exposition import EngineCollector
+from durably.engine.api.http.metrics import EngineCollector
+from durably.engine.api.metrics import Metric
 from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import check_place, resolve_path
-from durably.engine.sqlite.identity import refuse_foreign
-from durably.functions.unserved import find_unserved, report
+from durably.functions.diagnostics import find_unserved, report_unserved
 from durably.io.background_loop import get_engine_loop
 from durably.protocol.durations import Duration, to_timedelta
 from durably.protocol.events import EventReceipt
@@ -80,7 +80,7 @@ class EmbeddedProcess(ProcessEngine[Node]):
         path, unserved = self._options.path, find_unserved(engine=self)
         advice = ""
         if unserved:
-            advice = f". But {report(unserved)}. If another process serves with this path, start it first"
+            advice = f". But {report_unserved(unserved)}. If another process serves with this path, start it first"
         elif not has_functions:
             advice = f". Start the app that serves functions with Embedded({str(path)!r}) first, or correct the path"
         if has_functions:

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
 from durably.engine.model.http_call import Caller
 from durably.engine.model.observers import EndedCall, Observers
 from durably.engine.model.settings import Clock
@@ -248,9 +247,9 @@ def read_call(connection: sqlite3.Connection, run_key: int, generations: Sequenc
     ``None`` if none is. Raises ``DatabaseCorruptError``.
     """
     row = connection.execute(
-        "SELECT heads.head, heads.step_input, runs.id, runs.function_id, runs.is_batch, events.body, "
-        "events.traceparent FROM heads JOIN runs ON runs.key = heads.run_key "
-        "JOIN events ON events.key = runs.event_key WHERE heads.run_key = ?",
+        "SELECT run_states.state, run_states.step_input, runs.id, runs.function_id, runs.is_batch, events.body, "
+        "events.traceparent FROM run_states JOIN runs ON runs.key = run_states.run_key "
+        "JOIN events ON events.key = runs.event_key WHERE run_states.run_key = ?",
         (run_key,),
     ).fetchone()
     if row is None:

@@ -3,7 +3,7 @@
 Pure: no I/O, no web framework. The server uses ``read_arguments`` and ``encode_result``. ``HttpEngine`` uses
 ``write_request`` and ``read_result``, and implements ``Engine`` from the table of operations. Its connection is TCP or
 a Unix socket: ``exchange`` sends a request, with aiohttp for other processes, with urllib3 for the command line
-(``cli/clients/http_client.py``), where it never suspends.
+(``cli/client.py``), where it never suspends.
 """
 
 import datetime as dt
@@ -23,7 +23,7 @@ from durably.engine.api.operations import (
     read_status,
     without_none,
 )
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.protocol import engine_errors as errors
 from durably.protocol.call import check_nesting, decode
 from durably.protocol.engine_errors import EngineError

@@ -4,10 +4,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps, shorten_op_error
-from durably.engine.core.call_body import generation_of_checkpoint
+from durably.engine.core.calls import Answer, ReportedOps, generation_of_checkpoint, shorten_op_error
 from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
-from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
+from durably.engine.core.flow.config import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
     Answered,
     AnsweredTogether,
@@ -21,9 +20,9 @@ from durably.engine.core.inputs import (
 from durably.engine.core.machine import find_delays
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import make_internal_event, tick_data
+from durably.engine.model.overview import SyncReport, SyncResult
 from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.reports import SyncReport
-from durably.engine.model.views import FromStep, InvokeReceipt, SyncResult, to_datetime
+from durably.engine.model.runs import FromStep, InvokeReceipt, to_datetime
 from durably.engine.sqlite.outbox import (
     BucketTimer,
     CronTimer,

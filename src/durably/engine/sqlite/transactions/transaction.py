@@ -11,11 +11,9 @@ from typing import Protocol
 import msgspec
 
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue import LimitQueue
-from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
+from durably.engine.core.flow.queue import LimitQueue, QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import Call, Origin, RunState, RunStatus, origin_of
+from durably.engine.core.run_state import Call, Origin, Policy, RunState, RunStatus, origin_of
 from durably.engine.model.events import Entropy, ReceivedEvent, make_id, make_internal_event
 from durably.engine.model.registry import Registry
 from durably.engine.model.rows import CallTimes, EndedWait
@@ -42,7 +40,7 @@ Memos = tuple[tuple[str, bytes], ...]
 class CachedRun(msgspec.Struct, frozen=True, gc=False):
     """A run in the cache.
 
-    - ``is_moving``: As stored.
+    - ``is_runnable``: As stored.
     - ``trigger``: The event that triggered the run, unless it is large, or one of several.
     - ``memos``: All memos of the run in their order, by hashed step id; ``None`` if they are unknown or large.
     """
@@ -50,7 +48,7 @@ class CachedRun(msgspec.Struct, frozen=True, gc=False):
     row: RunRow
     state: RunState
     queue_entry: QueueEntry | None
-    is_moving: bool
+    is_runnable: bool
     trigger: ReceivedEvent | None = None
     memos: Memos | None = None
 
@@ -215,7 +213,7 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
 
     - ``began``: When the current change began.
     - ``is_changing``: True until all commands of that change are executed.
-    - ``was_moving``: As stored.
+    - ``was_runnable``: As stored.
     - ``kept_memos``: As in ``CachedRun``.
     - ``call_place``: The position of the latest call in the outbox.
     - ``before``: The state before the current change.
@@ -228,7 +226,7 @@ class LiveRun(msgspec.Struct, eq=False, gc=False):
     state: RunState
     queue_entry: QueueEntry | None
     trigger: ReceivedEvent | None
-    was_moving: bool
+    was_runnable: bool
     kept_memos: Memos | None
     began: int
     memos: int

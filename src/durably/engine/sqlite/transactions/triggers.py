@@ -5,7 +5,7 @@ Functions that are paused skip runs. Batches and debounces hold events.
 
 from collections.abc import Sequence
 
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import CallData
 from durably.engine.core.flow.admission import (
     CANCELLED_BY_SINGLETON,
     PAUSED,
@@ -28,14 +28,14 @@ from durably.engine.core.flow.admission import (
     take_singleton,
 )
 from durably.engine.core.flow.buckets import BucketKind, StateChange
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.machine import start as start_machine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import encode_error, error_memo
 from durably.engine.model.events import RUN_END_EVENTS, ReceivedEvent, RunResult, index_key, run_end_events
 from durably.engine.model.registry import CANCELLED_IN_BULK, SyncedFunction
+from durably.engine.model.runs import END_UPDATES, UpdateKind
 from durably.engine.model.subscriptions import RunChange
-from durably.engine.model.views import END_UPDATES, UpdateKind
 from durably.engine.sqlite.outbox import BucketTimer, DeadlineTimer, schedule_call
 from durably.engine.sqlite.tables.flow import CancelRow, DeadlineKind
 from durably.engine.sqlite.tables.runs import NewRun, RunRow
@@ -311,7 +311,7 @@ def _start_run(
         rerun_of=None if rerun is None else rerun.run_id,
         state=state,
         queue_entry=queue_entry,
-        is_moving=not has_to_queue,
+        is_runnable=not has_to_queue,
         step_input=None if rerun is None else rerun.step_input,
         app_version=function.app_version,
     )
