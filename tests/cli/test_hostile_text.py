@@ -51,7 +51,7 @@ json_values = st.recursive(hostile, lambda inner: st.dictionaries(hostile, inner
 
 
 def as_json(value: object) -> msgspec.Raw:
-    text = json.dumps(value).encode(errors="replace")
+    text = json.dumps(value, ensure_ascii=False).encode(errors="replace")
     return msgspec.Raw(text)
 
 
