@@ -92,7 +92,7 @@ def gateway(connection: Temporal) -> Gateway:
 
 async def notices(gateway: Gateway, handle: SyncWorkflowHandle[None, None]) -> list[str]:
     workflow = handle.id.partition("-")[0]
-    exposure = next(each for each in gateway.exposures.values() if each.definition.name == workflow)
+    exposure = next(each for each in gateway.exposures.values() if each.workflow_type == workflow)
     found: list[str] = (await ask(gateway, "GET", f"{exposure.name}/{handle.id}")).json["notices"]
     return found
 

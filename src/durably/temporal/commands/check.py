@@ -67,7 +67,7 @@ CHECK_OPTIONS = (
 def check_target(code: Gateway | Temporal) -> CheckTarget:
     """The workflows that a gateway exposes, or that a connection's workers run."""
     if isinstance(code, Gateway):
-        return CheckTarget(code.temporal, [each.definition.name for each in code.exposures.values()])
+        return CheckTarget(code.temporal, [each.workflow_type for each in code.exposures.values()])
     return CheckTarget(code, workflow_types(code.workers))
 
 

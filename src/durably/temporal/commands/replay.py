@@ -67,7 +67,7 @@ def _with_exposed(declared: Sequence[WorkerDeclaration], exposures: Iterable[Exp
     known = {each for declaration in declared for each in declaration.workflows}
     added: list[WorkerDeclaration] = []
     for exposure in exposures:
-        parts = workflow_parts(exposure.definition.run_function)
+        parts = workflow_parts(exposure.run_function)
         if parts is not None and parts.cls not in known:
             added.append(WorkerDeclaration(task_queue=exposure.task_queue, workflows=(parts.cls,)))
             known.add(parts.cls)
