@@ -318,7 +318,7 @@ def search(filters: Mapping[str, str], now: dt.datetime, declared: Iterable[Sear
     return Search(" AND ".join(clauses), problems)
 
 
-_PARSED = (int, float, bool, dt.datetime)
+_PARSED = (int, float, bool)
 
 
 async def fetch_rows(client: Client, query: str, page: str | None, pages: Pages) -> RowPage:

@@ -13,7 +13,8 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, create_model
+from temporalio.common import SearchAttributeKey
 
 from .exposure import Exposure, Operation, type_name
 from .inputs import Handler, JsonBody, check_id
@@ -239,11 +240,18 @@ def _filters(exposure: Exposure) -> Iterator[EndpointParameter]:
     """The filters of a list that depend on the exposure."""
     if exposure.owner is not None:
         yield EndpointParameter("owner", "query", str, "The owner, for principals that see workflows of several.")
-    for key in exposure.attribute_keys:
+    for key in filter_keys(exposure):
         # A list of keywords is found by one of them.
-        known: Mapping[Any, Any] = {int: int, float: float, bool: bool, dt.datetime: AwareDatetime}
-        kind = known.get(key.origin_value_type, str)
+        kind = key.origin_value_type if key.origin_value_type in (int, float, bool) else str
         yield EndpointParameter(ATTRIBUTE + key.name, "query", kind, f"The search attribute {key.name}.")
+
+
+def filter_keys(exposure: Exposure) -> list[SearchAttributeKey[Any]]:
+    """Search attributes by which a list can be filtered: those that are declared by key, without times.
+
+    SQLite does not find a time that is equal to another one.
+    """
+    return [key for key in exposure.attribute_keys if key.origin_value_type is not dt.datetime]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from temporalio.converter import DataConverter
 from durably.temporal.compat import PAUSED
 
 from .call import Call
-from .endpoints import ATTRIBUTE
+from .endpoints import ATTRIBUTE, filter_keys
 from .idempotency import shown_memo
 from .messages import (
     Description,
@@ -92,7 +92,7 @@ async def list_workflows(call: Call) -> GatewayResponse:
         conditions.append(condition("StartTime", ">", after))
     if before := params["started_before"]:
         conditions.append(condition("StartTime", "<", before))
-    for key in exposure.attribute_keys:
+    for key in filter_keys(exposure):
         if (value := params[ATTRIBUTE + key.name]) is not None:
             conditions.append(condition(key.name, "=", value, is_text=key.indexed_value_type.name == "TEXT"))
     query = " AND ".join(conditions)
