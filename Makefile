@@ -80,7 +80,7 @@ soak: $(READY)
 	CRASH_SEED=$${CRASH_SEED:-$$(date +%s)} CRASH_CRON_BLOWS=100 $(BIN)/python -m pytest tests/crash/test_cron_crashes.py -o timeout=3600
 	$(BIN)/python -m pytest -m soak -o timeout=3600
 	DURABLY_EXAMPLES=40 $(BIN)/python -m pytest tests/engine/core tests/app_and_engine/flow_control/test_histories.py -o timeout=3600
-	DURABLY_CHAOS_ROUNDS=200 $(BIN)/python -m pytest -m "not soak" tests/in_process/servers/test_chaos.py -o timeout=7200
+	DURABLY_CHAOS_ROUNDS=200 $(BIN)/python -m pytest -m "not soak" tests/embedded/servers/test_chaos.py -o timeout=7200
 
 fuzz-temporal: $(READY)
 	$(BIN)/python -m tests.temporal.fuzz $(FUZZ)

@@ -15,13 +15,13 @@ from typing import Any
 
 from ulid import ULID
 
+from durably.engine.api.http.codec import encode_result
+from durably.engine.api.interface import Engine
+from durably.engine.api.operations import operations_of
 from durably.engine.core.run_state import MACHINE_VERSION, RunState, RunStatus, encode_run_state
-from durably.engine.http.codec import encode_result
-from durably.engine.interface import Engine
-from durably.engine.operations import operations_of
-from durably.engine.settings import Durability, EngineSettings
+from durably.engine.model.settings import Durability, EngineSettings
 from durably.engine.sqlite.database import open_database
-from durably.engine.sqlite_engine import SqliteEngine
+from durably.engine.sqlite.engine import SqliteEngine
 
 from .children import Child
 from .database import DATABASE
@@ -50,7 +50,7 @@ def build(path: Path, runs: int) -> None:
     connection.executemany(
         "INSERT INTO apps (id, url, synced_at) VALUES (?, 'http://127.0.0.1:9', ?)", [("app0", now), ("app1", now)]
     )
-    head = encode_run_state(RunState(version=MACHINE_VERSION, status=RunStatus.RUNNING, max_attempts=4))
+    state = encode_run_state(RunState(version=MACHINE_VERSION, status=RunStatus.RUNNING, max_attempts=4))
     for start in range(1, runs + 1, 50_000):
         keys = range(start, min(start + 50_000, runs + 1))
         times = {key: now - (runs - key + 1) * _EACH_MILLISECONDS for key in keys}
@@ -64,8 +64,8 @@ def build(path: Path, runs: int) -> None:
             _runs(chosen, times),
         )
         connection.executemany(
-            "INSERT INTO heads (run_key, is_moving, head) VALUES (?, 0, ?)",
-            [(key, head) for key in keys if key % _LIVE_SHARE == 0],
+            "INSERT INTO run_states (run_key, is_runnable, state) VALUES (?, 0, ?)",
+            [(key, state) for key in keys if key % _LIVE_SHARE == 0],
         )
     connection.execute("COMMIT")
     connection.close()

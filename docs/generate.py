@@ -17,11 +17,10 @@ import click
 import msgspec
 
 from durably.cli.group import durably
-from durably.engine.alerts.settings import Alerts
-from durably.engine.interface import Engine
-from durably.engine.metrics.catalogue import CATALOGUE
-from durably.engine.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
-from durably.engine.settings import EngineSettings
+from durably.engine.api.interface import Engine
+from durably.engine.api.metrics import CATALOGUE
+from durably.engine.api.operations import REQUIRED, Access, Argument, ArgumentLocation, Operation, operations_of
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.support import SUPPORT, UNUSED_SETTINGS
 from durably.protocol.durations import format_duration
 from durably.protocol.options import Batch, Choice, Count, Expression, Option, Period, Text
@@ -80,8 +79,8 @@ def options_of(command: click.Command, name: str) -> Iterator[tuple[str, click.O
 
 
 def engine_settings() -> str:
-    """A section for each setting of ``EngineSettings``, and for each of ``Alerts``."""
-    return f"{fields_of(EngineSettings, UNUSED_SETTINGS)}\n## `durably.Alerts`\n\n{fields_of(Alerts, {})}"
+    """A section for each setting of ``EngineSettings``."""
+    return fields_of(EngineSettings, UNUSED_SETTINGS)
 
 
 def fields_of(declared: type[msgspec.Struct], unused_on_temporal: dict[str, str]) -> str:

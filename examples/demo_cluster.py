@@ -22,8 +22,8 @@ import aiohttp
 from temporalio.client import Client
 
 import durably
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.views import RunStatus
 
 ROOT = Path(__file__).parents[1]
 CLIENT = "examples.fastapi_orders.app:client"

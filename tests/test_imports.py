@@ -145,10 +145,13 @@ def test_execution_imports_protocol_only() -> None:
 
 
 def test_protocol_and_execution_reach_nothing_outside() -> None:
-    """Two modules import ``sys``: for where a coroutine was created, and for what a thread executes."""
+    """One module imports ``sys``, for where a coroutine was created and what a thread executes."""
     files = modules("protocol") + modules("execution")
     found = violations(files, lambda m: m not in OUTSIDE and not is_within(m, *FRAMEWORKS))
-    assert found == ["execution/async_checks.py imports sys", "execution/asyncio_compat.py imports sys"]
+    assert found == [
+        "protocol/call.py imports uuid",  # for a hash
+        "execution/asyncio_compat.py imports sys",
+    ]
 
 
 def test_the_core_of_the_engine_reaches_nothing_outside() -> None:
@@ -172,36 +175,23 @@ def test_the_core_of_the_engine_imports_the_protocol_only() -> None:
     assert violations(modules("engine", "core"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
 
 
-def test_storage_does_not_import_scheduling() -> None:
-    unknown = (
-        "durably.engine.scheduling",
-        "durably.engine.http",
-        "durably.engine.sqlite_engine",
-        "durably.engine.runtime",
-    )
-    assert violations(modules("engine", "sqlite"), lambda m: not is_within(m, *unknown)) == []
+def test_the_model_imports_no_store() -> None:
+    stores = ("durably.engine.sqlite", "durably.engine.temporal", "durably.engine.log", "sqlite3", "temporalio")
+    assert violations(modules("engine", "model"), lambda m: not is_within(m, *stores)) == []
 
 
-def test_the_interface_of_engines_knows_no_engine() -> None:
-    interface = [PACKAGE / "engine" / f"{name}.py" for name in ("interface", "operations", "views")]
-    sqlite = ("durably.engine.sqlite", "durably.engine.scheduling", "durably.engine.runtime")
-    unknown = (*sqlite, "durably.engine.sqlite_engine", "durably.engine.http")
-    assert violations(interface, lambda m: not is_within(m, *unknown, *FRAMEWORKS)) == []
-    api = [PACKAGE / "engine" / "http" / f"{name}.py" for name in ("application", "routes", "codec", "syncs")]
-    assert violations(api, lambda m: not is_within(m, *sqlite, "durably.engine.sqlite_engine")) == []
+def test_the_api_knows_no_engine() -> None:
+    engines = ("durably.engine.sqlite", "durably.engine.temporal", "durably.engine.log", "sqlite3", "temporalio")
+    assert violations(modules("engine", "api"), lambda m: not is_within(m, *engines)) == []
 
 
-def test_the_dashboard_knows_the_interface_of_engines_only() -> None:
-    ours = ("core", "dashboard", "interface", "operations", "reports", "views")
-    allowed = ("durably.protocol", *(f"durably.engine.{name}" for name in ours))
-    found = violations(modules("engine", "dashboard"), lambda m: not is_ours(m) or is_within(m, *allowed))
-    assert [each for each in found if not each.endswith(" durably.engine")] == []
-    assert violations(modules("engine", "dashboard"), lambda m: not is_within(m, *FRAMEWORKS)) == []
+def test_the_dashboard_imports_no_web_framework() -> None:
+    files = [*modules("engine", "api", "dashboard"), PACKAGE / "dashboard.py"]
+    assert violations(files, lambda m: not is_within(m, *FRAMEWORKS)) == []
 
 
-def test_the_engine_does_not_know_its_http_api() -> None:
-    below = [file for file in modules("engine") if "http" not in file.parent.parts]
-    assert violations(below, lambda m: not is_within(m, "durably.engine.http")) == []
+def test_the_engine_on_sqlite_does_not_import_the_engine_on_temporal() -> None:
+    assert violations(modules("engine", "sqlite"), lambda m: not is_within(m, "durably.engine.temporal")) == []
 
 
 TRACING_OF_ENGINES = [PACKAGE / "otel" / "engine.py", PACKAGE / "otel" / "exporter.py"]
@@ -210,10 +200,10 @@ TRACING_OF_ENGINES = [PACKAGE / "otel" / "engine.py", PACKAGE / "otel" / "export
 
 def test_the_sdk_knows_no_engine_of_ours() -> None:
     """Users import what they give to a client in place of an engine over HTTP (``durably.engines``)."""
-    others = ("engine", "in_process", "testing", "cli", "dashboard.py", "__init__.py")
+    others = ("engine", "embedded", "testing", "cli", "dashboard.py", "__init__.py")
     sdk = [file for file in modules() if file.relative_to(PACKAGE).parts[0] not in others]
     sdk = [file for file in sdk if file not in TRACING_OF_ENGINES]
-    ours = ("durably.engine", "durably.in_process", "durably.testing", "durably.cli")
+    ours = ("durably.engine", "durably.embedded", "durably.testing", "durably.cli")
     assert violations(sdk, lambda m: not is_within(m, *ours)) == []
 
 
@@ -221,7 +211,7 @@ def test_in_process_mode_knows_the_engine_and_comm() -> None:
     allowed = (
         "durably.functions",
         "durably.comm",
-        "durably.in_process",
+        "durably.embedded",
         "durably.engine",
         "durably.errors",
         "durably.events",
@@ -232,8 +222,8 @@ def test_in_process_mode_knows_the_engine_and_comm() -> None:
         "durably.settings",
         "durably.values.outputs",
     )
-    on_temporal = [file for file in modules("in_process") if file.stem.startswith("temporal_")]
-    others = [file for file in modules("in_process") if file not in on_temporal]
+    on_temporal = [file for file in modules("embedded") if file.stem.startswith("temporal_")]
+    others = [file for file in modules("embedded") if file not in on_temporal]
     assert violations(others, lambda m: not is_ours(m) or is_within(m, *allowed)) == []
     assert violations(others, lambda m: not is_within(m, "durably.engine.temporal", "temporalio")) == []
     allowed = (*allowed, "durably.temporal")
@@ -256,16 +246,16 @@ def test_an_adapter_knows_its_framework_and_comm(adapter: str) -> None:
         "durably.comm",
         f"durably.{adapter}",
         "durably.dashboard",
-        "durably.django_compat",
+        "durably.web.django",
         "durably.errors",
         "durably.execution.step",
         "durably.functions",
         "durably.engines",
         "durably.io.background_loop",
-        "durably.io.bodies",
+        "durably.web",
         "durably.settings",
         "durably.web",
-        "durably.werkzeug_compat",
+        "durably.web.flask",
     )
 
     def is_allowed(module: str) -> bool:
@@ -281,7 +271,7 @@ def test_nothing_below_an_adapter_knows_one() -> None:
     below = [
         file
         for file in modules()
-        if file.stem not in (*ADAPTERS, "django_compat", "werkzeug_compat", "starlette", "starlette_messages")
+        if file.stem not in (*ADAPTERS, "starlette", "starlette_messages")
         and "django" not in file.parent.parts
         and file.relative_to(PACKAGE).parts[0] not in ("testing", "cli")
     ]
@@ -295,12 +285,8 @@ def test_requests_and_responses_of_a_framework_know_no_other_and_no_server_of_ou
         )
         others = FRAMEWORKS - frameworks
         assert violations([file], lambda m, others=others: not is_within(m, *others)) == []
-    allowed = ("durably.django_compat", "durably.errors", "durably.io", "durably.web")
+    allowed = ("durably.errors", "durably.io", "durably.protocol.limits", "durably.web")
     assert violations(modules("web"), lambda m: not is_ours(m) or is_within(m, *allowed)) == []
-
-
-def test_django_compat_imports_nothing_of_ours() -> None:
-    assert violations([PACKAGE / "django_compat.py"], lambda m: not is_ours(m)) == []
 
 
 def test_adapters_of_temporal_import_no_other_and_the_gateway_imports_none() -> None:
@@ -313,7 +299,7 @@ def test_adapters_of_temporal_import_no_other_and_the_gateway_imports_none() -> 
         "durably.io.background_loop",
         "durably.io.http_client",
         "durably.protocol.headers",
-        "durably.protocol.setting_checks",
+        "durably.protocol.options",
         "durably.temporal",
         "durably.web",
     )
@@ -327,11 +313,11 @@ def test_adapters_of_temporal_import_no_other_and_the_gateway_imports_none() -> 
 COMPAT = PACKAGE / "temporal" / "compat.py"
 PRIVATE_TEXT = ("__temporal", "_Definition", "_defn", "temporalio.bridge")
 COMPAT_MODULES = {
-    "django_compat.py",
     "execution/asyncio_compat.py",
     "functions/inngest_compat.py",
     "temporal/compat.py",
-    "werkzeug_compat.py",
+    "web/django.py",
+    "web/flask.py",
 }
 """The modules that may use private parts of other libraries: one for each library."""
 OTHER_PRIVATE_PARTS = {
@@ -339,8 +325,8 @@ OTHER_PRIVATE_PARTS = {
     "cli/processes/guard.py": {"os._exit"},
     "temporal/worker/process.py": {"os._exit"},
     "temporal/tornado.py": {"super()._execute"},  # Tornado has no public hook around a whole request
-    # Imports that are not done, and the exit before thread pools end; tested in tests/in_process/test_server_start.py.
-    "in_process/server_start.py": {
+    # Imports that are not done, and the exit before thread pools end; tested in tests/embedded/test_server_start.py.
+    "embedded/server_start.py": {
         "getattr(getattr(module, '__spec__', None), '_initializing', False)",
         "getattr(threading, '_register_atexit', atexit.register)",
     },
@@ -464,11 +450,6 @@ def test_a_private_part_of_another_library_is_found(code: str) -> None:
     assert list(private_parts_of_others(code))
 
 
-def test_an_adapter_is_short() -> None:
-    lengths = {file: len(file.read_text().splitlines()) for adapter in ADAPTERS for file in files_of(adapter)}
-    assert {file: length for file, length in lengths.items() if length > 200} == {}
-
-
 def python(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
 
@@ -521,11 +502,11 @@ MISSING = [
     ("from durably.remote_state import S3Driver; S3Driver(bucket='b')", "boto3", "durably[s3]"),
     ("import durably; durably.PydanticSerializer()", "pydantic", "durably[pydantic]"),
     ("import durably.cli; durably.cli.main()", "click", "durably[engine]"),
-    ("import durably.engine.sqlite_engine", "aiohttp", "durably[engine]"),
+    ("import durably.engine.sqlite.engine", "aiohttp", "durably[engine]"),
     ("import durably; durably.Embedded('x.db')", "aiohttp", "durably[engine]"),
     ("import durably; durably.TemporalEngine()", "aiohttp", "durably[engine]"),
     ("import durably; durably.TemporalEngine()", "temporalio", "durably[engine,temporal]"),
-    ("import durably.engine.sqlite_engine", "prometheus_client", "durably[engine]"),
+    ("import durably.engine.sqlite.engine", "prometheus_client", "durably[engine]"),
     ("import durably.engine.core.machine", "re2", "durably[engine]"),
     ("import durably.dashboard", "jinja2", "durably[engine]"),
     ("import durably.temporal", "temporalio", "durably[temporal]"),

@@ -8,17 +8,17 @@ from pathlib import Path
 from durably import Embedded, remote_state
 from durably.client import Client
 from durably.comm import requests
+from durably.engine.api.dashboard import sign_in
+from durably.engine.api.http import discovery, messages, routes
+from durably.engine.api.http.connections import ConnectionLimits
+from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
-from durably.engine.core.flow import admission, cron
-from durably.engine.dashboard import sign_in
-from durably.engine.http import discovery, messages, routes
-from durably.engine.http.connections import ConnectionLimits
-from durably.engine.interface import EventLimit, RunLimit
-from durably.engine.scheduling.monitoring import changes
-from durably.engine.scheduling.transactions import annotations
-from durably.engine.settings import EngineSettings
+from durably.engine.core.flow import admission, config
+from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite import changes
 from durably.engine.sqlite.queries import event_search, run_search, search_pages
 from durably.engine.sqlite.tables import counts
+from durably.engine.sqlite.transactions import annotations
 from durably.engine.temporal import support, workers
 from durably.engine.temporal.apps import record_workflows
 from durably.engine.temporal.flow import bucket
@@ -26,7 +26,7 @@ from durably.engine.temporal.reports import bulk
 from durably.engine.temporal.routing import wait_keys, workflows
 from durably.engine.temporal.runs import contents, sizes
 from durably.events import MAX_ATTEMPTS as SEND_ATTEMPTS
-from durably.io import http_connections, loop_watch
+from durably.io import http_connections, worker_threads
 from durably.protocol import limits
 
 PAGE = (Path(__file__).parents[1] / "docs" / "reference" / "limits.md").read_text()
@@ -82,7 +82,7 @@ EXPECTED = {
     "`throttle.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_PERIOD)}",
     "`rate_limit.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_RATE_PERIOD)}",
     "jitter of a cron trigger": time(limits.MAX_JITTER),
-    "length of a cron trigger": f"{cron.MAX_LENGTH} characters",
+    "length of a cron trigger": f"{config.MAX_LENGTH} characters",
     "priority": f"{admission.MAX_PRIORITY_SECONDS} s either way",
     "length of an expression": f"{syntax.MAX_LENGTH:,} characters",
     "nesting of an expression": f"{syntax.MAX_DEPTH} levels",
@@ -152,7 +152,7 @@ EXPECTED = {
         f"{limits.CANONICAL_CPU_SHARE:.0%} of one CPU, {limits.CANONICAL_CPU_BURST:g} s at once"
     ),
     "time between two spaces of a streamed answer": time(requests.KEEP_ALIVE_SECONDS),
-    "time for which a function may block the event loop": time(loop_watch.BLOCKED_SECONDS),
+    "time for which a function may block the event loop": time(worker_threads.BLOCKED_SECONDS),
     "an output that `durably.remote_state` leaves in the run": size(remote_state.DEFAULT_THRESHOLD_BYTES),
     "silence of a process with an engine in it": time(lease()),
     "calls that such a process takes at a time": f"{default(Embedded.__init__, 'max_calls')}",
@@ -204,7 +204,6 @@ def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
         "allow_private_addresses",
         "durability",
         "retention",
-        "alerts",
         "temporal_ui",
         "tracing",
         "log_runs",

@@ -5,8 +5,6 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import durably
 from durably import (
@@ -21,11 +19,7 @@ from durably import (
     TriggerCron,
 )
 from durably import TriggerEvent as On
-from durably.engine.core.flow.cron import read_schedules
 from durably.errors import FunctionConfigInvalidError
-from durably.functions.config import cron_problem
-from durably.protocol.engine_errors import ConfigInvalidError
-from durably.protocol.sync import Trigger
 
 from .ids import stable_id
 
@@ -110,53 +104,8 @@ def test_expression_is_another_name_of_if_exp() -> None:
         On(event="e", if_exp="true", expression="false")
 
 
-WITHOUT_ENGINE = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("lark", "re2", "aiohttp", "cronsim"):
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Missing())
-import durably
-client = durably.Client(app_id="app", is_production=False)
-def create(trigger):
-    client.create_function(fn_id="fn", trigger=trigger)(lambda ctx: None)
-create(durably.TriggerCron(cron="0 0 * * *"))
-create(durably.TriggerEvent(event="e", if_exp="event.data.amount >"))
-assert "durably.engine" not in sys.modules
-try:
-    create(durably.TriggerCron(cron="0 0 * *"))
-except durably.errors.FunctionConfigInvalidError as error:
-    print(error)
-"""
-
-
-def test_without_the_engine_schedules_are_checked_lightly() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_ENGINE], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "triggers.cron '0 0 * *' has 4 fields" in done.stdout
-
-
 def test_a_plain_function_does_not_import_the_engine() -> None:
     code = "import durably, sys; durably.Client(app_id='a', is_production=False).create_function(fn_id='f', trigger="
     code += "durably.TriggerEvent(event='e'))(lambda ctx: None); print('durably.engine' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.strip() == "False", done.stderr
-
-
-VALUES = st.sampled_from(
-    ["*", "?", "0", "5", "1-5", "*/2", "1,2", "MON", "JAN", "mon-fri", "x", "99", "1-", "*/", "L", "1#2"]
-)
-ZONES = st.sampled_from(["", "TZ=Europe/Paris ", "CRON_TZ=UTC  ", "TZ= ", "TZ=Nowhere "])
-
-
-@given(ZONES, st.lists(VALUES, min_size=3, max_size=6))
-def test_light_check_accepts_all_configs_that_the_engine_accepts(zone: str, fields: list[str]) -> None:
-    text = f" {zone}{' '.join(fields)} "
-    try:
-        read_schedules("fn", [Trigger(cron=text)])
-    except ConfigInvalidError:
-        return
-    assert cron_problem(text) is None

@@ -5,7 +5,7 @@ import asyncio
 import msgspec
 
 from durably import Event
-from durably.engine.interface import Engine
+from durably.engine.api.interface import Engine
 
 APP = "back-office"
 PAUSED = f"{APP}-send-newsletter"

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 from durably.functions.config import register
 from durably.functions.function import Function
 from durably.functions.middleware import SendEventsResult, TransformOutputResult, TransformStepInput
-from durably.in_process import check_config
 from durably.protocol.opcodes import ParallelMode
 from durably.protocol.options import (
     Batch,
@@ -25,27 +24,26 @@ from durably.protocol.options import (
 
 from .client import Client
 from .context import Context, ContextSync, Group, GroupSync
+from .embedded import check_config
 from .engines import EngineHandle, InngestCloud, register_temporal
 from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError, StepError
 from .events import Event, EventType
 from .execution import StepMemos
 from .middleware import Middleware, MiddlewareSync
-from .serializers import PydanticSerializer, Serializer
 from .settings import Streaming
 from .steps import FetchResponse, Signal, Step, StepSync
+from .values.codecs import PydanticSerializer, Serializer
 
 if TYPE_CHECKING:
-    from durably.engine.alerts.settings import Alerts
-    from durably.engine.settings import Durability, EngineSettings
-
-    from .in_process.embedded import Embedded
-    from .in_process.temporal_engine import TemporalEngine
+    from .embedded.embedded import Embedded
+    from .embedded.temporal_engine import TemporalEngine
+    from .engine.model.settings import Durability, EngineSettings
 
 register(check_config)
 
 
 def _engine_on_temporal(url: str, setting: str) -> EngineHandle:
-    from durably.in_process.temporal_engine import engine_at
+    from .embedded.temporal_engine import engine_at
 
     return engine_at(url, setting)
 
@@ -57,7 +55,6 @@ JSON = bool | int | float | str | dict[str, object] | list[object] | None
 
 __all__ = [
     "JSON",
-    "Alerts",
     "Batch",
     "Cancel",
     "Checkpointing",
@@ -106,11 +103,10 @@ __all__ = [
 
 
 _IMPORTED_AT_FIRST_USE = {
-    "Alerts": "durably.engine.alerts.settings",
-    "Durability": "durably.engine.settings",
-    "Embedded": "durably.in_process.embedded",
-    "EngineSettings": "durably.engine.settings",
-    "TemporalEngine": "durably.in_process.temporal_engine",
+    "Durability": "durably.engine.model.settings",
+    "Embedded": "durably.embedded.embedded",
+    "EngineSettings": "durably.engine.model.settings",
+    "TemporalEngine": "durably.embedded.temporal_engine",
 }
 
 

@@ -7,10 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, Never
 
 from durably.functions.config import FunctionOpts
-from durably.functions.diagnostics import check_send
+from durably.functions.diagnostics import check_send, note_made
 from durably.functions.function import Function, Handler, T
 from durably.functions.middleware import MiddlewareFactory, MiddlewareStack, check_middleware, list_middleware
-from durably.functions.unserved import note_made
 from durably.io.http_client import IO, AsyncIO, BlockingIO
 from durably.protocol.events import Event
 from durably.protocol.options import (
@@ -34,7 +33,7 @@ from .errors import FunctionConfigInvalidError
 from .events import send_events
 from .execution import drive
 from .run_logger import as_logger
-from .serializers import Unset
+from .values.codecs import Unset
 
 _ASYNC_IO = AsyncIO()
 

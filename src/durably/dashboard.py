@@ -11,8 +11,15 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from durably.engine.dashboard.dashboard import SEGMENTS, Dashboard, name_permission
-from durably.engine.dashboard.messages import (
+from durably.io.background_loop import run_with_callbacks
+from durably.io.http_client import AsyncIO, Request, request_with_keys
+from durably.protocol.headers import ServerKind
+from durably.protocol.limits import MAX_FORM_BYTES
+from durably.protocol.options import check_type
+
+from .client import Client
+from .engine.api.dashboard.dashboard import SEGMENTS, Dashboard, name_permission
+from .engine.api.dashboard.messages import (
     Action,
     CallBlocking,
     DashboardRequest,
@@ -21,15 +28,8 @@ from durably.engine.dashboard.messages import (
     at_url,
     on_database,
 )
-from durably.engine.http.codec import ANY_EVENT_KEY, HttpEngine, HttpRequest, HttpResponse
-from durably.engine.interface import Engine
-from durably.io.background_loop import run_with_callbacks
-from durably.io.http_client import AsyncIO, Request, request_with_keys
-from durably.protocol.headers import ServerKind
-from durably.protocol.limits import MAX_FORM_BYTES
-from durably.protocol.setting_checks import check_type
-
-from .client import Client
+from .engine.api.http.codec import ANY_EVENT_KEY, HttpEngine, HttpRequest, HttpResponse
+from .engine.api.interface import Engine
 from .errors import BodyTooLargeError, FunctionConfigInvalidError
 from .settings import check_serve_path
 

@@ -7,9 +7,8 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, urljoin
 
 from durably.comm.mounts import Mount, check_mount, mounts_of
-from durably.comm.serve_options import serves
 from durably.functions.function import Function
-from durably.io.bodies import check_size
+from durably.web import check_size
 
 from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
@@ -34,7 +33,6 @@ class FunctionContext(Protocol):
 Main = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
-@serves("durably.digital_ocean")
 def serve(
     client: Client,
     functions: Sequence[Function[Any]],

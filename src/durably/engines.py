@@ -87,7 +87,7 @@ class InProcessEngine(Protocol):
         - ``seed``: Makes a repeated send idempotent, as ``x-inngest-event-id-seed`` does.
         - ``timeout``: Seconds.
         - ``sender``: The id of the run that sends them, if any.
-        - ``traceparent``: The trace context of the sender (see ``durably.protocol.trace_context``).
+        - ``traceparent``: The trace context of the sender (see ``durably.protocol.headers``).
         """
         ...
 

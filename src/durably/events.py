@@ -17,15 +17,14 @@ from urllib.parse import quote
 
 import msgspec
 
+from durably.functions.diagnostics import find_unserved, is_triggered_by, warn_of_unserved
 from durably.functions.middleware import MiddlewareStack, SendEventsResult
-from durably.functions.unserved import find_unserved, is_triggered_by, warn_of_unserved
 from durably.io.http_client import IO, Request, Response
 from durably.protocol.engine_errors import EventInvalidError
 from durably.protocol.events import Event, EventReceipt
-from durably.protocol.headers import Header, ServerKind
+from durably.protocol.headers import Header, ServerKind, trace_headers
 from durably.protocol.options import TriggerEvent
 from durably.protocol.text import printable
-from durably.protocol.trace_context import trace_headers
 from durably.values.json_values import encode_checked
 
 from .app import App

@@ -20,10 +20,9 @@ except ImportError as error:
     raise ImportError('durably.fast_api needs FastAPI: pip install "durably[fast-api]"') from error
 
 from durably.comm.mounts import Mount, add_mount, check_mount, mounts_of
-from durably.comm.serve_options import StreamingOption, mount_path, serves
+from durably.comm.serve_options import StreamingOption, mount_path
 from durably.functions.function import Function
-from durably.io.bodies import UNREADABLE, read_chunks
-from durably.web import lower_headers
+from durably.web import UNREADABLE, lower_headers, read_chunks
 from durably.web.starlette import ANY_PATH, AnyMethod, mount_point, path_of, read_body, to_response
 
 from .client import Client
@@ -33,7 +32,6 @@ from .engines import InProcessEngine
 FRAMEWORK = "fast_api"
 
 
-@serves("durably.fast_api")
 def serve(
     app: fastapi.FastAPI,
     client: Client,

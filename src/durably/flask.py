@@ -10,10 +10,9 @@ except ImportError as error:
     raise ImportError('durably.flask needs Flask: pip install "durably[flask]"') from error
 
 from durably.comm.mounts import add_mount, check_mount
-from durably.comm.serve_options import StreamingOption, mount_path, serves
+from durably.comm.serve_options import StreamingOption, mount_path
 from durably.functions.function import Function
-from durably.io.bodies import UNREADABLE, check_length, is_chunked, read_body
-from durably.web import METHODS
+from durably.web import METHODS, UNREADABLE, check_length, is_chunked, read_body
 from durably.web.flask import add_rule, mount_point, to_response
 from durably.web.flask import read_body as read_form
 
@@ -21,12 +20,11 @@ from .client import Client
 from .comm import CommHandler, CommRequest, CommResponse
 from .engines import InProcessEngine
 from .errors import BodyTooLargeError
-from .werkzeug_compat import current_object
+from .web.flask import current_object
 
 FRAMEWORK = "flask"
 
 
-@serves("durably.flask")
 def serve(
     app: flask.Flask,
     client: Client,

@@ -16,7 +16,6 @@ from durably.protocol.durations import Duration, format_duration, format_timesta
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_WAIT
 from durably.protocol.opcodes import Opcode
-from durably.protocol.text import is_encodable
 from durably.values.codecs import Codec
 from durably.values.outputs import decode_as, encode_as, handler_codec
 
@@ -24,14 +23,12 @@ from .app import App
 from .errors import DurationInvalidError, FunctionConfigInvalidError
 from .events import as_data
 from .execution import AsyncCall, StepRequest, SyncCall
-from .serializers import Unset
+from .values.codecs import Unset
 
 T = TypeVar("T")
 P = ParamSpec("P")
 OnConflict = Literal["fail", "replace"]
 Events = Event | Sequence[Event]
-
-_SMALL_MILLISECONDS = 1000
 
 
 class Signal(msgspec.Struct, frozen=True):
@@ -343,8 +340,7 @@ def _ai_wrap(
 
 def sleep_request(step_id: str, duration: Duration) -> StepRequest:
     text = _duration(step_id, duration)
-    request = StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
-    return _with_duration(request, duration)
+    return StepRequest(_checked(step_id), Opcode.SLEEP, text, {"duration": text}, decode=_nothing)
 
 
 def _sleep_until(step_id: str, until: dt.datetime) -> StepRequest:
@@ -361,7 +357,7 @@ def _wait_for_event(step_id: str, event: str, if_exp: str | None, timeout: Durat
     opts = {"event": _named(step_id, "event", event), "timeout": _duration(step_id, timeout)}
     if if_exp is not None:
         opts["if"] = if_exp
-    return _with_duration(StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event), timeout)
+    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_EVENT, event, opts, decode=_event)
 
 
 def _wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_conflict: str) -> StepRequest:
@@ -372,8 +368,7 @@ def _wait_for_signal(step_id: str, signal: str, timeout: Duration | None, on_con
     opts = {"signal": _named(step_id, "signal", signal), "conflict": on_conflict}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
-    request = StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=_signal)
-    return _with_duration(request, timeout)
+    return StepRequest(_checked(step_id), Opcode.WAIT_FOR_SIGNAL, signal, opts, decode=_signal)
 
 
 def _invoke(
@@ -392,7 +387,7 @@ def _invoke(
     opts: dict[str, Any] = {"function_id": f"{app_id or app.app_id}-{function_id}", "payload": payload}
     if timeout is not None:
         opts["timeout"] = _duration(step_id, timeout)
-    request = _with_duration(StepRequest(_checked(step_id), Opcode.INVOKE_FUNCTION, opts=opts), timeout)
+    request = StepRequest(_checked(step_id), Opcode.INVOKE_FUNCTION, opts=opts)
     if codec is not None:
         _convert(request, codec)
     return request
@@ -441,12 +436,6 @@ def _infer(step_id: str, adapter: AIAdapter, body: Mapping[str, Any]) -> StepReq
 def _checked(step_id: str) -> str:
     if not isinstance(step_id, str) or not step_id:
         raise FunctionConfigInvalidError(f"a step's id must be a string that names it, not {step_id!r}")
-    try:
-        step_id.encode()
-    except UnicodeEncodeError:
-        raise FunctionConfigInvalidError(
-            f"a step's id must be a string that UTF-8 can encode: {step_id!r} has half of a surrogate pair"
-        ) from None
     return step_id
 
 
@@ -455,7 +444,7 @@ def _named(step_id: str, argument: str, name: str) -> str:
 
     A wait for a blank one would end only by its timeout.
     """
-    if not isinstance(name, str) or not name.strip() or not is_encodable(name):
+    if not isinstance(name, str) or not name.strip():
         raise FunctionConfigInvalidError(f'step "{step_id}": {argument} must be a string that names it, not {name!r}')
     return name
 
@@ -470,13 +459,6 @@ def _duration(step_id: str, duration: Duration) -> str:
             f'step "{step_id}": {format_duration(delta)} is longer than the maximum of {MAX_WAIT.days} days'
         )
     return format_duration(delta)
-
-
-def _with_duration(request: StepRequest, duration: Duration | None) -> StepRequest:
-    """Record a number of milliseconds that may have been meant as seconds."""
-    if isinstance(duration, int) and 0 < duration < _SMALL_MILLISECONDS:
-        request.small_duration = duration
-    return request
 
 
 def _nothing(data: Any) -> None:

@@ -18,9 +18,10 @@ from aiohttp import ClientSession, web
 
 from durably import Client, Function, TriggerEvent
 from durably.comm import CommHandler, CommRequest
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings
-from durably.engine.views import RunView
+from durably.engine.api.http.server import EngineServer
+from durably.engine.model.runs import Run
+from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.server import serve_database
 from durably.functions.checkpoints import Checkpoints
 from durably.protocol.call import CheckpointRequest, decode_checkpoint
 from durably.protocol.events import Event
@@ -145,7 +146,7 @@ class App:
         assert run.status == "Completed", run.output
         return msgspec.json.decode(run.output or b"null")
 
-    async def run_to_end(self, function: Function[Any], **data: Any) -> RunView:
+    async def run_to_end(self, function: Function[Any], **data: Any) -> Run:
         run_id = await self.start(function, **data)
         return await self.ended(run_id)
 
@@ -157,7 +158,7 @@ class App:
         (run,) = await self.engine.engine.event_runs(event_id)
         return run.id
 
-    async def ended(self, run_id: str) -> RunView:
+    async def ended(self, run_id: str) -> Run:
         with self.engine.engine.watch() as updates:
             while True:
                 run = await self.engine.engine.get_run(run_id)
@@ -183,7 +184,7 @@ async def listening(handle: Callable[[web.Request], Awaitable[web.StreamResponse
 
 @pytest.fixture
 async def engine(tmp_path: Path) -> AsyncIterator[EngineServer]:
-    async with await EngineServer.open(tmp_path / "engine.db", SETTINGS, port=0) as server:
+    async with await serve_database(tmp_path / "engine.db", SETTINGS, port=0) as server:
         yield server
 
 

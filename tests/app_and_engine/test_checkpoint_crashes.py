@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.http.server import EngineServer
+from durably.engine.api.http.server import EngineServer
 from durably.protocol.events import Event
 
 from ..conformance.client import request

@@ -10,7 +10,7 @@ import pytest
 
 from durably import Checkpointing, Client, Context, ContextSync, Embedded, Event, Function, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.sqlite_engine import SqliteEngine
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.errors import CallStaleError
 from durably.io.http_client import IO
 from durably.protocol.call import CheckpointRequest

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from durably import Context, ContextSync, Middleware, RetryAfterError
-from durably.engine.scheduling.requests.call_queue import RUN_REQUESTS
+from durably.engine.sqlite.call_queue import RUN_REQUESTS
 from durably.functions import function
 
 from ..variants import variants

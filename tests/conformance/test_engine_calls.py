@@ -4,6 +4,7 @@ import datetime as dt
 import email.utils
 import json
 import time
+import uuid
 from urllib.parse import urlsplit
 
 import pytest
@@ -41,6 +42,7 @@ def test_a_run_begins_with_a_call_that_discovers(script: ScriptedApp) -> None:
     assert ctx["stack"]["stack"] in ([], None)
     assert ctx["stack"]["current"] == 0
     assert all(isinstance(ctx[name], str) and ctx[name] for name in ("run_id", "fn_id", "step_id", "qi_id"))
+    assert uuid.UUID(ctx["fn_id"]), "the official Go SDK refuses other ids"
     assert isinstance(ctx["env"], str)
     assert isinstance(ctx["generation_id"], int)
     assert ctx["request_id"]

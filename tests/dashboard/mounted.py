@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import urllib3
 
-from ..in_process.stock import SENDING, Server, code_of, make_project, running
+from ..embedded.stock import SENDING, Server, code_of, make_project, running
 from ..waiting import eventually
 
 COMMANDS = {

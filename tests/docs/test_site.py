@@ -62,12 +62,6 @@ def test_no_paragraphs_stand_in_tables(page: Path) -> None:
     assert [cell for cell in cells if len(cell.strip()) > MAX_CELL] == []
 
 
-@pytest.mark.parametrize("page", [*ALL_PAGES, ROOT / "CHANGELOG.md"], ids=name)
-def test_lines_of_pages_are_wrapped(page: Path) -> None:
-    lines = [line for line in prose(page).splitlines() if not line.lstrip().startswith("|")]
-    assert [line for line in lines if len(line) > 120] == []
-
-
 def test_generated_parts_are_current() -> None:
     spec = importlib.util.spec_from_file_location("generate", DOCS / "generate.py")
     assert spec is not None

@@ -8,7 +8,17 @@ from typing import Any
 import pytest
 
 from durably import Context
-from durably.execution import AsyncCall, Memo, Replay, Returned, StepReport, StepRequest, idle_detection
+from durably.execution import (
+    AsyncCall,
+    Host,
+    Memo,
+    Replay,
+    Returned,
+    StepMemos,
+    StepReport,
+    StepRequest,
+    idle_detection,
+)
 from durably.protocol.opcodes import Opcode
 
 from .engine import complete, engine_for, fail
@@ -220,7 +230,7 @@ class Checkpoints:
 @pytest.mark.parametrize("is_around", [False, True])
 async def test_clock_in_a_handler_does_not_delay_later_steps(is_around: bool) -> None:
     """A step is executed at once unless a clock may run around it. Otherwise the call looks for the clock first."""
-    call = AsyncCall(Replay(memos={}, checkpointer=Checkpoints()))
+    call = AsyncCall(Replay(StepMemos(), host=Host(checkpointer=Checkpoints())))
 
     async def handler() -> str:
         async with asyncio.timeout(60):

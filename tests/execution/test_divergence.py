@@ -10,7 +10,7 @@ import pytest
 
 from durably import Client, Context, ContextSync, Event, TriggerEvent
 from durably.comm import CommHandler
-from durably.in_process.calls import sync_of
+from durably.embedded.calls import sync_of
 from durably.testing import TestEngine
 from durably.testing.link import TestLink
 

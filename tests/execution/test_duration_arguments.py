@@ -1,7 +1,6 @@
-"""Durations as users write them: text, ``timedelta``, milliseconds; and numbers that were perhaps meant as seconds."""
+"""Durations as users write them: text, ``timedelta``, milliseconds."""
 
 import datetime as dt
-import logging
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ import pytest
 import durably
 from durably import Client, Context, ContextSync, Embedded, Event, TriggerEvent
 from durably.errors import DurationInvalidError
-from durably.protocol.headers import ServerKind
 from durably.testing import TestEngine
 
 from .engine import engine_for, named
@@ -98,39 +96,3 @@ async def test_invalid_duration_names_the_step(text: str) -> None:
 
 
 # -- suspiciously small numbers
-
-
-def small_sleep(duration: Any) -> Any:
-    async def function(ctx: Context) -> None:
-        for _ in range(3):
-            await ctx.step.sleep("nap", duration)
-
-    return function
-
-
-async def test_development_points_out_a_small_number_once(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert (await engine_for(small_sleep(30)).run()).status == "Completed"
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith('step "nap" of function "app-function": 30 means 30 milliseconds; write "30s" if')
-
-
-@pytest.mark.parametrize("duration", ["30ms", dt.timedelta(milliseconds=30), 0, 1000])
-async def test_unambiguous_durations_cause_no_warning(duration: Any, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert (await engine_for(small_sleep(duration)).run()).status == "Completed"
-    assert not caplog.records
-
-
-async def test_production_says_nothing_of_small_numbers(caplog: pytest.LogCaptureFixture) -> None:
-    client = Client(app_id="app", is_production=False)
-    engine = engine_for(small_sleep(30), client=client)
-    client.mode = ServerKind.CLOUD
-    client.signing_key = None
-
-    async def trusted(req: Any, io: Any) -> None: ...
-
-    engine.handler._verify = trusted  # type: ignore[method-assign]
-    with caplog.at_level(logging.WARNING):
-        assert (await engine.run()).status == "Completed"
-    assert not caplog.records

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.execution import AsyncCall, Replay, StepInfo, StepReport, StepRequest
+from durably.execution import Assignment, AsyncCall, Host, Replay, StepInfo, StepMemos, StepReport, StepRequest
 from durably.protocol.opcodes import Opcode, hash_step_id
 
 Step = Callable[[str], Awaitable[Any]]
@@ -92,7 +92,8 @@ async def test_a_call_leaves_nothing_to_the_garbage_collector(
 
     async def call() -> None:
         memos = {hash_step_id("memoized"): msgspec.Raw(b'{"data":1}')}
-        replay = Replay(memos=dict(memos), hooks=NoHooks(), disable_immediate=disable_immediate)
+        assignment = Assignment(disable_immediate=disable_immediate)
+        replay = Replay(StepMemos(memos), assignment, Host(hooks=NoHooks()))
         running = AsyncCall(replay)
 
         def step(step_id: str) -> Awaitable[Any]:

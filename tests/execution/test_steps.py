@@ -314,14 +314,13 @@ async def test_the_input_of_a_step_can_be_replaced() -> None:
         ),
         (lambda step: step.run("", len), FunctionConfigInvalidError, "a step's id must be a string"),
         (lambda step: step.run(7, len), FunctionConfigInvalidError, "a step's id must be a string"),
-        (lambda step: step.run("\ud800", len), FunctionConfigInvalidError, "has half of a surrogate pair"),
         *(
             (
                 lambda step, name=name: step.wait_for_event("it", event=name, timeout="1m"),
                 FunctionConfigInvalidError,
                 'step "it": event must be a string that names it',
             )
-            for name in ("", " ", "\ud800", 5)
+            for name in ("", " ", 5)
         ),
         (
             lambda step: step.wait_for_signal("it", signal=" "),

@@ -1,23 +1,19 @@
 """A step that an async function makes and does not await fails the run, and ordinary asyncio does not."""
 
 import asyncio
-import functools
 import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import inngest
 import pytest
 
 import durably
-from durably import Client, Context, ContextSync, ParallelMode, StepError
-from durably.errors import FunctionConfigInvalidError
+from durably import Context, ParallelMode, StepError
 
 from .engine import complete, engine_for, fail, last, named
 
 if TYPE_CHECKING:
-    from durably import Context as Imported
-    from durably import ContextSync as ImportedSync
+    pass
 
 
 @pytest.fixture(autouse=True)
@@ -367,93 +363,3 @@ async def test_a_step_alone_of_many() -> None:
         return sum([await ctx.step.run("step", int, "1") for _ in range(20)])
 
     assert await complete(function) == 20
-
-
-# -- the wrong context
-
-
-async def async_with_sync(ctx: ContextSync) -> None: ...
-async def async_with_text(ctx: "durably.ContextSync") -> None: ...
-async def async_with_inngest(ctx: inngest.ContextSync) -> None: ...
-async def async_while_checking(ctx: "ImportedSync") -> None: ...
-async def async_unresolved(ctx: "missing.ContextSync") -> None: ...  # type: ignore[name-defined]  # noqa: F821
-
-
-def sync_with_async(ctx: Context) -> None: ...
-def sync_with_text(ctx: "Context") -> None: ...
-def sync_with_inngest(ctx: "inngest.Context") -> None: ...
-async def async_two(ctx: ContextSync, extra: int = 0) -> None: ...
-
-
-class AsyncCallable:
-    async def __call__(self, ctx: ContextSync) -> None: ...
-
-
-client = Client(app_id="app", is_production=False)
-WRONG = [
-    async_with_sync,
-    async_with_text,
-    async_with_inngest,
-    async_unresolved,
-    sync_with_async,
-    sync_with_text,
-    sync_with_inngest,
-    functools.partial(async_two, extra=1),
-    AsyncCallable(),
-]
-
-
-@pytest.mark.parametrize("place", ["function", "on_failure"])
-@pytest.mark.parametrize("handler", WRONG)
-def test_the_context_of_the_other_kind_is_refused(handler: Any, place: str) -> None:
-    async def right(ctx: Context) -> None: ...
-
-    on_failure = handler if place == "on_failure" else None
-    create = client.create_function(fn_id="charge", trigger=[], on_failure=on_failure)
-    with pytest.raises(FunctionConfigInvalidError) as raised:
-        create(handler if place == "function" else right)
-    text = str(raised.value)
-    assert text.startswith('function "charge": ')
-    assert "annotate it as durably.Context" in text
-
-
-async def unannotated(ctx) -> None: ...  # type: ignore[no-untyped-def]
-async def right_while_checking(ctx: "Imported") -> None: ...
-async def either(ctx: Context | ContextSync) -> None: ...
-def any_sync(ctx: Any) -> None: ...
-
-
-async def async_generator(ctx: Context) -> Any:
-    yield 1
-
-
-def generator(ctx: ContextSync) -> Any:
-    yield 1
-
-
-@pytest.mark.parametrize("handler", [async_generator, generator])
-def test_generator_functions_are_refused(handler: Any) -> None:
-    with pytest.raises(FunctionConfigInvalidError, match=r'function "charge": \w+ is a generator, .* `yield`'):
-        client.create_function(fn_id="charge", trigger=[])(handler)
-
-
-async def takes_event(ctx: durably.Event) -> None: ...
-
-
-def test_parameter_annotated_as_another_class_is_refused() -> None:
-    with pytest.raises(FunctionConfigInvalidError, match=r"annotated as Event: annotate it as durably.Context$"):
-        client.create_function(fn_id="charge", trigger=[])(takes_event)  # type: ignore[arg-type]
-
-
-class Derived(Context): ...
-
-
-async def derived(ctx: Derived) -> None: ...
-
-
-@pytest.mark.parametrize(
-    "handler", [unannotated, right_while_checking, either, any_sync, derived, async_while_checking]
-)
-def test_other_annotations_are_not_looked_at(handler: Any) -> None:
-    """If a name exists only for type checkers, only ``Context`` and ``ContextSync`` are recognised."""
-    assert client.create_function(fn_id="charge", trigger=[])(handler).id == "app-charge"

@@ -9,7 +9,8 @@ import werkzeug.local
 from django.test import RequestFactory
 from werkzeug._reloader import run_with_reloader as run_reloaded
 
-from durably import django_compat, werkzeug_compat
+from durably.web.django import is_body_read, set_body
+from durably.web.flask import current_object, run_with_reloader
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def settings() -> None:
 def test_object_behind_a_proxy_is_returned() -> None:
     app = flask.Flask(__name__)
     with app.test_request_context("/there"):
-        request = werkzeug_compat.current_object(flask.request)
+        request = current_object(flask.request)
     assert (type(request), request.path) == (flask.Request, "/there")
     assert isinstance(flask.request, werkzeug.local.LocalProxy)
 
@@ -33,15 +34,15 @@ def test_reloader_of_werkzeug_takes_a_function() -> None:
 def test_reloader_that_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("werkzeug._reloader.run_with_reloader")
     with pytest.raises(RuntimeError, match="--reload does not work with this version of Werkzeug"):
-        werkzeug_compat.run_with_reloader(lambda: None)
+        run_with_reloader(lambda: None)
 
 
 @pytest.mark.usefixtures("settings")
 def test_body_of_a_django_request_is_set() -> None:
     request = RequestFactory().post("/", b"sent", content_type="application/json")
-    assert not django_compat.is_body_read(request)
-    django_compat.set_body(request, b"read elsewhere")
-    assert django_compat.is_body_read(request)
+    assert not is_body_read(request)
+    set_body(request, b"read elsewhere")
+    assert is_body_read(request)
     assert request.body == b"read elsewhere"
 
 

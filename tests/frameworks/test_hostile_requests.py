@@ -116,7 +116,9 @@ def _raw(server: Server, method: str, url: str, headers: dict[str, str]) -> int:
 # -- calls
 
 
-@pytest.mark.parametrize("ctx", [{"fn_id": "app-cloud-plain-sync"}, {"fn_id": "app-cloud-steps-sync", "step_id": "x"}])
+@pytest.mark.parametrize(
+    "ctx", [{"function_slug": "app-cloud-plain-sync"}, {"function_slug": "app-cloud-steps-sync", "step_id": "x"}]
+)
 def test_a_call_for_another_function_or_step_is_refused(server: Server, ctx: dict[str, Any]) -> None:
     body = app_calls.canonical(app_calls.call_body(**ctx))
     url = server.url("cloud") + "?fnId=app-cloud-steps-sync&stepId=step"
@@ -124,10 +126,9 @@ def test_a_call_for_another_function_or_step_is_refused(server: Server, ctx: dic
     assert (answer.status, answer.json["code"]) == (400, "call_mismatch")
 
 
-@pytest.mark.parametrize("fn_id", ["app-cloud-plain-sync", "", "0b8f3dd0-6a4c-5a3b-9a4e-5d1f5c8f0a11"])
-def test_a_call_for_its_function_is_answered(server: Server, fn_id: str) -> None:
-    """Inngest servers send their own UUID, and old servers send nothing."""
-    body = app_calls.canonical(app_calls.call_body(fn_id=fn_id))
+@pytest.mark.parametrize("ctx", [{"function_slug": "app-cloud-plain-sync"}, {}], ids=["slug", "other engine"])
+def test_a_call_for_its_function_is_answered(server: Server, ctx: dict[str, Any]) -> None:
+    body = app_calls.canonical(app_calls.call_body(**ctx))
     url = server.url("cloud") + "?fnId=app-cloud-plain-sync&stepId=step"
     assert app_calls.request("POST", url, body, {"x-inngest-signature": app_calls.sign(body)}).status == 200
 

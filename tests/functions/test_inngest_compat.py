@@ -12,7 +12,7 @@ import pytest
 from inngest._internal import server_lib
 from inngest.experimental.remote_state_middleware import InMemoryDriver, RemoteStateMiddleware
 
-from durably import Client, Context, ContextSync, Event, Middleware, MiddlewareSync
+from durably import Client, Context, ContextSync, Event, MiddlewareSync
 from durably.errors import FunctionConfigInvalidError
 
 from ..execution.engine import Run, complete, engine_for
@@ -211,10 +211,6 @@ def test_an_unknown_version_of_the_package_is_refused(monkeypatch: pytest.Monkey
         client_with(type("Some", (inngest.Middleware,), {}))
 
 
-async def make_later(client: Any, request: Any) -> Middleware:
-    return Middleware(client, request)
-
-
 class NoHooks:
     def __init__(self, client: Any, request: Any) -> None:
         pass
@@ -222,8 +218,6 @@ class NoHooks:
 
 UNUSABLE = {
     "an object": (MiddlewareSync(None, None), "not as 'MiddlewareSync' object"),  # type: ignore[arg-type]
-    "a class that needs more": (RemoteStateMiddleware, r"RemoteStateMiddleware cannot be called with \(client, raw_"),
-    "a coroutine function": (make_later, "make_later is a coroutine function"),
     "a class without hooks": (NoHooks, "NoHooks has none of the hooks"),
 }
 

@@ -562,32 +562,3 @@ async def test_hooks_that_block_run_in_a_thread_of_async_functions(runs_in_threa
 
     await complete(function, client=Client(app_id="app", is_production=False, middleware=[middleware]))
     assert threads == {not runs_in_thread}
-
-
-@pytest.mark.parametrize("name", ["befor_execution", "before_executions", "after_memoisation", "transform_outputs"])
-@pytest.mark.parametrize("base", [Middleware, MiddlewareSync])
-def test_a_misspelt_hook_is_refused(name: str, base: type) -> None:
-    misspelt = type("Misspelt", (base,), {name: lambda self: None})
-    with pytest.raises(
-        durably.errors.FunctionConfigInvalidError, match=f"a method '{name}', which is not a hook: write '"
-    ):
-        Client(app_id="app", is_production=False, middleware=[misspelt])
-
-
-@pytest.mark.parametrize("name", ["execute", "transform", "send_events", "before", "_befor_execution"])
-def test_a_method_with_another_name_is_accepted(name: str) -> None:
-    own = type("Own", (Middleware,), {name: lambda self: None, "before_execution": lambda self: None})
-    assert Client(app_id="app", is_production=False, middleware=[own]).middleware == [own]
-
-
-@pytest.mark.parametrize("base", [durably.Middleware, durably.MiddlewareSync])
-def test_a_class_without_any_hook_is_refused(base: type) -> None:
-    mistaken = type("Mistaken", (base,), {"on_request": lambda self: None})
-    with pytest.raises(durably.errors.FunctionConfigInvalidError, match=r"calls its methods \(on_request\)"):
-        Client(app_id="app", is_production=False, middleware=[mistaken])
-    for harmless in (
-        base,
-        type("Plain", (base,), {}),
-        type("WithHook", (mistaken,), {"before_execution": lambda self: None}),
-    ):
-        Client(app_id="app", is_production=False, middleware=[harmless])

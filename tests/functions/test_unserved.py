@@ -1,6 +1,5 @@
 """Functions that are made and not served: reported with their file, once, where that is certain."""
 
-import functools
 import gc
 import json
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ import pytest
 import durably
 from durably import Client, Event
 from durably.comm import CommHandler, CommRequest
-from durably.functions import unserved
+from durably.functions import diagnostics
 
 from ..fake_engine import Answer, FakeEngine, serving_fake_engine
 
@@ -28,8 +27,8 @@ def engine() -> Iterator[FakeEngine]:
 @pytest.fixture(autouse=True)
 def _server(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a server: without it, this process is a test run. Functions of other tests are left out."""
-    monkeypatch.setattr(unserved, "is_test_run", lambda: False)
-    monkeypatch.setattr(unserved, "_made", {})
+    monkeypatch.setattr(diagnostics, "is_test_run", lambda: False)
+    monkeypatch.setattr(diagnostics, "_made", {})
 
 
 def make_client(engine: FakeEngine) -> Client:
@@ -55,11 +54,8 @@ def test_a_function_beside_served_ones_is_named_once(engine: FakeEngine, caplog:
     for _ in range(2):
         client.send_sync(Event(name="order"))
     [line] = warnings(caplog)
-    code = forgotten.handler.__code__
-    assert (
-        f"the function 'shop-forgotten' ({__file__}, line {code.co_firstlineno}) and does not serve it: add it" in line
-    )
-    assert "served'" not in line.replace("forgotten'", "")
+    assert f"'{forgotten.id}' (in {__name__})" in line
+    assert served.id not in line
 
 
 def test_a_process_that_only_sends_is_not_warned(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
@@ -95,7 +91,7 @@ def test_sync_names_unserved_functions(engine: FakeEngine, caplog: pytest.LogCap
     [line] = warnings(caplog)
     assert "the functions 'shop-f1' (" in line
     assert "'shop-f5'" in line
-    assert "and 1 more and does not serve them" in line
+    assert "and 1 more" in line
 
 
 def test_a_function_that_is_gone_is_not_named(engine: FakeEngine, caplog: pytest.LogCaptureFixture) -> None:
@@ -105,27 +101,3 @@ def test_a_function_that_is_gone_is_not_named(engine: FakeEngine, caplog: pytest
     gc.collect()
     client.send_sync(Event(name="order"))
     assert warnings(caplog) == []
-
-
-def test_a_handler_without_code_is_named_by_its_module(engine: FakeEngine) -> None:
-    class Handler:
-        def __call__(self, ctx: durably.ContextSync) -> None: ...
-
-    client = make_client(engine)
-    function = client.create_function(fn_id="f", trigger=durably.TriggerEvent(event="order"))(Handler())
-    assert f"'shop-f' ({__name__})" in unserved.report([function])
-
-
-@pytest.mark.parametrize(
-    ("adapter", "call"), [(name, call) for name, call in unserved.CALLS_OF_SERVE.items() if name != "durably.fast_api"]
-)
-def test_the_remedy_is_that_of_the_loaded_adapter(
-    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, adapter: str, call: str
-) -> None:
-    monkeypatch.setattr(unserved.sys, "modules", {adapter: functools})
-    function = make_function(make_client(engine), "f", "order")
-    assert unserved.report([function]).endswith(f"add it to the functions of {call}")
-    monkeypatch.setattr(unserved.sys, "modules", {})
-    assert unserved.report([function]).endswith(
-        "durably.fast_api.serve(app, client, functions), or of another framework"
-    )

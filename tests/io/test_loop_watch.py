@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from durably import Client, Context
-from durably.io.loop_watch import LoopWatch
+from durably.io.worker_threads import LoopWatch
 
 from ..execution.engine import engine_for
 

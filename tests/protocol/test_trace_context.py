@@ -2,7 +2,7 @@
 
 import pytest
 
-from durably.protocol.trace_context import MAX_BAGGAGE, TraceContext, read_trace, trace_headers
+from durably.protocol.headers import MAX_BAGGAGE, TraceContext, read_trace, trace_headers
 
 IDS = "4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7"
 

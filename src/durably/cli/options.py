@@ -21,9 +21,9 @@ from click.core import ParameterSource
 
 from durably.engines import TEMPORAL_SCHEME, parse_temporal_url
 from durably.errors import URLInvalidError
-from durably.protocol.api import DEFAULT_PORT
 from durably.protocol.call import TooDeepError, check_nesting
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
+from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 from durably.protocol.signatures import check_signing_key
 from durably.protocol.text import is_name
@@ -237,7 +237,7 @@ def read_names(context: click.Context, parameter: click.Parameter, names: tuple[
 
 def read_allowed_hosts(context: click.Context, parameter: click.Parameter, hosts: tuple[str, ...]) -> tuple[str, ...]:
     """The callback of ``--allowed-host``: names and addresses."""
-    from durably.engine.http.access import check_allowed_host
+    from durably.engine.api.http.access import check_allowed_host
 
     try:
         return tuple(check_allowed_host(host) for host in hosts)

@@ -31,20 +31,27 @@ from durably.errors import (
 from durably.events import sending_run
 from durably.execution import FoundSteps, Outcome, Raised, Returned, drive
 from durably.functions.checkpoints import HttpCheckpoints
+from durably.functions.diagnostics import find_unserved, note_served, warn_of_unserved
 from durably.functions.function import Function, FunctionCall
-from durably.functions.unserved import find_unserved, note_served, warn_of_unserved
-from durably.io.bodies import check_size
 from durably.io.http_client import IO, AsyncIO, BlockingIO, Request, request_with_keys
 from durably.io.worker_threads import RequestContext, WorkerThreads
 from durably.protocol.call import CallRequest, decode_call, decode_events, decode_steps
 from durably.protocol.errors import RUNAWAY_ERROR, StepError, is_quiet
 from durably.protocol.events import Event
-from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe, Query, SyncKind
+from durably.protocol.headers import DISCOVER, ENGINE_USER_AGENT, Header, Probe, Query, SyncKind, read_trace
 from durably.protocol.limits import MAX_REQUEST_BYTES
-from durably.protocol.setting_checks import check_switch, check_text
+from durably.protocol.options import check_switch, check_text
 from durably.protocol.text import printable
-from durably.protocol.trace_context import read_trace
-from durably.settings import SERVE_ORIGIN, Environment, Streaming
+from durably.settings import (
+    ALLOW_IN_BAND_SYNC,
+    ENABLE_UNAUTHED_SYNC,
+    SERVE_ORIGIN,
+    SERVE_PATH,
+    STREAMING,
+    Environment,
+    Streaming,
+)
+from durably.web import check_size
 
 from .requests import CommRequest, CommResponse, stream
 from .serve_options import (
@@ -120,8 +127,8 @@ class CommHandler:
         self.client = client
         self.framework = framework
         self.functions = list(functions)
-        self.serve_origin = serve_origin or environment.serve_origin
-        self.serve_path = read_path(serve_path, "serve_path") or environment.serve_path
+        self.serve_origin = serve_origin or environment.read(SERVE_ORIGIN)
+        self.serve_path = read_path(serve_path, "serve_path") or environment.read(SERVE_PATH)
         self.public_path = read_path(public_path, "public_path")
         self.unsigned_syncs = UnsignedSyncs()
         self._runaways: dict[str, float] = {}
@@ -138,11 +145,11 @@ class CommHandler:
         self._is_production = client.is_production
         self._headers = client.headers(framework) | {Header.EXPECTED_SERVER_KIND.value: client.mode.value}
         self._checkpoints = HttpCheckpoints(client)
-        self._is_streaming = (read_streaming(streaming) or environment.streaming) is Streaming.FORCE
-        self._allows_in_band = environment.allows_in_band_sync
+        self._is_streaming = (read_streaming(streaming) or environment.read(STREAMING)) is Streaming.FORCE
+        self._allows_in_band = environment.read(ALLOW_IN_BAND_SYNC) is not False
         self._allows_unsigned_sync = (
-            environment.allows_unsigned_sync if enable_unauthed_sync is None else enable_unauthed_sync
-        )
+            environment.read(ENABLE_UNAUTHED_SYNC) if enable_unauthed_sync is None else enable_unauthed_sync
+        ) is not False
         size = None
         if thread_pool is None and (size := thread_count(environment, is_in_process=client.in_process is not None)):
             thread_pool = ThreadPoolExecutor(size, thread_name_prefix="durably-call")
@@ -358,8 +365,7 @@ class CommHandler:
         except msgspec.MsgspecError as error:
             raise BodyInvalidError(f"invalid call: {error}") from None
         context, headers = request.ctx, req.headers
-        if context.fn_id and (context.fn_id != function_id or (context.step_id or DISCOVER) != step_id):
-            check_addressee(context, function_id, step_id)
+        check_addressee(context, function_id, step_id)
         steps, events, event = request.steps or {}, request.events, request.event
         if request.use_api or context.use_api:
             began = time.perf_counter()

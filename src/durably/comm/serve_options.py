@@ -3,20 +3,19 @@
 Adapters and ``CommHandler`` check them here.
 """
 
-import functools
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from durably.app import App
-from durably.client import Client
 from durably.errors import FunctionConfigInvalidError, SigningKeyMissingError, URLInvalidError
 from durably.functions.function import Function
-from durably.functions.unserved import CALLS_OF_SERVE
 from durably.protocol.text import redact_url
 from durably.settings import (
     DEFAULT_SERVE_PATH,
+    SERVE_PATH,
+    THREAD_POOL_MAX_WORKERS,
     Environment,
     Streaming,
     check_serve_path,
@@ -24,70 +23,13 @@ from durably.settings import (
     parse_url,
 )
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-_APPS = {
-    "fastapi.applications.FastAPI": ("FastAPI", "durably.fast_api"),
-    "starlette.applications.Starlette": ("Starlette", "durably.fast_api"),
-    "flask.app.Flask": ("Flask", "durably.flask"),
-    "tornado.web.Application": ("Tornado", "durably.tornado"),
-    "django.core.handlers.asgi.ASGIHandler": ("Django", "durably.django"),
-    "django.core.handlers.wsgi.WSGIHandler": ("Django", "durably.django"),
-}
-"""The class of each framework's app, the framework's name, and its adapter."""
-
-
-def serves(adapter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate an adapter's ``serve`` to refuse an app of another framework.
-
-    Raises ``FunctionConfigInvalidError``, which names the right adapter.
-    """
-
-    def decorate(serve: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(serve)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            first = args[0] if args else kwargs.get("app", kwargs.get("client"))
-            if args or first is not None:
-                _check(adapter, first)
-            return serve(*args, **kwargs)
-
-        return checked
-
-    return decorate
-
-
-def _check(adapter: str, first: Any) -> None:
-    takes_app = "(app, " in CALLS_OF_SERVE[adapter]
-    if isinstance(first, Client):
-        if takes_app:
-            raise FunctionConfigInvalidError(f"{adapter}.serve takes the app first: {CALLS_OF_SERVE[adapter]}")
-        return
-    framework, right = _framework_of(first)
-    if takes_app and right == adapter:
-        return
-    if right is not None and right != adapter:
-        raise FunctionConfigInvalidError(
-            f"{adapter}.serve was given an app of {framework}; serve it with {right}: {CALLS_OF_SERVE[right]}"
-        )
-    raise FunctionConfigInvalidError(
-        f"{adapter}.serve does not take {type(first).__name__} first: {CALLS_OF_SERVE[adapter]}"
-    )
-
-
-def _framework_of(app: Any) -> tuple[str | None, str | None]:
-    for cls in getattr(app, "__class__", type(app)).__mro__:  # __class__ of a proxy is the class of its target
-        if (found := _APPS.get(f"{cls.__module__}.{cls.__qualname__}")) is not None:
-            return found
-    return None, None
-
 
 def mount_path(serve_path: str | None) -> str:
     """The path of the endpoint, with its leading slash.
 
     It is the argument, ``DURABLY_SERVE_PATH``, or the default. Raises ``FunctionConfigInvalidError``.
     """
-    return with_slash(read_path(serve_path, "serve_path") or Environment().serve_path or DEFAULT_SERVE_PATH)
+    return with_slash(read_path(serve_path, "serve_path") or Environment().read(SERVE_PATH) or DEFAULT_SERVE_PATH)
 
 
 def read_path(path: str | None, argument: str) -> str | None:
@@ -153,7 +95,7 @@ def thread_count(environment: Environment, *, is_in_process: bool) -> int:
 
     The default is that of ``ThreadPoolExecutor``.
     """
-    workers = environment.thread_pool_max_workers
+    workers = environment.read(THREAD_POOL_MAX_WORKERS)
     if workers == 0 and is_in_process:
         workers = None  # No request has a thread in which a sync function could run.
     return min(32, (os.cpu_count() or 1) + 4) if workers is None else workers

@@ -6,7 +6,6 @@ Requests from web pages are refused in development. The module also signs the an
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -192,22 +191,12 @@ def refuse_forms(req: CommRequest) -> None:
 def check_addressee(context: CallContext, function_id: str, step_id: str) -> None:
     """Refuse a signed call whose query names another function or step than its body.
 
-    Only the body is signed. Inngest servers send a UUID of their own as ``fn_id``, and "step" as ``step_id`` in every
-    call. These are not compared. Raises ``CallMismatchError``.
+    Only the body is signed. Calls of other engines lack ``function_slug``, and always have "step" as ``step_id``, so
+    there is nothing to compare. Raises ``CallMismatchError``.
     """
-    if not context.fn_id:
+    slug = context.function_slug
+    if slug is None:
         return
-    for name, query, body in (
-        ("function", function_id, context.fn_id),
-        ("step", step_id, context.step_id or DISCOVER),
-    ):
-        if query != body and not _is_uuid(context.fn_id):
+    for name, query, body in (("function", function_id, slug), ("step", step_id, context.step_id or DISCOVER)):
+        if query != body:
             raise CallMismatchError(f"the call is for the {name} {body!r}, and its URL names {query!r}")
-
-
-def _is_uuid(text: str) -> bool:
-    try:
-        uuid.UUID(text)
-    except ValueError:
-        return False
-    return True

@@ -16,13 +16,9 @@ class DurablyConfig(AppConfig):  # type: ignore[misc]
         """
         from django.core.signals import request_finished
 
-        from durably.functions.unserved import set_explanation
-
-        from .adapter import make_handler
-        from .discovery import discovered, report_unserved
+        from .adapter import discovered, make_handler, report_unserved
 
         discovered.find()
-        set_explanation(discovered.explain_unserved)
         request_finished.connect(report_unserved)
         for client in discovered.clients:
             if client.in_process is not None:

@@ -1,8 +1,8 @@
 """The engine: it stores events and runs, and decides when to call which function.
 
-``interface`` declares the operations of an engine. ``sqlite_engine`` implements them on a SQLite file, with ``sqlite``
-(storage), ``scheduling`` (transactions, timers, calls) and ``core`` (decisions, pure). ``http`` is the API. An engine
-knows apps only through ``durably.protocol``. It never imports the SDK, a web framework or user code.
+``core`` decides (pure), ``model`` has what every engine shares, ``sqlite`` and ``temporal`` are the engines, and
+``api`` is their interface with HTTP, metrics and dashboard. An engine knows apps only through ``durably.protocol``. It
+never imports the SDK, a web framework or user code.
 """
 
 from importlib.util import find_spec

@@ -7,13 +7,14 @@ decides for both. This package does no I/O, starts no thread, and reads neither 
 """
 
 from .async_call import AsyncCall, running_step
-from .memos import Divergence, Memo, ReplayDivergedError, StepIdUnstableError, StepMemos, take_inputs
 from .replay import (
+    Assignment,
     Checkpointed,
     Checkpointer,
     Ending,
     FoundSteps,
     Hooks,
+    Host,
     LeaseCheck,
     Outcome,
     Raised,
@@ -24,10 +25,23 @@ from .replay import (
     Threads,
     in_step,
 )
-from .step import ReplaceStep, StepInfo, StepReport, StepRequest, is_async
+from .step import (
+    Divergence,
+    Memo,
+    ReplaceStep,
+    ReplayDivergedError,
+    StepIdUnstableError,
+    StepInfo,
+    StepMemos,
+    StepReport,
+    StepRequest,
+    is_async,
+    take_inputs,
+)
 from .sync_call import SyncCall, drive
 
 __all__ = [
+    "Assignment",
     "AsyncCall",
     "Checkpointed",
     "Checkpointer",
@@ -35,6 +49,7 @@ __all__ = [
     "Ending",
     "FoundSteps",
     "Hooks",
+    "Host",
     "LeaseCheck",
     "Memo",
     "Outcome",

@@ -13,10 +13,8 @@ from typing import Any, TypeVar
 from durably.protocol.errors import FunctionConfigInvalidError
 from durably.protocol.opcodes import Opcode, ParallelMode
 
-from .async_checks import Unawaited, clock_refusal, find_clock
-from .asyncio_compat import AnyTask, RunTask, cancelling
+from .asyncio_compat import AnyTask, RunTask, Unawaited, cancelling, clock_refusal, find_clock
 from .idle_detection import IdleDetector, tear_down
-from .memos import Memo
 from .replay import (
     Checkpointed,
     Ending,
@@ -31,7 +29,7 @@ from .replay import (
     raised_by_user,
     value_of,
 )
-from .step import Step, StepReport, StepRequest, ThreadCall, is_async
+from .step import Memo, Step, StepReport, StepRequest, ThreadCall, is_async
 
 T = TypeVar("T")
 
@@ -282,7 +280,7 @@ class AsyncCall:
                 return value_of(step, await self._execute(step))
             memo = replay.take(step, in_order=self._idle_detector is None or not self._idle_detector.ignored)
             assert memo is not None
-        if replay.refusals and (refusal := replay.refusal(step)) is not None:
+        if replay.step_memos.refusals and (refusal := replay.refusal(step)) is not None:
             await self._end_and_wait(Raised(refusal))
         if replay.is_last_taken and replay.is_replaying:
             if replay.hooks is not None:
@@ -348,14 +346,14 @@ class AsyncCall:
         replay, request = self._replay, step.request
         handler = request.handler
         assert handler is not None
-        if replay.threads is None or is_async(handler):
+        if replay.host.threads is None or is_async(handler):
             output = handler(*args, **request.kwargs)
         else:
             call = ThreadCall(partial(handler, *args, **request.kwargs))
             abandon = (
                 None if replay.diagnostics is None else partial(replay.diagnostics.abandoned_thread, request.step_id)
             )
-            await replay.threads.run(call.run, on_abandoned=abandon)
+            await replay.host.threads.run(call.run, on_abandoned=abandon)
             output = call.result()
         if not inspect.isawaitable(output):
             return output
@@ -526,6 +524,6 @@ def running_step(frame: FrameType) -> tuple[str, str | None] | None:
         if found.f_code is AsyncCall._call_handler.__code__:
             step_id = found.f_locals["step"].request.step_id
         if found.f_code is AsyncCall._run.__code__ or found.f_code is AsyncCall._call_handler.__code__:
-            return found.f_locals["self"]._replay.function_id, step_id
+            return found.f_locals["self"]._replay.assignment.function_id, step_id
         found = found.f_back
     return None

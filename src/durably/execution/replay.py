@@ -16,8 +16,19 @@ from durably.execution.step import sendable_arguments
 from durably.protocol.errors import Error, ErrorCode, StepError, is_retriable
 from durably.protocol.opcodes import STEP_INPUT_OPT, Opcode, ParallelMode, Timing, hash_step_id
 
-from .memos import Divergence, Memo, Memos, MemoUnreadableError, decode_result, to_rare_memo
-from .step import ReplaceStep, Step, StepInfo, StepReport, StepRequest
+from .step import (
+    Divergence,
+    Memo,
+    MemoUnreadableError,
+    ReplaceStep,
+    Step,
+    StepInfo,
+    StepMemos,
+    StepReport,
+    StepRequest,
+    decode_result,
+    to_rare_memo,
+)
 
 T = TypeVar("T")
 
@@ -160,9 +171,6 @@ class StepTracer(Protocol):
 class Diagnostics(Protocol):
     """Receives possible mistakes in a call's function."""
 
-    def small_duration(self, step_id: str, milliseconds: int) -> None:
-        """The step's number may have been meant in seconds, not milliseconds."""
-
     def divergence(self, divergence: Divergence) -> Error | None:
         """The function does not reach all memos. A returned error ends the call."""
 
@@ -179,16 +187,30 @@ class Diagnostics(Protocol):
         """The step was cancelled while its handler ran in a thread, which continues."""
 
 
-class Replay(msgspec.Struct, kw_only=True):
-    """The state of one call.
+class Assignment(msgspec.Struct, kw_only=True, frozen=True):
+    """What the engine asks of a call.
 
-    - ``memos``: Memos that no step has taken, by hashed step id.
     - ``inputs``: Replacements for arguments of steps, by hashed step id.
-    - ``refusals``: Reasons why memos cannot be restored, by hashed step id.
     - ``stack``: The order in which the memos were made.
     - ``target``: The hashed id of the only step to execute; ``None`` to discover.
     - ``also``: Further steps that the same call may execute, one after another, as long as it ``has_time``.
     - ``attempt``: Counts from 0.
+    """
+
+    function_id: str = ""
+    inputs: Mapping[str, Sequence[Any]] = {}
+    stack: Sequence[str] = ()
+    target: str | None = None
+    also: Sequence[str] = ()
+    has_time: Callable[[], bool] | None = None
+    disable_immediate: bool = False
+    attempt: int = 0
+    max_attempts: int | None = None
+
+
+class Host(msgspec.Struct, kw_only=True, frozen=True):
+    """What the caller of a replay does for it. ``execution`` itself does no I/O.
+
     - ``checkpointer``: Without one, the call ends with the first step that it executes.
     - ``lease_check``: Runs before each step.
     - ``tracer``: Reports executed steps.
@@ -199,75 +221,93 @@ class Replay(msgspec.Struct, kw_only=True):
     - ``sent_input_bytes``: Arguments up to this size are reported with the steps.
     """
 
-    memos: Memos
-    inputs: Mapping[str, Sequence[Any]] = {}
-    refusals: Mapping[str, str] = {}
     hooks: Hooks | None = None
     checkpointer: Checkpointer | None = None
-    stack: Sequence[str] = ()
-    target: str | None = None
-    also: Sequence[str] = ()
-    has_time: Callable[[], bool] | None = None
-    disable_immediate: bool = False
-    attempt: int = 0
-    max_attempts: int | None = None
     lease_check: LeaseCheck | None = None
     tracer: StepTracer | None = None
     replace_step: ReplaceStep | None = None
     threads: Threads | None = None
-    function_id: str = ""
-    names: dict[str, str] = {}
     diagnostics: Diagnostics | None = None
+    names: dict[str, str] = {}
     clock: Callable[[], int] | None = None
     sent_input_bytes: int = 0
-    is_replaying: bool = True
-    is_new: bool = False
-    """Whether the call has nothing to replay."""
-    is_last_taken: bool = False
-    """Whether the memo that was just taken ends the replay.
 
-    The newest memo ends the replay, even if older ones (of a lost race) were not taken. A step before a call's target
-    was new in the call that planned it.
+
+class Replay:
+    """The state of one call.
+
+    - ``memos``: Memos that no step has taken, by hashed step id.
+    - ``is_new``: The call has nothing to replay.
+    - ``is_last_taken``: The memo that was just taken ends the replay. The newest memo ends the replay, even if older
+      ones (of a lost race) were not taken. A step before a call's target was new in the call that planned it.
+    - ``early``: The first step that was reached before others that finished earlier. See ``divergence``.
     """
-    targets: Collection[str] = ()
-    early: str | None = None
-    """The first step that was reached before others that finished earlier. See ``divergence``."""
-    _counts: dict[str, int] = {}
-    _reached: int = 0
-    _reached_ids: set[str] = set()
-    _positions: dict[str, int] | None = None
-    _last: str | None = None
-    _place: int = 0
-    _has_diverged: bool = False
 
-    def __post_init__(self) -> None:
+    __slots__ = (
+        "_counts",
+        "_has_diverged",
+        "_last",
+        "_place",
+        "_positions",
+        "_reached_ids",
+        "assignment",
+        "checkpointer",
+        "diagnostics",
+        "disable_immediate",
+        "early",
+        "hooks",
+        "host",
+        "is_last_taken",
+        "is_new",
+        "is_replaying",
+        "memos",
+        "step_memos",
+        "target",
+        "targets",
+    )
+
+    def __init__(self, step_memos: StepMemos, assignment: Assignment | None = None, host: Host | None = None) -> None:
+        self.step_memos = step_memos
+        self.assignment = assignment = assignment or Assignment()
+        self.host = host = host or Host()
+        self.memos = memos = step_memos.memos
+        self.target = assignment.target
+        self.disable_immediate = assignment.disable_immediate
+        self.hooks, self.checkpointer, self.diagnostics = host.hooks, host.checkpointer, host.diagnostics
+        self.is_replaying = True
+        self.is_new = self.target is None and not memos
+        self.is_last_taken = False
+        self.targets: Collection[str] = ()
+        self.early: str | None = None
+        self._counts: dict[str, int] = {}
+        self._reached_ids: set[str] = set()
+        self._positions: dict[str, int] | None = None
+        self._place = 0
+        self._has_diverged = False
+        self._last: str | None = None
         if self.target is not None:
             self._last = ""
-            self.targets = dict.fromkeys((self.target, *self.also))
+            self.targets = dict.fromkeys((self.target, *assignment.also))
             return
-        self.is_new = not self.memos
-        for step_id in reversed(self.stack):
-            if step_id in self.memos:
+        for step_id in reversed(assignment.stack):
+            if step_id in memos:
                 self._last = step_id
                 return
 
     def identify(self, request: StepRequest) -> Step:
         """Number the step among those of the same id (spec §5.1.2)."""
-        if self.replace_step is not None:
-            request = self.replace_step(request, self.attempt)
+        if self.host.replace_step is not None:
+            request = self.host.replace_step(request, self.assignment.attempt)
         step_id = request.step_id
-        if request.small_duration is not None and self.diagnostics is not None:
-            self.diagnostics.small_duration(step_id, request.small_duration)
         index = self._counts.get(step_id, 0)
         hashed_id = hash_step_id(step_id, index)
         while hashed_id in self._reached_ids:  # "a" was reached twice, and a step has the id "a:1"
             index += 1
             hashed_id = hash_step_id(step_id, index)
         self._counts[step_id] = index + 1
-        self._reached += 1
         self._reached_ids.add(hashed_id)
-        self.names[hashed_id] = step_id
-        return Step(request, hashed_id, index, self._reached)
+        self.host.names[hashed_id] = step_id
+        return Step(request, hashed_id, index, len(self._reached_ids))
 
     def position(self, hashed_id: str) -> int:
         """The position of a memo in the stack.
@@ -275,7 +315,7 @@ class Replay(msgspec.Struct, kw_only=True):
         A memo that the stack does not name comes last: it was fetched (spec §4.4.2), and is newer than the call.
         """
         if self._positions is None:
-            self._positions = {step_id: place for place, step_id in enumerate(self.stack)}
+            self._positions = {step_id: place for place, step_id in enumerate(self.assignment.stack)}
         return self._positions.get(hashed_id, len(self._positions))
 
     def take(self, step: Step, *, in_order: bool) -> Memo | None:
@@ -288,7 +328,7 @@ class Replay(msgspec.Struct, kw_only=True):
         if value is None:
             return None
         if in_order and self.early is None:
-            stack, place = self.stack, self._place
+            stack, place = self.assignment.stack, self._place
             while place < len(stack) and (stack[place] in self._reached_ids or stack[place] not in memos):
                 place += 1
             self._place = place
@@ -328,7 +368,7 @@ class Replay(msgspec.Struct, kw_only=True):
 
     def refusal(self, step: Step) -> MemoUnreadableError | None:
         """The reason why the step's memo cannot be returned."""
-        reason = self.refusals.get(step.hashed_id)
+        reason = self.step_memos.refusals.get(step.hashed_id)
         return None if reason is None else MemoUnreadableError(f'step "{step.request.step_id}": {reason}')
 
     def runs_at_once(self, step: Step) -> bool:
@@ -377,25 +417,26 @@ class Replay(msgspec.Struct, kw_only=True):
         """
         if mode is None and self.target is not None:
             mode = ParallelMode.RACE
-        if self.lease_check is not None and self.lease_check.may_be_stale:
-            await apart_from_run(self.lease_check.confirm())
+        host, request = self.host, step.request
+        clock = host.clock
+        if host.lease_check is not None and host.lease_check.may_be_stale:
+            await apart_from_run(host.lease_check.confirm())
         self.is_replaying, was_replaying = False, self.is_replaying
         if self.hooks is not None:
             if was_replaying:
                 await self.hooks.unmemoized()
             await self.hooks.before_step(step.info())
-        request, clock = step.request, self.clock
         report: StepReport | None = None
-        span = None if self.tracer is None else self.tracer.begin_step(step.info())
+        span = None if host.tracer is None else host.tracer.begin_step(step.info())
         token = in_step.set(step)
-        args = self.inputs.get(step.hashed_id, request.args)
-        sent = sendable_arguments(args, self.sent_input_bytes) if args and self.sent_input_bytes else None
+        args = self.assignment.inputs.get(step.hashed_id, request.args)
+        sent = sendable_arguments(args, host.sent_input_bytes) if args and host.sent_input_bytes else None
         began = 0 if clock is None else clock()
         try:
             output = await call(step, args)
             if request.encode is not None:
                 output = request.encode(output)
-            report = StepReport(step.to_op(None, mode), step, output, function_id=self.function_id)
+            report = StepReport(step.to_op(None, mode), step, output, function_id=self.assignment.function_id)
         except NestedStep as nested:
             report = self._failed(step, mode, StepNestedError(str(nested)))
         except (Exception, SystemExit) as error:
@@ -414,7 +455,8 @@ class Replay(msgspec.Struct, kw_only=True):
         return report
 
     def _failed(self, step: Step, mode: ParallelMode | None, error: Exception) -> StepReport:
-        is_last = self.max_attempts is not None and self.attempt + 1 >= self.max_attempts
+        most = self.assignment.max_attempts
+        is_last = most is not None and self.assignment.attempt + 1 >= most
         op = Opcode.STEP_FAILED if is_last or not is_retriable(error) else Opcode.STEP_ERROR
         return StepReport(step.to_op(op, mode), step, error=error)
 

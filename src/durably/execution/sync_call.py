@@ -9,7 +9,6 @@ from typing import Any, NoReturn, TypeVar
 from durably.protocol.errors import Error, ErrorCode
 from durably.protocol.opcodes import ParallelMode
 
-from .memos import Memo
 from .replay import (
     Checkpointed,
     Ending,
@@ -22,7 +21,7 @@ from .replay import (
     raised_by_user,
     value_of,
 )
-from .step import Step, StepReport, StepRequest
+from .step import Memo, Step, StepReport, StepRequest
 
 T = TypeVar("T")
 
@@ -115,7 +114,7 @@ class SyncCall:
         memo = replay.take(step, in_order=self._group is None)
         if memo is None:
             memo = self._meet(step)
-        elif replay.refusals and (refusal := replay.refusal(step)) is not None:
+        elif replay.step_memos.refusals and (refusal := replay.refusal(step)) is not None:
             self._end(Raised(refusal))
         elif replay.is_last_taken and replay.is_replaying:
             self._start_new_code()
@@ -177,13 +176,11 @@ class SyncCall:
                 self._end(Raised(error))
         else:
             self._executed.append(replay.plan(step, self._mode, among_several=False))
-        if self._group is None or len(self._executed) == len(replay.targets) or not self._has_time():
+        has_time = replay.assignment.has_time
+        if self._group is None or len(self._executed) == len(replay.targets) or not (has_time is None or has_time()):
             self._end(FoundSteps(self._executed))
         self._group.is_waiting = True
         raise _Skipped
-
-    def _has_time(self) -> bool:
-        return self._replay.has_time is None or self._replay.has_time()
 
     @property
     def _mode(self) -> ParallelMode | None:

@@ -4,12 +4,9 @@ It is checked when the function is created, and written for the sync.
 """
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import urlencode
-
-import msgspec
 
 from durably.errors import FunctionConfigInvalidError
 from durably.protocol.events import InternalEvent
@@ -17,8 +14,7 @@ from durably.protocol.headers import DISCOVER, Query
 from durably.protocol.limits import MAX_RETRIES, MAX_TRIGGERS
 from durably.protocol.options import Checkpointing, FunctionOptions, Trigger, TriggerEvent, check_checkpointing
 from durably.protocol.text import is_name
-from durably.serializers import Serializer, Unset
-from durably.values.codecs import Codec
+from durably.values.codecs import Codec, Serializer, Unset
 from durably.values.outputs import function_codec
 
 T = TypeVar("T")
@@ -64,19 +60,7 @@ class FunctionOpts:
         check_checkpointing(self.checkpointing, f'function "{self.local_id}"')
         if (problem := self.options.find_problem()) is not None:
             raise FunctionConfigInvalidError(f'function "{self.local_id}": {problem}')
-        config = self.to_wire("http://127.0.0.1")
-        for option in config:
-            self._check_encodable(option, config[option])
-        check_config(config)
-
-    def _check_encodable(self, option: str, value: Any) -> None:
-        try:
-            msgspec.json.encode(value)
-        except UnicodeEncodeError:
-            name = "trigger" if option == "triggers" else _CAPITAL.sub(lambda found: f"_{found[0].lower()}", option)
-            raise self._invalid(
-                name, "has half of a surrogate pair, a character that UTF-8 cannot encode; engines cannot read it"
-            ) from None
+        check_config(self.to_wire("http://127.0.0.1"))
 
     def _check_type(self, option: str, expected: type) -> None:
         value = getattr(self, option)
@@ -141,9 +125,6 @@ Check = Callable[[Mapping[str, Any]], str | None]
 _check: Check | None = None
 
 _PLAIN = frozenset(("id", "name", "steps", "triggers"))
-_CAPITAL = re.compile("[A-Z]")
-_ZONE = re.compile(r"(?:CRON_)?TZ=\S+\s+", re.ASCII)
-_FIELD = re.compile(r"[A-Za-z0-9*?,/-]+", re.ASCII)
 
 
 def register(check: Check) -> None:
@@ -154,31 +135,11 @@ def register(check: Check) -> None:
 
 def check_config(config: Mapping[str, Any]) -> None:
     """Raises ``FunctionConfigInvalidError``."""
-    for trigger in config["triggers"]:
-        if (cron := trigger.get("cron")) is not None and (problem := cron_problem(cron)) is not None:
-            raise FunctionConfigInvalidError(f"function {config['id']!r}: triggers.cron {cron!r} {problem}")
     needs_engine = not _PLAIN.issuperset(config) or any(
         "cron" in trigger or "expression" in trigger for trigger in config["triggers"]
     )
     if needs_engine and _check is not None and (problem := _check(config)) is not None:
         raise FunctionConfigInvalidError(problem)
-
-
-def cron_problem(text: str) -> str | None:
-    """The certain problem of a schedule.
-
-    The engine checks schedules that start with ``@``.
-    """
-    text = text.strip()
-    if text.startswith("@"):
-        return None
-    fields = _ZONE.sub("", text, count=1).split()
-    if len(fields) != 5:
-        count = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
-        return f"has {count}; it must have five: minute, hour, day of month, month, day of week"
-    if not all(_FIELD.fullmatch(field) for field in fields):
-        return "is not valid; fields are made of numbers, names like MON or JAN, and * , - /"
-    return None
 
 
 class FunctionDefinition(Generic[T]):

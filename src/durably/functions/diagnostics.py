@@ -1,20 +1,27 @@
-"""Possible mistakes in a function that a call detects.
+"""Possible mistakes in functions: those that a call detects, and functions that no handler serves.
 
-They are steps that the function no longer reaches, small durations, and unfinished steps.
+They are steps that the function no longer reaches, unfinished steps, and events sent outside of steps.
 """
 
+import logging
+import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from typing import Any
 
 import msgspec
 
 from durably.app import App
 from durably.execution import Divergence, ReplayDivergedError, StepIdUnstableError, in_step
 from durably.protocol.errors import Error
+from durably.protocol.events import patterns_of
+from durably.protocol.options import TriggerEvent
 from durably.protocol.text import printable
 from durably.run_logger import Logger
+from durably.settings import is_test_run
 
+from .config import FunctionDefinition
 from .middleware import in_hook
 
 _MAX_RUNS = 1_000
@@ -22,9 +29,6 @@ _MAX_NAMES = 10_000
 _MAX_LISTED = 5
 _MAX_GROWTHS = 5
 """Calls with a growing number of unreached finished steps after which a run fails."""
-
-_MAX_SMALL_DURATIONS = 100
-"""Maximum number of steps of one function with a warning about their duration."""
 
 _GUIDE = "Give the steps the ids that they had; a new version of the function may take a new fn_id"
 
@@ -107,13 +111,11 @@ class DivergenceLog:
 class Diagnostics(msgspec.Struct):
     """Logs what one call detects (an ``execution.Diagnostics``).
 
-    ``warned`` are the steps of the function with a warning about their duration. With ``is_strict`` a run fails if its
-    function no longer reaches its finished steps.
+    With ``is_strict`` a run fails if its function no longer reaches its finished steps.
     """
 
     app: App
     divergences: DivergenceLog
-    warned: set[str]
     run_id: str
     is_strict: bool
     is_over: bool = False
@@ -121,18 +123,6 @@ class Diagnostics(msgspec.Struct):
     @property
     def function_id(self) -> str:
         return self.divergences.function_id
-
-    def small_duration(self, step_id: str, milliseconds: int) -> None:
-        """Warn once for each step, in development."""
-        if self.app.is_production or step_id in self.warned or len(self.warned) >= _MAX_SMALL_DURATIONS:
-            return
-        self.warned.add(step_id)
-        self.app.logger.warning(
-            'step "%s" of function "%s": %d means %d milliseconds; write "%ds" if you mean seconds, "%dms" if not',
-            step_id,
-            self.function_id,
-            *[milliseconds] * 4,
-        )
 
     def divergence(self, divergence: Divergence) -> Error | None:
         return self.divergences.report(self.run_id, divergence, self.app.logger, is_strict=self.is_strict)
@@ -174,3 +164,65 @@ class Diagnostics(msgspec.Struct):
             self.function_id,
             self.run_id,
         )
+
+
+# -- functions that are not served
+
+_MOST_NAMED = 5
+
+Made = FunctionDefinition[Any]
+
+_made: dict[int, tuple[weakref.ref[Made], object]] = {}
+"""Functions without a handler, each with its client's engine if that is in this process."""
+
+
+def note_made(function: Made, engine: object) -> None:
+    """Expect a handler for a function.
+
+    The engine does not know a function without one, so no event starts it, and no error occurs. The process reports it
+    once, when it is certain: when it sends an event, or when its app syncs. ``engine`` is the one in this process, or
+    ``None``.
+    """
+    key = id(function)
+    _made[key] = weakref.ref(function, lambda _: _made.pop(key, None)), engine
+
+
+def note_served(functions: Iterable[Made]) -> None:
+    for function in functions:
+        _made.pop(id(function), None)
+
+
+def find_unserved(*, app_id: str | None = None, engine: object = None, is_in_process: bool = False) -> list[Made]:
+    """The functions without a handler: of an app, of an engine in this process, or of any engine in this process."""
+    found = ((reference(), its_engine) for reference, its_engine in list(_made.values()))
+    return [
+        function
+        for function, its_engine in found
+        if function is not None
+        and app_id in (None, function.opts.app_id)
+        and engine in (None, its_engine)
+        and not (is_in_process and its_engine is None)
+    ]
+
+
+def is_triggered_by(function: Made, names: Iterable[str]) -> bool:
+    events = {trigger.event for trigger in function.opts.triggers if isinstance(trigger, TriggerEvent)}
+    return any(not events.isdisjoint(patterns_of(name)) for name in names)
+
+
+def warn_of_unserved(functions: Sequence[Made], logger: "logging.Logger | logging.LoggerAdapter[Any]") -> None:
+    """Warn of functions without a handler, except in a test run, which imports functions without serving them."""
+    if functions and not is_test_run():
+        logger.warning("some functions do not run: %s", report_unserved(functions))
+
+
+def report_unserved(functions: Sequence[Made]) -> str:
+    """A sentence on functions without a handler. ``find_unserved`` does not return them again."""
+    note_served(functions)
+    named = ", ".join(f"{function.id!r} (in {function.handler.__module__})" for function in functions[:_MOST_NAMED])
+    if len(functions) > _MOST_NAMED:
+        named = f"{named} and {len(functions) - _MOST_NAMED} more"
+    return (
+        f"this process has made the functions {named} and does not serve them: give them to serve(…), or, with "
+        "durably.django in INSTALLED_APPS, import them in the durable.py of an installed app"
+    )

@@ -4,7 +4,6 @@ A function is called once for each request of the engine.
 """
 
 import asyncio
-import inspect
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -13,17 +12,17 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from durably.app import App
+from durably.app import App, CallInfo
 from durably.context import Context, ContextSync, Group, GroupSync
 from durably.errors import FunctionConfigInvalidError, FunctionNotServedError
 from durably.events import send_events, step_seed
 from durably.execution import (
+    Assignment,
     AsyncCall,
     Checkpointed,
-    Checkpointer,
     Ending,
     FoundSteps,
-    LeaseCheck,
+    Host,
     Outcome,
     Raised,
     ReplaceStep,
@@ -38,24 +37,19 @@ from durably.execution import (
 )
 from durably.experimental import step_context
 from durably.io.http_client import IO
-from durably.io.loop_watch import loop_watch
-from durably.io.worker_threads import WorkerThreads
+from durably.io.worker_threads import WorkerThreads, loop_watch
 from durably.protocol.call import CallContext, CheckpointRequest
 from durably.protocol.events import Event
 from durably.protocol.limits import MAX_STEP_INPUT_BYTES
 from durably.run_logger import AnyLogger, AnyRunLogger, RunContext, RunLogger
-from durably.serializers import Serializer, Unset
 from durably.steps import Step, StepSync
-from durably.tracing import CallInfo
-from durably.values.codecs import Codec, SerializerCodec
+from durably.values.codecs import Codec, Serializer, SerializerCodec, Unset
 from durably.values.outputs import check_found, encode_as, function_codec
 
-from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer
+from .checkpoints import CallLeaseCheck, Checkpoints, StepCheckpointer, line_keeper
 from .config import FunctionDefinition, FunctionOpts
 from .diagnostics import Diagnostics, DivergenceLog, running_diagnostics
-from .log_sender import line_keeper
 from .middleware import MiddlewareFactory, MiddlewareStack, TransformOutputResult
-from .misuse import explain_wrong_arguments
 
 _SHARED_SECONDS = 1.0
 """Seconds for which a call of a sync function continues with steps of other calls."""
@@ -66,8 +60,6 @@ _PARTS = {"mw.transform_input": 0.0, "function": 0.0, "mw.transform_output": 0.0
 _UNTRACED = nullcontext()
 """Used instead of a call's span if there is no tracing."""
 
-_CONTEXTS = (Context.__name__, ContextSync.__name__)
-
 T = TypeVar("T")
 Handler = Callable[[Context], Awaitable[T]] | Callable[[ContextSync], T]
 
@@ -77,7 +69,7 @@ class FunctionCall(msgspec.Struct, kw_only=True):
 
     ``checkpoints`` sends finished steps to the engine, ``None`` if that is not possible. ``threads`` run sync handlers
     of async functions. ``seconds`` gets the durations of the call's parts. For ``traceparent`` and ``is_engines_trace``
-    see ``durably.tracing.CallInfo``.
+    see ``durably.app.CallInfo``.
     """
 
     function_id: str
@@ -133,11 +125,6 @@ class Function(FunctionDefinition[T]):
             raise FunctionConfigInvalidError(
                 f'function "{opts.local_id}": on_failure must be a function, not {on_failure!r}'
             )
-        for given in (handler, on_failure):
-            if given is not None:
-                _check_is_no_generator(opts, given)
-                _check_takes_context(opts, given)
-                _check_context_kind(opts, given)
         super().__init__(opts, handler)
         function_id, failure_id = opts.id, opts.failure_id
         self.on_failure_fn_id = failure_id if on_failure is not None else None
@@ -146,7 +133,6 @@ class Function(FunctionDefinition[T]):
         self.entries = {function_id: _make_entry(function_id, handler, f'function "{function_id}"')}
         if on_failure is not None:
             self.entries[failure_id] = _make_entry(failure_id, on_failure, f'on_failure of function "{function_id}"')
-        self._warned_steps: set[str] = set()
         self._middleware = middleware
         self._checkpointing = {is_default: opts.checkpointing_or(is_default) for is_default in (False, True)}
         self.sends_checkpoints = self._checkpointing[False] is not None
@@ -174,16 +160,31 @@ class Function(FunctionDefinition[T]):
             if app.middleware or self._middleware:
                 middleware = MiddlewareStack([*app.middleware, *self._middleware], app, call.raw_request, io)
             checkpointer: StepCheckpointer | None = None
-            lease_check = None
+            lease_check, context = None, call.context
             if (checkpoints := call.checkpoints) is not None:
                 config = self._checkpointing[checkpoints.are_default]
-                if config is not None and call.target is None and not call.context.attempt:
+                if config is not None and call.target is None and not context.attempt:
                     empty = _empty_checkpoint(call)
                     checkpointer = StepCheckpointer(checkpoints, config, empty, io, middleware, app.logger)
                 if checkpoints.has_lease:
                     lease_check = CallLeaseCheck(checkpoints, _empty_checkpoint(call), io)
-            replay = self._make_replay(app, call, entry, middleware, checkpointer, lease_check)
-            replay.tracer = span
+            memos = StepMemos(dict(call.steps))
+            host = Host(
+                hooks=middleware,
+                checkpointer=checkpointer,
+                lease_check=lease_check,
+                tracer=span,
+                replace_step=call.replace_step,
+                threads=call.threads,
+                diagnostics=Diagnostics(app, entry.divergences, context.run_id, self._is_strict(app)),
+                names=entry.divergences.names,
+                clock=time.time_ns,
+                # Middleware that changes values may do so to hide them.
+                sent_input_bytes=MAX_STEP_INPUT_BYTES
+                if app.send_step_input and not (middleware is not None and middleware.changes_values)
+                else 0,
+            )
+            replay = Replay(memos, _assign(call, memos, shares=middleware is None), host)
             try:
                 try:
                     ending = await self._execute(app, call, entry, replay, io, middleware)
@@ -202,41 +203,8 @@ class Function(FunctionDefinition[T]):
         """``call`` of a sync function, in this thread. ``io`` must be the blocking kind."""
         return drive(self.call(app, call, io))
 
-    def _make_replay(
-        self,
-        app: App,
-        call: FunctionCall,
-        entry: Entry,
-        middleware: MiddlewareStack | None,
-        checkpointer: Checkpointer | None,
-        lease_check: LeaseCheck | None,
-    ) -> Replay:
-        context = call.context
-        stack = context.stack.stack if context.stack is not None else None
-        memos: dict[str, Any] = dict(call.steps)
-        may_have_inputs = b'"input"' in b"".join(call.steps.values())
-        is_strict = app.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
-        return Replay(
-            memos=memos,
-            inputs=take_inputs(memos) if may_have_inputs else {},
-            hooks=middleware,
-            checkpointer=checkpointer,
-            stack=list(memos) if stack is None else stack,
-            target=call.target,
-            also=() if middleware is not None else context.also or (),
-            has_time=_until(_SHARED_SECONDS) if context.also else None,
-            disable_immediate=call.disable_immediate,
-            attempt=context.attempt,
-            max_attempts=context.max_attempts,
-            lease_check=lease_check,
-            replace_step=call.replace_step,
-            threads=call.threads,
-            function_id=call.function_id,
-            names=entry.divergences.names,
-            clock=time.time_ns,
-            sent_input_bytes=_sent_input_bytes(app, middleware),
-            diagnostics=Diagnostics(app, entry.divergences, self._warned_steps, context.run_id, is_strict),
-        )
+    def _is_strict(self, app: App) -> bool:
+        return app.strict_replay if self.opts.strict_replay is None else self.opts.strict_replay
 
     async def _execute(
         self, app: App, call: FunctionCall, entry: Entry, replay: Replay, io: IO, middleware: MiddlewareStack | None
@@ -246,9 +214,7 @@ class Function(FunctionDefinition[T]):
         call.seconds |= _PARTS
         if middleware is not None:
             began = time.perf_counter()
-            memos = StepMemos(replay.memos)
-            await middleware.call("transform_input", ctx, self, memos)
-            replay.refusals = memos.refusals
+            await middleware.call("transform_input", ctx, self, replay.step_memos)
             call.seconds["mw.transform_input"] = time.perf_counter() - began
         token = step_context.set(ctx.step)
         diagnostics = replay.diagnostics
@@ -281,10 +247,8 @@ class Function(FunctionDefinition[T]):
             check_found(ending.reports)
         elif isinstance(ending, Returned):
             ending = self._encode(ending, entry, app)
-        elif isinstance(ending, Raised):
-            if not isinstance(ending.error, Exception):
-                raise ending.error
-            ending = Raised(explain_wrong_arguments(ending.error))
+        elif isinstance(ending, Raised) and not isinstance(ending.error, Exception):
+            raise ending.error
         if middleware is not None:
             began = time.perf_counter()
             ending = await _transform_output(ending, middleware)
@@ -358,7 +322,7 @@ def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
     context = call.context
     return CheckpointRequest(
         run_id=context.run_id,
-        fn_id=context.fn_id or call.function_id,
+        fn_id=context.fn_id or None,
         qi_id=context.qi_id,
         request_id=call.request_id,
         generation_id=context.generation_id,
@@ -366,10 +330,26 @@ def _empty_checkpoint(call: FunctionCall) -> CheckpointRequest:
     )
 
 
-def _until(seconds: float) -> Callable[[], bool]:
-    """A function that returns whether less time than that has passed."""
-    deadline = time.monotonic() + seconds
-    return lambda: time.monotonic() < deadline
+def _assign(call: FunctionCall, memos: StepMemos, *, shares: bool) -> Assignment:
+    """The replay's part of a call. It takes replaced arguments out of the memos.
+
+    ``shares``: the call may execute steps of other calls too.
+    """
+    context = call.context
+    stack = context.stack.stack if context.stack is not None else None
+    inputs = take_inputs(memos.memos) if b'"input"' in b"".join(call.steps.values()) else {}
+    deadline = time.monotonic() + _SHARED_SECONDS
+    return Assignment(
+        function_id=call.function_id,
+        inputs=inputs,
+        stack=list(memos.memos) if stack is None else stack,
+        target=call.target,
+        also=context.also or () if shares else (),
+        has_time=(lambda: time.monotonic() < deadline) if context.also else None,
+        disable_immediate=call.disable_immediate,
+        attempt=context.attempt,
+        max_attempts=context.max_attempts,
+    )
 
 
 def _make_context(
@@ -402,76 +382,3 @@ async def _send_in_step(
     assert step is not None, "only steps send"
     seed = step_seed(call.context.run_id, step.hashed_id, call.event.ts)
     return await send_events(app, events, io, middleware, seed)
-
-
-def _sent_input_bytes(app: App, middleware: MiddlewareStack | None) -> int:
-    """The maximum size of a step's sent arguments; 0 sends none.
-
-    Middleware that changes values may do so to hide them.
-    """
-    if not app.send_step_input or (middleware is not None and middleware.changes_values):
-        return 0
-    return MAX_STEP_INPUT_BYTES
-
-
-def _check_is_no_generator(opts: FunctionOpts, handler: Handler[Any]) -> None:
-    if inspect.isasyncgenfunction(handler) or inspect.isgeneratorfunction(handler):
-        name = getattr(handler, "__name__", repr(handler))
-        raise FunctionConfigInvalidError(
-            f'function "{opts.local_id}": {name} is a generator, because its body has a `yield`: return the result'
-        )
-
-
-def _check_takes_context(opts: FunctionOpts, handler: Handler[Any]) -> None:
-    try:
-        inspect.signature(handler).bind(None)
-    except TypeError:
-        name = getattr(handler, "__name__", repr(handler))
-        raise FunctionConfigInvalidError(
-            f'function "{opts.local_id}": {name} must take one argument, the context, whose steps are ctx.step'
-        ) from None
-    except ValueError:  # written in C, without a signature
-        pass
-
-
-def _check_context_kind(opts: FunctionOpts, handler: Handler[Any]) -> None:
-    """Refuse a handler that is annotated with the other kind of context.
-
-    An async function with the context of sync ones would not await its steps, and vice versa. Raises
-    ``FunctionConfigInvalidError``.
-    """
-    wanted = Context.__name__ if is_async(handler) else ContextSync.__name__
-    annotated = _annotated_context(handler)
-    if annotated is None or annotated == wanted:
-        return
-    name = getattr(handler, "__name__", repr(handler))
-    kinds = ("async", "def") if is_async(handler) else ("sync", "async def")
-    other = f", or make it `{kinds[1]}`" if annotated in _CONTEXTS else ""
-    raise FunctionConfigInvalidError(
-        f'function "{opts.local_id}": {name} is {kinds[0]}, but its argument is annotated as {annotated}: annotate '
-        f"it as durably.{wanted}{other}"
-    )
-
-
-def _annotated_context(handler: Handler[Any]) -> str | None:
-    """The name of the first argument's class, if it is Durably's or ``inngest``'s.
-
-    Names that exist only for type checkers cannot be evaluated. Then the annotation's source is used.
-    """
-    try:
-        parameter = next(iter(inspect.signature(handler).parameters.values()))
-    except (ValueError, StopIteration):
-        return None
-    annotation = parameter.annotation
-    if isinstance(annotation, str):
-        try:
-            annotation = next(iter(inspect.signature(handler, eval_str=True).parameters.values())).annotation
-        except Exception:
-            text = annotation.strip("\"' ").rpartition(".")[2]
-            return text if text in _CONTEXTS else None
-    if not isinstance(annotation, type):
-        return None
-    for base in annotation.__mro__:
-        if base.__name__ in _CONTEXTS and base.__module__.partition(".")[0] in ("durably", "inngest"):
-            return base.__name__
-    return annotation.__name__ if annotation.__module__.partition(".")[0] in ("durably", "inngest") else None

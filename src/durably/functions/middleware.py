@@ -6,8 +6,6 @@ the hooks.
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -40,15 +38,12 @@ HOOKS = frozenset(
         "after_send_events",
     )
 )
-BASES: set[type] = set()
-"""The base classes of middleware, ``durably.Middleware`` and ``durably.MiddlewareSync``."""
 NO_OPS: set[object] = set()
 """The hooks of the base classes, which do nothing."""
 
 
 def base_of_middleware(cls: C) -> C:
     """Class decorator: register a base class, whose own hooks need not be called."""
-    BASES.add(cls)
     NO_OPS.update(vars(cls)[hook] for hook in HOOKS)
     return cls
 
@@ -117,8 +112,6 @@ class TransformStepInput:
 # -- checks
 
 _REVERSED = frozenset(("after_execution", "transform_output", "after_step", "after_send_events"))
-_SIMILARITY = 0.9
-"""Minimum ``difflib`` ratio of a misspelt hook's name: one or two wrong letters. No two hooks are as similar."""
 _ENGINE_OPS = frozenset(
     (
         Opcode.SLEEP,
@@ -164,19 +157,8 @@ def _fault_of_factory(factory: Any) -> str | None:
             f"middleware is given as a class, or as a function of (client, raw_request) that makes it, not as {name!r} "
             f"object: one is made for each call. Give {name} itself"
         )
-    if inspect.iscoroutinefunction(factory):
-        return f"{_name_of(factory)} is a coroutine function; what makes a middleware must be an ordinary function"
     if isinstance(factory, type) and (fault := _fault_of_class(factory)) is not None:
         return fault
-    try:
-        inspect.signature(factory).bind(None, None)
-    except TypeError:
-        return (
-            f"{_name_of(factory)} cannot be called with (client, raw_request). If it needs more, give a function of "
-            "these two that makes it, such as the one that its factory(…) returns"
-        )
-    except ValueError:  # written in C, without a signature
-        pass
     return inngest_compat.fault_of_factory(factory)
 
 
@@ -184,36 +166,7 @@ def _fault_of_factory(factory: Any) -> str | None:
 def _fault_of_class(cls: type) -> str | None:
     if not any(callable(getattr(cls, hook, None)) for hook in HOOKS):
         return f"{cls.__name__} has none of the hooks of durably.Middleware ({', '.join(sorted(HOOKS))})"
-    return _misspelt_hook(cls) or inngest_compat.fault_of_class(cls, HOOKS) or _without_hooks(cls)
-
-
-def _without_hooks(cls: type) -> str | None:
-    """The problem of a class that defines methods but no hook.
-
-    Durably would never call these methods.
-    """
-    bases = {object, *BASES, inngest_compat.base_of(cls)}
-    own = {name: value for base in cls.__mro__ if base not in bases for name, value in vars(base).items()}
-    methods = sorted(name for name, value in own.items() if inspect.isfunction(value) and not name.startswith("_"))
-    if not methods or not HOOKS.isdisjoint(own):
-        return None
-    return (
-        f"{cls.__name__} overrides none of the hooks of durably.Middleware, so nothing calls its methods "
-        f"({', '.join(methods)}). The hooks are {', '.join(sorted(HOOKS))}"
-    )
-
-
-def _misspelt_hook(cls: type) -> str | None:
-    """A public method that nothing calls, with a name similar to a hook's."""
-    for name in dir(cls):
-        if name.startswith("_") or name in HOOKS or not inspect.isfunction(getattr(cls, name, None)):
-            continue
-        if close := difflib.get_close_matches(name, HOOKS, n=1, cutoff=_SIMILARITY):
-            return (
-                f"{cls.__name__} has a method {name!r}, which is not a hook: write {close[0]!r}, or, if you mean a "
-                "method of your own, give it another name"
-            )
-    return None
+    return inngest_compat.fault_of_class(cls, HOOKS)
 
 
 def _name_of(factory: Any) -> str:

@@ -20,12 +20,11 @@ from opentelemetry.sdk.trace.sampling import Decision
 from opentelemetry.trace import Link, SpanContext, SpanKind
 
 from durably.app import VERSION
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, AttemptFailed, CallData, ReportedOps, Unreached
 from durably.engine.core.run_state import RunStatus
-from durably.engine.tracing import CallSpan, EndedRun
+from durably.engine.model.tracing import CallSpan, EndedRun
+from durably.protocol.headers import TraceContext
 from durably.protocol.text import get_logger
-from durably.protocol.trace_context import TraceContext
 
 from . import spans as names
 from .spans import end_span, report, start_span
@@ -69,7 +68,7 @@ def _call_span_id(run_id: str, generation: int, execution: int, repetition: int 
 
 
 class OtelEngineTracing:
-    """A ``durably.engine.tracing.EngineTracing``.
+    """A ``durably.engine.model.tracing.EngineTracing``.
 
     Without a tracer of OpenTelemetry's SDK it reports no spans, but propagates the trace contexts of events.
     """

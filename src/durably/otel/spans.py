@@ -12,8 +12,8 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, Status, Sta
 from opentelemetry.util.types import AttributeValue
 
 from durably.protocol.errors import error_message, format_stack
+from durably.protocol.headers import TraceContext
 from durably.protocol.text import get_logger, printable
-from durably.protocol.trace_context import TraceContext
 
 SYSTEM = "messaging.system"
 OPERATION = "messaging.operation.name"
@@ -88,7 +88,7 @@ def to_span_context(context: TraceContext, *, is_remote: bool = True) -> SpanCon
 
 
 def to_trace(context: SpanContext, baggage: str) -> str | None:
-    """The trace context as a string (see ``durably.protocol.trace_context``).
+    """The trace context as a string (see ``durably.protocol.headers``).
 
     ``None`` without OpenTelemetry's SDK, which leaves ids empty.
     """

@@ -8,8 +8,9 @@ and does not check strings inside ``msgspec.Raw``.
 """
 
 import datetime as dt
+import uuid
 from array import array
-from functools import partial
+from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Any, TypeVar
 
@@ -83,6 +84,19 @@ def decode(decoder: msgspec.json.Decoder[T], body: bytes, max_nesting: int = _BO
         raise TooDeepError from None
 
 
+_FUNCTION_IDS = uuid.UUID("dc064439-1e31-4590-a2c9-5e6dba6c2b6d")
+"""The namespace of ``function_uuid``. It must never change, because apps may store the ids."""
+
+
+@lru_cache(maxsize=4096)
+def function_uuid(function_id: str) -> str:
+    """The ``fn_id`` of a call and of its checkpoints: always the same for the function ``<app>-<fn_id>``.
+
+    The protocol requires a UUID; the official Go SDK refuses other ids.
+    """
+    return str(uuid.uuid5(_FUNCTION_IDS, function_id))
+
+
 class Stack(msgspec.Struct, kw_only=True, gc=False):
     """The order of a run's finished steps.
 
@@ -96,6 +110,9 @@ class Stack(msgspec.Struct, kw_only=True, gc=False):
 class CallContext(msgspec.Struct, kw_only=True, gc=False):
     """The context of a call.
 
+    ``fn_id`` is a UUID. ``function_slug`` is an addition to the protocol: the id that the query has as ``fnId``. The
+    signature covers the body only, so it binds the call to its function.
+
     ``also`` is an addition to the protocol: planned steps that the app may execute together with the call's own step,
     and whose ops it reports too. A step that this call omits gets a later call of its own.
     """
@@ -104,6 +121,7 @@ class CallContext(msgspec.Struct, kw_only=True, gc=False):
     attempt: int = 0
     max_attempts: int | None = None
     fn_id: str = ""
+    function_slug: str | None = None
     step_id: str = ""
     env: str = ""
     disable_immediate_execution: bool = False

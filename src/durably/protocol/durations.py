@@ -8,8 +8,8 @@ import datetime as dt
 import email.utils
 import re
 
-from .duration_text import UNITS, read_duration
 from .errors import Error, ErrorCode
+from .text import UNITS, read_duration
 
 _MILLISECOND = dt.timedelta(milliseconds=1)
 _FORMAT_UNITS = tuple((unit, UNITS[unit]) for unit in ("w", "d", "h", "m", "s"))

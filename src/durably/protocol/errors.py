@@ -12,9 +12,8 @@ from typing import Any
 
 import msgspec
 
-from .duration_text import read_duration
 from .limits import MAX_ERROR_CHARACTERS
-from .text import keep_ends
+from .text import keep_ends, read_duration
 
 _NOTE_CHARACTERS = 100
 """The note between the ends of a text, at most."""

@@ -4,6 +4,7 @@ Apps choose names, ids, errors and outputs. Unescaped, they could move a termina
 text, or contain the password of a URL. ``printable`` escapes invisible characters, ``redact_url`` removes secrets.
 """
 
+import datetime as dt
 import difflib
 import logging
 import re
@@ -241,3 +242,32 @@ def reachable(host: str) -> str:
     """The host to connect to, for a host that a server listens on."""
     unspecified = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}
     return unspecified.get(host, f"[{host}]" if ":" in host else host)
+
+
+UNITS = {
+    "ns": dt.timedelta(microseconds=0.001),
+    "us": dt.timedelta(microseconds=1),
+    "µs": dt.timedelta(microseconds=1),
+    "μs": dt.timedelta(microseconds=1),
+    "ms": dt.timedelta(milliseconds=1),
+    "s": dt.timedelta(seconds=1),
+    "m": dt.timedelta(minutes=1),
+    "h": dt.timedelta(hours=1),
+    "d": dt.timedelta(days=1),
+    "w": dt.timedelta(weeks=1),
+}
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|μs|ms|s|m|h|d|w)", re.ASCII)
+_WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
+
+
+def read_duration(text: str) -> dt.timedelta | None:
+    """Read a sequence of ``<number><unit>``. ``None`` for any other string.
+
+    Raises ``OverflowError``.
+    """
+    stripped = text.strip()
+    if stripped == "0":
+        return dt.timedelta(0)
+    if not _WHOLE.fullmatch(stripped):
+        return None
+    return sum((float(n) * UNITS[unit] for n, unit in _PART.findall(stripped)), dt.timedelta(0))

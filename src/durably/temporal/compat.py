@@ -7,7 +7,6 @@ name of ``temporalio``; ``tests/test_imports.py`` checks that.
 
 import ctypes
 import importlib.metadata
-import json
 import logging
 import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -302,101 +301,7 @@ def connect_failure(error: Exception) -> str:
     return messages[-1] if messages else str(error)
 
 
-# Replays. A ``Replayer`` reports errors in the native core's words, which do not always name the event. So the commands
-# of the code are read from its completions, whose types are in ``temporalio.bridge``.
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of a workflow.
-
-    ``kind`` is the SDK's name; ``name`` is the activity's, workflow's or signal's.
-    """
-
-    kind: str
-    name: str = ""
-
-
-@dataclass(frozen=True)
-class RecordedTask:
-    """One workflow task as executed by the code.
-
-    ``history_length`` is the id of the last event that the code has seen. ``error`` is the code's error.
-    """
-
-    history_length: int
-    commands: tuple[Command, ...] = ()
-    error: str | None = None
-
-
-class _OuterRunner(WorkflowRunner):
-    """Runs workflows by another runner."""
-
-    def __init__(self, runner: WorkflowRunner) -> None:
-        self._runner = runner
-
-    def prepare_workflow(self, defn: Any) -> None:
-        self._runner.prepare_workflow(defn)
-
-    def set_worker_level_failure_exception_types(self, types: Any) -> None:
-        self._runner.set_worker_level_failure_exception_types(types)
-
-
-class RecordingRunner(_OuterRunner):
-    """Runs workflows by another runner, and gives ``record`` each workflow task."""
-
-    def __init__(self, runner: WorkflowRunner, record: Callable[[RecordedTask], None]) -> None:
-        super().__init__(runner)
-        self._record = record
-
-    def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
-        instance: Any = _RecordingInstance(self._runner.create_instance(det), self._record)
-        return instance  # type: ignore[no-any-return]
-
-
-class _RecordingInstance:
-    def __init__(self, instance: WorkflowInstance, record: Callable[[RecordedTask], None]) -> None:
-        self._instance = instance
-        self._record = record
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._instance, name)
-
-    def activate(self, act: Any) -> Any:
-        completion = self._instance.activate(act)
-        with _private("the completion of a workflow activation"):
-            if any(job.WhichOneof("variant") != "remove_from_cache" for job in act.jobs):
-                commands = tuple(_command(each) for each in completion.successful.commands)
-                error = _raised(completion.failed.failure) if completion.HasField("failed") else None
-                self._record(RecordedTask(act.history_length, commands, error))
-        return completion
-
-
-_NAMES_OF_COMMANDS = ("activity_type", "workflow_type", "signal_name", "operation")
-
-
-def _command(command: Any) -> Command:
-    kind = command.WhichOneof("variant")
-    content = getattr(command, kind)
-    return Command(
-        kind, next((str(getattr(content, each)) for each in _NAMES_OF_COMMANDS if hasattr(content, each)), "")
-    )
-
-
-_PLACE = re.compile(r'File "([^"]+)", line (\d+)')
-
-
-def _raised(failure: Any) -> str:
-    """``KeyError: 'boom' at shop.py, line 40``."""
-    message, trace = failure.message, failure.stack_trace
-    if failure.HasField("encoded_attributes"):
-        hidden = json.loads(failure.encoded_attributes.data)
-        message, trace = hidden.get("message", ""), hidden.get("stack_trace", "")
-    kind = failure.application_failure_info.type
-    places = [each for each in _PLACE.findall(trace) if "/temporalio/" not in each[0]]
-    where = f" at {places[-1][0]}, line {places[-1][1]}" if places else ""
-    return f"{kind}: {message}{where}" if kind else f"{message}{where}"
-
+# Replays. A ``Replayer`` reports errors in the native core's words.
 
 _FAILURE_MESSAGE = re.compile(r'message: "((?:[^"\\]|\\.)*)"')
 
@@ -427,12 +332,17 @@ class CacheObserver(Protocol):
     def note_evicted(self, info: workflow.Info, eviction: Eviction) -> None: ...
 
 
-class ObservedRunner(_OuterRunner):
+class ObservedRunner(WorkflowRunner):
     """Runs workflows by another runner, and reports activations and evictions."""
 
     def __init__(self, runner: WorkflowRunner, observer: CacheObserver) -> None:
-        super().__init__(runner)
-        self._observer = observer
+        self._runner, self._observer = runner, observer
+
+    def prepare_workflow(self, defn: Any) -> None:
+        self._runner.prepare_workflow(defn)
+
+    def set_worker_level_failure_exception_types(self, types: Any) -> None:
+        self._runner.set_worker_level_failure_exception_types(types)
 
     def create_instance(self, det: WorkflowInstanceDetails) -> WorkflowInstance:
         instance: Any = _ObservedInstance(self._runner.create_instance(det), det.info, self._observer)

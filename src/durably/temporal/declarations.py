@@ -30,7 +30,6 @@ from temporalio.worker import (
     WorkflowRunner,
 )
 
-from .compat import workflow_parts
 from .errors import TemporalSettingsError, TemporalWorkerError
 
 # Workers
@@ -134,12 +133,6 @@ def with_interceptor(declarations: Iterable[WorkerDeclaration], interceptor: Int
         replace(each, options={**each.options, _ADDED_UP: [*each.options.get(_ADDED_UP, ()), interceptor]})
         for each in declarations
     ]
-
-
-def workflow_types(declarations: Iterable[WorkerDeclaration]) -> list[str]:
-    """Names of the workflows that workers run, sorted; without dynamic workflows."""
-    found = [workflow_parts(workflow) for declaration in declarations for workflow in declaration.workflows]
-    return sorted({parts.name for parts in found if parts is not None and parts.name is not None})
 
 
 # Schedules

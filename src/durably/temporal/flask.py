@@ -19,11 +19,10 @@ from durably.temporal.client.connection import Temporal
 from durably.temporal.gateway.messages import RequestHandler
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, unreadable
 from durably.web import METHODS
-from durably.web.flask import add_rule, mount_point, read_body, to_response
-from durably.werkzeug_compat import current_object, run_with_reloader
+from durably.web.flask import add_rule, current_object, mount_point, read_body, run_with_reloader, to_response
 
 from .codec_server import CodecServer
-from .commands.worker import make_group
+from .commands import make_group
 from .errors import TemporalSettingsError
 from .gateway import Gateway, GatewayRequest
 from .settings import FRAMEWORK_KEYS

@@ -1,31 +1,126 @@
-"""The engine interface of clients while a test engine is open.
+"""What connects a test engine with clients and functions.
 
-See ``durably.engines``.
+It is the engine interface of clients (see ``durably.engines``), the caller of functions, the mocks of their steps, and
+the virtual clock, which stands still until a test advances it, and then jumps from timer to timer.
 """
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+import heapq
+import itertools
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
+import msgspec
+
 from durably.client import Client
 from durably.comm import CommHandler
-from durably.engine.core.answers import Answer, Unreached, failed
-from durably.engine.core.call_body import CallData
-from durably.engine.interface import Engine
-from durably.engine.operations import Operation
-from durably.engine.scheduling.registry import SyncedFunction
-from durably.engine.settings import Clock, EngineSettings
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.execution import ReplaceStep
+from durably.embedded.calls import EngineCheckpoints, run_call
+from durably.engine.api.interface import Engine
+from durably.engine.api.operations import Operation
+from durably.engine.core.calls import Answer, CallData, Unreached, failed
+from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.settings import Clock, EngineSettings
+from durably.engine.sqlite.engine import SqliteEngine
+from durably.execution import ReplaceStep, StepRequest
 from durably.functions.checkpoints import Checkpoints
-from durably.in_process.calls import EngineCheckpoints, run_call
 from durably.io.background_loop import await_on, get_background_loop, running_loop
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import EventReceipt
-from durably.protocol.trace_context import trace_headers
+from durably.protocol.headers import trace_headers
+from durably.protocol.opcodes import Opcode
+
+
+class VirtualClock:
+    """An engine's ``Clock``, for one event loop.
+
+    Times are milliseconds since the epoch.
+    """
+
+    def __init__(self, now: int) -> None:
+        self._now = now
+        self._timers: list[tuple[int, int, _Timer]] = []
+        self._order = itertools.count()
+        self._held = 0
+        self._at_rest: asyncio.Future[None] | None = None
+
+    def now(self) -> int:
+        return self._now
+
+    def call_at(self, when: int, callback: Callable[[], None]) -> "_Timer":
+        timer = _Timer(self, callback)
+        if when <= self._now:
+            timer.start()
+        else:
+            heapq.heappush(self._timers, (when, next(self._order), timer))
+        return timer
+
+    def begin_work(self) -> None:
+        self._held += 1
+
+    def end_work(self) -> None:
+        self._held -= 1
+        if not self._held and self._at_rest is not None and not self._at_rest.done():
+            self._at_rest.set_result(None)
+
+    async def rest(self) -> None:
+        """Wait until no work is under way."""
+        while self._held:
+            if self._at_rest is None or self._at_rest.done():
+                self._at_rest = asyncio.get_running_loop().create_future()
+            await self._at_rest
+
+    def next_due(self) -> int | None:
+        """The time of the next timer."""
+        while self._timers and self._timers[0][2].is_over:
+            heapq.heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    async def advance(self, until: int | None = None) -> bool:
+        """Advance to the next timer, and wait until the work that it starts is done.
+
+        If no timer is due by ``until``, advance to ``until`` and return ``False``.
+        """
+        await self.rest()
+        due = self.next_due()
+        if due is None or (until is not None and due > until):
+            self._now = max(self._now, until or self._now)
+            return False
+        self._now = due
+        while self.next_due() == due:
+            heapq.heappop(self._timers)[2].start()
+        await self.rest()
+        return True
+
+
+class _Timer:
+    """Counts as work from its due time until the event loop has run its callback."""
+
+    def __init__(self, clock: VirtualClock, callback: Callable[[], None]) -> None:
+        self._clock = clock
+        self._callback = callback
+        self._handle: asyncio.Handle | None = None
+        self.is_over = False
+
+    def start(self) -> None:
+        self._clock.begin_work()
+        self._handle = asyncio.get_running_loop().call_soon(self._fire)
+
+    def cancel(self) -> None:
+        if not self.is_over and self._handle is not None:
+            self._handle.cancel()
+            self._clock.end_work()
+        self.is_over = True
+
+    def _fire(self) -> None:
+        self.is_over = True
+        try:
+            self._callback()
+        finally:
+            self._clock.end_work()
+
 
 T = TypeVar("T")
 
@@ -187,3 +282,110 @@ def linked(link: TestLink, client: Client) -> Iterator[None]:
         yield
     finally:
         client.in_process = before
+
+
+Handler = Callable[..., Any]
+
+
+class _Rule(msgspec.Struct, frozen=True):
+    """A mock, for ``function_id`` and ``attempts``; ``None`` means any.
+
+    ``make`` returns the handler for a step.
+    """
+
+    step_id: str
+    function_id: str | None
+    attempts: frozenset[int] | None
+    make: Callable[[StepRequest], Handler]
+
+    def applies(self, function_id: str, step_id: str, attempt: int) -> bool:
+        return (
+            self.step_id == step_id
+            and self.function_id in (None, function_id)
+            and (self.attempts is None or attempt in self.attempts)
+        )
+
+
+class Mocks:
+    """The mocks and failures of steps that a test has set.
+
+    The latest rule of a kind wins. A failure wins over a mock, so that one step may have both.
+    """
+
+    def __init__(self) -> None:
+        self._mocked: list[_Rule] = []
+        self._failing: list[_Rule] = []
+        self._applied: set[int] = set()  # Rules by identity; no rule is removed.
+
+    def mock(self, step_id: str, function_id: str | None, make: Callable[[StepRequest], Handler]) -> None:
+        self._mocked.insert(0, _Rule(step_id, function_id, None, make))
+
+    def fail(
+        self, step_id: str, function_id: str | None, attempts: Collection[int] | None, error: BaseException
+    ) -> None:
+        chosen = None if attempts is None else frozenset(attempts)
+        self._failing.insert(0, _Rule(step_id, function_id, chosen, raising(error)))
+
+    def unmet(self) -> list[str]:
+        """Calls of ``mock_step`` and ``fail_step`` that no step has used so far.
+
+        Their ids are probably mistyped.
+        """
+        kinds = (("mock_step", self._mocked), ("fail_step", self._failing))
+        return [
+            f"{method}({rule.step_id!r})"
+            for method, rules in kinds
+            for rule in reversed(rules)
+            if id(rule) not in self._applied
+        ]
+
+    def replace_step(self, function_id: str) -> ReplaceStep | None:
+        """The replacement of a function's steps; ``None`` without mocks."""
+        if not self._mocked and not self._failing:
+            return None
+
+        def replaced(request: StepRequest, attempt: int) -> StepRequest:
+            for rule in (*self._failing, *self._mocked):
+                if rule.applies(function_id, request.step_id, attempt):
+                    self._applied.add(id(rule))
+                    return _replace(request, rule.make(request))
+            return request
+
+        return replaced
+
+
+def returning(value: Any) -> Callable[[StepRequest], Handler]:
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        return value
+
+    return lambda request: handler
+
+
+def raising(error: BaseException) -> Callable[[StepRequest], Handler]:
+    def handler(*args: Any, **kwargs: Any) -> Any:
+        raise error.with_traceback(None)
+
+    return lambda request: handler
+
+
+def calling(function: Handler) -> Callable[[StepRequest], Handler]:
+    """A function that creates handlers which call ``function``.
+
+    ``function`` gets the handler's arguments, or the options of a step without a handler as one dictionary.
+    """
+    return lambda request: function if request.is_run else lambda: function(dict(request.opts or {}))
+
+
+def _replace(request: StepRequest, handler: Handler) -> StepRequest:
+    if request.is_run:
+        return msgspec.structs.replace(request, handler=handler)
+    encode = request.encode or _to_json
+    return StepRequest(request.step_id, Opcode.STEP_RUN, handler=handler, encode=encode, decode=request.decode)
+
+
+def _to_json(value: Any) -> Any:
+    """The engine's answer: the data of an event, another struct, or a pydantic model."""
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    dump = getattr(value, "model_dump", None)
+    return value if dump is None else dump(mode="json")

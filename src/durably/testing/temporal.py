@@ -25,12 +25,10 @@ from durably.io.background_loop import get_background_loop
 from durably.temporal import Temporal, Workers
 from durably.temporal.binaries import find_program
 from durably.temporal.client.runtimes import runtime_of_process
-from durably.temporal.commands.replay import replay_target
 from durably.temporal.compat import activity_definition
 from durably.temporal.declarations import WorkerDeclaration
-from durably.temporal.gateway import Gateway
 from durably.temporal.namespace.search_attributes import declared_types, register_and_wait
-from durably.temporal.replay import HistoryReplayer, TypeReport, read_histories, replay_all
+from durably.temporal.replay import read_histories, replay
 
 __all__ = ["MockError", "TemporalServer", "mock_activities", "replay_histories"]
 
@@ -215,27 +213,20 @@ def _mock(original: Activity, mock: Any) -> Activity:
 
 
 def replay_histories(
-    code: Temporal | Gateway,
-    directory: str | Path,
-    *,
-    declarations: Sequence[WorkerDeclaration] | None = None,
-) -> list[TypeReport]:
-    """Replay the histories of ``directory`` and below against ``code``.
+    temporal: Temporal, directory: str | Path, *, declarations: Sequence[WorkerDeclaration] | None = None
+) -> dict[str, int]:
+    """Replay the histories of ``directory`` and below against the workflows of the app's workers.
 
-    ``code`` is a connection, for its workers, or a gateway, for its workflows. ``declarations`` are replayed instead of
-    ``temporal.workers``: Django's ``discover()``. The files are as ``temporal workflow show -o json`` and
-    ``durably temporal replay --save`` write them. No server is needed. The reports say how many histories of each
-    workflow type were replayed.
+    ``declarations`` are replayed instead of ``temporal.workers``: Django's ``discover()``. The files are as
+    ``temporal workflow show -o json`` prints them. No server is needed. Returns the number of replayed histories by
+    workflow type. A history without a completed workflow task is not replayed.
 
-    Raises ``AssertionError``, which names each history that does not fit, the event that the code does not produce, and
-    what it does instead; ``HistoryError`` for a directory without histories.
+    Raises ``AssertionError``, which names each history that does not fit, and the event that the code does not produce;
+    ``HistoryError`` for a directory without histories.
     """
-    target = replay_target(code, declarations)
-    replayer = HistoryReplayer(target.temporal, target.declarations)
-    reports = get_background_loop().run(replay_all(replayer, read_histories(directory)))
-    failures = [each for report in reports for each in report.failures]
-    if failures:
-        count = sum(report.replayed + report.skipped for report in reports) + len(failures)
-        lines = [f"{len(failures)} of {count} histories do not fit the code:", *(each.describe() for each in failures)]
+    report = get_background_loop().run(replay(temporal, read_histories(directory), declarations))
+    if report.failures:
+        count = sum(report.replayed.values()) + len(report.failures)
+        lines = [f"{len(report.failures)} of {count} histories do not fit the code:", *report.failures]
         raise AssertionError("\n".join(lines))
-    return reports
+    return dict(report.replayed)

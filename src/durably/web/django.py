@@ -1,10 +1,13 @@
 """Responses of Django."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import django.db
+from asgiref.sync import markcoroutinefunction
 from django.http import HttpResponse, StreamingHttpResponse
 
-from durably.django_compat import in_event_loop
 from durably.io.background_loop import iterate_sync
 
 from . import ServerResponse, header_pairs
@@ -26,3 +29,55 @@ def to_response(response: ServerResponse) -> Any:
         else:
             made[name] = value
     return made
+
+
+class SyncAndAsyncView:
+    """A view that is async on an event loop (ASGI), and sync elsewhere (WSGI).
+
+    ``answer`` and ``answer_async`` take a view's arguments. The view is exempt from ``ATOMIC_REQUESTS``, which Django
+    does not support for async views.
+    """
+
+    _coroutine_marks = vars(markcoroutinefunction(lambda: None))
+
+    def __init__(
+        self, answer: Callable[..., Any], answer_async: Callable[..., Awaitable[Any]], *, csrf_exempt: bool
+    ) -> None:
+        self._answer = answer
+        self._answer_async = answer_async
+        self.csrf_exempt = csrf_exempt
+
+    def __call__(self, request: Any, **captured: Any) -> Any:
+        return self._answer_async(request, **captured) if in_event_loop() else self._answer(request, **captured)
+
+    def __getattr__(self, name: str) -> Any:
+        """The attributes that mark a coroutine function, on an event loop only.
+
+        Django checks them at each request.
+        """
+        if name in self._coroutine_marks and in_event_loop():
+            return self._coroutine_marks[name]
+        raise AttributeError(name)
+
+    @property
+    def _non_atomic_requests(self) -> set[str]:
+        """The attribute that ``transaction.non_atomic_requests`` sets, for every database."""
+        return set(django.db.connections)
+
+
+def in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def is_body_read(request: Any) -> bool:
+    """Whether ``request.body`` has been read."""
+    return hasattr(request, "_body")
+
+
+def set_body(request: Any, body: bytes) -> None:
+    """Set the value of ``request.body``."""
+    request._body = body

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.routing import PathConverter
 
 from durably.io.background_loop import iterate_sync
-from durably.io.bodies import read_body as read_in_chunks
+from durably.web import read_body as read_in_chunks
 
 from . import METHODS, ServerResponse, header_pairs
 
@@ -71,3 +71,26 @@ def to_response(response: ServerResponse) -> flask.Response:
     # For HEAD, Werkzeug would replace Content-Length by that of an empty body.
     content: Any = response.body or None if response.stream is None else iterate_sync(response.stream())
     return flask.Response(content, response.status_code, list(header_pairs(response)))
+
+
+def current_object(proxy: Any) -> Any:
+    """The object behind a ``LocalProxy`` such as ``flask.request``.
+
+    Other threads can use it.
+    """
+    return proxy._get_current_object()
+
+
+def run_with_reloader(run: Callable[[], None]) -> None:
+    """Call ``run``, and restart the process when source changes.
+
+    Raises ``RuntimeError``.
+    """
+    try:
+        from werkzeug._reloader import run_with_reloader as run_reloaded
+    except ImportError as error:
+        raise RuntimeError(
+            "--reload does not work with this version of Werkzeug, which has no werkzeug._reloader.run_with_reloader: "
+            "run the command without it"
+        ) from error
+    run_reloaded(run)

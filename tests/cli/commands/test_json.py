@@ -18,7 +18,7 @@ import pytest
 from durably.cli.commands.runs import wait_for_end
 from durably.cli.commands.temporal import ForwardedCommand
 from durably.cli.group import durably
-from durably.engine.settings import Durability
+from durably.engine.model.settings import Durability
 from durably.engine.sqlite.database import open_database
 
 from ..command_server import CommandServer

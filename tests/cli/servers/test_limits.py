@@ -10,7 +10,7 @@ from durably.cli.commands.dev import dev
 from durably.cli.commands.start import start
 from durably.cli.output import log_lines
 from durably.cli.servers import dev_server, production_server
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
 
 LIMITS = ["--max-steps", "7", "--max-depth", "3"]
 KEYS = ["--signing-key", "signkey-test-0123456789abcdef0123456789abcdef", "--event-key", "events"]

@@ -2,17 +2,13 @@
 
 import json
 import os
-import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import pytest
@@ -297,63 +293,3 @@ def test_a_wrong_metrics_address_is_refused(run: Run, address: str) -> None:
     result = run("start", "--db", "engine.db", "--metrics-address", address, **KEYS)
     assert result.status == 2
     assert "host and a port like 127.0.0.1:9464" in " ".join(result.stderr.split())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "variables", "pattern"),
-    [
-        (["--alert-url", "hooks.example.com/s3cret"], {}, "--alert-url"),
-        ([], {"DURABLY_ALERT_URL": "hooks.example.com/s3cret"}, "must be an absolute URL"),
-        (["--alert-email", "ops@example.com"], {}, "need the URL of an SMTP server"),
-        (["--alert-interval", "5m"], {}, "need a webhook's URL"),
-        ([], {"DURABLY_SMTP_URL": "smtp://me:s3cret@mail.example"}, "no e-mail address to send to"),
-    ],
-)
-def test_wrong_alerts_prevent_the_start(
-    run: Run, directory: Path, arguments: list[str], variables: dict[str, str], pattern: str
-) -> None:
-    result = run("start", "--db", "engine.db", "--port", "0", *arguments, **KEYS, **variables)
-    assert result.status == 1
-    assert pattern in " ".join(result.stderr.split())
-    assert "s3cret" not in result.stderr
-    assert not (directory / "engine.db").exists()
-
-
-class AppAndReceiver(BaseHTTPRequestHandler):
-    """An app whose answers are not signed, so that its runs fail, and a receiver of alerts."""
-
-    alerts: "queue.Queue[dict[str, Any]]"
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.path == "/hook":
-            self.alerts.put(json.loads(body))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """No output."""
-
-
-@pytest.mark.parametrize("by_option", [True, False])
-def test_a_failed_run_is_reported_to_the_webhook(start: Start, by_option: bool) -> None:
-    AppAndReceiver.alerts = queue.Queue()
-    with ThreadingHTTPServer(("127.0.0.1", 0), AppAndReceiver) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        origin = f"http://127.0.0.1:{server.server_port}"
-        hook = f"{origin}/hook"
-        given = (["--alert-url", hook], {}) if by_option else ([], {"DURABLY_ALERT_URL": hook})
-        engine = start("start", "--db", "engine.db", "--port", "0", *given[0], **KEYS, **given[1])
-        engine_origin = str(logged(engine, "engine started")["origin"])
-        runtime = {"type": "http", "url": f"{origin}/?fnId=bare-f&stepId=step"}
-        step = {"id": "step", "name": "step", "runtime": runtime, "retries": {"attempts": 0}}
-        function = {"id": "bare-f", "name": "f", "triggers": [{"event": "go"}], "steps": {"step": step}}
-        sync = {"url": origin, "appName": "bare", "functions": [function]}
-        bearer = {"authorization": f"Bearer {bearer_token(SIGNING_KEY)}"}
-        assert urllib3.request("POST", f"{engine_origin}/fn/register", json=sync, headers=bearer).status == 200
-        assert urllib3.request("POST", f"{engine_origin}/e/{EVENT_KEY}", json={"name": "go"}).status == 200
-        alert = AppAndReceiver.alerts.get(timeout=TIMEOUT_SECONDS)
-        assert [each["function_id"] for each in alert["alert"]["functions"]] == ["bare-f"]
-        engine.stop()
-        server.shutdown()

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.inputs import (
     AbortDeferred,
     Answered,
@@ -30,8 +30,7 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.machine import advance, start
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import MACHINE_VERSION, Call, Deferred, RunState, RunStatus
+from durably.engine.core.run_state import MACHINE_VERSION, Call, Deferred, Policy, RunState, RunStatus
 from durably.protocol.engine_errors import CheckpointInvalidError, StaleCallError, TooLargeError
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_DEFERRED, MAX_DEFERRED_BYTES, MAX_STEP_OUTPUT_BYTES, MAX_STEPS
@@ -526,6 +525,15 @@ def test_an_error_that_says_the_target_was_not_found_counts_as_that_op() -> None
     assert [call.step_id for call in run.state.calls] == ["step"]
     run.ops(planned("c"), planned("d"))
     run.answer(unexpected(), step="c")
+    assert (run.error["name"], run.error["message"]) == ("StepUnexpectedError", "gone")
+
+
+def test_a_parallel_step_that_disappears_after_another_ended_fails_the_run() -> None:
+    """Without a race the function waits for all of its branches, so no other branch can have won."""
+    run = Run()
+    run.ops(planned("a"), planned("b"))
+    run.ops(ran("b"), step="b")
+    run.ops(op(Opcode.STEP_NOT_FOUND, "a"), step="a")
     assert run.error["name"] == "StepNotFoundError"
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from durably.engine.settings import Durability
+from durably.engine.model.settings import Durability
 from durably.engine.sqlite.database import open_database
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.maintenance import back_up, check_database
-from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.engine_errors import BackupFailedError, DatabaseCorruptError, DatabaseMissingError
 
 from ..conftest import ended, only_run, opened, output, send, step_is

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from durably import Embedded
-from durably.engine import runtime
+from durably.engine.sqlite import runtime
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.maintenance import back_up
-from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.engine_errors import (
     DatabaseLinkedError,
     DatabaseLockedError,

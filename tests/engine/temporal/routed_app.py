@@ -11,9 +11,8 @@ import msgspec
 from temporalio.client import Client
 from ulid import ULID
 
-from durably.engine.core.answers import Answer, read_answer
-from durably.engine.core.call_body import CallData, build_body
-from durably.engine.settings import EngineSettings
+from durably.engine.core.calls import Answer, CallData, build_body, read_answer
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
 from durably.engine.temporal.runs.call_messages import CallInput

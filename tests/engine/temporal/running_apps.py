@@ -15,9 +15,9 @@ from ulid import ULID
 
 import durably
 from durably.comm.handler import CommHandler
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
-from durably.engine.settings import EngineSettings
+from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
+from durably.engine.core.calls import Answer, CallData
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue, make_run_id, run_workflow_id
 from durably.engine.temporal.runs.activities import ActivityCaller
@@ -25,7 +25,6 @@ from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workers import ProcessWorkers
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.functions.function import Function
-from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
 from durably.protocol.limits import MAX_STEPS
 
 _numbers = itertools.count()

@@ -12,15 +12,14 @@ from temporalio.converter import DataConverter
 
 import durably
 from durably.comm.handler import CommHandler
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
-from durably.engine.settings import EngineSettings, SystemClock
+from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
+from durably.engine.core.calls import Answer, CallData
+from durably.engine.model.runs import Run
+from durably.engine.model.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.engine.views import RunView
-from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
 from durably.protocol.call import CheckpointRequest
 
 from ...waiting import async_eventually
@@ -78,7 +77,7 @@ async def send(engine: WorkflowEngine, name: str, data: dict[str, Any] | None = 
     return event_id
 
 
-async def ended_runs(engine: WorkflowEngine, event_id: str, count: int = 1) -> list[RunView]:
+async def ended_runs(engine: WorkflowEngine, event_id: str, count: int = 1) -> list[Run]:
     """The runs that an event started, once all of them have ended."""
     runs = await async_eventually(
         lambda: engine.event_runs(event_id),

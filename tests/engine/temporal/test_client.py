@@ -7,11 +7,11 @@ from temporalio.client import Client
 from ulid import ULID
 
 from durably.comm import CommHandler
-from durably.engine.settings import EngineSettings
+from durably.embedded.calls import sync_of
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.in_process.calls import sync_of
 
 from ...temporal.dev_server import DevServer
 from .running_apps import make_client

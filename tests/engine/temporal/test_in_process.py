@@ -14,10 +14,10 @@ import pytest
 import durably
 from durably import Client, Context, ContextSync, Event, Function, TemporalEngine, TriggerCron, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.settings import Durability, EngineSettings
+from durably.embedded.process import NodeClosedError
+from durably.embedded.temporal_node import TemporalNode
+from durably.engine.model.settings import Durability, EngineSettings
 from durably.errors import EngineNotStartedError, SendEventsError, TransportError, URLInvalidError
-from durably.in_process.process import NodeClosedError
-from durably.in_process.temporal_node import TemporalNode
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.temporal import TemporalSettingsError
 
@@ -204,7 +204,7 @@ async def test_a_send_during_a_stop_does_not_start_the_process_again(
     server: DevServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Functions and requests that are still ending may send events."""
-    monkeypatch.setattr("durably.in_process.process.is_test_run", lambda: False)
+    monkeypatch.setattr("durably.embedded.process.is_test_run", lambda: False)
 
     def ending(app: App) -> Function[Any]:
         @app.client.create_function(fn_id="ending", trigger=TriggerEvent(event="late-send/ending"))

@@ -72,7 +72,7 @@ def test_apps_are_synced_and_called_over_http(start: Start, directory: Path, ser
         engine = start(*arguments, "--metrics-address", "127.0.0.1:0", **KEYS)
         started = logged(engine, "engine started")
         assert started["temporal"] == server.address
-        assert "each logs, counts and alerts for those that it executes" in engine.output
+        assert "each logs and counts those that it executes" in engine.output
         assert logged(engine, "app synced")["app_id"] == "shop"
         event = json.dumps({"name": "order/placed", "data": {"total": 42}})
         sent = urllib3.request("POST", f"{origin}/e/{EVENT_KEY}", body=event, timeout=30)

@@ -11,11 +11,11 @@ import msgspec
 import pytest
 from temporalio.client import Client
 
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 
-from ...in_process.stock import Server, code_of, make_project, running
+from ...embedded.stock import Server, code_of, make_project, running
 from ...temporal.dev_server import DevServer
 from ...waiting import eventually
 

@@ -13,15 +13,14 @@ from ulid import ULID
 import durably.otel
 from durably import Client, Context, ContextSync, Event, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.core.answers import Answer, Unreached
-from durably.engine.core.call_body import CallData
-from durably.engine.http.server import EngineServer
-from durably.engine.settings import EngineSettings
+from durably.engine.api.http.server import EngineServer
+from durably.engine.core.calls import Answer, CallData, Unreached
+from durably.engine.model.runs import Run
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.http_engine import HttpWorkflowEngine
 from durably.engine.temporal.ids import make_run_id
 from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.views import RunView
 from durably.otel.engine import OtelEngineTracing
 from durably.protocol.errors import ErrorData
 
@@ -66,7 +65,7 @@ class App:
         ]
         CommHandler(client=self.client, framework="test", functions=functions)
 
-    async def request(self, function: str) -> RunView:
+    async def request(self, function: str) -> Run:
         """Send an event from a request, and wait for its run's end."""
         with self._spans.provider.get_tracer("web").start_as_current_span("POST /orders"):
             [event_id] = await self.client.send(Event(name=self.event(function)))
@@ -157,7 +156,7 @@ async def test_one_trace_of_an_app_that_is_called_over_http(server: DevServer, s
         await ctx.step.sleep("nap", "1ms")
         await ctx.step.run("ship", lambda: None)
 
-    async with await EngineServer.open_on(open_engine, settings, port=0) as engine:
+    async with await EngineServer.open(open_engine, settings, port=0) as engine:
         async for app in served(engine, spans, is_blocking=False):
             app.serve(durable(app, order, fn_id="order"))
             await sync(app)

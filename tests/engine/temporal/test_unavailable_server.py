@@ -17,8 +17,8 @@ from temporalio.client import WorkflowUpdateRPCTimeoutOrCancelledError
 
 from durably import Context, TemporalEngine, TriggerEvent
 from durably.comm import CommHandler
+from durably.engine.model.overview import SyncResult
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.engine.views import SyncResult
 from durably.temporal import TemporalCredentialsError
 
 from ...temporal.dev_server import DevServer

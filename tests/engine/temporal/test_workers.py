@@ -6,7 +6,7 @@ import pytest
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import app_queue
 from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup

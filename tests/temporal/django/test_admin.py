@@ -18,8 +18,6 @@ from ...ports import free_port
 from ...variants import variants
 from ...waiting import eventually, wait_until_listening
 from ..dev_server import DevServer
-from ..stuck_workflows import RetryingWorkflow, call_bank
-from ..worker_thread import working
 from .django_site import DjangoSite
 
 USERS = """
@@ -361,30 +359,8 @@ def test_unreachable_server_is_an_admin_page(site: DjangoSite) -> None:
     assert f"the Temporal server at {away} cannot be reached" in page.text
 
 
-@pytest.mark.slow
-def test_page_and_command_report_a_missing_worker(site: DjangoSite, root: Browser, temporal: Temporal) -> None:
+def test_page_reports_a_missing_worker(root: Browser, temporal: Temporal) -> None:
     queue = f"unpolled-{uuid.uuid4().hex}"
     handle = temporal.sync.start_workflow("WaitingWorkflow", id=queue, task_queue=queue)
     assert f"no worker polls the task queue &quot;{queue}&quot;" in page_of(root, handle).text
-    checked = site.run("check_temporal_workflows")
-    assert checked.returncode == 1
-    assert f"{queue} (WaitingWorkflow, run {handle.describe().run_id}): no-poller: no worker polls" in checked.stdout
-    for wrong in (("--limit", "0"), ("--activity-attempts", "1"), ("--activity-hours", "-1.0")):
-        refused = site.run("check_temporal_workflows", *wrong)
-        said = f"argument {wrong[0]}: {wrong[1]} is not in the range" in refused.stderr
-        assert (refused.returncode, said) == (2, True), refused.stderr
     handle.terminate()
-
-
-@pytest.mark.slow
-def test_page_reports_an_activity_with_many_retries(root: Browser, temporal: Temporal) -> None:
-    queue = f"retrying-{uuid.uuid4().hex}"
-    with working(temporal, queue, workflows=[RetryingWorkflow], activities=[call_bank]):
-        handle = temporal.sync.start_workflow("RetryingWorkflow", id=queue, task_queue=queue)
-        page = eventually(
-            lambda: page_of(root, handle).text,
-            "the page shows the retried activity",
-            is_right=lambda page: "the activity call_bank has been retried for" in page,
-        )
-        handle.terminate()
-    assert "hunter2" not in page

@@ -68,24 +68,16 @@ def call(*arguments, **options):
     return out.getvalue()
 
 result = [
-    call("sync_temporal_schedules", "--connection", "billing", "--dry-run"),
-    call("sync_temporal_schedules", "--dry-run"),
-    call("check_temporal_workflows", "--connection", "billing"),
-    call("check_temporal_workflows", "--connection", "bills"),
-    call("temporal_deployment", connection="bills", arguments=["describe"]),
-    call("replay_temporal_workflows", connection="bills", arguments=[]),
+    call("sync_temporal_schedules", "--connection", "billing"),
+    call("sync_temporal_schedules"),
     call("run_temporal_worker", "--connection", "bills"),
 ]
 """
-    billing, default, checked, *unknown = site.shell(code)
-    assert "monthly-invoices: created (dry run)" in billing
+    billing, default, unknown = site.shell(code)
+    assert "monthly-invoices: " in billing
     assert "monthly-invoices" not in default
-    assert "running workflows" in checked
     there_is_none = "there is no connection 'bills' to Temporal: settings.TEMPORAL_CONNECTIONS has default, billing"
-    assert unknown == [*[f"2: {there_is_none}"] * 3, f"1: {there_is_none}"]
-
-    described = site.run("temporal_deployment", "describe", "--connection", "billing")
-    assert "set TEMPORAL_BILLING_DEPLOYMENT_NAME" in described.stderr
+    assert unknown == f"1: {there_is_none}"
 
 
 @pytest.mark.slow

@@ -96,32 +96,23 @@ def mark(server: DevServer) -> Iterator[str]:
 @pytest.mark.parametrize("kind", COMMANDS)
 def test_missing_attributes_are_registered(kind: str, shop: Path, server: DevServer, mark: str) -> None:
     types = {f"Due{mark}": "Datetime", f"Owner{mark}": "Keyword", f"Size{mark}": "Int"}
-    checked = ask(shop, server, mark, *COMMANDS[kind], "--check")
-    assert checked.returncode == 1, checked.stderr
-    for name, of in types.items():
-        remedy = "run this command without --check, or run `temporal operator search-attribute create"
-        assert f"{name} ({of}): missing: {remedy}" in checked.stdout
-    assert "tcld namespace search-attributes add" in checked.stdout
-    found = json.loads(ask(shop, server, mark, *COMMANDS[kind], "--check", "--json").stdout)
-    assert {(each["name"], each["type"], each["state"]) for each in found} == {
-        (*each, "missing") for each in types.items()
-    }
-    assert all("run this command without --check" in each["remedy"] for each in found)
     for expected in ("registered", "exists"):
         registered = ask(shop, server, mark, *COMMANDS[kind])
         assert registered.returncode == 0, registered.stderr
         assert {f"{name} ({of}): {expected}" for name, of in types.items()} == set(registered.stdout.splitlines())
-    assert ask(shop, server, mark, *COMMANDS[kind], "--check").returncode == 0
+    found = json.loads(ask(shop, server, mark, *COMMANDS[kind], "--json").stdout)
+    assert {(each["name"], each["type"], each["state"]) for each in found} == {
+        (*each, "exists") for each in types.items()
+    }
 
 
 @pytest.mark.slow
 def test_another_type_is_refused(shop: Path, server: DevServer, mark: str) -> None:
     server.run("operator", "search-attribute", "create", "--name", f"Size{mark}", "--type", "Bool")
-    for options in ((), ("--check",)):
-        refused = ask(shop, server, mark, *COMMANDS["durably"], *options)
-        assert refused.returncode == 1
-        assert f"Size{mark}" in refused.stdout + refused.stderr
-        assert "Bool" in refused.stdout + refused.stderr
+    refused = ask(shop, server, mark, *COMMANDS["durably"])
+    assert refused.returncode == 1
+    assert f"Size{mark}" in refused.stderr
+    assert "Bool" in refused.stderr
     assert f"Due{mark}" not in server.run("operator", "search-attribute", "list")
 
 

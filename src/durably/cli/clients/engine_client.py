@@ -9,10 +9,9 @@ from typing import TypeVar
 import msgspec
 
 from durably.cli.output.text import CliError
-from durably.engine.interface import SyncEngine
-from durably.engine.views import RunUpdate
-from durably.protocol.api import AppSyncBody
-from durably.protocol.events import Event, EventReceipt
+from durably.engine.api.interface import SyncEngine
+from durably.engine.model.runs import RunUpdate
+from durably.protocol.events import AppSyncBody, Event, EventReceipt
 
 T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0

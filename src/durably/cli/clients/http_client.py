@@ -16,7 +16,8 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
 from durably.cli.output.text import CliError
-from durably.engine.http.codec import (
+from durably.embedded.nodes import sockets
+from durably.engine.api.http.codec import (
     ANY_EVENT_KEY,
     HttpEngine,
     HttpRequest,
@@ -26,12 +27,11 @@ from durably.engine.http.codec import (
     from_wire,
     status_of,
 )
-from durably.engine.operations import Operation
-from durably.engine.views import RunUpdate
-from durably.in_process.nodes import sockets
+from durably.engine.api.operations import Operation
+from durably.engine.model.runs import RunUpdate
 from durably.io.http_connections import failure_reason
-from durably.protocol.api import AppSyncBody, Envelope, ErrorBody
 from durably.protocol.engine_errors import EngineError
+from durably.protocol.events import AppSyncBody, Envelope, ErrorBody
 from durably.protocol.signatures import bearer_token
 from durably.protocol.text import printable, redact_url, redact_urls
 from durably.settings import ENGINE_URL

@@ -8,17 +8,17 @@ from typing import Any, NoReturn, TypeVar
 from temporalio.service import RPCError
 
 from durably.cli.output.text import CliError
-from durably.engine.http.codec import status_of
-from durably.engine.operations import Operation
-from durably.engine.settings import EngineSettings
+from durably.engine.api.http.codec import status_of
+from durably.engine.api.operations import Operation
+from durably.engine.model.runs import RunUpdate
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER, is_unreachable
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.engine.views import RunUpdate
 from durably.engines import parse_temporal_url
 from durably.errors import Error
 from durably.io.background_loop import get_background_loop
-from durably.protocol.api import AppSyncBody
 from durably.protocol.engine_errors import EngineError
+from durably.protocol.events import AppSyncBody
 from durably.protocol.text import printable
 from durably.temporal import Temporal, TemporalUnreachableError
 from durably.temporal.client.connect_failures import explain_refusal

@@ -24,7 +24,7 @@ from durably.protocol.text import get_logger, is_name
 from durably.settings import EVENT_KEY, SIGNING_KEY, warn_of_short_signing_keys
 
 if TYPE_CHECKING:
-    from durably.engine.alerts.settings import Alerts
+    pass
 
 _ADVICE = "; `durably keys` makes one of each"
 
@@ -74,43 +74,12 @@ _ADVICE = "; `durably keys` makes one of each"
     "client that can connect to it can read them.",
 )
 @click.option(
-    "--alert-url",
-    envvar="DURABLY_ALERT_URL",
-    show_envvar=True,
-    metavar="URL",
-    help="A webhook, such as one of Slack, that gets alerts about failed runs. It holds a secret: use the environment.",
-)
-@click.option(
-    "--alert-email",
-    "alert_emails",
-    multiple=True,
-    metavar="ADDRESS",
-    help="An address that gets alerts about failed runs by e-mail. May be repeated. Needs --smtp-url.",
-)
-@click.option(
-    "--smtp-url",
-    envvar="DURABLY_SMTP_URL",
-    show_envvar=True,
-    metavar="URL",
-    help="The server for alerts by e-mail, like smtps://user:password@smtp.example.com. Use the environment.",
-)
-@click.option(
-    "--alert-from", metavar="ADDRESS", help="The sender of alerts by e-mail.  [default: the first --alert-email]"
-)
-@click.option(
-    "--alert-interval",
-    callback=read_age,
-    metavar="TIME",
-    help="Time between two alerts about the same function. Failures in between are reported together.  [default: 15m]",
-)
-@click.option(
     "--dashboard-url",
     callback=read_web_address,
     envvar="DURABLY_DASHBOARD_URL",
     show_envvar=True,
     metavar="URL",
-    help="The dashboard's address as people reach it, to which alerts link. Its path is a prefix that a proxy "
-    "removes.  [default: alerts name the run's id]",
+    help="The dashboard's address as people reach it. Its path is a prefix that a proxy removes.",
 )
 @click.option(
     "--retention",
@@ -134,11 +103,6 @@ def start(
     max_depth: int,
     unsigned_apps: tuple[str, ...],
     metrics_address: tuple[str, int] | None,
-    alert_url: str | None,
-    alert_emails: tuple[str, ...],
-    smtp_url: str | None,
-    alert_from: str | None,
-    alert_interval: dt.timedelta | None,
     dashboard_url: str | None,
     retention: dt.timedelta | None,
     otel: bool,
@@ -173,10 +137,10 @@ def start(
     from durably.cli.output.log_lines import LogFormat, write_log
     from durably.cli.servers.event_loop import run_until_stopped
     from durably.cli.servers.production_server import OpenServer, read_sign_in, serve
-    from durably.engine.core.policy import standard_backoff
-    from durably.engine.http.connections import ConnectionLimits
-    from durably.engine.http.server import EngineServer
-    from durably.engine.settings import EngineSettings
+    from durably.engine.api.http.connections import ConnectionLimits
+    from durably.engine.core.run_state import standard_backoff
+    from durably.engine.model.settings import EngineSettings
+    from durably.engine.sqlite.server import serve_database
     from durably.protocol.headers import ServerKind
 
     keys = (signing_key, signing_key_fallback, *event_keys)
@@ -188,7 +152,6 @@ def start(
         url=dashboard_url,
         other_keys=keys,
     )
-    alerts = _read_alerts(alert_url, alert_emails, smtp_url, alert_from, alert_interval, dashboard_url)
     write_log(LogFormat(log_format))
     warn_of_short_signing_keys((signing_key, signing_key_fallback), get_logger("durably.start"))
     limits = ConnectionLimits(max_connections=max_connections)
@@ -203,12 +166,11 @@ def start(
             max_steps=max_steps,
             max_depth=max_depth,
             retention=retention,
-            alerts=alerts,
             tracing=tracing,
         )
         open_server: OpenServer
         if database is not None:
-            open_server, store = partial(EngineServer.open, database, settings), {"database": str(database)}
+            open_server, store = partial(serve_database, database, settings), {"database": str(database)}
         else:
             assert temporal_address is not None
             open_server, store = server_on_temporal(temporal_address, settings)
@@ -239,29 +201,3 @@ def _check_database(database: Path) -> Path:
             f"--db {database}: there is no directory {database.resolve().parent}: create it, or correct the path"
         )
     return database
-
-
-def _read_alerts(
-    url: str | None,
-    emails: tuple[str, ...],
-    smtp_url: str | None,
-    sender: str | None,
-    interval: dt.timedelta | None,
-    dashboard_url: str | None,
-) -> "Alerts | None":
-    """Raises ``CliError``."""
-    from durably.engine.alerts.settings import DEFAULT_INTERVAL, Alerts, AlertsInvalidError
-
-    if not (url or emails or smtp_url or sender or interval):
-        return None
-    try:
-        return Alerts(
-            url=url or None,
-            emails=emails,
-            smtp_url=smtp_url or None,
-            email_from=sender or None,
-            interval=interval or DEFAULT_INTERVAL,
-            dashboard_url=dashboard_url or None,
-        )
-    except AlertsInvalidError as error:
-        raise CliError(f"{error}; see --alert-url, --alert-email, --smtp-url and --dashboard-url") from None

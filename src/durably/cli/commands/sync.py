@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import datetime as dt
 
     from durably.cli.clients.engine_client import EngineClient
-    from durably.protocol.api import AppSyncBody
+    from durably.protocol.events import AppSyncBody
 
 _PAUSE_SECONDS = 0.5
 _APP_UNREACHED = 502

@@ -1,6 +1,6 @@
 """The commands of ``durably temporal``.
 
-They are ``worker|dev|check|replay|deployment|register|sync-schedules|encryption-key``. The options of most commands are
+They are ``worker|dev|register|sync-schedules|encryption-key``. The options of most commands are
 declared in ``durably.temporal.commands``: Flask and Django have the same commands.
 """
 
@@ -86,22 +86,6 @@ def load_code(target: str) -> "Gateway | Temporal":
     return found
 
 
-def or_exit_code_2(load: Callable[[str], Loaded]) -> Callable[[str], Loaded]:
-    """Wrap ``load`` so that a failure has the exit code 2.
-
-    It is for a command whose exit code 1 is a negative result.
-    """
-    from durably.temporal.commands import CouldNotRunError
-
-    def checked(target: str) -> Loaded:
-        try:
-            return load(target)
-        except CliError as error:
-            raise CouldNotRunError(error.message) from error
-
-    return checked
-
-
 def _load(target: str, usual_names: tuple[str, ...]) -> object:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -139,35 +123,15 @@ def log_plain_lines(level: str) -> None:
 
 @click.group()
 def temporal() -> None:
-    """Temporal: run workers, find stuck workflows, replay histories, sync schedules.
+    """Temporal: run workers, register search attributes, sync schedules.
 
     `durably temporal dev` runs a development server.
     """
 
 
-def _check() -> click.Command:
-    from durably.temporal.commands.check import check_target, make_check_command
-
-    load = or_exit_code_2(load_code)
-    return make_check_command(lambda target: check_target(load(target)), target="MODULE:GATEWAY")
-
-
-def _replay() -> click.Command:
-    from durably.temporal.commands.replay import make_replay_command, replay_target
-
-    load = or_exit_code_2(load_code)
-    return make_replay_command(lambda target: replay_target(load(target)), target="MODULE:GATEWAY")
-
-
-def _deployment() -> click.Command:
-    from durably.temporal.commands.deployment import make_deployment_group
-
-    return make_deployment_group(or_exit_code_2(load_temporal), target="MODULE:TEMPORAL")
-
-
 def _register() -> click.Command:
     from durably.temporal import Temporal
-    from durably.temporal.commands.declared import make_register_command
+    from durably.temporal.commands import make_register_command
 
     def load(target: str) -> Temporal:
         code = load_code(target)
@@ -177,13 +141,13 @@ def _register() -> click.Command:
 
 
 def _sync_schedules() -> click.Command:
-    from durably.temporal.commands.declared import make_sync_schedules_command
+    from durably.temporal.commands import make_sync_schedules_command
 
     return make_sync_schedules_command(load_temporal, target="MODULE:TEMPORAL")
 
 
 def _worker() -> click.Command:
-    from durably.temporal.commands.worker import make_worker_command
+    from durably.temporal.commands import make_worker_command
 
     more = (
         click.Option(
@@ -201,9 +165,6 @@ def _worker() -> click.Command:
 
 
 for name, make, short_help in (
-    ("check", _check, "List running workflows that are stuck."),
-    ("replay", _replay, "Replay histories of workflows against the code."),
-    ("deployment", _deployment, "Show and set the current version of workers."),
     ("register", _register, "Register the search attributes that an app declares."),
     ("sync-schedules", _sync_schedules, "Create and update the schedules that an app declares."),
     ("worker", _worker, "Run the workers that an app declares."),

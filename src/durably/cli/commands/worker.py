@@ -13,7 +13,7 @@ from durably.cli.processes.app_loading import AppImportError, import_app
 from durably.protocol.text import get_logger
 
 if TYPE_CHECKING:
-    from durably.in_process.handle import InProcessHandle
+    from durably.embedded.handle import InProcessHandle
 
 USUAL_NAMES = ("client",)
 """The name of the client in the documentation."""
@@ -62,7 +62,7 @@ async def _work(engine: "InProcessHandle[Any]") -> None:
 def _load_engine(target: str) -> "InProcessHandle[Any]":
     """The handle of the client's engine. Raises ``CliError``."""
     from durably.client import Client
-    from durably.in_process.handle import InProcessHandle
+    from durably.embedded.handle import InProcessHandle
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())

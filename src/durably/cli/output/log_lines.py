@@ -11,8 +11,8 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.logs import RUN_LOGGER, fields_of, level_of
-from durably.engine.views import RunUpdate
+from durably.engine.model.logs import RUN_LOGGER, fields_of, level_of
+from durably.engine.model.runs import RunUpdate
 from durably.protocol.text import get_logger, printable, printable_json, printable_lines
 
 from .text import Console

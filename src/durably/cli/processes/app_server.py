@@ -123,7 +123,7 @@ def main() -> None:
 
 def _names_of_engines() -> list[str]:
     """The engines that this process has itself."""
-    process = sys.modules.get("durably.in_process.process")
+    process = sys.modules.get("durably.embedded.process")
     return [] if process is None else process.names_of_engines()
 
 

@@ -10,7 +10,7 @@ import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Callable, Mapping, Sequence
 
-from durably.engine.http.discovery import AppDiscovery, AppUnreachedError, NoAppError
+from durably.engine.api.http.discovery import AppDiscovery, AppUnreachedError, NoAppError
 from durably.protocol.engine_errors import EngineError
 from durably.protocol.text import reachable, redact_url
 from durably.settings import development_variables

@@ -29,16 +29,17 @@ from durably.cli.processes.child_process import (
     restart_on_changes,
     state_directory,
 )
-from durably.engine.http.access import LOOPBACK_HOSTS
-from durably.engine.http.connections import ConnectionLimits
-from durably.engine.http.server import DEFAULT_HOST, EngineServer
-from durably.engine.http.syncs import AcceptedSync
-from durably.engine.interface import LocalEngine
-from durably.engine.settings import Durability, EngineSettings
-from durably.engine.tracing import EngineTracing
-from durably.engine.views import RunUpdate
-from durably.protocol.api import DEFAULT_PORT
+from durably.engine.api.http.access import LOOPBACK_HOSTS
+from durably.engine.api.http.connections import ConnectionLimits
+from durably.engine.api.http.server import DEFAULT_HOST, EngineServer
+from durably.engine.api.http.syncs import AcceptedSync
+from durably.engine.api.interface import LocalEngine
+from durably.engine.model.runs import RunUpdate
+from durably.engine.model.settings import Durability, EngineSettings
+from durably.engine.model.tracing import EngineTracing
+from durably.engine.sqlite.server import serve_database
 from durably.protocol.engine_errors import DatabaseLockedError, EngineClosedError
+from durably.protocol.events import DEFAULT_PORT
 from durably.protocol.headers import ServerKind
 from durably.protocol.limits import MAX_DEPTH, MAX_DEV_EVENT_BYTES, MAX_STEPS
 from durably.protocol.text import reachable
@@ -183,11 +184,11 @@ class DevServer:
         options = self.options
         if options.temporal_address is not None:
             open_engine, where = dev_engine_on_temporal(options.temporal_address, settings)
-            return partial(EngineServer.open_on, open_engine, settings), f"state on {where}"
+            return partial(EngineServer.open, open_engine, settings), f"state on {where}"
         if options.database == IN_MEMORY:
-            return partial(EngineServer.open, self._temporary_database(), settings), "state is lost when it ends"
+            return partial(serve_database, self._temporary_database(), settings), "state is lost when it ends"
         database = options.database or state_directory() / "dev.db"
-        return partial(EngineServer.open, database, settings), f"state in {database}"
+        return partial(serve_database, database, settings), f"state in {database}"
 
     def _temporary_database(self) -> Path:
         """The path of a database in a temporary directory.

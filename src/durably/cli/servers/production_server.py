@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 from durably.cli.output.log_lines import log_fields, log_update
 from durably.cli.output.text import CliError
 from durably.cli.processes.apps import keep_synced
-from durably.engine.dashboard.dashboard import Dashboard
-from durably.engine.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.dashboard.sign_in import (
+from durably.engine.api.dashboard.dashboard import Dashboard
+from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
+from durably.engine.api.dashboard.sign_in import (
     DashboardServer,
     KeySignIn,
     ProxySignIn,
@@ -22,10 +22,10 @@ from durably.engine.dashboard.sign_in import (
     check_key,
     read_network,
 )
-from durably.engine.http.connections import ConnectionLimits
-from durably.engine.http.metrics import METRICS_PATH
-from durably.engine.http.server import EngineServer
-from durably.engine.http.syncs import AcceptedSync
+from durably.engine.api.http.connections import ConnectionLimits
+from durably.engine.api.http.metrics import METRICS_PATH
+from durably.engine.api.http.server import EngineServer
+from durably.engine.api.http.syncs import AcceptedSync
 from durably.protocol.engine_errors import DatabaseReplacedError, EngineClosedError, EngineError
 from durably.protocol.text import get_logger, redact_url
 from durably.settings import DASHBOARD_KEY, Environment

@@ -14,16 +14,16 @@ from durably.cli.output.text import CliError
 from durably.protocol.text import get_logger
 
 if TYPE_CHECKING:
-    from durably.engine.http.server import EngineServer
-    from durably.engine.interface import LocalEngine
-    from durably.engine.settings import EngineSettings
+    from durably.engine.api.http.server import EngineServer
+    from durably.engine.api.interface import LocalEngine
+    from durably.engine.model.settings import EngineSettings
     from durably.temporal import Temporal
 
 _SETTINGS = {"retention": "retention"}
 """Options that give settings of an engine."""
 
 _SHARED = (
-    "the processes on this Temporal server share its runs: each logs, counts and alerts for those that it executes, so "
+    "the processes on this Temporal server share its runs: each logs and counts those that it executes, so "
     "collect the logs and metrics of all"
 )
 
@@ -49,7 +49,7 @@ def server_on_temporal(
     Raises ``CliError`` for invalid settings of the connection.
     """
     temporal = _connection_to(address)
-    from durably.engine.http.server import EngineServer
+    from durably.engine.api.http.server import EngineServer
     from durably.engine.temporal.http_engine import HttpWorkflowEngine
     from durably.temporal import TemporalUnreachableError
     from durably.temporal.client.connect_failures import connect_with_retries
@@ -65,7 +65,7 @@ def server_on_temporal(
         return await HttpWorkflowEngine.open(await connect_with_retries(temporal.connect, note), settings)
 
     async def open_server(**options: Any) -> EngineServer:
-        server = await EngineServer.open_on(open_engine, settings, **options)
+        server = await EngineServer.open(open_engine, settings, **options)
         _logger.info(_SHARED)
         return server
 

@@ -13,11 +13,10 @@ from durably.protocol.engine_errors import OpInvalidError
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import RETRY_AFTER_OPT, Op, Opcode
 
-from .answers import ReportedOps
+from .calls import ReportedOps
 from .expressions import ExpressionInvalidError, compile_expression
 from .inputs import AbortDeferred, AwaitEvent, AwaitSignal, Defer, Invoke, MakeRequest, RefuseDeferred, Sleep
-from .policy import clip_retry_after
-from .run_state import Call, Deferred, RunStatus, Wait
+from .run_state import Call, Deferred, RunStatus, Wait, clip_retry_after
 from .transition import Transition, data_memo, error_memo
 
 
@@ -167,23 +166,24 @@ def _request(answered: AnsweredCall, op: Op) -> None:
 
 
 def _step_not_found(answered: AnsweredCall, op: Op) -> None:
-    answered.gave_up = target_not_found(answered.transition, answered.call, answered.call.name or step_name(op))
+    message = (
+        f"step {answered.call.name or step_name(op)!r} was planned, but the function did not reach it when called for "
+        "it: a function must find the same steps each time it is called with the same memos"
+    )
+    error = ErrorData(name="StepNotFoundError", message=message)
+    answered.gave_up = target_not_found(answered.transition, answered.call, error)
 
 
-def target_not_found(transition: Transition, call: Call, name: str) -> bool:
+def target_not_found(transition: Transition, call: Call, error: ErrorData) -> bool:
     """Whether the run continues without the step that the call was for.
 
-    If the function has seen more memos since it planned the step, it may have continued without the step, for example
-    because another branch won a race or the step was cancelled. Otherwise it is not deterministic: its run fails.
+    If the step was in a race, and the function has seen more memos since it planned the step, another branch may have
+    won. Otherwise the function is not deterministic: its run fails with ``error``.
     """
-    if not call.is_discovery and transition.memos > call.memos_seen:
+    if call.race and transition.memos > call.memos_seen:
         transition.step_ended(call.race)
         return True
-    message = (
-        f"step {name!r} was planned, but the function did not reach it when called for it: a "
-        "function must find the same steps each time it is called with the same memos"
-    )
-    transition.fail(ErrorData(name="StepNotFoundError", message=message))
+    transition.fail(error)
     return False
 
 

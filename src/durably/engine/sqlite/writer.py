@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from durably.engine.model.observers import Group
 from durably.protocol.engine_errors import DatabaseCorruptError, DatabaseLostError, EngineClosedError, EngineError
 from durably.protocol.text import get_logger
 
@@ -51,17 +52,6 @@ class _QueuedTransaction(msgspec.Struct, eq=False):
             self.future.set_result(self.result)
         else:
             self.future.set_exception(self.error)
-
-
-class Group(msgspec.Struct, frozen=True):
-    """Units that shared a commit.
-
-    It has the numbers of committed and failed units, and the seconds that all took together.
-    """
-
-    committed: int
-    failed: int
-    seconds: float
 
 
 class Writer:

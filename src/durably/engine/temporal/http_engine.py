@@ -5,13 +5,12 @@ from typing import Self
 
 from temporalio.client import Client
 
-from durably.engine.core.answers import Answer, Unreached
-from durably.engine.core.call_body import CallData
-from durably.engine.scheduling.registry import SyncedFunction
-from durably.engine.scheduling.requests.http_call import HttpCaller
-from durably.engine.settings import EngineSettings
+from durably.engine.core.calls import Answer, CallData, Unreached
+from durably.engine.model.http_call import HttpCaller
+from durably.engine.model.overview import SyncResult
+from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.views import SyncResult
 from durably.protocol.engine_errors import EngineError, FunctionNotFoundError
 from durably.protocol.errors import ErrorData
 from durably.protocol.sync import SyncRequest

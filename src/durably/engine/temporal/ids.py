@@ -9,7 +9,7 @@ import hashlib
 import uuid
 import zlib
 
-from durably.engine.scheduling.events import ENTROPY_BYTES, make_id
+from durably.engine.model.events import ENTROPY_BYTES, make_id
 
 WORKFLOWS_QUEUE = "durably"
 """The task queue of all workflows of the engine."""

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.run_state import Origin, RunStatus
-from durably.engine.scheduling.registry import FOLLOWED_FOR
+from durably.engine.model.registry import FOLLOWED_FOR
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_STEPS
 from durably.protocol.sync import FunctionConfig

@@ -26,7 +26,7 @@ from temporalio.converter import DataConverter, DefaultFailureConverterWithEncod
 from temporalio.service import KeepAliveConfig, RetryConfig, RPCError, RPCStatusCode, TLSConfig
 
 from durably.io.background_loop import get_background_loop
-from durably.protocol.setting_checks import check_function, check_switch, check_text, check_time_span, check_type
+from durably.protocol.options import check_function, check_switch, check_text, check_time_span, check_type
 from durably.protocol.text import get_logger, printable
 from durably.temporal.compat import never_free
 from durably.temporal.declarations import (

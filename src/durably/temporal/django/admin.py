@@ -162,7 +162,6 @@ class WorkflowAdmin(admin.ModelAdmin):  # type: ignore[misc]
                 client.get_workflow_handle(workflow_id, run_id=run_id),
                 request.GET.get("page"),
                 pages_of,
-                connection=connection,
                 with_payloads=may["view_payloads"],
             )
 

@@ -18,9 +18,6 @@ from durably.temporal.client.connection import Temporal
 
 from .conf import DEFAULT_CONNECTION, get_temporal
 
-_FLAGS = ("--traceback", "--no-color", "--force-color", "--skip-checks")
-_WITH_VALUE = ("--settings", "--pythonpath", "-v", "--verbosity", "--connection")
-
 
 class ConnectionCommand(BaseCommand):  # type: ignore[misc]
     """A command for one of the project's connections.
@@ -48,44 +45,6 @@ class ConnectionCommand(BaseCommand):  # type: ignore[misc]
     def click_values(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The values of ``click_options``."""
         return {str(option.name): options[str(option.name)] for option in self.click_options}
-
-
-class ClickCommand(BaseCommand):  # type: ignore[misc]
-    """A management command that runs a click command.
-
-    ``manage.py name …`` gives all arguments but Django's own and ``--connection`` to the command of ``make()``.
-
-    In code, use ``call_command(name, arguments=["--from", "histories"])``.
-    """
-
-    def make(self, connection: str) -> click.Command:
-        """The command, for the connection of that name."""
-        raise NotImplementedError
-
-    def add_arguments(self, parser: CommandParser) -> None:
-        _add_connection_option(parser)
-        parser.add_argument("arguments", nargs="*", default=[])
-
-    def run_from_argv(self, argv: list[str]) -> None:
-        own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        for name in _FLAGS:
-            own.add_argument(name, action="store_true")
-        for name in _WITH_VALUE:
-            own.add_argument(name)
-        _, rest = own.parse_known_args(argv[2:])
-        of_django = _without(argv[2:], rest)
-        super().run_from_argv([*argv[:2], *of_django, "--", *rest])
-
-    def handle(self, *args: Any, arguments: list[str], **options: Any) -> None:
-        try:
-            get_temporal(options["connection"])
-        except Error as error:
-            raise CommandError(str(error), returncode=2) from error
-        self.make(options["connection"]).main(arguments, prog_name=f"manage.py {self._name}", standalone_mode=True)
-
-    @property
-    def _name(self) -> str:
-        return type(self).__module__.rpartition(".")[2]
 
 
 def _add_connection_option(parser: CommandParser) -> None:
@@ -121,16 +80,3 @@ def _argument_type(option: click.Option) -> Callable[[str], Any]:
             raise argparse.ArgumentTypeError(error.message) from error
 
     return convert
-
-
-def _without(arguments: list[str], rest: list[str]) -> list[str]:
-    """``arguments`` without ``rest``, which contains some of them in the same order."""
-    left = iter(rest)
-    following = next(left, None)
-    kept = []
-    for each in arguments:
-        if each == following:
-            following = next(left, None)
-        else:
-            kept.append(each)
-    return kept

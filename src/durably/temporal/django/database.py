@@ -36,11 +36,11 @@ from temporalio.worker import (
     WorkflowInterceptorClassInput,
 )
 
-from durably.django_compat import in_event_loop
 from durably.errors import Error
 from durably.execution.step import is_async
 from durably.temporal.client.connection import Temporal
 from durably.temporal.declarations import StartOptions, fill_arguments
+from durably.web.django import in_event_loop
 
 from .conf import get_temporal
 

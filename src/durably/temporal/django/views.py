@@ -23,7 +23,6 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
 from django.views.decorators.csrf import csrf_exempt as without_csrf_check
 
-from durably.django_compat import SyncAndAsyncView
 from durably.protocol.text import printable
 from durably.temporal.client.connection import Temporal
 from durably.temporal.codec_server import CodecAction, CodecServer
@@ -37,7 +36,7 @@ from durably.temporal.gateway import (
 )
 from durably.temporal.gateway.authorization import is_anonymous
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, refused, to_problem, too_large, unreadable
-from durably.web.django import to_response
+from durably.web.django import SyncAndAsyncView, to_response
 
 from .conf import connections, project_secrets
 

@@ -6,8 +6,8 @@ Asynchronous, over ``temporalio``'s client, without requests and templates. Inpu
 users with the permission. They are decoded, decrypted, and bounded in size.
 """
 
+import contextlib
 import datetime as dt
-import functools
 import json
 import os
 import re
@@ -28,6 +28,7 @@ from temporalio.client import (
 )
 from temporalio.common import SearchAttributeKey
 from temporalio.converter import DataConverter
+from temporalio.service import RPCError
 
 from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError
@@ -36,9 +37,9 @@ from durably.temporal.gateway.lists import SERVER_STATUSES, condition, pending_a
 from durably.temporal.gateway.messages import HistoryEvent, PendingActivity
 from durably.temporal.gateway.pages import Pages
 from durably.temporal.gateway.problems import Problem
-from durably.temporal.namespace.inspection import Inspector, is_open
+from durably.temporal.namespace.inspection import is_open, missing_worker
 
-from .conf import connection_settings, get_temporal
+from .conf import connection_settings
 
 MAX_BYTES = 256 * 1024
 """Maximum size of a decoded payload. The server accepts two megabytes."""
@@ -218,11 +219,6 @@ ATTRIBUTE_FILTER = ("attribute", "value")
 """A search attribute, and the value that it is equal to."""
 
 
-@functools.cache
-def _inspector(connection: str) -> Inspector:
-    return Inspector(get_temporal(connection))
-
-
 @dataclass(frozen=True)
 class Row:
     """A workflow in the list."""
@@ -272,7 +268,7 @@ class Details:
     search_attributes: Mapping[str, Any]
     payloads: Mapping[str, list[PayloadText]]
     pending: list[PendingActivity]
-    notices: list[str]
+    missing_worker: str | None
     events: list[Event]
     next_page: str | None
 
@@ -339,7 +335,6 @@ async def fetch_details(
     page: str | None,
     pages_of: Callable[[str], Pages],
     *,
-    connection: str,
     with_payloads: bool,
 ) -> Details:
     """The details of a workflow run.
@@ -357,6 +352,10 @@ async def fetch_details(
     start = await first_event(client, described, RPC_TIMEOUT) if page else next(iter(found), None)
     is_running = is_open(described.status)
     end = None if is_running else await closing_event(client, described, RPC_TIMEOUT)
+    missing = None
+    if is_running:
+        with contextlib.suppress(RPCError):  # The page shows what the server answers.
+            missing = await missing_worker(client, described.task_queue, RPC_TIMEOUT)
     brief = Brief(converter)
     return Details(
         row=row_of(described),
@@ -367,7 +366,7 @@ async def fetch_details(
         search_attributes={pair.key.name: _shown(pair.value) for pair in described.typed_search_attributes},
         payloads=await _payloads(converter, start, end) if with_payloads else {},
         pending=await pending_activities(described),
-        notices=[notice.text for notice in await _inspector(connection).known_notices(client, described, RPC_TIMEOUT)],
+        missing_worker=missing,
         events=[Event(await brief.event(event), event_link(client, event)) for event in found],
         next_page=pages.give(events.next_page_token),
     )

@@ -24,6 +24,7 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
+from durably.temporal.namespace.inspection import missing_worker
 
 from .authorization import owner_of
 from .call import CLOSED, Call, RunClosedError, is_closed
@@ -162,10 +163,10 @@ async def _answered(call: Call, asking: Awaitable[T]) -> T:
             RPCStatusCode.DEADLINE_EXCEEDED,
         ):
             raise
-        notice = await call.services.inspector.poller_notice(call.client, call.task_queue, call.rpc_timeout)
-        if notice is None:
+        missing = await missing_worker(call.client, call.task_queue, call.rpc_timeout)
+        if missing is None:
             raise
-        raise no_worker(notice.text) from error
+        raise no_worker(missing) from error
 
 
 async def cancel(call: Call) -> GatewayResponse:

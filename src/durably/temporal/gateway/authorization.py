@@ -19,7 +19,7 @@ from temporalio.client import WorkflowExecution, WorkflowExecutionDescription
 from durably.execution.step import is_async
 from durably.io.background_loop import get_background_loop, running_loop
 from durably.io.http_client import IO
-from durably.protocol.setting_checks import check_function, check_type
+from durably.protocol.options import check_function, check_type
 from durably.temporal.errors import TemporalSettingsError, UnknownPrincipalError
 from durably.temporal.namespace.search_attributes import check_owner, describe_shared_text
 

@@ -5,7 +5,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,7 +20,7 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.temporal.client.connection import Temporal
 from durably.temporal.client.runtimes import GATEWAY_LATENCY
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.namespace.inspection import Inspector, is_open
+from durably.temporal.namespace.inspection import is_open
 
 from .authorization import Access, Action, Facts, Identify, no_such_workflow, owner_of, principal_key
 from .endpoints import Endpoint
@@ -84,12 +84,6 @@ class Metrics:
         self._requests.add(1, labels)
         self._latency.record(timedelta(seconds=time.perf_counter() - start), labels)
 
-    def count_notices(self, endpoint: Endpoint, reasons: Sequence[str]) -> None:
-        """Count a description of a workflow without progress, by ``notices.Reason``."""
-        self._make_instruments()
-        for reason in reasons:
-            self._notices.add(1, {"workflow_type": endpoint.workflow_type, "reason": str(reason)})
-
     @contextmanager
     def waiting(self, endpoint: Endpoint) -> Iterator[None]:
         """A context in which a request waits for a workflow."""
@@ -118,7 +112,6 @@ class Metrics:
             GATEWAY_LATENCY, "From a request to its response, or to the start of its stream.", "duration"
         )
         self._waiting = meter.create_gauge("durably_gateway_waiting", "Open long polls and streams.")
-        self._notices = meter.create_counter("durably_gateway_notices", "Descriptions of workflows without progress.")
         self._meter = meter
 
 
@@ -169,7 +162,6 @@ class Services:
     limits: Limits
     owner_attribute: str
     identify: Identify | None
-    inspector: Inspector
     metrics: Metrics
     page_tokens: PageTokens
     stream_slots: StreamSlots | None

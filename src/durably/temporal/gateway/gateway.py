@@ -18,10 +18,9 @@ from temporalio.common import SearchAttributeKey
 from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
 from durably.protocol.headers import is_of_another_site
-from durably.protocol.setting_checks import check_function, check_text, check_type
+from durably.protocol.options import check_function, check_text, check_type
 from durably.temporal.client.connection import Temporal
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
-from durably.temporal.namespace.inspection import Inspector
 from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
 from durably.temporal.request_log import (
     HTTP_HEADER,
@@ -116,7 +115,6 @@ class Gateway:
             limits=self.limits,
             owner_attribute=owner_attribute,
             identify=identify,
-            inspector=Inspector(temporal),
             metrics=Metrics(temporal),
             page_tokens=PageTokens(secret),
             stream_slots=None if allow_anonymous else StreamSlots(self.limits.max_streams),

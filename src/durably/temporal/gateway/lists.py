@@ -116,9 +116,6 @@ async def list_workflows(call: Call) -> GatewayResponse:
 
 async def describe(call: Call) -> GatewayResponse:
     description = await call.describe()
-    services = call.services
-    notices = await services.inspector.known_notices(call.client, description, call.rpc_timeout)
-    services.metrics.count_notices(call.endpoint, [notice.reason for notice in notices])
     return answer(
         Description(
             **_summary(call, description),
@@ -128,7 +125,6 @@ async def describe(call: Call) -> GatewayResponse:
             memo=await shown_memo(description),
             search_attributes={pair.key.name: pair.value for pair in description.typed_search_attributes},
             pending_activities=await pending_activities(description),
-            notices=[notice.text for notice in notices],
         )
     )
 

@@ -256,7 +256,7 @@ class Summary(Body):
 
 
 class Description(Summary):
-    """The state of a workflow. ``notices`` are reasons why it makes no progress."""
+    """The state of a workflow."""
 
     execution_time: dt.datetime | None = None
     history_length: int
@@ -264,7 +264,6 @@ class Description(Summary):
     memo: dict[str, Any] = {}
     search_attributes: dict[str, Any] = {}
     pending_activities: list[PendingActivity] = []
-    notices: list[str] = []
 
 
 class Page(Body):

@@ -22,13 +22,10 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 
 from durably.temporal.client.connection import Temporal
-from durably.temporal.declarations import workflow_types
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.namespace.inspection import keep_metric
 from durably.temporal.settings import check_address
 
-from .deployments import describe_version
-from .workers import Workers, describe
+from .workers import Workers
 
 AFTER_GRACE = timedelta(seconds=5)
 """Seconds after the grace period in which cancelled activities end and are reported."""
@@ -53,12 +50,10 @@ def run_worker_process(
     if metrics is not None:
         temporal.serve_metrics(metrics)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_work(temporal, workers, print_line, health, metrics))
+        asyncio.run(_work(workers, print_line, health, metrics))
 
 
-async def _work(
-    temporal: Temporal, workers: Workers, print_line: PrintLine, health: str | None, metrics: str | None
-) -> None:
+async def _work(workers: Workers, print_line: PrintLine, health: str | None, metrics: str | None) -> None:
     with contextlib.ExitStack() as context:
         if health is not None:
             served = context.enter_context(HealthServer(health, workers))
@@ -67,16 +62,19 @@ async def _work(
         context.enter_context(_signals(stop.set))
         working = asyncio.create_task(workers.run())
         reporting = asyncio.create_task(_report_start(workers, print_line, metrics))
-        counting = asyncio.create_task(_count_stuck_workflows(temporal, workers)) if metrics is not None else None
         stopping = asyncio.create_task(stop.wait())
         await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
         reporting.cancel()
-        if counting is not None:
-            counting.cancel()
         stopping.cancel()
         if not working.done():
             print_line(f"stopping; activities have {workers.grace.total_seconds():g} seconds to end")
-            await _stop(working, workers.grace)
+            working.cancel()
+            await asyncio.wait([working], timeout=(workers.grace + AFTER_GRACE).total_seconds())
+            if not working.done():
+                _end_at_once(
+                    "activities do not end despite their cancellation; the process ends without them, and they will be "
+                    "retried"
+                )
         if not working.cancelled():
             working.result()
         print_line("stopped")
@@ -89,23 +87,11 @@ async def _report_start(workers: Workers, print_line: PrintLine, metrics: str | 
     if metrics is not None:
         print_line(f"metrics at http://{metrics}/metrics")
     if workers.version is not None:
-        print_line(f"version {describe_version(workers.version)}")
+        print_line(f"version {workers.version.version.to_canonical_string()}")
     for declaration in workers.declarations:
-        print_line(f"working on {describe(declaration)}")
-
-
-async def _count_stuck_workflows(temporal: Temporal, workers: Workers) -> None:
-    await workers.started()
-    await keep_metric(temporal, workflow_types(workers.declarations))
-
-
-async def _stop(working: "asyncio.Task[None]", grace: timedelta) -> None:
-    working.cancel()
-    await asyncio.wait([working], timeout=(grace + AFTER_GRACE).total_seconds())
-    if not working.done():
-        _end_at_once(
-            "activities do not end despite their cancellation; the process ends without them, and they will be retried"
-        )
+        workflows = ", ".join(workflow.__name__ for workflow in declaration.workflows) or "no workflows"
+        activities = ", ".join(getattr(each, "__name__", type(each).__name__) for each in declaration.activities)
+        print_line(f"working on {declaration.task_queue}: {workflows}; {activities or 'no activities'}")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ Signals and terminals are in ``process``.
 import asyncio
 import concurrent.futures
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import cached_property
@@ -18,15 +18,15 @@ from typing import Any, Protocol, Self
 
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
+from temporalio.common import VersioningBehavior, WorkerDeploymentVersion
 from temporalio.service import RetryConfig, RPCError
-from temporalio.worker import Worker
+from temporalio.worker import Worker, WorkerDeploymentConfig
 
 from durably.temporal.client.connect_failures import unknown_namespace
 from durably.temporal.declarations import WorkerDeclaration, by_task_queue
-from durably.temporal.errors import TemporalUnreachableError, TemporalWorkerError
-from durably.temporal.settings import ConnectionSettings
+from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError, TemporalWorkerError
+from durably.temporal.settings import ConnectionSettings, with_own_names
 
-from .deployments import explain_versioning, worker_version
 from .log import LogInterceptor
 from .sandbox import explain, make_runner
 
@@ -153,7 +153,7 @@ class Workers:
                 **options,
             )
         except (RuntimeError, TypeError, ValueError) as error:
-            reason = explain(error, declaration) or explain_versioning(error) or _reason(error)
+            reason = explain(error, declaration) or _reason(error)
             raise TemporalWorkerError(f'no worker for the task queue "{queue}": {reason}') from error
 
     def _make_executor(self, declaration: WorkerDeclaration) -> ThreadPoolExecutor:
@@ -166,22 +166,15 @@ class Workers:
         started = asyncio.create_task(self._await_start())
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            await self._let_checks_end(tasks)
+            # The SDK prints a traceback if the event loop closes during the check of the namespace by another worker.
+            if checking := [task for task, worker in zip(tasks, self._running, strict=True) if not worker.is_running]:
+                await asyncio.wait(checking, timeout=_CHECK_SECONDS)
             await done.pop()
         finally:
             started.cancel()
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-
-    async def _let_checks_end(self, tasks: "Sequence[asyncio.Task[None]]") -> None:
-        """Let workers that have not started yet finish their check of the namespace.
-
-        If the event loop closes when the answer of the server to a cancelled check arrives, the SDK prints a traceback.
-        """
-        checking = [task for task, worker in zip(tasks, self._running, strict=True) if not worker.is_running]
-        if checking:
-            await asyncio.wait(checking, timeout=_CHECK_SECONDS)
 
     async def _await_start(self) -> None:
         while not all(self.task_queues.values()):  # noqa: ASYNC110  The SDK has no event for it.
@@ -221,15 +214,33 @@ def _reason(error: BaseException) -> str:
     return ": ".join(messages)
 
 
-def describe(declaration: WorkerDeclaration) -> str:
-    """``orders: OrderWorkflow; charge, ship``: a line for the start of a worker."""
-    workflows = ", ".join(workflow.__name__ for workflow in declaration.workflows) or "no workflows"
-    activities = ", ".join(_name(activity) for activity in declaration.activities) or "no activities"
-    return f"{declaration.task_queue}: {workflows}; {activities}"
+_BEHAVIORS = {"pinned": VersioningBehavior.PINNED, "auto-upgrade": VersioningBehavior.AUTO_UPGRADE}
+"""``pinned``: a workflow stays on the version that began it. ``auto-upgrade``: it continues on the current version."""
+
+_NAME, _BUILD_ID, _BEHAVIOR = "TEMPORAL_DEPLOYMENT_NAME", "TEMPORAL_WORKER_BUILD_ID", "TEMPORAL_VERSIONING_BEHAVIOR"
 
 
-def _name(activity: Callable[..., Any]) -> str:
-    return getattr(activity, "__name__", type(activity).__name__)
+def worker_version(settings: ConnectionSettings) -> WorkerDeploymentConfig | None:
+    """The version of the app's workers, for Temporal's worker versioning.
+
+    ``None`` without a deployment name and build id. Without a behavior, each workflow's decorator must give one. Raises
+    ``TemporalSettingsError``.
+    """
+    name, build_id, behavior = settings.deployment_name, settings.build_id, settings.versioning_behavior
+    problem = None
+    if (name is None) != (build_id is None) or (behavior is not None and name is None):
+        problem = f"worker versioning needs both {_NAME} and {_BUILD_ID}: only one is set, or only {_BEHAVIOR}"
+    elif behavior is not None and behavior not in _BEHAVIORS:
+        problem = f"{_BEHAVIOR} is {behavior!r}; known are {', '.join(_BEHAVIORS)}"
+    if problem is not None:
+        raise TemporalSettingsError(with_own_names(problem, settings))
+    if name is None or build_id is None:
+        return None
+    return WorkerDeploymentConfig(
+        version=WorkerDeploymentVersion(name, build_id),
+        use_worker_versioning=True,
+        default_versioning_behavior=_BEHAVIORS.get(behavior or "", VersioningBehavior.UNSPECIFIED),
+    )
 
 
 class WebConnection(Connection, Protocol):

@@ -11,12 +11,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from durably.engine.core.flow import rates
 from durably.engine.core.flow.admission import Start, start
+from durably.engine.core.flow.buckets import Level
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue import LimitQueue
-from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry, decode_queue_entry, encode_queue_entry
-from durably.engine.core.flow.rates import Level
+from durably.engine.core.flow.queue import LimitQueue, QueuedCall, QueueEntry, decode_queue_entry, encode_queue_entry
 
 from ....random_examples import examples
 from .configs import event, flow_of
@@ -50,7 +48,7 @@ def make_flow(function: int, limits: int, throttle: int) -> Flow:
     )
 
 
-def ticket_of(flow: Flow, fields: dict[str, Any], now: int) -> QueueEntry:
+def queue_entry_of(flow: Flow, fields: dict[str, Any], now: int) -> QueueEntry:
     outcome = start(flow, fields, lambda _: None, now).outcome
     assert isinstance(outcome, Start)
     return decode_queue_entry(encode_queue_entry(outcome.queue_entry))
@@ -89,14 +87,14 @@ class PlainQueue:
             if limit is not None and used[slot.bucket_id] >= limit:
                 return False
         if call.starts_run and call.queue_entry.throttle and flow.throttle:
-            return rates.ready_at(flow.throttle, self.levels.get(call.queue_entry.throttle), now) <= now
+            return flow.throttle.ready_at(self.levels.get(call.queue_entry.throttle), now) <= now
         return True
 
     def clip_levels(self, flows: list[Flow], now: int) -> None:
         for call in self.queued.values():
             throttle, bucket = flows[call.function].throttle, call.queue_entry.throttle
             if call.starts_run and throttle is not None and bucket in self.levels:
-                self.levels[bucket] = rates.clip(throttle, self.levels[bucket], now)
+                self.levels[bucket] = throttle.clip(self.levels[bucket], now)
 
     def used(self) -> Counter[str]:
         return Counter(slot.bucket_id for call in self.under_way.values() for slot in call.queue_entry.slots)
@@ -105,7 +103,7 @@ class PlainQueue:
         self.under_way[call.name] = self.queued.pop(call.name)
         bucket = call.queue_entry.throttle
         if call.starts_run and bucket and flow.throttle:
-            self.levels[bucket] = rates.take(flow.throttle, self.levels.get(bucket), now)
+            self.levels[bucket] = flow.throttle.take(self.levels.get(bucket), now)
 
 
 class World:
@@ -128,7 +126,7 @@ class World:
 
     def start_run(self, queue: LimitQueue, function: int, **data: Any) -> Call:
         flow = self.flows[function]
-        queue_entry = ticket_of(flow, event(**data), self.now)
+        queue_entry = queue_entry_of(flow, event(**data), self.now)
         return self.join(
             queue, Call(QueuedCall(queue_entry.position, next(self.run_keys), 1), queue_entry, function, True)
         )
@@ -216,14 +214,16 @@ def check_rows(world: World) -> None:
     assert dict(rows.execute("SELECT id, used FROM slots_used").fetchall()) == used
     assert rows.execute("SELECT count(*) FROM queued_calls").fetchone() == (len(plain.queued),)
     keys = [key for function in range(len(world.flows)) for key in rows.keys_of(f"fn-{function}")]
-    assert len(keys) == rows.execute("SELECT count(DISTINCT lane_id) FROM queued_calls").fetchone()[0]
+    assert len(keys) == rows.execute("SELECT count(DISTINCT key_id) FROM queued_calls").fetchone()[0]
     for key in keys:
         assert key.waits_at in key.limits
         assert rows.first_call(key.id) == key.first
         if key.waits_at.maximum:
             assert used.get(key.waits_at.bucket_id, 0) >= key.waits_at.maximum
         else:
-            ready_at = rows.execute("SELECT opens_at FROM openings WHERE id = ?", key.waits_at.bucket_id).fetchone()
+            ready_at = rows.execute(
+                "SELECT ready_at FROM throttle_times WHERE id = ?", key.waits_at.bucket_id
+            ).fetchone()
             assert ready_at is not None
 
 
@@ -244,7 +244,7 @@ def test_the_queue_agrees_with_a_simple_model(
         world.drain()
         check_rows(world)
         rows.purge(world.now + 10**9)
-        for table in ("lanes", "queued_calls", "slots_used", "holds", "levels"):
+        for table in ("concurrency_keys", "queued_calls", "slots_used", "slots", "throttle_levels"):
             assert rows.execute(f"SELECT count(*) FROM {table}").fetchone() == (0,)
     finally:
         rows.close()
@@ -348,7 +348,7 @@ def count_statements(queued: int, flow: Flow, users: int) -> int:
     world = World(rows, [flow])
     queue, calls = LimitQueue(rows, world.now), []
     for number in range(queued):
-        queue_entry = ticket_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
+        queue_entry = queue_entry_of(flow, event(user=number % users, team=number % 3, priority=0), world.now)
         call = QueuedCall(queue_entry.position, number, 1)
         queue.join(call, queue_entry, flow, starts_run=True)
     calls = queue.settle()

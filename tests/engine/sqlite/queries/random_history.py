@@ -10,7 +10,7 @@ import msgspec
 from ulid import ULID
 
 from durably.engine.core.run_state import MACHINE_VERSION, RunState, RunStatus, encode_run_state
-from durably.engine.settings import Durability
+from durably.engine.model.settings import Durability
 from durably.engine.sqlite.database import open_database
 
 BEGAN = 1_790_000_000_000
@@ -139,5 +139,6 @@ class RandomHistory:
         if not run.status.has_ended:
             state = RunState(version=MACHINE_VERSION, status=run.status, max_attempts=4)
             connection.execute(
-                "INSERT INTO heads (run_key, is_moving, head) VALUES (?, 0, ?)", (run.key, encode_run_state(state))
+                "INSERT INTO run_states (run_key, is_runnable, state) VALUES (?, 0, ?)",
+                (run.key, encode_run_state(state)),
             )

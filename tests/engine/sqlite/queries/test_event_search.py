@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.expressions import compile_expression
-from durably.engine.http.codec import HttpEngine
-from durably.engine.reports import EventReport
+from durably.engine.model.runs import EventReport
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import search_pages
 from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
 from durably.engine.sqlite.queries.search_pages import Budget
-from durably.engine.sqlite_engine import SqliteEngine
 from durably.protocol.engine_errors import SelectionInvalidError
 
 from ...conftest import only_run, send, step_is

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.run_state import RunStatus
-from durably.engine.http.codec import HttpEngine
-from durably.engine.reports import MatchCount
+from durably.engine.model.runs import MatchCount, to_datetime
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import functions
 from durably.engine.sqlite.queries.functions import percentile
 from durably.engine.sqlite.tables.counts import HOUR, MINUTE
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import to_datetime
 from durably.protocol.engine_errors import ConfigInvalidError, FunctionNotFoundError, SelectionInvalidError
 
 from ...conftest import QUICK, ShiftedClock, only_run, opened, run_to_end, send

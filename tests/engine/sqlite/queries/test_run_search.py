@@ -10,15 +10,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from durably.engine.api.http.codec import HttpEngine
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.http.codec import HttpEngine
-from durably.engine.reports import MatchCount
+from durably.engine.model.runs import MatchCount, Run
+from durably.engine.sqlite.engine import SqliteEngine
 from durably.engine.sqlite.queries import run_search, search_pages
 from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
 from durably.engine.sqlite.queries.search_pages import Budget
-from durably.engine.sqlite_engine import SqliteEngine
-from durably.engine.views import RunView
 from durably.protocol.engine_errors import SelectionInvalidError
 
 from ...conftest import only_run, run_to_end, send
@@ -42,7 +41,7 @@ def portion(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return int(request.param)
 
 
-def find_all(connection: sqlite3.Connection, wanted: RunFilter, limit: int) -> Iterator[RunView]:
+def find_all(connection: sqlite3.Connection, wanted: RunFilter, limit: int) -> Iterator[Run]:
     cursor: str | None = None
     while True:
         page = search_runs(connection, wanted, limit, cursor, lambda key: None, Budget(0))

@@ -19,7 +19,7 @@ from typing import Any
 from temporalio.client import Client, WorkflowUpdateRPCTimeoutOrCancelledError
 from temporalio.service import RPCError
 
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 from temporalio.client import Client
 
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.runs.call_messages import ContentPage, ContentRequest
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.engine.views import RunStatus
 
 from .limited_functions import LIMITED, kind_of
 from .storm import APP, SETTINGS, Storm

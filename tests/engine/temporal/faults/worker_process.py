@@ -15,9 +15,9 @@ from tests.crash.app_process import Diary, define
 
 import durably
 import durably.tornado
+from durably.embedded import temporal_node
 from durably.engine.temporal.runs import run_calls
 from durably.engine.temporal.slots import lease_time
-from durably.in_process import temporal_node
 
 from .limited_functions import define_limited
 from .storm import APP, FUNCTIONS, LEASE, PATIENCE, READY, SETTINGS

@@ -14,16 +14,15 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably import Client, Context, Function, TriggerEvent
 from durably.comm import CommHandler
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.embedded.calls import EngineCheckpoints, run_call, sync_of
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.core.flow.config import read_flow
-from durably.engine.settings import EngineSettings, SystemClock
+from durably.engine.model.settings import EngineSettings, SystemClock
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.flow.limit_queue_state import QueueCounts
 from durably.engine.temporal.ids import app_queue, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.in_process.calls import EngineCheckpoints, run_call, sync_of
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.sync import FunctionConfig, SyncRequest
 

@@ -10,13 +10,13 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import WorkflowExecutionStatus, WorkflowHandle
 
 from durably import Concurrency, Context
-from durably.engine.settings import EngineSettings
+from durably.engine.model.runs import RunStatus
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal import workflow_requests
 from durably.engine.temporal.ids import app_queue, slots_workflow_id
 from durably.engine.temporal.reports.run_lists import RunFilter
 from durably.engine.temporal.slots.lease_time import USE_SECONDS
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.engine.views import RunStatus
 
 from ....waiting import async_eventually
 from .conftest import PATIENCE, World

@@ -13,12 +13,12 @@ import durably
 from durably import Client, Context, TriggerEvent
 from durably.cli.group import durably as durably_command
 from durably.comm.handler import CommHandler
-from durably.engine.reports import AppReport, ConcernKind
-from durably.engine.settings import EngineSettings
+from durably.embedded.calls import sync_of
+from durably.engine.model.overview import AppReport, ConcernKind
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.reports.unreached_apps import NO_PROCESS
 from durably.engine.temporal.workflow_engine import WorkflowEngine
-from durably.in_process.calls import sync_of
 
 from ....conformance.temporal_engine import open_engine
 from ....temporal.dev_server import DevServer

@@ -8,11 +8,10 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.reports import Relation
-from durably.engine.scheduling.registry import CANCELLED_IN_BULK
+from durably.engine.model.registry import CANCELLED_IN_BULK
+from durably.engine.model.runs import FromStep, Relation, RunStatus
 from durably.engine.temporal.ids import bulk_workflow_id
 from durably.engine.temporal.reports import bulk, bulk_workflow
-from durably.engine.views import FromStep, RunStatus
 from durably.protocol.engine_errors import (
     CancellationNotFoundError,
     FunctionNotFoundError,

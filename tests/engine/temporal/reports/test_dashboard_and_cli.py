@@ -11,10 +11,10 @@ import pytest
 from aiohttp import web
 
 import durably
-from durably.engine.dashboard.dashboard import Dashboard
-from durably.engine.http.access import ApiKeys
-from durably.engine.http.application import create_api
-from durably.engine.settings import EngineSettings
+from durably.engine.api.dashboard.dashboard import Dashboard
+from durably.engine.api.http.access import ApiKeys
+from durably.engine.api.http.application import create_api
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.protocol.headers import ServerKind
 

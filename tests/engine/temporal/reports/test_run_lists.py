@@ -6,10 +6,10 @@ import pytest
 from temporalio.common import SearchAttributePair, TypedSearchAttributes
 
 import durably
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.reports import run_lists
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.search_attributes import APP
-from durably.engine.views import RunStatus
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
 
 from ....temporal.dev_server import DevServer

@@ -10,8 +10,8 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.scheduling.events import make_id
-from durably.engine.settings import EngineSettings
+from durably.engine.model.events import make_id
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.ids import (
     app_workflow_id,
     cron_workflow_id,

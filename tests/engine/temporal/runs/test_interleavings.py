@@ -15,7 +15,7 @@ from temporalio.client import Client
 from temporalio.service import RPCError
 from temporalio.worker import Worker
 
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.apps.cron import CronActivities
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import (

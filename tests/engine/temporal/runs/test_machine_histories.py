@@ -23,12 +23,11 @@ from temporalio.common import RetryPolicy
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from durably.engine.core.answers import Answer, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.core.inputs import WaitResolved
 from durably.engine.core.run_state import RunStatus
-from durably.engine.scheduling.events import make_id
-from durably.engine.scheduling.requests.step_requests import OutboundClient
+from durably.engine.model.events import make_id
+from durably.engine.model.requests import OutboundClient
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, run_workflow_id
 from durably.engine.temporal.messages import (

@@ -19,10 +19,10 @@ import tornado.web
 
 import durably
 import durably.tornado
-from durably.engine.settings import EngineSettings
+from durably.embedded import temporal_node
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.runs import run_calls
 from durably.engine.temporal.slots import lease_time
-from durably.in_process import temporal_node
 
 from ....crash.engine_process import backoff
 from .storm import HEARTBEAT, LEASE_SECONDS, STEPS, USE_SECONDS

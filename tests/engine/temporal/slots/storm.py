@@ -17,7 +17,7 @@ import msgspec
 from temporalio.client import Client
 from ulid import ULID
 
-from durably.engine.settings import EngineSettings
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import make_run_id, run_workflow_id
 from durably.engine.temporal.workflow_engine import WorkflowEngine

@@ -12,9 +12,10 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.flow.config import read_flow
-from durably.engine.core.policy import standard_backoff
-from durably.engine.scheduling.registry import SyncedFunction
-from durably.engine.settings import EngineSettings
+from durably.engine.core.run_state import standard_backoff
+from durably.engine.model.overview import SyncResult
+from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.flow.limit_queue import has_leased_slots
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord, RunPolicy, SyncInput, TriggerRecord
@@ -22,7 +23,6 @@ from durably.engine.temporal.records import Records, Restorer
 from durably.engine.temporal.routing.wait_keys import path_of
 from durably.engine.temporal.routing.waits import Waits
 from durably.engine.temporal.workflow_requests import ignoring_not_found, update_with_start
-from durably.engine.views import SyncResult
 from durably.protocol.engine_errors import ConfigInvalidError
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger

@@ -11,6 +11,7 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
+from durably.engine.model.overview import SyncResult
 from durably.engine.temporal.messages import (
     AppRecord,
     CancellationRecord,
@@ -20,7 +21,6 @@ from durably.engine.temporal.messages import (
     TriggerRecord,
 )
 from durably.engine.temporal.workflow_code import now, wait_for_long_history
-from durably.engine.views import SyncResult
 
 APP = "app"
 """The memo of an app's workflow with its ``AppRecord``."""

@@ -15,14 +15,9 @@ from temporalio.service import RPCError, RPCStatusCode
 from durably.engine.core.expressions import Expression, compile_expression
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.run_state import RunStatus
-from durably.engine.scheduling.events import ENTROPY_BYTES, make_id
-from durably.engine.scheduling.registry import CANCELLED_IN_BULK
-from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bulk_workflow_id, run_id_of, run_workflow_id
-from durably.engine.temporal.messages import CopiedMemos, FunctionRecord, MemoRecord, RunInput
-from durably.engine.temporal.routing.bulk_cancellations import BulkCancellations
-from durably.engine.temporal.routing.router import Router
-from durably.engine.temporal.workflow_requests import describe, ignoring_not_found
-from durably.engine.views import (
+from durably.engine.model.events import ENTROPY_BYTES, make_id
+from durably.engine.model.registry import CANCELLED_IN_BULK
+from durably.engine.model.runs import (
     CancellationView,
     FromStep,
     ReplayView,
@@ -32,6 +27,11 @@ from durably.engine.views import (
     to_optional_datetime,
     to_optional_milliseconds,
 )
+from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bulk_workflow_id, run_id_of, run_workflow_id
+from durably.engine.temporal.messages import CopiedMemos, FunctionRecord, MemoRecord, RunInput
+from durably.engine.temporal.routing.bulk_cancellations import BulkCancellations
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.workflow_requests import describe, ignoring_not_found
 from durably.protocol.engine_errors import (
     CancellationNotFoundError,
     FunctionNotFoundError,

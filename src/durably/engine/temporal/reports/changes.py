@@ -11,9 +11,9 @@ import msgspec
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescription
 from temporalio.service import RPCError
 
-from durably.engine.reports import Changes
+from durably.engine.model.overview import Changes
+from durably.engine.model.runs import RunUpdate
 from durably.engine.temporal.client import is_unreachable
-from durably.engine.views import RunUpdate
 from durably.protocol.engine_errors import TooManyWaitersError
 from durably.protocol.text import get_logger
 

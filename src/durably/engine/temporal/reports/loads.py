@@ -9,14 +9,22 @@ from collections.abc import Iterable, Mapping
 from temporalio.client import Client, WorkflowExecution
 
 from durably.engine.core.run_state import RunStatus
-from durably.engine.reports import AppReport, Concern, FunctionLoad, FunctionReport, Overview, SyncReport
-from durably.engine.scheduling.monitoring import concerns
-from durably.engine.scheduling.monitoring.overviews import Axis, plan_axis, run_counts
+from durably.engine.model.overview import (
+    AppReport,
+    Concern,
+    FunctionInfo,
+    FunctionLoad,
+    FunctionReport,
+    Overview,
+    SyncReport,
+)
+from durably.engine.model.runs import to_datetime, to_milliseconds, to_optional_milliseconds
+from durably.engine.sqlite import concerns
+from durably.engine.sqlite.overviews import Axis, plan_axis, run_counts
 from durably.engine.sqlite.queries.functions import percentile
 from durably.engine.sqlite.queries.loads import SkippedRuns
 from durably.engine.sqlite.tables.counts import COLUMNS, CREATED, ENDS, HOUR, MINUTE
 from durably.engine.temporal.ids import run_id_of
-from durably.engine.views import FunctionView, to_datetime, to_milliseconds, to_optional_milliseconds
 
 from .function_lists import FunctionLists, app_view
 from .run_lists import RunFilter, RunLists, format_time
@@ -144,7 +152,7 @@ class Loads:
             for each in sorted({*ids, *counts})
         ]
 
-    async def function_report(self, function: FunctionView, since: dt.datetime | None, now: int) -> FunctionReport:
+    async def function_report(self, function: FunctionInfo, since: dt.datetime | None, now: int) -> FunctionReport:
         """A function's report. It has no step durations: only histories of runs have them."""
         (load,) = await self.function_loads(since, None, now, function.id)
         durations: list[float] = []

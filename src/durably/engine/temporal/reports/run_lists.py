@@ -13,6 +13,7 @@ import msgspec
 from temporalio.client import Client, WorkflowExecution, WorkflowExecutionCount
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.search_attributes import (
     APP,
     EVENT,
@@ -23,7 +24,6 @@ from durably.engine.temporal.search_attributes import (
     keyword,
     short_event_id,
 )
-from durably.engine.views import RunStatus
 from durably.protocol.engine_errors import NotSupportedError
 
 from .run_views import is_run

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.client import Client, WorkflowExecutionDescription
 
-from durably.engine.scheduling.monitoring.statistics import UnreachedApp
+from durably.engine.model.overview import UnreachedApp
+from durably.engine.model.runs import RunStatus, to_milliseconds
 from durably.engine.temporal.ids import CALL_ID_PREFIX, app_queue, run_id_of
 from durably.engine.temporal.messages import AppRecord
 from durably.engine.temporal.workflow_requests import is_polled
-from durably.engine.views import RunStatus, to_milliseconds
 
 from .run_lists import RunFilter, RunLists
 from .run_views import RunViews

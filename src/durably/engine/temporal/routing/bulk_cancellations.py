@@ -12,8 +12,9 @@ from temporalio.client import Client, WorkflowExecution
 
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.scheduling.registry import CANCELLED_IN_BULK, BulkCancellation
-from durably.engine.scheduling.transactions.reruns import MOST_ANCESTORS
+from durably.engine.model.registry import CANCELLED_IN_BULK, BulkCancellation
+from durably.engine.model.runs import to_milliseconds
+from durably.engine.sqlite.transactions.reruns import MOST_ANCESTORS
 from durably.engine.temporal.ids import bulk_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import CancellationRecord, FunctionRecord, RunInput, RunMemo, RunOutcome
 from durably.engine.temporal.records import Records
@@ -21,7 +22,6 @@ from durably.engine.temporal.reports.bulk_workflow import BULK, BulkRecord
 from durably.engine.temporal.reports.run_views import RunViews, memo_of, status_of
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.temporal.workflow_requests import ENDED_BY_HAND, describe
-from durably.engine.views import to_milliseconds
 from durably.protocol.errors import ErrorData
 
 _CANCELLED = RunOutcome(RunStatus.CANCELLED, ErrorData(name="FunctionCancelledError", message=CANCELLED_IN_BULK))

@@ -17,7 +17,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.flow.admission import PAUSED, cancel_on_of, skipped_error
 from durably.engine.core.run_state import RunStatus, describe_chain, explain_runaway
-from durably.engine.scheduling.events import (
+from durably.engine.model.events import (
     RUN_END_EVENTS,
     ReceivedEvent,
     check_event,
@@ -26,8 +26,9 @@ from durably.engine.scheduling.events import (
     make_received_event,
     value_at,
 )
-from durably.engine.scheduling.registry import SyncedFunction
-from durably.engine.settings import EngineSettings
+from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.tracing import trace_of_run
 from durably.engine.temporal.flow.buckets import Buckets, has_buckets
 from durably.engine.temporal.flow.limit_queue import run_flow_of
 from durably.engine.temporal.ids import (
@@ -60,7 +61,6 @@ from durably.engine.temporal.search_attributes import search_attributes_of
 from durably.engine.temporal.support import MAX_PATTERNS
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.engine.temporal.workflow_requests import ignoring_not_found
-from durably.engine.tracing import trace_of_run
 from durably.protocol.engine_errors import EventInvalidError, FunctionNotFoundError
 from durably.protocol.errors import RUNAWAY_ERROR, ErrorData
 from durably.protocol.events import Event, InternalEvent, patterns_of

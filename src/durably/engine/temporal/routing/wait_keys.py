@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from durably.engine.core.expressions import compile_expression
-from durably.engine.scheduling.events import index_key
+from durably.engine.model.events import index_key
 from durably.engine.temporal.messages import CancelRecord, Condition, MatchInput, RunInput, WaitRecord
 
 _EXACT_KEYS = ("text:", "hash:", "true", "false")

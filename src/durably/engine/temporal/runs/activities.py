@@ -18,12 +18,11 @@ from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError, ApplicationErrorCategory, FailureError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.ops import REQUESTS
-from durably.engine.scheduling.monitoring.statistics import UnreachedApp
-from durably.engine.scheduling.requests.step_requests import OutboundClient, perform
+from durably.engine.model.overview import UnreachedApp
+from durably.engine.model.requests import OutboundClient, perform
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError

@@ -5,9 +5,9 @@ Messages are in histories, so a field may be added with a default, and none may 
 
 import msgspec
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call, Deferred
-from durably.engine.steps.rows import MemoRow
+from durably.engine.model.rows import MemoRow
 from durably.engine.temporal.messages import MemoRecord
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_COUNT

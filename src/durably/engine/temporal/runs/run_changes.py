@@ -1,6 +1,6 @@
 """Changes of runs, as their workflows report them to their process.
 
-They are for metrics, the log, alerts and spans. Nothing else depends on them.
+They are for metrics, the log and spans. Nothing else depends on them.
 
 A module variable is the only access of workflows to their process. A replay reports nothing. A task is executed again,
 and reports again, if the server refuses it because an event came during it, or gives it to a second process. So an end
@@ -25,11 +25,11 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.run_state import RunStatus
-from durably.engine.scheduling.subscriptions import RunChange, call_repeated, step_ended, step_waits
+from durably.engine.model.runs import END_UPDATES, UpdateKind
+from durably.engine.model.subscriptions import RunChange, call_repeated, step_ended, step_waits
+from durably.engine.model.tracing import EndedRun
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.workflow_code import now
-from durably.engine.tracing import EndedRun
-from durably.engine.views import END_UPDATES, UpdateKind
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Opcode
 from durably.temporal.compat import Eviction

@@ -11,7 +11,7 @@ from temporalio import workflow
 
 from durably.engine.core.inputs import CancelRequested, Input
 from durably.engine.core.machine import start
-from durably.engine.scheduling.events import ReceivedEvent
+from durably.engine.model.events import ReceivedEvent
 from durably.engine.temporal.flow.run_flow import RunFlowControl
 from durably.engine.temporal.messages import CopiedMemos, RunInput
 from durably.engine.temporal.workflow_code import now

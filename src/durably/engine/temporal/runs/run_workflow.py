@@ -38,10 +38,9 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.machine import advance, find_delays
-from durably.engine.core.policy import Policy, standard_backoff, unreached_backoff
-from durably.engine.core.run_state import RunStatus, origin_of
+from durably.engine.core.run_state import Policy, RunStatus, origin_of, standard_backoff, unreached_backoff
 from durably.engine.core.transition import encode_error
-from durably.engine.scheduling.events import RunResult, deferred_data, run_end_events
+from durably.engine.model.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.messages import END, Delivery, InternalEvents, MemoRecord, RunInput, RunPolicy, chain_after
 from durably.engine.temporal.workflow_code import now

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.client import Client
 
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, slots_queue
 from durably.engine.temporal.messages import AppRecord
@@ -13,7 +14,6 @@ from durably.engine.temporal.records import Records
 from durably.engine.temporal.reports.function_lists import FunctionLists
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
 from durably.engine.temporal.workflow_requests import is_polled
-from durably.engine.views import RunStatus
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
 

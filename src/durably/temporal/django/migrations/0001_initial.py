@@ -16,6 +16,7 @@ class Migration(migrations.Migration):  # type: ignore[misc]
                     ("cancel_workflow", "Can cancel workflow"),
                     ("signal_workflow", "Can signal workflow"),
                     ("terminate_workflow", "Can terminate workflow"),
+                    ("view_payloads", "Can view inputs and results of workflows"),
                 ),
             },
         )

@@ -9,7 +9,7 @@ from django.core.management.base import CommandParser
 from django.utils import autoreload
 
 from durably.temporal.client.connection import Temporal
-from durably.temporal.commands.worker import WORKER_OPTIONS
+from durably.temporal.commands import WORKER_OPTIONS
 from durably.temporal.django.commands import ConnectionCommand
 from durably.temporal.django.conf import connections
 from durably.temporal.django.discovery import discover

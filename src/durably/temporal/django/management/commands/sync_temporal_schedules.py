@@ -3,7 +3,7 @@
 from typing import Any
 
 from durably.temporal.client.connection import Temporal
-from durably.temporal.commands.declared import SYNC_OPTIONS, run_sync_schedules
+from durably.temporal.commands import JSON_OPTION, run_sync_schedules
 from durably.temporal.django.commands import ConnectionCommand
 from durably.temporal.django.discovery import discover
 
@@ -11,11 +11,11 @@ from durably.temporal.django.discovery import discover
 class Command(ConnectionCommand):
     help = (
         "Creates and updates the schedules that workflows.py and activities.py of the installed apps declare with "
-        "temporal.add_schedule(). An unchanged schedule is not written, and a paused schedule stays paused."
+        "temporal.add_schedule(). A paused schedule stays paused."
     )
 
-    click_options = SYNC_OPTIONS
+    click_options = (JSON_OPTION,)
 
     def run(self, temporal: Temporal, **options: Any) -> None:
         discover()  # Imports the modules that declare schedules.
-        run_sync_schedules(temporal, self.stdout.write, **self.click_values(options))
+        run_sync_schedules(temporal, self.stdout.write, as_json=options["as_json"])

@@ -1,0 +1,236 @@
+"""``Embedded``, the public handle of an engine in the app's own processes."""
+
+import contextlib
+import datetime as dt
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, Never
+
+import msgspec
+
+from durably.engine.api.http.metrics import EngineCollector
+from durably.engine.api.metrics import Metric
+from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.database import refuse_foreign
+from durably.engine.sqlite.files import check_place, resolve_path
+from durably.functions.diagnostics import find_unserved, report_unserved
+from durably.io.background_loop import get_engine_loop
+from durably.protocol.durations import Duration, to_timedelta
+from durably.protocol.events import EventReceipt
+from durably.protocol.options import check_count, check_type
+from durably.protocol.text import get_logger
+
+from .calls import EngineCheckpoints
+from .handle import InProcessHandle
+from .nodes.follower import EngineMovedError
+from .nodes.link import Heartbeat, Timing
+from .nodes.node import Node
+from .process import TIMEOUT_SECONDS, ProcessEngine
+from .server_start import refuse_green_threads
+from .worker import LocalWorker
+
+_HEARTBEATS_PER_LEASE = 10
+
+_logger = get_logger("durably.engine")
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """The arguments of ``Embedded``."""
+
+    path: Path
+    max_calls: int
+    lease_seconds: float
+    settings: EngineSettings | None
+
+
+class EmbeddedProcess(ProcessEngine[Node]):
+    """The ``InProcessEngine`` of ``Embedded``."""
+
+    def __init__(self, options: Options) -> None:
+        super().__init__(f"the engine on {options.path}", options.settings)
+        self._options = options
+        self._may_lead = True
+
+    @property
+    def is_leader(self) -> bool:
+        return self._node is not None and self._node.is_leader
+
+    async def _send_directly(self, arguments: Mapping[str, Any]) -> EventReceipt | None:
+        """In the leader, pass sends directly to the writer's thread.
+
+        This saves two thread switches.
+        """
+        if self._runs_functions and self._node is not None:
+            with contextlib.suppress(EngineMovedError):
+                receipt: EventReceipt = await self._node.request_directly("receive_events", arguments)
+                return receipt
+        return None
+
+    async def _warn_if_nothing_runs(self) -> bool:
+        """Warn the sender of an event if no other process runs functions.
+
+        This process runs no functions. Returns whether the database has no functions at all.
+        """
+        has_functions = bool(await self._request("list_functions", {}, TIMEOUT_SECONDS))
+        if has_functions and (self._node is None or not self._node.runs_nothing):
+            return False
+        path, unserved = self._options.path, find_unserved(engine=self)
+        advice = ""
+        if unserved:
+            advice = f". But {report_unserved(unserved)}. If another process serves with this path, start it first"
+        elif not has_functions:
+            advice = f". Start the app that serves functions with Embedded({str(path)!r}) first, or correct the path"
+        if has_functions:
+            text = (
+                "no process that serves functions is running: events are stored in %s, and their functions run once "
+                "the app starts%s"
+            )
+        else:
+            text = "the database %s has no functions: events that are sent to it are stored and start no runs%s"
+        _logger.warning(text, path, advice)
+        return not has_functions
+
+    @property
+    def _test_run_text(self) -> str:
+        return f"a test run starts no engine and creates no database {self._options.path}"
+
+    def _check_place(self) -> None:
+        check_place(self._options.path)
+        refuse_foreign(self._options.path)
+
+    def _make_node(self) -> Node:
+        options = self._options
+        heartbeat = Heartbeat(longest_gap=options.lease_seconds / 2)
+        checkpoints = EngineCheckpoints(self._checkpoint, self.run, heartbeat)
+        handlers = self._handlers if self._is_serving else {}
+        settings = self._engine_settings()
+        self._warn_of_long_delays(settings)
+        worker = LocalWorker(handlers, options.max_calls, checkpoints, heartbeat, self._app_loop, settings.clock)
+        return Node(
+            options.path,
+            settings,
+            worker,
+            Timing(options.lease_seconds, options.lease_seconds / _HEARTBEATS_PER_LEASE),
+            get_engine_loop(),
+            may_lead=self._may_lead,
+        )
+
+    def _note_fork(self, node: Node) -> None:
+        self._may_lead = self._may_lead and not node.holds_database
+
+
+_SHORTEST_LEASE = dt.timedelta(seconds=0.5)
+
+
+class Embedded(InProcessHandle[EmbeddedProcess]):
+    """The engine, in this app's own processes, on the SQLite database at ``path``.
+
+    Every process of the app creates one with the same path. Pass it to the client, and serve functions as usual::
+
+        client = Client(app_id="shop", engine=Embedded("durably.db"))
+
+    - ``max_calls``: the maximum number of concurrent calls of this process.
+    - ``lease``: the time without a heartbeat after which other processes treat a process as dead.
+    - ``settings``: settings of the engine, such as backoff of retries, durability, and limits.
+
+    Other methods are the operations of an engine, for any event loop. Methods ending in ``_sync`` are the same for
+    synchronous code. They raise ``durably.errors.TransportError`` if no engine answers within 30 s, or if the leader
+    ended during an operation that starts something: it is then unclear whether the operation was executed.
+
+    Raises:
+
+    - ``ValueError`` for a lease that is too short, ``max_calls`` below 1, or ``":memory:"``
+    - ``TypeError`` for a value of another type
+    - ``ImportError`` if the extra is not installed
+    - ``OSError`` on Windows
+    - ``RuntimeError`` under gevent and eventlet
+    - ``DatabaseNotOwnedError`` or ``DatabasePathError`` for a symbolic link of another user or a loop of links
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_calls: int = 500,
+        lease: Duration = dt.timedelta(seconds=2.5),
+        settings: EngineSettings | None = None,
+        **removed: Never,
+    ) -> None:
+        _refuse_arguments(removed)
+        if sys.platform == "win32":
+            raise OSError("Embedded needs Unix sockets and file locks, which Windows lacks: run `durably start` there")
+        refuse_green_threads()
+        check_type(path, "Embedded.path", (str, os.PathLike), "the path of a file")
+        _check_path(path)
+        lease = to_timedelta(lease, "Embedded.lease")
+        if lease < _SHORTEST_LEASE:
+            raise ValueError(f"Embedded.lease must be {_SHORTEST_LEASE} or more, not {lease}")
+        if os.fspath(path) == ":memory:":
+            raise ValueError(
+                'Embedded does not support ":memory:": the processes of an app share a file. Give a '
+                "path; tests use durably.testing.TestEngine, which keeps nothing"
+            )
+        check_count(max_calls, "Embedded.max_calls")
+        check_type(settings, "Embedded.settings", (EngineSettings, NoneType), "EngineSettings(…)")
+        self.path = resolve_path(path)
+        self._process = EmbeddedProcess(
+            Options(
+                path=self.path,
+                max_calls=max_calls,
+                lease_seconds=lease.total_seconds(),
+                settings=settings,
+            )
+        )
+
+    def __repr__(self) -> str:
+        return f"Embedded({str(self.path)!r})"
+
+    async def start(self) -> None:
+        """Start in this process, on the running event loop, and accept calls.
+
+        Async functions run on this loop, sync ones in a thread pool. Returns when this process is the leader or is
+        connected to it. Raises ``DatabaseLockedError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``,
+        ``DatabasePathError`` for a path that cannot be used, ``ConfigInvalidError`` for invalid options of a function,
+        and ``OSError``.
+        """
+        await super().start()
+
+    # metrics
+
+    def prometheus_collector(self, *, in_leader_only: bool = False) -> EngineCollector:
+        """A collector of the engine's metrics for ``prometheus_client``::
+
+            prometheus_client.REGISTRY.register(engine.prometheus_collector())
+
+        Each process of the app exposes the same values, those of the whole engine. ``in_leader_only``: only the leader
+        exposes them, for apps whose processes are all scraped. If no engine answers within 5 s, ``durably_up`` is 0.
+        """
+        return EngineCollector(lambda: self._read_metrics(in_leader_only=in_leader_only))
+
+    def _read_metrics(self, *, in_leader_only: bool) -> list[Metric] | None:
+        return [] if in_leader_only and not self._process.is_leader else self.scrape()
+
+
+def _check_path(path: str | os.PathLike[str]) -> None:
+    """Check that a path can name a file. Raises ``ValueError``."""
+    name = os.fspath(path)
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:
+        raise ValueError(f"Embedded.path cannot name a file: {name!r} has half of a surrogate pair") from None
+    if b"\x00" in encoded or not encoded.strip():
+        raise ValueError(f"Embedded.path must be the path of a file, not {name!r}")
+
+
+def _refuse_arguments(arguments: Mapping[str, object]) -> None:
+    """Raises ``TypeError``."""
+    for name in arguments:
+        if name == "kill_stopped_owner":
+            raise TypeError(
+                "Embedded(kill_stopped_owner=…) was removed: Durably never signals other processes. If a stopped "
+                "process blocks the database, the log names it, and you decide whether to continue or to end it"
+            )
+        raise TypeError(f"Embedded() got an unexpected keyword argument {name!r}")

@@ -1,0 +1,1 @@
+"""The interface of engines, with their HTTP API, metrics and dashboard."""

@@ -1,0 +1,208 @@
+"""An engine served over HTTP.
+
+It has the engine, its API on one address, and syncs with apps. No access log is kept, because the paths of ``/e/``
+contain event keys.
+"""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Self, TypedDict
+
+from aiohttp import web
+
+from durably.engine.api.dashboard.dashboard import Dashboard
+from durably.engine.api.dashboard.messages import at_address_of
+from durably.engine.api.dashboard.sign_in import SignIn
+from durably.engine.api.interface import LocalEngine
+from durably.engine.model.settings import EngineSettings
+from durably.protocol.engine_errors import EngineError
+from durably.protocol.events import DEFAULT_PORT
+from durably.protocol.headers import ServerKind
+from durably.protocol.text import describe_os_error, reachable
+
+from .access import AllowedHosts, ApiKeys
+from .application import create_api, ignore_sync
+from .connections import CONNECTIONS, ConnectionLimits, Connections
+from .discovery import AppDiscovery
+from .messages import SERVER_LOGGER
+from .metrics import create_metrics_page
+from .syncs import OnSync
+
+_LIMITS = ConnectionLimits()
+DEFAULT_HOST = "127.0.0.1"
+SHUTDOWN_SECONDS = 2.0
+"""Seconds for requests under way when the server closes."""
+
+
+class PortTakenError(EngineError):
+    """Another program already listens on the address."""
+
+
+class HostInvalidError(EngineError):
+    """The host to listen on must be an address of this machine."""
+
+
+class ServerOptions(TypedDict, total=False):
+    """The arguments of ``EngineServer.open``."""
+
+    event_keys: Sequence[str]
+    host: str
+    port: int
+    allowed_hosts: Sequence[str]
+    metrics_address: tuple[str, int] | None
+    limits: ConnectionLimits
+    on_sync: OnSync
+    sign_in: SignIn | None
+
+
+class EngineServer:
+    """An engine with its HTTP API on one address: an asynchronous context, or closed with ``close``.
+
+    ``origin`` is the address for clients on this machine, and ``metrics_origin`` that of the metrics' own address, if
+    they have one. ``discovery`` asks apps to sync with the engine.
+    """
+
+    def __init__(
+        self,
+        engine: LocalEngine,
+        discovery: AppDiscovery,
+        origin: str,
+    ) -> None:
+        self.engine, self.discovery, self.origin = engine, discovery, origin
+        self.metrics_origin: str | None = None
+        self._served: list[tuple[web.AppRunner, Connections]] = []
+
+    @classmethod
+    async def open(
+        cls,
+        open_engine: Callable[[], Awaitable[LocalEngine]],
+        settings: EngineSettings,
+        *,
+        event_keys: Sequence[str] = (),
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        allowed_hosts: Sequence[str] = (),
+        metrics_address: tuple[str, int] | None = None,
+        limits: ConnectionLimits = _LIMITS,
+        on_sync: OnSync = ignore_sync,
+        sign_in: SignIn | None = None,
+    ) -> Self:
+        """Open the engine and serve its API.
+
+        - ``port``: 0 takes a free one.
+        - ``event_keys``: Cloud mode needs them and signing keys; dev mode ignores them.
+        - ``allowed_hosts``: Further hosts to which dev mode answers, in addition to those of this machine.
+        - ``metrics_address``: A host and a port that serve only the metrics, without a key.
+        - ``sign_in``: Protects the dashboard in cloud mode, which has no dashboard without it.
+
+        Raises ``PortTakenError``, ``HostInvalidError``, and the errors of ``open_engine``.
+        """
+        keys = ApiKeys(
+            server_kind=settings.server_kind,
+            event_keys=tuple(event_keys),
+            signing_keys=tuple(key for key in (settings.signing_key, settings.signing_key_fallback) if key),
+        )
+        with contextlib.ExitStack() as listeners:
+            listener = listeners.enter_context(listen(host, port))
+            metrics = (
+                None
+                if metrics_address is None
+                else listeners.enter_context(listen(*metrics_address, "--metrics-address"))
+            )
+            engine = await open_engine()
+            listeners.pop_all()  # They are open as long as the server.
+        origin = _origin_of(host, listener)
+        is_dev = settings.server_kind is ServerKind.DEV
+        finding_of = partial(at_address_of, is_dev=is_dev)
+        dashboard = Dashboard(engine, allow_anonymous=True, finding_of=finding_of)
+        discovery = AppDiscovery(engine, settings, origin=origin, on_sync=on_sync)
+        api = create_api(
+            engine,
+            keys,
+            hosts=AllowedHosts(host, allowed_hosts),
+            on_sync=discovery.note_sync,
+            sync_at=discovery.sync,
+            conflicts=discovery.conflicts,
+            # Only local hosts and origins reach an engine in dev mode.
+            dashboard=dashboard if is_dev else sign_in and sign_in(dashboard),
+        )
+        server = cls(engine, discovery, origin)
+        await server._serve(api, listener, limits)
+        if metrics_address is not None and metrics is not None:
+            await server._serve(create_metrics_page(engine), metrics, limits)
+            server.metrics_origin = _origin_of(metrics_address[0], metrics)
+        return server
+
+    async def _serve(self, app: web.Application, listener: socket.socket, limits: ConnectionLimits) -> None:
+        self._served.append(await serve_api(app, listener, limits, shutdown_timeout=SHUTDOWN_SECONDS))
+
+    async def close(self) -> None:
+        """Close the engine, then its API.
+
+        The engine is first, because calls that it lets finish may still send their steps.
+        """
+        try:
+            await self.engine.close()
+        finally:
+            await self.discovery.close()
+            for runner, connections in self._served:
+                await connections.close()
+                await runner.cleanup()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+async def serve_api(
+    api: web.Application, listener: socket.socket, limits: ConnectionLimits, *, shutdown_timeout: float
+) -> tuple[web.AppRunner, Connections]:
+    """Serve the API on a listening socket.
+
+    Close the connections first, then clean up the runner.
+    """
+    connections = Connections(limits)
+    api[CONNECTIONS] = connections
+    runner = web.AppRunner(
+        api,
+        access_log=None,
+        logger=SERVER_LOGGER,
+        shutdown_timeout=shutdown_timeout,
+        handle_signals=False,
+        auto_decompress=False,  # aiohttp would also decompress bodies of refused requests
+    )
+    await runner.setup()
+    assert runner.server is not None
+    connections.start(listener, runner.server)
+    return runner, connections
+
+
+def _origin_of(host: str, listener: socket.socket) -> str:
+    return f"http://{reachable(host)}:{listener.getsockname()[1]}"
+
+
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A listening socket. Raises ``PortTakenError``, ``HostInvalidError``.
+
+    ``option`` is the one that sets the port.
+    """
+    if not host.strip():  # It would be all addresses.
+        raise HostInvalidError("the host to listen at is empty: give an address, such as 127.0.0.1 or 0.0.0.0 (--host)")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=1024)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTakenError(
+                f"port {port} of {host} is taken by another program; choose another ({option})"
+            ) from None
+        setting = "--host" if option == "--port" else option
+        raise HostInvalidError(f"cannot listen at {host} port {port} ({setting}): {describe_os_error(error)}") from None

@@ -1,0 +1,680 @@
+"""``Engine``, the interface of engines.
+
+HTTP API, dashboard, command line, SDK and tests use its operations. ``SqliteEngine`` is the first implementation,
+``HttpEngine`` reaches an engine over HTTP. To add an operation, declare it here with its line in ``SyncEngine``, and
+implement it in ``SqliteEngine``. Its route and its client are derived from that.
+"""
+
+# The methods have no bodies: ``@operation`` makes them.
+# mypy: disable-error-code="empty-body"
+# pyright: reportReturnType=false
+
+import datetime as dt
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from contextlib import AbstractContextManager
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from durably.engine.model.overview import (
+    App,
+    AppReport,
+    Changes,
+    EngineInfo,
+    FunctionInfo,
+    FunctionLoad,
+    FunctionReport,
+    Overview,
+    ScheduleInfo,
+    SyncResult,
+)
+from durably.engine.model.runs import (
+    AttemptView,
+    CancellationView,
+    EventPage,
+    ExportedSpans,
+    FromStep,
+    InvokeReceipt,
+    LogPage,
+    MatchCount,
+    ReplayView,
+    Run,
+    RunCall,
+    RunMetadata,
+    RunPage,
+    RunReport,
+    RunStatus,
+    RunUpdate,
+    StatusCounts,
+    StepView,
+    StoredEvent,
+)
+from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import EngineError, NotSupportedError
+from durably.protocol.events import EventReceipt, SendBody
+from durably.protocol.headers import Header
+from durably.protocol.sync import SyncRequest
+
+from .metrics import Metric
+from .operations import Access, Operation, blocking, operation
+
+T = TypeVar("T")
+
+RunLimit = Annotated[int, msgspec.Meta(ge=1, le=500)]
+EventLimit = Annotated[int, msgspec.Meta(ge=1, le=100)]
+ChangePosition = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+IdSuffix = Annotated[str, msgspec.Meta(pattern=r"^[0-9A-Za-z]+\Z", description="the last letters and digits of an id")]
+"""Ids are letters and digits, so special characters of LIKE patterns are refused."""
+
+_NO_RUN = "no run has the id {run_id!r}"
+_NO_EVENT = "no event has the id {event_id!r}"
+
+
+async def _event_exists(engine: "Engine", arguments: Mapping[str, Any], result: object) -> bool:
+    """Whether the event exists. True if the engine has no log of events.
+
+    The answer of such an engine is an empty list.
+    """
+    try:
+        return await engine.get_event(arguments["event_id"]) is not None
+    except NotSupportedError:
+        return True
+
+
+async def _run_exists(engine: "Engine", arguments: Mapping[str, Any], result: object) -> bool:
+    return await engine.get_run(arguments["run_id"]) is not None
+
+
+async def _show_receipt(engine: "Engine", arguments: Mapping[str, Any], receipt: EventReceipt) -> SendBody:
+    return SendBody(ids=receipt.ids, status=200, unmatched=receipt.unmatched)
+
+
+async def _show_run(engine: "Engine", arguments: Mapping[str, Any], result: object) -> Run | None:
+    return await engine.get_run(arguments["run_id"])
+
+
+async def _show_new_run(engine: "Engine", arguments: Mapping[str, Any], run_id: str) -> Run | None:
+    return await engine.get_run(run_id)
+
+
+async def _show_function(engine: "Engine", arguments: Mapping[str, Any], result: object) -> FunctionInfo | None:
+    return next((each for each in await engine.list_functions() if each.id == arguments["function_id"]), None)
+
+
+async def _show_run_id(engine: "Engine", arguments: Mapping[str, Any], result: object) -> dict[str, Any]:
+    return {"run_id": result or arguments["run_id"]}
+
+
+async def _show_ok(engine: "Engine", arguments: Mapping[str, Any], result: object) -> dict[str, Any]:
+    return {"ok": True}
+
+
+async def _show_skipped(engine: "Engine", arguments: Mapping[str, Any], count: int) -> dict[str, Any]:
+    return {"skipped": count}
+
+
+async def _show_kept(engine: "Engine", arguments: Mapping[str, Any], kept: bool) -> dict[str, Any]:
+    return {"kept": kept}
+
+
+class Engine:
+    """The interface of an engine.
+
+    Most methods are operations, which pass themselves to ``execute`` unless a subclass overrides them. Methods
+    raise the engine's errors of ``durably.errors``. Ids of functions begin with their app's. Times have time zones.
+    Lists are newest first; ``cursor`` is the id of the last item of the previous page, and ``id_suffix`` the end of the
+    ids of items.
+    """
+
+    unsupported: frozenset[str] = frozenset()
+    """The names of operations that this kind of engine does not offer.
+
+    They raise ``NotSupportedError``, and the dashboard and the command line do not offer them. The set also names
+    arguments (``"search_runs.if_exp"``) and their values (``"search_runs.status.Scheduled"``) that a method refuses.
+    """
+
+    alternative: str | None = None
+    """The tool for what is unsupported, with its URL, for error messages."""
+
+    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
+        """Execute an operation whose method is not overridden.
+
+        ``arguments`` omits those that have their default. Raises ``NotSupportedError``.
+        """
+        if operation.name in self.unsupported:
+            advice = f": use {self.alternative}" if self.alternative else ""
+            raise NotSupportedError(f"this engine does not offer {operation.name}{advice}")
+        raise NotImplementedError(f"{type(self).__name__} has no method {operation.name}")
+
+    # events
+
+    @operation(
+        "POST /e/{key}",
+        access=Access.EVENT_KEY,
+        is_bare=True,
+        show=_show_receipt,
+        body="body",
+        headers={
+            "seed": Header.EVENT_ID_SEED,
+            "sender": Header.RUN_ID,
+            "traceparent": Header.TRACEPARENT,
+            "tracestate": Header.TRACESTATE,
+            "baggage": Header.BAGGAGE,
+        },
+    )
+    async def receive_events(
+        self,
+        body: bytes,
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
+    ) -> EventReceipt:
+        """Store events, and return their ids, in order, after the commit.
+
+        - ``body``: JSON, an event or a list.
+        - ``seed``: The same seed gives the same ids, so a repeated request has no effect.
+        - ``sender``: The id of the run that sends the events, if any.
+        - ``traceparent``: The trace context (W3C) that their runs continue, with ``tracestate`` and ``baggage``. An
+          invalid one is ignored.
+
+        Stores all or none. Raises ``EventInvalidError``, ``EventTooLargeError``.
+        """
+
+    @operation("GET /v1/events", http_defaults={"limit": 20})
+    async def list_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: dt.datetime | None = None,
+        received_before: dt.datetime | None = None,
+        limit: EventLimit = 50,
+        cursor: str | None = None,
+        id_suffix: IdSuffix | None = None,
+    ) -> list[StoredEvent]:
+        """Events, newest first."""
+
+    @operation("GET /v1/search/events", names={"if_exp": "if"})
+    async def search_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: dt.datetime | None = None,
+        received_before: dt.datetime | None = None,
+        is_unmatched: bool | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: EventLimit = 50,
+        cursor: str | None = None,
+    ) -> EventPage:
+        """Search events, newest first, each with the first 50 runs that it started.
+
+        - ``received_after``, ``received_before``: A half-open interval of the time of receipt.
+        - ``is_unmatched``: Only events without effects whose name triggers no function, or only the others.
+        - ``if_exp``: A condition (CEL, over ``event``).
+        - ``id``: The id of an event, or its last characters.
+
+        A search looks at a limited number of events: a page may have fewer events than ``limit``, or none, and a
+        cursor. A page ends after 1 MiB. Raises ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/events/{event_id}", missing=_NO_EVENT)
+    async def get_event(self, event_id: str) -> StoredEvent | None:
+        """An event by the id that ``Client.send`` returned, with notes on its effects."""
+
+    @operation("GET /v1/events/{event_id}/runs", missing=_NO_EVENT, exists=_event_exists)
+    async def event_runs(self, event_id: str) -> list[Run]:
+        """The runs that an event started, in their order."""
+
+    # runs
+
+    @operation("GET /v1/runs")
+    async def list_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        limit: RunLimit = 50,
+        cursor: str | None = None,
+        started_after: dt.datetime | None = None,
+        id_suffix: IdSuffix | None = None,
+    ) -> list[Run]:
+        """Runs, newest first."""
+
+    @operation("GET /v1/search/runs", names={"if_exp": "if"})
+    async def search_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: RunLimit = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        """Search runs, newest first.
+
+        - ``started_after``, ``started_before``: A half-open interval of the time of creation.
+        - ``if_exp``: A condition (CEL, over ``event`` and ``output``).
+        - ``id``: The id of a run or of an event, or its last characters.
+
+        A search looks at a limited number of runs: a page may have fewer runs than ``limit``, or none, and a cursor.
+        Outputs of more than 16 KiB are omitted. Raises ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/search/runs/counts")
+    async def count_runs(
+        self,
+        *,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+    ) -> StatusCounts:
+        """Count runs by status. See ``search_runs`` for the conditions.
+
+        Counts may stop at 1,000 runs of a status, or after a limited number of other runs. They are then not complete.
+        """
+
+    @operation("GET /v1/runs/{run_id}", missing=_NO_RUN)
+    async def get_run(self, run_id: str) -> Run | None:
+        """A run's status, its output (JSON) and more; ``None`` if it does not exist."""
+
+    @operation("GET /v1/runs/{run_id}/end")
+    async def wait_for_run(self, run_id: str) -> Run:
+        """The run, when it has ended with any status. Raises ``RunNotFoundError``."""
+
+    @operation("GET /v1/runs/{run_id}/steps", missing=_NO_RUN, exists=_run_exists)
+    async def run_steps(self, run_id: str) -> list[StepView]:
+        """Finished steps in the order of their ends, then steps under way."""
+
+    @operation("GET /v1/runs/{run_id}/attempts", missing=_NO_RUN, exists=_run_exists)
+    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+        """Attempts that failed and were repeated, the earliest first."""
+
+    @operation("GET /v1/runs/{run_id}/jobs", missing=_NO_RUN, exists=_run_exists)
+    async def run_calls(self, run_id: str) -> list[RunCall]:
+        """The calls that are scheduled or under way, the earliest first."""
+
+    @operation("DELETE /v1/runs/{run_id}", show=_show_run)
+    async def cancel_run(self, run_id: str) -> bool:
+        """Cancel a run. Returns ``False`` if it has already ended.
+
+        Raises ``RunNotFoundError``.
+        """
+
+    @operation("POST /v1/runs/{run_id}/skip-delays", show=_show_skipped)
+    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
+        """Skip a run's sleeps and retry delays.
+
+        Returns the number of both. With ``step_id`` only those of that step. Requests of the engine (``fetch``,
+        ``ai.infer``), waits and limits of flow control are not affected. Raises ``RunNotFoundError``.
+        """
+
+    @operation("POST /v1/runs/{run_id}/rerun", is_repeatable=False, show=_show_new_run)
+    async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
+        """Run the same function again with the same events. Returns the new run's id.
+
+        From a step: with the memos that are older than the step's. Raises ``RunNotFoundError``, ``StepNotFoundError``,
+        ``FunctionNotFoundError``, ``FunctionPausedError``.
+        """
+
+    @operation("POST /invoke/{function_id}", is_repeatable=False, is_bare=True)
+    async def invoke(
+        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
+    ) -> InvokeReceipt:
+        """Start a run of one function, whatever its triggers.
+
+        Returns when the run is stored. Raises ``FunctionNotFoundError``, ``EventInvalidError``.
+        """
+
+    @operation(
+        "POST /v1/signals",
+        is_repeatable=False,
+        missing="no run waits for the signal {name!r}",
+        names={"name": "signal"},
+        show=_show_run_id,
+    )
+    async def signal(self, name: str, data: Any = None) -> str | None:
+        """Wake the run that waits for a signal.
+
+        Returns its id, or ``None`` if no run waits.
+        """
+
+    @operation("GET /v1/runs/{run_id}/report", missing=_NO_RUN)
+    async def inspect_run(self, run_id: str) -> RunReport | None:
+        """A run in full detail; ``None`` if it does not exist.
+
+        It has steps with their spans of time and attempts, events, parent and children, and logs.
+        """
+
+    # overviews
+
+    @operation("GET /v1/engine")
+    async def describe_engine(self) -> EngineInfo:
+        """The kind of the engine, and notes on the limits of its lists."""
+
+    @operation("GET /v1/overview")
+    async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
+        """The engine's state: runs over time, load of functions, items to look at.
+
+        Default: the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/loads")
+    async def function_loads(
+        self, *, since: dt.datetime | None = None, until: dt.datetime | None = None
+    ) -> list[FunctionLoad]:
+        """Current load and run counts per function, by function id.
+
+        Default: the last 24 hours. Counts are kept for 30 days. Raises ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/functions/{function_id}/report", missing="no app serves a function with the id {function_id!r}")
+    async def inspect_function(self, function_id: str, *, since: dt.datetime | None = None) -> FunctionReport | None:
+        """A function with its load, and durations of its last runs and their steps.
+
+        The durations are those of the last 100 runs that completed or failed. ``since`` is the beginning of the load's
+        counts, by default 24 hours ago. ``None`` if no app serves it.
+        """
+
+    @operation("GET /v1/reports/apps")
+    async def inspect_apps(self) -> list[AppReport]:
+        """The apps that have synced, by id, with their last syncs and connection errors."""
+
+    @operation("GET /v1/schedules")
+    async def list_schedules(self) -> list[ScheduleInfo]:
+        """The cron schedules of functions, with their next five ticks and last runs."""
+
+    @operation("POST /v1/counts", names={"if_exp": "if"})
+    async def count_matching_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus],
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+    ) -> MatchCount:
+        """Count the runs to which a bulk operation would apply; see ``cancel_runs``.
+
+        Looks at the newest 20,000 runs of the function. Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/changes")
+    async def wait_for_changes(self, *, after: ChangePosition | None = None, run_id: str | None = None) -> Changes:
+        """Wait for a change after ``position``. Returns the new position.
+
+        Returns at once if a change has already happened, or without ``after``, and at the latest after 20 s. With
+        ``run_id`` it waits for changes of this run. Raises ``TooManyWaitersError`` (503).
+        """
+
+    @operation("GET /v1/logs")
+    async def list_logs(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        position: ChangePosition | None = None,
+        limit: RunLimit = 100,
+    ) -> LogPage:
+        """Lines of ``ctx.logger``, which the engine keeps in development.
+
+        They start at ``position``, 1 for the first line; by default the latest lines.
+        """
+
+    # functions and apps
+
+    @operation("GET /v1/functions")
+    async def list_functions(self) -> list[FunctionInfo]:
+        """List the functions that apps serve.
+
+        They are in the order of apps, and of functions within each app.
+        """
+
+    @operation("POST /v1/functions/{function_id}/pause", show=_show_function)
+    async def pause_function(self, function_id: str) -> None:
+        """Stop the function from starting runs.
+
+        Its triggers are shown as skipped. Runs under way continue. Raises ``FunctionNotFoundError``.
+        """
+
+    @operation("POST /v1/functions/{function_id}/resume", show=_show_function)
+    async def resume_function(self, function_id: str) -> None:
+        """Allow a paused function to start runs again. Raises ``FunctionNotFoundError``."""
+
+    @operation("GET /v1/apps")
+    async def list_apps(self) -> list[App]:
+        """The apps that have synced, by id."""
+
+    @operation("GET /v1/apps/{app_id}/functions", missing="no app with the id {app_id!r} has synced")
+    async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
+        """The functions of an app, in its order; ``None`` if no such app has synced."""
+
+    # bulk operations on the runs of a function
+
+    @operation("POST /v1/cancellations", is_repeatable=False, names={"if_exp": "if"})
+    async def cancel_runs(
+        self,
+        function_id: str,
+        *,
+        started_before: dt.datetime,
+        started_after: dt.datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> CancellationView:
+        """Start to cancel runs of a function.
+
+        Applies to runs that were created from ``started_after`` until before ``started_before`` and whose event matches
+        ``if_exp`` (CEL, over ``event``). A ``started_before`` in the future also applies to runs that start until then.
+        For an hour, the cancellation also applies to runs of the function that descend from a cancelled run, by events
+        or invocations. With ``app_id``, ``function_id`` may be the id within the app. ``get_cancellation`` shows the
+        progress.
+
+        Raises ``FunctionNotFoundError``, ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/cancellations")
+    async def list_cancellations(self) -> list[CancellationView]:
+        """Bulk cancellations, newest first, and their progress."""
+
+    @operation("GET /v1/cancellations/{cancellation_id}", missing="no bulk cancellation has the id {cancellation_id!r}")
+    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
+        """A bulk cancellation and its progress."""
+
+    @operation("DELETE /v1/cancellations/{cancellation_id}", is_repeatable=False, show=_show_ok)
+    async def delete_cancellation(self, cancellation_id: str) -> None:
+        """Stop a bulk cancellation.
+
+        Runs that it has cancelled stay cancelled. Raises ``CancellationNotFoundError``.
+        """
+
+    @operation("POST /v1/replays", is_repeatable=False, names={"if_exp": "if"})
+    async def replay_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus] = (RunStatus.FAILED,),
+        started_after: dt.datetime | None = None,
+        started_before: dt.datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> ReplayView:
+        """Start to rerun the function's runs that ended with one of the ``statuses``.
+
+        ``started_before`` is by default now. The other arguments are those of ``cancel_runs``. Raises
+        ``FunctionNotFoundError``, ``FunctionPausedError``, ``SelectionInvalidError``.
+        """
+
+    @operation("GET /v1/replays")
+    async def list_replays(self) -> list[ReplayView]:
+        """Bulk replays, newest first, and their progress."""
+
+    @operation("GET /v1/replays/{replay_id}", missing="no bulk replay has the id {replay_id!r}")
+    async def get_replay(self, replay_id: str) -> ReplayView | None:
+        """A bulk replay and its progress."""
+
+    # for SDKs
+
+    @operation("POST /v1/checkpoint/{run_id}/async", body="request", show=_show_run_id)
+    async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
+        """Store steps that a call has finished while it continues.
+
+        Raises ``StaleCallError`` (409), ``CheckpointInvalidError`` (400), ``TooLargeError`` (413),
+        ``RunNotFoundError`` (404).
+        """
+
+    @operation("GET /v0/runs/{run_id}/batch", is_bare=True, missing=_NO_RUN)
+    async def run_batch(self, run_id: str) -> msgspec.Raw | None:
+        """The run's events, a JSON array (spec §4.4.2)."""
+
+    @operation("GET /v0/runs/{run_id}/actions", is_bare=True, missing=_NO_RUN)
+    async def run_actions(self, run_id: str) -> msgspec.Raw | None:
+        """The run's memos, a JSON object by hashed step id (spec §4.4.2)."""
+
+    @operation("POST /v1/runs/{run_id}/metadata", is_repeatable=False, body="body", show=_show_kept)
+    async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
+        """Store an SDK's metadata of a run. Returns ``False`` if it is too large.
+
+        The body is ``{target, metadata: [{kind, op, values}]}``. Raises ``RunNotFoundError``.
+        """
+
+    @operation("POST /v1/runs/{run_id}/logs", is_repeatable=False, show=_show_kept)
+    async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
+        """Store lines of ``ctx.logger``. Returns ``False`` if some are not kept.
+
+        An engine keeps them in development only, and of each run the first 5,000. Raises ``RunNotFoundError``.
+        """
+
+    @operation("GET /v1/runs/{run_id}/metadata", missing=_NO_RUN)
+    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
+        """Metadata of a run from SDKs; ``None`` if the run does not exist."""
+
+    @operation("POST /v1/traces/userland", is_repeatable=False, body="body", headers={"content_type": "content-type"})
+    async def add_traces(self, body: bytes, content_type: str) -> bool:
+        """Store spans that an SDK has exported. Returns ``False`` if they are too large.
+
+        The spans are in the form of OTLP over HTTP.
+        """
+
+    @operation("GET /v1/runs/{run_id}/traces")
+    async def run_traces(self, run_id: str) -> list[ExportedSpans]:
+        """The exports of spans that name a run. They may contain spans of other runs."""
+
+    # metrics
+
+    @operation("GET /v1/metrics")
+    async def read_metrics(self) -> list[Metric]:
+        """The engine's metrics. ``GET /metrics`` has them in the format of Prometheus.
+
+        Counters start at zero when the engine starts.
+        """
+
+
+class LocalEngine(Engine):
+    """An engine that runs in this process.
+
+    It has the methods that its HTTP API needs in addition to the operations.
+    """
+
+    @property
+    def stop_error(self) -> EngineError | None:
+        """The error that stopped the engine, unless ``close`` stopped it."""
+        return None
+
+    async def close(self) -> None:
+        """Refuse further input, and wait for calls under way.
+
+        The wait is limited by the settings' ``close_grace``.
+        """
+        raise NotImplementedError
+
+    def explain(self, error: Exception) -> Exception:
+        """Convert a store error to an ``EngineError``.
+
+        Other errors are returned unchanged.
+        """
+        return error
+
+    async def verify(self) -> None:
+        """Check that the engine can accept events and call apps.
+
+        Raises an error if it cannot.
+        """
+
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        """Replace the functions of an app.
+
+        ``in_process``: the app is not called over HTTP, and its URLs are only names. Raises ``ConfigInvalidError``,
+        which names the function and the option.
+        """
+        raise NotImplementedError
+
+    def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """Future changes of runs, for display.
+
+        A slow reader loses the oldest updates.
+        """
+        raise NotImplementedError
+
+    def watch_process(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
+        """``watch`` for the runs that this process executes."""
+        return self.watch()
+
+
+class SyncEngine(Engine):
+    """An engine with methods for synchronous code too, except those for SDKs."""
+
+    def block(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Block this thread until the coroutine has ended. Returns its result."""
+        raise NotImplementedError
+
+    list_events_sync = blocking(Engine.list_events)
+    search_events_sync = blocking(Engine.search_events)
+    get_event_sync = blocking(Engine.get_event)
+    event_runs_sync = blocking(Engine.event_runs)
+    list_runs_sync = blocking(Engine.list_runs)
+    search_runs_sync = blocking(Engine.search_runs)
+    count_runs_sync = blocking(Engine.count_runs)
+    get_run_sync = blocking(Engine.get_run)
+    wait_for_run_sync = blocking(Engine.wait_for_run)
+    run_steps_sync = blocking(Engine.run_steps)
+    run_attempts_sync = blocking(Engine.run_attempts)
+    run_calls_sync = blocking(Engine.run_calls)
+    run_metadata_sync = blocking(Engine.run_metadata)
+    run_traces_sync = blocking(Engine.run_traces)
+    cancel_run_sync = blocking(Engine.cancel_run)
+    skip_delays_sync = blocking(Engine.skip_delays)
+    rerun_sync = blocking(Engine.rerun)
+    describe_engine_sync = blocking(Engine.describe_engine)
+    overview_sync = blocking(Engine.overview)
+    function_loads_sync = blocking(Engine.function_loads)
+    inspect_function_sync = blocking(Engine.inspect_function)
+    inspect_apps_sync = blocking(Engine.inspect_apps)
+    list_schedules_sync = blocking(Engine.list_schedules)
+    count_matching_runs_sync = blocking(Engine.count_matching_runs)
+    wait_for_changes_sync = blocking(Engine.wait_for_changes)
+    inspect_run_sync = blocking(Engine.inspect_run)
+    list_logs_sync = blocking(Engine.list_logs)
+    invoke_sync = blocking(Engine.invoke)
+    signal_sync = blocking(Engine.signal)
+    list_functions_sync = blocking(Engine.list_functions)
+    pause_function_sync = blocking(Engine.pause_function)
+    resume_function_sync = blocking(Engine.resume_function)
+    list_apps_sync = blocking(Engine.list_apps)
+    list_app_functions_sync = blocking(Engine.list_app_functions)
+    cancel_runs_sync = blocking(Engine.cancel_runs)
+    list_cancellations_sync = blocking(Engine.list_cancellations)
+    get_cancellation_sync = blocking(Engine.get_cancellation)
+    delete_cancellation_sync = blocking(Engine.delete_cancellation)
+    replay_runs_sync = blocking(Engine.replay_runs)
+    list_replays_sync = blocking(Engine.list_replays)
+    get_replay_sync = blocking(Engine.get_replay)
+    read_metrics_sync = blocking(Engine.read_metrics)

@@ -1,0 +1,1 @@
+"""The model that every engine shares: rows, events, the registry, calls to apps, subscriptions, reports."""

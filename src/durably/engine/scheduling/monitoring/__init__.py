@@ -1,1 +1,0 @@
-"""Counts, overviews and changes for display. Runs do not depend on them."""

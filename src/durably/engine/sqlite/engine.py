@@ -1,0 +1,660 @@
+"""``SqliteEngine``, the engine that keeps its state in a SQLite file."""
+
+import asyncio
+import contextlib
+import functools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from durably.engine.api.counters import EngineState, read_gauges
+from durably.engine.api.interface import LocalEngine
+from durably.engine.api.metrics import Metric
+from durably.engine.core.expressions import Expression
+from durably.engine.model.events import CheckedEvent, IdSeed, check_event
+from durably.engine.model.http_call import Caller, HttpCaller
+from durably.engine.model.json_bodies import decode_events
+from durably.engine.model.observers import Observer
+from durably.engine.model.overview import (
+    App,
+    AppReport,
+    Changes,
+    EngineInfo,
+    FunctionInfo,
+    FunctionLoad,
+    FunctionReport,
+    Overview,
+    ScheduleInfo,
+    SyncResult,
+)
+from durably.engine.model.registry import read_sync
+from durably.engine.model.runs import (
+    AttemptView,
+    CancellationView,
+    EventPage,
+    ExportedSpans,
+    FromStep,
+    InvokeReceipt,
+    LogPage,
+    MatchCount,
+    ReplayView,
+    Run,
+    RunCall,
+    RunMetadata,
+    RunPage,
+    RunReport,
+    RunStatus,
+    RunUpdate,
+    Selection,
+    StatusCounts,
+    StepView,
+    StoredEvent,
+    to_datetime,
+    to_optional_milliseconds,
+)
+from durably.engine.model.settings import EngineSettings
+from durably.engine.model.unmatched import UnmatchedEvents
+from durably.engine.sqlite.queries.event_search import EventFilter, EventSearch
+from durably.engine.sqlite.queries.functions import count_matching_runs
+from durably.engine.sqlite.queries.run_search import RunFilter, count_by_status, search_runs
+from durably.engine.sqlite.queries.search_pages import Budget
+from durably.engine.sqlite.tables.runs import find_run_key
+from durably.protocol.call import CheckpointRequest, LogLine
+from durably.protocol.engine_errors import (
+    ConfigInvalidError,
+    EngineError,
+    EventInvalidError,
+    RunNotFoundError,
+    StaleCallError,
+)
+from durably.protocol.events import Event, EventReceipt, InternalEvent
+from durably.protocol.headers import ServerKind, read_trace
+from durably.protocol.sync import SyncRequest
+
+from .overviews import Overviews
+from .queries import run_report, views
+from .runtime import Runtime
+from .transactions import annotations, bulk_operations, event_routing, operations
+from .transactions.bulk_operations import check_condition, check_selection, check_statuses
+from .transactions.event_routing import EventOutcomes
+
+_DEFAULT = EngineSettings()
+_SECOND = 1_000
+_PORTION_BYTES = 256 * 1024
+"""Bytes of event data that are checked at a time, which takes about 1 ms."""
+
+
+class SqliteEngine(LocalEngine):
+    """An engine that keeps its data in one SQLite file.
+
+    Open it with ``await SqliteEngine.open(path)``, close it with ``await engine.close()``. Use it on the event loop
+    that opened it; ``receive_events``, ``accept_events`` and ``checkpoint`` may be awaited on any loop. A method
+    returns after the commit. While the engine closes, and afterwards, methods that change data raise
+    ``EngineClosedError``.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._transactions = runtime.transactions
+        self._reader = runtime.reader
+        self._settings = runtime.settings
+        self.count_followers: Callable[[], int] = lambda: 0
+        """The number of other processes that use this engine, set by the leader of in-process mode."""
+        self._overviews = Overviews(
+            runtime.reader, runtime.transactions, runtime.call_dispatcher, runtime.statistics, runtime.settings.clock
+        )
+        self._unmatched = UnmatchedEvents()
+        self._started_at = self._settings.clock.now()
+        self._outcomes = EventOutcomes(self._started_at)
+
+    @classmethod
+    async def open(
+        cls,
+        path: str | os.PathLike[str],
+        settings: EngineSettings = _DEFAULT,
+        *,
+        make_caller: Callable[[EngineSettings], Caller] = HttpCaller,
+        takes_lock: bool = True,
+        after_epoch: int | None = None,
+        on_owned: Callable[[int], Awaitable[None]] | None = None,
+    ) -> "SqliteEngine":
+        """Own the database at ``path`` (created if missing), recover its runs, and start.
+
+        - ``make_caller``: Creates the caller of the apps. It is called on the event loop, and closed with the engine.
+        - ``takes_lock``: ``False`` if the caller manages the database's lock file.
+        - ``after_epoch``: For a process that takes the database over from that epoch's owner.
+        - ``on_owned``: Gets the new epoch when the database is owned, before any access to its data.
+
+        Raises ``DatabaseLockedError``, ``DatabaseLinkedError``, ``DatabaseLostError`` if ``after_epoch`` is over,
+        ``DatabaseUnavailableError``, ``DatabaseTooNewError``, ``DatabaseCorruptError``.
+        """
+        runtime = await Runtime.open(
+            Path(path), settings, make_caller, takes_lock=takes_lock, after_epoch=after_epoch, on_owned=on_owned
+        )
+        return cls(runtime)
+
+    async def close(self) -> None:
+        """Stop making calls, and close.
+
+        Calls under way may finish within ``close_grace``. The others are given back.
+        """
+        await self._runtime.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until the engine is closed, by ``close`` or by a takeover of the database."""
+        await self._runtime.closed.wait()
+
+    @property
+    def stop_error(self) -> EngineError | None:
+        """The error that stopped the engine.
+
+        Its database was taken over or replaced, or is damaged.
+        """
+        return self._runtime.stop_error
+
+    async def verify(self) -> None:
+        """Check that the database still belongs to this engine.
+
+        Raises ``DatabaseLostError`` if another engine has taken the database over; this engine then closes.
+        """
+        await self._transactions.transact(lambda transaction: None)
+
+    def observe(self, observer: Observer) -> None:
+        """Report to ``observer`` what this engine does from now on."""
+        self._runtime.observers.add(observer)
+
+    # events
+
+    async def receive_events(
+        self,
+        body: bytes,
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+        tracestate: str | None = None,
+        baggage: str | None = None,
+    ) -> EventReceipt:
+        events = await decode_events(body, self._settings.max_event_bytes)
+        if traceparent is not None:
+            traceparent = read_trace({"traceparent": traceparent, "tracestate": tracestate, "baggage": baggage})
+        tracing = self._settings.tracing
+        # The events of an untraced app's run continue the trace of the run.
+        if tracing is None or (sender is not None and traceparent is None):
+            return await self.accept_events(events, seed=seed, sender=sender, traceparent=traceparent)
+        with tracing.receiving([event.name for event in events], traceparent) as received:
+            return await self.accept_events(events, seed=seed, sender=sender, traceparent=received)
+
+    async def send_events(
+        self, events: Sequence[Event], *, seed: str | None = None, sender: str | None = None
+    ) -> list[str]:
+        """Store events as ``accept_events`` does, and return only their ids."""
+        return (await self.accept_events(events, seed=seed, sender=sender)).ids
+
+    async def accept_events(
+        self,
+        events: Sequence[Event],
+        *,
+        seed: str | None = None,
+        sender: str | None = None,
+        traceparent: str | None = None,
+    ) -> EventReceipt:
+        """Store decoded events as ``receive_events`` does.
+
+        Raises ``EventInvalidError``.
+        """
+        if len(events) == 1:
+            checked = [check_event(events[0], self._settings.max_event_bytes)]
+        else:
+            checked = await self._check_events(events)
+        id_seed = IdSeed(seed) if seed else None
+        sent = await self._transactions.transact(
+            functools.partial(event_routing.send, events=checked, seed=id_seed, sender=sender, traceparent=traceparent)
+        )
+        if sent.outcomes:
+            self._outcomes.note(sent.outcomes)
+        if not sent.unmatched:
+            return EventReceipt(ids=sent.ids)
+        awaited = await self._reader.read(views.awaited_names)
+        unmatched = self._unmatched.explain(sent.unmatched, self._transactions.registry.known_names(awaited))
+        return EventReceipt(ids=sent.ids, unmatched=unmatched)
+
+    async def _check_events(self, events: Sequence[Event]) -> list[CheckedEvent]:
+        """Check the events, and return them checked.
+
+        Between the events of a large batch the event loop does other work. Raises ``EventInvalidError``.
+        """
+        checked, size = [], 0
+        for event in events:
+            checked.append(check_event(event, self._settings.max_event_bytes))
+            size += len(checked[-1].data)
+            if size > _PORTION_BYTES:
+                await asyncio.sleep(0)
+                size = 0
+        return checked
+
+    async def list_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: datetime | None = None,
+        received_before: datetime | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        id_suffix: str | None = None,
+    ) -> list[StoredEvent]:
+        return await self._reader.read(
+            lambda connection: views.list_events(
+                connection, name, received_after, received_before, limit, cursor, id_suffix
+            )
+        )
+
+    async def search_events(
+        self,
+        *,
+        name: str | None = None,
+        received_after: datetime | None = None,
+        received_before: datetime | None = None,
+        is_unmatched: bool | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> EventPage:
+        wanted = EventFilter(
+            name=name,
+            received_after=to_optional_milliseconds(received_after),
+            received_before=to_optional_milliseconds(received_before),
+            is_unmatched=is_unmatched,
+            condition=await _read_condition(if_exp),
+            id=id or None,
+        )
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
+        is_triggering = self._transactions.registry.triggers_any
+        return await self._reader.read(
+            lambda connection: EventSearch(connection, wanted, is_triggering, first_call_at, budget).read(limit, cursor)
+        )
+
+    async def get_event(self, event_id: str) -> StoredEvent | None:
+        event = await self._reader.read(lambda connection: views.find_event(connection, event_id))
+        return None if event is None else replace(event, notes=await self.explain_event(event))
+
+    async def explain_event(self, event: StoredEvent) -> list[str]:
+        """Notes about an event: effects other than runs, and why it started no run."""
+        awaited = await self._reader.read(views.awaited_names)
+        return self._outcomes.explain(event, self._transactions.registry, awaited)
+
+    async def event_runs(self, event_id: str) -> list[Run]:
+        first_call_at = self._runtime.call_dispatcher.first_call_at
+        return await self._reader.read(lambda connection: views.event_runs(connection, event_id, first_call_at))
+
+    # runs
+
+    async def list_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        started_after: datetime | None = None,
+        id_suffix: str | None = None,
+    ) -> list[Run]:
+        first_call_at = self._runtime.call_dispatcher.first_call_at
+        return await self._reader.read(
+            lambda connection: views.list_runs(
+                connection, status, function_id, limit, cursor, first_call_at, started_after, id_suffix
+            )
+        )
+
+    async def search_runs(
+        self,
+        *,
+        status: RunStatus | None = None,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        if_exp: str | None = None,
+        id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> RunPage:
+        wanted = RunFilter(
+            status=status,
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=to_optional_milliseconds(started_after),
+            started_before=to_optional_milliseconds(started_before),
+            condition=await _read_condition(if_exp, has_output=True),
+            id=id or None,
+        )
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
+        return await self._reader.read(
+            lambda connection: search_runs(connection, wanted, limit, cursor, first_call_at, budget)
+        )
+
+    async def count_runs(
+        self,
+        *,
+        function_id: str | None = None,
+        app_id: str | None = None,
+        event_name: str | None = None,
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+    ) -> StatusCounts:
+        wanted = RunFilter(
+            function_id=function_id,
+            app_id=app_id,
+            event_name=event_name,
+            started_after=to_optional_milliseconds(started_after),
+            started_before=to_optional_milliseconds(started_before),
+        )
+        first_call_at = self._runtime.call_dispatcher.first_call_at
+        return await self._reader.read(lambda connection: count_by_status(connection, wanted, first_call_at))
+
+    async def get_run(self, run_id: str) -> Run | None:
+        first_call_at = self._runtime.call_dispatcher.first_call_at
+        return await self._reader.read(lambda connection: views.find_run(connection, run_id, first_call_at))
+
+    async def wait_for_run(self, run_id: str) -> Run:
+        """Also raises ``EngineClosedError`` if the engine closes first."""
+        run_key = await self._reader.read(lambda connection: find_run_key(connection, run_id))
+        if run_key is not None:
+            with self._runtime.completion_waiters.awaiting(run_key) as ended:
+                run = await self.get_run(run_id)
+                if run is not None and not run.status.has_ended:
+                    await ended
+                    run = await self.get_run(run_id)
+                if run is not None:
+                    return run
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+
+    async def run_steps(self, run_id: str) -> list[StepView]:
+        is_under_way = self._runtime.call_dispatcher.is_under_way
+        return await self._reader.read(lambda connection: views.run_steps(connection, run_id, is_under_way))
+
+    async def run_attempts(self, run_id: str) -> list[AttemptView]:
+        return await self._reader.read(lambda connection: views.run_attempts(connection, run_id))
+
+    async def run_calls(self, run_id: str) -> list[RunCall]:
+        is_under_way = self._runtime.call_dispatcher.is_under_way
+        return await self._reader.read(lambda connection: views.run_calls(connection, run_id, is_under_way))
+
+    async def inspect_run(self, run_id: str) -> RunReport | None:
+        dispatcher = self._runtime.call_dispatcher
+        return await self._reader.read(
+            lambda connection: run_report.read_run_report(
+                connection, run_id, dispatcher.first_call_at, dispatcher.called_at
+            )
+        )
+
+    async def cancel_run(self, run_id: str) -> bool:
+        return await self._transactions.transact(lambda transaction: operations.cancel(transaction, run_id))
+
+    async def skip_delays(self, run_id: str, *, step_id: str | None = None) -> int:
+        return await self._transactions.transact(
+            lambda transaction: operations.skip_delays(transaction, run_id, step_id)
+        )
+
+    async def rerun(self, run_id: str, *, from_step: FromStep | None = None) -> str:
+        return await self._transactions.transact(lambda transaction: operations.rerun(transaction, run_id, from_step))
+
+    async def invoke(
+        self, function_id: str, data: dict[str, Any] | None = None, *, user: Any = None, v: str | None = None
+    ) -> InvokeReceipt:
+        if data is not None and not isinstance(data, dict):
+            raise EventInvalidError(f"function {function_id!r} is invoked with data that is not an object")
+        event = Event(name=InternalEvent.FUNCTION_INVOKED, data=data or {}, user=user, v=v)
+        check_event(event, self._settings.max_event_bytes, is_internal=True)
+        return await self._transactions.transact(lambda transaction: operations.invoke(transaction, function_id, event))
+
+    async def signal(self, name: str, data: Any = None) -> str | None:
+        encoded = msgspec.json.encode(data)
+        return await self._transactions.transact(lambda transaction: operations.signal(transaction, name, encoded))
+
+    # overviews
+
+    async def describe_engine(self) -> EngineInfo:
+        return EngineInfo(kind="SQLite")
+
+    async def overview(self, *, since: datetime | None = None, until: datetime | None = None) -> Overview:
+        return await self._overviews.overview(since, until)
+
+    async def function_loads(
+        self, *, since: datetime | None = None, until: datetime | None = None
+    ) -> list[FunctionLoad]:
+        return await self._overviews.function_loads(since, until)
+
+    async def inspect_function(self, function_id: str, *, since: datetime | None = None) -> FunctionReport | None:
+        functions = await self._reader.read(views.list_functions)
+        function = next((each for each in functions if each.id == function_id), None)
+        return None if function is None else await self._overviews.function_report(function, since)
+
+    async def inspect_apps(self) -> list[AppReport]:
+        return await self._overviews.app_reports()
+
+    async def list_schedules(self) -> list[ScheduleInfo]:
+        return await self._overviews.schedules()
+
+    async def count_matching_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus],
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        if_exp: str | None = None,
+    ) -> MatchCount:
+        if function_id not in self._transactions.registry.functions:
+            raise self._transactions.registry.not_found(function_id)
+        selection = self._select(function_id, None, started_after, started_before, None)
+        times = to_optional_milliseconds(selection.started_after), to_optional_milliseconds(selection.started_before)
+        condition = await _read_condition(if_exp)
+        budget, first_call_at = Budget(self._settings.clock.now()), self._runtime.call_dispatcher.first_call_at
+        return await self._reader.read(
+            lambda connection: count_matching_runs(
+                connection, function_id, statuses, times, condition, first_call_at, budget
+            )
+        )
+
+    async def list_logs(
+        self,
+        *,
+        run_id: str | None = None,
+        function_id: str | None = None,
+        position: int | None = None,
+        limit: int = 100,
+    ) -> LogPage:
+        return await self._reader.read(
+            lambda connection: run_report.list_logs(connection, run_id, function_id, position, limit)
+        )
+
+    async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
+        """Also raises ``EngineClosedError`` if the engine closes first."""
+        return await self._runtime.changes.wait(after, run_id)
+
+    # functions and apps
+
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        try:
+            functions = read_sync(request, in_process=in_process)
+            result = await self._transactions.transact(
+                lambda transaction: operations.sync(transaction, request, functions)
+            )
+        except ConfigInvalidError as error:
+            refused = error.message
+            with contextlib.suppress(EngineError):
+                await self._transactions.transact(
+                    lambda transaction: operations.note_refused_sync(transaction, request.app_id, refused)
+                )
+            raise
+        self._runtime.statistics.unreached_apps.pop(request.app_id, None)
+        return result
+
+    async def list_functions(self) -> list[FunctionInfo]:
+        return await self._reader.read(views.list_functions)
+
+    async def pause_function(self, function_id: str) -> None:
+        await self._transactions.transact(
+            lambda transaction: bulk_operations.pause(transaction, transaction.registry.get_active(function_id).id)
+        )
+
+    async def resume_function(self, function_id: str) -> None:
+        await self._transactions.transact(
+            lambda transaction: bulk_operations.resume(transaction, transaction.registry.get_active(function_id).id)
+        )
+
+    async def list_apps(self) -> list[App]:
+        return await self._reader.read(views.list_apps)
+
+    async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
+        return await self._reader.read(lambda connection: views.list_app_functions(connection, app_id))
+
+    # bulk operations
+
+    async def cancel_runs(
+        self,
+        function_id: str,
+        *,
+        started_before: datetime,
+        started_after: datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> CancellationView:
+        selection = self._select(function_id, app_id, started_after, started_before, if_exp)
+        started = await self._transactions.transact(
+            lambda transaction: bulk_operations.cancel_runs(transaction, selection)
+        )
+        return views.bulk_operation_view(started, CancellationView)
+
+    def _select(
+        self,
+        function_id: str,
+        app_id: str | None,
+        started_after: datetime | None,
+        started_before: datetime | None,
+        if_exp: str | None,
+    ) -> Selection:
+        if app_id and self._transactions.registry.functions.get(function_id) is None:
+            function_id = f"{app_id}-{function_id}"
+        selection = Selection(
+            function_id=function_id,
+            started_after=started_after,
+            started_before=started_before or to_datetime(self._settings.clock.now()),
+            expression=if_exp or None,
+        )
+        check_selection(selection)
+        return selection
+
+    async def list_cancellations(self) -> list[CancellationView]:
+        return await self._reader.read(views.list_cancellations)
+
+    async def get_cancellation(self, cancellation_id: str) -> CancellationView | None:
+        return next((each for each in await self.list_cancellations() if each.id == cancellation_id), None)
+
+    async def delete_cancellation(self, cancellation_id: str) -> None:
+        await self._transactions.transact(
+            lambda transaction: bulk_operations.delete_cancellation(transaction, cancellation_id)
+        )
+
+    async def replay_runs(
+        self,
+        function_id: str,
+        *,
+        statuses: Collection[RunStatus] = (RunStatus.FAILED,),
+        started_after: datetime | None = None,
+        started_before: datetime | None = None,
+        if_exp: str | None = None,
+        app_id: str | None = None,
+    ) -> ReplayView:
+        check_statuses(statuses)
+        selection = self._select(function_id, app_id, started_after, started_before, if_exp)
+        started = await self._transactions.transact(
+            lambda transaction: bulk_operations.replay_runs(transaction, selection, statuses)
+        )
+        return views.bulk_operation_view(started, ReplayView)
+
+    async def list_replays(self) -> list[ReplayView]:
+        return await self._reader.read(views.list_replays)
+
+    async def get_replay(self, replay_id: str) -> ReplayView | None:
+        return next((each for each in await self.list_replays() if each.id == replay_id), None)
+
+    # for SDKs
+
+    async def checkpoint(self, run_id: str, request: CheckpointRequest) -> None:
+        if not await self._transactions.transact(functools.partial(operations.checkpoint, run_id, request)):
+            raise StaleCallError("the call is stale: its run has failed")
+
+    async def run_batch(self, run_id: str) -> msgspec.Raw | None:
+        return _raw(await self._reader.read(lambda connection: views.run_batch(connection, run_id)))
+
+    async def run_actions(self, run_id: str) -> msgspec.Raw | None:
+        return _raw(await self._reader.read(lambda connection: views.run_actions(connection, run_id)))
+
+    async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
+        return await self._transactions.transact(
+            lambda transaction: annotations.add_metadata(transaction, run_id, bytes(body))
+        )
+
+    async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
+        if self._settings.server_kind is not ServerKind.DEV:
+            return False
+        kept = await self._transactions.transact(
+            lambda transaction: annotations.add_run_logs(transaction, run_id, lines)
+        )
+        self._runtime.changes.note_run(run_id)
+        return kept
+
+    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
+        return await self._reader.read(lambda connection: annotations.list_metadata(connection, run_id))
+
+    async def add_traces(self, body: bytes, content_type: str) -> bool:
+        return await self._transactions.transact(
+            lambda transaction: annotations.add_traces(transaction, content_type, body)
+        )
+
+    async def run_traces(self, run_id: str) -> list[ExportedSpans]:
+        return await self._reader.read(lambda connection: annotations.list_traces(connection, run_id))
+
+    # metrics
+
+    async def read_metrics(self) -> list[Metric]:
+        runtime = self._runtime
+        state = EngineState(
+            runtime.path,
+            self._started_at,
+            await self._overviews.function_loads(to_datetime(self._settings.clock.now() - _SECOND), None),
+            self.count_followers(),
+        )
+        counters = runtime.observers.counters
+        gauges = read_gauges(state, counters)
+        return [*counters.read(), *counters.read_store(), *gauges]
+
+    # updates
+
+    def watch(self) -> AbstractContextManager[AsyncIterator[RunUpdate]]:
+        return self._runtime.subscriptions.watch()
+
+
+async def _read_condition(text: str | None, *, has_output: bool = False) -> Expression | None:
+    """The condition of a search, compiled in a thread.
+
+    Raises ``SelectionInvalidError``.
+    """
+    if not text:
+        return None
+    return await asyncio.to_thread(check_condition, text, has_output=has_output)
+
+
+def _raw(body: bytes | None) -> msgspec.Raw | None:
+    return None if body is None else msgspec.Raw(body)

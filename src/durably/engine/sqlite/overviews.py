@@ -1,0 +1,308 @@
+"""Overviews: loads of functions, runs over time, and items that need attention."""
+
+import datetime as dt
+import itertools
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from durably.engine.core.flow.config import Schedule
+from durably.engine.core.run_state import RunStatus
+from durably.engine.model.overview import (
+    App,
+    AppReport,
+    Concern,
+    FunctionInfo,
+    FunctionLoad,
+    FunctionReport,
+    Overview,
+    RunCounts,
+    ScheduleInfo,
+    SyncReport,
+)
+from durably.engine.model.registry import Registry
+from durably.engine.model.runs import to_datetime, to_optional_milliseconds
+from durably.engine.model.settings import Clock
+from durably.engine.model.unmatched import explain_unmatched
+from durably.engine.sqlite.queries import loads
+from durably.engine.sqlite.queries.functions import PlannedSchedule, percentile, planned_schedules, sample_durations
+from durably.engine.sqlite.queries.loads import QueuedLoad, SkippedRuns, StuckSlot, UnmatchedName
+from durably.engine.sqlite.queries.views import awaited_names, list_apps
+from durably.engine.sqlite.reader import Reader
+from durably.engine.sqlite.tables.apps import read_syncs
+from durably.engine.sqlite.tables.counts import (
+    COLUMNS,
+    DAY,
+    DAYS_KEPT,
+    FAILED,
+    HOUR,
+    MINUTE,
+    MINUTES_FOR,
+    QUARTER,
+    QUARTERS_FOR,
+)
+from durably.protocol.engine_errors import SelectionInvalidError
+
+from . import concerns
+from .call_dispatch import CallDispatcher
+from .call_queue import CallLoad
+from .statistics import Statistics
+from .transactions.transact import Transactions
+
+_STEPS = (1, 5, QUARTER, HOUR, 3 * HOUR, 6 * HOUR, DAY)
+_MOST_INTERVALS, _MOST_OF_FUNCTION = 150, 30
+_MOST_CONCERNS = 100
+_MOST_TICKS = 5
+
+
+class Axis(msgspec.Struct, frozen=True):
+    """Intervals of ``step`` minutes from the minute ``since`` until before ``until``."""
+
+    since: int
+    until: int
+    step: int
+
+    @property
+    def minutes(self) -> range:
+        return range(self.since, self.until, self.step)
+
+    def interval_of(self, minute: int) -> int:
+        """The first minute of the interval of ``minute``."""
+        return self.since + (minute - self.since) // self.step * self.step
+
+
+def plan_axis(since: int | None, until: int | None, now: int, most: int) -> Axis:
+    """The intervals of a time range, at most ``most`` and two.
+
+    Times are milliseconds since the epoch; by default the last 24 hours. Intervals are no shorter than those of the
+    stored counts, and begin at multiples of their length. Raises ``SelectionInvalidError``.
+    """
+    end = now if until is None else until
+    start = end - DAY * MINUTE if since is None else since
+    if start >= end:
+        raise SelectionInvalidError("since must be before until, which is now by default")
+    first = max(start // MINUTE, now // MINUTE - DAYS_KEPT * DAY)
+    last = max(-(-end // MINUTE), first + 1)
+    age = now // MINUTE - first
+    least = HOUR if age > QUARTERS_FOR - HOUR else QUARTER if age > MINUTES_FOR - QUARTER else 1
+    fitting = (step for step in _STEPS if step >= least and (last - first) <= step * most)
+    step = next(fitting, _STEPS[-1])
+    return Axis(first // step * step, -(-last // step) * step, step)
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """The result of one read of the database."""
+
+    queued: dict[str, QueuedLoad]
+    scheduled: int
+    stuck: list[StuckSlot]
+    unmatched: list[UnmatchedName]
+    awaited: list[str]
+    paused: list[SkippedRuns]
+
+
+class Overviews:
+    """Reads the load and the counts of an engine."""
+
+    def __init__(
+        self,
+        reader: Reader,
+        transactions: Transactions,
+        call_dispatcher: CallDispatcher,
+        statistics: Statistics,
+        clock: Clock,
+    ) -> None:
+        self._reader = reader
+        self._transactions = transactions
+        self._call_dispatcher = call_dispatcher
+        self._statistics = statistics
+        self._clock = clock
+
+    async def overview(self, since: dt.datetime | None, until: dt.datetime | None) -> Overview:
+        now = self._clock.now()
+        axis = plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_INTERVALS)
+        registry, first_call_at = self._transactions.registry, self._call_dispatcher.first_call_at
+
+        def read(connection: sqlite3.Connection) -> _Facts:
+            awaited = awaited_names(connection)
+            known = set(awaited)
+            unknown = [
+                name for name in loads.event_names(connection) if name not in known and not registry.knows_event(name)
+            ]
+            return _Facts(
+                queued=loads.queued_loads(connection),
+                scheduled=loads.count_scheduled(connection, first_call_at),
+                stuck=loads.stuck_slots(connection, now),
+                unmatched=loads.count_events(connection, unknown, now - HOUR * MINUTE),
+                awaited=awaited,
+                paused=loads.skipped_runs(connection),
+            )
+
+        facts = await self._reader.read(read)
+        counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step)
+        replayed = await self._replayed(counts, axis.since)
+        functions = await self._loads(
+            facts.queued,
+            plan_axis(to_optional_milliseconds(since), to_optional_milliseconds(until), now, _MOST_OF_FUNCTION),
+        )
+        live = sum(function.live for function in functions)
+        return Overview(
+            since=to_datetime(axis.since * MINUTE),
+            until=to_datetime(axis.until * MINUTE),
+            interval_seconds=axis.step * 60,
+            counts=run_counts(counts.values(), axis, replayed.values()),
+            live={RunStatus.SCHEDULED: min(facts.scheduled, live), RunStatus.RUNNING: max(live - facts.scheduled, 0)},
+            functions=functions,
+            concerns=await self._concerns(facts, registry, now),
+            retrying=len(self._statistics.retrying),
+        )
+
+    async def function_loads(self, since: dt.datetime | None, until: dt.datetime | None) -> list[FunctionLoad]:
+        """Loads of the functions that apps serve, and of others that have runs, by id."""
+        axis = plan_axis(
+            to_optional_milliseconds(since), to_optional_milliseconds(until), self._clock.now(), _MOST_OF_FUNCTION
+        )
+        return await self._loads(await self._reader.read(loads.queued_loads), axis)
+
+    async def function_report(self, function: FunctionInfo, since: dt.datetime | None) -> FunctionReport:
+        axis = plan_axis(to_optional_milliseconds(since), None, self._clock.now(), _MOST_INTERVALS)
+        queued = await self._reader.read(loads.queued_loads)
+        (load,) = await self._loads(queued, axis, function.id)
+        sample = await self._reader.read(lambda connection: sample_durations(connection, function.id))
+        return FunctionReport(
+            function=function,
+            load=load,
+            steps=sample.steps,
+            sampled=len(sample.runs),
+            p50=percentile(sample.runs, 0.5) if sample.runs else None,
+            p95=percentile(sample.runs, 0.95) if sample.runs else None,
+        )
+
+    async def app_reports(self) -> list[AppReport]:
+        apps, syncs = await self._reader.read(lambda connection: (list_apps(connection), read_syncs(connection)))
+        return [self._app_report(app, syncs.get(app.id)) for app in apps]
+
+    def _app_report(self, app: App, sync: bytes | None) -> AppReport:
+        unreached = self._statistics.unreached_apps.get(app.id)
+        return AppReport(
+            app=app,
+            last_sync=None if sync is None else msgspec.json.decode(sync, type=SyncReport),
+            unreached_since=None if unreached is None else to_datetime(unreached.since),
+            unreached_error=None if unreached is None else unreached.error,
+        )
+
+    async def schedules(self) -> list[ScheduleInfo]:
+        """The schedules of active functions."""
+        first_call_at, registry = self._call_dispatcher.first_call_at, self._transactions.registry
+        planned = await self._reader.read(lambda connection: planned_schedules(connection, first_call_at))
+        found = ((each, _find_schedule(registry, each)) for each in planned)
+        return [self._schedule_view(each, schedule) for each, schedule in found if schedule is not None]
+
+    def _schedule_view(self, planned: PlannedSchedule, schedule: Schedule) -> ScheduleInfo:
+        controls = self._transactions.registry.controls.get(planned.function_id)
+        ticks = [planned.at, *itertools.islice(schedule.ticks_after(planned.at), _MOST_TICKS - 1)]
+        return ScheduleInfo(
+            function_id=planned.function_id,
+            schedule=planned.schedule,
+            next_ticks=[to_datetime(tick) for tick in ticks],
+            last_runs=planned.last_runs,
+            is_paused=controls is not None and controls.is_paused,
+        )
+
+    async def _loads(
+        self, queued: Mapping[str, QueuedLoad], axis: Axis, function_id: str | None = None
+    ) -> list[FunctionLoad]:
+        counts = await self._statistics.counts(self._reader, axis.since, axis.until, axis.step, function_id)
+        replayed = await self._replayed(counts, axis.since)
+        live, calls, now = await self._statistics.live(), self._call_dispatcher.loads(), self._clock.now()
+        active = {each.id for each in self._transactions.registry.functions.values() if each.is_active}
+        found = {function_id} if function_id is not None else {*active, *live, *calls, *queued, *counts}
+        return [
+            _load(
+                each,
+                calls.get(each),
+                queued.get(each),
+                live[each],
+                run_counts([counts.get(each, {})], axis, [replayed.get(each, {})]),
+                now,
+            )
+            for each in sorted(found)
+        ]
+
+    async def _replayed(
+        self, counts: Mapping[str, Mapping[int, Sequence[int]]], since: int
+    ) -> dict[str, dict[int, int]]:
+        """The failed runs since a minute with a completed rerun, by function and minute."""
+        if not any(numbers[FAILED] for minutes in counts.values() for numbers in minutes.values()):
+            return {}
+        return await self._reader.read(lambda connection: loads.replayed_failures(connection, since * MINUTE))
+
+    async def _concerns(self, facts: _Facts, registry: Registry, now: int) -> list[Concern]:
+        last = now // MINUTE + 1
+        counts = await self._statistics.counts(self._reader, last - HOUR, last, 1)
+        replayed = await self._replayed(counts, last - HOUR)
+        reasons = {
+            each.name: explain_unmatched(each.name, registry.known_names(facts.awaited))
+            for each in facts.unmatched[:_MOST_CONCERNS]
+        }
+        found = [
+            *concerns.unreached_apps(self._statistics.unreached_apps),
+            *concerns.failing_functions(counts, replayed, now),
+            *concerns.stuck_keys(facts.stuck, now),
+            *concerns.unmatched_events(facts.unmatched[:_MOST_CONCERNS], reasons),
+            *concerns.paused_functions(facts.paused),
+        ]
+        return found[:_MOST_CONCERNS]
+
+
+def _find_schedule(registry: Registry, planned: PlannedSchedule) -> Schedule | None:
+    """The schedule of an active function."""
+    function = registry.find_active(planned.function_id)
+    schedules = () if function is None else function.flow.schedules
+    return next((schedule for schedule in schedules if schedule.text == planned.schedule), None)
+
+
+def _load(
+    function_id: str,
+    calls: CallLoad | None,
+    queued: QueuedLoad | None,
+    live: int,
+    counts: list[RunCounts],
+    now: int,
+) -> FunctionLoad:
+    oldest = [each.oldest for each in (calls, queued) if each is not None and each.oldest is not None]
+    return FunctionLoad(
+        function_id=function_id,
+        backlog=(calls.waiting if calls else 0) + (queued.calls if queued else 0),
+        queue_delay=max(now - min(oldest), 0) / 1000 if oldest else None,
+        in_flight=calls.in_flight if calls else 0,
+        live=live,
+        counts=counts,
+    )
+
+
+def run_counts(
+    counts: Iterable[Mapping[int, Sequence[int]]], axis: Axis, replayed: Iterable[Mapping[int, int]] = ()
+) -> list[RunCounts]:
+    """The sums of counts by interval. Intervals without runs have zeros.
+
+    ``replayed`` are numbers of failed runs with a completed rerun, by the minute of the failure.
+    """
+    sums = {minute: [0] * len(COLUMNS) for minute in axis.minutes}
+    for by_minute in counts:
+        for minute, numbers in by_minute.items():
+            into = sums[minute]
+            for place, number in enumerate(numbers):
+                into[place] += number
+    repaired = Counter[int]()
+    for of_function in replayed:
+        for minute, count in of_function.items():
+            repaired[axis.interval_of(minute)] += count
+    return [
+        RunCounts(
+            at=to_datetime(minute * MINUTE), replayed=repaired[minute], **dict(zip(COLUMNS, numbers, strict=True))
+        )
+        for minute, numbers in sums.items()
+    ]

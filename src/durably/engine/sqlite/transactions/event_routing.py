@@ -1,0 +1,276 @@
+"""Routing of events to runs, functions and waiting steps.
+
+An event can cancel runs, trigger functions, and end the waits of steps.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from durably.engine.core.expressions import compile_expression
+from durably.engine.core.inputs import WaitResolved
+from durably.engine.core.run_state import Origin
+from durably.engine.model.events import CheckedEvent, IdSeed, ReceivedEvent, make_received_event, value_at
+from durably.engine.model.registry import Registry, SyncedFunction
+from durably.engine.model.runs import StoredEvent, to_milliseconds
+from durably.engine.model.unmatched import explain_unmatched
+from durably.engine.sqlite.outbox import EventsStored
+from durably.engine.sqlite.tables.runs import RunRow
+from durably.protocol.engine_errors import DatabaseCorruptError
+from durably.protocol.events import Event
+from durably.protocol.limits import IDEMPOTENCY_PERIOD
+
+from .transaction import NO_OUTCOME, EventOutcome, Transaction
+from .triggers import trigger_function
+
+_IDEMPOTENCY_MILLISECONDS = round(IDEMPOTENCY_PERIOD.total_seconds() * 1000)
+
+_Listened = tuple[str | None, str | None]
+"""A path of the wait index, and the event's value there."""
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """The ids of stored events, and the names of events without a match."""
+
+    ids: list[str]
+    unmatched: list[str]
+    outcomes: dict[str, EventOutcome] = {}
+
+
+def send(
+    transaction: Transaction,
+    events: Sequence[CheckedEvent],
+    seed: IdSeed | None,
+    sender: str | None = None,
+    traceparent: str | None = None,
+) -> Sent:
+    """Store events from outside.
+
+    A repeated event changes nothing, and keeps its first id. ``sender`` is the id of the run that sends them, if any.
+    Without a ``traceparent`` they continue the trace of that run.
+    """
+    origin = None
+    if sender is not None:
+        origin, sending = _origin_of(transaction, sender)
+        traceparent = traceparent or sending
+    ids, stored = [], list[str]()
+    for index, checked in enumerate(events):
+        event = checked.event
+        event_id = seed.id_of(index) if seed else transaction.new_id()
+        known = None
+        if event.id:
+            known = transaction.store.find_sent_event(event.id, transaction.now - _IDEMPOTENCY_MILLISECONDS)
+        if known is None:
+            received = make_received_event(event, event_id, transaction.now, origin, checked.data, traceparent)
+            route(transaction, received, event.id or None)
+            while transaction.internal_events:
+                route(transaction, transaction.internal_events.popleft())
+            stored.append(event.name)
+        ids.append(known or event_id)
+    names = dict.fromkeys([checked.event.name for checked in events])
+    unmatched = [name for name in names if not (transaction.registry.knows_event(name) or transaction.wait_paths(name))]
+    transaction.outbox.append(EventsStored(stored, unmatched))
+    return Sent(ids, unmatched, transaction.outcomes)
+
+
+def invoke(
+    transaction: Transaction,
+    function: SyncedFunction,
+    event: Event,
+    event_id: str,
+    metadata: dict[str, Any],
+    origin: Origin | None = None,
+    traceparent: str | None = None,
+) -> RunRow | None:
+    """Start a run of one function, whatever its triggers.
+
+    Returns ``None`` if no run starts, or if one starts later.
+    """
+    event = msgspec.structs.replace(event, data={**(event.data or {}), "_inngest": metadata})
+    received = make_received_event(event, event_id, transaction.now, origin, traceparent=traceparent)
+    return route_to(transaction, function, received)
+
+
+def route_to(transaction: Transaction, function: SyncedFunction, received: ReceivedEvent) -> RunRow | None:
+    """Route an event that is sent to one function.
+
+    Other functions that it triggers start as well.
+    """
+    key = route(transaction, received, except_for=function)
+    assert key is not None, "its id is new"
+    return trigger_function(transaction, function, key)
+
+
+def route_internal_event(transaction: Transaction) -> None:
+    """Route the first internal event that waits.
+
+    Events that result from it are routed before the others that wait.
+    """
+    others = transaction.internal_events
+    transaction.internal_events = deque([others.popleft()])
+    while transaction.internal_events:
+        route(transaction, transaction.internal_events.popleft())
+    transaction.internal_events = others
+
+
+def _origin_of(transaction: Transaction, run_id: str) -> tuple[Origin | None, str | None]:
+    """The origin and trace of an event that a run sends.
+
+    Both are ``None`` if the run does not exist.
+    """
+    run_key = transaction.find_run_key(run_id)
+    if run_key is None:
+        return None, None
+    run = transaction.store.run(run_key)
+    trigger = transaction.event(run.event_key)
+    return transaction.origin_of(run, trigger), transaction.trace_of(run, trigger)
+
+
+def route(
+    transaction: Transaction,
+    received: ReceivedEvent,
+    sender_id: str | None = None,
+    except_for: SyncedFunction | None = None,
+) -> int | None:
+    """Store an event, and apply its effects.
+
+    Returns its key, or ``None`` without any effect if an event with this id exists. Cancellations come first: an event
+    does not cancel the runs that it starts, and their slots are free for these.
+    """
+    key = transaction.store.add_event(
+        received.id, sender_id, received.name, transaction.now, received.body, received.origin, received.traceparent
+    )
+    if key is None:
+        return None
+    listened = [(path, value_at(path, received.fields)) for path in transaction.wait_paths(received.name)]
+    if listened:
+        _cancel(transaction, received, listened)
+    functions = transaction.registry.triggered_by(received, transaction.now)
+    if functions:
+        transaction.events[key] = received
+    for function in functions:
+        if except_for is None or function.id != except_for.id:
+            trigger_function(transaction, function, key)
+    for path, value in listened:
+        _wake(transaction, received, path, value)
+    if listened and (effects := transaction.outcomes.get(received.id, NO_OUTCOME).count):
+        transaction.store.put_event_effects(key, effects)
+    return key
+
+
+def _cancel(transaction: Transaction, received: ReceivedEvent, listened: Sequence[_Listened]) -> None:
+    reason = f"the run was cancelled by the event {received.name!r}"
+    for path, value in listened:
+        for run_key, expression in transaction.store.flow.cancels(received.name, path, value, transaction.now):
+            if expression is None or _matches(transaction, run_key, expression, received):
+                _note(transaction, received, partial(_describe_cancel, transaction, run_key))
+                transaction.cancel(run_key, reason)
+
+
+def _wake(transaction: Transaction, received: ReceivedEvent, path: str | None, value: str | None) -> None:
+    """End the waits for the event.
+
+    The wait index finds them, so that other waits cost nothing.
+    """
+    for run_key, step_id, expression in transaction.store.event_waits(received.name, path, value):
+        if expression is None or _matches(transaction, run_key, expression, received):
+            _note(transaction, received, partial(_describe_wait, transaction, run_key, step_id))
+            transaction.inputs.append((run_key, WaitResolved(step_id, received.body)))
+
+
+def _describe_cancel(transaction: Transaction, run_key: int) -> str:
+    return f"it cancelled the run {transaction.store.run(run_key).id}"
+
+
+def _describe_wait(transaction: Transaction, run_key: int, step_id: str) -> str:
+    name = _wait_name(transaction, run_key, step_id)
+    return f"it ended the wait {name!r} of the run {transaction.store.run(run_key).id}"
+
+
+def _note(transaction: Transaction, received: ReceivedEvent, describe: Callable[[], str]) -> None:
+    """Record an effect of an event, for ``Sent``.
+
+    Only the first few effects are described, because a description costs queries.
+    """
+    known = transaction.outcomes.get(received.id, NO_OUTCOME)
+    ended = known.ended if known.count >= MOST_NOTED else [*known.ended, describe()]
+    transaction.outcomes[received.id] = EventOutcome(ended, known.count + 1, known.dropped)
+
+
+def _matches(transaction: Transaction, run_key: int, expression: str, received: ReceivedEvent) -> bool:
+    trigger = transaction.event(transaction.store.run(run_key).event_key)
+    return compile_expression(expression).matches(trigger.fields, received.fields, now=transaction.now)
+
+
+def _wait_name(transaction: Transaction, run_key: int, step_id: str) -> str:
+    """The id of a waiting step, as the user wrote it."""
+    try:
+        run = transaction.runs.get(run_key) or transaction.find_run(run_key)
+    except DatabaseCorruptError:
+        return step_id
+    waits = () if run is None else run.state.waits
+    return next((wait.name for wait in waits if wait.step_id == step_id), step_id)
+
+
+MOST_NOTED = 5
+"""The maximum number of waits and runs of one event that are named."""
+_MOST_EVENTS = 1000
+_MOST_FUNCTIONS = 5
+
+
+class EventOutcomes:
+    """The outcomes of the newest events that were received since ``since``.
+
+    ``since`` is milliseconds since the epoch. The outcomes of older events are not kept.
+    """
+
+    def __init__(self, since: int) -> None:
+        self._since = since
+        self._outcomes: OrderedDict[str, EventOutcome] = OrderedDict()
+        self._forgotten = ""
+
+    def note(self, outcomes: dict[str, EventOutcome]) -> None:
+        for event_id, outcome in outcomes.items():
+            # A later event drops the trigger of an earlier one in a debounce.
+            before = self._outcomes.get(event_id, NO_OUTCOME)
+            self._outcomes[event_id] = EventOutcome(
+                [*before.ended, *outcome.ended], before.count + outcome.count, [*before.dropped, *outcome.dropped]
+            )
+        while len(self._outcomes) > _MOST_EVENTS:
+            forgotten, _ = self._outcomes.popitem(last=False)
+            self._forgotten = max(self._forgotten, forgotten)
+
+    def explain(self, view: StoredEvent, registry: Registry, awaited: Collection[str]) -> list[str]:
+        """Sentences on the event.
+
+        ``awaited`` are names of events that runs have waited for, or been cancelled by.
+        """
+        name = view.event.name
+        outcome = self._outcomes.get(view.id)
+        if outcome is None:
+            said = self._explain_no_outcome(view, awaited)
+        else:
+            more = outcome.count - len(outcome.ended)
+            said = [*outcome.ended, *([f"it ended {more} more waits or runs"] if more else []), *outcome.dropped]
+        if name not in awaited and not registry.knows_event(name):
+            said.append(explain_unmatched(name, registry.known_names(awaited)))
+        return said + _explain_conditions(view, registry)
+
+    def _explain_no_outcome(self, view: StoredEvent, awaited: Collection[str]) -> list[str]:
+        if view.event.name not in awaited:
+            return []
+        if view.received_at.timestamp() * 1000 < self._since or view.id <= self._forgotten:
+            return ["it may have ended a wait or cancelled a run; the engine remembers that only for recent events"]
+        return ["it ended no wait and cancelled no run"]
+
+
+def _explain_conditions(view: StoredEvent, registry: Registry) -> list[str]:
+    refused = registry.refused_by_condition(view.event.model_dump(), view.event.name, to_milliseconds(view.received_at))
+    if not refused:
+        return []
+    named = ", ".join(refused[:_MOST_FUNCTIONS]) + (", …" if len(refused) > _MOST_FUNCTIONS else "")
+    count = "1 function is" if len(refused) == 1 else f"{len(refused)} functions are"
+    return [f"{count} triggered by its name, but not started, because the condition (if_exp) is false: {named}"]

@@ -1,0 +1,315 @@
+"""The engine's operations as transactions."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import msgspec
+
+from durably.engine.core.calls import Answer, ReportedOps, generation_of_checkpoint, shorten_op_error
+from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
+from durably.engine.core.flow.config import Schedule, Tick, fire, plan_tick
+from durably.engine.core.inputs import (
+    Answered,
+    AnsweredTogether,
+    CancelRequested,
+    Checkpointed,
+    DelaysSkipped,
+    Recovered,
+    TimerFired,
+    WaitResolved,
+)
+from durably.engine.core.machine import find_delays
+from durably.engine.core.transition import data_memo
+from durably.engine.model.events import make_internal_event, tick_data
+from durably.engine.model.overview import SyncReport, SyncResult
+from durably.engine.model.registry import SyncedFunction
+from durably.engine.model.runs import FromStep, InvokeReceipt, to_datetime
+from durably.engine.sqlite.outbox import (
+    BucketTimer,
+    CronTimer,
+    DeadlineTimer,
+    ScheduledCall,
+    StepTimer,
+    StoredTimer,
+    Synced,
+    ThrottleTimer,
+)
+from durably.engine.sqlite.tables.flow import DeadlineKind
+from durably.protocol.call import CheckpointRequest
+from durably.protocol.engine_errors import (
+    ConfigInvalidError,
+    EngineError,
+    RunNotFoundError,
+)
+from durably.protocol.errors import ErrorData
+from durably.protocol.events import Event, InternalEvent
+from durably.protocol.opcodes import Opcode
+from durably.protocol.sync import SyncRequest
+
+from . import event_routing, runs, triggers
+from .bulk_operations import refuse_paused
+from .reruns import plan_rerun
+from .transaction import Transaction
+
+_LONGEST_ERROR = 2_000
+_LATE = {
+    DeadlineKind.START: STARTED_LATE,
+    DeadlineKind.FINISH: FINISHED_LATE,
+}
+
+
+def answer(scheduled: ScheduledCall, answered: Answer, called_at: int | None, transaction: Transaction) -> None:
+    """Apply the answer to a call that was made at ``called_at``.
+
+    Raises ``StaleCallError``.
+    """
+    memoised: frozenset[str] = frozenset()
+    if isinstance(answered, ReportedOps):
+        memoised = transaction.memoised(scheduled.run_key, _steps_of(scheduled, answered))
+    runs.apply(transaction, scheduled.run_key, Answered(scheduled.call.generation, answered, memoised, called_at))
+
+
+def answer_together(
+    answered: Sequence[tuple[ScheduledCall, Answer]], called_at: int | None, transaction: Transaction
+) -> None:
+    """Apply the answers of calls of one run that shared a request.
+
+    Raises ``StaleCallError`` if all are stale.
+    """
+    run_key = answered[0][0].run_key
+    step_ids = {
+        step_id for scheduled, own in answered if isinstance(own, ReportedOps) for step_id in _steps_of(scheduled, own)
+    }
+    memoised = transaction.memoised(run_key, step_ids)
+    parts = tuple(Answered(scheduled.call.generation, own, memoised, called_at) for scheduled, own in answered)
+    runs.apply(transaction, run_key, AnsweredTogether(parts))
+
+
+def _steps_of(scheduled: ScheduledCall, answered: ReportedOps) -> set[str]:
+    """The steps whose memos the run machine must know."""
+    step_ids = {op.id for op in answered.ops if op.id}
+    if not scheduled.call.is_discovery:
+        step_ids.add(scheduled.call.step_id)
+    return step_ids
+
+
+def checkpoint(run_id: str, request: CheckpointRequest, transaction: Transaction) -> bool:
+    """Store a checkpoint. Returns ``False`` if the run is damaged, and has failed.
+
+    Raises ``StaleCallError``, ``CheckpointInvalidError``, ``TooLargeError``, ``RunNotFoundError``.
+    """
+    generation = generation_of_checkpoint(request)
+    run_key = _find_run(transaction, run_id)
+    memoised = transaction.memoised(run_key, {op.id for op in request.steps})
+    steps = [shorten_op_error(op) for op in request.steps]
+    return runs.apply(transaction, run_key, Checkpointed(generation, steps, memoised, request.request_started_at))
+
+
+def fail(run_key: int, error: Exception) -> Callable[[Transaction], None]:
+    """Fail a run after an error of the engine, so that it does not stay stuck."""
+    if isinstance(error, EngineError):
+        data = ErrorData(name=error.name, message=error.message)
+    else:
+        message = f"the engine cannot continue this run, see its log: {type(error).__name__}: {error}"
+        data = ErrorData(name="RunDamagedError", message=message)
+    return lambda transaction: runs.fail_run(transaction, run_key, data)
+
+
+def fire_timer(timer: StoredTimer) -> Callable[[Transaction], object]:
+    """Apply a due timer."""
+    match timer:
+        case StepTimer(run_key, step_id):
+            return lambda transaction: runs.apply(transaction, run_key, TimerFired(step_id))
+        case DeadlineTimer(run_key):
+            return lambda transaction: _end_late_run(transaction, run_key)
+        case BucketTimer(bucket_id):
+            return lambda transaction: triggers.end_bucket(transaction, bucket_id)
+        case CronTimer():
+            return lambda transaction: fire_tick(transaction, timer)
+        case ThrottleTimer():
+            return lambda transaction: transaction.queue.check_throttles()
+
+
+def join_queue(scheduled: ScheduledCall) -> Callable[[Transaction], None]:
+    """Queue a due delayed call."""
+    return lambda transaction: runs.join_queue(transaction, scheduled.run_key, scheduled.call.generation)
+
+
+def _end_late_run(transaction: Transaction, run_key: int) -> None:
+    deadline = transaction.store.flow.deadline(run_key)
+    if deadline is not None and deadline[1] <= transaction.now:
+        transaction.cancel(run_key, _LATE[deadline[0]])
+
+
+def cancel(transaction: Transaction, run_id: str) -> bool:
+    """Cancel a run. Returns ``False`` if it has ended.
+
+    Raises ``RunNotFoundError``.
+    """
+    return runs.apply(transaction, _find_run(transaction, run_id), CancelRequested())
+
+
+def skip_delays(transaction: Transaction, run_id: str, step_id: str | None) -> int:
+    """Skip delays. Returns their number. Raises ``RunNotFoundError``."""
+    run_key = _find_run(transaction, run_id)
+    if not runs.apply(transaction, run_key, DelaysSkipped(step_id)):
+        return 0
+    sleeps, calls = find_delays(transaction.runs[run_key].before, step_id, transaction.now)
+    return len(sleeps) + len(calls)
+
+
+def rerun(transaction: Transaction, run_id: str, from_step: FromStep | None) -> str:
+    """Repeat a run. Returns the new run's id.
+
+    Raises ``RunNotFoundError``, ``FunctionNotFoundError``, ``FunctionPausedError``, ``StepNotFoundError``.
+    """
+    run = transaction.store.run(_find_run(transaction, run_id))
+    function = transaction.registry.get_active(run.function_id)
+    refuse_paused(transaction, function)
+    return triggers.start_rerun(transaction, function, plan_rerun(transaction.store, run, from_step)).id
+
+
+def invoke(transaction: Transaction, function_id: str, event: Event) -> InvokeReceipt:
+    """Invoke a function. Raises ``FunctionNotFoundError``."""
+    event_id = transaction.new_id()
+    run = event_routing.invoke(
+        transaction, transaction.registry.get_active(function_id), event, event_id, {"fn_id": function_id}
+    )
+    return InvokeReceipt(event_id=event_id, run_id=None if run is None else run.id)
+
+
+def signal(transaction: Transaction, name: str, data: bytes) -> str | None:
+    """Send a signal with JSON ``data``. Returns the id of the run that waited for it."""
+    for run_key, step_id in transaction.store.waits_for(Opcode.WAIT_FOR_SIGNAL, name):
+        memo = data_memo(b'{"data":' + data + b',"signal":' + msgspec.json.encode(name) + b"}")
+        runs.apply(transaction, run_key, WaitResolved(step_id, memo))
+        return transaction.store.run(run_key).id
+    return None
+
+
+def recover(transaction: Transaction, run_keys: Collection[int]) -> None:
+    for run_key in run_keys:
+        runs.apply(transaction, run_key, Recovered())
+
+
+def sync(transaction: Transaction, request: SyncRequest, functions: Sequence[SyncedFunction]) -> SyncResult:
+    """Replace the app's functions by those of the sync.
+
+    ``functions`` are already checked. Raises ``ConfigInvalidError`` if another app has a function with the same id.
+    """
+    store, app_id = transaction.store, request.app_id
+    configs = [(function.id, msgspec.json.encode(function.config)) for function in functions]
+    before, previous = store.apps.active_functions(app_id), store.apps.app_version_and_url(app_id)
+    modified = before != configs
+    if modified:
+        _check_owners(transaction, app_id, [function_id for function_id, _ in configs])
+        store.apps.put_functions(app_id, configs)
+        store.flow.drop_schedules_of_others(app_id)
+        for function in functions:
+            plan_schedules(transaction, function)
+            transaction.queue.update_limits(function.flow)
+    if modified or previous[0] != request.app_version:
+        transaction.outbox.append(Synced(app_id, functions))
+    store.apps.put_app(app_id, request.url, request.sdk, request.framework, request.app_version, transaction.now)
+    result = _compare(app_id, dict(before), dict(configs), previous, (request.app_version, request.url))
+    _put_sync(transaction, app_id, result)
+    return result
+
+
+def note_refused_sync(transaction: Transaction, app_id: str, error: str) -> None:
+    """Store the reason why the sync of an app that has synced before was refused."""
+    if transaction.store.apps.app_version_and_url(app_id) != (None, None):
+        sync = SyncReport(at=to_datetime(transaction.now), error=error[:_LONGEST_ERROR])
+        transaction.store.apps.put_sync(app_id, msgspec.json.encode(sync))
+
+
+def _put_sync(transaction: Transaction, app_id: str, result: SyncResult) -> None:
+    sync = SyncReport(
+        at=to_datetime(transaction.now),
+        error=None,
+        added=result.added,
+        changed=result.changed,
+        removed=result.removed,
+    )
+    transaction.store.apps.put_sync(app_id, msgspec.json.encode(sync))
+
+
+def _compare(
+    app_id: str,
+    before: Mapping[str, bytes],
+    after: Mapping[str, bytes],
+    previous: tuple[str | None, str | None],
+    now: tuple[str | None, str],
+) -> SyncResult:
+    """The result of a sync: its differences from the former state.
+
+    ``before`` and ``after`` are configurations by the ids of functions. ``previous`` and ``now`` are the app's version
+    and URL.
+    """
+    return SyncResult(
+        app_id=app_id,
+        modified=list(before.items()) != list(after.items()),
+        added=tuple(each for each in after if each not in before),
+        changed=tuple(each for each, config in after.items() if before.get(each, config) != config),
+        removed=tuple(each for each in before if each not in after),
+        version=now[0],
+        previous_version=previous[0],
+        previous_url=previous[1] if previous[1] != now[1] else None,
+    )
+
+
+def _check_owners(transaction: Transaction, app_id: str, function_ids: list[str]) -> None:
+    for function_id in function_ids:
+        other = transaction.store.apps.other_owner(function_id, app_id)
+        if other is not None:
+            raise ConfigInvalidError(
+                f"app {app_id!r}: the function id {function_id!r} is taken by a function of app {other!r}: an id "
+                "is the app's id, a hyphen and the function's own, so two apps may have the same id; rename the "
+                "function"
+            )
+
+
+def _find_run(transaction: Transaction, run_id: str) -> int:
+    key = transaction.find_run_key(run_id)
+    if key is None:
+        raise RunNotFoundError(f"there is no run with the id {run_id!r}")
+    return key
+
+
+def plan_schedules(transaction: Transaction, function: SyncedFunction) -> None:
+    """After a sync: plan the next tick of new schedules, and drop removed schedules."""
+    planned = transaction.store.flow.schedules(function.id)
+    wanted = {schedule.text: schedule for schedule in function.flow.schedules}
+    for text in planned.keys() - wanted.keys():
+        transaction.store.flow.drop_schedule(function.id, text)
+    for text in wanted.keys() - planned.keys():
+        _plan(transaction, function, wanted[text], plan_tick(wanted[text], function.id, transaction.now))
+
+
+def fire_tick(transaction: Transaction, timer: CronTimer) -> None:
+    """Fire a schedule, if the tick is still planned, and plan the next tick.
+
+    A paused function does not start.
+    """
+    planned = transaction.store.flow.schedules(timer.function_id).get(timer.schedule)
+    function = transaction.registry.functions.get(timer.function_id)
+    if planned is None or planned.due > transaction.now or function is None:
+        return
+    schedule = next((one for one in function.flow.schedules if one.text == timer.schedule), None)
+    if schedule is None or not function.is_active:
+        return
+    fired = fire(schedule, function.id, planned, transaction.now)
+    _plan(transaction, function, schedule, fired.upcoming)
+    controls = transaction.registry.controls.get(function.id)
+    if controls is not None and controls.is_paused:
+        return
+    data = tick_data(schedule.text, fired.tick.at, fired.tick.due)
+    event = make_internal_event(InternalEvent.SCHEDULED_TIMER, data, transaction.new_id(), fired.tick.due)
+    event_routing.route_to(transaction, function, event)
+
+
+def _plan(transaction: Transaction, function: SyncedFunction, schedule: Schedule, tick: Tick | None) -> None:
+    if tick is None:
+        transaction.store.flow.drop_schedule(function.id, schedule.text)
+    else:
+        transaction.store.flow.put_tick(function.id, schedule.text, tick)
+        transaction.outbox.append(CronTimer(function.id, schedule.text, tick.due))

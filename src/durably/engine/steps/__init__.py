@@ -1,1 +1,0 @@
-"""Steps of runs: their stored times, and views, reports and spans of them."""
