@@ -17,8 +17,7 @@ from temporalio.client import Client, WorkflowExecution, WorkflowExecutionDescri
 from temporalio.common import MetricMeter, TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.temporal.client.connection import Temporal
-from durably.temporal.client.runtimes import GATEWAY_LATENCY
+from durably.temporal.client.connection import GATEWAY_LATENCY, Temporal
 from durably.temporal.errors import TemporalSettingsError
 from durably.temporal.namespace.inspection import is_open
 
