@@ -204,7 +204,6 @@ def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
         "allow_private_addresses",
         "durability",
         "retention",
-        "alerts",
         "temporal_ui",
         "tracing",
         "log_runs",

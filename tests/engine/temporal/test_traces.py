@@ -156,7 +156,7 @@ async def test_one_trace_of_an_app_that_is_called_over_http(server: DevServer, s
         await ctx.step.sleep("nap", "1ms")
         await ctx.step.run("ship", lambda: None)
 
-    async with await EngineServer.open_on(open_engine, settings, port=0) as engine:
+    async with await EngineServer.open(open_engine, settings, port=0) as engine:
         async for app in served(engine, spans, is_blocking=False):
             app.serve(durable(app, order, fn_id="order"))
             await sync(app)
