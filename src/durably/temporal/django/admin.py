@@ -33,8 +33,8 @@ from durably.temporal.gateway.pages import Pages, PageTokens
 from durably.temporal.gateway.problems import EXCEPTIONS, Problem, to_problem
 
 from .conf import DEFAULT_CONNECTION, connections, project_secrets
-from .discovery import signals_by_workflow
 from .models import Workflow
+from .worker import signals_by_workflow
 from .workflow_pages import (
     ATTRIBUTE_FILTER,
     PERIODS,
