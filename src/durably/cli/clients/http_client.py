@@ -16,7 +16,7 @@ from urllib3.connection import HTTPConnection
 from urllib3.connectionpool import HTTPConnectionPool
 
 from durably.cli.output.text import CliError
-from durably.embedded.nodes import sockets
+from durably.embedded import sockets
 from durably.engine.api.http.codec import (
     ANY_EVENT_KEY,
     HttpEngine,
