@@ -10,13 +10,23 @@ import pytest
 
 from durably.engine.api.http.access import ApiKeys
 from durably.engine.api.http.application import create_api
-from durably.engine.api.http.codec import EngineRefusedError, HttpEngine, HttpRequest, read_arguments, write_request
+from durably.engine.api.http.codec import (
+    EngineRefusedError,
+    HttpEngine,
+    HttpRequest,
+    HttpResponse,
+    read_arguments,
+    read_result,
+    write_request,
+)
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import Operation, blocking, operation, operations_of
-from durably.engine.model.views import FromStep, RunStatus
+from durably.engine.model.overview import EngineInfo
+from durably.engine.model.runs import FromStep, RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
+from durably.engine.temporal.workflow_engine import WorkflowEngine
 from durably.protocol.call import CheckpointRequest, LogLine
-from durably.protocol.engine_errors import FunctionNotFoundError, RunNotFoundError
+from durably.protocol.engine_errors import FunctionNotFoundError, NotSupportedError, RunNotFoundError
 from durably.protocol.events import Event
 from durably.protocol.headers import ServerKind
 
@@ -109,6 +119,27 @@ async def test_a_client_raises_the_errors_of_the_engine(client: HttpEngine) -> N
         await client.cancel_run("none")
     with pytest.raises(EngineRefusedError, match="limit must be a whole number from 1 to 500"):
         await client.list_runs(limit=1000)
+
+
+class _Smaller(Engine):
+    unsupported = frozenset({"rerun", "search_runs.if_exp"})
+    alternative = "another tool (https://example.com)"
+
+
+async def test_an_engine_refuses_what_it_does_not_offer() -> None:
+    with pytest.raises(NotSupportedError, match=r"rerun.*https://example\.com"):
+        await _Smaller().rerun("a")
+    info = EngineInfo(kind="small", unsupported=_Smaller.unsupported)
+    offered = [info.offers(name) for name in ("rerun", "rerun.from_step", "search_runs", "search_runs.if_exp")]
+    assert offered == [False, False, True, False]
+    decoded = read_result(OPERATIONS["describe_engine"], {}, HttpResponse(200, msgspec.json.encode({"data": info})))
+    assert decoded == info
+
+
+def test_unsupported_names_exist() -> None:
+    names = {f"{each.name}.{argument.name}" for each in OPERATIONS.values() for argument in each.arguments}
+    for name in WorkflowEngine.unsupported:
+        assert name in OPERATIONS or ".".join(name.split(".")[:2]) in names
 
 
 class _Larger(Engine):

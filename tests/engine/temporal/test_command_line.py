@@ -15,7 +15,7 @@ from durably.cli.group import durably as durably_command
 from durably.cli.output.text import Console
 from durably.cli.servers.dev_server import DevOptions
 from durably.cli.servers.dev_server import DevServer as CommandDevServer
-from durably.engine.model.views import EventView, RunUpdate, RunView, UpdateKind
+from durably.engine.model.runs import Run, RunUpdate, StoredEvent, UpdateKind
 from durably.engine.temporal.reports.event_lists import EventLists
 
 from ...temporal.dev_server import DevServer
@@ -105,10 +105,10 @@ async def test_a_run_that_is_listed_late_is_named_by_send(server: DevServer, mon
         event_runs, find = EventLists.runs, EventLists.find
         is_listed = False
 
-        async def runs_before(self: EventLists, event_id: str) -> list[RunView]:
+        async def runs_before(self: EventLists, event_id: str) -> list[Run]:
             return await event_runs(self, event_id) if is_listed else []
 
-        async def find_later(self: EventLists, event_id: str) -> EventView | None:
+        async def find_later(self: EventLists, event_id: str) -> StoredEvent | None:
             nonlocal is_listed
             is_listed = True
             return await async_eventually(lambda: find(self, event_id), "the event to be listed")

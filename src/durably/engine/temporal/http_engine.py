@@ -8,9 +8,9 @@ from temporalio.client import Client
 from durably.engine.core.answers import Answer, Unreached
 from durably.engine.core.call_body import CallData
 from durably.engine.model.http_call import HttpCaller
+from durably.engine.model.overview import SyncResult
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import SyncResult
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.protocol.engine_errors import EngineError, FunctionNotFoundError
 from durably.protocol.errors import ErrorData

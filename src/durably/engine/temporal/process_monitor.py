@@ -19,9 +19,9 @@ from durably.engine.api.run_observers import RunObservers
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
 from durably.engine.model.observers import EndedCall, Group
+from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.subscriptions import RunChange, Subscriptions
-from durably.engine.model.views import RunUpdate
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.call_messages import CallInput

@@ -5,7 +5,7 @@ import contextlib
 import datetime as dt
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -16,53 +16,50 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.api.operations import Operation
 from durably.engine.core.answers import shorten_op_error
 from durably.engine.core.call_body import generation_of_checkpoint
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import check_event, make_id
 from durably.engine.model.json_bodies import decode_events
-from durably.engine.model.registry import read_sync
-from durably.engine.model.reports import (
+from durably.engine.model.overview import (
+    App,
     AppReport,
     Changes,
     EngineInfo,
-    EventPage,
-    Feature,
+    FunctionInfo,
     FunctionLoad,
     FunctionReport,
+    Overview,
+    ScheduleInfo,
+    SyncResult,
+    UnreachedApp,
+)
+from durably.engine.model.registry import read_sync
+from durably.engine.model.requests import OutboundClient
+from durably.engine.model.runs import (
+    AttemptView,
+    CancellationView,
+    EventPage,
+    FromStep,
+    InvokeReceipt,
     LogPage,
     MatchCount,
-    Overview,
+    ReplayView,
+    Run,
+    RunCall,
+    RunMetadata,
     RunPage,
     RunReport,
-    ScheduleView,
-    StatusCounts,
-)
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import (
-    AppView,
-    AttemptView,
-    CallView,
-    CancellationView,
-    EventView,
-    FromStep,
-    FunctionView,
-    InvokeReceipt,
-    MetadataView,
-    ReplayView,
     RunStatus,
     RunUpdate,
-    RunView,
     Selection,
+    StatusCounts,
     StepView,
-    SyncResult,
-    TracesView,
+    StoredEvent,
     to_datetime,
 )
-from durably.engine.sqlite.statistics import UnreachedApp
-from durably.engine.sqlite.step_requests import OutboundClient
+from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.transactions.bulk_operations import check_condition, check_selection, check_statuses
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.reports.bulk import Bulk, Reruns
@@ -136,6 +133,8 @@ class WorkflowEngine(LocalEngine):
     ``in_process``: its workers call apps in this process, not over HTTP.
     """
 
+    unsupported = frozenset({"run_traces", "search_runs.status.Scheduled", "search_events.is_unmatched"})
+
     def __init__(self, client: Client, settings: EngineSettings, *, in_process: bool = True) -> None:
         settings = msgspec.structs.replace(settings, max_event_bytes=min(settings.max_event_bytes, MAX_EVENT_BYTES))
         client = with_cancellation(client)
@@ -175,6 +174,10 @@ class WorkflowEngine(LocalEngine):
         self._call_queues = frozenset[str]()
         self._has_search_attributes = False
         self._closed = asyncio.Event()
+        self._ui_url: str | None = None
+        if (url := settings.temporal_ui) is not None:
+            self._ui_url = f"{url.rstrip('/')}/namespaces/{quote(client.namespace, safe='')}/workflows"
+        self.alternative = f"Temporal's own UI ({self._ui_url or 'https://docs.temporal.io/web-ui'})"
 
     def make_workers(self, calls_queues: Sequence[str], call: ActivityCaller) -> ProcessWorkers:
         """The workers of a process. They make the calls of task queues by ``call``."""
@@ -226,10 +229,6 @@ class WorkflowEngine(LocalEngine):
     def watch_process(self) -> contextlib.AbstractContextManager[AsyncIterator[RunUpdate]]:
         """The updates of this process. Workflows report their changes to their process."""
         return self._monitor.watch()
-
-    async def execute(self, operation: Operation, arguments: Mapping[str, Any]) -> Any:
-        """Refuse an operation that has no method here."""
-        raise NotSupportedError(f"an engine on Temporal does not offer {operation.name}")
 
     async def prepare(self) -> None:
         """Prepare the namespace for runs. Each process does so before it serves functions.
@@ -312,7 +311,7 @@ class WorkflowEngine(LocalEngine):
         cursor: str | None = None,
         started_after: dt.datetime | None = None,
         id_suffix: str | None = None,
-    ) -> list[RunView]:
+    ) -> list[Run]:
         """A page of runs. Lists lag, usually below a second."""
         wanted = RunFilter(status=status, function_id=function_id, started_after=started_after)
         return await self._search.list_runs(wanted, limit, cursor, id_suffix and id_suffix.upper())
@@ -368,7 +367,7 @@ class WorkflowEngine(LocalEngine):
             counts={status: MatchCount(count=count, is_complete=True) for status, count in counts.items()}
         )
 
-    async def get_run(self, run_id: str) -> RunView | None:
+    async def get_run(self, run_id: str) -> Run | None:
         return await self._reports.find(run_id)
 
     async def run_steps(self, run_id: str) -> list[StepView]:
@@ -377,7 +376,7 @@ class WorkflowEngine(LocalEngine):
     async def run_attempts(self, run_id: str) -> list[AttemptView]:
         return await self._reports.attempts(run_id)
 
-    async def run_calls(self, run_id: str) -> list[CallView]:
+    async def run_calls(self, run_id: str) -> list[RunCall]:
         return await self._reports.calls(run_id)
 
     async def inspect_run(self, run_id: str) -> RunReport | None:
@@ -393,7 +392,7 @@ class WorkflowEngine(LocalEngine):
         return await self._update_live(run_id, "skip_delays", step_id, 0)
 
     async def add_run_metadata(self, run_id: str, body: msgspec.Raw) -> bool:
-        metadata = MetadataView(received_at=to_datetime(wall_clock()), body=body)
+        metadata = RunMetadata(received_at=to_datetime(wall_clock()), body=body)
         return await self._update_live(run_id, "annotate", Annotation(metadata=metadata), False)
 
     async def add_run_logs(self, run_id: str, lines: list[LogLine]) -> bool:
@@ -421,7 +420,7 @@ class WorkflowEngine(LocalEngine):
             return of_ended
         return result
 
-    async def run_metadata(self, run_id: str) -> list[MetadataView] | None:
+    async def run_metadata(self, run_id: str) -> list[RunMetadata] | None:
         record = await self._reports.record(run_id)
         return None if record is None else record.metadata
 
@@ -442,12 +441,6 @@ class WorkflowEngine(LocalEngine):
         """Discard spans. Apps need an OpenTelemetry exporter."""
         return False
 
-    async def run_traces(self, run_id: str) -> list[TracesView]:
-        """Raises ``NotSupportedError``."""
-        raise NotSupportedError(
-            "an engine on Temporal keeps no spans of apps: give the apps an exporter of OpenTelemetry (durably.otel)"
-        )
-
     async def count_matching_runs(
         self,
         function_id: str,
@@ -461,7 +454,7 @@ class WorkflowEngine(LocalEngine):
         condition = await asyncio.to_thread(check_condition, if_exp) if if_exp else None
         return await self._search.count(wanted, statuses, condition)
 
-    async def wait_for_run(self, run_id: str) -> RunView:
+    async def wait_for_run(self, run_id: str) -> Run:
         run = await self._views.find(run_id)
         if run is not None and not run.status.has_ended:
             await self._views.output(run_id)
@@ -579,7 +572,7 @@ class WorkflowEngine(LocalEngine):
         limit: int = 50,
         cursor: str | None = None,
         id_suffix: str | None = None,
-    ) -> list[EventView]:
+    ) -> list[StoredEvent]:
         """Events that started runs. Temporal stores no others."""
         wanted = EventFilter(name=name, received_after=received_after, received_before=received_before, id=id_suffix)
         return await self._event_lists.list_events(wanted, limit, cursor)
@@ -610,7 +603,7 @@ class WorkflowEngine(LocalEngine):
         )
         return await self._event_lists.search(wanted, limit, cursor)
 
-    async def get_event(self, event_id: str) -> EventView | None:
+    async def get_event(self, event_id: str) -> StoredEvent | None:
         """An event. Raises ``NotSupportedError`` if it started no run."""
         event = await self._event_lists.find(event_id)
         if event is None:
@@ -621,18 +614,20 @@ class WorkflowEngine(LocalEngine):
             )
         return event
 
-    async def event_runs(self, event_id: str) -> list[RunView]:
+    async def event_runs(self, event_id: str) -> list[Run]:
         return await self._event_lists.runs(event_id)
 
     # overviews
 
     async def describe_engine(self) -> EngineInfo:
-        url = self._settings.temporal_ui
-        if url is not None:
-            workflow_id = quote(run_workflow_id(""), safe="")
-            namespace = quote(self._client.namespace, safe="")
-            url = f"{url.rstrip('/')}/namespaces/{namespace}/workflows/{workflow_id}{{run_id}}"
-        return EngineInfo(kind="Temporal", notes=[_LAG_NOTE, _EVENTS_NOTE], run_url=url, missing=list(Feature))
+        ui_url = self._ui_url
+        return EngineInfo(
+            kind="Temporal",
+            notes=[_LAG_NOTE, _EVENTS_NOTE],
+            unsupported=self.unsupported,
+            ui_url=ui_url,
+            run_url=None if ui_url is None else f"{ui_url}/{quote(run_workflow_id(''), safe='')}{{run_id}}",
+        )
 
     async def overview(self, *, since: dt.datetime | None = None, until: dt.datetime | None = None) -> Overview:
         return await self._loads.overview(since, until, wall_clock())
@@ -651,7 +646,7 @@ class WorkflowEngine(LocalEngine):
     async def inspect_apps(self) -> list[AppReport]:
         return await self._loads.app_reports()
 
-    async def list_schedules(self) -> list[ScheduleView]:
+    async def list_schedules(self) -> list[ScheduleInfo]:
         return await self._function_lists.schedules(wall_clock())
 
     async def wait_for_changes(self, *, after: int | None = None, run_id: str | None = None) -> Changes:
@@ -678,13 +673,13 @@ class WorkflowEngine(LocalEngine):
 
     # functions and apps
 
-    async def list_functions(self) -> list[FunctionView]:
+    async def list_functions(self) -> list[FunctionInfo]:
         return await self._function_lists.functions()
 
-    async def list_apps(self) -> list[AppView]:
+    async def list_apps(self) -> list[App]:
         return await self._function_lists.apps()
 
-    async def list_app_functions(self, app_id: str) -> list[FunctionView] | None:
+    async def list_app_functions(self, app_id: str) -> list[FunctionInfo] | None:
         return await self._function_lists.of_app(app_id)
 
     async def pause_function(self, function_id: str) -> None:

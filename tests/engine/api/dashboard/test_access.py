@@ -15,7 +15,7 @@ from durably.engine.api.dashboard.messages import Action, DashboardResponse
 from durably.engine.api.dashboard.pages import ROUTES
 from durably.engine.api.dashboard.protection import CSRF_COOKIE, CSRF_FIELD, make_token
 from durably.engine.api.dashboard.visit import Route
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.sqlite.engine import SqliteEngine
 
 from ...conftest import only_run, send
@@ -152,7 +152,7 @@ async def test_each_action_needs_its_permission_and_its_token(engine: SqliteEngi
 
 
 def test_the_documentation_names_each_action() -> None:
-    page = (Path(__file__).parents[3] / "docs" / "how-to" / "dashboard.md").read_text()
+    page = (Path(__file__).parents[4] / "docs" / "how-to" / "dashboard.md").read_text()
     for name in {route.action for route in ROUTES} | {"view"}:
         assert f"`{name}`" in page or f'`"{name}"`' in page
         assert f'"{name}"' in (Action.__doc__ or "")

@@ -11,8 +11,8 @@ from temporalio.api.workflowservice.v1 import DeleteWorkflowExecutionRequest
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
+from durably.engine.model.overview import SyncResult
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import SyncResult
 from durably.engine.temporal.apps.app_sync import AppSync
 from durably.engine.temporal.ids import app_workflow_id, cron_workflow_id, function_workflow_id, topic_workflow_id
 from durably.engine.temporal.messages import AppRecord, SyncInput

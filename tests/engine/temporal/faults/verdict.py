@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from temporalio.client import Client
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.ids import run_workflow_id
 from durably.engine.temporal.runs.call_messages import ContentPage, ContentRequest
 from durably.engine.temporal.workflow_engine import WorkflowEngine

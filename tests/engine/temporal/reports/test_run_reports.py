@@ -7,9 +7,8 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.model.reports import Relation, SpanKind
+from durably.engine.model.runs import Relation, RunStatus, SpanKind, StepStatus
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import RunStatus, StepStatus
 from durably.protocol.call import LogLine
 from durably.protocol.engine_errors import NotSupportedError, RunNotFoundError
 from durably.protocol.headers import ServerKind
@@ -169,7 +168,7 @@ async def test_metadata_and_log_lines_of_live_runs_are_kept(server: DevServer) -
         assert [bytes(each.body) for each in metadata] == [b'{"target": "run"}']
         with pytest.raises(NotSupportedError, match="one run at a time"):
             await engine.list_logs()
-        with pytest.raises(NotSupportedError, match="OpenTelemetry"):
+        with pytest.raises(NotSupportedError, match="run_traces"):
             await engine.run_traces(run_id)
         await engine.cancel_run(run_id)
         assert not await engine.add_run_logs(run_id, lines)

@@ -11,7 +11,7 @@ import msgspec
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from durably.engine.model.views import SyncResult
+from durably.engine.model.overview import SyncResult
 from durably.engine.temporal.messages import (
     AppRecord,
     CancellationRecord,

@@ -17,7 +17,7 @@ from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.events import ENTROPY_BYTES, make_id
 from durably.engine.model.registry import CANCELLED_IN_BULK
-from durably.engine.model.views import (
+from durably.engine.model.runs import (
     CancellationView,
     FromStep,
     ReplayView,

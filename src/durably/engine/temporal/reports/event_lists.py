@@ -8,8 +8,7 @@ import msgspec
 from temporalio.client import WorkflowExecution
 
 from durably.engine.core.expressions import Expression
-from durably.engine.model.reports import EventPage, EventReport
-from durably.engine.model.views import EventView, RunView, to_datetime, to_milliseconds
+from durably.engine.model.runs import EventPage, EventReport, Run, StoredEvent, to_datetime, to_milliseconds
 from durably.engine.temporal.ids import run_id_of
 from durably.engine.temporal.messages import EventRecord
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
@@ -45,7 +44,7 @@ class EventLists:
         self._lists = lists
         self._views = views
 
-    async def find(self, event_id: str) -> EventView | None:
+    async def find(self, event_id: str) -> StoredEvent | None:
         """The event, or ``None`` if it started no run or the list lags."""
         for each in await self._started_by(event_id):
             found = await self._event_of(each, event_id)
@@ -53,12 +52,12 @@ class EventLists:
                 return found
         return None
 
-    async def runs(self, event_id: str) -> list[RunView]:
+    async def runs(self, event_id: str) -> list[Run]:
         """The runs that an event started, in their order, and their reruns."""
         runs = await self._views.views(reversed(await self._lists.read(RunFilter(event_id=event_id))))
         return [run for run in runs if event_id in run.event_ids]
 
-    async def list_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> list[EventView]:
+    async def list_events(self, wanted: EventFilter, limit: int, cursor: str | None) -> list[StoredEvent]:
         """A page of events. ``cursor`` is an event id."""
         position = None
         if cursor is not None:
@@ -106,7 +105,7 @@ class EventLists:
                 events.append(await self._report(event))
         return EventPage(events=events, cursor=None)
 
-    async def _events_first_shown_at(self, run: WorkflowExecution, wanted: EventFilter) -> AsyncIterator[EventView]:
+    async def _events_first_shown_at(self, run: WorkflowExecution, wanted: EventFilter) -> AsyncIterator[StoredEvent]:
         """The events of a run that no newer run has."""
         memo = await memo_of(run)
         if memo.rerun_of is not None:
@@ -121,7 +120,7 @@ class EventLists:
             if event is not None and self._fits(event, wanted):
                 yield event
 
-    def _fits(self, event: EventView, wanted: EventFilter) -> bool:
+    def _fits(self, event: StoredEvent, wanted: EventFilter) -> bool:
         if wanted.condition is None:
             return True
         now = to_milliseconds(dt.datetime.now(dt.UTC))
@@ -137,18 +136,18 @@ class EventLists:
                 found.append(each)
         return found
 
-    async def _event_of(self, run: WorkflowExecution, event_id: str) -> EventView | None:
+    async def _event_of(self, run: WorkflowExecution, event_id: str) -> StoredEvent | None:
         given = await self._views.input(run_id_of(run.id))
         for event in () if given is None else given.events:
             if event.id == event_id:
                 return event_view(event)
         return None
 
-    async def _report(self, event: EventView) -> EventReport:
+    async def _report(self, event: StoredEvent) -> EventReport:
         started = (await self._started_by(event.id))[:_MOST_RUNS]
         links = [await self._views.link(each, has_relation=False) for each in started]
         return EventReport(event=event, runs=links, is_unmatched=False)
 
 
-def event_view(event: EventRecord) -> EventView:
-    return EventView.of(event.id, _event_decoder.decode(event.body), to_datetime(event.at))
+def event_view(event: EventRecord) -> StoredEvent:
+    return StoredEvent.of(event.id, _event_decoder.decode(event.body), to_datetime(event.at))

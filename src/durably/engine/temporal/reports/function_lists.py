@@ -9,9 +9,9 @@ import itertools
 import msgspec
 from temporalio.client import Client
 
+from durably.engine.model.overview import App, FunctionInfo, ScheduleInfo
 from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.reports import RunLink, ScheduleView
-from durably.engine.model.views import AppView, FunctionView, to_datetime
+from durably.engine.model.runs import RunLink, to_datetime
 from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
@@ -37,17 +37,17 @@ class FunctionLists:
         self._views = views
         self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
 
-    async def functions(self) -> list[FunctionView]:
+    async def functions(self) -> list[FunctionInfo]:
         """The active functions, ordered by app and by position in the app."""
         apps = await self.app_records()
         found = await asyncio.gather(*(self._of_app(app_id, record) for app_id, record in apps))
         return list(itertools.chain.from_iterable(found))
 
-    async def of_app(self, app_id: str) -> list[FunctionView] | None:
+    async def of_app(self, app_id: str) -> list[FunctionInfo] | None:
         record = await self._records.read(app_workflow_id(app_id), APP, AppRecord)
         return None if record is None else await self._of_app(app_id, record)
 
-    async def _of_app(self, app_id: str, app: AppRecord) -> list[FunctionView]:
+    async def _of_app(self, app_id: str, app: AppRecord) -> list[FunctionInfo]:
         records = await asyncio.gather(*(self._function(function_id) for function_id in app.functions))
         return [
             function_view(function_id, record)
@@ -89,7 +89,7 @@ class FunctionLists:
         query = f"WorkflowType = '{workflow_type}' AND ExecutionStatus = 'Running'"
         return [each.id.removeprefix(prefix) async for each in self._client.list_workflows(query)]
 
-    async def apps(self) -> list[AppView]:
+    async def apps(self) -> list[App]:
         return [app_view(app_id, record) for app_id, record in await self.app_records()]
 
     async def paused(self) -> list[tuple[str, int]]:
@@ -102,9 +102,9 @@ class FunctionLists:
             if record is not None and record.is_paused and record.paused_at is not None
         ]
 
-    async def schedules(self, now: int) -> list[ScheduleView]:
+    async def schedules(self, now: int) -> list[ScheduleInfo]:
         """The schedules of active functions, by function."""
-        views: list[ScheduleView] = []
+        views: list[ScheduleInfo] = []
         for view in await self.functions():
             function = SyncedFunction.from_config(view.config, view.app_id)
             if not function.flow.schedules:
@@ -113,7 +113,7 @@ class FunctionLists:
             for schedule in function.flow.schedules:
                 ticks = itertools.islice(schedule.ticks_after(now), _MOST_TICKS)
                 views.append(
-                    ScheduleView(
+                    ScheduleInfo(
                         function_id=view.id,
                         schedule=schedule.text,
                         next_ticks=[to_datetime(tick) for tick in ticks],
@@ -140,7 +140,7 @@ class FunctionLists:
         return found
 
 
-def function_view(function_id: str, record: FunctionRecord) -> FunctionView:
+def function_view(function_id: str, record: FunctionRecord) -> FunctionInfo:
     config = record.config
     # URLs may contain an app's password.
     steps = {
@@ -149,7 +149,7 @@ def function_view(function_id: str, record: FunctionRecord) -> FunctionView:
         )
         for name, step in config.steps.items()
     }
-    return FunctionView(
+    return FunctionInfo(
         id=function_id,
         name=config.name or function_id,
         app_id=record.app_id,
@@ -158,8 +158,8 @@ def function_view(function_id: str, record: FunctionRecord) -> FunctionView:
     )
 
 
-def app_view(app_id: str, record: AppRecord) -> AppView:
-    return AppView(
+def app_view(app_id: str, record: AppRecord) -> App:
+    return App(
         id=app_id,
         url=record.url,
         sdk=record.sdk,

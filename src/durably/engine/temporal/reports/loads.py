@@ -9,8 +9,16 @@ from collections.abc import Iterable, Mapping
 from temporalio.client import Client, WorkflowExecution
 
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.reports import AppReport, Concern, FunctionLoad, FunctionReport, Overview, SyncReport
-from durably.engine.model.views import FunctionView, to_datetime, to_milliseconds, to_optional_milliseconds
+from durably.engine.model.overview import (
+    AppReport,
+    Concern,
+    FunctionInfo,
+    FunctionLoad,
+    FunctionReport,
+    Overview,
+    SyncReport,
+)
+from durably.engine.model.runs import to_datetime, to_milliseconds, to_optional_milliseconds
 from durably.engine.sqlite import concerns
 from durably.engine.sqlite.overviews import Axis, plan_axis, run_counts
 from durably.engine.sqlite.queries.functions import percentile
@@ -144,7 +152,7 @@ class Loads:
             for each in sorted({*ids, *counts})
         ]
 
-    async def function_report(self, function: FunctionView, since: dt.datetime | None, now: int) -> FunctionReport:
+    async def function_report(self, function: FunctionInfo, since: dt.datetime | None, now: int) -> FunctionReport:
         """A function's report. It has no step durations: only histories of runs have them."""
         (load,) = await self.function_loads(since, None, now, function.id)
         durations: list[float] = []

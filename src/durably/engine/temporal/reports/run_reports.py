@@ -15,20 +15,23 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.call_body import join_memos
 from durably.engine.core.run_state import RunState
-from durably.engine.model.reports import LogEntry, LogPage, RunLink, RunReport
 from durably.engine.model.rows import AttemptRow, MemoRow
-from durably.engine.model.step_reports import RunFacts, StepReporter, report_run
-from durably.engine.model.step_views import call_views, called_step, finished_step, waiting_step
-from durably.engine.model.views import (
+from durably.engine.model.runs import (
     AttemptView,
-    CallView,
+    LogEntry,
+    LogPage,
+    Run,
+    RunCall,
+    RunLink,
+    RunReport,
     RunStatus,
-    RunView,
     StepView,
     to_datetime,
     to_milliseconds,
     to_optional_datetime,
 )
+from durably.engine.model.step_reports import RunFacts, StepReporter, report_run
+from durably.engine.model.step_views import call_views, called_step, finished_step, waiting_step
 from durably.engine.temporal.ids import CALL_ID_PREFIX, run_id_of, run_workflow_id
 from durably.engine.temporal.reports.event_lists import event_view
 from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
@@ -62,7 +65,7 @@ class RunReports:
         self._lists = lists
         self._views = views
 
-    async def find(self, run_id: str) -> RunView | None:
+    async def find(self, run_id: str) -> Run | None:
         """A run, with its current waits if a worker answers."""
         described = await self._views.describe(run_id)
         if described is None:
@@ -72,7 +75,7 @@ class RunReports:
         except RunUnavailableError:
             return await self._views.view(described)
 
-    async def _view_now(self, described: WorkflowExecution) -> RunView:
+    async def _view_now(self, described: WorkflowExecution) -> Run:
         """A run with its current waits. Raises ``RunUnavailableError``."""
         run = await self._views.view(described)
         if run.status.has_ended:
@@ -123,7 +126,7 @@ class RunReports:
             for row in ordered
         ]
 
-    async def calls(self, run_id: str) -> list[CallView]:
+    async def calls(self, run_id: str) -> list[RunCall]:
         described = await self._views.describe(run_id)
         if described is None:
             return []

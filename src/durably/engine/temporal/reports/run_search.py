@@ -9,8 +9,7 @@ import msgspec
 from temporalio.client import WorkflowExecution
 
 from durably.engine.core.expressions import Expression
-from durably.engine.model.reports import MatchCount, RunPage
-from durably.engine.model.views import RunStatus, RunView
+from durably.engine.model.runs import MatchCount, Run, RunPage, RunStatus
 from durably.engine.temporal.ids import run_id_of
 from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
@@ -35,7 +34,7 @@ class RunSearch:
 
     async def list_runs(
         self, wanted: RunFilter, limit: int, cursor: str | None = None, id_suffix: str | None = None
-    ) -> list[RunView]:
+    ) -> list[Run]:
         """A page of runs. Raises ``NotSupportedError`` if too many runs must be compared."""
         found: list[WorkflowExecution] = []
         seen = 0
@@ -158,7 +157,7 @@ def _listed(status: RunStatus) -> RunStatus:
     return RunStatus.RUNNING if status is RunStatus.SCHEDULED else status
 
 
-def _shortened(run: RunView) -> RunView:
+def _shortened(run: Run) -> Run:
     if run.output is None or len(bytes(run.output)) <= _LONGEST_OUTPUT:
         return run
     return msgspec.structs.replace(run, output=None)

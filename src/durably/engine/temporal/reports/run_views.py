@@ -14,8 +14,7 @@ from temporalio.client import (
 from temporalio.exceptions import ApplicationError, CancelledError, TerminatedError, TimeoutError
 
 from durably.engine.core.transition import encode_error
-from durably.engine.model.reports import Relation, RunLink, relation_by
-from durably.engine.model.views import RunStatus, RunView
+from durably.engine.model.runs import Relation, Run, RunLink, RunStatus, relation_by
 from durably.engine.temporal.ids import run_id_of, run_workflow_id
 from durably.engine.temporal.messages import END, RUN_MEMO, RunInput, RunMemo
 from durably.engine.temporal.search_attributes import STATUS
@@ -56,7 +55,7 @@ class RunViews:
         self._client = client
         self._slots = asyncio.Semaphore(_MOST_AT_ONCE)
 
-    async def find(self, run_id: str) -> RunView | None:
+    async def find(self, run_id: str) -> Run | None:
         described = await self.describe(run_id)
         return None if described is None else await self.view(described)
 
@@ -65,7 +64,7 @@ class RunViews:
         described = await describe(self._client, run_workflow_id(run_id))
         return described if described is not None and is_run(described) else None
 
-    async def view(self, execution: WorkflowExecution, *, has_output: bool = True) -> RunView:
+    async def view(self, execution: WorkflowExecution, *, has_output: bool = True) -> Run:
         run_id = run_id_of(execution.id)
         memo = await memo_of(execution)
         status = status_of(execution)
@@ -75,7 +74,7 @@ class RunViews:
             if output is None:
                 async with self._slots:
                     output = await self.output(run_id)
-        return RunView(
+        return Run(
             id=run_id,
             function_id=memo.function_id,
             app_id=memo.app_id,
@@ -92,7 +91,7 @@ class RunViews:
             rerun_of=memo.rerun_of,
         )
 
-    async def views(self, executions: Iterable[WorkflowExecution], *, has_output: bool = True) -> list[RunView]:
+    async def views(self, executions: Iterable[WorkflowExecution], *, has_output: bool = True) -> list[Run]:
         return list(await asyncio.gather(*(self.view(each, has_output=has_output) for each in executions)))
 
     async def link(self, execution: WorkflowExecution, *, has_relation: bool = True) -> RunLink:

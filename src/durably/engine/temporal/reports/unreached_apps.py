@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.client import Client, WorkflowExecutionDescription
 
-from durably.engine.model.views import RunStatus, to_milliseconds
-from durably.engine.sqlite.statistics import UnreachedApp
+from durably.engine.model.overview import UnreachedApp
+from durably.engine.model.runs import RunStatus, to_milliseconds
 from durably.engine.temporal.ids import CALL_ID_PREFIX, app_queue, run_id_of
 from durably.engine.temporal.messages import AppRecord
 from durably.engine.temporal.workflow_requests import is_polled

@@ -22,8 +22,8 @@ from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
 from durably.engine.core.call_body import CallData
 from durably.engine.core.inputs import MakeRequest
 from durably.engine.core.ops import REQUESTS
-from durably.engine.sqlite.statistics import UnreachedApp
-from durably.engine.sqlite.step_requests import OutboundClient, perform
+from durably.engine.model.overview import UnreachedApp
+from durably.engine.model.requests import OutboundClient, perform
 from durably.engine.temporal.ids import app_generation, execution_of, run_workflow_id
 from durably.engine.temporal.slots.call_slots import CallSlots
 from durably.engine.temporal.slots.slot_leases import SlotLeases, SlotLostError, SlotsClosedError

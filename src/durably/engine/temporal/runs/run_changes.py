@@ -25,9 +25,9 @@ from durably.engine.core.inputs import (
     WriteMemo,
 )
 from durably.engine.core.run_state import RunStatus
+from durably.engine.model.runs import END_UPDATES, UpdateKind
 from durably.engine.model.subscriptions import RunChange, call_repeated, step_ended, step_waits
 from durably.engine.model.tracing import EndedRun
-from durably.engine.model.views import END_UPDATES, UpdateKind
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData

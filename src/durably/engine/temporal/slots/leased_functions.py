@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from temporalio.api.enums.v1 import TaskQueueType
 from temporalio.client import Client
 
-from durably.engine.model.views import RunStatus
+from durably.engine.model.runs import RunStatus
 from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, slots_queue
 from durably.engine.temporal.messages import AppRecord
