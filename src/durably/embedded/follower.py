@@ -5,7 +5,7 @@ Its operations are requests as any client makes them. Its functions run in calls
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,6 +52,10 @@ _STARTING_SECONDS = 0.05
 _logger = get_logger("durably.engine")
 
 
+_Checkpoint = tuple[bytes, "asyncio.Future[ErrorBody | None]"]
+"""The JSON of a ``CheckpointRequest``, and its result."""
+
+
 class EngineMovedError(Error):
     """The engine is not, or no longer, behind this leader or connection.
 
@@ -84,7 +88,7 @@ class Follower:
         self._id = ""
         self._silent_beats = 0
         self._answers: list[bytes] = []
-        self._checkpoints: list[tuple[bytes, asyncio.Future[ErrorBody | None]]] = []
+        self._checkpoints: list[_Checkpoint] = []
         self._has_news = asyncio.Event()
         self._calls: dict[int, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -102,8 +106,7 @@ class Follower:
         except OSError:
             return None
         try:
-            while not await follower._register():
-                await asyncio.sleep(_STARTING_SECONDS)
+            await follower._register()
         except EngineMovedError:
             await follower.close()
             return None
@@ -116,14 +119,15 @@ class Follower:
         follower._tasks = [loop.create_task(follower._until_lost(part)) for part in parts]
         return follower
 
-    async def _register(self) -> bool:
-        """Returns ``False`` if the leader has not recovered its runs yet."""
-        async with asyncio.timeout(self._timing.lease):
-            response = await self._send("POST", WORKERS_PATH, self._registration())
-        if response.status == 503:
-            return False
+    async def _register(self) -> None:
+        """Register, once the leader has recovered its runs."""
+        while True:
+            async with asyncio.timeout(self._timing.lease):
+                response = await self._send("POST", WORKERS_PATH, self._registration())
+            if response.status != 503:
+                break
+            await asyncio.sleep(_STARTING_SECONDS)
         self._id = _read(response, Registered).worker_id
-        return True
 
     def _registration(self) -> bytes:
         return msgspec.json.encode(Registration(self._worker.capacity(), self._worker.syncs()))
@@ -165,6 +169,7 @@ class Follower:
         if self._lost.is_set():
             return
         self._lost.set()
+        _fail(self._checkpoints)
         for task in (*self._tasks, *self._calls.values()):
             if task is not asyncio.current_task():
                 task.cancel()
@@ -198,16 +203,16 @@ class Follower:
         body = b'{"answers":[%b],"checkpoints":[%b]}' % (b",".join(answers), b",".join(each[0] for each in checkpoints))
         try:
             results = await self._exchange(body)
-        except EngineMovedError as error:
-            for _, stored in checkpoints:
-                if not stored.done():
-                    stored.set_exception(error)
+        except BaseException:
+            _fail(checkpoints)
             raise
         for (_, stored), result in zip(checkpoints, results, strict=True):
             if not stored.done():
                 stored.set_result(result)
 
     async def _checkpoint(self, request: CheckpointRequest) -> None:
+        if self._lost.is_set():
+            raise EngineMovedError("the leader is lost", is_unclear=False)
         stored: asyncio.Future[ErrorBody | None] = asyncio.get_running_loop().create_future()
         self._checkpoints.append((msgspec.json.encode(request), stored))
         self._has_news.set()
@@ -261,6 +266,12 @@ class Follower:
             raise EngineMovedError(str(error), is_unclear=False) from None
         except (aiohttp.ClientError, OSError) as error:
             raise EngineMovedError(f"the leader has closed the connection ({error})", is_unclear=True) from None
+
+
+def _fail(checkpoints: Iterable[_Checkpoint]) -> None:
+    for _, stored in checkpoints:
+        if not stored.done():
+            stored.set_exception(EngineMovedError("the leader is lost", is_unclear=True))
 
 
 def _take(items: list[T], size_of: Callable[[T], int], size: int) -> tuple[list[T], int]:

@@ -6,9 +6,9 @@
     DELETE /v1/workers/{id}           the process leaves
 
 A request for calls waits until there is one, at most for the heartbeat. So the requests of a live worker are its
-heartbeats, and those of an idle one cost little. A request that brings something takes the calls that are
-ready and does not wait for others, so a busy worker needs one exchange for many calls and steps. A worker makes all requests itself, and nothing
-connects to it.
+heartbeats, and those of an idle one cost little. A request that brings something takes the calls that are ready and
+does not wait for others, so a busy worker needs one exchange for many calls and steps. A worker makes all requests
+itself, and nothing connects to it.
 
 A worker is lost when the connection of a waiting request breaks, or when it has sent no request for the lease. Its
 calls then fail with ``WorkerLostError``, and are made again. Its later requests are answered with 404, and the steps of
@@ -116,7 +116,8 @@ class RemoteWorker:
     async def run(self, app_id: str, data: CallData) -> Answer:
         """See ``dispatcher.Worker``."""
         call_id = next(self._call_ids)
-        answer = self._answers[call_id] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._answers[call_id] = answer
         self._new[call_id] = AssignedCall(call_id, app_id, data)
         self._has_news.set()
         try:

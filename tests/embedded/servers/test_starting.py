@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from durably import Embedded
+from durably.engine.sqlite.database import APPLICATION_ID
 
 from ...variants import variants
 from ...waiting import eventually
@@ -198,6 +199,7 @@ def test_process_that_sent_before_its_start_serves_afterwards(tmp_path: Path) ->
 
 NO_ANSWER = """
 from durably import Embedded
+from durably.engine.sqlite.database import APPLICATION_ID
 from durably.errors import Error
 engine = Embedded({database!r})
 try:
@@ -210,6 +212,7 @@ except Error as error:
 def test_timeout_error_has_the_reason(tmp_path: Path) -> None:
     database = tmp_path / "durably.db"
     with sqlite3.connect(database) as connection:
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute("PRAGMA user_version = 999999")
     said = python(NO_ANSWER.format(database=str(database)), tmp_path)
     assert "did not answer within 3 s: " in said
@@ -227,6 +230,7 @@ def test_send_to_an_unusable_database_fails_at_once(place: str, tmp_path: Path) 
 FORKING = """
 import datetime as dt, os, time
 from durably import Embedded
+from durably.engine.sqlite.database import APPLICATION_ID
 engine = Embedded({database!r}, lease=dt.timedelta(seconds=60))
 engine.start_sync()
 ours, theirs = os.pipe()
