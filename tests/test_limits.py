@@ -13,7 +13,7 @@ from durably.engine.api.http import discovery, messages, routes
 from durably.engine.api.http.connections import ConnectionLimits
 from durably.engine.api.interface import EventLimit, RunLimit
 from durably.engine.core.expressions import syntax
-from durably.engine.core.flow import admission, cron
+from durably.engine.core.flow import admission, config
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite import changes
 from durably.engine.sqlite.queries import event_search, run_search, search_pages
@@ -82,7 +82,7 @@ EXPECTED = {
     "`throttle.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_PERIOD)}",
     "`rate_limit.period`": f"{time(limits.MIN_PERIOD)} to {time(limits.MAX_RATE_PERIOD)}",
     "jitter of a cron trigger": time(limits.MAX_JITTER),
-    "length of a cron trigger": f"{cron.MAX_LENGTH} characters",
+    "length of a cron trigger": f"{config.MAX_LENGTH} characters",
     "priority": f"{admission.MAX_PRIORITY_SECONDS} s either way",
     "length of an expression": f"{syntax.MAX_LENGTH:,} characters",
     "nesting of an expression": f"{syntax.MAX_DEPTH} levels",
@@ -204,7 +204,6 @@ def test_each_limit_of_the_protocol_and_the_engine_has_a_row() -> None:
         "allow_private_addresses",
         "durability",
         "retention",
-        "alerts",
         "temporal_ui",
         "tracing",
         "log_runs",

@@ -10,7 +10,7 @@ import pytest
 import urllib3
 
 from durably import Embedded
-from durably.cli.clients.http_client import SocketPool
+from durably.cli.client import SocketPool
 from durably.embedded import sockets
 from durably.protocol.engine_errors import DatabasePathError, EngineError
 

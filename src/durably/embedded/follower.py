@@ -16,7 +16,7 @@ from yarl import URL
 from durably.engine.api.http.codec import EngineRefusedError, HttpEngine, HttpRequest, HttpResponse, raise_error
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import Operation, operations_of
-from durably.engine.core.answers import Unreached
+from durably.engine.core.calls import Unreached
 from durably.errors import Error
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import ConfigInvalidError, DatabaseLostError, EngineClosedError

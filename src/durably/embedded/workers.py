@@ -28,8 +28,7 @@ from durably.engine.api.http.codec import status_of
 from durably.engine.api.http.messages import ApiError, read_body
 from durably.engine.api.http.routes import ApiState, Route
 from durably.engine.api.operations import Access
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.model.json_bodies import decode_json
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.engine_errors import EngineError

@@ -16,9 +16,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import RunStatus, decode_run_state
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned
+from durably.engine.core.run_state import Policy, RunStatus, decode_run_state
 from durably.engine.model.events import check_event
 from durably.engine.model.registry import Registry, SyncedFunction
 from durably.engine.model.runs import to_datetime

@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps, Unreached, failed
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
 from durably.engine.model.http_call import Caller
 from durably.engine.model.observers import EndedCall, Observers
 from durably.engine.model.settings import Clock

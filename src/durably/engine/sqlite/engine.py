@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from durably.engine.api.counters import EngineState, read_gauges
 from durably.engine.api.interface import LocalEngine
-from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.api.metrics.instruments import EngineState, read_gauges
+from durably.engine.api.metrics import Metric
 from durably.engine.core.expressions import Expression
 from durably.engine.model.events import CheckedEvent, IdSeed, check_event
 from durably.engine.model.http_call import Caller, HttpCaller
@@ -638,7 +638,7 @@ class SqliteEngine(LocalEngine):
         )
         counters = runtime.observers.counters
         gauges = read_gauges(state, counters)
-        return [*runtime.observers.read(), *counters.read_store(), *gauges]
+        return [*counters.read(), *counters.read_store(), *gauges]
 
     # updates
 

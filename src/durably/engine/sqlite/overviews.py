@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.flow.cron import Schedule
+from durably.engine.core.flow.config import Schedule
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.overview import (
     App,

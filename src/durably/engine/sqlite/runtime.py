@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from durably.engine.api.run_observers import RunObservers
+from durably.engine.api.counters import RunObservers
 from durably.engine.model.http_call import Caller, HttpCaller, TracedCaller
 from durably.engine.model.registry import Registry
 from durably.engine.model.requests import OutboundClient
@@ -194,7 +194,6 @@ class Runtime:
         self.transactions.close()
         await self._writer.close()
         await self.statistics.close()
-        await self.observers.close()
         await self.reader.close()
         await self._caller.close()
         await asyncio.to_thread(self._connection.close)

@@ -5,8 +5,7 @@ from typing import Self
 
 from temporalio.client import Client
 
-from durably.engine.core.answers import Answer, Unreached
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData, Unreached
 from durably.engine.model.http_call import HttpCaller
 from durably.engine.model.overview import SyncResult
 from durably.engine.model.registry import SyncedFunction

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.run_state import Origin, RunStatus
 from durably.engine.model.registry import FOLLOWED_FOR
 from durably.protocol.errors import ErrorData

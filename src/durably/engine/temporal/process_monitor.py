@@ -14,10 +14,9 @@ from importlib.metadata import version
 import msgspec
 from temporalio import activity
 
-from durably.engine.api.metrics.catalogue import Metric, Sample
-from durably.engine.api.run_observers import RunObservers
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.api.counters import RunObservers
+from durably.engine.api.metrics import Metric, Sample
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.model.observers import EndedCall, Group
 from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings
@@ -92,7 +91,7 @@ class LiveRuns:
 
 
 class ProcessMonitor:
-    """The metrics, updates, log lines and alerts of the runs and calls of one process."""
+    """The metrics, updates, and log lines of the runs and calls of one process."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self._observers = RunObservers(settings)
@@ -202,7 +201,7 @@ class ProcessMonitor:
         ``live`` has the numbers of live runs of all processes by function, or ``None`` if they are unknown.
         """
         return [
-            *self._observers.read(),
+            *self._observers.counters.read(),
             *([] if live is None else [self._by_function("runs_live", live.items())]),
             self._by_function("calls_in_flight", self._in_flight.items()),
             Metric("start_time_seconds", [Sample((), self._started_at)]),
@@ -216,13 +215,12 @@ class ProcessMonitor:
         return Metric(name, [Sample((label,), value) for label, value in by_label.items()])
 
     async def close(self) -> None:
-        """End the updates, and send the last alerts, for at most 2 s."""
+        """End the updates."""
         if self._stop_listening is not None:
             self._stop_listening()
         for report in list(self._ends.values()):
             self._publish_end(report)
         self._updates.close()
-        await self._observers.close()
 
 
 def _delay_of(call: CallInput) -> int:

@@ -15,9 +15,8 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.api.interface import LocalEngine
-from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.core.answers import shorten_op_error
-from durably.engine.core.call_body import generation_of_checkpoint
+from durably.engine.api.metrics import Metric
+from durably.engine.core.calls import generation_of_checkpoint, shorten_op_error
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import check_event, make_id

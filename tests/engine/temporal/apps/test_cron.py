@@ -11,7 +11,7 @@ from temporalio.client import WorkflowExecutionStatus
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
+from durably.engine.core.flow.config import Schedule, Tick, fire, plan_tick
 from durably.engine.temporal.apps.cron import (
     FIRE_TICK,
     PLAN_TICKS,

@@ -9,8 +9,7 @@ import pytest
 
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.queue import LimitQueue
-from durably.engine.core.flow.queue_entries import QueuedCall
+from durably.engine.core.flow.queue import LimitQueue, QueuedCall
 from durably.engine.temporal.flow.limit_queue import CallLimitQueue, limits_of
 from durably.engine.temporal.flow.limit_queue_state import JoinInput, JoinRecord, LeaveRecord, LimitQueueState
 from durably.engine.temporal.workflow_code import pack, unpack

@@ -6,8 +6,7 @@ import pytest
 from temporalio.worker import SlotPermit
 
 import durably
-from durably.engine.core.answers import Answer
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import Answer, CallData
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.engine.temporal.slots.call_slots import CallSlots
 

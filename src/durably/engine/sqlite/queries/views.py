@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from durably.engine.core.call_body import join_memos
+from durably.engine.core.calls import join_memos
 from durably.engine.core.run_state import RunState, RunStatus
 from durably.engine.model.overview import App, FunctionInfo
 from durably.engine.model.rows import UNREACHED_ERRORS

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import msgspec
 
-from durably.engine.core.flow.queue_entries import QueueEntry, decode_queue_entry, encode_queue_entry
+from durably.engine.core.flow.queue import QueueEntry, decode_queue_entry, encode_queue_entry
 from durably.engine.core.inputs import WriteMemo
 from durably.engine.core.run_state import (
     Origin,

@@ -4,10 +4,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 import msgspec
 
-from durably.engine.core.answers import Answer, ReportedOps, shorten_op_error
-from durably.engine.core.call_body import generation_of_checkpoint
+from durably.engine.core.calls import Answer, ReportedOps, generation_of_checkpoint, shorten_op_error
 from durably.engine.core.flow.admission import FINISHED_LATE, STARTED_LATE
-from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
+from durably.engine.core.flow.config import Schedule, Tick, fire, plan_tick
 from durably.engine.core.inputs import (
     Answered,
     AnsweredTogether,

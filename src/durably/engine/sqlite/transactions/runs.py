@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import CallData
 from durably.engine.core.expressions import compile_expression
-from durably.engine.core.flow.queue_entries import QueuedCall
+from durably.engine.core.flow.queue import QueuedCall
 from durably.engine.core.inputs import (
     AbortDeferred,
     AwaitEvent,

@@ -11,11 +11,9 @@ from typing import Protocol
 import msgspec
 
 from durably.engine.core.flow.config import Flow
-from durably.engine.core.flow.queue import LimitQueue
-from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
+from durably.engine.core.flow.queue import LimitQueue, QueuedCall, QueueEntry
 from durably.engine.core.inputs import Input, WaitResolved
-from durably.engine.core.policy import Policy
-from durably.engine.core.run_state import Call, Origin, RunState, RunStatus, origin_of
+from durably.engine.core.run_state import Call, Origin, Policy, RunState, RunStatus, origin_of
 from durably.engine.model.events import Entropy, ReceivedEvent, make_id, make_internal_event
 from durably.engine.model.registry import Registry
 from durably.engine.model.rows import CallTimes, EndedWait

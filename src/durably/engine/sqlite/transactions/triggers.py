@@ -5,7 +5,7 @@ Functions that are paused skip runs. Batches and debounces hold events.
 
 from collections.abc import Sequence
 
-from durably.engine.core.call_body import CallData
+from durably.engine.core.calls import CallData
 from durably.engine.core.flow.admission import (
     CANCELLED_BY_SINGLETON,
     PAUSED,
@@ -28,7 +28,7 @@ from durably.engine.core.flow.admission import (
     take_singleton,
 )
 from durably.engine.core.flow.buckets import BucketKind, StateChange
-from durably.engine.core.flow.queue_entries import QueueEntry
+from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.machine import start as start_machine
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import encode_error, error_memo

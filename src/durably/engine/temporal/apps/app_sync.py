@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.flow.config import read_flow
-from durably.engine.core.policy import standard_backoff
+from durably.engine.core.run_state import standard_backoff
 from durably.engine.model.overview import SyncResult
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings

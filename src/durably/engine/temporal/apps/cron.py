@@ -13,8 +13,7 @@ import msgspec
 from temporalio import activity, workflow
 from temporalio.client import Client, WorkflowExecutionStatus
 
-from durably.engine.core.flow.config import read_flow
-from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
+from durably.engine.core.flow.config import Schedule, Tick, fire, plan_tick, read_flow
 from durably.engine.model.events import make_internal_event, tick_data
 from durably.engine.temporal.ids import cron_workflow_id, make_event_id
 from durably.engine.temporal.messages import EventRecord

@@ -10,8 +10,7 @@ import msgspec
 
 from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
-from durably.engine.core.flow.queue import LimitQueue
-from durably.engine.core.flow.queue_entries import QueuedCall, QueueEntry
+from durably.engine.core.flow.queue import LimitQueue, QueuedCall, QueueEntry
 from durably.engine.temporal.ids import bucket_workflow_id, slots_queue
 from durably.engine.temporal.messages import EventRecord, RunFlowState
 from durably.protocol.options import FunctionOptions

@@ -7,9 +7,8 @@ import heapq
 
 import msgspec
 
-from durably.engine.core.flow.queue import QueueRows
-from durably.engine.core.flow.queue_entries import ConcurrencyKey, Limit, QueuedCall, QueueEntry
-from durably.engine.core.flow.rates import Level
+from durably.engine.core.flow.buckets import Level
+from durably.engine.core.flow.queue import ConcurrencyKey, Limit, QueuedCall, QueueEntry, QueueRows
 from durably.protocol.options import FunctionOptions
 
 from .bucket import ActiveRun

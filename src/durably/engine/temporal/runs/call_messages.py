@@ -5,7 +5,7 @@ Messages are in histories, so a field may be added with a default, and none may 
 
 import msgspec
 
-from durably.engine.core.answers import Answer, AttemptFailed, ReportedOps, Returned, Unreached
+from durably.engine.core.calls import Answer, AttemptFailed, ReportedOps, Returned, Unreached
 from durably.engine.core.run_state import Call, Deferred
 from durably.engine.model.rows import MemoRow
 from durably.engine.temporal.messages import MemoRecord

@@ -1,6 +1,6 @@
 """Changes of runs, as their workflows report them to their process.
 
-They are for metrics, the log, alerts and spans. Nothing else depends on them.
+They are for metrics, the log and spans. Nothing else depends on them.
 
 A module variable is the only access of workflows to their process. A replay reports nothing. A task is executed again,
 and reports again, if the server refuses it because an event came during it, or gives it to a second process. So an end
