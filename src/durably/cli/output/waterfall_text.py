@@ -9,7 +9,7 @@ import shutil
 
 import msgspec
 
-from durably.engine.api.dashboard.rendering.waterfall import Bar, Row, Tick, lay_out
+from durably.engine.api.dashboard.waterfall import Bar, Row, Tick, lay_out
 from durably.engine.model.runs import RunReport, SpanKind, Step
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode
 
