@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from durably.cli.servers.event_loop import freeze_loaded_modules
+from durably.cli.event_loop import freeze_loaded_modules
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.server import serve_database
 

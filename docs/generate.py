@@ -74,8 +74,10 @@ def options_of(command: click.Command, name: str) -> Iterator[tuple[str, click.O
     """The options of a command and of the commands in it."""
     yield from ((name, each) for each in command.params if isinstance(each, click.Option))
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            yield from options_of(inner, f"{name} {inner.name}")
+        context = click.Context(command)
+        for inner in command.list_commands(context):
+            if found := command.get_command(context, inner):
+                yield from options_of(found, f"{name} {inner}")
 
 
 def engine_settings() -> str:

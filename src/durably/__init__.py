@@ -30,9 +30,9 @@ from .errors import EngineNotConfiguredError, NonRetriableError, RetryAfterError
 from .events import Event, EventType
 from .execution import StepMemos
 from .middleware import Middleware, MiddlewareSync
-from .serializers import PydanticSerializer, Serializer
 from .settings import Streaming
 from .steps import FetchResponse, Signal, Step, StepSync
+from .values.codecs import PydanticSerializer, Serializer
 
 if TYPE_CHECKING:
     from .embedded.embedded import Embedded

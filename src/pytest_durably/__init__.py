@@ -34,7 +34,7 @@ def pytest_load_initial_conftests() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Add the filter of ``durably.execution.async_checks``.
+    """Add the filter of ``durably.execution.asyncio_compat``.
 
     Pytest replaces the filters of the process.
     """

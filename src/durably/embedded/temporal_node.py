@@ -183,7 +183,7 @@ class TemporalNode:
             await engine.close()
 
     def forget(self) -> None:
-        """Do nothing: ``temporal/client/runtimes.py`` handles forks of ``temporalio``."""
+        """Do nothing: ``temporal/client/connection.py`` handles forks of ``temporalio``."""
 
     # the start
 

@@ -31,8 +31,7 @@ from durably.protocol.events import InternalEvent
 from durably.protocol.limits import MAX_DEPTH, MAX_STEPS
 
 from .determinism import DeterminismCheck, Past
-from .link import TestCaller, TestLink, VirtualClock, linked, refuse_inside_calls
-from .mocks import Mocks, calling, raising, returning
+from .link import Mocks, TestCaller, TestLink, VirtualClock, calling, linked, raising, refuse_inside_calls, returning
 from .runs import Inspector, Recorder, Records, RunFacts, RunRef, RunStuckError, format_span
 
 T = TypeVar("T")

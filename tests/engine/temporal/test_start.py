@@ -15,7 +15,7 @@ from durably.protocol.signatures import bearer_token
 
 from ...cli import apps
 from ...cli.conftest import Command, Run, Start, command_server, directory, environment, run, start, write
-from ...cli.servers.test_start import EVENT_KEY, KEYS, SIGNING_KEY, logged
+from ...cli.test_start import EVENT_KEY, KEYS, SIGNING_KEY, logged
 from ...ports import free_port
 from ...temporal.dev_server import DevServer
 

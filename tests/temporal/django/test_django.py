@@ -120,12 +120,12 @@ def test_a_workflow_starts_with_the_commit_and_not_after_a_rollback(server: DevS
                 return False
 
         with transaction.atomic():
-            start_on_commit(SleepingWorkflow.run, id=kept)
+            start_on_commit(SleepingWorkflow.run, id=kept, task_queue=temporal.task_queue)
             assert not exists(kept)
         assert exists(kept)
         try:
             with transaction.atomic():
-                start_on_commit(SleepingWorkflow.run, id=dropped)
+                start_on_commit(SleepingWorkflow.run, id=dropped, task_queue=temporal.task_queue)
                 raise ZeroDivisionError
         except ZeroDivisionError:
             pass

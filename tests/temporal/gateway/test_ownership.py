@@ -689,7 +689,11 @@ async def test_owned_by_sets_the_owner_of_workflows_that_the_app_starts(temporal
     gateway = owned(temporal, SleepingWorkflow)
     workflow_id = f"own-{uuid.uuid4().hex}"
     handle = await asyncio.to_thread(
-        temporal.sync.start_workflow, SleepingWorkflow.run, id=workflow_id, search_attributes=owned_by("ada")
+        temporal.sync.start_workflow,
+        SleepingWorkflow.run,
+        id=workflow_id,
+        task_queue=temporal.task_queue,
+        search_attributes=owned_by("ada"),
     )
     assert [await status_for(gateway, user, workflow_id) for user in ("ada", "bob", "staff")] == [200, 404, 200]
     await asyncio.to_thread(handle.terminate)

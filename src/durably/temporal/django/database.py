@@ -13,17 +13,17 @@ the line.
 import functools
 import sysconfig
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar, Unpack, overload
+from typing import Any, Concatenate, ParamSpec
 
 import asgiref.sync
 from asgiref.sync import ThreadSensitiveContext, sync_to_async
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import close_old_connections, connections, transaction
 from temporalio import activity
-from temporalio.types import MethodAsyncNoParam, MethodAsyncSingleParam
+from temporalio.client import Client
 from temporalio.worker import (
     ActivityInboundInterceptor,
     ExecuteActivityInput,
@@ -38,8 +38,6 @@ from temporalio.worker import (
 
 from durably.errors import Error
 from durably.execution.step import is_async
-from durably.temporal.client.connection import Temporal
-from durably.temporal.declarations import StartOptions, fill_arguments
 from durably.web.django import in_event_loop
 
 from .conf import get_temporal
@@ -139,111 +137,30 @@ def _refusal(error: BaseException) -> ModelInWorkflowError:
     )
 
 
-W = TypeVar("W")
-A = TypeVar("A")
-R = TypeVar("R")
 P = ParamSpec("P")
 
 
-class CommitOptions(StartOptions, total=False):
-    """Options of ``start_on_commit``.
+def _on_commit(method: Callable[Concatenate[Client, P], Awaitable[Any]]) -> Callable[P, None]:
+    def start(*args: P.args, **options: P.kwargs) -> None:
+        """Start a workflow when the current transaction commits, or immediately without a transaction.
 
-    They are those of the start, the database, and the connection.
-    """
+        The arguments are those of ``temporal.sync.start_workflow``. If the server is unreachable at the commit, the
+        transaction stays committed, and the end of the ``atomic`` block raises the error. If a workflow must start in
+        any case, write a row and let an activity or a schedule start it.
 
-    using: str | None
-    robust: bool
-    temporal: Temporal | None
+        Asynchronous code calls ``await sync_to_async(start_on_commit)(…)``, since Django has no transactions on an
+        event loop. For another database or connection, give ``transaction.on_commit`` the call itself:
+        ``transaction.on_commit(lambda: connections["billing"].sync.start_workflow(…), using="billing", robust=True)``.
+        """
+        if in_event_loop():  # Otherwise it would fail after the commit.
+            raise SynchronousOnlyOperation(
+                "start_on_commit() is called on an event loop, where Django has no transactions: use "
+                "await sync_to_async(start_on_commit)(…)"
+            )
+        client = get_temporal().sync
+        transaction.on_commit(lambda: client.run(lambda client: method(client, *args, **options)))
 
-
-@overload
-def start_on_commit(workflow: MethodAsyncNoParam[W, R], *, id: str, **options: Unpack[CommitOptions]) -> None: ...
-@overload
-def start_on_commit(
-    workflow: MethodAsyncSingleParam[W, A, R], arg: A, *, id: str, **options: Unpack[CommitOptions]
-) -> None: ...
-@overload
-def start_on_commit(
-    workflow: Callable[Concatenate[W, P], Awaitable[R]],
-    *,
-    args: Sequence[Any],
-    id: str,
-    **options: Unpack[CommitOptions],
-) -> None: ...
-@overload
-def start_on_commit(
-    workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[CommitOptions]
-) -> None: ...
-def start_on_commit(
-    workflow: Any,
-    *arg: Any,
-    id: str,
-    using: str | None = None,
-    robust: bool = False,
-    temporal: Temporal | None = None,
-    **options: Any,
-) -> None:
-    """Start a workflow when the current transaction commits.
-
-    Without a transaction, it starts immediately.
-
-    The arguments are those of ``temporal.sync.start_workflow``; ``using`` names the database. If the server is
-    unreachable at the commit, the transaction stays committed. The end of the ``atomic`` block raises the error, or
-    logs it with ``robust``. If a workflow must start in any case, write a row and let an activity or a schedule start
-    it.
-
-    Raises ``SynchronousOnlyOperation`` on an event loop, whose transactions are in another thread: see
-    ``astart_on_commit``. Before the commit, raises ``TemporalSettingsError`` if no task queue is known, and
-    ``TypeError`` if the arguments do not fit the workflow.
-    """
-    _refuse_event_loop()
-    sync = (temporal or get_temporal()).sync
-    arg, options = fill_arguments(workflow, arg, sync.with_task_queue(options))
-
-    def start() -> None:
-        sync.start_workflow(workflow, *arg, id=id, **options)
-
-    transaction.on_commit(start, using=using, robust=robust)
+    return start
 
 
-@overload
-async def astart_on_commit(
-    workflow: MethodAsyncNoParam[W, R], *, id: str, **options: Unpack[CommitOptions]
-) -> None: ...
-@overload
-async def astart_on_commit(
-    workflow: MethodAsyncSingleParam[W, A, R], arg: A, *, id: str, **options: Unpack[CommitOptions]
-) -> None: ...
-@overload
-async def astart_on_commit(
-    workflow: Callable[Concatenate[W, P], Awaitable[R]],
-    *,
-    args: Sequence[Any],
-    id: str,
-    **options: Unpack[CommitOptions],
-) -> None: ...
-@overload
-async def astart_on_commit(
-    workflow: str, *arg: Any, id: str, args: Sequence[Any] = (), **options: Unpack[CommitOptions]
-) -> None: ...
-async def astart_on_commit(workflow: Any, *arg: Any, id: str, **options: Any) -> None:
-    """Start a workflow from asynchronous code when the transaction commits.
-
-    Like ``start_on_commit``, with the transaction of ``sync_to_async``'s thread.
-
-    Django has no transactions on an event loop. So in most asynchronous views there is no transaction, and the workflow
-    has started when this returns. The event loop is not blocked.
-    """
-    await sync_to_async(start_on_commit)(workflow, *arg, id=id, **options)
-
-
-def _refuse_event_loop() -> None:
-    """Refuse a call on an event loop.
-
-    With ``DJANGO_ALLOW_ASYNC_UNSAFE``, Django itself would refuse only at the commit.
-    """
-    if in_event_loop():
-        raise SynchronousOnlyOperation(
-            "start_on_commit() is called on an event loop, where Django has no transactions: use "
-            "await astart_on_commit(…), or call it in the function that you give to sync_to_async"
-        )
+start_on_commit = _on_commit(Client.start_workflow)

@@ -22,8 +22,7 @@ from durably.execution import drive
 from durably.io.http_client import IO, BlockingIO
 from durably.protocol.headers import is_of_another_site
 from durably.protocol.options import check_function, check_text, check_type
-from durably.temporal.client.connection import Temporal
-from durably.temporal.client.runtimes import GATEWAY_LATENCY
+from durably.temporal.client.connection import GATEWAY_LATENCY, Temporal
 from durably.temporal.errors import TemporalSettingsError, TemporalUnreachableError
 from durably.temporal.namespace.search_attributes import OWNER_ATTRIBUTE, DeclaredAttribute, ensure_keyword
 from durably.temporal.request_ids import HTTP_HEADER, current_request_id, usable_request_id, web_request

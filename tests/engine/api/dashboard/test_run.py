@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 import durably
-from durably.cli.output.run_text import describe_run
+from durably.cli.run_text import describe_run
 from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.dashboard.values import PointerError
 from durably.protocol.opcodes import hash_step_id
