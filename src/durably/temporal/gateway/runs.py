@@ -6,7 +6,7 @@ each run numbers its events from 1.
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -15,28 +15,26 @@ from typing import Any, Literal
 from pydantic import ValidationError
 from temporalio.api.enums.v1 import ContinueAsNewInitiator, EventType, RetryState, WorkflowTaskFailedCause
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
-from temporalio.api.history.v1 import WorkflowExecutionStartedEventAttributes
 from temporalio.client import (
     WorkflowExecutionDescription,
     WorkflowExecutionStatus,
     WorkflowFailureError,
     WorkflowHistoryEventFilterType,
 )
-from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
 from durably.temporal.errors import scrub
-from durably.temporal.gateway.call import Call
-from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
-from durably.temporal.gateway.models import Completed, Started
-from durably.temporal.gateway.problems import EXCEPTIONS, Problem, logger, to_problem, workflow_failed
 from durably.temporal.namespace.inspection import is_open
+
+from .call import Call
+from .messages import Completed, GatewayResponse, Links, Started, answer
+from .problems import EXCEPTIONS, Problem, logger, to_problem, workflow_failed
 
 
 async def result(call: Call) -> GatewayResponse:
     """The result, after at most ``?wait=`` seconds (0 by default), or 202."""
-    wait = float(call.integer("wait", 0, 0, 10**9 - 1))
-    run_id = call.existing.run_id
+    wait = float(call.params["wait"])
+    run_id = call.run_id
     if wait == 0:
         status = (await call.describe()).status
         done = None if is_open(status) else await wait_for_result(call, run_id, call.limits.max_wait)
@@ -48,7 +46,7 @@ async def result(call: Call) -> GatewayResponse:
     if done is not None:
         return answer(done)
     shown: Literal["running", "paused"] = "paused" if status is PAUSED else "running"
-    pending = Started(workflow_id=call.workflow_id, run_id=run_id, status=shown, links=links_to(call.location))
+    pending = Started(workflow_id=call.workflow_id, run_id=run_id, status=shown, links=Links.of(call.location))
     return answer(pending, HTTPStatus.ACCEPTED, location=pending.links.result, retry_after="1")
 
 
@@ -66,10 +64,7 @@ async def wait_for_result(call: Call, run_id: str, seconds: float) -> Completed[
         return None
     except WorkflowFailureError as error:
         raise workflow_failed(error, workflow_id=call.workflow_id, run_id=run_id) from error
-    return Completed[Any](workflow_id=call.workflow_id, run_id=run_id, result=value, links=links_to(call.location))
-
-
-_OTHER_ERRORS: tuple[type[Exception], ...] = (Problem, TimeoutError, *EXCEPTIONS)
+    return Completed[Any](workflow_id=call.workflow_id, run_id=run_id, result=value, links=Links.of(call.location))
 
 
 @contextmanager
@@ -81,10 +76,10 @@ def must_fit(call: Call, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except _OTHER_ERRORS:
-        raise
     except Exception as error:
-        place = f"{what} of {call.label}"
+        if isinstance(error, (Problem, TimeoutError, *EXCEPTIONS)):
+            raise
+        place = f"{what} of {call.endpoint.label}"
         logger.error(
             "%s does not fit its declared type, workflow %s: %s", place, call.workflow_id, "; ".join(_misfits(error))
         )
@@ -163,7 +158,7 @@ async def wait_for_last_run(call: Call, run_id: str) -> str:
     while (following := _successor(await _closing_event(call, run_id))) is not None:
         run_id = following.position.run_id
         await call.describe_run(run_id)
-    if call.exposure.ownership is not None:
+    if call.exposure.owner is not None:
         await call.describe_run(run_id)
     return run_id
 
@@ -203,6 +198,9 @@ def _successor(last: RawEvent) -> NextRun | None:
     return NextRun(Position(run_id), "retry" if is_retry else "cron")
 
 
+_MAXIMUM_RUNS = 100
+
+
 async def _reset_of(call: Call, run_id: str) -> NextRun | None:
     description = await call.describe_run(run_id)
     reset = description.raw_description.workflow_extended_info.reset_run_id
@@ -210,73 +208,31 @@ async def _reset_of(call: Call, run_id: str) -> NextRun | None:
         # The reset of an earlier run ends the latest run, which does not name its successor.
         latest = await call.describe_run(None)
         if latest.run_id != run_id and _first_run(latest) == _first_run(description):
-            reset = await _reset_that_ended(call, run_id, latest.run_id)
-    if not reset:
-        return None
-    marker = await _reset_marker(call, reset)
-    return NextRun(Position(reset, marker.copied if marker else 0), "reset")
+            reset = await _last_reset(call, latest.run_id)
+    return NextRun(Position(reset, await _copied_events(call, reset)), "reset") if reset else None
 
 
-async def _reset_that_ended(call: Call, run_id: str, latest: str) -> str:
-    """The run of the reset that ended ``run_id``; ``latest`` after too many runs.
-
-    The predecessors of both runs are read. The reset is the last one before they meet.
-    """
-    before = {each async for each, _ in _backwards(call, run_id)}
-    found = latest
-    async for each, is_reset in _backwards(call, latest):
-        if each in before:
-            return found
-        if is_reset:
-            found = each
+async def _last_reset(call: Call, latest: str) -> str:
+    """The last run that a reset has made, up to ``latest``, which is returned if it is not found."""
+    run_id = latest
+    for _ in range(_MAXIMUM_RUNS):
+        events = call.handle(run_id).fetch_history_events(page_size=1, rpc_timeout=call.rpc_timeout)
+        started = (await anext(events)).workflow_execution_started_event_attributes
+        if started.original_execution_run_id not in ("", run_id):
+            return run_id
+        if not (run_id := started.continued_execution_run_id):
+            break
     return latest
 
 
-_MAXIMUM_RUNS = 100
-
-
-async def _backwards(call: Call, run_id: str) -> AsyncIterator[tuple[str, bool]]:
-    """A run and its predecessors, each with whether a reset made it."""
-    for _ in range(_MAXIMUM_RUNS):
-        started = await _started(call, run_id)
-        if started is None:
-            return
-        is_reset = started.original_execution_run_id not in ("", run_id)
-        yield run_id, is_reset
-        marker = await _reset_marker(call, run_id) if is_reset else None
-        run_id = marker.base_run_id if marker else started.continued_execution_run_id
-        if not run_id:
-            return
-
-
-async def _started(call: Call, run_id: str) -> WorkflowExecutionStartedEventAttributes | None:
-    """``None`` if the server has deleted the run."""
-    try:
-        async for event in call.handle(run_id).fetch_history_events(page_size=1, rpc_timeout=call.rpc_timeout):
-            return event.workflow_execution_started_event_attributes
-    except RPCError as error:
-        if error.status is not RPCStatusCode.NOT_FOUND:
-            raise
-    return None
-
-
-@dataclass(frozen=True)
-class _ResetMarker:
-    """The event of a reset in the new run: the number of copied events, and their run."""
-
-    copied: int
-    base_run_id: str
-
-
-async def _reset_marker(call: Call, run_id: str) -> _ResetMarker | None:
+async def _copied_events(call: Call, run_id: str) -> int:
+    """The number of events that a reset has copied to a run."""
     async for event in call.handle(run_id).fetch_history_events(rpc_timeout=call.rpc_timeout):
         failed = event.workflow_task_failed_event_attributes
-        if (
-            failed.cause == WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
-            and failed.new_run_id == run_id
-        ):
-            return _ResetMarker(event.event_id - 1, failed.base_run_id)
-    return None
+        is_reset = failed.cause == WorkflowTaskFailedCause.WORKFLOW_TASK_FAILED_CAUSE_RESET_WORKFLOW
+        if is_reset and failed.new_run_id == run_id:
+            return event.event_id - 1
+    return 0
 
 
 def _first_run(description: WorkflowExecutionDescription) -> str:

@@ -17,13 +17,10 @@ While the server is down the stream stays open, with comments that browsers skip
 import asyncio
 import contextlib
 import datetime as dt
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Sequence
 from http import HTTPStatus
 from typing import Any
-from weakref import WeakSet, WeakValueDictionary
 
 from google.protobuf.json_format import MessageToDict
 from pydantic import BaseModel
@@ -31,12 +28,10 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.api.history.v1 import HistoryEvent as RawEvent
 from temporalio.converter import DataConverter
 
-from durably.temporal.gateway.call import Call
-from durably.temporal.gateway.messages import GatewayResponse, answer, to_json
-from durably.temporal.gateway.models import HistoryEvent, HistoryPage, Pending, RawHistoryPage, Run
-from durably.temporal.gateway.problems import RETRY_AFTER, Problem, causes, to_problem
-
+from .call import Call, StreamSlot
 from .lists import pending_activities
+from .messages import GatewayResponse, HistoryEvent, HistoryPage, Pending, RawHistoryPage, Run, answer, to_json
+from .problems import causes, to_problem
 from .runs import NextRun, Position, find_run, next_run, parse_position, wait_for_result
 
 MAX_PAGE_SIZE = 1000
@@ -47,14 +42,14 @@ _AT_A_TIME = 50
 
 
 async def history(call: Call) -> GatewayResponse:
-    events, next_page = await _fetch(call, page_size=PAGE_SIZE)
+    events, next_page = await _fetch(call)
     brief = Brief(call.client.data_converter)
     return answer(HistoryPage(events=[await brief.event(event) for event in events], next_page=next_page))
 
 
 async def raw_history(call: Call) -> GatewayResponse:
     """Encrypted payloads stay encrypted."""
-    events, next_page = await _fetch(call, page_size=MAX_PAGE_SIZE)
+    events, next_page = await _fetch(call)
     page = RawHistoryPage(events=[], next_page=next_page)
     for start in range(0, len(events), _AT_A_TIME):
         page.events += [MessageToDict(event) for event in events[start : start + _AT_A_TIME]]
@@ -62,33 +57,22 @@ async def raw_history(call: Call) -> GatewayResponse:
     return answer(page)
 
 
-async def _fetch(call: Call, page_size: int) -> tuple[Sequence[RawEvent], str | None]:
+async def _fetch(call: Call) -> tuple[Sequence[RawEvent], str | None]:
     """The requested page, and the token of the next one.
 
     The token names the run: all pages are of one run, even if the workflow continues in another run.
     """
-    pages = call.pages(call.workflow_id, call.request.query("run_id") or "")
-    run_id, token = _split(pages.take(call.request.query("page")))
-    described = await call.describe()
-    if run_id is not None and run_id != described.run_id:
+    pages = call.pages(call.workflow_id, call.params["run_id"] or "")
+    run_id, _, token = (pages.take(call.params["page"]) or call.run_id.encode()).partition(b" ")
+    if run_id.decode() != call.run_id:
         # The owner may have changed since the previous page.
-        await call.describe_run(run_id)
-    run_id = run_id or described.run_id
-    events = call.handle(run_id).fetch_history_events(
-        page_size=call.integer("page_size", page_size, 1, MAX_PAGE_SIZE),
-        next_page_token=token,
-        rpc_timeout=call.rpc_timeout,
+        await call.describe_run(run_id.decode())
+    events = call.handle(run_id.decode()).fetch_history_events(
+        page_size=call.params["page_size"], next_page_token=token or None, rpc_timeout=call.rpc_timeout
     )
     await events.fetch_next_page()
     following = events.next_page_token
-    return events.current_page or (), pages.give(run_id.encode() + b" " + following if following else None)
-
-
-def _split(token: bytes | None) -> tuple[str | None, bytes | None]:
-    if token is None:
-        return None, None
-    run_id, _, rest = token.partition(b" ")
-    return run_id.decode(), rest
+    return events.current_page or (), pages.give(run_id + b" " + following if following else None)
 
 
 _NAMES = (
@@ -164,55 +148,42 @@ _UNKNOWN_POSITION = b": Last-Event-ID is not of this workflow; this is the begin
 
 
 async def events(call: Call) -> GatewayResponse:
-    """The stream (server-sent events). Raises the problem 429 for one too many."""
-    release = call.take_stream()
-    try:
-        response = await _open(call)
-    except BaseException:
-        release()
-        raise
-    if (stream := response.stream) is None:
-        release()
-        return response
-    return replace(response, stream=lambda: _held(call, stream(), release))
+    """The stream (server-sent events). Raises the problem 429 for one too many.
 
-
-async def _open(call: Call) -> GatewayResponse:
-    """Start at ``Last-Event-ID``, or at the first event if the id is unknown."""
-    run_id = (await call.describe()).run_id
+    It starts at ``Last-Event-ID``, or at the first event if the id is unknown.
+    """
+    slot = call.take_stream()
     last = call.request.headers.get("last-event-id", "")
     seen = parse_position(last)
+    first = [b"retry: 2000\n\n"]
     if seen is not None and await find_run(call, seen) is None:
         seen = None
     if seen is None:
-        first = [b"retry: 2000\n\n", *([_UNKNOWN_POSITION] if last else [])]
-        return _stream(call, _Stream(call, Position(run_id), Run(run_id=run_id)), first)
-    if not seen.is_end:
-        return _stream(call, _Stream(call, seen, None), [b"retry: 2000\n\n"])
-    following = await next_run(call, seen.run_id, None)
-    if following is None:
-        return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers={"Cache-Control": "no-store"})
-    return _stream(call, _Stream(call, following.position, _run(seen, following)), [b"retry: 2000\n\n"])
-
-
-def _stream(call: Call, stream: "_Stream", first: list[bytes]) -> GatewayResponse:
-    return GatewayResponse(
-        status_code=HTTPStatus.OK,
-        headers=dict(_HEADERS),
-        stream=lambda: _follow(stream, first),
-    )
+        stream = _Stream(call, Position(call.run_id), Run(run_id=call.run_id))
+        first += [_UNKNOWN_POSITION] if last else []
+    elif not seen.is_end:
+        stream = _Stream(call, seen, None)
+    else:
+        following = await next_run(call, seen.run_id, None)
+        if following is None:
+            return GatewayResponse(status_code=HTTPStatus.NO_CONTENT, headers={"Cache-Control": "no-store"})
+        stream = _Stream(call, following.position, _run(seen, following))
+    held = _held(call, stream, first, slot)
+    return GatewayResponse(status_code=HTTPStatus.OK, headers=dict(_HEADERS), stream=lambda: held)
 
 
 async def _held(
-    call: Call, messages: AsyncGenerator[bytes, None], release: Callable[[], None]
+    call: Call, stream: "_Stream", first: list[bytes], slot: StreamSlot | None
 ) -> AsyncGenerator[bytes, None]:
+    """The messages, counted as an open stream until it ends or is collected."""
     try:
         with call.waiting():
-            async with contextlib.aclosing(messages):
+            async with contextlib.aclosing(_follow(stream, first)) as messages:
                 async for message in messages:
                     yield message
     finally:
-        release()
+        if slot is not None:
+            slot.release()
 
 
 async def _follow(stream: "_Stream", first: list[bytes]) -> AsyncGenerator[bytes, None]:
@@ -342,42 +313,3 @@ async def _history(call: Call, run_id: str, end: float) -> AsyncGenerator[RawEve
 def _message(kind: str, body: BaseModel, position: Position | None = None) -> bytes:
     id = b"" if position is None else f"id: {position}\n".encode()
     return id + f"event: {kind}\ndata: ".encode() + to_json(body) + b"\n\n"
-
-
-class StreamSlot:
-    """An open stream, until it is released or collected. Some are never closed."""
-
-    def __init__(self, others: "WeakSet[StreamSlot]") -> None:
-        self._others = others
-        others.add(self)
-
-    def release(self) -> None:
-        """Can be called several times."""
-        self._others.discard(self)
-
-
-class StreamSlots:
-    """The open streams of each principal in this process. Thread-safe."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._lock = threading.Lock()
-        # Only the slots reference a principal's set, so principals without streams use no memory.
-        self._open: WeakValueDictionary[str, WeakSet[StreamSlot]] = WeakValueDictionary()
-
-    def take(self, principal_key: str) -> Callable[[], None]:
-        """Count a stream until the returned function is called. Raises a problem."""
-        with self._lock:
-            slots = self._open.get(principal_key)
-            if slots is None:
-                slots = self._open[principal_key] = WeakSet()
-            if len(slots) >= self._limit:
-                raise Problem(
-                    HTTPStatus.TOO_MANY_REQUESTS,
-                    "too-many-streams",
-                    f"{self._limit} event streams are open, the maximum for one principal: close one, or raise "
-                    "Limits(max_streams=…) in the app",
-                    headers={"Retry-After": RETRY_AFTER},
-                    limit=self._limit,
-                )
-            return StreamSlot(slots).release

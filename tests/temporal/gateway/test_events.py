@@ -17,9 +17,9 @@ import pytest
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, Gateway, GatewayRequest, GatewayResponse, Limits, expose
 
-from ...app_server import AppServer
-from ...workflows import TASK_QUEUE, StepsWorkflow
-from ..gateway_client import ask
+from ..app_server import AppServer
+from ..workflows import TASK_QUEUE, StepsWorkflow
+from .gateway_client import ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 

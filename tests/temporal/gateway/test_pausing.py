@@ -8,10 +8,10 @@ import pytest
 from durably.temporal import Temporal
 from durably.temporal.gateway import FOR_OPERATORS, FOR_OWNERS, Operation
 
-from ...app_server import AppServer
-from ...apps import open_gateway
-from ...dev_server import DevServer
-from ..gateway_client import ask
+from ..app_server import AppServer
+from ..apps import open_gateway
+from ..dev_server import DevServer
+from .gateway_client import ask
 
 pytestmark = pytest.mark.usefixtures("worker")
 

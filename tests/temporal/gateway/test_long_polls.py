@@ -13,9 +13,9 @@ from temporalio.worker import Worker
 
 from durably.temporal import Temporal
 
-from ...app_server import AppServer, running
-from ...dev_server import DevServer
-from ...workflows import Pair, SumWorkflow
+from ..app_server import AppServer, running
+from ..dev_server import DevServer
+from ..workflows import Pair, SumWorkflow
 
 MOST_POLLS, WORKFLOWS = 1_000, 50
 

@@ -24,21 +24,20 @@ from temporalio.client import (
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.compat import PAUSED
-from durably.temporal.gateway.authorization import owner_of
-from durably.temporal.gateway.call import CLOSED, Call, RunClosedError, is_closed
-from durably.temporal.gateway.idempotency import find_repetition, find_update_name, is_repetition, one_request
-from durably.temporal.gateway.messages import GatewayResponse, answer, links_to
-from durably.temporal.gateway.models import Accepted, QueryAnswer, UpdateAccepted, UpdateDone
-from durably.temporal.gateway.problems import Problem, no_worker, not_found, to_problem
 from durably.temporal.namespace.inspection import missing_worker
 
+from .authorization import owner_of
+from .call import CLOSED, Call, RunClosedError, is_closed
+from .idempotency import find_repetition, find_update_name, is_repetition, one_request
+from .messages import Accepted, GatewayResponse, Links, QueryAnswer, UpdateAccepted, UpdateDone, answer
+from .problems import Problem, no_worker, not_found, to_problem
 from .runs import must_fit
 
 T = TypeVar("T")
 
 
 async def signal(call: Call) -> GatewayResponse:
-    name, arguments = call.handler.name, call.handler.arguments.spread(call.value)
+    name, arguments = call.handler.name, call.handler.spread(call.value)
 
     async def send(run: WorkflowHandle[Any, Any]) -> None:
         with one_request(call.client, call.keyed):
@@ -54,22 +53,22 @@ async def _ask_once(call: Call, ask: Callable[[WorkflowHandle[Any, Any]], Awaita
     The result is ``None`` if the workflow has closed since that request: then the server no longer compares ids.
     """
     try:
-        asked = await call.existing.ask_open_run(ask)
+        asked = await call.ask_open_run(ask)
     except Problem as problem:
         if call.keyed is None or problem.kind != CLOSED:
             raise
-        if not await find_repetition(call.history(call.existing.run_id), call.keyed):
+        if not await find_repetition(call.history(), call.keyed):
             raise
         return None, True
-    return asked, call.keyed is not None and await is_repetition(call.history(call.existing.run_id), call.keyed)
+    return asked, call.keyed is not None and await is_repetition(call.history(), call.keyed)
 
 
 async def query(call: Call) -> GatewayResponse:
     handler = call.handler
     asking = call.handle().query(
         handler.name,
-        args=handler.arguments.spread(call.value),
-        result_type=handler.handler.result,
+        args=handler.spread(call.value),
+        result_type=handler.result,
         rpc_timeout=call.rpc_timeout,
     )
     with must_fit(call, "the answer"):
@@ -83,7 +82,7 @@ async def update(call: Call) -> GatewayResponse:
     update_id = call.ids.get("update_id")
     if update_id is not None:
         handle, is_replay = _earlier_update(call, update_id), False
-        seconds = float(call.integer("wait", 0, 0, 10**9 - 1))
+        seconds = float(call.params["wait"])
     else:
         handle, is_replay = await _start_update(call)
     try:
@@ -120,18 +119,18 @@ async def _check_name(call: Call) -> None:
     update_id = call.ids.get("update_id")
     if update_id is None:
         return
-    name = await find_update_name(call.history(call.existing.run_id), update_id)
+    name = await find_update_name(call.history(), update_id)
     if name not in (None, call.handler.name):
         raise not_found("there is no such update here")
 
 
 def _earlier_update(call: Call, update_id: str) -> WorkflowUpdateHandle[Any]:
-    return call.handle().get_update_handle(update_id, result_type=call.handler.handler.result)
+    return call.handle().get_update_handle(update_id, result_type=call.handler.result)
 
 
 def _update_accepted(call: Call, handle: WorkflowUpdateHandle[Any], is_replay: bool) -> GatewayResponse:
     location = f"{call.location}/updates/{call.handler.name}/{quote(handle.id, safe='')}"
-    links = links_to(call.location).model_copy(update={"result": location})
+    links = Links.of(call.location).model_copy(update={"result": location})
     accepted = UpdateAccepted(update_id=handle.id, links=links)
     return answer(accepted, HTTPStatus.ACCEPTED, is_replay=is_replay, location=location)
 
@@ -143,10 +142,10 @@ async def _start_update(call: Call) -> tuple[WorkflowUpdateHandle[Any], bool]:
         with one_request(call.client, call.keyed):
             return await run.start_update(
                 call.handler.name,
-                args=call.handler.arguments.spread(call.value),
+                args=call.handler.spread(call.value),
                 id=update_id,
                 wait_for_stage=WorkflowUpdateStage.ACCEPTED,
-                result_type=call.handler.handler.result,
+                result_type=call.handler.result,
                 rpc_timeout=call.rpc_timeout,
             )
 
@@ -181,18 +180,18 @@ async def cancel(call: Call) -> GatewayResponse:
         if is_closed(after) and not after.raw_description.workflow_extended_info.cancel_requested:
             raise RunClosedError
 
-    await call.existing.ask_open_run(send)
+    await call.ask_open_run(send)
     return _accepted(call)
 
 
 async def terminate(call: Call) -> GatewayResponse:
     reason = call.value.reason or None
-    await call.existing.ask_open_run(lambda run: run.terminate(reason=reason, rpc_timeout=call.rpc_timeout))
+    await call.ask_open_run(lambda run: run.terminate(reason=reason, rpc_timeout=call.rpc_timeout))
     return _accepted(call)
 
 
 def _accepted(call: Call, is_replay: bool = False) -> GatewayResponse:
-    accepted = Accepted(workflow_id=call.workflow_id, links=links_to(call.location))
+    accepted = Accepted(workflow_id=call.workflow_id, links=Links.of(call.location))
     return answer(accepted, HTTPStatus.ACCEPTED, is_replay=is_replay)
 
 
@@ -201,11 +200,11 @@ async def reset(call: Call) -> GatewayResponse:
 
     A reset of any run ends the latest run. The latest run must have the same owner, for staff too.
     """
-    run_id = call.existing.run_id
-    if call.request.query("run_id"):
+    run_id = call.run_id
+    if call.params["run_id"]:
         await _check_latest_owner(call)
     event_id = call.value.event_id or await _workflow_task(call, run_id, call.value.to)
-    if call.exposure.ownership is not None:
+    if call.exposure.owner is not None:
         await _check_owner_before(call, run_id, event_id)
     request = ResetWorkflowExecutionRequest(
         namespace=call.client.namespace,
@@ -216,16 +215,16 @@ async def reset(call: Call) -> GatewayResponse:
         identity=call.client.identity,
     )
     response = await call.client.workflow_service.reset_workflow_execution(request, timeout=call.rpc_timeout)
-    accepted = Accepted(workflow_id=call.workflow_id, run_id=response.run_id, links=links_to(call.location))
+    accepted = Accepted(workflow_id=call.workflow_id, run_id=response.run_id, links=Links.of(call.location))
     return answer(accepted, HTTPStatus.ACCEPTED, location=call.location)
 
 
 async def _check_latest_owner(call: Call) -> None:
     """Raises a problem if the latest run has another owner than this run."""
     latest = await call.describe_run(None)
-    if call.exposure.ownership is None:
+    if call.exposure.owner is None:
         return
-    attribute = call.owner_attribute
+    attribute = call.services.owner_attribute
     if owner_of(latest, attribute) != owner_of(await call.describe(), attribute):
         raise Problem(
             HTTPStatus.CONFLICT,
@@ -245,7 +244,7 @@ async def _check_owner_before(call: Call, run_id: str, event_id: int) -> None:
             if event.event_id <= event_id:
                 return
             upserted = event.upsert_workflow_search_attributes_event_attributes.search_attributes.indexed_fields
-            if call.owner_attribute in upserted:
+            if call.services.owner_attribute in upserted:
                 raise Problem(
                     HTTPStatus.CONFLICT,
                     "handed-over",
@@ -300,7 +299,7 @@ async def _send_pause(call: Call, make: Callable[..., Any], ask: Callable[..., A
         await ask(request, timeout=call.rpc_timeout)
 
     try:
-        await call.existing.ask_open_run(send)
+        await call.ask_open_run(send)
     except RPCError as error:
         if error.status is RPCStatusCode.UNIMPLEMENTED:
             raise _pauses_are_unsupported() from error
