@@ -1,21 +1,19 @@
 """Events: what each started, and sending of events."""
 
 import datetime as dt
-from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from durably.engine.api.dashboard.messages import DashboardResponse
-from durably.engine.api.dashboard.rendering import json_tree
-from durably.engine.api.dashboard.rendering.charts import RANGES
-from durably.engine.api.dashboard.rendering.formats import FormError, read_object, write_last, write_object
-from durably.engine.api.dashboard.visit import Live, PageError, Route, Visit
 from durably.engine.model.runs import EventPage, StoredEvent
 from durably.protocol.engine_errors import EngineError, SelectionInvalidError
 from durably.protocol.events import INTERNAL_PREFIX, patterns_of
 
-from .run import answer_value
+from .formats import FormError, read_object, write_last, write_object
+from .messages import DashboardResponse
+from .overview import RANGES
+from .values import answer_value, tree_of
+from .visit import Live, PageError, Route, Visit
 
 PAGE_SIZE = 50
 _SHOWN_RUNS = 3
@@ -33,7 +31,7 @@ async def show_events(visit: Visit) -> DashboardResponse:
             name=query.get("name"),
             received_after=None if since is None else dt.datetime.now(dt.UTC) - RANGES[since],
             is_unmatched=True if "unmatched" in query else None,
-            if_exp=_condition(query),
+            if_exp=_condition(visit),
             id=query.get("id"),
             limit=PAGE_SIZE,
             cursor=query.get("cursor"),
@@ -53,13 +51,14 @@ async def show_events(visit: Visit) -> DashboardResponse:
     )
 
 
-def _condition(query: Mapping[str, str]) -> str | None:
+def _condition(visit: Visit) -> str | None:
     """The expression of the filter.
 
-    The engine's own events are left out, unless they are asked for.
+    The engine's own events are left out, unless a name or an id asks for them.
     """
+    query = visit.query
     conditions = [f"({query['if']})"] if "if" in query else []
-    if not query.keys() & {"name", "id", "own"}:
+    if not query.keys() & {"name", "id"} and visit.info.offers("search_events.if_exp"):
         conditions.append(_OF_APPS)
     return " && ".join(conditions) or None
 
@@ -71,7 +70,7 @@ async def show_event(visit: Visit) -> DashboardResponse:
     return await visit.page(
         "event.html",
         event=event,
-        tree=json_tree.tree_of(msgspec.json.encode(event.data)),
+        tree=tree_of(msgspec.json.encode(event.data)),
         runs=runs,
         triggered=triggered,
         may_send=await visit.may("receive_events"),
@@ -104,7 +103,7 @@ async def show_form(visit: Visit) -> DashboardResponse:
     if (event_id := visit.query.get("event")) is not None:
         event = await _event(visit, event_id)
         name, text = event.name, write_object(event.data)
-    elif name:
+    elif name and visit.info.offers("search_events"):
         page = await visit.engine.search_events(name=name, limit=1)
         text = write_last(page.events[0].event) if page.events else "{}"
     return await _form_page(visit, name, text)
@@ -146,7 +145,7 @@ async def send_again(visit: Visit) -> DashboardResponse:
 
 
 ROUTES = (
-    Route("GET", "/events", show_events, live=Live.ALL),
+    Route("GET", "/events", show_events, live=Live.ALL, needs="search_events"),
     Route("GET", "/events/send", show_form),
     Route("POST", "/events/send", send, action="receive_events"),
     Route("GET", "/events/{event_id}", show_event, live=Live.ALL),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import durably
-from durably.engine.api.dashboard.rendering.run_as_test import write_test
+from durably.engine.api.dashboard.run_as_test import write_test
 from durably.engine.model.runs import RunReport
 from durably.testing import TestEngine
 from durably.testing.engine_base import TestRun

@@ -11,11 +11,10 @@ import pytest
 import durably
 from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.dashboard.messages import Action
-from durably.engine.model.runs import RunPage, RunStatus, StatusCounts
-from durably.protocol.engine_errors import NotSupportedError
+from durably.engine.model.runs import RunPage, RunStatus
 from durably.testing import TestEngine
 
-from ..dashboard_client import get, header, page, post, token_of
+from .dashboard_client import get, header, page, post, token_of
 
 NOON = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 STATUSES = [status.lower() for status in RunStatus]
@@ -144,7 +143,7 @@ async def test_a_filter_that_is_not_valid_is_a_page_with_400(dashboard: Dashboar
 async def test_older_runs_are_on_further_pages(
     engine: TestEngine, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("durably.engine.api.dashboard.pages.runs.PAGE_SIZE", 2)
+    monkeypatch.setattr("durably.engine.api.dashboard.runs.PAGE_SIZE", 2)
     ids = await place(engine, 1, 2, 3)
     text = await page(dashboard, "/runs", "function=shop-ship")
     assert shown(text, *ids) == [False, True, True]
@@ -163,7 +162,7 @@ async def test_the_search_says_how_far_it_has_looked(
         return RunPage(runs=[], cursor="01ABC", searched_until=NOON)
 
     monkeypatch.setattr(engine._engine, "search_runs", search_runs)
-    monkeypatch.setattr("durably.engine.api.dashboard.pages.runs.SEARCH_SECONDS", 0)
+    monkeypatch.setattr("durably.engine.api.dashboard.runs.SEARCH_SECONDS", 0)
     text = await page(dashboard, "/runs", "if=true")
     assert "No run matches so far" in text
     assert "2026-03-01 12:00:00 UTC" in text
@@ -208,18 +207,6 @@ async def test_statuses_have_links_with_the_number_of_their_runs(
     monkeypatch.setattr("durably.engine.sqlite.queries.run_search.MOST_COUNTED", 1)
     found = await counts_of(dashboard)
     assert (found["all"], found["completed"], found["failed"]) == ("3+", "1+", "1")
-
-
-async def test_an_engine_that_counts_no_runs_has_its_list(
-    engine: TestEngine, dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def count_runs(**options: object) -> StatusCounts:
-        raise NotSupportedError("not here")
-
-    monkeypatch.setattr(engine._engine, "count_runs", count_runs)
-    [run_id] = await place(engine, 5)
-    assert shown(await page(dashboard, "/runs"), run_id) == [True]
-    assert await counts_of(dashboard) == {}
 
 
 async def counts_of(dashboard: Dashboard, query: str = "") -> dict[str, str]:
@@ -276,26 +263,3 @@ async def test_each_selected_run_needs_a_permission(engine: TestEngine) -> None:
     assert 'form="selection"' not in await page(viewers, "/runs")
     refused = await post(viewers, "/runs/rerun-selected", token, cookie, **{f"run-{mine}": "1"})
     assert refused.status_code == 403
-
-
-async def test_the_reader_chooses_columns(engine: TestEngine, dashboard: Dashboard) -> None:
-    await place(engine, 5)
-    assert await columns_of(dashboard, None) == ["Status", "Function", "Run", "Created", "Duration"]
-    chosen = await get(dashboard, "/runs/columns", "status=Completed&column-output=1&column-event=1&path=x&cursor=1")
-    assert (chosen.status_code, header(chosen, "location")) == (303, "/runs?status=Completed")
-    cookie = header(chosen, "set-cookie") or ""
-    assert cookie == "durably-columns=event.output; Path=/; HttpOnly; SameSite=Lax; Max-Age=31536000"
-    assert await columns_of(dashboard, cookie.partition(";")[0]) == ["Status", "Function", "Event", "Output"]
-    text = await page(dashboard, "/runs", headers={"host": "localhost", "cookie": "durably-columns=<b>.output.event"})
-    assert 'title="order/placed">order/placed</td>' in text
-    assert "<code>{&#34;weight&#34;:5}</code>" in text
-    assert re.findall(r'name="column-(\w+)" value="1" checked', text) == ["event", "output"]
-    assert await columns_of(dashboard, "durably-columns=") == ["Status", "Function"]
-    everything = "app.created.duration.event.output.run.started.failed-attempts"
-    assert len(await columns_of(dashboard, f"durably-columns={everything}")) == 10
-
-
-async def columns_of(dashboard: Dashboard, cookie: str | None) -> list[str]:
-    headers = {"host": "localhost"} | ({} if cookie is None else {"cookie": cookie})
-    text = await page(dashboard, "/runs", headers=headers)
-    return re.findall(r"<th scope=\"col\"[^>]*>([\w ]+)</th>", text)

@@ -14,12 +14,12 @@ import pytest
 import durably
 from durably.cli.run_text import describe_run
 from durably.engine.api.dashboard.dashboard import Dashboard
-from durably.engine.api.dashboard.rendering.json_tree import PointerError
+from durably.engine.api.dashboard.values import PointerError
 from durably.protocol.opcodes import hash_step_id
 from durably.testing import TestEngine
 from durably.testing.engine_base import TestRun
 
-from ..dashboard_client import get, header, page, post, token_of
+from .dashboard_client import get, header, page, post, token_of
 
 HOSTILE = '"><script>alert(1)</script>\u202e\x1b[31m'
 
@@ -338,7 +338,7 @@ async def test_a_run_has_its_code_as_a_test(shop: Shop) -> None:
     assert 'data-copy-of="code"' in text
 
 
-@pytest.mark.parametrize(("path", "name"), [("test", "run.write_test"), ("value", "run.json_tree.build_tree")])
+@pytest.mark.parametrize(("path", "name"), [("test", "run.write_test"), ("value", "values.build_tree")])
 async def test_large_values_are_written_outside_the_event_loop(
     shop: Shop, monkeypatch: pytest.MonkeyPatch, path: str, name: str
 ) -> None:
@@ -349,7 +349,7 @@ async def test_large_values_are_written_outside_the_event_loop(
         raise RecursionError if path == "test" else PointerError
 
     run = await shop.order()
-    monkeypatch.setattr(f"durably.engine.api.dashboard.pages.{name}", note)
+    monkeypatch.setattr(f"durably.engine.api.dashboard.{name}", note)
     report = await shop.engine._engine.inspect_run(run.id)
     assert report is not None
     await get(shop.dashboard, f"/runs/{run.id}/{path}", f"of=event:{report.events[0].id}")

@@ -1,8 +1,9 @@
-"""JSON as a tree that folds, of a bounded number of nodes. Pure.
+"""JSON as a tree that folds, of a bounded number of nodes, and the page of a value.
 
 What is left out is named by its JSON pointer (RFC 6901), so that it can be asked for.
 """
 
+import asyncio
 import json
 import re
 from collections import deque
@@ -13,11 +14,15 @@ import msgspec
 from durably.protocol.text import printable_json
 
 from .formats import format_count, format_size
+from .messages import DashboardResponse
+from .visit import PageError, Visit
 
 MOST_NODES = 400
 MOST_CHILDREN = 100
 MOST_DEPTH = 16
 MOST_TEXT = 1_000
+_MOST_SHOWN = 500_000
+"""Characters of a text that the page of a value shows."""
 MOST_BYTES = 256 * 1024
 """A larger value is not read until a person asks for it."""
 _MOST_OPEN = 30
@@ -145,3 +150,38 @@ def _shown_json(value: Any) -> str:
 
 def _escape(key: str) -> str:
     return key.replace("~", "~0").replace("/", "~1")
+
+
+# the page of a value
+
+
+async def answer_value(visit: Visit, name: str, encoded: bytes, of: str, **values: Any) -> DashboardResponse:
+    """The part of a value that the query names.
+
+    ``name`` is that of a downloaded file. ``values`` are for the template: the ``run`` or the ``event``.
+    """
+    at, first = visit.query.get("at", ""), visit.query.get("from", "0")
+    if "raw" in visit.query:
+        return _download(name, encoded)
+    start = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
+    try:
+        # In a thread: the event loop may be the app's own, and the value may have megabytes.
+        tree = await asyncio.to_thread(_read_tree, encoded, at, start)
+    except PointerError:
+        raise PageError(404, "There is no such value", f"The value has nothing at {at}.") from None
+    return await visit.page("value.html", of=of, at=at, start=start, tree=tree, **values)
+
+
+def _read_tree(encoded: bytes, at: str, start: int) -> JsonNode:
+    """Raises ``PointerError``."""
+    value = find(decode(encoded), at)
+    return build_tree(value, pointer=at, start=start, most_text=_MOST_SHOWN)
+
+
+def _download(name: str, encoded: bytes) -> DashboardResponse:
+    headers = [
+        ("content-type", "application/json"),
+        ("content-disposition", f'attachment; filename="{name}.json"'),
+        ("cache-control", "no-store"),
+    ]
+    return DashboardResponse(status_code=200, headers=headers, body=encoded)

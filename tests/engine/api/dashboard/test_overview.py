@@ -5,13 +5,12 @@ import datetime as dt
 import pytest
 from msgspec.structs import replace
 
-from durably.engine.api.dashboard.pages.functions import draw_lines
-from durably.engine.api.dashboard.rendering.charts import (
+from durably.engine.api.dashboard.overview import (
     HEIGHT,
     RANGES,
     Window,
     draw_chart,
-    ended,
+    draw_lines,
     fitting_range,
     total,
 )
@@ -78,8 +77,8 @@ def test_a_chart_of_nothing_has_a_width() -> None:
 def test_counts_are_summed() -> None:
     summed = total([counts(created=3, completed=1, failed=2), counts(created=1, skipped=4)])
     assert summed == counts(created=4, completed=1, failed=2, skipped=4)
-    assert ended(summed) == 7
-    assert ended(total([])) == 0
+    assert summed.ended == 7
+    assert total([]).ended == 0
 
 
 def test_places_in_a_window() -> None:

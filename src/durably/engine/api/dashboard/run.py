@@ -1,8 +1,7 @@
 """A run: the page with all that is known of it, its values, and its actions.
 
 The page has the waterfall, steps, events, logs and related runs. Actions cancel the run, wake it, run it again, or send
-its event again.
-"""
+its event again."""
 
 import asyncio
 import datetime as dt
@@ -11,15 +10,16 @@ from typing import Any
 
 import msgspec
 
-from durably.engine.api.dashboard.messages import DashboardResponse
-from durably.engine.api.dashboard.rendering import json_tree
-from durably.engine.api.dashboard.rendering.formats import FormError
-from durably.engine.api.dashboard.rendering.run_as_test import write_test
-from durably.engine.api.dashboard.rendering.waterfall import KIND_WORDS, Waterfall, lay_out
-from durably.engine.api.dashboard.visit import Live, PageError, Route, Visit
 from durably.engine.model.runs import FromStep, Relation, RunReport, Step, StepStatus, StoredEvent
 from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode
+
+from .formats import FormError
+from .messages import DashboardResponse
+from .run_as_test import write_test
+from .values import answer_value, build_tree, tree_of
+from .visit import Live, PageError, Route, Visit
+from .waterfall import KIND_WORDS, Waterfall, lay_out
 
 _RELATIONS = {
     Relation.INVOKED: "Invoked by",
@@ -72,8 +72,8 @@ async def _run_page(visit: Visit, *, refused: str | None = None, error: str | No
         failed_step=failed_step(report),
         kind_of=lambda step: KIND_WORDS.get(step.op, "step"),
         is_executed=lambda step: step.op in _EXECUTED,
-        tree_of=json_tree.tree_of,
-        build_tree=json_tree.build_tree,
+        tree_of=tree_of,
+        build_tree=build_tree,
         can_send=any(map(is_sent, report.events)),
         may=may,
         growth=_growth(report, waterfall),
@@ -161,29 +161,6 @@ async def show_value(visit: Visit) -> DashboardResponse:
     return await answer_value(visit, report.run.id, _encoded(report, of), of, run=report.run)
 
 
-async def answer_value(visit: Visit, name: str, encoded: bytes, of: str, **values: Any) -> DashboardResponse:
-    """The part of a value that the query names.
-
-    ``name`` is that of a downloaded file. ``values`` are for the template: the ``run`` or the ``event``.
-    """
-    at, first = visit.query.get("at", ""), visit.query.get("from", "0")
-    if "raw" in visit.query:
-        return _download(name, encoded)
-    start = int(first) if first.isascii() and first.isdigit() and len(first) < 10 else 0
-    try:
-        # In a thread: the event loop may be the app's own, and the value may have megabytes.
-        tree = await asyncio.to_thread(_read_tree, encoded, at, start)
-    except json_tree.PointerError:
-        raise PageError(404, "There is no such value", f"The value has nothing at {at}.") from None
-    return await visit.page("value.html", of=of, at=at, start=start, tree=tree, **values)
-
-
-def _read_tree(encoded: bytes, at: str, start: int) -> json_tree.JsonNode:
-    """Raises ``PointerError``."""
-    value = json_tree.find(json_tree.decode(encoded), at)
-    return json_tree.build_tree(value, pointer=at, start=start, most_text=_MOST_SHOWN)
-
-
 def _encoded(report: RunReport, of: str) -> bytes:
     """The JSON of a value.
 
@@ -201,15 +178,6 @@ def _encoded(report: RunReport, of: str) -> bytes:
     if found is None:
         raise PageError(404, "There is no such value", "The run has no such event or step, or it has no value.")
     return bytes(found)
-
-
-def _download(name: str, encoded: bytes) -> DashboardResponse:
-    headers = [
-        ("content-type", "application/json"),
-        ("content-disposition", f'attachment; filename="{name}.json"'),
-        ("cache-control", "no-store"),
-    ]
-    return DashboardResponse(status_code=200, headers=headers, body=encoded)
 
 
 # actions

@@ -11,9 +11,9 @@ import pytest
 from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.sqlite.engine import SqliteEngine
 
-from ....conftest import QUICK, only_run, opened, run_to_end, send, step_is
-from ....small_app import SmallApp, Steps
-from ..dashboard_client import page
+from ...conftest import QUICK, only_run, opened, run_to_end, send, step_is
+from ...small_app import SmallApp, Steps
+from .dashboard_client import page
 
 
 @pytest.fixture

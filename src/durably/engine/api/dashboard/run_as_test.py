@@ -17,7 +17,7 @@ from durably.protocol.events import InternalEvent
 from durably.protocol.opcodes import Opcode, hash_step_id
 
 from .formats import format_size, short_id
-from .json_tree import decode
+from .values import decode
 
 MOST_BYTES = 64 * 1024
 """A larger output is left out of the code, with a comment that says so."""

@@ -10,8 +10,6 @@ from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from typing import Any
 
-from durably.embedded.process import NodeClosedError
-from durably.embedded.worker import LocalWorker
 from durably.engine.model.settings import EngineSettings
 from durably.engine.sqlite.database import refuse_foreign
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, check_place, make_directory, read_note
@@ -30,8 +28,9 @@ from durably.protocol.text import get_logger
 from . import sockets
 from .follower import OPERATIONS, EngineMovedError, Follower
 from .leader import LOCK_NOTE, Leader
-from .link import Timing
-from .write_lock import find_write_lock_holder
+from .process import NodeClosedError
+from .worker import LocalWorker
+from .workers import Timing
 
 _SEARCH_SECONDS = 0.025
 """Seconds between two attempts to find a leader or get the lock."""
@@ -312,13 +311,6 @@ class Node:
         self._silent_socket = None
         if follower is None:
             return None
-        try:
-            await follower.update()
-        except EngineMovedError:
-            return None
-        except BaseException:
-            await follower.close()
-            raise
         _logger.info("process %d follows the leader of the database %s", os.getpid(), self._database)
         return follower
 
@@ -353,8 +345,7 @@ class Node:
             return None
         except DatabaseBusyError as error:
             self.holds_database = False
-            holder = find_write_lock_holder(self._database)
-            self._log_error(error if holder is None else DatabaseBusyError(holder.describe(self._database)))
+            self._log_error(error)
             return None
         except BaseException:
             self.holds_database = False

@@ -1,6 +1,6 @@
-"""The list of runs, its columns, the search, and actions on selected runs.
+"""The list of runs, the search, and changes of many runs: the selected ones, or those of a function that match.
 
-The newest run is first. The URL has the filter, and a cookie the reader's choice of columns.
+The newest run is first. The URL has the filter.
 """
 
 import asyncio
@@ -8,20 +8,23 @@ import datetime as dt
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from enum import StrEnum
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
-from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.protection import read_cookie
-from durably.engine.api.dashboard.rendering.formats import write_time
-from durably.engine.api.dashboard.visit import Live, Notice, PageError, Route, Visit
+import msgspec
+
 from durably.engine.api.interface import Engine
 from durably.engine.api.operations import read_status
-from durably.engine.model.overview import EngineInfo, FunctionInfo
-from durably.engine.model.runs import MatchCount, Run, RunPage, RunStatus
+from durably.engine.model.overview import FunctionInfo
+from durably.engine.model.runs import MatchCount, RunPage, RunStatus
 from durably.protocol.durations import DurationInvalidError, parse_duration, parse_rfc3339
-from durably.protocol.engine_errors import EngineError, NotSupportedError, SelectionInvalidError
+from durably.protocol.engine_errors import EngineError, SelectionInvalidError
+
+from .formats import FormError, read_time, write_time
+from .functions import find_function, function_path
+from .messages import DashboardResponse
+from .visit import Live, Notice, PageError, Route, Visit
 
 PAGE_SIZE = 50
 SEARCH_SECONDS = 1.0
@@ -46,7 +49,7 @@ async def show_runs(visit: Visit) -> DashboardResponse:
     query, conditions = visit.query, read_filter(visit.query)
     (found, error), counts, functions = await asyncio.gather(
         _find(visit.engine, conditions, query.get("cursor")),
-        _count(visit.engine, conditions),
+        _count(visit, conditions),
         visit.engine.list_functions(),
     )
     if "if" in query or "cursor" in query:  # An older page does not change, and an expression costs more.
@@ -59,11 +62,8 @@ async def show_runs(visit: Visit) -> DashboardResponse:
         conditions=conditions,
         current_from=conditions["started_after"] if "from" in query else None,
         write_time=write_time,
-        statuses=_statuses(visit.info),
+        statuses=[each for each in RunStatus if visit.info.offers(f"search_runs.status.{each}")],
         counts=counts if functions or found.runs else None,
-        columns=read_columns(visit.request),
-        all_columns=[*Column],
-        describe_output=describe_output,
         kept=kept,
         may={action: await visit.may(action) for action in ("cancel_run", "rerun")},
         notice=_read_notice(query),
@@ -80,11 +80,6 @@ async def show_runs(visit: Visit) -> DashboardResponse:
     )
 
 
-def _statuses(info: EngineInfo) -> list[RunStatus]:
-    """The statuses for which the engine can filter."""
-    return [each for each in RunStatus if info.offers(f"search_runs.status.{each}")]
-
-
 async def _find(engine: Engine, conditions: Mapping[str, Any], cursor: str | None) -> tuple[RunPage, str | None]:
     """The next runs that meet the conditions, or none and the reason."""
     try:
@@ -93,18 +88,14 @@ async def _find(engine: Engine, conditions: Mapping[str, Any], cursor: str | Non
         return RunPage(runs=[], cursor=None), invalid.message
 
 
-async def _count(engine: Engine, conditions: Mapping[str, Any]) -> dict[RunStatus, MatchCount] | None:
+async def _count(visit: Visit, conditions: Mapping[str, Any]) -> dict[RunStatus, MatchCount] | None:
     """Numbers of the runs that meet the conditions besides the status, by status.
 
     ``None`` if the engine does not count them, as for an expression or an id.
     """
-    if conditions["if_exp"] or conditions["id"]:
+    if conditions["if_exp"] or conditions["id"] or not visit.info.offers("count_runs"):
         return None
-    try:
-        found = await engine.count_runs(**{name: conditions[name] for name in _COUNTED})
-    except NotSupportedError:
-        return None
-    return found.counts
+    return (await visit.engine.count_runs(**{name: conditions[name] for name in _COUNTED})).counts
 
 
 async def _search(engine: Engine, conditions: Mapping[str, Any], cursor: str | None) -> RunPage:
@@ -167,65 +158,6 @@ def _failure_of(run: Any) -> str | None:
     return f"{output.get('name') or 'Error'}: {first}" if run.status == "Failed" else first
 
 
-# columns
-
-
-COLUMNS_COOKIE = "durably-columns"
-_SEPARATOR = "."
-_LONGEST_OUTPUT = 80
-"""Characters of an output in the list."""
-
-
-class Column(StrEnum):
-    """A column that a reader may show, besides the status and the function."""
-
-    RUN = "run"
-    APP = "app"
-    EVENT = "event"
-    CREATED = "created"
-    STARTED = "started"
-    DURATION = "duration"
-    FAILED_ATTEMPTS = "failed-attempts"
-    OUTPUT = "output"
-
-    @property
-    def heading(self) -> str:
-        return self.replace("-", " ").capitalize()
-
-
-DEFAULT_COLUMNS = (Column.RUN, Column.CREATED, Column.DURATION)
-
-
-def read_columns(request: DashboardRequest) -> Sequence[Column]:
-    """The columns that the reader has chosen, in the order of ``Column``."""
-    chosen = read_cookie(request.headers, COLUMNS_COOKIE)
-    if chosen is None:
-        return DEFAULT_COLUMNS
-    names = chosen.split(_SEPARATOR)
-    return [column for column in Column if column in names]
-
-
-def write_columns(fields: Mapping[str, str]) -> str:
-    """The cookie for the fields of the form."""
-    return _SEPARATOR.join(column for column in Column if f"column-{column}" in fields)
-
-
-def describe_output(run: Run) -> str | None:
-    """The first characters of what a completed run returned."""
-    if run.status is not RunStatus.COMPLETED:
-        return None
-    if run.output is None:
-        return "more than 16 KiB"
-    text = bytes(run.output).decode()
-    return text if len(text) <= _LONGEST_OUTPUT else f"{text[:_LONGEST_OUTPUT]}…"
-
-
-async def choose_columns(visit: Visit) -> DashboardResponse:
-    """Keep the reader's choice of columns, and go back to the list with its filter."""
-    visit.keep_cookie(COLUMNS_COOKIE, write_columns(visit.query))
-    return visit.redirect("/runs", **{name: value for name, value in visit.query.items() if name in _FILTERS})
-
-
 # search
 
 
@@ -254,7 +186,8 @@ async def find(visit: Visit) -> DashboardResponse:
         return visit.redirect("/runs")
     if (function_id := _named_function(await visit.engine.list_functions(), text)) is not None:
         return visit.redirect(f"/functions/{quote(function_id, safe='')}")
-    if (await visit.engine.search_events(name=text, limit=1)).events:
+    has_events = visit.info.offers("search_events")
+    if has_events and (await visit.engine.search_events(name=text, limit=1)).events:
         return visit.redirect("/events", name=text)
     if not _ID.fullmatch(text):
         return visit.redirect("/runs", id=text)
@@ -263,7 +196,7 @@ async def find(visit: Visit) -> DashboardResponse:
     named = [run.id for run in runs if run.id.endswith(text.upper())]
     if len(named) == 1:
         return visit.redirect(f"/runs/{named[0]}")
-    events = [] if named else (await visit.engine.search_events(id=text, limit=2)).events
+    events = [] if named or not has_events else (await visit.engine.search_events(id=text, limit=2)).events
     if len(events) == 1:
         return visit.redirect(f"/events/{events[0].event.id}")
     return visit.redirect("/runs", id=text)
@@ -338,10 +271,119 @@ async def _act(visit: Visit, action: str, did: str, change: Callable[[str], Awai
     return visit.redirect("/runs", **{**visit.query, "did": did, **counts})
 
 
+# bulk operations on the runs of a function, with a preview of their number
+
+
+LIVE = (RunStatus.SCHEDULED, RunStatus.RUNNING)
+ENDED = (RunStatus.FAILED, RunStatus.CANCELLED, RunStatus.SKIPPED, RunStatus.COMPLETED)
+
+
+class BulkForm(msgspec.Struct, frozen=True):
+    """The runs that a person has selected.
+
+    ``before`` is by default the time of the preview, so that runs that are created later do not count.
+    """
+
+    statuses: tuple[RunStatus, ...]
+    after: dt.datetime | None
+    before: dt.datetime
+    expression: str | None
+
+    @classmethod
+    def read(cls, fields: Mapping[str, str], *, is_replay: bool, now: dt.datetime) -> "BulkForm":
+        """Raises ``FormError``."""
+        chosen = tuple(status for status in ENDED if f"status-{status.lower()}" in fields)
+        if is_replay and not chosen and fields:
+            raise FormError("Choose at least one status of the runs to replay.")
+        return cls(
+            statuses=(chosen or (RunStatus.FAILED,)) if is_replay else LIVE,
+            after=read_time("Created from", fields.get("after")),
+            before=read_time("Created before", fields.get("before")) or now,
+            expression=fields.get("if"),
+        )
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The fields of the form that has this selection."""
+        chosen = {f"status-{status.lower()}": "1" for status in self.statuses if status in ENDED}
+        times = {"after": write_time(self.after), "before": write_time(self.before)}
+        return {**times, "if": self.expression or "", **chosen}
+
+
+async def show_bulk(
+    visit: Visit, fields: Mapping[str, str] | None = None, *, is_replay: bool, error: str | None = None
+) -> DashboardResponse:
+    """The form and, if it was filled in, the number of runs that it selects.
+
+    ``fields`` are by default those of the URL.
+    """
+    fields = visit.query if fields is None else fields
+    function_id = visit.arguments["function_id"]
+    function = find_function(await visit.engine.list_functions(), function_id)
+    form, matches = None, None
+    if fields and error is None:
+        try:
+            form = BulkForm.read(fields, is_replay=is_replay, now=_end_of_second())
+            matches = await visit.engine.count_matching_runs(
+                function_id,
+                statuses=form.statuses,
+                started_after=form.after,
+                started_before=form.before,
+                if_exp=form.expression,
+            )
+        except FormError as invalid:
+            error = str(invalid)
+        except EngineError as refusal:
+            error = refusal.message
+    values: dict[str, Any] = {
+        "function": function,
+        "is_replay": is_replay,
+        "ended_statuses": ENDED,
+        "fields": fields or {"status-failed": "1"},
+        "selection": form.fields if form else {},
+        "matches": matches,
+        "error": error,
+        "may_resume": is_replay and await visit.may("resume_function", function_id),
+        "may": await visit.may("replay_runs" if is_replay else "cancel_runs", function_id),
+    }
+    return await visit.page("bulk.html", status=200 if error is None else 422, **values)
+
+
+def _end_of_second() -> dt.datetime:
+    """The present, rounded up to the seconds that the form's field has."""
+    return (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=1)).replace(microsecond=0)
+
+
+async def start_bulk(visit: Visit, *, is_replay: bool) -> DashboardResponse:
+    function_id, engine = visit.arguments["function_id"], visit.engine
+    fields = {name: value for name, value in visit.form.items() if name not in ("csrf", "count")}
+    try:
+        form = BulkForm.read(fields, is_replay=is_replay, now=_end_of_second())
+        selection: dict[str, Any] = {
+            "started_after": form.after,
+            "started_before": form.before,
+            "if_exp": form.expression,
+        }
+        if is_replay:
+            await engine.replay_runs(function_id, statuses=form.statuses, **selection)
+        else:
+            await engine.cancel_runs(function_id, **selection)
+    except FormError as error:
+        return await show_bulk(visit, fields, is_replay=is_replay, error=str(error))
+    except EngineError as error:
+        return await show_bulk(visit, fields, is_replay=is_replay, error=error.message)
+    did = "replay" if is_replay else "cancel"
+    return visit.redirect(function_path(function_id), did=did, done=visit.form.get("count"))
+
+
+_ONE = "/functions/{function_id}"
 ROUTES = (
     Route("GET", "/search", find),
     Route("GET", "/runs", show_runs, live=Live.ALL),
-    Route("GET", "/runs/columns", choose_columns),
     Route("POST", "/runs/cancel-selected", cancel_selected, action="cancel_run"),
     Route("POST", "/runs/rerun-selected", rerun_selected, action="rerun"),
+    Route("GET", f"{_ONE}/cancel", partial(show_bulk, is_replay=False), needs="cancel_runs"),
+    Route("POST", f"{_ONE}/cancel", partial(start_bulk, is_replay=False), action="cancel_runs", subject="function_id"),
+    Route("GET", f"{_ONE}/replay", partial(show_bulk, is_replay=True), needs="replay_runs"),
+    Route("POST", f"{_ONE}/replay", partial(start_bulk, is_replay=True), action="replay_runs", subject="function_id"),
 )

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.engine.api.dashboard.rendering.options_text import describe_options, describe_trigger, split_zone
+from durably.engine.api.dashboard.functions import describe_options, describe_trigger
+from durably.engine.api.dashboard.overview import split_zone
 from durably.protocol.options import OPTIONS
 from durably.protocol.sync import FunctionConfig, Trigger
 

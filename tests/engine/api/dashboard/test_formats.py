@@ -1,6 +1,6 @@
 import pytest
 
-from durably.engine.api.dashboard.rendering.formats import format_duration, format_share, format_size
+from durably.engine.api.dashboard.formats import format_duration, format_share, format_size
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from durably.engine.api.dashboard.rendering.json_tree import (
+from durably.engine.api.dashboard.values import (
     MOST_BYTES,
     MOST_CHILDREN,
     MOST_NODES,

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.api.dashboard.rendering.waterfall import Waterfall, Window, _ticks, lay_out
+from durably.engine.api.dashboard.waterfall import Waterfall, Window, _ticks, lay_out
 from durably.engine.model.runs import Attempt, RunReport, Span, SpanKind, StepStatus
 from durably.protocol.errors import ErrorData
 from durably.testing import TestEngine
