@@ -207,7 +207,7 @@ class Inspector:
         dispatcher = self._call_dispatcher
         rows = self._read(
             lambda connection: runs.read_run_rows(
-                connection, run_id, dispatcher.first_call_at, dispatcher.called_at, has_context=False
+                connection, run_id, dispatcher.first_call_at, dispatcher.called_at, False
             )
         )
         return [] if rows is None else report_steps(rows)

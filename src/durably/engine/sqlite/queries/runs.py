@@ -249,8 +249,7 @@ def read_run_rows(
     run_id: str,
     first_call_at: FirstCallAt,
     called_at: CalledAt,
-    *,
-    has_context: bool = True,
+    has_context: bool,
 ) -> RunRows | None:
     """What the database has of a run; ``None`` if there is no such run.
 
