@@ -14,7 +14,6 @@ from durably.temporal.codec_server import CodecAction, CodecServer
 from durably.temporal.encryption import EncryptionCodec, EncryptionKey
 from durably.temporal.gateway import (
     FOR_OPERATORS,
-    FOR_SCHEDULE_OPERATORS,
     Action,
     Exposure,
     Gateway,
@@ -22,14 +21,12 @@ from durably.temporal.gateway import (
     Operation,
     Unauthenticated,
     expose,
-    expose_schedules,
 )
 
 from .workflows import (
     TASK_QUEUE,
     MistypedWorkflow,
     OrderWorkflow,
-    Pair,
     SleepingWorkflow,
     StepsWorkflow,
     SumWorkflow,
@@ -68,20 +65,8 @@ def guarded_exposures() -> list[Exposure]:
     ]
 
 
-SCHEDULE, UNSYNCED_SCHEDULE = "hourly-sum", "yearly-sum"
-SCHEDULES = expose_schedules(SCHEDULE, UNSYNCED_SCHEDULE, operations=FOR_SCHEDULE_OPERATORS)
-
-
-def declare_schedules(temporal: Temporal) -> None:
-    """Declare schedules once for each connection. No test syncs the second one."""
-    if not temporal.schedules:
-        temporal.add_schedule(SCHEDULE, SumWorkflow.run, Pair(left=1), every=timedelta(hours=1))
-        temporal.add_schedule(UNSYNCED_SCHEDULE, SumWorkflow.run, Pair(left=1), cron="0 0 1 1 *")
-
-
 def open_gateway(temporal: Temporal) -> Gateway:
-    declare_schedules(temporal)
-    return Gateway(temporal, exposures(), allow_anonymous=True, limits=LIMITS, schedules=SCHEDULES)
+    return Gateway(temporal, exposures(), allow_anonymous=True, limits=LIMITS, docs=True)
 
 
 def authorize(action: Action) -> bool:
@@ -93,8 +78,7 @@ def authorize(action: Action) -> bool:
 
 
 def guarded_gateway(temporal: Temporal) -> Gateway:
-    declare_schedules(temporal)
-    return Gateway(temporal, guarded_exposures(), authorize=authorize, limits=LIMITS, schedules=SCHEDULES)
+    return Gateway(temporal, guarded_exposures(), authorize=authorize, limits=LIMITS)
 
 
 def owned_gateway(temporal: Temporal) -> Gateway:
@@ -182,7 +166,7 @@ def make_starlette(address: str) -> Any:
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Mount, Route
 
-    from durably.temporal.starlette import add_exception_handlers, codec_routes, routes
+    from durably.temporal.starlette import add_exception_handlers, routes
 
     temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
 
@@ -198,11 +182,11 @@ def make_starlette(address: str) -> Any:
     app = Starlette(
         lifespan=temporal.lifespan,
         routes=[
-            *routes(open_gateway(temporal), prefix="/open", docs=True),
+            *routes(open_gateway(temporal), prefix="/open"),
             Mount("/guarded", routes=guarded),
             *routes(keyless_gateway(temporal), prefix="/keyless"),
             *routes(owned_gateway(temporal), prefix="/mine", principal=user),
-            *codec_routes(codec_server(), prefix="/codec", principal=user),
+            *routes(codec_server(), prefix="/codec", principal=user),
             Route("/direct/{workflow_id}", direct),
         ],
     )
@@ -278,9 +262,7 @@ def make_flask(address: str) -> Any:
     app.config.update(SECRET_KEY="for tests only", TEMPORAL_ADDRESS=address, TEMPORAL_TASK_QUEUE=TASK_QUEUE)
     temporal = Temporal(rpc_timeout=RPC_TIMEOUT)
     durably.temporal.flask.init_app(app, temporal)
-    app.register_blueprint(
-        durably.temporal.flask.blueprint(open_gateway(temporal), name="open", docs=True), url_prefix="/open"
-    )
+    app.register_blueprint(durably.temporal.flask.blueprint(open_gateway(temporal), name="open"), url_prefix="/open")
     guarded = durably.temporal.flask.blueprint(
         guarded_gateway(temporal), name="guarded", principal=lambda: flask.request.headers.get("x-user")
     )
@@ -291,8 +273,8 @@ def make_flask(address: str) -> Any:
     app.register_blueprint(owned, url_prefix="/mine")
     keyless = durably.temporal.flask.blueprint(keyless_gateway(temporal), name="keyless")
     app.register_blueprint(keyless, url_prefix="/keyless")
-    codec = durably.temporal.flask.codec_blueprint(
-        codec_server(), principal=lambda: flask.request.headers.get("x-user")
+    codec = durably.temporal.flask.blueprint(
+        codec_server(), name="codec", principal=lambda: flask.request.headers.get("x-user")
     )
     app.register_blueprint(codec, url_prefix="/codec")
 
@@ -306,7 +288,7 @@ def make_flask(address: str) -> Any:
 def make_tornado(address: str) -> Any:
     import tornado.web
 
-    from durably.temporal.tornado import ProblemMixin, codec_routes, routes
+    from durably.temporal.tornado import ProblemMixin, routes
 
     temporal = Temporal(address, task_queue=TASK_QUEUE, rpc_timeout=RPC_TIMEOUT)
 
@@ -325,11 +307,11 @@ def make_tornado(address: str) -> Any:
 
     return tornado.web.Application(
         [
-            *routes(open_gateway(temporal), prefix="/open", docs=True),
+            *routes(open_gateway(temporal), prefix="/open"),
             *routes(guarded_gateway(temporal), prefix="/guarded", base=Base, check_xsrf=False),
             *routes(owned_gateway(temporal), prefix="/mine", base=Base, check_xsrf=False),
             *routes(keyless_gateway(temporal), prefix="/keyless", check_xsrf=False),
-            *codec_routes(codec_server(), prefix="/codec", base=Base),
+            *routes(codec_server(), prefix="/codec", base=Base),
             (r"/direct/(.+)", Direct),
         ],
         xsrf_cookies=True,
@@ -375,7 +357,7 @@ def _set_up_django(address: str) -> None:
     from django.http import HttpResponse
     from django.urls import path
 
-    from durably.temporal.django import codec_urls, temporal
+    from durably.temporal.django import temporal
     from durably.temporal.django import urls as gateway_urls
 
     def authorize_with_orm(action: Action) -> bool:
@@ -384,13 +366,13 @@ def _set_up_django(address: str) -> None:
             cursor.execute("SELECT 1")
         return authorize(action)
 
-    guarded = Gateway(temporal, guarded_exposures(), authorize=authorize_with_orm, limits=LIMITS, schedules=SCHEDULES)
+    guarded = Gateway(temporal, guarded_exposures(), authorize=authorize_with_orm, limits=LIMITS)
 
     def direct(request: Any, workflow_id: str) -> HttpResponse:
         return HttpResponse(temporal.sync.get_workflow_handle(workflow_id).describe().id)
 
     urls.urlpatterns = [  # type: ignore[attr-defined]
-        path("open/", gateway_urls(open_gateway(temporal), namespace="open", docs=True)),
+        path("open/", gateway_urls(open_gateway(temporal), namespace="open")),
         path(
             "guarded/",
             gateway_urls(
@@ -411,6 +393,9 @@ def _set_up_django(address: str) -> None:
         ),
         path("keyless/", gateway_urls(keyless_gateway(temporal), namespace="keyless", csrf_exempt=True)),
         path("csrf/", gateway_urls(guarded, namespace="csrf", principal=lambda request: "owner")),
-        path("codec/", codec_urls(codec_server(), principal=lambda request: request.headers.get("x-user"))),
+        path(
+            "codec/",
+            gateway_urls(codec_server(), namespace="codec", principal=lambda request: request.headers.get("x-user")),
+        ),
         path("direct/<workflow_id>", direct),
     ]

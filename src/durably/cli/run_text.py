@@ -9,7 +9,7 @@ from typing import Any
 import click
 import msgspec
 
-from durably.engine.api.dashboard.rendering.waterfall import Bar, Row, Tick, lay_out
+from durably.engine.api.dashboard.waterfall import Bar, Row, Tick, lay_out
 from durably.engine.model.runs import Run, RunMetadata, RunReport, RunUpdate, SpanKind, Step, StoredEvent, UpdateKind
 from durably.protocol.call import LogLine
 from durably.protocol.opcodes import MAY_TIME_OUT, Opcode, unwrap_memo

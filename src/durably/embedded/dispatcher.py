@@ -1,8 +1,12 @@
 """Dispatch of the engine's calls to the processes that serve its functions."""
 
 import asyncio
+import contextlib
+import mmap
+import os
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -13,8 +17,6 @@ from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.protocol.errors import Error, ErrorData
 from durably.protocol.text import get_logger
-
-from .nodes.in_flight import CallKey, InFlightCalls, identity_of
 
 UNSERVED_SECONDS = 5.0
 """Seconds from a call that finds no process to the warning."""
@@ -51,12 +53,12 @@ class Worker(Protocol):
 
 
 class WorkerSlots:
-    """A worker, and its slots for calls."""
+    """A worker, and its slots for calls. ``is_local``: it is in this process."""
 
-    def __init__(self, worker: Worker, capacity: Capacity) -> None:
+    def __init__(self, worker: Worker, capacity: Capacity, *, is_local: bool) -> None:
         self.worker = worker
         self.capacity = capacity
-        self.process = identity_of(capacity.process_id)
+        self.is_local = is_local
         self.under_way = 0
 
     def serves(self, function_id: str) -> bool:
@@ -75,15 +77,15 @@ class Dispatcher:
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self.in_flight: InFlightCalls | None = None
+        self.running: RunningCalls | None = None
         self._deadlines = Deadlines(settings.call_timeout.total_seconds())
         self._workers: list[WorkerSlots] = []
         self._waiting: FairQueue[tuple[str, asyncio.Future[WorkerSlots | None]]] = FairQueue()
         self._under_way: Counter[str] = Counter()
         self._unserved = UnservedFunctions(lambda function_id: self.takes_calls and not self._is_served(function_id))
 
-    def add(self, worker: Worker, capacity: Capacity) -> WorkerSlots:
-        slots = WorkerSlots(worker, capacity)
+    def add(self, worker: Worker, capacity: Capacity, *, is_local: bool = False) -> WorkerSlots:
+        slots = WorkerSlots(worker, capacity, is_local=is_local)
         self._workers.append(slots)
         self._fill()
         return slots
@@ -107,8 +109,8 @@ class Dispatcher:
     # Caller
 
     async def call(self, function: SyncedFunction, data: CallData) -> Answer:
-        key = CallKey.of(data)
-        if self.in_flight is not None and self.in_flight.take_lost(key):
+        key = f"{data.call.attempt} {data.run_id} {data.call.step_id}"
+        if self.running is not None and self.running.take_lost(key):
             return self._lost(
                 WorkerLostError("the process that ran the function has ended, or was silent for the lease")
             )
@@ -116,7 +118,7 @@ class Dispatcher:
         if slots is None:
             self._unserved.note(function.id)
             return _unreached(f"no running process serves the function {function.id!r}")
-        index = None if self.in_flight is None else self.in_flight.begin(slots.process, key)
+        record = self.running.begin(key) if self.running is not None and slots.is_local else None
         task = asyncio.current_task()
         assert task is not None
         self._deadlines.begin(task)
@@ -131,8 +133,8 @@ class Dispatcher:
         except WorkerLostError as error:
             return self._lost(error)
         finally:
-            if self.in_flight is not None and index is not None:
-                self.in_flight.end(index)
+            if self.running is not None and record is not None:
+                self.running.end(record)
             self._deadlines.end(task)
             self._leave(slots, function.id)
 
@@ -244,6 +246,73 @@ class UnservedFunctions:
                 function_id,
                 function_id,
             )
+
+
+class RunningCalls:
+    """The calls that the leader's own process runs, in a file that the next leader reads.
+
+    A call that was running when the leader ended uses up an attempt. So a step that kills its process runs a limited
+    number of times. The calls of followers need no record: the leader notices their end. The file is never flushed to
+    disk, because a power failure is not caused by a step. If it cannot be written, such calls do not count as attempts.
+    """
+
+    _BYTES = 160
+    _FREE = b" " * _BYTES
+    _GROWTH = 1024
+
+    def __init__(self, directory: Path) -> None:
+        """Each leader makes a new file, so that a former one cannot change it. Raises ``OSError``."""
+        path, new = directory / "calls", directory / "calls.new"
+        content = path.read_bytes() if path.exists() else b""
+        records = {content[at : at + self._BYTES].strip().decode() for at in range(0, len(content), self._BYTES)}
+        self._file = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._records: mmap.mmap | None = None
+        self._free: list[int] = []
+        self._size = 0
+        self._lost = {key: self.begin(key) for key in records if key}
+        new.replace(path)
+
+    def take_lost(self, key: str) -> bool:
+        """Whether the call was running when an earlier leader ended. Returns true once per call."""
+        record = self._lost.pop(key, None)
+        if record is None:
+            return False
+        self.end(record)
+        return True
+
+    def begin(self, key: str) -> int:
+        """Record a call before it runs. Returns the index of its record."""
+        if self._free:
+            record = self._free.pop()
+        else:
+            record, self._size = self._size, self._size + 1
+        self._write(record, key.encode().ljust(self._BYTES)[: self._BYTES])
+        return record
+
+    def end(self, record: int) -> None:
+        """Remove the record of a call that has ended or was returned."""
+        self._write(record, self._FREE)
+        self._free.append(record)
+
+    def close(self) -> None:
+        """Stop recording calls."""
+        records, self._records = self._records, None
+        if records is not None:
+            records.close()
+        os.close(self._file)
+        self._file = -1
+
+    def _write(self, record: int, content: bytes) -> None:
+        """Write to mapped memory. A system call would release Python's global lock to other threads."""
+        at = record * self._BYTES
+        if self._file >= 0 and (self._records is None or at >= len(self._records)):
+            size = 0 if self._records is None else len(self._records)
+            with contextlib.suppress(OSError):
+                # Write first: a mapped page that a full disk cannot store ends the process (SIGBUS).
+                os.pwrite(self._file, self._FREE * self._GROWTH, size)
+                self._records = mmap.mmap(self._file, size + self._BYTES * self._GROWTH)
+        if self._records is not None and at < len(self._records):
+            self._records[at : at + self._BYTES] = content
 
 
 def _unreached(message: str) -> Unreached:

@@ -23,14 +23,14 @@ from durably.protocol.events import EventReceipt
 from durably.protocol.options import check_count, check_type
 from durably.protocol.text import get_logger
 
-from .calls import EngineCheckpoints
+from .calls import EngineCheckpoints, Heartbeat
+from .follower import EngineMovedError
 from .handle import InProcessHandle
-from .nodes.follower import EngineMovedError
-from .nodes.link import Heartbeat, Timing
-from .nodes.node import Node
+from .node import Node
 from .process import TIMEOUT_SECONDS, ProcessEngine
 from .server_start import refuse_green_threads
 from .worker import LocalWorker
+from .workers import Timing
 
 _HEARTBEATS_PER_LEASE = 10
 

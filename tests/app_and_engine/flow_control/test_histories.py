@@ -5,7 +5,6 @@ After each step: no limit is exceeded, room is taken by calls under way and by n
 something that will move it. In the end, after whatever happened, all runs end and nothing is left behind.
 """
 
-import functools
 import sqlite3
 from collections import Counter
 from collections.abc import Callable
@@ -23,11 +22,12 @@ from durably.engine.model.registry import Registry, SyncedFunction
 from durably.engine.model.runs import to_datetime
 from durably.engine.sqlite.outbox import ContinueBulkOperation, ControlsChanged, OutboxMessage, ScheduledCall
 from durably.engine.sqlite.schema import MIGRATIONS
+from durably.engine.sqlite.tables.flow import FlowStore
 from durably.engine.sqlite.tables.runs import RunStore
 from durably.engine.sqlite.timers import load_timers
 from durably.engine.sqlite.transactions import bulk_operations, event_routing, operations, runs
-from durably.engine.sqlite.transactions.reruns import FromStep
 from durably.engine.sqlite.transactions.transaction import RunCache, Transaction, TransactionContext
+from durably.engine.sqlite.transactions.triggers import FromStep
 from durably.protocol.call import CheckpointRequest
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event
@@ -99,7 +99,9 @@ class Histories(RuleBasedStateMachine):
         self.entropy = 0
         policy = Policy(retry_delay=lambda attempt: 3_000, unreached_delay=lambda failures: 500)
         self.cache = RunCache()
-        self.context = TransactionContext(RunStore(self.db), policy, 10_000, self._random, self.cache, runs.cancel)
+        self.context = TransactionContext(
+            RunStore(self.db), FlowStore(self.db), policy, 10_000, self._random, self.cache, runs.cancel
+        )
 
     def teardown(self) -> None:
         try:
@@ -117,10 +119,10 @@ class Histories(RuleBasedStateMachine):
         self.entropy += 1
         return self.entropy.to_bytes(size, "big")
 
-    def _do(self, unit: Callable[[Transaction], object]) -> None:
+    def _do(self, work: Callable[..., object], *args: object) -> None:
         self.db.execute("BEGIN")
         transaction = Transaction(self.context, self.registry, self.now)
-        unit(transaction)
+        work(transaction, *args)
         outbox = runs.finish(transaction)
         self.db.execute("COMMIT")
         for message in outbox:
@@ -133,14 +135,14 @@ class Histories(RuleBasedStateMachine):
             case ControlsChanged(function_id, controls):
                 self.registry = self.registry.with_controls(function_id, controls)
             case ContinueBulkOperation(operation_id):
-                self._do(bulk_operations.continue_operation(operation_id))
+                self._do(bulk_operations.continue_operation, operation_id)
 
     def _make(self, calls: list[ScheduledCall]) -> None:
         for due in calls:
             if not due.call.is_made(self.now):
                 continue
             if due.has_to_queue:
-                self._do(operations.join_queue(due))
+                self._do(runs.join_queue, due.run_key, due.call.generation)
             elif self._head_call(due) is not None:
                 self.under_way[due.run_key, due.call.generation] = due
 
@@ -154,12 +156,12 @@ class Histories(RuleBasedStateMachine):
             if isinstance(item, ScheduledCall):
                 self._make([item])
             else:
-                self._do(operations.fire_timer(item))
+                self._do(operations.fire_timer, item)
 
     def _answer(self, due: ScheduledCall, answer: Answer) -> None:
         del self.under_way[due.run_key, due.call.generation]
         if self._head_call(due) is not None:
-            self._do(functools.partial(operations.answer, due, answer, self.now))
+            self._do(operations.answer, due, answer, self.now)
 
     def _some_call(self, index: int) -> ScheduledCall:
         return list(self.under_way.values())[index % len(self.under_way)]
@@ -200,7 +202,7 @@ class Histories(RuleBasedStateMachine):
             (run_id,) = self.db.execute("SELECT id FROM runs WHERE key = ?", (due.run_key,)).fetchone()
             done = [self._op("run") for _ in range(steps)]
             request = CheckpointRequest(generation_id=due.call.generation, steps=done)
-            self._do(functools.partial(operations.checkpoint, run_id, request))
+            self._do(operations.checkpoint, run_id, request)
 
     def _op(self, kind: str) -> Op:
         self.steps += 1
@@ -291,7 +293,7 @@ class Histories(RuleBasedStateMachine):
     @rule()
     def restart(self) -> None:
         self.cache.clear()
-        self.registry = Registry([_function(self.synced)], bulk_operations.read_controls(self.context.store, self.now))
+        self.registry = Registry([_function(self.synced)], bulk_operations.read_controls(self.db, self.now))
         self.under_way.clear()
         self._do(lambda transaction: operations.recover(transaction, self.context.store.runnable_runs()))
         self._fall_due()

@@ -21,8 +21,7 @@ from durably.temporal import Temporal, Workers
 from durably.temporal.fast_api import router
 from durably.temporal.flask import blueprint
 from durably.temporal.gateway import Gateway, expose
-from durably.temporal.request_ids import RequestIdFilter, web_request
-from durably.temporal.request_log import RequestLogMiddleware
+from durably.temporal.request_log import RequestIdFilter, RequestLogMiddleware, web_request
 
 from ...variants import variants
 from ..dev_server import DevServer

@@ -1,20 +1,30 @@
-"""Dispatches due calls: order, concurrency limit, request body."""
+"""Dispatches due calls: order, concurrency limit, request body.
+
+Requests of the steps ``fetch`` and ``ai.infer``, from the op to the memo.
+"""
 
 import asyncio
 import functools
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
 from durably.engine.core.calls import Answer, CallData, ReportedOps, Unreached, failed
 from durably.engine.model.http_call import Caller
 from durably.engine.model.observers import EndedCall, Observers
+from durably.engine.model.requests import OutboundClient, perform
 from durably.engine.model.settings import Clock
+from durably.engine.sqlite.call_queue import CallLoad, ReadyCalls
+from durably.engine.sqlite.outbox import ScheduledCall, ScheduledRequest
 from durably.engine.sqlite.queries.views import pending_input, read_batch
 from durably.engine.sqlite.reader import Reader
 from durably.engine.sqlite.tables.runs import read_run_state
+from durably.engine.sqlite.transactions import operations, runs
+from durably.engine.sqlite.transactions.transaction import Transaction
+from durably.engine.sqlite.writer import Transactions
 from durably.protocol.engine_errors import (
     DatabaseLostError,
     DatabaseUnavailableError,
@@ -22,11 +32,6 @@ from durably.protocol.engine_errors import (
     StaleCallError,
 )
 from durably.protocol.text import get_logger
-
-from .call_queue import CallLoad, ReadyCalls
-from .outbox import ScheduledCall
-from .transactions import operations
-from .transactions.transact import Transactions
 
 _READ_AGAIN_SECONDS = 1.0
 
@@ -170,18 +175,16 @@ class CallDispatcher:
             return ()
         except Exception as error:
             _logger.exception("a call failed in the engine, so its run fails")
-            await self._transactions.transact_with_retry(operations.fail(run_key, error))
+            await self._transactions.transact_with_retry(runs.fail, run_key, error)
             return ()
 
     async def _store_all(self, answers: Sequence[tuple[ScheduledCall, Answer]], data: CallData) -> None:
         if len(answers) > 1:
             try:
                 await self._transactions.transact_with_retry(
-                    functools.partial(
-                        operations.answer_together,
-                        answers,
-                        self._under_way[answers[0][0].run_key, answers[0][0].call.generation],
-                    )
+                    operations.answer_together,
+                    answers,
+                    self._under_way[answers[0][0].run_key, answers[0][0].call.generation],
                 )
                 return
             except (EngineClosedError, DatabaseLostError):
@@ -194,18 +197,14 @@ class CallDispatcher:
     async def _store(self, scheduled: ScheduledCall, data: CallData, answer: Answer) -> None:
         called_at = self._under_way[scheduled.run_key, scheduled.call.generation]
         try:
-            await self._transactions.transact_with_retry(
-                functools.partial(operations.answer, scheduled, answer, called_at)
-            )
+            await self._transactions.transact_with_retry(operations.answer, scheduled, answer, called_at)
         except (StaleCallError, EngineClosedError, DatabaseLostError):
             raise
         except Exception:
             # An answer that cannot be stored costs an attempt, not the run.
             _logger.exception("an answer of run %s could not be stored", data.run_id)
             unusable = failed("AnswerUnusableError", "the app's answer could not be stored; see the engine's log")
-            await self._transactions.transact_with_retry(
-                functools.partial(operations.answer, scheduled, unusable, called_at)
-            )
+            await self._transactions.transact_with_retry(operations.answer, scheduled, unusable, called_at)
 
     async def _read(self, calls: Sequence[ScheduledCall]) -> CallData | None:
         """The content of the request.
@@ -295,3 +294,73 @@ def answers_of(calls: Sequence[ScheduledCall], answer: Answer) -> Iterator[tuple
     for scheduled, ops in zip(calls, parts, strict=True):
         is_answered = ops or (scheduled is first and answers_nothing)
         yield scheduled, msgspec.structs.replace(answer, ops=ops) if is_answered else None
+
+
+_logger = get_logger("durably.engine")
+
+
+class StepRequests:
+    """Requests of steps that are due or under way, by run."""
+
+    def __init__(self, outbound: OutboundClient, transactions: Transactions, clock: Clock) -> None:
+        self._outbound = outbound
+        self._transactions = transactions
+        self._clock = clock
+        self._opts: dict[int, dict[str, dict[str, Any]]] = {}
+        self._tasks: dict[int, set[asyncio.Task[None]]] = {}
+
+    def note(self, wanted: ScheduledRequest) -> None:
+        """Keep the options of a request until it is due."""
+        if wanted.request.opts is not None:
+            self._opts.setdefault(wanted.run_key, {})[wanted.request.step_id] = wanted.request.opts
+
+    def make(self, wanted: ScheduledRequest) -> None:
+        opts = self._opts.get(wanted.run_key, {}).get(wanted.request.step_id)
+        if opts is None:
+            return
+        self._clock.begin_work()
+        task = asyncio.get_running_loop().create_task(self._make(wanted, opts))
+        self._tasks.setdefault(wanted.run_key, set()).add(task)
+        task.add_done_callback(lambda task: self._finished(wanted.run_key, task))
+
+    def forget(self, run_key: int) -> None:
+        """Cancel the requests of a run that has ended."""
+        self._opts.pop(run_key, None)
+        for task in self._tasks.get(run_key, ()):
+            task.cancel()
+
+    async def close(self) -> None:
+        tasks = [task for tasks in self._tasks.values() for task in tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._outbound.close()
+
+    def _finished(self, run_key: int, task: asyncio.Task[None]) -> None:
+        self._tasks[run_key].discard(task)
+        if not self._tasks[run_key]:
+            del self._tasks[run_key]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            # Its message may quote what was sent.
+            _logger.error("the result of a step's request could not be stored: %s", type(error).__name__)
+        self._clock.end_work()
+
+    async def _make(self, wanted: ScheduledRequest, opts: dict[str, Any]) -> None:
+        run_key, step_id = wanted.run_key, wanted.request.step_id
+        outcome = await perform(self._outbound, wanted.request, opts)
+
+        def apply(transaction: Transaction) -> bool:
+            """Apply the result of a request. Returns whether the request is repeated."""
+            runs.apply(transaction, run_key, outcome)
+            repeated = [message for message in transaction.outbox if isinstance(message, ScheduledRequest)]
+            return any((other.run_key, other.request.step_id) == (run_key, step_id) for other in repeated)
+
+        try:
+            is_repeated = await self._transactions.transact_with_retry(apply)
+        except EngineClosedError:
+            return
+        of_run = self._opts.get(run_key, {})
+        if not is_repeated and of_run.get(step_id) is opts:
+            del of_run[step_id]
+            if not of_run:
+                del self._opts[run_key]

@@ -4,7 +4,6 @@ It opens the database, connects the parts, dispatches the outbox, and closes.
 """
 
 import asyncio
-import functools
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -19,8 +18,9 @@ from durably.engine.model.tracing import EndedRun
 from durably.engine.sqlite.database import explain, is_busy, open_database, refuse_foreign, take_ownership
 from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, find_file
 from durably.engine.sqlite.reader import Reader
+from durably.engine.sqlite.tables.flow import FlowStore
 from durably.engine.sqlite.tables.runs import RunStore
-from durably.engine.sqlite.writer import Writer
+from durably.engine.sqlite.writer import Transactions, Writer
 from durably.protocol.engine_errors import (
     DatabaseBusyError,
     DatabaseCorruptError,
@@ -31,7 +31,7 @@ from durably.protocol.engine_errors import (
 )
 from durably.protocol.text import get_logger
 
-from .call_dispatch import CallDispatcher
+from .call_dispatch import CallDispatcher, StepRequests
 from .changes import ChangeFeed
 from .outbox import (
     ContinueBulkOperation,
@@ -47,12 +47,10 @@ from .outbox import (
 )
 from .retention import PurgeStore, Retention
 from .statistics import Statistics
-from .step_requests import StepRequests
 from .timers import Loaded, Timers, load_timers
 from .transactions import bulk_operations, operations, runs
-from .transactions.bulk_operations import read_controls
-from .transactions.transact import Transactions
-from .transactions.transaction import RunCache, Transaction, TransactionContext
+from .transactions.bulk_operations import open_bulk_operations, read_controls
+from .transactions.transaction import RunCache, TransactionContext
 
 _LOAD_LIMIT = 10_000
 """Number of timers and delayed calls that are read at a time."""
@@ -95,6 +93,7 @@ class Runtime:
             self._writer,
             TransactionContext(
                 store,
+                FlowStore(connection),
                 make_policy(settings),
                 settings.max_event_bytes,
                 settings.entropy,
@@ -102,7 +101,7 @@ class Runtime:
                 runs.cancel,
                 settings.tracing,
             ),
-            Registry.from_rows(store.apps.all_functions(), read_controls(store, settings.clock.now())),
+            Registry.from_rows(operations.read_functions(connection), read_controls(connection, settings.clock.now())),
             settings.clock,
         )
         self.observers = RunObservers(settings)
@@ -224,16 +223,16 @@ class Runtime:
 
         They are repeated under new generations.
         """
-        moving, open_bulk_operations = self._store.runnable_runs(), self._store.apps.open_bulk_operations()
-        groups = [moving[start : start + _RECOVERED_TOGETHER] for start in range(0, len(moving), _RECOVERED_TOGETHER)]
+        lost, operation_ids = self._store.runnable_runs(), open_bulk_operations(self._connection)
+        groups = [lost[start : start + _RECOVERED_TOGETHER] for start in range(0, len(lost), _RECOVERED_TOGETHER)]
         await asyncio.gather(*(self._recover_together(group) for group in groups))
-        for operation_id in open_bulk_operations:
-            self.transactions.transact_in_background(bulk_operations.continue_operation(operation_id))
+        for operation_id in operation_ids:
+            self.transactions.transact_in_background(bulk_operations.continue_operation, operation_id)
 
     async def _recover_together(self, run_keys: list[int]) -> None:
         """Recover runs. A run that cannot be recovered does not affect the others."""
         try:
-            await self.transactions.transact(_recover(run_keys))
+            await self.transactions.transact(operations.recover, run_keys)
         except (DatabaseCorruptError, DatabaseLostError, DatabaseUnavailableError):
             raise
         except Exception as error:
@@ -242,7 +241,7 @@ class Runtime:
                     await self._recover_together([run_key])
             else:
                 _logger.exception("a run could not be recovered")
-                self.transactions.transact_in_background(operations.fail(run_keys[0], error))
+                self.transactions.transact_in_background(runs.fail, run_keys[0], error)
 
     # outbox and timers
 
@@ -282,14 +281,14 @@ class Runtime:
                     if self.settings.tracing is not None:
                         self.settings.tracing.run_ended(message)
                 case ContinueBulkOperation():
-                    self.transactions.transact_in_background(bulk_operations.continue_operation(message.operation_id))
+                    self.transactions.transact_in_background(bulk_operations.continue_operation, message.operation_id)
                 case _:
                     self._timers.add(message.due, message)
         if calls:
             self.call_dispatcher.make(calls)
 
     async def _load_timers(self, after: int, until: int) -> Loaded[_Due]:
-        loaded = await self.reader.read(lambda connection: load_timers(connection, after, until, _LOAD_LIMIT))
+        loaded = await self.reader.read(load_timers, after, until, _LOAD_LIMIT)
         return Loaded([*loaded.items], loaded.reached, loaded.next_due)
 
     def _fire(self, due: list[_Due]) -> None:
@@ -303,12 +302,9 @@ class Runtime:
                     self._join_queue(item)
             elif isinstance(item, ScheduledRequest):
                 self._requests.make(item)
-            elif isinstance(item, StepTimer):
-                self.transactions.transact_in_background(
-                    operations.fire_timer(item), functools.partial(operations.fail, item.run_key)
-                )
             else:
-                self.transactions.transact_in_background(operations.fire_timer(item))
+                run_key = item.run_key if isinstance(item, StepTimer) else None
+                self.transactions.transact_in_background(operations.fire_timer, item, run_key=run_key)
 
     def _check_all_throttles(self) -> None:
         """Check throttles after the clock was set back.
@@ -319,7 +315,7 @@ class Runtime:
 
     def _join_queue(self, call: ScheduledCall) -> None:
         self.transactions.transact_in_background(
-            operations.join_queue(call), functools.partial(operations.fail, call.run_key)
+            runs.join_queue, call.run_key, call.call.generation, run_key=call.run_key
         )
 
 
@@ -346,7 +342,3 @@ async def _take_ownership(path: Path, connection: sqlite3.Connection, after_epoc
         raise kind(f"the database {path} cannot be written: {error}") from error
     except sqlite3.Error as error:
         raise explain(error) from error
-
-
-def _recover(run_keys: list[int]) -> Callable[[Transaction], None]:
-    return lambda transaction: operations.recover(transaction, run_keys)

@@ -11,8 +11,7 @@ try:
 except ImportError as error:
     raise ImportError('durably.temporal.django needs Django: pip install "durably[django,temporal]"') from error
 
-from .conf import connections, get_temporal, temporal
-from .database import start_on_commit
+from .conf import connections, get_temporal, start_on_commit, temporal
 from .views import TemporalErrorMiddleware, codec_urls, require_permissions, urls
 
 __all__ = [

@@ -1,22 +1,24 @@
-"""The OpenAPI 3.1 document, its page with Swagger UI, and security schemes.
+"""The OpenAPI 3.1 document, and its page with Swagger UI.
 
-The document is for frameworks that have none of their own. Swagger UI: https://swagger.io/tools/swagger-ui/.
+FastAPI has a document of its own. Swagger UI: https://swagger.io/tools/swagger-ui/.
 """
 
+import functools
 import html
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
 import msgspec
 from pydantic import TypeAdapter
 
-from durably.temporal.errors import TemporalSettingsError
+from .endpoints import PROBLEM, PROBLEMS, SUCCESSES, Bodies, Endpoint, not_allowed, options
+from .messages import JSON, GatewayRequest, GatewayResponse
+from .problems import MEDIA_TYPE
 
-from .endpoints import NO_BODY, PROBLEM, SUCCESSES, Endpoint, EndpointParameter, options_of_get
-from .messages import JSON, GatewayResponse, without_body
-from .problems import MEDIA_TYPE, Problem
+SecuritySchemes = Mapping[str, Mapping[str, Any]]
+"""Scheme objects of OpenAPI by name, such as ``{"token": {"type": "http", "scheme": "bearer"}}``."""
 
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -27,7 +29,7 @@ def openapi(
     mount: str,
     title: str,
     version: str,
-    security_schemes: Mapping[str, Mapping[str, Any]] | None = None,
+    security_schemes: SecuritySchemes | None = None,
 ) -> dict[str, Any]:
     """The document. ``mount`` is the path before the gateway's own, such as ``/api``."""
     security: dict[str, Any] = {}
@@ -56,29 +58,20 @@ class _Schemas:
     """The schemas of all types together: two types never get the same name."""
 
     def __init__(self, all_endpoints: list[Endpoint]) -> None:
-        adapters: list[tuple[tuple[Any, str], Any, TypeAdapter[Any]]] = []
         wanted: list[tuple[Any, str]] = [(PROBLEM, "serialization")]
         for endpoint in all_endpoints:
             wanted += [(parameter.type, "validation") for parameter in endpoint.parameters]
             wanted += [(body.type, "validation") for body in (endpoint.body,) if body is not None and not body.is_empty]
-            wanted += [(body, "serialization") for body in endpoint.responses.values() if body not in (None, NO_BODY)]
-        self._keys: list[tuple[Any, str]] = []
-        for body, mode in wanted:
-            if self._index(body, mode) is None:
-                adapters.append(((len(self._keys), mode), mode, TypeAdapter(body)))
-                self._keys.append((body, mode))
+            wanted += [(body, "serialization") for body in endpoint.responses.values() if not isinstance(body, Bodies)]
+        # Not every type can be hashed.
+        self._wanted = [each for index, each in enumerate(wanted) if each not in wanted[:index]]
+        adapters: Any = [((i, mode), mode, TypeAdapter(body)) for i, (body, mode) in enumerate(self._wanted)]
         found, shared = TypeAdapter.json_schemas(adapters, ref_template=_REFERENCE)
         self._schemas = {key[0]: schema for (key, _), schema in found.items()}
         self.definitions: dict[str, Any] = shared.get("$defs", {})
 
-    def _index(self, body: Any, mode: str) -> int | None:
-        """The index by equality, because not every type can be hashed."""
-        return next((i for i, key in enumerate(self._keys) if key == (body, mode)), None)
-
     def of(self, body: Any, mode: str) -> dict[str, Any]:
-        index = self._index(body, mode)
-        assert index is not None
-        return dict(self._schemas[index])
+        return dict(self._schemas[self._wanted.index((body, mode))])
 
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
@@ -91,7 +84,20 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     if endpoint.description:
         operation["description"] = endpoint.description
     if endpoint.parameters:
-        operation["parameters"] = [_parameter(parameter, schemas) for parameter in endpoint.parameters]
+        operation["parameters"] = []
+    for parameter in endpoint.parameters:
+        schema = schemas.of(parameter.type, "validation")
+        if parameter.default is not None:
+            schema["default"] = parameter.default
+        operation["parameters"].append(
+            {
+                "name": parameter.name,
+                "in": parameter.place,
+                "required": parameter.is_required,
+                "schema": schema,
+                **({"description": parameter.description} if parameter.description else {}),
+            }
+        )
     if (body := endpoint.body) is not None and not body.is_empty:
         required = {"required": True} if body.is_required else {}
         content = {"application/json": {"schema": schemas.of(body.type, "validation")}}
@@ -99,34 +105,17 @@ def _operation(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     return operation
 
 
-def _parameter(parameter: EndpointParameter, schemas: _Schemas) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        "name": parameter.name,
-        "in": parameter.place,
-        "required": parameter.is_required,
-        "schema": schemas.of(parameter.type, "validation"),
-    }
-    if parameter.description:
-        described["description"] = parameter.description
-    if parameter.default is not None:
-        described["schema"]["default"] = parameter.default
-    return described
-
-
 def _responses(endpoint: Endpoint, schemas: _Schemas) -> dict[str, Any]:
     responses: dict[str, Any] = {}
     for status, body in endpoint.responses.items():
-        if body is NO_BODY:
-            responses[str(int(status))] = {"description": SUCCESSES[status]}
-            continue
-        content = (
-            {"text/event-stream": {"schema": {"type": "string"}}}
-            if body is None
-            else {"application/json": {"schema": schemas.of(body, "serialization")}}
-        )
-        responses[str(int(status))] = {"description": SUCCESSES[status], "content": content}
+        response: dict[str, Any] = {"description": SUCCESSES[status]}
+        if body is Bodies.STREAM:
+            response["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        elif body is not Bodies.NONE:
+            response["content"] = {"application/json": {"schema": schemas.of(body, "serialization")}}
+        responses[str(int(status))] = response
     problem = {MEDIA_TYPE: {"schema": schemas.of(PROBLEM, "serialization")}}
-    for status in endpoint.problems:
+    for status in (*PROBLEMS, *endpoint.route.problems):
         responses[str(int(status))] = {"description": status.phrase, "content": problem}
     return responses
 
@@ -169,66 +158,38 @@ def _source(name: str, assets: str | None) -> str:
     return f'"{_CDN}/{name}" integrity="{_INTEGRITY[name]}" crossorigin="anonymous"'
 
 
-SecuritySchemes = Mapping[str, Mapping[str, Any]]
-"""Scheme objects of OpenAPI by name, such as ``{"token": {"type": "http", "scheme": "bearer"}}``."""
-
-_NEEDED = {
-    "apiKey": ("name", "in"),
-    "http": ("scheme",),
-    "oauth2": ("flows",),
-    "openIdConnect": ("openIdConnectUrl",),
-}
-
-
-def check_security_schemes(schemes: SecuritySchemes | None) -> dict[str, dict[str, Any]]:
-    """Raises ``TemporalSettingsError`` for an unknown type or a missing member."""
-    checked = {name: dict(scheme) for name, scheme in (schemes or {}).items()}
-    for name, scheme in checked.items():
-        needed = _NEEDED.get(scheme.get("type", ""))
-        if needed is None:
-            raise TemporalSettingsError(
-                f'Gateway(security_schemes=…): "{name}" has the type {scheme.get("type")!r}; '
-                f"there are {', '.join(_NEEDED)}"
-            )
-        if missing := [member for member in needed if member not in scheme]:
-            raise TemporalSettingsError(
-                f'Gateway(security_schemes=…): "{name}" has no {missing[0]!r}, which the type {scheme["type"]} needs'
-            )
-    return checked
-
-
 class Documents:
-    """The OpenAPI document of a gateway as JSON, cached for each path and title."""
+    """The OpenAPI document of a gateway at ``openapi.json``, and with ``docs`` the page with Swagger UI at ``docs``.
 
-    _MAXIMUM = 8
+    ``docs`` is ``True`` for the code of a CDN, or the URL of the app's own copy of ``swagger-ui-dist``.
+    """
 
-    def __init__(self, endpoints: Iterable[Endpoint], security_schemes: Mapping[str, Mapping[str, Any]]) -> None:
-        self._endpoints, self._security_schemes = endpoints, security_schemes
-        self._made: dict[tuple[str, str], bytes] = {}
+    def __init__(
+        self, endpoints: Iterable[Endpoint], security_schemes: SecuritySchemes, title: str, docs: bool | str
+    ) -> None:
+        self._title, self._docs = title, docs
 
-    def answer(self, method: str, *, mount: str, title: str) -> GatewayResponse:
-        return _answer_get(method, JSON, lambda: self._get(mount, title))
+        @functools.lru_cache(maxsize=8)
+        def make(mount: str) -> bytes:
+            return msgspec.json.encode(
+                openapi(endpoints, mount=mount, title=title, version="1", security_schemes=security_schemes)
+            )
 
-    def _get(self, mount: str, title: str) -> bytes:
-        if (mount, title) not in self._made:
-            schemes = self._security_schemes
-            made = openapi(self._endpoints, mount=mount, title=title, version="1", security_schemes=schemes)
-            if len(self._made) >= self._MAXIMUM:
-                self._made.clear()
-            self._made[mount, title] = msgspec.json.encode(made)
-        return self._made[mount, title]
+        self._make = make
 
-
-def answer_page(method: str, *, title: str, assets: str | None) -> GatewayResponse:
-    """The response with ``swagger_page``."""
-    return _answer_get(method, "text/html; charset=utf-8", lambda: swagger_page(title=title, assets=assets))
-
-
-def _answer_get(method: str, content_type: str, make: Callable[[], bytes]) -> GatewayResponse:
-    try:
-        if (response := options_of_get(method)) is not None:
-            return response
-    except Problem as problem:
-        return problem.response()
-    made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": content_type}, body=make())
-    return without_body(made) if method == "HEAD" else made
+    def answer(self, request: GatewayRequest) -> GatewayResponse | None:
+        """The response to a request for one of them; ``None`` for another path. All clients can read them."""
+        path = request.path.strip("/")
+        if path != "openapi.json" and not (path == "docs" and self._docs):
+            return None
+        if request.method == "OPTIONS":
+            return options({"GET"})
+        if request.method not in ("GET", "HEAD"):
+            return not_allowed({"GET"}).response()
+        if path == "docs":
+            assets = self._docs if isinstance(self._docs, str) else None
+            kind, body = "text/html; charset=utf-8", swagger_page(title=self._title, assets=assets)
+        else:
+            kind, body = JSON, self._make(request.mount)
+        made = GatewayResponse(status_code=HTTPStatus.OK, headers={"Content-Type": kind}, body=body)
+        return made.without_body() if request.method == "HEAD" else made

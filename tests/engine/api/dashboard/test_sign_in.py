@@ -9,8 +9,7 @@ import aiohttp
 import pytest
 
 from durably.engine.api.dashboard.dashboard import Dashboard
-from durably.engine.api.dashboard.messages import DashboardRequest, DashboardResponse
-from durably.engine.api.dashboard.protection import CSRF_COOKIE, CSRF_FIELD
+from durably.engine.api.dashboard.messages import CSRF_COOKIE, CSRF_FIELD, DashboardRequest, DashboardResponse
 from durably.engine.api.dashboard.sign_in import (
     MAX_WRONG_KEYS,
     SESSION_SECONDS,

@@ -38,8 +38,8 @@ from durably.engine.model.step_views import (
     run_wait,
     waiting_step,
 )
-from durably.engine.sqlite.tables.apps import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.engine.sqlite.tables.runs import open_waits, read_run_state
+from durably.engine.sqlite.transactions.bulk_operations import BulkOperation, BulkOperationKind, read_bulk_operations
 from durably.protocol.engine_errors import DatabaseCorruptError
 from durably.protocol.events import Event
 from durably.protocol.sync import decode_function

@@ -1,0 +1,352 @@
+"""A node: one of the processes that use a database.
+
+It is the database's leader or a follower.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Mapping
+from pathlib import Path
+from typing import Any
+
+from durably.engine.model.settings import EngineSettings
+from durably.engine.sqlite.database import refuse_foreign
+from durably.engine.sqlite.files import DatabaseFiles, DatabaseLock, check_place, make_directory, read_note
+from durably.errors import TransportError
+from durably.protocol.engine_errors import (
+    DatabaseBusyError,
+    DatabaseCorruptError,
+    DatabaseLockedError,
+    DatabaseLostError,
+    DatabasePathError,
+    DatabaseReplacedError,
+    EngineError,
+)
+from durably.protocol.text import get_logger
+
+from . import sockets
+from .follower import OPERATIONS, EngineMovedError, Follower
+from .leader import LOCK_NOTE, Leader
+from .process import NodeClosedError
+from .worker import LocalWorker
+from .workers import Timing
+
+_SEARCH_SECONDS = 0.025
+"""Seconds between two attempts to find a leader or get the lock."""
+_STARTUP_DELAY_SECONDS = 0.5
+"""Seconds a process without functions, such as a shell, waits before it becomes leader."""
+_UNKNOWN_HOLDER_SECONDS = 1.0
+"""Seconds the lock may exist without a note. Its owner writes the note just after it gets the lock."""
+_RETRY_SECONDS = 1.0
+"""Seconds before another attempt after an error."""
+_UNUSABLE = (DatabasePathError, DatabaseCorruptError)
+"""Errors that only a user can fix. Requests fail with them immediately; the node still tries again."""
+
+_logger = get_logger("durably.engine")
+
+
+class Node:
+    """This process's part in the engine: it finds a leader or becomes one.
+
+    It repeats this after each loss. It belongs to one event loop.
+
+    ``holds_database``: SQLite has the database open in this process. A forked child of such a process must never open
+    it, because SQLite would take the parent's locks for the child's. The child's node has ``may_lead=False``.
+    """
+
+    def __init__(
+        self,
+        database: Path,
+        settings: EngineSettings,
+        worker: LocalWorker,
+        timing: Timing,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        may_lead: bool = True,
+    ) -> None:
+        self.loop = loop
+        self.holds_database = False
+        self._may_lead = may_lead
+        self._database = database
+        self._directory = sockets.directory_of(database)
+        self._settings = settings
+        self._worker = worker
+        self._timing = timing
+        self._is_closed = False
+        self._role: asyncio.Future[Leader | Follower] = loop.create_future()
+        self._first_attempt: asyncio.Future[None] = loop.create_future()
+        self._task: asyncio.Task[None] | None = None
+        self._last_error: Exception | None = None
+        self._silent_socket: Path | None = None
+        self._files: DatabaseFiles | None = None
+
+    def start(self) -> None:
+        """Start the search for a leader.
+
+        Requests wait until this process is leader or follower.
+        """
+        if not self._is_closed:
+            self._task = self.loop.create_task(self._run())
+
+    async def wait_started(self) -> None:
+        """Wait for the end of the first attempt to start.
+
+        Raises the error that prevents the start, ``EngineError`` or ``OSError``. The node tries again.
+        """
+        await asyncio.shield(self._first_attempt)
+
+    async def request(self, name: str, arguments: Mapping[str, Any]) -> Any:
+        """Execute an operation of ``Engine`` in the leader.
+
+        Raises its errors, ``NodeClosedError``, those of ``_UNUSABLE``, and ``TransportError`` if an operation that must
+        not be repeated may have been executed.
+        """
+        operation = OPERATIONS[name]
+        while True:
+            if self._is_closed:
+                raise NodeClosedError("the node of this process is closed")
+            if not self._role.done() and isinstance(self._last_error, _UNUSABLE):
+                raise self._last_error
+            role = self._role.result() if self._role.done() else await asyncio.shield(self._role)
+            try:
+                return await role.request(operation, arguments)
+            except EngineMovedError as error:
+                if error.is_unclear and not operation.is_repeatable:
+                    raise TransportError(
+                        f"the leader ended during {name!r}: it is unclear whether the operation was executed"
+                    ) from None
+                await role.wait_lost()
+                await asyncio.sleep(0)
+
+    @property
+    def last_error(self) -> Exception | None:
+        """The error that prevents the start, or ``None``."""
+        return self._last_error
+
+    def request_directly(self, name: str, arguments: Mapping[str, Any]) -> Awaitable[Any]:
+        """``request`` for operations that the engine executes on any event loop.
+
+        Raises ``EngineMovedError`` if this process is not the leader, and the operation's errors.
+        """
+        role = self._get_role()
+        if not isinstance(role, Leader):
+            raise EngineMovedError("this process is not the leader", is_unclear=False)
+        return role.request(OPERATIONS[name], arguments)
+
+    @property
+    def is_leader(self) -> bool:
+        return isinstance(self._get_role(), Leader)
+
+    @property
+    def runs_nothing(self) -> bool:
+        """Whether this process is the leader and no process accepts calls."""
+        role = self._get_role()
+        return isinstance(role, Leader) and role.runs_nothing
+
+    def _get_role(self) -> Leader | Follower | None:
+        role = self._role
+        return role.result() if role.done() and role.exception() is None else None
+
+    async def update(self) -> None:
+        """Report the functions that this process serves. Logs errors in their options."""
+        if not self._role.done():
+            return
+        try:
+            await self._role.result().update()
+        except EngineMovedError:
+            return  # The next leader gets them.
+        except EngineError as error:
+            _logger.error("process %d serves functions that the engine refuses: %s", os.getpid(), error)
+
+    async def close(self) -> None:
+        """Accept no more calls, and wait for running ones.
+
+        The wait is at most the settings' ``close_grace``. Calls that have not ended by then are returned.
+        """
+        self._is_closed = True
+        self._worker.refuse()
+        await self._leave()
+        await self._worker.wait_ended()
+
+    async def _leave(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if not self._role.done():
+            self._role.set_exception(NodeClosedError("the node of this process is closed"))
+            self._role.exception()
+            return
+        if self._role.exception() is not None:  # ``_give_up``
+            return
+        role = self._role.result()
+        if isinstance(role, Follower):
+            with contextlib.suppress(EngineMovedError, EngineError, TimeoutError):
+                async with asyncio.timeout(self._timing.heartbeat):
+                    await role.update()
+            await self._worker.finish(self._settings.close_grace.total_seconds())
+        await role.close()
+        self.holds_database = False
+
+    def forget(self) -> None:
+        """In a forked child, leave the role to the parent.
+
+        Closes descriptors that would keep the parent's links open.
+        """
+        role = self._get_role()
+        if role is None:
+            return
+        for descriptor in role.descriptors():
+            with contextlib.suppress(OSError):
+                os.close(descriptor)
+        if isinstance(role, Leader):
+            role.release_lock()
+
+    # roles
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                role = await self._find_role()
+            except DatabaseReplacedError as error:
+                self._give_up(error)
+                return
+            except Exception as error:
+                self._report_error(error)
+                await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            self._last_error = None
+            if self._files is None:
+                self._files = DatabaseFiles(self._database, parts=("",))
+            self._worker.checkpoints.engine = role.engine if isinstance(role, Leader) else None
+            self._role.set_result(role)
+            if not self._first_attempt.done():
+                self._first_attempt.set_result(None)
+            await role.wait_lost()
+            self._worker.checkpoints.engine = None
+            self._worker.heartbeat.lose_contact()
+            self.holds_database = False
+            self._role = self.loop.create_future()
+            if isinstance(role, Follower):
+                self._silent_socket = role.socket if role.was_silent else None
+
+    def _give_up(self, error: DatabaseReplacedError) -> None:
+        """Stop until the app is restarted.
+
+        If the engine continued, it would use an empty or unknown database.
+        """
+        _logger.critical(
+            "process %d no longer sends events or runs functions: %s (%s); put the database back, then restart the app",
+            os.getpid(),
+            error.message,
+            self._database,
+        )
+        self._last_error = error
+        for future in (self._role, self._first_attempt):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()
+
+    def _report_error(self, error: Exception) -> None:
+        if not self._first_attempt.done():
+            self._first_attempt.set_exception(error)
+            self._first_attempt.exception()
+        self._log_error(error)
+        if isinstance(error, _UNUSABLE):  # Waiting requests would wait until a user acts.
+            self._role.set_exception(error)
+            self._role.exception()
+            self._role = self.loop.create_future()
+
+    def _log_error(self, error: Exception) -> None:
+        if str(error) != str(self._last_error):
+            is_expected = isinstance(error, EngineError | OSError)
+            _logger.error(
+                "process %d cannot reach the engine; it tries again: %s",
+                os.getpid(),
+                error,
+                exc_info=None if is_expected else error,
+            )
+        self._last_error = error
+
+    async def _find_role(self) -> Leader | Follower:
+        """Find a leader, or become one.
+
+        Raises ``EngineError`` and ``OSError``; ``DatabaseReplacedError`` if the database was replaced.
+        """
+        if self._files is None:
+            check_place(self._database)
+            refuse_foreign(self._database)
+        make_directory(self._database.parent)
+        sockets.make_directory(self._directory)
+        waited = 0.0
+        while True:
+            if self._files is not None:
+                self._files.check()
+            if (follower := await self._follow()) is not None:
+                return follower
+            is_due = self._may_lead and (self._worker.capacity().max_calls > 0 or waited > _STARTUP_DELAY_SECONDS)
+            if is_due and (lock := self._try_lock()) is not None and (leader := await self._lead(lock)) is not None:
+                return leader
+            is_node = read_note(self._database) == LOCK_NOTE
+            if not is_node and waited > _UNKNOWN_HOLDER_SECONDS:
+                raise DatabaseLockedError(
+                    f"the database {self._database} belongs to another engine that is running, which is not in the "
+                    "processes of a web app: stop that engine, or use another database"
+                )
+            is_silent = self._silent_socket is not None or (is_node and waited > self._timing.lease)
+            if is_due and is_silent and (leader := await self._take_over()) is not None:
+                return leader
+            await asyncio.sleep(_SEARCH_SECONDS)
+            waited += _SEARCH_SECONDS
+
+    async def _follow(self) -> Follower | None:
+        newest = sockets.newest(self._directory)
+        if newest is None or newest == self._silent_socket:
+            return None
+        try:
+            follower = await Follower.connect(newest, self._worker, self._timing)
+        except TimeoutError:
+            self._silent_socket = newest
+            return None
+        self._silent_socket = None
+        if follower is None:
+            return None
+        _logger.info("process %d follows the leader of the database %s", os.getpid(), self._database)
+        return follower
+
+    def _try_lock(self) -> DatabaseLock | None:
+        try:
+            return DatabaseLock(self._database, LOCK_NOTE)
+        except DatabaseLockedError:
+            return None
+
+    async def _take_over(self) -> Leader | None:
+        """Become leader. Returns ``None`` if another process became leader first."""
+        _logger.warning(
+            "the leader of the database %s has sent no heartbeat for %s s; process %d tries to take over",
+            self._database,
+            self._timing.lease,
+            os.getpid(),
+        )
+        silent, self._silent_socket = self._silent_socket, None
+        return await self._lead(None, None if silent is None else sockets.epoch_of(silent))
+
+    async def _lead(self, lock: DatabaseLock | None, after_epoch: int | None = None) -> Leader | None:
+        """Become the leader, if possible.
+
+        Returns ``None`` if another process became leader first, or has SQLite's write lock. Neither prevents a server's
+        start.
+        """
+        self.holds_database = True
+        try:
+            return await Leader.open(self._database, self._settings, self._worker, self._timing, lock, after_epoch)
+        except DatabaseLostError:
+            self.holds_database = False
+            return None
+        except DatabaseBusyError as error:
+            self.holds_database = False
+            self._log_error(error)
+            return None
+        except BaseException:
+            self.holds_database = False
+            raise
