@@ -13,7 +13,7 @@ from temporalio.common import TypedSearchAttributes
 from temporalio.service import RPCError, RPCStatusCode
 
 from durably.temporal.errors import TemporalSettingsError
-from durably.temporal.namespace.inspection import is_open
+from durably.temporal.namespace import is_open
 
 from .authorization import Access, Action, Facts, no_such_workflow, owner_of, principal_key
 from .endpoints import Endpoint
