@@ -5,9 +5,8 @@ import contextlib
 import mmap
 import os
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -78,11 +77,11 @@ class Dispatcher:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self.running: RunningCalls | None = None
-        self._deadlines = Deadlines(settings.call_timeout.total_seconds())
         self._workers: list[WorkerSlots] = []
         self._waiting: FairQueue[tuple[str, asyncio.Future[WorkerSlots | None]]] = FairQueue()
         self._under_way: Counter[str] = Counter()
-        self._unserved = UnservedFunctions(lambda function_id: self.takes_calls and not self._is_served(function_id))
+        self._unserved: dict[str, asyncio.TimerHandle] = {}
+        """Functions for which a call found no process, and the timers of their warnings, one for each function."""
 
     def add(self, worker: Worker, capacity: Capacity, *, is_local: bool = False) -> WorkerSlots:
         slots = WorkerSlots(worker, capacity, is_local=is_local)
@@ -116,17 +115,13 @@ class Dispatcher:
             )
         slots = await self._take_slot(function.id, data.priority)
         if slots is None:
-            self._unserved.note(function.id)
+            self._note_unserved(function.id)
             return _unreached(f"no running process serves the function {function.id!r}")
         record = self.running.begin(key) if self.running is not None and slots.is_local else None
-        task = asyncio.current_task()
-        assert task is not None
-        self._deadlines.begin(task)
         try:
-            return await slots.worker.run(function.app_id, data)
-        except asyncio.CancelledError:
-            if not self._deadlines.end(task):
-                raise
+            async with asyncio.timeout(self._settings.call_timeout.total_seconds()):
+                return await slots.worker.run(function.app_id, data)
+        except TimeoutError:
             return failed("CallTimeoutError", f"the function {function.id!r} did not answer in time")
         except CallReturnedError as error:
             return _unreached(error.message)
@@ -135,7 +130,6 @@ class Dispatcher:
         finally:
             if self.running is not None and record is not None:
                 self.running.end(record)
-            self._deadlines.end(task)
             self._leave(slots, function.id)
 
     def _lost(self, error: WorkerLostError) -> Answer:
@@ -147,10 +141,9 @@ class Dispatcher:
         return AttemptFailed(lost, retry_at=self._settings.clock.now())
 
     async def close(self) -> None:
-        self._deadlines.close()
-        self._unserved.close()
-        for function_id in self._waiting.functions():
-            self._release(function_id)
+        for timer in self._unserved.values():
+            timer.cancel()
+        self._release_unserved(all_functions=True)
 
     async def _take_slot(self, function_id: str, priority: int) -> WorkerSlots | None:
         if (slots := self._best(function_id)) is not None:
@@ -186,19 +179,34 @@ class Dispatcher:
             if not waiting.done() and (slots := self._best(function_id)) is not None:
                 waiting.set_result(self._enter(slots, function_id))
 
-    def _release_unserved(self) -> None:
-        """Stop waiting calls whose function no process serves any more."""
-        for function_id in self._waiting.functions():
-            if not self._is_served(function_id):
-                self._release(function_id)
-
     def _is_served(self, function_id: str) -> bool:
         return any(slots.serves(function_id) for slots in self._workers)
 
-    def _release(self, function_id: str) -> None:
-        for _, waiting in self._waiting.remove(function_id):
-            if not waiting.done():
-                waiting.set_result(None)
+    def _note_unserved(self, function_id: str) -> None:
+        """Warn of a function whose runs wait, unless a process serves it soon: an app's processes start one by one."""
+
+        def check() -> None:
+            if self.takes_calls and not self._is_served(function_id):
+                _logger.warning(
+                    "no running process serves the function %r, so its runs wait. If it was renamed or removed, "
+                    "serve it again under this id, with trigger=[], until its runs have ended; or cancel them: durably "
+                    "runs cancel --function %s",
+                    function_id,
+                    function_id,
+                )
+            else:
+                del self._unserved[function_id]
+
+        if function_id not in self._unserved:
+            self._unserved[function_id] = asyncio.get_running_loop().call_later(UNSERVED_SECONDS, check)
+
+    def _release_unserved(self, *, all_functions: bool = False) -> None:
+        """Stop waiting calls whose function no process serves any more."""
+        for function_id in self._waiting.functions():
+            if all_functions or not self._is_served(function_id):
+                for _, waiting in self._waiting.remove(function_id):
+                    if not waiting.done():
+                        waiting.set_result(None)
 
     def _best(self, function_id: str) -> WorkerSlots | None:
         """The least busy worker that may take another call of the function."""
@@ -210,42 +218,6 @@ class Dispatcher:
                 if best is None or slots.load < best.load:
                     best = slots
         return best if may_have_another(self._under_way[function_id], free) else None
-
-
-class UnservedFunctions:
-    """Warns of functions whose runs wait, because no process serves them.
-
-    It warns once for each function. ``is_unserved`` returns whether processes run functions, and none runs this one. It
-    is asked a few seconds after a
-    call, because the processes of an app do not start at the same time.
-    """
-
-    def __init__(self, is_unserved: Callable[[str], bool]) -> None:
-        self._is_unserved = is_unserved
-        self._warned: set[str] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
-
-    def note(self, function_id: str) -> None:
-        """Record that a call of the function found no process."""
-        if function_id not in self._warned and function_id not in self._timers:
-            loop = asyncio.get_running_loop()
-            self._timers[function_id] = loop.call_later(UNSERVED_SECONDS, self._check, function_id)
-
-    def close(self) -> None:
-        for timer in self._timers.values():
-            timer.cancel()
-
-    def _check(self, function_id: str) -> None:
-        del self._timers[function_id]
-        if self._is_unserved(function_id):
-            self._warned.add(function_id)
-            _logger.warning(
-                "no running process serves the function %r, so its runs wait. If it was renamed or removed, "
-                "serve it again under this id, with trigger=[], until its runs have ended; or cancel them: durably "
-                "runs cancel --function %s",
-                function_id,
-                function_id,
-            )
 
 
 class RunningCalls:
@@ -317,48 +289,3 @@ class RunningCalls:
 
 def _unreached(message: str) -> Unreached:
     return Unreached(ErrorData(name="AppUnreachableError", message=message))
-
-
-AnyTask = asyncio.Task[Any]
-
-
-class Deadlines:
-    """Cancels tasks that have not ended ``seconds`` after they began."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._due: dict[AnyTask, float] = {}  # the loop's time, in order of start
-        self._late: set[AnyTask] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    def begin(self, task: AnyTask) -> None:
-        """Start the timeout of ``task``, which must be the running task."""
-        loop = task.get_loop()
-        self._due[task] = loop.time() + self._seconds
-        if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._check, loop)
-
-    def end(self, task: AnyTask) -> bool:
-        """Cancel the timeout. Returns whether only the timeout cancelled the task.
-
-        If so, the task continues.
-        """
-        self._due.pop(task, None)
-        if task not in self._late:
-            return False
-        self._late.remove(task)
-        return task.uncancel() == 0
-
-    def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _check(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        for task, due in list(self._due.items()):
-            if due > loop.time():
-                self._timer = loop.call_at(due, self._check, loop)
-                return
-            del self._due[task]
-            self._late.add(task)
-            task.cancel()

@@ -162,9 +162,6 @@ class Follower:
                     await self._send("DELETE", WORKER_PATH.format(worker_id=self._id))
         await self._lose()
 
-    def descriptors(self) -> list[int]:
-        return []
-
     async def _lose(self) -> None:
         if self._lost.is_set():
             return

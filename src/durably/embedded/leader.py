@@ -61,7 +61,7 @@ class Leader:
         self._make_connection: Callable[[], asyncio.Protocol] = web.Server(_answer_starting)
         self._api: web.AppRunner | None = None
         self._socket = Path()
-        self._engine: asyncio.Future[SqliteEngine] = asyncio.get_running_loop().create_future()
+        self.engine: SqliteEngine
         self._tasks: list[asyncio.Task[None]] = []
         self._leaving: asyncio.Task[None] | None = None
 
@@ -93,11 +93,10 @@ class Leader:
                 on_owned=leader._listen,
             )
         except BaseException:
-            leader._engine.cancel()
             await leader._leave()
             raise
         engine.count_followers = leader._workers.__len__
-        leader._engine.set_result(engine)
+        leader.engine = engine
         leader._tasks = [asyncio.create_task(leader._watch(engine))]
         if lock is None:
             leader._tasks.append(asyncio.create_task(leader._get_lock()))
@@ -117,10 +116,6 @@ class Leader:
             raise EngineMovedError(error.message, is_unclear=False) from None
 
     @property
-    def engine(self) -> SqliteEngine:
-        return self._engine.result()
-
-    @property
     def runs_nothing(self) -> bool:
         """Whether no process accepts calls."""
         return not self._dispatcher.takes_calls
@@ -132,10 +127,10 @@ class Leader:
             await self._sync(sync)
 
     async def _sync(self, sync: SyncRequest) -> None:
-        await (await self._get_engine()).sync_app(sync, in_process=True)
+        await self.engine.sync_app(sync, in_process=True)
 
     async def wait_lost(self) -> None:
-        await (await self._get_engine()).wait_closed()
+        await self.engine.wait_closed()
         await self._leave()
 
     async def close(self) -> None:
@@ -143,8 +138,7 @@ class Leader:
 
         It waits for calls in all processes.
         """
-        engine = await self._get_engine()
-        await engine.close()
+        await self.engine.close()
         await self._leave()
 
     def descriptors(self) -> list[int]:
@@ -161,9 +155,6 @@ class Leader:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
-
-    async def _get_engine(self) -> SqliteEngine:
-        return await asyncio.shield(self._engine)
 
     async def _leave(self) -> None:
         """Release all resources once.
