@@ -6,9 +6,9 @@ from typing import Self
 from temporalio.client import Client
 
 from durably.engine.core.calls import Answer, CallData, Unreached
-from durably.engine.model.http_call import HttpCaller
+from durably.engine.model.calls import HttpCaller
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import SyncResult
-from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.runs.call_messages import CallInput
 from durably.protocol.engine_errors import EngineError, FunctionNotFoundError

@@ -12,7 +12,7 @@ import msgspec
 
 from durably.engine.core.flow.queue import QueueEntry
 from durably.engine.core.run_state import Origin, RunStatus
-from durably.engine.model.registry import FOLLOWED_FOR
+from durably.engine.model.functions import FOLLOWED_FOR
 from durably.protocol.errors import ErrorData
 from durably.protocol.limits import MAX_CALL_DURATION, MAX_DEPTH, MAX_STEPS
 from durably.protocol.sync import FunctionConfig

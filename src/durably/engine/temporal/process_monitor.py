@@ -17,10 +17,9 @@ from temporalio import activity
 from durably.engine.api.counters import RunObservers
 from durably.engine.api.metrics import Metric, Sample
 from durably.engine.core.calls import Answer, CallData
-from durably.engine.model.observers import EndedCall, Group
 from durably.engine.model.runs import RunUpdate
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.subscriptions import RunChange, Subscriptions
+from durably.engine.model.subscriptions import EndedCall, Group, RunChange, Subscriptions
 from durably.engine.temporal.ids import execution_of
 from durably.engine.temporal.runs.activities import ActivityCaller
 from durably.engine.temporal.runs.call_messages import CallInput

@@ -19,8 +19,8 @@ from durably.engine.api.metrics import Metric
 from durably.engine.core.calls import generation_of_checkpoint, shorten_op_error
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
-from durably.engine.model.events import check_event, make_id
-from durably.engine.model.json_bodies import decode_events
+from durably.engine.model.events import check_event, decode_events, make_id
+from durably.engine.model.functions import read_sync
 from durably.engine.model.overview import (
     App,
     AppReport,
@@ -34,7 +34,6 @@ from durably.engine.model.overview import (
     SyncResult,
     UnreachedApp,
 )
-from durably.engine.model.registry import read_sync
 from durably.engine.model.requests import OutboundClient
 from durably.engine.model.runs import (
     Attempt,

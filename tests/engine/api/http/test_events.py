@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from durably.engine.model.json_bodies import decode_events
+from durably.engine.model.events import decode_events
 from durably.protocol.limits import MAX_EVENT_BYTES, MAX_EVENTS_PER_POST
 
 from .conftest import Harness

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 import durably
-from durably.engine.model.registry import CANCELLED_IN_BULK
+from durably.engine.model.functions import CANCELLED_IN_BULK
 from durably.engine.model.runs import FromStep, Relation, RunStatus
 from durably.engine.temporal.ids import bulk_workflow_id
 from durably.engine.temporal.reports import bulk, bulk_workflow

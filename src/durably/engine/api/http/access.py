@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from durably.engine.api.operations import Access
-from durably.engine.model.logs import SparseLog
+from durably.engine.model.subscriptions import SparseLog
 from durably.protocol.headers import Header, ServerKind
 from durably.protocol.signatures import bearer_token, check_signing_key, hash_signing_key
 from durably.protocol.text import get_logger, is_name

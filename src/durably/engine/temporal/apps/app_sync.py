@@ -13,8 +13,8 @@ from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.flow.config import read_flow
 from durably.engine.core.run_state import standard_backoff
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import SyncResult
-from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.flow.limit_queue import has_leased_slots
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id

@@ -16,7 +16,7 @@ from durably.engine.core.expressions import Expression, compile_expression
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.events import ENTROPY_BYTES, make_id
-from durably.engine.model.registry import CANCELLED_IN_BULK
+from durably.engine.model.functions import CANCELLED_IN_BULK
 from durably.engine.model.runs import (
     BulkOperation,
     FromStep,

@@ -12,7 +12,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.registry import FOLLOWED_FOR
+from durably.engine.model.functions import FOLLOWED_FOR
 from durably.engine.temporal.workflow_code import history_is_long, now
 
 BULK = "bulk"

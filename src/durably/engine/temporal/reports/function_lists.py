@@ -9,8 +9,8 @@ import itertools
 import msgspec
 from temporalio.client import Client
 
+from durably.engine.model.functions import SyncedFunction
 from durably.engine.model.overview import App, FunctionInfo, ScheduleInfo
-from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.runs import Run, to_datetime
 from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id

@@ -12,7 +12,7 @@ from temporalio.client import Client, WorkflowExecution
 
 from durably.engine.core.expressions import compile_expression
 from durably.engine.core.run_state import RunStatus
-from durably.engine.model.registry import CANCELLED_IN_BULK, BulkCancellation
+from durably.engine.model.functions import CANCELLED_IN_BULK, BulkCancellation
 from durably.engine.model.runs import to_milliseconds
 from durably.engine.sqlite.transactions.triggers import MOST_ANCESTORS
 from durably.engine.temporal.ids import bulk_workflow_id, function_workflow_id

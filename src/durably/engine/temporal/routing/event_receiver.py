@@ -11,9 +11,8 @@ from ulid import ULID
 
 from durably.engine.core.run_state import Origin, origin_of
 from durably.engine.model.events import CheckedEvent, IdSeed, check_event, make_id, make_received_event
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.tracing import trace_of_run
-from durably.engine.model.unmatched import KnownNames, UnmatchedEvents
+from durably.engine.model.functions import KnownNames, UnmatchedEvents
+from durably.engine.model.settings import EngineSettings, trace_of_run
 from durably.engine.temporal.apps.record_workflows import TOPIC
 from durably.engine.temporal.ids import make_event_id, topic_name_of
 from durably.engine.temporal.messages import EventRecord, TopicRecord

@@ -26,9 +26,8 @@ from durably.engine.model.events import (
     make_received_event,
     value_at,
 )
-from durably.engine.model.registry import SyncedFunction
-from durably.engine.model.settings import EngineSettings
-from durably.engine.model.tracing import trace_of_run
+from durably.engine.model.functions import SyncedFunction
+from durably.engine.model.settings import EngineSettings, trace_of_run
 from durably.engine.temporal.flow.buckets import Buckets, has_buckets
 from durably.engine.temporal.flow.limit_queue import run_flow_of
 from durably.engine.temporal.ids import (

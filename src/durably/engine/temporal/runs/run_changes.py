@@ -26,8 +26,8 @@ from durably.engine.core.inputs import (
 )
 from durably.engine.core.run_state import RunStatus
 from durably.engine.model.runs import END_UPDATES, UpdateKind
+from durably.engine.model.settings import EndedRun
 from durably.engine.model.subscriptions import RunChange, call_repeated, step_ended, step_waits
-from durably.engine.model.tracing import EndedRun
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.errors import ErrorData

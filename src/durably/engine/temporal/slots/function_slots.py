@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
-from durably.engine.model.logs import SparseLog
+from durably.engine.model.subscriptions import SparseLog
 from durably.protocol.limits import MAX_COUNT
 from durably.protocol.text import get_logger
 

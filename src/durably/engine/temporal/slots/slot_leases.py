@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 
-from durably.engine.model.logs import SparseLog
+from durably.engine.model.subscriptions import SparseLog
 from durably.protocol.text import get_logger
 
 from . import lease_time
