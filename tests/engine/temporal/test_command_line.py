@@ -16,7 +16,7 @@ from durably.cli.output.text import Console
 from durably.cli.servers.dev_server import DevOptions
 from durably.cli.servers.dev_server import DevServer as CommandDevServer
 from durably.engine.model.views import EventView, RunUpdate, RunView, UpdateKind
-from durably.engine.temporal.reports.event_lists import EventLists
+from durably.engine.temporal.reports.lists import EventLists
 
 from ...temporal.dev_server import DevServer
 from ...waiting import async_eventually

@@ -23,8 +23,8 @@ from durably.engine.api.metrics.catalogue import CATALOGUE, Metric
 from durably.engine.core.inputs import EndRun
 from durably.engine.model.views import RunView
 from durably.engine.temporal.ids import run_workflow_id
-from durably.engine.temporal.process_monitor import LiveRuns
-from durably.engine.temporal.runs.run_changes import RunChanges
+from durably.engine.temporal.observers import LiveRuns
+from durably.engine.temporal.observers import RunChanges
 
 from ...temporal.dev_server import DevServer
 from ...waiting import async_eventually

@@ -19,9 +19,9 @@ from durably.engine.core.call_body import CallData
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.views import RunView
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.http_engine import HttpWorkflowEngine
+from durably.engine.temporal.engine import HttpWorkflowEngine
 from durably.engine.temporal.ids import make_run_id
-from durably.engine.temporal.runs.call_messages import CallInput
+from durably.engine.temporal.messages import CallInput
 from durably.otel.engine import OtelEngineTracing
 from durably.protocol.errors import ErrorData
 

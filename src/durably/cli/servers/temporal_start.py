@@ -50,7 +50,7 @@ def server_on_temporal(
     """
     temporal = _connection_to(address)
     from durably.engine.api.http.server import EngineServer
-    from durably.engine.temporal.http_engine import HttpWorkflowEngine
+    from durably.engine.temporal.engine import HttpWorkflowEngine
     from durably.temporal import TemporalUnreachableError
     from durably.temporal.client.connect_failures import connect_with_retries
 
@@ -80,7 +80,7 @@ def dev_engine_on_temporal(
     Raises ``CliError`` for invalid settings of the connection. The function raises it if no server answers.
     """
     temporal = _connection_to(address)
-    from durably.engine.temporal.http_engine import HttpWorkflowEngine
+    from durably.engine.temporal.engine import HttpWorkflowEngine
     from durably.temporal import TemporalUnreachableError
     from durably.temporal.errors import SearchAttributeError
 

@@ -13,10 +13,10 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.model.settings import EngineSettings
 from durably.engine.model.views import SyncResult
-from durably.engine.temporal.apps.app_sync import AppSync
+from durably.engine.temporal.apps import AppSync
 from durably.engine.temporal.ids import app_workflow_id, cron_workflow_id, function_workflow_id, topic_workflow_id
 from durably.engine.temporal.messages import AppRecord, SyncInput
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.engine_errors import ConfigInvalidError
 
 from ....temporal.dev_server import DevServer

@@ -12,7 +12,7 @@ from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from durably.engine.core.flow.cron import Schedule, Tick, fire, plan_tick
-from durably.engine.temporal.apps.cron import (
+from durably.engine.temporal.apps import (
     FIRE_TICK,
     PLAN_TICKS,
     CronActivities,

@@ -21,7 +21,7 @@ from temporalio.service import RPCError
 
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 
 from ....crash.engine_process import backoff
 from ....crash.processes import Victim

@@ -20,9 +20,9 @@ from durably.engine.model.views import RunStatus
 from durably.engine.temporal.flow import bucket_workflow
 from durably.engine.temporal.ids import bucket_workflow_id, make_run_id, run_workflow_id, wait_workflow_id
 from durably.engine.temporal.routing import router
-from durably.engine.temporal.routing.wait_keys import wait_key
+from durably.engine.temporal.routing.workflows import wait_key
 from durably.engine.temporal.runs import run_waits
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.opcodes import hash_step_id
 
 from ....waiting import async_eventually

@@ -14,9 +14,9 @@ from durably.engine.model.settings import EngineSettings
 from durably.engine.model.views import RunStatus
 from durably.engine.temporal import workflow_requests
 from durably.engine.temporal.ids import app_queue, slots_workflow_id
-from durably.engine.temporal.reports.run_lists import RunFilter
+from durably.engine.temporal.reports.lists import RunFilter
 from durably.engine.temporal.slots.lease_time import USE_SECONDS
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 
 from ....waiting import async_eventually
 from .conftest import PATIENCE, World

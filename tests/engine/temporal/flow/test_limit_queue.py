@@ -11,8 +11,8 @@ from durably.engine.core.flow.admission import Start, start
 from durably.engine.core.flow.config import Flow, read_flow
 from durably.engine.core.flow.queue import LimitQueue
 from durably.engine.core.flow.queue_entries import QueuedCall
-from durably.engine.temporal.flow.limit_queue import CallLimitQueue, limits_of
-from durably.engine.temporal.flow.limit_queue_state import JoinInput, JoinRecord, LeaveRecord, LimitQueueState
+from durably.engine.temporal.routing.limit_queue import CallLimitQueue, limits_of
+from durably.engine.temporal.routing.limit_queue import JoinInput, JoinRecord, LeaveRecord, LimitQueueState
 from durably.engine.temporal.workflow_code import pack, unpack
 
 from ...core.flow.configs import config_of, event

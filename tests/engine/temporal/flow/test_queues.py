@@ -14,7 +14,7 @@ from ulid import ULID
 
 from durably import Concurrency, Context, Priority, RetryAfterError, Throttle, Timeouts
 from durably.engine.temporal.flow import limit_queue_workflow
-from durably.engine.temporal.flow.limit_queue_state import JoinInput, QueueCounts
+from durably.engine.temporal.routing.limit_queue import JoinInput, QueueCounts
 from durably.engine.temporal.ids import make_run_id, run_workflow_id
 from durably.engine.temporal.messages import RunInput
 from durably.engine.temporal.routing import router

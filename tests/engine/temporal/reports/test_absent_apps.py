@@ -18,7 +18,7 @@ from durably.engine.model.reports import AppReport, ConcernKind
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.reports.unreached_apps import NO_PROCESS
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 
 from ....conformance.temporal_engine import open_engine
 from ....temporal.dev_server import DevServer

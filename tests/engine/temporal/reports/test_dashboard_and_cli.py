@@ -15,7 +15,7 @@ from durably.engine.api.dashboard.dashboard import Dashboard
 from durably.engine.api.http.access import ApiKeys
 from durably.engine.api.http.application import create_api
 from durably.engine.model.settings import EngineSettings
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 from durably.protocol.headers import ServerKind
 
 from ....ports import free_port

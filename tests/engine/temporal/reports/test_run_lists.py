@@ -8,7 +8,7 @@ from temporalio.common import SearchAttributePair, TypedSearchAttributes
 import durably
 from durably.engine.model.views import RunStatus
 from durably.engine.temporal.reports import run_lists
-from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
+from durably.engine.temporal.reports.lists import RunFilter, RunLists
 from durably.engine.temporal.search_attributes import APP
 from durably.protocol.engine_errors import NotSupportedError, SelectionInvalidError
 

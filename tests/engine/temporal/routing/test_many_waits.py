@@ -21,7 +21,7 @@ from durably.engine.temporal.ids import (
 )
 from durably.engine.temporal.messages import LeaveInput, WaitRecord
 from durably.engine.temporal.routing import workflows
-from durably.engine.temporal.routing.wait_keys import wait_key
+from durably.engine.temporal.routing.workflows import wait_key
 from durably.engine.temporal.routing.workflows import FULL_BYTES, Waiting, WaitState
 from durably.engine.temporal.workflow_code import pack
 from durably.protocol.opcodes import hash_step_id

@@ -19,9 +19,9 @@ from durably.engine.core.run_state import Call
 from durably.engine.sqlite.step_requests import OutboundClient
 from durably.engine.temporal.messages import MemoRecord
 from durably.engine.temporal.runs.activities import CallActivities, StepRequests
-from durably.engine.temporal.runs.call_messages import CallInput, ContentPage, ContentRequest
+from durably.engine.temporal.messages import CallInput, ContentPage, ContentRequest
 from durably.engine.temporal.runs.contents import CONTENTS, RunContent, RunContents
-from durably.engine.temporal.slots.call_slots import CallSlots
+from durably.engine.temporal.runs.call_slots import CallSlots
 
 EVENT = b'{"name":"order"}'
 

@@ -43,16 +43,16 @@ from durably.engine.temporal.messages import (
 )
 from durably.engine.temporal.runs import activities, run_calls
 from durably.engine.temporal.runs.activities import REQUEST, CallActivities, StepRequests
-from durably.engine.temporal.runs.call_messages import (
+from durably.engine.temporal.messages import (
     CallInput,
     CheckpointInput,
     ContentRequest,
     RequestInput,
     RequestResult,
 )
-from durably.engine.temporal.runs.local_activities import LEAVE, RESOLVE, SEND, WAIT_FOR_EVENT
+from durably.engine.temporal.runs.activities import LEAVE, RESOLVE, SEND, WAIT_FOR_EVENT
 from durably.engine.temporal.runs.run_workflow import RunWorkflow
-from durably.engine.temporal.slots.call_slots import CallSlots
+from durably.engine.temporal.runs.call_slots import CallSlots
 from durably.protocol.errors import ErrorData
 from durably.protocol.opcodes import Op, Opcode
 from durably.temporal.binaries import find_program

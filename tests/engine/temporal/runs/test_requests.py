@@ -11,7 +11,7 @@ import durably
 from durably.engine.core.answers import Answer, ReportedOps
 from durably.engine.core.call_body import CallData
 from durably.engine.temporal.runs import run_calls
-from durably.engine.temporal.runs.call_messages import CallInput
+from durably.engine.temporal.messages import CallInput
 from durably.protocol.opcodes import Op, Opcode
 
 from ....temporal.dev_server import DevServer

@@ -20,7 +20,7 @@ from ulid import ULID
 from durably.engine.model.settings import EngineSettings
 from durably.engine.temporal.client import DATA_CONVERTER
 from durably.engine.temporal.ids import make_run_id, run_workflow_id
-from durably.engine.temporal.workflow_engine import WorkflowEngine
+from durably.engine.temporal.engine import WorkflowEngine
 
 from ....waiting import async_eventually
 

@@ -8,8 +8,8 @@ from temporalio.worker import SlotPermit
 import durably
 from durably.engine.core.answers import Answer
 from durably.engine.core.call_body import CallData
-from durably.engine.temporal.runs.call_messages import CallInput
-from durably.engine.temporal.slots.call_slots import CallSlots
+from durably.engine.temporal.messages import CallInput
+from durably.engine.temporal.runs.call_slots import CallSlots
 
 from ....temporal.dev_server import DevServer
 from ..running_apps import make_client, on, running

@@ -14,11 +14,9 @@ from temporalio.service import RPCError
 from durably.engine.model.reports import Changes
 from durably.engine.model.views import RunUpdate
 from durably.engine.temporal.client import is_unreachable
+from durably.engine.temporal.reports.lists import RunFilter, RunLists, RunViews, status_of
 from durably.protocol.engine_errors import TooManyWaitersError
 from durably.protocol.text import get_logger
-
-from .run_lists import RunFilter, RunLists
-from .run_views import RunViews, status_of
 
 LONGEST_WAIT_SECONDS = 20.0
 _POLL_SECONDS = 1.0

@@ -12,16 +12,13 @@ from temporalio.client import Client
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.reports import RunLink, ScheduleView
 from durably.engine.model.views import AppView, FunctionView, to_datetime
-from durably.engine.temporal.apps.record_workflows import APP
 from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
 from durably.engine.temporal.messages import AppRecord, FunctionRecord
-from durably.engine.temporal.records import Records
+from durably.engine.temporal.records import APP, Records
+from durably.engine.temporal.reports.lists import RunFilter, RunLists, RunViews
 from durably.protocol.engine_errors import FunctionNotFoundError
 from durably.protocol.events import InternalEvent
 from durably.protocol.text import redact_url
-
-from .run_lists import RunFilter, RunLists
-from .run_views import RunViews
 
 _MOST_AT_ONCE = 16
 _MOST_TICKS = 5

@@ -7,7 +7,7 @@ import msgspec
 from temporalio.client import Client, WorkflowUpdateFailedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from durably.engine.temporal.apps.record_workflows import TopicWorkflow
+from durably.engine.temporal.client import describe, ignoring_not_found, update_with_start
 from durably.engine.temporal.ids import (
     WORKFLOWS_QUEUE,
     run_workflow_id,
@@ -16,10 +16,8 @@ from durably.engine.temporal.ids import (
     wait_workflow_id,
 )
 from durably.engine.temporal.messages import EventRecord, LeaveInput, SignalRecord, TopicRecord, WaitRecord
-from durably.engine.temporal.records import Records, Restorer
-from durably.engine.temporal.workflow_requests import describe, ignoring_not_found, update_with_start
-
-from .workflows import SignalWorkflow, WaitState, WaitWorkflow
+from durably.engine.temporal.records import Records, Restorer, TopicWorkflow
+from durably.engine.temporal.routing.workflows import SignalWorkflow, WaitState, WaitWorkflow
 
 _MOST_TRIES = 5
 _NEVER_RAN = "not found"

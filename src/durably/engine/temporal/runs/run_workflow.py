@@ -43,21 +43,44 @@ from durably.engine.core.run_state import RunStatus, origin_of
 from durably.engine.core.transition import encode_error
 from durably.engine.model.events import RunResult, deferred_data, run_end_events
 from durably.engine.temporal.ids import execution_of
-from durably.engine.temporal.messages import END, Delivery, InternalEvents, MemoRecord, RunInput, RunPolicy, chain_after
+from durably.engine.temporal.messages import (
+    END,
+    CheckpointInput,
+    ContentPage,
+    ContentRequest,
+    Delivery,
+    InternalEvents,
+    MemoRecord,
+    MemosToCopy,
+    RunInput,
+    RunPolicy,
+    chain_after,
+)
+from durably.engine.temporal.observers import RunChanges
+from durably.engine.temporal.runs.activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND, STEPS
+from durably.engine.temporal.runs.calls import RunCalls
+from durably.engine.temporal.runs.context import RunContext
+from durably.engine.temporal.runs.record import (
+    Annotation,
+    RecordPage,
+    RunDetails,
+    RunRecord,
+    RunSummary,
+    StepsPage,
+    steps_page,
+)
+from durably.engine.temporal.runs.sizes import (
+    MAX_HISTORY_BYTES,
+    MAX_HISTORY_EVENTS,
+    MAX_OUTPUT_BYTES,
+    MAX_SIGNALS,
+    fit_end_event,
+)
+from durably.engine.temporal.runs.waits import RUN, RunWaits
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.engine_errors import EngineError, StaleCallError
 from durably.protocol.errors import ErrorData
 from durably.protocol.events import InternalEvent
-
-from .activities import STEPS
-from .call_messages import CheckpointInput, ContentPage, ContentRequest, MemosToCopy
-from .local_activities import CANCEL, COPY_MEMOS, LOCAL_TIMEOUT, SEND
-from .run_calls import RunCalls
-from .run_changes import RunChanges
-from .run_context import RunContext
-from .run_record import Annotation, RecordPage, RunDetails, RunRecord, RunSummary, StepsPage, steps_page
-from .run_waits import RUN, RunWaits
-from .sizes import MAX_HISTORY_BYTES, MAX_HISTORY_EVENTS, MAX_OUTPUT_BYTES, MAX_SIGNALS, fit_end_event
 
 _COPY_TIMEOUT = dt.timedelta(minutes=1)
 _MILLISECOND = dt.timedelta(milliseconds=1)

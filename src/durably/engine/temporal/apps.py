@@ -1,6 +1,7 @@
-"""Syncs of apps: their functions, triggers, and paths of cancelling events."""
+"""Syncs of apps: their functions, triggers, cron schedules, and paths of cancelling events."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import hashlib
 import time
@@ -8,27 +9,31 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from temporalio.client import Client, WorkflowUpdateFailedError
+import temporalio.client
+from cronsim import CronSim
+from temporalio import activity, workflow
+from temporalio.client import Client, ScheduleAlreadyRunningError, WorkflowUpdateFailedError
+from temporalio.common import SearchAttributeKey
 from temporalio.exceptions import ApplicationError
+from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.core.flow.config import read_flow
+from durably.engine.core.flow.cron import Schedule
 from durably.engine.core.policy import standard_backoff
+from durably.engine.model.events import make_internal_event, tick_data
 from durably.engine.model.registry import SyncedFunction
 from durably.engine.model.settings import EngineSettings
-from durably.engine.model.views import SyncResult
-from durably.engine.temporal.flow.limit_queue import has_leased_slots
-from durably.engine.temporal.ids import app_workflow_id, function_workflow_id
-from durably.engine.temporal.messages import AppRecord, FunctionRecord, RunPolicy, SyncInput, TriggerRecord
-from durably.engine.temporal.records import Records, Restorer
-from durably.engine.temporal.routing.wait_keys import path_of
-from durably.engine.temporal.routing.waits import Waits
-from durably.engine.temporal.workflow_requests import ignoring_not_found, update_with_start
-from durably.protocol.engine_errors import ConfigInvalidError
-from durably.protocol.sync import SyncRequest
-from durably.protocol.text import get_logger
-
-from .cron import has_schedules, put_schedules
-from .record_workflows import (
+from durably.engine.model.views import SyncResult, to_milliseconds
+from durably.engine.temporal.client import ignoring_not_found, update_with_start
+from durably.engine.temporal.ids import (
+    WORKFLOWS_QUEUE,
+    app_workflow_id,
+    function_workflow_id,
+    make_event_id,
+    schedule_id,
+)
+from durably.engine.temporal.messages import AppRecord, EventRecord, FunctionRecord, RunPolicy, SyncInput, TriggerRecord
+from durably.engine.temporal.records import (
     APP,
     FUNCTION,
     SYNC_REFUSED,
@@ -36,9 +41,19 @@ from .record_workflows import (
     AppTriggers,
     AppWorkflow,
     FunctionWorkflow,
+    Records,
+    Restorer,
     is_same_sync,
     result_of_sync,
 )
+from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.routing.waits import Waits
+from durably.engine.temporal.routing.workflows import path_of
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.engine_errors import ConfigInvalidError
+from durably.protocol.events import InternalEvent
+from durably.protocol.sync import SyncRequest
+from durably.protocol.text import get_logger
 
 _logger = get_logger("durably.engine")
 
@@ -47,6 +62,7 @@ _LONGEST_ERROR = 2000
 _MILLISECOND = dt.timedelta(milliseconds=1)
 _CHECK_SECONDS = 600.0
 """Seconds between two checks of an app. Apps may repeat a sync every few seconds."""
+_PAUSED, _RESUMED = "the function is paused", "the function is resumed"
 
 
 class AppSync:
@@ -122,8 +138,14 @@ class AppSync:
             (name, trigger) for name, topic in zip(triggers, topics, strict=True) for trigger in topic.triggers
         }:
             return False
-        schedules = [(record.config.id, read_flow(record.config).schedules) for record in sync.functions]
-        return all([await has_schedules(self._client, *each) for each in schedules if each[1]])
+        for each in sync.app.schedules:
+            try:
+                await self._client.get_schedule_handle(each).describe()
+            except RPCError as error:
+                if error.status is not RPCStatusCode.NOT_FOUND:
+                    raise
+                return False
+        return True
 
     # the activity of the app's workflow
 
@@ -137,8 +159,10 @@ class AppSync:
         wanted = {record.config.id: record for record in sync.functions}
         removed = [each for each in (before.functions if before is not None else ()) if each not in wanted]
         await _each(self._configure, wanted.items())
-        schedules = {function_id: read_flow(record.config).schedules for function_id, record in wanted.items()}
-        await _each(lambda each: put_schedules(self._client, each, schedules.get(each, ())), [*wanted, *removed])
+        schedules = _schedules_of(sync.functions)
+        await _each(self._create_schedule, schedules.values())
+        outdated = {*sync.app.schedules, *(before.schedules if before is not None else ())} - {*schedules}
+        await _each(self._delete_schedule, outdated)
         names = dict.fromkeys([*sync.app.names, *(before.names if before is not None else ())])
         triggers = _triggers_by_name(sync.functions)
         function_ids = (*wanted, *removed)
@@ -162,9 +186,7 @@ class AppSync:
         for cancel in record.config.cancel or ():
             await self._waits.add_path(cancel.event, path_of(cancel.if_exp))
         known = await self._records.find_function(function_id)
-        if known is not None and record == msgspec.structs.replace(
-            known, is_paused=False, paused_at=None, cancellations=()
-        ):
+        if known is not None and record == msgspec.structs.replace(known, is_paused=False, paused_at=None):
             return
         await self._update_function(function_id, record, "configure", record)
 
@@ -178,6 +200,34 @@ class AppSync:
         topic = await self._records.find_topic(name)
         if [each for each in topic.triggers if each.function_id in function_ids] != list(triggers):
             await self._waits.update_topic(name, "set_triggers", AppTriggers(function_ids, tuple(triggers)), topic)
+
+    async def _create_schedule(self, wanted: tuple[str, Schedule]) -> None:
+        function_id, schedule = wanted
+        record = await self._records.find_function(function_id)
+        with contextlib.suppress(ScheduleAlreadyRunningError):  # A Schedule never changes: its id has a digest of it.
+            await self._client.create_schedule(
+                schedule_id(function_id, schedule.text, schedule.jitter),
+                temporal_schedule(function_id, schedule, is_paused=record is not None and record.is_paused),
+            )
+
+    async def _delete_schedule(self, each: str) -> None:
+        with ignoring_not_found():
+            await self._client.get_schedule_handle(each).delete()
+
+    async def set_paused(self, function_id: str, record: FunctionRecord, is_paused: bool) -> None:
+        """Pause or resume a function and its Schedules. Repeating it changes nothing."""
+        async def update(each: str) -> None:
+            handle = self._client.get_schedule_handle(each)
+            with ignoring_not_found():
+                await (handle.pause(note=_PAUSED) if is_paused else handle.unpause(note=_RESUMED))
+
+        schedules = _schedules_of([record])
+        if not is_paused:  # Before the function: a tick of a paused function starts no run, but one of a paused
+            await _each(update, schedules)  # Schedule would be lost if this process ended here.
+        handle = self._client.get_workflow_handle(function_workflow_id(function_id))
+        await handle.execute_update("set_paused", is_paused)
+        if is_paused:
+            await _each(update, schedules)
 
     async def note_refused(self, app_id: str, error: str) -> None:
         """Store the reason why a later sync of an app was refused."""
@@ -221,7 +271,6 @@ def _sync_input(
         )
         for function in functions
     )
-    leased = tuple(sorted(each.id for each in functions if has_leased_slots(each.flow)))
     app = AppRecord(
         url=request.url,
         functions={record.config.id: _digest(record) for record in records},
@@ -230,8 +279,7 @@ def _sync_input(
         version=request.app_version,
         in_process=in_process,
         names=tuple(sorted(_triggers_by_name(records))),
-        leased=leased if in_process else (),
-        leased_http=() if in_process else leased,
+        schedules=tuple(sorted(_schedules_of(records))),
     )
     return SyncInput(app_id=request.app_id, functions=records, app=app)
 
@@ -263,3 +311,122 @@ def _triggers_by_name(functions: Iterable[FunctionRecord]) -> Mapping[str, list[
                 triggers = found.setdefault(trigger.event, [])
                 triggers.append(TriggerRecord(record.config.id, trigger.expression or None))
     return found
+
+
+def _schedules_of(functions: Iterable[FunctionRecord]) -> dict[str, tuple[str, Schedule]]:
+    """Cron schedules with their functions' ids, by the ids of their Schedules."""
+    found = {}
+    for record in functions:
+        for schedule in read_flow(record.config).schedules:
+            found[schedule_id(record.config.id, schedule.text, schedule.jitter)] = record.config.id, schedule
+    return found
+
+
+# cron schedules
+
+FIRE_TICK = "durably.fire_tick"
+_TICK_TIMEOUT = dt.timedelta(seconds=30)
+_SCHEDULED_AT = SearchAttributeKey.for_datetime("TemporalScheduledStartTime")
+_LATE = 60_000
+"""Milliseconds after which a tick that no worker has executed counts as missed."""
+_CATCHUP_WINDOW = dt.timedelta(hours=1)
+"""Ticks that were due longer ago when the server starts again are not fired."""
+
+
+class CronSchedule(msgspec.Struct, frozen=True):
+    """A cron schedule of a function. ``text`` is as the app wrote it."""
+
+    function_id: str
+    text: str
+
+
+class CronTick(msgspec.Struct, frozen=True):
+    """A tick. ``at`` is its scheduled time, ``due`` later by the jitter. Both are milliseconds since the epoch."""
+
+    schedule: CronSchedule
+    at: int
+    due: int
+
+
+@workflow.defn(name="durably.CronTick", sandboxed=False)
+class CronTickWorkflow:
+    """A tick, which a Schedule of Temporal has started."""
+
+    @workflow.run
+    async def run(self, schedule: CronSchedule) -> None:
+        info = workflow.info()
+        at = info.typed_search_attributes.get(_SCHEDULED_AT) or info.start_time
+        tick = CronTick(schedule, to_milliseconds(at), to_milliseconds(info.start_time))
+        await workflow.execute_local_activity(FIRE_TICK, tick, start_to_close_timeout=_TICK_TIMEOUT)
+
+
+class CronActivities:
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    @activity.defn(name=FIRE_TICK)
+    async def fire(self, tick: CronTick) -> None:
+        """Start a run, unless the function is paused. Repeating it changes nothing.
+
+        If ticks were missed because no worker ran, only the latest starts a run.
+        """
+        function_id, text = tick.schedule.function_id, tick.schedule.text
+        record = await self._router.records.find_function(function_id)
+        if record is None or not record.is_active or record.is_paused:
+            return
+        schedule = next((each for each in read_flow(record.config).schedules if each.text == text), None)
+        if schedule is None:
+            return
+        now = wall_clock()
+        if now - tick.due > _LATE and next(schedule.ticks_after(tick.at), now) + schedule.jitter < now:
+            return
+        event_id = make_event_id(tick.at, tick_name(function_id, text, tick.at))
+        event = make_internal_event(
+            InternalEvent.SCHEDULED_TIMER, tick_data(text, tick.at, tick.due), event_id, tick.due
+        )
+        await self._router.route_to(
+            function_id, EventRecord(id=event_id, name=event.name, body=msgspec.Raw(event.body), at=tick.due)
+        )
+
+
+def tick_name(function_id: str, text: str, at: int) -> str:
+    """What the id of a tick's event is made from, with its time."""
+    return f"{function_id}\n{text}\n{at}"
+
+
+def temporal_schedule(function_id: str, schedule: Schedule, *, is_paused: bool = False) -> temporalio.client.Schedule:
+    """The Schedule of Temporal for a cron schedule. It has all numbers of its fields, because notations differ."""
+    fields = CronSim(schedule.fields, dt.datetime.now(dt.UTC))
+    days, weekdays = set(fields.days), {each % 7 for each in fields.weekdays if isinstance(each, int)}
+    matches = [(days, weekdays)] if fields.day_and else [(days, set(range(7))), (set(range(1, 32)), weekdays)]
+    calendars = [
+        temporalio.client.ScheduleCalendarSpec(
+            minute=_ranges(fields.minutes),
+            hour=_ranges(fields.hours),
+            day_of_month=_ranges(days),
+            month=_ranges(fields.months),
+            day_of_week=_ranges(weekdays),
+            comment=schedule.text,
+        )
+        for days, weekdays in matches
+    ]
+    return temporalio.client.Schedule(
+        action=temporalio.client.ScheduleActionStartWorkflow(
+            CronTickWorkflow.run,
+            CronSchedule(function_id, schedule.text),
+            id=schedule_id(function_id, schedule.text, schedule.jitter).replace("/cron/", "/tick/", 1),
+            task_queue=WORKFLOWS_QUEUE,
+            static_summary=f"{schedule.text} of {function_id}",
+        ),
+        spec=temporalio.client.ScheduleSpec(
+            calendars=calendars,
+            time_zone_name=schedule.zone,
+            jitter=schedule.jitter * _MILLISECOND if schedule.jitter else None,
+        ),
+        policy=temporalio.client.SchedulePolicy(overlap=temporalio.client.ScheduleOverlapPolicy.ALLOW_ALL, catchup_window=_CATCHUP_WINDOW),
+        state=temporalio.client.ScheduleState(paused=is_paused, note=_PAUSED if is_paused else None),
+    )
+
+
+def _ranges(numbers: Iterable[int]) -> list[temporalio.client.ScheduleRange]:
+    return [temporalio.client.ScheduleRange(each) for each in sorted(numbers)]

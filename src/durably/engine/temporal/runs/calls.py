@@ -16,13 +16,12 @@ from durably.engine.core.inputs import Answered, MakeCall, MakeRequest, RequestF
 from durably.engine.core.ops import REQUESTS
 from durably.engine.core.run_state import Call
 from durably.engine.temporal.ids import CALL_ID_PREFIX
+from durably.engine.temporal.messages import CallInput, CallResult, OpsResult, RequestInput, RequestResult, answer_of
+from durably.engine.temporal.runs.activities import CALL, CALL_RETURNED, REQUEST
+from durably.engine.temporal.runs.context import RunContext, stop
 from durably.engine.temporal.workflow_code import now
 from durably.protocol.engine_errors import StaleCallError
 from durably.protocol.errors import ErrorData
-
-from .activities import CALL, CALL_RETURNED, REQUEST
-from .call_messages import CallInput, CallResult, OpsResult, RequestInput, RequestResult, answer_of
-from .run_context import RunContext, stop
 
 _CALL_RESULT: Any = CallResult
 _HEARTBEAT_TIMEOUT = dt.timedelta(seconds=20)
@@ -75,17 +74,15 @@ class RunCalls:
         try:
             await flow.acquire(call.generation)
             answer, called_at = await self._execute(call)
+            if self._tasks.pop(call.generation, None) is not None:
+                known = self._context.known(getattr(answer, "ops", ()), call.step_id)
+                self._context.apply(Answered(call.generation, answer, known, called_at))
+        except StaleCallError:
+            workflow.logger.debug("the answer of a call that was given up")
         except (Exception, asyncio.CancelledError):  # No ``finally``: a workflow that leaves the cache sends nothing.
             flow.release(call.generation)
             raise
-        flow.release(call.generation)
-        if self._tasks.pop(call.generation, None) is None:
-            return
-        ops = getattr(answer, "ops", ())
-        try:
-            self._context.apply(Answered(call.generation, answer, self._context.known(ops, call.step_id), called_at))
-        except StaleCallError:
-            workflow.logger.debug("the answer of a call that was given up")
+        flow.release(call.generation)  # After the next call has joined the queue, so that one change has both.
 
     async def _execute(self, call: Call) -> tuple[Answer, int | None]:
         """The answer, and the start time of the call if it is known."""
@@ -108,13 +105,12 @@ class RunCalls:
                 CALL,
                 call_input,
                 result_type=_CALL_RESULT,
-                task_queue=self._context.flow.calls_queue,
+                task_queue=run.calls_queue,
                 start_to_close_timeout=dt.timedelta(milliseconds=run.policy.call_timeout),
                 heartbeat_timeout=_HEARTBEAT_TIMEOUT,
                 retry_policy=_CALL_RETRIES,
                 summary=_summary(call),
                 activity_id=f"{CALL_ID_PREFIX}{call.generation}",
-                priority=self._context.flow.priority_of(call.generation),
             )
         except ActivityError as error:
             return self._answer_of_failure(call, error), None

@@ -1,12 +1,13 @@
-"""``WorkflowEngine``: the operations of an engine on a Temporal server."""
+"""engine"""
 
 import asyncio
 import contextlib
 import datetime as dt
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
 import msgspec
@@ -16,13 +17,14 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from durably.engine.api.interface import LocalEngine
 from durably.engine.api.metrics.catalogue import Metric
-from durably.engine.core.answers import shorten_op_error
-from durably.engine.core.call_body import generation_of_checkpoint
+from durably.engine.core.answers import Answer, Unreached, shorten_op_error
+from durably.engine.core.call_body import CallData, generation_of_checkpoint
 from durably.engine.core.inputs import CancelRequested
 from durably.engine.core.transition import data_memo
 from durably.engine.model.events import check_event, make_id
+from durably.engine.model.http_call import HttpCaller
 from durably.engine.model.json_bodies import decode_events
-from durably.engine.model.registry import read_sync
+from durably.engine.model.registry import SyncedFunction, read_sync
 from durably.engine.model.reports import (
     AppReport,
     Changes,
@@ -61,21 +63,28 @@ from durably.engine.model.views import (
 from durably.engine.sqlite.statistics import UnreachedApp
 from durably.engine.sqlite.step_requests import OutboundClient
 from durably.engine.sqlite.transactions.bulk_operations import check_condition, check_selection, check_statuses
-from durably.engine.temporal.apps.app_sync import AppSync
-from durably.engine.temporal.reports.bulk import Bulk, Reruns
+from durably.engine.temporal.apps import AppSync
+from durably.engine.temporal.client import is_unreachable, with_cancellation
+from durably.engine.temporal.ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
+from durably.engine.temporal.messages import CallInput, CheckpointInput
+from durably.engine.temporal.observers import LiveRuns, ProcessMonitor
 from durably.engine.temporal.reports.changes import ChangePoll, RunWatch
-from durably.engine.temporal.reports.event_lists import EventFilter, EventLists
 from durably.engine.temporal.reports.function_lists import FunctionLists, function_view
+from durably.engine.temporal.reports.lists import (
+    EventFilter,
+    EventLists,
+    RunFilter,
+    RunLists,
+    RunSearch,
+    RunViews,
+    status_of,
+)
 from durably.engine.temporal.reports.loads import Loads
-from durably.engine.temporal.reports.run_lists import RunFilter, RunLists
-from durably.engine.temporal.reports.run_search import RunSearch
-from durably.engine.temporal.reports.run_views import RunViews, status_of
+from durably.engine.temporal.reports.run_reports import Bulk, Reruns, RunReports
 from durably.engine.temporal.reports.unreached_apps import UnreachedApps
-from durably.engine.temporal.routing.event_receiver import EventReceiver
-from durably.engine.temporal.routing.router import Router
+from durably.engine.temporal.routing.router import EventReceiver, Router
 from durably.engine.temporal.runs.activities import ActivityCaller
-from durably.engine.temporal.runs.call_messages import CheckpointInput
-from durably.engine.temporal.runs.run_record import Annotation
+from durably.engine.temporal.runs.record import Annotation
 from durably.engine.temporal.runs.sizes import (
     MAX_EVENT_BYTES,
     MAX_OUTPUT_BYTES,
@@ -83,31 +92,29 @@ from durably.engine.temporal.runs.sizes import (
     split_steps,
     without_large_arguments,
 )
+from durably.engine.temporal.search_attributes import register_search_attributes
 from durably.engine.temporal.slots.leased_functions import LeasedFunctions
+from durably.engine.temporal.support import check_support
+from durably.engine.temporal.workers import ProcessWorkers, WorkerGroup, make_workers
+from durably.engine.temporal.workflow_code import wall_clock
 from durably.protocol.call import CheckpointRequest, LogLine
 from durably.protocol.engine_errors import (
     CheckpointInvalidError,
     ConfigInvalidError,
+    EngineError,
     EventInvalidError,
+    FunctionNotFoundError,
     NotSupportedError,
     RunNotFoundError,
     ServerUnavailableError,
     StaleCallError,
     TooLargeError,
 )
+from durably.protocol.errors import ErrorData
 from durably.protocol.events import Event, EventReceipt, InternalEvent
 from durably.protocol.headers import ServerKind, read_trace
 from durably.protocol.sync import SyncRequest
 from durably.protocol.text import get_logger
-
-from .client import is_unreachable, with_cancellation
-from .ids import HTTP_QUEUE, app_queue, run_workflow_id, split_generation
-from .process_monitor import LiveRuns, ProcessMonitor
-from .reports.run_reports import RunReports
-from .search_attributes import register_search_attributes
-from .support import check_support
-from .workers import ProcessWorkers, make_workers
-from .workflow_code import wall_clock
 
 T = TypeVar("T", int, bool)
 
@@ -694,3 +701,64 @@ def _error_of_checkpoint(error: WorkflowUpdateFailedError) -> Exception:
     kinds = {each.__name__: each for each in (StaleCallError, CheckpointInvalidError, TooLargeError)}
     kind = kinds.get(getattr(cause, "type", ""), CheckpointInvalidError)
     return kind(getattr(cause, "message", str(cause)))
+
+
+_FUNCTION_SECONDS = 1.0
+"""Seconds for which the URL of a function is cached. A change of an app's URL takes effect after this time."""
+
+
+class HttpWorkflowEngine(WorkflowEngine):
+    """An engine that executes workflows and calls apps at their synced URLs.
+
+    Several processes may serve the same apps.
+    """
+
+    def __init__(self, client: Client, settings: EngineSettings) -> None:
+        super().__init__(client, settings, in_process=False)
+        self._caller = HttpCaller(settings)
+        self._workers = WorkerGroup(lambda: self.make_workers([HTTP_QUEUE], self._call_app), settings.close_grace)
+        self._functions: dict[str, tuple[float, SyncedFunction]] = {}
+
+    @classmethod
+    async def open(cls, client: Client, settings: EngineSettings) -> Self:
+        """Prepare the namespace, and run workers.
+
+        Raises ``RPCError``, and ``SearchAttributeError`` if the namespace cannot be prepared.
+        """
+        engine = cls(client, settings)
+        try:
+            await engine.prepare()
+        except BaseException:
+            await engine.close()
+            raise
+        engine._workers.start()
+        return engine
+
+    async def close(self) -> None:
+        self._closed.set()  # Streams of changes must end before calls do.
+        await self._workers.stop()
+        await self._caller.close()
+        await super().close()
+
+    async def sync_app(self, request: SyncRequest, *, in_process: bool = False) -> SyncResult:
+        result = await super().sync_app(request, in_process=in_process)
+        self._functions.clear()
+        return result
+
+    async def _call_app(self, call: CallInput, data: CallData) -> Answer:
+        try:
+            function = await self._find_function(call.function_id)
+        except EngineError as error:
+            return Unreached(ErrorData(name=type(error).__name__, message=error.message))
+        return await self._caller.call(function, data)
+
+    async def _find_function(self, function_id: str) -> SyncedFunction:
+        known = self._functions.get(function_id)
+        if known is not None and known[0] > time.monotonic():
+            return known[1]
+        record = await self._router.records.find_function(function_id)
+        if record is None:
+            raise FunctionNotFoundError(f"no app has synced a function with the id {function_id!r}")
+        function = SyncedFunction.from_config(record.config, record.app_id, record.app_version)
+        self._functions[function_id] = (time.monotonic() + _FUNCTION_SECONDS, function)
+        return function

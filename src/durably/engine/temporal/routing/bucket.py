@@ -1,14 +1,16 @@
-"""A bucket: one option's decisions about the events with one key.
+"""A bucket: one option's decisions about the events with one key, and its workflow.
 
 ``engine.core.flow`` makes the decisions. A bucket stores the option's state, the events of a debounce or a batch, and
-the run of a singleton. Pure.
-
-Messages and state are in histories: fields are only ever added.
+the run of a singleton. Its workflow ends when it is empty.
 """
 
+import asyncio
+import datetime as dt
 from enum import StrEnum
 
 import msgspec
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError
 
 from durably.engine.core.flow.admission import (
     Batched,
@@ -27,6 +29,13 @@ from durably.engine.core.flow.buckets import Bucket, BucketKind, StateChange
 from durably.engine.core.flow.config import Flow, read_flow
 from durably.engine.core.flow.queue_entries import QueueEntry
 from durably.engine.temporal.messages import EventRecord
+from durably.engine.temporal.workflow_code import (
+    EarliestTimer,
+    history_is_long,
+    now,
+    pack,
+    unpack,
+)
 from durably.protocol.options import FunctionOptions
 from durably.protocol.sync import FunctionConfig
 
@@ -52,7 +61,7 @@ class BucketOption(msgspec.Struct, frozen=True, omit_defaults=True):
     ``options`` contains only this option.
     """
 
-    workflow_id: str = msgspec.field(name="gate_id")
+    workflow_id: str
     function_id: str
     kind: BucketKind
     options: FunctionOptions
@@ -80,7 +89,7 @@ class BucketRequest(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=Tru
 class BucketOutcome(StrEnum):
     ADMITTED = "admitted"
     SKIPPED = "skipped"
-    HELD = "held"
+    STORED = "stored"
 
 
 class BucketAnswer(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -98,7 +107,7 @@ class AnsweredEvent(msgspec.Struct, frozen=True, array_like=True):
     until: int
 
 
-class HeldEvents(msgspec.Struct, frozen=True, omit_defaults=True):
+class StoredEvents(msgspec.Struct, frozen=True, omit_defaults=True):
     """Events of a debounce or a batch, for which a run starts now.
 
     ``replaced``: no run starts, because a later event replaced them.
@@ -127,7 +136,7 @@ class StoredBucket(msgspec.Struct, frozen=True, omit_defaults=True):
 class BucketState(msgspec.Struct, omit_defaults=True):
     """The state of a bucket.
 
-    ``events`` are the stored events by key. ``holders`` has the run of a singleton by key. ``releases`` are events that
+    ``events`` are the stored events by key. ``active`` has the run of a singleton by key. ``releases`` are events that
     left the bucket and for which it starts a run.
     """
 
@@ -135,14 +144,10 @@ class BucketState(msgspec.Struct, omit_defaults=True):
     bucket: StoredBucket | None = None
     next_key: int = 1
     events: dict[int, EventRecord] = {}
-    holders: dict[int, ActiveRun] = {}
+    active: dict[int, ActiveRun] = {}
     answers: dict[str, AnsweredEvent] = {}
-    releases: list[HeldEvents] = []
+    releases: list[StoredEvents] = []
     packed: bytes = b""
-
-
-def has_option(options: FunctionOptions, kind: BucketKind) -> bool:
-    return bool(getattr(options, _OPTION_OF[kind]))
 
 
 def option_of_bucket(workflow_id: str, flow: Flow, kind: BucketKind) -> BucketOption:
@@ -159,9 +164,9 @@ class FlowBucket:
         self.state = state
 
     @property
-    def holder(self) -> ActiveRun | None:
+    def active_run(self) -> ActiveRun | None:
         """The run that has the singleton."""
-        return next(iter(self.state.holders.values()), None)
+        return next(iter(self.state.active.values()), None)
 
     def find_answer(self, event_id: str) -> BucketAnswer | None:
         answered = self.state.answers.get(event_id)
@@ -184,14 +189,14 @@ class FlowBucket:
             case Debounced() as debounced:
                 self._store_event(key, request.event)
                 self._drop_replaced(debounced.dropped)
-                return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
+                return self._answer(request, BucketAnswer(BucketOutcome.STORED), now)
             case Batched(is_full=is_full):
                 self._store_event(key, request.event)
                 if is_full:
                     self._release(self._take_events())
-                return self._answer(request, BucketAnswer(BucketOutcome.HELD), now)
+                return self._answer(request, BucketAnswer(BucketOutcome.STORED), now)
             case Start() as start:
-                before = None if start.cancels is None else state.holders.pop(start.cancels, None)
+                before = None if start.cancels is None else state.active.pop(start.cancels, None)
                 self._take_singleton(start.queue_entry, key, ActiveRun(request.run_id, now))
                 cancelled = None if before is None else before.run_id
                 return self._answer(request, BucketAnswer(BucketOutcome.ADMITTED, cancels=cancelled), now)
@@ -208,8 +213,8 @@ class FlowBucket:
 
     def release_run(self, run_id: str) -> None:
         """Free the singleton, if this run has it."""
-        if self.holder is not None and self.holder.run_id == run_id:
-            self.state.holders = {}
+        if self.active_run is not None and self.active_run.run_id == run_id:
+            self.state.active = {}
             self.state.bucket = None
 
     def fire(self, now: int) -> None:
@@ -244,7 +249,7 @@ class FlowBucket:
     @property
     def is_empty(self) -> bool:
         state = self.state
-        return state.bucket is None and not (state.events or state.holders or state.answers or state.releases)
+        return state.bucket is None and not (state.events or state.active or state.answers or state.releases)
 
     # states
 
@@ -271,9 +276,9 @@ class FlowBucket:
             del answers[next(iter(answers))]
         return answer
 
-    def _take_singleton(self, queue_entry: QueueEntry, key: int, holder: ActiveRun) -> None:
+    def _take_singleton(self, queue_entry: QueueEntry, key: int, active: ActiveRun) -> None:
         if queue_entry.singleton is not None:
-            self.state.holders[key] = holder
+            self.state.active[key] = active
             self._put(take_singleton(queue_entry, key))
 
     # stored events
@@ -295,10 +300,99 @@ class FlowBucket:
     def _release(self, events: tuple[EventRecord, ...], *, replaced: bool = False) -> None:
         option = self.state.option
         assert option is not None
-        self.state.releases.append(HeldEvents(option.function_id, events, replaced))
+        self.state.releases.append(StoredEvents(option.function_id, events, replaced))
 
 
 def _flow_of(option: BucketOption) -> Flow:
     """A flow with one option, without a key expression: the bucket has the key."""
     config = FunctionConfig(id=option.function_id, triggers=[], steps={}, **msgspec.structs.asdict(option.options))
     return msgspec.structs.replace(read_flow(config), expressions={})
+
+
+ASK_RATE_LIMIT = "durably.ask_rate_limit"
+BUCKET_CONTINUES = "BucketContinues"
+START_STORED = "durably.start_stored"
+FIND_ENDED = "durably.find_ended"
+_LOCAL_TIMEOUT = dt.timedelta(seconds=30)
+_LATE = 5_000
+"""Milliseconds after which a timer counts as late because no worker ran."""
+_REPEATS_AFTER_OUTAGE = 60_000
+"""Milliseconds within which senders repeat requests after an outage."""
+
+
+@workflow.defn(name="durably.Bucket", sandboxed=False)
+class BucketWorkflow:
+    @workflow.init
+    def __init__(self, state: BucketState) -> None:
+        self._bucket = FlowBucket(unpack(state))
+        self._turn = asyncio.Lock()
+        self._is_changed = True
+        self._is_closing = False
+        self._timer = EarliestTimer(self._wake)
+
+    @workflow.run
+    async def run(self, state: BucketState) -> None:
+        await workflow.wait_condition(lambda: self._bucket.state.option is not None)
+        while True:
+            self._is_changed = False
+            self._bucket.fire(now())
+            await self._start_stored()
+            if self._bucket.is_empty and not self._is_changed and workflow.all_handlers_finished():
+                return
+            if history_is_long():
+                self._is_closing = True
+                await workflow.wait_condition(workflow.all_handlers_finished)
+                workflow.continue_as_new(pack(self._bucket.state))
+            self._timer.set(self._bucket.due())
+            await workflow.wait_condition(lambda: self._is_changed)
+
+    @workflow.update(name="admit")
+    async def admit(self, request: BucketRequest) -> BucketAnswer:
+        """Decide about an event. The same event always gets the same answer."""
+        async with self._turn:
+            self._bucket.state.option = request.option
+            answer = self._bucket.find_answer(request.event_id)
+            if answer is None:
+                answer = await self._decide(request)
+        self._is_changed = True
+        return answer
+
+    @admit.validator
+    def check_open(self, request: BucketRequest) -> None:
+        """Refuse events while this execution of the workflow ends. Senders repeat them."""
+        if self._is_closing:
+            raise ApplicationError("the bucket continues in another execution", type=BUCKET_CONTINUES)
+
+    @workflow.signal(name="release")
+    def release(self, run_id: str) -> None:
+        """Free the singleton of a run that has ended."""
+        self._bucket.release_run(run_id)
+        self._is_changed = True
+
+    async def _decide(self, request: BucketRequest) -> BucketAnswer:
+        bucket = self._bucket
+        bucket.fire(now())
+        if request.rate_limit is not None and bucket.check(request, now()).outcome is BucketOutcome.ADMITTED:
+            answer: BucketAnswer = await workflow.execute_local_activity(
+                ASK_RATE_LIMIT, request, result_type=BucketAnswer, start_to_close_timeout=_LOCAL_TIMEOUT
+            )
+            if answer.outcome is BucketOutcome.SKIPPED:
+                return answer
+        singleton, active = request.option.options.singleton, bucket.active_run
+        if singleton is not None and singleton.mode == "skip" and active is not None:
+            for ended in await workflow.execute_local_activity(
+                FIND_ENDED, [active], result_type=list[str], start_to_close_timeout=_LOCAL_TIMEOUT
+            ):
+                bucket.release_run(ended)
+        return bucket.admit(request, now())
+
+    async def _start_stored(self) -> None:
+        while self._bucket.state.releases:
+            stored = self._bucket.state.releases[0]
+            await workflow.execute_local_activity(START_STORED, stored, start_to_close_timeout=_LOCAL_TIMEOUT)
+            self._bucket.state.releases.pop(0)
+
+    def _wake(self, due: int) -> None:
+        if now() > due + _LATE:
+            self._bucket.keep_answers(now() + _REPEATS_AFTER_OUTAGE)
+        self._is_changed = True

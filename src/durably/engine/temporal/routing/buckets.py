@@ -5,6 +5,7 @@ idempotency, rate limit and debounce, and then singleton. A request may be repea
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -26,35 +27,43 @@ from durably.engine.core.inputs import CancelRequested, WaitResolved
 from durably.engine.core.run_state import RunStatus
 from durably.engine.core.transition import error_memo
 from durably.engine.model.registry import SyncedFunction
+from durably.engine.temporal.client import describe, ignoring_not_found, update_with_start
 from durably.engine.temporal.ids import WORKFLOWS_QUEUE, bucket_workflow_id, run_workflow_id
 from durably.engine.temporal.messages import EventRecord, FunctionRecord, RunFlowState, RunInput, RunOutcome
 from durably.engine.temporal.records import Records, Restorer
-from durably.engine.temporal.workflow_code import wall_clock
-from durably.engine.temporal.workflow_requests import describe, ignoring_not_found, update_with_start
-from durably.protocol.options import FunctionOptions
-from durably.protocol.sync import FunctionConfig
-
-from .bucket import (
+from durably.engine.temporal.routing.bucket import (
+    ASK_RATE_LIMIT,
+    BUCKET_CONTINUES,
     EVENT_OPTIONS,
+    FIND_ENDED,
+    START_STORED,
     ActiveRun,
     BucketAnswer,
     BucketOption,
     BucketRequest,
     BucketState,
-    HeldEvents,
-    has_option,
+    BucketWorkflow,
+    StoredEvents,
     option_of_bucket,
 )
-from .bucket_workflow import ASK_RATE_LIMIT, BUCKET_CONTINUES, FIND_ENDED, START_HELD, BucketWorkflow
-from .limit_queue import limits_of
-from .limit_queue_state import FunctionLimits, JoinInput, JoinRecord, LimitQueueState
-from .limit_queue_workflow import QUEUE, READ_LIMITS
-from .run_flow import JOIN, RESTORE_QUEUE
+from durably.engine.temporal.routing.limit_queue import (
+    CHANGE_QUEUE,
+    QUEUE,
+    READ_LIMITS,
+    LimitQueueState,
+    QueueChange,
+    QueueSignal,
+    limits_of,
+)
+from durably.engine.temporal.workflow_code import wall_clock
+from durably.protocol.options import FunctionOptions
+from durably.protocol.sync import FunctionConfig
 
 _ATTEMPTS = 10
 _MAX_START_DELAY = 600_000
 """Milliseconds within which the run that has a singleton or a slot must have started."""
 _PAUSE_SECONDS = 0.05
+_LIMITS_SECONDS = 1.0
 _CONTINUED = (BUCKET_CONTINUES, "AcceptedUpdateCompletedWorkflow")
 _CLOSED = (RPCStatusCode.NOT_FOUND, RPCStatusCode.ABORTED)
 """Errors of an Update to a workflow that is ending. The next attempt starts a new one."""
@@ -76,17 +85,18 @@ class Buckets:
         client: Client,
         records: Records,
         make_run: Callable[[FunctionRecord, tuple[EventRecord, ...]], RunInput],
-        start: Callable[[RunInput, FunctionRecord], Awaitable[str]],
+        start: Callable[[RunInput], Awaitable[str]],
     ) -> None:
         self._client = client
         self._records = records
         self._make_run = make_run
         self._start = start
         self._restorer = Restorer(client)
+        self._limits: dict[str, tuple[float, FunctionOptions]] = {}
 
     @property
     def activities(self) -> Sequence[Callable[..., Any]]:
-        return [self.ask_rate_limit, self.start_held, self.find_ended, self.join, self.restore_queue, self.read_limits]
+        return [self.ask_rate_limit, self.start_stored, self.find_ended, self.change_queue, self.read_limits]
 
     async def trigger(self, record: FunctionRecord, event: EventRecord) -> str | None:
         """Start a run of a function for an event, immediately or later.
@@ -95,7 +105,7 @@ class Buckets:
         """
         run = self._make_run(record, (event,))
         if run.outcome is not None or not has_buckets(record.config):
-            return await self._start(run, record)
+            return await self._start(run)
         flow = SyncedFunction.from_config(record.config, record.app_id).flow
         options = flow.options
         requests = _RequestBuilder(flow, event)
@@ -116,14 +126,14 @@ class Buckets:
         flow = SyncedFunction.from_config(record.config, record.app_id).flow
         option = _RequestBuilder(flow, run.events[0]).option(BucketKind.SINGLETON)
         if option is None:
-            return await self._start(run, record)
+            return await self._start(run)
         answer = await self._send(BucketRequest(option=option, event_id=run.run_id, ts=0, size=0, run_id=run.run_id))
         if answer.reason is not None:
             error = skipped_error(run.function_id, SKIP_REASONS[answer.reason])
             outcome = RunOutcome(RunStatus.SKIPPED, error)
-            return await self._start(msgspec.structs.replace(run, outcome=outcome, flow=None, cancel_on=()), record)
-        held = msgspec.structs.replace(run.flow or RunFlowState(), singleton=option.workflow_id)
-        await self._start(msgspec.structs.replace(run, flow=held), record)
+            return await self._start(msgspec.structs.replace(run, outcome=outcome, flow=None, cancel_on=()))
+        flow_state = msgspec.structs.replace(run.flow or RunFlowState(), singleton=option.workflow_id)
+        await self._start(msgspec.structs.replace(run, flow=flow_state))
         if answer.cancels is not None:
             await self._signal_run(answer.cancels, "cancel", CancelRequested(CANCELLED_BY_SINGLETON))
         return run.run_id
@@ -135,59 +145,67 @@ class Buckets:
         assert request.rate_limit is not None
         return await self._send(msgspec.structs.replace(request, option=request.rate_limit, rate_limit=None))
 
-    @activity.defn(name=START_HELD)
-    async def start_held(self, held: HeldEvents) -> None:
-        if held.replaced:
-            await self._fail_invokers(held.events, held.function_id, REPLACED)
+    @activity.defn(name=START_STORED)
+    async def start_stored(self, stored: StoredEvents) -> None:
+        if stored.replaced:
+            await self._fail_invokers(stored.events, stored.function_id, REPLACED)
             return
-        record = await self._records.find_function(held.function_id)
+        record = await self._records.find_function(stored.function_id)
         if record is None:
             return
-        run = self._make_run(record, held.events)
-        if run.outcome is not None:
-            await self._start(run, record)
-        else:
-            await self.start(run, record)
+        run = self._make_run(record, stored.events)
+        await (self.start(run, record) if run.outcome is None else self._start(run))
 
     @activity.defn(name=FIND_ENDED)
-    async def find_ended(self, holders: list[ActiveRun]) -> list[str]:
+    async def find_ended(self, active: list[ActiveRun]) -> list[str]:
         """The ids of the runs that have ended."""
-        ended = await asyncio.gather(*map(self._has_ended, holders))
-        return [holder.run_id for holder, has_ended in zip(holders, ended, strict=True) if has_ended]
+        ended = await asyncio.gather(*map(self._has_ended, active))
+        return [run.run_id for run, has_ended in zip(active, ended, strict=True) if has_ended]
 
-    async def _has_ended(self, holder: ActiveRun) -> bool:
+    async def _has_ended(self, run: ActiveRun) -> bool:
         """Whether a run has ended."""
-        described = await describe(self._client, run_workflow_id(holder.run_id))
+        described = await describe(self._client, run_workflow_id(run.run_id))
         # A run that does not exist starts soon, or ended long ago.
         if described is None:
-            return holder.since + _MAX_START_DELAY < wall_clock()
+            return run.since + _MAX_START_DELAY < wall_clock()
         return described.status is not WorkflowExecutionStatus.RUNNING
 
     # activities of runs and of queues of calls
 
-    @activity.defn(name=JOIN)
-    async def join(self, call: JoinInput) -> None:
-        await self._restorer.restore(call.queue)
-        (limits,) = await self.read_limits([call.function_id])
-        await self._client.start_workflow(
-            QUEUE,
-            LimitQueueState(),
-            id=call.queue,
-            task_queue=WORKFLOWS_QUEUE,
-            start_signal="join",
-            start_signal_args=[JoinRecord(call, limits.options)],
-            static_summary=f"calls of {call.function_id}",
-        )
+    @activity.defn(name=CHANGE_QUEUE)
+    async def change_queue(self, change: QueueChange) -> None:
+        """Tell a queue of joined and left calls. A queue that a user terminated continues first."""
+        options = await self._current_limits(change.function_id) if change.joined else None
+        signal = QueueSignal(change, options)
+        handle = self._client.get_workflow_handle(change.queue)
+        with ignoring_not_found():
+            await handle.signal("change", signal)
+            return
+        if await self._restorer.restore(change.queue) or change.joined:
+            await self._client.start_workflow(
+                QUEUE,
+                LimitQueueState(),
+                id=change.queue,
+                task_queue=WORKFLOWS_QUEUE,
+                start_signal="change",
+                start_signal_args=[signal],
+                static_summary=f"calls of {change.function_id}",
+            )
 
-    @activity.defn(name=RESTORE_QUEUE)
-    async def restore_queue(self, queue: str) -> None:
-        await self._restorer.restore(queue)
+    async def _current_limits(self, function_id: str) -> FunctionOptions:
+        """The limits of a function, at most a second old: a queue gets them with each call."""
+        read_at, options = self._limits.get(function_id, (0.0, None))
+        if options is None or time.monotonic() - read_at > _LIMITS_SECONDS:
+            read_at = time.monotonic()
+            ((_, options),) = await self.read_limits([function_id])
+            self._limits[function_id] = read_at, options
+        return options
 
     @activity.defn(name=READ_LIMITS)
-    async def read_limits(self, function_ids: list[str]) -> list[FunctionLimits]:
+    async def read_limits(self, function_ids: list[str]) -> list[tuple[str, FunctionOptions]]:
         records = await asyncio.gather(*map(self._records.find_function, function_ids))
         return [
-            FunctionLimits(function_id, FunctionOptions() if record is None else limits_of(record.config))
+            (function_id, FunctionOptions() if record is None else limits_of(record.config))
             for function_id, record in zip(function_ids, records, strict=True)
         ]
 
@@ -254,8 +272,6 @@ class _RequestBuilder:
 
     def option(self, kind: BucketKind) -> BucketOption | None:
         """The bucket of an option, or ``None`` if the option does not apply to the event."""
-        if not has_option(self.flow.options, kind):
-            return None
         bucket = self.flow.bucket(kind, self.fields, self.now)
         if bucket is None:
             return None

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
 
 from temporalio.worker import (
     CustomSlotSupplier,
@@ -29,9 +28,8 @@ class CallSlots(CustomSlotSupplier):
     Temporal's runtime uses them from its own threads.
     """
 
-    def __init__(self, size: int, on_close: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, size: int) -> None:
         self.is_closed = False
-        self._on_close = on_close
         self._size = size
         self._free = size
         self._used = 0
@@ -47,14 +45,6 @@ class CallSlots(CustomSlotSupplier):
         """
         with self._lock:
             self.is_closed = True
-        self._on_close()
-
-    def resize(self, size: int) -> None:
-        """Give out another number of slots from now on."""
-        with self._lock:
-            self._free += size - self._size
-            self._size = size
-        self._changed.set()
 
     async def wait_until_unused(self) -> None:
         """Wait for the end of running calls."""

@@ -38,12 +38,8 @@ from durably.engine.temporal.messages import (
     WaitRecord,
     chain_after,
 )
-from durably.engine.temporal.routing.wait_keys import cancel_position, cancel_waits, condition_of, wait_key
-from durably.engine.temporal.search_attributes import search_attributes_of
-from durably.engine.temporal.workflow_code import now
-from durably.protocol.errors import ErrorData
-
-from .local_activities import (
+from durably.engine.temporal.routing.workflows import cancel_position, cancel_waits, condition_of, wait_key
+from durably.engine.temporal.runs.activities import (
     FIND_LOST,
     LEAVE,
     LOCAL_TIMEOUT,
@@ -53,7 +49,10 @@ from .local_activities import (
     WAIT_FOR_SIGNAL,
     terminated_error,
 )
-from .run_context import RunContext, stop
+from durably.engine.temporal.runs.context import RunContext, stop
+from durably.engine.temporal.search_attributes import search_attributes_of
+from durably.engine.temporal.workflow_code import now
+from durably.protocol.errors import ErrorData
 
 Registered = WaitRecord | SignalRecord
 MAX_IGNORED = 100
